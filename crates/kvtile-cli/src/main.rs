@@ -1,0 +1,3 @@
+//! The program kvtile.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Who owns the bytes: system, shared, file and borrowed memory regions.

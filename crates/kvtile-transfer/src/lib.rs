@@ -1,0 +1,1 @@
+//! Layouts bound to memory, their descriptors, and the execution of copy plans.
