@@ -1,1 +1,27 @@
-//! KV cache layouts as arithmetic: the layout language, shapes, digits, copy plans and identity.
+//! KV cache layouts as arithmetic.
+//!
+//! This crate knows units, planes, shapes, the layout language, digits, copy plans and identity.
+//! It does no I/O, holds no addresses, reads no clock and no environment, starts no thread and
+//! has no unsafe code: where the bytes live is the business of other crates.
+#![forbid(unsafe_code)]
+
+mod axis;
+mod error;
+pub mod identity;
+mod plan;
+pub mod presets;
+mod shape;
+mod strided;
+pub mod tensor;
+pub mod tradition;
+mod unit;
+mod word;
+
+pub use axis::Axis;
+pub use error::LayoutError;
+pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, Shape, Shard};
+pub use strided::{
+    Digit, Location, Piece, PlaneDigits, REGIONS_MAX, Step, StridedLayout, UnitIndex,
+};
+pub use unit::{NAME_BYTES_MAX, UNIT_BYTES_MAX, Unit};
+pub use word::{AxisItem, Item, ParseError, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word};

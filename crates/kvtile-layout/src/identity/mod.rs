@@ -1,0 +1,1 @@
+//! Identity: what must be equal before stored bytes may be used.

@@ -1,0 +1,265 @@
+//! Shapes: how many blocks, layers, tokens, heads and units there are, whatever their order.
+//!
+//! A shape says what a layout holds and which part of the whole model that is. It does not say in
+//! which order: that is the [`Word`](crate::Word).
+
+mod plane;
+mod shard;
+
+pub use plane::{Plane, PlaneName};
+use serde::{Deserialize, Serialize};
+pub use shard::{AxisRange, Shard};
+
+use crate::{axis::Axis, error::LayoutError, unit::Unit};
+
+/// Most planes a shape may have.
+pub const PLANES_MAX: usize = 64;
+
+/// Most bytes a layout may span: what a signed offset can express.
+pub const BYTES_MAX: u64 = i64::MAX.unsigned_abs();
+
+/// What a layout holds: blocks, layers, tokens a block, planes, and its place in the whole model.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedShape")]
+pub struct Shape {
+    num_blocks: u64,
+    num_layers: u64,
+    page_size: u64,
+    planes: Vec<Plane>,
+    shard: Shard,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UncheckedShape {
+    num_blocks: u64,
+    num_layers: u64,
+    page_size: u64,
+    planes: Vec<Plane>,
+    #[serde(default)]
+    shard: Option<Shard>,
+}
+
+impl TryFrom<UncheckedShape> for Shape {
+    type Error = LayoutError;
+
+    fn try_from(shape: UncheckedShape) -> Result<Self, LayoutError> {
+        let UncheckedShape {
+            num_blocks,
+            num_layers,
+            page_size,
+            planes,
+            shard,
+        } = shape;
+        let shape = Shape::new(num_blocks, num_layers, page_size, planes)?;
+        match shard {
+            Some(shard) => shape.with_shard(shard),
+            None => Ok(shape),
+        }
+    }
+}
+
+impl Shape {
+    /// A shape that is its own whole model: all layers, all heads, replica 0.
+    ///
+    /// # Errors
+    /// A count of zero; no planes or more than [`PLANES_MAX`]; two planes of one name; a plane
+    /// that declares B, L, K or N; planes whose numbers of heads differ; a size that does not fit
+    /// [`BYTES_MAX`].
+    pub fn new(
+        num_blocks: u64,
+        num_layers: u64,
+        page_size: u64,
+        planes: Vec<Plane>,
+    ) -> Result<Shape, LayoutError> {
+        for (what, count) in [
+            ("num_blocks", num_blocks),
+            ("num_layers", num_layers),
+            ("page_size", page_size),
+        ] {
+            if count == 0 {
+                return Err(LayoutError::ZeroExtent { what: what.into() });
+            }
+        }
+        check_planes(&planes)?;
+        let mut shape = Shape {
+            num_blocks,
+            num_layers,
+            page_size,
+            planes,
+            shard: Shard::default(),
+        };
+        shape.shard = Shard::whole(num_layers, shape.num_heads());
+        shape.total_bytes()?;
+        Ok(shape)
+    }
+
+    /// Keys and values of equal size: planes `k` and `v`, `num_heads` heads of `head_size` units.
+    ///
+    /// # Errors
+    /// As for [`Shape::new`].
+    pub fn key_value(
+        num_blocks: u64,
+        num_layers: u64,
+        page_size: u64,
+        num_heads: u64,
+        head_size: u64,
+        unit: &Unit,
+    ) -> Result<Shape, LayoutError> {
+        let plane = |name| -> Result<Plane, LayoutError> {
+            Ok(Plane::new(name, unit.clone())?
+                .extent(Axis::H, num_heads)
+                .extent(Axis::C, head_size))
+        };
+        let planes = vec![plane("k")?, plane("v")?];
+        Shape::new(num_blocks, num_layers, page_size, planes)
+    }
+
+    /// The same shape as a part of a larger model.
+    ///
+    /// # Errors
+    /// Ranges whose lengths are not this shape's layers and heads, or that lie outside the model.
+    pub fn with_shard(mut self, shard: Shard) -> Result<Shape, LayoutError> {
+        shard.check(self.num_layers, self.num_heads())?;
+        self.shard = shard;
+        Ok(self)
+    }
+
+    /// The same shape with another number of blocks.
+    ///
+    /// # Errors
+    /// Zero blocks, or a size that does not fit.
+    pub fn with_num_blocks(&self, num_blocks: u64) -> Result<Shape, LayoutError> {
+        Shape::new(
+            num_blocks,
+            self.num_layers,
+            self.page_size,
+            self.planes.clone(),
+        )?
+        .with_shard(self.shard)
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn num_blocks(&self) -> u64 {
+        self.num_blocks
+    }
+
+    /// Number of layers held here.
+    #[must_use]
+    pub fn num_layers(&self) -> u64 {
+        self.num_layers
+    }
+
+    /// Tokens a block.
+    #[must_use]
+    pub fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
+    /// KV heads held here; 1 where no plane declares heads.
+    #[must_use]
+    pub fn num_heads(&self) -> u64 {
+        self.planes
+            .iter()
+            .find(|plane| plane.has(Axis::H))
+            .map_or(1, |plane| plane.extent_of(Axis::H))
+    }
+
+    /// The planes, in the order in which K enumerates them.
+    #[must_use]
+    pub fn planes(&self) -> &[Plane] {
+        &self.planes
+    }
+
+    /// Which part of the whole model this is.
+    #[must_use]
+    pub fn shard(&self) -> Shard {
+        self.shard
+    }
+
+    /// Extent of `axis` in `plane`: 1 for an axis that the plane does not have.
+    #[must_use]
+    pub fn extent(&self, plane: &Plane, axis: Axis) -> u64 {
+        match axis {
+            Axis::B => self.num_blocks,
+            Axis::L => self.num_layers,
+            Axis::N if plane.is_per_token() => self.page_size,
+            Axis::N | Axis::K => 1,
+            other => plane.extent_of(other),
+        }
+    }
+
+    /// Payload bytes of one block: all layers and planes, without padding.
+    ///
+    /// # Errors
+    /// A size that does not fit [`BYTES_MAX`].
+    pub fn block_bytes(&self) -> Result<u64, LayoutError> {
+        let mut sum = 0u64;
+        for plane in &self.planes {
+            let mut bytes = plane.unit().bytes();
+            let tokens = self.extent(plane, Axis::N);
+            let extents = plane.extents().iter().map(|(_, extent)| *extent);
+            for extent in extents.chain([self.num_layers, tokens]) {
+                bytes = checked(bytes.checked_mul(extent), "bytes of a block")?;
+            }
+            sum = checked(sum.checked_add(bytes), "bytes of a block")?;
+        }
+        Ok(sum)
+    }
+
+    /// Payload bytes of all blocks, without padding.
+    ///
+    /// # Errors
+    /// A size that does not fit [`BYTES_MAX`].
+    pub fn total_bytes(&self) -> Result<u64, LayoutError> {
+        checked(
+            self.block_bytes()?.checked_mul(self.num_blocks),
+            "bytes of all blocks",
+        )
+    }
+
+    /// Whether `axis` is standard or declared by a plane.
+    #[must_use]
+    pub fn knows(&self, axis: Axis) -> bool {
+        axis.is_standard() || self.planes.iter().any(|plane| plane.has(axis))
+    }
+}
+
+fn check_planes(planes: &[Plane]) -> Result<(), LayoutError> {
+    if planes.is_empty() || planes.len() > PLANES_MAX {
+        return Err(LayoutError::PlaneCount {
+            count: planes.len(),
+        });
+    }
+    let mut heads: Option<(&Plane, u64)> = None;
+    for (i, plane) in planes.iter().enumerate() {
+        plane.check()?;
+        if planes.iter().take(i).any(|p| p.name() == plane.name()) {
+            return Err(LayoutError::DuplicatePlane {
+                plane: plane.name().clone(),
+            });
+        }
+        if plane.has(Axis::H) {
+            let count = plane.extent_of(Axis::H);
+            match heads {
+                Some((first, first_count)) if first_count != count => {
+                    return Err(LayoutError::HeadsDiffer {
+                        first: first.name().clone(),
+                        first_count,
+                        second: plane.name().clone(),
+                        second_count: count,
+                    });
+                }
+                _ => heads = Some((plane, count)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A checked size, or the error that names it.
+pub(crate) fn checked(size: Option<u64>, what: &'static str) -> Result<u64, LayoutError> {
+    size.filter(|&bytes| bytes <= BYTES_MAX)
+        .ok_or(LayoutError::TooLarge { what })
+}

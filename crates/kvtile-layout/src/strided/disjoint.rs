@@ -1,0 +1,105 @@
+//! The proof that no two units of a layout share a byte.
+//!
+//! Sufficient, not necessary: strides nest (each is at least the span of the smaller ones), and
+//! any two pieces are separated in regions or in bytes once equal outer strides are peeled off.
+//! What is not proved is treated as overlapping.
+
+use super::{Digit, Piece};
+use crate::shape::Shape;
+
+pub(super) fn proved(shape: &Shape, pieces: &[Piece]) -> bool {
+    let lines: Vec<(Line, Line)> = shape
+        .planes()
+        .iter()
+        .zip(pieces)
+        .map(|(plane, piece)| lines(piece, plane.unit().bytes()))
+        .collect();
+    let each = lines
+        .iter()
+        .all(|(regions, bytes)| regions.nests() && bytes.nests());
+    each && lines.iter().enumerate().all(|(i, a)| {
+        lines
+            .iter()
+            .skip(i + 1)
+            .all(|b| a.0.separate(&b.0) || a.1.separate(&b.1))
+    })
+}
+
+fn lines(piece: &Piece, unit_bytes: u64) -> (Line, Line) {
+    let (far, near): (Vec<&Digit>, Vec<&Digit>) =
+        piece.digits.iter().partition(|d| d.step.regions > 0);
+    (
+        Line::new(
+            piece.region,
+            1,
+            far.iter().map(|d| (d.step.regions, d.extent)),
+        ),
+        Line::new(
+            piece.offset,
+            unit_bytes,
+            near.iter().map(|d| (d.step.bytes, d.extent)),
+        ),
+    )
+}
+
+/// Positions `base + sum of i * stride`, each `width` wide; strides in descending order.
+struct Line {
+    base: u64,
+    width: u64,
+    digits: Vec<(u64, u64)>,
+}
+
+impl Line {
+    fn new(base: u64, width: u64, digits: impl Iterator<Item = (u64, u64)>) -> Line {
+        let mut digits: Vec<(u64, u64)> = digits.collect();
+        digits.sort_unstable_by(|a, b| b.cmp(a));
+        Line {
+            base,
+            width,
+            digits,
+        }
+    }
+
+    /// Different indices lead to positions that do not overlap.
+    fn nests(&self) -> bool {
+        let mut reach = self.width;
+        self.digits.iter().rev().all(|&(stride, extent)| {
+            let nests = stride >= reach;
+            reach = reach.saturating_add(stride.saturating_mul(extent - 1));
+            nests
+        })
+    }
+
+    fn span(&self, digits: &[(u64, u64)]) -> u64 {
+        digits.iter().fold(self.width, |span, (stride, extent)| {
+            span.saturating_add(stride.saturating_mul(extent - 1))
+        })
+    }
+
+    fn separate(&self, other: &Line) -> bool {
+        let (mut mine, mut theirs) = (self.digits.as_slice(), other.digits.as_slice());
+        loop {
+            let ends = (
+                self.base.saturating_add(self.span(mine)),
+                other.base.saturating_add(other.span(theirs)),
+            );
+            if ends.0 <= other.base || ends.1 <= self.base {
+                return true;
+            }
+            let (Some(((a, _), rest_a)), Some(((b, _), rest_b))) =
+                (mine.split_first(), theirs.split_first())
+            else {
+                return false;
+            };
+            let low = self.base.min(other.base);
+            let high = self
+                .base
+                .saturating_add(self.span(rest_a))
+                .max(other.base.saturating_add(other.span(rest_b)));
+            if a != b || high - low > *a {
+                return false;
+            }
+            (mine, theirs) = (rest_a, rest_b);
+        }
+    }
+}

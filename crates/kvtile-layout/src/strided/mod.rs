@@ -1,0 +1,312 @@
+//! Strided layouts: for each plane an offset and digits, and the regions that back them.
+//!
+//! ```text
+//! address(plane, block, layer, token, head, content) =
+//!     region: piece.region + sum over digits of ((index[axis] / low) % extent) * step.regions
+//!     offset: piece.offset + sum over digits of ((index[axis] / low) % extent) * step.bytes
+//! ```
+//!
+//! This is what all code works on; words and tensor strides are two ways to make it. It does not
+//! know where the regions live.
+
+mod canonical;
+mod disjoint;
+mod from_digits;
+mod resolve;
+
+pub use from_digits::PlaneDigits;
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    axis::Axis,
+    error::LayoutError,
+    shape::{BYTES_MAX, Plane, Shape},
+    word::Word,
+};
+
+/// Most regions a layout may have.
+pub const REGIONS_MAX: u64 = 1 << 20;
+
+/// How far one step along a digit goes: to another region, or further in the same one.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Step {
+    /// Regions further.
+    pub regions: u64,
+    /// Bytes further inside a region.
+    pub bytes: u64,
+}
+
+impl Step {
+    /// A step of `bytes` bytes inside a region.
+    #[must_use]
+    pub fn bytes(bytes: u64) -> Step {
+        Step { regions: 0, bytes }
+    }
+
+    /// A step of `regions` regions.
+    #[must_use]
+    pub fn regions(regions: u64) -> Step {
+        Step { regions, bytes: 0 }
+    }
+
+    /// `count` such steps; `None` where that does not fit [`BYTES_MAX`].
+    #[must_use]
+    pub fn times(self, count: u64) -> Option<Step> {
+        let fits = |value: u64| value.checked_mul(count).filter(|&v| v <= BYTES_MAX);
+        Some(Step {
+            regions: fits(self.regions)?,
+            bytes: fits(self.bytes)?,
+        })
+    }
+
+    /// Both steps; `None` where that does not fit [`BYTES_MAX`].
+    #[must_use]
+    pub fn plus(self, other: Step) -> Option<Step> {
+        let fits = |a: u64, b: u64| a.checked_add(b).filter(|&v| v <= BYTES_MAX);
+        Some(Step {
+            regions: fits(self.regions, other.regions)?,
+            bytes: fits(self.bytes, other.bytes)?,
+        })
+    }
+
+    /// Whether it stays in its region.
+    #[must_use]
+    pub fn is_local(self) -> bool {
+        self.regions == 0
+    }
+}
+
+/// One digit of an axis: `(index / low) % extent`, each worth `step`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Digit {
+    /// The axis.
+    pub axis: Axis,
+    /// The modulus below this digit; 1 for the fastest digit of an axis.
+    pub low: u64,
+    /// How many values the digit takes; the modulus above it is `low * extent`.
+    pub extent: u64,
+    /// What one step along it costs.
+    pub step: Step,
+}
+
+/// Where one plane lies: a first unit, and digits from slowest to fastest as the word has them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Piece {
+    region: u64,
+    offset: u64,
+    digits: Vec<Digit>,
+}
+
+impl Piece {
+    /// Region of the first unit.
+    #[must_use]
+    pub fn region(&self) -> u64 {
+        self.region
+    }
+
+    /// Offset of the first unit in its region, in bytes.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// The digits; digits of extent 1 are left out.
+    #[must_use]
+    pub fn digits(&self) -> &[Digit] {
+        &self.digits
+    }
+
+    /// The digits of one axis, in the order of the piece.
+    pub(crate) fn digits_of(&self, axis: Axis) -> impl Iterator<Item = &Digit> {
+        self.digits.iter().filter(move |digit| digit.axis == axis)
+    }
+
+    /// Where entry `index` of `axis` lies relative to entry 0. The result fits, because a layout
+    /// is checked to fit when it is made; an index outside the axis wraps inside it.
+    pub(crate) fn axis_step(&self, axis: Axis, index: u64) -> Step {
+        let mut sum = Step::default();
+        for digit in self.digits_of(axis) {
+            let value = (index / digit.low) % digit.extent;
+            sum.regions += value * digit.step.regions;
+            sum.bytes += value * digit.step.bytes;
+        }
+        sum
+    }
+}
+
+/// The position of one unit of a plane: an index along each axis, 0 where none was set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnitIndex {
+    indices: Vec<(Axis, u64)>,
+}
+
+impl UnitIndex {
+    /// The first unit.
+    #[must_use]
+    pub fn new() -> UnitIndex {
+        UnitIndex::default()
+    }
+
+    /// The same position with `index` along `axis`.
+    #[must_use]
+    pub fn at(mut self, axis: Axis, index: u64) -> UnitIndex {
+        self.indices.retain(|(a, _)| *a != axis);
+        self.indices.push((axis, index));
+        self
+    }
+
+    /// The indices that were set.
+    #[must_use]
+    pub fn indices(&self) -> &[(Axis, u64)] {
+        &self.indices
+    }
+}
+
+/// Where one unit lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Location {
+    /// Index of the region.
+    pub region: u64,
+    /// Offset in the region, in bytes.
+    pub offset: u64,
+}
+
+/// A shape whose every unit has a place: what a word or explicit strides come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StridedLayout {
+    shape: Shape,
+    pieces: Vec<Piece>,
+    region_bytes: Vec<u64>,
+    alignment: u64,
+    word: Option<Word>,
+    injective: bool,
+}
+
+impl StridedLayout {
+    /// The shape.
+    #[must_use]
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// One piece for each plane of the shape, in its order.
+    #[must_use]
+    pub fn pieces(&self) -> &[Piece] {
+        &self.pieces
+    }
+
+    /// Planes with their pieces.
+    pub fn planes(&self) -> impl Iterator<Item = (&Plane, &Piece)> {
+        self.shape.planes().iter().zip(&self.pieces)
+    }
+
+    /// Bytes of each region, padding included.
+    #[must_use]
+    pub fn region_bytes(&self) -> &[u64] {
+        &self.region_bytes
+    }
+
+    /// What block strides are rounded up to and region starts must be a multiple of, in bytes.
+    #[must_use]
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
+    /// The word it was made from, if it was made from one.
+    #[must_use]
+    pub fn word(&self) -> Option<&Word> {
+        self.word.as_ref()
+    }
+
+    /// Whether it is proved that no two units share a byte. Layouts made from words always are;
+    /// others can be a source, never a destination.
+    #[must_use]
+    pub fn is_injective(&self) -> bool {
+        self.injective
+    }
+
+    /// How a person names this layout: its word and the long form, or the digits.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match &self.word {
+            Some(word) => format!("{word} ({})", word.long_form()),
+            None => self
+                .planes()
+                .map(|(plane, piece)| format!("{}: {}", plane.name(), describe_piece(piece)))
+                .collect::<Vec<_>>()
+                .join("; "),
+        }
+    }
+
+    /// Where the unit of `plane` at `index` lies.
+    ///
+    /// # Errors
+    /// A plane that the shape does not have; an index outside its axis.
+    pub fn locate(&self, plane: &str, index: &UnitIndex) -> Result<Location, LayoutError> {
+        let (plane, piece) = self
+            .planes()
+            .find(|(p, _)| p.name().as_str() == plane)
+            .ok_or_else(|| LayoutError::UnknownPlane {
+                plane: plane.to_owned(),
+                known: self.plane_names(),
+            })?;
+        let mut location = Location {
+            region: piece.region,
+            offset: piece.offset,
+        };
+        for &(axis, index) in index.indices() {
+            let extent = self.shape.extent(plane, axis);
+            if index >= extent {
+                return Err(LayoutError::IndexOutOfRange {
+                    axis,
+                    index,
+                    extent,
+                });
+            }
+            let step = piece.axis_step(axis, index);
+            location.region += step.regions;
+            location.offset += step.bytes;
+        }
+        Ok(location)
+    }
+
+    pub(crate) fn plane_names(&self) -> String {
+        names(self.shape.planes())
+    }
+}
+
+pub(crate) fn names(planes: &[Plane]) -> String {
+    planes
+        .iter()
+        .map(|plane| plane.name().as_str())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn describe_piece(piece: &Piece) -> String {
+    let digits: Vec<String> = piece
+        .digits
+        .iter()
+        .map(|digit| {
+            let Digit {
+                axis, extent, step, ..
+            } = digit;
+            let low = match digit.low {
+                1 => String::new(),
+                low => format!("/{low}"),
+            };
+            match step.regions {
+                0 => format!("{axis}{low}:{extent} stride {}", step.bytes),
+                regions => format!("{axis}{low}:{extent} every {regions} regions"),
+            }
+        })
+        .collect();
+    format!(
+        "region {} offset {} [{}]",
+        piece.region,
+        piece.offset,
+        digits.join(", ")
+    )
+}

@@ -1,0 +1,1 @@
+//! Imported tensors: their shapes, strides and the roles of their dimensions.

@@ -1,0 +1,1 @@
+//! The two layouts of the block-manager tradition, as configurations and words.

@@ -1,0 +1,175 @@
+//! Units: the atoms of a plane, which no transfer ever cuts.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::LayoutError;
+
+/// Longest codec or plane name, in bytes.
+pub const NAME_BYTES_MAX: usize = 64;
+
+/// Largest unit, in bytes (1 GiB): an opaque unit is a whole page of one plane at most.
+pub const UNIT_BYTES_MAX: u64 = 1 << 30;
+
+/// The atom of a plane: a codec name, its size in bytes and how many values it holds.
+///
+/// | what | codec | bytes | values |
+/// | --- | --- | --- | --- |
+/// | bfloat16 | `bf16` | 2 | 1 |
+/// | packed 4-bit | `int4` | 1 | 2 |
+/// | llama.cpp's Q8_0 record | `q8_0` | 34 | 32 |
+/// | an interior that nobody can name | any, chosen by its writer | all of it | 0 |
+///
+/// Two units are the same when all of it is the same. A change of codec is a
+/// conversion, which a copy never does.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "UncheckedUnit")]
+pub struct Unit {
+    codec: String,
+    bytes: u64,
+    values: u64,
+    opaque: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UncheckedUnit {
+    codec: String,
+    bytes: u64,
+    values: u64,
+    #[serde(default)]
+    opaque: bool,
+}
+
+impl TryFrom<UncheckedUnit> for Unit {
+    type Error = LayoutError;
+
+    fn try_from(unit: UncheckedUnit) -> Result<Self, LayoutError> {
+        if unit.opaque {
+            if unit.values != 0 {
+                return Err(LayoutError::UnitValues {
+                    codec: unit.codec,
+                    values: unit.values,
+                });
+            }
+            Unit::opaque(&unit.codec, unit.bytes)
+        } else {
+            Unit::new(&unit.codec, unit.bytes, unit.values)
+        }
+    }
+}
+
+impl Unit {
+    /// A unit of `bytes` bytes that holds `values` values in the encoding named `codec`.
+    ///
+    /// # Errors
+    /// A codec name that is empty, longer than 64 bytes or not made of `a-z A-Z 0-9 _ . : + / -`;
+    /// a size of zero or above [`UNIT_BYTES_MAX`]; no values.
+    pub fn new(codec: &str, bytes: u64, values: u64) -> Result<Unit, LayoutError> {
+        if values == 0 {
+            return Err(LayoutError::UnitValues {
+                codec: codec.to_owned(),
+                values,
+            });
+        }
+        Unit::checked(codec, bytes, values, false)
+    }
+
+    /// A unit whose inside is unknown: it can be copied whole into a unit of the same codec name
+    /// and size, and nothing else. The name should carry what decides the inside, for instance
+    /// `vllm-cpu-neon-bf16`.
+    ///
+    /// # Errors
+    /// As for [`Unit::new`].
+    pub fn opaque(codec: &str, bytes: u64) -> Result<Unit, LayoutError> {
+        Unit::checked(codec, bytes, 0, true)
+    }
+
+    /// One element of `bytes` bytes of which only the width is known; its codec is `raw8`,
+    /// `raw16`, `raw32` or `raw64`.
+    ///
+    /// # Errors
+    /// A width other than 1, 2, 4 or 8 bytes.
+    pub fn raw(bytes: u64) -> Result<Unit, LayoutError> {
+        match bytes {
+            1 | 2 | 4 | 8 => Unit::checked(&format!("raw{}", bytes * 8), bytes, 1, false),
+            _ => Err(LayoutError::DtypeWidth { bytes }),
+        }
+    }
+
+    /// The unit of a well-known data type: `f64 f32 f16 bf16 fp8_e4m3 fp8_e5m2 int64 int32 int16
+    /// int8 uint8 int4 uint4 q8_0 q4_0 q4_1`, the names as engines write them.
+    #[must_use]
+    pub fn named(codec: &str) -> Option<Unit> {
+        let (bytes, values) = match codec {
+            "f64" | "int64" => (8, 1),
+            "f32" | "int32" => (4, 1),
+            "f16" | "bf16" | "int16" => (2, 1),
+            "fp8_e4m3" | "fp8_e5m2" | "int8" | "uint8" => (1, 1),
+            "int4" | "uint4" | "fp4_e2m1" => (1, 2),
+            "q8_0" => (34, 32),
+            "q4_0" => (18, 32),
+            "q4_1" => (20, 32),
+            _ => return None,
+        };
+        Unit::checked(codec, bytes, values, false).ok()
+    }
+
+    fn checked(codec: &str, bytes: u64, values: u64, opaque: bool) -> Result<Unit, LayoutError> {
+        let allowed = |c: char| c.is_ascii_alphanumeric() || "_.:+/-".contains(c);
+        if codec.is_empty() || codec.len() > NAME_BYTES_MAX || !codec.chars().all(allowed) {
+            return Err(LayoutError::CodecName {
+                codec: codec.chars().take(NAME_BYTES_MAX).collect(),
+            });
+        }
+        if bytes == 0 || bytes > UNIT_BYTES_MAX {
+            return Err(LayoutError::UnitBytes {
+                codec: codec.to_owned(),
+                bytes,
+            });
+        }
+        Ok(Unit {
+            codec: codec.to_owned(),
+            bytes,
+            values,
+            opaque,
+        })
+    }
+
+    /// The name of the encoding.
+    #[must_use]
+    pub fn codec(&self) -> &str {
+        &self.codec
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many values it holds; 0 for an opaque unit.
+    #[must_use]
+    pub fn values(&self) -> u64 {
+        self.values
+    }
+
+    /// Whether its inside is unknown.
+    #[must_use]
+    pub fn is_opaque(&self) -> bool {
+        self.opaque
+    }
+}
+
+impl fmt::Display for Unit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.bytes == 1 { "" } else { "s" };
+        write!(f, "{} ({} byte{plural}", self.codec, self.bytes)?;
+        match self.values {
+            _ if self.opaque => write!(f, ", opaque)"),
+            1 => write!(f, ")"),
+            values => write!(f, ", {values} values)"),
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! The long form of a word: plain English for errors and for `explain`.
+
+use super::{AxisItem, Item, StrideRule, Word};
+
+pub(super) fn long_form(word: &Word) -> String {
+    phrase(word.items())
+}
+
+/// "per layer: block, head, then k: content, token; v: token, content".
+fn phrase(items: &[Item]) -> String {
+    if let Some(bar) = items.iter().position(|item| *item == Item::Bar) {
+        let (left, right) = items.split_at(bar);
+        let right = phrase(right.get(1..).unwrap_or_default());
+        return match list(left) {
+            left if left.is_empty() => format!("in a region of its own: {right}"),
+            left => format!("per {left}: {right}"),
+        };
+    }
+    list(items)
+}
+
+fn list(items: &[Item]) -> String {
+    let mut text = String::new();
+    let mut separator = "";
+    for (i, item) in items.iter().enumerate() {
+        let tail = items.get(i + 1..).unwrap_or_default();
+        match item {
+            Item::Axis(axis) => {
+                text.push_str(separator);
+                text.push_str(&axis_phrase(*axis));
+                separator = ", ";
+            }
+            Item::Plane(name) => {
+                let rest = list(tail);
+                text.push_str(if separator.is_empty() { "" } else { ", then " });
+                text.push_str(name.as_str());
+                if !rest.is_empty() {
+                    text.push_str(": ");
+                    text.push_str(&rest);
+                }
+                return text;
+            }
+            Item::Sum(parts) => {
+                text.push_str(if separator.is_empty() { "" } else { ", then " });
+                text.push_str(&sum_phrase(parts, tail));
+                return text;
+            }
+            Item::Bar => {}
+        }
+    }
+    text
+}
+
+fn sum_phrase(parts: &[Word], tail: &[Item]) -> String {
+    let phrases: Vec<String> = parts
+        .iter()
+        .map(|part| {
+            let items: Vec<Item> = part.items().iter().chain(tail).cloned().collect();
+            let nested = part.items().iter().any(|i| matches!(i, Item::Sum(_)));
+            let text = phrase(&items);
+            if nested { format!("({text})") } else { text }
+        })
+        .collect();
+    phrases.join("; ")
+}
+
+fn axis_phrase(item: AxisItem) -> String {
+    let mut text = item.axis.long_name();
+    if let Some(modulus) = item.modulus {
+        text.push_str(&format!(" mod {modulus}"));
+    }
+    match item.rule {
+        Some(StrideRule::RoundUp(bytes)) => {
+            text.push_str(&format!(" (stride rounded up to {bytes} bytes)"));
+        }
+        Some(StrideRule::Fixed(bytes)) => text.push_str(&format!(" (stride {bytes} bytes)")),
+        None => {}
+    }
+    text
+}
