@@ -19,6 +19,10 @@ mod word;
 
 pub use axis::Axis;
 pub use error::LayoutError;
+pub use plan::{
+    AxisSet, BlockMap, BlockPair, CopyPlan, Loop, MapPair, Nest, PairBase, PlanClass, RangePair,
+    Selection,
+};
 pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, Shape, Shard};
 pub use strided::{
     Digit, Location, Piece, PlaneDigits, REGIONS_MAX, Step, StridedLayout, UnitIndex,

@@ -1,1 +1,319 @@
 //! Copy plans: which bytes go where, worked out by arithmetic before a byte moves.
+//!
+//! ```text
+//! for each class            block pairs that lie alike: same token phase, same progression
+//!   for each pair           base = place of (block, first token), once per side
+//!     for each piece        planes and cuts that did not join
+//!       for each loop …     a small nest of (extent, source step, destination step)
+//!         copy run_bytes
+//! ```
+//!
+//! The plan stays a product: classes x pairs x pieces x loops are never multiplied out. It knows
+//! regions by index and bytes by offset; where they live, and how to move them fast, is the
+//! business of executors.
+
+mod build;
+mod cut;
+mod nest;
+mod pairs;
+mod selection;
+
+use std::fmt;
+
+pub use selection::{BlockPair, RangePair, Selection};
+
+use crate::{
+    axis::Axis,
+    strided::{Digit, Location, Step},
+};
+
+/// A set of axes, for printing which axes a loop or a run stands for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AxisSet(u32);
+
+impl AxisSet {
+    /// The set with one axis.
+    #[must_use]
+    pub fn of(axis: Axis) -> AxisSet {
+        AxisSet(1 << ((axis.letter() as u32) - ('A' as u32)))
+    }
+
+    /// Both sets.
+    #[must_use]
+    pub fn with(self, other: AxisSet) -> AxisSet {
+        AxisSet(self.0 | other.0)
+    }
+
+    /// The axes, the standard ones in the order B L K N H C, then the others by letter.
+    pub fn iter(self) -> impl Iterator<Item = Axis> {
+        let standard = [Axis::B, Axis::L, Axis::K, Axis::N, Axis::H, Axis::C];
+        let others = ('A'..='Z')
+            .filter_map(Axis::new)
+            .filter(|a| !a.is_standard());
+        standard
+            .into_iter()
+            .chain(others)
+            .filter(move |axis| self.0 & AxisSet::of(*axis).0 != 0)
+    }
+}
+
+impl fmt::Display for AxisSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.iter().try_for_each(|axis| write!(f, "{axis}"))
+    }
+}
+
+/// One loop of a nest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Loop {
+    /// Number of iterations, at least 2.
+    pub extent: u64,
+    /// How far one iteration goes in the source.
+    pub source: Step,
+    /// How far one iteration goes in the destination.
+    pub destination: Step,
+    /// The axes it stands for.
+    pub axes: AxisSet,
+}
+
+/// A loop nest, outermost loop first, whose innermost element is a run of bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Nest {
+    /// Where the first run starts in the source, relative to the base of a block pair.
+    pub source: Step,
+    /// Where the first run starts in the destination, relative to the base of a block pair.
+    pub destination: Step,
+    /// The loops, outermost first.
+    pub loops: Vec<Loop>,
+    /// Bytes of one run.
+    pub run_bytes: u64,
+    /// The axes that the run stands for.
+    pub run_axes: AxisSet,
+    /// Index into [`CopyPlan::maps`]: how blocks and tokens become bases.
+    pub map: usize,
+}
+
+impl Nest {
+    /// Number of runs in one execution of the nest.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.loops
+            .iter()
+            .fold(1, |runs, l| runs.saturating_mul(l.extent))
+    }
+
+    /// Bytes that one execution of the nest moves.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.runs().saturating_mul(self.run_bytes)
+    }
+}
+
+/// How a block and a first token become a place, on one side, for some planes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockMap {
+    block: Vec<Digit>,
+    token: Vec<Digit>,
+}
+
+impl BlockMap {
+    /// The place of `block` and of `token`, the first token rounded down to the largest modulus.
+    /// Indices outside their axes wrap inside them.
+    #[must_use]
+    pub fn base(&self, block: u64, token: u64) -> Step {
+        let mut sum = Step::default();
+        let digits = self.block.iter().map(|digit| (digit, block));
+        for (digit, index) in digits.chain(self.token.iter().map(|digit| (digit, token))) {
+            let value = (index / digit.low) % digit.extent;
+            sum.regions += value * digit.step.regions;
+            sum.bytes += value * digit.step.bytes;
+        }
+        sum
+    }
+}
+
+/// The maps of both sides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapPair {
+    /// Of the source.
+    pub source: BlockMap,
+    /// Of the destination.
+    pub destination: BlockMap,
+}
+
+/// A block pair, or the first of a progression of them, reduced to what its class does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PairBase {
+    /// Source block.
+    pub source_block: u64,
+    /// First source token, rounded down to the source's largest modulus of N.
+    pub source_token: u64,
+    /// Destination block.
+    pub destination_block: u64,
+    /// First destination token, rounded down to the destination's largest modulus of N.
+    pub destination_token: u64,
+}
+
+/// Block pairs that lie alike, and the nests that copy any one of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlanClass {
+    /// The nests of one pair.
+    pub nests: Vec<Nest>,
+    /// The pairs.
+    pub pairs: Vec<PairBase>,
+    /// Consecutive block pairs that one entry of `pairs` stands for.
+    pub blocks_per_pair: u64,
+}
+
+/// What to copy, planned: see the module's drawing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyPlan {
+    classes: Vec<PlanClass>,
+    maps: Vec<MapPair>,
+    bytes: u64,
+}
+
+impl CopyPlan {
+    /// The classes.
+    #[must_use]
+    pub fn classes(&self) -> &[PlanClass] {
+        &self.classes
+    }
+
+    /// The block maps that nests refer to.
+    #[must_use]
+    pub fn maps(&self) -> &[MapPair] {
+        &self.maps
+    }
+
+    /// Bytes that the plan moves: the same number on both sides.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Number of runs that the plan comes to.
+    #[must_use]
+    pub fn runs(&self) -> u64 {
+        self.classes.iter().fold(0, |sum: u64, class| {
+            let each = class
+                .nests
+                .iter()
+                .fold(0u64, |runs, nest| runs.saturating_add(nest.runs()));
+            sum.saturating_add(each.saturating_mul(class.pairs.len() as u64))
+        })
+    }
+
+    /// Bytes of the longest and of the shortest run.
+    #[must_use]
+    pub fn run_bytes(&self) -> (u64, u64) {
+        let nests = || self.classes.iter().flat_map(|class| &class.nests);
+        (
+            nests().map(|n| n.run_bytes).max().unwrap_or(0),
+            nests().map(|n| n.run_bytes).min().unwrap_or(0),
+        )
+    }
+
+    /// The bases of one pair for one nest, on both sides, the nest's own start included.
+    #[must_use]
+    pub fn start(&self, nest: &Nest, pair: &PairBase) -> (Location, Location) {
+        let (source, destination) = self
+            .maps
+            .get(nest.map)
+            .map_or_else(Default::default, |map| {
+                (
+                    map.source.base(pair.source_block, pair.source_token),
+                    map.destination
+                        .base(pair.destination_block, pair.destination_token),
+                )
+            });
+        (
+            Location {
+                region: source.regions + nest.source.regions,
+                offset: source.bytes + nest.source.bytes,
+            },
+            Location {
+                region: destination.regions + nest.destination.regions,
+                offset: destination.bytes + nest.destination.bytes,
+            },
+        )
+    }
+
+    /// Calls `visit` with source, destination and length of every run, in the order of the plan.
+    /// For tests, drawings and small plans: it multiplies the product out.
+    pub fn for_each_run(&self, mut visit: impl FnMut(Location, Location, u64)) {
+        for class in &self.classes {
+            for pair in &class.pairs {
+                for nest in &class.nests {
+                    let (source, destination) = self.start(nest, pair);
+                    walk(&nest.loops, source, destination, &mut |s, d| {
+                        visit(s, d, nest.run_bytes);
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// Calls `visit` with the places of every iteration of `loops`.
+pub(crate) fn walk(
+    loops: &[Loop],
+    source: Location,
+    destination: Location,
+    visit: &mut impl FnMut(Location, Location),
+) {
+    let Some((outer, inner)) = loops.split_first() else {
+        return visit(source, destination);
+    };
+    for i in 0..outer.extent {
+        let further = |from: Location, step: Step| Location {
+            region: from.region + i * step.regions,
+            offset: from.offset + i * step.bytes,
+        };
+        walk(
+            inner,
+            further(source, outer.source),
+            further(destination, outer.destination),
+            visit,
+        );
+    }
+}
+
+impl fmt::Display for CopyPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} bytes in {} runs of {} bytes at most",
+            self.bytes,
+            self.runs(),
+            self.run_bytes().0
+        )?;
+        for class in &self.classes {
+            write!(f, "for each of {} block pairs", class.pairs.len())?;
+            match class.blocks_per_pair {
+                1 => writeln!(f, ":")?,
+                blocks => writeln!(f, " (each {blocks} blocks long):")?,
+            }
+            for nest in &class.nests {
+                writeln!(f, "{nest}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Nest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "  ")?;
+        for l in &self.loops {
+            let step = |step: Step| match step {
+                Step { regions: 0, bytes } => format!("+{bytes}"),
+                Step { regions, bytes: 0 } => format!("+{regions} regions"),
+                Step { regions, bytes } => format!("+{regions} regions +{bytes}"),
+            };
+            let (source, destination) = (step(l.source), step(l.destination));
+            write!(f, "{}:{} ({source} → {destination})  ", l.axes, l.extent)?;
+        }
+        write!(f, "run {} bytes [{}]", self.run_bytes, self.run_axes)
+    }
+}

@@ -1,0 +1,134 @@
+//! Cutting one axis at the moduli of both sides.
+//!
+//! Index `start + i` of an axis is an affine function of the loop indices only between the
+//! multiples of the moduli. An aligned range is one segment whose loops run over the digits of
+//! the common refinement; a range that starts or ends inside a tile becomes several segments.
+
+use super::{AxisSet, Loop};
+use crate::{
+    axis::Axis,
+    error::LayoutError,
+    strided::{Piece, Step},
+};
+
+/// A range of an axis, on both sides.
+#[derive(Clone, Copy)]
+pub(super) struct Range {
+    pub(super) axis: Axis,
+    pub(super) source: u64,
+    pub(super) destination: u64,
+    pub(super) count: u64,
+}
+
+/// A part of a range that is affine on both sides.
+#[derive(Clone)]
+pub(super) struct Segment {
+    pub(super) source: Step,
+    pub(super) destination: Step,
+    pub(super) loops: Vec<Loop>,
+}
+
+/// The segments of `range`, in order.
+pub(super) fn cut(
+    range: Range,
+    source: &Piece,
+    destination: &Piece,
+) -> Result<Vec<Segment>, LayoutError> {
+    let axis = range.axis;
+    let lows = |piece: &Piece| -> Vec<u64> {
+        let lows = piece.digits_of(axis).map(|d| d.low);
+        let mut lows: Vec<u64> = lows.filter(|&low| low > 1).collect();
+        lows.sort_unstable();
+        lows
+    };
+    let (mine, theirs) = (lows(source), lows(destination));
+    let mut moduli: Vec<u64> = mine.iter().chain(&theirs).copied().collect();
+    moduli.sort_unstable();
+    moduli.dedup();
+    for pair in moduli.windows(2) {
+        if let [low, high] = pair
+            && high % low != 0
+        {
+            return Err(LayoutError::NoCommonRefinement {
+                axis,
+                first: *high,
+                second: *low,
+            });
+        }
+    }
+    let mut segments = Vec::new();
+    let mut done = 0;
+    while done < range.count {
+        let at = (range.source + done, range.destination + done);
+        let (modulus, count) = chunk(at, range.count - done, &moduli, (&mine, &theirs));
+        segments.push(Segment {
+            source: source.axis_step(axis, at.0),
+            destination: destination.axis_step(axis, at.1),
+            loops: loops(axis, count, modulus, &moduli, (source, destination)),
+        });
+        done += count;
+    }
+    Ok(segments)
+}
+
+/// The largest modulus at which both positions are aligned, and how many entries are affine in
+/// the digits up to it: a multiple of it, within the next boundary of every larger modulus.
+fn chunk(
+    at: (u64, u64),
+    left: u64,
+    moduli: &[u64],
+    (mine, theirs): (&[u64], &[u64]),
+) -> (u64, u64) {
+    for &modulus in moduli.iter().rev().chain(&[1]) {
+        let aligned = at.0.is_multiple_of(modulus) && at.1.is_multiple_of(modulus);
+        if !aligned || left < modulus {
+            continue;
+        }
+        let boundary = |position: u64, moduli: &[u64]| {
+            let larger = moduli.iter().filter(|&&m| m > modulus);
+            larger.map(|m| m - position % m).min()
+        };
+        let limit = [boundary(at.0, mine), boundary(at.1, theirs), Some(left)];
+        let limit = limit.into_iter().flatten().min().unwrap_or(left);
+        let count = limit / modulus * modulus;
+        if count > 0 {
+            return (modulus, count);
+        }
+    }
+    (1, 1)
+}
+
+/// The loops over the digits of `count` entries: one for each modulus up to `modulus`, and one
+/// above them.
+fn loops(
+    axis: Axis,
+    count: u64,
+    modulus: u64,
+    moduli: &[u64],
+    (source, destination): (&Piece, &Piece),
+) -> Vec<Loop> {
+    let mut lows: Vec<u64> = vec![1];
+    lows.extend(moduli.iter().copied().filter(|&m| m <= modulus));
+    let highs = lows.iter().copied().skip(1).chain([count]);
+    lows.iter()
+        .zip(highs)
+        .filter(|(low, high)| high / **low > 1)
+        .map(|(&low, high)| Loop {
+            extent: high / low,
+            source: digit_step(source, axis, low),
+            destination: digit_step(destination, axis, low),
+            axes: AxisSet::of(axis),
+        })
+        .collect()
+}
+
+/// How far `low` entries are, inside the digit of `axis` that covers them.
+fn digit_step(piece: &Piece, axis: Axis, low: u64) -> Step {
+    piece
+        .digits_of(axis)
+        .find(|d| d.low <= low && low < d.low * d.extent)
+        .map_or_else(Step::default, |digit| Step {
+            regions: digit.step.regions * (low / digit.low),
+            bytes: digit.step.bytes * (low / digit.low),
+        })
+}
