@@ -297,6 +297,15 @@ pub enum LayoutError {
         extent: u64,
     },
 
+    /// Bytes that are not in one piece.
+    #[error("the bytes of {what} are not contiguous in {layout}")]
+    NotContiguous {
+        /// What was asked for.
+        what: String,
+        /// The layout.
+        layout: String,
+    },
+
     // Plans.
     /// No block pairs.
     #[error("no blocks are selected; a transfer of nothing is refused, skip it instead")]

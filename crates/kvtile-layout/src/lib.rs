@@ -25,7 +25,7 @@ pub use plan::{
 };
 pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, Shape, Shard};
 pub use strided::{
-    Digit, Location, Piece, PlaneDigits, REGIONS_MAX, Step, StridedLayout, UnitIndex,
+    Digit, Location, Piece, PlaneDigits, REGIONS_MAX, Span, Step, StridedLayout, UnitIndex,
 };
 pub use unit::{NAME_BYTES_MAX, UNIT_BYTES_MAX, Unit};
 pub use word::{AxisItem, Item, ParseError, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word};

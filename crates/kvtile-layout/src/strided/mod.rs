@@ -10,10 +10,12 @@
 //! know where the regions live.
 
 mod canonical;
+mod dense;
 mod disjoint;
 mod from_digits;
 mod resolve;
 
+pub use dense::Span;
 pub use from_digits::PlaneDigits;
 use serde::{Deserialize, Serialize};
 

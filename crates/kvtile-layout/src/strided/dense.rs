@@ -1,0 +1,179 @@
+//! Which parts of a layout are one contiguous piece, and the canonical dense layout of a shape.
+
+use super::{Digit, Location, Piece, PlaneDigits, Step, StridedLayout};
+use crate::{
+    axis::Axis,
+    error::LayoutError,
+    shape::{Plane, Shape, checked},
+};
+
+/// A contiguous piece of a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Where it starts.
+    pub start: Location,
+    /// Its length in bytes.
+    pub bytes: u64,
+}
+
+impl StridedLayout {
+    /// The bytes of one plane of one block and layer, where they are contiguous: `page_size *
+    /// num_heads * content` units.
+    ///
+    /// # Errors
+    /// An index out of range; a layout in which these bytes are not contiguous.
+    pub fn plane_span(&self, block: u64, layer: u64, plane: usize) -> Result<Span, LayoutError> {
+        self.check_index(Axis::B, block, self.shape.num_blocks())?;
+        self.check_index(Axis::L, layer, self.shape.num_layers())?;
+        let planes = self.shape.planes().len() as u64;
+        let Some((plane, piece)) = self.planes().nth(plane) else {
+            return Err(LayoutError::IndexOutOfRange {
+                axis: Axis::K,
+                index: plane as u64,
+                extent: planes,
+            });
+        };
+        let page = self.page(block, layer, plane, piece);
+        self.dense(&[page])
+            .ok_or_else(|| LayoutError::NotContiguous {
+                what: format!("plane {} of one block and layer", plane.name()),
+                layout: self.describe(),
+            })
+    }
+
+    /// The bytes of all planes of one block and layer, where they are contiguous.
+    ///
+    /// # Errors
+    /// An index out of range; a layout in which these bytes are not contiguous.
+    pub fn page_span(&self, block: u64, layer: u64) -> Result<Span, LayoutError> {
+        self.check_index(Axis::B, block, self.shape.num_blocks())?;
+        self.check_index(Axis::L, layer, self.shape.num_layers())?;
+        let pages: Vec<Page> = self
+            .planes()
+            .map(|(plane, piece)| self.page(block, layer, plane, piece))
+            .collect();
+        self.dense(&pages)
+            .ok_or_else(|| LayoutError::NotContiguous {
+                what: "one block and layer".to_owned(),
+                layout: self.describe(),
+            })
+    }
+
+    /// All blocks of `shape` in one region without padding, block by block; in a block the planes
+    /// by name, in a plane layer, token, head, declared axes by letter, content. Equal content has
+    /// equal bytes here, whatever layout it came from: digests and comparisons stand on it.
+    ///
+    /// # Errors
+    /// A size that does not fit.
+    pub fn canonical(shape: &Shape) -> Result<StridedLayout, LayoutError> {
+        let block_bytes = shape.block_bytes()?;
+        let mut planes: Vec<&Plane> = shape.planes().iter().collect();
+        planes.sort_by_key(|plane| plane.name());
+        let mut offset = 0;
+        let mut given = Vec::new();
+        for plane in planes {
+            let declared = plane.extents().iter().map(|(axis, _)| *axis);
+            let others = declared.filter(|axis| *axis != Axis::H && *axis != Axis::C);
+            let axes: Vec<Axis> = [Axis::L, Axis::N, Axis::H]
+                .into_iter()
+                .chain(others)
+                .chain([Axis::C])
+                .collect();
+            let mut digits = Vec::new();
+            let mut bytes = plane.unit().bytes();
+            for &axis in axes.iter().rev() {
+                let extent = shape.extent(plane, axis);
+                if extent > 1 {
+                    digits.push(digit(axis, extent, bytes));
+                    bytes = checked(bytes.checked_mul(extent), "bytes of a block")?;
+                }
+            }
+            if shape.num_blocks() > 1 {
+                digits.push(digit(Axis::B, shape.num_blocks(), block_bytes));
+            }
+            given.push(PlaneDigits {
+                plane: plane.name().to_string(),
+                region: 0,
+                offset,
+                digits,
+            });
+            offset += bytes;
+        }
+        StridedLayout::from_digits(shape, &given, &[shape.total_bytes()?], 1)
+    }
+
+    fn check_index(&self, axis: Axis, index: u64, extent: u64) -> Result<(), LayoutError> {
+        if index < extent {
+            return Ok(());
+        }
+        Err(LayoutError::IndexOutOfRange {
+            axis,
+            index,
+            extent,
+        })
+    }
+
+    fn page(&self, block: u64, layer: u64, plane: &Plane, piece: &Piece) -> Page {
+        let first = Step {
+            regions: piece.region(),
+            bytes: piece.offset(),
+        };
+        let steps = [
+            piece.axis_step(Axis::B, block),
+            piece.axis_step(Axis::L, layer),
+        ];
+        let start = steps.into_iter().fold(first, |sum, step| Step {
+            regions: sum.regions + step.regions,
+            bytes: sum.bytes + step.bytes,
+        });
+        let mut page = Page {
+            start,
+            end: start.bytes + plane.unit().bytes(),
+            bytes: plane.unit().bytes(),
+            local: true,
+        };
+        let inner = piece
+            .digits()
+            .iter()
+            .filter(|d| !matches!(d.axis, Axis::B | Axis::L));
+        for digit in inner {
+            page.local &= digit.step.is_local();
+            page.end += digit.step.bytes * (digit.extent - 1);
+            page.bytes *= digit.extent;
+        }
+        page
+    }
+
+    /// Pages in one region whose bytes fill everything between their first and last.
+    fn dense(&self, pages: &[Page]) -> Option<Span> {
+        let region = pages.first()?.start.regions;
+        let start = pages.iter().map(|p| p.start.bytes).min()?;
+        let end = pages.iter().map(|p| p.end).max()?;
+        let bytes: u64 = pages.iter().map(|p| p.bytes).sum();
+        let whole = pages.iter().all(|p| p.local && p.start.regions == region);
+        (self.injective && whole && end - start == bytes).then_some(Span {
+            start: Location {
+                region,
+                offset: start,
+            },
+            bytes,
+        })
+    }
+}
+
+/// The bytes of one plane of one block and layer.
+struct Page {
+    start: Step,
+    end: u64,
+    bytes: u64,
+    local: bool,
+}
+
+fn digit(axis: Axis, extent: u64, bytes: u64) -> Digit {
+    Digit {
+        axis,
+        low: 1,
+        extent,
+        step: Step::bytes(bytes),
+    }
+}
