@@ -1,0 +1,220 @@
+//! The naive copy: one unit after the other.
+
+use kvtile_layout::{Axis, Plane, Shape};
+
+use crate::{
+    error::TestkitError,
+    image::{Image, check_regions, unit_bytes, unit_bytes_mut},
+    reference::{ReferenceLayout, indices},
+};
+
+/// Tokens of one block that go to tokens of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NaivePair {
+    /// Source block.
+    pub src_block: u64,
+    /// First token of the source block.
+    pub src_token: u64,
+    /// Destination block.
+    pub dst_block: u64,
+    /// First token of the destination block.
+    pub dst_token: u64,
+    /// Number of tokens.
+    pub tokens: u64,
+}
+
+impl NaivePair {
+    /// The first `tokens` tokens of `src_block` to the start of `dst_block`.
+    #[must_use]
+    pub fn whole(src_block: u64, dst_block: u64, tokens: u64) -> NaivePair {
+        NaivePair {
+            src_block,
+            src_token: 0,
+            dst_block,
+            dst_token: 0,
+            tokens,
+        }
+    }
+}
+
+/// Layers or heads that go to others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NaiveRange {
+    /// First of the source.
+    pub src_start: u64,
+    /// First of the destination.
+    pub dst_start: u64,
+    /// How many.
+    pub count: u64,
+}
+
+impl NaiveRange {
+    /// The first `count` of both sides.
+    #[must_use]
+    pub fn first(count: u64) -> NaiveRange {
+        NaiveRange {
+            src_start: 0,
+            dst_start: 0,
+            count,
+        }
+    }
+
+    fn pairs(self) -> impl Iterator<Item = (u64, u64)> {
+        (0..self.count).map(move |i| (self.src_start + i, self.dst_start + i))
+    }
+}
+
+/// What to copy. Planes without heads are copied whatever the heads; planes with one entry a page
+/// are copied when the pair is a whole page on both sides and refused otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NaiveSelection {
+    /// Blocks and tokens.
+    pub pairs: Vec<NaivePair>,
+    /// Layers.
+    pub layers: NaiveRange,
+    /// KV heads.
+    pub heads: NaiveRange,
+}
+
+impl NaiveSelection {
+    /// All layers and heads of whole blocks `(source, destination)`, for sides of one shape.
+    #[must_use]
+    pub fn blocks(shape: &Shape, pairs: &[(u64, u64)]) -> NaiveSelection {
+        NaiveSelection {
+            pairs: pairs
+                .iter()
+                .map(|&(src, dst)| NaivePair::whole(src, dst, shape.page_size()))
+                .collect(),
+            layers: NaiveRange::first(shape.num_layers()),
+            heads: NaiveRange::first(shape.num_heads()),
+        }
+    }
+
+    /// Every block to the block of the same id.
+    #[must_use]
+    pub fn everything(shape: &Shape) -> NaiveSelection {
+        let pairs: Vec<(u64, u64)> = (0..shape.num_blocks()).map(|b| (b, b)).collect();
+        NaiveSelection::blocks(shape, &pairs)
+    }
+}
+
+/// Copies the selected units from one image to the other, byte by byte, and says how many bytes
+/// that were. Planes are matched by name; both sides must have the same ones.
+///
+/// # Errors
+/// Images or positions that do not fit the layouts; planes that differ in unit, in being per token
+/// or in an extent other than H; a part of a page where a plane has one entry a page. The
+/// destination may then be half written.
+pub fn naive_copy(
+    src: &ReferenceLayout,
+    src_image: &Image,
+    dst: &ReferenceLayout,
+    dst_image: &mut Image,
+    selection: &NaiveSelection,
+) -> Result<u64, TestkitError> {
+    check_regions(src, src_image)?;
+    check_regions(dst, dst_image)?;
+    check_planes(src.shape(), dst.shape())?;
+    let mut copied = 0;
+    for plane in dst.shape().planes() {
+        for (from, to) in unit_pairs(src.shape(), dst.shape(), plane, selection)? {
+            let name = plane.name().as_str();
+            let (from, to) = (src.place(name, &from)?, dst.place(name, &to)?);
+            let bytes = plane.unit().bytes();
+            let from = unit_bytes(src_image, from.region, from.offset, bytes)?;
+            let to = unit_bytes_mut(dst_image, to.region, to.offset, bytes)?;
+            for (to, from) in to.iter_mut().zip(from) {
+                *to = *from;
+            }
+            copied += bytes;
+        }
+    }
+    Ok(copied)
+}
+
+type Index = Vec<(Axis, u64)>;
+
+/// Every source position of `plane` with its destination.
+fn unit_pairs(
+    src: &Shape,
+    dst: &Shape,
+    plane: &Plane,
+    selection: &NaiveSelection,
+) -> Result<Vec<(Index, Index)>, TestkitError> {
+    let heads = match plane.has(Axis::H) {
+        true => selection.heads,
+        false => NaiveRange::first(1),
+    };
+    let mut result = Vec::new();
+    for pair in &selection.pairs {
+        let tokens = if plane.is_per_token() {
+            pair.tokens
+        } else if pair.tokens == src.page_size() && pair.tokens == dst.page_size() {
+            1
+        } else {
+            return Err(TestkitError::PartialPage {
+                plane: plane.name().to_string(),
+            });
+        };
+        for inner in inner_positions(dst, plane) {
+            for (src_layer, dst_layer) in selection.layers.pairs() {
+                for (src_head, dst_head) in heads.pairs() {
+                    for token in 0..tokens {
+                        let position = |block, layer, token, head| {
+                            let outer = [(Axis::B, block), (Axis::L, layer), (Axis::N, token)];
+                            let head = [(Axis::H, head)];
+                            outer.into_iter().chain(head).chain(inner.clone()).collect()
+                        };
+                        let (src_token, dst_token) = (pair.src_token, pair.dst_token);
+                        result.push((
+                            position(pair.src_block, src_layer, src_token + token, src_head),
+                            position(pair.dst_block, dst_layer, dst_token + token, dst_head),
+                        ));
+                    }
+                }
+            }
+        }
+    }
+    Ok(result)
+}
+
+/// Every position along the axes other than B, L, N and H.
+fn inner_positions(shape: &Shape, plane: &Plane) -> Vec<Index> {
+    let outer = |axis: Axis| matches!(axis, Axis::B | Axis::L | Axis::N | Axis::H);
+    indices(shape, plane)
+        .filter(|index| index.iter().all(|&(axis, i)| !outer(axis) || i == 0))
+        .map(|index| index.into_iter().filter(|&(a, _)| !outer(a)).collect())
+        .collect()
+}
+
+fn check_planes(src: &Shape, dst: &Shape) -> Result<(), TestkitError> {
+    if src.planes().len() != dst.planes().len() {
+        return Err(TestkitError::PlanesDiffer {
+            plane: "of one side".to_owned(),
+            axis: None,
+        });
+    }
+    for plane in dst.planes() {
+        let differs = |axis| TestkitError::PlanesDiffer {
+            plane: plane.name().to_string(),
+            axis,
+        };
+        let mut others = src.planes().iter();
+        let other = others
+            .find(|p| p.name() == plane.name())
+            .ok_or_else(|| differs(None))?;
+        if other.unit() != plane.unit()
+            || other.is_per_token() != plane.is_per_token()
+            || other.has(Axis::H) != plane.has(Axis::H)
+        {
+            return Err(differs(None));
+        }
+        for &(axis, extent) in plane.extents().iter().chain(other.extents()) {
+            let same = other.extent_of(axis) == extent && plane.extent_of(axis) == extent;
+            if axis != Axis::H && !same {
+                return Err(differs(Some(axis)));
+            }
+        }
+    }
+    Ok(())
+}

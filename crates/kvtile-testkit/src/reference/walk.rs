@@ -1,0 +1,243 @@
+//! The walk: a cursor goes over the memory in the order in which the word lists it.
+
+use std::collections::BTreeSet;
+
+use kvtile_layout::{Axis, AxisItem, Item, Shape, StrideRule, Word};
+
+use super::{
+    Place, ReferenceUnit, axes,
+    paths::{only, paths, share},
+};
+use crate::error::TestkitError;
+
+/// Every unit in the order of the memory, and the bytes of each region.
+pub(super) fn walk(
+    word: &Word,
+    shape: &Shape,
+    alignment: u64,
+) -> Result<(Vec<ReferenceUnit>, Vec<u64>), TestkitError> {
+    let mut walker = Walker {
+        word,
+        shape,
+        alignment,
+        paths: paths(word, shape)?,
+        picked: Vec::new(),
+        units: Vec::new(),
+        regions: Vec::new(),
+    };
+    let all: Vec<usize> = (0..shape.planes().len()).collect();
+    let items: Vec<&Item> = word.items().iter().collect();
+    if word.has_regions() {
+        walker.go(&items, &all, Cursor::Regions)?;
+    } else {
+        walker.region(&items, &all)?;
+    }
+    Ok((walker.units, walker.regions))
+}
+
+/// Where the walk is: still choosing a region, or at an offset of the last region.
+#[derive(Clone, Copy, Debug)]
+enum Cursor {
+    Regions,
+    Bytes(u64),
+}
+
+/// A digit that was chosen: `(index % modulus) / low == value`.
+struct Picked {
+    axis: Axis,
+    modulus: Option<u64>,
+    low: u64,
+    value: u64,
+}
+
+impl Picked {
+    fn value_of(modulus: Option<u64>, low: u64, index: u64) -> u64 {
+        modulus.map_or(index, |m| index % m) / low
+    }
+}
+
+struct Walker<'a> {
+    word: &'a Word,
+    shape: &'a Shape,
+    alignment: u64,
+    paths: Vec<Vec<AxisItem>>,
+    picked: Vec<Picked>,
+    units: Vec<ReferenceUnit>,
+    regions: Vec<u64>,
+}
+
+impl Walker<'_> {
+    /// Visits everything that `items` list for the planes of `set`, and says where that ends.
+    fn go(
+        &mut self,
+        items: &[&Item],
+        set: &[usize],
+        cursor: Cursor,
+    ) -> Result<Cursor, TestkitError> {
+        let Some((first, rest)) = items.split_first() else {
+            return self.unit(set, cursor);
+        };
+        match first {
+            Item::Bar => match cursor {
+                Cursor::Regions => self.region(rest, set),
+                Cursor::Bytes(_) => Err(self.bars()),
+            },
+            Item::Plane(name) => {
+                let plane = only(self.shape, set, name.as_str())?;
+                self.go(rest, &[plane], cursor)
+            }
+            Item::Sum(parts) => {
+                let mut cursor = cursor;
+                for (part, planes) in parts.iter().zip(share(self.shape, set, parts)?) {
+                    let items: Vec<&Item> =
+                        part.items().iter().chain(rest.iter().copied()).collect();
+                    cursor = self.go(&items, &planes, cursor)?;
+                }
+                Ok(cursor)
+            }
+            Item::Axis(item) if item.axis == Axis::K => {
+                let mut cursor = cursor;
+                for &plane in set {
+                    let end = self.go(rest, &[plane], cursor)?;
+                    cursor = self.padded(*item, cursor, end)?;
+                }
+                Ok(cursor)
+            }
+            Item::Axis(item) => {
+                let (low, values) = self.values(*item, set)?;
+                let mut cursor = cursor;
+                for value in 0..values {
+                    self.picked.push(Picked {
+                        axis: item.axis,
+                        modulus: item.modulus,
+                        low,
+                        value,
+                    });
+                    let end = self.go(rest, set, cursor)?;
+                    cursor = self.padded(*item, cursor, end)?;
+                    self.picked.pop();
+                }
+                Ok(cursor)
+            }
+        }
+    }
+
+    /// A new region, filled with what `items` list.
+    fn region(&mut self, items: &[&Item], set: &[usize]) -> Result<Cursor, TestkitError> {
+        self.regions.push(0);
+        let Cursor::Bytes(end) = self.go(items, set, Cursor::Bytes(0))? else {
+            return Err(self.bars());
+        };
+        if let Some(bytes) = self.regions.last_mut() {
+            *bytes = end;
+        }
+        Ok(Cursor::Regions)
+    }
+
+    fn unit(&mut self, set: &[usize], cursor: Cursor) -> Result<Cursor, TestkitError> {
+        let Cursor::Bytes(offset) = cursor else {
+            return Err(self.bars());
+        };
+        let (&[i], Some(region)) = (set, self.regions.len().checked_sub(1)) else {
+            return Err(TestkitError::PlanesNotSeparated {
+                word: self.word.to_string(),
+            });
+        };
+        let plane = self.shape.planes().get(i).ok_or_else(|| self.bars())?;
+        let mut index = Vec::new();
+        for axis in axes(plane) {
+            let agrees = |&i: &u64| {
+                let mut picked = self.picked.iter().filter(|p| p.axis == axis);
+                picked.all(|p| Picked::value_of(p.modulus, p.low, i) == p.value)
+            };
+            let open: Vec<u64> = (0..self.shape.extent(plane, axis)).filter(agrees).collect();
+            let [only] = open.as_slice() else {
+                return Err(TestkitError::AxisMissing {
+                    axis,
+                    candidates: open.len(),
+                });
+            };
+            index.push((axis, *only));
+        }
+        let bytes = plane.unit().bytes();
+        self.units.push(ReferenceUnit {
+            plane: i,
+            index,
+            place: Place { region, offset },
+        });
+        Ok(Cursor::Bytes(fits(offset.checked_add(bytes))?))
+    }
+
+    /// The modulus below `item` and how many values the digit takes, the same for all planes.
+    fn values(&self, item: AxisItem, set: &[usize]) -> Result<(u64, u64), TestkitError> {
+        let mut each = Vec::new();
+        for &i in set {
+            let (Some(plane), Some(path)) = (self.shape.planes().get(i), self.paths.get(i)) else {
+                continue;
+            };
+            let low = path
+                .iter()
+                .filter(|other| other.axis == item.axis)
+                .filter_map(|other| other.modulus)
+                .filter(|&m| item.modulus.is_none_or(|own| m < own))
+                .max()
+                .unwrap_or(1);
+            let values: BTreeSet<u64> = (0..self.shape.extent(plane, item.axis))
+                .map(|index| Picked::value_of(item.modulus, low, index))
+                .collect();
+            each.push((low, values.len() as u64));
+        }
+        let first = each.first().copied().unwrap_or((1, 1));
+        let same =
+            |&(low, values): &(u64, u64)| values == first.1 && (low == first.0 || values == 1);
+        if each.iter().all(same) {
+            Ok(first)
+        } else {
+            Err(TestkitError::SharedAxisDiffers { axis: item.axis })
+        }
+    }
+
+    /// Where the next entry of `item` starts, when this one went from `start` to `end`.
+    fn padded(&self, item: AxisItem, start: Cursor, end: Cursor) -> Result<Cursor, TestkitError> {
+        let axis = item.axis;
+        let (Cursor::Bytes(start), Cursor::Bytes(end)) = (start, end) else {
+            return match item.rule {
+                None => Ok(end),
+                Some(_) => Err(TestkitError::RuleOnRegions { axis }),
+            };
+        };
+        let holds = end - start;
+        let mut stride = match item.rule {
+            None => holds,
+            Some(StrideRule::RoundUp(to)) => fits(holds.checked_next_multiple_of(to))?,
+            Some(StrideRule::Fixed(stride)) if stride < holds => {
+                return Err(TestkitError::StrideTooSmall {
+                    axis,
+                    stride,
+                    holds,
+                });
+            }
+            Some(StrideRule::Fixed(stride)) => stride,
+        };
+        if axis == Axis::B && item.modulus.is_none() {
+            stride = fits(stride.checked_next_multiple_of(self.alignment))?;
+        }
+        Ok(Cursor::Bytes(fits(start.checked_add(stride))?))
+    }
+
+    fn bars(&self) -> TestkitError {
+        TestkitError::Bars {
+            word: self.word.to_string(),
+        }
+    }
+}
+
+fn fits(bytes: Option<u64>) -> Result<u64, TestkitError> {
+    bytes
+        .filter(|&b| b <= kvtile_layout::BYTES_MAX)
+        .ok_or(TestkitError::TooLarge {
+            what: "a size in bytes",
+            size: u64::MAX,
+            max: kvtile_layout::BYTES_MAX,
+        })
+}
