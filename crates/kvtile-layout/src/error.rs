@@ -5,6 +5,7 @@ use thiserror::Error;
 use crate::{
     axis::Axis,
     shape::{AxisRange, PLANES_MAX, PlaneName},
+    tradition::ConfigError,
     unit::UNIT_BYTES_MAX,
     word::ParseError,
 };
@@ -16,6 +17,9 @@ pub enum LayoutError {
     /// A text that is not a word of the layout language.
     #[error("not a layout word: {0}")]
     Parse(#[from] ParseError),
+    /// A traditional config or its details.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
     /// A count or an extent of zero.
     #[error("{what} is 0; give at least 1")]
     ZeroExtent {

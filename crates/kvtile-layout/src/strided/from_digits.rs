@@ -1,5 +1,7 @@
 //! Layouts from explicit digits, as imported tensors give them.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Digit, Piece, REGIONS_MAX, Step, StridedLayout, disjoint, resolve::check_alignment};
 use crate::{
     axis::Axis,
@@ -11,7 +13,8 @@ use crate::{
 const DIGITS_MAX: usize = 64;
 
 /// Where one plane lies, given outright.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PlaneDigits {
     /// Name of the plane.
     pub plane: String,

@@ -1,1 +1,31 @@
-//! The two layouts of the block-manager tradition, as configurations and words.
+//! The block-manager tradition: the names that existing systems use for two families of layouts.
+//!
+//! | name | region | word, NHD | word, HND |
+//! | --- | --- | --- | --- |
+//! | fully contiguous | `[num_blocks, num_layers, outer_dim, page_size, inner_dim]` | `BLKNHC` | `BLKHNC` |
+//! | layer separate, block first | a layer: `[num_blocks, outer_dim, page_size, inner_dim]` | `L\|BKNHC` | `L\|BKHNC` |
+//! | layer separate, block second | a layer: `[outer_dim, num_blocks, page_size, inner_dim]` | `L\|KBNHC` | `L\|KBHNC` |
+//!
+//! A [`LayoutConfig`] counts, a [`LayoutSpec`] orders, and together they resolve to a
+//! [`StridedLayout`](crate::StridedLayout); [`LayoutTypeDetails`] is how a descriptor writes the
+//! order. Where the bytes live is not known here, and an inner order that nobody stated is never
+//! guessed: it is one opaque unit.
+
+mod config;
+mod details;
+mod error;
+mod kinds;
+mod kv_block_layout;
+mod page;
+mod shapes;
+mod spec;
+
+pub use config::{LayoutConfig, LayoutConfigBuilder};
+pub use details::{
+    DigitsDetails, FullyContiguousDetails, LayerSeparateDetails, LayoutTypeDetails, WordDetails,
+};
+pub use error::ConfigError;
+pub use kinds::{BlockDimension, BlockFormat, InnerShape, LayoutKind};
+pub use kv_block_layout::{BlockDim, BlockOrder, KvBlockLayout};
+pub use page::{PagePlace, blocks_are_contiguous, page_place};
+pub use spec::LayoutSpec;

@@ -1,0 +1,110 @@
+//! What can be wrong with a traditional config or its layout details.
+
+use thiserror::Error;
+
+use super::{BlockDimension, InnerShape, KvBlockLayout};
+use crate::shape::PlaneName;
+
+/// Why a [`LayoutConfig`](super::LayoutConfig) or the details of a layout were refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A field without a default that was not set.
+    #[error("layout config: {field} is missing; set it before build()")]
+    MissingField {
+        /// The field.
+        field: &'static str,
+    },
+    /// A number of planes that the tradition does not know.
+    #[error("outer_dim is {outer_dim}; it is 2 (K and V) or 1 (one plane)")]
+    OuterDim {
+        /// The number given.
+        outer_dim: usize,
+    },
+    /// Heads that do not divide the inner dimension.
+    #[error("num_heads {num_heads} does not divide inner_dim {inner_dim}")]
+    HeadsDoNotDivide {
+        /// KV heads.
+        num_heads: usize,
+        /// Elements of one token in one plane.
+        inner_dim: usize,
+    },
+    /// An order in which the place of the heads matters, without their number.
+    #[error("{order} places heads, and num_heads is not set; set num_heads")]
+    NeedsHeads {
+        /// The order.
+        order: String,
+    },
+    /// A kind whose inner order is not stated, over planes for which the order matters.
+    #[error(
+        "plane {plane} has {tokens} tokens and {heads} heads, and the inner shape is Unknown; \
+         say NHD or HND, or give a word"
+    )]
+    InnerOrderUnknown {
+        /// The plane.
+        plane: PlaneName,
+        /// Tokens a block.
+        tokens: u64,
+        /// Its heads.
+        heads: u64,
+    },
+    /// A custom order that repeats an axis, and so lacks another one.
+    #[error("custom order {order}: Layer, Outer, Page and Head occur once each")]
+    RepeatedBlockDim {
+        /// The order.
+        order: String,
+    },
+    /// An order inside a block that one region a layer cannot hold.
+    #[error("a layer-separate layout with {block_dim:?} cannot hold the order {kv_block_layout}")]
+    LayerSeparateOrder {
+        /// Where the block axis stands.
+        block_dim: BlockDimension,
+        /// The order.
+        kv_block_layout: KvBlockLayout,
+    },
+    /// Two statements of the inner order that contradict each other.
+    #[error("inner_shape {inner_shape:?} contradicts kv_block_layout {kv_block_layout}")]
+    InnerShapeContradicts {
+        /// What the config says.
+        inner_shape: InnerShape,
+        /// What the details say.
+        kv_block_layout: KvBlockLayout,
+    },
+    /// A shape of its own that is not what the config says.
+    #[error("the layout config says {what} {config}, the shape {shape}")]
+    ShapeDisagrees {
+        /// What is counted.
+        what: &'static str,
+        /// The count in the config.
+        config: u64,
+        /// The count in the shape.
+        shape: u64,
+    },
+    /// A shape whose blocks have no whole number of bytes a token.
+    #[error(
+        "{bytes} bytes a layer and block are no multiple of the {page_size} tokens; a layout \
+         config cannot describe this shape"
+    )]
+    NoInnerDim {
+        /// Bytes of one layer and block.
+        bytes: u64,
+        /// Tokens a block.
+        page_size: u64,
+    },
+    /// An outer index outside the planes.
+    #[error("outer index {outer} is outside 0..{planes}")]
+    OuterOutOfRange {
+        /// The index.
+        outer: u64,
+        /// Number of planes.
+        planes: usize,
+    },
+    /// One block, layer and plane that is not one run of bytes.
+    #[error("plane {plane} of one block and layer is not one run of bytes in {layout}")]
+    NotContiguous {
+        /// The plane.
+        plane: PlaneName,
+        /// The layout.
+        layout: String,
+    },
+}

@@ -1,0 +1,45 @@
+//! The small enums of the tradition and how they are written.
+
+use serde::{Deserialize, Serialize};
+
+/// The order of tokens, heads and elements inside one block, layer and plane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum InnerShape {
+    /// Not stated: the inner part of each plane is one opaque unit, which is copied whole or not
+    /// at all.
+    #[default]
+    Unknown,
+    /// Tokens, then heads, then elements.
+    NHD,
+    /// Heads, then tokens, then elements.
+    HND,
+}
+
+/// Where the block axis stands in the regions of a layer-separate layout.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum BlockDimension {
+    /// `[num_blocks, outer_dim, page_size, inner_dim]`: the word `L|BK…`.
+    BlockIsFirstDim,
+    /// `[outer_dim, num_blocks, page_size, inner_dim]`: the word `L|KB…`.
+    BlockIsSecondDim,
+}
+
+/// How the blocks of a fully contiguous layout are encoded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum BlockFormat {
+    /// As the engine reads and writes them.
+    #[default]
+    Operational,
+}
+
+/// Which family a layout belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum LayoutKind {
+    /// `[num_blocks, num_layers, outer_dim, page_size, inner_dim]` in one region.
+    FullyContiguous,
+    /// One region a layer.
+    LayerSeparate(BlockDimension),
+    /// Any other order, given by a word or by digits.
+    Strided,
+}
