@@ -1,0 +1,233 @@
+//! What this machine offers and allows: pages, memory, limits, CPUs, io_uring.
+//!
+//! Every fact is read from the kernel (`/proc`, `/sys`, a system call), never from the environment,
+//! and says why when it cannot be known. Nothing here changes anything.
+
+mod control_group;
+mod io_uring;
+mod memory;
+mod pages;
+
+pub use control_group::{ControlGroupLimit, ControlGroupVersion};
+pub use io_uring::IoUring;
+pub use memory::{MemoryAmounts, ResourceLimit};
+pub use pages::{HugePageMode, HugePagePool};
+
+use serde::Serialize;
+use std::path::Path;
+
+/// Something about the machine, or why it is not known.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fact<T> {
+    /// It is known.
+    Known(T),
+    /// It is not.
+    Unknown {
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// Everything this module knows, at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Machine {
+    /// Bytes of a page.
+    pub page_bytes: usize,
+    /// Bytes of a transparent huge page.
+    pub huge_page_bytes: Fact<usize>,
+    /// When anonymous memory gets huge pages.
+    pub huge_pages: Fact<HugePageMode>,
+    /// When shared memory gets huge pages.
+    pub shared_huge_pages: Fact<HugePageMode>,
+    /// Huge pages set apart by the administrator; kvtile does not use them.
+    pub huge_page_pool: Fact<HugePagePool>,
+    /// Memory and swap of the whole machine.
+    pub memory: Fact<MemoryAmounts>,
+    /// The least memory limit of the control groups that the process is in; `None` without one.
+    pub control_group_limit: Fact<Option<ControlGroupLimit>>,
+    /// Memory that the process may lock (`RLIMIT_MEMLOCK`), as pinning and io_uring need.
+    pub locked_memory: ResourceLimit,
+    /// Address space that the process may use (`RLIMIT_AS`).
+    pub address_space: ResourceLimit,
+    /// CPUs that the process may use, by affinity and quota.
+    pub cpus_allowed: Fact<usize>,
+    /// CPUs that are online.
+    pub cpus_online: Fact<usize>,
+    /// Whether the kernel lets the process set up an io_uring.
+    pub io_uring: IoUring,
+}
+
+impl Machine {
+    /// Asks the kernel now.
+    #[must_use]
+    pub fn probe() -> Self {
+        Self {
+            page_bytes: rustix::param::page_size(),
+            huge_page_bytes: pages::huge_page_bytes(Path::new("/")),
+            huge_pages: pages::anonymous_mode(Path::new("/")),
+            shared_huge_pages: pages::shared_mode(Path::new("/")),
+            huge_page_pool: pages::pool(Path::new("/")),
+            memory: memory::amounts(Path::new("/")),
+            control_group_limit: control_group::limit(Path::new("/")),
+            locked_memory: ResourceLimit::of(rustix::process::Resource::Memlock),
+            address_space: ResourceLimit::of(rustix::process::Resource::As),
+            cpus_allowed: cpus_allowed(),
+            cpus_online: cpus_online(Path::new("/")),
+            io_uring: IoUring::probe(),
+        }
+    }
+}
+
+impl<T> Fact<T> {
+    /// The fact, if it is known.
+    #[must_use]
+    pub fn known(&self) -> Option<&T> {
+        match self {
+            Self::Known(fact) => Some(fact),
+            Self::Unknown { .. } => None,
+        }
+    }
+
+    /// Why it is not known, if it is not.
+    #[must_use]
+    pub fn unknown_reason(&self) -> Option<&str> {
+        match self {
+            Self::Known(_) => None,
+            Self::Unknown { reason } => Some(reason),
+        }
+    }
+
+    fn unknown(reason: impl Into<String>) -> Self {
+        Self::Unknown {
+            reason: reason.into(),
+        }
+    }
+
+    fn and_then<U>(self, next: impl FnOnce(T) -> Fact<U>) -> Fact<U> {
+        match self {
+            Self::Known(fact) => next(fact),
+            Self::Unknown { reason } => Fact::Unknown { reason },
+        }
+    }
+
+    fn from_option(fact: Option<T>, reason: impl FnOnce() -> String) -> Self {
+        fact.map_or_else(|| Self::unknown(reason()), Self::Known)
+    }
+}
+
+/// Bytes of a transparent huge page.
+pub(crate) fn huge_page_size() -> Option<usize> {
+    pages::huge_page_bytes(Path::new("/")).known().copied()
+}
+
+/// When anonymous memory gets huge pages.
+pub(crate) fn transparent_huge_pages() -> Fact<HugePageMode> {
+    pages::anonymous_mode(Path::new("/"))
+}
+
+/// When shared memory gets huge pages.
+pub(crate) fn shared_huge_pages() -> Fact<HugePageMode> {
+    pages::shared_mode(Path::new("/"))
+}
+
+/// Bytes of memory and swap that can still be used.
+pub(crate) fn available_memory() -> Option<u64> {
+    memory::amounts(Path::new("/")).known().map(|amounts| {
+        amounts
+            .available_bytes
+            .saturating_add(amounts.swap_free_bytes)
+    })
+}
+
+/// The least memory limit of the control groups of this process, in bytes.
+pub(crate) fn memory_limit() -> Option<u64> {
+    let limit = control_group::limit(Path::new("/"));
+    limit.known()?.as_ref().map(|limit| limit.limit_bytes)
+}
+
+fn cpus_allowed() -> Fact<usize> {
+    match std::thread::available_parallelism() {
+        Ok(count) => Fact::Known(count.get()),
+        Err(error) => Fact::unknown(format!("the kernel does not say: {error}")),
+    }
+}
+
+fn cpus_online(root: &Path) -> Fact<usize> {
+    let path = "sys/devices/system/cpu/online";
+    read(root, path).and_then(|text| {
+        let count = text.trim().split(',').map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last) = (first.parse::<usize>().ok()?, last.parse::<usize>().ok()?);
+            last.checked_sub(first)?.checked_add(1)
+        });
+        Fact::from_option(count.sum(), || unclear(path, &text))
+    })
+}
+
+/// The text of a file of the kernel; `path` is relative to `root`.
+fn read(root: &Path, path: &str) -> Fact<String> {
+    match std::fs::read_to_string(root.join(path)) {
+        Ok(text) => Fact::Known(text),
+        Err(error) => Fact::unknown(format!("cannot read /{path}: {error}")),
+    }
+}
+
+fn unclear(path: &str, text: &str) -> String {
+    let start: String = text.chars().take(60).collect();
+    format!("/{path} holds something unexpected: {start:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A root folder with the given files.
+    pub(super) fn fake_root(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (path, text) in files {
+            let path = root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn online_cpus_are_counted_over_ranges() {
+        let count =
+            |text: &str| cpus_online(fake_root(&[("sys/devices/system/cpu/online", text)]).path());
+        assert_eq!(count("0-1\n"), Fact::Known(2));
+        assert_eq!(count("0,2-5,7\n"), Fact::Known(6));
+        for senseless in ["", "a-b\n", "5-1\n", "0-18446744073709551615\n"] {
+            assert!(count(senseless).unknown_reason().is_some(), "{senseless:?}");
+        }
+    }
+
+    #[test]
+    fn a_machine_without_proc_and_sys_gives_reasons_and_not_numbers() {
+        let root = tempfile::tempdir().unwrap();
+        let reason = |fact: Option<&str>| assert!(fact.unwrap().contains("cannot read /"));
+        reason(pages::huge_page_bytes(root.path()).unknown_reason());
+        reason(pages::anonymous_mode(root.path()).unknown_reason());
+        reason(pages::shared_mode(root.path()).unknown_reason());
+        reason(pages::pool(root.path()).unknown_reason());
+        reason(memory::amounts(root.path()).unknown_reason());
+        reason(control_group::limit(root.path()).unknown_reason());
+        reason(cpus_online(root.path()).unknown_reason());
+    }
+
+    #[test]
+    fn this_machine_answers_consistently() {
+        let machine = Machine::probe();
+        assert!(machine.page_bytes.is_power_of_two());
+        let memory = machine.memory.known().expect("Linux has /proc/meminfo");
+        assert!(memory.available_bytes <= memory.total_bytes);
+        assert!(*machine.cpus_allowed.known().unwrap() >= 1);
+        let json = serde_json::to_value(&machine).unwrap();
+        assert_eq!(json["page_bytes"], machine.page_bytes);
+        assert_eq!(json["memory"]["known"]["total_bytes"], memory.total_bytes);
+        eprintln!("{machine:#?}");
+    }
+}

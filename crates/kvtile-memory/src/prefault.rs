@@ -1,0 +1,242 @@
+//! Pages and huge pages for a fresh mapping, before anyone else has it.
+//!
+//! First touch costs a fault per page, so a pool of hundreds of GiB that one thread touches takes
+//! tens of minutes to start. Here several threads ask the kernel to fill large parts at once.
+
+use crate::machine;
+use crate::mapping::Mapping;
+use crate::options::{AllocateOptions, HugePages, Prefault, Progress, ProgressFn};
+use crate::{MemoryError, MemoryLimit};
+use rustix::io::Errno;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+/// Bytes one thread fills between two reports; a multiple of every page size in use.
+const PART_BYTES: usize = 32 << 20;
+
+/// Which mapping the huge pages are for; the kernel has a switch for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backing {
+    Anonymous,
+    Shared,
+}
+
+/// Refuses to fill more memory than there is, since the kernel would kill instead of failing.
+pub(crate) fn check_room<M>(
+    options: &AllocateOptions<'_, M>,
+    bytes: usize,
+) -> Result<(), MemoryError> {
+    match options.prefault {
+        Prefault::None => Ok(()),
+        Prefault::Populate { .. } => {
+            check_limits(bytes, machine::available_memory(), machine::memory_limit())
+        }
+    }
+}
+
+fn check_limits(
+    bytes: usize,
+    available_bytes: Option<u64>,
+    group_bytes: Option<u64>,
+) -> Result<(), MemoryError> {
+    let limits = [
+        (MemoryLimit::ControlGroup, group_bytes),
+        (MemoryLimit::Machine, available_bytes),
+    ];
+    for (limit, allowed_bytes) in limits {
+        if let Some(allowed_bytes) = allowed_bytes.filter(|allowed| bytes as u64 > *allowed) {
+            return Err(MemoryError::LimitExceeded {
+                bytes,
+                allowed_bytes,
+                limit,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Asks for huge pages and fills the mapping as the options say.
+///
+/// # Safety
+///
+/// The mapping is fresh: all zeroes, and nobody else has its address or its memory.
+pub(crate) unsafe fn prepare<M>(
+    mapping: &Mapping,
+    options: &AllocateOptions<'_, M>,
+    backing: Backing,
+) -> Result<HugePages, MemoryError> {
+    let huge_pages = if options.huge_pages {
+        advise(mapping, backing)
+    } else {
+        HugePages::NotRequested
+    };
+    if let Prefault::Populate { threads } = options.prefault {
+        // SAFETY: passed on to our caller, who guarantees it.
+        unsafe { populate(mapping, threads, options.progress.as_ref()) }?;
+    }
+    Ok(huge_pages)
+}
+
+/// Where a mapping starts so that huge pages fit it best.
+pub(crate) fn alignment<M>(options: &AllocateOptions<'_, M>, bytes: usize) -> usize {
+    match machine::huge_page_size() {
+        Some(huge) if options.huge_pages && bytes >= huge => huge,
+        _ => 1,
+    }
+}
+
+fn advise(mapping: &Mapping, backing: Backing) -> HugePages {
+    let mode = match backing {
+        Backing::Anonymous => machine::transparent_huge_pages(),
+        Backing::Shared => machine::shared_huge_pages(),
+    };
+    let unavailable = |reason: String| HugePages::Unavailable { reason };
+    if let Some(reason) = mode.refusal() {
+        return unavailable(reason);
+    }
+    if machine::huge_page_size().is_some_and(|huge| mapping.len() < huge) {
+        return unavailable("the region is smaller than one huge page".to_owned());
+    }
+    match mapping.advise_huge_pages() {
+        Ok(()) => HugePages::Advised,
+        Err(errno) => unavailable(format!("the kernel refused the advice: {errno}")),
+    }
+}
+
+/// # Safety
+///
+/// As [`prepare`].
+unsafe fn populate(
+    mapping: &Mapping,
+    threads: usize,
+    progress: Option<&ProgressFn<'_>>,
+) -> Result<(), MemoryError> {
+    let parts = mapping.len().div_ceil(PART_BYTES);
+    let threads = match threads {
+        0 => thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        wanted => wanted,
+    }
+    .min(parts);
+    let crew = Crew {
+        mapping,
+        progress,
+        next_part: AtomicUsize::new(0),
+        done_bytes: Mutex::new(0),
+        failure: Mutex::new(None),
+    };
+    thread::scope(|scope| {
+        for _ in 1..threads {
+            let worker = thread::Builder::new().name("kvtile-prefault".to_owned());
+            // SAFETY: passed on to our caller, who guarantees it.
+            let work = || unsafe { crew.work() };
+            if worker.spawn_scoped(scope, work).is_err() {
+                break; // No more threads to be had: those that run do the rest.
+            }
+        }
+        // SAFETY: passed on to our caller, who guarantees it.
+        unsafe { crew.work() };
+    });
+    let failure = crew.failure.into_inner();
+    match failure.unwrap_or_else(PoisonError::into_inner) {
+        None => Ok(()),
+        Some(errno) => Err(MemoryError::AllocationFailed {
+            bytes: mapping.len(),
+            source: errno.into(),
+        }),
+    }
+}
+
+/// The threads that fill one mapping, part by part.
+struct Crew<'a, 'b> {
+    mapping: &'a Mapping,
+    progress: Option<&'a ProgressFn<'b>>,
+    next_part: AtomicUsize,
+    done_bytes: Mutex<usize>,
+    failure: Mutex<Option<Errno>>,
+}
+
+impl Crew<'_, '_> {
+    /// Fills parts until none is left or one has failed.
+    ///
+    /// # Safety
+    ///
+    /// As [`prepare`].
+    unsafe fn work(&self) {
+        loop {
+            let part = self.next_part.fetch_add(1, Ordering::Relaxed);
+            let start = part.saturating_mul(PART_BYTES);
+            if start >= self.mapping.len() {
+                return;
+            }
+            let end = start.saturating_add(PART_BYTES).min(self.mapping.len());
+            // SAFETY: passed on to our caller, who guarantees it; no two threads get one part.
+            let filled = unsafe { fill(self.mapping, start..end) };
+            if let Err(errno) = filled {
+                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                failure.get_or_insert(errno);
+                // Past the end: the others stop at their next part.
+                self.next_part
+                    .store(self.mapping.len().div_ceil(PART_BYTES), Ordering::Relaxed);
+                return;
+            }
+            self.report(end - start);
+        }
+    }
+
+    fn report(&self, bytes: usize) {
+        let Some(progress) = self.progress else {
+            return;
+        };
+        let mut done = self
+            .done_bytes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *done += bytes;
+        progress(Progress {
+            done_bytes: *done,
+            total_bytes: self.mapping.len(),
+        });
+    }
+}
+
+/// # Safety
+///
+/// As [`prepare`], for this range.
+unsafe fn fill(mapping: &Mapping, range: std::ops::Range<usize>) -> Result<(), Errno> {
+    loop {
+        match mapping.populate(range.clone()) {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            // Kernels before 5.14 do not know how.
+            // SAFETY: passed on to our caller, who guarantees it.
+            Err(Errno::INVAL) => return unsafe { mapping.touch(range) },
+            filled => return filled,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_limit_is_named_and_unknown_limits_allow() {
+        assert!(check_limits(1 << 30, None, None).is_ok());
+        assert!(check_limits(1 << 30, Some(1 << 30), Some(1 << 30)).is_ok());
+        assert!(matches!(
+            check_limits(1 << 30, Some(1 << 31), Some(1 << 29)),
+            Err(MemoryError::LimitExceeded {
+                limit: MemoryLimit::ControlGroup,
+                allowed_bytes: 0x2000_0000,
+                ..
+            })
+        ));
+        assert!(matches!(
+            check_limits(1 << 30, Some(1 << 29), None),
+            Err(MemoryError::LimitExceeded {
+                limit: MemoryLimit::Machine,
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,272 @@
+//! Memory that other processes map too: a memfd whose size is sealed.
+//!
+//! The seal matters: whoever maps a file that somebody else makes shorter is killed by SIGBUS.
+
+mod handover;
+
+use crate::MemoryError;
+use crate::mapping::Mapping;
+use crate::options::{AllocateOptions, HugePages};
+use crate::prefault::{self, Backing};
+use crate::region::{MemoryRegion, StorageKind, check_size};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::io::Errno;
+use std::any::Any;
+use std::os::unix::net::UnixStream;
+
+/// Memory that can be handed to other processes. It lives as long as any of them maps it.
+///
+/// Its size never changes, and no process can change it. Its bytes can be changed by every process
+/// that has it at any time, so slices of it are unsafe to make.
+#[derive(Debug)]
+pub struct SharedMemory {
+    mapping: Mapping,
+    fd: OwnedFd,
+    size: usize,
+    huge_pages: HugePages,
+}
+
+impl SharedMemory {
+    /// Options: huge pages (on), pre-fault (off), progress.
+    #[must_use]
+    pub fn options<'a>() -> AllocateOptions<'a, Self> {
+        AllocateOptions::new()
+    }
+
+    /// Creates `bytes` of zeroed shared memory with the default options.
+    ///
+    /// # Errors
+    ///
+    /// As [`AllocateOptions::<SharedMemory>::create`].
+    pub fn create(bytes: usize) -> Result<Self, MemoryError> {
+        Self::options().create(bytes)
+    }
+
+    /// Sends the memory to the process at the other end of `socket`, which takes it with
+    /// [`SharedMemory::receive`]. Both share the same bytes from then on.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::System`] if the socket fails; the peer may have received a part.
+    pub fn send(&self, socket: &UnixStream) -> Result<(), MemoryError> {
+        handover::send(socket, self.fd.as_fd(), self.size as u64)
+    }
+
+    /// Takes one hand-over from `socket` and maps it. Blocks as long as the socket does.
+    ///
+    /// The peer is not trusted: what it sent is mapped only if it is one memfd, sealed against
+    /// shrinking, of exactly the size claimed.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::HandoverDescriptors`], [`MemoryError::HandoverMessage`],
+    /// [`MemoryError::HandoverIncomplete`], [`MemoryError::System`] (a timeout of the socket
+    /// too), or as [`SharedMemory::from_fd`]. All descriptors received are closed then; the socket
+    /// may hold the rest of a broken message and is best closed.
+    pub fn receive(socket: &UnixStream) -> Result<Self, MemoryError> {
+        let (fd, claimed) = handover::receive(socket)?;
+        Self::map_received(fd, Some(claimed))
+    }
+
+    /// Maps shared memory that came another way (inherited, `pidfd_getfd`).
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::NotSharedMemory`] for any other descriptor, [`MemoryError::NotSealed`]
+    /// unless it is sealed against shrinking, [`MemoryError::SharedNotWritable`],
+    /// [`MemoryError::ZeroSize`], [`MemoryError::TooLarge`],
+    /// [`MemoryError::AllocationFailed`].
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, MemoryError> {
+        Self::map_received(fd, None)
+    }
+
+    fn map_received(fd: OwnedFd, claimed: Option<u64>) -> Result<Self, MemoryError> {
+        let seals =
+            rustix::fs::fcntl_get_seals(&fd).map_err(|errno| MemoryError::NotSharedMemory {
+                source: errno.into(),
+            })?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err(MemoryError::NotSealed);
+        }
+        // Only now that it cannot shrink does its size mean anything.
+        let stat = rustix::fs::fstat(&fd)
+            .map_err(|errno| MemoryError::system("examine the received memory", errno))?;
+        let actual = u64::try_from(stat.st_size).unwrap_or(0);
+        if let Some(claimed) = claimed.filter(|claimed| *claimed != actual) {
+            return Err(MemoryError::SharedSizeMismatch { claimed, actual });
+        }
+        let size = usize::try_from(actual).map_err(|_| MemoryError::TooLarge { bytes: actual })?;
+        check_size(size)?;
+        let mapping = map(fd.as_fd(), size)?;
+        Ok(Self {
+            mapping,
+            fd,
+            size,
+            huge_pages: HugePages::NotRequested,
+        })
+    }
+
+    /// Whether the kernel may use huge pages here; not asked for in received memory.
+    #[must_use]
+    pub fn huge_pages(&self) -> &HugePages {
+        &self.huge_pages
+    }
+
+    /// All bytes.
+    ///
+    /// # Safety
+    ///
+    /// As long as the slice lives, nobody else reads or writes the memory: no other process that
+    /// has it, and no other mapping or descriptor of it in this one.
+    #[must_use]
+    pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
+        // SAFETY: `&mut self` excludes users of this mapping, and the caller all others.
+        unsafe { self.mapping.as_mut_slice(self.size) }
+    }
+
+    /// Copies the bytes from `offset` into `buffer`, through the kernel: no slice of the memory is
+    /// made, so others may write it meanwhile; what they write at the same time may arrive in
+    /// part.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::OutOfBounds`], [`MemoryError::System`].
+    pub fn read_exact_at(&self, offset: usize, buffer: &mut [u8]) -> Result<(), MemoryError> {
+        self.check_range(offset, buffer.len())?;
+        let mut position = offset as u64;
+        let mut rest = buffer;
+        while !rest.is_empty() {
+            match rustix::io::pread(&self.fd, &mut *rest, position) {
+                Ok(0) => return Err(MemoryError::system("read shared memory", Errno::IO)),
+                Ok(count) => {
+                    rest = rest.get_mut(count..).unwrap_or_default();
+                    position += count as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(MemoryError::system("read shared memory", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Copies `bytes` to `offset`, through the kernel, as [`SharedMemory::read_exact_at`].
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::OutOfBounds`], [`MemoryError::System`].
+    pub fn write_all_at(&self, offset: usize, bytes: &[u8]) -> Result<(), MemoryError> {
+        self.check_range(offset, bytes.len())?;
+        let mut position = offset as u64;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match rustix::io::pwrite(&self.fd, rest, position) {
+                Ok(0) => return Err(MemoryError::system("write shared memory", Errno::IO)),
+                Ok(count) => {
+                    rest = rest.get(count..).unwrap_or_default();
+                    position += count as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(MemoryError::system("write shared memory", errno)),
+            }
+        }
+        Ok(())
+    }
+
+    fn check_range(&self, offset: usize, len: usize) -> Result<(), MemoryError> {
+        match offset.checked_add(len) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(MemoryError::OutOfBounds {
+                offset: offset as u64,
+                len,
+                size: self.size,
+            }),
+        }
+    }
+}
+
+impl AllocateOptions<'_, SharedMemory> {
+    /// Creates `bytes` of zeroed shared memory.
+    ///
+    /// Without pre-faulting, a page comes when it is first touched, and a machine that has none
+    /// left then kills the process.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::ZeroSize`], [`MemoryError::TooLarge`], [`MemoryError::AllocationFailed`],
+    /// [`MemoryError::LimitExceeded`] (with pre-faulting), [`MemoryError::System`] if there is no
+    /// descriptor to be had. Nothing stays mapped or open then.
+    pub fn create(self, bytes: usize) -> Result<SharedMemory, MemoryError> {
+        check_size(bytes)?;
+        prefault::check_room(&self, bytes)?;
+        let fd = sealed_memfd(bytes)?;
+        let mapping = map(fd.as_fd(), bytes)?;
+        // SAFETY: the memory was just made here; its address and descriptor are told to nobody.
+        let huge_pages = unsafe { prefault::prepare(&mapping, &self, Backing::Shared) }?;
+        Ok(SharedMemory {
+            mapping,
+            fd,
+            size: bytes,
+            huge_pages,
+        })
+    }
+}
+
+impl AsFd for SharedMemory {
+    /// The memfd, to pass on by other means than [`SharedMemory::send`].
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+// SAFETY: the mapping covers `size`, which is the size of the memory behind it, and that cannot
+// shrink: `create` and `map_received` saw the seal, and seals cannot be taken off. It is readable
+// and writable, zeroed or written by others, at most `isize::MAX` bytes, with exposed provenance,
+// and is unmapped only when `self.mapping` is dropped.
+unsafe impl MemoryRegion for SharedMemory {
+    fn addr(&self) -> usize {
+        self.mapping.address()
+    }
+
+    fn size(&self) -> usize {
+        self.size
+    }
+
+    fn storage_kind(&self) -> StorageKind {
+        StorageKind::System
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+fn sealed_memfd(bytes: usize) -> Result<OwnedFd, MemoryError> {
+    let system = |errno| MemoryError::system("create shared memory", errno);
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match rustix::fs::memfd_create("kvtile", flags | MemfdFlags::NOEXEC_SEAL) {
+        // Kernels before 6.3 do not know memory that is never to be executed.
+        Err(Errno::INVAL) => rustix::fs::memfd_create("kvtile", flags),
+        created => created,
+    }
+    .map_err(system)?;
+    rustix::fs::ftruncate(&fd, bytes as u64).map_err(|errno| MemoryError::AllocationFailed {
+        bytes,
+        source: errno.into(),
+    })?;
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&fd, seals).map_err(system)?;
+    Ok(fd)
+}
+
+fn map(fd: BorrowedFd<'_>, bytes: usize) -> Result<Mapping, MemoryError> {
+    Mapping::shared(fd, bytes).map_err(|errno| match errno {
+        Errno::ACCESS | Errno::PERM => MemoryError::SharedNotWritable {
+            source: errno.into(),
+        },
+        _ => MemoryError::AllocationFailed {
+            bytes,
+            source: errno.into(),
+        },
+    })
+}
