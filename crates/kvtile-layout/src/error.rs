@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::{
     axis::Axis,
+    identity::IdentityError,
     shape::{AxisRange, PLANES_MAX, PlaneName},
     tradition::ConfigError,
     unit::UNIT_BYTES_MAX,
@@ -20,6 +21,9 @@ pub enum LayoutError {
     /// A traditional config or its details.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// An identity or a part of one.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
     /// A count or an extent of zero.
     #[error("{what} is 0; give at least 1")]
     ZeroExtent {

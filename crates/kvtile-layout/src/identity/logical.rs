@@ -1,0 +1,266 @@
+//! The logical part: what the stored values mean, whatever their order.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Difference, Fingerprint, Rope,
+    canonical::Fields,
+    limits::{MAP_ENTRIES_MAX, check_count, check_text},
+};
+use crate::{
+    error::LayoutError,
+    shape::{Plane, Shape, Shard},
+    strided::names,
+};
+
+/// Names the form of the logical part and its version.
+const CONTEXT: &str = "kvtile identity logical 1";
+
+/// What the values of a block mean: model, revision, planes, page size, layers, heads, rotary
+/// embedding, and whatever the codecs hide.
+///
+/// Blocks with equal logical parts hold the same values in some order and can be converted into
+/// each other; blocks with different ones cannot stand in for each other. The number of blocks and
+/// the number of a replica are no part of it, and neither is the order of the planes.
+///
+/// ```
+/// use kvtile_layout::{Shape, Unit, identity::{LogicalIdentity, Rope}};
+///
+/// let bf16 = Unit::new("bf16", 2, 1)?;
+/// let shape = Shape::key_value(1000, 32, 16, 8, 128, &bf16)?;
+/// let rope = |base| Rope::new("llama3", base)?.with_number("factor", 8.0);
+/// let ours = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape, Some(rope(500_000.0)?))?;
+/// let theirs = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape, Some(rope(10_000.0)?))?;
+/// let difference = ours.first_difference(&theirs).expect("the bases differ");
+/// assert_eq!(difference.field, "rope.base");
+/// assert_ne!(ours.fingerprint(), theirs.fingerprint());
+/// # Ok::<(), kvtile_layout::LayoutError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "StoredLogical", into = "StoredLogical")]
+pub struct LogicalIdentity {
+    model: String,
+    revision: String,
+    /// One block, replica 0, planes by name.
+    shape: Shape,
+    rope: Option<Rope>,
+    extra: BTreeMap<String, String>,
+}
+
+/// As files have it.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StoredLogical {
+    model: String,
+    revision: String,
+    page_size: u64,
+    planes: Vec<Plane>,
+    shard: Shard,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rope: Option<Rope>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    extra: BTreeMap<String, String>,
+}
+
+impl From<LogicalIdentity> for StoredLogical {
+    fn from(identity: LogicalIdentity) -> StoredLogical {
+        StoredLogical {
+            page_size: identity.page_size(),
+            planes: identity.planes().to_vec(),
+            shard: identity.shard(),
+            model: identity.model,
+            revision: identity.revision,
+            rope: identity.rope,
+            extra: identity.extra,
+        }
+    }
+}
+
+impl TryFrom<StoredLogical> for LogicalIdentity {
+    type Error = LayoutError;
+
+    fn try_from(stored: StoredLogical) -> Result<LogicalIdentity, LayoutError> {
+        let layers = stored.shard.layers.count;
+        let shape = Shape::new(1, layers, stored.page_size, stored.planes)?;
+        let shape = shape.with_shard(stored.shard)?;
+        let identity = LogicalIdentity::new(&stored.model, &stored.revision, &shape, stored.rope)?;
+        check_count("extra", stored.extra.len(), MAP_ENTRIES_MAX)?;
+        stored
+            .extra
+            .iter()
+            .try_fold(identity, |identity, (key, value)| {
+                identity.with_extra(key, value)
+            })
+    }
+}
+
+impl LogicalIdentity {
+    /// The identity of what `shape` holds of a model. `revision` says which weights: a commit, a
+    /// checksum of the file. `rope` is `None` for models without rotary embedding.
+    ///
+    /// # Errors
+    /// A model or revision that is empty or longer than 4096 bytes.
+    pub fn new(
+        model: &str,
+        revision: &str,
+        shape: &Shape,
+        rope: Option<Rope>,
+    ) -> Result<LogicalIdentity, LayoutError> {
+        check_text("model", model)?;
+        check_text("revision", revision)?;
+        let mut planes: Vec<Plane> = shape
+            .planes()
+            .iter()
+            .map(in_order)
+            .collect::<Result<_, _>>()?;
+        planes.sort_by(|a, b| a.name().cmp(b.name()));
+        let shard = Shard {
+            replica: 0,
+            ..shape.shard()
+        };
+        let shape =
+            Shape::new(1, shape.num_layers(), shape.page_size(), planes)?.with_shard(shard)?;
+        Ok(LogicalIdentity {
+            model: model.to_owned(),
+            revision: revision.to_owned(),
+            shape,
+            rope,
+            extra: BTreeMap::new(),
+        })
+    }
+
+    /// The same with `key` set to `value`: something that the codecs hide, for instance a digest
+    /// of static scales, the seed of a rotation or the variant of an 8-bit format.
+    ///
+    /// # Errors
+    /// A key or value that is empty or longer than 4096 bytes; more than 256 entries.
+    pub fn with_extra(mut self, key: &str, value: &str) -> Result<LogicalIdentity, LayoutError> {
+        check_text("extra", key)?;
+        check_text("extra", value)?;
+        self.extra.insert(key.to_owned(), value.to_owned());
+        check_count("extra", self.extra.len(), MAP_ENTRIES_MAX)?;
+        Ok(self)
+    }
+
+    /// The model.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.model
+    }
+
+    /// Which weights of it.
+    #[must_use]
+    pub fn revision(&self) -> &str {
+        &self.revision
+    }
+
+    /// The planes, by name.
+    #[must_use]
+    pub fn planes(&self) -> &[Plane] {
+        self.shape.planes()
+    }
+
+    /// Tokens a block.
+    #[must_use]
+    pub fn page_size(&self) -> u64 {
+        self.shape.page_size()
+    }
+
+    /// The layers and heads of the whole model that a block holds. The replica is always 0.
+    #[must_use]
+    pub fn shard(&self) -> Shard {
+        self.shape.shard()
+    }
+
+    /// The rotary embedding.
+    #[must_use]
+    pub fn rope(&self) -> Option<&Rope> {
+        self.rope.as_ref()
+    }
+
+    /// What the codecs hide.
+    #[must_use]
+    pub fn extra(&self) -> &BTreeMap<String, String> {
+        &self.extra
+    }
+
+    /// The fingerprint of all of it.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fields().fingerprint(CONTEXT)
+    }
+
+    /// The first field that differs, in a fixed order; `None` exactly where both are equal.
+    #[must_use]
+    pub fn first_difference(&self, other: &LogicalIdentity) -> Option<Difference> {
+        self.differences(other).into_iter().next()
+    }
+
+    /// Every field that differs, in a fixed order.
+    #[must_use]
+    pub fn differences(&self, other: &LogicalIdentity) -> Vec<Difference> {
+        self.fields().differences(&other.fields())
+    }
+
+    pub(super) fn fields(&self) -> Fields {
+        let mut fields = Fields::default();
+        fields.text("model", &self.model);
+        fields.text("revision", &self.revision);
+        fields.number("page_size", self.page_size());
+        fields.text("planes", names(self.planes()));
+        for plane in self.planes() {
+            plane_fields(plane, &mut fields);
+        }
+        let shard = self.shard();
+        for (path, value) in [
+            ("shard.layers.start", shard.layers.start),
+            ("shard.layers.count", shard.layers.count),
+            ("shard.total_layers", shard.total_layers),
+            ("shard.heads.start", shard.heads.start),
+            ("shard.heads.count", shard.heads.count),
+            ("shard.total_heads", shard.total_heads),
+        ] {
+            fields.number(path, value);
+        }
+        if let Some(rope) = &self.rope {
+            rope.fields(&mut fields);
+        }
+        for (key, value) in &self.extra {
+            fields.text(format!("extra.{key}"), value);
+        }
+        fields
+    }
+}
+
+/// The same plane with its axes in order, as files need not have them.
+fn in_order(plane: &Plane) -> Result<Plane, LayoutError> {
+    let mut ordered = Plane::new(plane.name().as_str(), plane.unit().clone())?;
+    if !plane.is_per_token() {
+        ordered = ordered.per_page();
+    }
+    Ok(plane
+        .extents()
+        .iter()
+        .fold(ordered, |plane, &(axis, extent)| plane.extent(axis, extent)))
+}
+
+fn plane_fields(plane: &Plane, fields: &mut Fields) {
+    let name = plane.name();
+    let unit = plane.unit();
+    let kind = if unit.is_opaque() { "opaque" } else { "values" };
+    let per = if plane.is_per_token() {
+        "token"
+    } else {
+        "page"
+    };
+    fields.text(format!("planes.{name}.codec"), unit.codec());
+    fields.text(format!("planes.{name}.unit"), kind);
+    fields.number(format!("planes.{name}.unit_bytes"), unit.bytes());
+    fields.number(format!("planes.{name}.unit_values"), unit.values());
+    fields.text(format!("planes.{name}.per"), per);
+    for (axis, extent) in plane.extents() {
+        fields.number(format!("planes.{name}.{axis}"), *extent);
+    }
+}
