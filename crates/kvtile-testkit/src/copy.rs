@@ -1,6 +1,6 @@
 //! The naive copy: one unit after the other.
 
-use kvtile_layout::{Axis, Plane, Shape};
+use kvtile_layout::{Axis, BlockPair, Plane, RangePair, Selection, Shape};
 
 use crate::{
     error::TestkitError,
@@ -64,8 +64,8 @@ impl NaiveRange {
     }
 }
 
-/// What to copy. Planes without heads are copied whatever the heads; planes with one entry a page
-/// are copied when the pair is a whole page on both sides and refused otherwise.
+/// What to copy. A plane without heads takes part only when all heads of both sides do, a plane
+/// with one entry a page only when each pair is a whole page of both sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NaiveSelection {
     /// Blocks and tokens.
@@ -90,6 +90,55 @@ impl NaiveSelection {
         }
     }
 
+    /// What `selection` says for sides of these shapes: a range that it leaves out is all that
+    /// both sides have from entry 0 on.
+    #[must_use]
+    pub fn of(selection: &Selection, src: &Shape, dst: &Shape) -> NaiveSelection {
+        let range = |given: Option<RangePair>, src: u64, dst: u64| match given {
+            Some(range) => NaiveRange {
+                src_start: range.source,
+                dst_start: range.destination,
+                count: range.count,
+            },
+            None => NaiveRange::first(src.min(dst)),
+        };
+        let pairs = selection.pairs.iter().map(|pair| NaivePair {
+            src_block: pair.source_block,
+            src_token: pair.source_token,
+            dst_block: pair.destination_block,
+            dst_token: pair.destination_token,
+            tokens: pair.tokens,
+        });
+        NaiveSelection {
+            pairs: pairs.collect(),
+            layers: range(selection.layers, src.num_layers(), dst.num_layers()),
+            heads: range(selection.heads, src.num_heads(), dst.num_heads()),
+        }
+    }
+
+    /// The same for the planner, both ranges given.
+    #[must_use]
+    pub fn selection(&self) -> Selection {
+        let range = |range: NaiveRange| RangePair {
+            source: range.src_start,
+            destination: range.dst_start,
+            count: range.count,
+        };
+        let pairs = self.pairs.iter().map(|pair| BlockPair {
+            source_block: pair.src_block,
+            source_token: pair.src_token,
+            destination_block: pair.dst_block,
+            destination_token: pair.dst_token,
+            tokens: pair.tokens,
+        });
+        Selection {
+            pairs: pairs.collect(),
+            ..Selection::default()
+        }
+        .with_layers(range(self.layers))
+        .with_heads(range(self.heads))
+    }
+
     /// Every block to the block of the same id.
     #[must_use]
     pub fn everything(shape: &Shape) -> NaiveSelection {
@@ -103,8 +152,8 @@ impl NaiveSelection {
 ///
 /// # Errors
 /// Images or positions that do not fit the layouts; planes that differ in unit, in being per token
-/// or in an extent other than H; a part of a page where a plane has one entry a page. The
-/// destination may then be half written.
+/// or in an extent other than H; a part of a page or of the heads where a plane has one entry for
+/// all. The destination may then be half written.
 pub fn naive_copy(
     src: &ReferenceLayout,
     src_image: &Image,
@@ -141,9 +190,14 @@ fn unit_pairs(
     plane: &Plane,
     selection: &NaiveSelection,
 ) -> Result<Vec<(Index, Index)>, TestkitError> {
-    let heads = match plane.has(Axis::H) {
-        true => selection.heads,
-        false => NaiveRange::first(1),
+    let heads = if plane.has(Axis::H) {
+        selection.heads
+    } else if selection.heads.count == src.num_heads() && selection.heads.count == dst.num_heads() {
+        NaiveRange::first(1)
+    } else {
+        return Err(TestkitError::PartOfHeads {
+            plane: plane.name().to_string(),
+        });
     };
     let mut result = Vec::new();
     for pair in &selection.pairs {

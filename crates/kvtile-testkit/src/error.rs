@@ -136,6 +136,12 @@ pub enum TestkitError {
         /// The plane.
         plane: String,
     },
+    /// A part of the heads asked for where a plane has none.
+    #[error("plane {plane} has no heads and not all heads of both sides are selected")]
+    PartOfHeads {
+        /// The plane.
+        plane: String,
+    },
     /// A unit that does not hold the pattern.
     #[error(
         "plane {plane} at {index:?}: byte {byte} of the unit (region {region}, offset {offset}) \

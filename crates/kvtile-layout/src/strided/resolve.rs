@@ -405,7 +405,7 @@ impl Resolver<'_> {
                 .collect();
         } else {
             let mut stride = self.strided(item.axis, placed.bytes(), item.rule)?;
-            if item.axis == Axis::B && item.modulus.is_none() {
+            if item.axis == Axis::B {
                 stride =
                     self.strided(Axis::B, stride, Some(StrideRule::RoundUp(self.alignment)))?;
             }

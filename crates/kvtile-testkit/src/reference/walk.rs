@@ -219,7 +219,7 @@ impl Walker<'_> {
             }
             Some(StrideRule::Fixed(stride)) => stride,
         };
-        if axis == Axis::B && item.modulus.is_none() {
+        if axis == Axis::B {
             stride = fits(stride.checked_next_multiple_of(self.alignment))?;
         }
         Ok(Cursor::Bytes(fits(start.checked_add(stride))?))

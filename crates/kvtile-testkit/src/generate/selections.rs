@@ -1,0 +1,84 @@
+//! Random selections between two shapes.
+
+use kvtile_layout::{Axis, Shape};
+
+use super::choices::Choices;
+use crate::copy::{NaivePair, NaiveRange, NaiveSelection};
+
+/// A selection that both shapes have, no destination token twice, not empty.
+pub(super) fn selection(choices: &mut Choices, src: &Shape, dst: &Shape) -> NaiveSelection {
+    let headless = src.planes().iter().any(|plane| !plane.has(Axis::H));
+    let heads = match headless {
+        true => NaiveRange::first(src.num_heads()),
+        false => range(choices, src.num_heads(), dst.num_heads()),
+    };
+    let layers = range(choices, src.num_layers(), dst.num_layers());
+    let per_page = src.planes().iter().any(|plane| !plane.is_per_token());
+    let whole = src.page_size() == dst.page_size() && (per_page || !choices.once_in(3));
+    let pairs = match whole {
+        true => whole_blocks(choices, src, dst),
+        false => parts_of_blocks(choices, src, dst),
+    };
+    NaiveSelection {
+        pairs,
+        layers,
+        heads,
+    }
+}
+
+fn range(choices: &mut Choices, src: u64, dst: u64) -> NaiveRange {
+    let most = src.min(dst);
+    let count = most - choices.below(most);
+    NaiveRange {
+        src_start: choices.below(src - count + 1),
+        dst_start: choices.below(dst - count + 1),
+        count,
+    }
+}
+
+/// Distinct destination blocks, some of them in a row or at equal distances; any source blocks.
+fn whole_blocks(choices: &mut Choices, src: &Shape, dst: &Shape) -> Vec<NaivePair> {
+    let (from, to) = (src.num_blocks(), dst.num_blocks());
+    let step = 1 + choices.below(3);
+    let in_a_row = !choices.once_in(2);
+    let ids: Vec<u64> = (0..to).collect();
+    let ids = match in_a_row {
+        true => ids
+            .into_iter()
+            .step_by(usize::try_from(step).unwrap_or(1))
+            .collect(),
+        false => choices.shuffled(ids),
+    };
+    let count = ids.len() - choices.index(ids.len());
+    let (first, stride) = (choices.below(from), choices.below(3));
+    let mut pairs = Vec::new();
+    for (i, id) in (0u64..).zip(ids).take(count) {
+        let source = match in_a_row {
+            true => (first + i * stride) % from,
+            false => choices.below(from),
+        };
+        pairs.push(NaivePair::whole(source, id, src.page_size()));
+    }
+    pairs
+}
+
+/// Pieces of destination blocks from pieces of source blocks, whatever the page sizes.
+fn parts_of_blocks(choices: &mut Choices, src: &Shape, dst: &Shape) -> Vec<NaivePair> {
+    let mut pairs = Vec::new();
+    for dst_block in choices.shuffled((0..dst.num_blocks()).collect()) {
+        let mut dst_token = choices.below(dst.page_size());
+        while dst_token < dst.page_size() {
+            let most = src.page_size().min(dst.page_size() - dst_token);
+            let tokens = most - choices.below(most);
+            pairs.push(NaivePair {
+                src_block: choices.below(src.num_blocks()),
+                src_token: choices.below(src.page_size() - tokens + 1),
+                dst_block,
+                dst_token,
+                tokens,
+            });
+            dst_token += tokens + choices.below(2);
+        }
+    }
+    choices.shuffled(pairs)
+}

@@ -1,0 +1,106 @@
+//! Random shapes, and pairs of shapes between which something can be copied.
+
+use kvtile_layout::{Axis, LayoutError, Plane, Shape, Unit};
+
+use super::choices::Choices;
+
+const NAMES: [&str; 10] = ["k", "v", "ks", "vs", "c", "r", "s", "i", "conv", "ssm"];
+
+/// A shape of at most `bytes_max` bytes: one to four planes whose units have 1, 2, 3, 4, 7, 8 or
+/// 34 bytes, with or without heads, content and declared axes, some with one entry a page.
+pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, LayoutError> {
+    let num_blocks = 1 + choices.below(5);
+    let num_layers = 1 + choices.below(4);
+    let page_size = choices.pick(&[4, 1, 2, 3, 6, 8, 12, 16]);
+    let num_heads = choices.pick(&[2, 1, 3, 4, 6]);
+    let heads = !choices.once_in(5);
+    let names = choices.shuffled(NAMES.to_vec());
+    let count = 1 + choices.index(4);
+    let mut planes = Vec::new();
+    for name in names.into_iter().take(count) {
+        let mut plane = Plane::new(name, unit(choices)?)?;
+        if heads && !choices.once_in(6) {
+            plane = plane.extent(Axis::H, num_heads);
+        }
+        if !choices.once_in(8) {
+            plane = plane.extent(Axis::C, choices.pick(&[4, 8, 2, 3, 6, 12, 16, 1]));
+        }
+        for letter in ['W', 'D'] {
+            if let (true, Some(axis)) = (choices.once_in(6), Axis::new(letter)) {
+                plane = plane.extent(axis, choices.pick(&[2, 3, 4, 1]));
+            }
+        }
+        planes.push(match choices.once_in(7) {
+            true => plane.per_page(),
+            false => plane,
+        });
+    }
+    let mut capped = Shape::new(num_blocks, num_layers, page_size, planes.clone());
+    for cap in [12, 8, 6, 4, 3, 2, 1] {
+        match capped.as_ref().map(Shape::total_bytes) {
+            Ok(Ok(bytes)) if bytes <= bytes_max => break,
+            _ => {}
+        }
+        let planes = planes.iter().map(|plane| cap_plane(plane, cap)).collect();
+        capped = Shape::new(
+            num_blocks.min(cap),
+            num_layers.min(cap),
+            page_size.min(cap),
+            planes,
+        );
+    }
+    capped
+}
+
+fn unit(choices: &mut Choices) -> Result<Unit, LayoutError> {
+    match choices.below(8) {
+        0 | 1 => Unit::raw(2),
+        2 => Unit::raw(1),
+        3 => Unit::raw(4),
+        4 => Unit::raw(8),
+        5 => Unit::new("three", 3, 1),
+        6 => Unit::new("q8_0", 34, 32),
+        _ => Unit::opaque("unnamed", 7),
+    }
+}
+
+fn cap_plane(plane: &Plane, cap: u64) -> Plane {
+    with_extents(plane, |_, extent| extent.min(cap))
+}
+
+fn with_extents(plane: &Plane, extent: impl Fn(Axis, u64) -> u64) -> Plane {
+    let mut result =
+        Plane::new(plane.name().as_str(), plane.unit().clone()).unwrap_or_else(|_| plane.clone());
+    for &(axis, old) in plane.extents() {
+        result = result.extent(axis, extent(axis, old));
+    }
+    match plane.is_per_token() {
+        true => result,
+        false => result.per_page(),
+    }
+}
+
+/// A shape with the same planes in another order and other numbers of blocks, layers, tokens and
+/// heads, as far as the planes allow something to be copied between the two.
+pub(super) fn relative(choices: &mut Choices, shape: &Shape) -> Result<Shape, LayoutError> {
+    let per_page = shape.planes().iter().any(|plane| !plane.is_per_token());
+    let headless = shape.planes().iter().any(|plane| !plane.has(Axis::H));
+    let num_blocks = choices.pick(&[shape.num_blocks(), 1, 2, 3, 5, 7]);
+    let num_layers = choices.pick(&[shape.num_layers(), shape.num_layers(), 1, 2, 3]);
+    let page_size = match per_page {
+        true => shape.page_size(),
+        false => choices.pick(&[shape.page_size(), shape.page_size(), 1, 2, 4, 6, 8]),
+    };
+    let num_heads = match headless {
+        true => shape.num_heads(),
+        false => choices.pick(&[shape.num_heads(), shape.num_heads(), 1, 2, 4]),
+    };
+    let planes = shape.planes().iter().map(|plane| {
+        with_extents(plane, |axis, extent| match axis {
+            Axis::H => num_heads,
+            _ => extent,
+        })
+    });
+    let planes = choices.shuffled(planes.collect());
+    Shape::new(num_blocks, num_layers, page_size, planes)
+}

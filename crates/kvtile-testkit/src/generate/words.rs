@@ -1,0 +1,398 @@
+//! Random words that are layouts of a shape.
+//!
+//! A draft is a tree of items. It is grown from the slowest item on: at each point a digit that
+//! all planes at hand share, a bar, or a separation (K, or a sum whose parts may split the axes
+//! anew). Stride rules come last, since a fixed stride has to hold what stands right of it.
+
+use std::fmt::Write as _;
+
+use kvtile_layout::{Axis, Shape, Word};
+
+use super::choices::Choices;
+use crate::{error::TestkitError, reference::ReferenceLayout};
+
+/// A word that is a layout of `shape` with this alignment; `None` only if the draft was no word, which is a bug here
+/// and shows as a test that finds no cases.
+pub(super) fn word(choices: &mut Choices, shape: &Shape, alignment: u64) -> Option<Word> {
+    let mut draft = Draft { choices, shape };
+    let all: Vec<usize> = (0..shape.planes().len()).collect();
+    let todos = draft.todos(&all);
+    let bar = match draft.choices.once_in(2) {
+        true => Bar::Must,
+        false => Bar::Done,
+    };
+    let mut nodes = draft.grow(&all, todos, bar, Naming::Free);
+    let plain = Word::parse(&print(&nodes)).ok()?;
+    if add_rules(draft.choices, &mut nodes)
+        && let Some(ruled) = settle_rules(&mut nodes, shape, alignment)
+    {
+        return Some(ruled);
+    }
+    Some(plain)
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    None,
+    RoundUp(u64),
+    Fixed(u64),
+}
+
+#[derive(Clone, Debug)]
+enum Node {
+    Axis {
+        axis: Axis,
+        modulus: Option<u64>,
+        rule: Rule,
+        in_bytes: bool,
+    },
+    Plane(String),
+    Bar,
+    Sum(Vec<Vec<Node>>),
+}
+
+/// Where the bar stands from here on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bar {
+    /// It was passed, or there is none.
+    Done,
+    /// Somebody else sets it further right.
+    Later,
+    /// It has to be set.
+    Must,
+}
+
+/// Whether a part has to name its planes, or must not.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Naming {
+    Free,
+    Named,
+    Unnamed,
+}
+
+/// An axis with the digits that are still to be set.
+#[derive(Clone)]
+struct Todo {
+    axis: Axis,
+    moduli: Vec<Option<u64>>,
+    touched: bool,
+}
+
+struct Draft<'a> {
+    choices: &'a mut Choices,
+    shape: &'a Shape,
+}
+
+impl Draft<'_> {
+    fn extents(&self, set: &[usize], axis: Axis) -> Vec<u64> {
+        set.iter()
+            .filter_map(|&i| self.shape.planes().get(i))
+            .map(|plane| self.shape.extent(plane, axis))
+            .collect()
+    }
+
+    /// The axes of a set of planes, each cut into digits; axes of extent 1 now and then.
+    fn todos(&mut self, set: &[usize]) -> Vec<Todo> {
+        let standard = [Axis::B, Axis::L, Axis::N, Axis::H, Axis::C];
+        let declared = ['D', 'W'].into_iter().filter_map(Axis::new);
+        let mut todos = Vec::new();
+        for axis in standard.into_iter().chain(declared) {
+            let needed = self.extents(set, axis).iter().any(|&extent| extent > 1);
+            if self.shape.knows(axis) && (needed || !self.choices.once_in(3)) {
+                todos.push(Todo {
+                    axis,
+                    moduli: self.moduli(set, axis),
+                    touched: false,
+                });
+            }
+        }
+        todos
+    }
+
+    /// Moduli that divide each other and every extent of `axis` in `set` but 1.
+    fn moduli(&mut self, set: &[usize], axis: Axis) -> Vec<Option<u64>> {
+        let mut extents = self.extents(set, axis);
+        extents.retain(|&extent| extent > 1);
+        let Some(&first) = extents.first() else {
+            return vec![None];
+        };
+        let common = extents.iter().fold(first, |a, &b| gcd(a, b));
+        let mut moduli = Vec::new();
+        let mut low = 1;
+        while self.choices.once_in(3) {
+            let next: Vec<u64> = (low + 1..=common)
+                .filter(|m| m.is_multiple_of(low) && common.is_multiple_of(*m))
+                .collect();
+            if next.is_empty() {
+                break;
+            }
+            low = self.choices.pick(&next);
+            moduli.push(Some(low));
+        }
+        let complete = extents.iter().all(|&extent| extent == low);
+        if !complete || self.choices.once_in(2) {
+            moduli.insert(0, None);
+        }
+        moduli
+    }
+
+    fn grow(
+        &mut self,
+        set: &[usize],
+        mut todos: Vec<Todo>,
+        mut bar: Bar,
+        naming: Naming,
+    ) -> Vec<Node> {
+        let mut nodes = Vec::new();
+        let mut separated = set.len() == 1;
+        loop {
+            let ready: Vec<usize> = (0..todos.len())
+                .filter(|&i| self.can_set(set, separated, todos.get(i)))
+                .collect();
+            if bar == Bar::Must && (self.choices.once_in(4) || (ready.is_empty() && separated)) {
+                nodes.push(Node::Bar);
+                bar = Bar::Done;
+            } else if !separated && (ready.is_empty() || self.choices.once_in(4)) {
+                let by_plane = match naming {
+                    Naming::Free => !self.choices.once_in(2),
+                    Naming::Named => false,
+                    Naming::Unnamed => true,
+                };
+                if !by_plane {
+                    nodes.extend(self.sum(set, todos, bar, naming));
+                    return nodes;
+                }
+                nodes.push(axis_node(Axis::K, None, bar));
+                separated = true;
+            } else if let Some(&at) = ready.get(self.choices.index(ready.len())) {
+                nodes.extend(self.digit(&mut todos, at, bar));
+            } else {
+                break;
+            }
+        }
+        self.name(set, naming, &mut nodes);
+        nodes
+    }
+
+    /// Whether every plane of `set` has the same digits of this axis, so that one item does.
+    fn can_set(&self, set: &[usize], separated: bool, todo: Option<&Todo>) -> bool {
+        todo.is_some_and(|todo| {
+            let extents = self.extents(set, todo.axis);
+            let alike = extents.windows(2).all(|pair| match pair {
+                [a, b] => a == b,
+                _ => true,
+            });
+            !todo.moduli.is_empty() && (separated || alike)
+        })
+    }
+
+    fn digit(&mut self, todos: &mut [Todo], at: usize, bar: Bar) -> Option<Node> {
+        let todo = todos.get_mut(at)?;
+        let digit = self.choices.index(todo.moduli.len());
+        todo.touched = true;
+        let modulus = todo.moduli.remove(digit);
+        Some(axis_node(todo.axis, modulus, bar))
+    }
+
+    /// Puts the name of a single plane somewhere into its part.
+    fn name(&mut self, set: &[usize], naming: Naming, nodes: &mut Vec<Node>) {
+        let named = match naming {
+            Naming::Named => true,
+            Naming::Free => set.len() == 1 && self.choices.once_in(4),
+            Naming::Unnamed => false,
+        };
+        if let ([plane], true) = (set, named) {
+            if let Some(plane) = self.shape.planes().get(*plane) {
+                let at = self.choices.index(nodes.len() + 1);
+                nodes.insert(at, Node::Plane(plane.name().to_string()));
+            }
+        } else if nodes.is_empty() {
+            nodes.push(axis_node(Axis::K, None, Bar::Later));
+        }
+    }
+
+    /// A sum over parts of `set`, and what follows it.
+    fn sum(&mut self, set: &[usize], todos: Vec<Todo>, bar: Bar, naming: Naming) -> Vec<Node> {
+        let (tail_todos, part_todos): (Vec<Todo>, Vec<Todo>) =
+            todos.into_iter().partition(|_| self.choices.once_in(3));
+        let bar_in_tail = bar == Bar::Must && self.choices.once_in(2);
+        let (part_bar, tail_bar) = match bar {
+            Bar::Must if bar_in_tail => (Bar::Later, Bar::Later),
+            Bar::Must => (Bar::Must, Bar::Done),
+            other => (other, other),
+        };
+        let mut parts = Vec::new();
+        let mut may_be_unnamed = naming == Naming::Free;
+        for planes in self.partition(set) {
+            let naming = match may_be_unnamed && self.choices.once_in(3) {
+                true => Naming::Unnamed,
+                false => Naming::Named,
+            };
+            may_be_unnamed &= naming == Naming::Named;
+            let todos = self.part_todos(&planes, &part_todos);
+            parts.push(self.grow(&planes, todos, part_bar, naming));
+        }
+        let mut nodes = vec![Node::Sum(parts)];
+        nodes.extend(self.tail(tail_todos, tail_bar, bar_in_tail));
+        nodes
+    }
+
+    /// `set` in at least two parts.
+    fn partition(&mut self, set: &[usize]) -> Vec<Vec<usize>> {
+        let mut parts: Vec<Vec<usize>> = Vec::new();
+        for plane in self.choices.shuffled(set.to_vec()) {
+            let joins = parts.len() >= 2 && self.choices.once_in(2);
+            let at = self.choices.index(parts.len());
+            match parts.get_mut(at) {
+                Some(part) if joins => part.push(plane),
+                _ => parts.push(vec![plane]),
+            }
+        }
+        parts
+    }
+
+    /// Axes that no digit is set of yet may be cut differently in each part, or left out where
+    /// they have one entry.
+    fn part_todos(&mut self, planes: &[usize], todos: &[Todo]) -> Vec<Todo> {
+        let mut mine = Vec::new();
+        for todo in todos {
+            let mut todo = todo.clone();
+            if !todo.touched {
+                let one = self.extents(planes, todo.axis).iter().all(|&e| e == 1);
+                if one && self.choices.once_in(2) {
+                    continue;
+                }
+                if self.choices.once_in(2) {
+                    todo.moduli = self.moduli(planes, todo.axis);
+                }
+            }
+            mine.push(todo);
+        }
+        mine
+    }
+
+    fn tail(&mut self, todos: Vec<Todo>, bar: Bar, sets_bar: bool) -> Vec<Node> {
+        let digits = todos
+            .into_iter()
+            .flat_map(|todo| todo.moduli.into_iter().map(move |m| (todo.axis, m)))
+            .collect();
+        let digits = self.choices.shuffled(digits);
+        let bar_at = match sets_bar {
+            true => self.choices.index(digits.len() + 1),
+            false => usize::MAX,
+        };
+        let mut nodes = Vec::new();
+        for (i, (axis, modulus)) in digits.iter().enumerate() {
+            let bar = match i >= bar_at {
+                true => Bar::Done,
+                false => bar,
+            };
+            nodes.push(axis_node(*axis, *modulus, bar));
+        }
+        if sets_bar {
+            nodes.insert(bar_at.min(nodes.len()), Node::Bar);
+        }
+        nodes
+    }
+}
+
+fn axis_node(axis: Axis, modulus: Option<u64>, bar: Bar) -> Node {
+    Node::Axis {
+        axis,
+        modulus,
+        rule: Rule::None,
+        in_bytes: bar == Bar::Done,
+    }
+}
+
+fn gcd(a: u64, b: u64) -> u64 {
+    match b {
+        0 => a,
+        _ => gcd(b, a % b),
+    }
+}
+
+fn print(nodes: &[Node]) -> String {
+    let mut text = String::new();
+    for node in nodes {
+        match node {
+            Node::Bar => text.push('|'),
+            Node::Plane(name) => text.push_str(name),
+            Node::Sum(parts) => {
+                let parts: Vec<String> = parts.iter().map(|part| print(part)).collect();
+                text.push_str(&format!("({})", parts.join(",")));
+            }
+            Node::Axis {
+                axis,
+                modulus,
+                rule,
+                ..
+            } => {
+                text.push(axis.letter());
+                let modulus = modulus.map_or(String::new(), |m| m.to_string());
+                text.push_str(&modulus);
+                let _ = match rule {
+                    Rule::None => Ok(()),
+                    Rule::RoundUp(bytes) => write!(text, "@{bytes}"),
+                    Rule::Fixed(bytes) => write!(text, "={bytes}"),
+                };
+            }
+        }
+    }
+    text
+}
+
+fn rules(nodes: &mut [Node]) -> Vec<&mut Rule> {
+    let mut found = Vec::new();
+    for node in nodes {
+        match node {
+            Node::Axis { rule, in_bytes, .. } if *in_bytes => found.push(rule),
+            Node::Sum(parts) => found.extend(parts.iter_mut().flat_map(|part| rules(part))),
+            Node::Axis { .. } | Node::Plane(_) | Node::Bar => {}
+        }
+    }
+    found
+}
+
+/// Sets up to two stride rules, at most one of them fixed; says whether there is one.
+fn add_rules(choices: &mut Choices, nodes: &mut [Node]) -> bool {
+    let mut any = false;
+    let mut fixed = false;
+    let mut places = rules(nodes);
+    for _ in 0..choices.below(3) {
+        let at = choices.index(places.len());
+        let bytes = choices.pick(&[8, 2, 3, 4, 5, 16, 32, 64]);
+        let Some(rule) = places.get_mut(at) else {
+            break;
+        };
+        any = true;
+        **rule = match !fixed && choices.once_in(2) {
+            true => Rule::Fixed(bytes),
+            false => Rule::RoundUp(bytes),
+        };
+        fixed |= matches!(**rule, Rule::Fixed(_));
+    }
+    any
+}
+
+/// Raises the fixed stride to what it has to hold; `None` where padding would dominate.
+fn settle_rules(nodes: &mut [Node], shape: &Shape, alignment: u64) -> Option<Word> {
+    for _ in 0..16 {
+        let word = Word::parse(&print(nodes)).ok()?;
+        match ReferenceLayout::new(&word, shape, alignment) {
+            Ok(layout) => {
+                let padded: u64 = layout.region_bytes().iter().sum();
+                return (padded <= 4096 + 8 * shape.total_bytes().ok()?).then_some(word);
+            }
+            Err(TestkitError::StrideTooSmall { holds, stride, .. }) => {
+                for rule in rules(nodes) {
+                    if let Rule::Fixed(bytes) = rule {
+                        *bytes = holds + stride % 3;
+                    }
+                }
+            }
+            Err(_) => return None,
+        }
+    }
+    None
+}
