@@ -4,10 +4,13 @@
 //! nothing removes a file that the same call did not create.
 
 mod direct;
+mod length;
 mod open;
 mod transfer;
 
-pub use open::{FileOptions, Preallocation};
+pub use length::Preallocation;
+pub(crate) use length::check_limit as check_file_limit;
+pub use open::FileOptions;
 
 use crate::MemoryError;
 use crate::region::{MemoryRegion, RegionView, StorageKind};

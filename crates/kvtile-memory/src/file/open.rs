@@ -1,13 +1,13 @@
 //! Opening and creating files, and giving them their length.
 
 use super::direct::DirectFile;
+use super::length::{self, Preallocation};
 use super::{DirectState, FileMemory};
 use crate::MemoryError;
 use crate::region::check_size;
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::fs::{Advice, AtFlags, CWD, FallocateFlags, FileType, Mode, OFlags, Stat};
-use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
-use std::io::IoSlice;
+use rustix::fs::{Advice, AtFlags, CWD, FileType, Mode, OFlags, Stat};
+use rustix::io::{Errno, retry_on_intr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -18,20 +18,6 @@ pub struct FileOptions {
     extend: bool,
     direct_io: bool,
     preallocate: bool,
-}
-
-/// Whether the filesystem has reserved the room for all bytes of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Preallocation {
-    /// It has: no write can fail for want of room.
-    Done,
-    /// It was asked and cannot.
-    Unavailable {
-        /// Why not.
-        reason: String,
-    },
-    /// It was not asked.
-    NotRequested,
 }
 
 /// A file that is open and checked, not yet a region.
@@ -88,6 +74,7 @@ impl FileOptions {
         let path = path.as_ref();
         check_size(size)?;
         self.check_writable(path)?;
+        check_limit(path, size)?;
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let fd = retry_on_intr(|| rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR))
             .map_err(|errno| MemoryError::of_path("create", path, size as u64, errno))?;
@@ -97,7 +84,8 @@ impl FileOptions {
             scratch: false,
         };
         let created = rustix::fs::fstat(&opened.fd).ok();
-        grow(&opened, size)
+        opened
+            .grow(size)
             .and_then(|()| self.finish(opened, size))
             .inspect_err(|_| remove_created(path, created))
     }
@@ -126,7 +114,8 @@ impl FileOptions {
                     need: size as u64,
                 });
             }
-            grow(&opened, size)?;
+            check_limit(path, size)?;
+            opened.grow(size)?;
         }
         self.finish(opened, size)
     }
@@ -175,6 +164,7 @@ impl FileOptions {
         let folder = folder.as_ref();
         check_size(size)?;
         self.check_writable(folder)?;
+        check_limit(folder, size)?;
         // With EXCL, an unnamed file can never be given a name.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
@@ -189,7 +179,7 @@ impl FileOptions {
             path: folder.to_path_buf(),
             scratch: true,
         };
-        grow(&opened, size)?;
+        opened.grow(size)?;
         self.finish(opened, size)
     }
 
@@ -231,8 +221,13 @@ impl FileOptions {
 
     /// Makes the region of a file that has its length.
     fn finish(self, opened: Opened, size: usize) -> Result<FileMemory, MemoryError> {
+        if !self.read_only {
+            check_limit(&opened.path, size)?;
+        }
         let preallocation = if self.preallocate {
-            preallocate(&opened, size)?
+            length::preallocate(opened.fd.as_fd(), size).map_err(|errno| {
+                MemoryError::of_path("reserve room for", &opened.path, size as u64, errno)
+            })?
         } else {
             Preallocation::NotRequested
         };
@@ -258,50 +253,16 @@ impl FileOptions {
     }
 }
 
-/// Makes the file at least `size` bytes long. It never makes it shorter, even if others let it
-/// grow meanwhile, and it changes no byte that is there; `ftruncate` could do both.
-fn grow(opened: &Opened, size: usize) -> Result<(), MemoryError> {
-    let error = |errno| MemoryError::of_path("extend", &opened.path, size as u64, errno);
-    let last = (size as u64).saturating_sub(1);
-    let allocate = || rustix::fs::fallocate(&opened.fd, FallocateFlags::empty(), last, 1);
-    match retry_on_intr(allocate) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => append_zeroes(&opened.fd, size).map_err(error),
-        grown => grown.map_err(error),
+impl Opened {
+    fn grow(&self, size: usize) -> Result<(), MemoryError> {
+        length::grow(self.fd.as_fd(), size)
+            .map_err(|errno| MemoryError::of_path("extend", &self.path, size as u64, errno))
     }
 }
 
-/// As [`grow`], for filesystems that do not know `fallocate`.
-fn append_zeroes(fd: &OwnedFd, size: usize) -> Result<(), Errno> {
-    static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
-    loop {
-        let have = u64::try_from(rustix::fs::fstat(fd)?.st_size).unwrap_or(0);
-        let missing = (size as u64).saturating_sub(have);
-        let chunk = usize::try_from(missing).map_or(ZEROES.len(), |n| n.min(ZEROES.len()));
-        let Some(zeroes) = ZEROES.get(..chunk).filter(|zeroes| !zeroes.is_empty()) else {
-            return Ok(());
-        };
-        match rustix::io::pwritev2(fd, &[IoSlice::new(zeroes)], 0, ReadWriteFlags::APPEND) {
-            Ok(0) => return Err(Errno::IO),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-    }
-}
-
-fn preallocate(opened: &Opened, size: usize) -> Result<Preallocation, MemoryError> {
-    let allocate = || rustix::fs::fallocate(&opened.fd, FallocateFlags::KEEP_SIZE, 0, size as u64);
-    match retry_on_intr(allocate) {
-        Ok(()) => Ok(Preallocation::Done),
-        Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Preallocation::Unavailable {
-            reason: "the filesystem cannot reserve room".to_owned(),
-        }),
-        Err(errno) => Err(MemoryError::of_path(
-            "reserve room for",
-            &opened.path,
-            size as u64,
-            errno,
-        )),
-    }
+fn check_limit(path: &Path, size: usize) -> Result<(), MemoryError> {
+    length::check_limit(size)
+        .map_err(|errno| MemoryError::of_path("write", path, size as u64, errno))
 }
 
 /// A file that had a name for a moment, for filesystems without unnamed files.
@@ -349,25 +310,5 @@ mod tests {
         rustix::io::pwrite(&first, b"abc", 0).unwrap();
         assert_eq!(rustix::fs::fstat(&second).unwrap().st_size, 0);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-    }
-
-    /// Pitfall 10: an existing file keeps its bytes.
-    #[test]
-    fn appending_zeroes_grows_and_never_cuts() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        fs::write(&path, b"content").unwrap();
-        let fd: OwnedFd = fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .into();
-        append_zeroes(&fd, 3).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"content");
-        append_zeroes(&fd, 200_000).unwrap();
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(bytes.len(), 200_000);
-        assert_eq!(&bytes[..7], b"content");
-        assert!(bytes[7..].iter().all(|byte| *byte == 0));
     }
 }

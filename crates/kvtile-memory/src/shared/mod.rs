@@ -5,6 +5,7 @@
 mod handover;
 
 use crate::MemoryError;
+use crate::file::check_file_limit;
 use crate::mapping::Mapping;
 use crate::options::{AllocateOptions, HugePages};
 use crate::prefault::{self, Backing};
@@ -250,10 +251,12 @@ fn sealed_memfd(bytes: usize) -> Result<OwnedFd, MemoryError> {
         created => created,
     }
     .map_err(system)?;
-    rustix::fs::ftruncate(&fd, bytes as u64).map_err(|errno| MemoryError::AllocationFailed {
-        bytes,
-        source: errno.into(),
-    })?;
+    check_file_limit(bytes)
+        .and_then(|()| rustix::fs::ftruncate(&fd, bytes as u64))
+        .map_err(|errno| MemoryError::AllocationFailed {
+            bytes,
+            source: errno.into(),
+        })?;
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&fd, seals).map_err(system)?;
     Ok(fd)
