@@ -1,5 +1,5 @@
 //! Words, resolved to digits, against the reference that walks them with a cursor.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use kvtile_layout::{Axis, Shape, StridedLayout, UnitIndex, Word};
 use kvtile_testkit::{

@@ -1,11 +1,11 @@
 //! The naive copy: one unit after the other.
 
-use kvtile_layout::{Axis, BlockPair, Plane, RangePair, Selection, Shape};
+use kvtile_layout::{Axis, BlockPair, CopyPlan, Location, Plane, RangePair, Selection, Shape};
 
 use crate::{
     error::TestkitError,
     image::{Image, check_regions, unit_bytes, unit_bytes_mut},
-    reference::{ReferenceLayout, indices},
+    reference::{ReferenceLayout, indices, to_usize},
 };
 
 /// Tokens of one block that go to tokens of another.
@@ -179,6 +179,37 @@ pub fn naive_copy(
         }
     }
     Ok(copied)
+}
+
+/// Copies every run of `plan` from one image to the other, in its order, and says how many bytes
+/// that were: what executors do, without any of their care for speed.
+///
+/// # Errors
+/// A run outside an image.
+pub fn execute(plan: &CopyPlan, src: &Image, dst: &mut Image) -> Result<u64, TestkitError> {
+    let mut result = Ok(0);
+    plan.for_each_run(|from, to, bytes| {
+        if let Ok(copied) = &mut result {
+            match run(src, from, dst, to, bytes) {
+                Ok(()) => *copied += bytes,
+                Err(error) => result = Err(error),
+            }
+        }
+    });
+    result
+}
+
+fn run(
+    src: &Image,
+    from: Location,
+    dst: &mut Image,
+    to: Location,
+    bytes: u64,
+) -> Result<(), TestkitError> {
+    let from = unit_bytes(src, to_usize(from.region)?, from.offset, bytes)?;
+    let to = unit_bytes_mut(dst, to_usize(to.region)?, to.offset, bytes)?;
+    to.copy_from_slice(from);
+    Ok(())
 }
 
 type Index = Vec<(Axis, u64)>;

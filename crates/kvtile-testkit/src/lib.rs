@@ -16,7 +16,7 @@ pub mod generate;
 mod image;
 mod reference;
 
-pub use copy::{NaivePair, NaiveRange, NaiveSelection, naive_copy};
+pub use copy::{NaivePair, NaiveRange, NaiveSelection, execute, naive_copy};
 pub use error::TestkitError;
 pub use image::{Image, check, check_padding, fill, pattern_byte, poison_byte};
 pub use reference::{Place, ReferenceLayout, ReferenceUnit, UNITS_MAX, axes};
