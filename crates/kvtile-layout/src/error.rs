@@ -6,6 +6,7 @@ use crate::{
     axis::Axis,
     identity::IdentityError,
     shape::{AxisRange, PLANES_MAX, PlaneName},
+    tensor::TensorError,
     tradition::ConfigError,
     unit::UNIT_BYTES_MAX,
     word::ParseError,
@@ -24,6 +25,9 @@ pub enum LayoutError {
     /// An identity or a part of one.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Imported tensors.
+    #[error(transparent)]
+    Tensor(#[from] TensorError),
     /// A count or an extent of zero.
     #[error("{what} is 0; give at least 1")]
     ZeroExtent {

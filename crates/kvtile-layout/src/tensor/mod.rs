@@ -1,1 +1,19 @@
-//! Imported tensors: their shapes, strides and the roles of their dimensions.
+//! Imported tensors: from the sizes and strides that an engine's framework reports to a layout.
+//!
+//! Strides say where bytes lie. What a dimension means (tokens, heads, K and V) only its owner can
+//! say, in [`DimRole`]s; sizes stand in for them where they fit the shape in exactly one way, and
+//! two readings are an error that names both. Even then an engine may keep something else inside a
+//! tensor than its sizes suggest: bytes decide, and presets are tested on them.
+
+mod error;
+mod layout;
+mod place;
+mod shapes;
+mod strides;
+mod view;
+
+pub use error::TensorError;
+pub use layout::layout_from_tensors;
+pub use shapes::{TensorShape, validate_tensor_shapes};
+pub use strides::validate_tensor_strides;
+pub use view::{DimDigit, DimRole, TensorFormat, TensorView};

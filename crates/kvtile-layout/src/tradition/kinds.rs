@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::tensor::TensorFormat;
+
 /// The order of tokens, heads and elements inside one block, layer and plane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum InnerShape {
@@ -13,6 +15,16 @@ pub enum InnerShape {
     NHD,
     /// Heads, then tokens, then elements.
     HND,
+}
+
+impl From<TensorFormat> for InnerShape {
+    fn from(format: TensorFormat) -> InnerShape {
+        match format {
+            TensorFormat::NHD => InnerShape::NHD,
+            TensorFormat::HND => InnerShape::HND,
+            TensorFormat::Unknown => InnerShape::Unknown,
+        }
+    }
 }
 
 /// Where the block axis stands in the regions of a layer-separate layout.

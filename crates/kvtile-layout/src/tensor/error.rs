@@ -1,0 +1,205 @@
+//! What can be wrong with imported tensors.
+
+use thiserror::Error;
+
+use super::TensorFormat;
+use crate::{axis::Axis, shape::PlaneName};
+
+/// Why imported tensors were refused. Tensors are counted from 0 in the order given, and so are
+/// dimensions.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TensorError {
+    /// No tensors at all.
+    #[error("no tensors are given; give at least one")]
+    NoTensors,
+    /// Sizes, strides and roles of different lengths, or too many dimensions.
+    #[error(
+        "tensor {tensor} has {sizes} sizes, {strides} strides and {roles} roles; give one of each \
+         a dimension, at most {max}"
+    )]
+    Dimensions {
+        /// The tensor.
+        tensor: usize,
+        /// How many sizes.
+        sizes: usize,
+        /// How many strides.
+        strides: usize,
+        /// How many roles; as many as sizes where none are given.
+        roles: usize,
+        /// Most dimensions.
+        max: usize,
+    },
+    /// Elements without bytes, or giant ones.
+    #[error("tensor {tensor} has elements of {bytes} bytes; elements have 1 to {max}")]
+    ElementBytes {
+        /// The tensor.
+        tensor: usize,
+        /// Bytes of an element.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// A stride of zero: several entries at one place.
+    #[error("tensor {tensor}: stride 0 in dimension {dim} puts {size} entries at one place")]
+    ZeroStride {
+        /// The tensor.
+        tensor: usize,
+        /// The dimension.
+        dim: usize,
+        /// Its size.
+        size: usize,
+    },
+    /// A stride below zero.
+    #[error("tensor {tensor}: stride {stride} in dimension {dim}; strides are positive")]
+    NegativeStride {
+        /// The tensor.
+        tensor: usize,
+        /// The dimension.
+        dim: usize,
+        /// Its stride in elements.
+        stride: isize,
+    },
+    /// A stride below the span of the faster dimensions.
+    #[error(
+        "tensor {tensor}: stride {stride} in dimension {dim}, but the faster dimensions span \
+         {span} elements, so entries may share bytes"
+    )]
+    OverlappingStride {
+        /// The tensor.
+        tensor: usize,
+        /// The dimension.
+        dim: usize,
+        /// Its stride in elements.
+        stride: u64,
+        /// Elements from the first to the last of the faster dimensions.
+        span: u64,
+    },
+    /// A size that is not what the role says.
+    #[error(
+        "tensor {tensor}: dimension {dim} is {role} and has size {size} where {expected} is \
+         expected"
+    )]
+    DimensionSize {
+        /// The tensor.
+        tensor: usize,
+        /// The dimension.
+        dim: usize,
+        /// Its role.
+        role: String,
+        /// Its size.
+        size: usize,
+        /// The size that the shape asks for.
+        expected: u64,
+    },
+    /// Sizes that do not add up to the planes that the tensor holds.
+    #[error("tensor {tensor} has {bytes} bytes of elements, its planes {planes} need {expected}")]
+    TensorBytes {
+        /// The tensor.
+        tensor: usize,
+        /// Bytes of all its elements.
+        bytes: u64,
+        /// The planes it holds.
+        planes: String,
+        /// What these planes need.
+        expected: u64,
+    },
+    /// No way to tell which planes a tensor holds.
+    #[error("tensor {tensor} does not say which of the planes {known} it holds, or says it twice")]
+    WhichPlane {
+        /// The tensor.
+        tensor: usize,
+        /// Planes of the shape.
+        known: String,
+    },
+    /// No way to tell which layer a tensor holds.
+    #[error(
+        "tensor {tensor} does not say which of the {num_layers} layers it holds: set its layer, \
+         or give a dimension the role L, not both"
+    )]
+    WhichLayer {
+        /// The tensor.
+        tensor: usize,
+        /// Layers of the shape.
+        num_layers: u64,
+    },
+    /// A tensor without roles, where they decide.
+    #[error("tensor {tensor} has no roles; say what each of its dimensions is")]
+    RolesMissing {
+        /// The tensor.
+        tensor: usize,
+    },
+    /// Two tensors that ought to look the same and do not.
+    #[error("tensor {tensor} is {found}, tensor 0 is {expected}; they must have one shape")]
+    ShapesDiffer {
+        /// The tensor.
+        tensor: usize,
+        /// What it looks like.
+        found: String,
+        /// What tensor 0 looks like.
+        expected: String,
+    },
+    /// Two tensors with different orders of tokens and heads.
+    #[error("tensor {tensor} is {found:?}, tensor 0 is {expected:?}; give digits for each plane")]
+    FormatsDiffer {
+        /// The tensor.
+        tensor: usize,
+        /// Its format.
+        found: TensorFormat,
+        /// The format of tensor 0.
+        expected: TensorFormat,
+    },
+    /// Sizes that are not those of the shape in any order.
+    #[error("no order of {expected} gives the sizes {sizes:?}; give the roles")]
+    NoReading {
+        /// The sizes.
+        sizes: Vec<usize>,
+        /// What the shape has.
+        expected: String,
+    },
+    /// Sizes that are those of the shape in two orders.
+    #[error("the sizes {sizes:?} can be read as {first} and as {second}; give the roles")]
+    TwoReadings {
+        /// The sizes.
+        sizes: Vec<usize>,
+        /// One reading.
+        first: String,
+        /// Another one.
+        second: String,
+    },
+    /// A layer of a plane that is given never, or twice.
+    #[error("layer {layer} of plane {plane} is given {count} times; give it once")]
+    LayerCount {
+        /// The plane.
+        plane: PlaneName,
+        /// The layer.
+        layer: u64,
+        /// How many times.
+        count: usize,
+    },
+    /// Layers of a plane that lie differently inside, or at uneven distances.
+    #[error(
+        "layer {layer} of plane {plane} does not lie as layer 0 does, one even step further for \
+         each layer; number the regions in the order of the layers"
+    )]
+    UnevenLayers {
+        /// The plane.
+        plane: PlaneName,
+        /// The first layer that does not.
+        layer: u64,
+    },
+    /// Tensors that may share bytes.
+    #[error("the tensors may share bytes: {layout}")]
+    TensorsOverlap {
+        /// The layout that they make.
+        layout: String,
+    },
+    /// Strides or sizes that do not fit.
+    #[error("tensor {tensor}: {axis} reaches beyond 2^63 - 1 bytes")]
+    TooFar {
+        /// The tensor.
+        tensor: usize,
+        /// The axis.
+        axis: Axis,
+    },
+}
