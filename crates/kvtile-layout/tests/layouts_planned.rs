@@ -1,9 +1,9 @@
 //! Plans between random layouts, executed run by run, against the copy of one unit after the other.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
-use kvtile_layout::{CopyPlan, LayoutError, StridedLayout};
+use kvtile_layout::{CopyPlan, LayoutError, Shape, StridedLayout, Unit, Word};
 use kvtile_testkit::{
-    execute,
+    NaivePair, NaiveSelection, execute,
     generate::{LayoutCase, TransferCase, config, transfers},
     naive_copy,
 };
@@ -80,4 +80,36 @@ fn generated_transfers_use_what_a_selection_offers() {
     let [refused, others @ ..] = counts;
     assert!(refused < 60, "{counts:?}");
     assert!(others.iter().all(|&count| count >= 20), "{counts:?}");
+}
+
+/// Planes may cut the tokens at moduli that do not divide each other: the phase of a token is
+/// then known only modulo their common multiple.
+#[test]
+fn planes_with_incommensurable_tiles_of_tokens_copy_any_tokens() {
+    let shape = Shape::key_value(3, 2, 24, 2, 2, &Unit::raw(2).unwrap()).unwrap();
+    let layout = |word: &str| LayoutCase {
+        shape: shape.clone(),
+        word: Word::parse(word).unwrap(),
+        alignment: 1,
+    };
+    let (src, dst) = (layout("LB(kNHN4C,vNHN6C)"), layout("BL(kHNCN4,vHNCN6)"));
+    let mut selection = NaiveSelection::blocks(&shape, &[]);
+    for (i, tokens) in [(0u64, 2u64), (1, 4), (2, 5)] {
+        selection
+            .pairs
+            .extend([0, 6, 16].map(|dst_token| NaivePair {
+                src_block: 2 - i,
+                src_token: 4 * i + dst_token % 11,
+                dst_block: i,
+                dst_token,
+                tokens,
+            }));
+    }
+    let case = TransferCase {
+        src,
+        dst,
+        selection,
+    };
+    assert_planned_as_copied(&case, false);
+    assert_planned_as_copied(&case, true);
 }
