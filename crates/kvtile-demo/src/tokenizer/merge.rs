@@ -1,0 +1,198 @@
+//! Byte-pair merges (Sennrich, Haddow and Birch, 2016): of all neighbouring pairs
+//! the one with the lowest rank is joined first, of equal ones the leftmost. A heap
+//! keeps a word of n symbols at n log n, so that no text makes encoding slow.
+
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+
+/// What a pair of tokens becomes, and how early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Merge {
+    pub(super) rank: u32,
+    pub(super) token: u32,
+}
+
+/// The merges of a vocabulary.
+pub(super) type Merges = HashMap<(u32, u32), Merge>;
+
+/// A pair waiting to be merged; ordered by rank, then by place.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    rank: u32,
+    place: usize,
+    next: usize,
+    pair: (u32, u32),
+    token: u32,
+}
+
+/// A symbol of the word; `token` is `None` once it is part of its left neighbour.
+#[derive(Clone, Copy)]
+struct Symbol {
+    token: Option<u32>,
+    previous: Option<usize>,
+    next: Option<usize>,
+}
+
+struct Word<'a> {
+    merges: &'a Merges,
+    symbols: Vec<Symbol>,
+    heap: BinaryHeap<Reverse<Candidate>>,
+}
+
+/// Merges the symbols of one word as far as they go.
+pub(super) fn merge(merges: &Merges, tokens: impl Iterator<Item = u32>) -> Vec<u32> {
+    let mut symbols: Vec<Symbol> = tokens
+        .enumerate()
+        .map(|(place, token)| Symbol {
+            token: Some(token),
+            previous: place.checked_sub(1),
+            next: Some(place + 1),
+        })
+        .collect();
+    if let Some(last) = symbols.last_mut() {
+        last.next = None;
+    }
+    let mut word = Word {
+        merges,
+        symbols,
+        heap: BinaryHeap::new(),
+    };
+    for place in 0..word.symbols.len() {
+        word.propose(place);
+    }
+    while let Some(Reverse(candidate)) = word.heap.pop() {
+        word.join(candidate);
+    }
+    word.symbols
+        .iter()
+        .filter_map(|symbol| symbol.token)
+        .collect()
+}
+
+impl Word<'_> {
+    fn token(&self, place: usize) -> Option<u32> {
+        self.symbols.get(place)?.token
+    }
+
+    /// Puts the pair at `place` and its right neighbour on the heap, if it merges.
+    fn propose(&mut self, place: usize) -> Option<()> {
+        let next = self.symbols.get(place)?.next?;
+        let pair = (self.token(place)?, self.token(next)?);
+        let Merge { rank, token } = *self.merges.get(&pair)?;
+        self.heap.push(Reverse(Candidate {
+            rank,
+            place,
+            next,
+            pair,
+            token,
+        }));
+        Some(())
+    }
+
+    /// Joins a pair that is still there.
+    fn join(&mut self, candidate: Candidate) -> Option<()> {
+        let Candidate {
+            place,
+            next,
+            pair,
+            token,
+            ..
+        } = candidate;
+        if self.symbols.get(place)?.next != Some(next)
+            || (self.token(place)?, self.token(next)?) != pair
+        {
+            return None;
+        }
+        let after = self.symbols.get_mut(next).and_then(|symbol| {
+            symbol.token = None;
+            symbol.next
+        });
+        let joined = self.symbols.get_mut(place)?;
+        joined.token = Some(token);
+        joined.next = after;
+        let previous = joined.previous;
+        if let Some(after) = after.and_then(|after| self.symbols.get_mut(after)) {
+            after.previous = Some(place);
+        }
+        self.propose(place);
+        if let Some(previous) = previous {
+            self.propose(previous);
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merges(rules: &[(u32, u32, u32)]) -> Merges {
+        let ranked = (0..).zip(rules);
+        ranked
+            .map(|(rank, rule)| {
+                (
+                    (rule.0, rule.1),
+                    Merge {
+                        rank,
+                        token: rule.2,
+                    },
+                )
+            })
+            .collect()
+    }
+
+    /// The same by search: find the best pair, join it, again.
+    fn by_search(merges: &Merges, mut tokens: Vec<u32>) -> Vec<u32> {
+        loop {
+            let best = (1..tokens.len())
+                .filter_map(|i| {
+                    merges
+                        .get(&(tokens[i - 1], tokens[i]))
+                        .map(|m| (m.rank, i, m.token))
+                })
+                .min();
+            let Some((_, i, token)) = best else {
+                return tokens;
+            };
+            tokens[i - 1] = token;
+            tokens.remove(i);
+        }
+    }
+
+    #[test]
+    fn lower_ranks_go_first_and_equal_ones_from_the_left() {
+        let merges = merges(&[(1, 1, 2), (2, 1, 3), (2, 2, 4)]);
+        assert_eq!(merge(&merges, [1, 1, 1].into_iter()), [3]);
+        assert_eq!(merge(&merges, [1, 1, 1, 1].into_iter()), [4]);
+        assert_eq!(merge(&merges, [5].into_iter()), [5]);
+        assert_eq!(merge(&merges, std::iter::empty()), Vec::<u32>::new());
+    }
+
+    #[test]
+    fn heap_and_search_agree_on_random_rules_and_words() {
+        let mut state = 7u64;
+        let mut random = move |below: u64| {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            ((state >> 33) % below) as u32
+        };
+        for _ in 0..200 {
+            let mut rules: Vec<(u32, u32, u32)> = Vec::new();
+            for token in 4..20 {
+                let pair = (random(u64::from(token)), random(u64::from(token)));
+                if rules.iter().all(|rule| (rule.0, rule.1) != pair) {
+                    rules.push((pair.0, pair.1, token));
+                }
+            }
+            let merges = merges(&rules);
+            let word: Vec<u32> = (0..random(40)).map(|_| random(4)).collect();
+            let merged = merge(&merges, word.iter().copied());
+            assert_eq!(
+                merged,
+                by_search(&merges, word.clone()),
+                "{word:?} under {rules:?}"
+            );
+        }
+    }
+}
