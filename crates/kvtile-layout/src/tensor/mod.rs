@@ -8,6 +8,7 @@
 mod error;
 mod layout;
 mod place;
+mod search;
 mod shapes;
 mod strides;
 mod view;

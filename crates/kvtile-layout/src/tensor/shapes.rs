@@ -3,18 +3,15 @@
 use super::{
     DimRole, TensorError, TensorView,
     place::Placement,
+    search::readings,
     strides::check_tensor,
     view::{joined, reading},
 };
 use crate::{
-    axis::Axis,
     error::LayoutError,
-    shape::{BYTES_MAX, Plane, PlaneName, Shape},
+    shape::{BYTES_MAX, Plane, Shape},
     strided::{PlaneDigits, StridedLayout},
 };
-
-/// Most dimensions of a tensor whose roles are found from its sizes.
-const SEARCH_DIMENSIONS_MAX: usize = 8;
 
 /// What a set of tensors has in common.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,16 +87,7 @@ pub(super) fn roles_of(
         fit(tensor, view, roles, shape)?;
         return Ok(roles.clone());
     }
-    let mut search = Search {
-        tensor,
-        view,
-        shape,
-        found: Vec::new(),
-    };
-    for needs in search.needs() {
-        search.extend(&mut Vec::new(), &needs);
-    }
-    let mut found = search.found.into_iter();
+    let mut found = readings(tensor, view, shape).into_iter();
     match (found.next(), found.next()) {
         (Some(roles), None) => Ok(roles),
         (Some(first), Some(second)) => Err(TensorError::TwoReadings {
@@ -135,7 +123,7 @@ fn extents(shape: &Shape, with_layers: bool) -> String {
 }
 
 /// Checks that the tensor with these roles holds its planes, each axis once, without overlap.
-fn fit(
+pub(super) fn fit(
     tensor: usize,
     view: &TensorView,
     roles: &[DimRole],
@@ -171,131 +159,6 @@ fn fit(
         .collect();
     StridedLayout::from_digits(&held, &digits, &[BYTES_MAX], 1)?;
     Ok(())
-}
-
-/// Something that a dimension has to be.
-#[derive(Clone)]
-enum Need {
-    /// An axis of this extent.
-    Axis(Axis, u64),
-    /// An axis whose size is checked by placing it: content, which may count bytes.
-    Content(DimRole),
-    /// One entry a plane.
-    Planes(Vec<PlaneName>),
-}
-
-/// The search for all ways in which the dimensions of a tensor can be the axes of a shape.
-struct Search<'a> {
-    tensor: usize,
-    view: &'a TensorView,
-    shape: &'a Shape,
-    found: Vec<Vec<DimRole>>,
-}
-
-impl Search<'_> {
-    /// The sets of needs that the tensor may meet: one, or two where several planes may lie in a
-    /// dimension of their own or side by side in the content.
-    fn needs(&self) -> Vec<Vec<Need>> {
-        let names: Vec<PlaneName> = self
-            .shape
-            .planes()
-            .iter()
-            .map(|p| p.name().clone())
-            .collect();
-        let own = match (&self.view.plane, self.shape.planes()) {
-            (Some(name), planes) => planes.iter().find(|p| p.name() == name),
-            (None, [plane]) => Some(plane),
-            (None, _) => None,
-        };
-        let Some(plane) = own.or(self.shape.planes().first()) else {
-            return Vec::new();
-        };
-        let declared = plane.extents().iter().map(|(axis, _)| *axis);
-        let axes: Vec<Need> = [Axis::B, Axis::L, Axis::N]
-            .into_iter()
-            .chain(declared.filter(|&axis| axis != Axis::C))
-            .filter(|&axis| axis != Axis::L || self.view.layer.is_none())
-            .map(|axis| Need::Axis(axis, self.shape.extent(plane, axis)))
-            .filter(|need| !matches!(need, Need::Axis(_, 1)))
-            .collect();
-        let with = |needs: &[Need]| axes.iter().chain(needs).cloned().collect::<Vec<Need>>();
-        let content = Need::Content(DimRole::Axis(Axis::C));
-        // Content of one element needs no dimension.
-        let small =
-            plane.extent_of(Axis::C) == 1 && plane.unit().bytes() == self.view.element_bytes as u64;
-        let content = if small { vec![] } else { vec![content] };
-        if own.is_some() {
-            return vec![with(&content)];
-        }
-        let packed = Need::Content(DimRole::Packed {
-            axis: Axis::C,
-            planes: names.clone(),
-        });
-        let apart: Vec<Need> = content.into_iter().chain([Need::Planes(names)]).collect();
-        vec![with(&apart), with(&[packed])]
-    }
-
-    /// Extends a partial reading by one dimension; keeps the first two whole ones that fit.
-    fn extend(&mut self, roles: &mut Vec<DimRole>, needs: &[Need]) {
-        let dims = self.view.shape.len();
-        let left = self.view.shape.iter().skip(roles.len());
-        let large = left.filter(|&&size| size != 1).count();
-        if self.found.len() == 2 || dims > SEARCH_DIMENSIONS_MAX || large != needs.len() {
-            return;
-        }
-        let Some(&size) = self.view.shape.get(roles.len()) else {
-            if fit(self.tensor, self.view, roles, self.shape).is_ok() {
-                self.found.push(roles.clone());
-            }
-            return;
-        };
-        if size == 1 {
-            roles.push(DimRole::Single);
-            self.extend(roles, needs);
-            roles.pop();
-            return;
-        }
-        for (i, need) in needs.iter().enumerate() {
-            let role = match need {
-                Need::Axis(axis, extent) if *extent == size as u64 => DimRole::Axis(*axis),
-                Need::Content(role) if self.may_be_content(role, size) => role.clone(),
-                Need::Planes(planes) if planes.len() == size => DimRole::Planes(planes.clone()),
-                Need::Axis(..) | Need::Planes(_) | Need::Content(_) => continue,
-            };
-            let mut rest = needs.to_vec();
-            rest.remove(i);
-            roles.push(role);
-            self.extend(roles, &rest);
-            roles.pop();
-        }
-    }
-}
-
-impl Search<'_> {
-    /// Whether `size` counts the units or the bytes of some content: a bound that spares the
-    /// search most dead ends.
-    fn may_be_content(&self, role: &DimRole, size: usize) -> bool {
-        let planes = self.shape.planes().iter();
-        let held: Vec<&Plane> = match (role, &self.view.plane) {
-            (DimRole::Packed { .. }, _) | (_, None) => planes.collect(),
-            (_, Some(name)) => planes.filter(|p| p.name() == name).collect(),
-        };
-        let size = size as u64;
-        let bytes = size.saturating_mul(self.view.element_bytes as u64);
-        let content = |plane: &Plane| plane.extent_of(Axis::C);
-        let content_bytes = |plane: &Plane| content(plane).saturating_mul(plane.unit().bytes());
-        match role {
-            DimRole::Packed { .. } => {
-                let sum = |of: &dyn Fn(&Plane) -> u64| {
-                    held.iter().fold(0u64, |sum, p| sum.saturating_add(of(p)))
-                };
-                size == sum(&content) || bytes == sum(&content_bytes)
-            }
-            _ => held
-                .iter()
-                .any(|p| size == content(p) || bytes == content_bytes(p)),
-        }
-    }
 }
 
 impl TensorShape {

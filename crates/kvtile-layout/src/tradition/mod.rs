@@ -11,16 +11,19 @@
 //! order. Where the bytes live is not known here, and an inner order that nobody stated is never
 //! guessed: it is one opaque unit.
 
+mod builder;
 mod config;
 mod details;
 mod error;
 mod kinds;
 mod kv_block_layout;
 mod page;
+mod reading;
 mod shapes;
 mod spec;
 
-pub use config::{LayoutConfig, LayoutConfigBuilder};
+pub use builder::LayoutConfigBuilder;
+pub use config::LayoutConfig;
 pub use details::{
     DigitsDetails, FullyContiguousDetails, LayerSeparateDetails, LayoutTypeDetails, WordDetails,
 };

@@ -1,6 +1,6 @@
 //! From a config to a shape and back.
 
-use super::{ConfigError, InnerShape, LayoutConfig, config::ALIGNMENT_MAX};
+use super::{ConfigError, InnerShape, LayoutConfig, builder::ALIGNMENT_MAX};
 use crate::{
     axis::Axis,
     error::LayoutError,

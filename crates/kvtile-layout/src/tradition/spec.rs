@@ -75,19 +75,21 @@ impl LayoutSpec {
         inner: InnerShape,
         alignment: u64,
     ) -> Result<StridedLayout, LayoutError> {
-        let text = match self {
+        match self {
             LayoutSpec::Digits {
                 planes,
                 region_bytes,
-            } => return StridedLayout::from_digits(shape, planes, region_bytes, alignment),
-            LayoutSpec::Word(word) => return StridedLayout::resolve(word, shape, alignment),
-            LayoutSpec::FullyContiguous => fully_contiguous(inner),
-            LayoutSpec::LayerSeparate(dim) => layer_separate(*dim, inner),
-        };
-        if inner == InnerShape::Unknown {
-            order_cannot_matter(shape)?;
+            } => StridedLayout::from_digits(shape, planes, region_bytes, alignment),
+            LayoutSpec::Word(word) => StridedLayout::resolve(word, shape, alignment),
+            LayoutSpec::FullyContiguous => {
+                let word = stated(fully_contiguous(inner), shape, inner)?;
+                StridedLayout::resolve(&word, shape, alignment)
+            }
+            LayoutSpec::LayerSeparate(dim) => {
+                let word = stated(layer_separate(*dim, inner), shape, inner)?;
+                StridedLayout::resolve(&word, shape, alignment)
+            }
         }
-        StridedLayout::resolve(&Word::parse(text)?, shape, alignment)
     }
 
     /// The shape that `config` gives a layout of this order.
@@ -119,14 +121,14 @@ impl LayoutSpec {
     }
 }
 
-fn fully_contiguous(inner: InnerShape) -> &'static str {
+pub(super) fn fully_contiguous(inner: InnerShape) -> &'static str {
     match inner {
         InnerShape::NHD | InnerShape::Unknown => "BLKNHC",
         InnerShape::HND => "BLKHNC",
     }
 }
 
-fn layer_separate(block_dim: BlockDimension, inner: InnerShape) -> &'static str {
+pub(super) fn layer_separate(block_dim: BlockDimension, inner: InnerShape) -> &'static str {
     match (block_dim, inner) {
         (BlockDimension::BlockIsFirstDim, InnerShape::HND) => "L|BKHNC",
         (BlockDimension::BlockIsFirstDim, _) => "L|BKNHC",
@@ -143,12 +145,13 @@ fn mentions(word: &Word, axes: &[Axis]) -> bool {
     })
 }
 
-/// NHD and HND are the same bytes: no plane has both several tokens and several heads.
-fn order_cannot_matter(shape: &Shape) -> Result<(), LayoutError> {
+/// The word of a kind of the tradition, unless it would be a guess: with an unknown inner shape no
+/// plane may have both several tokens and several heads.
+pub(super) fn stated(text: &str, shape: &Shape, inner: InnerShape) -> Result<Word, LayoutError> {
     for plane in shape.planes() {
         let tokens = shape.extent(plane, Axis::N);
         let heads = shape.extent(plane, Axis::H);
-        if tokens > 1 && heads > 1 {
+        if inner == InnerShape::Unknown && tokens > 1 && heads > 1 {
             return Err(ConfigError::InnerOrderUnknown {
                 plane: plane.name().clone(),
                 tokens,
@@ -157,7 +160,7 @@ fn order_cannot_matter(shape: &Shape) -> Result<(), LayoutError> {
             .into());
         }
     }
-    Ok(())
+    Ok(Word::parse(text)?)
 }
 
 impl fmt::Display for LayoutSpec {

@@ -1,0 +1,186 @@
+//! Details and config read together: where both speak of the same thing they agree, or the
+//! descriptor is refused.
+
+use super::{
+    BlockDim, BlockDimension, ConfigError, InnerShape, KvBlockLayout, LayoutConfig, LayoutSpec,
+    LayoutTypeDetails,
+};
+use crate::{axis::Axis, error::LayoutError, shape::Shape, word::Word};
+
+/// Details and a config, brought together and checked.
+pub(super) struct Reading {
+    pub(super) spec: LayoutSpec,
+    pub(super) inner: InnerShape,
+    pub(super) shape: Shape,
+}
+
+pub(super) fn read(
+    details: &LayoutTypeDetails,
+    config: &LayoutConfig,
+) -> Result<Reading, LayoutError> {
+    match details {
+        LayoutTypeDetails::FullyContiguous(details) => {
+            let spec = LayoutSpec::FullyContiguous;
+            let shape = details.shape.as_ref();
+            stated_order(spec, details.kv_block_layout, shape, config)
+        }
+        LayoutTypeDetails::LayerSeparate(details) => {
+            let spec = LayoutSpec::LayerSeparate(details.block_dim);
+            let shape = details.shape.as_ref();
+            stated_order(spec, details.kv_block_layout, shape, config)
+        }
+        LayoutTypeDetails::Word(details) => {
+            let spec = LayoutSpec::Word(details.word.clone());
+            own_order(spec, details.shape.as_ref(), config)
+        }
+        LayoutTypeDetails::Digits(details) => {
+            let spec = LayoutSpec::Digits {
+                planes: details.planes.clone(),
+                region_bytes: details.region_bytes.clone(),
+            };
+            own_order(spec, details.shape.as_ref(), config)
+        }
+    }
+}
+
+/// A word or digits, over the shape of the details or else of the config.
+fn own_order(
+    spec: LayoutSpec,
+    shape: Option<&Shape>,
+    config: &LayoutConfig,
+) -> Result<Reading, LayoutError> {
+    let shape = match shape {
+        Some(shape) => {
+            check_shape(config, shape)?;
+            shape.clone()
+        }
+        None => spec.shape(config)?,
+    };
+    Ok(Reading {
+        spec,
+        inner: config.inner_shape(),
+        shape,
+    })
+}
+
+/// A kind of the tradition with the order that its details state, if they state one.
+fn stated_order(
+    spec: LayoutSpec,
+    stated: Option<KvBlockLayout>,
+    shape: Option<&Shape>,
+    config: &LayoutConfig,
+) -> Result<Reading, LayoutError> {
+    if let Some(shape) = shape {
+        check_shape(config, shape)?;
+        check_planes(config, shape)?;
+    }
+    let Some((stated, order)) = stated.and_then(|s| s.order().map(|order| (s, order))) else {
+        return Ok(Reading {
+            spec,
+            inner: config.inner_shape(),
+            shape: shape.map_or_else(|| config.shape(), |shape| Ok(shape.clone()))?,
+        });
+    };
+    let inner = stated.inner_shape();
+    let said = config.inner_shape();
+    if said != InnerShape::Unknown && inner != Some(said) {
+        return Err(ConfigError::InnerShapeContradicts {
+            inner_shape: said,
+            kv_block_layout: stated,
+        }
+        .into());
+    }
+    let shape = match shape {
+        Some(shape) => shape.clone(),
+        None if inner != Some(InnerShape::NHD) && config.num_heads().is_none() => {
+            return Err(ConfigError::NeedsHeads {
+                order: stated.to_string(),
+            }
+            .into());
+        }
+        None => config.element_shape()?,
+    };
+    if let Some(inner) = inner {
+        return Ok(Reading { spec, inner, shape });
+    }
+    let letters = order.letters();
+    let text = match (&spec, order.dims()) {
+        (LayoutSpec::LayerSeparate(BlockDimension::BlockIsFirstDim), [BlockDim::Layer, ..]) => {
+            letters.replacen('L', "L|B", 1)
+        }
+        (LayoutSpec::LayerSeparate(block_dim), _) => {
+            return Err(ConfigError::LayerSeparateOrder {
+                block_dim: *block_dim,
+                kv_block_layout: stated,
+            }
+            .into());
+        }
+        _ => format!("B{letters}"),
+    };
+    Ok(Reading {
+        spec: LayoutSpec::Word(Word::parse(&text)?),
+        inner: InnerShape::Unknown,
+        shape,
+    })
+}
+
+/// Config and shape agree in everything that both say.
+pub(super) fn check_shape(config: &LayoutConfig, shape: &Shape) -> Result<(), LayoutError> {
+    let counts = [
+        ("num_blocks", config.num_blocks(), shape.num_blocks()),
+        ("num_layers", config.num_layers(), shape.num_layers()),
+        ("page_size", config.page_size(), shape.page_size()),
+        (
+            "bytes per block",
+            config.bytes_per_block(),
+            shape.block_bytes()?,
+        ),
+    ];
+    let named = shape.planes().iter().any(|plane| plane.has(Axis::H));
+    let heads = config
+        .num_heads()
+        .filter(|_| named)
+        .map(|heads| ("num_heads", heads, shape.num_heads()));
+    for (what, said, shape) in counts.into_iter().chain(heads) {
+        let config = said as u64;
+        if config != shape {
+            return Err(ConfigError::ShapeDisagrees {
+                what,
+                config,
+                shape,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
+/// The planes are those of the tradition: `outer_dim` of them, each of the page size in bytes that
+/// the config has, so that systems which know the config only find them.
+pub(super) fn check_planes(config: &LayoutConfig, shape: &Shape) -> Result<(), LayoutError> {
+    let planes = shape.planes().len() as u64;
+    if config.outer_dim() as u64 != planes {
+        return Err(ConfigError::ShapeDisagrees {
+            what: "outer_dim",
+            config: config.outer_dim() as u64,
+            shape: planes,
+        }
+        .into());
+    }
+    for plane in shape.planes() {
+        let extents = plane.extents().iter().map(|(_, extent)| *extent);
+        // A block of the shape is a multiple of this product, so it fits.
+        let bytes = extents
+            .chain([shape.extent(plane, Axis::N)])
+            .fold(plane.unit().bytes(), u64::saturating_mul);
+        if bytes != config.page_bytes() as u64 {
+            return Err(ConfigError::ShapeDisagrees {
+                what: "bytes per page",
+                config: config.page_bytes() as u64,
+                shape: bytes,
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
