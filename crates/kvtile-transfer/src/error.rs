@@ -1,0 +1,304 @@
+//! What can go wrong between a layout and its memory.
+
+use std::{path::PathBuf, sync::Arc};
+
+use kvtile_layout::{
+    LayoutError,
+    identity::{Difference, Fingerprint},
+};
+use kvtile_memory::{MemType, MemoryError, StorageKind};
+use thiserror::Error;
+
+/// Why a layout was not bound, a descriptor not taken, a transfer not done or a file not served.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum TransferError {
+    /// A layout, a selection or a plan was refused.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Memory or a file failed.
+    #[error(transparent)]
+    Memory(Arc<MemoryError>),
+
+    // Binding a layout to regions.
+    /// As many regions are needed as the layout has.
+    #[error("{given} regions for a layout of {needed}")]
+    RegionCount {
+        /// Regions given.
+        given: usize,
+        /// Regions of the layout.
+        needed: usize,
+    },
+    /// A region that cannot hold its part of the layout.
+    #[error("region {region} has {have} bytes, the layout needs {need}")]
+    RegionTooSmall {
+        /// Index of the region.
+        region: usize,
+        /// Its size in bytes.
+        have: u64,
+        /// Bytes needed.
+        need: u64,
+    },
+    /// A region that does not start at a multiple of the layout's alignment.
+    #[error("region {region} starts at {addr:#x}, which is no multiple of {alignment} bytes")]
+    RegionMisaligned {
+        /// Index of the region.
+        region: usize,
+        /// Its address, or its offset in a file.
+        addr: u64,
+        /// The alignment in bytes.
+        alignment: u64,
+    },
+    /// Two regions of one layout that share bytes.
+    #[error(
+        "regions {first} and {second} share bytes in {kind:?}; each region is a place of its own"
+    )]
+    RegionsOverlap {
+        /// Index of a region.
+        first: usize,
+        /// Index of another.
+        second: usize,
+        /// Where they are.
+        kind: StorageKind,
+    },
+    /// Regions of different kinds in one layout.
+    #[error("one layout over {first:?} and {second:?}; its regions must be of one kind")]
+    MixedStorage {
+        /// Kind of the first region.
+        first: StorageKind,
+        /// The other kind.
+        second: StorageKind,
+    },
+    /// Memory that the CPU of this process cannot reach.
+    #[error("{kind:?} cannot be read or written by the executors of this process")]
+    NotReachable {
+        /// The kind.
+        kind: StorageKind,
+    },
+    /// A word needs more than the configuration says, or the other way round.
+    #[error("this layout has no LayoutConfig: it was built from a shape that none describes")]
+    NoConfig,
+
+    /// A region that the NIXL agent does not know, or knows as other memory than the first.
+    #[error("region {region} is not registered with agent {agent:?} like the others; register it")]
+    NotRegistered {
+        /// Index of the region.
+        region: usize,
+        /// Name of the agent.
+        agent: String,
+    },
+
+    // Descriptors.
+    /// Text that is not the JSON of a descriptor.
+    #[error("not a layout descriptor: {problem}")]
+    DescriptorSyntax {
+        /// What the parser said.
+        problem: String,
+    },
+    /// A descriptor of another version.
+    #[error("descriptor version {version} is not understood; this is version {supported}")]
+    DescriptorVersion {
+        /// The version found.
+        version: u32,
+        /// The version understood.
+        supported: u32,
+    },
+    /// A descriptor that is too long to be one.
+    #[error("a descriptor of {bytes} bytes; at most {max} are read")]
+    DescriptorTooLong {
+        /// Its length in bytes.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A memory descriptor that wraps around the address space, or is empty.
+    #[error("memory descriptor {index}: {size} bytes at {addr:#x} are no range of addresses")]
+    DescriptorRange {
+        /// Index of the memory descriptor.
+        index: usize,
+        /// Its address.
+        addr: u64,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A location that contradicts the memory type that NIXL was told.
+    #[error("location {location:?} contradicts NIXL memory type {mem_type:?}, device {device_id}")]
+    DescriptorLocation {
+        /// The location.
+        location: StorageKind,
+        /// The memory type.
+        mem_type: MemType,
+        /// The device id.
+        device_id: u64,
+    },
+
+    // Transfers.
+    /// A remote layout where only local ones can be used.
+    #[error("this layout is remote (agent {agent:?}): its addresses mean nothing here")]
+    RemoteLayout {
+        /// Name of the agent that owns it.
+        agent: String,
+    },
+    /// A handle of another manager, or of a layout that was unregistered.
+    #[error("layout handle {handle} is not registered here")]
+    UnknownHandle {
+        /// The handle.
+        handle: String,
+    },
+    /// A layout that cannot be unregistered while its blocks are leased.
+    #[error("{leases} leases are held on layout {handle}; wait for its transfers first")]
+    LayoutInUse {
+        /// The handle.
+        handle: String,
+        /// Number of leases.
+        leases: usize,
+    },
+    /// A layout that is registered already.
+    #[error("this layout is registered as {handle} already; use that handle")]
+    AlreadyRegistered {
+        /// Its handle.
+        handle: String,
+    },
+    /// Memory under the leases of another manager.
+    #[error("memory at {addr:#x} belongs to a layout of another manager; register both in one")]
+    ManagedElsewhere {
+        /// Start of the region.
+        addr: u64,
+    },
+    /// Source and destination hold the KV of different models.
+    #[error("the source holds blocks of identity {from}, the destination of {to}")]
+    LogicalDiffers {
+        /// Logical fingerprint of the source.
+        from: Fingerprint,
+        /// Logical fingerprint of the destination.
+        to: Fingerprint,
+    },
+    /// The same block as source and destination.
+    #[error("block {block} is both read and written; copy to other blocks")]
+    SameBlock {
+        /// The block.
+        block: u64,
+    },
+    /// A block that somebody else holds.
+    #[error("block {block} of layout {handle} is {held}; wait for it before it is {wanted}")]
+    BlockLeased {
+        /// The handle.
+        handle: String,
+        /// The block.
+        block: u64,
+        /// `being written` or `being read`.
+        held: &'static str,
+        /// `read` or `written`.
+        wanted: &'static str,
+    },
+    /// A block whose bytes were asked for without a lease on it.
+    #[error("block {block} of layout {handle} is not part of this lease")]
+    NotLeased {
+        /// The handle.
+        handle: String,
+        /// The block.
+        block: u64,
+    },
+    /// Whole blocks between pages of different sizes.
+    #[error(
+        "pages of {source_page_size} tokens into pages of {destination_page_size}: select tokens, \
+         for instance with Selection::sequence"
+    )]
+    PageSizesDiffer {
+        /// Tokens a block of the source.
+        source_page_size: u64,
+        /// Tokens a block of the destination.
+        destination_page_size: u64,
+    },
+    /// Source and destination that share bytes.
+    #[error("source and destination share bytes at {addr:#x}; copy through other blocks")]
+    Overlap {
+        /// Address, or file offset, of a shared byte.
+        addr: u64,
+    },
+    /// Layouts over the same memory whose transfer has too many pieces to prove apart.
+    #[error("source and destination share memory, and {runs} runs are too many to prove apart")]
+    OverlapUnproved {
+        /// Number of runs.
+        runs: u64,
+    },
+    /// Memory or a file that may not be written.
+    #[error("the destination is read-only")]
+    ReadOnly,
+    /// The copy was verified and is not equal.
+    #[error("destination block {block} differs from its source after the copy")]
+    VerifyFailed {
+        /// The destination block.
+        block: u64,
+    },
+    /// A layer that the transfer does not have.
+    #[error("layer {layer} is not among the {layers} layers of this transfer")]
+    NoSuchLayer {
+        /// The layer asked for, counted from the first of the transfer.
+        layer: usize,
+        /// Layers of the transfer.
+        layers: usize,
+    },
+    /// A plan reached outside the regions it was made for. Never happens; checked all the same.
+    #[error("a plan reaches outside region {region}; this is a defect of kvtile")]
+    OutsidePlan {
+        /// The region.
+        region: u64,
+    },
+    /// The worker panicked. Never happens; reported all the same.
+    #[error(
+        "a transfer panicked; the destination blocks are undefined; this is a defect of kvtile"
+    )]
+    Panicked,
+    /// The transfer threads could not be started.
+    #[error("a transfer thread could not be started: {problem}")]
+    NoThread {
+        /// What the system said.
+        problem: String,
+    },
+
+    // Saved caches.
+    /// A file or folder that the system would not handle.
+    #[error("cannot {operation} {path}: {source}", path = path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: Arc<std::io::Error>,
+    },
+    /// A file that is not a saved cache.
+    #[error("not a saved cache: {problem}")]
+    NotASavedCache {
+        /// What is wrong.
+        problem: String,
+    },
+    /// A saved cache whose contents are not what was written.
+    #[error("the saved cache is damaged: {problem}")]
+    Damaged {
+        /// What is wrong.
+        problem: String,
+    },
+    /// A saved block whose bytes are not those that were saved. It is a miss, never served.
+    #[error(
+        "saved block {block} fails its checksum: stored {stored:016x}, computed {computed:016x}"
+    )]
+    ChecksumMismatch {
+        /// The block.
+        block: u64,
+        /// The checksum in the file.
+        stored: u64,
+        /// The checksum of the bytes.
+        computed: u64,
+    },
+    /// A saved cache of another model, or of another part of it.
+    #[error("the saved cache is for another model: {0}")]
+    IdentityDiffers(Difference),
+}
+
+impl From<MemoryError> for TransferError {
+    fn from(error: MemoryError) -> TransferError {
+        TransferError::Memory(Arc::new(error))
+    }
+}

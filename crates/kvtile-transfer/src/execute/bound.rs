@@ -1,0 +1,195 @@
+//! A layout bound to its regions: the one place where an offset meets a base address.
+
+use std::sync::Arc;
+
+use kvtile_layout::{Location, StridedLayout};
+use kvtile_memory::{FileMemory, OwnedMemoryRegion, StorageKind, file_of};
+
+use crate::error::TransferError;
+
+/// One region of memory, as the executors see it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct RawRegion {
+    pub(super) base: *mut u8,
+    pub(super) bytes: usize,
+}
+
+// SAFETY: a `RawRegion` is an address and a size; whether it may be read or written is decided by
+// leases, not by the thread it is used on.
+unsafe impl Send for RawRegion {}
+// SAFETY: as above.
+unsafe impl Sync for RawRegion {}
+
+/// What kind of place the bytes are in.
+#[derive(Debug)]
+pub(crate) enum Backing {
+    /// Memory that this process can address.
+    Memory(Vec<RawRegion>),
+    /// Files; one entry a region.
+    File,
+}
+
+/// A layout whose regions exist here and are large enough, aligned, apart and of one kind.
+#[derive(Debug)]
+pub(crate) struct BoundLayout {
+    layout: Arc<StridedLayout>,
+    regions: Vec<OwnedMemoryRegion>,
+    backing: Backing,
+    kind: StorageKind,
+}
+
+impl BoundLayout {
+    /// Binds `layout` to `regions`. Every bound is checked here, once.
+    pub(crate) fn new(
+        layout: Arc<StridedLayout>,
+        regions: Vec<OwnedMemoryRegion>,
+    ) -> Result<BoundLayout, TransferError> {
+        let needed = layout.region_bytes();
+        if regions.len() != needed.len() {
+            return Err(TransferError::RegionCount {
+                given: regions.len(),
+                needed: needed.len(),
+            });
+        }
+        for (index, (region, &bytes)) in regions.iter().zip(needed).enumerate() {
+            if (region.size() as u64) < bytes {
+                return Err(TransferError::RegionTooSmall {
+                    region: index,
+                    have: region.size() as u64,
+                    need: bytes,
+                });
+            }
+            if !(region.addr() as u64).is_multiple_of(layout.alignment()) {
+                return Err(TransferError::RegionMisaligned {
+                    region: index,
+                    addr: region.addr() as u64,
+                    alignment: layout.alignment(),
+                });
+            }
+        }
+        let kind = one_kind(&regions)?;
+        let backing = match kind {
+            kind if kind.is_addressable() => Backing::Memory(
+                regions
+                    .iter()
+                    .map(|region| RawRegion {
+                        base: std::ptr::with_exposed_provenance_mut(region.addr()),
+                        bytes: region.size(),
+                    })
+                    .collect(),
+            ),
+            StorageKind::Disk(_) if regions.iter().all(|r| file_of(r.as_ref()).is_some()) => {
+                Backing::File
+            }
+            kind => return Err(TransferError::NotReachable { kind }),
+        };
+        check_apart(&regions, kind)?;
+        Ok(BoundLayout {
+            layout,
+            regions,
+            backing,
+            kind,
+        })
+    }
+
+    pub(crate) fn layout(&self) -> &Arc<StridedLayout> {
+        &self.layout
+    }
+
+    pub(crate) fn regions(&self) -> &[OwnedMemoryRegion] {
+        &self.regions
+    }
+
+    pub(crate) fn kind(&self) -> StorageKind {
+        self.kind
+    }
+
+    pub(crate) fn backing(&self) -> &Backing {
+        &self.backing
+    }
+
+    /// Whether every region may be written.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.regions.iter().all(|region| region.is_writable())
+    }
+
+    /// The file that backs region `index`, and where in it the region starts.
+    pub(crate) fn file(&self, index: u64) -> Result<(&FileMemory, u64), TransferError> {
+        usize::try_from(index)
+            .ok()
+            .and_then(|index| self.regions.get(index))
+            .and_then(|region| file_of(region.as_ref()))
+            .ok_or(TransferError::OutsidePlan { region: index })
+    }
+
+    /// The address of `bytes` bytes at `location`, where they lie inside the region.
+    pub(super) fn pointer(&self, location: Location, bytes: u64) -> Result<*mut u8, TransferError> {
+        let outside = TransferError::OutsidePlan {
+            region: location.region,
+        };
+        let Backing::Memory(regions) = &self.backing else {
+            return Err(outside);
+        };
+        let region = usize::try_from(location.region)
+            .ok()
+            .and_then(|index| regions.get(index));
+        match region {
+            Some(region)
+                if location
+                    .offset
+                    .checked_add(bytes)
+                    .is_some_and(|end| end <= region.bytes as u64) =>
+            {
+                let offset = usize::try_from(location.offset).map_err(|_| outside)?;
+                Ok(region.base.wrapping_add(offset))
+            }
+            _ => Err(outside),
+        }
+    }
+}
+
+/// The kind that all regions share; files may be several.
+fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError> {
+    let Some(first) = regions.first().map(|region| region.storage_kind()) else {
+        return Err(TransferError::RegionCount {
+            given: 0,
+            needed: 1,
+        });
+    };
+    let same =
+        |a: StorageKind, b: StorageKind| std::mem::discriminant(&a) == std::mem::discriminant(&b);
+    match regions.iter().find(|r| !same(r.storage_kind(), first)) {
+        None => Ok(first),
+        Some(other) => Err(TransferError::MixedStorage {
+            first,
+            second: other.storage_kind(),
+        }),
+    }
+}
+
+/// No two regions share a byte.
+fn check_apart(regions: &[OwnedMemoryRegion], kind: StorageKind) -> Result<(), TransferError> {
+    let file = |region: &OwnedMemoryRegion| match region.storage_kind() {
+        StorageKind::Disk(descriptor) => descriptor,
+        _ => 0,
+    };
+    let mut sorted: Vec<(u64, usize, usize, usize)> = regions
+        .iter()
+        .enumerate()
+        .map(|(index, region)| (file(region), region.addr(), region.size(), index))
+        .collect();
+    sorted.sort_unstable();
+    for pair in sorted.windows(2) {
+        if let [(file, addr, size, first), (next_file, next, _, second)] = pair
+            && file == next_file
+            && addr.checked_add(*size).is_none_or(|end| end > *next)
+        {
+            return Err(TransferError::RegionsOverlap {
+                first: *first,
+                second: *second,
+                kind,
+            });
+        }
+    }
+    Ok(())
+}

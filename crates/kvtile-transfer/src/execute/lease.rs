@@ -1,0 +1,213 @@
+//! Leases: who may touch which blocks, and safe access to their bytes.
+
+use std::sync::Arc;
+
+use kvtile_layout::{CopyPlan, Selection, Span, StridedLayout};
+
+use super::{access, bound::Backing};
+use crate::{
+    error::TransferError,
+    manager::{LayoutHandle, SharedLedger, Ticket, lock},
+    physical::PhysicalLayout,
+};
+
+/// What a lease is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseMode {
+    /// To read; others may read too.
+    Read,
+    /// To write; nobody else may read or write.
+    Write,
+}
+
+/// Blocks of a layout that nobody else may change (read) or touch (write) while it lives.
+///
+/// An engine holds a write lease while it fills blocks, and a read lease while attention reads
+/// them; a transfer that wants them meanwhile is refused.
+pub struct BlockLease {
+    ledger: SharedLedger,
+    ticket: Ticket,
+    handle: LayoutHandle,
+    layout: PhysicalLayout,
+    blocks: Arc<[u64]>,
+    mode: LeaseMode,
+}
+
+impl std::fmt::Debug for BlockLease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BlockLease")
+            .field("handle", &self.handle)
+            .field("blocks", &self.blocks)
+            .field("mode", &self.mode)
+            .finish_non_exhaustive()
+    }
+}
+
+impl BlockLease {
+    pub(crate) fn take(
+        ledger: &SharedLedger,
+        handle: LayoutHandle,
+        blocks: &[u64],
+        mode: LeaseMode,
+    ) -> Result<BlockLease, TransferError> {
+        let mut distinct = blocks.to_vec();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let mut guard = lock(ledger);
+        let layout = guard.layout(handle)?.clone();
+        let num_blocks = layout.shape().num_blocks();
+        if let Some(&block) = distinct.last().filter(|&&block| block >= num_blocks) {
+            return Err(TransferError::Layout(
+                kvtile_layout::LayoutError::BlockOutOfRange {
+                    side: "leased",
+                    block,
+                    num_blocks,
+                },
+            ));
+        }
+        let blocks = distinct.clone().into();
+        let ticket = guard.lease(handle, distinct, mode)?;
+        drop(guard);
+        Ok(BlockLease {
+            ledger: Arc::clone(ledger),
+            ticket,
+            handle,
+            layout,
+            blocks,
+            mode,
+        })
+    }
+
+    /// The layout.
+    #[must_use]
+    pub fn handle(&self) -> LayoutHandle {
+        self.handle
+    }
+
+    /// The blocks, sorted.
+    #[must_use]
+    pub fn blocks(&self) -> &[u64] {
+        &self.blocks
+    }
+
+    /// What it is for.
+    #[must_use]
+    pub fn mode(&self) -> LeaseMode {
+        self.mode
+    }
+
+    /// The bytes of all planes of one block and layer.
+    ///
+    /// # Errors
+    /// A block that is not leased; a layer out of range; a layout in which these bytes are not
+    /// contiguous or not in the memory of this process.
+    pub fn page(&self, block: u64, layer: u64) -> Result<&[u8], TransferError> {
+        let span = self.span(block, layer)?;
+        // SAFETY: the lease keeps writers away from the block while `self` is borrowed.
+        unsafe { access::bytes(self.layout.bound()?, span) }
+    }
+
+    /// The bytes of all planes of one block and layer, to write.
+    ///
+    /// # Errors
+    /// As for [`BlockLease::page`]; a lease that is for reading; memory that is read-only.
+    pub fn page_mut(&mut self, block: u64, layer: u64) -> Result<&mut [u8], TransferError> {
+        let span = self.span(block, layer)?;
+        self.check_writable()?;
+        // SAFETY: a write lease keeps everybody else away, and `self` is borrowed exclusively.
+        unsafe { access::bytes_mut(self.layout.bound()?, span) }
+    }
+
+    /// CRC-64/NVME of the stored bytes of a block: the bytes of its units, padding left out, by
+    /// region and offset. It depends on the layout; [`TransferManager::block_digest`] does not.
+    ///
+    /// [`TransferManager::block_digest`]: crate::TransferManager::block_digest
+    ///
+    /// # Errors
+    /// A block that is not leased; a file that cannot be read.
+    pub fn checksum(&self, block: u64) -> Result<u64, TransferError> {
+        self.check_holds(block)?;
+        let bound = self.layout.bound()?;
+        let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
+        let mut buffer = Vec::new();
+        for span in stored_spans(bound.layout(), block)? {
+            match bound.backing() {
+                Backing::Memory(_) => {
+                    // SAFETY: the lease keeps writers away from the block.
+                    digest.update(unsafe { access::bytes(bound, span) }?);
+                }
+                Backing::File => {
+                    let (file, base) = bound.file(span.start.region)?;
+                    for start in (0..span.bytes).step_by(READ_BYTES) {
+                        let bytes = (span.bytes - start).min(READ_BYTES as u64);
+                        buffer.resize(usize::try_from(bytes).unwrap_or(0), 0);
+                        file.read_exact_at(base + span.start.offset + start, &mut buffer)?;
+                        digest.update(&buffer);
+                    }
+                }
+            }
+        }
+        Ok(digest.finalize())
+    }
+
+    /// The layout whose blocks these are.
+    pub(crate) fn layout(&self) -> &PhysicalLayout {
+        &self.layout
+    }
+
+    fn span(&self, block: u64, layer: u64) -> Result<Span, TransferError> {
+        self.check_holds(block)?;
+        Ok(self.layout.strided().page_span(block, layer)?)
+    }
+
+    pub(super) fn check_writable(&self) -> Result<(), TransferError> {
+        let writable = self.layout.bound()?.is_writable();
+        if writable && self.mode == LeaseMode::Write {
+            return Ok(());
+        }
+        Err(TransferError::ReadOnly)
+    }
+
+    pub(super) fn check_holds(&self, block: u64) -> Result<(), TransferError> {
+        if self.blocks.binary_search(&block).is_ok() {
+            return Ok(());
+        }
+        Err(TransferError::NotLeased {
+            handle: self.handle.to_string(),
+            block,
+        })
+    }
+}
+
+/// Bytes of a file that are read at a time for a checksum.
+const READ_BYTES: usize = 1 << 20;
+
+/// The bytes of one block, merged and in the order of regions and offsets.
+fn stored_spans(layout: &StridedLayout, block: u64) -> Result<Vec<Span>, TransferError> {
+    let shape = layout.shape().with_num_blocks(1)?;
+    let canonical = StridedLayout::canonical(&shape)?;
+    let selection = Selection::blocks(&[block], &[0], shape.page_size())?.in_source_order();
+    let plan = CopyPlan::new(layout, &canonical, &selection)?;
+    let mut runs: Vec<Span> = Vec::new();
+    plan.for_each_run(|start, _, bytes| runs.push(Span { start, bytes }));
+    runs.sort_unstable_by_key(|span| span.start);
+    let mut merged: Vec<Span> = Vec::new();
+    for run in runs {
+        match merged.last_mut() {
+            Some(last)
+                if last.start.region == run.start.region
+                    && last.start.offset + last.bytes == run.start.offset =>
+            {
+                last.bytes += run.bytes;
+            }
+            _ => merged.push(run),
+        }
+    }
+    Ok(merged)
+}
+
+impl Drop for BlockLease {
+    fn drop(&mut self) {
+        lock(&self.ledger).release(&self.ticket);
+    }
+}

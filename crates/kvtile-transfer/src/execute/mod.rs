@@ -1,0 +1,55 @@
+//! Executing plans: the only place in this crate that touches bytes, and its only unsafe code.
+//!
+//! | file | what it moves |
+//! | --- | --- |
+//! | `bound` | nothing: binds a layout to its regions and checks every bound |
+//! | `copy` | memory to memory |
+//! | `file` | memory to file, file to memory, file to file, through staging |
+//! | `access` | nothing: makes slices of bytes that the caller may touch |
+//! | `lease` | nothing: the guard of leased blocks, and safe access to their bytes |
+//! | `transfer` | a selection, with the leases that make it sound |
+//! | `scratch` | single blocks to and from canonical order |
+//!
+//! Executors only execute plans. What makes them sound (the plan was made for these two layouts,
+//! its blocks are leased, source and destination are apart) is gathered in `transfer` and
+//! `scratch`; outside this folder there is nothing unsafe to call.
+
+mod access;
+mod bound;
+mod copy;
+mod file;
+mod lease;
+mod scratch;
+mod transfer;
+
+use kvtile_layout::CopyPlan;
+
+pub(crate) use bound::{Backing, BoundLayout};
+pub use lease::{BlockLease, LeaseMode};
+pub(crate) use scratch::Scratch;
+pub(crate) use transfer::{LeasedTransfer, Side};
+
+use crate::error::TransferError;
+
+/// Moves the bytes of `plan`.
+///
+/// # Safety
+/// `plan` was made from the layouts that `source` and `destination` bind. For the whole call nobody
+/// else writes the source units or reads or writes the destination units of the plan, and no source
+/// byte is a destination byte.
+unsafe fn execute(
+    plan: &CopyPlan,
+    source: &BoundLayout,
+    destination: &BoundLayout,
+) -> Result<(), TransferError> {
+    match (source.backing(), destination.backing()) {
+        (Backing::Memory(_), Backing::Memory(_)) => {
+            // SAFETY: passed on to the caller.
+            unsafe { copy::copy_plan(plan, source, destination) }
+        }
+        _ => {
+            // SAFETY: passed on to the caller.
+            unsafe { file::copy_plan(plan, source, destination) }
+        }
+    }
+}

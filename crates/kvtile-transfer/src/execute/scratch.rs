@@ -1,0 +1,95 @@
+//! Blocks in canonical order in memory of our own: what digests, comparisons and patterns work on.
+
+use std::sync::Arc;
+
+use kvtile_layout::{BlockPair, CopyPlan, Location, Selection, Span, StridedLayout};
+use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
+
+use super::{access, bound::BoundLayout, execute, lease::BlockLease};
+use crate::error::TransferError;
+
+/// One block in [canonical order](StridedLayout::canonical), owned by whoever has the scratch.
+pub(crate) struct Scratch {
+    bound: BoundLayout,
+    span: Span,
+}
+
+impl Scratch {
+    /// Zeroed room for one block of the shape of `layout`.
+    pub(crate) fn for_block_of(layout: &StridedLayout) -> Result<Scratch, TransferError> {
+        let shape = layout.shape().with_num_blocks(1)?;
+        let canonical = StridedLayout::canonical(&shape)?;
+        let bytes = shape.block_bytes()?;
+        let size = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let memory: OwnedMemoryRegion =
+            Arc::new(SystemMemory::options().huge_pages(false).allocate(size)?);
+        Ok(Scratch {
+            bound: BoundLayout::new(Arc::new(canonical), vec![memory])?,
+            span: Span {
+                start: Location {
+                    region: 0,
+                    offset: 0,
+                },
+                bytes,
+            },
+        })
+    }
+
+    /// The bytes in canonical order.
+    pub(crate) fn bytes(&self) -> Result<&[u8], TransferError> {
+        // SAFETY: only `&mut self` methods write the memory, which nobody else knows.
+        unsafe { access::bytes(&self.bound, self.span) }
+    }
+
+    /// The bytes in canonical order, to write.
+    pub(crate) fn bytes_mut(&mut self) -> Result<&mut [u8], TransferError> {
+        // SAFETY: as above, and `self` is borrowed exclusively.
+        unsafe { access::bytes_mut(&self.bound, self.span) }
+    }
+
+    /// Fills the scratch with one block of a lease.
+    pub(crate) fn gather(&mut self, lease: &BlockLease, block: u64) -> Result<(), TransferError> {
+        let page_size = self.bound.layout().shape().page_size();
+        let selection = Selection::blocks(&[block], &[0], page_size)?;
+        self.gather_selection(lease, &selection)
+    }
+
+    /// Fills what `selection` has of the scratch, block 0 of its destination.
+    pub(crate) fn gather_selection(
+        &mut self,
+        lease: &BlockLease,
+        selection: &Selection,
+    ) -> Result<(), TransferError> {
+        check_held(selection, |pair| pair.source_block, lease)?;
+        let source = lease.layout().bound()?;
+        let plan = CopyPlan::new(source.layout(), self.bound.layout(), selection)?;
+        // SAFETY: the plan was made from these two; the lease keeps writers from its blocks; the
+        // scratch is borrowed exclusively and shares no memory with anything.
+        unsafe { execute(&plan, source, &self.bound) }
+    }
+
+    /// Writes the scratch to one block of a write lease.
+    pub(crate) fn scatter(&self, lease: &mut BlockLease, block: u64) -> Result<(), TransferError> {
+        let page_size = self.bound.layout().shape().page_size();
+        let selection = Selection::blocks(&[0], &[block], page_size)?;
+        lease.check_writable()?;
+        check_held(&selection, |pair| pair.destination_block, lease)?;
+        let destination = lease.layout().bound()?;
+        let plan = CopyPlan::new(self.bound.layout(), destination.layout(), &selection)?;
+        // SAFETY: the plan was made from these two; the write lease keeps everybody else from its
+        // blocks; nobody writes the scratch while it is borrowed.
+        unsafe { execute(&plan, &self.bound, destination) }
+    }
+}
+
+/// Every block of `selection` on one side is part of `lease`.
+fn check_held(
+    selection: &Selection,
+    id: impl Fn(&BlockPair) -> u64,
+    lease: &BlockLease,
+) -> Result<(), TransferError> {
+    selection
+        .pairs
+        .iter()
+        .try_for_each(|pair| lease.check_holds(id(pair)))
+}

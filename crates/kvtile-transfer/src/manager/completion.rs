@@ -1,0 +1,233 @@
+//! Completions: how the end of a transfer, or of a layer of it, is learned.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use crate::error::TransferError;
+
+/// What a finished transfer did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TransferReport {
+    /// Payload bytes moved.
+    pub bytes: u64,
+    /// Runs that the plan came to.
+    pub runs: u64,
+    /// Time from the start of the execution to its end.
+    pub elapsed: Duration,
+    /// Whether the destination was compared with the source.
+    pub verified: bool,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    layers_done: usize,
+    result: Option<Result<TransferReport, TransferError>>,
+    wakers: Vec<Waker>,
+}
+
+/// The state that a transfer and its completions share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    layers: usize,
+    progress: Mutex<Progress>,
+    changed: Condvar,
+}
+
+impl Shared {
+    pub(super) fn new(layers: usize) -> Arc<Shared> {
+        Arc::new(Shared {
+            layers,
+            progress: Mutex::new(Progress::default()),
+            changed: Condvar::new(),
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        // Nothing that holds the lock can leave it half changed.
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn layer_done(&self) {
+        let mut progress = self.lock();
+        progress.layers_done += 1;
+        self.wake(progress);
+    }
+
+    pub(super) fn finish(&self, result: Result<TransferReport, TransferError>) {
+        let mut progress = self.lock();
+        if progress.result.is_none() {
+            if result.is_ok() {
+                progress.layers_done = self.layers;
+            }
+            progress.result = Some(result);
+        }
+        self.wake(progress);
+    }
+
+    fn wake(&self, mut progress: MutexGuard<'_, Progress>) {
+        let wakers = std::mem::take(&mut progress.wakers);
+        drop(progress);
+        self.changed.notify_all();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// The completion of a transfer: a future, and more.
+///
+/// Await it on any runtime, wait for it from a thread, poll it, or wait layer by layer. Dropping
+/// it neither cancels the transfer nor loses its end; clones learn of the same end.
+#[derive(Clone, Debug)]
+#[must_use = "a transfer that nobody waits for may fail unseen"]
+pub struct TransferCompletion {
+    shared: Arc<Shared>,
+}
+
+impl TransferCompletion {
+    pub(super) fn new(shared: Arc<Shared>) -> TransferCompletion {
+        TransferCompletion { shared }
+    }
+
+    /// Waits for the end.
+    ///
+    /// # Errors
+    /// What made the transfer fail.
+    pub fn wait(&self) -> Result<TransferReport, TransferError> {
+        let mut progress = self.shared.lock();
+        loop {
+            if let Some(result) = &progress.result {
+                return result.clone();
+            }
+            progress = self
+                .shared
+                .changed
+                .wait(progress)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for the end, but not longer than `timeout`; `None` where it did not come.
+    #[must_use]
+    pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
+        let start = Instant::now();
+        let mut progress = self.shared.lock();
+        loop {
+            if let Some(result) = &progress.result {
+                return Some(result.clone());
+            }
+            let left = timeout
+                .checked_sub(start.elapsed())
+                .filter(|d| !d.is_zero())?;
+            progress = self
+                .shared
+                .changed
+                .wait_timeout(progress, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// The result, if the transfer has ended.
+    #[must_use]
+    pub fn try_result(&self) -> Option<Result<TransferReport, TransferError>> {
+        self.shared.lock().result.clone()
+    }
+
+    /// Whether the transfer has ended.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.shared.lock().result.is_some()
+    }
+
+    /// Layers of the transfer.
+    #[must_use]
+    pub fn num_layers(&self) -> usize {
+        self.shared.layers
+    }
+
+    /// Layers that are at their destination.
+    #[must_use]
+    pub fn layers_done(&self) -> usize {
+        self.shared.lock().layers_done
+    }
+
+    /// Waits until layer `layer` of the transfer, counted from its first, is at its destination:
+    /// at once layer by layer where the transfer goes layer by layer, else at its end.
+    ///
+    /// # Errors
+    /// What made the transfer fail before this layer was done; a layer that it does not have.
+    pub fn wait_layer(&self, layer: usize) -> Result<(), TransferError> {
+        self.check_layer(layer)?;
+        let mut progress = self.shared.lock();
+        loop {
+            if let Some(result) = layer_result(&progress, layer) {
+                return result;
+            }
+            progress = self
+                .shared
+                .changed
+                .wait(progress)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The same as [`TransferCompletion::wait_layer`], to await.
+    ///
+    /// # Errors
+    /// As for [`TransferCompletion::wait_layer`].
+    pub async fn layer(&self, layer: usize) -> Result<(), TransferError> {
+        self.check_layer(layer)?;
+        std::future::poll_fn(|context| {
+            let mut progress = self.shared.lock();
+            match layer_result(&progress, layer) {
+                Some(result) => Poll::Ready(result),
+                None => pending(&mut progress, context),
+            }
+        })
+        .await
+    }
+
+    fn check_layer(&self, layer: usize) -> Result<(), TransferError> {
+        if layer < self.shared.layers {
+            return Ok(());
+        }
+        Err(TransferError::NoSuchLayer {
+            layer,
+            layers: self.shared.layers,
+        })
+    }
+}
+
+fn layer_result(progress: &Progress, layer: usize) -> Option<Result<(), TransferError>> {
+    if progress.layers_done > layer {
+        return Some(Ok(()));
+    }
+    match &progress.result {
+        Some(Err(error)) => Some(Err(error.clone())),
+        Some(Ok(_)) => Some(Ok(())),
+        None => None,
+    }
+}
+
+fn pending<T>(progress: &mut Progress, context: &Context<'_>) -> Poll<T> {
+    if !progress.wakers.iter().any(|w| w.will_wake(context.waker())) {
+        progress.wakers.push(context.waker().clone());
+    }
+    Poll::Pending
+}
+
+impl Future for TransferCompletion {
+    type Output = Result<TransferReport, TransferError>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut progress = self.shared.lock();
+        match &progress.result {
+            Some(result) => Poll::Ready(result.clone()),
+            None => pending(&mut progress, context),
+        }
+    }
+}

@@ -1,0 +1,370 @@
+//! The builder of physical layouts. Each step is a type, so that a wrong order does not compile.
+//!
+//! ```text
+//! builder() -> with_config | with_shape -> fully_contiguous | layer_separate | layout
+//!           -> allocate_… | with_memory_regions | with_registered_regions -> build
+//! ```
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use kvtile_layout::{
+    Shape, StridedLayout,
+    identity::Fingerprint,
+    tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutSpec, LayoutTypeDetails},
+};
+use kvtile_memory::{FileMemory, OwnedMemoryRegion, RegionView, SharedMemory, SystemMemory};
+
+use super::{
+    Bound, FullyContiguousLayout, LayerSeparateLayout, Layout, NixlMetadata, PhysicalLayout,
+    WordLayout,
+};
+use crate::error::TransferError;
+
+/// Where scratch files go: on a disk, not in memory.
+const SCRATCH_FOLDER: &str = "/var/tmp";
+
+/// What regions of one allocation start at a multiple of, in bytes.
+const REGION_ALIGNMENT: u64 = 4096;
+
+/// No configuration yet.
+#[derive(Debug)]
+pub struct NeedsConfig(());
+
+/// A configuration or a shape; the order is next.
+#[derive(Debug)]
+pub struct HasConfig(Counts);
+
+#[derive(Debug)]
+enum Counts {
+    Config(LayoutConfig),
+    Shape { shape: Shape, alignment: u64 },
+}
+
+/// An order; the memory is next.
+#[derive(Debug)]
+pub struct HasLayout {
+    counts: Counts,
+    spec: LayoutSpec,
+}
+
+/// Memory; ready to build.
+#[derive(Debug)]
+pub struct HasMemory {
+    layout: HasLayout,
+    memory: MemoryPlan,
+}
+
+#[derive(Debug)]
+enum MemoryPlan {
+    System,
+    Shared,
+    Disk(Option<PathBuf>),
+    Over(OwnedMemoryRegion),
+    Regions(Vec<OwnedMemoryRegion>),
+    Registered(String, Vec<OwnedMemoryRegion>),
+}
+
+/// Builds a [`PhysicalLayout`] step by step. Nothing is allocated or checked before
+/// [`build`](PhysicalLayoutBuilder::build).
+///
+/// ```
+/// use kvtile_layout::tradition::LayoutConfig;
+/// use kvtile_transfer::PhysicalLayout;
+///
+/// let config = LayoutConfig::builder()
+///     .num_blocks(4)
+///     .num_layers(2)
+///     .outer_dim(2)
+///     .page_size(16)
+///     .inner_dim(128)
+///     .build()?;
+/// let layout = PhysicalLayout::builder()
+///     .with_config(config)
+///     .fully_contiguous()
+///     .allocate_system()
+///     .build()?;
+/// assert_eq!(layout.memory_region(1, 0, 0)?.size, 16 * 128 * 2);
+/// # Ok::<(), kvtile_transfer::TransferError>(())
+/// ```
+///
+/// Memory before the order does not compile:
+///
+/// ```compile_fail
+/// # use kvtile_transfer::PhysicalLayout;
+/// # fn wrong(config: kvtile_layout::tradition::LayoutConfig) {
+/// PhysicalLayout::builder().with_config(config).allocate_system();
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct PhysicalLayoutBuilder<State = NeedsConfig> {
+    state: State,
+    logical: Option<Fingerprint>,
+}
+
+impl<State> PhysicalLayoutBuilder<State> {
+    /// The fingerprint of the logical identity of what the blocks will hold: transfers between
+    /// layouts that both have one are refused unless they are equal.
+    #[must_use]
+    pub fn with_logical_fingerprint(mut self, logical: Fingerprint) -> Self {
+        self.logical = Some(logical);
+        self
+    }
+
+    fn next<Next>(self, next: impl FnOnce(State) -> Next) -> PhysicalLayoutBuilder<Next> {
+        PhysicalLayoutBuilder {
+            state: next(self.state),
+            logical: self.logical,
+        }
+    }
+}
+
+impl PhysicalLayoutBuilder<NeedsConfig> {
+    pub(super) fn new() -> Self {
+        PhysicalLayoutBuilder {
+            state: NeedsConfig(()),
+            logical: None,
+        }
+    }
+
+    /// Counts as the block-manager tradition gives them.
+    #[must_use]
+    pub fn with_config(self, config: LayoutConfig) -> PhysicalLayoutBuilder<HasConfig> {
+        self.next(|_| HasConfig(Counts::Config(config)))
+    }
+
+    /// A shape with planes of its own, and the alignment of blocks and regions in bytes.
+    #[must_use]
+    pub fn with_shape(self, shape: Shape, alignment: u64) -> PhysicalLayoutBuilder<HasConfig> {
+        self.next(|_| HasConfig(Counts::Shape { shape, alignment }))
+    }
+}
+
+impl PhysicalLayoutBuilder<HasConfig> {
+    /// One region `[num_blocks, num_layers, outer_dim, page_size, inner_dim]`.
+    #[must_use]
+    pub fn fully_contiguous(self) -> PhysicalLayoutBuilder<HasLayout> {
+        self.layout(LayoutSpec::FullyContiguous)
+    }
+
+    /// One region a layer; `block_dim` says where the block axis stands.
+    #[must_use]
+    pub fn layer_separate(self, block_dim: BlockDimension) -> PhysicalLayoutBuilder<HasLayout> {
+        self.layout(LayoutSpec::LayerSeparate(block_dim))
+    }
+
+    /// Any order: a [`Word`](kvtile_layout::Word) or explicit digits.
+    #[must_use]
+    pub fn layout(self, spec: impl Into<LayoutSpec>) -> PhysicalLayoutBuilder<HasLayout> {
+        let spec = spec.into();
+        self.next(|HasConfig(counts)| HasLayout { counts, spec })
+    }
+}
+
+impl PhysicalLayoutBuilder<HasLayout> {
+    /// System memory: one mapping for all regions, huge pages where the kernel allows them.
+    #[must_use]
+    pub fn allocate_system(self) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::System)
+    }
+
+    /// Shared memory: one sealed memfd for all regions, which
+    /// [`PhysicalLayout::shared_memory`] hands to another process.
+    #[must_use]
+    pub fn allocate_shared(self) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::Shared)
+    }
+
+    /// One file for all regions: a new one at `path`, which stays when the layout is dropped, or a
+    /// scratch file without a name that goes with it. An existing file is refused and not touched.
+    #[must_use]
+    pub fn allocate_disk(self, path: Option<PathBuf>) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::Disk(path))
+    }
+
+    /// One region of the caller's for all regions of the layout, one after the other at page
+    /// boundaries, as the `allocate_…` steps place them: received shared memory, memory with
+    /// options of its own, an existing file.
+    #[must_use]
+    pub fn over_memory(self, memory: OwnedMemoryRegion) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::Over(memory))
+    }
+
+    /// Regions that the caller owns, in the order of the layout.
+    #[must_use]
+    pub fn with_memory_regions(
+        self,
+        regions: Vec<OwnedMemoryRegion>,
+    ) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::Regions(regions))
+    }
+
+    /// Regions that are registered with the NIXL agent `agent_name`: each has a NIXL descriptor.
+    #[must_use]
+    pub fn with_registered_regions(
+        self,
+        agent_name: &str,
+        regions: Vec<OwnedMemoryRegion>,
+    ) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::Registered(agent_name.to_owned(), regions))
+    }
+
+    fn memory(self, memory: MemoryPlan) -> PhysicalLayoutBuilder<HasMemory> {
+        self.next(|layout| HasMemory { layout, memory })
+    }
+}
+
+impl PhysicalLayoutBuilder<HasMemory> {
+    /// Resolves the order, allocates, and binds one to the other.
+    ///
+    /// # Errors
+    /// An order that does not fit; memory or a file that cannot be had; regions that are too few,
+    /// too small, misaligned, overlapping, of several kinds, or without a NIXL descriptor where
+    /// registered ones are asked for. Nothing stays allocated, and no file stays behind.
+    pub fn build(self) -> Result<PhysicalLayout, TransferError> {
+        let HasMemory { layout, memory } = self.state;
+        let (config, strided) = layout.resolve()?;
+        let spec = layout.spec;
+        let details = LayoutTypeDetails::describing(&spec, strided.shape(), &config)?;
+        let (regions, nixl) = memory.regions(&strided)?;
+        let bound = Bound::of_strided(config, details, Arc::new(strided), regions)?;
+        let executable = Arc::clone(&bound.layout);
+        let layout: Arc<dyn Layout> = match spec {
+            LayoutSpec::FullyContiguous => Arc::new(FullyContiguousLayout(bound)),
+            LayoutSpec::LayerSeparate(dim) => Arc::new(LayerSeparateLayout(bound, dim)),
+            _ => Arc::new(WordLayout(bound)),
+        };
+        Ok(PhysicalLayout::local(
+            layout,
+            executable,
+            nixl,
+            self.logical,
+        ))
+    }
+}
+
+impl HasLayout {
+    fn resolve(&self) -> Result<(LayoutConfig, StridedLayout), TransferError> {
+        let (config, shape, inner, alignment) = match &self.counts {
+            Counts::Config(config) => {
+                let alignment = config.alignment() as u64;
+                let shape = self.spec.shape(config)?;
+                (config.clone(), shape, config.inner_shape(), alignment)
+            }
+            Counts::Shape { shape, alignment } => {
+                let config = LayoutConfig::from_shape(shape, *alignment)?;
+                (config, shape.clone(), InnerShape::Unknown, *alignment)
+            }
+        };
+        let strided = self.spec.resolve(&shape, inner, alignment)?;
+        Ok((config, strided))
+    }
+}
+
+impl MemoryPlan {
+    fn regions(
+        self,
+        layout: &StridedLayout,
+    ) -> Result<(Vec<OwnedMemoryRegion>, Option<NixlMetadata>), TransferError> {
+        let packing = Packing::new(layout)?;
+        let memory: OwnedMemoryRegion = match self {
+            MemoryPlan::Regions(regions) => return Ok((regions, None)),
+            MemoryPlan::Registered(agent, regions) => {
+                let nixl = registered(agent, &regions)?;
+                return Ok((regions, Some(nixl)));
+            }
+            MemoryPlan::System => Arc::new(SystemMemory::allocate(packing.bytes)?),
+            MemoryPlan::Shared => Arc::new(SharedMemory::create(packing.bytes)?),
+            MemoryPlan::Disk(Some(path)) => {
+                Arc::new(FileMemory::options().create_new(&path, packing.bytes)?)
+            }
+            MemoryPlan::Disk(None) => {
+                let folder = Path::new(SCRATCH_FOLDER);
+                Arc::new(FileMemory::options().scratch(folder, packing.bytes)?)
+            }
+            MemoryPlan::Over(memory) => memory,
+        };
+        Ok((packing.views(&memory)?, None))
+    }
+}
+
+/// The metadata that all regions of an agent share.
+fn registered(agent: String, regions: &[OwnedMemoryRegion]) -> Result<NixlMetadata, TransferError> {
+    let mut shared = None;
+    for (index, region) in regions.iter().enumerate() {
+        let Some(descriptor) = region.nixl_descriptor() else {
+            return Err(TransferError::NotRegistered {
+                region: index,
+                agent,
+            });
+        };
+        let metadata = (descriptor.mem_type, descriptor.device_id);
+        if *shared.get_or_insert(metadata) != metadata {
+            return Err(TransferError::NotRegistered {
+                region: index,
+                agent,
+            });
+        }
+    }
+    match shared {
+        Some((mem_type, device_id)) => Ok(NixlMetadata::new(agent, mem_type, device_id)),
+        None => Err(TransferError::RegionCount {
+            given: 0,
+            needed: 1,
+        }),
+    }
+}
+
+/// How the regions of a layout lie in one allocation: one after the other, each at a multiple of
+/// the layout's alignment and of a page.
+struct Packing {
+    bytes: usize,
+    regions: Vec<(usize, usize)>,
+}
+
+impl Packing {
+    fn new(layout: &StridedLayout) -> Result<Packing, TransferError> {
+        let alignment = layout.alignment().max(REGION_ALIGNMENT);
+        let mut end = 0u64;
+        let mut regions = Vec::new();
+        for &bytes in layout.region_bytes() {
+            let place = end
+                .checked_next_multiple_of(alignment)
+                .and_then(|start| Some((start, start.checked_add(bytes)?)));
+            let too_large = TransferError::Layout(kvtile_layout::LayoutError::TooLarge {
+                what: "bytes of all regions",
+            });
+            let Some((start, next)) = place else {
+                return Err(too_large);
+            };
+            let (Ok(start), Ok(bytes)) = (usize::try_from(start), usize::try_from(bytes)) else {
+                return Err(too_large);
+            };
+            regions.push((start, bytes));
+            end = next;
+        }
+        let bytes = usize::try_from(end).unwrap_or(usize::MAX);
+        Ok(Packing { bytes, regions })
+    }
+
+    fn views(&self, memory: &OwnedMemoryRegion) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
+        if memory.size() < self.bytes {
+            return Err(TransferError::RegionTooSmall {
+                region: 0,
+                have: memory.size() as u64,
+                need: self.bytes as u64,
+            });
+        }
+        let mut views: Vec<OwnedMemoryRegion> = Vec::with_capacity(self.regions.len());
+        for &(offset, bytes) in &self.regions {
+            views.push(Arc::new(RegionView::new(
+                Arc::clone(memory),
+                offset,
+                bytes,
+            )?));
+        }
+        Ok(views)
+    }
+}

@@ -1,0 +1,126 @@
+//! The implementations of `Layout`: the two of the tradition, and any other.
+
+use std::sync::Arc;
+
+use kvtile_layout::{
+    StridedLayout,
+    tradition::{BlockDimension, LayoutConfig, LayoutSpec, LayoutTypeDetails},
+};
+use kvtile_memory::OwnedMemoryRegion;
+
+use super::Layout;
+use crate::{error::TransferError, execute::BoundLayout};
+
+/// A configuration, its digits and the regions they are bound to.
+#[derive(Debug, Clone)]
+pub(crate) struct Bound {
+    pub(crate) config: LayoutConfig,
+    pub(crate) details: LayoutTypeDetails,
+    pub(crate) layout: Arc<BoundLayout>,
+}
+
+impl Bound {
+    fn new(
+        config: LayoutConfig,
+        spec: &LayoutSpec,
+        regions: Vec<OwnedMemoryRegion>,
+    ) -> Result<Bound, TransferError> {
+        let shape = spec.shape(&config)?;
+        let alignment = config.alignment() as u64;
+        let strided = spec.resolve(&shape, config.inner_shape(), alignment)?;
+        let details = LayoutTypeDetails::describing(spec, &shape, &config)?;
+        Bound::of_strided(config, details, Arc::new(strided), regions)
+    }
+
+    /// Binds what was resolved, and checked to be describable, before any memory was asked for.
+    pub(crate) fn of_strided(
+        config: LayoutConfig,
+        details: LayoutTypeDetails,
+        strided: Arc<StridedLayout>,
+        regions: Vec<OwnedMemoryRegion>,
+    ) -> Result<Bound, TransferError> {
+        Ok(Bound {
+            config,
+            details,
+            layout: Arc::new(BoundLayout::new(strided, regions)?),
+        })
+    }
+}
+
+/// One region `[num_blocks, num_layers, outer_dim, page_size, inner_dim]`: the word `BLKNHC`, or
+/// `BLKHNC` where the inner shape is HND.
+#[derive(Debug, Clone)]
+pub struct FullyContiguousLayout(pub(super) Bound);
+
+impl FullyContiguousLayout {
+    /// Lays `config` over `memory`.
+    ///
+    /// # Errors
+    /// A region that is too small, misaligned, or that the CPU and files of this process cannot
+    /// reach.
+    pub fn new(
+        config: LayoutConfig,
+        memory: OwnedMemoryRegion,
+    ) -> Result<FullyContiguousLayout, TransferError> {
+        Bound::new(config, &LayoutSpec::FullyContiguous, vec![memory]).map(FullyContiguousLayout)
+    }
+}
+
+/// One region a layer: `[num_blocks, outer_dim, page_size, inner_dim]` (block first, the word
+/// `L|BKNHC`) or `[outer_dim, num_blocks, page_size, inner_dim]` (block second, `L|KBNHC`).
+#[derive(Debug, Clone)]
+pub struct LayerSeparateLayout(pub(super) Bound, pub(super) BlockDimension);
+
+impl LayerSeparateLayout {
+    /// Lays `config` over `memory`, one region a layer.
+    ///
+    /// # Errors
+    /// Not one region a layer; a region that is too small, misaligned, overlapping another, or
+    /// that the CPU and files of this process cannot reach.
+    pub fn new(
+        config: LayoutConfig,
+        memory: Vec<OwnedMemoryRegion>,
+        block_dim: BlockDimension,
+    ) -> Result<LayerSeparateLayout, TransferError> {
+        let spec = LayoutSpec::LayerSeparate(block_dim);
+        Ok(LayerSeparateLayout(
+            Bound::new(config, &spec, memory)?,
+            block_dim,
+        ))
+    }
+
+    /// Where the block axis stands.
+    #[must_use]
+    pub fn block_dim(&self) -> BlockDimension {
+        self.1
+    }
+}
+
+/// Any other layout: a word, or explicit strides.
+#[derive(Debug, Clone)]
+pub struct WordLayout(pub(super) Bound);
+
+/// The trait over the `Bound` inside: its accessors are the same for every family.
+macro_rules! layout_of_bound {
+    ($($name:ty),*) => {$(
+        impl Layout for $name {
+            fn config(&self) -> &LayoutConfig {
+                &self.0.config
+            }
+
+            fn strided(&self) -> &StridedLayout {
+                self.0.layout.layout()
+            }
+
+            fn memory_regions(&self) -> &[OwnedMemoryRegion] {
+                self.0.layout.regions()
+            }
+
+            fn serialization_details(&self) -> LayoutTypeDetails {
+                self.0.details.clone()
+            }
+        }
+    )*};
+}
+
+layout_of_bound!(FullyContiguousLayout, LayerSeparateLayout, WordLayout);

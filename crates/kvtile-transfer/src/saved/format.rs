@@ -1,0 +1,178 @@
+//! The bytes of a saved cache outside its blocks.
+
+use std::collections::BTreeMap;
+
+use kvtile_layout::{
+    Shape, Word,
+    identity::{LayoutIdentity, LogicalIdentity},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::error::TransferError;
+
+/// First bytes of every saved cache.
+const MAGIC: [u8; 8] = *b"KVTILE\r\n";
+
+/// Version of the form that is written and read.
+pub(super) const VERSION: u32 = 1;
+
+/// Bytes of the preamble.
+pub(super) const PREAMBLE_BYTES: usize = 64;
+
+/// What data and regions start at a multiple of, in bytes.
+pub(super) const DATA_ALIGNMENT: u64 = 4096;
+
+/// Longest header, in bytes.
+const HEADER_BYTES_MAX: u64 = 64 << 20;
+
+/// Most blocks of a saved cache.
+const BLOCKS_MAX: u64 = 1 << 32;
+
+/// Where one region lies in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedRegion {
+    /// Offset in the file, in bytes.
+    pub offset: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+}
+
+/// What a saved cache says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedHeader {
+    /// What the blocks mean.
+    pub identity: LogicalIdentity,
+    /// How one block lies; must be what `word` gives `shape`.
+    pub block_layout: LayoutIdentity,
+    /// What is stored.
+    pub shape: Shape,
+    /// The order in which it is stored.
+    pub word: Word,
+    /// Alignment of blocks, in bytes.
+    pub alignment: u64,
+    /// Tokens that the blocks hold, the last one possibly in part.
+    pub tokens: u64,
+    /// The regions of the layout, in its order.
+    pub regions: Vec<SavedRegion>,
+    /// Notes of whoever saved it, for instance a digest of the tokens.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub notes: BTreeMap<String, String>,
+}
+
+/// The fixed first bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Preamble {
+    pub(super) header_bytes: u64,
+    pub(super) blocks: u64,
+    pub(super) file_bytes: u64,
+    /// BLAKE3 of header and checksums, first 128 bits.
+    pub(super) digest: [u8; 16],
+}
+
+impl Preamble {
+    pub(super) fn to_bytes(self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(PREAMBLE_BYTES);
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&VERSION.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes.extend_from_slice(&self.header_bytes.to_le_bytes());
+        bytes.extend_from_slice(&self.blocks.to_le_bytes());
+        bytes.extend_from_slice(&self.file_bytes.to_le_bytes());
+        bytes.extend_from_slice(&self.digest);
+        let check = crate::manager::checksum(&bytes);
+        bytes.extend_from_slice(&check.to_le_bytes());
+        bytes
+    }
+
+    /// Reads and checks the preamble of a file of `file_bytes` bytes.
+    pub(super) fn from_bytes(bytes: &[u8], file_bytes: u64) -> Result<Preamble, TransferError> {
+        let mut reader = Reader { bytes };
+        if reader.take::<8>()? != MAGIC {
+            return Err(not_one("it does not start like one"));
+        }
+        let version = u32::from_le_bytes(reader.take()?);
+        if version != VERSION {
+            return Err(not_one(&format!(
+                "version {version} is not understood, only {VERSION}"
+            )));
+        }
+        let reserved = reader.take::<4>()?;
+        let preamble = Preamble {
+            header_bytes: u64::from_le_bytes(reader.take()?),
+            blocks: u64::from_le_bytes(reader.take()?),
+            file_bytes: u64::from_le_bytes(reader.take()?),
+            digest: reader.take()?,
+        };
+        let stored = u64::from_le_bytes(reader.take()?);
+        let checked = bytes.get(..PREAMBLE_BYTES - 8).unwrap_or_default();
+        if reserved != [0; 4] || stored != crate::manager::checksum(checked) {
+            return Err(damaged("the preamble fails its checksum"));
+        }
+        if preamble.file_bytes != file_bytes {
+            return Err(damaged(&format!(
+                "the file has {file_bytes} bytes, its preamble says {}",
+                preamble.file_bytes
+            )));
+        }
+        preamble.tables()?;
+        Ok(preamble)
+    }
+
+    /// Bytes of the header and of the checksums, where they fit the file.
+    pub(super) fn tables(&self) -> Result<(usize, usize), TransferError> {
+        let checksums = self.blocks.checked_mul(8);
+        let end = checksums
+            .and_then(|c| c.checked_add(self.header_bytes))
+            .and_then(|end| end.checked_add(PREAMBLE_BYTES as u64));
+        let fits = end.is_some_and(|end| end <= self.file_bytes)
+            && self.header_bytes <= HEADER_BYTES_MAX
+            && self.blocks <= BLOCKS_MAX;
+        let sizes = (
+            usize::try_from(self.header_bytes),
+            usize::try_from(checksums.unwrap_or(u64::MAX)),
+        );
+        match sizes {
+            (Ok(header), Ok(checksums)) if fits => Ok((header, checksums)),
+            _ => Err(damaged("header and checksums do not fit the file")),
+        }
+    }
+}
+
+/// BLAKE3 of header and checksums, first 128 bits.
+pub(super) fn digest(header: &[u8], checksums: &[u8]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new_derive_key("kvtile saved cache 1");
+    hasher.update(&(header.len() as u64).to_le_bytes());
+    hasher.update(header);
+    hasher.update(checksums);
+    let mut first = [0; 16];
+    hasher.finalize_xof().fill(&mut first);
+    first
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+}
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> Result<[u8; N], TransferError> {
+        let Some((first, rest)) = self.bytes.split_first_chunk::<N>() else {
+            return Err(not_one("it is shorter than a preamble"));
+        };
+        self.bytes = rest;
+        Ok(*first)
+    }
+}
+
+pub(super) fn not_one(problem: &str) -> TransferError {
+    TransferError::NotASavedCache {
+        problem: problem.to_owned(),
+    }
+}
+
+pub(super) fn damaged(problem: &str) -> TransferError {
+    TransferError::Damaged {
+        problem: problem.to_owned(),
+    }
+}

@@ -1,0 +1,321 @@
+//! Opening and loading saved caches. Everything in the file is hostile.
+
+use std::{path::Path, path::PathBuf, sync::Arc};
+
+use kvtile_layout::{
+    StridedLayout,
+    identity::{LayoutIdentity, LogicalIdentity},
+    tradition::LayoutSpec,
+};
+use kvtile_memory::FileMemory;
+
+use super::{
+    format::{PREAMBLE_BYTES, Preamble, SavedHeader, damaged, digest, not_one},
+    write::regions,
+};
+use crate::{
+    error::TransferError,
+    execute::LeaseMode,
+    manager::{LayoutHandle, TransferManager, TransferOptions},
+    physical::PhysicalLayout,
+};
+
+/// Bytes that are staged between the file and the destination at a time.
+const STAGE_BYTES: u64 = 32 << 20;
+
+/// What was found of one block.
+#[derive(Clone, Debug)]
+pub struct BlockCheck {
+    /// The block in the file.
+    pub block: usize,
+    /// Whether its bytes are those that were saved, or why they were not read.
+    pub result: Result<(), TransferError>,
+}
+
+/// A saved cache whose header and checksum table hold.
+#[derive(Debug)]
+pub struct SavedCache {
+    path: PathBuf,
+    header: SavedHeader,
+    checksums: Vec<u64>,
+    file_bytes: u64,
+}
+
+impl SavedCache {
+    /// Opens a saved cache and checks that it is what `identity` says, before any block of it can
+    /// be loaded.
+    ///
+    /// # Errors
+    /// What [`SavedCache::inspect`] refuses; another identity, with the first field that differs.
+    pub fn open(path: &Path, identity: &LogicalIdentity) -> Result<SavedCache, TransferError> {
+        let cache = SavedCache::inspect(path)?;
+        cache.check_identity(identity)?;
+        Ok(cache)
+    }
+
+    /// Opens a saved cache to look at it, whatever its identity.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is no saved cache, or whose header or checksum table is not what
+    /// was written.
+    pub fn inspect(path: &Path) -> Result<SavedCache, TransferError> {
+        let file = FileMemory::options().read_only(true).open_whole(path)?;
+        if file.len() < PREAMBLE_BYTES as u64 {
+            return Err(not_one("it is shorter than a preamble"));
+        }
+        let mut bytes = [0; PREAMBLE_BYTES];
+        file.read_exact_at(0, &mut bytes)?;
+        let preamble = Preamble::from_bytes(&bytes, file.len())?;
+        let (header_bytes, checksum_bytes) = preamble.tables()?;
+        let mut header = vec![0; header_bytes];
+        file.read_exact_at(PREAMBLE_BYTES as u64, &mut header)?;
+        let mut checksums = vec![0; checksum_bytes];
+        file.read_exact_at((PREAMBLE_BYTES + header_bytes) as u64, &mut checksums)?;
+        if digest(&header, &checksums) != preamble.digest {
+            return Err(damaged("header or checksum table are not what was written"));
+        }
+        let header: SavedHeader = serde_json::from_slice(&header)
+            .map_err(|error| damaged(&format!("the header: {error}")))?;
+        let cache = SavedCache {
+            path: path.to_owned(),
+            header,
+            checksums: checksums
+                .chunks_exact(8)
+                .filter_map(|chunk| Some(u64::from_le_bytes(chunk.try_into().ok()?)))
+                .collect(),
+            file_bytes: file.len(),
+        };
+        cache.check()?;
+        Ok(cache)
+    }
+
+    /// Header and layout agree, and the regions lie in the file behind the tables.
+    fn check(&self) -> Result<(), TransferError> {
+        let header = &self.header;
+        let layout = StridedLayout::resolve(&header.word, &header.shape, header.alignment)?;
+        if self.checksums.len() as u64 != header.shape.num_blocks() {
+            return Err(damaged("not one checksum a block"));
+        }
+        if LayoutIdentity::of_block(&layout) != header.block_layout {
+            return Err(damaged("the word does not give the layout that was saved"));
+        }
+        let given: Vec<u64> = header.regions.iter().map(|region| region.bytes).collect();
+        if given != layout.region_bytes() {
+            return Err(damaged("the regions are not those of the layout"));
+        }
+        let outside = |region: &&super::SavedRegion| {
+            let end = region.offset.checked_add(region.bytes);
+            end.is_none_or(|end| end > self.file_bytes)
+        };
+        if header.regions.iter().any(|region| outside(&region)) {
+            return Err(damaged("a region lies outside the file"));
+        }
+        Ok(())
+    }
+
+    /// What the file says of itself.
+    #[must_use]
+    pub fn header(&self) -> &SavedHeader {
+        &self.header
+    }
+
+    /// Number of blocks.
+    #[must_use]
+    pub fn num_blocks(&self) -> usize {
+        self.checksums.len()
+    }
+
+    /// Size of the file in bytes.
+    #[must_use]
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
+    }
+
+    /// Refuses a cache of another model or of another part of it.
+    ///
+    /// # Errors
+    /// The first field that differs, with both values.
+    pub fn check_identity(&self, identity: &LogicalIdentity) -> Result<(), TransferError> {
+        match identity.first_difference(&self.header.identity) {
+            None => Ok(()),
+            Some(difference) => Err(TransferError::IdentityDiffers(difference)),
+        }
+    }
+
+    /// Reads every block and compares its checksum. `progress` is called with the number of blocks
+    /// done.
+    ///
+    /// # Errors
+    /// A file that cannot be opened any more. What is wrong with single blocks is in the list.
+    pub fn check_blocks(
+        &self,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Vec<BlockCheck>, TransferError> {
+        let manager = TransferManager::new();
+        let handle = manager.register(self.layout()?)?;
+        let ids: Vec<usize> = (0..self.num_blocks()).collect();
+        let lease = manager.lease(handle, &ids, LeaseMode::Read)?;
+        let mut checks = Vec::with_capacity(ids.len());
+        for (block, &stored) in self.checksums.iter().enumerate() {
+            let result = lease
+                .checksum(block as u64)
+                .and_then(|computed| same(block, stored, computed));
+            checks.push(BlockCheck { block, result });
+            progress(block + 1);
+        }
+        Ok(checks)
+    }
+
+    /// Loads blocks into a registered layout of any order: `(block in the file, destination
+    /// block)`. Each is staged in memory and its checksum compared before any byte of it reaches
+    /// the destination; blocks that fail are reported, and their destination is as it was.
+    ///
+    /// # Errors
+    /// A destination of another identity or shape, blocks out of range or in use, memory that
+    /// cannot be had. What is wrong with single blocks is in the list.
+    pub fn load(
+        &self,
+        manager: &TransferManager,
+        destination: LayoutHandle,
+        blocks: &[(usize, usize)],
+    ) -> Result<Vec<BlockCheck>, TransferError> {
+        let target = manager.layout(destination)?;
+        let ours = self.header.identity.fingerprint();
+        if let Some(theirs) = target.logical_fingerprint().filter(|f| *f != ours) {
+            return Err(TransferError::LogicalDiffers {
+                from: ours,
+                to: theirs,
+            });
+        }
+        if let Some(&(block, _)) = blocks.iter().find(|(block, _)| *block >= self.num_blocks()) {
+            let error = kvtile_layout::LayoutError::BlockOutOfRange {
+                side: "saved",
+                block: block as u64,
+                num_blocks: self.num_blocks() as u64,
+            };
+            return Err(error.into());
+        }
+        let stage = Stage::new(self, manager, blocks.len())?;
+        let mut checks = Vec::with_capacity(blocks.len());
+        for batch in blocks.chunks(stage.blocks) {
+            stage.load(self, batch, destination, &mut checks)?;
+        }
+        Ok(checks)
+    }
+
+    /// The file as a layout. Each call opens it anew.
+    fn layout(&self) -> Result<PhysicalLayout, TransferError> {
+        let size = usize::try_from(self.file_bytes)
+            .map_err(|_| damaged("the file does not fit the machine"))?;
+        let options = FileMemory::options().read_only(true);
+        let file = Arc::new(options.open(&self.path, size)?);
+        PhysicalLayout::builder()
+            .with_shape(self.header.shape.clone(), self.header.alignment)
+            .layout(LayoutSpec::Word(self.header.word.clone()))
+            .with_memory_regions(regions(&file, &self.header)?)
+            .build()
+    }
+}
+
+fn same(block: usize, stored: u64, computed: u64) -> Result<(), TransferError> {
+    if stored == computed {
+        return Ok(());
+    }
+    Err(TransferError::ChecksumMismatch {
+        block: block as u64,
+        stored,
+        computed,
+    })
+}
+
+/// Memory in the order of the file, where blocks are verified.
+struct Stage<'a> {
+    manager: &'a TransferManager,
+    file: LayoutHandle,
+    memory: LayoutHandle,
+    blocks: usize,
+}
+
+impl<'a> Stage<'a> {
+    fn new(
+        cache: &SavedCache,
+        manager: &'a TransferManager,
+        wanted: usize,
+    ) -> Result<Stage<'a>, TransferError> {
+        let shape = &cache.header.shape;
+        let fit = usize::try_from(STAGE_BYTES / shape.block_bytes()?).unwrap_or(1);
+        let blocks = fit.clamp(1, wanted.max(1));
+        let memory = PhysicalLayout::builder()
+            .with_shape(
+                shape.with_num_blocks(blocks as u64)?,
+                cache.header.alignment,
+            )
+            .layout(LayoutSpec::Word(cache.header.word.clone()))
+            .allocate_system()
+            .build()?;
+        let file = manager.register(cache.layout()?)?;
+        let memory = manager.register(memory).inspect_err(|_| {
+            // The first error is the one to report.
+            let _ = manager.unregister(file);
+        })?;
+        Ok(Stage {
+            manager,
+            file,
+            memory,
+            blocks,
+        })
+    }
+
+    /// Reads a batch, verifies it, and passes on what holds.
+    fn load(
+        &self,
+        cache: &SavedCache,
+        batch: &[(usize, usize)],
+        destination: LayoutHandle,
+        checks: &mut Vec<BlockCheck>,
+    ) -> Result<(), TransferError> {
+        let saved: Vec<usize> = batch.iter().map(|(saved, _)| *saved).collect();
+        let slots: Vec<usize> = (0..batch.len()).collect();
+        let run = |from, from_ids: &[usize], to, to_ids: &[usize]| {
+            let options = TransferOptions::new();
+            let done = self
+                .manager
+                .execute_transfer(from, from_ids, to, to_ids, options)?;
+            done.wait()
+        };
+        if let Err(error) = run(self.file, &saved, self.memory, &slots) {
+            // What cannot be read is a miss for each block of the batch.
+            checks.extend(saved.iter().map(|&block| BlockCheck {
+                block,
+                result: Err(error.clone()),
+            }));
+            return Ok(());
+        }
+        let lease = self.manager.lease(self.memory, &slots, LeaseMode::Read)?;
+        let mut good = (Vec::new(), Vec::new());
+        for (slot, &(block, target)) in batch.iter().enumerate() {
+            let computed = lease.checksum(slot as u64)?;
+            let stored = cache.checksums.get(block).copied().unwrap_or(!computed);
+            let result = same(block, stored, computed);
+            if result.is_ok() {
+                good.0.push(slot);
+                good.1.push(target);
+            }
+            checks.push(BlockCheck { block, result });
+        }
+        drop(lease);
+        if !good.0.is_empty() {
+            run(self.memory, &good.0, destination, &good.1)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        for handle in [self.file, self.memory] {
+            // Its leases are gone: every transfer of the stage was waited for.
+            let _ = self.manager.unregister(handle);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Saving: blocks of a registered layout into a new file.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io,
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use kvtile_layout::{
+    StridedLayout, Word,
+    identity::{LayoutIdentity, LogicalIdentity},
+    tradition::LayoutSpec,
+};
+use kvtile_memory::{FileMemory, OwnedMemoryRegion, RegionView};
+
+use super::format::{DATA_ALIGNMENT, PREAMBLE_BYTES, Preamble, SavedHeader, SavedRegion, digest};
+use crate::{
+    error::TransferError,
+    execute::LeaseMode,
+    manager::{LayoutHandle, TransferManager, TransferOptions, TransferReport},
+    physical::PhysicalLayout,
+};
+
+/// How blocks are saved.
+#[derive(Clone, Debug)]
+pub struct SaveOptions {
+    /// What the blocks mean.
+    pub identity: LogicalIdentity,
+    /// The order to store them in.
+    pub word: Word,
+    /// Alignment of blocks in the file, in bytes; 4096 suits direct I/O.
+    pub alignment: u64,
+    /// Tokens that the blocks hold, the last one possibly in part.
+    pub tokens: u64,
+    /// Notes to keep with them.
+    pub notes: BTreeMap<String, String>,
+    /// Whether a file of that name may be replaced.
+    pub replace: bool,
+    /// Whether the file is compared with the source before it gets its name.
+    pub verify: bool,
+}
+
+impl SaveOptions {
+    /// Block-contiguous storage (`BHLKNC`), aligned for direct I/O, no replacing.
+    ///
+    /// # Errors
+    /// None: the default word is one.
+    pub fn new(identity: LogicalIdentity, tokens: u64) -> Result<SaveOptions, TransferError> {
+        Ok(SaveOptions {
+            identity,
+            word: Word::parse("BHLKNC").map_err(kvtile_layout::LayoutError::from)?,
+            alignment: DATA_ALIGNMENT,
+            tokens,
+            notes: BTreeMap::new(),
+            replace: false,
+            verify: false,
+        })
+    }
+}
+
+/// Saves `block_ids` of a registered layout to a new file at `path`, in this order.
+///
+/// # Errors
+/// Blocks that are in use or out of range; an identity that is not of this shape; a word that does
+/// not fit it; a file that exists (unless it may be replaced) or cannot be written. On an error no
+/// file of that name appears, and one that existed is as it was.
+pub fn save(
+    manager: &TransferManager,
+    source: LayoutHandle,
+    block_ids: &[usize],
+    path: &Path,
+    options: &SaveOptions,
+) -> Result<TransferReport, TransferError> {
+    let shape = manager
+        .layout(source)?
+        .shape()
+        .with_num_blocks(block_ids.len() as u64)?;
+    let same = LogicalIdentity::new(
+        options.identity.model(),
+        options.identity.revision(),
+        &shape,
+        options.identity.rope().cloned(),
+    )?;
+    let fields = ["planes", "page_size", "layers", "heads", "shard"];
+    let differences = options.identity.differences(&same).into_iter();
+    let mut structural = differences.filter(|d| fields.iter().any(|f| d.field.starts_with(f)));
+    if let Some(difference) = structural.next() {
+        return Err(TransferError::IdentityDiffers(difference));
+    }
+    let layout = StridedLayout::resolve(&options.word, &shape, options.alignment)?;
+    let (header, file_bytes) = header(&layout, options)?;
+    let partial = Partial::next_to(path)?;
+    let file = Arc::new(FileMemory::options().create_new(&partial.path, file_bytes)?);
+    let regions = regions(&file, &header)?;
+    let stored = PhysicalLayout::builder()
+        .with_shape(shape, options.alignment)
+        .layout(LayoutSpec::Word(options.word.clone()))
+        .with_memory_regions(regions)
+        .build()?;
+    let handle = manager.register(stored)?;
+    let outcome = write(manager, source, block_ids, handle, options.verify);
+    manager.unregister(handle)?;
+    let (report, checksums) = outcome?;
+    finish(&file, &header, &checksums)?;
+    drop(file);
+    partial.rename(path, options.replace)?;
+    Ok(report)
+}
+
+/// The header, and the size of the file.
+fn header(
+    layout: &StridedLayout,
+    options: &SaveOptions,
+) -> Result<(SavedHeader, usize), TransferError> {
+    let too_large = || {
+        TransferError::Layout(kvtile_layout::LayoutError::TooLarge {
+            what: "bytes of a saved cache",
+        })
+    };
+    let align = |offset: u64| {
+        let alignment = DATA_ALIGNMENT.max(layout.alignment());
+        offset
+            .checked_next_multiple_of(alignment)
+            .ok_or_else(too_large)
+    };
+    let mut header = SavedHeader {
+        identity: options.identity.clone(),
+        block_layout: LayoutIdentity::of_block(layout),
+        shape: layout.shape().clone(),
+        word: options.word.clone(),
+        alignment: options.alignment,
+        tokens: options.tokens,
+        regions: layout
+            .region_bytes()
+            .iter()
+            .map(|&bytes| SavedRegion {
+                offset: u64::MAX,
+                bytes,
+            })
+            .collect(),
+        notes: options.notes.clone(),
+    };
+    // With the longest offsets first, so that the real header is not longer.
+    let longest = to_json(&header)?.len() as u64;
+    let checksums = layout.shape().num_blocks().saturating_mul(8);
+    let mut end = longest
+        .saturating_add(checksums)
+        .saturating_add(PREAMBLE_BYTES as u64);
+    for region in &mut header.regions {
+        region.offset = align(end)?;
+        end = region
+            .offset
+            .checked_add(region.bytes)
+            .ok_or_else(too_large)?;
+    }
+    let file_bytes = usize::try_from(align(end)?).map_err(|_| too_large())?;
+    Ok((header, file_bytes))
+}
+
+fn to_json(header: &SavedHeader) -> Result<Vec<u8>, TransferError> {
+    serde_json::to_vec(header).map_err(|error| TransferError::NotASavedCache {
+        problem: error.to_string(),
+    })
+}
+
+/// The regions of a saved cache as parts of its file.
+pub(super) fn regions(
+    file: &Arc<FileMemory>,
+    header: &SavedHeader,
+) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
+    let file: OwnedMemoryRegion = Arc::clone(file) as OwnedMemoryRegion;
+    let mut regions: Vec<OwnedMemoryRegion> = Vec::with_capacity(header.regions.len());
+    for region in &header.regions {
+        let (Ok(offset), Ok(bytes)) = (
+            usize::try_from(region.offset),
+            usize::try_from(region.bytes),
+        ) else {
+            return Err(super::format::damaged("a region does not fit the machine"));
+        };
+        regions.push(Arc::new(RegionView::new(Arc::clone(&file), offset, bytes)?));
+    }
+    Ok(regions)
+}
+
+/// Copies the blocks and reads them back for their checksums.
+fn write(
+    manager: &TransferManager,
+    source: LayoutHandle,
+    block_ids: &[usize],
+    stored: LayoutHandle,
+    verify: bool,
+) -> Result<(TransferReport, Vec<u64>), TransferError> {
+    let ids: Vec<usize> = (0..block_ids.len()).collect();
+    let options = TransferOptions::new().verify(verify).layer_by_layer(false);
+    let report = manager
+        .execute_transfer(source, block_ids, stored, &ids, options)?
+        .wait()?;
+    let lease = manager.lease(stored, &ids, LeaseMode::Read)?;
+    let checksums: Result<Vec<u64>, TransferError> = ids
+        .iter()
+        .map(|&block| lease.checksum(block as u64))
+        .collect();
+    Ok((report, checksums?))
+}
+
+/// Writes checksums, header and preamble, and makes all of it durable.
+fn finish(file: &FileMemory, header: &SavedHeader, checksums: &[u64]) -> Result<(), TransferError> {
+    let header = to_json(header)?;
+    let checksums: Vec<u8> = checksums.iter().flat_map(|c| c.to_le_bytes()).collect();
+    let preamble = Preamble {
+        header_bytes: header.len() as u64,
+        blocks: (checksums.len() / 8) as u64,
+        file_bytes: file.len(),
+        digest: digest(&header, &checksums),
+    };
+    file.write_all_at(PREAMBLE_BYTES as u64, &header)?;
+    file.write_all_at((PREAMBLE_BYTES + header.len()) as u64, &checksums)?;
+    file.write_all_at(0, &preamble.to_bytes())?;
+    file.sync_data()?;
+    Ok(())
+}
+
+/// A file under a name of its own until it is whole; removed when it is dropped before.
+struct Partial {
+    path: PathBuf,
+}
+
+impl Partial {
+    fn next_to(path: &Path) -> Result<Partial, TransferError> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let Some(name) = path.file_name() else {
+            let problem = io::Error::from(io::ErrorKind::InvalidInput);
+            return Err(failed("name", path, problem));
+        };
+        let mut name = name.to_owned();
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        name.push(format!(".partial-{}-{number}", std::process::id()));
+        Ok(Partial {
+            path: path.with_file_name(name),
+        })
+    }
+
+    /// Gives the file its name, in one step that either happens or does not.
+    fn rename(self, path: &Path, replace: bool) -> Result<(), TransferError> {
+        if replace {
+            fs::rename(&self.path, path).map_err(|e| failed("rename", path, e))?;
+        } else {
+            // A link, unlike a rename, refuses a name that is taken.
+            fs::hard_link(&self.path, path).map_err(|e| failed("create", path, e))?;
+        }
+        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        File::open(folder)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|e| failed("sync", folder, e))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        // Gone already where it was renamed; what else may be wrong was reported before.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+fn failed(operation: &'static str, path: &Path, source: io::Error) -> TransferError {
+    TransferError::File {
+        operation,
+        path: path.to_owned(),
+        source: Arc::new(source),
+    }
+}
