@@ -90,16 +90,17 @@ fn stated_order(
         }
         .into());
     }
-    let shape = match shape {
-        Some(shape) => shape.clone(),
-        None if inner != Some(InnerShape::NHD) && config.num_heads().is_none() => {
-            return Err(ConfigError::NeedsHeads {
-                order: stated.to_string(),
-            }
-            .into());
-        }
-        None => config.element_shape()?,
+    let heads_named = match shape {
+        Some(shape) => shape.planes().iter().all(|plane| plane.has(Axis::H)),
+        None => config.num_heads().is_some(),
     };
+    if inner != Some(InnerShape::NHD) && !heads_named {
+        return Err(ConfigError::NeedsHeads {
+            order: stated.to_string(),
+        }
+        .into());
+    }
+    let shape = shape.map_or_else(|| config.element_shape(), |shape| Ok(shape.clone()))?;
     if let Some(inner) = inner {
         return Ok(Reading { spec, inner, shape });
     }
