@@ -20,6 +20,20 @@ pub struct BorrowedMemory {
 impl BorrowedMemory {
     /// The `size` bytes at `pointer`, which stay as long as `keep_alive` is held.
     ///
+    /// ```
+    /// use kvtile_memory::{BorrowedMemory, MemoryRegion, StorageKind};
+    /// use std::{ptr::NonNull, sync::Arc};
+    ///
+    /// let bytes: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
+    /// let size = bytes.len();
+    /// let pointer = NonNull::from(bytes).cast();
+    /// // SAFETY: the bytes stay for ever, and nobody else uses them any more.
+    /// let region =
+    ///     unsafe { BorrowedMemory::new(pointer, size, Arc::new(()), StorageKind::System) }?;
+    /// assert_eq!(region.size(), 4096);
+    /// # Ok::<(), kvtile_memory::MemoryError>(())
+    /// ```
+    ///
     /// # Safety
     ///
     /// As long as `keep_alive` is held, the bytes are as [`MemoryRegion`] demands for `kind`: for

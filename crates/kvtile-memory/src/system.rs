@@ -40,7 +40,15 @@ impl SystemMemory {
         &self.huge_pages
     }
 
-    /// All bytes, for their only owner: a region that others hold (`Arc`) has no `&mut`.
+    /// All bytes, for their only owner. A region that others may hold lends none, since they may
+    /// write it:
+    ///
+    /// ```compile_fail,E0596
+    /// # use std::sync::Arc;
+    /// let memory = Arc::new(kvtile_memory::SystemMemory::allocate(4096)?);
+    /// memory.as_mut_slice()[0] = 1;
+    /// # Ok::<(), kvtile_memory::MemoryError>(())
+    /// ```
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
         // SAFETY: `&mut self` proves that this is the only handle: the region is not in an `Arc`

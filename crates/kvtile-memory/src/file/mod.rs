@@ -23,6 +23,23 @@ use std::path::{Path, PathBuf};
 ///
 /// Reads and writes of disjoint byte ranges may run at the same time from any number of threads;
 /// of ranges that meet, one at a time, or the bytes that arrive are a mixture.
+///
+/// ```
+/// use kvtile_memory::{FileMemory, MemoryError};
+///
+/// # let folder = tempfile::tempdir().unwrap();
+/// let path = folder.path().join("cache");
+/// let file = FileMemory::options().direct_io(true).create_new(&path, 1 << 20)?;
+/// file.write_all_at(1234, b"kept")?;
+/// file.sync_data()?;
+/// drop(file);
+///
+/// let again = FileMemory::options().read_only(true).open_whole(&path)?;
+/// let mut bytes = [0; 4];
+/// again.read_exact_at(1234, &mut bytes)?;
+/// assert_eq!(&bytes, b"kept");
+/// # Ok::<(), MemoryError>(())
+/// ```
 #[derive(Debug)]
 pub struct FileMemory {
     fd: OwnedFd,

@@ -34,6 +34,20 @@ use std::sync::Arc;
 /// - For [`StorageKind::Disk`], `addr` is the byte offset in the file at which the region starts,
 ///   the number is the file's open descriptor, and `as_any` is a [`crate::FileMemory`] or a
 ///   [`RegionView`] of one.
+///
+/// Safe code cannot promise this, so it cannot make up a region at any address:
+///
+/// ```compile_fail,E0200
+/// # use kvtile_memory::{MemoryRegion, StorageKind};
+/// #[derive(Debug)]
+/// struct MadeUp;
+/// impl MemoryRegion for MadeUp {
+///     fn addr(&self) -> usize { 0xDEAD_BEEF }
+///     fn size(&self) -> usize { 1 << 40 }
+///     fn storage_kind(&self) -> StorageKind { StorageKind::System }
+///     fn as_any(&self) -> &dyn std::any::Any { self }
+/// }
+/// ```
 pub unsafe trait MemoryRegion: Debug + Send + Sync {
     /// Address of the first byte; for [`StorageKind::Disk`] the byte offset in the file.
     fn addr(&self) -> usize;

@@ -20,6 +20,23 @@ use std::os::unix::net::UnixStream;
 ///
 /// Its size never changes, and no process can change it. Its bytes can be changed by every process
 /// that has it at any time, so slices of it are unsafe to make.
+///
+/// ```
+/// use kvtile_memory::{MemoryRegion, SharedMemory};
+/// use std::os::unix::net::UnixStream;
+///
+/// // Two ends of one socket; usually they are in two processes.
+/// let (ours, theirs) = UnixStream::pair().unwrap();
+/// let memory = SharedMemory::create(1 << 20)?;
+/// memory.send(&ours)?;
+///
+/// let received = SharedMemory::receive(&theirs)?;
+/// memory.write_all_at(77, b"both see it")?;
+/// let mut bytes = [0; 11];
+/// received.read_exact_at(77, &mut bytes)?;
+/// assert_eq!(&bytes, b"both see it");
+/// # Ok::<(), kvtile_memory::MemoryError>(())
+/// ```
 #[derive(Debug)]
 pub struct SharedMemory {
     mapping: Mapping,
