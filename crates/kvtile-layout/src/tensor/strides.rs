@@ -61,14 +61,14 @@ pub(super) fn check_tensor(tensor: usize, view: &TensorView) -> Result<(), Layou
         }
         .into());
     }
+    if let Some(dim) = view.shape.iter().position(|&size| size == 0) {
+        return Err(LayoutError::ZeroExtent {
+            what: format!("dimension {dim} of tensor {tensor}"),
+        });
+    }
     let mut dims = Vec::new();
     for (dim, (&size, &stride)) in view.shape.iter().zip(&view.strides).enumerate() {
         match (size, u64::try_from(stride)) {
-            (0, _) => {
-                return Err(LayoutError::ZeroExtent {
-                    what: format!("dimension {dim} of tensor {tensor}"),
-                });
-            }
             (1, _) => {}
             (_, Ok(0)) => return Err(TensorError::ZeroStride { tensor, dim, size }.into()),
             (_, Ok(stride)) => dims.push((stride, size as u64, dim)),
