@@ -53,6 +53,36 @@ fn a_modulus_is_a_tile_and_may_be_the_slower_digit() {
     assert_eq!(order("C3C"), [0, 3, 1, 4, 2, 5]);
 }
 
+/// Planes of different extents may share a slow digit where it takes as many values for each: a
+/// scale for every three units.
+#[test]
+fn planes_may_share_a_digit_that_counts_different_units() {
+    let plane = |name, c| {
+        let plane = Plane::new(name, Unit::raw(1).unwrap()).unwrap();
+        plane.extent(Axis::C, c)
+    };
+    let shape = Shape::new(1, 1, 1, vec![plane("s", 2), plane("k", 6)]).unwrap();
+    let layout = reference("C(s,kC3)", &shape, 1);
+    let order: Vec<(usize, u64)> = layout
+        .units()
+        .iter()
+        .map(|unit| (unit.plane, unit.index[3].1))
+        .collect();
+    let expected = [
+        (0, 0),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+        (0, 1),
+        (1, 3),
+        (1, 4),
+        (1, 5),
+    ];
+    assert_eq!(order, expected);
+    let word = Word::parse("C(s,k)C3").unwrap();
+    assert!(ReferenceLayout::new(&word, &shape, 1).is_err());
+}
+
 #[test]
 fn rules_and_alignment_pad_strides() {
     let plane = Plane::new("c", Unit::raw(1).unwrap()).unwrap();

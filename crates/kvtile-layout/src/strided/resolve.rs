@@ -390,7 +390,7 @@ impl Resolver<'_> {
         mut placed: Placed,
         enumerating: bool,
     ) -> Result<Placed, LayoutError> {
-        let (low, extent) = self.digit(item, set)?;
+        let extent = self.digit_extent(item, set)?;
         let step;
         if enumerating {
             if item.rule.is_some() {
@@ -413,13 +413,13 @@ impl Resolver<'_> {
             placed.regions = vec![checked(stride.checked_mul(extent), "bytes of a region")?];
         }
         if extent > 1 {
-            let digit = Digit {
-                axis: item.axis,
-                low,
-                extent,
-                step,
-            };
-            for (_, piece) in &mut placed.pieces {
+            for (plane, piece) in &mut placed.pieces {
+                let digit = Digit {
+                    axis: item.axis,
+                    low: self.low(item, *plane),
+                    extent,
+                    step,
+                };
                 piece.digits.insert(0, digit);
             }
         }
@@ -443,14 +443,21 @@ impl Resolver<'_> {
         }
     }
 
-    /// `low` and extent of the digit that `item` is, the same for all planes of `set`.
-    fn digit(&self, item: AxisItem, set: &[usize]) -> Result<(u64, u64), LayoutError> {
-        let mut shared: Option<(&Plane, u64, u64)> = None;
+    /// The modulus below the digit that `item` is for `plane`.
+    fn low(&self, item: AxisItem, plane: usize) -> u64 {
+        let path = self.paths.get(plane);
+        path.map_or(1, |path| path.low(item.axis, item.modulus))
+    }
+
+    /// Extent of the digit that `item` is, which must be the same for all planes of `set`. What
+    /// one step along it means may differ: in `C(s,kC32)` a scale goes with 32 units.
+    fn digit_extent(&self, item: AxisItem, set: &[usize]) -> Result<u64, LayoutError> {
+        let mut shared: Option<(&Plane, u64)> = None;
         for &i in set {
-            let (Some(plane), Some(path)) = (self.shape.planes().get(i), self.paths.get(i)) else {
+            let Some(plane) = self.shape.planes().get(i) else {
                 continue;
             };
-            let low = path.low(item.axis, item.modulus);
+            let low = self.low(item, i);
             let whole = self.shape.extent(plane, item.axis);
             let extent = match item.modulus {
                 _ if whole == 1 => 1,
@@ -458,7 +465,7 @@ impl Resolver<'_> {
                 None => whole / low,
             };
             match shared {
-                Some((first, _, first_extent)) if first_extent != extent => {
+                Some((first, first_extent)) if first_extent != extent => {
                     return Err(LayoutError::SharedAxisDiffers {
                         axis: item.axis,
                         first: first.name().clone(),
@@ -467,20 +474,11 @@ impl Resolver<'_> {
                         second_extent: extent,
                     });
                 }
-                Some((first, first_low, _)) if first_low != low && extent > 1 => {
-                    return Err(LayoutError::SharedAxisDiffers {
-                        axis: item.axis,
-                        first: first.name().clone(),
-                        first_extent: first_low,
-                        second: plane.name().clone(),
-                        second_extent: low,
-                    });
-                }
                 Some(_) => {}
-                None => shared = Some((plane, low, extent)),
+                None => shared = Some((plane, extent)),
             }
         }
-        Ok(shared.map_or((1, 1), |(_, low, extent)| (low, extent)))
+        Ok(shared.map_or(1, |(_, extent)| extent))
     }
 
     fn strided(

@@ -76,6 +76,9 @@ struct Todo {
     axis: Axis,
     moduli: Vec<Option<u64>>,
     touched: bool,
+    /// The slowest digit is set and takes this many values, for planes of different extents: each
+    /// part still has to set what is below it.
+    shared_values: Option<u64>,
 }
 
 struct Draft<'a> {
@@ -103,6 +106,7 @@ impl Draft<'_> {
                     axis,
                     moduli: self.moduli(set, axis),
                     touched: false,
+                    shared_values: None,
                 });
             }
         }
@@ -152,8 +156,11 @@ impl Draft<'_> {
             if bar == Bar::Must && (self.choices.once_in(4) || (ready.is_empty() && separated)) {
                 nodes.push(Node::Bar);
                 bar = Bar::Done;
+            } else if let Some(node) = self.shared_digit(set, &mut todos, bar, naming) {
+                nodes.push(node);
             } else if !separated && (ready.is_empty() || self.choices.once_in(4)) {
                 let by_plane = match naming {
+                    _ if todos.iter().any(|t| t.shared_values.is_some()) => false,
                     Naming::Free => !self.choices.once_in(2),
                     Naming::Named => false,
                     Naming::Unnamed => true,
@@ -172,6 +179,33 @@ impl Draft<'_> {
         }
         self.name(set, naming, &mut nodes);
         nodes
+    }
+
+    /// Now and then, the slowest digit of an axis along which the planes of `set` differ, with the
+    /// same number of values for all of them: the first C of `C(s,kC32)`.
+    fn shared_digit(
+        &mut self,
+        set: &[usize],
+        todos: &mut [Todo],
+        bar: Bar,
+        naming: Naming,
+    ) -> Option<Node> {
+        if set.len() < 2 || naming == Naming::Unnamed {
+            return None;
+        }
+        let at = self.choices.index(todos.len());
+        let todo = todos.get_mut(at)?;
+        let extents = self.extents(set, todo.axis);
+        let first = *extents.first()?;
+        let common = extents.iter().fold(first, |a, &b| gcd(a, b));
+        let alike = extents.iter().all(|&extent| extent == first);
+        if todo.touched || alike || common == 1 || !self.choices.once_in(2) {
+            return None;
+        }
+        todo.touched = true;
+        todo.moduli.clear();
+        todo.shared_values = Some(common);
+        Some(axis_node(todo.axis, None, bar))
     }
 
     /// Whether every plane of `set` has the same digits of this axis, so that one item does.
@@ -213,8 +247,9 @@ impl Draft<'_> {
 
     /// A sum over parts of `set`, and what follows it.
     fn sum(&mut self, set: &[usize], todos: Vec<Todo>, bar: Bar, naming: Naming) -> Vec<Node> {
-        let (tail_todos, part_todos): (Vec<Todo>, Vec<Todo>) =
-            todos.into_iter().partition(|_| self.choices.once_in(3));
+        let (tail_todos, part_todos): (Vec<Todo>, Vec<Todo>) = todos
+            .into_iter()
+            .partition(|todo| todo.shared_values.is_none() && self.choices.once_in(3));
         let bar_in_tail = bar == Bar::Must && self.choices.once_in(2);
         let (part_bar, tail_bar) = match bar {
             Bar::Must if bar_in_tail => (Bar::Later, Bar::Later),
@@ -222,7 +257,8 @@ impl Draft<'_> {
             other => (other, other),
         };
         let mut parts = Vec::new();
-        let mut may_be_unnamed = naming == Naming::Free;
+        let shared = part_todos.iter().any(|todo| todo.shared_values.is_some());
+        let mut may_be_unnamed = naming == Naming::Free && !shared;
         for planes in self.partition(set) {
             let naming = match may_be_unnamed && self.choices.once_in(3) {
                 true => Naming::Unnamed,
@@ -257,7 +293,15 @@ impl Draft<'_> {
         let mut mine = Vec::new();
         for todo in todos {
             let mut todo = todo.clone();
-            if !todo.touched {
+            if let Some(values) = todo.shared_values {
+                let extents = self.extents(planes, todo.axis);
+                let first = extents.first().copied().unwrap_or(values);
+                if extents.iter().all(|&extent| extent == first) {
+                    todo.moduli = vec![Some(first / values)];
+                    todo.moduli.retain(|&modulus| modulus != Some(1));
+                    todo.shared_values = None;
+                }
+            } else if !todo.touched {
                 let one = self.extents(planes, todo.axis).iter().all(|&e| e == 1);
                 if one && self.choices.once_in(2) {
                     continue;

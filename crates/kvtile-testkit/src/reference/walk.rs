@@ -42,18 +42,16 @@ enum Cursor {
     Bytes(u64),
 }
 
-/// A digit that was chosen: `(index % modulus) / low == value`.
+/// A digit that was chosen: `(index % modulus) / low == value`, where low is the next smaller
+/// modulus on the path of a plane.
 struct Picked {
     axis: Axis,
     modulus: Option<u64>,
-    low: u64,
     value: u64,
 }
 
-impl Picked {
-    fn value_of(modulus: Option<u64>, low: u64, index: u64) -> u64 {
-        modulus.map_or(index, |m| index % m) / low
-    }
+fn value_of(modulus: Option<u64>, low: u64, index: u64) -> u64 {
+    modulus.map_or(index, |m| index % m) / low
 }
 
 struct Walker<'a> {
@@ -104,13 +102,12 @@ impl Walker<'_> {
                 Ok(cursor)
             }
             Item::Axis(item) => {
-                let (low, values) = self.values(*item, set)?;
+                let values = self.values(*item, set)?;
                 let mut cursor = cursor;
                 for value in 0..values {
                     self.picked.push(Picked {
                         axis: item.axis,
                         modulus: item.modulus,
-                        low,
                         value,
                     });
                     let end = self.go(rest, set, cursor)?;
@@ -146,9 +143,15 @@ impl Walker<'_> {
         let plane = self.shape.planes().get(i).ok_or_else(|| self.bars())?;
         let mut index = Vec::new();
         for axis in axes(plane) {
-            let agrees = |&i: &u64| {
-                let mut picked = self.picked.iter().filter(|p| p.axis == axis);
-                picked.all(|p| Picked::value_of(p.modulus, p.low, i) == p.value)
+            let picked: Vec<(&Picked, u64)> = self
+                .picked
+                .iter()
+                .filter(|p| p.axis == axis)
+                .map(|p| (p, self.low(i, axis, p.modulus)))
+                .collect();
+            let agrees = |&index: &u64| {
+                let mut picked = picked.iter();
+                picked.all(|(p, low)| value_of(p.modulus, *low, index) == p.value)
             };
             let open: Vec<u64> = (0..self.shape.extent(plane, axis)).filter(agrees).collect();
             let [only] = open.as_slice() else {
@@ -168,32 +171,32 @@ impl Walker<'_> {
         Ok(Cursor::Bytes(fits(offset.checked_add(bytes))?))
     }
 
-    /// The modulus below `item` and how many values the digit takes, the same for all planes.
-    fn values(&self, item: AxisItem, set: &[usize]) -> Result<(u64, u64), TestkitError> {
-        let mut each = Vec::new();
+    /// The next smaller modulus of `axis` on the path of a plane.
+    fn low(&self, plane: usize, axis: Axis, modulus: Option<u64>) -> u64 {
+        let path = self.paths.get(plane).into_iter().flatten();
+        path.filter(|item| item.axis == axis)
+            .filter_map(|item| item.modulus)
+            .filter(|&m| modulus.is_none_or(|own| m < own))
+            .max()
+            .unwrap_or(1)
+    }
+
+    /// How many values the digit takes, the same for all planes.
+    fn values(&self, item: AxisItem, set: &[usize]) -> Result<u64, TestkitError> {
+        let mut each = BTreeSet::new();
         for &i in set {
-            let (Some(plane), Some(path)) = (self.shape.planes().get(i), self.paths.get(i)) else {
+            let Some(plane) = self.shape.planes().get(i) else {
                 continue;
             };
-            let low = path
-                .iter()
-                .filter(|other| other.axis == item.axis)
-                .filter_map(|other| other.modulus)
-                .filter(|&m| item.modulus.is_none_or(|own| m < own))
-                .max()
-                .unwrap_or(1);
+            let low = self.low(i, item.axis, item.modulus);
             let values: BTreeSet<u64> = (0..self.shape.extent(plane, item.axis))
-                .map(|index| Picked::value_of(item.modulus, low, index))
+                .map(|index| value_of(item.modulus, low, index))
                 .collect();
-            each.push((low, values.len() as u64));
+            each.insert(values.len() as u64);
         }
-        let first = each.first().copied().unwrap_or((1, 1));
-        let same =
-            |&(low, values): &(u64, u64)| values == first.1 && (low == first.0 || values == 1);
-        if each.iter().all(same) {
-            Ok(first)
-        } else {
-            Err(TestkitError::SharedAxisDiffers { axis: item.axis })
+        match (each.pop_first(), each.is_empty()) {
+            (Some(values), true) => Ok(values),
+            _ => Err(TestkitError::SharedAxisDiffers { axis: item.axis }),
         }
     }
 
