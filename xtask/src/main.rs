@@ -1,3 +1,139 @@
-//! The project's own commands.
+//! The project's own commands, run as `cargo x`.
+//!
+//! `cargo x test` is what the README promises, `cargo x check` is what CI runs, `cargo x fuzz` is
+//! for people with a nightly toolchain (CI runs it where there is one). Every step is a command
+//! that a person could type; it is printed before it runs.
 
-fn main() {}
+mod arrows;
+mod files;
+mod licences;
+mod metadata;
+mod step;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use step::{Failure, Step};
+
+/// The project's own commands.
+#[derive(Parser)]
+#[command(name = "cargo x", bin_name = "cargo x")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All tests and doc tests.
+    Test,
+    /// Everything that CI runs: format, lints, rules, tests, documents, the demonstration, fuzzing.
+    Check {
+        /// Leave out the tests, because they have just run.
+        #[arg(long)]
+        without_tests: bool,
+    },
+    /// The fuzz targets, for some seconds each.
+    Fuzz {
+        /// Seconds a target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// The dependency, licence and file rules alone.
+    Rules,
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Test => test(),
+        Command::Check { without_tests } => check(without_tests),
+        Command::Fuzz { seconds } => fuzz(seconds),
+        Command::Rules => rules(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("cargo x: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn test() -> Result<(), Failure> {
+    Step::cargo(["test", "--workspace", "--locked"]).run()
+}
+
+fn check(without_tests: bool) -> Result<(), Failure> {
+    rules()?;
+    Step::cargo(["fmt", "--all", "--check"]).run()?;
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--"];
+    Step::cargo(clippy.into_iter().chain(["-D", "warnings"])).run()?;
+    if !without_tests {
+        test()?;
+    }
+    Step::cargo(["doc", "--workspace", "--no-deps", "--locked"])
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .run()?;
+    demonstration()?;
+    advisories()?;
+    fuzz(CHECK_FUZZ_SECONDS)
+}
+
+/// Seconds that CI fuzzes each target.
+const CHECK_FUZZ_SECONDS: u32 = 20;
+
+/// The demonstration as a user runs it: with the tiny model always, and with the real one, which it
+/// fetches itself, where the package index can be reached.
+fn demonstration() -> Result<(), Failure> {
+    let demo = ["run", "--release", "--locked", "--", "demo"];
+    Step::cargo(demo.into_iter().chain(["--tiny"])).run()?;
+    Step::cargo(demo).run()
+}
+
+fn rules() -> Result<(), Failure> {
+    let metadata = metadata::read()?;
+    let mut broken = arrows::check(&metadata);
+    broken.extend(licences::check(&metadata));
+    broken.extend(files::check()?);
+    if broken.is_empty() {
+        println!("rules: dependencies, licences and files are in order");
+        return Ok(());
+    }
+    Err(Failure::Rules(broken))
+}
+
+/// Known vulnerabilities, where `cargo-deny` is installed and its database can be fetched.
+fn advisories() -> Result<(), Failure> {
+    if !Step::cargo(["deny", "--version"]).succeeds() {
+        println!("advisories: not checked, cargo-deny is not installed");
+        return Ok(());
+    }
+    if !Step::cargo(["deny", "fetch", "db"]).succeeds() {
+        println!("advisories: not checked, the advisory database cannot be fetched");
+        return Ok(());
+    }
+    Step::cargo(["deny", "check", "advisories"]).run()
+}
+
+fn fuzz(seconds: u32) -> Result<(), Failure> {
+    if !Step::cargo(["+nightly", "--version"]).succeeds() {
+        println!("fuzz: skipped, there is no nightly toolchain");
+        return Ok(());
+    }
+    if !Step::cargo(["fuzz", "--version"]).succeeds() {
+        Step::cargo(["install", "cargo-fuzz", "--locked", "--version", "0.13.2"]).run()?;
+    }
+    let time = format!("-max_total_time={seconds}");
+    for target in ["word", "descriptor", "saved_header"] {
+        let corpus = step::root().join("fuzz/corpus").join(target);
+        std::fs::create_dir_all(&corpus)
+            .map_err(|error| Failure::Tool(format!("{}: {error}", corpus.display())))?;
+        let (corpus, seeds) = (
+            format!("fuzz/corpus/{target}"),
+            format!("fuzz/seeds/{target}"),
+        );
+        let run = ["+nightly", "fuzz", "run", target, &corpus, &seeds, "--"];
+        Step::cargo(run.into_iter().chain([time.as_str(), "-rss_limit_mb=2048"])).run()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,174 @@
+//! The dependency arrows: which crate may know which, and what a pure crate may stand on.
+
+use crate::metadata::Package;
+
+/// Every crate of the workspace and the crates of ours that it may be built with.
+const ARROWS: [(&str, &[&str]); 8] = [
+    ("kvtile-layout", &[]),
+    ("kvtile-memory", &[]),
+    ("kvtile-transfer", &["kvtile-layout", "kvtile-memory"]),
+    (
+        "kvtile",
+        &["kvtile-layout", "kvtile-memory", "kvtile-transfer"],
+    ),
+    ("kvtile-demo", &["kvtile"]),
+    ("kvtile-cli", &["kvtile", "kvtile-demo"]),
+    ("kvtile-testkit", &["kvtile-layout"]),
+    ("xtask", &[]),
+];
+
+/// What the crates that do no I/O may be built with.
+const PURE: [(&str, &[&str]); 1] = [(
+    "kvtile-layout",
+    &["blake3", "serde", "serde_json", "thiserror", "toml"],
+)];
+
+/// Crates that nothing here is built with: runtimes, bindings to hardware, and error types that
+/// are no types.
+const FORBIDDEN: [&str; 8] = [
+    "anyhow",
+    "async-std",
+    "cudarc",
+    "eyre",
+    "nixl-sys",
+    "openssl",
+    "reqwest",
+    "tokio",
+];
+
+pub(crate) fn check(packages: &[Package]) -> Vec<String> {
+    let ours: Vec<&Package> = packages.iter().filter(|p| p.ours).collect();
+    let names: Vec<&str> = ours.iter().map(|p| p.name.as_str()).collect();
+    let mut broken = Vec::new();
+    for package in &ours {
+        let Some((_, allowed)) = ARROWS.iter().find(|(name, _)| *name == package.name) else {
+            broken.push(format!(
+                "{} has no row in the table of arrows",
+                package.name
+            ));
+            continue;
+        };
+        for dependency in &package.normal {
+            let inside = names.contains(&dependency.as_str());
+            if inside && !allowed.contains(&dependency.as_str()) {
+                broken.push(format!("{} may not depend on {dependency}", package.name));
+            }
+            let pure = PURE.iter().find(|(name, _)| *name == package.name);
+            if let Some((_, light)) = pure
+                && !inside
+                && !light.contains(&dependency.as_str())
+            {
+                broken.push(format!(
+                    "{} is pure and may not use {dependency}",
+                    package.name
+                ));
+            }
+        }
+        for dependency in package.normal.iter().chain(&package.dev) {
+            if FORBIDDEN.contains(&dependency.as_str()) {
+                broken.push(format!(
+                    "{} uses {dependency}, which is forbidden",
+                    package.name
+                ));
+            }
+        }
+    }
+    for (name, _) in ARROWS {
+        if !names.contains(&name) {
+            broken.push(format!(
+                "the table of arrows has {name}, the workspace does not"
+            ));
+        }
+    }
+    broken.extend(minimum_versions(packages));
+    broken
+}
+
+/// No dependency needs a newer Rust than the one we state.
+fn minimum_versions(packages: &[Package]) -> Vec<String> {
+    let stated = packages
+        .iter()
+        .find(|p| p.ours)
+        .and_then(|p| p.rust_version.clone());
+    let Some(stated) = stated else {
+        return vec!["the workspace states no rust-version".to_owned()];
+    };
+    let newer = |p: &&Package| {
+        let needed = p.rust_version.as_deref();
+        needed.is_some_and(|needed| numbers(needed) > numbers(&stated))
+    };
+    packages
+        .iter()
+        .filter(newer)
+        .map(|p| {
+            let needed = p.rust_version.as_deref().unwrap_or_default();
+            format!(
+                "{} {} needs Rust {needed}, we state {stated}",
+                p.name, p.version
+            )
+        })
+        .collect()
+}
+
+fn numbers(version: &str) -> (u64, u64, u64) {
+    let mut parts = version.split('.').map(|part| part.parse().unwrap_or(0));
+    let mut next = || parts.next().unwrap_or(0);
+    (next(), next(), next())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn package(name: &str, ours: bool, normal: &[&str]) -> Package {
+        Package {
+            name: name.into(),
+            version: "0.1.0".into(),
+            licence: None,
+            rust_version: Some("1.95".into()),
+            ours,
+            normal: normal.iter().map(|&n| n.to_owned()).collect(),
+            dev: Vec::new(),
+        }
+    }
+
+    /// The workspace as the table has it.
+    fn workspace() -> Vec<Package> {
+        ARROWS
+            .iter()
+            .map(|(name, to)| package(name, true, to))
+            .collect()
+    }
+
+    #[test]
+    fn the_table_itself_is_in_order() {
+        assert_eq!(check(&workspace()), [] as [String; 0]);
+    }
+
+    #[test]
+    fn an_arrow_that_is_not_in_the_table_is_broken() {
+        let mut packages = workspace();
+        packages[0].normal.push("kvtile-memory".into());
+        let broken = check(&packages);
+        assert!(broken.contains(&"kvtile-layout may not depend on kvtile-memory".to_owned()));
+    }
+
+    #[test]
+    fn a_heavy_dependency_of_a_pure_crate_is_broken() {
+        let mut packages = workspace();
+        packages[0].normal.push("rayon".into());
+        assert_eq!(check(&packages).len(), 1);
+    }
+
+    #[test]
+    fn a_dependency_that_needs_a_newer_rust_is_named() {
+        let mut packages = workspace();
+        let mut newer = package("newer", false, &[]);
+        newer.rust_version = Some("1.99".into());
+        packages.push(newer);
+        assert_eq!(
+            check(&packages),
+            ["newer 0.1.0 needs Rust 1.99, we state 1.95"]
+        );
+    }
+}

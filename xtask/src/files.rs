@@ -1,0 +1,159 @@
+//! File rules: how long a file is, where unsafe code may stand, and what may not stand anywhere.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+use crate::step::{Failure, root};
+
+/// Lines of a source file, its tests aside.
+const LINES_MAX: usize = 600;
+
+/// Folders whose code may be unsafe.
+const UNSAFE_FOLDERS: [&str; 2] = [
+    "crates/kvtile-memory/src",
+    "crates/kvtile-transfer/src/execute",
+];
+
+/// Folders whose code may read the environment.
+const ENVIRONMENT_FOLDERS: [&str; 2] = ["crates/kvtile-cli/src", "xtask/src"];
+
+/// Folders whose code does no I/O, reads no clock and starts no thread.
+const PURE_FOLDERS: [&str; 1] = ["crates/kvtile-layout/src"];
+
+/// Text that stands nowhere. Written in two parts, so that it does not stand here.
+fn forbidden() -> [(String, &'static str); 5] {
+    [
+        (["todo", "!("].concat(), "finish it"),
+        (["unimplemented", "!("].concat(), "finish it"),
+        (
+            ["#[", "allow("].concat(),
+            "use #[expect(…, reason = \"…\")]",
+        ),
+        (["#[", "ignore"].concat(), "skip at run time and say why"),
+        (["FIX", "ME"].concat(), "mend it or write an issue"),
+    ]
+}
+
+pub(crate) fn check() -> Result<Vec<String>, Failure> {
+    let root = root();
+    let mut sources = Vec::new();
+    for folder in ["crates", "xtask", "fuzz"] {
+        collect(&root.join(folder), &mut sources)?;
+    }
+    let mut broken = Vec::new();
+    for path in sources {
+        let text = fs::read_to_string(&path)
+            .map_err(|error| Failure::Tool(format!("{}: {error}", path.display())))?;
+        let name = path.strip_prefix(&root).unwrap_or(&path);
+        broken.extend(check_file(name, &text));
+    }
+    Ok(broken)
+}
+
+fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Failure> {
+    let failed = |error| Failure::Tool(format!("{}: {error}", folder.display()));
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() && !path.ends_with("target") {
+            collect(&path, sources)?;
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            sources.push(path);
+        }
+    }
+    Ok(())
+}
+
+/// The code of a file: without comments and without its tests.
+fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]");
+    let numbered = lines.enumerate().map(|(i, line)| (i + 1, line));
+    numbered.filter(|(_, line)| !line.trim_start().starts_with("//"))
+}
+
+fn check_file(path: &Path, text: &str) -> Vec<String> {
+    let mut broken = Vec::new();
+    let name = path.display();
+    let source = path.components().any(|c| c.as_os_str() == "src");
+    let inside = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
+    let lines = text.lines().take_while(|l| *l != "#[cfg(test)]").count();
+    if source && lines > LINES_MAX {
+        broken.push(format!(
+            "{name}: {lines} lines; past {LINES_MAX} it is two concepts"
+        ));
+    }
+    if !text.starts_with("//!") && !text.starts_with("#!") {
+        broken.push(format!("{name}: no module header (//!)"));
+    }
+    for (number, line) in text.lines().enumerate() {
+        for (text, advice) in forbidden() {
+            if line.contains(&text) {
+                broken.push(format!("{name}:{}: {text}: {advice}", number + 1));
+            }
+        }
+    }
+    if !source {
+        return broken;
+    }
+    for (number, line) in code(text) {
+        let has = |word: &str| line.contains(word);
+        if has("unsafe ") && !has("forbid") && !inside(&UNSAFE_FOLDERS) {
+            broken.push(format!(
+                "{name}:{number}: unsafe code belongs to memory and executors"
+            ));
+        }
+        if has("env::var") && !inside(&ENVIRONMENT_FOLDERS) {
+            broken.push(format!(
+                "{name}:{number}: only the program reads the environment"
+            ));
+        }
+        let impure = [
+            "std::fs",
+            "std::net",
+            "std::thread",
+            "std::time",
+            "std::env",
+            "std::io",
+        ];
+        if inside(&PURE_FOLDERS) && impure.iter().any(|word| has(word)) {
+            broken.push(format!("{name}:{number}: this crate is pure"));
+        }
+    }
+    broken
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broken(path: &str, text: &str) -> usize {
+        check_file(Path::new(path), text).len()
+    }
+
+    #[test]
+    fn unsafe_code_is_found_where_it_may_not_stand() {
+        let text = "//! Header.\nfn f() { unsafe { g() } }\n";
+        assert_eq!(broken("crates/kvtile-layout/src/a.rs", text), 1);
+        assert_eq!(broken("crates/kvtile-transfer/src/manager/a.rs", text), 1);
+        assert_eq!(broken("crates/kvtile-transfer/src/execute/a.rs", text), 0);
+    }
+
+    #[test]
+    fn pure_crates_use_no_clock_and_only_the_program_reads_the_environment() {
+        let text = "//! Header.\nuse std::time::Instant;\n";
+        assert_eq!(broken("crates/kvtile-layout/src/a.rs", text), 1);
+        let text = "//! Header.\nfn f() { std::env::var(\"A\").ok(); }\n";
+        assert_eq!(broken("crates/kvtile-transfer/src/a.rs", text), 1);
+        assert_eq!(broken("crates/kvtile-cli/src/a.rs", text), 0);
+    }
+
+    #[test]
+    fn long_files_marks_and_missing_headers_are_found() {
+        let long = format!("//! Header.\n{}", "\n".repeat(700));
+        assert_eq!(broken("crates/kvtile/src/a.rs", &long), 1);
+        assert_eq!(broken("crates/kvtile/src/a.rs", "fn f() {}\n"), 1);
+        let mark = format!("//! Header.\nfn f() {{ {} }}\n", ["todo", "!()"].concat());
+        assert_eq!(broken("crates/kvtile/src/a.rs", &mark), 1);
+    }
+}

@@ -1,0 +1,101 @@
+//! Running one command of the project.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+/// Why a command of the project failed.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// A command ended badly.
+    Step(String),
+    /// A command could not be started, or its output not be used.
+    Tool(String),
+    /// Rules that are broken.
+    Rules(Vec<String>),
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Step(command) => write!(f, "failed: {command}"),
+            Failure::Tool(problem) => write!(f, "{problem}"),
+            Failure::Rules(broken) => {
+                write!(f, "{} rules are broken:", broken.len())?;
+                broken.iter().try_for_each(|rule| write!(f, "\n  {rule}"))
+            }
+        }
+    }
+}
+
+/// The folder of the workspace.
+pub(crate) fn root() -> PathBuf {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    here.parent().map_or(here.clone(), PathBuf::from)
+}
+
+/// One `cargo` command.
+pub(crate) struct Step {
+    arguments: Vec<String>,
+    variables: Vec<(&'static str, &'static str)>,
+}
+
+impl Step {
+    pub(crate) fn cargo<'a>(arguments: impl IntoIterator<Item = &'a str>) -> Step {
+        Step {
+            arguments: arguments.into_iter().map(str::to_owned).collect(),
+            variables: Vec::new(),
+        }
+    }
+
+    pub(crate) fn env(mut self, name: &'static str, value: &'static str) -> Step {
+        self.variables.push((name, value));
+        self
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("cargo");
+        command.args(&self.arguments).current_dir(root());
+        command.envs(self.variables.iter().copied());
+        // Set by the cargo that runs this program; a `+toolchain` would be overridden by it.
+        command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+        command
+    }
+
+    /// Prints the command and runs it.
+    pub(crate) fn run(self) -> Result<(), Failure> {
+        let text = format!("cargo {}", self.arguments.join(" "));
+        println!("$ {text}");
+        let status = self
+            .command()
+            .status()
+            .map_err(|error| Failure::Tool(format!("cannot start {text}: {error}")))?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Failure::Step(text))
+    }
+
+    /// Whether the command can be run and ends well; its output is not shown.
+    pub(crate) fn succeeds(self) -> bool {
+        let mut command = self.command();
+        command.stdout(Stdio::null()).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+
+    /// What the command prints.
+    pub(crate) fn output(self) -> Result<Vec<u8>, Failure> {
+        let text = format!("cargo {}", self.arguments.join(" "));
+        let output = self
+            .command()
+            .stderr(Stdio::inherit())
+            .output()
+            .map_err(|error| Failure::Tool(format!("cannot start {text}: {error}")))?;
+        if output.status.success() {
+            return Ok(output.stdout);
+        }
+        Err(Failure::Step(text))
+    }
+}
