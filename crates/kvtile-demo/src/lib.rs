@@ -13,9 +13,11 @@ mod compute;
 mod error;
 mod hash;
 
+pub mod fetch;
 pub mod gguf;
 pub mod kv;
 pub mod llama;
+pub mod prompt;
 pub mod tiny;
 pub mod tokenizer;
 

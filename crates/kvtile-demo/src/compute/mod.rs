@@ -6,7 +6,8 @@
 //! **Order of summation.** Every element of a matrix product is one chain of
 //! fused multiply-adds along the inner axis, first to last, whatever the number
 //! of rows computed together, of threads, or of vector lanes. Norms and softmax
-//! sum in sixteen interleaved chains, on every machine. Hence a token's result
+//! sum in sixteen interleaved chains, on every machine. (Where a processor has no
+//! fused multiply-add, product and sum are rounded apart.) Hence a token's result
 //! does not depend, not even in its last bit, on how a prompt was cut into
 //! passes, nor on where its keys and values were stored.
 

@@ -215,3 +215,130 @@ fn tile<S: Simd, const ROWS: usize>(
     }
     sums
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Panels;
+    use super::*;
+
+    /// Numbers that are not multiples of one another, from a counter.
+    fn numbers(count: usize, seed: usize) -> Vec<f32> {
+        (0..count)
+            .map(|index| ((index * 7919 + seed * 104_729) % 2003) as f32 / 1000.0 - 1.0)
+            .collect()
+    }
+
+    struct Case {
+        rows: Vec<f32>,
+        weights: Vec<f32>,
+        panels: Panels,
+        count: usize,
+        inner: usize,
+        columns: usize,
+    }
+
+    fn cases() -> Vec<Case> {
+        let shapes = [
+            (1, 1, 1),
+            (1, 64, 100),
+            (3, 7, 33),
+            (5, 80, 32),
+            (12, 16, 64),
+            (31, 9, 257),
+            (200, 24, 40),
+        ];
+        let case = |(count, inner, columns): (usize, usize, usize)| {
+            let weights = numbers(inner * columns, 2);
+            let panels = Panels::pack(inner, columns, |column, out| {
+                out.copy_from_slice(&weights[column * inner..][..inner]);
+                Ok(())
+            });
+            let (rows, panels) = (numbers(count * inner, 1), panels.unwrap());
+            Case {
+                rows,
+                weights,
+                panels,
+                count,
+                inner,
+                columns,
+            }
+        };
+        shapes.map(case).into()
+    }
+
+    impl Case {
+        fn out(&self, width: usize, compute: impl FnOnce(Product<'_>)) -> Vec<f32> {
+            let mut out = vec![7.0; self.count * width];
+            let panels = self.panels.view();
+            compute(Product {
+                rows: &self.rows,
+                panels,
+                out: &mut out,
+                width,
+            });
+            out
+        }
+
+        fn expected(&self, row: usize, column: usize) -> f64 {
+            let row = &self.rows[row * self.inner..][..self.inner];
+            let column = &self.weights[column * self.inner..][..self.inner];
+            row.iter()
+                .zip(column)
+                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                .sum()
+        }
+    }
+
+    #[test]
+    fn products_match_double_precision_and_leave_other_columns_alone() {
+        for case in cases() {
+            let width = case.columns + 5;
+            let out = case.out(width, |product| Arch::new().dispatch(product));
+            for (index, value) in out.iter().enumerate() {
+                let (row, column) = (index / width, index % width);
+                let expected = if column < case.columns {
+                    case.expected(row, column)
+                } else {
+                    7.0
+                };
+                assert!(
+                    (f64::from(*value) - expected).abs() < 1e-4,
+                    "{row}, {column}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_and_any_split_give_the_same() {
+        for case in cases() {
+            let width = case.columns;
+            let best = case.out(width, |product| Arch::new().dispatch(product));
+            let scalar = case.out(width, |product| Simd::vectorize(pulp::Scalar, product));
+            let close = |(a, b): (&f32, &f32)| (a - b).abs() < 1e-4;
+            assert!(best.iter().zip(&scalar).all(close));
+            #[cfg(target_arch = "x86_64")]
+            if let Some(v3) = pulp::x86::V3::try_new() {
+                assert_eq!(
+                    best,
+                    case.out(width, |product| Simd::vectorize(v3, product))
+                );
+            }
+            for threads in [1, 2, 3] {
+                let pool = rayon::ThreadPoolBuilder::new()
+                    .num_threads(threads)
+                    .build()
+                    .unwrap();
+                let split = case.out(
+                    width,
+                    |Product {
+                         rows, panels, out, ..
+                     }| {
+                        pool.install(|| multiply_parallel(rows, panels, out));
+                    },
+                );
+                assert_eq!(best, split, "{threads} threads");
+            }
+        }
+    }
+}
