@@ -1,5 +1,5 @@
 //! Imported tensors: strides, formats, readings and the layouts they make.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use kvtile_layout::{
     Axis, LayoutError, Plane, PlaneName, Shape, StridedLayout, Unit, UnitIndex, Word,
@@ -27,9 +27,11 @@ fn one_layer(blocks: u64, tokens: u64, heads: u64, size: u64) -> Shape {
 
 /// A dense tensor of these sizes.
 fn dense(sizes: &[usize]) -> TensorView {
-    let mut strides = vec![1; sizes.len()];
-    for i in (0..sizes.len().saturating_sub(1)).rev() {
-        strides[i] = strides[i + 1] * isize::try_from(sizes[i + 1]).unwrap();
+    let mut strides: Vec<isize> = Vec::new();
+    let mut span = 1;
+    for &size in sizes.iter().rev() {
+        strides.insert(0, span);
+        span *= isize::try_from(size).unwrap();
     }
     TensorView::new(sizes, &strides, BF16)
 }
@@ -276,7 +278,7 @@ fn two_readings_of_the_same_numbers_are_an_error_that_names_both() {
         ),
     ] {
         let view = dense(&sizes);
-        let refused = refusal(validate_tensor_shapes(&[view.clone()], &shape));
+        let refused = refusal(validate_tensor_shapes(std::slice::from_ref(&view), &shape));
         let expected = TensorError::TwoReadings {
             sizes: sizes.clone(),
             first: first.to_owned(),
@@ -514,7 +516,7 @@ fn a_fused_inner_dimension_names_its_axes() {
         DimRole::fused(&[(Axis::H, 4), (Axis::C, 8)]),
     ]);
     assert_eq!(
-        validate_tensor_strides(&[view.clone()]).unwrap(),
+        validate_tensor_strides(std::slice::from_ref(&view)).unwrap(),
         TensorFormat::NHD
     );
     let layout = layout_from_tensors(&[view], &shape, expected.region_bytes(), 1).unwrap();
@@ -691,8 +693,8 @@ proptest! {
             view = view.with_roles(roles(&letters.iter().collect::<String>()));
         }
         let shape = Shape::key_value(2, 1, 3, 2, 4, &bf16()).unwrap();
-        let _ = validate_tensor_strides(&[view.clone()]);
-        let _ = validate_tensor_shapes(&[view.clone()], &shape);
+        let _ = validate_tensor_strides(std::slice::from_ref(&view));
+        let _ = validate_tensor_shapes(std::slice::from_ref(&view), &shape);
         if let Ok(layout) = layout_from_tensors(&[view], &shape, &[1 << 40], 1) {
             prop_assert!(layout.is_injective());
         }

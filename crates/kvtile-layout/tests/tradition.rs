@@ -1,5 +1,5 @@
 //! The names of the block-manager tradition: configs, details, specs, pages.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use kvtile_layout::{
     Axis, LayoutError, Plane, Shape, Shard, StridedLayout, Unit, UnitIndex, Word,
