@@ -50,6 +50,8 @@ fn describes_itself(region: &OwnedMemoryRegion) {
     assert_eq!(descriptor.end(), Some(region.addr() + SIZE));
     let is_file = matches!(region.storage_kind(), StorageKind::Disk(_));
     assert_eq!(file_of(&**region).is_some(), is_file);
+    let itself = std::ptr::from_ref(region.as_any()).cast::<()>();
+    assert_eq!(itself, Arc::as_ptr(region).cast());
     let known: [bool; 4] = [
         region.as_any().is::<SystemMemory>(),
         region.as_any().is::<SharedMemory>(),

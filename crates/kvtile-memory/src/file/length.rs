@@ -78,21 +78,20 @@ mod tests {
 
     /// Pitfall 10: an existing file keeps its bytes.
     #[test]
-    fn appending_zeroes_grows_and_never_cuts() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("file");
-        fs::write(&path, b"content").unwrap();
-        let fd: OwnedFd = fs::OpenOptions::new()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .into();
-        append_zeroes(fd.as_fd(), 3).unwrap();
-        assert_eq!(fs::read(&path).unwrap(), b"content");
-        append_zeroes(fd.as_fd(), 200_000).unwrap();
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(bytes.len(), 200_000);
-        assert_eq!(&bytes[..7], b"content");
-        assert!(bytes[7..].iter().all(|byte| *byte == 0));
+    fn growing_never_cuts_a_file_that_others_have_let_grow_further() {
+        for grow in [grow, append_zeroes] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("file");
+            fs::write(&path, b"content").unwrap();
+            let file = fs::OpenOptions::new().write(true).open(&path);
+            let fd: OwnedFd = file.unwrap().into();
+            grow(fd.as_fd(), 3).unwrap();
+            assert_eq!(fs::read(&path).unwrap(), b"content");
+            grow(fd.as_fd(), 200_000).unwrap();
+            let bytes = fs::read(&path).unwrap();
+            assert_eq!(bytes.len(), 200_000);
+            assert_eq!(&bytes[..7], b"content");
+            assert!(bytes[7..].iter().all(|byte| *byte == 0));
+        }
     }
 }

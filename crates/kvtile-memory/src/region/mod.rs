@@ -32,8 +32,10 @@ use std::sync::Arc;
 ///   [`std::ptr::with_exposed_provenance_mut`] of the address reaches all of them.
 /// - For [`StorageKind::Device`], `addr` is an address of that device, allocated as long.
 /// - For [`StorageKind::Disk`], `addr` is the byte offset in the file at which the region starts,
-///   the number is the file's open descriptor, and `as_any` is a [`crate::FileMemory`] or a
+///   the number is the file's open descriptor, and the region is a [`crate::FileMemory`] or a
 ///   [`RegionView`] of one.
+/// - `as_any` returns `self` and no part of it: a view of a view keeps alive what the inner view
+///   keeps alive, and nothing else.
 ///
 /// Safe code cannot promise this, so it cannot make up a region at any address:
 ///

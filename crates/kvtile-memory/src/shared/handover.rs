@@ -101,9 +101,9 @@ fn receive_part(
             fds.extend(received);
         }
     }
-    if result.flags.contains(ReturnFlags::CTRUNC) || fds.len() > 1 {
+    if result.flags.contains(ReturnFlags::CTRUNC) {
         return Err(MemoryError::HandoverDescriptors {
-            count: fds.len().max(2),
+            count: fds.len() + 1,
         });
     }
     Ok(result.bytes)
