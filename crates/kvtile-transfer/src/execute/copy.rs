@@ -203,16 +203,6 @@ impl LocalNest {
         })
     }
 
-    /// Bytes from the first to the last that it reads.
-    pub(super) fn source_span(&self) -> u64 {
-        self.source_span
-    }
-
-    /// Bytes from the first to the last that it writes.
-    pub(super) fn destination_span(&self) -> u64 {
-        self.destination_span
-    }
-
     /// # Safety
     /// `source` and `destination` are valid for the spans of the nest, do not overlap in the units
     /// of the nest, and nobody else writes the former or touches the latter.

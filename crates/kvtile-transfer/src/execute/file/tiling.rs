@@ -1,0 +1,204 @@
+//! How a nest falls into tiles: pieces that are dense in the file, none longer than a round.
+
+use kvtile_layout::{AxisSet, Location, Loop, Nest, Step};
+
+use super::{
+    super::{
+        bound::{Backing, BoundLayout},
+        copy::{LocalNest, split},
+    },
+    ROUND_BYTES,
+};
+use crate::error::TransferError;
+
+/// Which sides of a transfer are files.
+#[derive(Clone, Copy)]
+pub(super) struct Files {
+    pub(super) source: bool,
+    pub(super) destination: bool,
+}
+
+impl Files {
+    pub(super) fn of(source: &BoundLayout, destination: &BoundLayout) -> Files {
+        let is_file = |layout: &BoundLayout| matches!(layout.backing(), Backing::File);
+        Files {
+            source: is_file(source),
+            destination: is_file(destination),
+        }
+    }
+
+    /// The loop that continues `bytes` dense bytes in every file of the transfer, where
+    /// `source_span` bytes of the source belong to them so far.
+    fn next_dense(self, loops: &[Loop], bytes: u64, source_span: u64) -> Option<usize> {
+        let step = Step::bytes(bytes);
+        loops.iter().position(|l| {
+            // Between two files the source may be read in any order from its window, as long as
+            // the window stays small.
+            let window = l.source.bytes.checked_mul(l.extent);
+            let near = self.destination
+                && l.source.is_local()
+                && window
+                    .and_then(|window| window.checked_add(source_span))
+                    .is_some_and(|window| window <= ROUND_BYTES);
+            let source = !self.source || l.source == step || near;
+            let destination = !self.destination || l.destination == step;
+            source && destination
+        })
+    }
+}
+
+/// Outer loops, one loop that tiles may split, and inner loops that are dense in the file.
+pub(super) struct Tiling {
+    outer: Vec<Loop>,
+    split: Loop,
+    /// Iterations of the split loop in a tile; the last tile has the rest.
+    chunk: u64,
+    whole: TileNest,
+    rest: Option<TileNest>,
+}
+
+/// The loops of one tile.
+pub(super) struct TileNest {
+    pub(super) far: Vec<Loop>,
+    pub(super) local: LocalNest,
+    /// Bytes that it moves.
+    pub(super) bytes: u64,
+    /// Bytes from the first to the last that it reads; means something for a file.
+    pub(super) source_span: u64,
+    /// Bytes from the first to the last that it writes; means something for a file.
+    pub(super) destination_span: u64,
+    /// Whether it is nothing but one run.
+    pub(super) is_run: bool,
+}
+
+impl TileNest {
+    fn new(loops: &[Loop], run_bytes: u64) -> Result<TileNest, TransferError> {
+        let loops: Vec<Loop> = loops.iter().filter(|l| l.extent > 1).copied().collect();
+        let (far, local) = split(&loops, run_bytes)?;
+        // On the side of a file every loop of a tile stays in its region.
+        let span = |step: fn(&Loop) -> Step| {
+            let each = loops
+                .iter()
+                .map(|l| (l.extent - 1).saturating_mul(step(l).bytes));
+            each.fold(run_bytes, u64::saturating_add)
+        };
+        Ok(TileNest {
+            far,
+            local,
+            bytes: loops
+                .iter()
+                .fold(run_bytes, |b, l| b.saturating_mul(l.extent)),
+            source_span: span(|l| l.source),
+            destination_span: span(|l| l.destination),
+            is_run: loops.is_empty(),
+        })
+    }
+}
+
+/// One tile: where it starts, and whether it has the rest of the split loop.
+pub(super) struct Tile {
+    pub(super) source: Location,
+    pub(super) destination: Location,
+    pub(super) is_rest: bool,
+}
+
+impl Tiling {
+    pub(super) fn new(nest: &Nest, files: Files) -> Result<Tiling, TransferError> {
+        if nest.run_bytes > ROUND_BYTES {
+            return Tiling::of_long_run(nest);
+        }
+        let mut loops = nest.loops.clone();
+        let mut inner: Vec<Loop> = Vec::new();
+        let (mut bytes, mut span) = (nest.run_bytes, nest.run_bytes);
+        let mut cut = None;
+        while let Some(next) = files.next_dense(&loops, bytes, span) {
+            let candidate = loops.remove(next);
+            let chunk = (ROUND_BYTES / bytes).max(1);
+            if chunk < candidate.extent {
+                cut = Some((candidate, chunk));
+                break;
+            }
+            span = span.saturating_add((candidate.extent - 1) * candidate.source.bytes);
+            bytes *= candidate.extent;
+            inner.insert(0, candidate);
+        }
+        let (cut, chunk) = cut.unwrap_or((single(), 1));
+        let tile = |extent| {
+            let mut loops = vec![Loop { extent, ..cut }];
+            loops.extend(&inner);
+            TileNest::new(&loops, nest.run_bytes)
+        };
+        let rest = cut.extent % chunk;
+        Ok(Tiling {
+            whole: tile(chunk)?,
+            rest: (rest > 0).then(|| tile(rest)).transpose()?,
+            outer: loops,
+            split: cut,
+            chunk,
+        })
+    }
+
+    /// A run longer than a round is a loop over its bytes.
+    fn of_long_run(nest: &Nest) -> Result<Tiling, TransferError> {
+        let rest = nest.run_bytes % ROUND_BYTES;
+        Ok(Tiling {
+            outer: nest.loops.clone(),
+            split: Loop {
+                extent: nest.run_bytes,
+                source: Step::bytes(1),
+                destination: Step::bytes(1),
+                axes: nest.run_axes,
+            },
+            chunk: ROUND_BYTES,
+            whole: TileNest::new(&[], ROUND_BYTES)?,
+            rest: (rest > 0).then(|| TileNest::new(&[], rest)).transpose()?,
+        })
+    }
+
+    /// The loops of a tile.
+    pub(super) fn nest(&self, tile: &Tile) -> &TileNest {
+        match &self.rest {
+            Some(rest) if tile.is_rest => rest,
+            _ => &self.whole,
+        }
+    }
+
+    /// Every tile of the nest that starts at `start` on the two sides.
+    pub(super) fn tiles(&self, start: (Location, Location)) -> impl Iterator<Item = Tile> {
+        let outer: u64 = self.outer.iter().map(|l| l.extent).product();
+        (0..outer).flat_map(move |mut index| {
+            let (mut source, mut destination) = start;
+            for l in self.outer.iter().rev() {
+                let i = index % l.extent;
+                index /= l.extent;
+                source = further(source, l.source, i);
+                destination = further(destination, l.destination, i);
+            }
+            (0..self.split.extent.div_ceil(self.chunk)).map(move |part| {
+                let first = part * self.chunk;
+                Tile {
+                    source: further(source, self.split.source, first),
+                    destination: further(destination, self.split.destination, first),
+                    is_rest: self.split.extent - first < self.chunk,
+                }
+            })
+        })
+    }
+}
+
+/// A loop that runs once.
+fn single() -> Loop {
+    Loop {
+        extent: 1,
+        source: Step::default(),
+        destination: Step::default(),
+        axes: AxisSet::default(),
+    }
+}
+
+fn further(from: Location, step: Step, count: u64) -> Location {
+    Location {
+        region: from.region + count * step.regions,
+        offset: from.offset + count * step.bytes,
+    }
+}

@@ -1,0 +1,114 @@
+//! Random transfers between memory and files, executed by a manager, against the copy of one unit
+//! after the other. Every byte of the destination is compared, padding and other blocks included.
+#![expect(
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "tests"
+)]
+
+mod common;
+
+use common::{PLACES, Place, over_image};
+use kvtile_layout::LayoutError;
+use kvtile_testkit::{
+    generate::{TransferCase, config, transfers},
+    naive_copy,
+};
+use kvtile_transfer::{TransferError, TransferManager, TransferOptions};
+use proptest::prelude::*;
+
+/// How a case is executed.
+#[derive(Clone, Copy, Debug)]
+struct Manner {
+    from: Place,
+    to: Place,
+    verify: bool,
+    layer_by_layer: Option<bool>,
+}
+
+fn manners() -> impl Strategy<Value = Manner> {
+    let places = || prop::sample::select(PLACES.as_slice());
+    (places(), places(), any::<bool>(), any::<Option<bool>>()).prop_map(
+        |(from, to, verify, layer_by_layer)| Manner {
+            from,
+            to,
+            verify,
+            layer_by_layer,
+        },
+    )
+}
+
+/// Whether the case was one that may be refused.
+fn executed(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> bool {
+    let (src, dst) = (case.src.reference().unwrap(), case.dst.reference().unwrap());
+    let from_image = src.filled(1).unwrap();
+    let to_image = dst.filled(2).unwrap();
+    let sides = (
+        over_image(&case.src, &from_image, manner.from, folder),
+        over_image(&case.dst, &to_image, manner.to, folder),
+    );
+    let ((from, from_store), (to, to_store)) = match sides {
+        (Ok(from), Ok(to)) => (from, to),
+        (Err(error), _) | (_, Err(error)) => {
+            assert!(matches!(error, TransferError::Layout(_)), "{error}");
+            return false;
+        }
+    };
+    let manager = TransferManager::new();
+    let (from, to) = (
+        manager.register(from).unwrap(),
+        manager.register(to).unwrap(),
+    );
+    let mut options = TransferOptions::new().verify(manner.verify);
+    if let Some(layer_by_layer) = manner.layer_by_layer {
+        options = options.layer_by_layer(layer_by_layer);
+    }
+    let mut expected = to_image.clone();
+    let started = manager.execute_selection(from, to, case.selection.selection(), options);
+    let done = match started {
+        Ok(completion) => {
+            let report = completion.wait().unwrap();
+            let bytes =
+                naive_copy(&src, &from_image, &dst, &mut expected, &case.selection).unwrap();
+            assert_eq!(report.bytes, bytes);
+            assert_eq!(report.verified, manner.verify);
+            for layer in 0..completion.num_layers() {
+                completion.wait_layer(layer).unwrap();
+            }
+            true
+        }
+        Err(TransferError::Layout(
+            LayoutError::NoCommonRefinement { .. } | LayoutError::TooManyPieces { .. },
+        )) => false,
+        Err(error) => panic!("{error}"),
+    };
+    drop(manager.unregister(from).unwrap());
+    drop(manager.unregister(to).unwrap());
+    assert!(from_store.image() == from_image, "the source was written");
+    assert!(
+        to_store.image() == expected,
+        "the destination is not what the naive copy makes"
+    );
+    done
+}
+
+#[test]
+fn a_transfer_copies_what_the_naive_copy_copies_and_nothing_else() {
+    let folder = common::folder();
+    let mut runner = proptest::test_runner::TestRunner::new(config(1200));
+    let (mut done, mut all) = (0, 0);
+    let counts = std::cell::RefCell::new((&mut done, &mut all));
+    runner
+        .run(&(transfers(), manners()), |(case, manner)| {
+            let executed = executed(&case, manner, folder.path());
+            let mut counts = counts.borrow_mut();
+            *counts.0 += u32::from(executed);
+            *counts.1 += 1;
+            Ok(())
+        })
+        .unwrap();
+    assert!(done * 10 > all * 6, "only {done} of {all} were executed");
+    eprintln!("{done} of {all} transfers executed, the others refused");
+}
