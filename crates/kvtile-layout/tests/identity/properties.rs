@@ -1,0 +1,115 @@
+//! Random identities, stored, compared and mutated.
+
+use super::*;
+
+fn texts() -> impl Strategy<Value = String> {
+    "[a-z.]{1,3}|\\PC{1,6}"
+}
+
+fn ropes() -> impl Strategy<Value = Rope> {
+    let param = prop_oneof![
+        any::<f64>()
+            .prop_filter_map("finite", |f| Real::new(f).ok())
+            .prop_map(RopeParam::Number),
+        prop::collection::vec(-9i32..9, 0..4).prop_map(|list| {
+            let reals = list
+                .into_iter()
+                .map(|i| Real::new(f64::from(i) / 3.0).unwrap());
+            RopeParam::Numbers(reals.collect())
+        }),
+        texts().prop_map(RopeParam::Text),
+    ];
+    let params = prop::collection::btree_map(texts(), param, 0..3);
+    let base = prop_oneof![Just(1e4), Just(5e5), any::<f64>()];
+    (
+        texts(),
+        base.prop_filter("finite", |f| f.is_finite()),
+        params,
+    )
+        .prop_map(|(kind, base, params)| {
+            let rope = Rope::new(&kind, base).unwrap();
+            let with =
+                |rope: Rope, (name, param): (String, RopeParam)| rope.with_param(&name, param);
+            params.into_iter().try_fold(rope, with).unwrap()
+        })
+}
+
+fn logicals() -> impl Strategy<Value = LogicalIdentity> {
+    let sizes = (1..3u64, 1..3u64, 1..3u64, 1..3u64);
+    let codec = prop::sample::select(vec!["bf16", "f16"]);
+    let extra = prop::collection::btree_map(texts(), texts(), 0..3);
+    (texts(), sizes, codec, prop::option::of(ropes()), extra).prop_map(
+        |(text, (layers, page, heads, size), codec, rope, extra)| {
+            let unit = Unit::named(codec).unwrap();
+            let shape = Shape::key_value(3, layers, page, heads, size, &unit).unwrap();
+            let identity = LogicalIdentity::new(&text, "r", &shape, rope).unwrap();
+            extra
+                .into_iter()
+                .try_fold(identity, |identity, (key, value)| {
+                    identity.with_extra(&key, &value)
+                })
+                .unwrap()
+        },
+    )
+}
+
+fn layout_parts() -> impl Strategy<Value = LayoutIdentity> {
+    let words = vec![
+        "BLKNHC",
+        "L|KBNHC",
+        "LBNHN4KC",
+        "L|BH(kCN,vNC)",
+        "K|BLHNC2C",
+    ];
+    (prop::sample::select(words), 1..5u64, any::<bool>()).prop_map(|(word, blocks, whole)| {
+        if whole {
+            return whole_of(word, blocks);
+        }
+        block_of(word, blocks)
+    })
+}
+
+fn identities() -> impl Strategy<Value = Identity> {
+    (logicals(), layout_parts()).prop_map(|(logical, layout)| Identity { logical, layout })
+}
+
+proptest! {
+    #[test]
+    fn identities_survive_json(identity in identities()) {
+        let json = serde_json::to_string(&identity).unwrap();
+        let read: Identity = serde_json::from_str(&json).unwrap();
+        prop_assert_eq!(&read, &identity);
+        prop_assert_eq!(read.fingerprint(), identity.fingerprint());
+    }
+
+    /// Equal, without a difference, and of one fingerprint: all three or none.
+    #[test]
+    fn equality_differences_and_fingerprints_agree(a in identities(), b in identities()) {
+        let equal = a == b;
+        prop_assert_eq!(a.first_difference(&b).is_none(), equal);
+        prop_assert_eq!(a.fingerprint() == b.fingerprint(), equal);
+        prop_assert_eq!(a.logical.fingerprint() == b.logical.fingerprint(), a.logical == b.logical);
+        prop_assert_eq!(a.layout.fingerprint() == b.layout.fingerprint(), a.layout == b.layout);
+        prop_assert_eq!(a.first_difference(&a), None);
+        if let Some(there) = a.first_difference(&b) {
+            let back = b.first_difference(&a).unwrap();
+            prop_assert_eq!((there.field, there.ours, there.theirs), (back.field, back.theirs, back.ours));
+        }
+    }
+
+    #[test]
+    fn mutated_json_never_panics(
+        identity in identities(),
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+    ) {
+        let mut bytes = serde_json::to_vec(&identity).unwrap();
+        for (at, byte) in edits {
+            let at = at.index(bytes.len());
+            bytes[at] = b"0123456789-{}[]\",:eBLKNHC"[usize::from(byte) % 25];
+        }
+        if let Ok(read) = serde_json::from_slice::<Identity>(&bytes) {
+            let equal = read == identity;
+            prop_assert_eq!(read.fingerprint() == identity.fingerprint(), equal);
+        }
+    }
+}
