@@ -54,3 +54,8 @@ pub mod transfer {
         TransferManager, TransferOptions, TransferReport,
     };
 }
+
+/// The example of the README, as a test.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;
