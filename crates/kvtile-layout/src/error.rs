@@ -5,6 +5,7 @@ use thiserror::Error;
 use crate::{
     axis::Axis,
     identity::IdentityError,
+    presets::PresetError,
     shape::{AxisRange, PLANES_MAX, PlaneName},
     tensor::TensorError,
     tradition::ConfigError,
@@ -25,6 +26,9 @@ pub enum LayoutError {
     /// An identity or a part of one.
     #[error(transparent)]
     Identity(#[from] IdentityError),
+    /// Presets.
+    #[error(transparent)]
+    Preset(#[from] PresetError),
     /// Imported tensors.
     #[error(transparent)]
     Tensor(#[from] TensorError),

@@ -1,1 +1,218 @@
-//! The known layouts of real engines and the shapes of well-known models.
+//! Known layouts of real engines, and the numbers of well-known models.
+//!
+//! The data are two files beside the sources, `presets/layouts.toml` and `presets/models.toml`;
+//! every row states its source and how it is known. Nothing here guesses: an engine's layout name
+//! or tensor shape alone does not select a preset, and a preset whose bytes nobody compared says so
+//! ([`Evidence`]).
+//!
+//! ```
+//! use kvtile_layout::presets;
+//!
+//! let preset = presets::find("vllm:LBHNC/cpu/bf16/vec")?;
+//! assert_eq!(preset.word().map(ToString::to_string).as_deref(), Some("L|BH(kCN,vNC)"));
+//! assert!(preset.evidence.bytes_checked());
+//! # Ok::<(), kvtile_layout::LayoutError>(())
+//! ```
+
+mod data;
+mod error;
+mod models;
+
+use std::{fmt, sync::LazyLock};
+
+pub use error::PresetError;
+pub use models::{ModelCache, ModelPreset, find_model, models};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::LayoutError,
+    shape::Shape,
+    strided::{PlaneDigits, StridedLayout},
+    word::Word,
+};
+
+static LAYOUTS: LazyLock<Result<Vec<Preset>, LayoutError>> =
+    LazyLock::new(|| data::parse(include_str!("../../presets/layouts.toml")));
+
+/// Every known layout, in the order of the data file: by engine.
+///
+/// # Errors
+/// A broken data file, which the tests of this crate exclude.
+pub fn all() -> Result<&'static [Preset], LayoutError> {
+    LAYOUTS.as_deref().map_err(Clone::clone)
+}
+
+/// The layout called `name`.
+///
+/// # Errors
+/// [`PresetError::Unknown`], with names that resemble it.
+pub fn find(name: &str) -> Result<&'static Preset, LayoutError> {
+    let all = all()?;
+    if let Some(preset) = all.iter().find(|preset| preset.name == name) {
+        return Ok(preset);
+    }
+    let names = all.iter().map(|preset| preset.name.as_str());
+    Err(unknown("layout", name, names).into())
+}
+
+/// How a layout is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// Compared byte for byte with what the engine's own code or kernel wrote.
+    Run,
+    /// Compared with the strides of tensors that the engine's own code made; bytes checked by
+    /// nobody here.
+    Strides,
+    /// From the engine's source; bytes checked by nobody here.
+    Read,
+    /// From excerpts or documentation, without a line; bytes checked by nobody here.
+    Excerpt,
+    /// Nobody knows the interior.
+    None,
+}
+
+impl Evidence {
+    /// Whether bytes that the engine wrote were compared.
+    #[must_use]
+    pub fn bytes_checked(self) -> bool {
+        self == Evidence::Run
+    }
+}
+
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Evidence::Run => "compared byte for byte with what the engine wrote",
+            Evidence::Strides => {
+                "strides compared with the engine's tensors; bytes checked by nobody here"
+            }
+            Evidence::Read => "read in the engine's source; bytes checked by nobody here",
+            Evidence::Excerpt => "from excerpts or documentation; bytes checked by nobody here",
+            Evidence::None => "interior unknown",
+        })
+    }
+}
+
+/// How a preset states its layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PresetLayout {
+    /// A word.
+    Word(Word),
+    /// Explicit digits for the example shape, over regions of the given sizes in bytes.
+    Digits {
+        /// Digits of every plane.
+        planes: Vec<PlaneDigits>,
+        /// Bytes of each region.
+        region_bytes: Vec<u64>,
+    },
+    /// None, for this reason.
+    Refused(String),
+}
+
+/// One known layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Preset {
+    /// `engine:layout/backend/dtype/instruction set`, as far as each is known.
+    pub name: String,
+    /// The engine, as people write it.
+    pub engine: String,
+    /// The version that was read or run, where it is known.
+    pub version: Option<String>,
+    /// What it is, in words.
+    pub case: String,
+    /// The layout.
+    pub layout: PresetLayout,
+    /// The planes and units that it is for, with small example sizes; `None` where it is refused.
+    pub shape: Option<Shape>,
+    /// Where the engine states it.
+    pub source: String,
+    /// How it is known.
+    pub evidence: Evidence,
+    /// What a user should know before relying on it.
+    pub note: Option<String>,
+}
+
+impl Preset {
+    /// The word, where there is one.
+    #[must_use]
+    pub fn word(&self) -> Option<&Word> {
+        match &self.layout {
+            PresetLayout::Word(word) => Some(word),
+            PresetLayout::Digits { .. } | PresetLayout::Refused(_) => None,
+        }
+    }
+
+    /// The layout for its example shape.
+    ///
+    /// # Errors
+    /// A preset that is refused.
+    pub fn example(&self) -> Result<StridedLayout, LayoutError> {
+        match &self.shape {
+            Some(shape) => self.resolve(shape, 1),
+            None => Err(self.refused("no example").into()),
+        }
+    }
+
+    /// The layout for `shape`, which needs planes of the names that the word has. Stride rules of
+    /// the word (`@` and `=`) are those of the example.
+    ///
+    /// # Errors
+    /// A preset that is refused, or has explicit strides for another shape; what
+    /// [`StridedLayout::resolve`] says.
+    pub fn resolve(&self, shape: &Shape, alignment: u64) -> Result<StridedLayout, LayoutError> {
+        match &self.layout {
+            PresetLayout::Word(word) => StridedLayout::resolve(word, shape, alignment),
+            PresetLayout::Digits {
+                planes,
+                region_bytes,
+            } if self.shape.as_ref() == Some(shape) => {
+                StridedLayout::from_digits(shape, planes, region_bytes, alignment)
+            }
+            PresetLayout::Digits { .. } => Err(PresetError::OneShape {
+                name: self.name.clone(),
+            }
+            .into()),
+            PresetLayout::Refused(reason) => Err(self.refused(reason).into()),
+        }
+    }
+
+    fn refused(&self, reason: &str) -> PresetError {
+        PresetError::Refused {
+            name: self.name.clone(),
+            reason: reason.to_owned(),
+        }
+    }
+}
+
+/// The error for a name that is not among `names`, with up to three that have most of its parts.
+fn unknown<'a>(
+    kind: &'static str,
+    name: &str,
+    names: impl Iterator<Item = &'a str>,
+) -> PresetError {
+    let parts = |text: &str| -> Vec<String> {
+        let parts = text.split([':', '/', '-', '.', '_', ' ']);
+        parts.map(str::to_ascii_lowercase).collect()
+    };
+    let wanted = parts(name);
+    let mut close: Vec<(usize, &str)> = names
+        .map(|known| {
+            let mine = parts(known);
+            let shared = wanted.iter().filter(|part| mine.contains(part)).count();
+            (shared, known)
+        })
+        .filter(|(shared, _)| *shared > 0)
+        .collect();
+    close.sort_by_key(|(shared, known)| (std::cmp::Reverse(*shared), known.len()));
+    PresetError::Unknown {
+        kind,
+        name: name.to_owned(),
+        close: close
+            .into_iter()
+            .take(3)
+            .map(|(_, n)| n.to_owned())
+            .collect(),
+    }
+}

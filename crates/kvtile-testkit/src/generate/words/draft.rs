@@ -1,19 +1,12 @@
-//! Random words that are layouts of a shape.
-//!
-//! A draft is a tree of items. It is grown from the slowest item on: at each point a digit that
-//! all planes at hand share, a bar, or a separation (K, or a sum whose parts may split the axes
-//! anew). Stride rules come last, since a fixed stride has to hold what stands right of it.
+//! Growing a draft, from the slowest item on.
 
-use std::fmt::Write as _;
+use kvtile_layout::{Axis, Shape};
 
-use kvtile_layout::{Axis, Shape, Word};
+use super::{Node, Rule};
+use crate::generate::choices::Choices;
 
-use super::choices::Choices;
-use crate::{error::TestkitError, reference::ReferenceLayout};
-
-/// A word that is a layout of `shape` with this alignment; `None` only if the draft was no word, which is a bug here
-/// and shows as a test that finds no cases.
-pub(super) fn word(choices: &mut Choices, shape: &Shape, alignment: u64) -> Option<Word> {
+/// The items of a word that is a layout of `shape`, without stride rules.
+pub(super) fn draft(choices: &mut Choices, shape: &Shape) -> Vec<Node> {
     let mut draft = Draft { choices, shape };
     let all: Vec<usize> = (0..shape.planes().len()).collect();
     let todos = draft.todos(&all);
@@ -21,34 +14,7 @@ pub(super) fn word(choices: &mut Choices, shape: &Shape, alignment: u64) -> Opti
         true => Bar::Must,
         false => Bar::Done,
     };
-    let mut nodes = draft.grow(&all, todos, bar, Naming::Free);
-    let plain = Word::parse(&print(&nodes)).ok()?;
-    if add_rules(draft.choices, &mut nodes)
-        && let Some(ruled) = settle_rules(&mut nodes, shape, alignment)
-    {
-        return Some(ruled);
-    }
-    Some(plain)
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rule {
-    None,
-    RoundUp(u64),
-    Fixed(u64),
-}
-
-#[derive(Clone, Debug)]
-enum Node {
-    Axis {
-        axis: Axis,
-        modulus: Option<u64>,
-        rule: Rule,
-        in_bytes: bool,
-    },
-    Plane(String),
-    Bar,
-    Sum(Vec<Vec<Node>>),
+    draft.grow(&all, todos, bar, Naming::Free)
 }
 
 /// Where the bar stands from here on.
@@ -354,89 +320,4 @@ fn gcd(a: u64, b: u64) -> u64 {
         0 => a,
         _ => gcd(b, a % b),
     }
-}
-
-fn print(nodes: &[Node]) -> String {
-    let mut text = String::new();
-    for node in nodes {
-        match node {
-            Node::Bar => text.push('|'),
-            Node::Plane(name) => text.push_str(name),
-            Node::Sum(parts) => {
-                let parts: Vec<String> = parts.iter().map(|part| print(part)).collect();
-                text.push_str(&format!("({})", parts.join(",")));
-            }
-            Node::Axis {
-                axis,
-                modulus,
-                rule,
-                ..
-            } => {
-                text.push(axis.letter());
-                let modulus = modulus.map_or(String::new(), |m| m.to_string());
-                text.push_str(&modulus);
-                let _ = match rule {
-                    Rule::None => Ok(()),
-                    Rule::RoundUp(bytes) => write!(text, "@{bytes}"),
-                    Rule::Fixed(bytes) => write!(text, "={bytes}"),
-                };
-            }
-        }
-    }
-    text
-}
-
-fn rules(nodes: &mut [Node]) -> Vec<&mut Rule> {
-    let mut found = Vec::new();
-    for node in nodes {
-        match node {
-            Node::Axis { rule, in_bytes, .. } if *in_bytes => found.push(rule),
-            Node::Sum(parts) => found.extend(parts.iter_mut().flat_map(|part| rules(part))),
-            Node::Axis { .. } | Node::Plane(_) | Node::Bar => {}
-        }
-    }
-    found
-}
-
-/// Sets up to two stride rules, at most one of them fixed; says whether there is one.
-fn add_rules(choices: &mut Choices, nodes: &mut [Node]) -> bool {
-    let mut any = false;
-    let mut fixed = false;
-    let mut places = rules(nodes);
-    for _ in 0..choices.below(3) {
-        let at = choices.index(places.len());
-        let bytes = choices.pick(&[8, 2, 3, 4, 5, 16, 32, 64]);
-        let Some(rule) = places.get_mut(at) else {
-            break;
-        };
-        any = true;
-        **rule = match !fixed && choices.once_in(2) {
-            true => Rule::Fixed(bytes),
-            false => Rule::RoundUp(bytes),
-        };
-        fixed |= matches!(**rule, Rule::Fixed(_));
-    }
-    any
-}
-
-/// Raises the fixed stride to what it has to hold; `None` where padding would dominate.
-fn settle_rules(nodes: &mut [Node], shape: &Shape, alignment: u64) -> Option<Word> {
-    for _ in 0..16 {
-        let word = Word::parse(&print(nodes)).ok()?;
-        match ReferenceLayout::new(&word, shape, alignment) {
-            Ok(layout) => {
-                let padded: u64 = layout.region_bytes().iter().sum();
-                return (padded <= 4096 + 8 * shape.total_bytes().ok()?).then_some(word);
-            }
-            Err(TestkitError::StrideTooSmall { holds, stride, .. }) => {
-                for rule in rules(nodes) {
-                    if let Rule::Fixed(bytes) = rule {
-                        *bytes = holds + stride % 3;
-                    }
-                }
-            }
-            Err(_) => return None,
-        }
-    }
-    None
 }
