@@ -24,8 +24,8 @@ pub enum DemoError {
     /// Pip could not reach a package index.
     #[error("the package index cannot be reached: {detail}")]
     NoNetwork {
-        /// The last line of pip's own words.
-        detail: String,
+        /// What kept pip from it.
+        detail: &'static str,
     },
     /// Pip failed for another reason.
     #[error("pip failed with status {status}: {detail}")]

