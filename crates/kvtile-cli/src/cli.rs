@@ -1,0 +1,53 @@
+//! The command line as a whole.
+
+use clap::{Parser, Subcommand};
+
+use crate::{error::CliError, layout, plan};
+
+const ABOUT: &str = "KV cache layouts: explain, plan, measure and inspect";
+
+const LONG_ABOUT: &str = "\
+kvtile keeps the key/value cache of language models in blocks, in any layout and any memory, and \
+moves the blocks between layouts at the speed of the memory. This program explains layouts, shows \
+how blocks get from one to another, measures that on this machine, and looks into saved caches.";
+
+const EXAMPLES: &str = "\
+Start here:
+  kvtile layout 'L|BH(kCN,vNC)'                 what a layout is, drawn
+  kvtile layout list vllm                       layouts of real engines
+  kvtile plan 'L|KBNHC' BHLKNC                  how blocks get from one to the other
+  kvtile bench --quick                          how fast, against memcpy on this machine
+  kvtile inspect cache.kvtile                   what a saved cache holds, and whether it is whole
+  kvtile doctor                                 what this machine offers, and what to change
+
+Words contain | and parentheses: quote them in a shell. Every command has --help with examples and
+--json for programs. Exit codes: 0 done, 1 failed or refused, 2 a request that makes no sense.";
+
+/// The program's arguments.
+#[derive(Parser, Debug)]
+#[command(name = "kvtile", version, about = ABOUT, long_about = LONG_ABOUT)]
+#[command(after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Explain a layout and draw it; list the known ones
+    #[command(after_help = layout::EXAMPLES)]
+    Layout(layout::LayoutArgs),
+    /// Show how blocks get from one layout to another
+    #[command(after_help = plan::EXAMPLES)]
+    Plan(plan::PlanArgs),
+}
+
+impl Cli {
+    /// Does what was asked.
+    pub(crate) fn run(&self) -> Result<(), CliError> {
+        match &self.command {
+            Command::Layout(args) => layout::run(args),
+            Command::Plan(args) => plan::run(args),
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! Pictures of layouts and plans, in the terminal and as SVG.
+//!
+//! They show digits, not words: what is drawn is what the planner works on.
+
+mod icicle;
+mod runs;
+mod svg;
+mod terminal;
+mod tree;
+
+pub(crate) use runs::{Sample, sample};
+pub(crate) use svg::{Side, layout_svg, plan_svg};
+pub(crate) use terminal::{picture, strips};
+pub(crate) use tree::{Node, Part};

@@ -1,0 +1,253 @@
+//! The same pictures as SVG: self-contained, no script, readable on white and in print.
+
+use std::fmt::Write as _;
+
+use kvtile::layout::Location;
+
+use super::{
+    icicle::{Cell, Shade, cells},
+    runs::Sample,
+    terminal::fitting,
+    tree::Node,
+};
+
+/// Columns of the icicle.
+const COLUMNS: usize = 132;
+
+/// Width of a column in pixels; a character of the labels is a little narrower.
+const COLUMN: usize = 8;
+
+/// Height of a row in pixels.
+const ROW: usize = 34;
+
+/// Space around everything.
+const MARGIN: usize = 24;
+
+/// Fill and dark stroke of planes.
+const PLANES: [(&str, &str, &str); 6] = [
+    ("#cfe3f7", "#e9f2fb", "#2b6cb0"),
+    ("#fde0c2", "#fef1e3", "#c05621"),
+    ("#cdebd3", "#e8f6eb", "#2f855a"),
+    ("#e3d7f5", "#f2ecfb", "#6b46c1"),
+    ("#c9ecec", "#e6f7f7", "#2c7a7b"),
+    ("#f8d3d3", "#fceaea", "#c53030"),
+];
+
+/// The same where several planes lie.
+const MIXED: (&str, &str, &str) = ("#e2e6ea", "#f1f3f5", "#4a5568");
+
+/// Colours of runs, one after the other.
+const RUNS: [&str; 8] = [
+    "#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#2c7a7b", "#c53030", "#97730b", "#b83280",
+];
+
+/// A document under construction, from top to bottom.
+struct Page {
+    body: String,
+    y: usize,
+}
+
+impl Page {
+    fn new() -> Page {
+        Page {
+            body: String::new(),
+            y: MARGIN,
+        }
+    }
+
+    fn text(&mut self, class: &str, text: &str) {
+        self.y += if class == "title" { 22 } else { 18 };
+        let y = self.y;
+        self.write(format_args!(
+            "<text class=\"{class}\" x=\"{MARGIN}\" y=\"{y}\">{}</text>\n",
+            escape(text)
+        ));
+    }
+
+    /// The rows of a nesting; the cells of a row touch those that they are the inside of.
+    fn icicle(&mut self, node: &Node) {
+        self.y += 14;
+        let cells = cells(node, COLUMNS);
+        let rows = cells.iter().map(|cell| cell.row + 1).max().unwrap_or(0);
+        for cell in &cells {
+            self.cell(cell);
+        }
+        self.y += rows * ROW + 8;
+    }
+
+    fn cell(&mut self, cell: &Cell) {
+        let (fill, light, stroke) = cell.plane.map_or(MIXED, |plane| {
+            PLANES.get(plane % PLANES.len()).copied().unwrap_or(MIXED)
+        });
+        let (fill, dash) = match cell.shade {
+            Shade::Open | Shade::Run => (fill, ""),
+            Shade::Closed => (light, ""),
+            Shade::Elided => ("#ffffff", " stroke-dasharray=\"3 3\""),
+        };
+        let (x, y) = (MARGIN + cell.column * COLUMN, self.y + cell.row * ROW);
+        let width = cell.width * COLUMN;
+        self.write(format_args!(
+            "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{ROW}\" rx=\"2\" \
+             fill=\"{fill}\" stroke=\"{stroke}\"{dash}/>\n"
+        ));
+        let label = fitting(&cell.labels, cell.width.saturating_sub(1));
+        let class = match cell.shade {
+            Shade::Open => "open",
+            Shade::Run => "run",
+            Shade::Closed | Shade::Elided => "other",
+        };
+        self.write(format_args!(
+            "<text class=\"{class}\" x=\"{}\" y=\"{}\" fill=\"{stroke}\">{}</text>\n",
+            x + width / 2,
+            y + ROW / 2 + 5,
+            escape(label)
+        ));
+    }
+
+    /// Both sides of a sample of runs, joined by curves.
+    fn correspondence(&mut self, samples: &[Sample]) {
+        self.y += 12;
+        let top = self.y;
+        let bottom = top + 150;
+        let sources = self.strip(samples, top, |run| run.source);
+        let destinations = self.strip(samples, bottom, |run| run.destination);
+        let centre = |places: &[(usize, usize, usize)], index: usize| {
+            let place = places.iter().find(|(of, _, _)| *of == index);
+            place.map_or(0, |(_, x, width)| x + width / 2)
+        };
+        for run in samples {
+            let (a, b) = (
+                centre(&sources, run.index),
+                centre(&destinations, run.index),
+            );
+            let (from, to) = (top + 30, bottom);
+            let middle = usize::midpoint(from, to);
+            self.write(format_args!(
+                "<path d=\"M{a} {from} C{a} {middle} {b} {middle} {b} {to}\" fill=\"none\" \
+                 stroke=\"{}\" stroke-width=\"1.6\" opacity=\"0.75\"/>\n",
+                colour(run.index)
+            ));
+        }
+        self.y = bottom + 40;
+    }
+
+    /// One side of a sample in the order of its memory; gives number, left edge and width of each.
+    fn strip(
+        &mut self,
+        samples: &[Sample],
+        y: usize,
+        place: fn(&Sample) -> Location,
+    ) -> Vec<(usize, usize, usize)> {
+        let mut order: Vec<&Sample> = samples.iter().collect();
+        order.sort_by_key(|run| place(run));
+        let gap = 12;
+        let room = COLUMNS * COLUMN;
+        let many = samples.len().max(1);
+        let width = ((room - many * gap) / many).min(72);
+        let mut places = Vec::new();
+        let mut x = MARGIN;
+        let mut end: Option<Location> = None;
+        for run in order {
+            let start = place(run);
+            if end.is_some_and(|end| end != start) {
+                x += gap;
+            }
+            self.write(format_args!(
+                "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"30\" fill=\"{0}\" \
+                 fill-opacity=\"0.16\" stroke=\"{0}\"/>\n<text class=\"run\" x=\"{1}\" y=\"{2}\" \
+                 fill=\"{0}\">{3}</text>\n",
+                colour(run.index),
+                x + width / 2,
+                y + 20,
+                run.letter
+            ));
+            places.push((run.index, x, width));
+            x += width;
+            end = Some(Location {
+                offset: start.offset.saturating_add(run.bytes),
+                ..start
+            });
+        }
+        places
+    }
+
+    fn write(&mut self, text: std::fmt::Arguments<'_>) {
+        // Writing to a string cannot fail.
+        let _ = self.body.write_fmt(text);
+    }
+
+    fn finish(self) -> String {
+        let (width, height) = (COLUMNS * COLUMN + 2 * MARGIN, self.y + MARGIN);
+        format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
+             viewBox=\"0 0 {width} {height}\">\n<style>\ntext {{ font-family: ui-monospace, \
+             'DejaVu Sans Mono', Menlo, Consolas, monospace; font-size: 12px; text-anchor: middle; }}\n\
+             .title {{ font-size: 18px; font-weight: 700; text-anchor: start; fill: #1a202c; }}\n\
+             .note {{ font-size: 12.5px; text-anchor: start; fill: #4a5568; }}\n\
+             .open {{ font-weight: 700; }}\n</style>\n\
+             <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n{}</svg>\n",
+            self.body
+        )
+    }
+}
+
+fn colour(index: usize) -> &'static str {
+    RUNS.get(index % RUNS.len()).copied().unwrap_or("#4a5568")
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;")
+        .replace('"', "&quot;")
+}
+
+/// One side of a drawing: its heading, what is said of it, and its nesting.
+pub(crate) struct Side<'a> {
+    /// The heading.
+    pub(crate) title: String,
+    /// Lines below it.
+    pub(crate) notes: Vec<String>,
+    /// The nesting.
+    pub(crate) node: &'a Node,
+}
+
+/// A layout.
+pub(crate) fn layout_svg(side: &Side<'_>) -> String {
+    let mut page = Page::new();
+    draw(&mut page, side);
+    page.text("note", READING);
+    page.finish()
+}
+
+/// Source, destination, and a sample of the runs between them.
+pub(crate) fn plan_svg(
+    source: &Side<'_>,
+    destination: &Side<'_>,
+    (notes, samples): (&[String], &[Sample]),
+) -> String {
+    let mut page = Page::new();
+    draw(&mut page, source);
+    page.y += 10;
+    draw(&mut page, destination);
+    page.text("note", READING);
+    page.y += 16;
+    page.text("title", "The plan");
+    for note in notes {
+        page.text("note", note);
+    }
+    page.correspondence(samples);
+    page.finish()
+}
+
+/// How an icicle is read.
+const READING: &str = "Memory runs from left to right; every row shows what the first cell of the \
+                       row above holds.";
+
+fn draw(page: &mut Page, side: &Side<'_>) {
+    page.text("title", &side.title);
+    for note in &side.notes {
+        page.text("note", note);
+    }
+    page.icicle(side.node);
+}

@@ -1,0 +1,319 @@
+//! The nesting of a layout: what lies inside what, read off its digits.
+//!
+//! ```text
+//! L|BH(kCN,vNC)  →  layer × 32 ─ block × 128 ─ head × 8 ─┬ k ─ content × 128 ─ run of tokens
+//!                                                        └ v ─ token × 16 ─ run of content
+//! ```
+//!
+//! All values of a digit look alike inside, so the tree is small whatever the layout's size. It is
+//! made of digits, never of the word: two words for the same places give the same tree.
+
+use kvtile::layout::{Axis, Digit, Piece, Step, StridedLayout};
+
+/// What lies in one place of a layout.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Node {
+    /// The values of one digit, one after the other.
+    Repeat {
+        /// The digit.
+        digit: Label,
+        /// How many values it has.
+        extent: u64,
+        /// From one value to the next.
+        step: Step,
+        /// What each of them holds.
+        of: Box<Node>,
+    },
+    /// Planes, or groups of planes, side by side.
+    Parts(Vec<Part>),
+    /// Units of one plane in a row.
+    Run {
+        /// Index of the plane.
+        plane: usize,
+        /// The digit along which they lie; `None` for a single unit.
+        digit: Option<Label>,
+        /// How many units.
+        units: u64,
+        /// Bytes of all of them.
+        bytes: u64,
+    },
+}
+
+/// One of several parts side by side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Names of its planes.
+    pub(crate) name: String,
+    /// The planes.
+    pub(crate) planes: Vec<usize>,
+    /// Where it starts, relative to the first part.
+    pub(crate) start: Step,
+    /// What it holds.
+    pub(crate) node: Node,
+}
+
+/// How the values of a digit are called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    /// The axis.
+    pub(crate) axis: Axis,
+    /// Entries of the axis from one value of the digit to the next.
+    pub(crate) low: u64,
+    /// Entries of the axis from one neighbour to the next inside a value, where a slower part of
+    /// the axis lies inside a faster one; else 0.
+    pub(crate) skips: u64,
+}
+
+impl Label {
+    /// `token`, or `token/16` for a digit that counts sixteens.
+    pub(crate) fn name(self) -> String {
+        match self.low {
+            1 => self.axis.long_name(),
+            low => format!("{}/{low}", self.axis.long_name()),
+        }
+    }
+
+    /// The entries that value `value` stands for: `3`, `48–63` or `3,19…`.
+    pub(crate) fn value(self, value: u64) -> String {
+        let first = value.saturating_mul(self.low);
+        match (self.skips, self.low) {
+            (0, 1) => first.to_string(),
+            (0, low) => format!("{first}–{}", first.saturating_add(low - 1)),
+            (skips, _) => format!("{first},{}…", first.saturating_add(skips)),
+        }
+    }
+}
+
+impl Node {
+    /// The nesting of all of `layout`.
+    pub(crate) fn of(layout: &StridedLayout) -> Node {
+        let paths = layout
+            .planes()
+            .enumerate()
+            .map(|(plane, (about, piece))| Path::new(plane, about.name().as_str(), piece))
+            .zip(layout.planes())
+            .map(|(path, (about, _))| Path {
+                unit_bytes: about.unit().bytes(),
+                ..path
+            })
+            .collect();
+        build(paths)
+    }
+
+    /// Planes that lie in this node.
+    pub(crate) fn planes(&self) -> Vec<usize> {
+        match self {
+            Node::Repeat { of, .. } => of.planes(),
+            Node::Parts(parts) => parts.iter().flat_map(|part| part.planes.clone()).collect(),
+            Node::Run { plane, .. } => vec![*plane],
+        }
+    }
+}
+
+/// What is left of one plane's way to its units.
+#[derive(Clone, Debug)]
+struct Path {
+    plane: usize,
+    name: String,
+    start: Step,
+    unit_bytes: u64,
+    /// Longest step first.
+    digits: Vec<Digit>,
+}
+
+impl Path {
+    fn new(plane: usize, name: &str, piece: &Piece) -> Path {
+        let mut digits = piece.digits().to_vec();
+        digits.sort_by_key(|digit| std::cmp::Reverse(digit.step));
+        Path {
+            plane,
+            name: name.to_owned(),
+            start: Step {
+                regions: piece.region(),
+                bytes: piece.offset(),
+            },
+            unit_bytes: 1,
+            digits,
+        }
+    }
+
+    fn label(&self) -> Option<Label> {
+        let (first, rest) = self.digits.split_first()?;
+        let inner = rest.iter().filter(|d| d.axis == first.axis);
+        let above = inner.map(|d| d.low).filter(|&low| low > first.low);
+        Some(Label {
+            axis: first.axis,
+            low: first.low,
+            skips: above.min().unwrap_or(0),
+        })
+    }
+}
+
+fn build(mut paths: Vec<Path>) -> Node {
+    paths.sort_by_key(|path| path.start);
+    let groups = groups(paths);
+    let mut nodes = groups.into_iter().map(|group| {
+        let names: Vec<&str> = group.iter().map(|path| path.name.as_str()).collect();
+        let name = names.join(" ");
+        let planes = group.iter().map(|path| path.plane).collect();
+        let start = group.first().map(|path| path.start).unwrap_or_default();
+        Part {
+            name,
+            planes,
+            start,
+            node: level(group),
+        }
+    });
+    match (nodes.next(), nodes.next()) {
+        (Some(only), None) => only.node,
+        (first, second) => {
+            let mut parts: Vec<Part> = first.into_iter().chain(second).chain(nodes).collect();
+            let origin = parts.first().map(|part| part.start).unwrap_or_default();
+            for part in &mut parts {
+                part.start = Step {
+                    regions: part.start.regions.saturating_sub(origin.regions),
+                    bytes: part.start.bytes.saturating_sub(origin.bytes),
+                };
+            }
+            Node::Parts(parts)
+        }
+    }
+}
+
+/// Neighbours that share their slowest digit and lie within one step of it.
+fn groups(paths: Vec<Path>) -> Vec<Vec<Path>> {
+    let mut groups: Vec<Vec<Path>> = Vec::new();
+    for path in paths {
+        let belongs = groups.last().and_then(|group| {
+            let first = group.first()?;
+            let (digit, other) = (first.digits.first()?, path.digits.first()?);
+            let near = first
+                .start
+                .plus(digit.step)
+                .is_some_and(|end| path.start < end);
+            Some(digit == other && near)
+        });
+        match groups.last_mut() {
+            Some(group) if belongs == Some(true) => group.push(path),
+            _ => groups.push(vec![path]),
+        }
+    }
+    groups
+}
+
+/// Paths of one group: their common digit, then the rest.
+fn level(mut group: Vec<Path>) -> Node {
+    let (digit, label) = match group.first() {
+        Some(first) => match (first.digits.first(), first.label()) {
+            (Some(digit), Some(label)) => (*digit, label),
+            _ => return run(first, 1, None),
+        },
+        None => return Node::Parts(Vec::new()),
+    };
+    if let [only] = group.as_slice()
+        && only.digits.len() == 1
+        && digit.step == Step::bytes(only.unit_bytes)
+    {
+        return run(only, digit.extent, Some(label));
+    }
+    for path in &mut group {
+        path.digits.remove(0);
+    }
+    Node::Repeat {
+        digit: label,
+        extent: digit.extent,
+        step: digit.step,
+        of: Box::new(build(group)),
+    }
+}
+
+fn run(path: &Path, units: u64, digit: Option<Label>) -> Node {
+    Node::Run {
+        plane: path.plane,
+        digit,
+        units,
+        bytes: units.saturating_mul(path.unit_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile::layout::{Shape, Unit, Word};
+
+    use super::*;
+
+    fn names(word: &str) -> Vec<String> {
+        let unit = Unit::named("bf16").unwrap();
+        let shape = Shape::key_value(128, 32, 16, 8, 128, &unit).unwrap();
+        let word: Word = word.parse().unwrap();
+        let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
+        let mut lines = Vec::new();
+        walk(&Node::of(&layout), "", &mut lines);
+        lines
+    }
+
+    fn walk(node: &Node, before: &str, lines: &mut Vec<String>) {
+        match node {
+            Node::Repeat {
+                digit, extent, of, ..
+            } => walk(of, &format!("{before}{}:{extent} ", digit.name()), lines),
+            Node::Parts(parts) => {
+                for part in parts {
+                    walk(&part.node, &format!("{before}[{}] ", part.name), lines);
+                }
+            }
+            Node::Run { digit, units, .. } => {
+                let name = digit.map(|d| d.name()).unwrap_or_default();
+                lines.push(format!("{before}run {name}:{units}"));
+            }
+        }
+    }
+
+    #[test]
+    fn sums_split_where_the_planes_differ() {
+        assert_eq!(
+            names("L|BH(kCN,vNC)"),
+            [
+                "layer:32 block:128 head:8 [k] content:128 run token:16",
+                "layer:32 block:128 head:8 [v] token:16 run content:128",
+            ]
+        );
+    }
+
+    #[test]
+    fn an_outer_plane_axis_splits_first() {
+        let lines = names("KLBNHC");
+        assert_eq!(lines.len(), 2);
+        assert_eq!(
+            lines[0],
+            "[k] layer:32 block:128 token:16 head:8 run content:128"
+        );
+    }
+
+    #[test]
+    fn tiles_name_the_entries_that_a_value_stands_for() {
+        let lines = names("L|(kBHCNC8,vBHCN)");
+        assert_eq!(
+            lines[0],
+            "[k] layer:32 block:128 head:8 content/8:16 token:16 run content:8"
+        );
+        let tile = Label {
+            axis: Axis::C,
+            low: 8,
+            skips: 0,
+        };
+        assert_eq!(tile.value(2), "16–23");
+    }
+
+    #[test]
+    fn a_slower_digit_inside_a_faster_one_is_shown_as_skipping() {
+        let unit = Unit::named("bf16").unwrap();
+        let shape = Shape::key_value(1, 1, 64, 1, 4, &unit).unwrap();
+        let word: Word = "BLHKN16NC".parse().unwrap();
+        let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
+        let Node::Repeat { of, .. } = Node::of(&layout) else {
+            unreachable!("K is no digit of its own here");
+        };
+        assert!(matches!(*of, Node::Repeat { .. } | Node::Parts(_)));
+    }
+}

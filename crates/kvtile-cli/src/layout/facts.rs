@@ -1,0 +1,370 @@
+//! What is said of one layout.
+
+use std::fmt::Write as _;
+
+use kvtile::layout::{Digit, Shape, StridedLayout, blocks_are_contiguous};
+use serde::Serialize;
+
+use crate::{
+    draw::{self, Node, Part, Side},
+    output::{Align, Screen, Table, bytes, count, thousands},
+};
+
+/// One layout for one shape, as a report.
+#[derive(Debug, Serialize)]
+pub(crate) struct LayoutFacts {
+    /// Its known name, where it was asked for by one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    word: String,
+    long_form: String,
+    shape: Shape,
+    alignment: u64,
+    regions: Regions,
+    bytes: Bytes,
+    contiguous: Contiguous,
+    planes: Vec<PlaneFacts>,
+}
+
+/// How many regions there are.
+#[derive(Debug, Serialize)]
+struct Regions {
+    count: usize,
+    /// Bytes of the largest.
+    bytes_max: u64,
+    /// Bytes of the smallest.
+    bytes_min: u64,
+}
+
+/// All bytes of the layout.
+#[derive(Debug, Serialize)]
+struct Bytes {
+    total: u64,
+    payload: u64,
+    padding: u64,
+    payload_per_block: u64,
+}
+
+/// What lies in one piece.
+#[derive(Debug, Serialize)]
+struct Contiguous {
+    /// A block with all of its layers and planes.
+    block: bool,
+    /// One layer of a block with all planes.
+    layer_of_block: bool,
+    /// One plane of one layer of a block, for each plane.
+    plane_of_layer: Vec<bool>,
+}
+
+/// One plane and its digits, slowest first.
+#[derive(Debug, Serialize)]
+struct PlaneFacts {
+    plane: String,
+    unit: String,
+    unit_bytes: u64,
+    region: u64,
+    offset_bytes: u64,
+    digits: Vec<Digit>,
+}
+
+impl LayoutFacts {
+    /// What `layout` is. Sizes fit, because the layout exists.
+    pub(crate) fn of(layout: &StridedLayout, name: Option<String>) -> LayoutFacts {
+        let regions = layout.region_bytes();
+        let total: u64 = regions.iter().sum();
+        let shape = layout.shape();
+        let payload = shape.total_bytes().unwrap_or(total);
+        let planes = layout.planes().map(|(plane, piece)| {
+            let mut digits = piece.digits().to_vec();
+            digits.sort_by_key(|digit| std::cmp::Reverse(digit.step));
+            PlaneFacts {
+                plane: plane.name().to_string(),
+                unit: plane.unit().to_string(),
+                unit_bytes: plane.unit().bytes(),
+                region: piece.region(),
+                offset_bytes: piece.offset(),
+                digits,
+            }
+        });
+        let plane_of_layer = (0..shape.planes().len())
+            .map(|plane| layout.plane_span(0, 0, plane).is_ok())
+            .collect();
+        LayoutFacts {
+            name,
+            word: layout.word().map(ToString::to_string).unwrap_or_default(),
+            long_form: layout.word().map(|w| w.long_form()).unwrap_or_default(),
+            shape: shape.clone(),
+            alignment: layout.alignment(),
+            regions: Regions {
+                count: regions.len(),
+                bytes_max: regions.iter().copied().max().unwrap_or(0),
+                bytes_min: regions.iter().copied().min().unwrap_or(0),
+            },
+            bytes: Bytes {
+                total,
+                payload,
+                padding: total.saturating_sub(payload),
+                payload_per_block: shape.block_bytes().unwrap_or(0),
+            },
+            contiguous: Contiguous {
+                block: blocks_are_contiguous(layout),
+                layer_of_block: layout.page_span(0, 0).is_ok(),
+                plane_of_layer,
+            },
+            planes: planes.collect(),
+        }
+    }
+
+    /// One side of a drawing.
+    pub(crate) fn side<'a>(&self, node: &'a Node) -> Side<'a> {
+        let title = match &self.name {
+            Some(name) => format!("{}   {name}", self.word),
+            None => self.word.clone(),
+        };
+        Side {
+            title,
+            notes: vec![
+                self.long_form.clone(),
+                format!("{}; {}", shape_text(&self.shape), self.regions_text()),
+            ],
+            node,
+        }
+    }
+
+    /// All of it, for a person.
+    pub(crate) fn text(&self, node: &Node, screen: Screen) -> String {
+        let mut text = self.heading(screen);
+        let mut facts = Table::bare([Align::Left, Align::Left]);
+        let mut fact = |name: &str, value: String| facts.row([name.to_owned(), value]);
+        fact("holds", shape_text(&self.shape));
+        fact("regions", self.regions_text());
+        fact("block", bytes(self.bytes.payload_per_block));
+        fact("padding", self.padding_text());
+        fact("contiguous", self.contiguous_text());
+        text.push_str(&facts.text());
+        let _ = writeln!(text, "\n{}", screen.bold("Nesting, slowest first"));
+        text.push_str(&nesting(node, &self.plane_names(), screen));
+        let _ = writeln!(text, "\n{}", screen.bold("Digits"));
+        text.push_str(&self.digits_table());
+        let _ = writeln!(
+            text,
+            "\n{} {}",
+            screen.bold("Memory from left to right"),
+            screen.dim("(each row shows what the first cell above it holds)")
+        );
+        text.push_str(&draw::picture(node, screen));
+        text
+    }
+
+    /// Word, name and long form.
+    pub(crate) fn heading(&self, screen: Screen) -> String {
+        let mut text = screen.bold(&self.word);
+        if let Some(name) = &self.name {
+            let _ = write!(text, "   {}", screen.dim(name));
+        }
+        let _ = writeln!(text, "\n  {}\n", self.long_form);
+        text
+    }
+
+    /// Names of the planes.
+    pub(crate) fn plane_names(&self) -> Vec<String> {
+        self.planes
+            .iter()
+            .map(|plane| plane.plane.clone())
+            .collect()
+    }
+
+    fn regions_text(&self) -> String {
+        let Regions {
+            count: many,
+            bytes_max,
+            bytes_min,
+        } = self.regions;
+        match many {
+            1 => format!("1 region of {}", bytes(bytes_max)),
+            _ if bytes_max == bytes_min => format!(
+                "{} regions of {}, {} in all",
+                thousands(many as u64),
+                bytes(bytes_max),
+                count(self.bytes.total)
+            ),
+            _ => format!(
+                "{} regions of {} to {}, {} in all",
+                thousands(many as u64),
+                count(bytes_min),
+                count(bytes_max),
+                count(self.bytes.total)
+            ),
+        }
+    }
+
+    fn padding_text(&self) -> String {
+        match self.bytes.padding {
+            0 => "none".to_owned(),
+            padding => {
+                let permille = u128::from(padding) * 1000 / u128::from(self.bytes.total.max(1));
+                format!("{} ({}.{} %)", bytes(padding), permille / 10, permille % 10)
+            }
+        }
+    }
+
+    fn contiguous_text(&self) -> String {
+        if self.contiguous.block {
+            return "each block, with all layers and planes".to_owned();
+        }
+        if self.contiguous.layer_of_block {
+            return "each layer of a block, with all planes".to_owned();
+        }
+        let names = self.planes.iter().zip(&self.contiguous.plane_of_layer);
+        let whole: Vec<&str> = names
+            .filter_map(|(plane, whole)| whole.then_some(plane.plane.as_str()))
+            .collect();
+        if whole.is_empty() {
+            return "nothing as large as one plane of one layer of a block".to_owned();
+        }
+        format!(
+            "each layer of a block, plane by plane ({})",
+            whole.join(", ")
+        )
+    }
+
+    fn digits_table(&self) -> String {
+        let mut table = Table::new([
+            ("plane", Align::Left),
+            ("axis", Align::Left),
+            ("extent", Align::Right),
+            ("stride", Align::Right),
+            ("", Align::Left),
+        ]);
+        for plane in &self.planes {
+            let mut name = plane.plane.clone();
+            let start = format!(
+                "starts at region {} byte {}, {}",
+                plane.region,
+                thousands(plane.offset_bytes),
+                plane.unit
+            );
+            let mut note = start;
+            for digit in &plane.digits {
+                let (stride, kind) = match digit.step.regions {
+                    0 => (thousands(digit.step.bytes), "bytes"),
+                    1 => ("1".to_owned(), "region"),
+                    regions => (thousands(regions), "regions"),
+                };
+                table.row([
+                    std::mem::take(&mut name),
+                    axis_text(digit),
+                    thousands(digit.extent),
+                    stride,
+                    format!("{kind:<8}{}", std::mem::take(&mut note)),
+                ]);
+            }
+        }
+        table.text()
+    }
+}
+
+/// `N` for a whole axis, `N/16` for sixteens.
+fn axis_text(digit: &Digit) -> String {
+    match digit.low {
+        1 => format!("{} {}", digit.axis, digit.axis.long_name()),
+        low => format!("{}/{low} {}s of {low}", digit.axis, digit.axis.long_name()),
+    }
+}
+
+/// `128 blocks × 32 layers × 16 tokens; k: 8 heads of 128 bf16 …`.
+pub(crate) fn shape_text(shape: &Shape) -> String {
+    let mut text = format!(
+        "{} blocks × {} layers × {} tokens",
+        thousands(shape.num_blocks()),
+        shape.num_layers(),
+        shape.page_size()
+    );
+    let mut planes: Vec<(String, Vec<&str>)> = Vec::new();
+    for plane in shape.planes() {
+        let mut about: Vec<String> = plane
+            .extents()
+            .iter()
+            .rev()
+            .map(|(axis, extent)| format!("{axis} {extent}"))
+            .collect();
+        if !plane.is_per_token() {
+            about.push("one entry a page".to_owned());
+        }
+        about.push(plane.unit().codec().to_owned());
+        let about = about.join(" × ");
+        match planes.last_mut() {
+            Some((same, names)) if *same == about => names.push(plane.name().as_str()),
+            _ => planes.push((about, vec![plane.name().as_str()])),
+        }
+    }
+    for (about, names) in planes {
+        let _ = write!(text, "; {}: {about}", names.join(" and "));
+    }
+    let shard = shape.shard();
+    if shard.heads.count != shard.total_heads {
+        let _ = write!(text, "; heads {} of {}", shard.heads, shard.total_heads);
+    }
+    text
+}
+
+/// The nesting as an outline.
+fn nesting(node: &Node, names: &[String], screen: Screen) -> String {
+    let mut table = Table::bare([Align::Left, Align::Right, Align::Left]);
+    outline(node, 0, names, &mut table);
+    let _ = screen;
+    table.text()
+}
+
+fn outline(node: &Node, depth: usize, names: &[String], table: &mut Table) {
+    let indent = "  ".repeat(depth);
+    match node {
+        Node::Repeat {
+            digit,
+            extent,
+            step,
+            of,
+        } => {
+            let each = match step.regions {
+                0 => format!("every {}", count(step.bytes)),
+                1 => "a region each".to_owned(),
+                regions => format!("every {} regions", thousands(regions)),
+            };
+            table.row([
+                format!("{indent}{}", digit.name()),
+                format!("{} ×", thousands(*extent)),
+                each,
+            ]);
+            outline(of, depth + 1, names, table);
+        }
+        Node::Parts(parts) => {
+            for Part {
+                name, start, node, ..
+            } in parts
+            {
+                let place = match (start.regions, start.bytes) {
+                    (0, 0) => "first".to_owned(),
+                    (0, bytes) => format!("{} further", count(bytes)),
+                    (1, _) => "in the next region".to_owned(),
+                    (regions, _) => format!("{} regions further", thousands(regions)),
+                };
+                table.row([format!("{indent}plane {name}"), String::new(), place]);
+                outline(node, depth + 1, names, table);
+            }
+        }
+        Node::Run {
+            plane,
+            digit,
+            units,
+            bytes,
+        } => {
+            let name = digit.map_or_else(|| "unit".to_owned(), |digit| digit.name());
+            let of = names.get(*plane).map_or("", String::as_str);
+            table.row([
+                format!("{indent}{name}"),
+                format!("{} ×", thousands(*units)),
+                format!("{} of {of} in a row", count(*bytes)),
+            ]);
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! `kvtile layout`: what a layout is, and which ones are known.
+
+mod facts;
+mod list;
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+pub(crate) use self::facts::LayoutFacts;
+use crate::{
+    draw::{self, Node},
+    error::CliError,
+    files,
+    known::Asked,
+    output::{self, Screen},
+    shape_args::ShapeArgs,
+};
+
+/// What `--help` says at its end.
+pub(crate) const EXAMPLES: &str = "\
+The language:
+  A word names the axes from slowest to fastest: B block, L layer, K plane (K and V), N token,
+  H head, C content. Axes multiply, parentheses add, a number is a modulus:
+    BLKNHC           one region, token by token inside a block
+    L|KBNHC          what stands left of the bar enumerates regions: one a layer
+    L|BH(kCN,vNC)    K and V lie side by side in orders of their own
+    BLKHCNC8         tiles: the 8 fastest elements of the content innermost
+    L|B@4096HNKC     the stride of a block is rounded up to 4096 bytes (=4096 would fix it)
+    L|BN(c,r)C       planes of other names, given by --plane or by a model
+
+Examples:
+  kvtile layout 'L|BH(kCN,vNC)'
+  kvtile layout 'L|KBNHC' --model llama-3.1-8b --tp 2
+  kvtile layout 'L|BNKC' --plane c:bf16:C=512 --plane r:bf16:C=64
+  kvtile layout BHLKNC --svg order.svg
+  kvtile layout list vllm
+  kvtile layout models";
+
+/// Arguments of `kvtile layout`.
+#[derive(Args, Debug)]
+pub(crate) struct LayoutArgs {
+    /// Layout words such as BLKNHC, or names of known layouts; or `list [NAME]` for the known
+    /// layouts, `models [NAME]` for the known models
+    #[arg(value_name = "WORD", required = true)]
+    words: Vec<String>,
+    #[command(flatten)]
+    shape: ShapeArgs,
+    /// Write the picture of the layout to a file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// Explains layouts, or lists known ones.
+pub(crate) fn run(args: &LayoutArgs) -> Result<(), CliError> {
+    match args.words.split_first() {
+        Some((first, filters)) if first == "list" => list::layouts(filters, args.json),
+        Some((first, filters)) if first == "models" => list::models(filters, args.json),
+        _ => explain(args),
+    }
+}
+
+fn explain(args: &LayoutArgs) -> Result<(), CliError> {
+    if let (Some(path), true) = (&args.svg, args.words.len() > 1) {
+        return Err(CliError::Option {
+            option: "--svg",
+            value: path.display().to_string(),
+            problem: "a file holds one picture; give one word".to_owned(),
+        });
+    }
+    let screen = Screen::of_stdout();
+    let mut text = String::new();
+    let mut reports = Vec::new();
+    for word in &args.words {
+        let asked = Asked::parse(word)?;
+        let layout = asked.resolve(&args.shape)?;
+        let facts = LayoutFacts::of(&layout, asked.name());
+        let node = Node::of(&layout);
+        if let Some(path) = &args.svg {
+            files::write(path, &draw::layout_svg(&facts.side(&node)))?;
+        }
+        if !text.is_empty() {
+            text.push('\n');
+        }
+        text.push_str(&facts.text(&node, screen));
+        reports.push(facts);
+    }
+    if args.json {
+        return match reports.as_slice() {
+            [only] => output::print_json(only),
+            all => output::print_json(&all),
+        };
+    }
+    if let Some(path) = &args.svg {
+        text.push_str(&format!("\nThe picture is in {}.\n", path.display()));
+    }
+    output::print(&text)
+}

@@ -1,0 +1,83 @@
+//! What a command hands to its reader: text or JSON, in one piece, to whoever still listens.
+
+mod bytes;
+mod progress;
+mod table;
+
+use std::io::{self, Write};
+
+pub(crate) use bytes::{bytes, count, thousands};
+use console::Term;
+pub(crate) use progress::progress;
+use serde::Serialize;
+pub(crate) use table::{Align, Table};
+
+use crate::error::CliError;
+
+/// Columns where nobody says how many there are.
+const COLUMNS_DEFAULT: usize = 80;
+
+/// Columns beyond which pictures do not grow.
+const COLUMNS_MAX: usize = 120;
+
+/// How the reader reads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Screen {
+    /// Columns that may be used.
+    pub(crate) columns: usize,
+    /// Whether colours are wanted and understood.
+    pub(crate) colours: bool,
+}
+
+impl Screen {
+    /// Asks the terminal, `NO_COLOR` and `COLUMNS`.
+    pub(crate) fn of_stdout() -> Screen {
+        let term = Term::stdout();
+        let asked = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
+        let terminal = term.size_checked().map(|(_, columns)| usize::from(columns));
+        let columns = asked.or(terminal).unwrap_or(COLUMNS_DEFAULT);
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Screen {
+            columns: columns.clamp(40, COLUMNS_MAX),
+            colours: term.is_term() && !no_colour && console::colors_enabled(),
+        }
+    }
+
+    /// `text` in bold, where the reader sees it.
+    pub(crate) fn bold(self, text: &str) -> String {
+        self.ansi("1", text)
+    }
+
+    /// `text` in a dim colour, where the reader sees it.
+    pub(crate) fn dim(self, text: &str) -> String {
+        self.ansi("2", text)
+    }
+
+    /// `text` between the given attributes, where the reader sees them.
+    pub(crate) fn ansi(self, attributes: &str, text: &str) -> String {
+        if self.colours {
+            format!("\u{1b}[{attributes}m{text}\u{1b}[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+}
+
+/// Writes `text` to standard output. A reader who has left (`| head`) is no error.
+pub(crate) fn print(text: &str) -> Result<(), CliError> {
+    let mut stdout = io::stdout().lock();
+    let written = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Writes `report` as indented JSON.
+pub(crate) fn print_json(report: &impl Serialize) -> Result<(), CliError> {
+    let mut text = serde_json::to_string_pretty(report)?;
+    text.push('\n');
+    print(&text)
+}

@@ -1,0 +1,83 @@
+//! Plain tables: columns as wide as what stands in them, two spaces apart.
+
+use console::measure_text_width;
+
+/// Which side a column keeps to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Align {
+    Left,
+    Right,
+}
+
+/// A table under construction.
+#[derive(Debug)]
+pub(crate) struct Table {
+    aligns: Vec<Align>,
+    rows: Vec<Vec<String>>,
+    indent: usize,
+}
+
+impl Table {
+    /// A table with this first row.
+    pub(crate) fn new<const N: usize>(header: [(&str, Align); N]) -> Table {
+        Table {
+            aligns: header.iter().map(|(_, align)| *align).collect(),
+            rows: vec![header.iter().map(|(text, _)| (*text).to_owned()).collect()],
+            indent: 2,
+        }
+    }
+
+    /// A table without a header.
+    pub(crate) fn bare<const N: usize>(aligns: [Align; N]) -> Table {
+        Table {
+            aligns: aligns.to_vec(),
+            rows: Vec::new(),
+            indent: 2,
+        }
+    }
+
+    /// One more row.
+    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+        self.rows.push(cells.to_vec());
+    }
+
+    /// The table as lines.
+    pub(crate) fn text(&self) -> String {
+        let widths: Vec<usize> = (0..self.aligns.len())
+            .map(|column| {
+                let cells = self.rows.iter().filter_map(|row| row.get(column));
+                cells
+                    .map(|cell| measure_text_width(cell))
+                    .max()
+                    .unwrap_or(0)
+            })
+            .collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = " ".repeat(self.indent);
+            for ((cell, align), width) in row.iter().zip(&self.aligns).zip(&widths) {
+                let padding = " ".repeat(width.saturating_sub(measure_text_width(cell)));
+                match align {
+                    Align::Left => line.extend([cell, padding.as_str(), "  "]),
+                    Align::Right => line.extend([padding.as_str(), cell, "  "]),
+                }
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_as_wide_as_their_widest_cell() {
+        let mut table = Table::new([("name", Align::Left), ("bytes", Align::Right)]);
+        table.row(["a long name".to_owned(), "7".to_owned()]);
+        let expected = "  name         bytes\n  a long name      7\n";
+        assert_eq!(table.text(), expected);
+    }
+}

@@ -1,0 +1,152 @@
+//! `kvtile plan`: how blocks get from one layout to another.
+
+mod facts;
+mod select;
+
+use std::path::PathBuf;
+
+use clap::Args;
+use kvtile::layout::CopyPlan;
+
+use self::facts::PlanFacts;
+use crate::{
+    draw::{self, Node},
+    error::CliError,
+    files,
+    known::Asked,
+    layout::LayoutFacts,
+    output::{self, Screen},
+    ranges::{IndexList, Range},
+    shape_args::{Override, ShapeArgs},
+};
+
+/// What `--help` says at its end.
+pub(crate) const EXAMPLES: &str = "\
+A plan is worked out by arithmetic before a byte moves: what both sides hold in one piece becomes
+one run, the rest a small nest of loops. Longer runs are faster; equal layouts have one run a block
+or less.
+
+Examples:
+  kvtile plan 'L|KBNHC' BHLKNC
+  kvtile plan 'L|BH(kCN,vNC)' 'L|BKNHC' --model llama-3.1-8b
+  kvtile plan BHLKNC BHLKNC --source-tp 2 --source-rank 1        half of the heads into all
+  kvtile plan BLKNHC BLKNHC --destination-page-size 256          16 pages of 16 fill one of 256
+  kvtile plan 'L|KBNHC' BHLKNC --source-blocks 7,3,12-15 --destination-blocks 0-5
+  kvtile plan 'L|KBNHC' KBNLHC --layer-range 0..8 --json
+  kvtile plan 'L|KBNHC' BHLKNC --svg plan.svg";
+
+/// Arguments of `kvtile plan`.
+#[derive(Args, Debug)]
+pub(crate) struct PlanArgs {
+    /// Layout that is read: a word, or the name of a known layout
+    #[arg(value_name = "SOURCE")]
+    source: String,
+    /// Layout that is written
+    #[arg(value_name = "DESTINATION")]
+    destination: String,
+    #[command(flatten)]
+    selection: SelectionArgs,
+    #[command(flatten)]
+    sides: SideArgs,
+    #[command(flatten)]
+    shape: ShapeArgs,
+    /// Write the picture of both sides and of the runs to a file
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    svg: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// What is copied.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Selection")]
+pub(crate) struct SelectionArgs {
+    /// Blocks that are read, for instance 3,7,12-15 [default: the first 8]
+    #[arg(long, value_name = "LIST")]
+    source_blocks: Option<IndexList>,
+    /// Blocks that are written, one for each that is read [default: the first 8]
+    #[arg(long, value_name = "LIST")]
+    destination_blocks: Option<IndexList>,
+    /// Only these layers, on both sides, for instance 0..8
+    #[arg(long, value_name = "RANGE")]
+    layer_range: Option<Range>,
+    /// Only these tokens of every block, on both sides
+    #[arg(long, value_name = "RANGE")]
+    token_range: Option<Range>,
+    /// Heads of the source that are read, counted there
+    #[arg(long, value_name = "RANGE")]
+    source_heads: Option<Range>,
+    /// Heads of the destination that are written, counted there
+    #[arg(long, value_name = "RANGE")]
+    destination_heads: Option<Range>,
+}
+
+/// What the sides have otherwise.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Sides that differ")]
+pub(crate) struct SideArgs {
+    /// Tokens a block of the source
+    #[arg(long, value_name = "N")]
+    source_page_size: Option<u64>,
+    /// Tokens a block of the destination
+    #[arg(long, value_name = "N")]
+    destination_page_size: Option<u64>,
+    /// Tensor-parallel size of the source
+    #[arg(long, value_name = "N")]
+    source_tp: Option<u64>,
+    /// Tensor-parallel rank of the source
+    #[arg(long, value_name = "N")]
+    source_rank: Option<u64>,
+    /// Tensor-parallel size of the destination
+    #[arg(long, value_name = "N")]
+    destination_tp: Option<u64>,
+    /// Tensor-parallel rank of the destination
+    #[arg(long, value_name = "N")]
+    destination_rank: Option<u64>,
+}
+
+/// Plans and shows the plan.
+pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
+    let (from, to) = (
+        Asked::parse(&args.source)?,
+        Asked::parse(&args.destination)?,
+    );
+    let sides = &args.sides;
+    let source = from.resolve(&args.shape.with(Override {
+        page_size: sides.source_page_size,
+        tp: sides.source_tp,
+        rank: sides.source_rank,
+    }))?;
+    let destination = to.resolve(&args.shape.with(Override {
+        page_size: sides.destination_page_size,
+        tp: sides.destination_tp,
+        rank: sides.destination_rank,
+    }))?;
+    let selection = select::selection(&args.selection, source.shape(), destination.shape())?;
+    let plan = CopyPlan::new(&source, &destination, &selection)?;
+    let samples = draw::sample(&plan);
+    let facts = PlanFacts {
+        source: LayoutFacts::of(&source, from.name()),
+        destination: LayoutFacts::of(&destination, to.name()),
+        blocks: selection.pairs.len(),
+        plan: &plan,
+    };
+    let nodes = (Node::of(&source), Node::of(&destination));
+    if let Some(path) = &args.svg {
+        let drawing = draw::plan_svg(
+            &facts.source.side(&nodes.0),
+            &facts.destination.side(&nodes.1),
+            (&facts.notes(), &samples),
+        );
+        files::write(path, &drawing)?;
+    }
+    if args.json {
+        return output::print_json(&facts.report());
+    }
+    let mut text = facts.text((&nodes.0, &nodes.1), &samples, Screen::of_stdout());
+    if let Some(path) = &args.svg {
+        text.push_str(&format!("\nThe picture is in {}.\n", path.display()));
+    }
+    output::print(&text)
+}

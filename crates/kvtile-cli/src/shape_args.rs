@@ -1,0 +1,235 @@
+//! The options that say what a layout holds.
+
+use clap::Args;
+use kvtile::{
+    layout::{Axis, Plane, Shape, Shard, Unit},
+    presets::{self, ModelPreset},
+};
+
+use crate::error::CliError;
+
+/// What `--help` says of planes.
+const PLANE_HELP: &str = "A plane NAME:UNIT[:AXIS=EXTENT,…], once for each plane, for instance \
+c:bf16:C=512. UNIT is a data type (bf16, fp8_e4m3, q8_0, …), NAME/BYTES, NAME/BYTES/VALUES or \
+opaque/NAME/BYTES; `:page` behind it makes it one entry a page instead of one a token";
+
+/// What a layout holds: blocks, layers, tokens, planes.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Shape")]
+pub(crate) struct ShapeArgs {
+    /// Take layers, heads and planes of a well-known model (see `kvtile layout models`)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) model: Option<String>,
+    /// Tensor-parallel size: this rank holds a share of the heads
+    #[arg(long, value_name = "N")]
+    pub(crate) tp: Option<u64>,
+    /// Tensor-parallel rank, counted from 0
+    #[arg(long, value_name = "N", requires = "tp")]
+    pub(crate) rank: Option<u64>,
+    /// Blocks [default: 128]
+    #[arg(long, value_name = "N")]
+    pub(crate) blocks: Option<u64>,
+    /// Layers [default: 32, or the model's]
+    #[arg(long, value_name = "N")]
+    pub(crate) layers: Option<u64>,
+    /// Tokens a block [default: 16]
+    #[arg(long, value_name = "N")]
+    pub(crate) page_size: Option<u64>,
+    /// KV heads [default: 8, or the model's]
+    #[arg(long, value_name = "N")]
+    pub(crate) heads: Option<u64>,
+    /// Elements of one head of one token [default: 128, or the model's]
+    #[arg(long, value_name = "N")]
+    pub(crate) head_size: Option<u64>,
+    /// Data type of K and V [default: bf16]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) dtype: Option<String>,
+    #[arg(long = "plane", value_name = "PLANE", help = PLANE_HELP)]
+    pub(crate) planes: Vec<String>,
+    /// Bytes that block strides are rounded up to: a power of two
+    #[arg(long, value_name = "BYTES", default_value_t = 1)]
+    pub(crate) alignment: u64,
+}
+
+/// What one side of a plan has otherwise than the other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Override {
+    /// Tokens a block.
+    pub(crate) page_size: Option<u64>,
+    /// Tensor-parallel size.
+    pub(crate) tp: Option<u64>,
+    /// Tensor-parallel rank.
+    pub(crate) rank: Option<u64>,
+}
+
+impl ShapeArgs {
+    /// The same options with those of one side on top.
+    pub(crate) fn with(&self, other: Override) -> ShapeArgs {
+        ShapeArgs {
+            page_size: other.page_size.or(self.page_size),
+            tp: other.tp.or(self.tp),
+            rank: other.rank.or(self.rank),
+            ..self.clone()
+        }
+    }
+
+    /// The shape for a layout. What the options leave open is as in `example`, where the layout is a
+    /// known one, else as in a model of 8 billion parameters.
+    ///
+    /// # Errors
+    /// Options that contradict each other, or sizes that no layout can have.
+    pub(crate) fn shape(&self, example: Option<&Shape>) -> Result<Shape, CliError> {
+        let model = self.model.as_deref().map(presets::find_model).transpose()?;
+        let planes = self.whole_planes(model, example)?;
+        let layers = self
+            .layers
+            .or(model.map(|model| model.layers))
+            .or(example.map(Shape::num_layers))
+            .unwrap_or(32);
+        let blocks = self.blocks.or(example.map(Shape::num_blocks));
+        let page_size = self.page_size.or(example.map(Shape::page_size));
+        let heads = planes.iter().find(|plane| plane.has(Axis::H));
+        let heads = heads.map_or(1, |plane| plane.extent_of(Axis::H));
+        let shard = match self.tp {
+            None => Shard::whole(layers, heads),
+            Some(size) => Shard::tensor_parallel(layers, heads, self.rank.unwrap_or(0), size)?,
+        };
+        let planes = planes
+            .iter()
+            .map(|plane| with_heads(plane, shard.heads.count))
+            .collect::<Result<_, _>>()?;
+        let shape = Shape::new(
+            blocks.unwrap_or(128),
+            layers,
+            page_size.unwrap_or(16),
+            planes,
+        )?;
+        Ok(shape.with_shard(shard)?)
+    }
+
+    /// The planes of the whole model.
+    fn whole_planes(
+        &self,
+        model: Option<&ModelPreset>,
+        example: Option<&Shape>,
+    ) -> Result<Vec<Plane>, CliError> {
+        if !self.planes.is_empty() {
+            return self.planes.iter().map(|text| plane(text)).collect();
+        }
+        let dtype = self.dtype.as_deref();
+        let dtype = dtype.map(|text| unit("--dtype", text)).transpose()?;
+        let sized = self.heads.is_some() || self.head_size.is_some();
+        if let (Some(model), false) = (model, sized) {
+            let unit = dtype.map_or_else(|| model.unit(), Ok)?;
+            return Ok(model.shape(1, 1, 1, 0, &unit)?.planes().to_vec());
+        }
+        if let (Some(example), None, false) = (example, &dtype, sized) {
+            return Ok(example.planes().to_vec());
+        }
+        let unit = dtype.map_or_else(|| unit("--dtype", "bf16"), Ok)?;
+        let (heads, content) = (self.heads.unwrap_or(8), self.head_size.unwrap_or(128));
+        let shape = Shape::key_value(1, 1, 1, heads, content, &unit)?;
+        Ok(shape.planes().to_vec())
+    }
+}
+
+/// The plane with this many heads, where it has heads.
+fn with_heads(plane: &Plane, heads: u64) -> Result<Plane, CliError> {
+    let mut held = Plane::new(plane.name().as_str(), plane.unit().clone())?;
+    if !plane.is_per_token() {
+        held = held.per_page();
+    }
+    for &(axis, extent) in plane.extents() {
+        held = held.extent(axis, if axis == Axis::H { heads } else { extent });
+    }
+    Ok(held)
+}
+
+/// `c:bf16:C=512`.
+fn plane(text: &str) -> Result<Plane, CliError> {
+    let refused = |problem: &str| CliError::Option {
+        option: "--plane",
+        value: text.to_owned(),
+        problem: problem.to_owned(),
+    };
+    let mut parts = text.split(':');
+    let (Some(name), Some(of)) = (parts.next(), parts.next()) else {
+        return Err(refused(
+            "give NAME:UNIT:AXIS=EXTENT, for instance c:bf16:C=512",
+        ));
+    };
+    let mut plane = Plane::new(name, unit("--plane", of)?)?;
+    for part in parts {
+        if part == "page" {
+            plane = plane.per_page();
+            continue;
+        }
+        for extent in part.split(',') {
+            let parsed = extent.split_once('=').and_then(|(axis, extent)| {
+                let mut letters = axis.chars();
+                let axis = letters.next().and_then(Axis::new)?;
+                let extent = extent.parse().ok()?;
+                letters.next().is_none().then_some((axis, extent))
+            });
+            let (axis, extent) =
+                parsed.ok_or_else(|| refused("an extent is AXIS=NUMBER, for instance C=512"))?;
+            plane = plane.extent(axis, extent);
+        }
+    }
+    Ok(plane)
+}
+
+/// `bf16`, `name/bytes`, `name/bytes/values` or `opaque/name/bytes`.
+fn unit(option: &'static str, text: &str) -> Result<Unit, CliError> {
+    let refused = || CliError::Option {
+        option,
+        value: text.to_owned(),
+        problem: "give f32, f16, bf16, fp8_e4m3, fp8_e5m2, int8, int4, q8_0, q4_0 or the like, or \
+                  spell a unit out: NAME/BYTES, NAME/BYTES/VALUES, opaque/NAME/BYTES"
+            .to_owned(),
+    };
+    if let Some(unit) = Unit::named(text) {
+        return Ok(unit);
+    }
+    let parts: Vec<&str> = text.split('/').collect();
+    let number = |text: &str| text.parse::<u64>().map_err(|_| refused());
+    match parts.as_slice() {
+        ["opaque", name, bytes] => Ok(Unit::opaque(name, number(bytes)?)?),
+        [name, bytes] => Ok(Unit::new(name, number(bytes)?, 1)?),
+        [name, bytes, values] => Ok(Unit::new(name, number(bytes)?, number(values)?)?),
+        _ => Err(refused()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planes_are_spelled_with_unit_and_extents() {
+        let latent = plane("c:bf16:C=512").unwrap();
+        assert_eq!(latent.extent_of(Axis::C), 512);
+        let record = plane("k:q8_0:H=8,C=4").unwrap();
+        assert_eq!((record.unit().bytes(), record.extent_of(Axis::H)), (34, 8));
+        let page = plane("x:opaque/secret/4096:page").unwrap();
+        assert!(page.unit().is_opaque() && !page.is_per_token());
+        let state = plane("ssm:f32:H=8,D=64,C=16:page").unwrap();
+        assert!(state.has(Axis::new('D').unwrap()));
+    }
+
+    #[test]
+    fn senseless_planes_are_refused() {
+        for text in [
+            "",
+            "c",
+            "c:",
+            "C:bf16",
+            "c:bf17",
+            "c:bf16:C",
+            "c:bf16:CC=1",
+            "c:bf16:C=x",
+        ] {
+            assert!(plane(text).is_err(), "{text:?}");
+        }
+    }
+}
