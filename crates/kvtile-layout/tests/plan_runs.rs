@@ -189,3 +189,18 @@ fn bad_selections_are_refused_with_their_values() {
         ));
     }
 }
+
+/// A plane from outside has its axes once and in order, however they were written.
+#[test]
+fn planes_from_json_are_checked_and_sorted() {
+    let plane = |extents: &str| {
+        let unit = r#"{"codec":"bf16","bytes":2,"values":1}"#;
+        let json = format!(r#"{{"name":"k","unit":{unit},"extents":{extents}}}"#);
+        serde_json::from_str::<Plane>(&json)
+    };
+    assert!(plane(r#"[["C",2],["H",2],["C",3]]"#).is_err());
+    assert!(plane(r#"[["C",0]]"#).is_err());
+    let built = Plane::new("k", Unit::named("bf16").unwrap()).unwrap();
+    let built = built.extent(Axis::H, 4).extent(Axis::C, 2);
+    assert_eq!(plane(r#"[["H",4],["C",2]]"#).unwrap(), built);
+}

@@ -71,14 +71,45 @@ impl TryFrom<String> for PlaneName {
 /// each of the `page_size` tokens) unless [`Plane::per_page`] says otherwise; heads, content and
 /// declared axes it has when [`Plane::extent`] gives them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(try_from = "UncheckedPlane")]
 pub struct Plane {
+    name: PlaneName,
+    unit: Unit,
+    per_token: bool,
+    extents: Vec<(Axis, u64)>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UncheckedPlane {
     name: PlaneName,
     unit: Unit,
     #[serde(default = "per_token_default")]
     per_token: bool,
     #[serde(default)]
     extents: Vec<(Axis, u64)>,
+}
+
+impl TryFrom<UncheckedPlane> for Plane {
+    type Error = LayoutError;
+
+    fn try_from(plane: UncheckedPlane) -> Result<Plane, LayoutError> {
+        let UncheckedPlane {
+            name,
+            unit,
+            per_token,
+            mut extents,
+        } = plane;
+        extents.sort_unstable();
+        let plane = Plane {
+            name,
+            unit,
+            per_token,
+            extents,
+        };
+        plane.check()?;
+        Ok(plane)
+    }
 }
 
 fn per_token_default() -> bool {

@@ -59,6 +59,31 @@ impl StridedLayout {
             })
     }
 
+    /// Whether each block, all its layers and planes, is one run of bytes in one region.
+    #[must_use]
+    pub fn blocks_are_contiguous(&self) -> bool {
+        let Ok(payload) = self.shape.block_bytes() else {
+            return false;
+        };
+        let region = self.pieces.first().map_or(0, Piece::region);
+        let (mut start, mut end) = (u64::MAX, 0);
+        for (plane, piece) in self.planes() {
+            let mut last = piece.offset();
+            for digit in piece.digits().iter().filter(|d| d.axis != Axis::B) {
+                if !digit.step.is_local() {
+                    return false;
+                }
+                last += (digit.extent - 1) * digit.step.bytes;
+            }
+            if piece.region() != region {
+                return false;
+            }
+            start = start.min(piece.offset());
+            end = end.max(last + plane.unit().bytes());
+        }
+        self.injective && end.checked_sub(start) == Some(payload)
+    }
+
     /// All blocks of `shape` in one region without padding, block by block; in a block the planes
     /// by name, in a plane layer, token, head, declared axes by letter, content. Equal content has
     /// equal bytes here, whatever layout it came from: digests and comparisons stand on it.

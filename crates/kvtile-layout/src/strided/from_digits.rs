@@ -182,16 +182,7 @@ fn check_span(plane: &Plane, piece: &Piece, region_bytes: &[u64]) -> Result<(), 
     if end.is_none_or(|end| end > BYTES_MAX) {
         return Err(outside(piece.region, end));
     }
-    let mut touched = vec![piece.region];
-    for digit in piece.digits.iter().filter(|d| d.step.regions > 0) {
-        touched = touched
-            .iter()
-            .flat_map(|r| (0..digit.extent).map(move |i| r + i * digit.step.regions))
-            .collect();
-        touched.sort_unstable();
-        touched.dedup();
-    }
-    for region in touched {
+    for region in touched(piece, last.regions) {
         let size = usize::try_from(region)
             .ok()
             .and_then(|r| region_bytes.get(r));
@@ -200,4 +191,18 @@ fn check_span(plane: &Plane, piece: &Piece, region_bytes: &[u64]) -> Result<(), 
         }
     }
     Ok(())
+}
+
+/// The regions that the digits of `piece` reach: exactly, or, where there are more combinations
+/// than regions, all from the first to the last.
+fn touched(piece: &Piece, last: u64) -> Vec<u64> {
+    let far = || piece.digits.iter().filter(|d| d.step.regions > 0);
+    let combinations = far().fold(1u64, |product, d| product.saturating_mul(d.extent));
+    if combinations > last - piece.region + 1 {
+        return (piece.region..=last).collect();
+    }
+    far().fold(vec![piece.region], |regions, digit| {
+        let steps = |r: u64| (0..digit.extent).map(move |i| r + i * digit.step.regions);
+        regions.into_iter().flat_map(steps).collect()
+    })
 }

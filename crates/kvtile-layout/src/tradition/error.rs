@@ -91,20 +91,4 @@ pub enum ConfigError {
         /// Tokens a block.
         page_size: u64,
     },
-    /// An outer index outside the planes.
-    #[error("outer index {outer} is outside 0..{planes}")]
-    OuterOutOfRange {
-        /// The index.
-        outer: u64,
-        /// Number of planes.
-        planes: usize,
-    },
-    /// One block, layer and plane that is not one run of bytes.
-    #[error("plane {plane} of one block and layer is not one run of bytes in {layout}")]
-    NotContiguous {
-        /// The plane.
-        plane: PlaneName,
-        /// The layout.
-        layout: String,
-    },
 }

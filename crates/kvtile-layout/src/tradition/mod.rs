@@ -17,7 +17,6 @@ mod details;
 mod error;
 mod kinds;
 mod kv_block_layout;
-mod page;
 mod reading;
 mod shapes;
 mod spec;
@@ -30,5 +29,4 @@ pub use details::{
 pub use error::ConfigError;
 pub use kinds::{BlockDimension, BlockFormat, InnerShape, LayoutKind};
 pub use kv_block_layout::{BlockDim, BlockOrder, KvBlockLayout};
-pub use page::{PagePlace, blocks_are_contiguous, page_place};
 pub use spec::LayoutSpec;

@@ -13,7 +13,7 @@ use kvtile_layout::{
     tradition::{
         BlockDim, BlockDimension, BlockFormat, BlockOrder, ConfigError, FullyContiguousDetails,
         InnerShape, KvBlockLayout, LayerSeparateDetails, LayoutConfig, LayoutConfigBuilder,
-        LayoutKind, LayoutSpec, LayoutTypeDetails, WordDetails, blocks_are_contiguous, page_place,
+        LayoutKind, LayoutSpec, LayoutTypeDetails, WordDetails,
     },
 };
 use proptest::prelude::*;

@@ -7,9 +7,9 @@ fn the_page_of_one_block_layer_and_plane_has_one_place() {
     let config = config(InnerShape::HND);
     let details = LayoutTypeDetails::FullyContiguous(FullyContiguousDetails::default());
     let layout = details.resolve(&config).unwrap();
-    let page = page_place(&layout, 4, 1, 1).unwrap();
+    let page = layout.plane_span(4, 1, 1).unwrap();
     assert_eq!(
-        (page.region, page.offset, page.bytes),
+        (page.start.region, page.start.offset, page.bytes),
         (0, ((4 * 3 + 1) * 2 + 1) * 80, 80)
     );
     let blocks = LayoutError::IndexOutOfRange {
@@ -17,19 +17,17 @@ fn the_page_of_one_block_layer_and_plane_has_one_place() {
         index: 6,
         extent: 6,
     };
-    assert_eq!(page_place(&layout, 6, 0, 0), Err(blocks));
+    assert_eq!(layout.plane_span(6, 0, 0), Err(blocks));
     assert!(matches!(
-        page_place(&layout, 0, 3, 0),
+        layout.plane_span(0, 3, 0),
         Err(LayoutError::IndexOutOfRange { .. })
     ));
-    let error = refusal(page_place(&layout, 0, 0, 2));
-    assert_eq!(
-        error,
-        ConfigError::OuterOutOfRange {
-            outer: 2,
-            planes: 2
-        }
-    );
+    let planes = LayoutError::IndexOutOfRange {
+        axis: Axis::K,
+        index: 2,
+        extent: 2,
+    };
+    assert_eq!(layout.plane_span(0, 0, 2), Err(planes));
 }
 
 #[test]
@@ -49,12 +47,12 @@ fn a_page_in_pieces_is_an_error_and_whole_blocks_are_known() {
     ] {
         let word = Word::parse(word).unwrap();
         let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
-        let page = page_place(&layout, 1, 1, 1);
+        let page = layout.plane_span(1, 1, 1);
         assert_eq!(page.is_ok(), page_is_one_run, "{word}");
         if !page_is_one_run {
-            assert!(matches!(refusal(page), ConfigError::NotContiguous { .. }));
+            assert!(matches!(page, Err(LayoutError::NotContiguous { .. })));
         }
-        assert_eq!(blocks_are_contiguous(&layout), block_is_one_run, "{word}");
+        assert_eq!(layout.blocks_are_contiguous(), block_is_one_run, "{word}");
     }
 }
 

@@ -97,7 +97,7 @@ fn an_unknown_inner_shape_is_one_opaque_unit_a_page() {
         LayoutSpec::LayerSeparate(BlockDimension::BlockIsSecondDim),
     ] {
         let layout = spec.resolve(&shape, InnerShape::Unknown, 1).unwrap();
-        assert_eq!(page_place(&layout, 5, 2, 1).unwrap().bytes, 80);
+        assert_eq!(layout.plane_span(5, 2, 1).unwrap().bytes, 80);
     }
 }
 
@@ -146,8 +146,8 @@ fn alignment_pads_the_stride_of_blocks() {
     });
     let layout = details.resolve(&config).unwrap();
     assert_eq!(config.page_bytes() * 2, 160);
-    assert_eq!(page_place(&layout, 1, 0, 0).unwrap().offset, 256);
-    assert_eq!(page_place(&layout, 1, 0, 1).unwrap().offset, 256 + 80);
+    assert_eq!(layout.plane_span(1, 0, 0).unwrap().start.offset, 256);
+    assert_eq!(layout.plane_span(1, 0, 1).unwrap().start.offset, 256 + 80);
     assert_eq!(layout.region_bytes(), [6 * 256; 3]);
     assert_eq!(layout.alignment(), 256);
 }

@@ -68,7 +68,7 @@ pub trait Layout: Send + Sync + Debug {
 
     /// Whether all blocks lie in one region, each block in one piece.
     fn is_fully_contiguous(&self) -> bool {
-        kvtile_layout::tradition::blocks_are_contiguous(self.strided())
+        self.strided().blocks_are_contiguous()
             && self.strided().region_bytes().len() == 1
     }
 
