@@ -153,6 +153,12 @@ pub enum TransferError {
         /// Number of leases.
         leases: usize,
     },
+    /// A layout with more blocks than can be kept account of.
+    #[error("no memory to keep account of {blocks} blocks")]
+    TooManyBlocks {
+        /// Number of blocks.
+        blocks: u64,
+    },
     /// A layout that is registered already.
     #[error("this layout is registered as {handle} already; use that handle")]
     AlreadyRegistered {
@@ -210,6 +216,9 @@ pub enum TransferError {
         /// Tokens a block of the destination.
         destination_page_size: u64,
     },
+    /// A token range beside a selection, whose block pairs have their own.
+    #[error("a token range beside a selection: its block pairs say which tokens; change them")]
+    TokensOfSelection,
     /// Source and destination that share bytes.
     #[error("source and destination share bytes at {addr:#x}; copy through other blocks")]
     Overlap {
@@ -273,6 +282,16 @@ pub enum TransferError {
     NotASavedCache {
         /// What is wrong.
         problem: String,
+    },
+    /// More tokens than the blocks hold that are to be saved.
+    #[error("{tokens} tokens do not fit {blocks} blocks of {page_size} tokens")]
+    TooManyTokens {
+        /// Tokens that the blocks are said to hold.
+        tokens: u64,
+        /// Number of blocks.
+        blocks: u64,
+        /// Tokens a block.
+        page_size: u64,
     },
     /// A saved cache whose contents are not what was written.
     #[error("the saved cache is damaged: {problem}")]

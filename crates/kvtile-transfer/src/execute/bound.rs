@@ -5,6 +5,7 @@ use std::sync::Arc;
 use kvtile_layout::{Location, StridedLayout};
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, StorageKind, file_of};
 
+use super::space::Space;
 use crate::error::TransferError;
 
 /// One region of memory, as the executors see it.
@@ -169,19 +170,18 @@ fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError>
 
 /// No two regions share a byte.
 fn check_apart(regions: &[OwnedMemoryRegion], kind: StorageKind) -> Result<(), TransferError> {
-    let file = |region: &OwnedMemoryRegion| match region.storage_kind() {
-        StorageKind::Disk(descriptor) => descriptor,
-        _ => 0,
-    };
-    let mut sorted: Vec<(u64, usize, usize, usize)> = regions
+    let mut sorted: Vec<(Space, usize, usize, usize)> = regions
         .iter()
         .enumerate()
-        .map(|(index, region)| (file(region), region.addr(), region.size(), index))
+        .map(|(index, region)| {
+            let space = Space::of(region.as_ref());
+            (space, region.addr(), region.size(), index)
+        })
         .collect();
     sorted.sort_unstable();
     for pair in sorted.windows(2) {
-        if let [(file, addr, size, first), (next_file, next, _, second)] = pair
-            && file == next_file
+        if let [(space, addr, size, first), (next_space, next, _, second)] = pair
+            && space == next_space
             && addr.checked_add(*size).is_none_or(|end| end > *next)
         {
             return Err(TransferError::RegionsOverlap {

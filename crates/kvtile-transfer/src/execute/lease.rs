@@ -55,6 +55,7 @@ impl BlockLease {
         distinct.dedup();
         let mut guard = lock(ledger);
         let layout = guard.layout(handle)?.clone();
+        layout.bound()?;
         let num_blocks = layout.shape().num_blocks();
         if let Some(&block) = distinct.last().filter(|&&block| block >= num_blocks) {
             return Err(TransferError::Layout(
@@ -130,7 +131,7 @@ impl BlockLease {
         let bound = self.layout.bound()?;
         let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
         let mut buffer = Vec::new();
-        for span in stored_spans(bound.layout(), block)? {
+        for span in stored_spans(bound.layout(), &[block], u64::MAX)? {
             match bound.backing() {
                 Backing::Memory(_) => {
                     // SAFETY: the lease keeps writers away from the block.
@@ -182,12 +183,22 @@ impl BlockLease {
 /// Bytes of a file that are read at a time for a checksum.
 const READ_BYTES: usize = 1 << 20;
 
-/// The bytes of one block, merged and in the order of regions and offsets.
-fn stored_spans(layout: &StridedLayout, block: u64) -> Result<Vec<Span>, TransferError> {
-    let shape = layout.shape().with_num_blocks(1)?;
-    let canonical = StridedLayout::canonical(&shape)?;
-    let selection = Selection::blocks(&[block], &[0], shape.page_size())?.in_source_order();
-    let plan = CopyPlan::new(layout, &canonical, &selection)?;
+/// The bytes of `blocks` (distinct), merged and in the order of regions and offsets.
+///
+/// # Errors
+/// More than `runs_max` runs before they are merged.
+pub(crate) fn stored_spans(
+    layout: &StridedLayout,
+    blocks: &[u64],
+    runs_max: u64,
+) -> Result<Vec<Span>, TransferError> {
+    if blocks.is_empty() {
+        return Ok(Vec::new());
+    }
+    let plan = block_plan(layout, blocks)?;
+    if plan.runs() > runs_max {
+        return Err(TransferError::OverlapUnproved { runs: plan.runs() });
+    }
     let mut runs: Vec<Span> = Vec::new();
     plan.for_each_run(|start, _, bytes| runs.push(Span { start, bytes }));
     runs.sort_unstable_by_key(|span| span.start);
@@ -196,14 +207,31 @@ fn stored_spans(layout: &StridedLayout, block: u64) -> Result<Vec<Span>, Transfe
         match merged.last_mut() {
             Some(last)
                 if last.start.region == run.start.region
-                    && last.start.offset + last.bytes == run.start.offset =>
+                    && last.start.offset + last.bytes >= run.start.offset =>
             {
-                last.bytes += run.bytes;
+                // Units of a layout that is only a source may share bytes.
+                let end = run.start.offset + run.bytes;
+                last.bytes = last.bytes.max(end - last.start.offset);
             }
             _ => merged.push(run),
         }
     }
     Ok(merged)
+}
+
+/// A plan whose source runs are the bytes of `blocks`: each onto itself, which has the longest
+/// runs there are. What may not be written is planned to canonical order.
+fn block_plan(layout: &StridedLayout, blocks: &[u64]) -> Result<CopyPlan, TransferError> {
+    let page_size = layout.shape().page_size();
+    if layout.is_injective() {
+        let selection = Selection::blocks(blocks, blocks, page_size)?.in_source_order();
+        return Ok(CopyPlan::new(layout, layout, &selection)?);
+    }
+    let shape = layout.shape().with_num_blocks(blocks.len() as u64)?;
+    let canonical = StridedLayout::canonical(&shape)?;
+    let ids: Vec<u64> = (0..blocks.len() as u64).collect();
+    let selection = Selection::blocks(blocks, &ids, page_size)?.in_source_order();
+    Ok(CopyPlan::new(layout, &canonical, &selection)?)
 }
 
 impl Drop for BlockLease {

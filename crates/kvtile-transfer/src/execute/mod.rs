@@ -9,6 +9,7 @@
 //! | `lease` | nothing: the guard of leased blocks, and safe access to their bytes |
 //! | `transfer` | a selection, with the leases that make it sound |
 //! | `scratch` | single blocks to and from canonical order |
+//! | `space` | nothing: says which bytes a region is |
 //!
 //! Executors only execute plans. What makes them sound (the plan was made for these two layouts,
 //! its blocks are leased, source and destination are apart) is gathered in `transfer` and
@@ -20,13 +21,16 @@ mod copy;
 mod file;
 mod lease;
 mod scratch;
+mod space;
 mod transfer;
 
 use kvtile_layout::CopyPlan;
 
 pub(crate) use bound::{Backing, BoundLayout};
+pub(crate) use lease::stored_spans;
 pub use lease::{BlockLease, LeaseMode};
 pub(crate) use scratch::Scratch;
+pub(crate) use space::Space;
 pub(crate) use transfer::{LeasedTransfer, Side};
 
 use crate::error::TransferError;

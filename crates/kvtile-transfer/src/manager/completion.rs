@@ -1,7 +1,9 @@
 //! Completions: how the end of a transfer, or of a layer of it, is learned.
 
 use std::{
+    collections::BTreeMap,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
@@ -27,7 +29,9 @@ pub struct TransferReport {
 struct Progress {
     layers_done: usize,
     result: Option<Result<TransferReport, TransferError>>,
-    wakers: Vec<Waker>,
+    /// One for each waiter that was polled and found nothing yet: the last waker it had.
+    wakers: BTreeMap<u64, Waker>,
+    next_waiter: u64,
 }
 
 /// The state that a transfer and its completions share.
@@ -73,7 +77,54 @@ impl Shared {
         let wakers = std::mem::take(&mut progress.wakers);
         drop(progress);
         self.changed.notify_all();
-        wakers.into_iter().for_each(Waker::wake);
+        for waker in wakers.into_values() {
+            // A waker of others that panics must not keep the rest from being woken.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
+    }
+}
+
+/// One who waits by being polled: has at most one waker in the list, and none when it is gone.
+#[derive(Debug)]
+struct Waiter {
+    shared: Arc<Shared>,
+    key: u64,
+}
+
+impl Waiter {
+    fn new(shared: Arc<Shared>) -> Waiter {
+        let mut progress = shared.lock();
+        let key = progress.next_waiter;
+        progress.next_waiter += 1;
+        drop(progress);
+        Waiter { shared, key }
+    }
+
+    /// Wakers are the code of others: they are cloned and dropped outside the lock.
+    fn poll<T>(&self, context: &Context<'_>, ready: impl Fn(&Progress) -> Option<T>) -> Poll<T> {
+        let waker = context.waker().clone();
+        let mut progress = self.shared.lock();
+        if let Some(value) = ready(&progress) {
+            drop(progress);
+            return Poll::Ready(value);
+        }
+        let previous = progress.wakers.insert(self.key, waker);
+        drop(progress);
+        drop(previous);
+        Poll::Pending
+    }
+}
+
+impl Clone for Waiter {
+    fn clone(&self) -> Waiter {
+        Waiter::new(Arc::clone(&self.shared))
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        let waker = self.shared.lock().wakers.remove(&self.key);
+        drop(waker);
     }
 }
 
@@ -84,12 +135,14 @@ impl Shared {
 #[derive(Clone, Debug)]
 #[must_use = "a transfer that nobody waits for may fail unseen"]
 pub struct TransferCompletion {
-    shared: Arc<Shared>,
+    waiter: Waiter,
 }
 
 impl TransferCompletion {
     pub(super) fn new(shared: Arc<Shared>) -> TransferCompletion {
-        TransferCompletion { shared }
+        TransferCompletion {
+            waiter: Waiter::new(shared),
+        }
     }
 
     /// Waits for the end.
@@ -97,12 +150,13 @@ impl TransferCompletion {
     /// # Errors
     /// What made the transfer fail.
     pub fn wait(&self) -> Result<TransferReport, TransferError> {
-        let mut progress = self.shared.lock();
+        let mut progress = self.waiter.shared.lock();
         loop {
             if let Some(result) = &progress.result {
                 return result.clone();
             }
             progress = self
+                .waiter
                 .shared
                 .changed
                 .wait(progress)
@@ -114,7 +168,7 @@ impl TransferCompletion {
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
         let start = Instant::now();
-        let mut progress = self.shared.lock();
+        let mut progress = self.waiter.shared.lock();
         loop {
             if let Some(result) = &progress.result {
                 return Some(result.clone());
@@ -123,6 +177,7 @@ impl TransferCompletion {
                 .checked_sub(start.elapsed())
                 .filter(|d| !d.is_zero())?;
             progress = self
+                .waiter
                 .shared
                 .changed
                 .wait_timeout(progress, left)
@@ -134,25 +189,25 @@ impl TransferCompletion {
     /// The result, if the transfer has ended.
     #[must_use]
     pub fn try_result(&self) -> Option<Result<TransferReport, TransferError>> {
-        self.shared.lock().result.clone()
+        self.waiter.shared.lock().result.clone()
     }
 
     /// Whether the transfer has ended.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.shared.lock().result.is_some()
+        self.waiter.shared.lock().result.is_some()
     }
 
     /// Layers of the transfer.
     #[must_use]
     pub fn num_layers(&self) -> usize {
-        self.shared.layers
+        self.waiter.shared.layers
     }
 
     /// Layers that are at their destination.
     #[must_use]
     pub fn layers_done(&self) -> usize {
-        self.shared.lock().layers_done
+        self.waiter.shared.lock().layers_done
     }
 
     /// Waits until layer `layer` of the transfer, counted from its first, is at its destination:
@@ -162,12 +217,13 @@ impl TransferCompletion {
     /// What made the transfer fail before this layer was done; a layer that it does not have.
     pub fn wait_layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
-        let mut progress = self.shared.lock();
+        let mut progress = self.waiter.shared.lock();
         loop {
             if let Some(result) = layer_result(&progress, layer) {
                 return result;
             }
             progress = self
+                .waiter
                 .shared
                 .changed
                 .wait(progress)
@@ -181,23 +237,17 @@ impl TransferCompletion {
     /// As for [`TransferCompletion::wait_layer`].
     pub async fn layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
-        std::future::poll_fn(|context| {
-            let mut progress = self.shared.lock();
-            match layer_result(&progress, layer) {
-                Some(result) => Poll::Ready(result),
-                None => pending(&mut progress, context),
-            }
-        })
-        .await
+        let waiter = self.waiter.clone();
+        std::future::poll_fn(|context| waiter.poll(context, |p| layer_result(p, layer))).await
     }
 
     fn check_layer(&self, layer: usize) -> Result<(), TransferError> {
-        if layer < self.shared.layers {
+        if layer < self.waiter.shared.layers {
             return Ok(());
         }
         Err(TransferError::NoSuchLayer {
             layer,
-            layers: self.shared.layers,
+            layers: self.waiter.shared.layers,
         })
     }
 }
@@ -213,21 +263,11 @@ fn layer_result(progress: &Progress, layer: usize) -> Option<Result<(), Transfer
     }
 }
 
-fn pending<T>(progress: &mut Progress, context: &Context<'_>) -> Poll<T> {
-    if !progress.wakers.iter().any(|w| w.will_wake(context.waker())) {
-        progress.wakers.push(context.waker().clone());
-    }
-    Poll::Pending
-}
-
 impl Future for TransferCompletion {
     type Output = Result<TransferReport, TransferError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut progress = self.shared.lock();
-        match &progress.result {
-            Some(result) => Poll::Ready(result.clone()),
-            None => pending(&mut progress, context),
-        }
+        self.waiter
+            .poll(context, |progress| progress.result.clone())
     }
 }

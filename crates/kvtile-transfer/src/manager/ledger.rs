@@ -10,11 +10,12 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use kvtile_layout::{CopyPlan, Selection, StridedLayout};
-use kvtile_memory::StorageKind;
-
 use super::{LayoutHandle, LeaseMode};
-use crate::{error::TransferError, physical::PhysicalLayout};
+use crate::{
+    error::TransferError,
+    execute::{Space, stored_spans},
+    physical::PhysicalLayout,
+};
 
 /// Runs of a block list that are looked at to prove two layouts over one memory apart.
 const RUNS_MAX: u64 = 1 << 22;
@@ -22,24 +23,39 @@ const RUNS_MAX: u64 = 1 << 22;
 /// A block that is written by a lease; below it, the number of readers.
 const WRITER: u32 = u32::MAX;
 
-/// Addresses of memory, or offsets in the file with this descriptor.
+/// A range of addresses, or of offsets in a file.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Extent {
-    file: Option<u64>,
+    space: Space,
     start: u64,
     end: u64,
 }
 
 impl Extent {
     fn overlaps(&self, other: &Extent) -> bool {
-        self.file == other.file && self.start < other.end && other.start < self.end
+        self.space == other.space && self.start < other.end && other.start < self.end
     }
 }
 
-/// Memory that managers have taken: manager and extent.
-static CLAIMS: Mutex<Vec<(u64, Extent)>> = Mutex::new(Vec::new());
+/// Memory that a manager has taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Claim {
+    manager: u64,
+    extent: Extent,
+    writable: bool,
+}
 
-fn claims() -> MutexGuard<'static, Vec<(u64, Extent)>> {
+impl Claim {
+    /// What nobody writes may belong to several managers.
+    fn excludes(&self, other: &Claim) -> bool {
+        let differ = self.manager != other.manager && (self.writable || other.writable);
+        differ && self.extent.overlaps(&other.extent)
+    }
+}
+
+static CLAIMS: Mutex<Vec<Claim>> = Mutex::new(Vec::new());
+
+fn claims() -> MutexGuard<'static, Vec<Claim>> {
     CLAIMS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -118,14 +134,16 @@ impl Ledger {
                 leases: entry.leases,
             });
         }
+        let blocks = block_states(&layout)?;
+        let mine = self.claims_of(&layout, &extents);
         let mut claims = claims();
-        let mut others = claims
-            .iter()
-            .filter(|(manager, _)| *manager != self.manager);
-        if let Some((_, taken)) = others.find(|(_, c)| extents.iter().any(|e| e.overlaps(c))) {
-            return Err(TransferError::ManagedElsewhere { addr: taken.start });
+        let taken = claims.iter().find(|c| mine.iter().any(|m| m.excludes(c)));
+        if let Some(taken) = taken {
+            return Err(TransferError::ManagedElsewhere {
+                addr: taken.extent.start,
+            });
         }
-        claims.extend(extents.iter().map(|extent| (self.manager, *extent)));
+        claims.extend(mine);
         drop(claims);
         let id = self.next_layout;
         self.next_layout += 1;
@@ -137,14 +155,13 @@ impl Ledger {
                 aliases.push(*other);
             }
         }
-        let blocks = usize::try_from(layout.shape().num_blocks()).unwrap_or(usize::MAX);
         self.entries.insert(
             id,
             Entry {
                 layout,
                 extents,
                 aliases,
-                blocks: vec![0; blocks],
+                blocks,
                 leases: 0,
             },
         );
@@ -169,18 +186,27 @@ impl Ledger {
         for other in self.entries.values_mut() {
             other.aliases.retain(|alias| *alias != id);
         }
-        self.release_claims(&entry.extents);
+        self.release_claims(&entry);
         Ok(entry.layout)
     }
 
-    fn release_claims(&self, extents: &[Extent]) {
+    fn release_claims(&self, entry: &Entry) {
         let mut claims = claims();
-        for extent in extents {
-            let mine = |c: &(u64, Extent)| *c == (self.manager, *extent);
-            if let Some(index) = claims.iter().position(mine) {
+        for claim in self.claims_of(&entry.layout, &entry.extents) {
+            if let Some(index) = claims.iter().position(|c| *c == claim) {
                 claims.swap_remove(index);
             }
         }
+    }
+
+    fn claims_of(&self, layout: &PhysicalLayout, extents: &[Extent]) -> Vec<Claim> {
+        let regions = layout.memory_regions().iter();
+        let claim = |(region, extent): (&kvtile_memory::OwnedMemoryRegion, &Extent)| Claim {
+            manager: self.manager,
+            extent: *extent,
+            writable: region.is_writable(),
+        };
+        regions.zip(extents).map(claim).collect()
     }
 
     pub(crate) fn layout(&self, handle: LayoutHandle) -> Result<&PhysicalLayout, TransferError> {
@@ -212,7 +238,7 @@ impl Ledger {
             }
         }
         if !entry.aliases.is_empty() {
-            let extents = block_extents(&entry.layout, &blocks)?;
+            let extents = block_extents(entry, &blocks)?;
             self.check_shared(id, &extents, mode)?;
             self.shared.push(SharedLease {
                 lease,
@@ -314,7 +340,7 @@ impl Ledger {
 
 impl Drop for Ledger {
     fn drop(&mut self) {
-        claims().retain(|(manager, _)| *manager != self.manager);
+        claims().retain(|claim| claim.manager != self.manager);
     }
 }
 
@@ -354,40 +380,42 @@ fn extents(layout: &PhysicalLayout) -> Vec<Extent> {
     let regions = layout.memory_regions().iter();
     regions
         .map(|region| Extent {
-            file: match region.storage_kind() {
-                StorageKind::Disk(descriptor) => Some(descriptor),
-                _ => None,
-            },
+            space: Space::of(region.as_ref()),
             start: region.addr() as u64,
-            end: (region.addr() + region.size()) as u64,
+            end: (region.addr() as u64).saturating_add(region.size() as u64),
         })
         .collect()
 }
 
-/// The bytes of `blocks`, exactly.
-fn block_extents(layout: &PhysicalLayout, blocks: &[u64]) -> Result<Vec<Extent>, TransferError> {
-    let strided = layout.strided();
-    let shape = strided.shape().with_num_blocks(blocks.len() as u64)?;
-    let canonical = StridedLayout::canonical(&shape)?;
-    let ids: Vec<u64> = (0..blocks.len() as u64).collect();
-    let selection = Selection::blocks(blocks, &ids, shape.page_size())?.in_source_order();
-    let plan = CopyPlan::new(strided, &canonical, &selection)?;
-    if plan.runs() > RUNS_MAX {
-        return Err(TransferError::OverlapUnproved { runs: plan.runs() });
+/// The state of every block: all free. A remote layout has none, since nobody can lease it.
+fn block_states(layout: &PhysicalLayout) -> Result<Vec<u32>, TransferError> {
+    if layout.is_remote() {
+        return Ok(Vec::new());
     }
-    let regions = extents(layout);
+    let blocks = layout.shape().num_blocks();
+    let mut states = Vec::new();
+    let count = usize::try_from(blocks).unwrap_or(usize::MAX);
+    states
+        .try_reserve_exact(count)
+        .map_err(|_| TransferError::TooManyBlocks { blocks })?;
+    states.resize(count, 0);
+    Ok(states)
+}
+
+/// The bytes of `blocks`, exactly.
+fn block_extents(entry: &Entry, blocks: &[u64]) -> Result<Vec<Extent>, TransferError> {
     let mut found = Vec::new();
-    plan.for_each_run(|source, _, bytes| {
-        let region = usize::try_from(source.region).unwrap_or(usize::MAX);
-        if let Some(region) = regions.get(region) {
-            let start = region.start + source.offset;
+    for span in stored_spans(entry.layout.strided(), blocks, RUNS_MAX)? {
+        let region = usize::try_from(span.start.region).unwrap_or(usize::MAX);
+        if let Some(region) = entry.extents.get(region) {
+            let start = region.start.saturating_add(span.start.offset);
             found.push(Extent {
-                file: region.file,
+                space: region.space,
                 start,
-                end: start + bytes,
+                end: start.saturating_add(span.bytes),
             });
         }
-    });
+    }
     found.sort_unstable();
     Ok(found)
 }
@@ -399,7 +427,7 @@ fn first_overlap(a: &[Extent], b: &[Extent]) -> Option<u64> {
         if first.overlaps(second) {
             return Some(first.start.max(second.start));
         }
-        if (first.file, first.end) <= (second.file, second.end) {
+        if (first.space, first.end) <= (second.space, second.end) {
             a.next();
         } else {
             b.next();

@@ -117,7 +117,12 @@ impl TransferManager {
     /// A layout that is registered already; memory of a layout of another manager, or of one of
     /// this manager whose blocks are leased at the moment.
     pub fn register(&self, layout: PhysicalLayout) -> Result<LayoutHandle, TransferError> {
-        lock(&self.ledger).register(layout)
+        // Where it is refused, its memory is given back outside the lock: that may be the code of
+        // others.
+        let kept = layout.clone();
+        let registered = lock(&self.ledger).register(layout);
+        drop(kept);
+        registered
     }
 
     /// Gives a layout back.
@@ -171,15 +176,19 @@ impl TransferManager {
             (&from, &to),
             options.tokens,
         )?;
+        let options = TransferOptions {
+            tokens: None,
+            ..options
+        };
         self.execute_selection(source, destination, selection, options)
     }
 
     /// Copies an arbitrary selection: block pairs with token offsets, so that pages of different
     /// sizes can exchange. Layer and head ranges of `options` take precedence over those of the
-    /// selection.
+    /// selection; tokens are in the pairs of the selection alone.
     ///
     /// # Errors
-    /// As for [`TransferManager::execute_transfer`].
+    /// As for [`TransferManager::execute_transfer`]; a token range in `options`.
     pub fn execute_selection(
         &self,
         source: LayoutHandle,
@@ -187,6 +196,9 @@ impl TransferManager {
         mut selection: Selection,
         options: TransferOptions,
     ) -> Result<TransferCompletion, TransferError> {
+        if options.tokens.is_some() {
+            return Err(TransferError::TokensOfSelection);
+        }
         let (from, to) = (self.layout(source)?, self.layout(destination)?);
         selection.layers = options.layers.or(selection.layers);
         selection.heads = options.heads.or(selection.heads);
@@ -204,16 +216,11 @@ impl TransferManager {
             selection,
             options.layer_by_layer,
         )?;
-        let small = transfer.is_memory();
         let shared = Shared::new(transfer.layers());
-        let job = Job {
-            transfer,
-            verify: options.verify,
-        };
-        let small = small && job.bytes() <= INLINE_BYTES;
-        let completion = TransferCompletion::new(Arc::clone(&shared));
-        if small {
-            job.run(&shared);
+        let job = Job::new(transfer, options.verify, Arc::clone(&shared));
+        let completion = TransferCompletion::new(shared);
+        if job.is_memory() && job.bytes() <= INLINE_BYTES {
+            job.run();
             return Ok(completion);
         }
         let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
@@ -221,7 +228,7 @@ impl TransferManager {
             *worker = Some(Worker::start()?);
         }
         if let Some(worker) = worker.as_ref() {
-            worker.run(Box::new(move || job.run(&shared)));
+            worker.run(Box::new(move || job.run()));
         }
         Ok(completion)
     }

@@ -1,6 +1,7 @@
 //! The thread that long transfers run on.
 
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::mpsc::{Sender, channel},
     thread::JoinHandle,
 };
@@ -22,7 +23,8 @@ impl Worker {
             .name("kvtile-transfer".to_owned())
             .spawn(move || {
                 for job in queue {
-                    job();
+                    // Jobs tell their completions of panics; the next job must run all the same.
+                    let _ = catch_unwind(AssertUnwindSafe(job));
                 }
             })
             .map_err(|error| TransferError::NoThread {

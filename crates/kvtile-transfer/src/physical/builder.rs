@@ -275,7 +275,7 @@ impl MemoryPlan {
                 let nixl = registered(agent, &regions)?;
                 return Ok((regions, Some(nixl)));
             }
-            MemoryPlan::System => Arc::new(SystemMemory::allocate(packing.bytes)?),
+            MemoryPlan::System => return Ok((packing.in_system_memory(layout.alignment())?, None)),
             MemoryPlan::Shared => Arc::new(SharedMemory::create(packing.bytes)?),
             MemoryPlan::Disk(Some(path)) => {
                 Arc::new(FileMemory::options().create_new(&path, packing.bytes)?)
@@ -286,7 +286,7 @@ impl MemoryPlan {
             }
             MemoryPlan::Over(memory) => memory,
         };
-        Ok((packing.views(&memory)?, None))
+        Ok((packing.views(&memory, 0)?, None))
     }
 }
 
@@ -349,8 +349,29 @@ impl Packing {
         Ok(Packing { bytes, regions })
     }
 
-    fn views(&self, memory: &OwnedMemoryRegion) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
-        if memory.size() < self.bytes {
+    /// The regions in memory of their own. Mappings start at a page; where more is asked for, the
+    /// first region starts inside.
+    fn in_system_memory(&self, alignment: u64) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
+        let slack = if alignment > REGION_ALIGNMENT {
+            alignment
+        } else {
+            0
+        };
+        let slack = usize::try_from(slack).unwrap_or(usize::MAX);
+        let memory = SystemMemory::allocate(self.bytes.saturating_add(slack))?;
+        let memory: OwnedMemoryRegion = Arc::new(memory);
+        let past = memory.addr().checked_rem(slack).unwrap_or(0);
+        let shift = if past == 0 { 0 } else { slack - past };
+        self.views(&memory, shift)
+    }
+
+    /// The regions in `memory`, the first one `shift` bytes inside it.
+    fn views(
+        &self,
+        memory: &OwnedMemoryRegion,
+        shift: usize,
+    ) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
+        if memory.size() < self.bytes.saturating_add(shift) {
             return Err(TransferError::RegionTooSmall {
                 region: 0,
                 have: memory.size() as u64,
@@ -361,7 +382,7 @@ impl Packing {
         for &(offset, bytes) in &self.regions {
             views.push(Arc::new(RegionView::new(
                 Arc::clone(memory),
-                offset,
+                shift + offset,
                 bytes,
             )?));
         }

@@ -68,8 +68,7 @@ pub trait Layout: Send + Sync + Debug {
 
     /// Whether all blocks lie in one region, each block in one piece.
     fn is_fully_contiguous(&self) -> bool {
-        self.strided().blocks_are_contiguous()
-            && self.strided().region_bytes().len() == 1
+        self.strided().blocks_are_contiguous() && self.strided().region_bytes().len() == 1
     }
 
     /// Number of blocks.

@@ -25,8 +25,8 @@ pub(super) const DATA_ALIGNMENT: u64 = 4096;
 /// Longest header, in bytes.
 const HEADER_BYTES_MAX: u64 = 64 << 20;
 
-/// Most blocks of a saved cache.
-const BLOCKS_MAX: u64 = 1 << 32;
+/// Most blocks of a saved cache: 128 MiB of checksums.
+pub(super) const BLOCKS_MAX: u64 = 1 << 24;
 
 /// Where one region lies in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -138,6 +138,34 @@ impl Preamble {
             _ => Err(damaged("header and checksums do not fit the file")),
         }
     }
+}
+
+/// Refuses an identity whose structure (planes, page size, shard) is not that of `shape`.
+pub(super) fn check_structure(
+    identity: &LogicalIdentity,
+    shape: &Shape,
+) -> Result<(), TransferError> {
+    let rope = identity.rope().cloned();
+    let same = LogicalIdentity::new(identity.model(), identity.revision(), shape, rope)?;
+    let structural = ["planes", "page_size", "shard"];
+    let mut differences = identity.differences(&same).into_iter();
+    match differences.find(|d| structural.iter().any(|part| d.field.starts_with(part))) {
+        Some(difference) => Err(TransferError::IdentityDiffers(difference)),
+        None => Ok(()),
+    }
+}
+
+/// Refuses more tokens than the blocks of `shape` hold.
+pub(super) fn check_tokens(tokens: u64, shape: &Shape) -> Result<(), TransferError> {
+    let (blocks, page_size) = (shape.num_blocks(), shape.page_size());
+    if tokens <= blocks.saturating_mul(page_size) {
+        return Ok(());
+    }
+    Err(TransferError::TooManyTokens {
+        tokens,
+        blocks,
+        page_size,
+    })
 }
 
 /// BLAKE3 of header and checksums, first 128 bits.

@@ -8,11 +8,14 @@
 //! ```
 //!
 //! A file is written under another name and renamed when all of it is on the disk, so that a name
-//! never stands for half a cache. When it is opened, header and checksum table are verified as a
+//! never stands for half a cache; what a killed process left behind is removed by the next save
+//! of that name. When it is opened, header and checksum table are verified as a
 //! whole; a block is verified when it is loaded, and one that fails is never served.
 
 mod format;
 mod open;
+mod partial;
+mod stage;
 mod write;
 
 pub use format::{SavedHeader, SavedRegion};

@@ -3,25 +3,26 @@
 use std::{path::Path, path::PathBuf, sync::Arc};
 
 use kvtile_layout::{
-    StridedLayout,
+    LayoutError, StridedLayout,
     identity::{LayoutIdentity, LogicalIdentity},
     tradition::LayoutSpec,
 };
 use kvtile_memory::FileMemory;
 
 use super::{
-    format::{PREAMBLE_BYTES, Preamble, SavedHeader, damaged, digest, not_one},
+    format::{
+        PREAMBLE_BYTES, Preamble, SavedHeader, check_structure, check_tokens, damaged, digest,
+        not_one,
+    },
+    stage::Stage,
     write::regions,
 };
 use crate::{
     error::TransferError,
     execute::LeaseMode,
-    manager::{LayoutHandle, TransferManager, TransferOptions},
+    manager::{LayoutHandle, TransferManager},
     physical::PhysicalLayout,
 };
-
-/// Bytes that are staged between the file and the destination at a time.
-const STAGE_BYTES: u64 = 32 << 20;
 
 /// What was found of one block.
 #[derive(Clone, Debug)]
@@ -99,6 +100,9 @@ impl SavedCache {
         if LayoutIdentity::of_block(&layout) != header.block_layout {
             return Err(damaged("the word does not give the layout that was saved"));
         }
+        check_structure(&header.identity, &header.shape)
+            .map_err(|error| damaged(&format!("identity and shape: {error}")))?;
+        check_tokens(header.tokens, &header.shape).map_err(|error| damaged(&error.to_string()))?;
         let given: Vec<u64> = header.regions.iter().map(|region| region.bytes).collect();
         if given != layout.region_bytes() {
             return Err(damaged("the regions are not those of the layout"));
@@ -171,8 +175,9 @@ impl SavedCache {
     /// the destination; blocks that fail are reported, and their destination is as it was.
     ///
     /// # Errors
-    /// A destination of another identity or shape, blocks out of range or in use, memory that
-    /// cannot be had. What is wrong with single blocks is in the list.
+    /// A destination of another identity or shape, blocks out of range, loaded to twice or in use,
+    /// memory that cannot be had: no byte was written then. What is wrong with single blocks is in
+    /// the list.
     pub fn load(
         &self,
         manager: &TransferManager,
@@ -187,24 +192,24 @@ impl SavedCache {
                 to: theirs,
             });
         }
-        if let Some(&(block, _)) = blocks.iter().find(|(block, _)| *block >= self.num_blocks()) {
-            let error = kvtile_layout::LayoutError::BlockOutOfRange {
-                side: "saved",
-                block: block as u64,
-                num_blocks: self.num_blocks() as u64,
-            };
-            return Err(error.into());
-        }
-        let stage = Stage::new(self, manager, blocks.len())?;
-        let mut checks = Vec::with_capacity(blocks.len());
-        for batch in blocks.chunks(stage.blocks) {
-            stage.load(self, batch, destination, &mut checks)?;
-        }
-        Ok(checks)
+        check_blocks(
+            "saved",
+            blocks.iter().map(|b| b.0),
+            self.num_blocks() as u64,
+        )?;
+        let targets = blocks.iter().map(|b| b.1);
+        check_blocks("destination", targets.clone(), target.shape().num_blocks())?;
+        check_distinct(targets.collect())?;
+        Stage::new(self, manager, destination, blocks.len())?.load_all(blocks)
+    }
+
+    /// The checksum of a block that the file has.
+    pub(super) fn stored_checksum(&self, block: usize) -> Option<u64> {
+        self.checksums.get(block).copied()
     }
 
     /// The file as a layout. Each call opens it anew.
-    fn layout(&self) -> Result<PhysicalLayout, TransferError> {
+    pub(super) fn layout(&self) -> Result<PhysicalLayout, TransferError> {
         let size = usize::try_from(self.file_bytes)
             .map_err(|_| damaged("the file does not fit the machine"))?;
         let options = FileMemory::options().read_only(true);
@@ -217,7 +222,7 @@ impl SavedCache {
     }
 }
 
-fn same(block: usize, stored: u64, computed: u64) -> Result<(), TransferError> {
+pub(super) fn same(block: usize, stored: u64, computed: u64) -> Result<(), TransferError> {
     if stored == computed {
         return Ok(());
     }
@@ -228,94 +233,32 @@ fn same(block: usize, stored: u64, computed: u64) -> Result<(), TransferError> {
     })
 }
 
-/// Memory in the order of the file, where blocks are verified.
-struct Stage<'a> {
-    manager: &'a TransferManager,
-    file: LayoutHandle,
-    memory: LayoutHandle,
-    blocks: usize,
-}
-
-impl<'a> Stage<'a> {
-    fn new(
-        cache: &SavedCache,
-        manager: &'a TransferManager,
-        wanted: usize,
-    ) -> Result<Stage<'a>, TransferError> {
-        let shape = &cache.header.shape;
-        let fit = usize::try_from(STAGE_BYTES / shape.block_bytes()?).unwrap_or(1);
-        let blocks = fit.clamp(1, wanted.max(1));
-        let memory = PhysicalLayout::builder()
-            .with_shape(
-                shape.with_num_blocks(blocks as u64)?,
-                cache.header.alignment,
-            )
-            .layout(LayoutSpec::Word(cache.header.word.clone()))
-            .allocate_system()
-            .build()?;
-        let file = manager.register(cache.layout()?)?;
-        let memory = manager.register(memory).inspect_err(|_| {
-            // The first error is the one to report.
-            let _ = manager.unregister(file);
-        })?;
-        Ok(Stage {
-            manager,
-            file,
-            memory,
-            blocks,
-        })
-    }
-
-    /// Reads a batch, verifies it, and passes on what holds.
-    fn load(
-        &self,
-        cache: &SavedCache,
-        batch: &[(usize, usize)],
-        destination: LayoutHandle,
-        checks: &mut Vec<BlockCheck>,
-    ) -> Result<(), TransferError> {
-        let saved: Vec<usize> = batch.iter().map(|(saved, _)| *saved).collect();
-        let slots: Vec<usize> = (0..batch.len()).collect();
-        let run = |from, from_ids: &[usize], to, to_ids: &[usize]| {
-            let options = TransferOptions::new();
-            let done = self
-                .manager
-                .execute_transfer(from, from_ids, to, to_ids, options)?;
-            done.wait()
-        };
-        if let Err(error) = run(self.file, &saved, self.memory, &slots) {
-            // What cannot be read is a miss for each block of the batch.
-            checks.extend(saved.iter().map(|&block| BlockCheck {
-                block,
-                result: Err(error.clone()),
-            }));
-            return Ok(());
-        }
-        let lease = self.manager.lease(self.memory, &slots, LeaseMode::Read)?;
-        let mut good = (Vec::new(), Vec::new());
-        for (slot, &(block, target)) in batch.iter().enumerate() {
-            let computed = lease.checksum(slot as u64)?;
-            let stored = cache.checksums.get(block).copied().unwrap_or(!computed);
-            let result = same(block, stored, computed);
-            if result.is_ok() {
-                good.0.push(slot);
-                good.1.push(target);
-            }
-            checks.push(BlockCheck { block, result });
-        }
-        drop(lease);
-        if !good.0.is_empty() {
-            run(self.memory, &good.0, destination, &good.1)?;
-        }
-        Ok(())
+fn check_blocks(
+    side: &'static str,
+    mut blocks: impl Iterator<Item = usize>,
+    num_blocks: u64,
+) -> Result<(), TransferError> {
+    match blocks.find(|&block| block as u64 >= num_blocks) {
+        None => Ok(()),
+        Some(block) => Err(TransferError::Layout(LayoutError::BlockOutOfRange {
+            side,
+            block: block as u64,
+            num_blocks,
+        })),
     }
 }
 
-impl Drop for Stage<'_> {
-    fn drop(&mut self) {
-        for handle in [self.file, self.memory] {
-            // Its leases are gone: every transfer of the stage was waited for.
-            let _ = self.manager.unregister(handle);
-        }
+fn check_distinct(mut blocks: Vec<usize>) -> Result<(), TransferError> {
+    blocks.sort_unstable();
+    let twice = blocks
+        .iter()
+        .zip(blocks.iter().skip(1))
+        .find(|(a, b)| a == b);
+    match twice {
+        None => Ok(()),
+        Some((&block, _)) => Err(TransferError::Layout(LayoutError::DuplicateDestination {
+            block: block as u64,
+            token: 0,
+        })),
     }
 }

@@ -1,15 +1,6 @@
 //! Saving: blocks of a registered layout into a new file.
 
-use std::{
-    collections::BTreeMap,
-    fs::{self, File},
-    io,
-    path::{Path, PathBuf},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-};
+use std::{collections::BTreeMap, path::Path, sync::Arc};
 
 use kvtile_layout::{
     StridedLayout, Word,
@@ -18,7 +9,13 @@ use kvtile_layout::{
 };
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, RegionView};
 
-use super::format::{DATA_ALIGNMENT, PREAMBLE_BYTES, Preamble, SavedHeader, SavedRegion, digest};
+use super::{
+    format::{
+        BLOCKS_MAX, DATA_ALIGNMENT, PREAMBLE_BYTES, Preamble, SavedHeader, SavedRegion,
+        check_structure, check_tokens, digest,
+    },
+    partial::Partial,
+};
 use crate::{
     error::TransferError,
     execute::LeaseMode,
@@ -66,9 +63,10 @@ impl SaveOptions {
 /// Saves `block_ids` of a registered layout to a new file at `path`, in this order.
 ///
 /// # Errors
-/// Blocks that are in use or out of range; an identity that is not of this shape; a word that does
-/// not fit it; a file that exists (unless it may be replaced) or cannot be written. On an error no
-/// file of that name appears, and one that existed is as it was.
+/// Blocks that are in use or out of range; an identity that is not of this shape, or not that of
+/// the source where it has one; more tokens than the blocks hold; a word that does not fit; a file
+/// that exists (unless it may be replaced) or cannot be written. On an error no file of that name
+/// appears, and one that existed is as it was.
 pub fn save(
     manager: &TransferManager,
     source: LayoutHandle,
@@ -80,25 +78,20 @@ pub fn save(
         .layout(source)?
         .shape()
         .with_num_blocks(block_ids.len() as u64)?;
-    let same = LogicalIdentity::new(
-        options.identity.model(),
-        options.identity.revision(),
-        &shape,
-        options.identity.rope().cloned(),
-    )?;
-    let fields = ["planes", "page_size", "layers", "heads", "shard"];
-    let differences = options.identity.differences(&same).into_iter();
-    let mut structural = differences.filter(|d| fields.iter().any(|f| d.field.starts_with(f)));
-    if let Some(difference) = structural.next() {
-        return Err(TransferError::IdentityDiffers(difference));
+    if shape.num_blocks() > BLOCKS_MAX {
+        let blocks = shape.num_blocks();
+        return Err(TransferError::TooManyBlocks { blocks });
     }
+    check_structure(&options.identity, &shape)?;
+    check_tokens(options.tokens, &shape)?;
     let layout = StridedLayout::resolve(&options.word, &shape, options.alignment)?;
     let (header, file_bytes) = header(&layout, options)?;
-    let partial = Partial::next_to(path)?;
-    let file = Arc::new(FileMemory::options().create_new(&partial.path, file_bytes)?);
+    let (partial, file) = Partial::next_to(path, file_bytes)?;
+    let file = Arc::new(file);
     let regions = regions(&file, &header)?;
     let stored = PhysicalLayout::builder()
         .with_shape(shape, options.alignment)
+        .with_logical_fingerprint(options.identity.fingerprint())
         .layout(LayoutSpec::Word(options.word.clone()))
         .with_memory_regions(regions)
         .build()?;
@@ -223,55 +216,4 @@ fn finish(file: &FileMemory, header: &SavedHeader, checksums: &[u64]) -> Result<
     file.write_all_at(0, &preamble.to_bytes())?;
     file.sync_data()?;
     Ok(())
-}
-
-/// A file under a name of its own until it is whole; removed when it is dropped before.
-struct Partial {
-    path: PathBuf,
-}
-
-impl Partial {
-    fn next_to(path: &Path) -> Result<Partial, TransferError> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let Some(name) = path.file_name() else {
-            let problem = io::Error::from(io::ErrorKind::InvalidInput);
-            return Err(failed("name", path, problem));
-        };
-        let mut name = name.to_owned();
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        name.push(format!(".partial-{}-{number}", std::process::id()));
-        Ok(Partial {
-            path: path.with_file_name(name),
-        })
-    }
-
-    /// Gives the file its name, in one step that either happens or does not.
-    fn rename(self, path: &Path, replace: bool) -> Result<(), TransferError> {
-        if replace {
-            fs::rename(&self.path, path).map_err(|e| failed("rename", path, e))?;
-        } else {
-            // A link, unlike a rename, refuses a name that is taken.
-            fs::hard_link(&self.path, path).map_err(|e| failed("create", path, e))?;
-        }
-        let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        File::open(folder)
-            .and_then(|folder| folder.sync_all())
-            .map_err(|e| failed("sync", folder, e))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        // Gone already where it was renamed; what else may be wrong was reported before.
-        let _ = fs::remove_file(&self.path);
-    }
-}
-
-fn failed(operation: &'static str, path: &Path, source: io::Error) -> TransferError {
-    TransferError::File {
-        operation,
-        path: path.to_owned(),
-        source: Arc::new(source),
-    }
 }

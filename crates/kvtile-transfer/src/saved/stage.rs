@@ -1,0 +1,162 @@
+//! Memory in the order of the file, where blocks are verified before they go on.
+
+use kvtile_layout::{Axis, StridedLayout, tradition::LayoutSpec};
+
+use super::{BlockCheck, SavedCache, format::SavedHeader, open::same};
+use crate::{
+    error::TransferError,
+    execute::LeaseMode,
+    manager::{LayoutHandle, TransferManager, TransferOptions},
+    physical::PhysicalLayout,
+};
+
+/// Bytes that are staged between the file and the destination at a time.
+const STAGE_BYTES: u64 = 32 << 20;
+
+/// The file, the memory for a batch of blocks, and where they go.
+pub(super) struct Stage<'a> {
+    cache: &'a SavedCache,
+    manager: &'a TransferManager,
+    file: LayoutHandle,
+    memory: LayoutHandle,
+    destination: LayoutHandle,
+    /// Blocks of a batch.
+    blocks: usize,
+}
+
+impl<'a> Stage<'a> {
+    pub(super) fn new(
+        cache: &'a SavedCache,
+        manager: &'a TransferManager,
+        destination: LayoutHandle,
+        wanted: usize,
+    ) -> Result<Stage<'a>, TransferError> {
+        let header = cache.header();
+        let (blocks, held) = batch(header, wanted)?;
+        let memory = PhysicalLayout::builder()
+            .with_shape(header.shape.with_num_blocks(held)?, header.alignment)
+            .layout(LayoutSpec::Word(header.word.clone()))
+            .allocate_system()
+            .build()?;
+        let file = manager.register(cache.layout()?)?;
+        let memory = manager.register(memory).inspect_err(|_| {
+            // The first error is the one to report.
+            let _ = manager.unregister(file);
+        })?;
+        Ok(Stage {
+            cache,
+            manager,
+            file,
+            memory,
+            destination,
+            blocks,
+        })
+    }
+
+    /// Loads batch after batch. An error before anything was written is returned; after that, it
+    /// is what is wrong with the blocks that it hit.
+    pub(super) fn load_all(
+        &self,
+        blocks: &[(usize, usize)],
+    ) -> Result<Vec<BlockCheck>, TransferError> {
+        let mut checks: Vec<BlockCheck> = Vec::with_capacity(blocks.len());
+        for batch in blocks.chunks(self.blocks) {
+            match self.load(batch) {
+                Ok(loaded) => checks.extend(loaded),
+                Err(error) if checks.iter().any(|check| check.result.is_ok()) => {
+                    checks.extend(batch.iter().map(|&(block, _)| BlockCheck {
+                        block,
+                        result: Err(error.clone()),
+                    }));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(checks)
+    }
+
+    /// Reads a batch, verifies it, and passes on what holds.
+    fn load(&self, batch: &[(usize, usize)]) -> Result<Vec<BlockCheck>, TransferError> {
+        let results = self.read(batch)?;
+        let slots = results.iter().enumerate();
+        let (good, targets): (Vec<usize>, Vec<usize>) = slots
+            .zip(batch)
+            .filter(|((_, result), _)| result.is_ok())
+            .map(|((slot, _), (_, target))| (slot, *target))
+            .unzip();
+        if !good.is_empty() {
+            self.copy((self.memory, &good), (self.destination, &targets))?;
+        }
+        let checks = batch.iter().zip(results);
+        Ok(checks
+            .map(|(&(block, _), result)| BlockCheck { block, result })
+            .collect())
+    }
+
+    /// Reads a batch into the memory and compares its checksums.
+    #[expect(
+        clippy::type_complexity,
+        reason = "what may go wrong with all of them, and with each"
+    )]
+    fn read(
+        &self,
+        batch: &[(usize, usize)],
+    ) -> Result<Vec<Result<(), TransferError>>, TransferError> {
+        let slots: Vec<usize> = (0..batch.len()).collect();
+        let saved: Vec<usize> = batch.iter().map(|(saved, _)| *saved).collect();
+        let read = match self.copy((self.file, &saved), (self.memory, &slots)) {
+            Ok(()) => vec![Ok(()); batch.len()],
+            // Perhaps only some of them cannot be read: one by one.
+            Err(_) => slots
+                .iter()
+                .zip(&saved)
+                .map(|(slot, block)| self.copy((self.file, &[*block]), (self.memory, &[*slot])))
+                .collect(),
+        };
+        let lease = self.manager.lease(self.memory, &slots, LeaseMode::Read)?;
+        let check = |(slot, block): (&usize, &usize)| {
+            let computed = lease.checksum(*slot as u64)?;
+            let stored = self.cache.stored_checksum(*block).unwrap_or(!computed);
+            same(*block, stored, computed)
+        };
+        let checked = read.into_iter().zip(slots.iter().zip(&saved));
+        Ok(checked
+            .map(|(read, pair)| read.and_then(|()| check(pair)))
+            .collect())
+    }
+
+    fn copy(
+        &self,
+        (from, from_blocks): (LayoutHandle, &[usize]),
+        (to, to_blocks): (LayoutHandle, &[usize]),
+    ) -> Result<(), TransferError> {
+        let options = TransferOptions::new();
+        let manager = self.manager;
+        let done = manager.execute_transfer(from, from_blocks, to, to_blocks, options)?;
+        done.wait().map(|_| ())
+    }
+}
+
+impl Drop for Stage<'_> {
+    fn drop(&mut self) {
+        for handle in [self.file, self.memory] {
+            // Its leases are gone: every transfer of the stage was waited for.
+            let _ = self.manager.unregister(handle);
+        }
+    }
+}
+
+/// Blocks of a batch, and blocks that the memory has: at least as many, and as many as the moduli
+/// of the block axis want.
+fn batch(header: &SavedHeader, wanted: usize) -> Result<(usize, u64), TransferError> {
+    let layout = StridedLayout::resolve(&header.word, &header.shape, header.alignment)?;
+    let held: u64 = layout.region_bytes().iter().sum();
+    let padded = (held / header.shape.num_blocks()).max(1);
+    let fit = usize::try_from(STAGE_BYTES / padded).unwrap_or(usize::MAX);
+    let blocks = fit.clamp(1, wanted.max(1));
+    let digits = layout.pieces().iter().flat_map(|piece| piece.digits());
+    let moduli = digits.filter(|d| d.axis == Axis::B).map(|d| d.low);
+    let modulus = moduli.max().unwrap_or(1);
+    let held = (blocks as u64).next_multiple_of(modulus);
+    Ok((blocks, held))
+}

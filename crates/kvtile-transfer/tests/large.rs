@@ -1,0 +1,164 @@
+//! Transfers that need several rounds of staging: long runs, tiles longer than a round, odd rests,
+//! and pieces that lie far apart in a file. The plan, executed run by run, is the reference.
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+
+mod common;
+
+use common::{PLACES, over_image};
+use kvtile_layout::{CopyPlan, RangePair, Selection, Shape, StridedLayout, Unit, Word};
+use kvtile_testkit::{Image, execute, generate::LayoutCase, poison_byte};
+use kvtile_transfer::{TransferManager, TransferOptions};
+
+/// A shape and two words to copy between.
+struct Case {
+    shape: Shape,
+    from: &'static str,
+    to: &'static str,
+    alignment: u64,
+}
+
+fn image(layout: &StridedLayout, seed: u64) -> Image {
+    let region = |(index, bytes): (usize, &u64)| {
+        let byte = |at| poison_byte(index, at ^ (seed << 40));
+        (0..*bytes).map(byte).collect()
+    };
+    layout
+        .region_bytes()
+        .iter()
+        .enumerate()
+        .map(region)
+        .collect()
+}
+
+/// Copies `selection` in every combination of places.
+fn copies_everywhere(case: &Case, selection: &Selection) {
+    let side = |word: &str| LayoutCase {
+        shape: case.shape.clone(),
+        word: Word::parse(word).unwrap(),
+        alignment: case.alignment,
+    };
+    let (src, dst) = (side(case.from), side(case.to));
+    let resolve = |c: &LayoutCase| StridedLayout::resolve(&c.word, &c.shape, c.alignment).unwrap();
+    let (src_layout, dst_layout) = (resolve(&src), resolve(&dst));
+    let plan = CopyPlan::new(&src_layout, &dst_layout, selection).unwrap();
+    let from_image = image(&src_layout, 1);
+    let before = image(&dst_layout, 2);
+    let mut expected = before.clone();
+    execute(&plan, &from_image, &mut expected).unwrap();
+    let folder = common::folder();
+    for from in PLACES {
+        for to in PLACES {
+            let manager = TransferManager::new();
+            let (a, a_store) = over_image(&src, &from_image, from, folder.path()).unwrap();
+            let (b, b_store) = over_image(&dst, &before, to, folder.path()).unwrap();
+            let handles = (manager.register(a).unwrap(), manager.register(b).unwrap());
+            let options = TransferOptions::new();
+            let done = manager.execute_selection(handles.0, handles.1, selection.clone(), options);
+            assert_eq!(done.unwrap().wait().unwrap().bytes, plan.bytes());
+            drop(manager.unregister(handles.0).unwrap());
+            drop(manager.unregister(handles.1).unwrap());
+            assert!(
+                a_store.image() == from_image,
+                "source of {from:?} to {to:?}"
+            );
+            assert!(b_store.image() == expected, "{from:?} to {to:?}");
+        }
+    }
+}
+
+fn raw(bytes: u64) -> Unit {
+    Unit::raw(bytes).unwrap()
+}
+
+fn whole(from: &[u64], to: &[u64], shape: &Shape) -> Selection {
+    Selection::blocks(from, to, shape.page_size()).unwrap()
+}
+
+/// Runs of more than a round, with an odd rest.
+#[test]
+fn runs_longer_than_a_round_are_cut_and_lose_nothing() {
+    let shape = Shape::key_value(2, 1, 7, 3, 99_991, &raw(1)).unwrap();
+    let selection = whole(&[1], &[0], &shape);
+    let case = Case {
+        shape,
+        from: "BLKNHC",
+        to: "BLKNHC",
+        alignment: 1,
+    };
+    copies_everywhere(&case, &selection);
+}
+
+/// Tiles longer than a round that are no runs: the loop that is cut has a rest.
+#[test]
+fn tiles_longer_than_a_round_are_cut_and_lose_nothing() {
+    let shape = Shape::key_value(2, 1, 37, 13, 5_003, &raw(2)).unwrap();
+    let selection = whole(&[0], &[1], &shape);
+    for (from, to) in [("BLKNHC", "BLKHNC"), ("L|KBHNC", "BLKNHC")] {
+        let case = Case {
+            shape: shape.clone(),
+            from,
+            to,
+            alignment: 512,
+        };
+        copies_everywhere(&case, &selection);
+    }
+}
+
+/// Runs of 256 KiB and more go between memory and file without staging, shorter ones do not.
+#[test]
+fn long_and_short_runs_mix_in_one_transfer() {
+    let shape = Shape::key_value(5, 3, 16, 8, 1024, &raw(2)).unwrap();
+    let selection = whole(&[3, 0, 2], &[0, 4, 1], &shape);
+    for (from, to) in [("L|KBNHC", "BLKNHC"), ("L|BKNHC", "BHLKNC")] {
+        let case = Case {
+            shape: shape.clone(),
+            from,
+            to,
+            alignment: 4096,
+        };
+        copies_everywhere(&case, &selection);
+    }
+    let selection = selection.with_layers(RangePair {
+        source: 0,
+        destination: 1,
+        count: 2,
+    });
+    let case = Case {
+        shape,
+        from: "BLKNHC",
+        to: "L|BKNHC",
+        alignment: 1,
+    };
+    copies_everywhere(&case, &selection);
+}
+
+/// Units of 2 bytes whose neighbours in the destination lie pages apart in the source.
+#[test]
+fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
+    let shape = Shape::key_value(64, 2, 16, 2, 64, &raw(2)).unwrap();
+    let blocks: Vec<u64> = (0..64).collect();
+    let turned: Vec<u64> = blocks.iter().map(|b| (b * 11 + 5) % 64).collect();
+    let selection = whole(&blocks, &turned, &shape);
+    for (from, to) in [("LK|HCBN", "BLKNHC"), ("BLKNHC", "LK|HCBN")] {
+        let case = Case {
+            shape: shape.clone(),
+            from,
+            to,
+            alignment: 1,
+        };
+        copies_everywhere(&case, &selection);
+    }
+    // One head of many: nothing in a row on either side.
+    let selection = selection.with_heads(RangePair {
+        source: 1,
+        destination: 0,
+        count: 1,
+    });
+    let case = Case {
+        shape,
+        from: "BLKNCH",
+        to: "BNLKCH",
+        alignment: 1,
+    };
+    copies_everywhere(&case, &selection);
+}
