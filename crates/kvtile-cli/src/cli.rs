@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{error::CliError, layout, plan};
+use crate::{bench, doctor, error::CliError, inspect, layout, plan};
 
 const ABOUT: &str = "KV cache layouts: explain, plan, measure and inspect";
 
@@ -36,10 +36,19 @@ pub(crate) struct Cli {
 enum Command {
     /// Explain a layout and draw it; list the known ones
     #[command(after_help = layout::EXAMPLES)]
-    Layout(layout::LayoutArgs),
+    Layout(Box<layout::LayoutArgs>),
     /// Show how blocks get from one layout to another
     #[command(after_help = plan::EXAMPLES)]
-    Plan(plan::PlanArgs),
+    Plan(Box<plan::PlanArgs>),
+    /// Measure copies between layouts against memcpy of the same bytes
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArgs>),
+    /// Tell what a saved cache holds, whether it is whole, and why it would be refused
+    #[command(after_help = inspect::EXAMPLES)]
+    Inspect(inspect::InspectArgs),
+    /// Tell what this machine offers, and what to change
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::DoctorArgs),
 }
 
 impl Cli {
@@ -48,6 +57,9 @@ impl Cli {
         match &self.command {
             Command::Layout(args) => layout::run(args),
             Command::Plan(args) => plan::run(args),
+            Command::Bench(args) => bench::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Doctor(args) => doctor::run(args),
         }
     }
 }

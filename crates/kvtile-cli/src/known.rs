@@ -1,7 +1,7 @@
 //! Layouts as the user asks for them: a word, or the name of a known one.
 
 use kvtile::{
-    layout::{StridedLayout, Word},
+    layout::{Shape, StridedLayout, Word},
     presets::{self, Preset, PresetLayout},
 };
 
@@ -46,6 +46,18 @@ impl Asked {
                 Ok(preset.resolve(&resolved, shape.alignment)?)
             }
         }
+    }
+
+    /// The layout for a shape that is there already.
+    pub(crate) fn resolve_like(
+        &self,
+        options: &ShapeArgs,
+        shape: &Shape,
+    ) -> Result<StridedLayout, CliError> {
+        Ok(match self {
+            Asked::Word(word) => StridedLayout::resolve(word, shape, options.alignment)?,
+            Asked::Known(preset) => preset.resolve(shape, options.alignment)?,
+        })
     }
 }
 

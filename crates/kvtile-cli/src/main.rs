@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `cli` | the command line as a whole |
-//! | `layout`, `plan` | one command each |
+//! | `layout`, `plan`, `bench`, `inspect`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `shape_args`, `known`, `ranges` | what the user may say: shapes, layouts, ranges |
 //! | `output` | text, tables, JSON, progress |
@@ -15,10 +15,13 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
+mod bench;
 mod cli;
+mod doctor;
 mod draw;
 mod error;
 mod files;
+mod inspect;
 mod known;
 mod layout;
 mod output;

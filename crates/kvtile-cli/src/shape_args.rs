@@ -107,6 +107,13 @@ impl ShapeArgs {
         Ok(shape.with_shard(shard)?)
     }
 
+    /// What a reader calls the shape: the model, or that there is none.
+    pub(crate) fn title(&self) -> String {
+        let tp = self.tp.map_or(String::new(), |tp| format!(" tp {tp}"));
+        let model = self.model.as_deref().unwrap_or("a shape of its own");
+        format!("{model}{tp}")
+    }
+
     /// The planes of the whole model.
     fn whole_planes(
         &self,

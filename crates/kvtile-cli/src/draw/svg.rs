@@ -106,8 +106,8 @@ impl Page {
 
     /// Both sides of a sample of runs, joined by curves.
     fn correspondence(&mut self, samples: &[Sample]) {
-        self.y += 12;
-        let top = self.y;
+        self.text("note", "Some runs, as they lie in the source:");
+        let top = self.y + 10;
         let bottom = top + 150;
         let sources = self.strip(samples, top, |run| run.source);
         let destinations = self.strip(samples, bottom, |run| run.destination);
@@ -128,7 +128,11 @@ impl Page {
                 colour(run.index)
             ));
         }
-        self.y = bottom + 40;
+        self.y = bottom + 32;
+        self.text(
+            "note",
+            "and in the destination. Other bytes lie in the gaps.",
+        );
     }
 
     /// One side of a sample in the order of its memory; gives number, left edge and width of each.
@@ -210,6 +214,14 @@ pub(crate) struct Side<'a> {
     pub(crate) notes: Vec<String>,
     /// The nesting.
     pub(crate) node: &'a Node,
+}
+
+impl Side<'_> {
+    /// The same with its role before the heading.
+    pub(crate) fn titled(mut self, role: &str) -> Self {
+        self.title = format!("{role}: {}", self.title);
+        self
+    }
 }
 
 /// A layout.

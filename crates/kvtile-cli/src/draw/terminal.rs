@@ -39,7 +39,7 @@ pub(crate) fn picture(node: &Node, screen: Screen) -> String {
                 let gap = (cell.column - column).saturating_sub(1);
                 line.push_str(&" ".repeat(gap));
             }
-            line.push_str("│");
+            line.push('│');
             line.push_str(&body(cell, screen));
             column = cell.column + cell.width;
             open = true;
@@ -68,7 +68,7 @@ fn body(cell: &Cell, screen: Screen) -> String {
         text.push_str(&filler.repeat(width - used - 1));
     }
     let text: String = text.chars().take(width).collect();
-    let (bright, dark) = cell.plane.map_or(MIXED, |plane| colours_of(plane));
+    let (bright, dark) = cell.plane.map_or(MIXED, colours_of);
     match cell.shade {
         Shade::Open => screen.ansi(&format!("48;5;{bright};38;5;255;1"), &text),
         Shade::Run => screen.ansi(&format!("48;5;{bright};38;5;255"), &text),

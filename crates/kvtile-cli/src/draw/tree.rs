@@ -311,9 +311,15 @@ mod tests {
         let shape = Shape::key_value(1, 1, 64, 1, 4, &unit).unwrap();
         let word: Word = "BLHKN16NC".parse().unwrap();
         let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
-        let Node::Repeat { of, .. } = Node::of(&layout) else {
-            unreachable!("K is no digit of its own here");
+        let mut lines = Vec::new();
+        walk(&Node::of(&layout), "", &mut lines);
+        assert_eq!(lines[0], "[k] token:16 token/16:4 run content:4");
+        let Node::Parts(parts) = Node::of(&layout) else {
+            panic!("K and V lie side by side");
         };
-        assert!(matches!(*of, Node::Repeat { .. } | Node::Parts(_)));
+        let Node::Repeat { digit, .. } = &parts[0].node else {
+            panic!("tokens come first");
+        };
+        assert_eq!(digit.value(3), "3,19…");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use kvtile::layout::{Digit, Shape, StridedLayout, blocks_are_contiguous};
+use kvtile::layout::{Digit, Shape, StridedLayout};
 use serde::Serialize;
 
 use crate::{
@@ -107,7 +107,7 @@ impl LayoutFacts {
                 payload_per_block: shape.block_bytes().unwrap_or(0),
             },
             contiguous: Contiguous {
-                block: blocks_are_contiguous(layout),
+                block: layout.blocks_are_contiguous(),
                 layer_of_block: layout.page_span(0, 0).is_ok(),
                 plane_of_layer,
             },
@@ -143,7 +143,7 @@ impl LayoutFacts {
         fact("contiguous", self.contiguous_text());
         text.push_str(&facts.text());
         let _ = writeln!(text, "\n{}", screen.bold("Nesting, slowest first"));
-        text.push_str(&nesting(node, &self.plane_names(), screen));
+        text.push_str(&nesting(node, &self.plane_names()));
         let _ = writeln!(text, "\n{}", screen.bold("Digits"));
         text.push_str(&self.digits_table());
         let _ = writeln!(
@@ -268,7 +268,7 @@ impl LayoutFacts {
 fn axis_text(digit: &Digit) -> String {
     match digit.low {
         1 => format!("{} {}", digit.axis, digit.axis.long_name()),
-        low => format!("{}/{low} {}s of {low}", digit.axis, digit.axis.long_name()),
+        low => format!("{0}/{low} by {low}", digit.axis),
     }
 }
 
@@ -309,10 +309,9 @@ pub(crate) fn shape_text(shape: &Shape) -> String {
 }
 
 /// The nesting as an outline.
-fn nesting(node: &Node, names: &[String], screen: Screen) -> String {
+fn nesting(node: &Node, names: &[String]) -> String {
     let mut table = Table::bare([Align::Left, Align::Right, Align::Left]);
     outline(node, 0, names, &mut table);
-    let _ = screen;
     table.text()
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-pub(crate) use self::facts::LayoutFacts;
+pub(crate) use self::facts::{LayoutFacts, shape_text};
 use crate::{
     draw::{self, Node},
     error::CliError,

@@ -135,8 +135,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     let nodes = (Node::of(&source), Node::of(&destination));
     if let Some(path) = &args.svg {
         let drawing = draw::plan_svg(
-            &facts.source.side(&nodes.0),
-            &facts.destination.side(&nodes.1),
+            &facts.source.side(&nodes.0).titled("Source"),
+            &facts.destination.side(&nodes.1).titled("Destination"),
             (&facts.notes(), &samples),
         );
         files::write(path, &drawing)?;

@@ -1,0 +1,276 @@
+//! Measuring one row.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use indicatif::ProgressBar;
+use kvtile::{
+    layout::{CopyPlan, LayoutSpec, PhysicalLayout, PlaneDigits, Selection, StridedLayout},
+    transfer::{FillPattern, LayoutHandle, TransferManager, TransferOptions},
+};
+use serde::Serialize;
+use tempfile::TempDir;
+
+use super::{
+    Settings,
+    random::Random,
+    reference::Reference,
+    rows::{End, Place, Row},
+};
+use crate::{error::CliError, known::Asked, shape_args::ShapeArgs};
+
+/// Destination blocks that are poisoned before and compared after each round.
+const SAMPLED: usize = 8;
+
+/// Transfers run on one thread beside the caller's.
+const THREADS: u32 = 1;
+
+/// What a row came to.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Measured {
+    pub(super) source: String,
+    pub(super) destination: String,
+    /// Where the source lies: `memory` or `file`.
+    source_place: &'static str,
+    destination_place: &'static str,
+    pub(super) model: String,
+    pub(super) bytes: u64,
+    blocks: usize,
+    runs: u64,
+    /// Bytes of the longest run.
+    pub(super) run_bytes: u64,
+    threads: u32,
+    pub(super) gb_per_s: f64,
+    pub(super) memcpy_gb_per_s: f64,
+    /// To one flat `memcpy` of the same bytes.
+    pub(super) ratio: f64,
+    /// Mean run, which the chunks of the other reference are as long as.
+    chunk_bytes: u64,
+    chunked_memcpy_gb_per_s: f64,
+    /// To a `memcpy` in chunks.
+    pub(super) chunked_ratio: f64,
+}
+
+/// Both sides of a row, registered.
+struct Bench {
+    manager: TransferManager,
+    source: LayoutHandle,
+    destination: LayoutHandle,
+    blocks: usize,
+    /// Holds the files; gone when dropped.
+    _folder: Option<TempDir>,
+}
+
+/// Times of the rounds.
+#[derive(Default)]
+struct Times {
+    flat: Vec<Duration>,
+    chunked: Vec<Duration>,
+    transfer: Vec<Duration>,
+}
+
+/// Measures `row`.
+pub(super) fn measure(
+    row: &Row,
+    shape: &ShapeArgs,
+    settings: Settings,
+    (folder, reference, bar): (&Path, &mut Reference, &ProgressBar),
+) -> Result<Measured, CliError> {
+    let (layouts, sized) = resolve(row, shape, settings.bytes)?;
+    let block_bytes = layouts.0.shape().block_bytes()?;
+    let bench = Bench::new(row, &layouts, folder)?;
+    let mut random = Random::new(settings.seed);
+    let all: Vec<usize> = (0..bench.blocks).collect();
+    let distinct = FillPattern::Distinct {
+        seed: settings.seed,
+    };
+    bench.manager.fill(bench.source, &all, distinct)?;
+    bench
+        .manager
+        .fill(bench.destination, &all, FillPattern::Constant(0xa5))?;
+
+    let mut times = Times::default();
+    let mut plan = None;
+    let bytes = block_bytes.saturating_mul(bench.blocks as u64);
+    let block = usize::try_from(block_bytes).unwrap_or(usize::MAX);
+    reference.resize(block.saturating_mul(bench.blocks));
+    for round in 0..settings.rounds {
+        let orders = (random.order(bench.blocks), random.order(bench.blocks));
+        let runs = match plan {
+            Some(runs) => runs,
+            None => *plan.insert(runs_of(&layouts, &orders)?),
+        };
+        let chunk = usize::try_from(bytes / runs.0.max(1)).unwrap_or(block);
+        let chunk = chunk.clamp(1, block);
+        // Each takes its turn at being first, in the wake of what the last one left in the caches.
+        for turn in 0..3 {
+            match (round + turn) % 3 {
+                0 => times.flat.push(reference.flat()),
+                1 => {
+                    let orders = (orders.0.as_slice(), orders.1.as_slice());
+                    times.chunked.push(reference.chunked(block, chunk, orders));
+                }
+                _ => times.transfer.push(bench.round(&orders, row)?),
+            }
+        }
+        bar.inc(1);
+    }
+    let (runs, run_bytes) = plan.unwrap_or_default();
+    Ok(report(
+        row,
+        &sized,
+        (bytes, bench.blocks),
+        (runs, run_bytes),
+        &mut times,
+    ))
+}
+
+/// Both layouts with as many blocks as the bytes come to, and the options that give them.
+fn resolve(
+    row: &Row,
+    shape: &ShapeArgs,
+    bytes: u64,
+) -> Result<((StridedLayout, StridedLayout), ShapeArgs), CliError> {
+    let from = Asked::parse(&row.source.layout)?;
+    let to = Asked::parse(&row.destination.layout)?;
+    let mut sized = shape.clone();
+    let block_bytes = from.resolve(&sized)?.shape().block_bytes()?;
+    if sized.blocks.is_none() {
+        sized.blocks = Some((bytes / block_bytes.max(1)).max(1));
+    }
+    let source = from.resolve(&sized)?;
+    // What the source is made for holds for the destination as well.
+    let destination = to.resolve_like(&sized, source.shape())?;
+    Ok(((source, destination), sized))
+}
+
+/// Number of runs and bytes of the longest of a transfer in these orders.
+fn runs_of(
+    (source, destination): &(StridedLayout, StridedLayout),
+    (from, to): &(Vec<usize>, Vec<usize>),
+) -> Result<(u64, u64), CliError> {
+    let ids = |order: &[usize]| order.iter().map(|&id| id as u64).collect::<Vec<u64>>();
+    let selection = Selection::blocks(&ids(from), &ids(to), source.shape().page_size())?;
+    let plan = CopyPlan::new(source, destination, &selection)?;
+    Ok((plan.runs(), plan.run_bytes().0))
+}
+
+impl Bench {
+    fn new(
+        row: &Row,
+        (source, destination): &(StridedLayout, StridedLayout),
+        folder: &Path,
+    ) -> Result<Bench, CliError> {
+        let files = [&row.source, &row.destination];
+        let folder = match files.iter().any(|end| end.place == Place::File) {
+            false => None,
+            true => Some(TempDir::new_in(folder).map_err(|source| CliError::File {
+                operation: "create a folder in",
+                path: folder.to_owned(),
+                source,
+            })?),
+        };
+        let build = |end: &End, layout: &StridedLayout, name: &str| {
+            let builder = PhysicalLayout::builder()
+                .with_shape(layout.shape().clone(), layout.alignment())
+                .layout(spec_of(layout));
+            match (end.place, &folder) {
+                (Place::File, Some(folder)) => builder
+                    .allocate_disk(Some(folder.path().join(name)))
+                    .build(),
+                _ => builder.allocate_system().build(),
+            }
+        };
+        let manager = TransferManager::new();
+        let from = manager.register(build(&row.source, source, "source")?)?;
+        let to = manager.register(build(&row.destination, destination, "destination")?)?;
+        let blocks = usize::try_from(source.shape().num_blocks()).unwrap_or(usize::MAX);
+        Ok(Bench {
+            manager,
+            source: from,
+            destination: to,
+            blocks,
+            _folder: folder,
+        })
+    }
+
+    /// One transfer of all blocks, with a sample of them poisoned before and compared after.
+    fn round(
+        &self,
+        (from, to): &(Vec<usize>, Vec<usize>),
+        row: &Row,
+    ) -> Result<Duration, CliError> {
+        let sampled: Vec<usize> = to.iter().copied().take(SAMPLED).collect();
+        let poison = FillPattern::Constant(0xa5);
+        self.manager.fill(self.destination, &sampled, poison)?;
+        let start = Instant::now();
+        let options = TransferOptions::new();
+        self.manager
+            .execute_transfer(self.source, from, self.destination, to, options)?
+            .wait()?;
+        let elapsed = start.elapsed();
+        for (&source, &destination) in from.iter().zip(to).take(SAMPLED) {
+            let expected = self.manager.block_digest(self.source, source)?;
+            if self.manager.block_digest(self.destination, destination)? != expected {
+                return Err(CliError::WrongCopy {
+                    row: row.label(),
+                    block: destination,
+                });
+            }
+        }
+        Ok(elapsed)
+    }
+}
+
+/// The spec that gives the layout again.
+fn spec_of(layout: &StridedLayout) -> LayoutSpec {
+    if let Some(word) = layout.word() {
+        return LayoutSpec::Word(word.clone());
+    }
+    let planes = layout.planes().map(|(plane, piece)| PlaneDigits {
+        plane: plane.name().to_string(),
+        region: piece.region(),
+        offset: piece.offset(),
+        digits: piece.digits().to_vec(),
+    });
+    LayoutSpec::Digits {
+        planes: planes.collect(),
+        region_bytes: layout.region_bytes().to_vec(),
+    }
+}
+
+fn report(
+    row: &Row,
+    shape: &ShapeArgs,
+    (bytes, blocks): (u64, usize),
+    (runs, run_bytes): (u64, u64),
+    times: &mut Times,
+) -> Measured {
+    let speed = |times: &mut Vec<Duration>| {
+        times.sort_unstable();
+        let median = times.get(times.len() / 2).copied().unwrap_or_default();
+        bytes as f64 / median.as_secs_f64().max(f64::MIN_POSITIVE) / 1e9
+    };
+    let (flat, chunked) = (speed(&mut times.flat), speed(&mut times.chunked));
+    let transfer = speed(&mut times.transfer);
+    Measured {
+        source: row.source.label(),
+        destination: row.destination.label(),
+        source_place: row.source.place.name(),
+        destination_place: row.destination.place.name(),
+        model: shape.title(),
+        bytes,
+        blocks,
+        runs,
+        run_bytes,
+        threads: THREADS,
+        gb_per_s: transfer,
+        memcpy_gb_per_s: flat,
+        ratio: transfer / flat,
+        chunk_bytes: bytes / runs.max(1),
+        chunked_memcpy_gb_per_s: chunked,
+        chunked_ratio: transfer / chunked,
+    }
+}

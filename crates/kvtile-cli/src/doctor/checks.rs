@@ -1,0 +1,255 @@
+//! One line for each thing that the machine offers.
+
+use std::path::Path;
+
+use kvtile::memory::{
+    DirectIo, FileMemory,
+    machine::{Fact, HugePageMode, IoUring, Machine, ResourceLimit},
+};
+use serde::Serialize;
+
+use crate::output::{Screen, count};
+
+/// Bytes that are tried in a folder.
+const TRIAL_BYTES: usize = 64 << 10;
+
+/// Locked memory below which registering buffers soon fails.
+const LOCKED_BYTES_MIN: u64 = 64 << 20;
+
+/// How something stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Status {
+    /// As good as it gets.
+    Ok,
+    /// It can be better.
+    Improvable,
+    /// Not there; nothing needs it.
+    Absent,
+    /// It cannot be known.
+    Unknown,
+}
+
+impl Status {
+    pub(super) fn mark(self, screen: Screen) -> String {
+        match self {
+            Status::Ok => screen.ansi("32", "✓"),
+            Status::Improvable => screen.ansi("33;1", "!"),
+            Status::Absent => screen.dim("–"),
+            Status::Unknown => screen.dim("?"),
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Serialize)]
+pub(super) struct Check {
+    pub(super) name: String,
+    pub(super) status: Status,
+    /// What was found, or why nothing was.
+    pub(super) found: String,
+    /// What to change.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) advice: Option<String>,
+}
+
+impl Check {
+    pub(super) fn new(name: &str, status: Status, found: impl Into<String>) -> Check {
+        Check {
+            name: name.to_owned(),
+            status,
+            found: found.into(),
+            advice: None,
+        }
+    }
+
+    pub(super) fn advice(mut self, advice: &str) -> Check {
+        self.advice = Some(advice.to_owned());
+        self
+    }
+
+    fn of_fact<T>(name: &str, fact: &Fact<T>, known: impl FnOnce(&T) -> Check) -> Check {
+        match fact {
+            Fact::Known(value) => known(value),
+            Fact::Unknown { reason } => Check::new(name, Status::Unknown, reason.clone()),
+        }
+    }
+}
+
+/// What the kernel says.
+pub(super) fn of_machine(machine: &Machine) -> Vec<Check> {
+    vec![
+        cpus(machine),
+        cpu_features(),
+        memory(machine),
+        memory_limit(machine),
+        huge_pages("huge pages", &machine.huge_pages, "enabled", machine),
+        huge_pages(
+            "shared huge pages",
+            &machine.shared_huge_pages,
+            "shmem_enabled",
+            machine,
+        ),
+        locked_memory(machine.locked_memory),
+        io_uring(&machine.io_uring),
+    ]
+}
+
+fn cpus(machine: &Machine) -> Check {
+    Check::of_fact("cores", &machine.cpus_allowed, |&allowed| {
+        match machine.cpus_online.known() {
+            Some(&online) if online > allowed => Check::new(
+                "cores",
+                Status::Improvable,
+                format!("{allowed} of {online} online may be used"),
+            )
+            .advice("a CPU affinity or quota holds the rest back; lift it where the copies matter"),
+            _ => Check::new("cores", Status::Ok, format!("{allowed} may be used")),
+        }
+    })
+}
+
+fn cpu_features() -> Check {
+    let features = detected();
+    let found = features.join(", ");
+    if features.is_empty() {
+        Check::new("vector units", Status::Unknown, "none that kvtile asks for")
+    } else {
+        Check::new("vector units", Status::Ok, found)
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detected() -> Vec<&'static str> {
+    let features = [
+        ("AVX2", std::arch::is_x86_feature_detected!("avx2")),
+        ("FMA", std::arch::is_x86_feature_detected!("fma")),
+        ("AVX-512F", std::arch::is_x86_feature_detected!("avx512f")),
+        ("AVX-512BW", std::arch::is_x86_feature_detected!("avx512bw")),
+    ];
+    features
+        .iter()
+        .filter(|(_, has)| *has)
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+#[cfg(target_arch = "aarch64")]
+fn detected() -> Vec<&'static str> {
+    let features = [("NEON", std::arch::is_aarch64_feature_detected!("neon"))];
+    features
+        .iter()
+        .filter(|(_, has)| *has)
+        .map(|(name, _)| *name)
+        .collect()
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+fn detected() -> Vec<&'static str> {
+    Vec::new()
+}
+
+fn memory(machine: &Machine) -> Check {
+    Check::of_fact("memory", &machine.memory, |memory| {
+        let found = format!(
+            "{} of {} available",
+            count(memory.available_bytes),
+            count(memory.total_bytes)
+        );
+        Check::new("memory", Status::Ok, found)
+    })
+}
+
+fn memory_limit(machine: &Machine) -> Check {
+    let name = "memory limit";
+    if let Some(bytes) = machine.address_space.soft_bytes {
+        let found = format!("{} of address space (RLIMIT_AS)", count(bytes));
+        return Check::new(name, Status::Improvable, found)
+            .advice("`ulimit -v unlimited` lifts it; mappings count fully against it");
+    }
+    Check::of_fact(name, &machine.control_group_limit, |limit| {
+        let Some(limit) = limit else {
+            return Check::new(name, Status::Ok, "none");
+        };
+        let found = format!("{} by {}", count(limit.limit_bytes), limit.path.display());
+        let total = machine.memory.known().map(|memory| memory.total_bytes);
+        if total.is_some_and(|total| limit.limit_bytes >= total) {
+            return Check::new(name, Status::Ok, found);
+        }
+        Check::new(name, Status::Improvable, found).advice(
+            "pools beyond it are killed, not refused, once their pages are touched; size them \
+             below it or raise the limit of the container",
+        )
+    })
+}
+
+fn huge_pages(name: &str, fact: &Fact<HugePageMode>, file: &str, machine: &Machine) -> Check {
+    let size = machine.huge_page_bytes.known();
+    let size = size.map_or(String::new(), |&bytes| {
+        format!(" ({})", count(bytes as u64))
+    });
+    Check::of_fact(name, fact, |mode| {
+        let (status, found) = match mode {
+            HugePageMode::Always => (Status::Ok, "always"),
+            HugePageMode::Advised => (Status::Ok, "where asked for, and kvtile asks"),
+            HugePageMode::Never => (Status::Improvable, "never"),
+            _ => (Status::Unknown, "in a mode that kvtile does not know"),
+        };
+        let check = Check::new(name, status, format!("{found}{size}"));
+        if status != Status::Improvable {
+            return check;
+        }
+        let value = if file == "enabled" {
+            "madvise"
+        } else {
+            "advise"
+        };
+        check.advice(&format!(
+            "echo {value} | sudo tee /sys/kernel/mm/transparent_hugepage/{file}"
+        ))
+    })
+}
+
+fn locked_memory(limit: ResourceLimit) -> Check {
+    let name = "locked memory";
+    match limit.soft_bytes {
+        None => Check::new(name, Status::Ok, "no limit"),
+        Some(bytes) if bytes >= LOCKED_BYTES_MIN => {
+            Check::new(name, Status::Ok, format!("up to {}", count(bytes)))
+        }
+        Some(bytes) => Check::new(name, Status::Improvable, format!("up to {}", count(bytes)))
+            .advice(
+                "pinned memory and registered buffers need more: `ulimit -l unlimited`, or \
+                 memlock in /etc/security/limits.conf",
+            ),
+    }
+}
+
+fn io_uring(uring: &IoUring) -> Check {
+    match uring {
+        IoUring::Available { .. } => Check::new("io_uring", Status::Ok, "available"),
+        IoUring::Unavailable { reason } => Check::new("io_uring", Status::Absent, reason.clone()),
+        _ => Check::new("io_uring", Status::Unknown, "the library did not say"),
+    }
+}
+
+/// Whether files in `folder` can pass by the page cache.
+pub(super) fn direct_io(folder: &Path) -> Check {
+    let name = format!("direct I/O in {}", folder.display());
+    let trial = FileMemory::options()
+        .direct_io(true)
+        .scratch(folder, TRIAL_BYTES);
+    match trial {
+        Err(error) => Check::new(&name, Status::Unknown, format!("cannot try: {error}"))
+            .advice("name a folder that exists and can be written with --folder"),
+        Ok(file) => match file.direct_io() {
+            DirectIo::Active { align } => {
+                let found = format!("works, aligned to {align} bytes");
+                Check::new(&name, Status::Ok, found)
+            }
+            DirectIo::Unavailable { reason } => Check::new(&name, Status::Improvable, reason)
+                .advice("files there go through the page cache; ext4 and xfs on a disk take it"),
+            DirectIo::NotRequested => Check::new(&name, Status::Unknown, "it was not asked for"),
+        },
+    }
+}

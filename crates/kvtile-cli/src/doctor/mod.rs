@@ -1,0 +1,98 @@
+//! `kvtile doctor`: what this machine offers, and what to change.
+
+mod checks;
+mod libraries;
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use clap::Args;
+use kvtile::memory::machine::Machine;
+use serde::Serialize;
+
+use self::checks::Check;
+use crate::{
+    error::CliError,
+    output::{self, Align, Screen, Table},
+};
+
+/// What `--help` says at its end.
+pub(crate) const EXAMPLES: &str = "\
+Nothing is changed, no code of a driver is loaded, and nothing that is missing is an error: kvtile
+needs none of it to run. Lines marked ! can be better; what to do stands below them.
+
+Examples:
+  kvtile doctor
+  kvtile doctor --folder /mnt/nvme --folder /dev/shm      where would direct I/O work?
+  kvtile doctor --json";
+
+/// Arguments of `kvtile doctor`.
+#[derive(Args, Debug)]
+pub(crate) struct DoctorArgs {
+    /// Folder to try direct I/O in, once for each [default: the current one and /var/tmp]
+    #[arg(long = "folder", value_name = "FOLDER")]
+    folders: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything, as a report.
+#[derive(Serialize)]
+struct Report {
+    version: &'static str,
+    os: &'static str,
+    arch: &'static str,
+    checks: Vec<Check>,
+    machine: Machine,
+}
+
+/// Looks at the machine.
+pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
+    let machine = Machine::probe();
+    let folders = match args.folders.as_slice() {
+        [] => vec![PathBuf::from("."), PathBuf::from("/var/tmp")],
+        given => given.to_vec(),
+    };
+    let mut checks = checks::of_machine(&machine);
+    checks.extend(folders.iter().map(|folder| checks::direct_io(folder)));
+    checks.push(libraries::cuda());
+    checks.push(libraries::nixl());
+    let report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        os: std::env::consts::OS,
+        arch: std::env::consts::ARCH,
+        checks,
+        machine,
+    };
+    if args.json {
+        return output::print_json(&report);
+    }
+    output::print(&text(&report, Screen::of_stdout()))
+}
+
+fn text(report: &Report, screen: Screen) -> String {
+    let heading = format!("kvtile {} on {} {}", report.version, report.os, report.arch);
+    let mut text = format!("{}\n", screen.bold(&heading));
+    let mut table = Table::bare([Align::Left, Align::Left, Align::Left]);
+    for check in &report.checks {
+        table.row([
+            check.status.mark(screen),
+            check.name.clone(),
+            check.found.clone(),
+        ]);
+    }
+    text.push_str(&table.text());
+    let advice: Vec<&Check> = report
+        .checks
+        .iter()
+        .filter(|c| c.advice.is_some())
+        .collect();
+    if !advice.is_empty() {
+        let _ = writeln!(text, "\n{}", screen.bold("What can be better"));
+    }
+    for check in advice {
+        let advice = check.advice.as_deref().unwrap_or_default();
+        let _ = writeln!(text, "  {}: {advice}", check.name);
+    }
+    text
+}

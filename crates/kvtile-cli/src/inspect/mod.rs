@@ -1,0 +1,130 @@
+//! `kvtile inspect`: what a saved cache holds, whether it is whole, and whether it may be used.
+
+mod report;
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use kvtile::{
+    identity::{Identity, LogicalIdentity},
+    saved::SavedCache,
+    transfer::TransferError,
+};
+
+use self::report::{Against, Blocks, FailedReport, Report};
+use crate::{
+    error::CliError,
+    output::{self, Screen},
+};
+
+/// Longest identity file, in bytes.
+const IDENTITY_BYTES_MAX: u64 = 16 << 20;
+
+/// What `--help` says at its end.
+pub(crate) const EXAMPLES: &str = "\
+A saved cache carries the identity of its bytes: model, revision, planes, page size, layers and
+heads, rotary embedding. It is loaded only where all of that is equal, and only blocks whose
+checksums hold are served.
+
+Exit codes: 0 whole (and equal, with --against), 1 damaged, refused or no saved cache.
+
+Examples:
+  kvtile inspect cache.kvtile
+  kvtile inspect cache.kvtile --no-blocks                header and tables only, at once
+  kvtile inspect cache.kvtile --against other.kvtile     may one stand in for the other?
+  kvtile inspect cache.kvtile --json | jq .identity > identity.json
+  kvtile inspect cache.kvtile --against identity.json";
+
+/// Arguments of `kvtile inspect`.
+#[derive(Args, Debug)]
+pub(crate) struct InspectArgs {
+    /// The saved cache
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// Compare identities with another saved cache, or with an identity as JSON, and name what
+    /// differs
+    #[arg(long, value_name = "FILE")]
+    against: Option<PathBuf>,
+    /// Do not read the blocks: look at the header and the tables only
+    #[arg(long)]
+    no_blocks: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Looks into a saved cache.
+pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
+    let cache = match SavedCache::inspect(&args.file) {
+        Ok(cache) => cache,
+        Err(error) => {
+            if args.json {
+                output::print_json(&FailedReport::of(&args.file, &error))?;
+            }
+            return Err(error.into());
+        }
+    };
+    let against = args.against.as_deref().map(|path| compare(&cache, path));
+    let against = against.transpose()?;
+    let blocks = match args.no_blocks {
+        true => None,
+        false => Some(check(&cache)?),
+    };
+    let report = Report::of(&args.file, &cache, blocks, against);
+    if args.json {
+        output::print_json(&report)?;
+    } else {
+        output::print(&report.text(Screen::of_stdout()))?;
+    }
+    match report.problem() {
+        None => Ok(()),
+        Some(problem) => Err(CliError::Refused {
+            path: args.file.clone(),
+            problem,
+        }),
+    }
+}
+
+fn check(cache: &SavedCache) -> Result<Blocks, CliError> {
+    let bar = output::progress(cache.num_blocks() as u64, "checking blocks");
+    let checks = cache.check_blocks(|done| bar.set_position(done as u64))?;
+    bar.finish_and_clear();
+    Ok(Blocks::of(&checks))
+}
+
+fn compare(cache: &SavedCache, path: &Path) -> Result<Against, CliError> {
+    let theirs = identity_of(path)?;
+    let differences = cache.header().identity.differences(&theirs);
+    Ok(Against::new(path, &theirs, differences))
+}
+
+/// The identity of a saved cache, or the one that a JSON file spells out.
+fn identity_of(path: &Path) -> Result<LogicalIdentity, CliError> {
+    match SavedCache::inspect(path) {
+        Ok(cache) => return Ok(cache.header().identity.clone()),
+        Err(TransferError::NotASavedCache { .. }) => {}
+        Err(error) => return Err(error.into()),
+    }
+    let failed = |source| CliError::File {
+        operation: "read",
+        path: path.to_owned(),
+        source,
+    };
+    let mut text = Vec::new();
+    let file = File::open(path).map_err(failed)?;
+    file.take(IDENTITY_BYTES_MAX)
+        .read_to_end(&mut text)
+        .map_err(failed)?;
+    let whole: Result<Identity, _> = serde_json::from_slice(&text);
+    if let Ok(identity) = whole {
+        return Ok(identity.logical);
+    }
+    serde_json::from_slice(&text).map_err(|source| CliError::NotAnIdentity {
+        path: path.to_owned(),
+        source,
+    })
+}

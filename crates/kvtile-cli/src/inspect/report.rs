@@ -1,0 +1,279 @@
+//! What is said of a saved cache.
+
+use std::{collections::BTreeMap, fmt::Write as _, path::Path};
+
+use kvtile::{
+    identity::{Difference, Fingerprint, LogicalIdentity},
+    layout::{Shape, Word},
+    saved::{BlockCheck, SavedCache},
+    transfer::TransferError,
+};
+use serde::Serialize;
+
+use crate::{
+    layout::shape_text,
+    output::{Align, Screen, Table, bytes, thousands},
+};
+
+/// How many bad blocks are named one by one.
+const BAD_SHOWN: usize = 8;
+
+/// A saved cache, as a report.
+#[derive(Serialize)]
+pub(super) struct Report<'a> {
+    path: &'a Path,
+    /// `whole`, `damaged`, `refused`, or `unchecked` where the blocks were not read.
+    verdict: &'static str,
+    file_bytes: u64,
+    identity: &'a LogicalIdentity,
+    identity_fingerprint: Fingerprint,
+    block_layout_fingerprint: Fingerprint,
+    word: &'a Word,
+    long_form: String,
+    shape: &'a Shape,
+    alignment: u64,
+    tokens: u64,
+    regions: usize,
+    data_bytes: u64,
+    notes: &'a BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    blocks: Option<Blocks>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    against: Option<Against>,
+}
+
+/// A file that could not be opened as a saved cache.
+#[derive(Serialize)]
+pub(super) struct FailedReport<'a> {
+    path: &'a Path,
+    /// `damaged`, or `not a saved cache`.
+    verdict: &'static str,
+    problem: String,
+}
+
+impl<'a> FailedReport<'a> {
+    pub(super) fn of(path: &'a Path, error: &TransferError) -> FailedReport<'a> {
+        let verdict = match error {
+            TransferError::NotASavedCache { .. } => "not a saved cache",
+            TransferError::Memory(_) | TransferError::File { .. } => "unreadable",
+            _ => "damaged",
+        };
+        FailedReport {
+            path,
+            verdict,
+            problem: error.to_string(),
+        }
+    }
+}
+
+/// What the checksums say.
+#[derive(Serialize)]
+pub(super) struct Blocks {
+    checked: usize,
+    bad: Vec<BadBlock>,
+}
+
+#[derive(Serialize)]
+struct BadBlock {
+    block: usize,
+    problem: String,
+}
+
+impl Blocks {
+    pub(super) fn of(checks: &[BlockCheck]) -> Blocks {
+        let bad = checks.iter().filter_map(|check| {
+            let problem = check.result.as_ref().err()?.to_string();
+            Some(BadBlock {
+                block: check.block,
+                problem,
+            })
+        });
+        Blocks {
+            checked: checks.len(),
+            bad: bad.collect(),
+        }
+    }
+}
+
+/// A comparison with another identity.
+#[derive(Serialize)]
+pub(super) struct Against {
+    path: std::path::PathBuf,
+    model: String,
+    equal: bool,
+    /// In a fixed order; the first one is what a load would be refused with.
+    differences: Vec<Differing>,
+}
+
+#[derive(Serialize)]
+struct Differing {
+    field: String,
+    here: String,
+    there: String,
+}
+
+impl Against {
+    pub(super) fn new(
+        path: &Path,
+        theirs: &LogicalIdentity,
+        differences: Vec<Difference>,
+    ) -> Against {
+        let differing = |difference: Difference| Differing {
+            field: difference.field,
+            here: difference.ours,
+            there: difference.theirs,
+        };
+        Against {
+            path: path.to_owned(),
+            model: theirs.model().to_owned(),
+            equal: differences.is_empty(),
+            differences: differences.into_iter().map(differing).collect(),
+        }
+    }
+}
+
+impl<'a> Report<'a> {
+    pub(super) fn of(
+        path: &'a Path,
+        cache: &'a SavedCache,
+        blocks: Option<Blocks>,
+        against: Option<Against>,
+    ) -> Report<'a> {
+        let header = cache.header();
+        let bad = blocks.as_ref().is_some_and(|blocks| !blocks.bad.is_empty());
+        let differs = against.as_ref().is_some_and(|against| !against.equal);
+        let verdict = match (bad, differs, &blocks) {
+            (true, _, _) => "damaged",
+            (false, true, _) => "refused",
+            (false, false, None) => "unchecked",
+            (false, false, Some(_)) => "whole",
+        };
+        Report {
+            path,
+            verdict,
+            file_bytes: cache.file_bytes(),
+            identity: &header.identity,
+            identity_fingerprint: header.identity.fingerprint(),
+            block_layout_fingerprint: header.block_layout.fingerprint(),
+            word: &header.word,
+            long_form: header.word.long_form(),
+            shape: &header.shape,
+            alignment: header.alignment,
+            tokens: header.tokens,
+            regions: header.regions.len(),
+            data_bytes: header.regions.iter().map(|region| region.bytes).sum(),
+            notes: &header.notes,
+            blocks,
+            against,
+        }
+    }
+
+    /// Why the file must not be used, if so.
+    pub(super) fn problem(&self) -> Option<String> {
+        let bad = self.blocks.as_ref().map_or(0, |blocks| blocks.bad.len());
+        if bad > 0 {
+            return Some(format!(
+                "{bad} of {} blocks are damaged; a load serves the others and counts these as \
+                 misses",
+                self.shape.num_blocks()
+            ));
+        }
+        let against = self.against.as_ref()?;
+        let first = against.differences.first()?;
+        Some(format!(
+            "refused against {}: {} differs: {} here, {} there",
+            against.path.display(),
+            first.field,
+            first.here,
+            first.there
+        ))
+    }
+
+    /// All of it, for a person.
+    pub(super) fn text(&self, screen: Screen) -> String {
+        let mut text = screen.bold(&self.path.display().to_string());
+        text.push('\n');
+        let mut table = Table::bare([Align::Left, Align::Left]);
+        let mut fact = |name: &str, value: String| table.row([name.to_owned(), value]);
+        fact("model", self.identity.model().to_owned());
+        fact("revision", self.identity.revision().to_owned());
+        fact("identity", self.identity_fingerprint.to_string());
+        fact("rope", self.rope_text());
+        for (key, value) in self.identity.extra() {
+            fact(key, value.clone());
+        }
+        fact("tokens", thousands(self.tokens));
+        fact("holds", shape_text(self.shape));
+        fact("layout", format!("{}: {}", self.word, self.long_form));
+        let data = bytes(self.data_bytes);
+        fact("data", format!("{data}, aligned to {}", self.alignment));
+        fact("file", bytes(self.file_bytes));
+        for (key, value) in self.notes {
+            fact(&format!("note {key}"), value.clone());
+        }
+        fact("header", "whole: its digest holds".to_owned());
+        fact("blocks", self.blocks_text());
+        if let Some(against) = &self.against {
+            fact("against", against.summary());
+        }
+        text.push_str(&table.text());
+        for bad in self.blocks.iter().flat_map(|b| &b.bad).take(BAD_SHOWN) {
+            let _ = writeln!(text, "    {}", bad.problem);
+        }
+        if let Some(against) = self.against.as_ref().filter(|against| !against.equal) {
+            text.push('\n');
+            text.push_str(&against.table());
+        }
+        text
+    }
+
+    fn rope_text(&self) -> String {
+        match self.identity.rope() {
+            None => "none".to_owned(),
+            Some(rope) => format!("{}, base {}", rope.kind(), rope.base()),
+        }
+    }
+
+    fn blocks_text(&self) -> String {
+        match &self.blocks {
+            None => format!("{}, not checked", thousands(self.shape.num_blocks())),
+            Some(Blocks { checked, bad }) if bad.is_empty() => {
+                format!("all {} checksums hold", thousands(*checked as u64))
+            }
+            Some(Blocks { checked, bad }) => {
+                format!(
+                    "{} of {} checksums fail",
+                    bad.len(),
+                    thousands(*checked as u64)
+                )
+            }
+        }
+    }
+}
+
+impl Against {
+    fn summary(&self) -> String {
+        let path = self.path.display();
+        match self.differences.first() {
+            None => format!("{path}: equal, blocks of one may stand in for the other"),
+            Some(first) => format!("{path}: refused, {} differs", first.field),
+        }
+    }
+
+    fn table(&self) -> String {
+        let columns = [
+            ("field", Align::Left),
+            ("here", Align::Left),
+            ("there", Align::Left),
+        ];
+        let mut table = Table::new(columns);
+        for differing in &self.differences {
+            table.row([
+                differing.field.clone(),
+                differing.here.clone(),
+                differing.there.clone(),
+            ]);
+        }
+        table.text()
+    }
+}
