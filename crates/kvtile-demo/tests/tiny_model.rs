@@ -31,8 +31,8 @@ fn model() -> Llama {
 }
 
 fn prompt(tokens: usize) -> Vec<u32> {
-    (0..tokens as u32)
-        .map(|index| (index * index * 31 + index * 7) % 259)
+    (0..tokens as u64)
+        .map(|index| ((index * index * 31 + index * 7) % 259) as u32)
         .collect()
 }
 

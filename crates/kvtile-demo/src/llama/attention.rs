@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::DemoError;
 use crate::compute::{PANEL_COLUMNS, PanelView, multiply, softmax_prefix};
-use crate::kv::{KvShape, KvView, Run, Sequence};
+use crate::kv::{KvOrder, KvShape, KvView, Run, Sequence};
 
 use super::LlamaConfig;
 
@@ -58,25 +58,20 @@ impl Packed {
         layer: usize,
     ) -> Result<(), DemoError> {
         let (panels, element_panels) = (self.token_panels(), self.element_panels());
-        let source = Source {
-            kv,
-            sequence,
-            layer,
-            shape: self.shape,
-            tokens: self.tokens,
-        };
+        let source = Source::new(kv, sequence, layer, self)?;
         self.keys
             .par_chunks_mut(self.shape.head_size * PANEL_COLUMNS)
             .enumerate()
-            .try_for_each(|(index, out)| source.keys(index / panels, index % panels, out))?;
+            .for_each(|(index, out)| source.keys(index / panels, index % panels, out));
         self.values
             .par_chunks_mut(PANEL_COLUMNS * PANEL_COLUMNS)
             .enumerate()
-            .try_for_each(|(index, out)| {
+            .for_each(|(index, out)| {
                 let (place, panel) = (index / panels, index % panels);
                 let (head, elements) = (place / element_panels, place % element_panels);
-                source.values(head, (elements, panel), out)
-            })
+                source.values(head, (elements, panel), out);
+            });
+        Ok(())
     }
 
     /// The keys of `head` for the first `tokens` tokens: inner axis elements.
@@ -106,48 +101,59 @@ impl Packed {
     }
 }
 
-/// Where a layer is gathered from.
+/// Where a layer is gathered from: each block is asked for once.
 struct Source<'a> {
-    kv: &'a dyn KvView,
     sequence: &'a Sequence,
-    layer: usize,
+    order: KvOrder,
     shape: KvShape,
     tokens: usize,
+    /// The parts of the sequence's blocks, in the order of the tokens.
+    parts: Vec<&'a [f32]>,
 }
 
-impl Source<'_> {
+impl<'a> Source<'a> {
+    fn new(
+        kv: &'a dyn KvView,
+        sequence: &'a Sequence,
+        layer: usize,
+        packed: &Packed,
+    ) -> Result<Self, DemoError> {
+        let (shape, tokens) = (packed.shape, packed.tokens);
+        let parts = sequence
+            .runs(shape.page_size, 0, tokens)
+            .map(|run| checked(shape, kv.part(layer, run.block)?))
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
+            sequence,
+            order: kv.order(),
+            shape,
+            tokens,
+            parts,
+        })
+    }
+
     /// The runs of one panel of 32 tokens, each with its part and its first lane.
-    fn runs(&self, panel: usize) -> impl Iterator<Item = Result<(Run, &[f32], usize), DemoError>> {
+    fn runs(&self, panel: usize) -> impl Iterator<Item = (Run, &'a [f32], usize)> {
         let start = panel * PANEL_COLUMNS;
         let end = self.tokens.min(start + PANEL_COLUMNS);
+        let parts = self.parts.iter().skip(start / self.shape.page_size);
         self.sequence
             .runs(self.shape.page_size, start, end)
-            .map(move |run| {
-                let part = checked(self.shape, self.kv.part(self.layer, run.block)?)?;
-                Ok((run, part, run.position - start))
-            })
+            .zip(parts)
+            .map(move |(run, part)| (run, *part, run.position - start))
     }
 
-    fn keys(&self, head: usize, panel: usize, out: &mut [f32]) -> Result<(), DemoError> {
-        for found in self.runs(panel) {
-            let (run, part, lane) = found?;
+    fn keys(&self, head: usize, panel: usize, out: &mut [f32]) {
+        for (run, part, lane) in self.runs(panel) {
             let place = (PANEL_COLUMNS, lane);
-            self.kv
-                .order()
+            self.order
                 .read_keys(self.shape, part, run.of_head(head), out, place);
         }
-        Ok(())
     }
 
-    fn values(
-        &self,
-        head: usize,
-        (elements, panel): (usize, usize),
-        out: &mut [f32],
-    ) -> Result<(), DemoError> {
-        for found in self.runs(panel) {
-            let (run, part, lane) = found?;
-            let values = self.kv.order().values(self.shape, part, run.of_head(head));
+    fn values(&self, head: usize, (elements, panel): (usize, usize), out: &mut [f32]) {
+        for (run, part, lane) in self.runs(panel) {
+            let values = self.order.values(self.shape, part, run.of_head(head));
             for (row, value) in out.chunks_exact_mut(PANEL_COLUMNS).skip(lane).zip(values) {
                 let value = value.iter().skip(elements * PANEL_COLUMNS);
                 row.iter_mut()
@@ -155,7 +161,6 @@ impl Source<'_> {
                     .for_each(|(place, value)| *place = *value);
             }
         }
-        Ok(())
     }
 }
 
