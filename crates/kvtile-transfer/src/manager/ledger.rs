@@ -10,32 +10,16 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-use super::{LayoutHandle, LeaseMode};
-use crate::{
-    error::TransferError,
-    execute::{Space, stored_spans},
-    physical::PhysicalLayout,
-};
+use kvtile_memory::OwnedMemoryRegion;
 
-/// Runs of a block list that are looked at to prove two layouts over one memory apart.
-const RUNS_MAX: u64 = 1 << 22;
+use super::{
+    LayoutHandle, LeaseMode,
+    extent::{Extent, block_extents, extents, first_overlap},
+};
+use crate::{error::TransferError, physical::PhysicalLayout};
 
 /// A block that is written by a lease; below it, the number of readers.
 const WRITER: u32 = u32::MAX;
-
-/// A range of addresses, or of offsets in a file.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(crate) struct Extent {
-    space: Space,
-    start: u64,
-    end: u64,
-}
-
-impl Extent {
-    fn overlaps(&self, other: &Extent) -> bool {
-        self.space == other.space && self.start < other.end && other.start < self.end
-    }
-}
 
 /// Memory that a manager has taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -201,7 +185,7 @@ impl Ledger {
 
     fn claims_of(&self, layout: &PhysicalLayout, extents: &[Extent]) -> Vec<Claim> {
         let regions = layout.memory_regions().iter();
-        let claim = |(region, extent): (&kvtile_memory::OwnedMemoryRegion, &Extent)| Claim {
+        let claim = |(region, extent): (&OwnedMemoryRegion, &Extent)| Claim {
             manager: self.manager,
             extent: *extent,
             writable: region.is_writable(),
@@ -238,7 +222,8 @@ impl Ledger {
             }
         }
         if !entry.aliases.is_empty() {
-            let extents = block_extents(entry, &blocks)?;
+            let strided = entry.layout.strided();
+            let extents = block_extents(strided, &entry.extents, &blocks)?;
             self.check_shared(id, &extents, mode)?;
             self.shared.push(SharedLease {
                 lease,
@@ -302,24 +287,44 @@ impl Ledger {
         }
     }
 
-    /// Panics where states, counts and claims contradict each other.
+    /// Panics where states, counts, aliases, leases and claims contradict each other.
     #[cfg(test)]
     pub(crate) fn check_integrity(&self) {
         for (id, entry) in &self.entries {
             let held = entry.blocks.iter().any(|state| *state != 0);
             assert!(!held || entry.leases > 0, "blocks held without a lease");
-            for alias in &entry.aliases {
-                let other = self.entries.get(alias);
-                assert!(other.is_some_and(|other| other.aliases.contains(id)));
+            for (other_id, other) in self.entries.iter().filter(|(other, _)| *other != id) {
+                let mut mine = entry.extents.iter();
+                let touch = mine.any(|e| other.extents.iter().any(|o| o.overlaps(e)));
+                assert_eq!(
+                    touch,
+                    entry.aliases.contains(other_id),
+                    "{id} and {other_id}"
+                );
+            }
+            let shared = self.shared.iter().filter(|lease| lease.layout == *id);
+            assert!(shared.count() <= entry.leases);
+            let claims = claims();
+            for claim in self.claims_of(&entry.layout, &entry.extents) {
+                assert!(claims.contains(&claim), "memory without a claim");
             }
         }
-        for shared in &self.shared {
-            assert!(
-                self.entries
-                    .get(&shared.layout)
-                    .is_some_and(|e| e.leases > 0)
-            );
+        for (index, lease) in self.shared.iter().enumerate() {
+            assert!(self.entries.contains_key(&lease.layout));
+            for other in self.shared.iter().skip(index + 1) {
+                let exclusive = [lease.mode, other.mode].contains(&LeaseMode::Write);
+                let apart = first_overlap(&lease.extents, &other.extents).is_none();
+                assert!(apart || !exclusive, "two leases on the same bytes");
+            }
         }
+        let claimed = claims();
+        let claimed = claimed.iter().filter(|claim| claim.manager == self.manager);
+        let regions = self.entries.values().map(|entry| entry.extents.len());
+        assert_eq!(
+            claimed.count(),
+            regions.sum::<usize>(),
+            "claims left behind"
+        );
     }
 
     fn handle(&self, id: u64) -> LayoutHandle {
@@ -375,18 +380,6 @@ fn at_mut(blocks: &mut [u32], block: u64) -> Option<&mut u32> {
     blocks.get_mut(usize::try_from(block).unwrap_or(usize::MAX))
 }
 
-/// The extents of the regions of a layout; none for a remote one.
-fn extents(layout: &PhysicalLayout) -> Vec<Extent> {
-    let regions = layout.memory_regions().iter();
-    regions
-        .map(|region| Extent {
-            space: Space::of(region.as_ref()),
-            start: region.addr() as u64,
-            end: (region.addr() as u64).saturating_add(region.size() as u64),
-        })
-        .collect()
-}
-
 /// The state of every block: all free. A remote layout has none, since nobody can lease it.
 fn block_states(layout: &PhysicalLayout) -> Result<Vec<u32>, TransferError> {
     if layout.is_remote() {
@@ -402,36 +395,6 @@ fn block_states(layout: &PhysicalLayout) -> Result<Vec<u32>, TransferError> {
     Ok(states)
 }
 
-/// The bytes of `blocks`, exactly.
-fn block_extents(entry: &Entry, blocks: &[u64]) -> Result<Vec<Extent>, TransferError> {
-    let mut found = Vec::new();
-    for span in stored_spans(entry.layout.strided(), blocks, RUNS_MAX)? {
-        let region = usize::try_from(span.start.region).unwrap_or(usize::MAX);
-        if let Some(region) = entry.extents.get(region) {
-            let start = region.start.saturating_add(span.start.offset);
-            found.push(Extent {
-                space: region.space,
-                start,
-                end: start.saturating_add(span.bytes),
-            });
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
-}
-
-/// The first byte that two sorted lists of extents share.
-fn first_overlap(a: &[Extent], b: &[Extent]) -> Option<u64> {
-    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
-    while let (Some(first), Some(second)) = (a.peek(), b.peek()) {
-        if first.overlaps(second) {
-            return Some(first.start.max(second.start));
-        }
-        if (first.space, first.end) <= (second.space, second.end) {
-            a.next();
-        } else {
-            b.next();
-        }
-    }
-    None
-}
+#[cfg(test)]
+#[path = "ledger_tests.rs"]
+mod tests;

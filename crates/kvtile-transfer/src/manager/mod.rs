@@ -6,6 +6,7 @@
 
 mod completion;
 mod content;
+mod extent;
 mod job;
 mod ledger;
 mod options;

@@ -1,0 +1,76 @@
+//! Extents: the bytes of regions and of blocks as ranges of addresses.
+
+use kvtile_layout::StridedLayout;
+
+use crate::{
+    error::TransferError,
+    execute::{Space, stored_spans},
+    physical::PhysicalLayout,
+};
+
+/// Runs of a block list that are looked at to prove two layouts over one memory apart.
+const RUNS_MAX: u64 = 1 << 22;
+
+/// A range of addresses, or of offsets in a file.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Extent {
+    pub(super) space: Space,
+    pub(super) start: u64,
+    pub(super) end: u64,
+}
+
+impl Extent {
+    pub(super) fn overlaps(&self, other: &Extent) -> bool {
+        self.space == other.space && self.start < other.end && other.start < self.end
+    }
+}
+
+/// The extents of the regions of a layout; none for a remote one.
+pub(super) fn extents(layout: &PhysicalLayout) -> Vec<Extent> {
+    let regions = layout.memory_regions().iter();
+    regions
+        .map(|region| Extent {
+            space: Space::of(region.as_ref()),
+            start: region.addr() as u64,
+            end: (region.addr() as u64).saturating_add(region.size() as u64),
+        })
+        .collect()
+}
+
+/// The bytes of `blocks` of `layout`, exactly, sorted; its regions are `regions`.
+pub(super) fn block_extents(
+    layout: &StridedLayout,
+    regions: &[Extent],
+    blocks: &[u64],
+) -> Result<Vec<Extent>, TransferError> {
+    let mut found = Vec::new();
+    for span in stored_spans(layout, blocks, RUNS_MAX)? {
+        let region = usize::try_from(span.start.region).unwrap_or(usize::MAX);
+        if let Some(region) = regions.get(region) {
+            let start = region.start.saturating_add(span.start.offset);
+            found.push(Extent {
+                space: region.space,
+                start,
+                end: start.saturating_add(span.bytes),
+            });
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+/// The first byte that two sorted lists of extents share.
+pub(super) fn first_overlap(a: &[Extent], b: &[Extent]) -> Option<u64> {
+    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
+    while let (Some(first), Some(second)) = (a.peek(), b.peek()) {
+        if first.overlaps(second) {
+            return Some(first.start.max(second.start));
+        }
+        if (first.space, first.end) <= (second.space, second.end) {
+            a.next();
+        } else {
+            b.next();
+        }
+    }
+    None
+}

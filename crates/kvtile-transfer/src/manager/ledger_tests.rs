@@ -1,0 +1,481 @@
+//! Leases against a naive model: a set of bytes that are read or written.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kvtile_layout::{
+    Axis, Digit, PlaneDigits, Shape, Step, StridedLayout, Unit, UnitIndex, tradition::LayoutSpec,
+};
+use kvtile_memory::{OwnedMemoryRegion, RegionView, SystemMemory};
+use kvtile_testkit::generate::{Choices, choices, config};
+
+use super::super::lock;
+use crate::{
+    BlockLease, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
+    TransferOptions,
+};
+
+/// Bytes of the memory that all layouts of a case lie over.
+const ARENA: usize = 24 << 10;
+
+fn shape(blocks: u64) -> Shape {
+    Shape::key_value(blocks, 2, 4, 2, 4, &Unit::raw(2).unwrap()).unwrap()
+}
+
+/// Rows of several owners, interleaved: blocks `stride` bytes apart.
+fn row(blocks: u64, stride: u64, offset: u64) -> LayoutSpec {
+    let plane = |name: &str, at: u64| {
+        let digit = |axis, extent, bytes| Digit {
+            axis,
+            low: 1,
+            extent,
+            step: Step::bytes(bytes),
+        };
+        let mut digits = vec![
+            digit(Axis::L, 2, 128),
+            digit(Axis::N, 4, 16),
+            digit(Axis::H, 2, 8),
+            digit(Axis::C, 4, 2),
+        ];
+        if blocks > 1 {
+            digits.push(digit(Axis::B, blocks, stride));
+        }
+        PlaneDigits {
+            plane: name.to_owned(),
+            region: 0,
+            offset: offset + at,
+            digits,
+        }
+    };
+    LayoutSpec::Digits {
+        planes: vec![plane("k", 0), plane("v", 64)],
+        region_bytes: vec![offset + (blocks - 1) * stride + 256],
+    }
+}
+
+/// A layout over a part of the arena, which others may share.
+fn layout(choices: &mut Choices, arena: &OwnedMemoryRegion) -> PhysicalLayout {
+    let blocks = 1 + choices.below(6);
+    let spec = match choices.below(5) {
+        0 => row(blocks, 1024, 256 * choices.below(4)),
+        1 => row(blocks, 512, 256 * choices.below(2)),
+        2 => "LBNHKC".parse().unwrap(),
+        3 => "HBLKCN".parse().unwrap(),
+        _ => "BLKNHC".parse().unwrap(),
+    };
+    let strided = match &spec {
+        LayoutSpec::Word(word) => StridedLayout::resolve(word, &shape(blocks), 1),
+        LayoutSpec::Digits {
+            planes,
+            region_bytes,
+        } => StridedLayout::from_digits(&shape(blocks), planes, region_bytes, 1),
+        _ => unreachable!(),
+    };
+    let bytes = usize::try_from(strided.unwrap().region_bytes()[0]).unwrap();
+    let room = (ARENA - bytes) as u64;
+    let at = choices.below(room / 64 + 1) * 64;
+    let at = match choices.below(3) {
+        0 => 0,
+        _ => usize::try_from(at).unwrap(),
+    };
+    let view = RegionView::new(Arc::clone(arena), at, bytes).unwrap();
+    PhysicalLayout::builder()
+        .with_shape(shape(blocks), 1)
+        .layout(spec)
+        .with_memory_regions(vec![Arc::new(view)])
+        .build()
+        .unwrap()
+}
+
+/// Every byte of a block, unit by unit.
+fn bytes_of(layout: &PhysicalLayout, block: u64) -> Vec<usize> {
+    let base = layout.memory_regions()[0].addr();
+    let mut bytes = Vec::new();
+    for plane in ["k", "v"] {
+        for unit in 0..2 * 4 * 2 * 4u64 {
+            let index = UnitIndex::new()
+                .at(Axis::B, block)
+                .at(Axis::L, unit / 32)
+                .at(Axis::N, unit / 8 % 4)
+                .at(Axis::H, unit / 4 % 2)
+                .at(Axis::C, unit % 4);
+            let place = layout.strided().locate(plane, &index).unwrap();
+            let at = base + usize::try_from(place.offset).unwrap();
+            bytes.extend([at, at + 1]);
+        }
+    }
+    bytes
+}
+
+/// Who holds which bytes, one by one.
+#[derive(Default)]
+struct Model {
+    held: HashMap<usize, Vec<LeaseMode>>,
+}
+
+impl Model {
+    fn allows(&self, bytes: &[usize], mode: LeaseMode) -> bool {
+        bytes.iter().all(|byte| {
+            let holders = self.held.get(byte).map_or(&[][..], Vec::as_slice);
+            match mode {
+                LeaseMode::Read => !holders.contains(&LeaseMode::Write),
+                LeaseMode::Write => holders.is_empty(),
+            }
+        })
+    }
+
+    fn take(&mut self, bytes: &[usize], mode: LeaseMode) {
+        for byte in bytes {
+            self.held.entry(*byte).or_default().push(mode);
+        }
+    }
+
+    fn give_back(&mut self, bytes: &[usize], mode: LeaseMode) {
+        for byte in bytes {
+            let holders = self.held.get_mut(byte).unwrap();
+            let index = holders.iter().position(|holder| *holder == mode).unwrap();
+            holders.swap_remove(index);
+        }
+    }
+}
+
+struct World {
+    manager: TransferManager,
+    arena: OwnedMemoryRegion,
+    model: Model,
+    layouts: Vec<(LayoutHandle, PhysicalLayout)>,
+    leases: Vec<(BlockLease, Vec<usize>)>,
+    /// Leases and transfers that were granted and refused.
+    counts: [u32; 2],
+}
+
+impl World {
+    fn new() -> World {
+        let memory = SystemMemory::options().huge_pages(false).allocate(ARENA);
+        World {
+            manager: TransferManager::new(),
+            arena: Arc::new(memory.unwrap()),
+            model: Model::default(),
+            layouts: Vec::new(),
+            leases: Vec::new(),
+            counts: [0; 2],
+        }
+    }
+
+    fn step(&mut self, choices: &mut Choices) {
+        match choices.below(8) {
+            0 | 1 => self.register(choices),
+            2 => self.unregister(choices),
+            3 | 4 => self.lease(choices),
+            5 | 6 => self.release(choices),
+            _ => self.transfer(choices),
+        }
+        lock(&self.manager.ledger).check_integrity();
+    }
+
+    fn register(&mut self, choices: &mut Choices) {
+        let layout = layout(choices, &self.arena);
+        let range = |layout: &PhysicalLayout| {
+            let region = &layout.memory_regions()[0];
+            region.addr()..region.addr() + region.size()
+        };
+        let new = range(&layout);
+        let busy = self.leases.iter().any(|(lease, _)| {
+            let old = range(&self.manager.layout(lease.handle()).unwrap());
+            old.start < new.end && new.start < old.end
+        });
+        match self.manager.register(layout.clone()) {
+            Ok(handle) => {
+                assert!(!busy);
+                self.layouts.push((handle, layout));
+            }
+            Err(error) => {
+                assert!(
+                    matches!(error, TransferError::LayoutInUse { .. }),
+                    "{error}"
+                );
+                assert!(busy);
+            }
+        }
+    }
+
+    fn unregister(&mut self, choices: &mut Choices) {
+        if self.layouts.is_empty() {
+            return;
+        }
+        let index = choices.index(self.layouts.len());
+        let handle = self.layouts[index].0;
+        let held = self
+            .leases
+            .iter()
+            .any(|(lease, _)| lease.handle() == handle);
+        match self.manager.unregister(handle) {
+            Ok(_) => {
+                assert!(!held);
+                self.layouts.remove(index);
+            }
+            Err(error) => {
+                assert!(
+                    matches!(error, TransferError::LayoutInUse { .. }),
+                    "{error}"
+                );
+                assert!(held);
+            }
+        }
+    }
+
+    fn some_blocks(&self, choices: &mut Choices) -> Option<(LayoutHandle, Vec<usize>, Vec<usize>)> {
+        if self.layouts.is_empty() {
+            return None;
+        }
+        let (handle, layout) = &self.layouts[choices.index(self.layouts.len())];
+        let num_blocks = layout.config().num_blocks();
+        let count = 1 + choices.index(num_blocks);
+        let blocks = choices.shuffled((0..num_blocks).collect());
+        let blocks: Vec<usize> = blocks.into_iter().take(count).collect();
+        let bytes = blocks.iter();
+        let bytes = bytes.flat_map(|block| bytes_of(layout, *block as u64));
+        Some((*handle, blocks.clone(), bytes.collect()))
+    }
+
+    fn lease(&mut self, choices: &mut Choices) {
+        let mode = match choices.below(2) {
+            0 => LeaseMode::Read,
+            _ => LeaseMode::Write,
+        };
+        let Some((handle, blocks, bytes)) = self.some_blocks(choices) else {
+            return;
+        };
+        let allowed = self.model.allows(&bytes, mode);
+        match self.manager.lease(handle, &blocks, mode) {
+            Ok(lease) => {
+                assert!(allowed, "{mode:?} of {blocks:?}");
+                self.counts[0] += 1;
+                self.model.take(&bytes, mode);
+                self.leases.push((lease, bytes));
+            }
+            Err(error) => {
+                let busy = matches!(
+                    error,
+                    TransferError::BlockLeased { .. } | TransferError::Overlap { .. }
+                );
+                assert!(busy && !allowed, "{error}, {mode:?} of {blocks:?}");
+                self.counts[1] += 1;
+            }
+        }
+    }
+
+    fn release(&mut self, choices: &mut Choices) {
+        if self.leases.is_empty() {
+            return;
+        }
+        let index = choices.index(self.leases.len());
+        let (lease, bytes) = self.leases.swap_remove(index);
+        self.model.give_back(&bytes, lease.mode());
+        drop(lease);
+    }
+
+    /// A transfer takes both leases or none, and gives them back.
+    fn transfer(&mut self, choices: &mut Choices) {
+        let (Some(from), Some(to)) = (self.some_blocks(choices), self.some_blocks(choices)) else {
+            return;
+        };
+        let count = from.1.len().min(to.1.len());
+        let per_block = 256;
+        let (read, written) = (&from.2[..count * per_block], &to.2[..count * per_block]);
+        let apart = !written.iter().any(|byte| read.contains(byte));
+        let allowed = apart
+            && self.model.allows(read, LeaseMode::Read)
+            && self.model.allows(written, LeaseMode::Write);
+        let options = TransferOptions::new().verify(true);
+        let (from_ids, to_ids) = (&from.1[..count], &to.1[..count]);
+        let done = self
+            .manager
+            .execute_transfer(from.0, from_ids, to.0, to_ids, options);
+        match done {
+            Ok(done) => {
+                assert!(allowed);
+                done.wait().unwrap();
+                self.counts[0] += 1;
+            }
+            Err(error) => {
+                let busy = matches!(
+                    error,
+                    TransferError::BlockLeased { .. }
+                        | TransferError::Overlap { .. }
+                        | TransferError::SameBlock { .. }
+                );
+                assert!(busy && !allowed, "{error}");
+                self.counts[1] += 1;
+            }
+        }
+    }
+}
+
+/// Pitfalls 7 and 20: leases on layouts that share memory exclude each other byte by byte, no more
+/// and no less; rows that interleave without sharing a byte do not.
+#[test]
+fn leases_agree_with_a_model_of_single_bytes() {
+    let mut runner = proptest::test_runner::TestRunner::new(config(400));
+    let cases = (choices(), choices(), choices(), choices());
+    let counts = std::cell::Cell::new([0; 2]);
+    runner
+        .run(&cases, |(a, b, c, d)| {
+            let mut world = World::new();
+            for mut choices in [a, b, c, d] {
+                for _ in 0..16 {
+                    world.step(&mut choices);
+                }
+            }
+            world.leases.clear();
+            for (handle, _) in std::mem::take(&mut world.layouts) {
+                world.manager.unregister(handle).unwrap();
+            }
+            lock(&world.manager.ledger).check_integrity();
+            let [granted, refused] = counts.get();
+            counts.set([granted + world.counts[0], refused + world.counts[1]]);
+            Ok(())
+        })
+        .unwrap();
+    assert!(counts.get().iter().all(|&count| count > 100), "{counts:?}");
+}
+
+#[test]
+fn interleaved_rows_of_one_memory_are_apart() {
+    let world = World::new();
+    let build = |offset| {
+        let view = RegionView::new(Arc::clone(&world.arena), 0, 6144).unwrap();
+        PhysicalLayout::builder()
+            .with_shape(shape(4), 1)
+            .layout(row(4, 1024, offset))
+            .with_memory_regions(vec![Arc::new(view)])
+            .build()
+            .unwrap()
+    };
+    let handles = [0, 256, 512, 640].map(|offset| world.manager.register(build(offset)).unwrap());
+    let lease = |handle, block| world.manager.lease(handle, &[block], LeaseMode::Write);
+    let held: Vec<BlockLease> = [(0, 0), (0, 1), (1, 0), (1, 1), (2, 1), (3, 2)]
+        .map(|(row, block)| lease(handles[row], block).unwrap())
+        .into();
+    for (row, block) in [(2, 2), (3, 1)] {
+        let error = lease(handles[row], block).map(drop).unwrap_err();
+        assert!(matches!(error, TransferError::Overlap { .. }), "{error}");
+    }
+    drop(held);
+    lease(handles[3], 1).unwrap();
+    lock(&world.manager.ledger).check_integrity();
+}
+
+#[test]
+fn two_managers_never_share_memory_that_one_of_them_may_write() {
+    let world = World::new();
+    let build = |at| {
+        let view = RegionView::new(Arc::clone(&world.arena), at, 2048).unwrap();
+        PhysicalLayout::builder()
+            .with_shape(shape(4), 1)
+            .layout("BLKNHC".parse::<LayoutSpec>().unwrap())
+            .with_memory_regions(vec![Arc::new(view)])
+            .build()
+            .unwrap()
+    };
+    let other = TransferManager::new();
+    let handle = world.manager.register(build(1024)).unwrap();
+    for at in [0, 1, 1023, 1024, 2048, 3071] {
+        let error = other.register(build(at)).unwrap_err();
+        assert!(
+            matches!(error, TransferError::ManagedElsewhere { .. }),
+            "{error}"
+        );
+        lock(&other.ledger).check_integrity();
+    }
+    let apart = other.register(build(3072)).unwrap();
+    other.unregister(apart).unwrap();
+    // Given back, or dropped with its manager, the memory is free; a lease keeps it.
+    let layout = world.manager.unregister(handle).unwrap();
+    let handle = other.register(layout.clone()).unwrap();
+    let lease = other.lease(handle, &[0], LeaseMode::Read).unwrap();
+    drop(other);
+    assert!(world.manager.register(layout.clone()).is_err());
+    drop(lease);
+    world.manager.register(layout).unwrap();
+}
+
+/// Pitfall 20: one file under two names or opened twice is one file.
+#[test]
+fn a_file_that_is_open_twice_is_one_memory() {
+    use kvtile_memory::FileMemory;
+    let folder = tempfile::tempdir().unwrap();
+    let (path, link) = (folder.path().join("a"), folder.path().join("b"));
+    drop(FileMemory::options().create_new(&path, 2048).unwrap());
+    std::fs::hard_link(&path, &link).unwrap();
+    let build = |path, read_only| {
+        let options = FileMemory::options().read_only(read_only);
+        let file: OwnedMemoryRegion = Arc::new(options.open(path, 2048).unwrap());
+        PhysicalLayout::builder()
+            .with_shape(shape(4), 1)
+            .layout("BLKNHC".parse::<LayoutSpec>().unwrap())
+            .with_memory_regions(vec![file])
+            .build()
+            .unwrap()
+    };
+    let (one, two) = (TransferManager::new(), TransferManager::new());
+    let a = one.register(build(&path, false)).unwrap();
+    let b = one.register(build(&link, false)).unwrap();
+    let error = two.register(build(&link, true)).unwrap_err();
+    assert!(
+        matches!(error, TransferError::ManagedElsewhere { .. }),
+        "{error}"
+    );
+    let lease = one.lease(a, &[1], LeaseMode::Write).unwrap();
+    let error = one
+        .lease(b, &[0, 1], LeaseMode::Read)
+        .map(drop)
+        .unwrap_err();
+    assert!(matches!(error, TransferError::Overlap { .. }), "{error}");
+    one.lease(b, &[0, 2], LeaseMode::Write).unwrap();
+    drop(lease);
+    let options = TransferOptions::new();
+    let error = one
+        .execute_transfer(a, &[1], b, &[1], options)
+        .map(|_| ())
+        .unwrap_err();
+    assert!(matches!(error, TransferError::Overlap { .. }), "{error}");
+    for handle in [a, b] {
+        one.unregister(handle).unwrap();
+    }
+    // Only read, it may belong to both.
+    one.register(build(&path, true)).unwrap();
+    two.register(build(&link, true)).unwrap();
+    // Two regions of one layout over it are refused like two over one memory.
+    let region = |path: &std::path::Path| -> OwnedMemoryRegion {
+        Arc::new(FileMemory::options().open(path, 2048).unwrap())
+    };
+    let twice = PhysicalLayout::builder()
+        .with_shape(shape(4), 1)
+        .layout("L|BKNHC".parse::<LayoutSpec>().unwrap())
+        .with_memory_regions(vec![region(&path), region(&link)])
+        .build();
+    assert!(matches!(twice, Err(TransferError::RegionsOverlap { .. })));
+}
+
+/// Pitfall 7: a layout whose regions share bytes is refused.
+#[test]
+fn regions_of_one_layout_are_apart() {
+    let world = World::new();
+    let build = |starts: [usize; 2]| {
+        let view = |at| {
+            let view = RegionView::new(Arc::clone(&world.arena), at, 1024).unwrap();
+            Arc::new(view) as OwnedMemoryRegion
+        };
+        PhysicalLayout::builder()
+            .with_shape(shape(4), 1)
+            .layout("L|BKNHC".parse::<LayoutSpec>().unwrap())
+            .with_memory_regions(starts.map(view).to_vec())
+            .build()
+    };
+    for starts in [[0, 0], [0, 1023], [1023, 0], [512, 0]] {
+        let refused = matches!(build(starts), Err(TransferError::RegionsOverlap { .. }));
+        assert!(refused, "{starts:?}");
+    }
+    build([0, 1024]).unwrap();
+    build([1024, 0]).unwrap();
+}
