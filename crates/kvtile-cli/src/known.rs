@@ -5,7 +5,7 @@ use kvtile::{
     presets::{self, Preset, PresetLayout},
 };
 
-use crate::{error::CliError, shape_args::ShapeArgs};
+use crate::{error::CliError, layout::Known, shape_args::ShapeArgs};
 
 /// A layout that was asked for.
 #[derive(Clone, Debug)]
@@ -26,11 +26,11 @@ impl Asked {
         Ok(Asked::Word(word))
     }
 
-    /// The name of a known layout.
-    pub(crate) fn name(&self) -> Option<String> {
+    /// What is known of a known layout.
+    pub(crate) fn known(&self) -> Option<Known> {
         match self {
             Asked::Word(_) => None,
-            Asked::Known(preset) => Some(preset.name.clone()),
+            Asked::Known(preset) => Some(Known::of(preset)),
         }
     }
 

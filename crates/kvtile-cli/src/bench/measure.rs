@@ -41,6 +41,8 @@ pub(super) struct Measured {
     runs: u64,
     /// Bytes of the longest run.
     pub(super) run_bytes: u64,
+    /// Bytes of the shortest run.
+    pub(super) run_bytes_min: u64,
     threads: u32,
     pub(super) gb_per_s: f64,
     pub(super) memcpy_gb_per_s: f64,
@@ -61,6 +63,14 @@ struct Bench {
     blocks: usize,
     /// Holds the files; gone when dropped.
     _folder: Option<TempDir>,
+}
+
+/// The runs of a plan: how many, and bytes of the longest and the shortest.
+#[derive(Clone, Copy, Default)]
+struct Runs {
+    count: u64,
+    longest: u64,
+    shortest: u64,
 }
 
 /// Times of the rounds.
@@ -102,7 +112,7 @@ pub(super) fn measure(
             Some(runs) => runs,
             None => *plan.insert(runs_of(&layouts, &orders)?),
         };
-        let chunk = usize::try_from(bytes / runs.0.max(1)).unwrap_or(block);
+        let chunk = usize::try_from(bytes / runs.count.max(1)).unwrap_or(block);
         let chunk = chunk.clamp(1, block);
         // Each takes its turn at being first, in the wake of what the last one left in the caches.
         for turn in 0..3 {
@@ -117,14 +127,8 @@ pub(super) fn measure(
         }
         bar.inc(1);
     }
-    let (runs, run_bytes) = plan.unwrap_or_default();
-    Ok(report(
-        row,
-        &sized,
-        (bytes, bench.blocks),
-        (runs, run_bytes),
-        &mut times,
-    ))
+    let runs = plan.unwrap_or_default();
+    Ok(report(row, &sized, (bytes, bench.blocks), runs, &mut times))
 }
 
 /// Both layouts with as many blocks as the bytes come to, and the options that give them.
@@ -146,15 +150,20 @@ fn resolve(
     Ok(((source, destination), sized))
 }
 
-/// Number of runs and bytes of the longest of a transfer in these orders.
+/// The runs of a transfer in these orders.
 fn runs_of(
     (source, destination): &(StridedLayout, StridedLayout),
     (from, to): &(Vec<usize>, Vec<usize>),
-) -> Result<(u64, u64), CliError> {
+) -> Result<Runs, CliError> {
     let ids = |order: &[usize]| order.iter().map(|&id| id as u64).collect::<Vec<u64>>();
     let selection = Selection::blocks(&ids(from), &ids(to), source.shape().page_size())?;
     let plan = CopyPlan::new(source, destination, &selection)?;
-    Ok((plan.runs(), plan.run_bytes().0))
+    let (longest, shortest) = plan.run_bytes();
+    Ok(Runs {
+        count: plan.runs(),
+        longest,
+        shortest,
+    })
 }
 
 impl Bench {
@@ -245,7 +254,7 @@ fn report(
     row: &Row,
     shape: &ShapeArgs,
     (bytes, blocks): (u64, usize),
-    (runs, run_bytes): (u64, u64),
+    runs: Runs,
     times: &mut Times,
 ) -> Measured {
     let speed = |times: &mut Vec<Duration>| {
@@ -263,13 +272,14 @@ fn report(
         model: shape.title(),
         bytes,
         blocks,
-        runs,
-        run_bytes,
+        runs: runs.count,
+        run_bytes: runs.longest,
+        run_bytes_min: runs.shortest,
         threads: THREADS,
         gb_per_s: transfer,
         memcpy_gb_per_s: flat,
         ratio: transfer / flat,
-        chunk_bytes: bytes / runs.max(1),
+        chunk_bytes: bytes / runs.count.max(1),
         chunked_memcpy_gb_per_s: chunked,
         chunked_ratio: transfer / chunked,
     }

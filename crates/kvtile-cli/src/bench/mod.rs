@@ -176,7 +176,7 @@ fn text(report: &Report, screen: Screen) -> String {
             row.source.clone(),
             row.destination.clone(),
             count(row.bytes),
-            count(row.run_bytes),
+            run_text(row),
             format!("{:.2}", row.gb_per_s),
             format!("{:.2}", row.memcpy_gb_per_s),
             screen.bold(&format!("{:.2}", row.ratio)),
@@ -192,6 +192,14 @@ fn text(report: &Report, screen: Screen) -> String {
         table.text(),
         report.rounds
     )
+}
+
+/// `2 KiB`, or `2 B…4 KiB` where they differ.
+fn run_text(row: &Measured) -> String {
+    match (row.run_bytes_min, row.run_bytes) {
+        (shortest, longest) if shortest == longest => count(longest),
+        (shortest, longest) => format!("{}…{}", count(shortest), count(longest)),
+    }
 }
 
 /// `64MiB`, `1GiB`, `1048576`.

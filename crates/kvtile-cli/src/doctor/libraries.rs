@@ -62,8 +62,7 @@ pub(super) fn nixl() -> Check {
         None => Check::new(
             name,
             Status::Absent,
-            "no libnixl*.so known to the linker or in Python packages; needed for remote \
-             memory only",
+            "no libnixl*.so; only remote memory would need it",
         ),
     }
 }

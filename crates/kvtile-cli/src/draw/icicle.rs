@@ -90,7 +90,8 @@ fn place(node: &Node, at: Place, cells: &mut Vec<Cell>) {
                 0 => "",
                 _ => "region 0: ",
             };
-            repeat((*digit, what), *extent, of, (at, plane), cells);
+            let unused = node.unused();
+            repeat((*digit, what), *extent, (of, unused), (at, plane), cells);
         }
         Node::Parts(parts) => side_by_side(parts, at, cells),
         Node::Run {
@@ -131,7 +132,7 @@ fn run_labels(digit: Option<Label>, units: u64, bytes: u64) -> Vec<String> {
 fn repeat(
     (digit, what): (Label, &str),
     extent: u64,
-    of: &Node,
+    (of, unused): (&Node, u64),
     (at, plane): (Place, Option<usize>),
     cells: &mut Vec<Cell>,
 ) {
@@ -154,8 +155,8 @@ fn repeat(
     // Where there is no room for neighbours, the first value has to do.
     let fits = taken + 6 <= at.width;
     let first_width = if fits { at.width - taken } else { at.width };
-    let (name, value) = (digit.name(), digit.value(0));
-    let total = thousands(extent);
+    let (axis, value) = (digit.axis.long_name(), digit.value(0));
+    let total = thousands(extent.saturating_mul(digit.low));
     cells.push(Cell {
         row: at.row,
         column: at.column,
@@ -163,9 +164,9 @@ fn repeat(
         plane,
         shade: Shade::Open,
         labels: vec![
-            format!("{what}{name} {value} of {total}"),
-            format!("{name} {value} of {total}"),
-            format!("{name} {value}"),
+            format!("{what}{axis} {value} of {total}"),
+            format!("{axis} {value} of {total}"),
+            format!("{axis} {value}"),
             format!("{}{value}", digit.axis),
             digit.axis.to_string(),
         ],
@@ -187,7 +188,26 @@ fn repeat(
         width: first_width,
         ..at.below()
     };
-    place(of, inside, cells);
+    place(of, beside_unused(unused, inside, cells), cells);
+}
+
+/// What is left of a place beside the bytes in it that nothing lies in.
+fn beside_unused(unused: u64, at: Place, cells: &mut Vec<Cell>) -> Place {
+    let label = format!("{} unused", count(unused));
+    let width = label.chars().count() + 2;
+    if unused == 0 || at.width < 2 * width {
+        return at;
+    }
+    let left = at.width - width;
+    cells.push(Cell {
+        row: at.row,
+        column: at.column + left,
+        width,
+        plane: None,
+        shade: Shade::Elided,
+        labels: vec![label],
+    });
+    Place { width: left, ..at }
 }
 
 fn side_by_side(parts: &[Part], at: Place, cells: &mut Vec<Cell>) {

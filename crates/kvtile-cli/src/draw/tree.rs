@@ -65,11 +65,11 @@ pub(crate) struct Label {
 }
 
 impl Label {
-    /// `token`, or `token/16` for a digit that counts sixteens.
+    /// `token`, or `token by 16` for a digit that counts sixteens.
     pub(crate) fn name(self) -> String {
         match self.low {
             1 => self.axis.long_name(),
-            low => format!("{}/{low}", self.axis.long_name()),
+            low => format!("{} by {low}", self.axis.long_name()),
         }
     }
 
@@ -98,6 +98,31 @@ impl Node {
             })
             .collect();
         build(paths)
+    }
+
+    /// Bytes from the first byte of the node to its last.
+    pub(crate) fn span(&self) -> u64 {
+        match self {
+            Node::Repeat {
+                extent, step, of, ..
+            } => step
+                .bytes
+                .saturating_mul(extent.saturating_sub(1))
+                .saturating_add(of.span()),
+            Node::Parts(parts) => {
+                let end = |part: &Part| part.start.bytes.saturating_add(part.node.span());
+                parts.iter().map(end).max().unwrap_or(0)
+            }
+            Node::Run { bytes, .. } => *bytes,
+        }
+    }
+
+    /// Bytes of each value of a digit that nothing lies in: padding, or the room of other shards.
+    pub(crate) fn unused(&self) -> u64 {
+        match self {
+            Node::Repeat { step, of, .. } => step.bytes.saturating_sub(of.span()),
+            Node::Parts(_) | Node::Run { .. } => 0,
+        }
     }
 
     /// Planes that lie in this node.
@@ -281,6 +306,19 @@ mod tests {
     }
 
     #[test]
+    fn padding_is_what_a_step_is_longer_than_its_inside() {
+        let unit = Unit::named("bf16").unwrap();
+        let shape = Shape::key_value(4, 1, 3, 1, 5, &unit).unwrap();
+        let layout = |word: &str| {
+            let word: Word = word.parse().unwrap();
+            StridedLayout::resolve(&word, &shape, 1).unwrap()
+        };
+        assert_eq!(Node::of(&layout("BLKNHC")).unused(), 0);
+        let padded = Node::of(&layout("B@64LKNHC"));
+        assert_eq!((padded.unused(), padded.span()), (4, 3 * 64 + 60));
+    }
+
+    #[test]
     fn an_outer_plane_axis_splits_first() {
         let lines = names("KLBNHC");
         assert_eq!(lines.len(), 2);
@@ -295,7 +333,7 @@ mod tests {
         let lines = names("L|(kBHCNC8,vBHCN)");
         assert_eq!(
             lines[0],
-            "[k] layer:32 block:128 head:8 content/8:16 token:16 run content:8"
+            "layer:32 [k] block:128 head:8 content by 8:16 token:16 run content:8"
         );
         let tile = Label {
             axis: Axis::C,
@@ -313,7 +351,7 @@ mod tests {
         let layout = StridedLayout::resolve(&word, &shape, 1).unwrap();
         let mut lines = Vec::new();
         walk(&Node::of(&layout), "", &mut lines);
-        assert_eq!(lines[0], "[k] token:16 token/16:4 run content:4");
+        assert_eq!(lines[0], "[k] token:16 token by 16:4 run content:4");
         let Node::Parts(parts) = Node::of(&layout) else {
             panic!("K and V lie side by side");
         };

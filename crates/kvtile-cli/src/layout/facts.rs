@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use kvtile::layout::{Digit, Shape, StridedLayout};
+use kvtile::{
+    layout::{Digit, Shape, StridedLayout},
+    presets::{Evidence, Preset},
+};
 use serde::Serialize;
 
 use crate::{
@@ -13,10 +16,11 @@ use crate::{
 /// One layout for one shape, as a report.
 #[derive(Debug, Serialize)]
 pub(crate) struct LayoutFacts {
-    /// Its known name, where it was asked for by one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    name: Option<String>,
-    word: String,
+    /// What is known of it, where it was asked for by name.
+    #[serde(flatten)]
+    known: Option<Known>,
+    /// `None` where the strides are explicit.
+    word: Option<String>,
     long_form: String,
     shape: Shape,
     alignment: u64,
@@ -24,6 +28,30 @@ pub(crate) struct LayoutFacts {
     bytes: Bytes,
     contiguous: Contiguous,
     planes: Vec<PlaneFacts>,
+}
+
+/// Where a known layout comes from.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Known {
+    pub(crate) name: String,
+    case: String,
+    evidence: Evidence,
+    source: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+}
+
+impl Known {
+    /// What is known of a preset.
+    pub(crate) fn of(preset: &Preset) -> Known {
+        Known {
+            name: preset.name.clone(),
+            case: preset.case.clone(),
+            evidence: preset.evidence,
+            source: preset.source.clone(),
+            note: preset.note.clone(),
+        }
+    }
 }
 
 /// How many regions there are.
@@ -69,7 +97,7 @@ struct PlaneFacts {
 
 impl LayoutFacts {
     /// What `layout` is. Sizes fit, because the layout exists.
-    pub(crate) fn of(layout: &StridedLayout, name: Option<String>) -> LayoutFacts {
+    pub(crate) fn of(layout: &StridedLayout, known: Option<Known>) -> LayoutFacts {
         let regions = layout.region_bytes();
         let total: u64 = regions.iter().sum();
         let shape = layout.shape();
@@ -90,9 +118,11 @@ impl LayoutFacts {
             .map(|plane| layout.plane_span(0, 0, plane).is_ok())
             .collect();
         LayoutFacts {
-            name,
-            word: layout.word().map(ToString::to_string).unwrap_or_default(),
-            long_form: layout.word().map(|w| w.long_form()).unwrap_or_default(),
+            known,
+            word: layout.word().map(ToString::to_string),
+            long_form: layout
+                .word()
+                .map_or_else(|| "explicit strides".to_owned(), |word| word.long_form()),
             shape: shape.clone(),
             alignment: layout.alignment(),
             regions: Regions {
@@ -117,9 +147,9 @@ impl LayoutFacts {
 
     /// One side of a drawing.
     pub(crate) fn side<'a>(&self, node: &'a Node) -> Side<'a> {
-        let title = match &self.name {
-            Some(name) => format!("{}   {name}", self.word),
-            None => self.word.clone(),
+        let title = match &self.known {
+            Some(known) => format!("{}   {}", self.word(), known.name),
+            None => self.word().to_owned(),
         };
         Side {
             title,
@@ -136,6 +166,15 @@ impl LayoutFacts {
         let mut text = self.heading(screen);
         let mut facts = Table::bare([Align::Left, Align::Left]);
         let mut fact = |name: &str, value: String| facts.row([name.to_owned(), value]);
+        if let Some(known) = &self.known {
+            fact("is", known.case.clone());
+            fact("known", known.evidence.to_string());
+            fact("source", known.source.clone());
+            known
+                .note
+                .iter()
+                .for_each(|note| fact("note", note.clone()));
+        }
         fact("holds", shape_text(&self.shape));
         fact("regions", self.regions_text());
         fact("block", bytes(self.bytes.payload_per_block));
@@ -158,12 +197,16 @@ impl LayoutFacts {
 
     /// Word, name and long form.
     pub(crate) fn heading(&self, screen: Screen) -> String {
-        let mut text = screen.bold(&self.word);
-        if let Some(name) = &self.name {
-            let _ = write!(text, "   {}", screen.dim(name));
+        let mut text = screen.bold(self.word());
+        if let Some(known) = &self.known {
+            let _ = write!(text, "   {}", screen.dim(&known.name));
         }
         let _ = writeln!(text, "\n  {}\n", self.long_form);
         text
+    }
+
+    fn word(&self) -> &str {
+        self.word.as_deref().unwrap_or("(no word)")
     }
 
     /// Names of the planes.
@@ -203,7 +246,7 @@ impl LayoutFacts {
             0 => "none".to_owned(),
             padding => {
                 let permille = u128::from(padding) * 1000 / u128::from(self.bytes.total.max(1));
-                format!("{} ({}.{} %)", bytes(padding), permille / 10, permille % 10)
+                format!("{}, {}.{} %", bytes(padding), permille / 10, permille % 10)
             }
         }
     }
@@ -229,22 +272,9 @@ impl LayoutFacts {
     }
 
     fn digits_table(&self) -> String {
-        let mut table = Table::new([
-            ("plane", Align::Left),
-            ("axis", Align::Left),
-            ("extent", Align::Right),
-            ("stride", Align::Right),
-            ("", Align::Left),
-        ]);
+        let mut text = String::new();
         for plane in &self.planes {
-            let mut name = plane.plane.clone();
-            let start = format!(
-                "starts at region {} byte {}, {}",
-                plane.region,
-                thousands(plane.offset_bytes),
-                plane.unit
-            );
-            let mut note = start;
+            let mut table = Table::bare([Align::Left, Align::Right, Align::Right, Align::Left]);
             for digit in &plane.digits {
                 let (stride, kind) = match digit.step.regions {
                     0 => (thousands(digit.step.bytes), "bytes"),
@@ -252,15 +282,23 @@ impl LayoutFacts {
                     regions => (thousands(regions), "regions"),
                 };
                 table.row([
-                    std::mem::take(&mut name),
-                    axis_text(digit),
-                    thousands(digit.extent),
+                    format!("  {}", axis_text(digit)),
+                    format!("{} every", thousands(digit.extent)),
                     stride,
-                    format!("{kind:<8}{}", std::mem::take(&mut note)),
+                    kind.to_owned(),
                 ]);
             }
+            let _ = writeln!(
+                text,
+                "  {}: units of {}, from byte {} of region {}",
+                plane.plane,
+                plane.unit,
+                thousands(plane.offset_bytes),
+                plane.region
+            );
+            text.push_str(&table.text());
         }
-        table.text()
+        text
     }
 }
 
@@ -325,7 +363,16 @@ fn outline(node: &Node, depth: usize, names: &[String], table: &mut Table) {
             of,
         } => {
             let each = match step.regions {
-                0 => format!("every {}", count(step.bytes)),
+                0 => match node.unused() {
+                    0 => format!("every {}", count(step.bytes)),
+                    unused => {
+                        format!(
+                            "every {}, {} of it unused",
+                            count(step.bytes),
+                            count(unused)
+                        )
+                    }
+                },
                 1 => "a region each".to_owned(),
                 regions => format!("every {} regions", thousands(regions)),
             };

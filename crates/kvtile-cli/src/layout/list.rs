@@ -152,7 +152,7 @@ pub(super) fn layouts(filters: &[String], json: bool) -> Result<(), CliError> {
     flush(&mut text, &mut table);
     let _ = writeln!(
         text,
-        "\n{} layouts. How each is known: bytes, compared with bytes that the engine wrote; \
+        "\n{} listed. How each is known: bytes, compared with bytes that the engine wrote; \
          strides,\ncompared with its tensors; source, read in its source; text, from \
          documentation; unknown.\n`kvtile layout NAME` explains one; `--json` has the sources.",
         wanted.len()

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-pub(crate) use self::facts::{LayoutFacts, shape_text};
+pub(crate) use self::facts::{Known, LayoutFacts, shape_text};
 use crate::{
     draw::{self, Node},
     error::CliError,
@@ -77,7 +77,7 @@ fn explain(args: &LayoutArgs) -> Result<(), CliError> {
     for word in &args.words {
         let asked = Asked::parse(word)?;
         let layout = asked.resolve(&args.shape)?;
-        let facts = LayoutFacts::of(&layout, asked.name());
+        let facts = LayoutFacts::of(&layout, asked.known());
         let node = Node::of(&layout);
         if let Some(path) = &args.svg {
             files::write(path, &draw::layout_svg(&facts.side(&node)))?;

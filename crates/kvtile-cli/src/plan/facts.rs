@@ -94,10 +94,13 @@ impl PlanFacts<'_> {
         } else {
             format!("of {} to {}", count(shortest), count(longest))
         };
+        let pairs = match self.blocks {
+            1 => "one block pair".to_owned(),
+            pairs => format!("{} block pairs", thousands(pairs as u64)),
+        };
         vec![format!(
-            "{} in {runs} {lengths}, for {} block pairs",
-            bytes(self.plan.bytes()),
-            thousands(self.blocks as u64)
+            "{} in {runs} {lengths}, for {pairs}",
+            bytes(self.plan.bytes())
         )]
     }
 
@@ -117,6 +120,7 @@ impl PlanFacts<'_> {
         for class in self.plan.classes() {
             let pairs = thousands(class.pairs.len() as u64);
             let _ = match class.blocks_per_pair {
+                1 if class.pairs.len() == 1 => writeln!(text, "\n  for one block pair"),
                 1 => writeln!(text, "\n  for each of {pairs} block pairs"),
                 blocks if class.pairs.len() == 1 => {
                     writeln!(text, "\n  for {blocks} block pairs at once")

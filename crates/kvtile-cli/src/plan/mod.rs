@@ -127,8 +127,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     let plan = CopyPlan::new(&source, &destination, &selection)?;
     let samples = draw::sample(&plan);
     let facts = PlanFacts {
-        source: LayoutFacts::of(&source, from.name()),
-        destination: LayoutFacts::of(&destination, to.name()),
+        source: LayoutFacts::of(&source, from.known()),
+        destination: LayoutFacts::of(&destination, to.known()),
         blocks: selection.pairs.len(),
         plan: &plan,
     };

@@ -1,0 +1,9 @@
+//! The program as a user runs it: one module for each command.
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod bench;
+mod doctor;
+mod inspect;
+mod layout;
+mod plan;
+mod program;
