@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use super::{
     Settings,
     random::Random,
-    reference::Reference,
+    reference::{Amount, Reference},
     rows::{End, Place, Row},
 };
 use crate::{error::CliError, known::Asked, shape_args::ShapeArgs};
@@ -73,6 +73,20 @@ struct Runs {
     shortest: u64,
 }
 
+impl Runs {
+    /// As many bytes in chunks as long as the mean run, or as a block where runs are longer.
+    fn amount(self, blocks: usize, block_bytes: u64) -> Amount {
+        let bytes = block_bytes.saturating_mul(blocks as u64);
+        let mean = bytes.div_ceil(self.count.max(1)).clamp(1, block_bytes);
+        let size = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+        Amount {
+            blocks,
+            block_bytes: size(block_bytes),
+            chunk_bytes: size(mean),
+        }
+    }
+}
+
 /// Times of the rounds.
 #[derive(Default)]
 struct Times {
@@ -102,32 +116,37 @@ pub(super) fn measure(
         .fill(bench.destination, &all, FillPattern::Constant(0xa5))?;
 
     let mut times = Times::default();
-    let mut plan = None;
-    let bytes = block_bytes.saturating_mul(bench.blocks as u64);
-    let block = usize::try_from(block_bytes).unwrap_or(usize::MAX);
-    reference.resize(block.saturating_mul(bench.blocks));
-    for round in 0..settings.rounds {
+    let mut plan: Option<(Runs, Amount)> = None;
+    // The first round brings memory and clock into the state of the others, and does not count.
+    for round in 0..=settings.rounds {
+        if round == 1 {
+            times = Times::default();
+        }
         let orders = (random.order(bench.blocks), random.order(bench.blocks));
-        let runs = match plan {
-            Some(runs) => runs,
-            None => *plan.insert(runs_of(&layouts, &orders)?),
+        let amount = match plan {
+            Some((_, amount)) => amount,
+            None => {
+                let runs = runs_of(&layouts, &orders)?;
+                let amount = runs.amount(bench.blocks, block_bytes);
+                reference.resize(amount);
+                plan = Some((runs, amount));
+                amount
+            }
         };
-        let chunk = usize::try_from(bytes / runs.count.max(1)).unwrap_or(block);
-        let chunk = chunk.clamp(1, block);
         // Each takes its turn at being first, in the wake of what the last one left in the caches.
         for turn in 0..3 {
             match (round + turn) % 3 {
-                0 => times.flat.push(reference.flat()),
-                1 => {
-                    let orders = (orders.0.as_slice(), orders.1.as_slice());
-                    times.chunked.push(reference.chunked(block, chunk, orders));
-                }
+                0 => times.flat.push(reference.flat(amount)),
+                1 => times
+                    .chunked
+                    .push(reference.chunked(amount, (&orders.0, &orders.1))),
                 _ => times.transfer.push(bench.round(&orders, row)?),
             }
         }
-        bar.inc(1);
+        bar.inc(u64::from(round > 0));
     }
-    let runs = plan.unwrap_or_default();
+    let runs = plan.map(|(runs, _)| runs).unwrap_or_default();
+    let bytes = block_bytes.saturating_mul(bench.blocks as u64);
     Ok(report(row, &sized, (bytes, bench.blocks), runs, &mut times))
 }
 

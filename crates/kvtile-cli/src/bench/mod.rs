@@ -30,8 +30,8 @@ use crate::{
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
 GB/s are payload bytes over time, each byte counted once, in 10^9. The ratio is to one flat memcpy
-of as many bytes; `chunked` is to a memcpy in chunks as long as the plan's runs, which is what the
-copy could be if its loops cost nothing.
+of as many bytes; `chunked` is to a memcpy in chunks as long as the plan's runs, whose sources lie
+apart as they do in a cache with a region for each layer.
 
 Examples:
   kvtile bench                                          the usual rows, less than a minute

@@ -1,5 +1,5 @@
 //! The program as a user runs it: one module for each command.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bench;
 mod doctor;
