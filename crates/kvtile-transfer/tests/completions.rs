@@ -528,51 +528,63 @@ fn threads_on_one_manager_never_see_a_mixture() {
         for seed in 0..4u64 {
             let (manager, copied, known) = (&manager, &copied, &known);
             scope.spawn(move || {
-                let mut state = seed;
-                let mut below = move |count: usize| {
-                    state = state
-                        .wrapping_mul(6_364_136_223_846_793_005)
-                        .wrapping_add(seed + 1);
-                    usize::try_from(state >> 33).unwrap() % count
-                };
-                for step in 0..300u64 {
-                    let (from, to) = (handles[below(3)], handles[below(3)]);
-                    let (a, b) = (below(8), below(8));
-                    let byte = u8::try_from((step * 4 + seed) % 251).unwrap();
-                    let refused = match below(3) {
-                        0 => manager.fill(to, &[b], FillPattern::Constant(byte)).err(),
-                        1 => match manager.block_digest(to, b) {
-                            Ok(digest) => {
-                                assert!(known.contains(&digest), "a mixture in block {b}");
-                                None
-                            }
-                            Err(error) => Some(error),
-                        },
-                        _ => {
-                            let options = TransferOptions::new().verify(true);
-                            match manager.execute_transfer(from, &[a], to, &[b], options) {
-                                Ok(done) => {
-                                    block_on(done).unwrap();
-                                    copied.fetch_add(1, Ordering::Relaxed);
-                                    None
-                                }
-                                Err(error) => Some(error),
-                            }
-                        }
-                    };
-                    let lease = |e: &TransferError| {
-                        matches!(
-                            e,
-                            TransferError::BlockLeased { .. } | TransferError::SameBlock { .. }
-                        )
-                    };
-                    assert!(refused.as_ref().is_none_or(lease), "{refused:?}");
-                }
+                wander((manager, known, copied), handles, seed);
             });
         }
     });
     assert!(copied.load(Ordering::Relaxed) > 50);
     for handle in handles {
         manager.unregister(handle).unwrap();
+    }
+}
+
+/// One thread of the test above: 300 random steps.
+fn wander(
+    (manager, known, copied): (&TransferManager, &HashSet<Fingerprint>, &AtomicUsize),
+    handles: [LayoutHandle; 3],
+    seed: u64,
+) {
+    let mut state = seed;
+    let mut below = move |count: usize| {
+        state = state
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(seed + 1);
+        usize::try_from(state >> 33).unwrap() % count
+    };
+    for step in 0..300u64 {
+        let (from, to) = (
+            *handles.get(below(3)).unwrap(),
+            *handles.get(below(3)).unwrap(),
+        );
+        let (a, b) = (below(8), below(8));
+        let byte = u8::try_from((step * 4 + seed) % 251).unwrap();
+        let refused = match below(3) {
+            0 => manager.fill(to, &[b], FillPattern::Constant(byte)).err(),
+            1 => match manager.block_digest(to, b) {
+                Ok(digest) => {
+                    assert!(known.contains(&digest), "a mixture in block {b}");
+                    None
+                }
+                Err(error) => Some(error),
+            },
+            _ => {
+                let options = TransferOptions::new().verify(true);
+                match manager.execute_transfer(from, &[a], to, &[b], options) {
+                    Ok(done) => {
+                        block_on(done).unwrap();
+                        copied.fetch_add(1, Ordering::Relaxed);
+                        None
+                    }
+                    Err(error) => Some(error),
+                }
+            }
+        };
+        let lease = |e: &TransferError| {
+            matches!(
+                e,
+                TransferError::BlockLeased { .. } | TransferError::SameBlock { .. }
+            )
+        };
+        assert!(refused.as_ref().is_none_or(lease), "{refused:?}");
     }
 }

@@ -1,6 +1,6 @@
 //! Transfers that need several rounds of staging: long runs, tiles longer than a round, odd rests,
 //! and pieces that lie far apart in a file. The plan, executed run by run, is the reference.
-#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

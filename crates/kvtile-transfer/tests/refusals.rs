@@ -1,5 +1,5 @@
 //! Transfers that must not happen: each is refused with what is wrong, and no byte is written.
-#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
@@ -101,7 +101,16 @@ fn ids_and_ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
         matches!(e, LayoutError::BlockListsDiffer { .. })
     });
     is((&[], &[]), |e| matches!(e, LayoutError::NothingSelected));
+}
 
+/// Pitfall 16: empty, reversed and wrapping ranges, and ranges past the end of one side.
+#[test]
+fn ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
+    let sides = pair(
+        in_memory(&shape(5), "L|KBNHC"),
+        in_memory(&shape(4), "BHLKNC"),
+    );
+    let plain = TransferOptions::new;
     for (start, count) in [(0, 0), (0, 4), (3, 1), (2, 2), (u64::MAX, 2), (1, u64::MAX)] {
         let options = plain().layers(RangePair::same(start, count));
         let error = refused(&sides, (&[0, 1], &[0, 1]), options);

@@ -1,5 +1,5 @@
 //! Two processes over the same memory.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod child;
 mod common;

@@ -1,12 +1,6 @@
 //! Random transfers between memory and files, executed by a manager, against the copy of one unit
 //! after the other. Every byte of the destination is compared, padding and other blocks included.
-#![expect(
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::unwrap_used,
-    clippy::expect_used,
-    reason = "tests"
-)]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! What a descriptor from outside must pass.
 
-use kvtile_layout::StridedLayout;
+use kvtile_layout::{LayoutError, StridedLayout, tradition::LayoutTypeDetails};
 use kvtile_memory::{MemoryDescriptor, StorageKind};
 
 use super::LayoutDescriptor;
@@ -57,6 +57,23 @@ pub(super) fn ranges(memory: &[MemoryDescriptor], kind: StorageKind) -> Result<(
                 second: *second,
                 kind,
             });
+        }
+    }
+    Ok(())
+}
+
+/// Digits that go from region to region reach each region once at most: a product of them cannot
+/// be more than there are.
+pub(super) fn region_steps(details: &LayoutTypeDetails) -> Result<(), TransferError> {
+    let LayoutTypeDetails::Digits(details) = details else {
+        return Ok(());
+    };
+    let max = details.region_bytes.len() as u64;
+    for plane in &details.planes {
+        let far = plane.digits.iter().filter(|d| !d.step.is_local());
+        let regions = far.fold(1, |product: u64, d| product.saturating_mul(d.extent));
+        if regions > max {
+            return Err(LayoutError::TooManyRegions { regions, max }.into());
         }
     }
     Ok(())

@@ -143,6 +143,7 @@ impl PhysicalLayout {
             layout_type_details,
             ..
         } = descriptor;
+        check::region_steps(&layout_type_details)?;
         let strided = layout_type_details.resolve(&layout_config)?;
         check::fits(&strided, &descriptor.memory_descriptors)?;
         let remote = Remote {

@@ -68,7 +68,7 @@ fn layout(choices: &mut Choices, arena: &OwnedMemoryRegion) -> PhysicalLayout {
             planes,
             region_bytes,
         } => StridedLayout::from_digits(&shape(blocks), planes, region_bytes, 1),
-        _ => unreachable!(),
+        _ => panic!("the kinds of the tradition are not among them"),
     };
     let bytes = usize::try_from(strided.unwrap().region_bytes()[0]).unwrap();
     let room = (ARENA - bytes) as u64;

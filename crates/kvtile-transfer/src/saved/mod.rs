@@ -21,3 +21,6 @@ mod write;
 pub use format::{SavedHeader, SavedRegion};
 pub use open::{BlockCheck, SavedCache};
 pub use write::{SaveOptions, save};
+
+#[cfg(test)]
+mod hostile_tests;

@@ -94,10 +94,6 @@ impl<'a> Stage<'a> {
     }
 
     /// Reads a batch into the memory and compares its checksums.
-    #[expect(
-        clippy::type_complexity,
-        reason = "what may go wrong with all of them, and with each"
-    )]
     fn read(
         &self,
         batch: &[(usize, usize)],

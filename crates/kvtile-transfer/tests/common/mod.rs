@@ -3,6 +3,7 @@
     dead_code,
     reason = "each test binary uses another part of what they share"
 )]
+#![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::{
     path::{Path, PathBuf},
@@ -130,7 +131,7 @@ impl Store {
             Store::Memory(regions) => regions
                 .into_iter()
                 .map(|region| {
-                    let mut memory = Arc::try_unwrap(region).expect("a layout is still held");
+                    let mut memory = Arc::try_unwrap(region).unwrap();
                     memory.as_mut_slice().to_vec()
                 })
                 .collect(),
@@ -139,9 +140,9 @@ impl Store {
                 std::fs::remove_file(&path).unwrap();
                 let mut end = 0;
                 for &(start, size) in regions.iter().chain([&(content.len(), 0)]) {
-                    for at in end..start {
+                    for (at, byte) in content.iter().enumerate().take(start).skip(end) {
                         let expected = poison_byte(GAP, at as u64);
-                        assert_eq!(content[at], expected, "byte {at} between the regions");
+                        assert_eq!(*byte, expected, "byte {at} between the regions");
                     }
                     end = start + size;
                 }
