@@ -3,6 +3,9 @@
 
 use std::path::PathBuf;
 
+use kvtile::layout::LayoutError;
+use kvtile::transfer::TransferError;
+
 /// Everything that this crate refuses or fails at.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -269,4 +272,76 @@ pub enum DemoError {
     /// The KV store itself failed.
     #[error("KV store: {0}")]
     KvStore(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The bytes of a layer and block are no aligned f32 values.
+    #[error("KV blocks: layer {layer} of block {block} is no aligned run of f32 values")]
+    KvNotValues {
+        /// The layer.
+        layer: usize,
+        /// The block.
+        block: usize,
+    },
+
+    /// A layout, a word or an identity was refused.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// Blocks, a transfer or a saved cache were refused or failed.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// Blocks of a saved cache are not what was saved.
+    #[error("{damaged} of {blocks} blocks are damaged and were not used; the first: {first}")]
+    BlocksDamaged {
+        /// How many.
+        damaged: usize,
+        /// Blocks that were to be loaded.
+        blocks: usize,
+        /// What is wrong with the first of them.
+        first: TransferError,
+    },
+    /// A saved cache is of another text.
+    #[error("the saved cache is of other tokens: digest {found:?}, the prompt's is {expected:?}")]
+    PromptDiffers {
+        /// Digest of the prompt's tokens, hexadecimal.
+        expected: String,
+        /// The digest in the file; empty where there is none.
+        found: String,
+    },
+    /// Two processes did not understand each other.
+    #[error("the two processes of the demonstration lost each other: {0}")]
+    Exchange(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The second process failed.
+    #[error("the second process failed ({status}): {message}")]
+    SecondProcess {
+        /// Its exit status.
+        status: String,
+        /// What it said.
+        message: String,
+    },
+    /// The second process continued differently.
+    #[error(
+        "token {index} of the answer differs: {first:?} in the first process, {second:?} in the \
+         second; this is a defect of kvtile"
+    )]
+    TokensDiffer {
+        /// Index in the answer.
+        index: usize,
+        /// The first process's token.
+        first: Option<u32>,
+        /// The second process's token.
+        second: Option<u32>,
+    },
+    /// A file was served to another model.
+    #[error(
+        "the file was not refused to a model of RoPE base {rope_base}; this is a defect of kvtile"
+    )]
+    NotRefused {
+        /// The base of the model that asked.
+        rope_base: f32,
+    },
+}
+
+impl DemoError {
+    /// An error of the talk between two processes.
+    pub(crate) fn exchange(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Exchange(error.into())
+    }
 }

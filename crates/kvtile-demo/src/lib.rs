@@ -4,8 +4,10 @@
 //! The crate holds a whole inference engine in little: fetching a model
 //! ([`fetch`]), reading its file ([`gguf`]), its tokenizer ([`tokenizer`]), its
 //! forward pass ([`llama`]) and a seeded miniature for machines without network
-//! ([`tiny`]). What it does not hold is the KV cache: that belongs to the caller,
-//! and the model reaches it through [`kv::KvView`].
+//! ([`tiny`]). What the engine does not hold is the KV cache: that belongs to the
+//! caller, and the model reaches it through [`kv::KvView`]. The demonstration itself
+//! ([`demonstration`]) keeps it in kvtile blocks, saves it, and continues in another
+//! process and another layout.
 //!
 //! Nothing here reads the environment.
 //!
@@ -36,6 +38,7 @@ mod compute;
 mod error;
 mod hash;
 
+pub mod demonstration;
 pub mod fetch;
 pub mod gguf;
 pub mod kv;

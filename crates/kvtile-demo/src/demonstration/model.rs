@@ -1,0 +1,130 @@
+//! Getting and loading the model.
+
+use std::num::NonZeroUsize;
+use std::path::Path;
+use std::time::Instant;
+
+use super::{Event, ModelFile, ModelReport, ModelSource};
+use crate::DemoError;
+use crate::fetch::{Fetcher, SMOLLM2_135M_INSTRUCT, Stage};
+use crate::gguf::Gguf;
+use crate::llama::Llama;
+use crate::tokenizer::Tokenizer;
+use crate::{prompt, tiny};
+
+/// Seed of the miniature's weights.
+const TINY_SEED: u64 = 2;
+
+/// Notes under this key hold the digest of the tokens that a cache is of.
+pub(super) const PROMPT_NOTE: &str = "prompt_tokens_blake3";
+
+/// A model with its tokenizer and the prompt in its tokens.
+#[derive(Debug)]
+pub(super) struct Loaded {
+    pub(super) llama: Llama,
+    pub(super) tokenizer: Tokenizer,
+    pub(super) prompt: Vec<u32>,
+    pub(super) report: ModelReport,
+}
+
+/// The file behind a source, fetched if need be; and why it is the miniature where
+/// the real model was asked for and cannot be had.
+pub(super) fn find(
+    source: &ModelSource,
+    cache: &Path,
+    events: &mut dyn FnMut(Event),
+) -> Result<(ModelFile, Option<String>), DemoError> {
+    let fetcher = match source {
+        ModelSource::Tiny => return Ok((ModelFile::Tiny, None)),
+        ModelSource::File(path) => {
+            // The second process must find it, wherever it is started.
+            let path = std::fs::canonicalize(path).map_err(|source| io("open", path, source))?;
+            return Ok((ModelFile::Path(path), None));
+        }
+        ModelSource::Fetched => Fetcher::new(cache),
+    };
+    let (started, mut downloaded_bytes) = (Instant::now(), 0);
+    let fetched = fetcher.fetch(&SMOLLM2_135M_INSTRUCT, &mut |progress| {
+        if progress.stage == Stage::Downloading {
+            downloaded_bytes = progress.total_bytes;
+        }
+        events(Event::Fetching(progress));
+    });
+    match fetched {
+        Ok(path) => {
+            let path = std::fs::canonicalize(&path).map_err(|source| io("open", &path, source))?;
+            events(Event::Fetched {
+                path: path.clone(),
+                downloaded_bytes,
+                seconds: started.elapsed().as_secs_f64(),
+            });
+            Ok((ModelFile::Path(path), None))
+        }
+        Err(
+            error @ (DemoError::NoNetwork { .. }
+            | DemoError::PythonMissing { .. }
+            | DemoError::PipMissing { .. }
+            | DemoError::PipFailed { .. }),
+        ) => {
+            let reason = error.to_string();
+            events(Event::TinyInstead {
+                reason: reason.clone(),
+            });
+            Ok((ModelFile::Tiny, Some(reason)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+impl Loaded {
+    /// Reads the weights and the tokenizer, and tokenises the prompt.
+    pub(super) fn read(file: &ModelFile, threads: NonZeroUsize) -> Result<Self, DemoError> {
+        let started = Instant::now();
+        let bytes = match file {
+            ModelFile::Tiny => tiny::gguf(TINY_SEED),
+            ModelFile::Path(path) => {
+                std::fs::read(path).map_err(|source| io("read", path, source))?
+            }
+        };
+        let llama = Llama::from_gguf(&bytes, threads)?;
+        let seconds = started.elapsed().as_secs_f64();
+        let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&bytes)?)?;
+        let prompt = tokenizer.encode_chat(None, &prompt::message())?;
+        let facts = llama.facts();
+        let report = ModelReport {
+            name: facts.name.clone(),
+            tiny: *file == ModelFile::Tiny,
+            file_bytes: bytes.len() as u64,
+            sha256: facts.weights_sha256.clone(),
+            layers: facts.layers,
+            kv_heads: facts.kv_heads,
+            head_size: facts.head_size,
+            rope_base: f64::from(facts.rope_base),
+            threads: threads.get(),
+            seconds,
+        };
+        Ok(Self {
+            llama,
+            tokenizer,
+            prompt,
+            report,
+        })
+    }
+
+    /// The digest of the prompt's tokens.
+    pub(super) fn prompt_digest(&self) -> String {
+        let mut hasher = blake3::Hasher::new_derive_key("kvtile demo prompt tokens 1");
+        for token in &self.prompt {
+            hasher.update(&token.to_le_bytes());
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+}
+
+pub(super) fn io(action: &'static str, path: &Path, source: std::io::Error) -> DemoError {
+    DemoError::Io {
+        action,
+        path: path.to_owned(),
+        source,
+    }
+}

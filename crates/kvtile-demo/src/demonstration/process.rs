@@ -1,0 +1,121 @@
+//! Two processes, one line of JSON a message.
+//!
+//! ```text
+//! standard input of the second    the request, one JSON object
+//! standard output of the second   {"event": …} as things happen, then {"done": …}
+//!                                 or {"failed": {"message": …}}
+//! ```
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Event, ResumeReport, ResumeRequest, resume};
+use crate::DemoError;
+
+/// One line of the second process.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Line {
+    Event(Event),
+    Done(Box<ResumeReport>),
+    Failed { message: String },
+}
+
+/// The second process: reads a request from `input`, does it, and writes lines for the
+/// first one to `output`.
+///
+/// # Errors
+/// Those of [`resume`], which are told to the first process too; input that is no
+/// request; output that nobody reads any more.
+pub fn serve(input: impl Read, mut output: impl Write) -> Result<(), DemoError> {
+    let request: ResumeRequest = serde_json::from_reader(input).map_err(DemoError::exchange)?;
+    let mut unheard = None;
+    let outcome = resume(&request, &mut |event| {
+        if let Err(error) = write(&mut output, &Line::Event(event)) {
+            unheard.get_or_insert(error);
+        }
+    });
+    if let Some(error) = unheard {
+        return Err(error);
+    }
+    match outcome {
+        Ok(report) => write(&mut output, &Line::Done(Box::new(report))),
+        Err(error) => {
+            let message = error.to_string();
+            write(&mut output, &Line::Failed { message })?;
+            Err(error)
+        }
+    }
+}
+
+fn write(output: &mut impl Write, line: &Line) -> Result<(), DemoError> {
+    let mut text = serde_json::to_vec(line).map_err(DemoError::exchange)?;
+    text.push(b'\n');
+    let written = output.write_all(&text).and_then(|()| output.flush());
+    written.map_err(DemoError::exchange)
+}
+
+/// Starts the second process, passes its events on, and gives its report.
+pub(super) fn start(
+    mut command: Command,
+    request: &ResumeRequest,
+    events: &mut dyn FnMut(Event),
+) -> Result<ResumeReport, DemoError> {
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let child = command.spawn().map_err(|source| DemoError::Io {
+        action: "run",
+        path: command.get_program().into(),
+        source,
+    })?;
+    let mut running = Running(child);
+    events(Event::SecondProcess { id: running.0.id() });
+    let request = serde_json::to_vec(request).map_err(DemoError::exchange)?;
+    if let Some(mut input) = running.0.stdin.take() {
+        // A process that does not listen has its reasons, and ends with them.
+        let _ = input.write_all(&request);
+    }
+    let mut outcome = None;
+    if let Some(output) = running.0.stdout.take() {
+        for line in BufReader::new(output).lines() {
+            let line = line.map_err(DemoError::exchange)?;
+            match serde_json::from_str(&line).map_err(DemoError::exchange)? {
+                Line::Event(event) => events(event),
+                Line::Done(report) => outcome = Some(Ok(report)),
+                Line::Failed { message } => outcome = Some(Err(message)),
+            }
+        }
+    }
+    let status = running.wait()?;
+    match outcome {
+        Some(Ok(report)) if status.success() => Ok(*report),
+        Some(Err(message)) => Err(DemoError::SecondProcess {
+            status: status.to_string(),
+            message,
+        }),
+        _ => Err(DemoError::SecondProcess {
+            status: status.to_string(),
+            message: "it ended without a result".to_owned(),
+        }),
+    }
+}
+
+/// A child that does not outlive us if we stop listening to it.
+struct Running(Child);
+
+impl Running {
+    fn wait(&mut self) -> Result<ExitStatus, DemoError> {
+        self.0.wait().map_err(DemoError::exchange)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Ok(None) = self.0.try_wait() {
+            // It may end by itself in between; either way it is gone afterwards.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+}

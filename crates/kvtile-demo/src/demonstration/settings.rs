@@ -1,0 +1,63 @@
+//! What a run is told.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use kvtile::layout::Word;
+use serde::{Deserialize, Serialize};
+
+/// Where the model comes from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelSource {
+    /// The pinned model, fetched once; the tiny one where it cannot be had.
+    Fetched,
+    /// A GGUF file of the same architecture.
+    File(PathBuf),
+    /// The seeded miniature: no network, no real answer.
+    Tiny,
+}
+
+/// The settings of a run.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where the model comes from.
+    pub model: ModelSource,
+    /// The order of the blocks in the file.
+    pub store_layout: Word,
+    /// Tokens of a block.
+    pub page_size: NonZeroUsize,
+    /// Tokens to answer: always as many, past the end of the turn too.
+    pub answer_tokens: NonZeroUsize,
+    /// Threads that the model computes on.
+    pub threads: NonZeroUsize,
+    /// Folder for the model and, in a folder of its own, the files of the run.
+    pub cache: PathBuf,
+    /// Whether the files of the run stay.
+    pub keep: bool,
+}
+
+/// A model that needs no network any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelFile {
+    /// A GGUF file.
+    Path(PathBuf),
+    /// The miniature.
+    Tiny,
+}
+
+/// What the second process is told: no token, no key and no value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResumeRequest {
+    /// The model, to load anew.
+    pub model: ModelFile,
+    /// The saved cache.
+    pub file: PathBuf,
+    /// Tokens of a block.
+    pub page_size: NonZeroUsize,
+    /// Tokens to answer.
+    pub answer_tokens: NonZeroUsize,
+    /// Threads that the model computes on.
+    pub threads: NonZeroUsize,
+}

@@ -1,0 +1,141 @@
+//! Keys and values in kvtile blocks: what the engine computes on.
+
+use kvtile::identity::{LogicalIdentity, Rope, RopeParam};
+use kvtile::layout::{LayoutError, PhysicalLayout, Shape, Unit, Word};
+use kvtile::transfer::{BlockLease, LayoutHandle, LeaseMode, TransferManager};
+use zerocopy::FromBytes;
+
+use crate::DemoError;
+use crate::kv::{KvOrder, KvShape, KvView};
+use crate::llama::ModelFacts;
+
+/// The order of the first process, `L|BKNHC`.
+pub const ENGINE_ORDER: KvOrder = KvOrder::TokenMajor;
+/// The order of the second process, `L|BH(kCN,vNC)`.
+pub const RESUMED_ORDER: KvOrder = KvOrder::TransposedKeys;
+
+/// What blocks are aligned to in memory, bytes.
+const ALIGNMENT: u64 = 64;
+
+/// Leased blocks of f32 keys and values, as the model wants them.
+///
+/// It borrows nothing: the lease keeps everybody else away from the blocks while it
+/// lives. Blocks that are not leased are refused.
+#[derive(Debug)]
+pub struct BlockKv {
+    lease: BlockLease,
+    shape: KvShape,
+    order: KvOrder,
+}
+
+impl BlockKv {
+    /// A view of the leased blocks of a layout of this shape and order.
+    ///
+    /// # Errors
+    /// Blocks that are in use, or a handle that is not registered.
+    pub fn lease(
+        manager: &TransferManager,
+        handle: LayoutHandle,
+        blocks: &[usize],
+        (shape, order): (KvShape, KvOrder),
+    ) -> Result<Self, DemoError> {
+        let lease = manager.lease(handle, blocks, LeaseMode::Write)?;
+        Ok(Self {
+            lease,
+            shape,
+            order,
+        })
+    }
+
+    /// Clears all slots of `block` from `slot` on, so that nothing stands there but
+    /// what was asked for. Only in token-major order.
+    pub(super) fn clear_from(&mut self, block: usize, slot: usize) -> Result<(), DemoError> {
+        let (page_size, width) = (self.shape.page_size, self.shape.token_values());
+        for layer in 0..self.shape.layers {
+            let part = self.part_mut(layer, block)?;
+            for plane in part.chunks_exact_mut(page_size * width) {
+                plane
+                    .iter_mut()
+                    .skip(slot * width)
+                    .for_each(|value| *value = 0.0);
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self, layer: usize, block: usize) -> Result<(u64, u64), DemoError> {
+        for (what, index, count) in [
+            ("layer", layer, self.shape.layers),
+            ("block", block, self.shape.num_blocks),
+        ] {
+            if index >= count {
+                return Err(DemoError::KvIndex { what, index, count });
+            }
+        }
+        Ok((block as u64, layer as u64))
+    }
+}
+
+impl KvView for BlockKv {
+    fn shape(&self) -> KvShape {
+        self.shape
+    }
+
+    fn order(&self) -> KvOrder {
+        self.order
+    }
+
+    fn part(&self, layer: usize, block: usize) -> Result<&[f32], DemoError> {
+        let (b, l) = self.check(layer, block)?;
+        let bytes = self.lease.page(b, l)?;
+        <[f32]>::ref_from_bytes(bytes).map_err(|_| not_values(layer, block))
+    }
+
+    fn part_mut(&mut self, layer: usize, block: usize) -> Result<&mut [f32], DemoError> {
+        let (b, l) = self.check(layer, block)?;
+        let bytes = self.lease.page_mut(b, l)?;
+        <[f32]>::mut_from_bytes(bytes).map_err(|_| not_values(layer, block))
+    }
+}
+
+fn not_values(layer: usize, block: usize) -> DemoError {
+    DemoError::KvNotValues { layer, block }
+}
+
+/// The shape of `blocks` blocks of a model, as the layout language has it.
+pub(super) fn shape(kv: KvShape) -> Result<Shape, DemoError> {
+    let unit = Unit::new("f32", 4, 1)?;
+    Ok(Shape::key_value(
+        kv.num_blocks as u64,
+        kv.layers as u64,
+        kv.page_size as u64,
+        kv.kv_heads as u64,
+        kv.head_size as u64,
+        &unit,
+    )?)
+}
+
+/// What the keys and values of a model mean.
+pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdentity, DemoError> {
+    let pairs = RopeParam::Text(facts.rope_pairs.to_owned());
+    let rope = Rope::new("default", f64::from(facts.rope_base))?.with_param("pairs", pairs)?;
+    let identity = LogicalIdentity::new(&facts.name, &facts.weights_sha256, shape, Some(rope))?;
+    Ok(identity.with_extra("weights", "dequantised to f32")?)
+}
+
+/// Allocates and registers blocks in system memory for an engine of `order`.
+pub(super) fn register(
+    manager: &TransferManager,
+    shape: &Shape,
+    order: KvOrder,
+    identity: &LogicalIdentity,
+) -> Result<LayoutHandle, DemoError> {
+    let word = Word::parse(order.word()).map_err(LayoutError::from)?;
+    let layout = PhysicalLayout::builder()
+        .with_logical_fingerprint(identity.fingerprint())
+        .with_shape(shape.clone(), ALIGNMENT)
+        .layout(word)
+        .allocate_system()
+        .build()?;
+    Ok(manager.register(layout)?)
+}
