@@ -134,6 +134,18 @@ fn check_distinct(read: &[u64], written: &[u64]) -> Result<(), TransferError> {
     }
 }
 
+/// Whether going layer by layer costs no run length and no order of reading: the destination is
+/// memory with a region for each layer, and a source in files has one too.
+fn costs_nothing(source: &Side<'_>, destination: &Side<'_>) -> Result<bool, TransferError> {
+    let separate = |side: &Side<'_>| {
+        let layout = side.layout.strided();
+        layout.region_bytes().len() as u64 >= layout.shape().num_layers()
+    };
+    let from_memory = matches!(source.layout.bound()?.backing(), Backing::Memory(_));
+    let to_memory = matches!(destination.layout.bound()?.backing(), Backing::Memory(_));
+    Ok(to_memory && separate(destination) && (from_memory || separate(source)))
+}
+
 /// One plan, or one for each layer.
 fn plans(
     source: &Side<'_>,
@@ -144,8 +156,7 @@ fn plans(
 ) -> Result<Vec<CopyPlan>, TransferError> {
     let (from, to) = (source.layout.strided(), destination.layout.strided());
     let whole = CopyPlan::new(from, to, selection)?;
-    let separate = to.region_bytes().len() as u64 >= to.shape().num_layers();
-    if layers == 1 || !layer_by_layer.unwrap_or(separate) {
+    if layers == 1 || !layer_by_layer.unwrap_or(costs_nothing(source, destination)?) {
         return Ok(vec![whole]);
     }
     let all = selection.layers.unwrap_or(RangePair::same(0, layers));

@@ -49,8 +49,8 @@ impl TransferOptions {
 
     /// Finish one layer after the other, so that
     /// [`wait_layer`](crate::TransferCompletion::wait_layer) returns early. By default this is so
-    /// where the destination has a region for each layer, as the caches of engines do: there it
-    /// costs no run length.
+    /// where it costs nothing: the destination is memory with a region for each layer, as the
+    /// caches of engines are, and so is the source where it is in files.
     #[must_use]
     pub fn layer_by_layer(mut self, layer_by_layer: bool) -> TransferOptions {
         self.layer_by_layer = Some(layer_by_layer);
