@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, doctor, error::CliError, inspect, layout, plan};
+use crate::{bench, demo, doctor, error::CliError, inspect, layout, plan};
 
 const ABOUT: &str = "KV cache layouts: explain, plan, measure and inspect";
 
@@ -13,6 +13,7 @@ how blocks get from one to another, measures that on this machine, and looks int
 
 const EXAMPLES: &str = "\
 Start here:
+  kvtile demo                                   a real model, two processes, three layouts
   kvtile layout 'L|BH(kCN,vNC)'                 what a layout is, drawn
   kvtile layout list vllm                       layouts of real engines
   kvtile plan 'L|KBNHC' BHLKNC                  how blocks get from one to the other
@@ -34,6 +35,12 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// Watch a real model continue from KV that another process saved in another layout
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::DemoArgs),
+    /// The second process of the demonstration
+    #[command(hide = true)]
+    DemoResume,
     /// Explain a layout and draw it; list the known ones
     #[command(after_help = layout::EXAMPLES)]
     Layout(Box<layout::LayoutArgs>),
@@ -55,6 +62,8 @@ impl Cli {
     /// Does what was asked.
     pub(crate) fn run(&self) -> Result<(), CliError> {
         match &self.command {
+            Command::Demo(args) => demo::run(args),
+            Command::DemoResume => demo::resume(),
             Command::Layout(args) => layout::run(args),
             Command::Plan(args) => plan::run(args),
             Command::Bench(args) => bench::run(args),

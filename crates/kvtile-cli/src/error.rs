@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use kvtile::{layout::LayoutError, memory::MemoryError, transfer::TransferError};
+use kvtile_demo::DemoError;
 use thiserror::Error;
 
 /// Exit code of a failure.
@@ -39,6 +40,9 @@ pub(crate) enum CliError {
     /// A transfer, a physical layout or a saved cache failed.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    /// The demonstration failed.
+    #[error(transparent)]
+    Demo(#[from] DemoError),
     /// Memory could not be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),

