@@ -204,3 +204,20 @@ fn planes_from_json_are_checked_and_sorted() {
     let built = built.extent(Axis::H, 4).extent(Axis::C, 2);
     assert_eq!(plane(r#"[["H",4],["C",2]]"#).unwrap(), built);
 }
+
+/// Pitfall 8: a shape that claims 2^55 blocks takes no memory for them; what is named is checked.
+#[test]
+fn a_plan_over_more_blocks_than_memory_could_list_is_made_and_checked() {
+    let unit = Unit::named("bf16").unwrap();
+    let shape = Shape::key_value(1 << 55, 1, 1, 1, 1, &unit).unwrap();
+    let layout = layout("BLKNHC", &shape);
+    let plan = |to: [u64; 2]| {
+        let selection = Selection::blocks(&[0, (1 << 55) - 1], &to, 1).unwrap();
+        CopyPlan::new(&layout, &layout, &selection)
+    };
+    assert_eq!(plan([7, 1 << 54]).unwrap().bytes(), 8);
+    assert_eq!(
+        plan([7, 7]),
+        Err(LayoutError::DuplicateDestination { block: 7, token: 0 })
+    );
+}

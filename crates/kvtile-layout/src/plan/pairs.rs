@@ -5,6 +5,9 @@ use std::collections::HashMap;
 use super::{BlockPair, PairBase, Selection};
 use crate::{axis::Axis, error::LayoutError, shape::Shape, strided::StridedLayout};
 
+/// Words of a bitmap of blocks that are not worth avoiding, 512 KiB.
+const BITMAP_WORDS_MIN: u64 = 1 << 16;
+
 /// What all pairs of a class share.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct ClassKey {
@@ -36,9 +39,14 @@ pub(super) fn check(
     if selection.pairs.is_empty() {
         return Err(LayoutError::NothingSelected);
     }
-    let words = usize::try_from(destination.num_blocks().div_ceil(64)).unwrap_or(usize::MAX);
-    let mut seen = vec![0u64; words];
-    let mut repeated = false;
+    // A bitmap over the blocks where it is not much larger than the list, else sorting: a shape may
+    // claim any number of blocks, and memory is only taken for those that are named.
+    let words = destination.num_blocks().div_ceil(64);
+    let named = selection.pairs.len() as u64;
+    let dense = words <= BITMAP_WORDS_MIN.max(named.saturating_mul(4));
+    let words = usize::try_from(words).ok().filter(|_| dense);
+    let mut seen = vec![0u64; words.unwrap_or(0)];
+    let mut repeated = words.is_none();
     for pair in &selection.pairs {
         check_side("source", pair.source_block, pair.source_token, pair, source)?;
         check_side(
