@@ -2,12 +2,16 @@
 
 mod facts;
 mod list;
+mod words;
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-pub(crate) use self::facts::{Known, LayoutFacts, shape_text};
+pub(crate) use self::{
+    facts::{Known, LayoutFacts},
+    words::shape_text,
+};
 use crate::{
     draw::{self, Node},
     error::CliError,

@@ -181,3 +181,26 @@ fn both_sides_and_the_runs_are_drawn_as_svg() {
     assert!(svg.contains("Source: L|KBNHC") && svg.contains("Destination: BHLKNC"));
     assert!(svg.matches("<path ").count() > 4);
 }
+
+#[test]
+fn more_blocks_than_memory_could_list_are_planned_all_the_same() {
+    let tiny = [
+        "--layers",
+        "1",
+        "--page-size",
+        "1",
+        "--heads",
+        "1",
+        "--head-size",
+        "1",
+    ];
+    let args = [
+        "plan",
+        "BLKNHC",
+        "BLKNHC",
+        "--blocks",
+        "36028797018963968",
+        "--json",
+    ];
+    assert_eq!(kvtile(&[&args[..], &tiny].concat()).json()["bytes"], 32);
+}
