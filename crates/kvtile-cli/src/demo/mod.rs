@@ -108,7 +108,9 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), CliError> {
     if args.json {
         eprintln!("{TITLE}");
     } else {
-        output::print(&format!("{}\n\n", screen.bold(TITLE)))?;
+        let process = format!("process {}", std::process::id());
+        let (title, process) = (screen.bold(TITLE), screen.bold(&process));
+        output::print(&format!("{title}\n\n{process}\n"))?;
     }
     let interrupt = OnInterrupt::install();
     let mut second = Command::new(std::env::current_exe()?);

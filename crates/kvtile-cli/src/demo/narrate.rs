@@ -20,6 +20,7 @@ pub(super) struct Narrator {
     screen: Screen,
     quiet: bool,
     step: usize,
+    second: bool,
     bar: Option<(&'static str, ProgressBar)>,
     speech: Speech,
     downloading: bool,
@@ -32,6 +33,7 @@ impl Narrator {
             screen,
             quiet,
             step: 0,
+            second: false,
             bar: None,
             speech: Speech::default(),
             downloading: false,
@@ -116,13 +118,13 @@ impl Narrator {
                 let bytes = Some(*downloaded_bytes).filter(|bytes| *bytes > 0);
                 let what = match bytes {
                     Some(_) => "downloaded, SHA-256 as pinned",
-                    None => "in the cache folder, SHA-256 as pinned",
+                    None => "found in the cache folder, SHA-256 as pinned",
                 };
-                step(self.screen, (0, "model"), what, (bytes, Some(*seconds)))
+                self.step("model", what, bytes, Some(*seconds))
             }
             Event::TinyInstead { reason } => format!(
-                "  No real model: {reason}.\n  The tiny model with random weights takes the same \
-                 steps instead.\n"
+                "  The real model cannot be had: {reason}.\n  A tiny model with random weights \
+                 takes the same steps instead.\n"
             ),
             Event::Loaded(model) => self.loaded(model),
             Event::Prompt(prompt) => {
@@ -157,13 +159,15 @@ impl Narrator {
                 let what = format!("blocks into a file in {}", save.layout);
                 self.step("save", &what, Some(save.bytes), Some(save.seconds))
             }
-            Event::SecondProcess { id } => self.screen.bold(&format!(
-                "\nprocess {id}, started now: it is given the model and the file\n"
-            )),
+            Event::SecondProcess { id } => {
+                self.second = true;
+                let text = "started now; it is given the model and the file";
+                self.screen.bold(&format!("\nprocess {id}, {text}\n"))
+            }
             Event::Opened(open) => {
                 let line = self.step(
                     "open",
-                    "identity and prompt are ours",
+                    "model and prompt are those of the file",
                     None,
                     Some(open.seconds),
                 );
@@ -172,9 +176,9 @@ impl Narrator {
             }
             Event::Restored(done) => {
                 let blocks = done.blocks;
-                let what = format!("{blocks} blocks, all checksums hold,");
+                let what = format!("{blocks} blocks into {}", done.layout);
                 let line = self.step("restore", &what, Some(done.bytes), Some(done.seconds));
-                line + &under(self.screen, &format!("into {}", done.layout))
+                line + &under(self.screen, "the checksum of every block holds")
             }
             Event::Resumed {
                 computed_tokens, ..
@@ -188,28 +192,21 @@ impl Narrator {
     }
 
     fn loaded(&mut self, model: &ModelReport) -> String {
-        let heading = match self.step {
-            0 => {
-                let id = std::process::id();
-                self.screen.bold(&format!("process {id}\n"))
-            }
-            _ => String::new(),
-        };
         let bytes = Some(model.file_bytes);
         let what = "weights, dequantised to f32";
         let line = self.step("load", what, bytes, Some(model.seconds));
-        if heading.is_empty() {
+        if self.second {
             return line;
         }
         let ModelReport {
-            name,
+            title,
             layers,
             kv_heads,
             head_size,
             ..
         } = model;
         let shape = format!("{layers} layers, {kv_heads} KV heads of {head_size}, KV in f32");
-        heading + &line + &under(self.screen, name) + &under(self.screen, &shape)
+        line + &under(self.screen, title) + &under(self.screen, &shape)
     }
 }
 

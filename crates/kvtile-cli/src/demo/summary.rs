@@ -72,7 +72,7 @@ fn table(report: &DemoReport) -> String {
 fn refusal(report: &DemoReport, screen: Screen) -> String {
     let refusal = &report.refusal;
     format!(
-        "\n{}\n  refused: {} is {} there and {} in the file\n",
+        "\n{}\n  refused: {} is {} in that model, {} in the file\n",
         screen.bold("The same file, the same model with another RoPE base"),
         refusal.field,
         refusal.asked,

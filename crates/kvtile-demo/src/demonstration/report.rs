@@ -7,7 +7,9 @@ use serde::{Deserialize, Serialize};
 /// A loaded model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
-    /// Its own name.
+    /// What people call it.
+    pub title: String,
+    /// Its name in its own file.
     pub name: String,
     /// Whether it is the miniature with random weights.
     pub tiny: bool,
