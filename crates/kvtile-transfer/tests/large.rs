@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{PLACES, over_image};
+use common::{Place, over_image};
 use kvtile_layout::{CopyPlan, RangePair, Selection, Shape, StridedLayout, Unit, Word};
 use kvtile_testkit::{Image, execute, generate::LayoutCase, poison_byte};
 use kvtile_transfer::{TransferManager, TransferOptions};
@@ -46,8 +46,13 @@ fn copies_everywhere(case: &Case, selection: &Selection) {
     let mut expected = before.clone();
     execute(&plan, &from_image, &mut expected).unwrap();
     let folder = common::folder();
-    for from in PLACES {
-        for to in PLACES {
+    let places = [
+        Place::Borrowed,
+        Place::File { direct: false },
+        Place::File { direct: true },
+    ];
+    for from in places {
+        for to in places {
             let manager = TransferManager::new();
             let (a, a_store) = over_image(&src, &from_image, from, folder.path()).unwrap();
             let (b, b_store) = over_image(&dst, &before, to, folder.path()).unwrap();

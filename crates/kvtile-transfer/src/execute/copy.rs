@@ -3,7 +3,7 @@
 //! Knows pointers and strides; which nests there are is the planner's business, and that nobody
 //! else touches the bytes meanwhile is the business of leases.
 
-use kvtile_layout::{CopyPlan, Location, Loop, Step};
+use kvtile_layout::{CopyPlan, Location, Loop, Nest, Step};
 
 use super::bound::BoundLayout;
 use crate::error::TransferError;
@@ -49,13 +49,7 @@ impl Place<'_> {
     /// The place `step` further.
     fn further(self, step: Step) -> Self {
         match self {
-            Place::Regions(layout, location) => Place::Regions(
-                layout,
-                Location {
-                    region: location.region + step.regions,
-                    offset: location.offset + step.bytes,
-                },
-            ),
+            Place::Regions(layout, location) => Place::Regions(layout, further(location, step)),
             Place::Buffer {
                 buffer,
                 bytes,
@@ -70,6 +64,9 @@ impl Place<'_> {
         }
     }
 }
+
+/// Runs from this length on are worth streaming: what they write is not touched twice.
+const STREAM_RUN_BYTES: usize = 4096;
 
 /// Executes all of `plan`.
 ///
@@ -90,8 +87,22 @@ pub(super) unsafe fn copy_plan(
             .iter()
             .map(|nest| split(&nest.loops, nest.run_bytes))
             .collect::<Result<_, _>>()?;
+        let starts = |nest: &Nest| -> Vec<(Location, Location)> {
+            let pairs = class.pairs.iter();
+            pairs.map(|pair| plan.start(nest, pair)).collect()
+        };
+        for (nest, (far, local)) in class.nests.iter().zip(&nests) {
+            if local.run >= STREAM_RUN_BYTES && !far.is_empty() {
+                let sides = (source, destination);
+                // SAFETY: passed on to the caller.
+                unsafe { stream(far, local, sides, &starts(nest)) }?;
+            }
+        }
         for pair in &class.pairs {
             for (nest, (far, local)) in class.nests.iter().zip(&nests) {
+                if local.run >= STREAM_RUN_BYTES && !far.is_empty() {
+                    continue;
+                }
                 let (from, to) = plan.start(nest, pair);
                 let places = (
                     Place::Regions(source, from),
@@ -103,6 +114,44 @@ pub(super) unsafe fn copy_plan(
         }
     }
     Ok(())
+}
+
+/// Runs `far` around all blocks, so that long runs stream through one region after the other
+/// instead of jumping between all of them with every block.
+///
+/// # Safety
+/// As for [`copy_plan`], for the units of this nest of all blocks, which start at `starts`.
+unsafe fn stream(
+    far: &[Loop],
+    local: &LocalNest,
+    sides: (&BoundLayout, &BoundLayout),
+    starts: &[(Location, Location)],
+) -> Result<(), TransferError> {
+    let Some((outer, inner)) = far.split_first() else {
+        for &(from, to) in starts {
+            let places = (Place::Regions(sides.0, from), Place::Regions(sides.1, to));
+            // SAFETY: passed on to the caller.
+            unsafe { copy_nest(&[], local, places) }?;
+        }
+        return Ok(());
+    };
+    let mut starts = starts.to_vec();
+    for _ in 0..outer.extent {
+        // SAFETY: passed on to the caller.
+        unsafe { stream(inner, local, sides, &starts) }?;
+        for (from, to) in &mut starts {
+            *from = further(*from, outer.source);
+            *to = further(*to, outer.destination);
+        }
+    }
+    Ok(())
+}
+
+fn further(from: Location, step: Step) -> Location {
+    Location {
+        region: from.region + step.regions,
+        offset: from.offset + step.bytes,
+    }
 }
 
 /// The loops that change regions, and the nest that stays inside them.

@@ -6,7 +6,9 @@
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::{
+    alloc,
     path::{Path, PathBuf},
+    ptr::NonNull,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -14,7 +16,9 @@ use std::{
 };
 
 use kvtile_layout::{Shape, tradition::LayoutSpec};
-use kvtile_memory::{FileMemory, OwnedMemoryRegion, RegionView, SystemMemory};
+use kvtile_memory::{
+    BorrowedMemory, FileMemory, OwnedMemoryRegion, RegionView, StorageKind, SystemMemory,
+};
 use kvtile_testkit::{Image, generate::LayoutCase, poison_byte};
 use kvtile_transfer::{PhysicalLayout, TransferError};
 
@@ -27,11 +31,13 @@ pub(crate) fn folder() -> tempfile::TempDir {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Memory,
+    Borrowed,
     File { direct: bool },
 }
 
-pub(crate) const PLACES: [Place; 3] = [
+pub(crate) const PLACES: [Place; 4] = [
     Place::Memory,
+    Place::Borrowed,
     Place::File { direct: false },
     Place::File { direct: true },
 ];
@@ -39,10 +45,50 @@ pub(crate) const PLACES: [Place; 3] = [
 /// The bytes under a layout, to be read back when the layout is gone.
 pub(crate) enum Store {
     Memory(Vec<Arc<SystemMemory>>),
+    Borrowed(Vec<Arc<Heap>>),
     File {
         path: PathBuf,
         regions: Vec<(usize, usize)>,
     },
+}
+
+/// Bytes of the heap, exactly as many as a region has: a sanitizer sees one byte more.
+pub(crate) struct Heap {
+    bytes: NonNull<u8>,
+    layout: alloc::Layout,
+}
+
+// SAFETY: it owns its bytes, and lends them only through `&mut self`.
+unsafe impl Send for Heap {}
+// SAFETY: as above.
+unsafe impl Sync for Heap {}
+
+impl Heap {
+    fn with(content: &[u8], alignment: usize) -> Heap {
+        let layout = alloc::Layout::from_size_align(content.len(), alignment).unwrap();
+        // SAFETY: no region has a size of zero.
+        let bytes = unsafe { alloc::alloc(layout) };
+        let bytes = NonNull::new(bytes).unwrap();
+        let mut heap = Heap { bytes, layout };
+        let (to, from) = (heap.bytes, NonNull::from(content).cast());
+        // SAFETY: `alloc` gave that many bytes, which nobody else knows.
+        unsafe { to.copy_from_nonoverlapping(from, content.len()) };
+        assert_eq!(heap.bytes_mut(), content);
+        heap
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        // SAFETY: `with` filled that many bytes; `&mut self` keeps everybody else away, since
+        // regions over them keep the `Arc`.
+        unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for Heap {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `with` with this layout; regions over it are gone with the `Arc`.
+        unsafe { alloc::dealloc(self.bytes.as_ptr(), self.layout) };
+    }
 }
 
 /// The number of the region whose poison the gaps between the regions of a file have.
@@ -58,6 +104,7 @@ pub(crate) fn over_image(
     let alignment = usize::try_from(case.alignment).unwrap();
     let (regions, store) = match place {
         Place::Memory => memory_with(image),
+        Place::Borrowed => borrowed_with(image, alignment),
         Place::File { direct } => file_with(image, alignment, direct, folder),
     };
     let layout = PhysicalLayout::builder()
@@ -81,6 +128,21 @@ fn memory_with(image: &Image) -> (Vec<OwnedMemoryRegion>, Store) {
     let shared = regions.iter();
     let shared = shared.map(|region| Arc::clone(region) as OwnedMemoryRegion);
     (shared.collect(), Store::Memory(regions))
+}
+
+fn borrowed_with(image: &Image, alignment: usize) -> (Vec<OwnedMemoryRegion>, Store) {
+    let heaps = image
+        .iter()
+        .map(|bytes| Arc::new(Heap::with(bytes, alignment)));
+    let heaps: Vec<Arc<Heap>> = heaps.collect();
+    let regions = heaps.iter().map(|heap| {
+        let (size, keep) = (heap.layout.size(), Arc::clone(heap));
+        // SAFETY: the bytes are there and initialised as long as `keep` is held, and nobody uses
+        // them before it is given back.
+        let region = unsafe { BorrowedMemory::new(heap.bytes, size, keep, StorageKind::System) };
+        Arc::new(region.unwrap()) as OwnedMemoryRegion
+    });
+    (regions.collect(), Store::Borrowed(heaps))
 }
 
 /// One file for all regions. The first starts at an odd place where the alignment allows it, and
@@ -133,6 +195,13 @@ impl Store {
                 .map(|region| {
                     let mut memory = Arc::try_unwrap(region).unwrap();
                     memory.as_mut_slice().to_vec()
+                })
+                .collect(),
+            Store::Borrowed(heaps) => heaps
+                .into_iter()
+                .map(|heap| {
+                    let mut heap = Arc::into_inner(heap).unwrap();
+                    heap.bytes_mut().to_vec()
                 })
                 .collect(),
             Store::File { path, regions } => {
