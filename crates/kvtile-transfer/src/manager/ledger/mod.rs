@@ -396,5 +396,4 @@ fn block_states(layout: &PhysicalLayout) -> Result<Vec<u32>, TransferError> {
 }
 
 #[cfg(test)]
-#[path = "ledger_tests.rs"]
 mod tests;
