@@ -1,0 +1,304 @@
+//! `kvtile demo` as a user runs it: real processes, mostly with the tiny model.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest that a process is waited for.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The program, its files in `cache`.
+fn demo(cache: &Path, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvtile"));
+    command.arg("demo").args(args).arg("--cache-dir").arg(cache);
+    command.env_remove("NO_COLOR").env_remove("COLUMNS");
+    command
+}
+
+fn run(cache: &Path, args: &[&str]) -> Output {
+    demo(cache, args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// What a run that shows everything printed.
+fn shown(cache: &Path, args: &[&str]) -> String {
+    let output = run(cache, args);
+    assert!(
+        output.status.success(),
+        "{args:?}: {}",
+        text(&output.stderr)
+    );
+    text(&output.stdout).to_owned()
+}
+
+fn json(bytes: &[u8]) -> Value {
+    serde_json::from_slice(bytes).unwrap()
+}
+
+/// Folders of runs in the cache.
+fn runs(cache: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cache).into_iter().flatten();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let is_run = |path: &PathBuf| {
+        path.file_name()
+            .unwrap()
+            .to_string_lossy()
+            .starts_with("demo-")
+    };
+    paths.filter(is_run).collect()
+}
+
+#[test]
+fn any_layout_on_disk_gives_equal_tokens() {
+    let cache = tempfile::tempdir().unwrap();
+    for (word, more) in [
+        ("BHLKNC", &[][..]),
+        ("L|KBNHC", &["--page-size", "24"]),
+        ("BLNHN4KC", &["--threads", "1"]),
+        (
+            "L|BH(kNCN16C2,vCNC16N2)",
+            &["--page-size", "32", "--tokens", "3"],
+        ),
+        ("KLBNHC", &["--page-size", "7"]),
+    ] {
+        let args = [&["--tiny", "--store-layout", word], more].concat();
+        let out = shown(cache.path(), &args);
+        assert!(out.starts_with("kvtile demo: "), "{out}");
+        assert!(out.contains("tokens equal: yes"), "{out}");
+        assert!(
+            out.contains(&format!("blocks into a file in {word}")),
+            "{out}"
+        );
+        assert!(out.contains("blocks into L|BH(kCN,vNC)"), "{out}");
+        assert!(out.contains("refused: rope.base is 500000.0"), "{out}");
+        assert!(
+            out.contains("tiny Llama with random weights (no real model)"),
+            "{out}"
+        );
+        for line in out.lines() {
+            assert!(line.chars().count() <= 80, "more than 80 columns: {line}");
+        }
+    }
+    assert!(runs(cache.path()).is_empty());
+}
+
+#[test]
+fn a_layout_that_is_none_or_does_not_fit_is_a_request_that_makes_no_sense() {
+    let cache = tempfile::tempdir().unwrap();
+    // Not a word; a word that lacks an axis; a modulus that does not divide the page.
+    for (word, problem) in [("BH(", ""), ("BHLKN", "C"), ("BLKHCN5N", "N")] {
+        let output = run(cache.path(), &["--tiny", "--store-layout", word]);
+        assert_eq!(output.status.code(), Some(2), "{word}");
+        let error = text(&output.stderr);
+        assert!(
+            error.starts_with("error: ") && error.contains(problem),
+            "{word}: {error}"
+        );
+        assert!(!text(&output.stdout).contains("prefill"), "{word}");
+    }
+    for args in [
+        &["--page-size", "0"][..],
+        &["--tokens", "0"],
+        &["--model", "x", "--tiny"],
+    ] {
+        assert_eq!(run(cache.path(), args).status.code(), Some(2), "{args:?}");
+    }
+    let absent = run(cache.path(), &["--model", "/absent.gguf"]);
+    assert_eq!(absent.status.code(), Some(1));
+    assert!(text(&absent.stderr).contains("cannot open /absent.gguf"));
+}
+
+#[test]
+fn json_has_every_figure_and_nothing_else_on_standard_output() {
+    let cache = tempfile::tempdir().unwrap();
+    let output = run(cache.path(), &["--tiny", "--json", "--tokens", "9"]);
+    assert!(text(&output.stderr).starts_with("kvtile demo: "));
+    let report = json(&output.stdout);
+    let (first, second) = (&report["first"], &report["second"]);
+    assert_ne!(first["process_id"], second["process_id"]);
+    assert_eq!(first["model"]["tiny"], true);
+    assert_eq!(first["model"]["sha256"], second["model"]["sha256"]);
+    assert_eq!(first["prefill"]["layout"], "L|BKNHC");
+    assert_eq!(first["save"]["layout"], "BHLKNC");
+    assert_eq!(second["restore"]["layout"], "L|BH(kCN,vNC)");
+    assert_eq!(second["computed_tokens"], 1);
+    assert_eq!(first["answer"]["tokens"], second["answer"]["tokens"]);
+    assert_eq!(first["answer"]["tokens"].as_array().unwrap().len(), 9);
+    let comparison = &report["comparison"];
+    assert_eq!(comparison["tokens_equal"], true);
+    assert_eq!(comparison["tokens_compared"], 9);
+    assert_eq!(comparison["saved_bytes"], first["prompt"]["bytes"]);
+    assert_eq!(comparison["restored_bytes"], first["prompt"]["bytes"]);
+    for field in ["cold_seconds", "warm_seconds", "ratio"] {
+        assert!(comparison[field].as_f64().unwrap() > 0.0, "{field}");
+    }
+    for field in ["save_gb_per_second", "restore_gb_per_second"] {
+        assert!(comparison[field].as_f64().unwrap() > 0.0, "{field}");
+    }
+    assert_eq!(report["refusal"]["field"], "rope.base");
+    assert_eq!(report["kept"], Value::Null);
+}
+
+/// Pitfall 36: no checksum on stored data.
+#[test]
+fn a_kept_file_can_be_looked_at_and_continued_until_a_byte_of_it_flips() {
+    let cache = tempfile::tempdir().unwrap();
+    let output = run(cache.path(), &["--tiny", "--keep", "--json"]);
+    let report = json(&output.stdout);
+    let folder = PathBuf::from(report["kept"].as_str().unwrap());
+    let file = PathBuf::from(report["first"]["save"]["file"].as_str().unwrap());
+    let program = |args: &[&OsStr], input: Stdio| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kvtile"));
+        command.args(args).stdin(input).output().unwrap()
+    };
+    let again = || {
+        let request = fs::File::open(folder.join("resume.json")).unwrap();
+        program(&[OsStr::new("demo-resume")], request.into())
+    };
+    let inspect = || program(&[OsStr::new("inspect"), file.as_os_str()], Stdio::null());
+    assert!(inspect().status.success());
+    let resumed = again();
+    assert!(resumed.status.success());
+    let done = json(
+        resumed
+            .stdout
+            .split(|byte| *byte == b'\n')
+            .rev()
+            .nth(1)
+            .unwrap(),
+    );
+    assert_eq!(
+        done["done"]["answer"]["tokens"],
+        report["first"]["answer"]["tokens"]
+    );
+
+    let mut bytes = fs::read(&file).unwrap();
+    let middle = bytes.len() / 2;
+    *bytes.get_mut(middle).unwrap() ^= 0x10;
+    fs::write(&file, bytes).unwrap();
+    let resumed = again();
+    assert_eq!(resumed.status.code(), Some(1));
+    let error = text(&resumed.stderr);
+    assert!(
+        error.contains("1 of 364 blocks are damaged and were not used"),
+        "{error}"
+    );
+    assert!(
+        !text(&resumed.stdout).contains("\"said\""),
+        "nothing of it is used"
+    );
+    assert_eq!(inspect().status.code(), Some(1));
+}
+
+#[test]
+fn without_a_way_to_fetch_the_model_the_tiny_one_takes_its_place() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut command = demo(cache.path(), &["--tokens", "2"]);
+    let output = command.env("PATH", "/nowhere").output().unwrap();
+    let out = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(
+        out.contains("The real model cannot be had: `python3` was not found"),
+        "{out}"
+    );
+    assert!(
+        out.contains("tiny Llama with random weights (no real model)"),
+        "{out}"
+    );
+    assert!(out.contains("tokens equal: yes"), "{out}");
+}
+
+/// A process under test that does not outlive it.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(mut command: Command) -> Running {
+    let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    Running(command.spawn().unwrap())
+}
+
+fn signal(name: &str, process: u32) {
+    let status = Command::new("kill")
+        .arg(name)
+        .arg(process.to_string())
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// Pitfall 35: temporary files left by killed processes.
+#[test]
+fn a_run_that_is_interrupted_leaves_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut running = start(demo(cache.path(), &["--tiny", "--tokens", "9000"]));
+    let started = Instant::now();
+    while runs(cache.path()).is_empty() {
+        assert!(started.elapsed() < PATIENCE, "it made no folder");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    assert!(lines.any(|line| line.unwrap().contains("prefill")));
+    signal("-INT", running.0.id());
+    assert_eq!(running.0.wait().unwrap().code(), Some(130));
+    assert!(runs(cache.path()).is_empty());
+}
+
+#[test]
+fn a_second_process_that_dies_is_a_failure_and_leaves_nothing() {
+    let cache = tempfile::tempdir().unwrap();
+    let mut running = start(demo(cache.path(), &["--tiny", "--tokens", "400"]));
+    let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+    let heading = lines.find_map(|line| {
+        let line = line.unwrap();
+        let id = line.strip_suffix(", started now; it is given the model and the file")?;
+        Some(id.strip_prefix("process ").unwrap().parse().unwrap())
+    });
+    signal("-KILL", heading.unwrap());
+    lines.for_each(drop);
+    assert_eq!(running.0.wait().unwrap().code(), Some(1));
+    let mut error = String::new();
+    running
+        .0
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut error)
+        .unwrap();
+    assert!(
+        error.contains("the second process failed (signal: 9"),
+        "{error}"
+    );
+    assert!(runs(cache.path()).is_empty());
+}
+
+#[test]
+fn the_real_model_answers_from_the_file() {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("models");
+    let output = run(&cache, &["--json", "--tokens", "16"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report = json(&output.stdout);
+    if let Some(reason) = report["first"]["tiny_instead"].as_str() {
+        eprintln!("skipped, the real model cannot be had: {reason}");
+        return;
+    }
+    assert_eq!(report["comparison"]["tokens_equal"], true);
+    let answer = report["second"]["answer"]["text"].as_str().unwrap();
+    assert!(answer.contains("Marmalade"), "{answer}");
+    assert_eq!(report["refusal"]["stored"], "100000.0");
+    assert!(runs(&cache).is_empty());
+}
