@@ -73,22 +73,53 @@ fn measure(shape: &Shape, from: &str, to: &str) -> Result<(), Failure> {
     let (_, bytes, runs) = copy()?;
     let chunk = usize::try_from(bytes / runs)?.max(4096);
     let mut plain = Plain::new(usize::try_from(bytes)?, chunk)?;
+    let pieces = pieces(
+        &manager.layout(source)?,
+        &manager.layout(destination)?,
+        &targets,
+    )?;
     plain.turn();
-    let (mut ours, mut theirs) = (Duration::MAX, Duration::MAX);
+    let (mut ours, mut theirs, mut same) = (Duration::MAX, Duration::MAX, Duration::MAX);
     for _ in 0..TURNS {
         theirs = theirs.min(plain.turn());
         ours = ours.min(copy()?.0);
+        same = same.min(plain.pieces(&pieces));
     }
     let rate = |time: Duration| bytes as f64 / time.as_secs_f64() / 1e9;
     println!(
-        "{from:>10} -> {to:<14} runs of {:>8} B  {:5.2} GB/s, plain copies of {:>8} B {:5.2} GB/s, ratio {:.2}",
+        "{from:>10} -> {to:<14} runs of {:>7} B {:5.2} GB/s; plain copies of {chunk:>7} B \
+         {:5.2} GB/s, ratio {:.2}; plain copies of the same pieces {:5.2} GB/s, ratio {:.2}",
         bytes / runs,
         rate(ours),
-        chunk,
         rate(theirs),
-        theirs.as_secs_f64() / ours.as_secs_f64()
+        theirs.as_secs_f64() / ours.as_secs_f64(),
+        rate(same),
+        same.as_secs_f64() / ours.as_secs_f64(),
     );
     Ok(())
+}
+
+/// Source, destination and length of every run, with the regions one after the other.
+fn pieces(
+    from: &PhysicalLayout,
+    to: &PhysicalLayout,
+    targets: &[usize],
+) -> Result<Vec<(usize, usize, usize)>, Failure> {
+    let targets: Vec<u64> = targets.iter().map(|&b| b as u64).collect();
+    let blocks: Vec<u64> = (0..targets.len() as u64).collect();
+    let selection = Selection::blocks(&blocks, &targets, from.shape().page_size())?;
+    let plan = CopyPlan::new(from.strided(), to.strided(), &selection)?;
+    let place = |layout: &PhysicalLayout, at: kvtile_layout::Location| {
+        let region = usize::try_from(at.region).unwrap_or(usize::MAX);
+        let before: u64 = layout.strided().region_bytes().iter().take(region).sum();
+        usize::try_from(before + at.offset).unwrap_or(usize::MAX)
+    };
+    let mut pieces = Vec::new();
+    plan.for_each_run(|source, destination, bytes| {
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        pieces.push((place(from, source), place(to, destination), bytes));
+    });
+    Ok(pieces)
 }
 
 /// `copy_from_slice` in chunks, to every other chunk first.
@@ -108,6 +139,21 @@ impl Plain {
         plain.source.as_mut_slice().fill(1);
         plain.destination.as_mut_slice().fill(2);
         Ok(plain)
+    }
+
+    fn pieces(&mut self, pieces: &[(usize, usize, usize)]) -> Duration {
+        let start = Instant::now();
+        let source = &*self.source.as_mut_slice();
+        let destination = self.destination.as_mut_slice();
+        for &(from, to, bytes) in pieces {
+            let from = source.get(from..from + bytes);
+            let to = destination.get_mut(to..to + bytes);
+            if let (Some(from), Some(to)) = (from, to) {
+                to.copy_from_slice(from);
+            }
+        }
+        black_box(self.destination.as_mut_slice());
+        start.elapsed()
     }
 
     fn turn(&mut self) -> Duration {

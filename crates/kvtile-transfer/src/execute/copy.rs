@@ -92,7 +92,7 @@ pub(super) unsafe fn copy_plan(
             pairs.map(|pair| plan.start(nest, pair)).collect()
         };
         for (nest, (far, local)) in class.nests.iter().zip(&nests) {
-            if local.run >= STREAM_RUN_BYTES && !far.is_empty() {
+            if streams(far, local) {
                 let sides = (source, destination);
                 // SAFETY: passed on to the caller.
                 unsafe { stream(far, local, sides, &starts(nest)) }?;
@@ -100,7 +100,7 @@ pub(super) unsafe fn copy_plan(
         }
         for pair in &class.pairs {
             for (nest, (far, local)) in class.nests.iter().zip(&nests) {
-                if local.run >= STREAM_RUN_BYTES && !far.is_empty() {
+                if streams(far, local) {
                     continue;
                 }
                 let (from, to) = plan.start(nest, pair);
@@ -114,6 +114,11 @@ pub(super) unsafe fn copy_plan(
         }
     }
     Ok(())
+}
+
+/// Whether the source is read in order only region by region.
+fn streams(far: &[Loop], local: &LocalNest) -> bool {
+    local.run >= STREAM_RUN_BYTES && far.iter().any(|l| !l.source.is_local())
 }
 
 /// Runs `far` around all blocks, so that long runs stream through one region after the other
