@@ -1,12 +1,7 @@
 //! The whole engine on the miniature model: against a literal reference, against
 //! itself in other cuts, orders, page sizes and thread counts, and refusals.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::indexing_slicing,
-    clippy::cast_possible_truncation,
-    reason = "tests"
-)]
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod reference;
 

@@ -42,6 +42,12 @@ fn table(report: &DemoReport) -> String {
         &ratio,
     ));
     table.row(row(
+        "loading the model before it",
+        time(first.model.seconds),
+        time(second.model.seconds),
+        "in neither time",
+    ));
+    table.row(row(
         "tokens computed",
         thousands(first.prefill.tokens as u64),
         thousands(second.computed_tokens as u64),
@@ -82,12 +88,12 @@ fn refusal(report: &DemoReport, screen: Screen) -> String {
 
 fn remarks(report: &DemoReport, screen: Screen) -> String {
     let mut lines = vec![
-        "Loading the model is in neither time. Saving includes waiting for the disk;".to_owned(),
-        "the file was read from the page cache, as it had just been written. The last".to_owned(),
-        "token of the prompt is computed again: logits are not stored.".to_owned(),
+        "Saving includes waiting for the disk; the file was read from the page cache,",
+        "as it had just been written. The last token of the prompt is computed again:",
+        "logits are not stored.",
     ];
     if report.first.model.tiny {
-        lines.push("The model was the tiny one: its words are noise, the rest is real.".to_owned());
+        lines.push("The model was the tiny one: its words are noise, the rest is real.");
     }
     let mut text = String::from("\n");
     for line in lines {

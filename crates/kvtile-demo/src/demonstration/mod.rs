@@ -45,8 +45,8 @@ use crate::DemoError;
 
 /// Runs the demonstration: both processes, the comparison and the refusal.
 ///
-/// `second` starts a process that calls [`serve`]; its standard input and output are
-/// taken, its standard error is left as it is. It is ended when this call fails.
+/// `second` starts a process that calls [`serve`]; its standard streams are taken. It is
+/// ended when this call fails.
 ///
 /// # Errors
 /// Whatever made a step fail. [`DemoError::TokensDiffer`] when the second process

@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 use super::{Event, ResumeReport, ResumeRequest, resume};
 use crate::DemoError;
 
+/// Bytes of the second process's complaints that are kept.
+const COMPLAINTS_BYTES_MAX: u64 = 4096;
+
 /// One line of the second process.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -63,42 +66,71 @@ pub(super) fn start(
     request: &ResumeRequest,
     events: &mut dyn FnMut(Event),
 ) -> Result<ResumeReport, DemoError> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let child = command.spawn().map_err(|source| DemoError::Io {
+    let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let child = pipes.stderr(Stdio::piped()).spawn();
+    let mut running = Running(child.map_err(|source| DemoError::Io {
         action: "run",
         path: command.get_program().into(),
         source,
-    })?;
-    let mut running = Running(child);
-    events(Event::SecondProcess { id: running.0.id() });
+    })?);
+    let id = running.0.id();
+    events(Event::SecondProcess { id });
+    let complaints = running.0.stderr.take().map(|pipe| {
+        // Beside the lines, so that a process that complains at length does not block.
+        std::thread::spawn(move || complaints(pipe))
+    });
     let request = serde_json::to_vec(request).map_err(DemoError::exchange)?;
     if let Some(mut input) = running.0.stdin.take() {
         // A process that does not listen has its reasons, and ends with them.
         let _ = input.write_all(&request);
     }
+    let outcome = match running.0.stdout.take() {
+        Some(output) => listen(output, events)?,
+        None => None,
+    };
+    let status = running.wait()?;
+    let message = match outcome {
+        Some(Ok(report)) if status.success() => return Ok(*report),
+        Some(Err(message)) => message,
+        _ => {
+            let said = complaints.and_then(|thread| thread.join().ok());
+            let said = said.filter(|said| !said.is_empty());
+            said.unwrap_or_else(|| "it ended without a result".to_owned())
+        }
+    };
+    Err(DemoError::SecondProcess {
+        status: status.to_string(),
+        message,
+    })
+}
+
+/// The report of the second process, or what it failed at; its events on the way.
+fn listen(
+    output: impl Read,
+    events: &mut dyn FnMut(Event),
+) -> Result<Option<Result<Box<ResumeReport>, String>>, DemoError> {
     let mut outcome = None;
-    if let Some(output) = running.0.stdout.take() {
-        for line in BufReader::new(output).lines() {
-            let line = line.map_err(DemoError::exchange)?;
-            match serde_json::from_str(&line).map_err(DemoError::exchange)? {
-                Line::Event(event) => events(event),
-                Line::Done(report) => outcome = Some(Ok(report)),
-                Line::Failed { message } => outcome = Some(Err(message)),
-            }
+    for line in BufReader::new(output).lines() {
+        let line = line.map_err(DemoError::exchange)?;
+        match serde_json::from_str(&line).map_err(DemoError::exchange)? {
+            Line::Event(event) => events(event),
+            Line::Done(report) => outcome = Some(Ok(report)),
+            Line::Failed { message } => outcome = Some(Err(message)),
         }
     }
-    let status = running.wait()?;
-    match outcome {
-        Some(Ok(report)) if status.success() => Ok(*report),
-        Some(Err(message)) => Err(DemoError::SecondProcess {
-            status: status.to_string(),
-            message,
-        }),
-        _ => Err(DemoError::SecondProcess {
-            status: status.to_string(),
-            message: "it ended without a result".to_owned(),
-        }),
-    }
+    Ok(outcome)
+}
+
+/// The beginning of what a process writes to its standard error, all of which is read.
+fn complaints(mut pipe: impl Read) -> String {
+    let mut said = Vec::new();
+    // What cannot be read any more is not missed: it only explains a failure.
+    let _ = pipe
+        .by_ref()
+        .take(COMPLAINTS_BYTES_MAX)
+        .read_to_end(&mut said);
+    let _ = std::io::copy(&mut pipe, &mut std::io::sink());
+    String::from_utf8_lossy(&said).trim().to_owned()
 }
 
 /// A child that does not outlive us if we stop listening to it.
