@@ -205,6 +205,12 @@ pub enum TransferError {
         /// The block.
         block: u64,
     },
+    /// Bytes of shared memory that were asked for as a slice.
+    #[error(
+        "blocks in shared memory cannot be lent as slices, because another process may change \
+         them; copy them to memory of this process first"
+    )]
+    SharedPages,
     /// Whole blocks between pages of different sizes.
     #[error(
         "pages of {source_page_size} tokens into pages of {destination_page_size}: select tokens, \

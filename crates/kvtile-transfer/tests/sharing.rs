@@ -14,7 +14,8 @@ use common::in_memory;
 use kvtile_layout::{Shape, Unit, Word};
 use kvtile_memory::SharedMemory;
 use kvtile_transfer::{
-    FillPattern, LayoutDescriptor, PhysicalLayout, TransferManager, TransferOptions,
+    FillPattern, LayoutDescriptor, LeaseMode, PhysicalLayout, TransferError, TransferManager,
+    TransferOptions,
 };
 
 fn shape() -> Shape {
@@ -49,6 +50,11 @@ fn another_process_reads_blocks_through_shared_memory() {
     manager
         .fill(shared, &blocks, FillPattern::Distinct { seed: 8 })
         .unwrap();
+
+    let lease = manager.lease(shared, &[0], LeaseMode::Read).unwrap();
+    let lent = lease.page(0, 0);
+    assert!(matches!(lent, Err(TransferError::SharedPages)), "{lent:?}");
+    drop(lease);
 
     let ours: Vec<_> = blocks
         .iter()

@@ -101,8 +101,9 @@ impl BlockLease {
     ///
     /// # Errors
     /// A block that is not leased; a layer out of range; a layout in which these bytes are not
-    /// contiguous or not in the memory of this process.
+    /// contiguous, not in memory, or in memory that another process may change.
     pub fn page(&self, block: u64, layer: u64) -> Result<&[u8], TransferError> {
+        self.check_not_shared()?;
         let span = self.span(block, layer)?;
         // SAFETY: the lease keeps writers away from the block while `self` is borrowed.
         unsafe { access::bytes(self.layout.bound()?, span) }
@@ -113,6 +114,7 @@ impl BlockLease {
     /// # Errors
     /// As for [`BlockLease::page`]; a lease that is for reading; memory that is read-only.
     pub fn page_mut(&mut self, block: u64, layer: u64) -> Result<&mut [u8], TransferError> {
+        self.check_not_shared()?;
         let span = self.span(block, layer)?;
         self.check_writable()?;
         // SAFETY: a write lease keeps everybody else away, and `self` is borrowed exclusively.
@@ -159,6 +161,14 @@ impl BlockLease {
     fn span(&self, block: u64, layer: u64) -> Result<Span, TransferError> {
         self.check_holds(block)?;
         Ok(self.layout.strided().page_span(block, layer)?)
+    }
+
+    /// A lease binds this process only: what another one may change is no `&[u8]`.
+    fn check_not_shared(&self) -> Result<(), TransferError> {
+        match self.layout.shared_memory() {
+            None => Ok(()),
+            Some(_) => Err(TransferError::SharedPages),
+        }
     }
 
     pub(super) fn check_writable(&self) -> Result<(), TransferError> {

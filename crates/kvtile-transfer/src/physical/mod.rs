@@ -221,17 +221,20 @@ impl PhysicalLayout {
         self.layout().map_or(&[], |layout| layout.memory_regions())
     }
 
-    /// The shared memory under all regions, where the layout was built with
+    /// The shared memory under the regions, where the layout was built with
     /// [`allocate_shared`](PhysicalLayoutBuilder::allocate_shared) or over received shared memory:
-    /// hand it to another process with [`SharedMemory::send`].
+    /// hand it to another process with [`SharedMemory::send`]. Where regions lie in several, the
+    /// first.
     #[must_use]
     pub fn shared_memory(&self) -> Option<&SharedMemory> {
-        let region = self.memory_regions().first()?.as_any();
-        let region = match region.downcast_ref::<RegionView>() {
-            Some(view) => view.parent().as_any(),
-            None => region,
-        };
-        region.downcast_ref()
+        self.memory_regions().iter().find_map(|region| {
+            let region = region.as_any();
+            let region = match region.downcast_ref::<RegionView>() {
+                Some(view) => view.parent().as_any(),
+                None => region,
+            };
+            region.downcast_ref()
+        })
     }
 
     /// Address and size of every region, remote ones included.
