@@ -60,7 +60,7 @@ fn main() -> ExitCode {
 }
 
 fn test() -> Result<(), Failure> {
-    Step::cargo(["test", "--workspace", "--locked"]).run()
+    Step::cargo(["test", "--workspace", "--locked", "--no-fail-fast"]).run()
 }
 
 fn check(without_tests: bool) -> Result<(), Failure> {

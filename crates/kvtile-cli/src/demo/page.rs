@@ -13,7 +13,8 @@ const TIME: usize = 10;
 /// Columns of all of it.
 pub(super) const WIDTH: usize = LABEL + WHAT + BYTES + TIME;
 
-/// One line of a step: number and name, what it did, bytes, seconds.
+/// One line of a step: number and name, what it did, bytes, seconds. The figures go on
+/// a line of their own where there is no room for them.
 pub(super) fn step(
     screen: Screen,
     (number, name): (usize, &str),
@@ -23,7 +24,13 @@ pub(super) fn step(
     let bytes = bytes.map(count).unwrap_or_default();
     let time = seconds.map(time).unwrap_or_default();
     let label = format!("  {number} {name:<width$}", width = LABEL - 4);
-    let line = format!("{what:<WHAT$}{bytes:>BYTES$}{time:>TIME$}");
+    let figures = format!("{bytes:>BYTES$}{time:>TIME$}");
+    let line = if console::measure_text_width(what) > WHAT {
+        let indent = LABEL + WHAT;
+        format!("{what}\n{:indent$}{figures}", "")
+    } else {
+        format!("{what:<WHAT$}{figures}")
+    };
     format!("{}{}\n", screen.bold(&label), line.trim_end())
 }
 
@@ -84,8 +91,9 @@ impl Speech {
 
     fn flush(&mut self, out: &mut String) {
         let word = std::mem::take(&mut self.word);
-        let width = console::measure_text_width(&word);
-        let word = if self.column == 0 || self.column + width > WIDTH {
+        let starts_line =
+            self.column == 0 || self.column + console::measure_text_width(&word) > WIDTH;
+        let word = if starts_line {
             word.trim_start()
         } else {
             &word
@@ -93,8 +101,7 @@ impl Speech {
         if word.is_empty() {
             return;
         }
-        let width = console::measure_text_width(word);
-        if self.column == 0 || self.column + width > WIDTH {
+        if starts_line {
             if self.column > 0 {
                 out.push('\n');
             }
@@ -103,7 +110,7 @@ impl Speech {
             self.column = LABEL + 2;
         }
         out.push_str(word);
-        self.column += width;
+        self.column += console::measure_text_width(word);
     }
 }
 
