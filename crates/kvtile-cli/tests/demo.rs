@@ -1,6 +1,6 @@
 //! `kvtile demo` as a user runs it: real processes, mostly with the tiny model.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::ffi::OsStr;
 use std::fs;

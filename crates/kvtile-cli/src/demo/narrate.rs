@@ -110,39 +110,10 @@ impl Narrator {
 
     fn text(&mut self, event: &Event) -> String {
         match event {
-            Event::Fetched {
-                downloaded_bytes,
-                seconds,
-                ..
-            } => {
-                let bytes = Some(*downloaded_bytes).filter(|bytes| *bytes > 0);
-                let what = match bytes {
-                    Some(_) => "downloaded, SHA-256 as pinned",
-                    None => "found in the cache folder, SHA-256 as pinned",
-                };
-                self.step("model", what, bytes, Some(*seconds))
-            }
-            Event::TinyInstead { reason } => format!(
-                "  The real model cannot be had: {reason}.\n  A tiny model with random weights \
-                 takes the same steps instead.\n"
-            ),
             Event::Loaded(model) => self.loaded(model),
-            Event::Prompt(prompt) => {
-                let tokens = thousands(prompt.tokens as u64);
-                let (blocks, page) = (prompt.blocks, prompt.page_size);
-                let text = format!("a keepers' handbook and a question: {tokens} tokens,");
-                let more = format!(
-                    "{blocks} blocks of {page}, {} each",
-                    count(prompt.block_bytes)
-                );
-                under(self.screen, &text) + &under(self.screen, &more)
-            }
-            Event::Prefilled(done) => {
-                let rate = done.tokens as f64 / done.seconds.max(1e-9);
-                let tokens = thousands(done.tokens as u64);
-                let what = format!("{tokens} tokens into {}, {rate:.0} a second", done.layout);
-                let line = self.step("prefill", &what, Some(done.bytes), Some(done.seconds));
-                line + &self.step("answer", "greedy, from blocks in memory", None, None)
+            Event::Allocated(done) => {
+                let what = format!("{} allocated in {}", done.blocks, done.layout);
+                self.step("blocks", &what, Some(done.bytes), Some(done.seconds))
             }
             Event::Said { text } => self.speech.push(text),
             Event::Answered(answer) => {
@@ -155,6 +126,49 @@ impl Narrator {
                 let text = format!("{tokens} tokens in {}{said}", time(answer.seconds));
                 spoken + &under(self.screen, &text)
             }
+            Event::Compared(comparison) => difference(comparison),
+            _ if self.second => self.of_second(event),
+            _ => self.of_first(event),
+        }
+    }
+
+    /// What only the first process does.
+    fn of_first(&mut self, event: &Event) -> String {
+        match event {
+            Event::Fetched {
+                downloaded_bytes,
+                seconds,
+                ..
+            } => {
+                let bytes = Some(*downloaded_bytes).filter(|bytes| *bytes > 0);
+                let what = match bytes {
+                    Some(_) => "downloaded, SHA-256 as pinned",
+                    None => "in the cache folder, SHA-256 as pinned",
+                };
+                self.step("model", what, bytes, Some(*seconds))
+            }
+            Event::TinyInstead { reason } => {
+                let text = format!(
+                    "The real model cannot be had: {reason}. A tiny model with random weights \
+                     takes the same steps instead."
+                );
+                self.speech.push(&text) + &self.speech.end()
+            }
+            Event::Prompt(prompt) => {
+                let tokens = thousands(prompt.tokens as u64);
+                let (blocks, page) = (prompt.blocks, prompt.page_size);
+                let bytes = count(prompt.block_bytes);
+                let text = format!("prompt: a keepers' handbook and a question, {tokens} tokens,");
+                let more = format!("in {blocks} blocks of {page} tokens, {bytes} each");
+                under(self.screen, &text) + &under(self.screen, &more)
+            }
+            Event::Prefilled(done) => {
+                let rate = done.tokens as f64 / done.seconds.max(1e-9);
+                let tokens = thousands(done.tokens as u64);
+                let what = format!("{tokens} tokens into {}, {rate:.0} a second", done.layout);
+                let line = self.step("prefill", &what, Some(done.bytes), Some(done.seconds));
+                line + &self.step("answer", "greedy, from blocks in memory", None, None)
+            }
             Event::Saved(save) => {
                 let what = format!("blocks into a file in {}", save.layout);
                 self.step("save", &what, Some(save.bytes), Some(save.seconds))
@@ -164,29 +178,31 @@ impl Narrator {
                 let text = "started now; it is given the model and the file";
                 self.screen.bold(&format!("\nprocess {id}, {text}\n"))
             }
+            _ => String::new(),
+        }
+    }
+
+    /// What only the second process does.
+    fn of_second(&mut self, event: &Event) -> String {
+        match event {
             Event::Opened(open) => {
-                let line = self.step(
-                    "open",
-                    "model and prompt are those of the file",
-                    None,
-                    Some(open.seconds),
-                );
-                let identity = format!("identity {}", open.fingerprint);
-                line + &under(self.screen, &identity)
+                let what = "model and prompt are those of the file";
+                let line = self.step("open", what, None, Some(open.seconds));
+                line + &under(self.screen, &format!("identity {}", open.fingerprint))
             }
             Event::Restored(done) => {
-                let blocks = done.blocks;
-                let what = format!("{blocks} blocks into {}", done.layout);
+                let what = format!("{} blocks into {}", done.blocks, done.layout);
                 let line = self.step("restore", &what, Some(done.bytes), Some(done.seconds));
                 line + &under(self.screen, "the checksum of every block holds")
             }
             Event::Resumed {
-                computed_tokens, ..
+                computed_tokens,
+                step_seconds,
+                ..
             } => {
                 let what = format!("prefill skipped; computed {computed_tokens} token, the last");
-                self.step("continue", &what, None, None)
+                self.step("continue", &what, None, Some(*step_seconds))
             }
-            Event::Compared(comparison) => difference(comparison),
             _ => String::new(),
         }
     }

@@ -23,7 +23,7 @@ pub(super) fn step(
 ) -> String {
     let bytes = bytes.map(count).unwrap_or_default();
     let time = seconds.map(time).unwrap_or_default();
-    let label = format!("  {number} {name:<width$}", width = LABEL - 4);
+    let label = format!("  {number:>2} {name:<width$}", width = LABEL - 5);
     let figures = format!("{bytes:>BYTES$}{time:>TIME$}");
     let line = if console::measure_text_width(what) > WHAT {
         let indent = LABEL + WHAT;

@@ -29,49 +29,43 @@ fn table(report: &DemoReport) -> String {
         ("", Align::Left),
         ("cold: prefill", Align::Right),
         ("warm: from the file", Align::Right),
-        ("", Align::Left),
     ]);
-    let row = |name: &str, cold: String, warm: String, note: &str| {
-        [name.to_owned(), cold, warm, note.to_owned()]
-    };
-    let ratio = format!("{:.1} times faster", comparison.ratio);
-    table.row(row(
-        "time to first token",
-        time(comparison.cold_seconds),
-        time(comparison.warm_seconds),
-        &ratio,
-    ));
-    table.row(row(
-        "loading the model before it",
-        time(first.model.seconds),
-        time(second.model.seconds),
-        "in neither time",
-    ));
-    table.row(row(
-        "tokens computed",
-        thousands(first.prefill.tokens as u64),
-        thousands(second.computed_tokens as u64),
-        "",
-    ));
-    table.row(row(
-        "layout of the blocks",
-        first.prefill.layout.clone(),
-        second.restore.layout.clone(),
-        "",
-    ));
-    table.row(row(
-        "bytes moved",
-        format!("{} saved", count(comparison.saved_bytes)),
-        format!("{} restored", count(comparison.restored_bytes)),
-        "",
-    ));
     let speed = |speed: f64| format!("{speed:.2} GB/s");
-    table.row(row(
-        "speed",
-        speed(comparison.save_gb_per_second),
-        speed(comparison.restore_gb_per_second),
-        "",
-    ));
+    let rows = [
+        (
+            "time to first token",
+            time(comparison.cold_seconds),
+            time(comparison.warm_seconds),
+        ),
+        (
+            "ratio",
+            String::new(),
+            format!("{:.1} times faster", comparison.ratio),
+        ),
+        (
+            "tokens computed for it",
+            thousands(first.prefill.tokens as u64),
+            thousands(second.computed_tokens as u64),
+        ),
+        (
+            "before it: model, blocks",
+            time(first.model.seconds + first.allocate.seconds),
+            time(second.model.seconds + second.allocate.seconds),
+        ),
+        (
+            "bytes moved",
+            format!("{} saved", count(comparison.saved_bytes)),
+            format!("{} restored", count(comparison.restored_bytes)),
+        ),
+        (
+            "speed",
+            speed(comparison.save_gb_per_second),
+            speed(comparison.restore_gb_per_second),
+        ),
+    ];
+    for (name, cold, warm) in rows {
+        table.row([name.to_owned(), cold, warm]);
+    }
     table.text()
 }
 

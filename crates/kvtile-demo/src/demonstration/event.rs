@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::report::{
-    AnswerReport, Comparison, ModelReport, OpenReport, PrefillReport, PromptReport, Refusal,
-    RestoreReport, SaveReport,
+    AllocateReport, AnswerReport, Comparison, ModelReport, OpenReport, PrefillReport, PromptReport,
+    Refusal, RestoreReport, SaveReport,
 };
 use crate::fetch::Progress;
 
@@ -42,6 +42,8 @@ pub enum Event {
     Loaded(ModelReport),
     /// The prompt is tokenised.
     Prompt(PromptReport),
+    /// The blocks are allocated; from here on time to first token counts.
+    Allocated(AllocateReport),
     /// So many tokens of the prompt are computed.
     Prefilling {
         /// Tokens done.
@@ -71,6 +73,8 @@ pub enum Event {
     Restored(RestoreReport),
     /// The last token of the prompt is computed, and the first of the answer known.
     Resumed {
+        /// Seconds of this computation.
+        step_seconds: f64,
         /// Seconds from opening the file to here.
         seconds: f64,
         /// Tokens that were computed.

@@ -5,20 +5,19 @@ use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Instant;
 
-use kvtile::identity::LogicalIdentity;
-use kvtile::layout::{Shape, StridedLayout};
+use kvtile::layout::{StridedLayout, Word};
 use kvtile::saved::{SaveOptions, SavedCache, save};
-use kvtile::transfer::{LayoutHandle, TransferError, TransferManager};
+use kvtile::transfer::TransferError;
 
 use super::folder::RunFolder;
 use super::model::{self, Loaded, PROMPT_NOTE, io};
-use super::store::{self, BlockKv, ENGINE_ORDER};
+use super::store::{self, ENGINE_ORDER, Pool};
 use super::{
     AnswerReport, Comparison, DemoReport, Event, FirstReport, ModelFile, PrefillReport,
     PromptReport, Refusal, ResumeReport, ResumeRequest, SaveReport, Settings, generate,
 };
 use crate::DemoError;
-use crate::kv::{KvShape, Sequence};
+use crate::kv::Sequence;
 
 /// Tokens of one pass of the prefill: after each the caller hears of it.
 const PASS_TOKENS: usize = 192;
@@ -36,17 +35,6 @@ pub struct FirstProcess {
     folder: RunFolder,
     request: ResumeRequest,
     report: FirstReport,
-}
-
-/// What the steps before the file share.
-struct Engine<'a> {
-    model: &'a Loaded,
-    manager: TransferManager,
-    handle: LayoutHandle,
-    kv_shape: KvShape,
-    /// Blocks that hold the prompt; the answer goes on behind them.
-    prompt: PromptReport,
-    identity: LogicalIdentity,
 }
 
 impl FirstProcess {
@@ -68,18 +56,22 @@ impl FirstProcess {
         let request = request(settings, file, folder.path());
 
         let count = settings.answer_tokens.get();
-        let (engine, prefill, answer) = compute(&model, &prompt, count, events)?;
-        let save = engine.save(settings, &request.file)?;
+        let needed = (prompt.tokens + count, prompt.page_size);
+        let pool = Pool::allocate(&model.llama, needed, ENGINE_ORDER)?;
+        let allocate = pool.report.clone();
+        events(Event::Allocated(allocate.clone()));
+        let (prefill, answer) = compute(&model, &pool, count, events)?;
+        let save = save_prompt(&model, &pool, &settings.store_layout, &request.file)?;
         events(Event::Saved(save.clone()));
         if settings.keep {
             write_request(&request, folder.path())?;
         }
-        drop(engine);
         let report = FirstReport {
             process_id: std::process::id(),
             tiny_instead,
             model: model.report.clone(),
             prompt,
+            allocate,
             prefill,
             answer,
             save,
@@ -183,17 +175,16 @@ fn write_request(request: &ResumeRequest, folder: &Path) -> Result<(), DemoError
 }
 
 /// Prefill and answer, the blocks in the engine's own order.
-fn compute<'a>(
-    model: &'a Loaded,
-    prompt: &PromptReport,
+fn compute(
+    model: &Loaded,
+    pool: &Pool,
     count: usize,
     events: &mut dyn FnMut(Event),
-) -> Result<(Engine<'a>, PrefillReport, AnswerReport), DemoError> {
+) -> Result<(PrefillReport, AnswerReport), DemoError> {
     let started = Instant::now();
-    let engine = Engine::new(model, prompt, count)?;
-    let blocks: Vec<usize> = (0..engine.kv_shape.num_blocks).collect();
-    let mut kv = engine.kv(&blocks)?;
-    let mut sequence = Sequence::new(blocks)?;
+    let page_size = pool.kv_shape.page_size;
+    let mut kv = pool.kv()?;
+    let mut sequence = Sequence::new((0..pool.kv_shape.num_blocks).collect())?;
     let total = model.prompt.len();
     let pass = NonZeroUsize::new(PASS_TOKENS).unwrap_or(NonZeroUsize::MIN);
     let logits = model
@@ -202,10 +193,11 @@ fn compute<'a>(
             events(Event::Prefilling { done, total });
         })?;
     let first = logits.greedy();
+    let shape = pool.kv_shape;
     let prefill = PrefillReport {
         layout: ENGINE_ORDER.word().to_owned(),
         tokens: total,
-        bytes: prompt.block_bytes / prompt.page_size as u64 * total as u64,
+        bytes: (total * shape.layers * 2 * shape.token_values() * size_of::<f32>()) as u64,
         seconds: started.elapsed().as_secs_f64(),
     };
     events(Event::Prefilled(prefill.clone()));
@@ -213,60 +205,38 @@ fn compute<'a>(
     let answer = generate::answer(speaker, (first, count), &mut sequence, &mut kv, events)?;
     events(Event::Answered(answer.clone()));
     // The file is to hold the prompt and nothing of the answer.
-    let filled = total % prompt.page_size;
-    if let (Some(last), true) = (prompt.blocks.checked_sub(1), filled > 0) {
-        kv.clear_from(last, filled)?;
+    if !total.is_multiple_of(page_size) {
+        kv.clear_from(total / page_size, total % page_size)?;
     }
-    drop(kv);
-    Ok((engine, prefill, answer))
+    Ok((prefill, answer))
 }
 
-impl<'a> Engine<'a> {
-    fn new(model: &'a Loaded, prompt: &PromptReport, count: usize) -> Result<Self, DemoError> {
-        let page_size = prompt.page_size;
-        let blocks = (prompt.tokens + count).div_ceil(page_size);
-        let kv_shape = model.llama.config().kv_shape(blocks, page_size);
-        let shape: Shape = store::shape(kv_shape)?;
-        let identity = store::identity(model.llama.facts(), &shape)?;
-        let manager = TransferManager::new();
-        let handle = store::register(&manager, &shape, ENGINE_ORDER, &identity)?;
-        Ok(Self {
-            model,
-            manager,
-            handle,
-            kv_shape,
-            prompt: prompt.clone(),
-            identity,
-        })
-    }
-
-    fn kv(&self, blocks: &[usize]) -> Result<BlockKv, DemoError> {
-        let order = (self.kv_shape, ENGINE_ORDER);
-        BlockKv::lease(&self.manager, self.handle, blocks, order)
-    }
-
-    /// Writes the prompt's blocks to a file in the order of the settings.
-    fn save(&self, settings: &Settings, path: &Path) -> Result<SaveReport, DemoError> {
-        let started = Instant::now();
-        let blocks: Vec<usize> = (0..self.prompt.blocks).collect();
-        let tokens = self.prompt.tokens;
-        let mut options = SaveOptions::new(self.identity.clone(), tokens as u64)?;
-        options.word = settings.store_layout.clone();
-        options.notes = BTreeMap::from([(PROMPT_NOTE.to_owned(), self.model.prompt_digest())]);
-        let done = save(&self.manager, self.handle, &blocks, path, &options)?;
-        let seconds = started.elapsed().as_secs_f64();
-        let metadata = std::fs::metadata(path).map_err(|source| io("look at", path, source))?;
-        Ok(SaveReport {
-            file: path.to_owned(),
-            file_bytes: metadata.len(),
-            layout: settings.store_layout.to_string(),
-            blocks: blocks.len(),
-            tokens,
-            bytes: done.bytes,
-            copy_seconds: done.elapsed.as_secs_f64(),
-            seconds,
-        })
-    }
+/// Writes the prompt's blocks to a file in the order `word`.
+fn save_prompt(
+    model: &Loaded,
+    pool: &Pool,
+    word: &Word,
+    path: &Path,
+) -> Result<SaveReport, DemoError> {
+    let started = Instant::now();
+    let tokens = model.prompt.len();
+    let blocks: Vec<usize> = (0..tokens.div_ceil(pool.kv_shape.page_size)).collect();
+    let mut options = SaveOptions::new(pool.identity.clone(), tokens as u64)?;
+    options.word = word.clone();
+    options.notes = BTreeMap::from([(PROMPT_NOTE.to_owned(), model.prompt_digest())]);
+    let done = save(&pool.manager, pool.handle, &blocks, path, &options)?;
+    let seconds = started.elapsed().as_secs_f64();
+    let metadata = std::fs::metadata(path).map_err(|source| io("look at", path, source))?;
+    Ok(SaveReport {
+        file: path.to_owned(),
+        file_bytes: metadata.len(),
+        layout: word.to_string(),
+        blocks: blocks.len(),
+        tokens,
+        bytes: done.bytes,
+        copy_seconds: done.elapsed.as_secs_f64(),
+        seconds,
+    })
 }
 
 fn compare(first: &FirstReport, second: &ResumeReport) -> Comparison {

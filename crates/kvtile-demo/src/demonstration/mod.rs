@@ -34,8 +34,8 @@ pub use event::Event;
 pub use first::FirstProcess;
 pub use process::serve;
 pub use report::{
-    AnswerReport, Comparison, DemoReport, FirstReport, ModelReport, OpenReport, PrefillReport,
-    PromptReport, Refusal, RestoreReport, ResumeReport, SaveReport,
+    AllocateReport, AnswerReport, Comparison, DemoReport, FirstReport, ModelReport, OpenReport,
+    PrefillReport, PromptReport, Refusal, RestoreReport, ResumeReport, SaveReport,
 };
 pub use second::resume;
 pub use settings::{ModelFile, ModelSource, ResumeRequest, Settings};

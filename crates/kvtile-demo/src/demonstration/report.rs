@@ -46,6 +46,19 @@ pub struct PromptReport {
     pub bytes: u64,
 }
 
+/// Allocated blocks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct AllocateReport {
+    /// Their order.
+    pub layout: String,
+    /// Blocks, for the prompt and the answer.
+    pub blocks: usize,
+    /// Bytes of memory.
+    pub bytes: u64,
+    /// Allocating them and mapping their pages.
+    pub seconds: f64,
+}
+
 /// A computed prompt.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrefillReport {
@@ -55,7 +68,7 @@ pub struct PrefillReport {
     pub tokens: usize,
     /// Bytes of keys and values that they left in the blocks.
     pub bytes: u64,
-    /// From allocating the blocks to the first token of the answer.
+    /// From the first token of the prompt to the first token of the answer.
     pub seconds: f64,
 }
 
@@ -117,7 +130,7 @@ pub struct RestoreReport {
     pub blocks: usize,
     /// Bytes of keys and values.
     pub bytes: u64,
-    /// Allocating, reading, comparing checksums, reordering.
+    /// Reading, comparing checksums, reordering.
     pub seconds: f64,
 }
 
@@ -128,6 +141,8 @@ pub struct ResumeReport {
     pub process_id: u32,
     /// The model that it loaded.
     pub model: ModelReport,
+    /// Its blocks.
+    pub allocate: AllocateReport,
     /// The cache that it opened.
     pub open: OpenReport,
     /// The blocks that it restored.
@@ -151,6 +166,8 @@ pub struct FirstReport {
     pub model: ModelReport,
     /// The prompt.
     pub prompt: PromptReport,
+    /// The blocks for it and the answer.
+    pub allocate: AllocateReport,
     /// Its computation.
     pub prefill: PrefillReport,
     /// The answer: the run that never left memory.

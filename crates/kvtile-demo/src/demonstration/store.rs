@@ -1,13 +1,18 @@
 //! Keys and values in kvtile blocks: what the engine computes on.
 
+use std::sync::Arc;
+use std::time::Instant;
+
 use kvtile::identity::{LogicalIdentity, Rope, RopeParam};
-use kvtile::layout::{LayoutError, PhysicalLayout, Shape, Unit, Word};
-use kvtile::transfer::{BlockLease, LayoutHandle, LeaseMode, TransferManager};
+use kvtile::layout::{LayoutError, PhysicalLayout, Shape, StridedLayout, Unit, Word};
+use kvtile::memory::{Prefault, SystemMemory};
+use kvtile::transfer::{BlockLease, LayoutHandle, LeaseMode, TransferError, TransferManager};
 use zerocopy::FromBytes;
 
+use super::AllocateReport;
 use crate::DemoError;
 use crate::kv::{KvOrder, KvShape, KvView};
-use crate::llama::ModelFacts;
+use crate::llama::{Llama, ModelFacts};
 
 /// The order of the first process, `L|BKNHC`.
 pub const ENGINE_ORDER: KvOrder = KvOrder::TokenMajor;
@@ -16,6 +21,8 @@ pub const RESUMED_ORDER: KvOrder = KvOrder::TransposedKeys;
 
 /// What blocks are aligned to in memory, bytes.
 const ALIGNMENT: u64 = 64;
+/// What the regions of a layout in one piece of memory start at, bytes.
+const PAGE_BYTES: u64 = 4096;
 
 /// Leased blocks of f32 keys and values, as the model wants them.
 ///
@@ -123,19 +130,69 @@ pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdent
     Ok(identity.with_extra("weights", "dequantised to f32")?)
 }
 
-/// Allocates and registers blocks in system memory for an engine of `order`.
-pub(super) fn register(
-    manager: &TransferManager,
-    shape: &Shape,
+/// All blocks of a process: allocated, their pages mapped, as an engine's are before the
+/// first request comes.
+pub(super) struct Pool {
+    pub(super) manager: TransferManager,
+    pub(super) handle: LayoutHandle,
+    pub(super) kv_shape: KvShape,
+    pub(super) identity: LogicalIdentity,
+    pub(super) report: AllocateReport,
     order: KvOrder,
-    identity: &LogicalIdentity,
-) -> Result<LayoutHandle, DemoError> {
-    let word = Word::parse(order.word()).map_err(LayoutError::from)?;
-    let layout = PhysicalLayout::builder()
-        .with_logical_fingerprint(identity.fingerprint())
-        .with_shape(shape.clone(), ALIGNMENT)
-        .layout(word)
-        .allocate_system()
-        .build()?;
-    Ok(manager.register(layout)?)
+}
+
+impl Pool {
+    /// Blocks for `tokens` tokens of `page_size` each.
+    pub(super) fn allocate(
+        llama: &Llama,
+        (tokens, page_size): (usize, usize),
+        order: KvOrder,
+    ) -> Result<Self, DemoError> {
+        let started = Instant::now();
+        let kv_shape = llama
+            .config()
+            .kv_shape(tokens.div_ceil(page_size), page_size);
+        let shape = shape(kv_shape)?;
+        let identity = identity(llama.facts(), &shape)?;
+        let word = Word::parse(order.word()).map_err(LayoutError::from)?;
+        let strided = StridedLayout::resolve(&word, &shape, ALIGNMENT)?;
+        let regions = strided.region_bytes().iter();
+        let bytes: u64 = regions
+            .map(|bytes| bytes.next_multiple_of(PAGE_BYTES))
+            .sum();
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let memory = SystemMemory::options()
+            .prefault(Prefault::Populate { threads: 0 })
+            .allocate(bytes)
+            .map_err(TransferError::from)?;
+        let layout = PhysicalLayout::builder()
+            .with_logical_fingerprint(identity.fingerprint())
+            .with_shape(shape, ALIGNMENT)
+            .layout(word)
+            .over_memory(Arc::new(memory))
+            .build()?;
+        let manager = TransferManager::new();
+        let handle = manager.register(layout)?;
+        let report = AllocateReport {
+            layout: order.word().to_owned(),
+            blocks: kv_shape.num_blocks,
+            bytes: bytes as u64,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        Ok(Self {
+            manager,
+            handle,
+            kv_shape,
+            identity,
+            report,
+            order,
+        })
+    }
+
+    /// The blocks as the model wants them, all of them leased.
+    pub(super) fn kv(&self) -> Result<BlockKv, DemoError> {
+        let blocks: Vec<usize> = (0..self.kv_shape.num_blocks).collect();
+        let order = (self.kv_shape, self.order);
+        BlockKv::lease(&self.manager, self.handle, &blocks, order)
+    }
 }
