@@ -119,6 +119,31 @@ fn a_layout_that_is_none_or_does_not_fit_is_a_request_that_makes_no_sense() {
 }
 
 #[test]
+fn a_model_file_of_the_user_is_taken_as_it_is() {
+    let cache = tempfile::tempdir().unwrap();
+    let model = cache.path().join("model.gguf");
+    fs::write(&model, kvtile_demo::tiny::gguf(9)).unwrap();
+    let mut command = demo(cache.path(), &["--model", "model.gguf", "--json"]);
+    let output = command.current_dir(cache.path()).output().unwrap();
+    let report = json(&output.stdout);
+    assert_eq!(report["first"]["model"]["tiny"], false);
+    let name = report["second"]["model"]["name"].as_str().unwrap();
+    assert!(name.ends_with("seed 9"), "{name}");
+    assert_eq!(report["comparison"]["tokens_equal"], true);
+    fs::write(&model, "GGUF, but nothing else").unwrap();
+    let output = demo(cache.path(), &["--model"])
+        .arg(&model)
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        text(&output.stderr).contains("GGUF version"),
+        "{}",
+        text(&output.stderr)
+    );
+}
+
+#[test]
 fn json_has_every_figure_and_nothing_else_on_standard_output() {
     let cache = tempfile::tempdir().unwrap();
     let output = run(cache.path(), &["--tiny", "--json", "--tokens", "9"]);

@@ -34,9 +34,11 @@ pub(super) fn step(
     format!("{}{}\n", screen.bold(&label), line.trim_end())
 }
 
-/// A line under a step.
+/// A line under a step. Files name their models: what would control the terminal is
+/// taken out.
 pub(super) fn under(screen: Screen, text: &str) -> String {
-    format!("{}{}\n", " ".repeat(LABEL), screen.dim(text))
+    let text = text.replace(char::is_control, "\u{fffd}");
+    format!("{}{}\n", " ".repeat(LABEL), screen.dim(&text))
 }
 
 /// `12.3 s`, `45.6 ms`.
@@ -64,7 +66,7 @@ impl Speech {
             match character {
                 '\n' => {
                     self.flush(&mut out);
-                    self.column = 0;
+                    self.end_line(&mut out);
                 }
                 c if c.is_whitespace() => {
                     self.flush(&mut out);
@@ -82,35 +84,38 @@ impl Speech {
     pub(super) fn end(&mut self) -> String {
         let mut out = String::new();
         self.flush(&mut out);
-        if !out.is_empty() || self.column > 0 {
-            out.push('\n');
-        }
+        self.end_line(&mut out);
         *self = Speech::default();
         out
     }
 
+    /// Prints the word that is complete: on this line behind its space if there is room,
+    /// else on a new one without it.
     fn flush(&mut self, out: &mut String) {
         let word = std::mem::take(&mut self.word);
-        let starts_line =
-            self.column == 0 || self.column + console::measure_text_width(&word) > WIDTH;
-        let word = if starts_line {
-            word.trim_start()
-        } else {
-            &word
-        };
-        if word.is_empty() {
+        let bare = word.trim_start();
+        if bare.is_empty() {
             return;
         }
-        if starts_line {
-            if self.column > 0 {
-                out.push('\n');
-            }
+        let mut word = word.as_str();
+        if self.column + console::measure_text_width(word) > WIDTH {
+            self.end_line(out);
+        }
+        if self.column == 0 {
             out.push_str(&" ".repeat(LABEL));
             out.push_str("│ ");
             self.column = LABEL + 2;
+            word = bare;
         }
         out.push_str(word);
         self.column += console::measure_text_width(word);
+    }
+
+    fn end_line(&mut self, out: &mut String) {
+        if self.column > 0 {
+            out.push('\n');
+            self.column = 0;
+        }
     }
 }
 
