@@ -131,10 +131,7 @@ fn a_model_file_of_the_user_is_taken_as_it_is() {
     assert!(name.ends_with("seed 9"), "{name}");
     assert_eq!(report["comparison"]["tokens_equal"], true);
     fs::write(&model, "GGUF, but nothing else").unwrap();
-    let output = demo(cache.path(), &["--model"])
-        .arg(&model)
-        .output()
-        .unwrap();
+    let output = run(cache.path(), &["--model", model.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
     assert!(
         text(&output.stderr).contains("GGUF version"),
