@@ -133,7 +133,7 @@ fn fuzz(seconds: u32) -> Result<(), Failure> {
             format!("fuzz/seeds/{target}"),
         );
         let run = ["+nightly", "fuzz", "run", target, &corpus, &seeds, "--"];
-        Step::cargo(run.into_iter().chain([time.as_str(), "-rss_limit_mb=2048"])).run()?;
+        Step::cargo(run.into_iter().chain([time.as_str(), "-rss_limit_mb=2048", "-verbosity=0"])).run()?;
     }
     Ok(())
 }

@@ -10,8 +10,9 @@ use crate::{
     physical::PhysicalLayout,
 };
 
-/// Bytes that are staged between the file and the destination at a time.
-const STAGE_BYTES: u64 = 32 << 20;
+/// Bytes that are staged between the file and the destination at a time: few, because every page of
+/// a larger stage is touched for the first time here, which costs more than reading it.
+const STAGE_BYTES: u64 = 4 << 20;
 
 /// The file, the memory for a batch of blocks, and where they go.
 pub(super) struct Stage<'a> {
