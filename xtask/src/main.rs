@@ -124,6 +124,7 @@ fn fuzz(seconds: u32) -> Result<(), Failure> {
         Step::cargo(["install", "cargo-fuzz", "--locked", "--version", "0.13.2"]).run()?;
     }
     let time = format!("-max_total_time={seconds}");
+    let limits = [time.as_str(), "-rss_limit_mb=2048", "-verbosity=0"];
     for target in ["word", "descriptor", "saved_header"] {
         let corpus = step::root().join("fuzz/corpus").join(target);
         std::fs::create_dir_all(&corpus)
@@ -133,7 +134,7 @@ fn fuzz(seconds: u32) -> Result<(), Failure> {
             format!("fuzz/seeds/{target}"),
         );
         let run = ["+nightly", "fuzz", "run", target, &corpus, &seeds, "--"];
-        Step::cargo(run.into_iter().chain([time.as_str(), "-rss_limit_mb=2048", "-verbosity=0"])).run()?;
+        Step::cargo(run.into_iter().chain(limits)).run()?;
     }
     Ok(())
 }
