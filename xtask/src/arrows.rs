@@ -18,10 +18,7 @@ const ARROWS: [(&str, &[&str]); 8] = [
 ];
 
 /// What the crates that do no I/O may be built with.
-const PURE: [(&str, &[&str]); 1] = [(
-    "kvtile-layout",
-    &["blake3", "serde", "serde_json", "thiserror", "toml"],
-)];
+const PURE: [(&str, &[&str]); 1] = [("kvtile-layout", &["blake3", "serde", "thiserror", "toml"])];
 
 /// Crates that nothing here is built with: runtimes, bindings to hardware, and error types that
 /// are no types.

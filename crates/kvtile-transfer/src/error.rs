@@ -75,9 +75,6 @@ pub enum TransferError {
         /// The kind.
         kind: StorageKind,
     },
-    /// A word needs more than the configuration says, or the other way round.
-    #[error("this layout has no LayoutConfig: it was built from a shape that none describes")]
-    NoConfig,
 
     /// A region that the NIXL agent does not know, or knows as other memory than the first.
     #[error("region {region} is not registered with agent {agent:?} like the others; register it")]

@@ -140,9 +140,13 @@ impl PhysicalLayout {
     pub(crate) fn bound(&self) -> Result<&Arc<BoundLayout>, TransferError> {
         match &self.inner.place {
             Place::Local { bound, .. } => Ok(bound),
-            Place::Remote(_) => Err(TransferError::RemoteLayout {
-                agent: self.inner.nixl.agent_name.clone(),
-            }),
+            Place::Remote(_) => Err(self.remote_error()),
+        }
+    }
+
+    fn remote_error(&self) -> TransferError {
+        TransferError::RemoteLayout {
+            agent: self.inner.nixl.agent_name.clone(),
         }
     }
 
@@ -263,10 +267,9 @@ impl PhysicalLayout {
         layer_id: usize,
         outer_id: usize,
     ) -> Result<MemoryDescriptor, TransferError> {
-        self.bound()?;
-        match self.layout() {
-            Some(layout) => layout.memory_region(block_id, layer_id, outer_id),
-            None => Err(TransferError::NoConfig),
+        match &self.inner.place {
+            Place::Local { layout, .. } => layout.memory_region(block_id, layer_id, outer_id),
+            Place::Remote(_) => Err(self.remote_error()),
         }
     }
 
