@@ -27,7 +27,7 @@ fn remains(source: &str, destination: &str) -> Vec<String> {
 }
 
 fn nests(plan: &CopyPlan) -> Vec<String> {
-    let nests = plan.classes().iter().flat_map(|class| &class.nests);
+    let nests = plan.classes().iter().flat_map(|class| class.nests.iter());
     nests
         .map(|nest| {
             let loops: Vec<String> = nest

@@ -130,7 +130,7 @@ impl PlanFacts<'_> {
                     "\n  for each of {pairs} series of {blocks} block pairs"
                 ),
             };
-            for nest in &class.nests {
+            for nest in class.nests.iter() {
                 text.push_str(&nest_text(nest));
             }
         }

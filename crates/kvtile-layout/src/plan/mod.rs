@@ -8,23 +8,34 @@
 //!         copy run_bytes
 //! ```
 //!
+//! What does not depend on the blocks is planned once ([`CopyPlanner`]); binding a list of blocks
+//! to it groups and compresses the pairs and builds no nest that was built before.
+//!
 //! The plan stays a product: classes x pairs x pieces x loops are never multiplied out. It knows
 //! regions by index and bytes by offset; where they live, and how to move them fast, is the
 //! business of executors.
 
 mod build;
+mod check;
 mod cut;
+mod frame;
+mod layers;
+mod map;
 mod nest;
 mod pairs;
+mod planner;
 mod selection;
 
-use std::fmt;
+use std::{fmt, sync::Arc};
 
-pub use selection::{BlockPair, RangePair, Selection};
+pub use layers::LayerPlans;
+pub use map::{BlockMap, MapPair};
+pub use planner::CopyPlanner;
+pub use selection::{BlockPair, PlanSettings, RangePair, Selection};
 
 use crate::{
     axis::Axis,
-    strided::{Digit, Location, Step},
+    strided::{Location, Step},
 };
 
 /// A set of axes, for printing which axes a loop or a run stands for.
@@ -109,38 +120,6 @@ impl Nest {
     }
 }
 
-/// How a block and a first token become a place, on one side, for some planes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct BlockMap {
-    block: Vec<Digit>,
-    token: Vec<Digit>,
-}
-
-impl BlockMap {
-    /// The place of `block` and of `token`, the first token rounded down to the largest modulus.
-    /// Indices outside their axes wrap inside them.
-    #[must_use]
-    pub fn base(&self, block: u64, token: u64) -> Step {
-        let mut sum = Step::default();
-        let digits = self.block.iter().map(|digit| (digit, block));
-        for (digit, index) in digits.chain(self.token.iter().map(|digit| (digit, token))) {
-            let value = (index / digit.low) % digit.extent;
-            sum.regions += value * digit.step.regions;
-            sum.bytes += value * digit.step.bytes;
-        }
-        sum
-    }
-}
-
-/// The maps of both sides.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MapPair {
-    /// Of the source.
-    pub source: BlockMap,
-    /// Of the destination.
-    pub destination: BlockMap,
-}
-
 /// A block pair, or the first of a progression of them, reduced to what its class does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairBase {
@@ -158,18 +137,18 @@ pub struct PairBase {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanClass {
     /// The nests of one pair.
-    pub nests: Vec<Nest>,
+    pub nests: Arc<[Nest]>,
     /// The pairs.
     pub pairs: Vec<PairBase>,
     /// Consecutive block pairs that one entry of `pairs` stands for.
     pub blocks_per_pair: u64,
 }
 
-/// What to copy, planned: see the module's drawing.
+/// What to copy, planned: see the module's drawing. A clone shares everything with its original.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyPlan {
-    classes: Vec<PlanClass>,
-    maps: Vec<MapPair>,
+    classes: Arc<[PlanClass]>,
+    maps: Arc<[MapPair]>,
     bytes: u64,
 }
 
@@ -207,7 +186,7 @@ impl CopyPlan {
     /// Bytes of the longest and of the shortest run.
     #[must_use]
     pub fn run_bytes(&self) -> (u64, u64) {
-        let nests = || self.classes.iter().flat_map(|class| &class.nests);
+        let nests = || self.classes.iter().flat_map(|class| class.nests.iter());
         (
             nests().map(|n| n.run_bytes).max().unwrap_or(0),
             nests().map(|n| n.run_bytes).min().unwrap_or(0),
@@ -215,36 +194,28 @@ impl CopyPlan {
     }
 
     /// The bases of one pair for one nest, on both sides, the nest's own start included.
+    #[inline]
     #[must_use]
     pub fn start(&self, nest: &Nest, pair: &PairBase) -> (Location, Location) {
-        let (source, destination) = self
-            .maps
-            .get(nest.map)
-            .map_or_else(Default::default, |map| {
-                (
-                    map.source.base(pair.source_block, pair.source_token),
-                    map.destination
-                        .base(pair.destination_block, pair.destination_token),
-                )
-            });
-        (
-            Location {
-                region: source.regions + nest.source.regions,
-                offset: source.bytes + nest.source.bytes,
-            },
-            Location {
-                region: destination.regions + nest.destination.regions,
-                offset: destination.bytes + nest.destination.bytes,
-            },
-        )
+        let Some(map) = self.maps.get(nest.map) else {
+            return (
+                at(Step::default(), nest.source),
+                at(Step::default(), nest.destination),
+            );
+        };
+        let source = map.source.base(pair.source_block, pair.source_token);
+        let destination = map
+            .destination
+            .base(pair.destination_block, pair.destination_token);
+        (at(source, nest.source), at(destination, nest.destination))
     }
 
     /// Calls `visit` with source, destination and length of every run, in the order of the plan.
     /// For tests, drawings and small plans: it multiplies the product out.
     pub fn for_each_run(&self, mut visit: impl FnMut(Location, Location, u64)) {
-        for class in &self.classes {
+        for class in self.classes.iter() {
             for pair in &class.pairs {
-                for nest in &class.nests {
+                for nest in class.nests.iter() {
                     let (source, destination) = self.start(nest, pair);
                     walk(&nest.loops, source, destination, &mut |s, d| {
                         visit(s, d, nest.run_bytes);
@@ -252,6 +223,15 @@ impl CopyPlan {
                 }
             }
         }
+    }
+}
+
+/// The place `start` further than `base`.
+#[inline]
+fn at(base: Step, start: Step) -> Location {
+    Location {
+        region: base.regions.wrapping_add(start.regions),
+        offset: base.bytes.wrapping_add(start.bytes),
     }
 }
 
@@ -288,13 +268,13 @@ impl fmt::Display for CopyPlan {
             self.runs(),
             self.run_bytes().0
         )?;
-        for class in &self.classes {
+        for class in self.classes.iter() {
             write!(f, "for each of {} block pairs", class.pairs.len())?;
             match class.blocks_per_pair {
                 1 => writeln!(f, ":")?,
                 blocks => writeln!(f, " (each {blocks} blocks long):")?,
             }
-            for nest in &class.nests {
+            for nest in class.nests.iter() {
                 writeln!(f, "{nest}")?;
             }
         }

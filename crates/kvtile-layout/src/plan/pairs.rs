@@ -1,15 +1,14 @@
-//! Block pairs: checked, grouped by what they have in common, and compressed into progressions.
+//! Block pairs, grouped by what they have in common and compressed into progressions.
 
 use std::collections::HashMap;
 
-use super::{BlockPair, PairBase, Selection};
-use crate::{axis::Axis, error::LayoutError, shape::Shape, strided::StridedLayout};
+use super::{BlockPair, PairBase, frame::Frame};
 
-/// Words of a bitmap of blocks that are not worth avoiding, 512 KiB.
-const BITMAP_WORDS_MIN: u64 = 1 << 16;
+/// Classes of a plan that are looked through one by one.
+const SEARCHED_MAX: usize = 8;
 
 /// What all pairs of a class share.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ClassKey {
     /// First source token modulo the source's largest modulus of N.
     pub(super) source_phase: u64,
@@ -25,204 +24,203 @@ pub(super) struct ClassKey {
     pub(super) destination_stride: u64,
 }
 
+/// Pairs that lie alike.
+#[derive(Clone, Debug)]
 pub(super) struct Class {
     pub(super) key: ClassKey,
     pub(super) pairs: Vec<PairBase>,
+    /// Whether a pair starts at a tile of tokens other than the first.
+    pub(super) token_bases: bool,
 }
 
-/// Checks every pair: inside both shapes, not empty, and no destination token twice.
-pub(super) fn check(
-    selection: &Selection,
-    source: &Shape,
-    destination: &Shape,
-) -> Result<(), LayoutError> {
-    if selection.pairs.is_empty() {
-        return Err(LayoutError::NothingSelected);
-    }
-    // A bitmap over the blocks where it is not much larger than the list, else sorting: a shape may
-    // claim any number of blocks, and memory is only taken for those that are named.
-    let words = destination.num_blocks().div_ceil(64);
-    let named = selection.pairs.len() as u64;
-    let dense = words <= BITMAP_WORDS_MIN.max(named.saturating_mul(4));
-    let words = usize::try_from(words).ok().filter(|_| dense);
-    let mut seen = vec![0u64; words.unwrap_or(0)];
-    let mut repeated = words.is_none();
-    for pair in &selection.pairs {
-        check_side("source", pair.source_block, pair.source_token, pair, source)?;
-        check_side(
-            "destination",
-            pair.destination_block,
-            pair.destination_token,
-            pair,
-            destination,
-        )?;
-        let word = usize::try_from(pair.destination_block / 64).unwrap_or(usize::MAX);
-        if let Some(word) = seen.get_mut(word) {
-            let bit = 1 << (pair.destination_block % 64);
-            repeated |= *word & bit != 0;
-            *word |= bit;
+/// The classes of a list of pairs, in the order of first appearance.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Classes {
+    classes: Vec<Class>,
+    /// Where each key is, once there are too many to look through.
+    index: HashMap<ClassKey, usize>,
+    last: usize,
+    /// Pairs that have not been grouped.
+    left: usize,
+}
+
+/// Pairs in arithmetic progression: as many as followed each other so far.
+struct Run {
+    first: BlockPair,
+    last: BlockPair,
+    count: u64,
+    source: u64,
+    destination: u64,
+}
+
+impl Run {
+    fn new(first: BlockPair) -> Run {
+        Run {
+            first,
+            last: first,
+            count: 1,
+            source: 1,
+            destination: 1,
         }
     }
-    if repeated {
-        check_repeated(&selection.pairs)?;
-    }
-    Ok(())
-}
 
-fn check_side(
-    side: &'static str,
-    block: u64,
-    token: u64,
-    pair: &BlockPair,
-    shape: &Shape,
-) -> Result<(), LayoutError> {
-    if block >= shape.num_blocks() {
-        return Err(LayoutError::BlockOutOfRange {
-            side,
-            block,
-            num_blocks: shape.num_blocks(),
-        });
+    /// Takes `pair` in, if it goes on as the run does.
+    #[inline]
+    fn takes(&mut self, pair: &BlockPair) -> bool {
+        let last = &self.last;
+        let alike = (last.tokens, last.source_token, last.destination_token)
+            == (pair.tokens, pair.source_token, pair.destination_token);
+        // A stride that goes down wraps, and is found not to be one when the run ends.
+        let source = pair.source_block.wrapping_sub(last.source_block);
+        let destination = pair.destination_block.wrapping_sub(last.destination_block);
+        let same = (source, destination) == (self.source, self.destination);
+        let follows = alike & (same | (self.count == 1));
+        if follows {
+            (self.source, self.destination) = (source, destination);
+            self.last = *pair;
+            self.count += 1;
+        }
+        follows
     }
-    let end = token.checked_add(pair.tokens);
-    if pair.tokens == 0 || end.is_none_or(|end| end > shape.page_size()) {
-        return Err(LayoutError::SelectionRange {
-            side,
-            axis: "tokens",
-            start: token,
-            count: pair.tokens,
-            extent: shape.page_size(),
-        });
-    }
-    Ok(())
-}
 
-/// Several pairs may fill one destination block, as long as their tokens do not overlap.
-fn check_repeated(pairs: &[BlockPair]) -> Result<(), LayoutError> {
-    let mut parts: Vec<(u64, u64, u64)> = pairs
-        .iter()
-        .map(|p| (p.destination_block, p.destination_token, p.tokens))
-        .collect();
-    parts.sort_unstable();
-    for window in parts.windows(2) {
-        if let [(block, token, tokens), (next_block, next_token, _)] = window
-            && block == next_block
-            && token + tokens > *next_token
-        {
-            return Err(LayoutError::DuplicateDestination {
-                block: *block,
-                token: *next_token,
-            });
+    /// Whether it is a loop. A short one is only where both ids go up by one; the source may stay,
+    /// but the destination goes up.
+    #[inline]
+    fn is_loop(&self) -> bool {
+        if (self.source, self.destination) == (1, 1) {
+            return self.count >= 2;
+        }
+        self.count >= 4
+            && self.last.source_block >= self.first.source_block
+            && self.last.destination_block > self.first.destination_block
+    }
+
+    /// Pair `index` of the run.
+    fn pair(&self, index: u64) -> BlockPair {
+        let further = |block: u64, stride: u64| block.wrapping_add(stride.wrapping_mul(index));
+        BlockPair {
+            source_block: further(self.first.source_block, self.source),
+            destination_block: further(self.first.destination_block, self.destination),
+            ..self.first
         }
     }
-    Ok(())
 }
 
-/// The classes of the pairs, in the order of first appearance.
-pub(super) fn classes(
-    selection: &Selection,
-    source: &StridedLayout,
-    destination: &StridedLayout,
-) -> Vec<Class> {
-    let moduli = (token_modulus(source), token_modulus(destination));
-    let single = |layout: &StridedLayout| {
-        let pieces = layout.pieces().iter();
-        pieces
-            .clone()
-            .all(|piece| piece.digits_of(Axis::B).count() <= 1)
-    };
-    let progressions = single(source) && single(destination);
-    let mut classes: Vec<Class> = Vec::new();
-    let mut index: HashMap<ClassKey, usize> = HashMap::new();
-    let mut last: Option<(ClassKey, usize)> = None;
-    let mut rest = selection.pairs.as_slice();
-    while let Some((first, _)) = rest.split_first() {
-        let (blocks, strides) = if progressions {
-            progression(rest)
+impl Classes {
+    pub(super) fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    pub(super) fn get(&self, index: usize) -> Option<&Class> {
+        self.classes.get(index)
+    }
+
+    /// Hands the classes out; room for them stays.
+    pub(super) fn drain(&mut self) -> std::vec::Drain<'_, Class> {
+        self.classes.drain(..)
+    }
+
+    /// Groups `pairs`, which were checked.
+    pub(super) fn group(&mut self, frame: &Frame, pairs: impl ExactSizeIterator<Item = BlockPair>) {
+        self.classes.clear();
+        self.index.clear();
+        (self.last, self.left) = (0, pairs.len());
+        if frame.progressions {
+            self.group_runs(frame, pairs);
         } else {
-            (1, (1, 1))
+            pairs.for_each(|pair| self.push(frame, pair, 1, (1, 1)));
+        }
+    }
+
+    fn group_runs(&mut self, frame: &Frame, mut pairs: impl Iterator<Item = BlockPair>) {
+        let Some(first) = pairs.next() else {
+            return;
         };
+        let mut run = Run::new(first);
+        for pair in pairs {
+            if run.takes(&pair) {
+                continue;
+            }
+            if run.is_loop() {
+                self.push_loop(frame, &run);
+                run = Run::new(pair);
+                continue;
+            }
+            // The last of a run that is none may be the first of one.
+            for index in 0..run.count - 1 {
+                self.push(frame, run.pair(index), 1, (1, 1));
+            }
+            run = Run::new(run.last);
+            if !run.takes(&pair) {
+                self.push(frame, run.last, 1, (1, 1));
+                run = Run::new(pair);
+            }
+        }
+        if run.is_loop() {
+            self.push_loop(frame, &run);
+        } else {
+            for index in 0..run.count {
+                self.push(frame, run.pair(index), 1, (1, 1));
+            }
+        }
+    }
+
+    fn push_loop(&mut self, frame: &Frame, run: &Run) {
+        self.push(frame, run.first, run.count, (run.source, run.destination));
+    }
+
+    #[inline]
+    fn push(&mut self, frame: &Frame, first: BlockPair, blocks: u64, strides: (u64, u64)) {
         let key = ClassKey {
-            source_phase: first.source_token % moduli.0,
-            destination_phase: first.destination_token % moduli.1,
+            source_phase: frame.source.phase(first.source_token),
+            destination_phase: frame.destination.phase(first.destination_token),
             tokens: first.tokens,
-            blocks: blocks as u64,
+            blocks,
             source_stride: strides.0,
             destination_stride: strides.1,
         };
-        let at = match last {
-            Some((last_key, at)) if last_key == key => at,
-            _ => *index.entry(key).or_insert_with(|| {
-                let pairs = Vec::new();
-                classes.push(Class { key, pairs });
-                classes.len() - 1
-            }),
+        let base = PairBase {
+            source_block: first.source_block,
+            source_token: first.source_token - key.source_phase,
+            destination_block: first.destination_block,
+            destination_token: first.destination_token - key.destination_phase,
         };
-        last = Some((key, at));
-        if let Some(class) = classes.get_mut(at) {
-            class.pairs.push(PairBase {
-                source_block: first.source_block,
-                source_token: first.source_token - key.source_phase,
-                destination_block: first.destination_block,
-                destination_token: first.destination_token - key.destination_phase,
+        let left = self.left;
+        self.left = left.saturating_sub(usize::try_from(blocks).unwrap_or(left));
+        if self.classes.get(self.last).is_none_or(|c| c.key != key) {
+            self.last = self.find(key);
+        }
+        if let Some(class) = self.classes.get_mut(self.last) {
+            class.token_bases |= (base.source_token | base.destination_token) != 0;
+            if class.pairs.len() == class.pairs.capacity() {
+                // Few at first, since runs may compress them all; then what may come.
+                let few = if class.pairs.is_empty() { 4 } else { left };
+                class.pairs.reserve_exact(few.min(left));
+            }
+            class.pairs.push(base);
+        }
+    }
+
+    /// The index of the class with this key.
+    fn find(&mut self, key: ClassKey) -> usize {
+        let new = self.classes.len();
+        let found = if new <= SEARCHED_MAX {
+            let found = self.classes.iter().position(|class| class.key == key);
+            found.unwrap_or(new)
+        } else {
+            if self.index.is_empty() {
+                let keys = self.classes.iter().map(|class| class.key);
+                self.index.extend(keys.zip(0..));
+            }
+            *self.index.entry(key).or_insert(new)
+        };
+        if found == new {
+            self.classes.push(Class {
+                key,
+                pairs: Vec::new(),
+                token_bases: false,
             });
         }
-        rest = rest.get(blocks..).unwrap_or_default();
-    }
-    classes
-}
-
-/// The least common multiple of the moduli of N in all pieces: whole multiples of it only move
-/// the base of a pair. Where it does not fit, no token is a multiple of it.
-fn token_modulus(layout: &StridedLayout) -> u64 {
-    let digits = layout.pieces().iter().flat_map(|p| p.digits_of(Axis::N));
-    digits.fold(1, |multiple: u64, digit| {
-        let mut gcd = (multiple, digit.low);
-        while gcd.1 != 0 {
-            gcd = (gcd.1, gcd.0 % gcd.1);
-        }
-        (multiple / gcd.0).saturating_mul(digit.low)
-    })
-}
-
-/// How many of the first pairs form an arithmetic progression in both block ids, and its strides.
-/// Short ones are worth a loop only where both ids go up by one.
-fn progression(pairs: &[BlockPair]) -> (usize, (u64, u64)) {
-    let none = (1, (1, 1));
-    let (Some(first), Some(second)) = (pairs.first(), pairs.get(1)) else {
-        return none;
-    };
-    let alike = |a: &BlockPair, b: &BlockPair| {
-        a.tokens == b.tokens
-            && a.source_token == b.source_token
-            && a.destination_token == b.destination_token
-    };
-    let (Some(source), Some(destination)) = (
-        second.source_block.checked_sub(first.source_block),
-        second
-            .destination_block
-            .checked_sub(first.destination_block)
-            .filter(|&d| d > 0),
-    ) else {
-        return none;
-    };
-    let follows = |(a, b): (&BlockPair, &BlockPair)| {
-        alike(a, b)
-            && b.source_block.checked_sub(a.source_block) == Some(source)
-            && b.destination_block.checked_sub(a.destination_block) == Some(destination)
-    };
-    let count = 1 + pairs
-        .iter()
-        .zip(pairs.iter().skip(1))
-        .take_while(|&pair| follows(pair))
-        .count();
-    let shortest = if (source, destination) == (1, 1) {
-        2
-    } else {
-        4
-    };
-    if count < shortest {
-        none
-    } else {
-        (count, (source, destination))
+        found
     }
 }

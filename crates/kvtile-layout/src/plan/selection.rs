@@ -17,6 +17,20 @@ pub struct BlockPair {
     pub tokens: u64,
 }
 
+impl BlockPair {
+    /// A whole block of `page_size` tokens.
+    #[must_use]
+    pub fn whole(source_block: u64, destination_block: u64, page_size: u64) -> BlockPair {
+        BlockPair {
+            source_block,
+            source_token: 0,
+            destination_block,
+            destination_token: 0,
+            tokens: page_size,
+        }
+    }
+}
+
 /// `count` entries of an axis from `source` on that go to `destination` on; local indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RangePair {
@@ -84,6 +98,17 @@ impl RangePair {
     }
 }
 
+/// What to copy of every block: all that a plan says beside its blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PlanSettings {
+    /// Layers; `None`: all, and both sides hold the same layers of the model.
+    pub layers: Option<RangePair>,
+    /// Heads; `None`: all, and both sides hold the same heads of the model.
+    pub heads: Option<RangePair>,
+    /// Sort the runs by the source instead of the destination, as suits a file as source.
+    pub source_order: bool,
+}
+
 /// What to copy. Nothing is selected by omission: no pairs is an error, no range means all of an
 /// axis that both sides hold alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,13 +142,7 @@ impl Selection {
         let pairs = source
             .iter()
             .zip(destination)
-            .map(|(&source_block, &destination_block)| BlockPair {
-                source_block,
-                source_token: 0,
-                destination_block,
-                destination_token: 0,
-                tokens: page_size,
-            })
+            .map(|(&source, &destination)| BlockPair::whole(source, destination, page_size))
             .collect();
         Ok(Selection {
             pairs,
@@ -178,6 +197,16 @@ impl Selection {
             pairs,
             ..Selection::default()
         })
+    }
+
+    /// All but the block pairs.
+    #[must_use]
+    pub fn settings(&self) -> PlanSettings {
+        PlanSettings {
+            layers: self.layers,
+            heads: self.heads,
+            source_order: self.source_order,
+        }
     }
 
     /// The same selection for these layers.

@@ -1,0 +1,277 @@
+//! What a plan knows before it knows its blocks: planes matched, ranges checked, maps made.
+
+use std::sync::Arc;
+
+use super::{BlockMap, MapPair, PlanSettings, RangePair, map::MapKind};
+use crate::{
+    axis::Axis,
+    error::LayoutError,
+    shape::{Plane, Shape},
+    strided::{Piece, StridedLayout},
+};
+
+/// What a plan knows before it knows its blocks.
+#[derive(Clone, Debug)]
+pub(super) struct Frame {
+    pub(super) source: Side,
+    pub(super) destination: Side,
+    pub(super) layers: RangePair,
+    pub(super) heads: RangePair,
+    pub(super) all_heads: bool,
+    pub(super) source_order: bool,
+    /// Whether all blocks of each side are equally far apart, so that a progression is a loop.
+    pub(super) progressions: bool,
+    pub(super) maps: Arc<[MapPair]>,
+    planes: Vec<MatchedPlane>,
+}
+
+/// One side of a frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Side {
+    pub(super) name: &'static str,
+    pub(super) num_blocks: u64,
+    pub(super) page_size: u64,
+    /// The least common multiple of the moduli of N in all pieces: whole multiples of it only move
+    /// the base of a pair.
+    pub(super) token_modulus: u64,
+}
+
+/// Indices of one plane on both sides, and of its map of each [`MapKind`].
+#[derive(Clone, Debug)]
+struct MatchedPlane {
+    source: usize,
+    destination: usize,
+    maps: [usize; MapKind::ALL.len()],
+}
+
+/// A plane and its pieces on both sides.
+pub(super) struct PlanePair<'a> {
+    pub(super) plane: &'a Plane,
+    pub(super) source: &'a Piece,
+    pub(super) destination: &'a Piece,
+    maps: [usize; MapKind::ALL.len()],
+}
+
+impl PlanePair<'_> {
+    /// The index of its map of one kind; planes with equal maps share one.
+    pub(super) fn map(&self, kind: MapKind) -> usize {
+        self.maps.get(kind.index()).copied().unwrap_or_default()
+    }
+}
+
+impl Frame {
+    /// Matches the planes and checks the ranges.
+    pub(super) fn new(
+        source: &StridedLayout,
+        destination: &StridedLayout,
+        settings: &PlanSettings,
+    ) -> Result<Frame, LayoutError> {
+        let mut planes = matched_planes(source, destination)?;
+        if !destination.is_injective() {
+            return Err(LayoutError::DestinationOverlaps {
+                layout: destination.describe(),
+            });
+        }
+        let (a, b) = (source.shape(), destination.shape());
+        let (layers, heads) = ranges(a, b, settings)?;
+        let maps = maps(&mut planes, source, destination);
+        let single = |layout: &StridedLayout| {
+            let mut pieces = layout.pieces().iter();
+            pieces.all(|piece| piece.digits_of(Axis::B).count() <= 1)
+        };
+        Ok(Frame {
+            source: Side::new("source", source),
+            destination: Side::new("destination", destination),
+            layers,
+            heads,
+            all_heads: heads.count == a.num_heads() && heads.count == b.num_heads(),
+            source_order: settings.source_order,
+            progressions: single(source) && single(destination),
+            maps: maps.into(),
+            planes,
+        })
+    }
+
+    /// The planes with their pieces. The layouts are those that the frame was made for.
+    pub(super) fn planes<'a>(
+        &'a self,
+        source: &'a StridedLayout,
+        destination: &'a StridedLayout,
+    ) -> impl Iterator<Item = PlanePair<'a>> {
+        self.planes.iter().filter_map(|matched| {
+            Some(PlanePair {
+                plane: destination.shape().planes().get(matched.destination)?,
+                source: source.pieces().get(matched.source)?,
+                destination: destination.pieces().get(matched.destination)?,
+                maps: matched.maps,
+            })
+        })
+    }
+}
+
+impl Side {
+    fn new(name: &'static str, layout: &StridedLayout) -> Side {
+        Side {
+            name,
+            num_blocks: layout.shape().num_blocks(),
+            page_size: layout.shape().page_size(),
+            token_modulus: token_modulus(layout),
+        }
+    }
+
+    /// `token` modulo the largest modulus of N.
+    #[inline]
+    pub(super) fn phase(&self, token: u64) -> u64 {
+        // Most tokens are the first of their block, and a division costs more than all the rest.
+        if token == 0 {
+            0
+        } else {
+            token % self.token_modulus
+        }
+    }
+}
+
+/// Where no common multiple fits, no token is a multiple of it.
+fn token_modulus(layout: &StridedLayout) -> u64 {
+    let digits = layout.pieces().iter().flat_map(|p| p.digits_of(Axis::N));
+    digits.fold(1, |multiple: u64, digit| {
+        let mut gcd = (multiple, digit.low);
+        while gcd.1 != 0 {
+            gcd = (gcd.1, gcd.0 % gcd.1);
+        }
+        (multiple / gcd.0).saturating_mul(digit.low)
+    })
+}
+
+/// The maps of all planes and kinds, each once; the planes learn their indices.
+fn maps(
+    planes: &mut [MatchedPlane],
+    source: &StridedLayout,
+    destination: &StridedLayout,
+) -> Vec<MapPair> {
+    let mut maps: Vec<MapPair> = Vec::new();
+    for plane in planes {
+        let pieces = (
+            source.pieces().get(plane.source),
+            destination.pieces().get(plane.destination),
+        );
+        let (Some(from), Some(to)) = pieces else {
+            continue;
+        };
+        for (index, kind) in plane.maps.iter_mut().zip(MapKind::ALL) {
+            let map = MapPair {
+                source: BlockMap::new(from, kind),
+                destination: BlockMap::new(to, kind),
+            };
+            *index = maps.iter().position(|m| *m == map).unwrap_or_else(|| {
+                maps.push(map);
+                maps.len() - 1
+            });
+        }
+    }
+    maps
+}
+
+fn matched_planes(
+    source: &StridedLayout,
+    destination: &StridedLayout,
+) -> Result<Vec<MatchedPlane>, LayoutError> {
+    let mut matched = Vec::new();
+    for (index, (plane, _)) in destination.planes().enumerate() {
+        let mut others = source.planes().enumerate();
+        let found = others.find(|(_, (p, _))| p.name() == plane.name());
+        let Some((source_index, (other, _))) = found else {
+            return Err(LayoutError::PlaneNotInSource {
+                plane: plane.name().clone(),
+                known: source.plane_names(),
+            });
+        };
+        check_planes(other, plane)?;
+        matched.push(MatchedPlane {
+            source: source_index,
+            destination: index,
+            maps: Default::default(),
+        });
+    }
+    let missing = source
+        .planes()
+        .find(|(p, _)| !destination.planes().any(|(q, _)| q.name() == p.name()));
+    match missing {
+        None => Ok(matched),
+        Some((plane, _)) => Err(LayoutError::PlaneNotInDestination {
+            plane: plane.name().clone(),
+            known: destination.plane_names(),
+        }),
+    }
+}
+
+fn check_planes(source: &Plane, destination: &Plane) -> Result<(), LayoutError> {
+    let differ = |field: String, source_value: String, destination_value: String| {
+        Err(LayoutError::PlanesDiffer {
+            plane: source.name().clone(),
+            field,
+            source_value,
+            destination_value,
+        })
+    };
+    if source.unit() != destination.unit() {
+        let (a, b) = (source.unit().to_string(), destination.unit().to_string());
+        return differ("unit".into(), a, b);
+    }
+    if source.is_per_token() != destination.is_per_token() {
+        let (a, b) = (source.is_per_token(), destination.is_per_token());
+        return differ("per_token".into(), a.to_string(), b.to_string());
+    }
+    let axes = source.extents().iter().chain(destination.extents());
+    for &(axis, _) in axes.filter(|(axis, _)| *axis != Axis::H) {
+        let (a, b) = (source.extent_of(axis), destination.extent_of(axis));
+        if a != b {
+            return differ(format!("extent of {axis}"), a.to_string(), b.to_string());
+        }
+    }
+    if source.has(Axis::H) != destination.has(Axis::H) {
+        let (a, b) = (source.has(Axis::H), destination.has(Axis::H));
+        return differ("heads".into(), a.to_string(), b.to_string());
+    }
+    Ok(())
+}
+
+/// Layers and heads of the settings, with what omission means made explicit.
+fn ranges(
+    source: &Shape,
+    destination: &Shape,
+    settings: &PlanSettings,
+) -> Result<(RangePair, RangePair), LayoutError> {
+    let (a, b) = (source.shard(), destination.shard());
+    let all = |axis, given: Option<RangePair>, mine, theirs, totals: (u64, u64), count| match given
+    {
+        Some(range) => Ok(range),
+        None if mine == theirs && totals.0 == totals.1 => Ok(RangePair::same(0, count)),
+        None => Err(LayoutError::ShardsDiffer {
+            axis,
+            source_range: mine,
+            source_total: totals.0,
+            destination_range: theirs,
+            destination_total: totals.1,
+        }),
+    };
+    let layers = all(
+        "layers",
+        settings.layers,
+        a.layers,
+        b.layers,
+        (a.total_layers, b.total_layers),
+        source.num_layers(),
+    )?;
+    let heads = all(
+        "heads",
+        settings.heads,
+        a.heads,
+        b.heads,
+        (a.total_heads, b.total_heads),
+        source.num_heads(),
+    )?;
+    layers.check("layers", source.num_layers(), destination.num_layers())?;
+    heads.check("heads", source.num_heads(), destination.num_heads())?;
+    Ok((layers, heads))
+}

@@ -1,0 +1,136 @@
+//! Block maps: how the indices that a plan leaves open become places.
+//!
+//! A plan has loops for what it copies of every block. The block itself, the first token rounded
+//! down to a whole tile, and the layer of a plan that is used for one layer after the other are
+//! filled in when it runs, once for each pair and nest.
+
+use std::sync::Arc;
+
+use super::Step;
+use crate::{
+    axis::Axis,
+    strided::{Digit, Piece},
+};
+
+/// How a block, a first token and a layer become a place, on one side, for some planes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BlockMap {
+    /// The place of the layer.
+    start: Step,
+    /// From one block to the next, where all blocks are equally far apart.
+    block_step: Option<Step>,
+    digits: Arc<Digits>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Digits {
+    block: Vec<Digit>,
+    token: Vec<Digit>,
+    layer: Vec<Digit>,
+}
+
+/// Which indices a map turns into places, beside the block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct MapKind {
+    /// Whole tiles of tokens.
+    pub(super) token: bool,
+    /// The layer.
+    pub(super) layer: bool,
+}
+
+impl MapKind {
+    pub(super) const ALL: [MapKind; 4] = [
+        MapKind::new(false, false),
+        MapKind::new(true, false),
+        MapKind::new(false, true),
+        MapKind::new(true, true),
+    ];
+
+    pub(super) const fn new(token: bool, layer: bool) -> MapKind {
+        MapKind { token, layer }
+    }
+
+    /// Its position in [`MapKind::ALL`].
+    pub(super) fn index(self) -> usize {
+        usize::from(self.token) + 2 * usize::from(self.layer)
+    }
+}
+
+impl BlockMap {
+    pub(super) fn new(piece: &Piece, kind: MapKind) -> BlockMap {
+        let digits = |axis, wanted: bool| -> Vec<Digit> {
+            let digits = piece.digits_of(axis).filter(|_| wanted);
+            digits.copied().collect()
+        };
+        let block = digits(Axis::B, true);
+        let block_step = match block.as_slice() {
+            [] => Some(Step::default()),
+            [one] if one.low == 1 => Some(one.step),
+            _ => None,
+        };
+        BlockMap {
+            start: Step::default(),
+            block_step,
+            digits: Arc::new(Digits {
+                block,
+                token: digits(Axis::N, kind.token),
+                layer: digits(Axis::L, kind.layer),
+            }),
+        }
+    }
+
+    /// The place of `block` and of `token`, the first token rounded down to the largest modulus,
+    /// in the layer of the plan. It means something only for blocks and tokens of the plan.
+    #[inline]
+    #[must_use]
+    pub fn base(&self, block: u64, token: u64) -> Step {
+        let mut base = match self.block_step {
+            // No division: this is asked for every pair and nest.
+            Some(step) => Step {
+                regions: block.wrapping_mul(step.regions),
+                bytes: block.wrapping_mul(step.bytes),
+            },
+            None => place(&self.digits.block, block),
+        };
+        if token != 0 {
+            base = sum(base, place(&self.digits.token, token));
+        }
+        sum(base, self.start)
+    }
+
+    /// The same map in layer `layer` of its side.
+    pub(super) fn in_layer(&self, layer: u64) -> BlockMap {
+        BlockMap {
+            start: place(&self.digits.layer, layer),
+            ..self.clone()
+        }
+    }
+}
+
+fn place(digits: &[Digit], index: u64) -> Step {
+    digits.iter().fold(Step::default(), |place, digit| {
+        let value = (index / digit.low) % digit.extent;
+        let step = Step {
+            regions: value.wrapping_mul(digit.step.regions),
+            bytes: value.wrapping_mul(digit.step.bytes),
+        };
+        sum(place, step)
+    })
+}
+
+#[inline]
+fn sum(a: Step, b: Step) -> Step {
+    Step {
+        regions: a.regions.wrapping_add(b.regions),
+        bytes: a.bytes.wrapping_add(b.bytes),
+    }
+}
+
+/// The maps of both sides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MapPair {
+    /// Of the source.
+    pub source: BlockMap,
+    /// Of the destination.
+    pub destination: BlockMap,
+}

@@ -1,0 +1,216 @@
+//! Plan once, bind many: everything about a pair of layouts that does not depend on the blocks.
+
+use std::{collections::HashMap, sync::Arc};
+
+use super::{
+    BlockPair, CopyPlan, LayerPlans, PlanClass, PlanSettings, RangePair, Selection,
+    build::{Builder, Built, NestKey},
+    check::Seen,
+    frame::Frame,
+    map::MapKind,
+    pairs::{Class, Classes},
+};
+use crate::{error::LayoutError, shape::checked, strided::StridedLayout};
+
+/// Most classes whose nests a planner keeps: progressions of every length have nests of their own.
+const BUILT_MAX: usize = 256;
+
+/// Plans copies of many block lists between two layouts.
+///
+/// The planes are matched and the ranges checked when it is made; the nests of a class of pairs are
+/// built when a list first has one. After that, a plan costs the checks of its ids and its list of
+/// bases. It takes `&mut self` for the room that it uses again and again: clone it, or put it
+/// behind a lock, to plan on several threads. What it hands out is independent of it.
+///
+/// ```
+/// use std::sync::Arc;
+/// use kvtile_layout::{BlockPair, CopyPlanner, PlanSettings, Shape, StridedLayout, Unit};
+///
+/// let shape = Shape::key_value(8, 2, 16, 4, 64, &Unit::raw(2)?)?;
+/// let layout = |word: &str| -> Result<_, Box<dyn std::error::Error>> {
+///     Ok(Arc::new(StridedLayout::resolve(&word.parse()?, &shape, 1)?))
+/// };
+/// let (engine, host) = (layout("L|KBNHC")?, layout("BLKNHC")?);
+/// let mut planner = CopyPlanner::new(engine, host, PlanSettings::default())?;
+/// for blocks in [[(0, 1), (1, 2)], [(4, 0), (2, 7)]] {
+///     let pairs = blocks.map(|(from, to)| BlockPair::whole(from, to, 16));
+///     assert_eq!(planner.plan(pairs)?.bytes(), 2 * shape.block_bytes()?);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct CopyPlanner {
+    source: Arc<StridedLayout>,
+    destination: Arc<StridedLayout>,
+    frame: Frame,
+    bindings: Bindings,
+}
+
+impl CopyPlanner {
+    /// Matches the planes of `source` and `destination` and checks the ranges of `settings`.
+    ///
+    /// # Errors
+    /// Shapes whose planes differ; ranges outside their axes, empty, or missing where the shards
+    /// differ; a destination in which units may overlap.
+    pub fn new(
+        source: Arc<StridedLayout>,
+        destination: Arc<StridedLayout>,
+        settings: PlanSettings,
+    ) -> Result<CopyPlanner, LayoutError> {
+        let frame = Frame::new(&source, &destination, &settings)?;
+        Ok(CopyPlanner {
+            source,
+            destination,
+            frame,
+            bindings: Bindings::default(),
+        })
+    }
+
+    /// The layers that its plans copy.
+    #[must_use]
+    pub fn layers(&self) -> RangePair {
+        self.frame.layers
+    }
+
+    /// The plan of these pairs: [`CopyPlan::new`] with the same settings.
+    ///
+    /// # Errors
+    /// No pairs; block ids or tokens out of range; a destination token written twice; a part of a
+    /// plane that has no such axis; moduli without a common refinement.
+    pub fn plan<I>(&mut self, pairs: I) -> Result<CopyPlan, LayoutError>
+    where
+        I: IntoIterator<Item = BlockPair>,
+        I::IntoIter: ExactSizeIterator + Clone,
+    {
+        let builder = Builder {
+            frame: &self.frame,
+            source: &self.source,
+            destination: &self.destination,
+        };
+        self.bindings.bind(&builder, pairs.into_iter(), false)
+    }
+
+    /// The plans of these pairs, one for each layer: planned and checked once.
+    ///
+    /// # Errors
+    /// As for [`CopyPlanner::plan`].
+    pub fn plan_layers<I>(&mut self, pairs: I) -> Result<LayerPlans, LayoutError>
+    where
+        I: IntoIterator<Item = BlockPair>,
+        I::IntoIter: ExactSizeIterator + Clone,
+    {
+        let builder = Builder {
+            frame: &self.frame,
+            source: &self.source,
+            destination: &self.destination,
+        };
+        let each = self.bindings.bind(&builder, pairs.into_iter(), true)?;
+        let bytes = each.bytes.checked_mul(self.frame.layers.count);
+        Ok(LayerPlans {
+            bytes: checked(bytes, "bytes of a plan")?,
+            layers: self.frame.layers,
+            each,
+        })
+    }
+}
+
+impl CopyPlan {
+    /// Plans the copy of `selection` from `source` to `destination`. For one list of blocks; a
+    /// [`CopyPlanner`] plans many.
+    ///
+    /// # Errors
+    /// Shapes whose planes differ; ranges outside their axes, empty, or cutting what has no such
+    /// axis; block ids out of range; a destination token written twice; nothing selected; moduli
+    /// without a common refinement; a destination in which units may overlap.
+    pub fn new(
+        source: &StridedLayout,
+        destination: &StridedLayout,
+        selection: &Selection,
+    ) -> Result<CopyPlan, LayoutError> {
+        let frame = Frame::new(source, destination, &selection.settings())?;
+        let builder = Builder {
+            frame: &frame,
+            source,
+            destination,
+        };
+        let pairs = selection.pairs.iter().copied();
+        Bindings::default().bind(&builder, pairs, false)
+    }
+}
+
+/// What one list of blocks leaves for the next.
+#[derive(Clone, Debug, Default)]
+struct Bindings {
+    seen: Seen,
+    classes: Classes,
+    built: HashMap<NestKey, Built>,
+    /// The class that was asked for last: most lists have the same one.
+    last: Option<(NestKey, Built)>,
+    nests: Vec<Built>,
+}
+
+impl Bindings {
+    fn bind(
+        &mut self,
+        builder: &Builder<'_>,
+        pairs: impl ExactSizeIterator<Item = BlockPair> + Clone,
+        layer: bool,
+    ) -> Result<CopyPlan, LayoutError> {
+        let frame = builder.frame;
+        self.seen.check(frame, pairs.clone())?;
+        self.classes.group(frame, pairs);
+        self.nests.clear();
+        let mut bytes = 0u64;
+        for index in 0..self.classes.len() {
+            let Some(class) = self.classes.get(index) else {
+                continue;
+            };
+            let count = class.pairs.len() as u64;
+            let key = NestKey {
+                class: class.key,
+                kind: MapKind::new(class.token_bases, layer),
+            };
+            let built = self.built(builder, key)?;
+            let all = built.bytes.checked_mul(count);
+            let all = all.and_then(|all| bytes.checked_add(all));
+            bytes = checked(all, "bytes of a plan")?;
+            self.nests.push(built);
+        }
+        let classes = self.classes.drain().zip(self.nests.drain(..));
+        Ok(CopyPlan {
+            classes: classes.map(planned).collect(),
+            maps: Arc::clone(&frame.maps),
+            bytes,
+        })
+    }
+
+    /// The nests of a class.
+    fn built(&mut self, builder: &Builder<'_>, key: NestKey) -> Result<Built, LayoutError> {
+        if let Some((last, built)) = &self.last
+            && *last == key
+        {
+            return Ok(built.clone());
+        }
+        let built = match self.built.get(&key) {
+            Some(built) => built.clone(),
+            None => {
+                let built = builder.build(&key)?;
+                if self.built.len() >= BUILT_MAX {
+                    self.built.clear();
+                }
+                self.built.insert(key, built.clone());
+                built
+            }
+        };
+        self.last = Some((key, built.clone()));
+        Ok(built)
+    }
+}
+
+fn planned((class, built): (Class, Built)) -> PlanClass {
+    PlanClass {
+        nests: built.nests,
+        pairs: class.pairs,
+        blocks_per_pair: class.key.blocks,
+    }
+}
