@@ -3,7 +3,7 @@
 use crate::metadata::Package;
 
 /// Every crate of the workspace and the crates of ours that it may be built with.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     ("kvtile-transfer", &["kvtile-layout", "kvtile-memory"]),
@@ -12,7 +12,8 @@ const ARROWS: [(&str, &[&str]); 8] = [
         &["kvtile-layout", "kvtile-memory", "kvtile-transfer"],
     ),
     ("kvtile-demo", &["kvtile"]),
-    ("kvtile-cli", &["kvtile", "kvtile-demo"]),
+    ("kvtile-bench", &["kvtile"]),
+    ("kvtile-cli", &["kvtile", "kvtile-bench", "kvtile-demo"]),
     ("kvtile-testkit", &["kvtile-layout"]),
     ("xtask", &[]),
 ];

@@ -3,6 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use kvtile::{layout::LayoutError, memory::MemoryError, transfer::TransferError};
+use kvtile_bench::BenchError;
 use kvtile_demo::DemoError;
 use thiserror::Error;
 
@@ -73,14 +74,9 @@ pub(crate) enum CliError {
         /// Why.
         problem: String,
     },
-    /// A benchmark copied something wrong.
-    #[error("{row}: block {block} arrived changed; this is a defect of kvtile")]
-    WrongCopy {
-        /// What was measured.
-        row: String,
-        /// The destination block.
-        block: usize,
-    },
+    /// The benchmark failed.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
     /// The output could not be written.
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
@@ -93,7 +89,15 @@ impl CliError {
     /// 2 where the request makes no sense, 1 where it failed.
     pub(crate) fn exit_code(&self) -> u8 {
         match self {
-            CliError::Layout(_) | CliError::Option { .. } | CliError::NothingLeft { .. } => USAGE,
+            CliError::Layout(_)
+            | CliError::Option { .. }
+            | CliError::NothingLeft { .. }
+            | CliError::Bench(
+                BenchError::Layout(_)
+                | BenchError::NothingLeft { .. }
+                | BenchError::TooManyBytes { .. }
+                | BenchError::Threads { .. },
+            ) => USAGE,
             _ => FAILURE,
         }
     }

@@ -34,6 +34,14 @@ impl Asked {
         }
     }
 
+    /// The shape that a known layout is for.
+    pub(crate) fn example(&self) -> Option<&Shape> {
+        match self {
+            Asked::Word(_) => None,
+            Asked::Known(preset) => preset.shape.as_ref(),
+        }
+    }
+
     /// The layout for the shape that the options describe.
     pub(crate) fn resolve(&self, shape: &ShapeArgs) -> Result<StridedLayout, CliError> {
         match self {
@@ -46,18 +54,6 @@ impl Asked {
                 Ok(preset.resolve(&resolved, shape.alignment)?)
             }
         }
-    }
-
-    /// The layout for a shape that is there already.
-    pub(crate) fn resolve_like(
-        &self,
-        options: &ShapeArgs,
-        shape: &Shape,
-    ) -> Result<StridedLayout, CliError> {
-        Ok(match self {
-            Asked::Word(word) => StridedLayout::resolve(word, shape, options.alignment)?,
-            Asked::Known(preset) => preset.resolve(shape, options.alignment)?,
-        })
     }
 }
 

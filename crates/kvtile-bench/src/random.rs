@@ -2,10 +2,10 @@
 
 /// SplitMix64.
 #[derive(Clone, Debug)]
-pub(super) struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub(super) fn new(seed: u64) -> Random {
+    pub(crate) fn new(seed: u64) -> Random {
         Random(seed)
     }
 
@@ -18,13 +18,23 @@ impl Random {
     }
 
     /// The numbers below `count` in a random order.
-    pub(super) fn order(&mut self, count: usize) -> Vec<usize> {
+    pub(crate) fn order(&mut self, count: usize) -> Vec<usize> {
         let mut order: Vec<usize> = (0..count).collect();
         for last in (1..count).rev() {
             let other = self.next() % (last as u64 + 1);
             order.swap(last, usize::try_from(other).unwrap_or(last));
         }
         order
+    }
+}
+
+/// Fills memory with bytes that differ everywhere.
+pub(crate) fn fill(bytes: &mut [u8], seed: u64) {
+    let mut random = Random::new(seed);
+    for chunk in bytes.chunks_mut(8) {
+        for (to, from) in chunk.iter_mut().zip(random.next().to_le_bytes()) {
+            *to = from;
+        }
     }
 }
 

@@ -1,0 +1,42 @@
+//! `cargo bench -p kvtile-bench [-- --quick] [-- TEXT…]`: the matrix, or the rows whose text has
+//! all of these. `kvtile bench` has more to choose from.
+
+use std::process::ExitCode;
+
+use kvtile_bench::{Progress, Settings};
+
+/// One line for each measurement, on standard error.
+struct Lines;
+
+impl Progress for Lines {
+    fn next(&mut self, done: usize, total: usize, what: &str) {
+        eprintln!("{done}/{total} {what}");
+    }
+}
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    // Cargo says `--bench` where it benches, and nothing where it tests: then there is nothing to do.
+    if !arguments.iter().any(|argument| argument == "--bench") {
+        return ExitCode::SUCCESS;
+    }
+    let texts = arguments
+        .iter()
+        .filter(|argument| !argument.starts_with("--"));
+    let settings = Settings {
+        quick: arguments.iter().any(|argument| argument == "--quick"),
+        compare: arguments.iter().any(|argument| argument == "--compare"),
+        filters: texts.cloned().collect(),
+        ..Settings::default()
+    };
+    match kvtile_bench::run(&settings, &mut Lines) {
+        Ok(report) => {
+            println!("{}", report.text(str::to_owned));
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

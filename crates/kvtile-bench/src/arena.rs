@@ -1,0 +1,166 @@
+//! The memory of both sides, lent to transfers as regions and to everything else as slices.
+//!
+//! Every method that is measured works on the same pages. A transfer gets regions over them, which
+//! are all given back before the next method gets the bytes.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use kvtile::{
+    layout::{LayoutError, OwnedMemoryRegion, StridedLayout},
+    memory::{Prefault, RegionView, SystemMemory},
+};
+
+use crate::error::BenchError;
+
+/// What regions start at a multiple of, as those that the library allocates.
+const REGION_ALIGNMENT: u64 = 4096;
+
+/// How long a finished transfer may take to let go of its memory.
+const RELEASE_TIME: Duration = Duration::from_secs(2);
+
+/// How the regions of a layout lie in one allocation.
+#[derive(Clone, Debug)]
+pub(crate) struct Packing {
+    bytes: usize,
+    regions: Vec<(usize, usize)>,
+}
+
+impl Packing {
+    /// One region after the other, each at a page.
+    ///
+    /// # Errors
+    /// A size that does not fit.
+    pub(crate) fn new(layout: &StridedLayout) -> Result<Packing, BenchError> {
+        let alignment = layout.alignment().max(REGION_ALIGNMENT);
+        let what = "bytes of all regions";
+        let too_large = || BenchError::Layout(LayoutError::TooLarge { what });
+        let mut regions = Vec::new();
+        let mut end = 0u64;
+        for &bytes in layout.region_bytes() {
+            let start = end.checked_next_multiple_of(alignment);
+            let start = start.ok_or_else(too_large)?;
+            end = start.checked_add(bytes).ok_or_else(too_large)?;
+            let size = |bytes: u64| usize::try_from(bytes).map_err(|_| too_large());
+            regions.push((size(start)?, size(bytes)?));
+        }
+        let bytes = usize::try_from(end).map_err(|_| too_large())?;
+        Ok(Packing { bytes, regions })
+    }
+
+    /// Bytes of everything.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Where each region starts.
+    pub(crate) fn starts(&self) -> Vec<usize> {
+        self.regions.iter().map(|(start, _)| *start).collect()
+    }
+}
+
+/// One side's memory.
+#[derive(Debug)]
+pub(crate) struct Arena {
+    memory: Arc<SystemMemory>,
+}
+
+impl Arena {
+    /// Memory that is there, not only promised.
+    fn allocate(bytes: usize) -> Result<Arena, BenchError> {
+        let options = SystemMemory::options().prefault(Prefault::Populate { threads: 0 });
+        let memory = Arc::new(options.allocate(bytes)?);
+        Ok(Arena { memory })
+    }
+
+    /// The bytes, once nobody else holds them.
+    fn bytes_mut(&mut self) -> Result<&mut [u8], BenchError> {
+        // The thread that finished a transfer drops it a moment after its completion was seen.
+        let deadline = Instant::now() + RELEASE_TIME;
+        while Arc::get_mut(&mut self.memory).is_none() && Instant::now() < deadline {
+            thread::yield_now();
+        }
+        let memory = Arc::get_mut(&mut self.memory).ok_or(BenchError::StillHeld)?;
+        Ok(memory.as_mut_slice())
+    }
+
+    fn regions(&self, packing: &Packing) -> Result<Vec<OwnedMemoryRegion>, BenchError> {
+        let memory: OwnedMemoryRegion = Arc::<SystemMemory>::clone(&self.memory);
+        let mut regions: Vec<OwnedMemoryRegion> = Vec::new();
+        for &(start, bytes) in &packing.regions {
+            let view = RegionView::new(Arc::clone(&memory), start, bytes)?;
+            regions.push(Arc::new(view));
+        }
+        Ok(regions)
+    }
+}
+
+/// Both sides' memory.
+#[derive(Debug)]
+pub(crate) struct Arenas {
+    source: Arena,
+    destination: Arena,
+}
+
+impl Arenas {
+    /// Memory for `bytes` on each side; the source is full of bytes that differ everywhere.
+    ///
+    /// # Errors
+    /// Memory that cannot be had.
+    pub(crate) fn new(bytes: usize, seed: u64) -> Result<Arenas, BenchError> {
+        let mut source = Arena::allocate(bytes)?;
+        crate::random::fill(source.bytes_mut()?, seed);
+        let mut destination = Arena::allocate(bytes)?;
+        destination.bytes_mut()?.fill(POISON);
+        Ok(Arenas {
+            source,
+            destination,
+        })
+    }
+
+    /// Bytes of one side.
+    pub(crate) fn bytes(&self) -> usize {
+        kvtile::layout::MemoryRegion::size(&*self.source.memory)
+    }
+
+    /// Both sides as slices.
+    ///
+    /// # Errors
+    /// Regions that are still held.
+    pub(crate) fn slices(&mut self) -> Result<(&[u8], &mut [u8]), BenchError> {
+        Ok((self.source.bytes_mut()?, self.destination.bytes_mut()?))
+    }
+
+    /// Both sides as regions.
+    ///
+    /// # Errors
+    /// A packing that is larger than the memory.
+    pub(crate) fn regions(
+        &self,
+        source: &Packing,
+        destination: &Packing,
+    ) -> Result<(Vec<OwnedMemoryRegion>, Vec<OwnedMemoryRegion>), BenchError> {
+        Ok((
+            self.source.regions(source)?,
+            self.destination.regions(destination)?,
+        ))
+    }
+
+    /// Overwrites the destination up to `bytes`, so that nothing of an earlier copy is left.
+    ///
+    /// # Errors
+    /// Regions that are still held.
+    pub(crate) fn poison(&mut self, bytes: usize) -> Result<(), BenchError> {
+        let destination = self.destination.bytes_mut()?;
+        if let Some(destination) = destination.get_mut(..bytes) {
+            destination.fill(POISON);
+        }
+        Ok(())
+    }
+}
+
+/// What a destination holds before a copy.
+const POISON: u8 = 0xa5;

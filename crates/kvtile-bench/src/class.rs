@@ -1,0 +1,144 @@
+//! Classes of copies, by what their plan comes to, and the goal of each.
+
+use std::fmt;
+
+use kvtile::layout::{CopyPlan, Loop, Step};
+use serde::{Deserialize, Serialize};
+
+/// Runs from here on are contiguous: the order of the rest no longer matters.
+const CONTIGUOUS_BYTES: u64 = 4096;
+
+/// Rows of one head of one token are at least this long in the models that are measured.
+const ROW_BYTES: u64 = 128;
+
+/// Shortest pieces that have a goal where nothing is permuted.
+const PIECE_BYTES: u64 = 256;
+
+/// Longest run that a transpose in registers moves as one element.
+const ELEMENT_BYTES: u64 = 16;
+
+/// What a copy comes to. The shortest run of the plan decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    /// Runs of 4 KiB and more.
+    Contiguous,
+    /// Runs of 128 bytes and more, in another order on the other side.
+    Rows,
+    /// Runs of 128 bytes and more in the same order on both sides, with gaps.
+    Pieces,
+    /// Runs of 17 to 127 bytes.
+    ShortRows,
+    /// Runs of at most 16 bytes: transposes of elements and small tiles.
+    Elements,
+    /// One block of one layer, handle to completion.
+    FixedCost,
+    /// A file on one side.
+    File,
+    /// One flat `memcpy`, on more threads than one.
+    Flat,
+}
+
+impl Class {
+    /// The class of a plan.
+    #[must_use]
+    pub fn of(plan: &CopyPlan) -> Class {
+        let (_, shortest) = plan.run_bytes();
+        match shortest {
+            CONTIGUOUS_BYTES.. => Class::Contiguous,
+            ROW_BYTES.. if permutes(plan) => Class::Rows,
+            ROW_BYTES.. => Class::Pieces,
+            bytes if bytes > ELEMENT_BYTES => Class::ShortRows,
+            _ => Class::Elements,
+        }
+    }
+
+    /// The least ratio to one flat `memcpy` on one thread that is good enough; `None` where none
+    /// was set. In the cache, a goal is never above 0.9.
+    #[must_use]
+    pub fn goal(self, run_bytes_min: u64, threads: u32, in_cache: bool) -> Option<f64> {
+        let goal = match (self, threads) {
+            (Class::Contiguous, 1) => 0.95,
+            (Class::Contiguous, 2) => 1.8,
+            (Class::Rows, 1) => 0.9,
+            (Class::Rows, 2) => 1.6,
+            (Class::Pieces, 1 | 2) if run_bytes_min >= PIECE_BYTES => 0.7,
+            (Class::Elements, 1 | 2) => 0.6,
+            _ => return None,
+        };
+        Some(if in_cache { f64::min(goal, 0.9) } else { goal })
+    }
+
+    /// What a reader calls the class.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Class::Contiguous => "contiguous: runs of 4 KiB and more",
+            Class::Rows => "rows: runs of 128 bytes and more, permuted",
+            Class::Pieces => "pieces: runs of 128 bytes and more, in order, with gaps",
+            Class::ShortRows => "short rows: runs of 17 to 127 bytes",
+            Class::Elements => "elements: transposes of 1 to 16 bytes",
+            Class::FixedCost => "fixed cost: one block of one layer",
+            Class::File => "files",
+            Class::Flat => "flat memcpy",
+        }
+    }
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.title())
+    }
+}
+
+/// Whether some nest visits the source in another order than the destination.
+fn permutes(plan: &CopyPlan) -> bool {
+    let further = |step: Step| (step.regions, step.bytes);
+    let nests = plan.classes().iter().flat_map(|class| class.nests.iter());
+    nests.into_iter().any(|nest| {
+        let falls = |step: &dyn Fn(&Loop) -> Step| {
+            let steps: Vec<_> = nest.loops.iter().map(|l| further(step(l))).collect();
+            steps.is_sorted_by(|outer, inner| outer >= inner)
+        };
+        !(falls(&|l| l.source) && falls(&|l| l.destination))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile::layout::{Selection, Shape, StridedLayout, Unit};
+
+    use super::*;
+
+    fn class(from: &str, to: &str) -> Class {
+        let unit = Unit::named("bf16").unwrap();
+        let shape = Shape::key_value(4, 4, 16, 8, 128, &unit).unwrap();
+        let layout =
+            |word: &str| StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
+        let selection = Selection::blocks(&[0, 2], &[3, 1], 16).unwrap();
+        Class::of(&CopyPlan::new(&layout(from), &layout(to), &selection).unwrap())
+    }
+
+    #[test]
+    fn plans_fall_into_the_classes_that_the_goals_speak_of() {
+        assert_eq!(class("L|KBNHC", "BLKNHC"), Class::Contiguous);
+        assert_eq!(class("L|KBNHC", "KBLNHC"), Class::Contiguous);
+        assert_eq!(class("L|KBNHC", "BHLKNC"), Class::Rows);
+        assert_eq!(class("BLKNHC", "BLKHNC"), Class::Rows);
+        assert_eq!(class("L|BNHKC", "L|BKNHC"), Class::Pieces);
+        assert_eq!(class("L|BH(kCN,vNC)", "BHLKNC"), Class::Elements);
+        assert_eq!(class("L|B(kHCNC8,vHCN)", "BLKNHC"), Class::Elements);
+    }
+
+    #[test]
+    fn goals_are_those_that_were_set() {
+        assert_eq!(Class::Contiguous.goal(4096, 1, false), Some(0.95));
+        assert_eq!(Class::Contiguous.goal(4096, 1, true), Some(0.9));
+        assert_eq!(Class::Contiguous.goal(4096, 2, false), Some(1.8));
+        assert_eq!(Class::Rows.goal(256, 2, false), Some(1.6));
+        assert_eq!(Class::Pieces.goal(128, 1, false), None);
+        assert_eq!(Class::Pieces.goal(256, 1, false), Some(0.7));
+        assert_eq!(Class::Elements.goal(2, 1, true), Some(0.6));
+        assert_eq!(Class::Contiguous.goal(4096, 3, false), None);
+    }
+}

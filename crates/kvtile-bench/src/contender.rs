@@ -1,0 +1,280 @@
+//! Everything that can copy the blocks of a cell, so that it can take its turn.
+
+use std::{
+    hint::black_box,
+    thread,
+    time::{Duration, Instant},
+};
+
+use kvtile::{
+    layout::{LayoutSpec, PhysicalLayout, PlaneDigits, StridedLayout},
+    transfer::{LayoutHandle, TransferManager, TransferOptions},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    arena::{Arenas, Packing},
+    error::BenchError,
+    walk::Walk,
+};
+
+/// What copies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Method {
+    /// A transfer manager.
+    #[serde(rename = "kvtile")]
+    Kvtile,
+    /// One flat copy of as many bytes.
+    #[serde(rename = "memcpy")]
+    Memcpy,
+    /// A loop of copies for each block, layer and plane, or row where pieces are smaller.
+    #[serde(rename = "memcpy loop")]
+    MemcpyLoop,
+    /// Views with permuted axes, assigned to each other.
+    #[serde(rename = "ndarray")]
+    Ndarray,
+    /// `index_select` and `permute().contiguous()`.
+    #[serde(rename = "torch")]
+    Torch,
+    /// The file benchmark of that name.
+    #[serde(rename = "fio")]
+    Fio,
+}
+
+impl Method {
+    /// Its name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Kvtile => "kvtile",
+            Method::Memcpy => "memcpy",
+            Method::MemcpyLoop => "memcpy loop",
+            Method::Ndarray => "ndarray",
+            Method::Torch => "torch",
+            Method::Fio => "fio",
+        }
+    }
+}
+
+/// Block `source[i]` goes to block `destination[i]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Orders {
+    pub(crate) source: Vec<usize>,
+    pub(crate) destination: Vec<usize>,
+}
+
+impl Orders {
+    pub(crate) fn pairs(&self) -> impl Iterator<Item = (usize, usize)> {
+        let source = self.source.iter().copied();
+        source.zip(self.destination.iter().copied())
+    }
+}
+
+/// Something that copies blocks between two layouts over the same memory as all others.
+pub(crate) trait Contender {
+    fn method(&self) -> Method;
+
+    fn threads(&self) -> u32 {
+        1
+    }
+
+    /// Copies all blocks `repeats` times, and says how long all of that took. Before the clock
+    /// starts it may copy once, where `warm` asks for it.
+    fn run(
+        &mut self,
+        arenas: &mut Arenas,
+        orders: &Orders,
+        repeats: u32,
+        warm: bool,
+    ) -> Result<Duration, BenchError>;
+}
+
+/// A manager with so many threads for copies; `None` where that cannot be asked for.
+pub(crate) fn manager_with(threads: u32) -> Option<TransferManager> {
+    (threads == 1).then(TransferManager::new)
+}
+
+/// Both layouts of a cell, and how they lie in memory.
+#[derive(Debug)]
+pub(crate) struct Sides {
+    pub(crate) source: (StridedLayout, Packing),
+    pub(crate) destination: (StridedLayout, Packing),
+}
+
+/// kvtile.
+pub(crate) struct Transfers<'a> {
+    manager: TransferManager,
+    threads: u32,
+    sides: &'a Sides,
+}
+
+impl<'a> Transfers<'a> {
+    /// `None` where so many threads cannot be asked for.
+    pub(crate) fn new(sides: &'a Sides, threads: u32) -> Option<Transfers<'a>> {
+        Some(Transfers {
+            manager: manager_with(threads)?,
+            threads,
+            sides,
+        })
+    }
+
+    fn copy(
+        &self,
+        handles: (LayoutHandle, LayoutHandle),
+        orders: &Orders,
+    ) -> Result<(), BenchError> {
+        let (from, to) = handles;
+        let (source, destination) = (&orders.source, &orders.destination);
+        let options = TransferOptions::new();
+        let done = self
+            .manager
+            .execute_transfer(from, source, to, destination, options)?;
+        done.wait()?;
+        Ok(())
+    }
+}
+
+impl Contender for Transfers<'_> {
+    fn method(&self) -> Method {
+        Method::Kvtile
+    }
+
+    fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    fn run(
+        &mut self,
+        arenas: &mut Arenas,
+        orders: &Orders,
+        repeats: u32,
+        warm: bool,
+    ) -> Result<Duration, BenchError> {
+        let ((source, from), (destination, to)) = (&self.sides.source, &self.sides.destination);
+        let (from, to) = arenas.regions(from, to)?;
+        let register = |layout: &StridedLayout, regions| -> Result<LayoutHandle, BenchError> {
+            let builder = PhysicalLayout::builder()
+                .with_shape(layout.shape().clone(), layout.alignment())
+                .layout(spec_of(layout))
+                .with_memory_regions(regions);
+            Ok(self.manager.register(builder.build()?)?)
+        };
+        let handles = (register(source, from)?, register(destination, to)?);
+        if warm {
+            self.copy(handles, orders)?;
+        }
+        let start = Instant::now();
+        for _ in 0..repeats {
+            self.copy(handles, orders)?;
+        }
+        let elapsed = start.elapsed();
+        self.manager.unregister(handles.0)?;
+        self.manager.unregister(handles.1)?;
+        Ok(elapsed)
+    }
+}
+
+/// The spec that gives the layout again.
+pub(crate) fn spec_of(layout: &StridedLayout) -> LayoutSpec {
+    if let Some(word) = layout.word() {
+        return LayoutSpec::Word(word.clone());
+    }
+    let planes = layout.planes().map(|(plane, piece)| PlaneDigits {
+        plane: plane.name().to_string(),
+        region: piece.region(),
+        offset: piece.offset(),
+        digits: piece.digits().to_vec(),
+    });
+    LayoutSpec::Digits {
+        planes: planes.collect(),
+        region_bytes: layout.region_bytes().to_vec(),
+    }
+}
+
+/// One flat copy of as many bytes, on one thread or on several, each with its share.
+pub(crate) struct FlatCopy {
+    pub(crate) bytes: usize,
+    pub(crate) threads: u32,
+}
+
+impl FlatCopy {
+    fn copy(&self, source: &[u8], destination: &mut [u8]) {
+        if self.threads <= 1 {
+            destination.copy_from_slice(source);
+            return;
+        }
+        let share = self.bytes.div_ceil(self.threads as usize).max(1);
+        thread::scope(|scope| {
+            let pieces = source.chunks(share).zip(destination.chunks_mut(share));
+            for (from, to) in pieces {
+                scope.spawn(move || to.copy_from_slice(from));
+            }
+        });
+    }
+}
+
+impl Contender for FlatCopy {
+    fn method(&self) -> Method {
+        Method::Memcpy
+    }
+
+    fn threads(&self) -> u32 {
+        self.threads
+    }
+
+    fn run(
+        &mut self,
+        arenas: &mut Arenas,
+        _orders: &Orders,
+        repeats: u32,
+        warm: bool,
+    ) -> Result<Duration, BenchError> {
+        let (source, destination) = arenas.slices()?;
+        let (source, destination) = (source.get(..self.bytes), destination.get_mut(..self.bytes));
+        let (Some(source), Some(destination)) = (source, destination) else {
+            return Ok(Duration::ZERO);
+        };
+        if warm {
+            self.copy(source, destination);
+        }
+        let start = Instant::now();
+        for _ in 0..repeats {
+            self.copy(black_box(source), destination);
+            black_box(&mut *destination);
+        }
+        Ok(start.elapsed())
+    }
+}
+
+/// The loop that a user would write.
+pub(crate) struct CopyLoop<'a> {
+    pub(crate) walk: &'a Walk,
+}
+
+impl Contender for CopyLoop<'_> {
+    fn method(&self) -> Method {
+        Method::MemcpyLoop
+    }
+
+    fn run(
+        &mut self,
+        arenas: &mut Arenas,
+        orders: &Orders,
+        repeats: u32,
+        warm: bool,
+    ) -> Result<Duration, BenchError> {
+        let (source, destination) = arenas.slices()?;
+        let mut copy = || {
+            for blocks in orders.pairs() {
+                self.walk.copy(blocks, source, destination);
+            }
+            black_box(&mut *destination);
+        };
+        if warm {
+            copy();
+        }
+        let start = Instant::now();
+        (0..repeats).for_each(|_| copy());
+        Ok(start.elapsed())
+    }
+}

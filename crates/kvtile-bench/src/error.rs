@@ -1,0 +1,79 @@
+//! Why something could not be measured.
+
+use std::path::PathBuf;
+
+use kvtile::{layout::LayoutError, memory::MemoryError, transfer::TransferError};
+use thiserror::Error;
+
+/// Why a benchmark ended without its report.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum BenchError {
+    /// A word or a shape that does not work out.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A transfer failed.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// Memory could not be had.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// Filters, or models and pairs that do not fit, leave nothing.
+    #[error("nothing matches {filters:?}; there are {known}")]
+    NothingLeft {
+        /// The filters.
+        filters: Vec<String>,
+        /// What there is.
+        known: String,
+    },
+    /// Both sides do not fit the memory that is there.
+    #[error("{bytes} bytes need {needed} of memory and {available} are available; give less")]
+    TooManyBytes {
+        /// What one cell moves.
+        bytes: u64,
+        /// What that takes.
+        needed: u64,
+        /// What there is.
+        available: u64,
+    },
+    /// Something was copied wrong.
+    #[error("{row}: block {block} arrived changed; this is a defect of {method}")]
+    WrongCopy {
+        /// What was measured.
+        row: String,
+        /// What copied.
+        method: &'static str,
+        /// The destination block.
+        block: u64,
+    },
+    /// Memory that was lent to a transfer did not come back.
+    #[error("memory of a finished transfer is still held")]
+    StillHeld,
+    /// The number of threads cannot be chosen.
+    #[error("transfers on {threads} threads cannot be asked for")]
+    Threads {
+        /// What was asked for.
+        threads: u32,
+    },
+    /// A file of the system's or the user's.
+    #[error("cannot {operation} {path}", path = .path.display())]
+    File {
+        /// What was tried.
+        operation: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A program that was run beside ours.
+    #[error("{program}: {problem}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// What went wrong.
+        problem: String,
+    },
+    /// Stored results that cannot be read.
+    #[error("these are no results of a benchmark")]
+    Results(#[from] serde_json::Error),
+}

@@ -1,0 +1,195 @@
+//! A report as one page that stands alone: no script, nothing from elsewhere.
+
+mod heat;
+mod tables;
+
+use std::fmt::Write as _;
+
+use crate::{
+    class::Class,
+    contender::Method,
+    lines::bytes,
+    report::Report,
+    row::{Place, Row},
+};
+
+const STYLE: &str = include_str!("style.css");
+
+impl Report {
+    /// The page.
+    #[must_use]
+    pub fn html(&self) -> String {
+        let mut page = String::new();
+        // Writing to a string cannot fail.
+        let _ = write!(
+            page,
+            "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
+             <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
+             <title>kvtile: copies between layouts</title>\n<style>\n{STYLE}</style>\n</head>\n\
+             <body>\n<h1>Copies between KV cache layouts, against <code>memcpy</code></h1>\n"
+        );
+        page.push_str(&self.introduction());
+        page.push_str(&self.tiles());
+        page.push_str(&tables::goals());
+        let matrix: Vec<&Row> = self.rows.iter().filter(|row| in_matrix(row)).collect();
+        if !matrix.is_empty() {
+            page.push_str(
+                "<h2>The matrix</h2>\n<p>Each number is kvtile's speed over that of one flat \
+                 <code>memcpy</code> of the same bytes on one thread; the colour says how it \
+                 stands to the goal of its class. Hold the pointer over a cell for GB/s, runs and \
+                 goal.</p>\n",
+            );
+            page.push_str(&heat::legend());
+            page.push_str(&tables::matrix(&matrix));
+        }
+        page.push_str(&tables::compared(&self.rows));
+        page.push_str(&tables::files(&self.rows));
+        page.push_str(&tables::beside(self));
+        page.push_str("</body>\n</html>\n");
+        page
+    }
+
+    fn introduction(&self) -> String {
+        let machine = &self.machine;
+        let caches: Vec<String> = machine
+            .caches
+            .iter()
+            .filter(|cache| cache.kind != "Instruction")
+            .map(|cache| format!("L{} {}", cache.level, bytes(cache.bytes)))
+            .collect();
+        let virtual_machine = match machine.virtual_machine {
+            true => ", virtual machine",
+            false => "",
+        };
+        let facts = [
+            (
+                "processor",
+                format!("{}, {} cores{virtual_machine}", machine.cpu, machine.cores),
+            ),
+            ("vector units", machine.vector_units.join(", ")),
+            ("caches", caches.join(", ")),
+            (
+                "memory",
+                format!(
+                    "{}, pages of {}, huge pages of {}",
+                    bytes(machine.memory_bytes),
+                    bytes(machine.page_bytes),
+                    machine.huge_pages
+                ),
+            ),
+            ("kernel", machine.kernel.clone()),
+            (
+                "run",
+                format!(
+                    "kvtile {}, {}, {} s{}",
+                    machine.kvtile,
+                    machine.date,
+                    self.how.seconds,
+                    if self.how.quick { ", quick" } else { "" }
+                ),
+            ),
+            (
+                "blocks",
+                format!("in {} order, seed {}", self.how.order, self.how.seed),
+            ),
+            ("checked", self.how.checked.clone()),
+            ("left out", self.left_out.join("; ")),
+        ];
+        let mut list = "<dl class=\"facts\">\n".to_owned();
+        for (name, fact) in facts.iter().filter(|(_, fact)| !fact.is_empty()) {
+            let _ = writeln!(list, "<dt>{name}</dt><dd>{}</dd>", escaped(fact));
+        }
+        list.push_str("</dl>\n");
+        list
+    }
+
+    /// Class by class: how many cells reach their goal, and which is furthest from it.
+    fn tiles(&self) -> String {
+        let mut tiles = "<div class=\"tiles\">\n".to_owned();
+        for class in [
+            Class::Contiguous,
+            Class::Rows,
+            Class::Pieces,
+            Class::Elements,
+            Class::File,
+        ] {
+            let rows = self.rows.iter().filter(|row| row.class == class);
+            let judged: Vec<(&Row, f64)> = rows
+                .filter(|row| row.method == Method::Kvtile)
+                .filter_map(|row| row.against_goal().map(|(is, goal)| (row, is / goal)))
+                .collect();
+            let worst = judged.iter().min_by(|a, b| a.1.total_cmp(&b.1));
+            let Some((row, part)) = worst else { continue };
+            let reached = judged.iter().filter(|(row, _)| !row.misses()).count();
+            let _ = writeln!(
+                tiles,
+                "<div class=\"tile\"><b>{reached} of {}</b>reach the goal: {}<span>furthest from \
+                 it, at {:.0} %: {}, {}</span></div>",
+                judged.len(),
+                short(class),
+                part * 100.0,
+                escaped(&row.pair()),
+                escaped(&row.model),
+            );
+        }
+        tiles.push_str("</div>\n");
+        tiles
+    }
+}
+
+/// The class in a word.
+fn short(class: Class) -> &'static str {
+    let title = class.title();
+    title.split_once(':').map_or(title, |(word, _)| word)
+}
+
+/// Whether a row is a cell of the heat map.
+fn in_matrix(row: &Row) -> bool {
+    let memory = |place| matches!(place, Place::Memory | Place::Cache);
+    row.method == Method::Kvtile
+        && memory(row.source_place)
+        && memory(row.destination_place)
+        && row.class != Class::FixedCost
+}
+
+/// Everything that is known of a row, as a tooltip.
+fn tooltip(row: &Row) -> String {
+    let goal = row
+        .goal
+        .map_or_else(String::new, |goal| format!("\ngoal {goal:.2}"));
+    escaped(&format!(
+        "{}\n{}, {} on {} thread{}\n{:.2} GB/s, memcpy {:.2} GB/s, ratio {:.3}\n{}\nruns of {}, {} \
+         of them; {} blocks, {} layers{goal}\n{} rounds, spread {:.0} %",
+        row.pair(),
+        row.model,
+        row.method.name(),
+        row.threads,
+        if row.threads == 1 { "" } else { "s" },
+        row.gb_per_s,
+        row.memcpy_gb_per_s,
+        row.ratio,
+        row.class.title(),
+        crate::lines::runs(row),
+        row.runs,
+        row.blocks,
+        row.layers,
+        row.rounds,
+        row.spread * 100.0,
+    ))
+}
+
+/// Text that is no markup.
+fn escaped(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => safe.push_str("&amp;"),
+            '<' => safe.push_str("&lt;"),
+            '>' => safe.push_str("&gt;"),
+            '"' => safe.push_str("&quot;"),
+            '\n' => safe.push_str("&#10;"),
+            other => safe.push(other),
+        }
+    }
+    safe
+}

@@ -1,0 +1,296 @@
+//! The tables of the page.
+
+use std::fmt::Write as _;
+
+use super::{escaped, heat, tooltip};
+use crate::{
+    class::Class,
+    contender::Method,
+    lines::{Line, bytes, runs, size},
+    matrix::Purpose,
+    report::Report,
+    row::Row,
+};
+
+/// What every class has as its goal.
+pub(super) fn goals() -> String {
+    let mut table = "<h2>Classes and goals</h2>\n<p>The shortest run of a copy decides about its \
+                     class. A run is a stretch that is contiguous on both sides.</p>\n\
+                     <div class=\"scroll\"><table>\n<thead><tr><th>class</th><th>1 \
+                     thread</th><th>2 threads</th><th>in cache</th></tr></thead>\n<tbody>\n"
+        .to_owned();
+    for class in [
+        Class::Contiguous,
+        Class::Rows,
+        Class::Pieces,
+        Class::ShortRows,
+        Class::Elements,
+    ] {
+        let goal = |threads, in_cache| match class.goal(4096, threads, in_cache) {
+            Some(goal) => format!("{goal:.2}"),
+            None => "–".to_owned(),
+        };
+        let _ = writeln!(
+            table,
+            "<tr><td class=\"left\">{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            class.title(),
+            goal(1, false),
+            goal(2, false),
+            goal(1, true)
+        );
+    }
+    table.push_str("</tbody>\n</table></div>\n");
+    table
+}
+
+/// A column of the heat map.
+type Column<'a> = (&'a str, String, u32);
+
+/// The heat map: pairs by model, size and threads.
+pub(super) fn matrix(rows: &[&Row]) -> String {
+    let mut columns: Vec<Column<'_>> = Vec::new();
+    let column = |row: &Row| (row.model.clone(), nominal(row), row.threads);
+    for model in unique(rows.iter().map(|row| row.model.as_str())) {
+        let mine = || rows.iter().filter(|row| row.model == model);
+        let mut sizes: Vec<(u64, String)> =
+            mine().map(|row| (rounded(row), nominal(row))).collect();
+        sizes.sort();
+        sizes.dedup();
+        for size in unique(sizes.iter().map(|(_, size)| size.as_str())) {
+            let mut threads: Vec<u32> = mine()
+                .filter(|row| nominal(row) == size)
+                .map(|row| row.threads)
+                .collect();
+            threads.sort_unstable();
+            threads.dedup();
+            columns.extend(threads.iter().map(|&n| (model, size.to_owned(), n)));
+        }
+    }
+    let mut table = format!("<div class=\"scroll\"><table>\n{}<tbody>\n", head(&columns));
+    let mut purposes: Vec<Purpose> = rows.iter().map(|row| row.purpose).collect();
+    purposes.sort();
+    purposes.dedup();
+    for purpose in purposes {
+        let mine: Vec<&Row> = rows
+            .iter()
+            .copied()
+            .filter(|r| r.purpose == purpose)
+            .collect();
+        let _ = writeln!(
+            table,
+            "<tr><th class=\"group\" colspan=\"{}\">{}</th></tr>",
+            columns.len() + 1,
+            purpose.title()
+        );
+        let pairs: Vec<String> = mine.iter().map(|row| row.pair()).collect();
+        for pair in unique(pairs.iter().map(String::as_str)) {
+            let _ = write!(
+                table,
+                "<tr><th class=\"word\" scope=\"row\">{}</th>",
+                escaped(pair)
+            );
+            for (model, size, threads) in &columns {
+                let key = ((*model).to_owned(), size.clone(), *threads);
+                let row = mine
+                    .iter()
+                    .find(|row| row.pair() == pair && column(row) == key);
+                table.push_str(&row.map_or_else(empty, |row| cell(row)));
+            }
+            table.push_str("</tr>\n");
+        }
+    }
+    table.push_str("</tbody>\n</table></div>\n");
+    table
+}
+
+/// Sizes are as near to a power of two as whole blocks allow.
+fn rounded(row: &Row) -> u64 {
+    row.bytes.next_power_of_two()
+}
+
+fn nominal(row: &Row) -> String {
+    match size(row).as_str() {
+        "in cache" => "in cache".to_owned(),
+        _ => bytes(rounded(row)),
+    }
+}
+
+/// Model over size over threads.
+fn head(columns: &[Column<'_>]) -> String {
+    let mut lines = [
+        "<tr><th></th>",
+        "<tr class=\"sub\"><th></th>",
+        "<tr class=\"sub\"><th></th>",
+    ]
+    .map(str::to_owned);
+    let [models, sizes, threads] = &mut lines;
+    for model in unique(columns.iter().map(|(model, _, _)| *model)) {
+        let mine: Vec<_> = columns.iter().filter(|(m, _, _)| *m == model).collect();
+        let _ = write!(
+            models,
+            "<th colspan=\"{}\">{}</th>",
+            mine.len(),
+            escaped(model)
+        );
+        for size in unique(mine.iter().map(|(_, size, _)| size.as_str())) {
+            let count = mine.iter().filter(|(_, s, _)| s == size).count();
+            let _ = write!(sizes, "<th colspan=\"{count}\">{size}</th>");
+        }
+        for (_, _, count) in &mine {
+            let _ = write!(threads, "<th>×{count}</th>");
+        }
+    }
+    let lines = lines.map(|line| line + "</tr>\n").concat();
+    format!("<thead>\n{lines}</thead>\n")
+}
+
+fn cell(row: &Row) -> String {
+    let short = if row.misses() { " short" } else { "" };
+    format!(
+        "<td class=\"{}{short}\" title=\"{}\">{:.2}</td>",
+        heat::class(row),
+        tooltip(row),
+        row.ratio
+    )
+}
+
+fn empty() -> String {
+    "<td class=\"none\">·</td>".to_owned()
+}
+
+/// The plain ways beside kvtile, where they were measured.
+pub(super) fn compared(rows: &[Row]) -> String {
+    let plain = [Method::MemcpyLoop, Method::Ndarray, Method::Torch];
+    let is_plain = |row: &&Row| plain.contains(&row.method);
+    if rows.iter().find(is_plain).is_none() {
+        return String::new();
+    }
+    let lines = Line::of(rows.iter().filter(|row| row.class != Class::File));
+    let compared = lines.iter().filter(|line| line.rows.iter().any(is_plain));
+    let mut table = "<h2>Against the plain ways</h2>\n<p>The same blocks of the same memory in the \
+                     same turns: a loop of <code>memcpy</code> for each block, layer and plane (or \
+                     row, where pieces are smaller), <code>ndarray</code> views with permuted axes, \
+                     and <code>torch.index_select</code> with \
+                     <code>permute().contiguous()</code>, all on one thread. Torch has memory of \
+                     its own and is measured against its own flat copy.</p>\n\
+                     <div class=\"scroll\"><table>\n<thead><tr><th></th><th>model</th><th>bytes</th>\
+                     <th>runs</th><th>kvtile</th><th>memcpy \
+                     loop</th><th>ndarray</th><th>torch</th></tr></thead>\n<tbody>\n"
+        .to_owned();
+    for line in compared {
+        let Some(first) = line.rows.first() else {
+            continue;
+        };
+        let _ = write!(
+            table,
+            "<tr><th class=\"word\" scope=\"row\">{}</th><td class=\"left\">{}</td><td>{}</td>\
+             <td>{}</td>",
+            escaped(&first.pair()),
+            escaped(&first.model),
+            size(first),
+            runs(first)
+        );
+        for method in [Method::Kvtile].into_iter().chain(plain) {
+            let row = line.find(method, 1);
+            table.push_str(&row.map_or_else(empty, cell));
+        }
+        table.push_str("</tr>\n");
+    }
+    table.push_str("</tbody>\n</table></div>\n");
+    table
+}
+
+/// Rows with a file on one side.
+pub(super) fn files(rows: &[Row]) -> String {
+    let files: Vec<&Row> = rows.iter().filter(|row| row.class == Class::File).collect();
+    if files.is_empty() {
+        return String::new();
+    }
+    let mut table = "<h2>Files</h2>\n<p>Direct files pass by the page cache and are compared with \
+                     <code>fio</code> on a file of the same size, in pieces of 1 MiB, 8 in flight; \
+                     the others end in the page cache or come from it.</p>\n\
+                     <div class=\"scroll\"><table>\n<thead><tr><th></th><th>model</th><th>bytes</th>\
+                     <th>GB/s</th><th>fio GB/s</th><th>of fio</th><th>of \
+                     memcpy</th></tr></thead>\n<tbody>\n"
+        .to_owned();
+    for row in files {
+        let figure =
+            |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.2}"));
+        let _ = writeln!(
+            table,
+            "<tr><th class=\"word\" scope=\"row\">{}</th><td class=\"left\">{}</td><td>{}</td>\
+             <td>{:.2}</td><td>{}</td><td class=\"{}\" title=\"{}\">{}</td><td>{:.2}</td></tr>",
+            escaped(&row.pair()),
+            escaped(&row.model),
+            bytes(row.bytes),
+            row.gb_per_s,
+            figure(row.fio_gb_per_s),
+            heat::class(row),
+            tooltip(row),
+            figure(row.fio_ratio),
+            row.ratio
+        );
+    }
+    table.push_str("</tbody>\n</table></div>\n");
+    table
+}
+
+/// What stands beside the matrix: flat copies on more threads, fixed cost, first touch.
+pub(super) fn beside(report: &Report) -> String {
+    let mut lines = String::new();
+    for row in report.rows.iter().filter(|row| row.class == Class::Flat) {
+        let _ = writeln!(
+            lines,
+            "<tr><td class=\"left\">one flat memcpy of {} on {} threads</td><td>{:.2} GB/s</td>\
+             <td>{:.2} of one thread</td></tr>",
+            bytes(row.bytes),
+            row.threads,
+            row.gb_per_s,
+            row.ratio
+        );
+    }
+    for row in report
+        .rows
+        .iter()
+        .filter(|row| row.class == Class::FixedCost)
+    {
+        let (Some(ours), Some(memcpy)) = (row.ns_per_transfer, row.memcpy_ns_per_transfer) else {
+            continue;
+        };
+        let _ = writeln!(
+            lines,
+            "<tr><td class=\"left\">one block of one layer, {}, from call to completion</td>\
+             <td>{ours:.0} ns</td><td>memcpy {memcpy:.0} ns; goal: at most 500 ns more</td></tr>",
+            bytes(row.bytes)
+        );
+    }
+    for pool in &report.first_touch {
+        let _ = writeln!(
+            lines,
+            "<tr><td class=\"left\">a pool of {} ready, on {} threads</td><td>{:.2} s</td>\
+             <td>the mapping alone {:.2} s; ratio {:.2}</td></tr>",
+            bytes(pool.bytes),
+            pool.threads,
+            pool.seconds,
+            pool.populate_seconds,
+            pool.ratio
+        );
+    }
+    match lines.is_empty() {
+        true => String::new(),
+        false => format!(
+            "<h2>Beside the matrix</h2>\n<div class=\"scroll\"><table>\n{lines}</table></div>\n"
+        ),
+    }
+}
+
+/// Each once, in the order in which they first appear.
+fn unique<'a>(texts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut seen: Vec<&str> = Vec::new();
+    for text in texts {
+        if !seen.contains(&text) {
+            seen.push(text);
+        }
+    }
+    seen
+}

@@ -1,0 +1,239 @@
+//! What is measured: pairs of layouts, models, sizes, and how they combine.
+
+mod models;
+mod pairs;
+
+use kvtile::{
+    layout::{LayoutError, Shape, StridedLayout, Word},
+    presets::{Preset, PresetLayout},
+};
+pub use models::Model;
+use serde::{Deserialize, Serialize};
+
+use crate::{error::BenchError, settings::Settings};
+
+/// Blocks of a cell that is smaller than the model's own blocks, which then has fewer layers.
+const BLOCKS_MIN: u64 = 4;
+
+/// Bytes of the cells that do not fit any cache.
+const LARGE_BYTES: u64 = 64 << 20;
+
+/// Bytes of the largest cells, which the first model alone has.
+const LARGEST_BYTES: u64 = 512 << 20;
+
+/// One side of a pair.
+#[derive(Clone, Debug)]
+pub enum Order {
+    /// A word.
+    Word(Word),
+    /// A known layout.
+    Known(&'static Preset),
+}
+
+impl Order {
+    /// A word, or the name of a known layout that has none.
+    #[must_use]
+    pub fn label(&self) -> String {
+        match self {
+            Order::Word(word) => word.to_string(),
+            Order::Known(preset) => match &preset.layout {
+                PresetLayout::Word(word) => word.to_string(),
+                _ => preset.name.clone(),
+            },
+        }
+    }
+
+    fn resolve(&self, shape: &Shape, alignment: u64) -> Result<StridedLayout, LayoutError> {
+        match self {
+            Order::Word(word) => StridedLayout::resolve(word, shape, alignment),
+            Order::Known(preset) => preset.resolve(shape, alignment),
+        }
+    }
+}
+
+/// Two layouts between which blocks are copied.
+#[derive(Clone, Debug)]
+pub struct Pair {
+    /// What is read.
+    pub source: Order,
+    /// What is written.
+    pub destination: Order,
+}
+
+impl Pair {
+    /// `L|KBNHC → BHLKNC`.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("{} → {}", self.source.label(), self.destination.label())
+    }
+
+    fn of_words(source: &str, destination: &str) -> Result<Pair, BenchError> {
+        let word = |text: &str| Word::parse(text).map_err(LayoutError::from);
+        Ok(Pair {
+            source: Order::Word(word(source)?),
+            destination: Order::Word(word(destination)?),
+        })
+    }
+}
+
+/// What a pair is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Purpose {
+    /// Asked for by the user.
+    Asked,
+    /// Equal layouts on both sides.
+    Equal,
+    /// From one engine, host pool or store to another.
+    Across,
+    /// From an engine to the order of stored blocks.
+    Store,
+    /// From the order of stored blocks to an engine.
+    Load,
+    /// No pair of layouts: a measurement of its own.
+    Extra,
+}
+
+impl Purpose {
+    /// What a reader calls it.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Purpose::Asked => "the pair asked for",
+            Purpose::Equal => "equal layouts",
+            Purpose::Across => "from one engine, host pool or store to another",
+            Purpose::Store => "from an engine to the order of stored blocks",
+            Purpose::Load => "from the order of stored blocks to an engine",
+            Purpose::Extra => "beside the matrix",
+        }
+    }
+}
+
+/// One pair with one model in one size: everything that is measured in turns.
+#[derive(Clone, Debug)]
+pub(crate) struct Cell {
+    pub(crate) pair: Pair,
+    pub(crate) purpose: Purpose,
+    pub(crate) model: String,
+    pub(crate) source: StridedLayout,
+    pub(crate) destination: StridedLayout,
+    /// Whether both sides fit the second-level cache.
+    pub(crate) in_cache: bool,
+}
+
+impl Cell {
+    /// Everything by which a filter may pick it.
+    pub(crate) fn label(&self) -> String {
+        format!("{}  {}", self.pair.label(), self.model)
+    }
+
+    /// Payload of all blocks.
+    pub(crate) fn bytes(&self) -> Result<u64, BenchError> {
+        Ok(self.source.shape().total_bytes()?)
+    }
+}
+
+/// How much a cell moves.
+#[derive(Clone, Copy, Debug)]
+enum Size {
+    /// So little that both sides fit a cache; what does not is left out.
+    InCache(u64),
+    /// About so much.
+    Bytes(u64),
+}
+
+/// The cells that the settings ask for, before filters.
+///
+/// # Errors
+/// A pair that the user gave and that does not fit the model.
+pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, BenchError> {
+    let models = match settings.models.as_slice() {
+        [] => models::usual(settings.quick)?,
+        given => given.to_vec(),
+    };
+    let mut cells = Vec::new();
+    if let Some(pair) = &settings.pair {
+        for model in &models {
+            for size in sizes(settings, cache_bytes, true) {
+                let cell = cell(
+                    (pair, Purpose::Asked),
+                    model,
+                    None,
+                    size,
+                    settings.alignment,
+                )?;
+                cells.extend(cell);
+            }
+        }
+        return Ok(cells);
+    }
+    let pairs = pairs::all();
+    for (number, model) in models.iter().enumerate() {
+        let fitting = pairs.iter().filter(|entry| entry.fits(&model.shape));
+        // Beside the first model, a quick run looks at what is special in the others.
+        let entries = fitting.filter(|entry| match (settings.quick, number) {
+            (false, _) => true,
+            (true, 0) => entry.usual,
+            (true, _) => entry.usual && entry.special,
+        });
+        for entry in entries {
+            let pair = Pair::of_words(&entry.source, &entry.destination)?;
+            for size in sizes(settings, cache_bytes, number == 0) {
+                let named = (&pair, entry.purpose);
+                cells.extend(cell(
+                    named,
+                    model,
+                    entry.page_size,
+                    size,
+                    settings.alignment,
+                )?);
+            }
+        }
+    }
+    Ok(cells)
+}
+
+fn sizes(settings: &Settings, cache_bytes: u64, first_model: bool) -> Vec<Size> {
+    if !settings.bytes.is_empty() {
+        return settings.bytes.iter().map(|&b| Size::Bytes(b)).collect();
+    }
+    let mut sizes = vec![Size::InCache(cache_bytes), Size::Bytes(LARGE_BYTES)];
+    if first_model && !settings.quick {
+        sizes.push(Size::Bytes(LARGEST_BYTES));
+    }
+    sizes
+}
+
+/// `None` where one block of one layer is more than the cache holds.
+fn cell(
+    (pair, purpose): (&Pair, Purpose),
+    model: &Model,
+    page_size: Option<u64>,
+    size: Size,
+    alignment: u64,
+) -> Result<Option<Cell>, BenchError> {
+    let page_size = page_size.unwrap_or(model.shape.page_size());
+    let planes = || model.shape.planes().to_vec();
+    let layer_bytes = Shape::new(1, 1, page_size, planes())?.block_bytes()?.max(1);
+    let (bytes, in_cache) = match size {
+        Size::InCache(bytes) if layer_bytes > bytes => return Ok(None),
+        Size::InCache(bytes) => (bytes, true),
+        Size::Bytes(bytes) => (bytes, false),
+    };
+    let all_layers = model.shape.num_layers();
+    let layers = (bytes / (layer_bytes * BLOCKS_MIN)).clamp(1, all_layers);
+    let blocks = (bytes / (layer_bytes * layers)).max(1);
+    let shape = if layers == all_layers && page_size == model.shape.page_size() {
+        model.shape.with_num_blocks(blocks)?
+    } else {
+        Shape::new(blocks, layers, page_size, planes())?
+    };
+    Ok(Some(Cell {
+        pair: pair.clone(),
+        purpose,
+        model: model.name.clone(),
+        source: pair.source.resolve(&shape, alignment)?,
+        destination: pair.destination.resolve(&shape, alignment)?,
+        in_cache,
+    }))
+}

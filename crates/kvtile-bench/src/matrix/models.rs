@@ -1,0 +1,64 @@
+//! The models of the matrix.
+
+use kvtile::{
+    layout::{Shape, Unit},
+    presets::find_model,
+};
+
+use crate::error::BenchError;
+
+/// Tokens a block.
+const PAGE_SIZE: u64 = 16;
+
+/// What blocks hold, and what a reader calls that.
+#[derive(Clone, Debug)]
+pub struct Model {
+    /// For instance `llama-3.1-8b tp 8`.
+    pub name: String,
+    /// Layers, tokens a block and planes; the number of blocks does not matter.
+    pub shape: Shape,
+}
+
+/// A preset, ranks, and the data type where it is not the model's own.
+type Row = (&'static str, u64, Option<&'static str>);
+
+/// Whole and split, large and tiny, a latent, and elements of one byte.
+const MODELS: [Row; 6] = [
+    ("llama-3.1-8b", 1, None),
+    ("llama-3.1-8b", 8, None),
+    ("llama-3.1-70b", 8, None),
+    ("smollm2-135m", 1, None),
+    ("deepseek-v3", 1, None),
+    ("llama-3.1-8b", 1, Some("fp8_e4m3")),
+];
+
+/// What a quick run takes of them.
+const QUICK: [Row; 3] = [
+    ("llama-3.1-8b", 1, None),
+    ("deepseek-v3", 1, None),
+    ("llama-3.1-8b", 1, Some("fp8_e4m3")),
+];
+
+pub(super) fn usual(quick: bool) -> Result<Vec<Model>, BenchError> {
+    let rows = if quick { &QUICK[..] } else { &MODELS[..] };
+    rows.iter().map(|row| model(*row)).collect()
+}
+
+fn model((name, ranks, dtype): Row) -> Result<Model, BenchError> {
+    let preset = find_model(name)?;
+    let unit = match dtype.and_then(Unit::named) {
+        Some(unit) => unit,
+        None => preset.unit()?,
+    };
+    let mut title = name.to_owned();
+    if ranks > 1 {
+        title.push_str(&format!(" tp {ranks}"));
+    }
+    if let Some(dtype) = dtype {
+        title.push_str(&format!(" {dtype}"));
+    }
+    Ok(Model {
+        name: title,
+        shape: preset.shape(1, PAGE_SIZE, ranks, 0, &unit)?,
+    })
+}

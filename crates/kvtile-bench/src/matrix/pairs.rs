@@ -1,0 +1,232 @@
+//! The pairs of the matrix: every layout of an engine whose bytes are known, to the order of stored
+//! blocks and back, and the pairs that meet when engines, host pools and stores are combined.
+
+use kvtile::layout::{Axis, Shape};
+
+use super::Purpose;
+
+/// Blocks as they are stored: heads outermost, so that any tensor-parallel size reads one run.
+const STORED: &str = "BHLKNC";
+
+/// The same for a latent, which has no heads.
+const STORED_LATENT: &str = "BLKNC";
+
+/// Which shapes a layout is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fits {
+    /// Keys and values.
+    Heads,
+    /// Keys and values of two bytes: tiles of 16 bytes have 8 of them.
+    TwoBytes,
+    /// Keys and values of one byte: tiles of 16 bytes have 16 of them.
+    OneByte,
+    /// Keys and values, heads in groups of four.
+    HeadsByFour,
+    /// A latent and its rope part.
+    Latent,
+}
+
+/// One pair.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) source: String,
+    pub(super) destination: String,
+    pub(super) purpose: Purpose,
+    /// Tokens a block where the engine has another number than 16.
+    pub(super) page_size: Option<u64>,
+    /// Whether a quick run has it.
+    pub(super) usual: bool,
+    /// Whether it is for one kind of model alone.
+    pub(super) special: bool,
+    fits: Fits,
+}
+
+impl Entry {
+    /// Whether some engine has these layouts for such a shape.
+    pub(super) fn fits(&self, shape: &Shape) -> bool {
+        let heads = shape.planes().iter().all(|plane| plane.has(Axis::H));
+        let unit_bytes = |bytes| shape.planes().iter().all(|p| p.unit().bytes() == bytes);
+        match self.fits {
+            Fits::Heads => heads,
+            Fits::TwoBytes => heads && unit_bytes(2),
+            Fits::OneByte => heads && unit_bytes(1),
+            Fits::HeadsByFour => heads && shape.num_heads().is_multiple_of(4),
+            Fits::Latent => {
+                let names = shape.planes().iter().map(|plane| plane.name().as_str());
+                !heads && names.eq(["c", "r"])
+            }
+        }
+    }
+}
+
+/// Layouts of engines and host pools: word, tokens a block, what for, whether a quick run has it.
+const ENGINES: [(&str, Option<u64>, Fits, bool); 47] = [
+    // The block-manager tradition.
+    ("BLKNHC", None, Fits::Heads, true),
+    ("BLHKNC", None, Fits::Heads, false),
+    ("L|BKNHC", None, Fits::Heads, true),
+    // vLLM up to 0.21, FlexKV, LMCache.
+    ("L|KBNHC", None, Fits::Heads, true),
+    ("L|KBHNC", None, Fits::Heads, false),
+    ("L|BKHNC", None, Fits::Heads, true),
+    ("LKBNHC", None, Fits::Heads, false),
+    ("KL|BNHC", None, Fits::Heads, false),
+    // vLLM: keys and values side by side, six orders, padding, kernel blocks.
+    ("LBHNKC", None, Fits::Heads, false),
+    ("LBNHKC", None, Fits::Heads, true),
+    ("LHBNKC", None, Fits::Heads, false),
+    ("BLHNKC", None, Fits::Heads, false),
+    ("BLNHKC", None, Fits::Heads, false),
+    ("BHLNKC", None, Fits::Heads, false),
+    ("L|BHNKC", None, Fits::Heads, true),
+    ("L|BNHKC", None, Fits::Heads, false),
+    ("LB@4096HNKC", None, Fits::Heads, false),
+    ("BL@4096HNKC", None, Fits::Heads, false),
+    ("L|BNHN16KC", Some(64), Fits::Heads, false),
+    // vLLM on the CPU, on ROCm, with aiter.
+    ("L|BH(kCN,vNC)", None, Fits::Heads, true),
+    ("L|BH(kNCN16C2,vCNC16N2)", Some(32), Fits::TwoBytes, true),
+    ("L|(kBHCNC8,vBHCN)", None, Fits::TwoBytes, false),
+    ("L|B(kHCNC8,vHCN)", None, Fits::TwoBytes, true),
+    ("L|(kBHCNC16,vBHCN)", None, Fits::OneByte, false),
+    ("L|B(kHCNC16,vHCN)", None, Fits::OneByte, true),
+    ("L|(kBHCNC8,vBHNCN8)", None, Fits::TwoBytes, false),
+    // SGLang on devices and hosts.
+    ("LK|BNHC", None, Fits::Heads, false),
+    ("LK|BHNC", None, Fits::Heads, true),
+    ("L(k|BHCNC8,v|BHNCN8)", None, Fits::TwoBytes, false),
+    ("BNLKHC", None, Fits::Heads, false),
+    ("KLBNHC", None, Fits::Heads, false),
+    ("KBNLHC", None, Fits::Heads, false),
+    ("KBLNHC", None, Fits::Heads, false),
+    ("KBHNLC", None, Fits::Heads, false),
+    ("BHLKNH4C", None, Fits::HeadsByFour, false),
+    // TensorRT-LLM, AIBrix, MAX, Ascend, mistral.rs.
+    ("BLKHNC", None, Fits::Heads, false),
+    ("BNKLHC", None, Fits::Heads, false),
+    ("BKLNHC", None, Fits::Heads, false),
+    ("LK|BHCNC16", None, Fits::TwoBytes, false),
+    ("L(k|BHCNC8,v|BHCN)", None, Fits::TwoBytes, false),
+    // LMCache's chunks.
+    ("B|KLNHC", Some(256), Fits::Heads, false),
+    ("BL|NKHC", Some(256), Fits::Heads, false),
+    ("BL|KNHC", Some(256), Fits::Heads, false),
+    // transformers, candle, MLX, ONNX Runtime; llama.cpp without flash attention.
+    ("LK|HBNC", None, Fits::Heads, false),
+    ("L(k|BNHC,v|HCBN)", None, Fits::Heads, false),
+    // Latents: vLLM and SGLang, mistral.rs and LMCache.
+    ("L|BNKC", None, Fits::Latent, true),
+    ("LK|BNC", None, Fits::Latent, true),
+];
+
+/// Equal layouts on both sides.
+const EQUAL: [(&str, Fits, bool); 6] = [
+    ("BLKNHC", Fits::Heads, true),
+    ("L|KBNHC", Fits::Heads, true),
+    (STORED, Fits::Heads, false),
+    ("L|BHNKC", Fits::Heads, false),
+    ("L|BH(kCN,vNC)", Fits::Heads, true),
+    ("L|BNKC", Fits::Latent, true),
+];
+
+/// Pairs that meet: device to host pool, engine to engine, block by block without a permutation.
+const ACROSS: [(&str, &str, Option<u64>, Fits, bool); 19] = [
+    ("L|KBNHC", "BLKNHC", None, Fits::Heads, true),
+    ("BLKNHC", "L|KBNHC", None, Fits::Heads, false),
+    ("L|BKNHC", "BLKNHC", None, Fits::Heads, false),
+    ("L|BKNHC", "BLKHNC", None, Fits::Heads, true),
+    ("BLKHNC", "L|BKNHC", None, Fits::Heads, false),
+    ("L|KBNHC", "KBNLHC", None, Fits::Heads, false),
+    ("L|KBNHC", "KBLNHC", None, Fits::Heads, false),
+    ("LK|BHNC", "KBHNLC", None, Fits::Heads, false),
+    ("L|BHNKC", "KBNLHC", None, Fits::Heads, false),
+    ("L|BHNKC", "L|BKNHC", None, Fits::Heads, false),
+    ("L|BNHKC", "L|BKNHC", None, Fits::Heads, true),
+    ("L|BH(kCN,vNC)", "L|BKNHC", None, Fits::Heads, true),
+    ("L|B(kHCNC8,vHCN)", "L|BKNHC", None, Fits::TwoBytes, false),
+    (
+        "L|BH(kNCN16C2,vCNC16N2)",
+        "L|BKNHC",
+        Some(32),
+        Fits::TwoBytes,
+        false,
+    ),
+    ("L|KBNHC", "BL|KNHC", Some(256), Fits::Heads, false),
+    ("L|BKNHC", "LK|HBNC", None, Fits::Heads, false),
+    ("LBNKC", "L|BNKC", None, Fits::Latent, false),
+    ("L|BNKC", "BLNKC", None, Fits::Latent, true),
+    ("L|BNKC", "B|LNKC", Some(256), Fits::Latent, false),
+];
+
+/// Every pair.
+pub(super) fn all() -> Vec<Entry> {
+    let entry = |from: &str, to: &str, purpose, (page_size, fits, usual)| Entry {
+        source: from.to_owned(),
+        destination: to.to_owned(),
+        purpose,
+        page_size,
+        usual,
+        special: matches!(fits, Fits::Latent | Fits::OneByte),
+        fits,
+    };
+    let equal = EQUAL
+        .iter()
+        .map(|&(word, fits, usual)| entry(word, word, Purpose::Equal, (None, fits, usual)));
+    let across = ACROSS.iter().map(|&(from, to, page, fits, usual)| {
+        entry(from, to, Purpose::Across, (page, fits, usual))
+    });
+    let stored = |fits| match fits {
+        Fits::Latent => STORED_LATENT,
+        _ => STORED,
+    };
+    let store = ENGINES.iter().map(|&(word, page, fits, usual)| {
+        entry(word, stored(fits), Purpose::Store, (page, fits, usual))
+    });
+    let load = ENGINES.iter().map(|&(word, page, fits, usual)| {
+        entry(stored(fits), word, Purpose::Load, (page, fits, usual))
+    });
+    equal.chain(across).chain(store).chain(load).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile::presets;
+
+    use super::*;
+
+    #[test]
+    fn every_known_layout_of_keys_and_values_or_of_a_latent_is_measured() {
+        let entries = all();
+        let known = |word: &str| {
+            entries
+                .iter()
+                .any(|e| e.source == word || e.destination == word)
+        };
+        for preset in presets::all().unwrap() {
+            let (Some(word), Some(shape)) = (preset.word(), &preset.shape) else {
+                continue;
+            };
+            let names: Vec<_> = shape.planes().iter().map(|p| p.name().as_str()).collect();
+            if names != ["k", "v"] && names != ["c", "r"] {
+                continue;
+            }
+            let word = word.to_string();
+            // Strides that one engine's capacity fixes: the order without them is there.
+            if !word.contains('=') {
+                assert!(known(&word), "{word} of {}", preset.name);
+            }
+        }
+    }
+
+    #[test]
+    fn no_pair_is_there_twice() {
+        let mut labels: Vec<_> = all()
+            .iter()
+            .map(|e| (e.source.clone(), e.destination.clone(), e.fits as u8))
+            .collect();
+        let count = labels.len();
+        labels.sort();
+        labels.dedup();
+        assert_eq!(labels.len(), count);
+    }
+}

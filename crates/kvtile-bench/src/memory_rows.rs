@@ -1,0 +1,249 @@
+//! Cells of the matrix: blocks from memory to memory, every contender in its turn.
+//!
+//! ```text
+//! uncounted round   each contender: poison the destination, copy, compare every block
+//! counted rounds    fresh orders; each contender, a different one first each time:
+//!                   poison the destination, copy (timed), compare a sample of the blocks
+//! ```
+
+use std::time::Duration;
+
+use kvtile::layout::{CopyPlan, Selection};
+
+use crate::{
+    arena::{Arenas, Packing},
+    class::Class,
+    contender::{Contender, CopyLoop, FlatCopy, Method, Orders, Sides, Transfers},
+    error::BenchError,
+    matrix::Cell,
+    random::Random,
+    rivals::arrays::ArrayAssign,
+    row::{Place, Row},
+    settings::Settings,
+    times::Times,
+    walk::Walk,
+};
+
+/// Blocks that are compared after each counted round.
+const SAMPLED: usize = 4;
+
+/// How long a round takes at least; what is shorter is repeated.
+const ROUND_TIME: Duration = Duration::from_millis(2);
+
+/// Most transfers in a round.
+const REPEATS_MAX: u32 = 20_000;
+
+/// What the rows of a cell have in common.
+struct Common<'a> {
+    cell: &'a Cell,
+    orders: Orders,
+    class: Class,
+    runs: u64,
+    run_bytes: (u64, u64),
+    repeats: u32,
+}
+
+/// Measures a cell.
+pub(crate) fn measure(
+    cell: &Cell,
+    settings: &Settings,
+    arenas: &mut Arenas,
+) -> Result<Vec<Row>, BenchError> {
+    let sides = Sides {
+        source: (cell.source.clone(), Packing::new(&cell.source)?),
+        destination: (cell.destination.clone(), Packing::new(&cell.destination)?),
+    };
+    let walk = Walk::new(
+        (&sides.source.0, &sides.source.1),
+        (&sides.destination.0, &sides.destination.1),
+    )?;
+    let bytes = usize::try_from(cell.bytes()?).unwrap_or(usize::MAX);
+    let mut contenders: Vec<Box<dyn Contender + '_>> =
+        vec![Box::new(FlatCopy { bytes, threads: 1 })];
+    // In the cache, handing parts to other threads takes longer than the copy.
+    for &threads in settings
+        .threads
+        .iter()
+        .filter(|&&n| n == 1 || !cell.in_cache)
+    {
+        if let Some(transfers) = Transfers::new(&sides, threads) {
+            contenders.push(Box::new(transfers));
+        }
+    }
+    if settings.compare {
+        contenders.push(Box::new(CopyLoop { walk: &walk }));
+        if let Some(arrays) = ArrayAssign::new(&sides) {
+            contenders.push(Box::new(arrays));
+        }
+    }
+    let mut random = Random::new(settings.seed);
+    let mut round = Round {
+        walk: &walk,
+        label: cell.label(),
+        poisoned: bytes.max(sides.destination.1.bytes()),
+    };
+    let mut common = Common::new(cell, orders(settings, &mut random, cell))?;
+    let rounds = warm_up(&mut contenders, arenas, &mut common, &mut round, settings)?;
+    let mut times = vec![Times::default(); contenders.len()];
+    for number in 0..rounds as usize {
+        common.orders = orders(settings, &mut random, cell);
+        for turn in 0..contenders.len() {
+            let turn = (turn + number) % contenders.len();
+            if let (Some(contender), Some(times)) = (contenders.get_mut(turn), times.get_mut(turn))
+            {
+                times.add(round.run(contender.as_mut(), arenas, &common, SAMPLED)?);
+            }
+        }
+    }
+    let Some(flat) = times.first() else {
+        return Ok(Vec::new());
+    };
+    let measured = contenders.iter().zip(&times).skip(1);
+    measured
+        .map(|(contender, times)| common.row(contender.as_ref(), times, flat, rounds))
+        .collect()
+}
+
+/// All blocks in the order of a round.
+fn orders(settings: &Settings, random: &mut Random, cell: &Cell) -> Orders {
+    let blocks = usize::try_from(cell.source.shape().num_blocks()).unwrap_or(usize::MAX);
+    if settings.consecutive {
+        let all: Vec<usize> = (0..blocks).collect();
+        return Orders {
+            source: all.clone(),
+            destination: all,
+        };
+    }
+    Orders {
+        source: random.order(blocks),
+        destination: random.order(blocks),
+    }
+}
+
+/// The uncounted round: brings memory and clock into the state of the others, compares every
+/// block, finds how often a short copy is repeated, and how many rounds there is time for.
+fn warm_up(
+    contenders: &mut [Box<dyn Contender + '_>],
+    arenas: &mut Arenas,
+    common: &mut Common<'_>,
+    round: &mut Round<'_>,
+    settings: &Settings,
+) -> Result<u32, BenchError> {
+    let mut copying = Duration::ZERO;
+    for (number, contender) in contenders.iter_mut().enumerate() {
+        let mut elapsed = round.run(contender.as_mut(), arenas, common, usize::MAX)?;
+        if number == 0 && elapsed < ROUND_TIME {
+            // The first copy of all is slower than the rest: look once more.
+            elapsed = round.run(contender.as_mut(), arenas, common, 0)?;
+            let repeats = ROUND_TIME.as_secs_f64() / crate::times::seconds(elapsed);
+            let fits = |n: &u32| f64::from(*n) <= repeats;
+            common.repeats = (0..15).map(|n| 1 << n).filter(fits).max().unwrap_or(1);
+            common.repeats = common.repeats.min(REPEATS_MAX);
+        }
+        copying += elapsed;
+    }
+    Ok(settings.rounds(copying * common.repeats))
+}
+
+/// How a contender takes its turn.
+struct Round<'a> {
+    walk: &'a Walk,
+    label: String,
+    poisoned: usize,
+}
+
+impl Round<'_> {
+    /// Poisons, copies and compares; the time of the copying alone, of one of its repetitions.
+    fn run(
+        &mut self,
+        contender: &mut dyn Contender,
+        arenas: &mut Arenas,
+        common: &Common<'_>,
+        compared: usize,
+    ) -> Result<Duration, BenchError> {
+        arenas.poison(self.poisoned)?;
+        let warm = common.repeats > 1;
+        let elapsed = contender.run(arenas, &common.orders, common.repeats, warm)?;
+        if contender.method() != Method::Memcpy {
+            let (source, destination) = arenas.slices()?;
+            let mut blocks = common.orders.pairs().take(compared);
+            let wrong = blocks.find(|&pair| !self.walk.is_equal(pair, source, destination));
+            if let Some((_, block)) = wrong {
+                return Err(BenchError::WrongCopy {
+                    row: self.label.clone(),
+                    method: contender.method().name(),
+                    block: block as u64,
+                });
+            }
+        }
+        Ok(elapsed / common.repeats)
+    }
+}
+
+impl<'a> Common<'a> {
+    fn new(cell: &'a Cell, orders: Orders) -> Result<Common<'a>, BenchError> {
+        let ids = |order: &[usize]| order.iter().map(|&id| id as u64).collect::<Vec<u64>>();
+        let page_size = cell.source.shape().page_size();
+        let pairs = (ids(&orders.source), ids(&orders.destination));
+        let selection = Selection::blocks(&pairs.0, &pairs.1, page_size)?;
+        let plan = CopyPlan::new(&cell.source, &cell.destination, &selection)?;
+        Ok(Common {
+            cell,
+            orders,
+            class: Class::of(&plan),
+            runs: plan.runs(),
+            run_bytes: plan.run_bytes(),
+            repeats: 1,
+        })
+    }
+
+    fn row(
+        &self,
+        contender: &dyn Contender,
+        times: &Times,
+        flat: &Times,
+        rounds: u32,
+    ) -> Result<Row, BenchError> {
+        let cell = self.cell;
+        let shape = cell.source.shape();
+        let bytes = cell.bytes()?;
+        let (gb_per_s, memcpy) = (times.gb_per_s(bytes as f64), flat.gb_per_s(bytes as f64));
+        let place = if cell.in_cache {
+            Place::Cache
+        } else {
+            Place::Memory
+        };
+        let goal = self
+            .class
+            .goal(self.run_bytes.1, contender.threads(), cell.in_cache);
+        Ok(Row {
+            source: cell.pair.source.label(),
+            destination: cell.pair.destination.label(),
+            purpose: cell.purpose,
+            source_place: place,
+            destination_place: place,
+            model: cell.model.clone(),
+            method: contender.method(),
+            class: self.class,
+            bytes,
+            blocks: shape.num_blocks(),
+            layers: shape.num_layers(),
+            page_size: shape.page_size(),
+            runs: self.runs,
+            run_bytes: self.run_bytes.0,
+            run_bytes_min: self.run_bytes.1,
+            threads: contender.threads(),
+            rounds,
+            repeats: self.repeats,
+            gb_per_s,
+            memcpy_gb_per_s: memcpy,
+            ratio: gb_per_s / memcpy,
+            spread: times.spread(),
+            goal,
+            ns_per_transfer: None,
+            memcpy_ns_per_transfer: None,
+            fio_gb_per_s: None,
+            fio_ratio: None,
+        })
+    }
+}

@@ -1,0 +1,47 @@
+//! Everything that a run came to, as it is printed and stored.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{first_touch::FirstTouch, machine::MachineFacts, row::Row};
+
+/// A run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// The machine.
+    pub machine: MachineFacts,
+    /// How it was measured.
+    pub how: How,
+    /// The measurements.
+    pub rows: Vec<Row>,
+    /// What it takes to get a pool of memory ready.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub first_touch: Vec<FirstTouch>,
+    /// What was asked for and could not be measured, and why.
+    #[serde(default)]
+    pub left_out: Vec<String>,
+}
+
+/// How a run was measured.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct How {
+    /// The order of the blocks: `random`, fresh in each round, or `consecutive`.
+    pub order: String,
+    /// The seed of orders and contents.
+    pub seed: u64,
+    /// Whether it was a quick run.
+    pub quick: bool,
+    /// What was compared.
+    pub checked: String,
+    /// Seconds that the run took.
+    pub seconds: u64,
+}
+
+impl Report {
+    /// What a run that was stored as JSON came to.
+    ///
+    /// # Errors
+    /// A text that is no report.
+    pub fn parse(json: &str) -> Result<Report, crate::BenchError> {
+        Ok(serde_json::from_str(json)?)
+    }
+}

@@ -1,0 +1,3 @@
+//! What people use otherwise, on the same memory or beside it.
+
+pub(crate) mod arrays;

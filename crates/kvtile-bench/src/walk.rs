@@ -1,0 +1,369 @@
+//! Where every byte of a block lies on both sides, by the digits of the layouts alone.
+//!
+//! This is what a careful user would write by hand: loops over layers and planes, and inside them
+//! over tokens, heads and elements, with the longest pieces that are contiguous on both sides of
+//! one plane of one layer. It knows nothing of copy plans, so that it can check what they do.
+
+use kvtile::layout::{Axis, Digit, Location, Piece, Plane, Step, StridedLayout};
+
+use crate::{arena::Packing, error::BenchError};
+
+/// The walk over the blocks of a pair of layouts.
+#[derive(Debug)]
+pub(crate) struct Walk {
+    planes: Vec<PlaneWalk>,
+    source_regions: Vec<usize>,
+    destination_regions: Vec<usize>,
+}
+
+/// One plane.
+#[derive(Debug)]
+pub(crate) struct PlaneWalk {
+    start: (Location, Location),
+    blocks: Table<Step>,
+    /// Layers, and axes that lead from region to region.
+    outer: Vec<Table<Step>>,
+    /// The other axes, the destination's slowest first.
+    inner: Vec<Table<usize>>,
+    /// Bytes of one piece.
+    run_bytes: usize,
+}
+
+/// What each index of an axis adds, on both sides.
+#[derive(Clone, Debug)]
+struct Table<T> {
+    source: Vec<T>,
+    destination: Vec<T>,
+}
+
+impl Walk {
+    /// The walk between two layouts of equal shapes that are packed into memory in this way.
+    ///
+    /// # Errors
+    /// Layouts whose planes differ.
+    pub(crate) fn new(
+        (source, from): (&StridedLayout, &Packing),
+        (destination, to): (&StridedLayout, &Packing),
+    ) -> Result<Walk, BenchError> {
+        let mut planes = Vec::new();
+        for (plane, piece) in source.planes() {
+            let other = destination.planes().find(|(p, _)| p.name() == plane.name());
+            if let Some((_, other)) = other {
+                planes.push(PlaneWalk::new(source, plane, (piece, other)));
+            }
+        }
+        Ok(Walk {
+            planes,
+            source_regions: from.starts(),
+            destination_regions: to.starts(),
+        })
+    }
+
+    /// The shortest piece, in bytes.
+    #[cfg(test)]
+    pub(crate) fn run_bytes_min(&self) -> usize {
+        let runs = self.planes.iter().map(|plane| plane.run_bytes);
+        runs.min().unwrap_or(0)
+    }
+
+    /// Copies one block from memory to memory.
+    pub(crate) fn copy(&self, blocks: (usize, usize), source: &[u8], destination: &mut [u8]) {
+        for plane in &self.planes {
+            match plane.run_bytes {
+                1 => self.copy_elements::<1>(plane, blocks, source, destination),
+                2 => self.copy_elements::<2>(plane, blocks, source, destination),
+                4 => self.copy_elements::<4>(plane, blocks, source, destination),
+                8 => self.copy_elements::<8>(plane, blocks, source, destination),
+                16 => self.copy_elements::<16>(plane, blocks, source, destination),
+                bytes => self.pieces(plane, blocks, &mut |from, to| {
+                    let from = source.get(from..from + bytes);
+                    let to = destination.get_mut(to..to + bytes);
+                    if let (Some(from), Some(to)) = (from, to) {
+                        to.copy_from_slice(from);
+                    }
+                }),
+            }
+        }
+    }
+
+    /// Elements of a size that the compiler knows, as a user's loop over `u16` or `f32` has them.
+    fn copy_elements<const N: usize>(
+        &self,
+        plane: &PlaneWalk,
+        blocks: (usize, usize),
+        source: &[u8],
+        destination: &mut [u8],
+    ) {
+        self.pieces(plane, blocks, &mut |from, to| {
+            let from = source
+                .get(from..from + N)
+                .and_then(<[u8]>::first_chunk::<N>);
+            let to = destination.get_mut(to..to + N);
+            if let (Some(from), Some(to)) = (from, to.and_then(<[u8]>::first_chunk_mut::<N>)) {
+                *to = *from;
+            }
+        });
+    }
+
+    /// Whether the destination holds what the source holds.
+    pub(crate) fn is_equal(
+        &self,
+        blocks: (usize, usize),
+        source: &[u8],
+        destination: &[u8],
+    ) -> bool {
+        let mut equal = true;
+        for plane in &self.planes {
+            let bytes = plane.run_bytes;
+            self.pieces(plane, blocks, &mut |from, to| {
+                let from = source.get(from..from + bytes);
+                equal &= from.is_some() && from == destination.get(to..to + bytes);
+            });
+        }
+        equal
+    }
+
+    /// Calls `visit` with where each piece of a block lies.
+    fn pieces(
+        &self,
+        plane: &PlaneWalk,
+        (from, to): (usize, usize),
+        visit: &mut impl FnMut(usize, usize),
+    ) {
+        let (mut source, mut destination) = plane.start;
+        if let (Some(a), Some(b)) = (
+            plane.blocks.source.get(from),
+            plane.blocks.destination.get(to),
+        ) {
+            source = further(source, *a);
+            destination = further(destination, *b);
+            self.outer(plane, &plane.outer, (source, destination), visit);
+        }
+    }
+
+    fn outer(
+        &self,
+        plane: &PlaneWalk,
+        tables: &[Table<Step>],
+        (source, destination): (Location, Location),
+        visit: &mut impl FnMut(usize, usize),
+    ) {
+        let Some((table, rest)) = tables.split_first() else {
+            let place = |starts: &[usize], at: Location| {
+                let start = usize::try_from(at.region).ok();
+                let start = start.and_then(|region| starts.get(region))?;
+                Some(start + usize::try_from(at.offset).ok()?)
+            };
+            let source = place(&self.source_regions, source);
+            let destination = place(&self.destination_regions, destination);
+            if let (Some(source), Some(destination)) = (source, destination) {
+                inner(&plane.inner, source, destination, visit);
+            }
+            return;
+        };
+        for (a, b) in table.source.iter().zip(&table.destination) {
+            let places = (further(source, *a), further(destination, *b));
+            self.outer(plane, rest, places, visit);
+        }
+    }
+}
+
+fn further(from: Location, step: Step) -> Location {
+    Location {
+        region: from.region + step.regions,
+        offset: from.offset + step.bytes,
+    }
+}
+
+fn inner(
+    tables: &[Table<usize>],
+    source: usize,
+    destination: usize,
+    visit: &mut impl FnMut(usize, usize),
+) {
+    match tables {
+        [] => visit(source, destination),
+        [last] => {
+            for (a, b) in last.source.iter().zip(&last.destination) {
+                visit(source + a, destination + b);
+            }
+        }
+        [table, rest @ ..] => {
+            for (a, b) in table.source.iter().zip(&table.destination) {
+                inner(rest, source + a, destination + b, visit);
+            }
+        }
+    }
+}
+
+impl PlaneWalk {
+    fn new(
+        layout: &StridedLayout,
+        plane: &Plane,
+        (source, destination): (&Piece, &Piece),
+    ) -> PlaneWalk {
+        let shape = layout.shape();
+        let table = |axis: Axis| {
+            let extent = shape.extent(plane, axis);
+            Table {
+                source: steps(source.digits(), axis, extent),
+                destination: steps(destination.digits(), axis, extent),
+            }
+        };
+        let declared = plane.extents().iter().map(|(axis, _)| *axis);
+        let (mut outer, mut local) = (vec![table(Axis::L)], Vec::new());
+        for axis in [Axis::N].into_iter().chain(declared) {
+            let table = table(axis);
+            match table.local() {
+                Some(table) => local.push(table),
+                None => outer.push(table),
+            }
+        }
+        let unit = usize::try_from(plane.unit().bytes()).unwrap_or(usize::MAX);
+        let run_bytes = merge(&mut local, unit);
+        local.retain(|table| table.source.len() > 1);
+        let slowest = |table: &Table<usize>| table.destination.get(1).copied();
+        local.sort_by_key(|table| std::cmp::Reverse(slowest(table)));
+        let start = |piece: &Piece| Location {
+            region: piece.region(),
+            offset: piece.offset(),
+        };
+        PlaneWalk {
+            start: (start(source), start(destination)),
+            blocks: table(Axis::B),
+            outer,
+            inner: local,
+            run_bytes,
+        }
+    }
+}
+
+impl Table<Step> {
+    /// The same in bytes, where no step leaves its region.
+    fn local(&self) -> Option<Table<usize>> {
+        let bytes = |steps: &[Step]| -> Option<Vec<usize>> {
+            let local = |step: &Step| step.is_local().then_some(step.bytes);
+            let mut steps = steps.iter().map(local);
+            steps.try_fold(Vec::new(), |mut all, bytes| {
+                all.push(usize::try_from(bytes?).ok()?);
+                Some(all)
+            })
+        };
+        Some(Table {
+            source: bytes(&self.source)?,
+            destination: bytes(&self.destination)?,
+        })
+    }
+}
+
+/// What each index of an axis adds.
+fn steps(digits: &[Digit], axis: Axis, extent: u64) -> Vec<Step> {
+    (0..extent)
+        .map(|index| axis_step(digits, axis, index))
+        .collect()
+}
+
+/// Where entry `index` of an axis lies relative to entry 0.
+pub(crate) fn axis_step(digits: &[Digit], axis: Axis, index: u64) -> Step {
+    let mine = digits.iter().filter(|digit| digit.axis == axis);
+    mine.fold(Step::default(), |sum, digit| {
+        let value = (index / digit.low) % digit.extent;
+        Step {
+            regions: sum.regions + value * digit.step.regions,
+            bytes: sum.bytes + value * digit.step.bytes,
+        }
+    })
+}
+
+/// Takes what is contiguous on both sides out of the tables, and says how long it is.
+fn merge(tables: &mut [Table<usize>], unit_bytes: usize) -> usize {
+    let mut run = unit_bytes;
+    loop {
+        let mut grown = false;
+        for table in tables.iter_mut() {
+            let group = contiguous(table, run);
+            if group > 1 {
+                run *= group;
+                table.source = table.source.iter().copied().step_by(group).collect();
+                table.destination = table.destination.iter().copied().step_by(group).collect();
+                grown = true;
+            }
+        }
+        if !grown {
+            return run;
+        }
+    }
+}
+
+/// The longest groups of indices that follow each other at `run` bytes, on both sides.
+fn contiguous(table: &Table<usize>, run: usize) -> usize {
+    let extent = table.source.len();
+    let follows = |places: &[usize], group: usize| {
+        places.chunks(group).all(|chunk| {
+            let first = chunk.first().copied().unwrap_or(0);
+            let mut expected = (first..).step_by(run.max(1));
+            chunk.iter().all(|place| Some(*place) == expected.next())
+        })
+    };
+    let divisors = (1..=extent).rev().filter(|g| extent.is_multiple_of(*g));
+    let both =
+        |group: &usize| follows(&table.source, *group) && follows(&table.destination, *group);
+    divisors.into_iter().find(both).unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile::layout::{Shape, Unit, UnitIndex};
+
+    use super::*;
+
+    /// Every byte of every block, against `locate`.
+    fn check(from: &str, to: &str, run_bytes: usize) {
+        let shape = Shape::key_value(3, 2, 32, 4, 16, &Unit::named("bf16").unwrap()).unwrap();
+        let layout =
+            |word: &str| StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
+        let (source, destination) = (layout(from), layout(to));
+        let packing = (
+            Packing::new(&source).unwrap(),
+            Packing::new(&destination).unwrap(),
+        );
+        let walk = Walk::new((&source, &packing.0), (&destination, &packing.1)).unwrap();
+        assert_eq!(walk.run_bytes_min(), run_bytes, "{from} {to}");
+        let bytes: Vec<u8> = (0..packing.0.bytes())
+            .map(|i| u8::try_from((i * 31 + i / 251) % 251).unwrap())
+            .collect();
+        let mut copied = vec![0xff; packing.1.bytes()];
+        for (a, b) in [(0, 2), (1, 0), (2, 1)] {
+            walk.copy((a, b), &bytes, &mut copied);
+            assert!(walk.is_equal((a, b), &bytes, &copied));
+        }
+        let place = |layout: &StridedLayout, packing: &Packing, plane: &str, index: &UnitIndex| {
+            let at = layout.locate(plane, index).unwrap();
+            let region = usize::try_from(at.region).unwrap();
+            packing.starts()[region] + usize::try_from(at.offset).unwrap()
+        };
+        for plane in ["k", "v"] {
+            for (l, n, h, c) in [(0, 0, 0, 0), (1, 31, 3, 15), (0, 17, 2, 9), (1, 5, 1, 1)] {
+                let index = UnitIndex::new().at(Axis::L, l).at(Axis::N, n);
+                let index = index.at(Axis::H, h).at(Axis::C, c);
+                let a = place(&source, &packing.0, plane, &index.clone().at(Axis::B, 1));
+                let b = place(&destination, &packing.1, plane, &index.at(Axis::B, 0));
+                assert_eq!(bytes[a..a + 2], copied[b..b + 2], "{from} {to}");
+            }
+        }
+        let last = packing.1.bytes() - 1;
+        copied[last] ^= 1;
+        let blocks = [(0, 2), (1, 0), (2, 1)];
+        assert!(!blocks.iter().all(|&b| walk.is_equal(b, &bytes, &copied)));
+    }
+
+    #[test]
+    fn blocks_are_walked_as_the_words_say() {
+        check("L|KBNHC", "BLKNHC", 4096);
+        check("L|KBNHC", "BHLKNC", 32);
+        check("L|BH(kCN,vNC)", "BHLKNC", 2);
+        check("L|BH(kNCN16C2,vCNC16N2)", "L|BKNHC", 2);
+        check("LK|BHNC", "BHLKNC", 1024);
+        check("LKH|BNC", "BNLKHC", 32);
+    }
+}

@@ -1,0 +1,202 @@
+//! What the user may ask for.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use kvtile_bench::{
+    Settings,
+    matrix::{Model, Order, Pair},
+};
+
+use crate::{error::CliError, known::Asked, shape_args::ShapeArgs};
+
+/// What `--help` says at its end.
+pub(crate) const EXAMPLES: &str = "\
+GB/s are payload bytes over time, each byte counted once, in 10^9. Every ratio is to one flat memcpy
+of the same bytes on one thread, measured in turns with the copy; what misses its goal has a `!`.
+docs/benchmarks/README.md says how each class is measured and what its goal is.
+
+Examples:
+  kvtile bench --quick                                  less than a minute
+  kvtile bench --json > results.json                    the whole matrix, some minutes
+  kvtile bench --from results.json --html page.html     results as a page with a heat map
+  kvtile bench --filter 'L|KBNHC' --filter '64 MiB' --compare
+  kvtile bench 'L|KBNHC' BHLKNC --bytes 1GiB --rounds 9 --threads 1
+  kvtile bench vllm:LBHNC/cpu/bf16/vec BLKNHC --model qwen3-8b
+  kvtile bench --folder /mnt/nvme --filter file --json";
+
+/// Model of a pair that the user gives without a shape.
+const MODEL: &str = "llama-3.1-8b";
+
+/// Arguments of `kvtile bench`.
+#[derive(Args, Debug)]
+pub(crate) struct BenchArgs {
+    /// Layout that is read, in place of the matrix
+    #[arg(value_name = "SOURCE", requires = "destination")]
+    source: Option<String>,
+    /// Layout that is written
+    #[arg(value_name = "DESTINATION")]
+    destination: Option<String>,
+    /// Bytes to move in each row, for instance 64MiB; may be given several times [default: in
+    /// cache, 64MiB, 512MiB for the first model]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    bytes: Vec<u64>,
+    /// Threads that copy; may be given several times [default: 1 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Vec<u32>,
+    /// Rounds of which the median counts [default: 3 to 9, as time allows]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: Option<u32>,
+    /// Less than a minute: fewer pairs, models and bytes
+    #[arg(long)]
+    quick: bool,
+    /// Only rows whose text has this in it; of several, all
+    #[arg(long, value_name = "TEXT")]
+    filter: Vec<String>,
+    /// Measure the plain ways too: loops of memcpy, ndarray, torch where it is installed
+    #[arg(long)]
+    compare: bool,
+    /// Blocks in the order of their numbers instead of a random one
+    #[arg(long)]
+    consecutive: bool,
+    /// Folder for the files that rows with files write and remove [default: /var/tmp]
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    /// Seed of block orders and contents
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    seed: u64,
+    #[command(flatten)]
+    shape: ShapeArgs,
+    /// Show results that an earlier run printed as JSON instead of measuring
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    from: Option<PathBuf>,
+    /// Write a page with a heat map
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    html: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+impl BenchArgs {
+    /// Stored results to show.
+    pub(super) fn stored(&self) -> Option<&Path> {
+        self.from.as_deref()
+    }
+
+    /// Where a page is wanted.
+    pub(super) fn page(&self) -> Option<&Path> {
+        self.html.as_deref()
+    }
+
+    /// Whether JSON is wanted.
+    pub(super) fn json(&self) -> bool {
+        self.json
+    }
+
+    /// What is to be measured.
+    pub(super) fn settings(&self) -> Result<Settings, CliError> {
+        let defaults = Settings::default();
+        let pair = self.pair()?;
+        let model = self.model(pair.as_ref())?;
+        Ok(Settings {
+            models: model.into_iter().collect(),
+            pair: pair.map(|(source, destination)| Pair {
+                source: order(source),
+                destination: order(destination),
+            }),
+            alignment: self.shape.alignment,
+            bytes: self.bytes.clone(),
+            threads: match self.threads.as_slice() {
+                [] => defaults.threads,
+                given => given.to_vec(),
+            },
+            rounds: self.rounds,
+            seed: self.seed,
+            consecutive: self.consecutive,
+            filters: self.filter.clone(),
+            quick: self.quick,
+            compare: self.compare,
+            folder: self.folder.clone().unwrap_or(defaults.folder),
+        })
+    }
+
+    fn pair(&self) -> Result<Option<(Asked, Asked)>, CliError> {
+        match self.source.as_deref().zip(self.destination.as_deref()) {
+            Some((source, destination)) => {
+                Ok(Some((Asked::parse(source)?, Asked::parse(destination)?)))
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// The model that the options describe; `None` where they say nothing and the matrix has its
+    /// own.
+    fn model(&self, pair: Option<&(Asked, Asked)>) -> Result<Option<Model>, CliError> {
+        let mut options = self.shape.clone();
+        let free = options.planes.is_empty()
+            && options.heads.is_none()
+            && options.head_size.is_none()
+            && options.model.is_none();
+        let example = pair.and_then(|(source, _)| source.example());
+        let described = options.layers.is_some()
+            || options.page_size.is_some()
+            || options.dtype.is_some()
+            || options.tp.is_some();
+        if pair.is_none() && free && !described {
+            return Ok(None);
+        }
+        if free && example.is_none() {
+            options.model = Some(MODEL.to_owned());
+        }
+        let mut name = options.title();
+        if let Some(dtype) = &options.dtype {
+            name.push(' ');
+            name.push_str(dtype);
+        }
+        let shape = options.shape(example)?;
+        Ok(Some(Model { name, shape }))
+    }
+}
+
+fn order(asked: Asked) -> Order {
+    match asked {
+        Asked::Word(word) => Order::Word(word),
+        Asked::Known(preset) => Order::Known(preset),
+    }
+}
+
+/// `64MiB`, `1GiB`, `1048576`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let problem = || "give bytes such as 1048576, 64MiB or 1GiB".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text.get(digits.len()..).unwrap_or_default();
+    let shift = match unit {
+        "" | "B" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        _ => return Err(problem()),
+    };
+    let count: u64 = digits.parse().map_err(|_| problem())?;
+    let bytes = count.checked_mul(1 << shift).ok_or_else(problem)?;
+    match bytes {
+        0 => Err("0 bytes cannot be measured".to_owned()),
+        bytes => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_given_with_binary_units() {
+        assert_eq!(parse_bytes("64MiB"), Ok(64 << 20));
+        assert_eq!(parse_bytes("1G"), Ok(1 << 30));
+        assert_eq!(parse_bytes("4096"), Ok(4096));
+        for text in ["", "0", "MiB", "1.5GiB", "-1", "99999999999GiB", "1MB"] {
+            assert!(parse_bytes(text).is_err(), "{text:?}");
+        }
+    }
+}
