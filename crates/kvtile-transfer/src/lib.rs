@@ -19,7 +19,7 @@ pub mod saved;
 
 pub use descriptor::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor};
 pub use error::TransferError;
-pub use execute::{BlockLease, LeaseMode};
+pub use execute::{BlockLease, FileIo, LeaseMode};
 pub use manager::{
     FillPattern, LayoutHandle, TransferCompletion, TransferManager, TransferOptions, TransferReport,
 };

@@ -99,6 +99,11 @@ impl DirectFile {
 }
 
 impl Alignment {
+    /// What offsets and lengths must be multiples of.
+    pub(super) fn of_offsets(self) -> usize {
+        self.offset
+    }
+
     /// Bytes before the middle and bytes of the middle, for `len` bytes at file offset `offset`
     /// and address `address`. A middle of zero means that nothing can be direct.
     pub(super) fn split(self, offset: u64, address: usize, len: usize) -> (usize, usize) {

@@ -70,6 +70,24 @@ pub enum DirectIo {
     NotRequested,
 }
 
+/// Which parts of a transfer may pass by the page cache.
+#[derive(Debug, Clone, Copy)]
+pub enum Division<'a> {
+    /// None: all of it goes through the descriptor of [`AsFd`].
+    Buffered,
+    /// Those in the middle; what lies before and behind goes through the descriptor of [`AsFd`].
+    Direct {
+        /// The descriptor for the middle.
+        fd: BorrowedFd<'a>,
+        /// Bytes before the middle.
+        head: usize,
+        /// Bytes of the middle: a multiple of `alignment`, and not zero.
+        middle: usize,
+        /// Where the middle may be cut: at multiples of so many bytes from its start.
+        alignment: usize,
+    },
+}
+
 #[derive(Debug)]
 enum DirectState {
     Open(DirectFile),
@@ -117,7 +135,7 @@ impl FileMemory {
     }
 
     /// The descriptor whose transfers pass by the page cache, for those who submit transfers
-    /// themselves. They keep to the alignment of [`FileMemory::direct_io`].
+    /// themselves as [`FileMemory::divide`] says.
     #[must_use]
     pub fn direct_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.direct {

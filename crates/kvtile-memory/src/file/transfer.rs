@@ -1,7 +1,7 @@
 //! Reading and writing by position: all bytes or an error.
 
 use super::direct::DirectFile;
-use super::{DirectState, FileMemory};
+use super::{DirectState, Division, FileMemory};
 use crate::MemoryError;
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::io::{Errno, pread, pwrite};
@@ -54,6 +54,32 @@ impl FileMemory {
             rest = others.split_at(done).1;
         }
         self.write_buffered(cursor, rest)
+    }
+
+    /// How a transfer of `len` bytes at `offset` and `address` is divided between the two
+    /// descriptors, for those who submit transfers themselves. Whoever keeps to it keeps to the
+    /// alignment of [`FileMemory::direct_io`], and takes a page directly only where all of it is
+    /// part of the transfer.
+    ///
+    /// # Errors
+    ///
+    /// [`MemoryError::OutOfBounds`] if the range is not inside the region.
+    pub fn divide(
+        &self,
+        offset: u64,
+        address: *const u8,
+        len: usize,
+    ) -> Result<Division<'_>, MemoryError> {
+        self.check_range(offset, len)?;
+        let direct = self.direct_part(offset, address, len);
+        Ok(direct.map_or(Division::Buffered, |(direct, head, middle)| {
+            Division::Direct {
+                fd: direct.fd(),
+                head,
+                middle,
+                alignment: direct.alignment().of_offsets(),
+            }
+        }))
     }
 
     fn check_range(&self, offset: u64, len: usize) -> Result<(), MemoryError> {

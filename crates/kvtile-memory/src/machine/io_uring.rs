@@ -24,7 +24,9 @@ pub enum IoUring {
 }
 
 impl IoUring {
-    pub(super) fn probe() -> Self {
+    /// Asks the kernel now.
+    #[must_use]
+    pub fn probe() -> Self {
         let mut params = io_uring_params::default();
         // SAFETY: `params` is a valid, zeroed request: no flags, so the kernel uses no descriptor
         // or memory of ours and writes only its answer into `params`, which outlives the call.

@@ -27,6 +27,7 @@ mod transfer;
 use kvtile_layout::CopyPlan;
 
 pub(crate) use bound::{Backing, BoundLayout};
+pub use file::FileIo;
 pub(crate) use lease::stored_spans;
 pub use lease::{BlockLease, LeaseMode};
 pub(crate) use scratch::Scratch;

@@ -2,28 +2,31 @@
 
 use kvtile_layout::{AxisSet, Location, Loop, Nest, Step};
 
-use super::{
-    super::{
-        bound::{Backing, BoundLayout},
-        copy::{LocalNest, split},
-    },
-    ROUND_BYTES,
+use super::super::{
+    bound::{Backing, BoundLayout},
+    copy::{LocalNest, split},
 };
 use crate::error::TransferError;
 
-/// Which sides of a transfer are files.
+/// What direct I/O wants.
+const PAGE_BYTES: u64 = 4096;
+
+/// Which sides of a transfer are files, and how much a round moves.
 #[derive(Clone, Copy)]
 pub(super) struct Files {
     pub(super) source: bool,
     pub(super) destination: bool,
+    /// Bytes of a tile at most.
+    pub(super) round_bytes: u64,
 }
 
 impl Files {
-    pub(super) fn of(source: &BoundLayout, destination: &BoundLayout) -> Files {
+    pub(super) fn of(source: &BoundLayout, destination: &BoundLayout, round_bytes: u64) -> Files {
         let is_file = |layout: &BoundLayout| matches!(layout.backing(), Backing::File);
         Files {
             source: is_file(source),
             destination: is_file(destination),
+            round_bytes,
         }
     }
 
@@ -39,7 +42,7 @@ impl Files {
                 && l.source.is_local()
                 && window
                     .and_then(|window| window.checked_add(source_span))
-                    .is_some_and(|window| window <= ROUND_BYTES);
+                    .is_some_and(|window| window <= self.round_bytes);
             let source = !self.source || l.source == step || near;
             let destination = !self.destination || l.destination == step;
             source && destination
@@ -104,8 +107,9 @@ pub(super) struct Tile {
 
 impl Tiling {
     pub(super) fn new(nest: &Nest, files: Files) -> Result<Tiling, TransferError> {
-        if nest.run_bytes > ROUND_BYTES {
-            return Tiling::of_long_run(nest);
+        let round_bytes = files.round_bytes.max(1);
+        if nest.run_bytes > round_bytes {
+            return Tiling::of_long_run(nest, round_bytes);
         }
         let mut loops = nest.loops.clone();
         let mut inner: Vec<Loop> = Vec::new();
@@ -113,7 +117,7 @@ impl Tiling {
         let mut cut = None;
         while let Some(next) = files.next_dense(&loops, bytes, span) {
             let candidate = loops.remove(next);
-            let chunk = (ROUND_BYTES / bytes).max(1);
+            let chunk = whole_pages((round_bytes / bytes).max(1), bytes);
             if chunk < candidate.extent {
                 cut = Some((candidate, chunk));
                 break;
@@ -139,8 +143,8 @@ impl Tiling {
     }
 
     /// A run longer than a round is a loop over its bytes.
-    fn of_long_run(nest: &Nest) -> Result<Tiling, TransferError> {
-        let rest = nest.run_bytes % ROUND_BYTES;
+    fn of_long_run(nest: &Nest, round_bytes: u64) -> Result<Tiling, TransferError> {
+        let rest = nest.run_bytes % round_bytes;
         Ok(Tiling {
             outer: nest.loops.clone(),
             split: Loop {
@@ -149,8 +153,8 @@ impl Tiling {
                 destination: Step::bytes(1),
                 axes: nest.run_axes,
             },
-            chunk: ROUND_BYTES,
-            whole: TileNest::new(&[], ROUND_BYTES)?,
+            chunk: round_bytes,
+            whole: TileNest::new(&[], round_bytes)?,
             rest: (rest > 0).then(|| TileNest::new(&[], rest)).transpose()?,
         })
     }
@@ -183,6 +187,16 @@ impl Tiling {
                 }
             })
         })
+    }
+}
+
+/// At most `count` pieces of `bytes` bytes each, so that they are whole pages if any such number
+/// of them is: the next tile then starts at a page where this one does.
+fn whole_pages(count: u64, bytes: u64) -> u64 {
+    let step = PAGE_BYTES >> bytes.trailing_zeros().min(PAGE_BYTES.trailing_zeros());
+    match count / step {
+        0 => count,
+        steps => steps * step,
     }
 }
 

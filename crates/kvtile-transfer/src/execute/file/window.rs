@@ -1,7 +1,6 @@
-//! Windows: contiguous pieces of files, and where they lie in a staging buffer.
+//! Windows: contiguous pieces of files, and where they lie in staging memory.
 
 use kvtile_layout::Location;
-use kvtile_memory::AlignedBuffer;
 
 use super::super::{
     bound::{Backing, BoundLayout},
@@ -9,24 +8,26 @@ use super::super::{
 };
 use crate::error::TransferError;
 
-/// Alignment of windows, for direct I/O.
+/// Windows lie in staging memory at their file offset modulo this, for direct I/O.
 const WINDOW_ALIGNMENT: u64 = 4096;
 
-/// A contiguous piece of a file and where it lies in the staging buffer.
-#[derive(Clone, Copy)]
+/// A contiguous piece of a file and where it lies in staging memory.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
-    region: u64,
-    from: u64,
+    pub(super) region: u64,
+    /// Where it starts in the region.
+    pub(super) from: u64,
     to: u64,
-    staged_at: usize,
+    pub(super) staged_at: usize,
 }
 
 impl Window {
     fn staged_end(&self) -> usize {
-        usize::try_from(self.to - self.from)
-            .ok()
-            .and_then(|bytes| self.staged_at.checked_add(bytes))
-            .unwrap_or(usize::MAX)
+        self.staged_at.saturating_add(self.len())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        usize::try_from(self.to - self.from).unwrap_or(usize::MAX)
     }
 }
 
@@ -35,12 +36,18 @@ pub(super) fn total(windows: &[Window]) -> u64 {
     windows.iter().map(|window| window.to - window.from).sum()
 }
 
+/// Bytes of staging that the windows need, from its start on.
+pub(super) fn staged_bytes(windows: &[Window]) -> usize {
+    windows.iter().map(Window::staged_end).max().unwrap_or(0)
+}
+
 /// The windows of a side in files that cover `spans` (start and length), merged across gaps of up
-/// to `gap` bytes and placed in a buffer at their file offset modulo [`WINDOW_ALIGNMENT`]. None
-/// for a side in memory.
+/// to `gap` bytes, in the order of the file. Their places in staging are from `staged_from` on, at
+/// their file offset modulo [`WINDOW_ALIGNMENT`]. None for a side in memory.
 pub(super) fn windows(
     layout: &BoundLayout,
     gap: u64,
+    staged_from: usize,
     spans: impl Iterator<Item = (Location, u64)>,
 ) -> Vec<Window> {
     if matches!(layout.backing(), Backing::Memory(_)) {
@@ -48,11 +55,8 @@ pub(super) fn windows(
     }
     let mut spans: Vec<(u64, u64, u64)> = spans
         .map(|(start, bytes)| {
-            (
-                start.region,
-                start.offset,
-                start.offset.saturating_add(bytes),
-            )
+            let end = start.offset.saturating_add(bytes);
+            (start.region, start.offset, end)
         })
         .collect();
     spans.sort_unstable();
@@ -70,80 +74,27 @@ pub(super) fn windows(
             }),
         }
     }
-    let mut cursor = 0u64;
+    let mut cursor = staged_from as u64;
     for window in &mut windows {
         let base = layout.file(window.region).map_or(0, |(_, base)| base);
         let phase = base.wrapping_add(window.from) % WINDOW_ALIGNMENT;
         cursor = cursor.next_multiple_of(WINDOW_ALIGNMENT) + phase;
         window.staged_at = usize::try_from(cursor).unwrap_or(usize::MAX);
-        cursor += window.to - window.from;
+        cursor = cursor.saturating_add(window.to - window.from);
     }
     windows
 }
 
-/// Makes `buffer` large enough for `windows`.
-pub(super) fn prepare(
-    buffer: &mut Option<AlignedBuffer>,
-    windows: &[Window],
-) -> Result<(), TransferError> {
-    let Some(needed) = windows.iter().map(Window::staged_end).max() else {
-        return Ok(());
-    };
-    if buffer.as_ref().is_none_or(|b| b.len() < needed) {
-        let alignment = usize::try_from(WINDOW_ALIGNMENT).unwrap_or(1);
-        *buffer = Some(AlignedBuffer::new(needed, alignment)?);
-    }
-    Ok(())
-}
-
-/// Reads every window into its place.
-pub(super) fn read(
-    layout: &BoundLayout,
-    windows: &[Window],
-    buffer: &mut AlignedBuffer,
-) -> Result<(), TransferError> {
-    for window in windows {
-        let (file, base) = layout.file(window.region)?;
-        let part = buffer
-            .get_mut(window.staged_at..window.staged_end())
-            .ok_or(TransferError::OutsidePlan {
-                region: window.region,
-            })?;
-        file.read_exact_at(base + window.from, part)?;
-    }
-    Ok(())
-}
-
-/// Writes every window from its place.
-pub(super) fn write(
-    layout: &BoundLayout,
-    windows: &[Window],
-    buffer: &AlignedBuffer,
-) -> Result<(), TransferError> {
-    for window in windows {
-        let (file, base) = layout.file(window.region)?;
-        let part = buffer.get(window.staged_at..window.staged_end()).ok_or(
-            TransferError::OutsidePlan {
-                region: window.region,
-            },
-        )?;
-        file.write_all_at(base + window.from, part)?;
-    }
-    Ok(())
-}
-
-/// Where a side of a tile lies: in the regions themselves, or in the window that has it.
+/// Where a side of a tile lies: in the regions themselves, or in the window that has it, staged
+/// from `start` on.
 pub(super) fn place<'b>(
     layout: &'b BoundLayout,
     location: Location,
     windows: &[Window],
-    buffer: Option<&'b mut AlignedBuffer>,
+    start: *mut u8,
 ) -> Result<Place<'b>, TransferError> {
     let Backing::File = layout.backing() else {
         return Ok(Place::Regions(layout, location));
-    };
-    let outside = || TransferError::OutsidePlan {
-        region: location.region,
     };
     let after =
         windows.partition_point(|w| (w.region, w.from) <= (location.region, location.offset));
@@ -151,13 +102,12 @@ pub(super) fn place<'b>(
         .checked_sub(1)
         .and_then(|index| windows.get(index))
         .filter(|window| window.region == location.region)
-        .ok_or_else(outside)?;
-    let part = buffer
-        .and_then(|buffer| buffer.get_mut(window.staged_at..window.staged_end()))
-        .ok_or_else(outside)?;
+        .ok_or(TransferError::OutsidePlan {
+            region: location.region,
+        })?;
     Ok(Place::Buffer {
-        bytes: part.len(),
-        buffer: part.as_mut_ptr(),
+        buffer: start.wrapping_add(window.staged_at),
+        bytes: window.len(),
         from: window.from,
         at: location.offset,
     })

@@ -1,0 +1,378 @@
+//! Rounds and runs under way: what is read, permuted and written, and in which order.
+
+use std::collections::VecDeque;
+
+use kvtile_layout::Location;
+use kvtile_memory::{Division, FileMemory};
+
+use super::{
+    super::bound::{Backing, BoundLayout},
+    limits::Limits,
+    piece::{Piece, piece},
+    queue::{CAPACITY, Completion, Direction, Operation},
+    round::{Round, Windows},
+    staging::{Staged, Worker},
+    tiling::{Tile, TileNest},
+    window::Window,
+};
+use crate::error::TransferError;
+
+use std::os::fd::AsRawFd;
+
+/// Moves tiles. Dropping it waits for what is in flight and gives its staging back.
+pub(super) struct Pipeline<'a, 'w> {
+    source: &'a BoundLayout,
+    destination: &'a BoundLayout,
+    limits: &'a Limits,
+    worker: &'w mut Worker,
+    /// The round that is being gathered.
+    next: Round<'a>,
+    /// The rounds in their slots of staging.
+    rounds: Vec<Option<UnderWay<'a>>>,
+    /// A run that the next one may continue, and its regions.
+    run: Option<(Piece<'a>, [u64; 2])>,
+    /// Pieces that are not in flight yet, in order.
+    pending: VecDeque<Piece<'a>>,
+    /// Pieces in flight, by token.
+    flying: Vec<Option<Piece<'a>>>,
+    flying_bytes: usize,
+}
+
+/// A round with its staging.
+struct UnderWay<'a> {
+    windows: Windows<'a>,
+    staged: Staged,
+    /// Pieces to wait for.
+    left: usize,
+    is_written: bool,
+}
+
+impl<'a, 'w> Pipeline<'a, 'w> {
+    /// # Safety
+    /// As for [`super::copy_plan`], for every tile that is pushed, until this is dropped.
+    pub(super) unsafe fn new(
+        source: &'a BoundLayout,
+        destination: &'a BoundLayout,
+        limits: &'a Limits,
+        worker: &'w mut Worker,
+    ) -> Pipeline<'a, 'w> {
+        Pipeline {
+            source,
+            destination,
+            limits,
+            worker,
+            next: Round::default(),
+            rounds: Vec::new(),
+            run: None,
+            pending: VecDeque::new(),
+            flying: Vec::new(),
+            flying_bytes: 0,
+        }
+    }
+
+    /// Takes a tile over. It is moved by the end of [`Pipeline::finish`].
+    pub(super) fn push(&mut self, tile: Tile, nest: &'a TileNest) -> Result<(), TransferError> {
+        if nest.is_run && nest.bytes >= self.limits.direct_run_bytes {
+            let regions = [tile.source.region, tile.destination.region];
+            if let Some(run) = self.run_without_staging(&tile, nest.bytes)? {
+                return self.push_run(run, regions);
+            }
+        }
+        if !self.next.has_room(nest, self.source, self.limits) {
+            self.start_round()?;
+        }
+        self.next.push(tile, nest);
+        Ok(())
+    }
+
+    /// Moves everything that was pushed and not moved yet.
+    pub(super) fn finish(&mut self) -> Result<(), TransferError> {
+        self.start_run()?;
+        self.start_round()?;
+        while self.step()? {}
+        Ok(())
+    }
+
+    /// The run of a tile as one piece, if it is between memory and a file and gains nothing from
+    /// staging.
+    fn run_without_staging(
+        &self,
+        tile: &Tile,
+        bytes: u64,
+    ) -> Result<Option<Piece<'a>>, TransferError> {
+        let length = usize::try_from(bytes).map_err(|_| TransferError::OutsidePlan {
+            region: tile.source.region,
+        })?;
+        let (memory, file, direction) = match (self.source.backing(), self.destination.backing()) {
+            (Backing::Memory(_), Backing::File) => (
+                self.source.pointer(tile.source, bytes)?,
+                file_at(self.destination, tile.destination)?,
+                Direction::Write,
+            ),
+            (Backing::File, Backing::Memory(_)) => (
+                self.destination.pointer(tile.destination, bytes)?,
+                file_at(self.source, tile.source)?,
+                Direction::Read,
+            ),
+            _ => return Ok(None),
+        };
+        let (file, offset) = file;
+        if file.direct_fd().is_some() {
+            let middle = match file.divide(offset, memory, length)? {
+                Division::Direct { middle, .. } => middle,
+                Division::Buffered => 0,
+            };
+            // Staged, its edges are joined with their neighbours, and all of it is aligned.
+            if middle == 0 || (middle < length && bytes < self.limits.round_bytes) {
+                return Ok(None);
+            }
+        }
+        Ok(Some(piece(file, direction, offset, (memory, length))))
+    }
+
+    /// Joins a run to the last one, or starts the last one.
+    fn push_run(&mut self, run: Piece<'a>, regions: [u64; 2]) -> Result<(), TransferError> {
+        if let Some((last, of)) = &mut self.run
+            && *of == regions
+            && last.bytes < self.limits.joined_run_bytes
+            && last.offset + last.bytes as u64 == run.offset
+            && last.address.wrapping_add(last.bytes) == run.address
+        {
+            last.bytes += run.bytes;
+            return Ok(());
+        }
+        self.start_run()?;
+        self.run = Some((run, regions));
+        Ok(())
+    }
+
+    fn start_run(&mut self) -> Result<(), TransferError> {
+        let Some((run, _)) = self.run.take() else {
+            return Ok(());
+        };
+        run.cut(self.limits.piece_bytes, |piece| {
+            self.pending.push_back(piece);
+        })?;
+        self.start_pieces()?;
+        while self.pending.len() > 2 * CAPACITY && self.step()? {}
+        Ok(())
+    }
+
+    /// Starts the round that was gathered, when there is staging for it.
+    fn start_round(&mut self) -> Result<(), TransferError> {
+        if self.next.is_empty() {
+            return Ok(());
+        }
+        let round = std::mem::take(&mut self.next);
+        let windows = round.windows(self.source, self.destination, self.limits);
+        let (bytes, max) = (windows.staged_bytes(), self.limits.staging_bytes);
+        let staged = loop {
+            if let Some(staged) = self.worker.staging.take(bytes, max)? {
+                break staged;
+            }
+            // Staging that is taken belongs to a round that waits for a piece, or did until now.
+            if !self.step()? {
+                let staged = self.worker.staging.take(bytes, max)?;
+                break staged.ok_or(TransferError::OutsidePlan { region: 0 })?;
+            }
+        };
+        let reads = windows.reads.clone();
+        if self.rounds.len() <= staged.slot {
+            self.rounds.resize_with(staged.slot + 1, || None);
+        }
+        let slot = staged.slot;
+        if let Some(place) = self.rounds.get_mut(slot) {
+            *place = Some(UnderWay {
+                windows,
+                staged,
+                left: 0,
+                is_written: false,
+            });
+        }
+        if reads.is_empty() {
+            self.permute(slot)?;
+        } else {
+            self.queue_windows(slot, &reads, Direction::Read)?;
+        }
+        self.start_pieces()
+    }
+
+    /// Queues the reads or writes of the round in `slot`.
+    fn queue_windows(
+        &mut self,
+        slot: usize,
+        windows: &[Window],
+        direction: Direction,
+    ) -> Result<(), TransferError> {
+        let Some(Some(round)) = self.rounds.get_mut(slot) else {
+            return Ok(());
+        };
+        let layout = match direction {
+            Direction::Read => self.source,
+            Direction::Write => self.destination,
+        };
+        for window in windows {
+            let (file, base) = layout.file(window.region)?;
+            let address = round.staged.start.wrapping_add(window.staged_at);
+            let whole = Piece {
+                round: Some(slot),
+                ..piece(file, direction, base + window.from, (address, window.len()))
+            };
+            whole.cut(self.limits.piece_bytes, |piece| {
+                round.left += 1;
+                self.pending.push_back(piece);
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Everything that the round in `slot` reads is there: permutes it and queues its writes.
+    fn permute(&mut self, slot: usize) -> Result<(), TransferError> {
+        let Some(Some(round)) = self.rounds.get_mut(slot) else {
+            return Ok(());
+        };
+        round.is_written = true;
+        let (source, destination) = (self.source, self.destination);
+        // SAFETY: the slot has the bytes asked for, is this round's alone, and its reads are
+        // complete; the rest is the promise of `new`.
+        unsafe {
+            round
+                .windows
+                .permute(source, destination, round.staged.start)
+        }?;
+        let writes = std::mem::take(&mut round.windows.writes);
+        if writes.is_empty() {
+            self.end_round(slot);
+            return Ok(());
+        }
+        self.queue_windows(slot, &writes, Direction::Write)
+    }
+
+    fn end_round(&mut self, slot: usize) {
+        if let Some(round) = self.rounds.get_mut(slot) {
+            *round = None;
+        }
+        self.worker.staging.give_back(slot);
+    }
+
+    /// Does what can be done without waiting, and puts in flight what may be.
+    fn start_pieces(&mut self) -> Result<(), TransferError> {
+        while let Some(piece) = self.pending.front().copied() {
+            if !piece.is_for_queue {
+                self.pending.pop_front();
+                // SAFETY: as in `submit`; the piece is not in flight.
+                match unsafe { piece.start() }? {
+                    None => self.arrived(piece)?,
+                    Some(rest) => self.pending.push_front(rest),
+                }
+                continue;
+            }
+            let bytes = self.flying_bytes.saturating_add(piece.bytes);
+            let is_lone = self.flying_bytes == 0 && self.pending.len() == 1;
+            let is_full = self.flying_bytes > 0
+                && (bytes > self.limits.in_flight_bytes || !self.worker.queue().has_room());
+            // A lone piece is left to `step`, which needs no queue for it.
+            if is_lone || is_full {
+                break;
+            }
+            self.pending.pop_front();
+            self.submit(piece);
+        }
+        if let Some(queue) = self.worker.queue_if_made() {
+            queue.flush();
+        }
+        Ok(())
+    }
+
+    /// Puts a piece in flight. The queue has room.
+    fn submit(&mut self, piece: Piece<'a>) {
+        let free = self.flying.iter().position(Option::is_none);
+        let token = free.unwrap_or(self.flying.len());
+        match self.flying.get_mut(token) {
+            Some(place) => *place = Some(piece),
+            None => self.flying.push(Some(piece)),
+        }
+        self.flying_bytes = self.flying_bytes.saturating_add(piece.bytes);
+        // SAFETY: the descriptor belongs to a file of a bound layout, which lives as long as
+        // `self`. The bytes are those of a region, which the promise of `new` covers until `self`
+        // is dropped, or of a slot of staging, which is given back, and its memory freed, only when
+        // its round has no piece in flight. Dropping `self` drains the queue first.
+        unsafe {
+            self.worker.queue().submit(Operation {
+                direction: piece.direction,
+                fd: piece.fd.as_raw_fd(),
+                offset: piece.offset,
+                address: piece.address,
+                bytes: piece.bytes,
+                token: token as u64,
+            });
+        }
+    }
+
+    /// Waits for one piece and does what it was waited for; `false` if there is none.
+    fn step(&mut self) -> Result<bool, TransferError> {
+        self.start_pieces()?;
+        if self.flying_bytes == 0 {
+            let Some(piece) = self.pending.pop_front() else {
+                return Ok(false);
+            };
+            // SAFETY: as in `submit`; the piece is not in flight.
+            unsafe { piece.finish(0) }?;
+            self.arrived(piece)?;
+            return Ok(true);
+        }
+        let completion = self.worker.queue().next();
+        let Some(Completion { token, result }) = completion else {
+            return Ok(false);
+        };
+        let place = usize::try_from(token).ok();
+        let place = place.and_then(|token| self.flying.get_mut(token));
+        let Some(piece) = place.and_then(Option::take) else {
+            return Ok(true);
+        };
+        self.flying_bytes = self.flying_bytes.saturating_sub(piece.bytes);
+        let done = result.unwrap_or(0);
+        if done < piece.bytes {
+            // Cut short, interrupted or refused. What can be done about it and what cannot is
+            // known to the call that blocks.
+            // SAFETY: as in `submit`; its completion was just taken.
+            unsafe { piece.finish(done) }?;
+        }
+        self.arrived(piece)?;
+        Ok(true)
+    }
+
+    /// A piece is read or written.
+    fn arrived(&mut self, piece: Piece<'a>) -> Result<(), TransferError> {
+        let Some(slot) = piece.round else {
+            return Ok(());
+        };
+        let Some(Some(round)) = self.rounds.get_mut(slot) else {
+            return Ok(());
+        };
+        round.left = round.left.saturating_sub(1);
+        match (round.left, round.is_written) {
+            (0, false) => self.permute(slot),
+            (0, true) => {
+                self.end_round(slot);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for Pipeline<'_, '_> {
+    fn drop(&mut self) {
+        if let Some(queue) = self.worker.queue_if_made() {
+            queue.drain();
+        }
+        self.worker.staging.give_back_all();
+    }
+}
+
+/// The file at `location`, and where in it.
+fn file_at(layout: &BoundLayout, location: Location) -> Result<(&FileMemory, u64), TransferError> {
+    let (file, base) = layout.file(location.region)?;
+    Ok((file, base + location.offset))
+}

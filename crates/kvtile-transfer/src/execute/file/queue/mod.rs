@@ -1,0 +1,169 @@
+//! Queues of reads and writes: several are in flight while the caller does other work.
+//!
+//! Two implementations, one meaning: an io_uring, and threads that read and write one piece each
+//! where the kernel has no io_uring or forbids it. A queue does what one system call does: a
+//! transfer may end short or fail, and whoever waits for it decides what then. It knows neither
+//! plans nor staging.
+
+mod threads;
+mod uring;
+
+#[cfg(test)]
+mod tests;
+
+use std::os::fd::RawFd;
+
+use kvtile_memory::machine::IoUring;
+use rustix::io::Errno;
+use threads::ThreadQueue;
+use uring::UringQueue;
+
+/// Most operations in flight at once.
+pub(super) const CAPACITY: usize = 32;
+
+/// What an operation does with the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    Read,
+    Write,
+}
+
+/// One read or write.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operation {
+    pub(super) direction: Direction,
+    pub(super) fd: RawFd,
+    pub(super) offset: u64,
+    pub(super) address: *mut u8,
+    pub(super) bytes: usize,
+    /// Comes back with the completion.
+    pub(super) token: u64,
+}
+
+/// What became of an operation.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Completion {
+    pub(super) token: u64,
+    /// Bytes read or written.
+    pub(super) result: Result<usize, Errno>,
+}
+
+/// Which queue is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Way {
+    /// An io_uring where there is one, threads elsewhere.
+    Best,
+    /// Threads, whatever the kernel has.
+    #[cfg(test)]
+    Threads,
+}
+
+/// How files are read and written on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileIo {
+    /// Through an io_uring.
+    IoUring,
+    /// By threads that wait for one transfer each.
+    Threads {
+        /// Why not through an io_uring, and what to change.
+        reason: String,
+    },
+}
+
+impl FileIo {
+    /// Tries what a transfer would do now.
+    #[must_use]
+    pub fn probe() -> FileIo {
+        let Err(errno) = UringQueue::new() else {
+            return FileIo::IoUring;
+        };
+        let reason = match IoUring::probe() {
+            IoUring::Unavailable { reason } => reason,
+            _ => format!("an io_uring can be had, but does not work: {errno}"),
+        };
+        FileIo::Threads { reason }
+    }
+}
+
+/// Reads and writes in flight.
+pub(super) struct FileQueue(Kind);
+
+enum Kind {
+    Uring(Box<UringQueue>),
+    Threads(ThreadQueue),
+}
+
+impl FileQueue {
+    pub(super) fn new(way: Way) -> FileQueue {
+        let ring = match way {
+            Way::Best => UringQueue::new().ok(),
+            #[cfg(test)]
+            Way::Threads => None,
+        };
+        FileQueue(match ring {
+            Some(ring) => Kind::Uring(Box::new(ring)),
+            None => Kind::Threads(ThreadQueue::default()),
+        })
+    }
+
+    /// Operations whose completion was not taken yet.
+    pub(super) fn in_flight(&self) -> usize {
+        match &self.0 {
+            Kind::Uring(queue) => queue.in_flight(),
+            Kind::Threads(queue) => queue.in_flight(),
+        }
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.in_flight() < CAPACITY
+    }
+
+    /// Whether it can be used for another transfer.
+    pub(super) fn is_sound(&self) -> bool {
+        match &self.0 {
+            Kind::Uring(queue) => queue.is_sound(),
+            Kind::Threads(_) => true,
+        }
+    }
+
+    /// Puts `operation` in flight, which needs room; [`FileQueue::flush`] makes sure that it
+    /// starts.
+    ///
+    /// # Safety
+    /// Until its completion was taken, or the queue was drained or dropped: the descriptor stays
+    /// open, the bytes stay mapped and initialised, nobody else writes them, and nobody else reads
+    /// those of a read.
+    pub(super) unsafe fn submit(&mut self, operation: Operation) {
+        match &mut self.0 {
+            Kind::Uring(queue) => {
+                // SAFETY: passed on to the caller.
+                unsafe { queue.submit(operation) }
+            }
+            Kind::Threads(queue) => {
+                // SAFETY: passed on to the caller.
+                unsafe { queue.submit(operation) }
+            }
+        }
+    }
+
+    /// Starts everything that was submitted.
+    pub(super) fn flush(&mut self) {
+        if let Kind::Uring(queue) = &mut self.0 {
+            queue.flush();
+        }
+    }
+
+    /// Waits for any completion; `None` if nothing is in flight.
+    pub(super) fn next(&mut self) -> Option<Completion> {
+        match &mut self.0 {
+            Kind::Uring(queue) => queue.next(),
+            Kind::Threads(queue) => queue.next(),
+        }
+    }
+
+    /// Waits until nothing is in flight.
+    pub(super) fn drain(&mut self) {
+        while self.next().is_some() {}
+    }
+}

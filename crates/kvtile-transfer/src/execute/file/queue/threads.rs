@@ -1,0 +1,163 @@
+//! The queue over threads, each of which waits for one read or write at a time.
+
+use std::{
+    collections::VecDeque,
+    os::fd::BorrowedFd,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+};
+
+use rustix::io::{Errno, pread, pwrite};
+
+use super::{Completion, Direction, Operation};
+
+/// Threads at most. They wait, they do not compute: more of them than cores is no load.
+const THREADS_MAX: usize = 8;
+
+#[derive(Default)]
+pub(super) struct ThreadQueue {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    in_flight: usize,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something to do, or nothing ever again.
+    work: Condvar,
+    /// Something is done.
+    progress: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Operation>,
+    done: VecDeque<Completion>,
+    idle: usize,
+    is_closed: bool,
+}
+
+// SAFETY: an operation is numbers and an address; that its bytes may be used from another thread
+// is the promise of who submits it.
+unsafe impl Send for Operation {}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while it holds the lock, and no invariant spans two changes.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a thread does, until the queue is closed.
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(operation) = state.jobs.pop_front() {
+                drop(state);
+                // SAFETY: `submit` had the caller's promise, which lasts until the completion is
+                // taken, and it is made only after this call.
+                let result = unsafe { perform(operation) };
+                state = self.lock();
+                let token = operation.token;
+                state.done.push_back(Completion { token, result });
+                self.progress.notify_one();
+            } else if state.is_closed {
+                return;
+            } else {
+                state.idle += 1;
+                let woken = self.work.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        }
+    }
+}
+
+impl ThreadQueue {
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// # Safety
+    /// As for [`super::FileQueue::submit`].
+    pub(super) unsafe fn submit(&mut self, operation: Operation) {
+        self.in_flight += 1;
+        let mut state = self.shared.lock();
+        state.jobs.push_back(operation);
+        let is_short_of_threads = state.idle < state.jobs.len();
+        drop(state);
+        self.shared.work.notify_one();
+        if is_short_of_threads && self.threads.len() < THREADS_MAX {
+            let shared = Arc::clone(&self.shared);
+            let thread = std::thread::Builder::new().name("kvtile-file".to_owned());
+            // Without a thread `next` does the work itself.
+            if let Ok(thread) = thread.spawn(move || shared.work()) {
+                self.threads.push(thread);
+            }
+        }
+    }
+
+    /// Waits for any completion; `None` if nothing is in flight.
+    pub(super) fn next(&mut self) -> Option<Completion> {
+        if self.in_flight == 0 {
+            return None;
+        }
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(completion) = state.done.pop_front() {
+                self.in_flight -= 1;
+                return Some(completion);
+            }
+            if self.threads.is_empty() {
+                let operation = state.jobs.pop_front()?;
+                drop(state);
+                self.in_flight -= 1;
+                let token = operation.token;
+                // SAFETY: the promise of `submit` lasts until its completion is taken, here.
+                let result = unsafe { perform(operation) };
+                return Some(Completion { token, result });
+            }
+            let woken = self.shared.progress.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for ThreadQueue {
+    fn drop(&mut self) {
+        while self.next().is_some() {}
+        self.shared.lock().is_closed = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            // It has nothing to tell: what it does cannot panic.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// One system call.
+///
+/// # Safety
+/// As for [`super::FileQueue::submit`], for the duration of the call.
+unsafe fn perform(operation: Operation) -> Result<usize, Errno> {
+    let Operation {
+        address,
+        bytes,
+        offset,
+        ..
+    } = operation;
+    // SAFETY: the caller keeps the descriptor open.
+    let fd = unsafe { BorrowedFd::borrow_raw(operation.fd) };
+    match operation.direction {
+        Direction::Read => {
+            // SAFETY: the caller keeps the bytes mapped and initialised and everybody else away.
+            let bytes = unsafe { std::slice::from_raw_parts_mut(address, bytes) };
+            pread(fd, bytes, offset)
+        }
+        Direction::Write => {
+            // SAFETY: the caller keeps the bytes mapped and initialised and writers away.
+            let bytes = unsafe { std::slice::from_raw_parts(address.cast_const(), bytes) };
+            pwrite(fd, bytes, offset)
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The queue over an io_uring.
+//!
+//! The ring has no issuer of its own and does not defer its work to a waiter: it moves from thread
+//! to thread with the staging it belongs to, and what is in flight completes even where the kernel
+//! refuses to be asked about it, so that waiting for it always ends. No submission thread either,
+//! which would take a core from the engine.
+
+use std::{collections::VecDeque, io, time::Duration};
+
+use io_uring::{IoUring, Probe, cqueue, opcode, types::Fd};
+use rustix::io::Errno;
+
+use super::{CAPACITY, Completion, Direction, Operation};
+
+/// Longest read or write that the kernel takes.
+const OPERATION_BYTES_MAX: u32 = 1 << 30;
+
+/// Between two looks at a ring that cannot be waited for.
+const PAUSE: Duration = Duration::from_micros(100);
+
+/// The token of the trial.
+const TRIAL: u64 = u64::MAX;
+
+pub(super) struct UringQueue {
+    ring: IoUring,
+    /// Tokens of operations that the kernel has not taken yet, in order.
+    waiting: VecDeque<u64>,
+    /// Operations that the kernel has taken and not completed, or whose completion is not taken.
+    taken: usize,
+    /// The kernel refuses to be entered: it is never entered again.
+    refusal: Option<Errno>,
+}
+
+impl UringQueue {
+    /// Sets up a ring and tries it.
+    pub(super) fn new() -> Result<UringQueue, Errno> {
+        let entries = u32::try_from(CAPACITY).map_err(|_| Errno::INVAL)?;
+        let mut builder = IoUring::builder();
+        builder.dontfork();
+        // Completions need no interrupt of this thread: it comes to ask. Kernels before 5.19 do
+        // not know the flag.
+        let ring = builder
+            .clone()
+            .setup_coop_taskrun()
+            .build(entries)
+            .or_else(|_| builder.build(entries))
+            .map_err(|error| errno_of(&error))?;
+        let mut queue = UringQueue {
+            ring,
+            waiting: VecDeque::with_capacity(CAPACITY),
+            taken: 0,
+            refusal: None,
+        };
+        queue.probe()?;
+        Ok(queue)
+    }
+
+    /// Whether the kernel knows the operations and may be entered: a sandbox can allow the one
+    /// system call and not the other.
+    fn probe(&mut self) -> Result<(), Errno> {
+        let mut probe = Probe::new();
+        let asked = self.ring.submitter().register_probe(&mut probe);
+        asked.map_err(|error| errno_of(&error))?;
+        if !probe.is_supported(opcode::Read::CODE) || !probe.is_supported(opcode::Write::CODE) {
+            return Err(Errno::NOSYS);
+        }
+        let entry = opcode::Nop::new().build().user_data(TRIAL);
+        let mut queue = self.ring.submission();
+        // SAFETY: the operation does nothing, so nothing has to stay alive.
+        let pushed = unsafe { queue.push(&entry) };
+        pushed.map_err(|_| Errno::NOSPC)?;
+        drop(queue);
+        self.waiting.push_back(TRIAL);
+        match self.next() {
+            Some(Completion { result, .. }) => result.map(|_| ()),
+            None => Err(Errno::IO),
+        }
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.waiting.len() + self.taken
+    }
+
+    pub(super) fn is_sound(&self) -> bool {
+        self.refusal.is_none()
+    }
+
+    /// # Safety
+    /// As for [`super::FileQueue::submit`].
+    pub(super) unsafe fn submit(&mut self, operation: Operation) {
+        let fd = Fd(operation.fd);
+        let bytes = u32::try_from(operation.bytes);
+        let bytes = bytes.map_or(OPERATION_BYTES_MAX, |bytes| bytes.min(OPERATION_BYTES_MAX));
+        let entry = match operation.direction {
+            Direction::Read => opcode::Read::new(fd, operation.address, bytes)
+                .offset(operation.offset)
+                .build(),
+            Direction::Write => opcode::Write::new(fd, operation.address, bytes)
+                .offset(operation.offset)
+                .build(),
+        };
+        let entry = entry.user_data(operation.token);
+        self.waiting.push_back(operation.token);
+        // SAFETY: the caller keeps descriptor and bytes until the completion was taken or the queue
+        // drained or dropped; taking every completion is how draining and dropping wait.
+        let pushed = unsafe { self.ring.submission().push(&entry) };
+        if pushed.is_err() {
+            // More than there is room for. It fails as if the kernel had refused it.
+            self.refusal = Some(Errno::NOSPC);
+        }
+    }
+
+    /// Hands what waits to the kernel.
+    pub(super) fn flush(&mut self) {
+        if !self.waiting.is_empty() {
+            // What the kernel cannot take now is handed over when a completion is waited for.
+            let _ = self.enter(0);
+        }
+    }
+
+    /// Hands what waits to the kernel and waits for `want` completions; whether it did.
+    fn enter(&mut self, want: usize) -> bool {
+        if self.refusal.is_some() {
+            return false;
+        }
+        match self.ring.submitter().submit_and_wait(want) {
+            Ok(taken) => {
+                let taken = taken.min(self.waiting.len());
+                self.waiting.drain(..taken);
+                self.taken += taken;
+                true
+            }
+            Err(error) => match errno_of(&error) {
+                Errno::INTR => true,
+                // No memory for a request just now.
+                Errno::AGAIN | Errno::BUSY | Errno::NOMEM => false,
+                errno => {
+                    self.refusal = Some(errno);
+                    false
+                }
+            },
+        }
+    }
+
+    /// Waits for any completion; `None` if nothing is in flight.
+    pub(super) fn next(&mut self) -> Option<Completion> {
+        loop {
+            if let Some(completed) = self.ring.completion().next() {
+                self.taken = self.taken.saturating_sub(1);
+                return Some(completion(&completed));
+            }
+            if self.in_flight() == 0 {
+                return None;
+            }
+            if let Some(errno) = self.refusal
+                && self.taken == 0
+            {
+                // The kernel never saw these, and never will.
+                let token = self.waiting.pop_front()?;
+                let result = Err(errno);
+                return Some(Completion { token, result });
+            }
+            if !self.enter(1) {
+                // What is in flight completes all the same; a look at the ring needs no leave.
+                std::thread::sleep(PAUSE);
+            }
+        }
+    }
+}
+
+impl Drop for UringQueue {
+    fn drop(&mut self) {
+        // Closing a ring does not wait for what is in flight.
+        while self.next().is_some() {}
+    }
+}
+
+fn completion(entry: &cqueue::Entry) -> Completion {
+    let result = entry.result();
+    Completion {
+        token: entry.user_data(),
+        result: usize::try_from(result)
+            .map_err(|_| Errno::from_raw_os_error(result.wrapping_neg())),
+    }
+}
+
+fn errno_of(error: &io::Error) -> Errno {
+    Errno::from_io_error(error).unwrap_or(Errno::IO)
+}

@@ -1,0 +1,119 @@
+//! Rounds: tiles that are moved together through one slot of staging memory.
+
+use super::{
+    super::{
+        bound::{Backing, BoundLayout},
+        copy::copy_nest,
+    },
+    limits::Limits,
+    tiling::{Tile, TileNest},
+    window::{Window, place, staged_bytes, total, windows},
+};
+use crate::error::TransferError;
+
+/// The tiles of the next round, while they are gathered.
+#[derive(Default)]
+pub(super) struct Round<'a> {
+    tiles: Vec<(Tile, &'a TileNest)>,
+    bytes: u64,
+    /// At least the bytes of the source windows, gaps aside.
+    read_bytes: u64,
+}
+
+impl<'a> Round<'a> {
+    pub(super) fn is_empty(&self) -> bool {
+        self.tiles.is_empty()
+    }
+
+    pub(super) fn push(&mut self, tile: Tile, nest: &'a TileNest) {
+        self.bytes = self.bytes.saturating_add(nest.bytes);
+        self.read_bytes = self.read_bytes.saturating_add(nest.source_span);
+        self.tiles.push((tile, nest));
+    }
+
+    pub(super) fn has_room(
+        &mut self,
+        nest: &TileNest,
+        source: &BoundLayout,
+        limits: &Limits,
+    ) -> bool {
+        let fits = |have: u64, more: u64, max| have.saturating_add(more) <= max;
+        if self.tiles.len() >= limits.round_tiles
+            || !fits(self.bytes, nest.bytes, limits.round_bytes)
+        {
+            return false;
+        }
+        let is_memory = matches!(source.backing(), Backing::Memory(_));
+        if is_memory || fits(self.read_bytes, nest.source_span, limits.round_read_bytes) {
+            return true;
+        }
+        // Spans that overlap were counted several times; each count here leaves room for many.
+        self.read_bytes = total(&windows(source, 0, 0, self.source_spans()));
+        fits(
+            self.read_bytes,
+            nest.source_span,
+            limits.round_read_bytes / 2,
+        )
+    }
+
+    fn source_spans(&self) -> impl Iterator<Item = (kvtile_layout::Location, u64)> {
+        let tiles = self.tiles.iter();
+        tiles.map(|(tile, nest)| (tile.source, nest.source_span))
+    }
+
+    /// The windows that these tiles need.
+    pub(super) fn windows(
+        self,
+        source: &BoundLayout,
+        destination: &BoundLayout,
+        limits: &Limits,
+    ) -> Windows<'a> {
+        let mut reads = windows(source, limits.read_gap_bytes, 0, self.source_spans());
+        if total(&reads) > limits.round_read_bytes {
+            reads = windows(source, 0, 0, self.source_spans());
+        }
+        let tiles = self.tiles.iter();
+        let spans = tiles.map(|(tile, nest)| (tile.destination, nest.destination_span));
+        let writes = windows(destination, 0, staged_bytes(&reads), spans);
+        Windows {
+            tiles: self.tiles,
+            reads,
+            writes,
+        }
+    }
+}
+
+/// The tiles of a round and their places in staging.
+pub(super) struct Windows<'a> {
+    tiles: Vec<(Tile, &'a TileNest)>,
+    pub(super) reads: Vec<Window>,
+    pub(super) writes: Vec<Window>,
+}
+
+impl Windows<'_> {
+    /// Bytes of staging that they need.
+    pub(super) fn staged_bytes(&self) -> usize {
+        staged_bytes(&self.reads).max(staged_bytes(&self.writes))
+    }
+
+    /// Runs the nests of all tiles, with the windows staged from `start` on.
+    ///
+    /// # Safety
+    /// `start` is valid for [`Windows::staged_bytes`] bytes that nobody else uses; for the sides
+    /// in memory as for [`copy_nest`].
+    pub(super) unsafe fn permute(
+        &self,
+        source: &BoundLayout,
+        destination: &BoundLayout,
+        start: *mut u8,
+    ) -> Result<(), TransferError> {
+        for (tile, nest) in &self.tiles {
+            let from = place(source, tile.source, &self.reads, start)?;
+            let to = place(destination, tile.destination, &self.writes, start)?;
+            // SAFETY: regions are the caller's promise; windows of reads and of writes lie in
+            // staging one behind the other.
+            unsafe { copy_nest(&nest.far, &nest.local, (from, to)) }?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,182 @@
+//! What a transfer of files needs and later ones use again: a queue and staging memory.
+//!
+//! Workers are kept in a small pool of the process. A worker goes from thread to thread, but not
+//! to another process: after a fork the parent's threads are not there, and its ring is not ours.
+
+use std::sync::Mutex;
+
+use kvtile_memory::{MemoryRegion, SystemMemory};
+
+use super::queue::{FileQueue, Way};
+use crate::error::TransferError;
+
+/// Workers kept for later.
+const KEPT_MAX: usize = 2;
+
+/// Staging memory is allocated in multiples of this: huge pages where there are any.
+const GRAIN_BYTES: usize = 2 << 20;
+
+static POOL: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
+
+/// A queue, made when first needed, and the staging memory of rounds.
+pub(super) struct Worker {
+    way: Way,
+    process: u32,
+    queue: Option<FileQueue>,
+    pub(super) staging: Staging,
+}
+
+impl Worker {
+    /// One from the pool, or a new one.
+    pub(super) fn take(way: Way) -> Worker {
+        let process = std::process::id();
+        // Waiting could be for ever, if the lock was held when this process was forked.
+        if let Ok(mut pool) = POOL.try_lock() {
+            while let Some(index) = pool.iter().position(|worker| worker.way == way) {
+                let worker = pool.swap_remove(index);
+                if worker.process == process {
+                    return worker;
+                }
+                // What it has belongs to the parent, threads that cannot be joined here included.
+                std::mem::forget(worker);
+            }
+        }
+        Worker {
+            way,
+            process,
+            queue: None,
+            staging: Staging::default(),
+        }
+    }
+
+    /// Back to the pool, if it can be used again.
+    pub(super) fn give_back(self) {
+        let is_sound = self.queue.as_ref().is_none_or(FileQueue::is_sound);
+        if let Ok(mut pool) = POOL.try_lock()
+            && is_sound
+            && pool.len() < KEPT_MAX
+        {
+            pool.push(self);
+        }
+    }
+
+    pub(super) fn queue(&mut self) -> &mut FileQueue {
+        let way = self.way;
+        self.queue.get_or_insert_with(|| FileQueue::new(way))
+    }
+
+    /// The queue, if it was ever needed.
+    pub(super) fn queue_if_made(&mut self) -> Option<&mut FileQueue> {
+        self.queue.as_mut()
+    }
+}
+
+/// Staging memory in slots, one for each round under way.
+#[derive(Default)]
+pub(super) struct Staging {
+    slots: Vec<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    memory: Option<SystemMemory>,
+    is_taken: bool,
+}
+
+impl Slot {
+    fn size(&self) -> usize {
+        self.memory.as_ref().map_or(0, SystemMemory::size)
+    }
+}
+
+/// Staging memory of one round, until it is given back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Staged {
+    pub(super) slot: usize,
+    /// The first byte, at the start of a page; valid for the bytes asked for.
+    pub(super) start: *mut u8,
+}
+
+impl Staging {
+    /// A slot of `bytes` bytes. `None` if that would bring the memory of all to more than `max`;
+    /// the first slot may be larger than that.
+    pub(super) fn take(
+        &mut self,
+        bytes: usize,
+        max: usize,
+    ) -> Result<Option<Staged>, TransferError> {
+        let taken = |slot: &&Slot| slot.is_taken;
+        let in_use: usize = self.slots.iter().filter(taken).map(Slot::size).sum();
+        if in_use > 0 && in_use.saturating_add(bytes) > max {
+            return Ok(None);
+        }
+        let free = self.slots.iter().enumerate().filter(|(_, s)| !s.is_taken);
+        // The smallest that is large enough, else the largest, which has to grow.
+        let best = free.min_by_key(|(_, slot)| match slot.size() {
+            size if size < bytes => (true, usize::MAX - size),
+            size => (false, size),
+        });
+        let index = best.map_or(self.slots.len(), |(index, _)| index);
+        if index == self.slots.len() {
+            self.slots.push(Slot::default());
+        }
+        self.make_large_enough(index, bytes, max)?;
+        let slot = self.slots.get_mut(index);
+        Ok(slot.and_then(|slot| {
+            let memory = slot.memory.as_ref()?;
+            slot.is_taken = true;
+            Some(Staged {
+                slot: index,
+                start: std::ptr::with_exposed_provenance_mut(memory.addr()),
+            })
+        }))
+    }
+
+    fn total(&self) -> usize {
+        self.slots.iter().map(Slot::size).sum()
+    }
+
+    /// Free slots lose their memory where this one needs it.
+    fn make_large_enough(
+        &mut self,
+        index: usize,
+        bytes: usize,
+        max: usize,
+    ) -> Result<(), TransferError> {
+        let size = match self.slots.get_mut(index) {
+            Some(slot) if slot.size() >= bytes.max(1) => return Ok(()),
+            Some(slot) => {
+                slot.memory = None;
+                bytes.max(1).next_multiple_of(GRAIN_BYTES)
+            }
+            None => return Ok(()),
+        };
+        let mut total = self.total();
+        for slot in self.slots.iter_mut().filter(|slot| !slot.is_taken) {
+            if total.saturating_add(size) <= max {
+                break;
+            }
+            total -= slot.size();
+            slot.memory = None;
+        }
+        let memory = SystemMemory::allocate(size)?;
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.memory = Some(memory);
+        }
+        Ok(())
+    }
+
+    /// Ends the use of a slot.
+    pub(super) fn give_back(&mut self, slot: usize) {
+        if let Some(slot) = self.slots.get_mut(slot) {
+            slot.is_taken = false;
+        }
+    }
+
+    /// Ends the use of all slots.
+    pub(super) fn give_back_all(&mut self) {
+        for slot in &mut self.slots {
+            slot.is_taken = false;
+        }
+    }
+}
