@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{first_touch::FirstTouch, machine::MachineFacts, row::Row};
+use crate::{first_touch::FirstTouch, machine::MachineFacts, row::Row, settings::Settings};
 
 /// A run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -34,6 +34,25 @@ pub struct How {
     pub checked: String,
     /// Seconds that the run took.
     pub seconds: u64,
+}
+
+impl How {
+    pub(crate) fn of(settings: &Settings) -> How {
+        let order = if settings.consecutive {
+            "consecutive"
+        } else {
+            "random"
+        };
+        How {
+            order: order.to_owned(),
+            seed: settings.seed,
+            quick: settings.quick,
+            checked: "every block after the first round of a cell and four blocks after each \
+                      other, byte by byte; destinations are poisoned before"
+                .to_owned(),
+            seconds: 0,
+        }
+    }
 }
 
 impl Report {

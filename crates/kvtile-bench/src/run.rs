@@ -1,4 +1,4 @@
-//! A run: cell after cell, each in the memory of the largest.
+//! A run: cell after cell, each in the memory of the largest so far.
 
 use std::time::Instant;
 
@@ -6,11 +6,14 @@ use crate::{
     arena::{Arenas, Packing},
     contender::manager_with,
     error::BenchError,
-    first_touch,
+    file_rows::{self, FileCell},
+    fio, first_touch, fixed_cost, flat_rows,
+    lines::bytes,
     machine::MachineFacts,
     matrix::{self, Cell},
     memory_rows,
     report::{How, Report},
+    rivals::torch,
     settings::Settings,
 };
 
@@ -20,17 +23,43 @@ pub trait Progress {
     fn next(&mut self, done: usize, total: usize, what: &str);
 }
 
-/// What is measured after one another.
+/// What is measured, one after the other.
 enum Task {
     Cell(Box<Cell>),
+    Flat { bytes: u64, threads: u32 },
+    FixedCost((u64, u64)),
+    File(Box<FileCell>),
     FirstTouch,
 }
 
 impl Task {
+    /// Everything by which a filter may pick it.
     fn label(&self) -> String {
         match self {
             Task::Cell(cell) => cell.label(),
+            Task::Flat { bytes: n, threads } => {
+                format!("flat memcpy  {}  on {threads} threads", bytes(*n))
+            }
+            Task::FixedCost((n, _)) => format!("fixed cost  {}", bytes(*n)),
+            Task::File(cell) => cell.label(),
             Task::FirstTouch => "first touch".to_owned(),
+        }
+    }
+
+    /// Bytes of memory on each side.
+    fn side_bytes(&self) -> Result<usize, BenchError> {
+        let payload = |bytes| usize::try_from(bytes).unwrap_or(usize::MAX);
+        match self {
+            Task::Cell(cell) => {
+                let (source, destination) = (&cell.source, &cell.destination);
+                let sides = Packing::new(source)?
+                    .bytes()
+                    .max(Packing::new(destination)?.bytes());
+                Ok(sides.max(payload(cell.bytes()?)))
+            }
+            Task::Flat { bytes, .. } => Ok(payload(*bytes)),
+            Task::File(cell) => Ok(payload(cell.cell.bytes()?)),
+            Task::FixedCost(_) | Task::FirstTouch => Ok(0),
         }
     }
 }
@@ -45,32 +74,37 @@ pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, B
     let machine = MachineFacts::probe();
     let tasks = tasks(settings, &machine)?;
     let mut report = Report {
-        how: How {
-            order: match settings.consecutive {
-                true => "consecutive".to_owned(),
-                false => "random".to_owned(),
-            },
-            seed: settings.seed,
-            quick: settings.quick,
-            checked: "every block after the first round of a cell, four blocks after each other, \
-                      byte by byte; destinations are poisoned before"
-                .to_owned(),
-            seconds: 0,
-        },
+        how: How::of(settings),
         machine,
         rows: Vec::new(),
         first_touch: Vec::new(),
-        left_out: left_out(settings),
+        left_out: Vec::new(),
     };
+    report.left_out = left_out(settings, &tasks);
+    let with_fio = fio::is_installed();
     let mut arenas = None;
     for (done, task) in tasks.iter().enumerate() {
         progress.next(done, tasks.len(), &task.label());
+        let side_bytes = task.side_bytes()?;
         match task {
             Task::Cell(cell) => {
-                let arenas = large_enough(&mut arenas, cell, settings)?;
+                let arenas = large_enough(&mut arenas, side_bytes, settings)?;
                 report
                     .rows
                     .extend(memory_rows::measure(cell, settings, arenas)?);
+            }
+            Task::Flat { bytes, threads } => {
+                let arenas = large_enough(&mut arenas, side_bytes, settings)?;
+                let row = flat_rows::measure(*bytes, *threads, settings, arenas)?;
+                report.rows.push(row);
+            }
+            Task::FixedCost(page) => report.rows.push(fixed_cost::measure(*page, settings)?),
+            Task::File(cell) => {
+                let arenas = large_enough(&mut arenas, side_bytes, settings)?;
+                match file_rows::measure(cell, settings, arenas, with_fio)? {
+                    Ok(rows) => report.rows.extend(rows),
+                    Err(reason) => report.left_out.push(reason),
+                }
             }
             Task::FirstTouch => {
                 arenas = None;
@@ -78,30 +112,51 @@ pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, B
             }
         }
     }
+    drop(arenas);
+    if settings.compare {
+        progress.next(tasks.len(), tasks.len(), "torch");
+        match torch::measure(&cells(&tasks), settings, &report.rows)? {
+            Ok(rows) => report.rows.extend(rows),
+            Err(reason) => report.left_out.push(reason),
+        }
+    }
     report.how.seconds = start.elapsed().as_secs();
     Ok(report)
 }
 
+fn cells(tasks: &[Task]) -> Vec<&Cell> {
+    let cells = tasks.iter().filter_map(|task| match task {
+        Task::Cell(cell) => Some(cell.as_ref()),
+        _ => None,
+    });
+    cells.collect()
+}
+
 fn tasks(settings: &Settings, machine: &MachineFacts) -> Result<Vec<Task>, BenchError> {
     let cells = matrix::cells(settings, machine.cache_cell_bytes())?;
-    // Cells of one size follow each other in the same memory, the largest last.
-    let mut sized = Vec::new();
-    for cell in cells {
-        sized.push((
-            cell.bytes()?.next_power_of_two(),
-            Task::Cell(Box::new(cell)),
-        ));
+    let mut tasks: Vec<Task> = cells
+        .into_iter()
+        .map(|cell| Task::Cell(Box::new(cell)))
+        .collect();
+    if settings.pair.is_none() {
+        for bytes in matrix::flat_bytes(settings) {
+            let threads = settings.threads.iter().filter(|&&threads| threads > 1);
+            tasks.extend(threads.map(|&threads| Task::Flat { bytes, threads }));
+        }
     }
-    sized.sort_by_key(|(bytes, _)| *bytes);
-    let mut tasks: Vec<Task> = sized.into_iter().map(|(_, task)| task).collect();
+    // Cells of one size follow each other in the same memory, the largest last.
+    tasks.sort_by_cached_key(|task| task.side_bytes().map(usize::next_power_of_two).unwrap_or(0));
+    if settings.pair.is_none() {
+        tasks.extend(fixed_cost::PAGES.map(Task::FixedCost));
+    }
+    let files = matrix::file_cells(settings)?;
+    tasks.extend(files.into_iter().map(|cell| Task::File(Box::new(cell))));
     if settings.pair.is_none() {
         tasks.push(Task::FirstTouch);
     }
-    let labels: Vec<String> = tasks.iter().map(Task::label).collect();
+    let mut known: Vec<String> = tasks.iter().map(Task::label).collect();
     tasks.retain(|task| settings.wants(&task.label()));
     if tasks.is_empty() {
-        let mut known = labels;
-        known.sort();
         known.dedup();
         return Err(BenchError::NothingLeft {
             filters: settings.filters.clone(),
@@ -111,45 +166,51 @@ fn tasks(settings: &Settings, machine: &MachineFacts) -> Result<Vec<Task>, Bench
     Ok(tasks)
 }
 
-/// Threads that transfers cannot be asked to have.
-fn left_out(settings: &Settings) -> Vec<String> {
+/// What was asked for and cannot be measured here.
+fn left_out(settings: &Settings, tasks: &[Task]) -> Vec<String> {
     let missing = settings
         .threads
         .iter()
         .filter(|&&n| manager_with(n).is_none());
-    missing
+    let mut reasons: Vec<String> = missing
         .map(|n| format!("transfers on {n} threads: a manager cannot be asked for so many"))
-        .collect()
+        .collect();
+    let mut files = tasks.iter().filter_map(|task| match task {
+        Task::File(cell) => Some(cell.direct),
+        _ => None,
+    });
+    if files.any(|direct| direct) && !fio::is_installed() {
+        reasons.push(fio::NOT_INSTALLED.to_owned());
+    }
+    reasons
 }
 
-/// The memory of the cells before, or new memory where that is too small.
+/// The memory of the tasks before, or new memory where that is too small.
 fn large_enough<'a>(
     arenas: &'a mut Option<Arenas>,
-    cell: &Cell,
+    side_bytes: usize,
     settings: &Settings,
 ) -> Result<&'a mut Arenas, BenchError> {
-    let sides = [&cell.source, &cell.destination];
-    let mut needed = usize::try_from(cell.bytes()?).unwrap_or(usize::MAX);
-    for side in sides {
-        needed = needed.max(Packing::new(side)?.bytes());
-    }
-    if arenas.as_ref().is_none_or(|arenas| arenas.bytes() < needed) {
+    if arenas
+        .as_ref()
+        .is_none_or(|arenas| arenas.bytes() < side_bytes)
+    {
         // The old memory is given back before the new is taken.
         *arenas = None;
-        check_memory(cell, needed as u64)?;
+        check_memory(side_bytes as u64)?;
     }
     match arenas {
         Some(arenas) => Ok(arenas),
-        None => Ok(arenas.insert(Arenas::new(needed, settings.seed)?)),
+        None => Ok(arenas.insert(Arenas::new(side_bytes, settings.seed)?)),
     }
 }
 
 /// Both sides, and a quarter more for everybody else.
-fn check_memory(cell: &Cell, side_bytes: u64) -> Result<(), BenchError> {
+fn check_memory(side_bytes: u64) -> Result<(), BenchError> {
     let needed = side_bytes.saturating_mul(5) / 2;
     match MachineFacts::available_bytes() {
         Some(available) if needed > available => Err(BenchError::TooManyBytes {
-            bytes: cell.bytes()?,
+            bytes: side_bytes,
             needed,
             available,
         }),

@@ -154,6 +154,14 @@ fn cell(row: &Row) -> String {
     )
 }
 
+/// The cell of a rival: no colour, for it has no goal; in bold where it is faster than kvtile.
+fn rival(row: &Row, ours: Option<&Row>) -> String {
+    let faster = ours.is_some_and(|ours| row.ratio > ours.ratio);
+    let short = if faster { " short" } else { "" };
+    let (tooltip, ratio) = (tooltip(row), row.ratio);
+    format!("<td class=\"plain{short}\" title=\"{tooltip}\">{ratio:.2}</td>")
+}
+
 fn empty() -> String {
     "<td class=\"none\">·</td>".to_owned()
 }
@@ -172,7 +180,7 @@ pub(super) fn compared(rows: &[Row]) -> String {
                      row, where pieces are smaller), <code>ndarray</code> views with permuted axes, \
                      and <code>torch.index_select</code> with \
                      <code>permute().contiguous()</code>, all on one thread. Torch has memory of \
-                     its own and is measured against its own flat copy.</p>\n\
+                     its own and is measured against its own flat copy. Bold where it is faster than kvtile.</p>\n\
                      <div class=\"scroll\"><table>\n<thead><tr><th></th><th>model</th><th>bytes</th>\
                      <th>runs</th><th>kvtile</th><th>memcpy \
                      loop</th><th>ndarray</th><th>torch</th></tr></thead>\n<tbody>\n"
@@ -190,9 +198,11 @@ pub(super) fn compared(rows: &[Row]) -> String {
             size(first),
             runs(first)
         );
-        for method in [Method::Kvtile].into_iter().chain(plain) {
+        let ours = line.find(Method::Kvtile, 1);
+        table.push_str(&ours.map_or_else(empty, cell));
+        for method in plain {
             let row = line.find(method, 1);
-            table.push_str(&row.map_or_else(empty, cell));
+            table.push_str(&row.map_or_else(empty, |row| rival(row, ours)));
         }
         table.push_str("</tr>\n");
     }
@@ -213,7 +223,7 @@ pub(super) fn files(rows: &[Row]) -> String {
                      <th>GB/s</th><th>fio GB/s</th><th>of fio</th><th>of \
                      memcpy</th></tr></thead>\n<tbody>\n"
         .to_owned();
-    for row in files {
+    for row in files.into_iter().filter(|row| row.method == Method::Kvtile) {
         let figure =
             |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |v| format!("{v:.2}"));
         let _ = writeln!(

@@ -4,13 +4,13 @@ mod models;
 mod pairs;
 
 use kvtile::{
-    layout::{LayoutError, Shape, StridedLayout, Word},
+    layout::{Axis, LayoutError, Shape, StridedLayout, Word},
     presets::{Preset, PresetLayout},
 };
 pub use models::Model;
 use serde::{Deserialize, Serialize};
 
-use crate::{error::BenchError, settings::Settings};
+use crate::{error::BenchError, file_rows::FileCell, fio::Direction, lines, settings::Settings};
 
 /// Blocks of a cell that is smaller than the model's own blocks, which then has fewer layers.
 const BLOCKS_MIN: u64 = 4;
@@ -124,7 +124,11 @@ pub(crate) struct Cell {
 impl Cell {
     /// Everything by which a filter may pick it.
     pub(crate) fn label(&self) -> String {
-        format!("{}  {}", self.pair.label(), self.model)
+        let size = match (self.in_cache, self.bytes()) {
+            (false, Ok(bytes)) => lines::bytes(bytes),
+            _ => "in cache".to_owned(),
+        };
+        format!("{}  {}  {size}", self.pair.label(), self.model)
     }
 
     /// Payload of all blocks.
@@ -191,6 +195,78 @@ pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, 
         }
     }
     Ok(cells)
+}
+
+/// Bytes of the cells with files.
+const FILE_BYTES: u64 = 256 << 20;
+
+/// The same in a quick run.
+const FILE_BYTES_QUICK: u64 = 64 << 20;
+
+/// The pairs with a file on one side: an engine's layout and the order of stored blocks, which lies
+/// in the file, and stored blocks as they are.
+const FILES: [(&str, &str); 2] = [("L|BKNHC", "BHLKNC"), ("BHLKNC", "BHLKNC")];
+
+/// The cells with files that the settings ask for, before filters.
+///
+/// # Errors
+/// A pair that the user gave and that does not fit the model.
+pub(crate) fn file_cells(settings: &Settings) -> Result<Vec<FileCell>, BenchError> {
+    let models = match settings.models.as_slice() {
+        [] => models::usual(true)?,
+        given => given.to_vec(),
+    };
+    let Some(model) = models.first() else {
+        return Ok(Vec::new());
+    };
+    let heads = |axis: &Model| axis.shape.planes().iter().all(|plane| plane.has(Axis::H));
+    let (pairs, purpose) = match &settings.pair {
+        Some(pair) => (vec![pair.clone()], Purpose::Asked),
+        None if heads(model) => {
+            let pairs = FILES.iter().map(|(a, b)| Pair::of_words(a, b));
+            (pairs.collect::<Result<_, _>>()?, Purpose::Extra)
+        }
+        None => return Ok(Vec::new()),
+    };
+    let usual = if settings.quick {
+        FILE_BYTES_QUICK
+    } else {
+        FILE_BYTES
+    };
+    let sizes = match settings.bytes.as_slice() {
+        [] => vec![usual],
+        given => given.to_vec(),
+    };
+    let mut cells = Vec::new();
+    for pair in &pairs {
+        let back = Pair {
+            source: pair.destination.clone(),
+            destination: pair.source.clone(),
+        };
+        let ways = [(pair, Direction::Write), (&back, Direction::Read)];
+        for (size, (pair, direction), direct) in sizes.iter().flat_map(|size| {
+            let ways = ways.iter().flat_map(|way| [(way, false), (way, true)]);
+            ways.map(move |(way, direct)| (*size, *way, direct))
+        }) {
+            let named = (pair, purpose);
+            let cell = cell(named, model, None, Size::Bytes(size), settings.alignment)?;
+            cells.extend(cell.map(|cell| FileCell {
+                cell,
+                direction,
+                direct,
+            }));
+        }
+    }
+    Ok(cells)
+}
+
+/// The sizes of the flat copies on several threads.
+pub(crate) fn flat_bytes(settings: &Settings) -> Vec<u64> {
+    match settings.bytes.as_slice() {
+        [] if settings.quick => vec![LARGE_BYTES],
+        [] => vec![LARGE_BYTES, LARGEST_BYTES],
+        given => given.to_vec(),
+    }
 }
 
 fn sizes(settings: &Settings, cache_bytes: u64, first_model: bool) -> Vec<Size> {

@@ -1,75 +1,128 @@
 //! `kvtile bench` as a user runs it, on amounts that say nothing about speed.
+use serde_json::Value;
+
 use crate::program::kvtile;
 
+/// A tiny model, so that every pair of the matrix is measured in little time.
+const TINY: [&str; 8] = [
+    "--heads",
+    "4",
+    "--head-size",
+    "16",
+    "--layers",
+    "2",
+    "--bytes",
+    "65536",
+];
+
+/// Runs with `--json` and gives the rows.
+fn rows(arguments: &[&str]) -> Vec<Value> {
+    let arguments = [&["bench"], arguments, &["--rounds", "1", "--json"]].concat();
+    let json = kvtile(&arguments).json();
+    json["rows"].as_array().unwrap().clone()
+}
+
 #[test]
-fn every_usual_row_has_all_figures() {
+fn every_pair_of_the_matrix_has_all_figures() {
     let folder = tempfile::tempdir().unwrap();
-    let args = [
-        "bench",
-        "--model",
-        "smollm2-135m",
-        "--bytes",
-        "1MiB",
-        "--rounds",
-        "2",
-        "--folder",
-        folder.path().to_str().unwrap(),
-        "--json",
-    ];
-    let json = kvtile(&args).json();
-    let rows = json["rows"].as_array().unwrap();
-    assert!(rows.len() >= 8);
-    for row in rows {
-        for field in ["source", "destination", "model"] {
+    let folder_name = folder.path().to_str().unwrap();
+    let rows = rows(&[&TINY[..], &["--folder", folder_name]].concat());
+    assert!(rows.len() >= 80, "{} rows", rows.len());
+    for row in &rows {
+        for field in ["source", "destination", "model", "method", "class"] {
             assert!(row[field].is_string(), "{field} of {row}");
         }
-        for field in ["bytes", "run_bytes", "threads", "runs"] {
+        for field in ["bytes", "run_bytes", "run_bytes_min", "threads", "runs"] {
             assert!(row[field].as_u64().unwrap() > 0, "{field} of {row}");
         }
-        for field in [
-            "gb_per_s",
-            "memcpy_gb_per_s",
-            "ratio",
-            "chunked_memcpy_gb_per_s",
-            "chunked_ratio",
-        ] {
+        for field in ["gb_per_s", "memcpy_gb_per_s", "ratio"] {
             assert!(row[field].as_f64().unwrap() > 0.0, "{field} of {row}");
         }
+        let (speed, flat) = (row["gb_per_s"].as_f64(), row["memcpy_gb_per_s"].as_f64());
+        let ratio = speed.unwrap() / flat.unwrap();
+        assert!(
+            (ratio - row["ratio"].as_f64().unwrap()).abs() < 0.01 * ratio,
+            "{row}"
+        );
     }
-    assert_eq!(
-        std::fs::read_dir(folder.path()).unwrap().count(),
-        0,
-        "files stay behind"
-    );
+    for purpose in ["equal", "across", "store", "load", "extra"] {
+        assert!(
+            rows.iter().any(|row| row["purpose"] == purpose),
+            "{purpose}"
+        );
+    }
+    let files = rows.iter().filter(|row| row["class"] == "file");
+    assert!(files.count() >= 4);
+    let fixed = rows.iter().filter(|row| row["ns_per_transfer"].is_number());
+    assert_eq!(fixed.count(), 2);
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 0, "files stay behind");
 }
 
 #[test]
 fn one_pair_is_measured_where_one_is_given() {
-    let args = [
-        "bench",
+    let pair = [
         "L|KBNHC",
         "BHLKNC",
-        "--heads",
-        "2",
-        "--head-size",
-        "16",
-        "--layers",
-        "2",
-    ];
-    let more = [
-        "--bytes",
-        "65536",
-        "--rounds",
+        "--threads",
         "1",
         "--filter",
-        "→ BHLKNC",
-        "--json",
+        "BHLKNC  ",
     ];
-    let json = kvtile(&[&args[..], &more].concat()).json();
-    let rows = json["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 2, "memory and file");
+    let rows = rows(&[&TINY[..], &pair].concat());
+    assert_eq!(rows.len(), 1, "files have another text: {rows:#?}");
     assert_eq!(rows[0]["bytes"], 65536);
     assert_eq!(rows[0]["run_bytes"], 32);
+    assert_eq!(rows[0]["class"], "short_rows");
+}
+
+#[test]
+fn the_plain_ways_copy_the_same() {
+    let filters = ["--filter", "L|BH(kCN,vNC) → BHLKNC", "--compare"];
+    let rows = rows(&[&TINY[..], &filters].concat());
+    for method in ["kvtile", "memcpy loop", "ndarray"] {
+        assert!(rows.iter().any(|row| row["method"] == method), "{method}");
+    }
+}
+
+#[test]
+fn stored_results_become_a_page_that_stands_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (stored, page) = (
+        folder.path().join("results.json"),
+        folder.path().join("page.html"),
+    );
+    let filters = ["--filter", "L|KBNHC", "--filter", "BLKNHC", "--compare"];
+    let measure = [
+        &["bench"],
+        &TINY[..],
+        &filters,
+        &["--rounds", "1", "--json"],
+    ]
+    .concat();
+    let json = kvtile(&measure).json();
+    std::fs::write(&stored, json.to_string()).unwrap();
+    let (from, to) = (stored.to_str().unwrap(), page.to_str().unwrap());
+    let again = kvtile(&["bench", "--from", from, "--html", to, "--json"]).json();
+    assert_eq!(again, json);
+    let page = std::fs::read_to_string(&page).unwrap();
+    for text in [
+        "<!doctype html>",
+        "L|KBNHC → BLKNHC",
+        "title=",
+        "memcpy",
+        "goal",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+    for text in ["<script", "http://", "https://", "src=", "@import", "url("] {
+        assert!(!page.contains(text), "{text}");
+    }
+    let text = kvtile(&["bench", "--from", from]).ok();
+    assert!(
+        text.contains("L|KBNHC → BLKNHC") && text.contains("Checked:"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -78,19 +131,15 @@ fn requests_that_make_no_sense_are_refused() {
         ["--bytes", "0"],
         ["--bytes", "99999GiB"],
         ["--rounds", "0"],
+        ["--threads", "0"],
         ["--filter", "tape"],
     ] {
         let args = [&["bench", "--quick"], &args[..]].concat();
         kvtile(&args).fails(2);
     }
-    let args = [
-        "bench",
-        "--filter",
-        "file",
-        "--bytes",
-        "1MiB",
-        "--folder",
-        "/nonexistent",
-    ];
-    assert!(kvtile(&args).fails(1).contains("/nonexistent"));
+    let file = ["bench", "--filter", "file", "--bytes", "1MiB"];
+    let nowhere = [&file[..], &["--folder", "/nonexistent"]].concat();
+    assert!(kvtile(&nowhere).fails(1).contains("/nonexistent"));
+    let no_results = ["bench", "--from", "Cargo.toml"];
+    assert!(kvtile(&no_results).fails(1).contains("no results"));
 }

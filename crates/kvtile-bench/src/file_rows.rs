@@ -1,0 +1,281 @@
+//! Cells with a file on one side, through the page cache and past it.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use kvtile::{
+    layout::{CopyPlan, OwnedMemoryRegion, PhysicalLayout, Selection, StridedLayout},
+    memory::{DirectIo, FileMemory},
+    transfer::{FillPattern, LayoutHandle, TransferManager, TransferOptions},
+};
+use tempfile::TempDir;
+
+use crate::{
+    arena::{Arenas, Packing},
+    class::Class,
+    contender::{Contender, FlatCopy, Method, Orders, spec_of},
+    error::BenchError,
+    fio::{self, Direction},
+    matrix::Cell,
+    random::Random,
+    row::{Place, Row},
+    settings::Settings,
+    times::{Times, seconds},
+};
+
+/// The part of what `fio` reaches that is good enough.
+const GOAL: f64 = 0.9;
+
+/// Blocks that are poisoned before and compared after each counted round.
+const SAMPLED: usize = 4;
+
+/// Rounds of which the median counts.
+const ROUNDS: u32 = 3;
+
+/// A cell, which side is the file, and how it is opened.
+#[derive(Clone, Debug)]
+pub(crate) struct FileCell {
+    pub(crate) cell: Cell,
+    pub(crate) direction: Direction,
+    pub(crate) direct: bool,
+}
+
+impl FileCell {
+    /// Everything by which a filter may pick it.
+    pub(crate) fn label(&self) -> String {
+        let file = self.place().title();
+        let (source, destination) = (
+            self.cell.pair.source.label(),
+            self.cell.pair.destination.label(),
+        );
+        let pair = match self.direction {
+            Direction::Read => format!("{source} ({file}) → {destination}"),
+            Direction::Write => format!("{source} → {destination} ({file})"),
+        };
+        format!("{pair}  {}", self.cell.model)
+    }
+
+    fn place(&self) -> Place {
+        match self.direct {
+            true => Place::DirectFile,
+            false => Place::File,
+        }
+    }
+}
+
+/// Both sides, registered.
+struct Files {
+    manager: TransferManager,
+    source: LayoutHandle,
+    destination: LayoutHandle,
+    file: Arc<FileMemory>,
+    blocks: usize,
+    /// Where `fio` has its own file.
+    beside: PathBuf,
+    /// Removes the files when dropped.
+    _folder: TempDir,
+}
+
+/// Measures a cell; a reason where it cannot be.
+pub(crate) fn measure(
+    asked: &FileCell,
+    settings: &Settings,
+    arenas: &mut Arenas,
+    with_fio: bool,
+) -> Result<Result<Vec<Row>, String>, BenchError> {
+    let files = match Files::new(asked, settings)? {
+        Ok(files) => files,
+        Err(reason) => return Ok(Err(format!("{}: {reason}", asked.label()))),
+    };
+    let bytes = asked.cell.bytes()?;
+    let size = usize::try_from(bytes).unwrap_or(usize::MAX);
+    let mut flat = FlatCopy {
+        bytes: size,
+        threads: 1,
+    };
+    let with_fio = with_fio && asked.direct;
+    let mut random = Random::new(settings.seed);
+    let rounds = settings.rounds.unwrap_or(ROUNDS);
+    let (mut ours, mut memcpy, mut others) = (Times::default(), Times::default(), Times::default());
+    let mut last = None;
+    for round in 0..=rounds {
+        let orders = Orders {
+            source: random.order(files.blocks),
+            destination: random.order(files.blocks),
+        };
+        let compared = if round == 0 { usize::MAX } else { SAMPLED };
+        for turn in 0..3 {
+            let (times, time) = match (round + turn) % 3 {
+                0 => (&mut ours, files.round(asked, &orders, compared)?),
+                1 => (&mut memcpy, flat.run(arenas, &orders, 1, false)?),
+                _ if with_fio => {
+                    let run = |direction| fio::run(&files.beside, bytes, direction);
+                    if round == 0 {
+                        // The file that it reads, and writes over, is there from the start.
+                        run(Direction::Write)?;
+                    }
+                    (&mut others, run(asked.direction)?)
+                }
+                _ => continue,
+            };
+            if round > 0 {
+                times.add(time);
+            }
+        }
+        last = Some(orders);
+    }
+    let plan = last.map(|orders| plan(&asked.cell, &orders)).transpose()?;
+    let mut row = row(asked, plan.as_ref(), rounds, &ours, &memcpy)?;
+    let mut rows = Vec::new();
+    if with_fio {
+        let fio = others.gb_per_s(bytes as f64);
+        row.fio_gb_per_s = Some(fio);
+        row.fio_ratio = Some(row.gb_per_s / fio);
+        row.goal = Some(GOAL);
+        let mut beside = row.clone();
+        beside.method = Method::Fio;
+        beside.gb_per_s = fio;
+        beside.ratio = fio / row.memcpy_gb_per_s;
+        beside.spread = others.spread();
+        (beside.fio_gb_per_s, beside.fio_ratio, beside.goal) = (None, None, None);
+        rows.push(beside);
+    }
+    rows.insert(0, row);
+    Ok(Ok(rows))
+}
+
+fn plan(cell: &Cell, orders: &Orders) -> Result<CopyPlan, BenchError> {
+    let ids = |order: &[usize]| order.iter().map(|&id| id as u64).collect::<Vec<u64>>();
+    let page_size = cell.source.shape().page_size();
+    let (from, to) = (ids(&orders.source), ids(&orders.destination));
+    let selection = Selection::blocks(&from, &to, page_size)?;
+    Ok(CopyPlan::new(&cell.source, &cell.destination, &selection)?)
+}
+
+impl Files {
+    fn new(asked: &FileCell, settings: &Settings) -> Result<Result<Files, String>, BenchError> {
+        let folder = TempDir::new_in(&settings.folder).map_err(|source| BenchError::File {
+            operation: "create a folder in",
+            path: settings.folder.clone(),
+            source,
+        })?;
+        let cell = &asked.cell;
+        let (in_file, in_memory) = match asked.direction {
+            Direction::Read => (&cell.source, &cell.destination),
+            Direction::Write => (&cell.destination, &cell.source),
+        };
+        let bytes = Packing::new(in_file)?.bytes();
+        let options = FileMemory::options().direct_io(asked.direct);
+        let file = Arc::new(options.create_new(folder.path().join("blocks"), bytes)?);
+        if let (true, DirectIo::Unavailable { reason }) = (asked.direct, file.direct_io()) {
+            return Ok(Err(reason));
+        }
+        let builder = |layout: &StridedLayout| {
+            PhysicalLayout::builder()
+                .with_shape(layout.shape().clone(), layout.alignment())
+                .layout(spec_of(layout))
+        };
+        let manager = TransferManager::new();
+        let region: OwnedMemoryRegion = Arc::<FileMemory>::clone(&file);
+        let filed = manager.register(builder(in_file).over_memory(region).build()?)?;
+        let held = manager.register(builder(in_memory).allocate_system().build()?)?;
+        let (source, destination) = match asked.direction {
+            Direction::Read => (filed, held),
+            Direction::Write => (held, filed),
+        };
+        let blocks = usize::try_from(cell.source.shape().num_blocks()).unwrap_or(usize::MAX);
+        let all: Vec<usize> = (0..blocks).collect();
+        let seed = settings.seed;
+        manager.fill(source, &all, FillPattern::Distinct { seed })?;
+        Ok(Ok(Files {
+            manager,
+            source,
+            destination,
+            file,
+            blocks,
+            beside: folder.path().join("fio"),
+            _folder: folder,
+        }))
+    }
+
+    /// One transfer of all blocks; the first `compared` are poisoned before and compared after.
+    fn round(
+        &self,
+        asked: &FileCell,
+        orders: &Orders,
+        compared: usize,
+    ) -> Result<Duration, BenchError> {
+        let sample: Vec<usize> = orders.destination.iter().copied().take(compared).collect();
+        let poison = FillPattern::Constant(0xa5);
+        self.manager.fill(self.destination, &sample, poison)?;
+        // What earlier rounds left to be written is not this one's work.
+        self.file.sync_data()?;
+        let start = Instant::now();
+        let options = TransferOptions::new();
+        let (from, to) = (&orders.source, &orders.destination);
+        self.manager
+            .execute_transfer(self.source, from, self.destination, to, options)?
+            .wait()?;
+        let elapsed = start.elapsed();
+        for (from, to) in orders.pairs().take(compared) {
+            let expected = self.manager.block_digest(self.source, from)?;
+            if self.manager.block_digest(self.destination, to)? != expected {
+                return Err(BenchError::WrongCopy {
+                    row: asked.label(),
+                    method: Method::Kvtile.name(),
+                    block: to as u64,
+                });
+            }
+        }
+        Ok(elapsed)
+    }
+}
+
+fn row(
+    asked: &FileCell,
+    plan: Option<&CopyPlan>,
+    rounds: u32,
+    ours: &Times,
+    memcpy: &Times,
+) -> Result<Row, BenchError> {
+    let cell = &asked.cell;
+    let shape = cell.source.shape();
+    let bytes = cell.bytes()?;
+    let (source_place, destination_place) = match asked.direction {
+        Direction::Read => (asked.place(), Place::Memory),
+        Direction::Write => (Place::Memory, asked.place()),
+    };
+    let (longest, shortest) = plan.map_or((0, 0), CopyPlan::run_bytes);
+    Ok(Row {
+        source: cell.pair.source.label(),
+        destination: cell.pair.destination.label(),
+        purpose: cell.purpose,
+        source_place,
+        destination_place,
+        model: cell.model.clone(),
+        method: Method::Kvtile,
+        class: Class::File,
+        bytes,
+        blocks: shape.num_blocks(),
+        layers: shape.num_layers(),
+        page_size: shape.page_size(),
+        runs: plan.map_or(0, CopyPlan::runs),
+        run_bytes: longest,
+        run_bytes_min: shortest,
+        threads: 1,
+        rounds,
+        repeats: 1,
+        gb_per_s: ours.gb_per_s(bytes as f64),
+        memcpy_gb_per_s: memcpy.gb_per_s(bytes as f64),
+        ratio: seconds(memcpy.median()) / seconds(ours.median()),
+        spread: ours.spread(),
+        goal: None,
+        ns_per_transfer: None,
+        memcpy_ns_per_transfer: None,
+        fio_gb_per_s: None,
+        fio_ratio: None,
+    })
+}

@@ -1,0 +1,172 @@
+//! PyTorch, where it is installed: `index_select` and `permute().contiguous()`, in a process of its
+//! own with memory of its own, against a flat copy of its own.
+
+use std::{
+    collections::BTreeMap,
+    io::Write as _,
+    process::{Command, Stdio},
+};
+
+use kvtile::layout::{Axis, StridedLayout};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    contender::Method, error::BenchError, lines::Line, matrix::Cell, row::Row, settings::Settings,
+};
+
+const SCRIPT: &str = include_str!("../../python/torch_rival.py");
+
+const NOT_INSTALLED: &str = "torch: python3 cannot import it (pip install torch)";
+
+/// Rounds of each job.
+const ROUNDS: u32 = 3;
+
+/// Both sides of a cell as axes, slowest first.
+#[derive(Debug, Serialize)]
+struct Job {
+    source: String,
+    source_regions: String,
+    destination: String,
+    destination_regions: String,
+    extents: BTreeMap<char, u64>,
+    unit_bytes: u64,
+    bytes: u64,
+    rounds: u32,
+    repeats: u32,
+    seed: u64,
+    consecutive: bool,
+}
+
+#[derive(Debug, Deserialize)]
+struct Figures {
+    right: bool,
+    seconds: f64,
+    flat_seconds: f64,
+    spread: f64,
+}
+
+/// Measures all cells whose layouts are permutations of axes; a reason where torch is not there.
+pub(crate) fn measure(
+    cells: &[&Cell],
+    settings: &Settings,
+    rows: &[Row],
+) -> Result<Result<Vec<Row>, String>, BenchError> {
+    let with_torch = Command::new("python3")
+        .args(["-c", "import torch"])
+        .stderr(Stdio::null())
+        .status();
+    if !with_torch.is_ok_and(|status| status.success()) {
+        return Ok(Err(NOT_INSTALLED.to_owned()));
+    }
+    let lines = Line::of(rows);
+    let mut asked: Vec<(Job, &Row)> = Vec::new();
+    for cell in cells {
+        let line = lines.iter().find_map(|line| {
+            let row = line.find(Method::Kvtile, 1)?;
+            let mine = row.source == cell.pair.source.label()
+                && row.destination == cell.pair.destination.label()
+                && row.model == cell.model
+                && cell.bytes().is_ok_and(|bytes| bytes == row.bytes)
+                && row.class != crate::class::Class::File;
+            mine.then_some(row)
+        });
+        asked.extend(line.and_then(|row| Some((job(cell, row, settings)?, row))));
+    }
+    let jobs: Vec<&Job> = asked.iter().map(|(job, _)| job).collect();
+    let figures = run(&jobs)?;
+    let measured = asked.iter().zip(figures);
+    Ok(Ok(measured
+        .map(|((_, row), figures)| figures.row(row))
+        .collect::<Result<_, _>>()?))
+}
+
+fn run(jobs: &[&Job]) -> Result<Vec<Figures>, BenchError> {
+    let failed = |problem: String| BenchError::Program {
+        program: "torch",
+        problem,
+    };
+    let mut child = Command::new("python3")
+        .args(["-c", SCRIPT])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(|error| failed(error.to_string()))?;
+    let json = serde_json::to_vec(jobs)?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin
+            .write_all(&json)
+            .map_err(|error| failed(error.to_string()))?;
+    }
+    let output = child
+        .wait_with_output()
+        .map_err(|error| failed(error.to_string()))?;
+    if !output.status.success() {
+        return Err(failed(format!("the script ended with {}", output.status)));
+    }
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+/// `None` where a layout is more than an order of axes.
+fn job(cell: &Cell, row: &Row, settings: &Settings) -> Option<Job> {
+    let (source_regions, source) = axes(&cell.source)?;
+    let (destination_regions, destination) = axes(&cell.destination)?;
+    let shape = cell.source.shape();
+    let first = shape.planes().first()?;
+    let alike = shape
+        .planes()
+        .iter()
+        .all(|plane| plane.unit() == first.unit() && plane.extents() == first.extents());
+    if !alike || !matches!(first.unit().bytes(), 1 | 2 | 4 | 8) {
+        return None;
+    }
+    let mut extents = BTreeMap::new();
+    for axis in [Axis::B, Axis::L, Axis::N, Axis::H, Axis::C] {
+        extents.insert(axis.letter(), shape.extent(first, axis));
+    }
+    extents.insert('K', shape.planes().len() as u64);
+    Some(Job {
+        source,
+        source_regions,
+        destination,
+        destination_regions,
+        extents,
+        unit_bytes: first.unit().bytes(),
+        bytes: row.bytes,
+        rounds: settings.rounds.unwrap_or(ROUNDS),
+        repeats: row.repeats.min(100),
+        seed: settings.seed,
+        consecutive: settings.consecutive,
+    })
+}
+
+/// The axes that enumerate regions, and all axes, where a word is an order of all six.
+fn axes(layout: &StridedLayout) -> Option<(String, String)> {
+    let word = layout.word()?.to_string();
+    let (regions, rest) = word.split_once('|').unwrap_or(("", &word));
+    let all = format!("{regions}{rest}");
+    let mut sorted: Vec<char> = all.chars().collect();
+    sorted.sort_unstable();
+    (sorted == ['B', 'C', 'H', 'K', 'L', 'N'] && !regions.contains('B'))
+        .then(|| (regions.to_owned(), all.clone()))
+}
+
+impl Figures {
+    /// The row beside kvtile's.
+    fn row(&self, beside: &Row) -> Result<Row, BenchError> {
+        if !self.right {
+            return Err(BenchError::WrongCopy {
+                row: beside.pair(),
+                method: Method::Torch.name(),
+                block: 0,
+            });
+        }
+        let speed = |seconds: f64| beside.bytes as f64 / seconds.max(1e-9) / 1e9;
+        let mut row = beside.clone();
+        row.method = Method::Torch;
+        row.gb_per_s = speed(self.seconds);
+        row.memcpy_gb_per_s = speed(self.flat_seconds);
+        row.ratio = row.gb_per_s / row.memcpy_gb_per_s;
+        row.spread = self.spread;
+        Ok(row)
+    }
+}
