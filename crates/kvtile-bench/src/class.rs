@@ -106,15 +106,21 @@ fn permutes(plan: &CopyPlan) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use kvtile::layout::{Selection, Shape, StridedLayout, Unit};
+    use kvtile::layout::{Axis, Plane, Selection, Shape, StridedLayout, Unit};
 
     use super::*;
 
     fn class(from: &str, to: &str) -> Class {
         let unit = Unit::named("bf16").unwrap();
-        let shape = Shape::key_value(4, 4, 16, 8, 128, &unit).unwrap();
-        let layout =
-            |word: &str| StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
+        class_of(
+            &Shape::key_value(4, 4, 16, 8, 128, &unit).unwrap(),
+            from,
+            to,
+        )
+    }
+
+    fn class_of(shape: &Shape, from: &str, to: &str) -> Class {
+        let layout = |word: &str| StridedLayout::resolve(&word.parse().unwrap(), shape, 1).unwrap();
         let selection = Selection::blocks(&[0, 2], &[3, 1], 16).unwrap();
         Class::of(&CopyPlan::new(&layout(from), &layout(to), &selection).unwrap())
     }
@@ -125,9 +131,19 @@ mod tests {
         assert_eq!(class("L|KBNHC", "KBLNHC"), Class::Contiguous);
         assert_eq!(class("L|KBNHC", "BHLKNC"), Class::Rows);
         assert_eq!(class("BLKNHC", "BLKHNC"), Class::Rows);
-        assert_eq!(class("L|BNHKC", "L|BKNHC"), Class::Pieces);
+        assert_eq!(class("L|BNHKC", "L|BKNHC"), Class::Rows);
         assert_eq!(class("L|BH(kCN,vNC)", "BHLKNC"), Class::Elements);
         assert_eq!(class("L|B(kHCNC8,vHCN)", "BLKNHC"), Class::Elements);
+    }
+
+    #[test]
+    fn rows_in_the_same_order_with_gaps_are_pieces() {
+        let plane = |name, content| {
+            let plane = Plane::new(name, Unit::named("bf16").unwrap()).unwrap();
+            plane.extent(Axis::C, content)
+        };
+        let latent = Shape::new(4, 4, 16, vec![plane("c", 512), plane("r", 64)]).unwrap();
+        assert_eq!(class_of(&latent, "L|BNKC", "BLKNC"), Class::Pieces);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kvtile::{
-    layout::{LayoutSpec, PhysicalLayout, PlaneDigits, StridedLayout},
+    layout::{LayoutSpec, PhysicalLayout, PlaneDigits, RangePair, StridedLayout},
     transfer::{LayoutHandle, TransferManager, TransferOptions},
 };
 use serde::{Deserialize, Serialize};
@@ -99,6 +99,8 @@ pub(crate) fn manager_with(threads: u32) -> Option<TransferManager> {
 pub(crate) struct Sides {
     pub(crate) source: (StridedLayout, Packing),
     pub(crate) destination: (StridedLayout, Packing),
+    /// The heads that are copied, where it is not all of both sides.
+    pub(crate) heads: Option<RangePair>,
 }
 
 /// kvtile.
@@ -125,7 +127,10 @@ impl<'a> Transfers<'a> {
     ) -> Result<(), BenchError> {
         let (from, to) = handles;
         let (source, destination) = (&orders.source, &orders.destination);
-        let options = TransferOptions::new();
+        let options = match self.sides.heads {
+            None => TransferOptions::new(),
+            Some(heads) => TransferOptions::new().heads(heads),
+        };
         let done = self
             .manager
             .execute_transfer(from, source, to, destination, options)?;

@@ -79,24 +79,47 @@ struct Files {
     _folder: TempDir,
 }
 
-/// Measures a cell; a reason where it cannot be.
+/// What a cell came to.
+#[derive(Debug, Default)]
+pub(crate) struct Outcome {
+    pub(crate) rows: Vec<Row>,
+    /// What could not be measured, and why.
+    pub(crate) left_out: Option<String>,
+}
+
+/// Measures a cell.
 pub(crate) fn measure(
     asked: &FileCell,
     settings: &Settings,
     arenas: &mut Arenas,
     with_fio: bool,
-) -> Result<Result<Vec<Row>, String>, BenchError> {
+) -> Result<Outcome, BenchError> {
     let files = match Files::new(asked, settings)? {
         Ok(files) => files,
-        Err(reason) => return Ok(Err(format!("{}: {reason}", asked.label()))),
+        Err(reason) => {
+            let left_out = Some(format!("{}: {reason}", asked.label()));
+            return Ok(Outcome {
+                left_out,
+                ..Outcome::default()
+            });
+        }
     };
+    let mut outcome = Outcome::default();
     let bytes = asked.cell.bytes()?;
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
     let mut flat = FlatCopy {
         bytes: size,
         threads: 1,
     };
-    let with_fio = with_fio && asked.direct;
+    let mut with_fio = with_fio && asked.direct;
+    if with_fio {
+        // The file that it reads, and writes over, is there from the start.
+        let first = fio::run(&files.beside, bytes, Direction::Write);
+        outcome.left_out = first
+            .err()
+            .map(|error| format!("{}: {error}", asked.label()));
+        with_fio = outcome.left_out.is_none();
+    }
     let mut random = Random::new(settings.seed);
     let rounds = settings.rounds.unwrap_or(ROUNDS);
     let (mut ours, mut memcpy, mut others) = (Times::default(), Times::default(), Times::default());
@@ -112,12 +135,8 @@ pub(crate) fn measure(
                 0 => (&mut ours, files.round(asked, &orders, compared)?),
                 1 => (&mut memcpy, flat.run(arenas, &orders, 1, false)?),
                 _ if with_fio => {
-                    let run = |direction| fio::run(&files.beside, bytes, direction);
-                    if round == 0 {
-                        // The file that it reads, and writes over, is there from the start.
-                        run(Direction::Write)?;
-                    }
-                    (&mut others, run(asked.direction)?)
+                    let time = fio::run(&files.beside, bytes, asked.direction)?;
+                    (&mut others, time)
                 }
                 _ => continue,
             };
@@ -129,7 +148,6 @@ pub(crate) fn measure(
     }
     let plan = last.map(|orders| plan(&asked.cell, &orders)).transpose()?;
     let mut row = row(asked, plan.as_ref(), rounds, &ours, &memcpy)?;
-    let mut rows = Vec::new();
     if with_fio {
         let fio = others.gb_per_s(bytes as f64);
         row.fio_gb_per_s = Some(fio);
@@ -141,10 +159,10 @@ pub(crate) fn measure(
         beside.ratio = fio / row.memcpy_gb_per_s;
         beside.spread = others.spread();
         (beside.fio_gb_per_s, beside.fio_ratio, beside.goal) = (None, None, None);
-        rows.push(beside);
+        outcome.rows.push(beside);
     }
-    rows.insert(0, row);
-    Ok(Ok(rows))
+    outcome.rows.insert(0, row);
+    Ok(outcome)
 }
 
 fn plan(cell: &Cell, orders: &Orders) -> Result<CopyPlan, BenchError> {
@@ -255,6 +273,7 @@ fn row(
         purpose: cell.purpose,
         source_place,
         destination_place,
+        part: None,
         model: cell.model.clone(),
         method: Method::Kvtile,
         class: Class::File,

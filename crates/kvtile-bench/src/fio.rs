@@ -14,6 +14,9 @@ use crate::error::BenchError;
 pub(crate) const NOT_INSTALLED: &str =
     "fio: not installed, so that direct files have nothing to compare with (apt-get install fio)";
 
+/// Bytes of one request.
+const PIECE_BYTES: u64 = 1 << 20;
+
 /// Shorter jobs measure how `fio` starts: a small file is gone through as often as comes to this.
 const JOB_BYTES: u64 = 256 << 20;
 
@@ -65,10 +68,11 @@ pub(crate) fn run(path: &Path, bytes: u64, direction: Direction) -> Result<Durat
     let mut last = String::new();
     for engine in ["io_uring", "libaio"] {
         let output = Command::new("fio")
-            .args(["--name=kvtile", "--bs=1M", "--iodepth=8", "--direct=1"])
+            .args(["--name=kvtile", "--iodepth=8", "--direct=1"])
             .args(["--thread", "--output-format=json", "--overwrite=1"])
             .arg(format!("--ioengine={engine}"))
             .arg(format!("--rw={how}"))
+            .arg(format!("--bs={}", bytes.min(PIECE_BYTES)))
             .arg(format!("--size={bytes}"))
             .arg(format!("--loops={}", JOB_BYTES.div_ceil(bytes.max(1))))
             .arg(format!("--filename={}", path.display()))

@@ -82,6 +82,7 @@ pub(crate) fn measure(
         purpose: Purpose::Extra,
         source_place: Place::Cache,
         destination_place: Place::Cache,
+        part: None,
         model: "one block of one layer".to_owned(),
         method: Method::Kvtile,
         class: Class::FixedCost,

@@ -53,6 +53,7 @@ pub(crate) fn measure(
         purpose: Purpose::Extra,
         source_place: Place::Memory,
         destination_place: Place::Memory,
+        part: None,
         model: "flat".to_owned(),
         method: Method::Memcpy,
         class: Class::Flat,

@@ -55,6 +55,7 @@ fn same_cell(a: &Row, b: &Row) -> bool {
         && a.source == b.source
         && a.destination == b.destination
         && a.page_size == b.page_size
+        && a.part == b.part
 }
 
 /// `in cache`, `64 MiB`.

@@ -52,11 +52,13 @@ pub(crate) fn measure(
     let sides = Sides {
         source: (cell.source.clone(), Packing::new(&cell.source)?),
         destination: (cell.destination.clone(), Packing::new(&cell.destination)?),
+        heads: cell.heads,
     };
     let walk = Walk::new(
         (&sides.source.0, &sides.source.1),
         (&sides.destination.0, &sides.destination.1),
-    )?;
+        cell.heads,
+    );
     let bytes = usize::try_from(cell.bytes()?).unwrap_or(usize::MAX);
     let mut contenders: Vec<Box<dyn Contender + '_>> =
         vec![Box::new(FlatCopy { bytes, threads: 1 })];
@@ -185,7 +187,8 @@ impl<'a> Common<'a> {
         let ids = |order: &[usize]| order.iter().map(|&id| id as u64).collect::<Vec<u64>>();
         let page_size = cell.source.shape().page_size();
         let pairs = (ids(&orders.source), ids(&orders.destination));
-        let selection = Selection::blocks(&pairs.0, &pairs.1, page_size)?;
+        let mut selection = Selection::blocks(&pairs.0, &pairs.1, page_size)?;
+        selection.heads = cell.heads;
         let plan = CopyPlan::new(&cell.source, &cell.destination, &selection)?;
         Ok(Common {
             cell,
@@ -222,6 +225,7 @@ impl<'a> Common<'a> {
             purpose: cell.purpose,
             source_place: place,
             destination_place: place,
+            part: cell.part(),
             model: cell.model.clone(),
             method: contender.method(),
             class: self.class,
@@ -245,5 +249,71 @@ impl<'a> Common<'a> {
             fio_gb_per_s: None,
             fio_ratio: None,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::matrix;
+
+    /// Leaves one byte of one block as it was.
+    struct Careless(FlatCopy);
+
+    impl Contender for Careless {
+        fn method(&self) -> Method {
+            Method::Kvtile
+        }
+
+        fn run(
+            &mut self,
+            arenas: &mut Arenas,
+            orders: &Orders,
+            repeats: u32,
+            warm: bool,
+        ) -> Result<Duration, BenchError> {
+            let elapsed = self.0.run(arenas, orders, repeats, warm)?;
+            let (_, destination) = arenas.slices()?;
+            destination[0] ^= 1;
+            Ok(elapsed)
+        }
+    }
+
+    #[test]
+    fn one_wrong_byte_ends_the_run() {
+        let settings = Settings {
+            bytes: vec![1 << 20],
+            consecutive: true,
+            ..Settings::default()
+        };
+        let cells = matrix::cells(&settings, 1 << 20).unwrap();
+        let cell = cells
+            .iter()
+            .find(|cell| cell.pair.label() == "BLKNHC → BLKNHC")
+            .unwrap();
+        let packing = Packing::new(&cell.source).unwrap();
+        let side = (&cell.source, &packing);
+        let walk = Walk::new(side, side, None);
+        let bytes = packing.bytes();
+        let mut arenas = Arenas::new(bytes, 1).unwrap();
+        let orders = orders(&settings, &mut Random::new(1), cell);
+        let common = Common::new(cell, orders).unwrap();
+        let mut round = Round {
+            walk: &walk,
+            label: cell.label(),
+            poisoned: bytes,
+        };
+        let flat = || FlatCopy { bytes, threads: 1 };
+        round
+            .run(&mut flat(), &mut arenas, &common, usize::MAX)
+            .unwrap();
+        let mut careless = Careless(flat());
+        let error = round
+            .run(&mut careless, &mut arenas, &common, usize::MAX)
+            .unwrap_err();
+        assert!(
+            matches!(error, BenchError::WrongCopy { block: 0, .. }),
+            "{error}"
+        );
     }
 }

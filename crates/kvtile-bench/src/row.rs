@@ -44,6 +44,9 @@ pub struct Row {
     pub source_place: Place,
     /// Where the destination lies.
     pub destination_place: Place,
+    /// Which part of the model is copied, where it is not all of it: `rank 1 of 2`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub part: Option<String>,
     /// What the blocks hold.
     pub model: String,
     /// What copied.
@@ -106,9 +109,12 @@ impl Row {
         match self.class {
             Class::Flat => "one flat memcpy".to_owned(),
             _ => format!(
-                "{} → {}",
+                "{} → {}{}",
                 end(&self.source, self.source_place),
-                end(&self.destination, self.destination_place)
+                end(&self.destination, self.destination_place),
+                self.part
+                    .as_ref()
+                    .map_or_else(String::new, |part| format!(", {part}"))
             ),
         }
     }

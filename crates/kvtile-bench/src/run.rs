@@ -101,10 +101,9 @@ pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, B
             Task::FixedCost(page) => report.rows.push(fixed_cost::measure(*page, settings)?),
             Task::File(cell) => {
                 let arenas = large_enough(&mut arenas, side_bytes, settings)?;
-                match file_rows::measure(cell, settings, arenas, with_fio)? {
-                    Ok(rows) => report.rows.extend(rows),
-                    Err(reason) => report.left_out.push(reason),
-                }
+                let outcome = file_rows::measure(cell, settings, arenas, with_fio)?;
+                report.rows.extend(outcome.rows);
+                report.left_out.extend(outcome.left_out);
             }
             Task::FirstTouch => {
                 arenas = None;

@@ -4,9 +4,11 @@
 //! over tokens, heads and elements, with the longest pieces that are contiguous on both sides of
 //! one plane of one layer. It knows nothing of copy plans, so that it can check what they do.
 
-use kvtile::layout::{Axis, Digit, Location, Piece, Plane, Step, StridedLayout};
+use std::ops::Range;
 
-use crate::{arena::Packing, error::BenchError};
+use kvtile::layout::{Axis, Digit, Location, Piece, Plane, RangePair, Step, StridedLayout};
+
+use crate::arena::Packing;
 
 /// The walk over the blocks of a pair of layouts.
 #[derive(Debug)]
@@ -37,26 +39,25 @@ struct Table<T> {
 }
 
 impl Walk {
-    /// The walk between two layouts of equal shapes that are packed into memory in this way.
-    ///
-    /// # Errors
-    /// Layouts whose planes differ.
+    /// The walk between two layouts that are packed into memory in this way, over all heads or
+    /// those that both sides have.
     pub(crate) fn new(
         (source, from): (&StridedLayout, &Packing),
         (destination, to): (&StridedLayout, &Packing),
-    ) -> Result<Walk, BenchError> {
+        heads: Option<RangePair>,
+    ) -> Walk {
         let mut planes = Vec::new();
         for (plane, piece) in source.planes() {
             let other = destination.planes().find(|(p, _)| p.name() == plane.name());
             if let Some((_, other)) = other {
-                planes.push(PlaneWalk::new(source, plane, (piece, other)));
+                planes.push(PlaneWalk::new(source, plane, (piece, other), heads));
             }
         }
-        Ok(Walk {
+        Walk {
             planes,
             source_regions: from.starts(),
             destination_regions: to.starts(),
-        })
+        }
     }
 
     /// The shortest piece, in bytes.
@@ -201,13 +202,16 @@ impl PlaneWalk {
         layout: &StridedLayout,
         plane: &Plane,
         (source, destination): (&Piece, &Piece),
+        heads: Option<RangePair>,
     ) -> PlaneWalk {
         let shape = layout.shape();
         let table = |axis: Axis| {
-            let extent = shape.extent(plane, axis);
+            let all = RangePair::same(0, shape.extent(plane, axis));
+            let range = heads.filter(|_| axis == Axis::H).unwrap_or(all);
+            let (from, to) = (range.source, range.destination);
             Table {
-                source: steps(source.digits(), axis, extent),
-                destination: steps(destination.digits(), axis, extent),
+                source: steps(source.digits(), axis, from..from + range.count),
+                destination: steps(destination.digits(), axis, to..to + range.count),
             }
         };
         let declared = plane.extents().iter().map(|(axis, _)| *axis);
@@ -221,8 +225,12 @@ impl PlaneWalk {
         }
         let unit = usize::try_from(plane.unit().bytes()).unwrap_or(usize::MAX);
         let run_bytes = merge(&mut local, unit);
-        local.retain(|table| table.source.len() > 1);
-        let slowest = |table: &Table<usize>| table.destination.get(1).copied();
+        // An axis of one entry may still lie away from the start.
+        local.retain(|table| table.source != [0] || table.destination != [0]);
+        let slowest = |table: &Table<usize>| match table.destination.as_slice() {
+            [first, second, ..] => second.abs_diff(*first),
+            _ => 0,
+        };
         local.sort_by_key(|table| std::cmp::Reverse(slowest(table)));
         let start = |piece: &Piece| Location {
             region: piece.region(),
@@ -257,8 +265,8 @@ impl Table<Step> {
 }
 
 /// What each index of an axis adds.
-fn steps(digits: &[Digit], axis: Axis, extent: u64) -> Vec<Step> {
-    (0..extent)
+fn steps(digits: &[Digit], axis: Axis, indices: Range<u64>) -> Vec<Step> {
+    indices
         .map(|index| axis_step(digits, axis, index))
         .collect()
 }
@@ -327,7 +335,7 @@ mod tests {
             Packing::new(&source).unwrap(),
             Packing::new(&destination).unwrap(),
         );
-        let walk = Walk::new((&source, &packing.0), (&destination, &packing.1)).unwrap();
+        let walk = Walk::new((&source, &packing.0), (&destination, &packing.1), None);
         assert_eq!(walk.run_bytes_min(), run_bytes, "{from} {to}");
         let bytes: Vec<u8> = (0..packing.0.bytes())
             .map(|i| u8::try_from((i * 31 + i / 251) % 251).unwrap())

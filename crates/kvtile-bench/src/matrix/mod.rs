@@ -4,7 +4,7 @@ mod models;
 mod pairs;
 
 use kvtile::{
-    layout::{Axis, LayoutError, Shape, StridedLayout, Word},
+    layout::{Axis, LayoutError, RangePair, Shape, StridedLayout, Word},
     presets::{Preset, PresetLayout},
 };
 pub use models::Model;
@@ -117,6 +117,8 @@ pub(crate) struct Cell {
     pub(crate) model: String,
     pub(crate) source: StridedLayout,
     pub(crate) destination: StridedLayout,
+    /// The heads that are copied, where one side holds those of one rank alone.
+    pub(crate) heads: Option<RangePair>,
     /// Whether both sides fit the second-level cache.
     pub(crate) in_cache: bool,
 }
@@ -128,12 +130,20 @@ impl Cell {
             (false, Ok(bytes)) => lines::bytes(bytes),
             _ => "in cache".to_owned(),
         };
-        format!("{}  {}  {size}", self.pair.label(), self.model)
+        let part = self.part().map(|part| format!(", {part}"));
+        let part = part.unwrap_or_default();
+        format!("{}{part}  {}  {size}", self.pair.label(), self.model)
     }
 
-    /// Payload of all blocks.
+    /// Payload of all blocks: what the side with fewer heads holds.
     pub(crate) fn bytes(&self) -> Result<u64, BenchError> {
-        Ok(self.source.shape().total_bytes()?)
+        let source = self.source.shape().total_bytes()?;
+        Ok(source.min(self.destination.shape().total_bytes()?))
+    }
+
+    /// Which part of the model is copied, where it is not all of it.
+    pub(crate) fn part(&self) -> Option<String> {
+        self.heads.map(|_| "rank 1 of 2".to_owned())
     }
 }
 
@@ -184,13 +194,13 @@ pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, 
             let pair = Pair::of_words(&entry.source, &entry.destination)?;
             for size in sizes(settings, cache_bytes, number == 0) {
                 let named = (&pair, entry.purpose);
-                cells.extend(cell(
-                    named,
-                    model,
-                    entry.page_size,
-                    size,
-                    settings.alignment,
-                )?);
+                let page_size = entry.page_size;
+                cells.extend(cell(named, model, page_size, size, settings.alignment)?);
+            }
+        }
+        if number == 0 && !settings.quick {
+            for size in sizes(settings, cache_bytes, true) {
+                cells.extend(ranks(model, size, settings.alignment)?);
             }
         }
     }
@@ -310,6 +320,51 @@ fn cell(
         model: model.name.clone(),
         source: pair.source.resolve(&shape, alignment)?,
         destination: pair.destination.resolve(&shape, alignment)?,
+        heads: None,
         in_cache,
     }))
+}
+
+/// Cells between a rank that holds the second half of the heads and stored blocks of the whole
+/// model: none where heads cannot be halved, or in the cache.
+fn ranks(model: &Model, size: Size, alignment: u64) -> Result<Vec<Cell>, BenchError> {
+    let all = model.shape.num_heads();
+    let (Size::Bytes(_), true) = (size, all.is_multiple_of(2)) else {
+        return Ok(Vec::new());
+    };
+    let mut cells = Vec::new();
+    for (held, stored, back) in pairs::RANKS {
+        let pair = Pair::of_words(held, stored)?;
+        let Some(whole) = cell((&pair, Purpose::Store), model, None, size, alignment)? else {
+            continue;
+        };
+        let half = models::half_of_heads(whole.destination.shape())?;
+        let held = pair.source.resolve(&half, alignment)?;
+        let (source, destination) = if back { (all / 2, 0) } else { (0, all / 2) };
+        let heads = Some(RangePair {
+            source,
+            destination,
+            count: all / 2,
+        });
+        cells.push(if back {
+            Cell {
+                pair: Pair {
+                    source: pair.destination,
+                    destination: pair.source,
+                },
+                purpose: Purpose::Load,
+                source: whole.destination,
+                destination: held,
+                heads,
+                ..whole
+            }
+        } else {
+            Cell {
+                source: held,
+                heads,
+                ..whole
+            }
+        });
+    }
+    Ok(cells)
 }

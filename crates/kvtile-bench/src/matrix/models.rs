@@ -1,7 +1,7 @@
 //! The models of the matrix.
 
 use kvtile::{
-    layout::{Shape, Unit},
+    layout::{Axis, Plane, Shape, Shard, Unit},
     presets::find_model,
 };
 
@@ -42,6 +42,21 @@ const QUICK: [Row; 3] = [
 pub(super) fn usual(quick: bool) -> Result<Vec<Model>, BenchError> {
     let rows = if quick { &QUICK[..] } else { &MODELS[..] };
     rows.iter().map(|row| model(*row)).collect()
+}
+
+/// What the second of two tensor-parallel ranks holds of a whole model.
+pub(super) fn half_of_heads(whole: &Shape) -> Result<Shape, BenchError> {
+    let shard = Shard::tensor_parallel(whole.num_layers(), whole.num_heads(), 1, 2)?;
+    let mut planes = Vec::new();
+    for plane in whole.planes() {
+        let mut half = Plane::new(plane.name().as_str(), plane.unit().clone())?;
+        for &(axis, extent) in plane.extents() {
+            half = half.extent(axis, if axis == Axis::H { extent / 2 } else { extent });
+        }
+        planes.push(half);
+    }
+    let (blocks, page_size) = (whole.num_blocks(), whole.page_size());
+    Ok(Shape::new(blocks, whole.num_layers(), page_size, planes)?.with_shard(shard)?)
 }
 
 fn model((name, ranks, dtype): Row) -> Result<Model, BenchError> {

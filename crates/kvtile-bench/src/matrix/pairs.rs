@@ -158,6 +158,14 @@ const ACROSS: [(&str, &str, Option<u64>, Fits, bool); 19] = [
     ("L|BNKC", "B|LNKC", Some(256), Fits::Latent, false),
 ];
 
+/// Layouts of one rank of two, to stored blocks of the whole model, and whether the copy goes back.
+pub(super) const RANKS: [(&str, &str, bool); 4] = [
+    ("L|KBNHC", STORED, false),
+    ("LK|BHNC", STORED, false),
+    ("L|KBNHC", STORED, true),
+    ("LK|BHNC", STORED, true),
+];
+
 /// Every pair.
 pub(super) fn all() -> Vec<Entry> {
     let entry = |from: &str, to: &str, purpose, (page_size, fits, usual)| Entry {

@@ -40,13 +40,16 @@ struct View {
 
 impl ArrayAssign {
     /// `None` where views cannot say it: units that are no element, planes whose elements differ,
-    /// an axis other than the layers that leads from region to region.
+    /// an axis other than the layers that leads from region to region, a part of the heads.
     pub(crate) fn new(sides: &Sides) -> Option<ArrayAssign> {
         let (source, destination) = (&sides.source.0, &sides.destination.0);
         let shape = source.shape();
         let unit_bytes = usize::try_from(shape.planes().first()?.unit().bytes()).ok()?;
         let alike = |plane: &Plane| plane.unit().bytes() == unit_bytes as u64;
-        if !matches!(unit_bytes, 1 | 2 | 4 | 8) || !shape.planes().iter().all(alike) {
+        if sides.heads.is_some()
+            || !matches!(unit_bytes, 1 | 2 | 4 | 8)
+            || !shape.planes().iter().all(alike)
+        {
             return None;
         }
         let starts = (sides.source.1.starts(), sides.destination.1.starts());

@@ -66,6 +66,7 @@ pub(crate) fn measure(
             let mine = row.source == cell.pair.source.label()
                 && row.destination == cell.pair.destination.label()
                 && row.model == cell.model
+                && row.part.is_none()
                 && cell.bytes().is_ok_and(|bytes| bytes == row.bytes)
                 && row.class != crate::class::Class::File;
             mine.then_some(row)
@@ -116,7 +117,7 @@ fn job(cell: &Cell, row: &Row, settings: &Settings) -> Option<Job> {
         .planes()
         .iter()
         .all(|plane| plane.unit() == first.unit() && plane.extents() == first.extents());
-    if !alike || !matches!(first.unit().bytes(), 1 | 2 | 4 | 8) {
+    if cell.heads.is_some() || !alike || !matches!(first.unit().bytes(), 1 | 2 | 4 | 8) {
         return None;
     }
     let mut extents = BTreeMap::new();
