@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytemuck::Pod;
-use kvtile::layout::{Axis, Digit, Piece, Plane, StridedLayout};
+use kvtile::layout::{Axis, Digit, Piece, Plane, Shape};
 use ndarray::{ArrayView, ArrayViewMut, IxDyn, ShapeBuilder};
 
 use crate::{
@@ -55,8 +55,13 @@ impl ArrayAssign {
         let starts = (sides.source.1.starts(), sides.destination.1.starts());
         let pieces = source.planes().zip(destination.planes());
         let planes = pieces.map(|((plane, from), (_, to))| {
-            let sides = ((from, starts.0.as_slice()), (to, starts.1.as_slice()));
-            PlaneViews::new(source, plane, sides, unit_bytes)
+            let side = |piece, regions| Side {
+                piece,
+                regions,
+                unit_bytes,
+            };
+            let sides = (side(from, &starts.0), side(to, &starts.1));
+            PlaneViews::new(shape, plane, (&sides.0, &sides.1))
         });
         Some(ArrayAssign {
             unit_bytes,
@@ -65,8 +70,13 @@ impl ArrayAssign {
     }
 
     fn copy<T: Pod>(&self, orders: &Orders, source: &[u8], destination: &mut [u8]) {
-        let source = bytemuck::cast_slice::<u8, T>(source);
-        let destination = bytemuck::cast_slice_mut::<u8, T>(destination);
+        let whole = |bytes: usize| ..bytes - bytes % size_of::<T>();
+        let source = source.get(whole(source.len())).unwrap_or_default();
+        let destination = destination.get_mut(whole(destination.len()));
+        // Memory starts at a page, and is cut to whole elements here.
+        let source = bytemuck::try_cast_slice::<u8, T>(source).unwrap_or_default();
+        let destination = destination.unwrap_or_default();
+        let destination = bytemuck::try_cast_slice_mut::<u8, T>(destination).unwrap_or_default();
         for (from, to) in orders.pairs() {
             for plane in &self.planes {
                 for layer in 0..plane.layers {
@@ -88,61 +98,74 @@ impl ArrayAssign {
     }
 }
 
+/// One side of a plane, while its views are worked out.
+struct Side<'a> {
+    piece: &'a Piece,
+    /// Where the regions start.
+    regions: &'a [usize],
+    unit_bytes: usize,
+}
+
+impl Side<'_> {
+    /// What one step of a digit is, in elements; `None` where it leads to another region.
+    fn stride(&self, axis: Axis, low: u64) -> Option<usize> {
+        let step = axis_step(self.piece.digits(), axis, low);
+        let bytes = step.is_local().then_some(step.bytes)?;
+        elements(usize::try_from(bytes).ok()?, self.unit_bytes)
+    }
+
+    /// Whether all layers lie in one region.
+    fn joins_layers(&self) -> bool {
+        let digits = self.piece.digits().iter();
+        let mut layers = digits.filter(|digit| digit.axis == Axis::L);
+        layers.all(|digit| digit.step.is_local())
+    }
+
+    /// Where a block starts in a layer.
+    fn start(&self, block: u64, layer: u64) -> Option<usize> {
+        let digits = self.piece.digits();
+        let (b, l) = (
+            axis_step(digits, Axis::B, block),
+            axis_step(digits, Axis::L, layer),
+        );
+        let region = usize::try_from(self.piece.region() + b.regions + l.regions).ok()?;
+        let bytes = usize::try_from(self.piece.offset() + b.bytes + l.bytes).ok()?;
+        elements(self.regions.get(region)? + bytes, self.unit_bytes)
+    }
+
+    fn view(&self, digits: &[(Axis, u64, u64)], blocks: u64, layers: u64) -> Option<View> {
+        let strides = digits.iter().map(|&(axis, low, _)| self.stride(axis, low));
+        let starts = (0..blocks).map(|block| {
+            let starts = (0..layers).map(|layer| self.start(block, layer));
+            starts.collect::<Option<Vec<usize>>>()
+        });
+        Some(View {
+            strides: strides.collect::<Option<_>>()?,
+            starts: starts.collect::<Option<_>>()?,
+        })
+    }
+}
+
 impl PlaneViews {
-    fn new(
-        layout: &StridedLayout,
-        plane: &Plane,
-        (source, destination): ((&Piece, &[usize]), (&Piece, &[usize])),
-        unit_bytes: usize,
-    ) -> Option<PlaneViews> {
-        let shape = layout.shape();
-        let (from, to) = (source.0.digits(), destination.0.digits());
-        let local = |digits: &[Digit]| {
-            let mut layers = digits.iter().filter(|digit| digit.axis == Axis::L);
-            layers.all(|digit| digit.step.is_local())
-        };
-        let joined = local(from) && local(to);
+    fn new(shape: &Shape, plane: &Plane, (from, to): (&Side<'_>, &Side<'_>)) -> Option<PlaneViews> {
+        let joined = from.joins_layers() && to.joins_layers();
         let declared = plane.extents().iter().map(|(axis, _)| *axis);
         let axes = joined.then_some(Axis::L).into_iter().chain([Axis::N]);
-        let (mut extents, mut strides) = (Vec::new(), (Vec::new(), Vec::new()));
+        let mut digits = Vec::new();
         for axis in axes.chain(declared) {
-            for (low, extent) in cut(from, to, axis, shape.extent(plane, axis))? {
-                extents.push(usize::try_from(extent).ok()?);
-                let stride = |digits| {
-                    let step = axis_step(digits, axis, low);
-                    let bytes = step.is_local().then_some(step.bytes)?;
-                    elements(usize::try_from(bytes).ok()?, unit_bytes)
-                };
-                strides.0.push(stride(from)?);
-                strides.1.push(stride(to)?);
-            }
+            let (a, b) = (from.piece.digits(), to.piece.digits());
+            let cuts = cut(a, b, axis, shape.extent(plane, axis))?;
+            digits.extend(cuts.into_iter().map(|(low, extent)| (axis, low, extent)));
         }
+        let extents = digits
+            .iter()
+            .map(|(_, _, extent)| usize::try_from(*extent).ok());
         let layers = if joined { 1 } else { shape.num_layers() };
-        let starts = |(piece, regions): (&Piece, &[usize])| {
-            let start = |block, layer| {
-                let (b, l) = (
-                    axis_step(piece.digits(), Axis::B, block),
-                    axis_step(piece.digits(), Axis::L, layer),
-                );
-                let region = usize::try_from(piece.region() + b.regions + l.regions).ok()?;
-                let bytes = usize::try_from(piece.offset() + b.bytes + l.bytes).ok()?;
-                elements(regions.get(region)? + bytes, unit_bytes)
-            };
-            let blocks = (0..shape.num_blocks())
-                .map(|block| (0..layers).map(|layer| start(block, layer)).collect());
-            blocks.collect::<Option<Vec<Vec<usize>>>>()
-        };
         Some(PlaneViews {
-            extents,
+            extents: extents.collect::<Option<_>>()?,
             layers: usize::try_from(layers).ok()?,
-            source: View {
-                strides: strides.0,
-                starts: starts(source)?,
-            },
-            destination: View {
-                strides: strides.1,
-                starts: starts(destination)?,
-            },
+            source: from.view(&digits, shape.num_blocks(), layers)?,
+            destination: to.view(&digits, shape.num_blocks(), layers)?,
         })
     }
 

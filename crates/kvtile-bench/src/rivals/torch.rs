@@ -90,6 +90,7 @@ fn run(jobs: &[&Job]) -> Result<Vec<Figures>, BenchError> {
         .args(["-c", SCRIPT])
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|error| failed(error.to_string()))?;
     let json = serde_json::to_vec(jobs)?;
@@ -102,7 +103,12 @@ fn run(jobs: &[&Job]) -> Result<Vec<Figures>, BenchError> {
         .wait_with_output()
         .map_err(|error| failed(error.to_string()))?;
     if !output.status.success() {
-        return Err(failed(format!("the script ended with {}", output.status)));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let last = errors.lines().last().unwrap_or("no reason given");
+        return Err(failed(format!(
+            "the script ended with {}: {last}",
+            output.status
+        )));
     }
     Ok(serde_json::from_slice(&output.stdout)?)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use kvtile::memory::{
     DirectIo, FileMemory,
-    machine::{Fact, HugePageMode, IoUring, Machine, ResourceLimit},
+    machine::{Fact, HugePageMode, Machine, ResourceLimit},
 };
 use serde::Serialize;
 
@@ -91,7 +91,7 @@ pub(super) fn of_machine(machine: &Machine) -> Vec<Check> {
             machine,
         ),
         locked_memory(machine.locked_memory),
-        io_uring(&machine.io_uring),
+        io_uring(),
     ]
 }
 
@@ -225,11 +225,18 @@ fn locked_memory(limit: ResourceLimit) -> Check {
     }
 }
 
-fn io_uring(uring: &IoUring) -> Check {
-    match uring {
-        IoUring::Available { .. } => Check::new("io_uring", Status::Ok, "available"),
-        IoUring::Unavailable { reason } => Check::new("io_uring", Status::Absent, reason.clone()),
-        _ => Check::new("io_uring", Status::Unknown, "the library did not say"),
+/// How files are read and written, by trying what a transfer tries.
+fn io_uring() -> Check {
+    let name = "io_uring";
+    match FileIo::probe() {
+        FileIo::IoUring => Check::new(name, Status::Ok, "works; files are read and written by it"),
+        FileIo::Threads { reason } => {
+            let found = format!("{reason}; files are read and written by threads");
+            Check::new(name, Status::Improvable, found).advice(
+                "threads cost more of the CPU for the same rate; allow io_uring where files matter",
+            )
+        }
+        _ => Check::new(name, Status::Unknown, "the library did not say"),
     }
 }
 

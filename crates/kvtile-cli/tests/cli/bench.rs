@@ -19,7 +19,7 @@ const TINY: [&str; 8] = [
 fn rows(arguments: &[&str]) -> Vec<Value> {
     let arguments = [&["bench"], arguments, &["--rounds", "1", "--json"]].concat();
     let json = kvtile(&arguments).json();
-    json["rows"].as_array().unwrap().clone()
+    json.get("rows").unwrap().as_array().unwrap().clone()
 }
 
 #[test]
