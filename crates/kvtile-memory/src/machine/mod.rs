@@ -3,11 +3,13 @@
 //! Every fact is read from the kernel (`/proc`, `/sys`, a system call), never from the environment,
 //! and says why when it cannot be known. Nothing here changes anything.
 
+mod caches;
 mod control_group;
 mod io_uring;
 mod memory;
 mod pages;
 
+pub use caches::Caches;
 pub use control_group::{ControlGroupLimit, ControlGroupVersion};
 pub use io_uring::IoUring;
 pub use memory::{MemoryAmounts, ResourceLimit};
@@ -55,6 +57,8 @@ pub struct Machine {
     pub cpus_allowed: Fact<usize>,
     /// CPUs that are online.
     pub cpus_online: Fact<usize>,
+    /// Caches for data of one processor.
+    pub caches: Fact<Caches>,
     /// Whether the kernel lets the process set up an io_uring.
     pub io_uring: IoUring,
 }
@@ -75,6 +79,7 @@ impl Machine {
             address_space: ResourceLimit::of(rustix::process::Resource::As),
             cpus_allowed: cpus_allowed(),
             cpus_online: cpus_online(Path::new("/")),
+            caches: Caches::probe(),
             io_uring: IoUring::probe(),
         }
     }

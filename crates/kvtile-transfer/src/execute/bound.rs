@@ -109,6 +109,12 @@ impl BoundLayout {
         &self.backing
     }
 
+    /// Bytes that the layout needs of its regions.
+    pub(crate) fn bytes(&self) -> u64 {
+        let regions = self.layout.region_bytes().iter();
+        regions.fold(0, |sum, bytes| sum.saturating_add(*bytes))
+    }
+
     /// Whether every region may be written.
     pub(crate) fn is_writable(&self) -> bool {
         self.regions.iter().all(|region| region.is_writable())

@@ -1,72 +1,41 @@
-//! Memory to memory: running the nests of a plan with ordinary stores.
+//! Memory to memory: a plan as cells, and cells on one thread or several.
 //!
-//! Knows pointers and strides; which nests there are is the planner's business, and that nobody
-//! else touches the bytes meanwhile is the business of leases.
+//! ```text
+//! part   a nest of a class, with its kernel          the order of its loops is the source's
+//!   cell   one block pair, one turn of the outer loops: both ends stay in one region
+//!     chunk  neighbouring cells, as many as a thread takes at a time
+//! ```
+//!
+//! Knows regions, pairs and threads; the bytes are the business of kernels, and that nobody else
+//! touches them meanwhile is the business of leases.
 
-use kvtile_layout::{CopyPlan, Location, Loop, Nest, Step};
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
 
-use super::bound::BoundLayout;
+use kvtile_layout::{CopyPlan, Location, Loop, Nest, PlanClass, Step};
+
+pub(super) use super::nest::LocalNest;
+pub(super) use super::place::{Place, copy_nest, split};
+use super::{
+    bound::BoundLayout,
+    kernel::LINE_BYTES,
+    nest::{Manner, choose, is_local},
+    pipeline::{Pipeline, Scratch},
+    pool::CopyPool,
+};
 use crate::error::TransferError;
 
-/// Where one side of a nest lies.
-#[derive(Clone, Copy)]
-pub(super) enum Place<'a> {
-    /// In the regions of a bound layout.
-    Regions(&'a BoundLayout, Location),
-    /// In a buffer: what the plan calls offset `from` of one region starts at `buffer`, and
-    /// `bytes` bytes follow.
-    Buffer {
-        buffer: *mut u8,
-        bytes: usize,
-        from: u64,
-        at: u64,
-    },
-}
+/// Longer runs are cut into pieces of this size, so that threads can share them and what comes
+/// next can be asked for.
+const SEGMENT_BYTES: u64 = 16 << 10;
 
-impl Place<'_> {
-    /// The address of `bytes` bytes from here on.
-    fn pointer(self, bytes: u64) -> Result<*mut u8, TransferError> {
-        match self {
-            Place::Regions(layout, location) => layout.pointer(location, bytes),
-            Place::Buffer {
-                buffer,
-                bytes: size,
-                from,
-                at,
-            } => at
-                .checked_sub(from)
-                .filter(|offset| {
-                    offset
-                        .checked_add(bytes)
-                        .is_some_and(|end| end <= size as u64)
-                })
-                .and_then(|offset| usize::try_from(offset).ok())
-                .map(|offset| buffer.wrapping_add(offset))
-                .ok_or(TransferError::OutsidePlan { region: 0 }),
-        }
-    }
+/// Runs up to this size are left whole.
+const WHOLE_RUN_BYTES: u64 = 2 * SEGMENT_BYTES;
 
-    /// The place `step` further.
-    fn further(self, step: Step) -> Self {
-        match self {
-            Place::Regions(layout, location) => Place::Regions(layout, further(location, step)),
-            Place::Buffer {
-                buffer,
-                bytes,
-                from,
-                at,
-            } => Place::Buffer {
-                buffer,
-                bytes,
-                from,
-                at: at + step.bytes,
-            },
-        }
-    }
-}
-
-/// Runs from this length on are worth streaming: what they write is not touched twice.
-const STREAM_RUN_BYTES: usize = 4096;
+/// Bytes of a cell, about: its bounds are checked once.
+const CELL_BYTES: u64 = 256 << 10;
 
 /// Executes all of `plan`.
 ///
@@ -78,278 +47,250 @@ const STREAM_RUN_BYTES: usize = 4096;
 /// A plan that does not fit the layouts; nothing outside their regions is touched.
 pub(super) unsafe fn copy_plan(
     plan: &CopyPlan,
-    source: &BoundLayout,
-    destination: &BoundLayout,
-) -> Result<(), TransferError> {
-    for class in plan.classes() {
-        let nests: Vec<(Vec<Loop>, LocalNest)> = class
-            .nests
-            .iter()
-            .map(|nest| split(&nest.loops, nest.run_bytes))
-            .collect::<Result<_, _>>()?;
-        let starts = |nest: &Nest| -> Vec<(Location, Location)> {
-            let pairs = class.pairs.iter();
-            pairs.map(|pair| plan.start(nest, pair)).collect()
-        };
-        for (nest, (far, local)) in class.nests.iter().zip(&nests) {
-            if streams(far, local) {
-                let sides = (source, destination);
-                // SAFETY: passed on to the caller.
-                unsafe { stream(far, local, sides, &starts(nest)) }?;
-            }
-        }
-        for pair in &class.pairs {
-            for (nest, (far, local)) in class.nests.iter().zip(&nests) {
-                if streams(far, local) {
-                    continue;
-                }
-                let (from, to) = plan.start(nest, pair);
-                let places = (
-                    Place::Regions(source, from),
-                    Place::Regions(destination, to),
-                );
-                // SAFETY: passed on to the caller.
-                unsafe { copy_nest(far, local, places) }?;
-            }
-        }
-    }
-    Ok(())
-}
-
-/// Whether the source is read in order only region by region.
-fn streams(far: &[Loop], local: &LocalNest) -> bool {
-    local.run >= STREAM_RUN_BYTES && far.iter().any(|l| !l.source.is_local())
-}
-
-/// Runs `far` around all blocks, so that long runs stream through one region after the other
-/// instead of jumping between all of them with every block.
-///
-/// # Safety
-/// As for [`copy_plan`], for the units of this nest of all blocks, which start at `starts`.
-unsafe fn stream(
-    far: &[Loop],
-    local: &LocalNest,
     sides: (&BoundLayout, &BoundLayout),
-    starts: &[(Location, Location)],
+    manner: Manner,
+    pool: Option<&CopyPool>,
 ) -> Result<(), TransferError> {
-    let Some((outer, inner)) = far.split_first() else {
-        for &(from, to) in starts {
-            let places = (Place::Regions(sides.0, from), Place::Regions(sides.1, to));
+    let program = Program::new(plan, sides, manner)?;
+    let Some(pool) = pool else {
+        let mut scratch = Scratch::default();
+        return program.parts.iter().try_for_each(|part| {
             // SAFETY: passed on to the caller.
-            unsafe { copy_nest(&[], local, places) }?;
-        }
-        return Ok(());
+            unsafe { part.copy(&program, 0..part.cells, &mut scratch) }
+        });
     };
-    let mut starts = starts.to_vec();
-    for _ in 0..outer.extent {
-        // SAFETY: passed on to the caller.
-        unsafe { stream(inner, local, sides, &starts) }?;
-        for (from, to) in &mut starts {
-            *from = further(*from, outer.source);
-            *to = further(*to, outer.destination);
-        }
-    }
-    Ok(())
+    // SAFETY: passed on to the caller: every chunk is taken once.
+    unsafe { program.share(pool, plan.bytes()) }
 }
 
-fn further(from: Location, step: Step) -> Location {
-    Location {
-        region: from.region + step.regions,
-        offset: from.offset + step.bytes,
-    }
+/// A plan with a kernel for each of its nests.
+struct Program<'p> {
+    plan: &'p CopyPlan,
+    sides: (&'p BoundLayout, &'p BoundLayout),
+    manner: Manner,
+    parts: Vec<Part<'p>>,
 }
 
-/// The loops that change regions, and the nest that stays inside them.
-pub(super) fn split(
-    loops: &[Loop],
-    run_bytes: u64,
-) -> Result<(Vec<Loop>, LocalNest), TransferError> {
-    let local = |l: &&Loop| l.source.is_local() && l.destination.is_local();
-    let far = loops.iter().filter(|l| !local(l)).copied().collect();
-    let local: Vec<Loop> = loops.iter().filter(local).copied().collect();
-    Ok((far, LocalNest::new(&local, run_bytes)?))
+/// A nest of a class, or a piece of its runs.
+struct Part<'p> {
+    class: &'p PlanClass,
+    nest: &'p Nest,
+    /// Where it starts behind the nest, on both sides.
+    behind: u64,
+    outer: Vec<Loop>,
+    local: LocalNest,
+    cells_per_pair: u64,
+    cells: u64,
 }
 
-/// Runs `far` around `local`.
-///
-/// # Safety
-/// As for [`copy_plan`], for the units of this nest.
-pub(super) unsafe fn copy_nest(
-    far: &[Loop],
-    local: &LocalNest,
-    (from, to): (Place<'_>, Place<'_>),
-) -> Result<(), TransferError> {
-    let Some((outer, inner)) = far.split_first() else {
-        let source = from.pointer(local.source_span)?;
-        let destination = to.pointer(local.destination_span)?;
-        // SAFETY: both pointers reach as far as the nest goes; the rest is the caller's promise.
-        unsafe { local.copy(source, destination) };
-        return Ok(());
-    };
-    let (mut from, mut to) = (from, to);
-    for _ in 0..outer.extent {
-        // SAFETY: passed on to the caller.
-        unsafe { copy_nest(inner, local, (from, to)) }?;
-        from = from.further(outer.source);
-        to = to.further(outer.destination);
-    }
-    Ok(())
-}
-
-/// One loop of a local nest: how often, and how far each side goes.
-#[derive(Clone, Copy, Debug)]
-struct Stride {
-    extent: usize,
-    source: usize,
-    destination: usize,
-}
-
-/// A nest that stays in one region on each side.
-#[derive(Debug)]
-pub(super) struct LocalNest {
-    strides: Vec<Stride>,
-    run: usize,
-    source_span: u64,
-    destination_span: u64,
-}
-
-/// Below this run length, elements are moved by typed loads and stores and transposed in tiles.
-const SMALL_RUN_BYTES: usize = 16;
-
-/// Side of a transposed tile, in elements.
-const TILE: usize = 16;
-
-impl LocalNest {
-    fn new(loops: &[Loop], run_bytes: u64) -> Result<LocalNest, TransferError> {
-        let too_large = |_| TransferError::OutsidePlan { region: 0 };
-        let mut strides = Vec::with_capacity(loops.len());
-        let (mut source_span, mut destination_span) = (run_bytes, run_bytes);
-        for l in loops {
-            source_span += (l.extent - 1) * l.source.bytes;
-            destination_span += (l.extent - 1) * l.destination.bytes;
-            strides.push(Stride {
-                extent: usize::try_from(l.extent).map_err(too_large)?,
-                source: usize::try_from(l.source.bytes).map_err(too_large)?,
-                destination: usize::try_from(l.destination.bytes).map_err(too_large)?,
-            });
-        }
-        let run = usize::try_from(run_bytes).map_err(too_large)?;
-        if run <= SMALL_RUN_BYTES && strides.len() > 1 {
-            // The two loops that matter to a transpose go innermost: the one that walks the
-            // source most closely around the one that walks the destination most closely.
-            let closest = |side: fn(&Stride) -> usize| {
-                let all = strides.iter().enumerate();
-                all.min_by_key(|(_, s)| side(s))
-                    .map_or(0, |(index, _)| index)
-            };
-            let destination = strides.remove(closest(|s| s.destination));
-            let closest_source = strides.iter().enumerate().min_by_key(|(_, s)| s.source);
-            let source = closest_source.map_or(0, |(index, _)| index);
-            let source = strides.remove(source);
-            strides.push(source);
-            strides.push(destination);
-        }
-        Ok(LocalNest {
-            strides,
-            run,
-            source_span,
-            destination_span,
-        })
-    }
-
-    /// # Safety
-    /// `source` and `destination` are valid for the spans of the nest, do not overlap in the units
-    /// of the nest, and nobody else writes the former or touches the latter.
-    unsafe fn copy(&self, source: *const u8, destination: *mut u8) {
-        let strides = &self.strides;
-        let elements: unsafe fn(&[Stride], *const u8, *mut u8) = match self.run {
-            1 => copy_elements::<[u8; 1]>,
-            2 => copy_elements::<[u8; 2]>,
-            4 => copy_elements::<[u8; 4]>,
-            8 => copy_elements::<[u8; 8]>,
-            16 => copy_elements::<[u8; 16]>,
-            run => {
-                // SAFETY: passed on to the caller.
-                unsafe { copy_runs(strides, run, source, destination) };
-                return;
-            }
+impl<'p> Program<'p> {
+    fn new(
+        plan: &'p CopyPlan,
+        sides: (&'p BoundLayout, &'p BoundLayout),
+        manner: Manner,
+    ) -> Result<Program<'p>, TransferError> {
+        let mut program = Program {
+            plan,
+            sides,
+            manner,
+            parts: Vec::new(),
         };
-        // SAFETY: passed on to the caller; the elements have the size of the run.
-        unsafe { elements(strides, source, destination) };
-    }
-}
-
-/// # Safety
-/// As for [`LocalNest::copy`].
-unsafe fn copy_runs(strides: &[Stride], run: usize, source: *const u8, destination: *mut u8) {
-    let Some((outer, inner)) = strides.split_first() else {
-        // SAFETY: the run lies inside both spans, and they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(source, destination, run) };
-        return;
-    };
-    for i in 0..outer.extent {
-        let source = source.wrapping_add(i * outer.source);
-        let destination = destination.wrapping_add(i * outer.destination);
-        // SAFETY: the inner strides from here on stay inside the spans of the whole nest.
-        unsafe { copy_runs(inner, run, source, destination) };
-    }
-}
-
-/// # Safety
-/// As for [`LocalNest::copy`], with runs of the size of `T`.
-unsafe fn copy_elements<T: Copy>(strides: &[Stride], source: *const u8, destination: *mut u8) {
-    match strides {
-        [] => {
-            // SAFETY: one element on each side, inside the spans.
-            unsafe { copy_element::<T>(source, destination) };
+        for class in plan.classes() {
+            for nest in class.nests.iter() {
+                program.add(class, nest)?;
+            }
         }
-        [row, column] => {
-            // SAFETY: the tiles cover the two loops, nothing beyond them.
-            unsafe { copy_tiles::<T>(*row, *column, source, destination) };
+        Ok(program)
+    }
+
+    /// The parts of a nest: one, or two where a long run does not fall into equal segments.
+    fn add(&mut self, class: &'p PlanClass, nest: &'p Nest) -> Result<(), TransferError> {
+        if nest.run_bytes <= WHOLE_RUN_BYTES {
+            return self.add_part(class, nest, nest.loops.clone(), (0, nest.run_bytes));
         }
-        [outer, inner @ ..] => {
-            for i in 0..outer.extent {
-                let source = source.wrapping_add(i * outer.source);
-                let destination = destination.wrapping_add(i * outer.destination);
-                // SAFETY: the inner strides from here on stay inside the spans.
-                unsafe { copy_elements::<T>(inner, source, destination) };
+        let mut loops = nest.loops.clone();
+        loops.push(Loop {
+            extent: nest.run_bytes / SEGMENT_BYTES,
+            source: Step::bytes(SEGMENT_BYTES),
+            destination: Step::bytes(SEGMENT_BYTES),
+            axes: nest.run_axes,
+        });
+        self.add_part(class, nest, loops, (0, SEGMENT_BYTES))?;
+        match nest.run_bytes % SEGMENT_BYTES {
+            0 => Ok(()),
+            rest => {
+                let run = (nest.run_bytes - rest, rest);
+                self.add_part(class, nest, nest.loops.clone(), run)
             }
         }
     }
-}
 
-/// # Safety
-/// As for [`LocalNest::copy`], for two loops over elements of the size of `T`.
-unsafe fn copy_tiles<T: Copy>(
-    row: Stride,
-    column: Stride,
-    source: *const u8,
-    destination: *mut u8,
-) {
-    for row_start in (0..row.extent).step_by(TILE) {
-        let row_end = (row_start + TILE).min(row.extent);
-        for column_start in (0..column.extent).step_by(TILE) {
-            let column_end = (column_start + TILE).min(column.extent);
-            for i in row_start..row_end {
-                let source = source.wrapping_add(i * row.source);
-                let destination = destination.wrapping_add(i * row.destination);
-                for j in column_start..column_end {
-                    let source = source.wrapping_add(j * column.source);
-                    let destination = destination.wrapping_add(j * column.destination);
-                    // SAFETY: `i` and `j` are inside their loops, so the element is inside the
-                    // spans.
-                    unsafe { copy_element::<T>(source, destination) };
+    /// `run`: where the runs start behind those of the nest, and their bytes.
+    fn add_part(
+        &mut self,
+        class: &'p PlanClass,
+        nest: &'p Nest,
+        mut loops: Vec<Loop>,
+        (behind, run_bytes): (u64, u64),
+    ) -> Result<(), TransferError> {
+        let aligned = self.manner.streams() && self.is_aligned(class, nest, behind);
+        let kernel = choose(&mut loops, run_bytes, aligned, self.manner)?;
+        if self.manner.streams() {
+            // What is streamed need not be written in order; what is read is better read so.
+            loops.sort_by_key(|l| std::cmp::Reverse((l.source, l.destination)));
+        }
+        let mut bytes = kernel.bytes() as u64;
+        let mut local = loops.len();
+        for l in loops.iter().rev() {
+            let more = bytes.saturating_mul(l.extent);
+            if !is_local(l) || more > CELL_BYTES {
+                break;
+            }
+            bytes = more;
+            local -= 1;
+        }
+        let inner = loops.split_off(local);
+        let turns = loops.iter().fold(1u64, |n, l| n.saturating_mul(l.extent));
+        self.parts.push(Part {
+            class,
+            nest,
+            behind,
+            local: LocalNest::new(&inner, kernel)?,
+            outer: loops,
+            cells_per_pair: turns,
+            cells: turns.saturating_mul(class.pairs.len() as u64),
+        });
+        Ok(())
+    }
+
+    /// Whether every run of the nest starts at a line of the destination, as far as the first
+    /// pairs tell: what is wrong here costs time, nothing else.
+    fn is_aligned(&self, class: &PlanClass, nest: &Nest, behind: u64) -> bool {
+        let line = LINE_BYTES as u64;
+        let starts = class.pairs.iter().take(2).all(|pair| {
+            let (_, start) = self.plan.start(nest, pair);
+            let pointer = self
+                .sides
+                .1
+                .pointer(further(start, Step::bytes(behind), 1), 0);
+            pointer.is_ok_and(|p| p.addr().is_multiple_of(LINE_BYTES))
+        });
+        let is_line = |l: &Loop| l.destination.bytes.is_multiple_of(line);
+        starts && nest.loops.iter().all(is_line)
+    }
+
+    /// Moves everything on the threads of `pool`.
+    ///
+    /// # Safety
+    /// As for [`copy_plan`].
+    unsafe fn share(&self, pool: &CopyPool, bytes: u64) -> Result<(), TransferError> {
+        let threads = pool.threads_for(bytes);
+        let wanted = pool.chunk_bytes(bytes);
+        let chunks: Vec<(&Part<'_>, std::ops::Range<u64>)> = self
+            .parts
+            .iter()
+            .flat_map(|part| {
+                let each = (wanted / (part.local.bytes() as u64).max(1)).max(1);
+                let count = part.cells.div_ceil(each);
+                (0..count).map(move |index| {
+                    let start = index * each;
+                    (part, start..part.cells.min(start.saturating_add(each)))
+                })
+            })
+            .collect();
+        let next = AtomicU64::new(0);
+        let failed = Mutex::new(None);
+        pool.run(threads, &|| {
+            let mut scratch = Scratch::default();
+            let take = || {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                usize::try_from(index)
+                    .ok()
+                    .and_then(|index| chunks.get(index))
+            };
+            while let Some((part, cells)) = take() {
+                // SAFETY: passed on to the caller; the counter gives every chunk to one thread.
+                if let Err(error) = unsafe { part.copy(self, cells.clone(), &mut scratch) } {
+                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 }
             }
+        });
+        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            None => Ok(()),
+            Some(error) => Err(error),
         }
     }
 }
 
-/// # Safety
-/// Both pointers are valid for one `T`, whatever their alignment.
-unsafe fn copy_element<T: Copy>(source: *const u8, destination: *mut u8) {
-    // SAFETY: the caller's promise; byte arrays have no invalid values and no alignment.
-    let element = unsafe { source.cast::<T>().read_unaligned() };
-    // SAFETY: as above.
-    unsafe { destination.cast::<T>().write_unaligned(element) };
+impl Part<'_> {
+    /// Moves the bytes of `cells`.
+    ///
+    /// # Safety
+    /// As for [`copy_plan`], for the units of these cells.
+    unsafe fn copy(
+        &self,
+        program: &Program<'_>,
+        cells: std::ops::Range<u64>,
+        scratch: &mut Scratch,
+    ) -> Result<(), TransferError> {
+        let (from, to) = program.sides;
+        let mut pipeline = Pipeline::new(&self.local.kernel, program.manner, scratch)?;
+        let pair = cells.start / self.cells_per_pair.max(1);
+        let mut turn = cells.start % self.cells_per_pair.max(1);
+        let mut left = cells.end.saturating_sub(cells.start);
+        let first = usize::try_from(pair).unwrap_or(usize::MAX);
+        let mut checked = Ok(());
+        for pair in self.class.pairs.iter().skip(first) {
+            if left == 0 {
+                break;
+            }
+            let count = left.min(self.cells_per_pair - turn);
+            let (source, destination) = program.plan.start(self.nest, pair);
+            let behind = Step::bytes(self.behind);
+            let start = (further(source, behind, 1), further(destination, behind, 1));
+            checked = self.for_each_turn(start, turn..turn + count, |source, destination| {
+                let source = from.pointer(source, self.local.source_span)?;
+                let destination = to.pointer(destination, self.local.destination_span)?;
+                // SAFETY: both pointers reach as far as the nest goes; the rest is the caller's
+                // promise.
+                unsafe { self.local.copy(source, destination, &mut pipeline) };
+                Ok(())
+            });
+            if checked.is_err() {
+                break;
+            }
+            (turn, left) = (0, left - count);
+        }
+        // SAFETY: as above: what is in the pipeline was checked.
+        unsafe { pipeline.drain() };
+        checked
+    }
+
+    /// Calls `visit` with both ends of some turns of the outer loops.
+    fn for_each_turn(
+        &self,
+        start: (Location, Location),
+        turns: std::ops::Range<u64>,
+        mut visit: impl FnMut(Location, Location) -> Result<(), TransferError>,
+    ) -> Result<(), TransferError> {
+        for turn in turns {
+            let (mut source, mut destination) = start;
+            let mut rest = turn;
+            for l in self.outer.iter().rev() {
+                let index = rest % l.extent;
+                rest /= l.extent;
+                source = further(source, l.source, index);
+                destination = further(destination, l.destination, index);
+            }
+            visit(source, destination)?;
+        }
+        Ok(())
+    }
+}
+
+fn further(from: Location, step: Step, count: u64) -> Location {
+    Location {
+        region: from.region + count * step.regions,
+        offset: from.offset + count * step.bytes,
+    }
 }

@@ -3,7 +3,13 @@
 //! | file | what it moves |
 //! | --- | --- |
 //! | `bound` | nothing: binds a layout to its regions and checks every bound |
-//! | `copy` | memory to memory |
+//! | `executor` | nothing: decides on stores, kernels and threads |
+//! | `copy` | memory to memory: cells, chunks, threads |
+//! | `nest` | nothing: which kernel a nest runs, and the loops around it |
+//! | `pipeline` | the steps of a kernel, with what comes next asked for in advance |
+//! | `kernel` | runs, transposes and gathers, for each level of vector instructions |
+//! | `pool` | nothing: the threads that share a copy |
+//! | `place` | nests between regions and buffers |
 //! | `file` | memory to file, file to memory, file to file, through staging |
 //! | `access` | nothing: makes slices of bytes that the caller may touch |
 //! | `lease` | nothing: the guard of leased blocks, and safe access to their bytes |
@@ -18,15 +24,24 @@
 mod access;
 mod bound;
 mod copy;
+mod executor;
 mod file;
+mod kernel;
 mod lease;
+mod nest;
+mod pipeline;
+mod place;
+mod pool;
 mod scratch;
 mod space;
+#[cfg(test)]
+mod tests;
 mod transfer;
 
 use kvtile_layout::CopyPlan;
 
 pub(crate) use bound::{Backing, BoundLayout};
+pub(crate) use executor::{Executor, Hints};
 pub use file::FileIo;
 pub(crate) use lease::stored_spans;
 pub use lease::{BlockLease, LeaseMode};
@@ -49,8 +64,12 @@ unsafe fn execute(
 ) -> Result<(), TransferError> {
     match (source.backing(), destination.backing()) {
         (Backing::Memory(_), Backing::Memory(_)) => {
+            let sides = (source, destination);
+            let executor = Executor::shared();
+            let manner = executor.manner(plan, sides, Hints::default());
+            let pool = executor.pool(plan.bytes());
             // SAFETY: passed on to the caller.
-            unsafe { copy::copy_plan(plan, source, destination) }
+            unsafe { copy::copy_plan(plan, sides, manner, pool) }
         }
         _ => {
             // SAFETY: passed on to the caller.

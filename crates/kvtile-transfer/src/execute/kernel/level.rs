@@ -1,0 +1,55 @@
+//! Levels of vector instructions, found out at run time.
+
+use std::sync::OnceLock;
+
+/// A set of instructions that kernels are written for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[expect(dead_code, reason = "each architecture has its own levels")]
+pub(crate) enum Level {
+    /// What every machine has: no vectors of ours, ordinary stores.
+    Portable,
+    /// NEON, as every 64-bit ARM has it; ordinary stores, which these machines stream by
+    /// themselves once a core writes whole lines in a row.
+    Neon,
+    /// AVX2 with streaming stores of 32 bytes.
+    Avx2,
+    /// AVX-512 (F and BW) with streaming stores of whole lines.
+    Avx512,
+}
+
+impl Level {
+    /// The highest level of this machine.
+    pub(crate) fn of_machine() -> Level {
+        static LEVEL: OnceLock<Level> = OnceLock::new();
+        *LEVEL.get_or_init(|| {
+            Level::available()
+                .into_iter()
+                .max()
+                .unwrap_or(Level::Portable)
+        })
+    }
+
+    /// All levels of this machine.
+    pub(crate) fn available() -> Vec<Level> {
+        let mut levels = vec![Level::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if std::arch::is_x86_feature_detected!("avx2") {
+                levels.push(Level::Avx2);
+                if std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                {
+                    levels.push(Level::Avx512);
+                }
+            }
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.push(Level::Neon);
+        levels
+    }
+
+    /// Whether it has stores that pass by the caches.
+    pub(crate) fn streams(self) -> bool {
+        matches!(self, Level::Avx2 | Level::Avx512)
+    }
+}

@@ -1,0 +1,123 @@
+//! Kernels: the loops that touch bytes, one set for each level of vector instructions.
+//!
+//! | file | what it has |
+//! | --- | --- |
+//! | `level` | which instructions the machine has |
+//! | `runs` | runs of bytes with ordinary stores; which stores and prefetches a level has |
+//! | `transpose` | matrices of 1, 2, 4, 8 and 16-byte elements: shapes, edges, choice of width |
+//! | `vectors` | transposes in registers, written once for all widths |
+//! | `gather` | scattered pieces into one dense piece |
+//! | `x86`, `arm` | the instructions themselves |
+//!
+//! A kernel knows pointers, lengths and strides. Which kernel a nest needs is decided by
+//! `program`, and that nobody else touches the bytes meanwhile is the business of leases.
+
+#[cfg(target_arch = "aarch64")]
+mod arm;
+mod gather;
+mod level;
+mod runs;
+mod transpose;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod vectors;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(super) use gather::{Gather, GatherLoop};
+pub(crate) use level::Level;
+pub(super) use transpose::Transpose;
+
+/// Bytes of a line of the cache, as every machine has them that these kernels were written for.
+pub(super) const LINE_BYTES: usize = 64;
+
+/// Where one run or one tile comes from, and where it goes to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hop {
+    pub(super) source: *const u8,
+    pub(super) destination: *mut u8,
+}
+
+/// How bytes are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stores {
+    /// Through the caches, where a reader finds them.
+    Ordinary,
+    /// Past the caches, a line at a time: nothing is read before it is written.
+    Streaming,
+}
+
+/// The kernels of one level.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernels {
+    level: Level,
+}
+
+impl Kernels {
+    /// The kernels of `level`, which the machine has.
+    pub(super) fn new(level: Level) -> Kernels {
+        Kernels { level }
+    }
+
+    /// Copies a run of `bytes` for every hop with ordinary stores.
+    ///
+    /// # Safety
+    /// Every hop has `bytes` readable bytes at its source and `bytes` writable bytes at its
+    /// destination; no source byte of any hop is a destination byte of one, and nobody else
+    /// writes the former or touches the latter.
+    pub(super) unsafe fn copy_runs(self, hops: &[Hop], bytes: usize) {
+        // SAFETY: passed on to the caller.
+        unsafe { runs::copy(hops, bytes) }
+    }
+
+    /// Copies a run of `bytes` for each of the first `count` hops past the caches, reading
+    /// `ahead` hops in advance; the hops after `count` are only read ahead of.
+    ///
+    /// What it wrote is ordered before later stores only by [`Kernels::fence`].
+    ///
+    /// # Safety
+    /// As for [`Kernels::copy_runs`], for the first `count` hops.
+    pub(super) unsafe fn stream_runs(self, hops: &[Hop], count: usize, bytes: usize, ahead: usize) {
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 => {
+                // SAFETY: the machine has the level; the rest is passed on to the caller.
+                unsafe { x86::stream_runs_avx512(hops, count, bytes, ahead) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 => {
+                // SAFETY: the machine has the level; the rest is passed on to the caller.
+                unsafe { x86::stream_runs_avx2(hops, count, bytes, ahead) }
+            }
+            _ => {
+                let hops = hops.get(..count).unwrap_or(hops);
+                // SAFETY: passed on to the caller.
+                unsafe { runs::copy(hops, bytes) }
+            }
+        }
+    }
+
+    /// Transposes a matrix with ordinary stores.
+    ///
+    /// # Safety
+    /// `hop` has the spans of `matrix` at its ends, which do not overlap; nobody else writes the
+    /// source or touches the destination.
+    pub(super) unsafe fn transpose(self, matrix: &Transpose, hop: Hop) {
+        // SAFETY: passed on to the caller; the machine has the level.
+        unsafe { transpose::transpose(self.level, matrix, hop) }
+    }
+
+    /// Asks for up to `count` lines that will be read soon. Any address may be given.
+    pub(super) fn prefetch(self, lines: &mut impl Iterator<Item = *const u8>, count: usize) {
+        #[cfg(target_arch = "x86_64")]
+        lines.take(count).for_each(x86::prefetch);
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = (lines, count);
+    }
+
+    /// Orders everything streamed so far by this thread before its later stores: whoever learns
+    /// from one of those that the copy is done sees the bytes.
+    pub(super) fn fence(self) {
+        #[cfg(target_arch = "x86_64")]
+        x86::fence();
+    }
+}

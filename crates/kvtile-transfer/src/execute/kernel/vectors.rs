@@ -1,0 +1,93 @@
+//! Transposes in registers, written once for vectors of one, two and four lanes of 16 bytes.
+//!
+//! A lane holds `n` = 16 / element elements. `n` vectors are loaded from `n` rows; then, log2(n)
+//! times, vector `i` and vector `i + n/2` are interleaved into vectors `2i` and `2i + 1`. Read as
+//! one number, (row, column) of an element is rotated by one bit each time, so that in the end row
+//! and column have changed places, in every lane by itself:
+//!
+//! ```text
+//! lane l of vector i   =   n rows of column  l * n + i   =   16 bytes of one destination row
+//! ```
+
+/// Bytes of a lane.
+pub(super) const LANE_BYTES: usize = 16;
+
+/// The starts of pieces of `length` that cover `0..total`, the last one moved back to its end.
+/// Nothing where `total` is shorter than a piece.
+pub(super) fn starts(total: usize, length: usize) -> impl Iterator<Item = usize> + Clone {
+    let last = total.checked_sub(length);
+    let count = last.map_or(0, |last| last.div_ceil(length) + 1);
+    (0..count).map(move |index| (index * length).min(last.unwrap_or(0)))
+}
+
+/// Defines `$name`, which transposes a matrix of elements of `16 / $n` bytes with vectors of
+/// `$lanes` lanes, and returns whether the matrix is large enough for one vector at least.
+macro_rules! transpose_kernel {
+    ($name:ident, $features:literal, $n:literal, $lanes:literal,
+     $zero:path, $load:path, $low:path, $high:path, $store:path) => {
+        /// # Safety
+        /// As for [`super::Kernels::transpose`], with elements of the size of the kernel; the
+        /// machine has the instructions.
+        #[target_feature(enable = $features)]
+        unsafe fn $name(matrix: &Transpose, hop: Hop) -> bool {
+            const N: usize = $n;
+            const ELEMENT: usize = super::vectors::LANE_BYTES / N;
+            const COLUMNS: usize = N * $lanes;
+            if matrix.rows < N || matrix.columns < COLUMNS {
+                return false;
+            }
+            let rows = super::vectors::starts(matrix.rows, N);
+            for column in super::vectors::starts(matrix.columns, COLUMNS) {
+                for row in rows.clone() {
+                    let from = row * matrix.source_stride + column * ELEMENT;
+                    let mut vectors = [$zero(); N];
+                    for (index, vector) in vectors.iter_mut().enumerate() {
+                        let from = from + index * matrix.source_stride;
+                        // SAFETY: `starts` keeps the N rows from `row` on and the COLUMNS elements
+                        // from `column` on inside the matrix.
+                        *vector = unsafe { $load(hop.source.wrapping_add(from)) };
+                    }
+                    for _ in 0..N.ilog2() {
+                        let mut next = [$zero(); N];
+                        let (firsts, seconds) = vectors.split_at(N / 2);
+                        let pairs = firsts.iter().zip(seconds);
+                        for ((a, b), out) in pairs.zip(next.as_chunks_mut::<2>().0) {
+                            *out = [$low(*a, *b), $high(*a, *b)];
+                        }
+                        vectors = next;
+                    }
+                    let to = column * matrix.destination_stride + row * ELEMENT;
+                    for (index, vector) in vectors.iter().enumerate() {
+                        let to = to + index * matrix.destination_stride;
+                        let to = hop.destination.wrapping_add(to);
+                        // SAFETY: lane l is N elements from `row` on of the destination row
+                        // `column + index + l * N`, which `starts` keeps inside the matrix.
+                        unsafe { $store(*vector, to, N * matrix.destination_stride) };
+                    }
+                }
+            }
+            true
+        }
+    };
+}
+
+pub(super) use transpose_kernel;
+
+#[cfg(test)]
+mod tests {
+    use super::starts;
+
+    #[test]
+    fn pieces_cover_everything_and_stay_inside() {
+        for length in 1..9 {
+            for total in 0..40 {
+                let mut covered = vec![false; total];
+                for start in starts(total, length) {
+                    assert!(start + length <= total);
+                    covered[start..start + length].fill(true);
+                }
+                assert_eq!(covered.iter().all(|c| *c), total >= length || total == 0);
+            }
+        }
+    }
+}

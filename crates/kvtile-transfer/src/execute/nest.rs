@@ -1,0 +1,336 @@
+//! A nest that stays in one region on each side: which kernel it runs, and the loops around it.
+//!
+//! ```text
+//! loops of the plan   ->   loops around   [ kernel: a run | a transpose | a gather ]
+//! ```
+//!
+//! Knows strides and kernels; where the bytes are is told with every execution.
+
+use kvtile_layout::Loop;
+
+use super::{
+    kernel::{Gather, GatherLoop, Kernels, LINE_BYTES, Level, Stores, Transpose},
+    pipeline::Pipeline,
+};
+use crate::error::TransferError;
+
+/// What one step of a nest does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kernel {
+    /// A run of so many bytes.
+    Run(usize),
+    /// A matrix of small elements.
+    Transpose(Transpose),
+    /// Small runs that lie side by side in the destination.
+    Gather(Gather),
+}
+
+impl Kernel {
+    /// Bytes that one step moves.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Kernel::Run(bytes) => *bytes,
+            Kernel::Transpose(matrix) => matrix.bytes(),
+            Kernel::Gather(gather) => gather.bytes(),
+        }
+    }
+}
+
+/// One loop: how often, and how far each side goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stride {
+    pub(super) extent: usize,
+    pub(super) source: usize,
+    pub(super) destination: usize,
+}
+
+/// What decides which kernel a nest runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Manner {
+    pub(super) kernels: Kernels,
+    pub(super) stores: Stores,
+}
+
+impl Manner {
+    /// Ordinary stores with the best kernels of the machine.
+    pub(super) fn ordinary() -> Manner {
+        Manner {
+            kernels: Kernels::new(Level::of_machine()),
+            stores: Stores::Ordinary,
+        }
+    }
+
+    pub(super) fn streams(self) -> bool {
+        self.stores == Stores::Streaming
+    }
+}
+
+/// Bytes that are put together in the cache before they are streamed: small enough for the first
+/// level together with what they come from.
+const STAGE_BYTES: usize = 16 << 10;
+
+/// Bytes that may be put together where they cannot be cut into less.
+pub(super) const STAGE_BYTES_MAX: usize = 64 << 10;
+
+/// Shorter runs are put together before they are streamed, unless they are whole lines.
+const GATHER_RUN_BYTES: usize = 1024;
+
+/// Shorter runs are put together with ordinary stores as well, without a hop for each.
+const SMALL_RUN_BYTES: usize = 64;
+
+/// Takes the loops of the kernel out of `loops`, which are those of a whole nest. `aligned`: every
+/// run starts at a line of the destination.
+pub(super) fn choose(
+    loops: &mut Vec<Loop>,
+    run_bytes: u64,
+    aligned: bool,
+    manner: Manner,
+) -> Result<Kernel, TransferError> {
+    let run_bytes = merge(loops, run_bytes);
+    let run = size(run_bytes)?;
+    if let Some(matrix) = take_matrix(loops, run_bytes, manner)? {
+        return Ok(Kernel::Transpose(matrix));
+    }
+    let whole_lines = aligned && run.is_multiple_of(LINE_BYTES);
+    let gathers = match manner.stores {
+        Stores::Ordinary => run < SMALL_RUN_BYTES,
+        Stores::Streaming => run < GATHER_RUN_BYTES && !whole_lines,
+    };
+    if gathers && let Some(gather) = take_gather(loops, run)? {
+        return Ok(Kernel::Gather(gather));
+    }
+    Ok(Kernel::Run(run))
+}
+
+/// Takes the loops that continue the run on both sides into the run; tiles of a nest may have them.
+fn merge(loops: &mut Vec<Loop>, mut run_bytes: u64) -> u64 {
+    let continues =
+        |l: &Loop, run| is_local(l) && (l.source.bytes, l.destination.bytes) == (run, run);
+    while let Some(index) = loops.iter().position(|l| continues(l, run_bytes)) {
+        run_bytes *= loops.remove(index).extent;
+    }
+    run_bytes
+}
+
+fn size(bytes: u64) -> Result<usize, TransferError> {
+    usize::try_from(bytes).map_err(|_| TransferError::OutsidePlan { region: 0 })
+}
+
+pub(super) fn is_local(l: &Loop) -> bool {
+    l.source.is_local() && l.destination.is_local()
+}
+
+/// The loop that is dense in the source and the one that is dense in the destination.
+fn take_matrix(
+    loops: &mut Vec<Loop>,
+    run_bytes: u64,
+    manner: Manner,
+) -> Result<Option<Transpose>, TransferError> {
+    if !Transpose::takes(run_bytes) {
+        return Ok(None);
+    }
+    let column = |l: &Loop| is_local(l) && l.source.bytes == run_bytes;
+    let row = |l: &Loop| is_local(l) && l.destination.bytes == run_bytes;
+    let (Some(column), Some(row)) = (loops.iter().position(column), loops.iter().position(row))
+    else {
+        return Ok(None);
+    };
+    let (Some(columns), Some(rows)) = (loops.get(column).copied(), loops.get(row).copied()) else {
+        return Ok(None);
+    };
+    let mut matrix = Transpose {
+        element: size(run_bytes)?,
+        rows: size(rows.extent)?,
+        columns: size(columns.extent)?,
+        source_stride: size(rows.source.bytes)?,
+        destination_stride: size(columns.destination.bytes)?,
+    };
+    let keep = |index: usize| index != column && index != row;
+    let mut index = 0;
+    loops.retain(|_| {
+        index += 1;
+        keep(index - 1)
+    });
+    if manner.streams() {
+        cut(&mut matrix, loops, (rows, columns));
+    }
+    Ok(Some(matrix))
+}
+
+/// Cuts a matrix that is too large to be put together into equal smaller ones, which `loops` then
+/// walk.
+fn cut(matrix: &mut Transpose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Loop)) {
+    // Columns first: a row of the destination stays long.
+    let wanted = STAGE_BYTES / matrix.destination_row_bytes().max(1);
+    let kept = divisor(matrix.columns, wanted);
+    let part = |whole: Loop, kept: usize| Loop {
+        extent: whole.extent / kept as u64,
+        source: whole.source.times(kept as u64).unwrap_or_default(),
+        destination: whole.destination.times(kept as u64).unwrap_or_default(),
+        axes: whole.axes,
+    };
+    if kept < matrix.columns && kept > 0 {
+        loops.push(part(columns, kept));
+        matrix.columns = kept;
+    }
+    let wanted = STAGE_BYTES / matrix.source_row_bytes().max(1);
+    let kept = divisor(matrix.rows, wanted);
+    if kept < matrix.rows && kept * matrix.element >= LINE_BYTES {
+        loops.push(part(rows, kept));
+        matrix.rows = kept;
+    }
+}
+
+/// The largest divisor of `extent` up to `max`; `extent` itself where that is no more than 1.
+fn divisor(extent: usize, max: usize) -> usize {
+    if extent <= max {
+        return extent;
+    }
+    let best = (2..=max).rev().find(|d| extent.is_multiple_of(*d));
+    best.unwrap_or(extent)
+}
+
+/// The loops that continue the destination run after run, up to what is put together at once.
+fn take_gather(loops: &mut Vec<Loop>, run: usize) -> Result<Option<Gather>, TransferError> {
+    let mut gather = Gather {
+        run,
+        loops: Vec::new(),
+    };
+    loop {
+        let bytes = gather.bytes();
+        let next = |l: &Loop| is_local(l) && l.destination.bytes == bytes as u64;
+        let Some(index) = loops.iter().position(next) else {
+            break;
+        };
+        let whole = loops.remove(index);
+        let extent = size(whole.extent)?;
+        let kept = divisor(extent, STAGE_BYTES / bytes);
+        if kept.saturating_mul(bytes) > STAGE_BYTES {
+            loops.insert(index, whole);
+            break;
+        }
+        let inner = GatherLoop {
+            extent: kept,
+            source_stride: size(whole.source.bytes)?,
+        };
+        gather.loops.insert(0, inner);
+        if kept < extent {
+            let step = |step: kvtile_layout::Step| step.times(kept as u64).unwrap_or_default();
+            loops.insert(
+                index,
+                Loop {
+                    extent: whole.extent / kept as u64,
+                    source: step(whole.source),
+                    destination: step(whole.destination),
+                    axes: whole.axes,
+                },
+            );
+            break;
+        }
+    }
+    Ok((!gather.loops.is_empty()).then_some(gather))
+}
+
+/// A kernel and the loops around it that stay in one region on each side.
+#[derive(Debug)]
+pub(super) struct LocalNest {
+    pub(super) strides: Vec<Stride>,
+    pub(super) kernel: Kernel,
+    /// Bytes from the first to the last that it reads.
+    pub(super) source_span: u64,
+    /// Bytes from the first to the last that it writes.
+    pub(super) destination_span: u64,
+}
+
+impl LocalNest {
+    /// `loops`, which are local, around `kernel`.
+    pub(super) fn new(loops: &[Loop], kernel: Kernel) -> Result<LocalNest, TransferError> {
+        let (source, destination) = spans(&kernel);
+        let (mut source_span, mut destination_span) = (source as u64, destination as u64);
+        let mut strides = Vec::with_capacity(loops.len());
+        for l in loops {
+            source_span += (l.extent - 1) * l.source.bytes;
+            destination_span += (l.extent - 1) * l.destination.bytes;
+            strides.push(Stride {
+                extent: size(l.extent)?,
+                source: size(l.source.bytes)?,
+                destination: size(l.destination.bytes)?,
+            });
+        }
+        Ok(LocalNest {
+            strides,
+            kernel,
+            source_span,
+            destination_span,
+        })
+    }
+
+    /// Bytes that it moves.
+    pub(super) fn bytes(&self) -> usize {
+        let strides = self.strides.iter();
+        strides.fold(self.kernel.bytes(), |bytes, s| bytes * s.extent)
+    }
+
+    /// Moves the bytes of the nest, or leaves them to the next steps of `pipeline`, which is of
+    /// this nest's kernel.
+    ///
+    /// # Safety
+    /// `source` and `destination` are valid for the spans of the nest, do not overlap in the
+    /// units of the nest, and nobody else writes the former or touches the latter until the
+    /// pipeline has been drained.
+    pub(super) unsafe fn copy(
+        &self,
+        source: *const u8,
+        destination: *mut u8,
+        pipeline: &mut Pipeline<'_>,
+    ) {
+        // SAFETY: passed on to the caller.
+        unsafe { walk(&self.strides, source, destination, pipeline) }
+    }
+}
+
+/// Bytes from the first to the last that a kernel reads, and that it writes.
+fn spans(kernel: &Kernel) -> (usize, usize) {
+    match kernel {
+        Kernel::Run(bytes) => (*bytes, *bytes),
+        Kernel::Transpose(m) => (
+            m.source_row_bytes() + (m.rows - 1) * m.source_stride,
+            m.destination_row_bytes() + (m.columns - 1) * m.destination_stride,
+        ),
+        Kernel::Gather(gather) => {
+            let loops = gather.loops.iter();
+            let source = loops.fold(gather.run, |span, l| {
+                span + (l.extent - 1) * l.source_stride
+            });
+            (source, gather.bytes())
+        }
+    }
+}
+
+/// # Safety
+/// As for [`LocalNest::copy`], for the strides given.
+unsafe fn walk(
+    strides: &[Stride],
+    source: *const u8,
+    destination: *mut u8,
+    pipeline: &mut Pipeline<'_>,
+) {
+    match strides {
+        [] => {
+            // SAFETY: passed on to the caller.
+            unsafe { pipeline.push(source, destination) };
+        }
+        [last] => {
+            // SAFETY: passed on to the caller.
+            unsafe { pipeline.push_loop(*last, source, destination) };
+        }
+        [outer, inner @ ..] => {
+            for i in 0..outer.extent {
+                let source = source.wrapping_add(i * outer.source);
+                let destination = destination.wrapping_add(i * outer.destination);
+                // SAFETY: the inner strides from here on stay inside the spans of the whole nest.
+                unsafe { walk(inner, source, destination, pipeline) };
+            }
+        }
+    }
+}

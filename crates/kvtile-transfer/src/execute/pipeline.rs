@@ -1,0 +1,324 @@
+//! Steps on their way through a kernel: what comes next is asked for while this one is moved.
+//!
+//! ```text
+//! nest  ->  hops [ now | read ahead of ]  ->  kernel  ->  destination
+//!                                               |           ^
+//!                                               +-> stage --+   what is put together first
+//! ```
+
+use kvtile_memory::AlignedBuffer;
+
+use super::{
+    kernel::{Gather, Hop, Kernels, LINE_BYTES, Stores, Transpose},
+    nest::{Kernel, Manner, STAGE_BYTES_MAX, Stride},
+};
+use crate::error::TransferError;
+
+/// Steps that are collected before they are moved.
+const HOPS: usize = 256;
+
+/// Bytes that are asked for in advance: about as many as memory has under way at a time.
+const AHEAD_BYTES: usize = 4096;
+
+/// Most steps that are asked for in advance.
+const AHEAD_MAX: usize = 32;
+
+/// Bytes that are streamed at a time, with as many asked for in between.
+const OUT_BYTES: usize = 256;
+
+/// What a thread needs to move bytes, kept from one nest to the next.
+#[derive(Debug, Default)]
+pub(super) struct Scratch {
+    hops: Vec<Hop>,
+    stage: Option<AlignedBuffer>,
+}
+
+/// The steps of one kernel.
+#[derive(Debug)]
+pub(super) struct Pipeline<'k> {
+    kernel: &'k Kernel,
+    manner: Manner,
+    ahead: usize,
+    hops: &'k mut Vec<Hop>,
+    /// Room for what is put together before it is streamed.
+    stage: Option<&'k mut AlignedBuffer>,
+}
+
+impl<'k> Pipeline<'k> {
+    pub(super) fn new(
+        kernel: &'k Kernel,
+        manner: Manner,
+        scratch: &'k mut Scratch,
+    ) -> Result<Pipeline<'k>, TransferError> {
+        let ahead = match manner.stores {
+            Stores::Ordinary => 0,
+            Stores::Streaming => (AHEAD_BYTES / kernel.bytes()).clamp(1, AHEAD_MAX),
+        };
+        let stage = match (kernel, manner.stores) {
+            (Kernel::Run(_), _) | (_, Stores::Ordinary) => None,
+            (kernel, _) if kernel.bytes() > STAGE_BYTES_MAX => None,
+            _ => {
+                if scratch.stage.is_none() {
+                    scratch.stage = Some(AlignedBuffer::new(STAGE_BYTES_MAX, LINE_BYTES)?);
+                }
+                scratch.stage.as_mut()
+            }
+        };
+        scratch.hops.clear();
+        Ok(Pipeline {
+            kernel,
+            manner,
+            ahead,
+            hops: &mut scratch.hops,
+            stage,
+        })
+    }
+
+    /// One step, now or when enough have come together.
+    ///
+    /// # Safety
+    /// Until the pipeline has been drained: `source` and `destination` are valid for the spans of
+    /// the kernel, do not overlap in its units, and nobody else writes the former or touches the
+    /// latter.
+    pub(super) unsafe fn push(&mut self, source: *const u8, destination: *mut u8) {
+        self.hops.push(Hop {
+            source,
+            destination,
+        });
+        if self.hops.len() >= HOPS + self.ahead {
+            // SAFETY: every hop was pushed with this promise.
+            unsafe { self.advance() };
+        }
+    }
+
+    /// The steps of a loop.
+    ///
+    /// # Safety
+    /// As for [`Pipeline::push`], for every step.
+    pub(super) unsafe fn push_loop(
+        &mut self,
+        stride: Stride,
+        source: *const u8,
+        destination: *mut u8,
+    ) {
+        let mut first = 0;
+        while first < stride.extent {
+            let room = (HOPS + self.ahead).saturating_sub(self.hops.len()).max(1);
+            let last = stride.extent.min(first + room);
+            self.hops.extend((first..last).map(|i| Hop {
+                source: source.wrapping_add(i * stride.source),
+                destination: destination.wrapping_add(i * stride.destination),
+            }));
+            first = last;
+            if self.hops.len() >= HOPS + self.ahead {
+                // SAFETY: every hop was pushed with this promise.
+                unsafe { self.advance() };
+            }
+        }
+    }
+
+    /// Moves all steps but those that are read ahead of.
+    ///
+    /// # Safety
+    /// As for [`Pipeline::push`], for every hop.
+    unsafe fn advance(&mut self) {
+        let count = self.hops.len().saturating_sub(self.ahead);
+        // SAFETY: passed on to the caller.
+        unsafe { self.run(count) };
+        self.hops.drain(..count);
+    }
+
+    /// Moves what is left. What was streamed is ordered before later stores of this thread.
+    ///
+    /// # Safety
+    /// As for [`Pipeline::push`], for every hop.
+    pub(super) unsafe fn drain(mut self) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.run(self.hops.len()) };
+        if self.manner.streams() {
+            self.manner.kernels.fence();
+        }
+    }
+
+    /// # Safety
+    /// As for [`Pipeline::push`], for the first `count` hops.
+    unsafe fn run(&mut self, count: usize) {
+        let kernels = self.manner.kernels;
+        let hops = self.hops.get(..count).unwrap_or_default();
+        match (self.kernel, self.stage.as_deref_mut()) {
+            (Kernel::Run(bytes), _) if self.manner.streams() => {
+                // SAFETY: passed on to the caller.
+                unsafe { kernels.stream_runs(self.hops, count, *bytes, self.ahead) };
+            }
+            (Kernel::Run(bytes), _) => {
+                // SAFETY: passed on to the caller.
+                unsafe { kernels.copy_runs(hops, *bytes) };
+            }
+            (Kernel::Transpose(matrix), Some(stage)) => {
+                // SAFETY: passed on to the caller.
+                unsafe { transpose_staged(kernels, matrix, (self.hops, count), stage) };
+            }
+            (Kernel::Transpose(matrix), None) => {
+                for hop in hops {
+                    // SAFETY: passed on to the caller.
+                    unsafe { kernels.transpose(matrix, *hop) };
+                }
+            }
+            (Kernel::Gather(gather), Some(stage)) => {
+                // SAFETY: passed on to the caller.
+                unsafe { gather_staged(kernels, gather, (self.hops, count), stage) };
+            }
+            (Kernel::Gather(gather), None) => {
+                for hop in hops {
+                    // SAFETY: passed on to the caller.
+                    unsafe { gather.gather(hop.source, hop.destination) };
+                }
+            }
+        }
+    }
+}
+
+/// Transposes into the stage and streams from there, while the next matrix is asked for.
+///
+/// # Safety
+/// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the matrix.
+unsafe fn transpose_staged(
+    kernels: Kernels,
+    matrix: &Transpose,
+    (hops, count): (&[Hop], usize),
+    stage: &mut AlignedBuffer,
+) {
+    let dense = matrix.dense();
+    let row_bytes = matrix.destination_row_bytes();
+    let is_dense = matrix.destination_stride == row_bytes;
+    // Rows shorter than a line, with others' bytes between them, cannot be streamed.
+    let direct = !is_dense && row_bytes < LINE_BYTES;
+    for (index, hop) in hops.iter().enumerate().take(count) {
+        let mut next = Lines::of(matrix, hops.get(index + 1));
+        if direct {
+            kernels.prefetch(&mut next, usize::MAX);
+            // SAFETY: passed on to the caller.
+            unsafe { kernels.transpose(matrix, *hop) };
+            continue;
+        }
+        let staged = Hop {
+            source: hop.source,
+            destination: stage.as_mut_ptr(),
+        };
+        // SAFETY: the source is the caller's promise; the stage is ours and has room.
+        unsafe { kernels.transpose(&dense, staged) };
+        let (rows, bytes) = if is_dense {
+            (1, matrix.bytes())
+        } else {
+            (matrix.columns, row_bytes)
+        };
+        for row in 0..rows {
+            let out = Hop {
+                source: staged.destination.wrapping_add(row * bytes),
+                destination: hop
+                    .destination
+                    .wrapping_add(row * matrix.destination_stride),
+            };
+            // SAFETY: a dense row of the stage, and the row of the destination that it is.
+            unsafe { stream_out(kernels, out, bytes, &mut next) };
+        }
+        kernels.prefetch(&mut next, usize::MAX);
+    }
+}
+
+/// The lines of the next matrix or piece, to be asked for a few at a time.
+struct Lines {
+    start: *const u8,
+    row_bytes: usize,
+    stride: usize,
+    rows: usize,
+    at: usize,
+}
+
+impl Lines {
+    fn of(matrix: &Transpose, hop: Option<&Hop>) -> Lines {
+        let row_bytes = matrix.source_row_bytes();
+        let is_dense = matrix.source_stride == row_bytes;
+        let (rows, row_bytes) = match (hop, is_dense) {
+            (None, _) => (0, row_bytes),
+            (_, true) => (1, row_bytes * matrix.rows),
+            (_, false) => (matrix.rows, row_bytes),
+        };
+        Lines {
+            start: hop.map_or(std::ptr::null(), |hop| hop.source),
+            row_bytes,
+            stride: matrix.source_stride,
+            rows,
+            at: 0,
+        }
+    }
+}
+
+impl Iterator for Lines {
+    type Item = *const u8;
+
+    fn next(&mut self) -> Option<*const u8> {
+        if self.at >= self.row_bytes {
+            self.at = 0;
+            self.start = self.start.wrapping_add(self.stride);
+            self.rows = self.rows.saturating_sub(1);
+        }
+        if self.rows == 0 {
+            return None;
+        }
+        let line = self.start.wrapping_add(self.at);
+        self.at += LINE_BYTES;
+        Some(line)
+    }
+}
+
+/// Streams `bytes` bytes of the stage, asking for the same number of lines of what comes next.
+///
+/// # Safety
+/// As for [`Pipeline::push`], for a run of `bytes`.
+unsafe fn stream_out(
+    kernels: Kernels,
+    out: Hop,
+    bytes: usize,
+    next: &mut impl Iterator<Item = *const u8>,
+) {
+    for at in (0..bytes).step_by(OUT_BYTES) {
+        let piece = Hop {
+            source: out.source.wrapping_add(at),
+            destination: out.destination.wrapping_add(at),
+        };
+        let length = OUT_BYTES.min(bytes - at);
+        kernels.prefetch(next, length.div_ceil(LINE_BYTES));
+        // SAFETY: a piece of the run.
+        unsafe { kernels.stream_runs(&[piece], 1, length, 0) };
+    }
+}
+
+/// Gathers into the stage and streams from there, while the next piece is asked for.
+///
+/// # Safety
+/// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the piece.
+unsafe fn gather_staged(
+    kernels: Kernels,
+    gather: &Gather,
+    (hops, count): (&[Hop], usize),
+    stage: &mut AlignedBuffer,
+) {
+    for (index, hop) in hops.iter().enumerate().take(count) {
+        if let Some(next) = hops.get(index + 1) {
+            gather.for_each_run(next.source, &mut |start| {
+                let lines = (0..gather.run).step_by(LINE_BYTES);
+                kernels.prefetch(&mut lines.map(|at| start.wrapping_add(at)), usize::MAX);
+            });
+        }
+        let staged = stage.as_mut_ptr();
+        // SAFETY: the source is the caller's promise; the stage is ours and has room.
+        unsafe { gather.gather(hop.source, staged) };
+        let out = Hop {
+            source: staged,
+            destination: hop.destination,
+        };
+        // SAFETY: what was put together, and the dense piece of the destination that it is.
+        unsafe { kernels.stream_runs(&[out], 1, gather.bytes(), 0) };
+    }
+}

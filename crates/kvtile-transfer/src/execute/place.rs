@@ -1,0 +1,131 @@
+//! Nests between regions and buffers: what the staging of files runs.
+
+use kvtile_layout::{Location, Loop, Step};
+
+use super::{
+    bound::BoundLayout,
+    nest::{LocalNest, Manner, choose, is_local},
+    pipeline::{Pipeline, Scratch},
+};
+use crate::error::TransferError;
+
+/// Where one side of a nest lies.
+#[derive(Clone, Copy)]
+pub(super) enum Place<'a> {
+    /// In the regions of a bound layout.
+    Regions(&'a BoundLayout, Location),
+    /// In a buffer: what the plan calls offset `from` of one region starts at `buffer`, and
+    /// `bytes` bytes follow.
+    Buffer {
+        buffer: *mut u8,
+        bytes: usize,
+        from: u64,
+        at: u64,
+    },
+}
+
+impl Place<'_> {
+    /// The address of `bytes` bytes from here on.
+    fn pointer(self, bytes: u64) -> Result<*mut u8, TransferError> {
+        match self {
+            Place::Regions(layout, location) => layout.pointer(location, bytes),
+            Place::Buffer {
+                buffer,
+                bytes: size,
+                from,
+                at,
+            } => at
+                .checked_sub(from)
+                .filter(|offset| {
+                    offset
+                        .checked_add(bytes)
+                        .is_some_and(|end| end <= size as u64)
+                })
+                .and_then(|offset| usize::try_from(offset).ok())
+                .map(|offset| buffer.wrapping_add(offset))
+                .ok_or(TransferError::OutsidePlan { region: 0 }),
+        }
+    }
+
+    /// The place `step` further.
+    fn further(self, step: Step) -> Self {
+        match self {
+            Place::Regions(layout, location) => Place::Regions(
+                layout,
+                Location {
+                    region: location.region + step.regions,
+                    offset: location.offset + step.bytes,
+                },
+            ),
+            Place::Buffer {
+                buffer,
+                bytes,
+                from,
+                at,
+            } => Place::Buffer {
+                buffer,
+                bytes,
+                from,
+                at: at + step.bytes,
+            },
+        }
+    }
+}
+
+/// The loops that change regions, and the nest that stays inside them.
+pub(super) fn split(
+    loops: &[Loop],
+    run_bytes: u64,
+) -> Result<(Vec<Loop>, LocalNest), TransferError> {
+    let far = loops.iter().filter(|l| !is_local(l)).copied().collect();
+    let mut local: Vec<Loop> = loops.iter().filter(|l| is_local(l)).copied().collect();
+    let kernel = choose(&mut local, run_bytes, false, Manner::ordinary())?;
+    Ok((far, LocalNest::new(&local, kernel)?))
+}
+
+/// Runs `far` around `local` with ordinary stores: one side is in the cache.
+///
+/// # Safety
+/// For the whole call nobody else writes the source units or touches the destination units of the
+/// nest, and no source byte is a destination byte.
+///
+/// # Errors
+/// Places that do not reach as far as the nest; nothing outside them is touched.
+pub(super) unsafe fn copy_nest(
+    far: &[Loop],
+    local: &LocalNest,
+    places: (Place<'_>, Place<'_>),
+) -> Result<(), TransferError> {
+    let mut scratch = Scratch::default();
+    let mut pipeline = Pipeline::new(&local.kernel, Manner::ordinary(), &mut scratch)?;
+    // SAFETY: passed on to the caller.
+    let copied = unsafe { walk_far(far, local, places, &mut pipeline) };
+    // SAFETY: what is in the pipeline was checked; the rest is the caller's promise.
+    unsafe { pipeline.drain() };
+    copied
+}
+
+/// # Safety
+/// As for [`copy_nest`], until the pipeline has been drained.
+unsafe fn walk_far(
+    far: &[Loop],
+    local: &LocalNest,
+    (from, to): (Place<'_>, Place<'_>),
+    pipeline: &mut Pipeline<'_>,
+) -> Result<(), TransferError> {
+    let Some((outer, inner)) = far.split_first() else {
+        let source = from.pointer(local.source_span)?;
+        let destination = to.pointer(local.destination_span)?;
+        // SAFETY: both pointers reach as far as the nest goes; the rest is the caller's promise.
+        unsafe { local.copy(source, destination, pipeline) };
+        return Ok(());
+    };
+    let (mut from, mut to) = (from, to);
+    for _ in 0..outer.extent {
+        // SAFETY: passed on to the caller.
+        unsafe { walk_far(inner, local, (from, to), pipeline) }?;
+        from = from.further(outer.source);
+        to = to.further(outer.destination);
+    }
+    Ok(())
+}

@@ -1,0 +1,137 @@
+//! The threads that share the copies of one manager.
+
+use std::sync::OnceLock;
+
+use rayon::{ThreadPool, ThreadPoolBuilder};
+
+/// Bytes for each thread that takes part: less is over before another thread has woken.
+const BYTES_PER_THREAD: u64 = 2 << 20;
+
+/// Chunks of a copy for each thread, about.
+const CHUNKS_PER_THREAD: u64 = 16;
+
+/// Threads that are used where nobody says how many: memory is full long before a large machine
+/// is.
+const THREADS_MAX: usize = 8;
+
+/// A few threads beside the one that copies. They start with the first copy that is worth them,
+/// and sleep between copies.
+#[derive(Debug)]
+pub(crate) struct CopyPool {
+    threads: usize,
+    bytes_per_thread: u64,
+    helpers: OnceLock<Option<ThreadPool>>,
+}
+
+impl CopyPool {
+    /// `threads` in all, the caller's included; at least one.
+    pub(crate) fn new(threads: usize) -> CopyPool {
+        CopyPool {
+            threads: threads.max(1),
+            bytes_per_thread: BYTES_PER_THREAD,
+            helpers: OnceLock::new(),
+        }
+    }
+
+    /// The same, but every byte is worth a thread.
+    #[cfg(test)]
+    pub(super) fn eager(threads: usize) -> CopyPool {
+        CopyPool {
+            bytes_per_thread: 1,
+            ..CopyPool::new(threads)
+        }
+    }
+
+    /// Half of the processors that this process may use: the rest is the engine's.
+    pub(crate) fn usual_threads() -> usize {
+        let processors = std::thread::available_parallelism();
+        let half = processors.map_or(1, |count| count.get() / 2);
+        half.clamp(1, THREADS_MAX)
+    }
+
+    /// Threads that take part in a copy of `bytes`.
+    pub(super) fn threads_for(&self, bytes: u64) -> usize {
+        let worth = usize::try_from(bytes / self.bytes_per_thread).unwrap_or(usize::MAX);
+        self.threads.min(worth.max(1))
+    }
+
+    /// Bytes that a thread takes at a time of a copy of `bytes`: enough to be worth it, and so few
+    /// that all threads end at the same time.
+    pub(super) fn chunk_bytes(&self, bytes: u64) -> u64 {
+        let chunks = self.threads_for(bytes) as u64 * CHUNKS_PER_THREAD;
+        (bytes / chunks).max(self.bytes_per_thread / 4)
+    }
+
+    /// Runs `work` on `threads` threads at once, one of them the caller's, and returns when all
+    /// have ended. Where threads cannot be had, fewer take part.
+    pub(super) fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
+        let helpers = match threads {
+            0 | 1 => None,
+            _ => self.helpers().as_ref(),
+        };
+        let Some(helpers) = helpers else {
+            return work();
+        };
+        helpers.in_place_scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(|_| work());
+            }
+            work();
+        });
+    }
+
+    fn helpers(&self) -> &Option<ThreadPool> {
+        self.helpers.get_or_init(|| {
+            let builder = ThreadPoolBuilder::new()
+                .num_threads(self.threads.saturating_sub(1).max(1))
+                .thread_name(|index| format!("kvtile-copy-{index}"));
+            builder.build().ok()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn small_copies_stay_on_one_thread_and_large_ones_keep_the_budget() {
+        let pool = CopyPool::new(3);
+        assert_eq!(pool.threads_for(0), 1);
+        assert_eq!(pool.threads_for(BYTES_PER_THREAD), 1);
+        assert_eq!(pool.threads_for(2 * BYTES_PER_THREAD), 2);
+        assert_eq!(pool.threads_for(u64::MAX), 3);
+        assert_eq!(CopyPool::new(0).threads_for(u64::MAX), 1);
+        assert!(CopyPool::usual_threads() >= 1);
+    }
+
+    #[test]
+    fn every_thread_runs_the_work_once_and_the_caller_is_one_of_them() {
+        for threads in [1, 2, 4] {
+            let pool = CopyPool::new(threads);
+            let (runs, here) = (AtomicUsize::new(0), std::thread::current().id());
+            let mine = AtomicUsize::new(0);
+            pool.run(threads, &|| {
+                runs.fetch_add(1, Ordering::Relaxed);
+                let is_mine = std::thread::current().id() == here;
+                mine.fetch_add(usize::from(is_mine), Ordering::Relaxed);
+            });
+            assert_eq!(runs.into_inner(), threads);
+            assert_eq!(mine.into_inner(), 1);
+        }
+    }
+
+    #[test]
+    fn a_panic_of_a_helper_reaches_the_caller() {
+        let pool = CopyPool::new(2);
+        let here = std::thread::current().id();
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            pool.run(2, &|| {
+                assert_eq!(std::thread::current().id(), here, "not here");
+            });
+        }));
+        assert!(outcome.is_err());
+        pool.run(2, &|| ());
+    }
+}
