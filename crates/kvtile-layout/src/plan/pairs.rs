@@ -40,70 +40,6 @@ pub(super) struct Classes {
     /// Where each key is, once there are too many to look through.
     index: HashMap<ClassKey, usize>,
     last: usize,
-    /// Pairs that have not been grouped.
-    left: usize,
-}
-
-/// Pairs in arithmetic progression: as many as followed each other so far.
-struct Run {
-    first: BlockPair,
-    last: BlockPair,
-    count: u64,
-    source: u64,
-    destination: u64,
-}
-
-impl Run {
-    fn new(first: BlockPair) -> Run {
-        Run {
-            first,
-            last: first,
-            count: 1,
-            source: 1,
-            destination: 1,
-        }
-    }
-
-    /// Takes `pair` in, if it goes on as the run does.
-    #[inline]
-    fn takes(&mut self, pair: &BlockPair) -> bool {
-        let last = &self.last;
-        let alike = (last.tokens, last.source_token, last.destination_token)
-            == (pair.tokens, pair.source_token, pair.destination_token);
-        // A stride that goes down wraps, and is found not to be one when the run ends.
-        let source = pair.source_block.wrapping_sub(last.source_block);
-        let destination = pair.destination_block.wrapping_sub(last.destination_block);
-        let same = (source, destination) == (self.source, self.destination);
-        let follows = alike & (same | (self.count == 1));
-        if follows {
-            (self.source, self.destination) = (source, destination);
-            self.last = *pair;
-            self.count += 1;
-        }
-        follows
-    }
-
-    /// Whether it is a loop. A short one is only where both ids go up by one; the source may stay,
-    /// but the destination goes up.
-    #[inline]
-    fn is_loop(&self) -> bool {
-        if (self.source, self.destination) == (1, 1) {
-            return self.count >= 2;
-        }
-        self.count >= 4
-            && self.last.source_block >= self.first.source_block
-            && self.last.destination_block > self.first.destination_block
-    }
-
-    /// Pair `index` of the run.
-    fn pair(&self, index: u64) -> BlockPair {
-        let further = |block: u64, stride: u64| block.wrapping_add(stride.wrapping_mul(index));
-        BlockPair {
-            source_block: further(self.first.source_block, self.source),
-            destination_block: further(self.first.destination_block, self.destination),
-            ..self.first
-        }
-    }
 }
 
 impl Classes {
@@ -121,87 +57,40 @@ impl Classes {
     }
 
     /// Groups `pairs`, which were checked.
-    pub(super) fn group(&mut self, frame: &Frame, pairs: impl ExactSizeIterator<Item = BlockPair>) {
+    pub(super) fn group(
+        &mut self,
+        frame: &Frame,
+        mut pairs: impl ExactSizeIterator<Item = BlockPair>,
+    ) {
         self.classes.clear();
         self.index.clear();
-        (self.last, self.left) = (0, pairs.len());
-        if frame.progressions {
-            self.group_runs(frame, pairs);
-        } else {
-            pairs.for_each(|pair| self.push(frame, pair, 1, (1, 1)));
+        self.last = 0;
+        let mut left = pairs.len();
+        let mut next = pairs.next();
+        // From each pair to the next with other tokens: mostly the whole list.
+        while let Some(first) = next.take() {
+            let mut stretch = Stretch::new(frame, first, left);
+            for pair in pairs.by_ref() {
+                if !stretch.has_tokens(&pair) {
+                    next = Some(pair);
+                    break;
+                }
+                stretch.take(self, pair.source_block, pair.destination_block);
+            }
+            left = left.saturating_sub(stretch.end(self));
         }
     }
 
-    fn group_runs(&mut self, frame: &Frame, mut pairs: impl Iterator<Item = BlockPair>) {
-        let Some(first) = pairs.next() else {
-            return;
-        };
-        let mut run = Run::new(first);
-        for pair in pairs {
-            if run.takes(&pair) {
-                continue;
-            }
-            if run.is_loop() {
-                self.push_loop(frame, &run);
-                run = Run::new(pair);
-                continue;
-            }
-            // The last of a run that is none may be the first of one.
-            for index in 0..run.count - 1 {
-                self.push(frame, run.pair(index), 1, (1, 1));
-            }
-            run = Run::new(run.last);
-            if !run.takes(&pair) {
-                self.push(frame, run.last, 1, (1, 1));
-                run = Run::new(pair);
-            }
-        }
-        if run.is_loop() {
-            self.push_loop(frame, &run);
-        } else {
-            for index in 0..run.count {
-                self.push(frame, run.pair(index), 1, (1, 1));
-            }
-        }
-    }
-
-    fn push_loop(&mut self, frame: &Frame, run: &Run) {
-        self.push(frame, run.first, run.count, (run.source, run.destination));
-    }
-
-    #[inline]
-    fn push(&mut self, frame: &Frame, first: BlockPair, blocks: u64, strides: (u64, u64)) {
-        let key = ClassKey {
-            source_phase: frame.source.phase(first.source_token),
-            destination_phase: frame.destination.phase(first.destination_token),
-            tokens: first.tokens,
-            blocks,
-            source_stride: strides.0,
-            destination_stride: strides.1,
-        };
-        let base = PairBase {
-            source_block: first.source_block,
-            source_token: first.source_token - key.source_phase,
-            destination_block: first.destination_block,
-            destination_token: first.destination_token - key.destination_phase,
-        };
-        let left = self.left;
-        self.left = left.saturating_sub(usize::try_from(blocks).unwrap_or(left));
+    /// The pairs of the class with this key.
+    fn pairs_of(&mut self, key: ClassKey, token_base: bool) -> Option<&mut Vec<PairBase>> {
         if self.classes.get(self.last).is_none_or(|c| c.key != key) {
             self.last = self.find(key);
         }
-        if let Some(class) = self.classes.get_mut(self.last) {
-            class.token_bases |= (base.source_token | base.destination_token) != 0;
-            if class.pairs.len() == class.pairs.capacity() {
-                // Few at first, since runs may compress them all; then what may come.
-                let few = if class.pairs.is_empty() { 4 } else { left };
-                class.pairs.reserve_exact(few.min(left));
-            }
-            class.pairs.push(base);
-        }
+        let class = self.classes.get_mut(self.last)?;
+        class.token_bases |= token_base;
+        Some(&mut class.pairs)
     }
 
-    /// The index of the class with this key.
     fn find(&mut self, key: ClassKey) -> usize {
         let new = self.classes.len();
         let found = if new <= SEARCHED_MAX {
@@ -222,5 +111,193 @@ impl Classes {
             });
         }
         found
+    }
+}
+
+/// Pairs in arithmetic progression: as many as followed each other so far.
+#[derive(Clone, Copy)]
+struct Run {
+    first: (u64, u64),
+    last: (u64, u64),
+    /// From one to the next; a stride that goes down wraps.
+    strides: (u64, u64),
+    count: u64,
+}
+
+impl Run {
+    fn new(first: (u64, u64)) -> Run {
+        Run {
+            first,
+            last: first,
+            strides: (1, 1),
+            count: 1,
+        }
+    }
+
+    /// Whether it is a loop. A short one is only where both ids go up by one; the source may stay,
+    /// but the destination goes up.
+    #[inline]
+    fn is_loop(&self) -> bool {
+        let up = self.last.0 >= self.first.0 && self.last.1 > self.first.1;
+        (self.strides == (1, 1) && self.count >= 2) || (self.count >= 4 && up)
+    }
+}
+
+/// Pairs that follow each other in the list and have the same tokens.
+struct Stretch {
+    /// The key of what is no loop.
+    single: ClassKey,
+    /// What all pairs have, beside the blocks.
+    base: PairBase,
+    phases: (u64, u64),
+    progressions: bool,
+    run: Run,
+    /// Pairs that are no loop; they go to their class when something else comes.
+    singles: Vec<PairBase>,
+    taken: usize,
+    /// Pairs that the list had left where the stretch began.
+    left: usize,
+}
+
+impl Stretch {
+    fn new(frame: &Frame, first: BlockPair, left: usize) -> Stretch {
+        let phases = (
+            frame.source.phase(first.source_token),
+            frame.destination.phase(first.destination_token),
+        );
+        Stretch {
+            single: ClassKey {
+                source_phase: phases.0,
+                destination_phase: phases.1,
+                tokens: first.tokens,
+                blocks: 1,
+                source_stride: 1,
+                destination_stride: 1,
+            },
+            base: PairBase {
+                source_block: first.source_block,
+                source_token: first.source_token - phases.0,
+                destination_block: first.destination_block,
+                destination_token: first.destination_token - phases.1,
+            },
+            phases,
+            progressions: frame.progressions,
+            run: Run::new((first.source_block, first.destination_block)),
+            singles: Vec::new(),
+            taken: 1,
+            left,
+        }
+    }
+
+    #[inline]
+    fn has_tokens(&self, pair: &BlockPair) -> bool {
+        let tokens = |token: u64, phase: u64| token + phase;
+        (pair.tokens == self.single.tokens)
+            & (pair.source_token == tokens(self.base.source_token, self.phases.0))
+            & (pair.destination_token == tokens(self.base.destination_token, self.phases.1))
+    }
+
+    #[inline]
+    fn take(&mut self, classes: &mut Classes, source: u64, destination: u64) {
+        self.taken += 1;
+        let run = &mut self.run;
+        let strides = (
+            source.wrapping_sub(run.last.0),
+            destination.wrapping_sub(run.last.1),
+        );
+        if self.progressions && (run.count == 1 || strides == run.strides) {
+            (run.last, run.strides) = ((source, destination), strides);
+            run.count += 1;
+            return;
+        }
+        if self.progressions && !run.is_loop() {
+            // The last of a run that is none may be the first of one.
+            let (last, count) = (run.last, run.count);
+            self.push_singles(count - 1);
+            self.run = Run {
+                first: last,
+                last: (source, destination),
+                strides: (
+                    source.wrapping_sub(last.0),
+                    destination.wrapping_sub(last.1),
+                ),
+                count: 2,
+            };
+            return;
+        }
+        self.end_run(classes);
+        self.run = Run::new((source, destination));
+    }
+
+    /// The first `count` pairs of the run, which are no loop.
+    #[inline]
+    fn push_singles(&mut self, count: u64) {
+        let mut blocks = self.run.first;
+        for _ in 0..count {
+            if self.singles.len() == self.singles.capacity() {
+                self.grow();
+            }
+            self.singles.push(PairBase {
+                source_block: blocks.0,
+                destination_block: blocks.1,
+                ..self.base
+            });
+            blocks.0 = blocks.0.wrapping_add(self.run.strides.0);
+            blocks.1 = blocks.1.wrapping_add(self.run.strides.1);
+        }
+    }
+
+    /// Few at first, since runs may compress them all; then what may come.
+    #[cold]
+    fn grow(&mut self) {
+        let left = self.left.saturating_sub(self.taken).saturating_add(4);
+        let few = if self.singles.is_empty() { 4 } else { left };
+        self.singles.reserve_exact(few.min(self.left));
+    }
+
+    fn end_run(&mut self, classes: &mut Classes) {
+        let run = self.run;
+        if !run.is_loop() {
+            return self.push_singles(run.count);
+        }
+        self.flush(classes);
+        let key = ClassKey {
+            blocks: run.count,
+            source_stride: run.strides.0,
+            destination_stride: run.strides.1,
+            ..self.single
+        };
+        if let Some(pairs) = classes.pairs_of(key, self.has_base()) {
+            pairs.push(PairBase {
+                source_block: run.first.0,
+                destination_block: run.first.1,
+                ..self.base
+            });
+        }
+    }
+
+    fn has_base(&self) -> bool {
+        (self.base.source_token | self.base.destination_token) != 0
+    }
+
+    /// Hands the singles to their class.
+    fn flush(&mut self, classes: &mut Classes) {
+        if self.singles.is_empty() {
+            return;
+        }
+        if let Some(pairs) = classes.pairs_of(self.single, self.has_base()) {
+            if pairs.is_empty() {
+                *pairs = std::mem::take(&mut self.singles);
+            } else {
+                pairs.append(&mut self.singles);
+            }
+        }
+    }
+
+    /// Ends the stretch; how many pairs it had.
+    fn end(mut self, classes: &mut Classes) -> usize {
+        self.end_run(classes);
+        self.flush(classes);
+        self.taken
     }
 }
