@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -16,8 +15,8 @@ pub struct MachineFacts {
     pub cpu: String,
     /// Cores that the process may use.
     pub cores: u64,
-    /// Caches of the first core.
-    pub caches: Vec<Cache>,
+    /// Caches of the first core, where they are known.
+    pub caches: Option<CacheFacts>,
     /// Whether a hypervisor says that it is there.
     pub virtual_machine: bool,
     /// Memory of the machine, in bytes.
@@ -36,17 +35,15 @@ pub struct MachineFacts {
     pub date: String,
 }
 
-/// One cache.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cache {
-    /// Level, from 1.
-    pub level: u64,
-    /// `Data`, `Instruction` or `Unified`.
-    pub kind: String,
-    /// Its size.
-    pub bytes: u64,
-    /// The cores that share it, as the kernel lists them.
-    pub shared_by: String,
+/// Caches for data of one core, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheFacts {
+    /// First level.
+    pub level1_bytes: u64,
+    /// Second level.
+    pub level2_bytes: u64,
+    /// The last level, which cores share.
+    pub last_level_bytes: u64,
 }
 
 impl MachineFacts {
@@ -75,7 +72,11 @@ impl MachineFacts {
                 .cpus_allowed
                 .known()
                 .map_or(1, |&cores| cores as u64),
-            caches: caches(Path::new("/sys/devices/system/cpu/cpu0/cache")),
+            caches: machine.caches.known().map(|caches| CacheFacts {
+                level1_bytes: caches.level1_bytes,
+                level2_bytes: caches.level2_bytes,
+                last_level_bytes: caches.last_level_bytes,
+            }),
             virtual_machine: flag("hypervisor"),
             memory_bytes: machine
                 .memory
@@ -100,8 +101,7 @@ impl MachineFacts {
     /// a program.
     #[must_use]
     pub fn cache_cell_bytes(&self) -> u64 {
-        let second = self.caches.iter().find(|cache| cache.level == 2);
-        second.map_or(1 << 20, |cache| cache.bytes) / 4
+        self.caches.map_or(1 << 20, |caches| caches.level2_bytes) / 4
     }
 
     /// Bytes that can be had, by the machine and by the control group.
@@ -118,34 +118,6 @@ impl MachineFacts {
 fn read(path: &str) -> String {
     // What the kernel does not tell is shown as unknown.
     fs::read_to_string(path).unwrap_or_default()
-}
-
-fn caches(folder: &Path) -> Vec<Cache> {
-    let one = |index: usize| {
-        let file = |name: &str| {
-            let path = folder.join(format!("index{index}")).join(name);
-            fs::read_to_string(path).map(|text| text.trim().to_owned())
-        };
-        Some(Cache {
-            level: file("level").ok()?.parse().ok()?,
-            kind: file("type").ok()?,
-            bytes: size(&file("size").ok()?)?,
-            shared_by: file("shared_cpu_list").unwrap_or_default(),
-        })
-    };
-    (0..16).map_while(one).collect()
-}
-
-/// `32K`, `8M`.
-fn size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text.get(digits.len()..)? {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// The date of a day counted from 1970-01-01 (Howard Hinnant: chrono-compatible low-level date
@@ -181,9 +153,6 @@ mod tests {
     fn the_machine_tells_what_it_is() {
         let facts = MachineFacts::probe();
         assert!(facts.cores > 0 && facts.page_bytes > 0);
-        assert_eq!(size("32K"), Some(32 << 10));
-        assert_eq!(size("8M"), Some(8 << 20));
-        assert_eq!(size("8X"), None);
         eprintln!("{facts:#?}");
     }
 }

@@ -51,12 +51,14 @@ impl Report {
 
     fn introduction(&self) -> String {
         let machine = &self.machine;
-        let caches: Vec<String> = machine
-            .caches
-            .iter()
-            .filter(|cache| cache.kind != "Instruction")
-            .map(|cache| format!("L{} {}", cache.level, bytes(cache.bytes)))
-            .collect();
+        let caches = machine.caches.map_or_else(String::new, |caches| {
+            format!(
+                "L1 {}, L2 {}, last level {}",
+                bytes(caches.level1_bytes),
+                bytes(caches.level2_bytes),
+                bytes(caches.last_level_bytes)
+            )
+        });
         let virtual_machine = match machine.virtual_machine {
             true => ", virtual machine",
             false => "",
@@ -67,7 +69,7 @@ impl Report {
                 format!("{}, {} cores{virtual_machine}", machine.cpu, machine.cores),
             ),
             ("vector units", machine.vector_units.join(", ")),
-            ("caches", caches.join(", ")),
+            ("caches", caches),
             (
                 "memory",
                 format!(
