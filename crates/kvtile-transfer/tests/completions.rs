@@ -144,6 +144,10 @@ struct Gated {
 }
 
 fn gated(blocks: u64) -> Gated {
+    gated_in(TransferManager::new(), blocks)
+}
+
+fn gated_in(manager: TransferManager, blocks: u64) -> Gated {
     let folder = common::folder();
     let bytes = usize::try_from(shape(blocks).total_bytes().unwrap()).unwrap();
     let gate = Gate::new(folder.path(), bytes);
@@ -153,7 +157,6 @@ fn gated(blocks: u64) -> Gated {
         .with_memory_regions(vec![Arc::clone(&gate) as OwnedMemoryRegion])
         .build()
         .unwrap();
-    let manager = TransferManager::new();
     let file = manager.register(file).unwrap();
     let memory = manager
         .register(in_memory(&shape(blocks), "L|KBNHC"))
@@ -276,6 +279,95 @@ fn a_long_queue_resolves_to_the_last_and_dropping_neither_cancels_nor_panics() {
             manager.block_digest(*file, block).unwrap(),
             manager.block_digest(*memory, block).unwrap()
         );
+    }
+}
+
+/// A queue that is full makes whoever comes wait, and loses nothing: not when it is full, and not
+/// when its manager is dropped.
+#[test]
+fn a_full_queue_waits_and_loses_nothing() {
+    for capacity in [0, 1, 3] {
+        let manager = TransferManager::builder().queue_capacity(capacity).build();
+        let gated = gated_in(manager, 8);
+        gated.gate.shut();
+        let started = AtomicUsize::new(0);
+        let completions = thread::scope(|scope| {
+            let starter = scope.spawn(|| {
+                let start = |block| {
+                    let completion = gated.start(&[block]);
+                    started.fetch_add(1, Ordering::SeqCst);
+                    completion
+                };
+                (0..8).map(start).collect::<Vec<_>>()
+            });
+            // One is under way, and as many as there is room for wait.
+            let room = 1 + capacity;
+            while started.load(Ordering::SeqCst) < room {
+                thread::yield_now();
+            }
+            thread::sleep(Duration::from_millis(30));
+            assert_eq!(started.load(Ordering::SeqCst), room);
+            assert!(!starter.is_finished());
+            // Small transfers between memories do not go through the queue.
+            let small = Shape::key_value(2, 1, 4, 1, 8, &Unit::raw(2).unwrap()).unwrap();
+            let [a, b] = ["BLKNHC", "L|KBNHC"].map(|word| {
+                let layout = in_memory(&small, word);
+                gated.manager.register(layout).unwrap()
+            });
+            let options = TransferOptions::new();
+            let done = gated.manager.execute_transfer(a, &[0], b, &[1], options);
+            assert!(done.unwrap().is_complete());
+            gated.gate.open();
+            starter.join().unwrap()
+        });
+        let Gated {
+            manager,
+            file,
+            memory,
+            ..
+        } = gated;
+        for completion in &completions {
+            assert!(block_on(completion.clone()).is_ok());
+        }
+        for block in 0..8 {
+            let digests = [file, memory].map(|h| manager.block_digest(h, block).unwrap());
+            assert_eq!(digests[0], digests[1]);
+        }
+    }
+}
+
+/// One who is woken on the manager's thread may start a transfer there, however full the queue is.
+#[test]
+fn a_waker_that_starts_a_transfer_does_not_wait_for_itself() {
+    struct Starter {
+        gated: Gated,
+        started: Mutex<Vec<TransferCompletion>>,
+    }
+    impl Wake for Starter {
+        fn wake(self: Arc<Self>) {
+            let ids = [2, 3, 4];
+            let started = ids.map(|block| self.gated.start(&[block]));
+            self.started.lock().unwrap().extend(started);
+        }
+    }
+    let manager = TransferManager::builder().queue_capacity(1).build();
+    let starter = Arc::new(Starter {
+        gated: gated_in(manager, 5),
+        started: Mutex::default(),
+    });
+    starter.gated.gate.shut();
+    let mut first = starter.gated.start(&[0]);
+    let second = starter.gated.start(&[1]);
+    let waker = Waker::from(Arc::clone(&starter));
+    let pending = Pin::new(&mut first).poll(&mut Context::from_waker(&waker));
+    assert!(pending.is_pending());
+    drop(waker);
+    starter.gated.gate.open();
+    second.wait().unwrap();
+    let started = std::mem::take(&mut *starter.started.lock().unwrap());
+    assert_eq!(started.len(), 3);
+    for completion in started {
+        completion.wait().unwrap();
     }
 }
 

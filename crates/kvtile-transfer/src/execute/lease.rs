@@ -7,7 +7,7 @@ use kvtile_layout::{CopyPlan, Selection, Span, StridedLayout};
 use super::{access, bound::Backing};
 use crate::{
     error::TransferError,
-    manager::{LayoutHandle, SharedLedger, Ticket, lock},
+    manager::{Ids, LayoutHandle, SharedLedger, Ticket, lock},
     physical::PhysicalLayout,
 };
 
@@ -29,7 +29,7 @@ pub struct BlockLease {
     ticket: Ticket,
     handle: LayoutHandle,
     layout: PhysicalLayout,
-    blocks: Arc<[u64]>,
+    blocks: Vec<u64>,
     mode: LeaseMode,
 }
 
@@ -50,14 +50,14 @@ impl BlockLease {
         blocks: &[u64],
         mode: LeaseMode,
     ) -> Result<BlockLease, TransferError> {
-        let mut distinct = blocks.to_vec();
-        distinct.sort_unstable();
-        distinct.dedup();
+        let mut blocks = blocks.to_vec();
+        blocks.sort_unstable();
+        blocks.dedup();
         let mut guard = lock(ledger);
         let layout = guard.layout(handle)?.clone();
         layout.bound()?;
         let num_blocks = layout.shape().num_blocks();
-        if let Some(&block) = distinct.last().filter(|&&block| block >= num_blocks) {
+        if let Some(&block) = blocks.last().filter(|&&block| block >= num_blocks) {
             return Err(TransferError::Layout(
                 kvtile_layout::LayoutError::BlockOutOfRange {
                     side: "leased",
@@ -66,8 +66,7 @@ impl BlockLease {
                 },
             ));
         }
-        let blocks = distinct.clone().into();
-        let ticket = guard.lease(handle, distinct, mode)?;
+        let ticket = guard.lease(handle, Ids::Leased(blocks.iter()), mode)?;
         drop(guard);
         Ok(BlockLease {
             ledger: Arc::clone(ledger),
@@ -246,6 +245,7 @@ fn block_plan(layout: &StridedLayout, blocks: &[u64]) -> Result<CopyPlan, Transf
 
 impl Drop for BlockLease {
     fn drop(&mut self) {
-        lock(&self.ledger).release(&self.ticket);
+        let blocks = Ids::Leased(self.blocks.iter());
+        lock(&self.ledger).release(&self.ticket, blocks);
     }
 }

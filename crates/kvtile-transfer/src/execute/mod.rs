@@ -47,7 +47,7 @@ pub(crate) use lease::stored_spans;
 pub use lease::{BlockLease, LeaseMode};
 pub(crate) use scratch::Scratch;
 pub(crate) use space::Space;
-pub(crate) use transfer::{LeasedTransfer, Side};
+pub(crate) use transfer::{LeasedTransfer, Planned, Route};
 
 use crate::error::TransferError;
 

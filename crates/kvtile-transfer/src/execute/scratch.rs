@@ -55,15 +55,28 @@ impl Scratch {
     }
 
     /// Fills what `selection` has of the scratch, block 0 of its destination.
-    pub(crate) fn gather_selection(
+    fn gather_selection(
         &mut self,
         lease: &BlockLease,
         selection: &Selection,
     ) -> Result<(), TransferError> {
         check_held(selection, |pair| pair.source_block, lease)?;
         let source = lease.layout().bound()?;
+        // SAFETY: the lease holds the source blocks and keeps writers from them.
+        unsafe { self.gather_leased(source, selection) }
+    }
+
+    /// The same for blocks that the caller has leased.
+    ///
+    /// # Safety
+    /// For the whole call nobody writes the source blocks of `selection` in `source`.
+    pub(super) unsafe fn gather_leased(
+        &mut self,
+        source: &BoundLayout,
+        selection: &Selection,
+    ) -> Result<(), TransferError> {
         let plan = CopyPlan::new(source.layout(), self.bound.layout(), selection)?;
-        // SAFETY: the plan was made from these two; the lease keeps writers from its blocks; the
+        // SAFETY: the plan was made from these two; the caller keeps writers from its blocks; the
         // scratch is borrowed exclusively and shares no memory with anything.
         unsafe { execute(&plan, source, &self.bound) }
     }

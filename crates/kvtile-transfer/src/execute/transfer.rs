@@ -1,111 +1,251 @@
 //! A transfer with everything it needs: plans, and leases on exactly the blocks that they touch.
+//!
+//! ```text
+//! Route    two layouts that may be copied, with their planner   kept and used again
+//! Planned  a route and a list of pairs, with its plans          nothing is held yet
+//! LeasedTransfer  the same, with the leases                     may be run
+//! ```
 
-use kvtile_layout::{BlockPair, CopyPlan, RangePair, Selection};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{Backing, execute, lease::BlockLease, lease::LeaseMode, scratch::Scratch};
+use kvtile_layout::{
+    BlockPair, CopyPlan, CopyPlanner, LayerPlans, PlanSettings, RangePair, Selection,
+};
+
+use super::{Backing, execute, scratch::Scratch};
 use crate::{
     error::TransferError,
-    manager::{LayoutHandle, SharedLedger},
+    manager::{Pairs, RouteKey, SharedLedger, Ticket, lock},
     physical::PhysicalLayout,
 };
 
-/// One side of a transfer.
-pub(crate) struct Side<'a> {
-    pub(crate) handle: LayoutHandle,
-    pub(crate) layout: &'a PhysicalLayout,
-}
-
-/// Plans and the leases that make their execution sound. The leases live as long as it does.
-pub(crate) struct LeasedTransfer {
-    plans: Vec<CopyPlan>,
+/// Two layouts between which ranges of layers and heads may be copied, and the planner for them.
+pub(crate) struct Route {
+    key: RouteKey,
+    from: PhysicalLayout,
+    to: PhysicalLayout,
+    planner: Mutex<CopyPlanner>,
     layers: usize,
-    selection: Selection,
-    source: BlockLease,
-    destination: BlockLease,
+    is_memory: bool,
+    /// Whether going layer by layer costs no run length and no order of reading: the destination
+    /// is memory with a region for each layer, and a source in files has one too.
+    layers_are_free: bool,
 }
 
-impl LeasedTransfer {
-    /// Checks, plans and leases. `layer_by_layer`: one plan a layer; `None`: where the destination
-    /// has a region for each.
-    pub(crate) fn prepare(
-        ledger: &SharedLedger,
-        source: &Side<'_>,
-        destination: &Side<'_>,
-        selection: Selection,
-        layer_by_layer: Option<bool>,
-    ) -> Result<LeasedTransfer, TransferError> {
-        let (from, to) = (source.layout.bound()?, destination.layout.bound()?);
-        if !to.is_writable() {
+impl Route {
+    /// Checks what does not depend on the blocks. `from` and `to` are the layouts of the key.
+    pub(crate) fn new(
+        key: RouteKey,
+        from: PhysicalLayout,
+        to: PhysicalLayout,
+    ) -> Result<Route, TransferError> {
+        match (from.logical_fingerprint(), to.logical_fingerprint()) {
+            (Some(a), Some(b)) if a != b => {
+                return Err(TransferError::LogicalDiffers { from: a, to: b });
+            }
+            _ => {}
+        }
+        let (source, destination) = (from.bound()?, to.bound()?);
+        if !destination.is_writable() {
             return Err(TransferError::ReadOnly);
         }
-        let mut selection = selection;
-        selection.source_order =
-            matches!(from.backing(), Backing::File) && matches!(to.backing(), Backing::Memory(_));
-        let layers = selection
-            .layers
-            .map_or(from.layout().shape().num_layers(), |l| l.count);
-        let plans = plans(source, destination, &selection, layers, layer_by_layer)?;
-        let ids = |id: fn(&BlockPair) -> u64| selection.pairs.iter().map(id).collect::<Vec<_>>();
-        let (read, written) = (ids(|p| p.source_block), ids(|p| p.destination_block));
-        if source.handle == destination.handle {
-            check_distinct(&read, &written)?;
-        }
-        Ok(LeasedTransfer {
-            plans,
-            layers: usize::try_from(layers).unwrap_or(usize::MAX),
-            source: BlockLease::take(ledger, source.handle, &read, LeaseMode::Read)?,
-            destination: BlockLease::take(ledger, destination.handle, &written, LeaseMode::Write)?,
-            selection,
+        let from_memory = matches!(source.backing(), Backing::Memory(_));
+        let to_memory = matches!(destination.backing(), Backing::Memory(_));
+        let settings = PlanSettings {
+            layers: key.layers,
+            heads: key.heads,
+            source_order: !from_memory && to_memory,
+        };
+        let layouts = (
+            Arc::clone(source.layout()),
+            Arc::clone(destination.layout()),
+        );
+        let planner = CopyPlanner::new(layouts.0, layouts.1, settings)?;
+        let separate = |layout: &PhysicalLayout| {
+            let regions = layout.strided().region_bytes().len();
+            regions as u64 >= layout.shape().num_layers()
+        };
+        Ok(Route {
+            key,
+            layers: usize::try_from(planner.layers().count).unwrap_or(usize::MAX),
+            planner: Mutex::new(planner),
+            is_memory: from_memory && to_memory,
+            layers_are_free: to_memory && separate(&to) && (from_memory || separate(&from)),
+            from,
+            to,
         })
     }
 
-    pub(crate) fn plans(&self) -> &[CopyPlan] {
-        &self.plans
+    pub(crate) fn key(&self) -> &RouteKey {
+        &self.key
+    }
+
+    /// The tokens of every block: the given ones, or all of pages of one size.
+    pub(crate) fn tokens(&self, given: Option<RangePair>) -> Result<RangePair, TransferError> {
+        let pages = (self.from.shape().page_size(), self.to.shape().page_size());
+        match given {
+            Some(tokens) => Ok(tokens),
+            None if pages.0 == pages.1 => Ok(RangePair::same(0, pages.0)),
+            None => Err(TransferError::PageSizesDiffer {
+                source_page_size: pages.0,
+                destination_page_size: pages.1,
+            }),
+        }
+    }
+}
+
+/// What is executed: one plan, or one for each layer.
+enum Plans {
+    Whole(CopyPlan),
+    Layers(LayerPlans),
+}
+
+/// A transfer that was checked and planned, and holds nothing yet.
+pub(crate) struct Planned<'a> {
+    route: Arc<Route>,
+    pairs: Pairs<'a>,
+    plans: Plans,
+}
+
+impl<'a> Planned<'a> {
+    /// Checks and plans. `layer_by_layer`: one plan a layer; `None`: where that is free.
+    pub(crate) fn new(
+        route: Arc<Route>,
+        pairs: Pairs<'a>,
+        layer_by_layer: Option<bool>,
+    ) -> Result<Planned<'a>, TransferError> {
+        let by_layer = route.layers > 1 && layer_by_layer.unwrap_or(route.layers_are_free);
+        // Nothing that a planner leaves behind makes a later plan wrong, only slower.
+        let planner = route.planner.lock();
+        let mut planner = planner.unwrap_or_else(PoisonError::into_inner);
+        let plans = match by_layer {
+            true => Plans::Layers(pairs.plan_layers(&mut planner)?),
+            false => Plans::Whole(pairs.plan(&mut planner)?),
+        };
+        drop(planner);
+        Ok(Planned {
+            route,
+            pairs,
+            plans,
+        })
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        match &self.plans {
+            Plans::Whole(plan) => plan.bytes(),
+            Plans::Layers(plans) => plans.bytes(),
+        }
+    }
+
+    fn runs(&self) -> u64 {
+        match &self.plans {
+            Plans::Whole(plan) => plan.runs(),
+            Plans::Layers(plans) => plans.runs(),
+        }
     }
 
     /// Layers that the transfer is about.
     pub(crate) fn layers(&self) -> usize {
-        self.layers
+        self.route.layers
     }
 
     /// Whether both sides are in memory.
     pub(crate) fn is_memory(&self) -> bool {
-        [&self.source, &self.destination].into_iter().all(|lease| {
-            let bound = lease.layout().bound();
-            bound.is_ok_and(|bound| matches!(bound.backing(), Backing::Memory(_)))
+        self.route.is_memory
+    }
+
+    /// The same transfer, to be kept.
+    pub(crate) fn into_owned(self) -> Planned<'static> {
+        Planned {
+            route: self.route,
+            pairs: self.pairs.into_owned(),
+            plans: self.plans,
+        }
+    }
+
+    /// Takes both leases, or none.
+    pub(crate) fn lease(self, ledger: &SharedLedger) -> Result<LeasedTransfer<'a>, TransferError> {
+        let key = self.route.key();
+        let mut guard = lock(ledger);
+        let tickets = guard.lease_both(key.source, key.destination, &self.pairs);
+        drop(guard);
+        Ok(LeasedTransfer {
+            tickets: tickets?,
+            ledger: Arc::clone(ledger),
+            planned: self,
         })
+    }
+}
+
+/// Plans and the leases that make their execution sound. The leases live as long as it does.
+pub(crate) struct LeasedTransfer<'a> {
+    planned: Planned<'a>,
+    ledger: SharedLedger,
+    tickets: [Ticket; 2],
+}
+
+impl LeasedTransfer<'_> {
+    pub(crate) fn bytes(&self) -> u64 {
+        self.planned.bytes()
+    }
+
+    pub(crate) fn runs(&self) -> u64 {
+        self.planned.runs()
+    }
+
+    /// Whether layers are done one after the other.
+    pub(crate) fn is_by_layer(&self) -> bool {
+        matches!(self.planned.plans, Plans::Layers(_)) || self.planned.layers() == 1
     }
 
     /// Executes plan after plan and calls `done` after each.
     pub(crate) fn run(&mut self, mut done: impl FnMut()) -> Result<(), TransferError> {
-        let source = self.source.layout().bound()?;
-        let destination = self.destination.layout().bound()?;
-        for plan in &self.plans {
-            // SAFETY: `prepare` made the plan from the layouts of these leases and leased exactly
-            // the blocks that it touches: for reading, which keeps writers away, and for writing,
-            // which keeps everybody away. No block is leased both ways, and leases on layouts that
-            // share memory conflict byte by byte, so no byte is on both sides.
-            unsafe { execute(plan, source, destination) }?;
-            done();
+        match &self.planned.plans {
+            Plans::Whole(plan) => {
+                self.execute(plan)?;
+                done();
+            }
+            Plans::Layers(plans) => {
+                for plan in plans.iter() {
+                    self.execute(&plan)?;
+                    done();
+                }
+            }
         }
         Ok(())
     }
 
+    /// Executes one of its own plans.
+    fn execute(&self, plan: &CopyPlan) -> Result<(), TransferError> {
+        let route = &self.planned.route;
+        let (source, destination) = (route.from.bound()?, route.to.bound()?);
+        // SAFETY: the plan is one of ours (`run` is the only caller): the planner of the route
+        // made it from these layouts and the pairs whose blocks are leased, for reading, which
+        // keeps writers away, and for writing, which keeps everybody away. No block is leased both
+        // ways, and leases on layouts that share memory conflict byte by byte, so no byte is on
+        // both sides.
+        unsafe { execute(plan, source, destination) }
+    }
+
     /// Compares what was copied, pair by pair, in canonical order.
     pub(crate) fn compare(&self) -> Result<(), TransferError> {
-        let layout = self.destination.layout().strided();
-        let mut expected = Scratch::for_block_of(layout)?;
-        let mut found = Scratch::for_block_of(layout)?;
-        for pair in &self.selection.pairs {
+        let route = &self.planned.route;
+        let (from, to) = (route.from.bound()?, route.to.bound()?);
+        let mut expected = Scratch::for_block_of(to.layout())?;
+        let mut found = Scratch::for_block_of(to.layout())?;
+        for pair in self.planned.pairs.to_vec() {
             let block = pair.destination_block;
             let mut selection = Selection {
                 pairs: vec![BlockPair {
                     destination_block: 0,
-                    ..*pair
+                    ..pair
                 }],
-                ..self.selection.clone()
+                layers: route.key.layers,
+                heads: route.key.heads,
+                source_order: false,
             };
-            expected.gather_selection(&self.source, &selection)?;
+            // SAFETY: the source blocks of the pairs are leased for reading.
+            unsafe { expected.gather_leased(from, &selection) }?;
             let there = |range: RangePair| RangePair::same(range.destination, range.count);
             selection.layers = selection.layers.map(there);
             selection.heads = selection.heads.map(there);
@@ -113,7 +253,9 @@ impl LeasedTransfer {
                 pair.source_block = block;
                 pair.source_token = pair.destination_token;
             }
-            found.gather_selection(&self.destination, &selection)?;
+            // SAFETY: the destination blocks of the pairs are leased for writing, and nothing is
+            // being written now.
+            unsafe { found.gather_leased(to, &selection) }?;
             if expected.bytes()? != found.bytes()? {
                 return Err(TransferError::VerifyFailed { block });
             }
@@ -125,50 +267,9 @@ impl LeasedTransfer {
     }
 }
 
-fn check_distinct(read: &[u64], written: &[u64]) -> Result<(), TransferError> {
-    let mut sorted = read.to_vec();
-    sorted.sort_unstable();
-    match written.iter().find(|b| sorted.binary_search(b).is_ok()) {
-        Some(&block) => Err(TransferError::SameBlock { block }),
-        None => Ok(()),
+impl Drop for LeasedTransfer<'_> {
+    fn drop(&mut self) {
+        let pairs = &self.planned.pairs;
+        lock(&self.ledger).release_both(&self.tickets, pairs);
     }
-}
-
-/// Whether going layer by layer costs no run length and no order of reading: the destination is
-/// memory with a region for each layer, and a source in files has one too.
-fn costs_nothing(source: &Side<'_>, destination: &Side<'_>) -> Result<bool, TransferError> {
-    let separate = |side: &Side<'_>| {
-        let layout = side.layout.strided();
-        layout.region_bytes().len() as u64 >= layout.shape().num_layers()
-    };
-    let from_memory = matches!(source.layout.bound()?.backing(), Backing::Memory(_));
-    let to_memory = matches!(destination.layout.bound()?.backing(), Backing::Memory(_));
-    Ok(to_memory && separate(destination) && (from_memory || separate(source)))
-}
-
-/// One plan, or one for each layer.
-fn plans(
-    source: &Side<'_>,
-    destination: &Side<'_>,
-    selection: &Selection,
-    layers: u64,
-    layer_by_layer: Option<bool>,
-) -> Result<Vec<CopyPlan>, TransferError> {
-    let (from, to) = (source.layout.strided(), destination.layout.strided());
-    let whole = CopyPlan::new(from, to, selection)?;
-    if layers == 1 || !layer_by_layer.unwrap_or(costs_nothing(source, destination)?) {
-        return Ok(vec![whole]);
-    }
-    let all = selection.layers.unwrap_or(RangePair::same(0, layers));
-    (0..layers)
-        .map(|layer| {
-            let one = RangePair {
-                source: all.source + layer,
-                destination: all.destination + layer,
-                count: 1,
-            };
-            let selection = selection.clone().with_layers(one);
-            Ok(CopyPlan::new(from, to, &selection)?)
-        })
-        .collect()
 }

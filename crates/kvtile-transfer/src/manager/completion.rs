@@ -51,6 +51,22 @@ impl Shared {
         })
     }
 
+    /// Of a transfer that has ended already.
+    pub(super) fn ended(
+        layers: usize,
+        result: Result<TransferReport, TransferError>,
+    ) -> Arc<Shared> {
+        Arc::new(Shared {
+            layers,
+            progress: Mutex::new(Progress {
+                layers_done: if result.is_ok() { layers } else { 0 },
+                result: Some(result),
+                ..Progress::default()
+            }),
+            changed: Condvar::new(),
+        })
+    }
+
     fn lock(&self) -> MutexGuard<'_, Progress> {
         // Nothing that holds the lock can leave it half changed.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
@@ -88,27 +104,32 @@ impl Shared {
 #[derive(Debug)]
 struct Waiter {
     shared: Arc<Shared>,
-    key: u64,
+    /// Its number, once it was polled and found nothing.
+    key: Option<u64>,
 }
 
 impl Waiter {
     fn new(shared: Arc<Shared>) -> Waiter {
-        let mut progress = shared.lock();
-        let key = progress.next_waiter;
-        progress.next_waiter += 1;
-        drop(progress);
-        Waiter { shared, key }
+        Waiter { shared, key: None }
     }
 
     /// Wakers are the code of others: they are cloned and dropped outside the lock.
-    fn poll<T>(&self, context: &Context<'_>, ready: impl Fn(&Progress) -> Option<T>) -> Poll<T> {
+    fn poll<T>(
+        &mut self,
+        context: &Context<'_>,
+        ready: impl Fn(&Progress) -> Option<T>,
+    ) -> Poll<T> {
         let waker = context.waker().clone();
         let mut progress = self.shared.lock();
         if let Some(value) = ready(&progress) {
             drop(progress);
             return Poll::Ready(value);
         }
-        let previous = progress.wakers.insert(self.key, waker);
+        let key = *self.key.get_or_insert_with(|| {
+            progress.next_waiter += 1;
+            progress.next_waiter
+        });
+        let previous = progress.wakers.insert(key, waker);
         drop(progress);
         drop(previous);
         Poll::Pending
@@ -123,8 +144,10 @@ impl Clone for Waiter {
 
 impl Drop for Waiter {
     fn drop(&mut self) {
-        let waker = self.shared.lock().wakers.remove(&self.key);
-        drop(waker);
+        if let Some(key) = self.key {
+            let waker = self.shared.lock().wakers.remove(&key);
+            drop(waker);
+        }
     }
 }
 
@@ -237,7 +260,7 @@ impl TransferCompletion {
     /// As for [`TransferCompletion::wait_layer`].
     pub async fn layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
-        let waiter = self.waiter.clone();
+        let mut waiter = self.waiter.clone();
         std::future::poll_fn(|context| waiter.poll(context, |p| layer_result(p, layer))).await
     }
 
@@ -266,7 +289,7 @@ fn layer_result(progress: &Progress, layer: usize) -> Option<Result<(), Transfer
 impl Future for TransferCompletion {
     type Output = Result<TransferReport, TransferError>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         self.waiter
             .poll(context, |progress| progress.result.clone())
     }

@@ -6,14 +6,50 @@ use std::{
     time::Instant,
 };
 
-use kvtile_layout::CopyPlan;
-
 use super::completion::{Shared, TransferReport};
 use crate::{error::TransferError, execute::LeasedTransfer};
 
-/// A transfer that was checked, planned and leased. However it goes, its completion learns of it.
+/// Moves the bytes and gives the leases back. `layer_done` is called for every layer that is at its
+/// destination before the end.
+pub(super) fn run(
+    mut transfer: LeasedTransfer<'_>,
+    verify: bool,
+    layer_done: impl FnMut(),
+) -> Result<TransferReport, TransferError> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        execute(&mut transfer, verify, layer_done)
+    }));
+    drop(transfer);
+    outcome.unwrap_or(Err(TransferError::Panicked))
+}
+
+fn execute(
+    transfer: &mut LeasedTransfer<'_>,
+    verify: bool,
+    mut layer_done: impl FnMut(),
+) -> Result<TransferReport, TransferError> {
+    let start = Instant::now();
+    // What is still to be verified is not done.
+    let early = transfer.is_by_layer() && !verify;
+    transfer.run(|| {
+        if early {
+            layer_done();
+        }
+    })?;
+    if verify {
+        transfer.compare()?;
+    }
+    Ok(TransferReport {
+        bytes: transfer.bytes(),
+        runs: transfer.runs(),
+        elapsed: start.elapsed(),
+        verified: verify,
+    })
+}
+
+/// A leased transfer that waits its turn. However it goes, its completion learns of it.
 pub(super) struct Job {
-    transfer: LeasedTransfer,
+    transfer: LeasedTransfer<'static>,
     verify: bool,
     ending: Ending,
 }
@@ -28,7 +64,7 @@ impl Drop for Ending {
 }
 
 impl Job {
-    pub(super) fn new(transfer: LeasedTransfer, verify: bool, shared: Arc<Shared>) -> Job {
+    pub(super) fn new(transfer: LeasedTransfer<'static>, verify: bool, shared: Arc<Shared>) -> Job {
         Job {
             transfer,
             verify,
@@ -36,46 +72,10 @@ impl Job {
         }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
-        self.transfer.plans().iter().map(CopyPlan::bytes).sum()
-    }
-
-    /// Whether both sides are in memory.
-    pub(super) fn is_memory(&self) -> bool {
-        self.transfer.is_memory()
-    }
-
     /// Moves the bytes, gives the leases back, and then tells the completion.
-    pub(super) fn run(mut self) {
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.execute()));
-        let Job {
-            transfer, ending, ..
-        } = self;
-        drop(transfer);
-        ending
-            .0
-            .finish(outcome.unwrap_or(Err(TransferError::Panicked)));
-    }
-
-    fn execute(&mut self) -> Result<TransferReport, TransferError> {
-        let start = Instant::now();
-        let by_layer = self.transfer.plans().len() == self.transfer.layers();
-        // What is still to be verified is not done.
-        let early = by_layer && !self.verify;
-        let shared = &self.ending.0;
-        self.transfer.run(|| {
-            if early {
-                shared.layer_done();
-            }
-        })?;
-        if self.verify {
-            self.transfer.compare()?;
-        }
-        Ok(TransferReport {
-            bytes: self.bytes(),
-            runs: self.transfer.plans().iter().map(CopyPlan::runs).sum(),
-            elapsed: start.elapsed(),
-            verified: self.verify,
-        })
+    pub(super) fn run(self) {
+        let ending = self.ending;
+        let outcome = run(self.transfer, self.verify, || ending.0.layer_done());
+        ending.0.finish(outcome);
     }
 }

@@ -4,33 +4,36 @@
 //! the destination as it was. Only a failing device (a disk error in the middle) can leave
 //! destination blocks half written, and the error says so.
 
+mod builder;
 mod completion;
 mod content;
 mod extent;
 mod job;
 mod ledger;
 mod options;
+mod pairs;
+mod routes;
 mod worker;
 
 use std::{
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+pub use builder::TransferManagerBuilder;
 pub use completion::{TransferCompletion, TransferReport};
 pub use content::FillPattern;
 pub(crate) use content::checksum;
-use kvtile_layout::{RangePair, Selection};
+use kvtile_layout::Selection;
 pub(crate) use ledger::Ticket;
 pub use options::TransferOptions;
+pub(crate) use pairs::{Ids, Pairs};
+pub(crate) use routes::RouteKey;
 
 use self::{completion::Shared, job::Job, ledger::Ledger, worker::Worker};
 use crate::{
     error::TransferError,
-    execute::{BlockLease, LeaseMode, LeasedTransfer, Side},
+    execute::{BlockLease, LeaseMode, Planned, Route},
     physical::PhysicalLayout,
 };
 
@@ -85,7 +88,7 @@ pub(crate) fn lock(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
 /// ```
 pub struct TransferManager {
     ledger: SharedLedger,
-    worker: Mutex<Option<Worker>>,
+    worker: Worker,
 }
 
 impl fmt::Debug for TransferManager {
@@ -104,12 +107,12 @@ impl TransferManager {
     /// A manager without layouts. Its thread starts with the first transfer that needs one.
     #[must_use]
     pub fn new() -> TransferManager {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        TransferManager {
-            ledger: Arc::new(Mutex::new(Ledger::new(id))),
-            worker: Mutex::new(None),
-        }
+        TransferManager::builder().build()
+    }
+
+    /// Starts setting one up.
+    pub fn builder() -> TransferManagerBuilder {
+        TransferManagerBuilder::default()
     }
 
     /// Registers a layout.
@@ -158,6 +161,10 @@ impl TransferManager {
 
     /// Copies source block `i` of the list to destination block `i`.
     ///
+    /// It returns when the transfer is under way: at its end for small ones between memories, else
+    /// when it has a place in the queue of the manager's thread. While the queue is full
+    /// ([`queue_capacity`](TransferManagerBuilder::queue_capacity)), it waits for one.
+    ///
     /// # Errors
     /// Everything that can be known beforehand, and then no byte is written: handles, remote
     /// layouts, lists of different lengths, ids out of range or written twice, shapes that differ,
@@ -170,18 +177,15 @@ impl TransferManager {
         destination_block_ids: &[usize],
         options: TransferOptions,
     ) -> Result<TransferCompletion, TransferError> {
-        let (from, to) = (self.layout(source)?, self.layout(destination)?);
-        let selection = select(
-            source_block_ids,
-            destination_block_ids,
-            (&from, &to),
-            options.tokens,
-        )?;
-        let options = TransferOptions {
-            tokens: None,
-            ..options
-        };
-        self.execute_selection(source, destination, selection, options)
+        let route = self.route(RouteKey {
+            source,
+            destination,
+            layers: options.layers,
+            heads: options.heads,
+        })?;
+        let tokens = route.tokens(options.tokens)?;
+        let pairs = Pairs::blocks(source_block_ids, destination_block_ids, tokens)?;
+        self.start(route, pairs, &options)
     }
 
     /// Copies an arbitrary selection: block pairs with token offsets, so that pages of different
@@ -194,68 +198,60 @@ impl TransferManager {
         &self,
         source: LayoutHandle,
         destination: LayoutHandle,
-        mut selection: Selection,
+        selection: Selection,
         options: TransferOptions,
     ) -> Result<TransferCompletion, TransferError> {
         if options.tokens.is_some() {
             return Err(TransferError::TokensOfSelection);
         }
-        let (from, to) = (self.layout(source)?, self.layout(destination)?);
-        selection.layers = options.layers.or(selection.layers);
-        selection.heads = options.heads.or(selection.heads);
-        match (from.logical_fingerprint(), to.logical_fingerprint()) {
-            (Some(a), Some(b)) if a != b => {
-                return Err(TransferError::LogicalDiffers { from: a, to: b });
-            }
-            _ => {}
-        }
-        let side = |handle, layout| Side { handle, layout };
-        let transfer = LeasedTransfer::prepare(
-            &self.ledger,
-            &side(source, &from),
-            &side(destination, &to),
-            selection,
-            options.layer_by_layer,
-        )?;
-        let shared = Shared::new(transfer.layers());
-        let job = Job::new(transfer, options.verify, Arc::clone(&shared));
-        let completion = TransferCompletion::new(shared);
-        if job.is_memory() && job.bytes() <= INLINE_BYTES {
-            job.run();
-            return Ok(completion);
-        }
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
-        if worker.is_none() {
-            *worker = Some(Worker::start()?);
-        }
-        if let Some(worker) = worker.as_ref() {
-            worker.run(Box::new(move || job.run()));
-        }
-        Ok(completion)
+        let route = self.route(RouteKey {
+            source,
+            destination,
+            layers: options.layers.or(selection.layers),
+            heads: options.heads.or(selection.heads),
+        })?;
+        let pairs = Pairs::Selected(selection.pairs.into());
+        self.start(route, pairs, &options)
     }
-}
 
-/// The pairs of two block lists: whole blocks, or the given tokens of each.
-fn select(
-    source: &[usize],
-    destination: &[usize],
-    (from, to): (&PhysicalLayout, &PhysicalLayout),
-    tokens: Option<RangePair>,
-) -> Result<Selection, TransferError> {
-    let ids = |ids: &[usize]| ids.iter().map(|&id| id as u64).collect::<Vec<u64>>();
-    let (a, b) = (from.shape().page_size(), to.shape().page_size());
-    if tokens.is_none() && a != b {
-        return Err(TransferError::PageSizesDiffer {
-            source_page_size: a,
-            destination_page_size: b,
-        });
+    /// The route of a transfer: one that was used before, or a new one.
+    fn route(&self, key: RouteKey) -> Result<Arc<Route>, TransferError> {
+        let mut ledger = lock(&self.ledger);
+        if let Some(route) = ledger.routes.find(&key) {
+            return Ok(route);
+        }
+        let from = ledger.layout(key.source)?.clone();
+        let to = ledger.layout(key.destination)?.clone();
+        drop(ledger);
+        let route = Arc::new(Route::new(key, from, to)?);
+        let mut ledger = lock(&self.ledger);
+        // Somebody may have unregistered one of them meanwhile; its handle never comes again.
+        if ledger.layout(key.source).is_ok() && ledger.layout(key.destination).is_ok() {
+            ledger.routes.keep(key, &route);
+        }
+        drop(ledger);
+        Ok(route)
     }
-    let tokens = tokens.unwrap_or(RangePair::same(0, a));
-    let mut selection = Selection::blocks(&ids(source), &ids(destination), a)?;
-    for pair in &mut selection.pairs {
-        pair.source_token = tokens.source;
-        pair.destination_token = tokens.destination;
-        pair.tokens = tokens.count;
+
+    /// Plans, leases, and runs or queues a transfer.
+    fn start(
+        &self,
+        route: Arc<Route>,
+        pairs: Pairs<'_>,
+        options: &TransferOptions,
+    ) -> Result<TransferCompletion, TransferError> {
+        let planned = Planned::new(route, pairs, options.layer_by_layer)?;
+        let (layers, verify) = (planned.layers(), options.verify);
+        if planned.is_memory() && planned.bytes() <= INLINE_BYTES {
+            let transfer = planned.lease(&self.ledger)?;
+            let result = job::run(transfer, verify, || {});
+            return Ok(TransferCompletion::new(Shared::ended(layers, result)));
+        }
+        self.worker.start()?;
+        let transfer = planned.into_owned().lease(&self.ledger)?;
+        let shared = Shared::new(layers);
+        let job = Job::new(transfer, verify, Arc::clone(&shared));
+        self.worker.run(job);
+        Ok(TransferCompletion::new(shared))
     }
-    Ok(selection)
 }

@@ -6,15 +6,16 @@
 //! leases of the other.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use kvtile_memory::OwnedMemoryRegion;
 
 use super::{
-    LayoutHandle, LeaseMode,
+    Ids, LayoutHandle, LeaseMode, Pairs,
     extent::{Extent, block_extents, extents, first_overlap},
+    routes::Routes,
 };
 use crate::{error::TransferError, physical::PhysicalLayout};
 
@@ -66,16 +67,17 @@ pub(crate) struct Ledger {
     manager: u64,
     next_layout: u64,
     next_lease: u64,
-    entries: HashMap<u64, Entry>,
+    entries: BTreeMap<u64, Entry>,
     shared: Vec<SharedLease>,
+    /// Routes between registered layouts.
+    pub(crate) routes: Routes,
 }
 
-/// A lease as the ledger knows it: to be given back once.
+/// A lease as the ledger knows it: to be given back once, with the blocks that it was taken for.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     lease: u64,
     layout: u64,
-    blocks: Vec<u64>,
     mode: LeaseMode,
 }
 
@@ -85,8 +87,9 @@ impl Ledger {
             manager,
             next_layout: 0,
             next_lease: 0,
-            entries: HashMap::new(),
+            entries: BTreeMap::new(),
             shared: Vec::new(),
+            routes: Routes::default(),
         }
     }
 
@@ -167,6 +170,7 @@ impl Ledger {
         let Some(entry) = self.entries.remove(&id) else {
             return Err(unknown(handle));
         };
+        self.routes.forget(handle);
         for other in self.entries.values_mut() {
             other.aliases.retain(|alias| *alias != id);
         }
@@ -201,29 +205,34 @@ impl Ledger {
             .ok_or_else(|| unknown(handle))
     }
 
-    /// Takes `blocks` of `handle`, all or none. `blocks` are sorted, distinct and in range.
+    /// Takes `blocks` of `handle`, all or none. They are in range, and may come more than once.
     pub(crate) fn lease(
         &mut self,
         handle: LayoutHandle,
-        blocks: Vec<u64>,
+        blocks: Ids<'_>,
         mode: LeaseMode,
     ) -> Result<Ticket, TransferError> {
         let id = self.id(handle)?;
         let lease = self.next_lease;
         let entry = self.entries.get(&id).ok_or_else(|| unknown(handle))?;
-        for &block in &blocks {
+        // As many readers as a block may have without looking like a writer.
+        let readers_max = u64::from(WRITER - 1).saturating_sub(blocks.len() as u64);
+        let free_max = match mode {
+            LeaseMode::Read => readers_max,
+            LeaseMode::Write => 0,
+        };
+        for block in blocks.clone() {
             let state = at(&entry.blocks, block);
-            let busy = match mode {
-                LeaseMode::Read => state == WRITER,
-                LeaseMode::Write => state != 0,
-            };
-            if busy {
+            if u64::from(state) > free_max {
                 return Err(leased(handle, block, state == WRITER, mode));
             }
         }
         if !entry.aliases.is_empty() {
+            let mut distinct: Vec<u64> = blocks.clone().collect();
+            distinct.sort_unstable();
+            distinct.dedup();
             let strided = entry.layout.strided();
-            let extents = block_extents(strided, &entry.extents, &blocks)?;
+            let extents = block_extents(strided, &entry.extents, &distinct)?;
             self.check_shared(id, &extents, mode)?;
             self.shared.push(SharedLease {
                 lease,
@@ -234,7 +243,7 @@ impl Ledger {
         }
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.leases += 1;
-            for &block in &blocks {
+            for block in blocks {
                 if let Some(state) = at_mut(&mut entry.blocks, block) {
                     *state = match mode {
                         LeaseMode::Read => state.saturating_add(1),
@@ -247,9 +256,33 @@ impl Ledger {
         Ok(Ticket {
             lease,
             layout: id,
-            blocks,
             mode,
         })
+    }
+
+    /// Takes both sides of a transfer, or none.
+    pub(crate) fn lease_both(
+        &mut self,
+        source: LayoutHandle,
+        destination: LayoutHandle,
+        pairs: &Pairs<'_>,
+    ) -> Result<[Ticket; 2], TransferError> {
+        let read = self.lease(source, pairs.sources(), LeaseMode::Read)?;
+        match self.lease(destination, pairs.destinations(), LeaseMode::Write) {
+            Ok(written) => Ok([read, written]),
+            Err(error) => {
+                self.release(&read, pairs.sources());
+                let own = pairs.common().filter(|_| source == destination);
+                Err(own.map_or(error, |block| TransferError::SameBlock { block }))
+            }
+        }
+    }
+
+    /// Gives both sides of a transfer back.
+    pub(crate) fn release_both(&mut self, tickets: &[Ticket; 2], pairs: &Pairs<'_>) {
+        let [read, written] = tickets;
+        self.release(read, pairs.sources());
+        self.release(written, pairs.destinations());
     }
 
     /// Refuses bytes that a lease on another layout over the same memory holds.
@@ -271,13 +304,13 @@ impl Ledger {
         Ok(())
     }
 
-    pub(crate) fn release(&mut self, ticket: &Ticket) {
+    pub(crate) fn release(&mut self, ticket: &Ticket, blocks: Ids<'_>) {
         self.shared.retain(|lease| lease.lease != ticket.lease);
         let Some(entry) = self.entries.get_mut(&ticket.layout) else {
             return;
         };
         entry.leases = entry.leases.saturating_sub(1);
-        for &block in &ticket.blocks {
+        for block in blocks {
             if let Some(state) = at_mut(&mut entry.blocks, block) {
                 *state = match ticket.mode {
                     LeaseMode::Read => state.saturating_sub(1),
@@ -307,6 +340,11 @@ impl Ledger {
             let claims = claims();
             for claim in self.claims_of(&entry.layout, &entry.extents) {
                 assert!(claims.contains(&claim), "memory without a claim");
+            }
+        }
+        for key in self.routes.keys() {
+            for handle in [key.source, key.destination] {
+                assert!(self.id(handle).is_ok(), "a route without its layout");
             }
         }
         for (index, lease) in self.shared.iter().enumerate() {

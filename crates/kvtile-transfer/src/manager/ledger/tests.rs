@@ -479,3 +479,48 @@ fn regions_of_one_layout_are_apart() {
     build([0, 1024]).unwrap();
     build([1024, 0]).unwrap();
 }
+
+/// What is kept between transfers is bounded, and goes with its layouts.
+#[test]
+fn routes_are_bounded_and_go_with_their_layouts() {
+    use kvtile_layout::RangePair;
+    let world = World::new();
+    let build = |at| {
+        let view = RegionView::new(Arc::clone(&world.arena), at, 2048).unwrap();
+        let layout = PhysicalLayout::builder()
+            .with_shape(shape(4), 1)
+            .layout("BLKNHC".parse::<LayoutSpec>().unwrap())
+            .with_memory_regions(vec![Arc::new(view)])
+            .build();
+        world.manager.register(layout.unwrap()).unwrap()
+    };
+    let handles: Vec<LayoutHandle> = (0..12).map(|i| build(2048 * i)).collect();
+    let kept = || lock(&world.manager.ledger).routes.keys().count();
+    let copy = |from, to, layer| {
+        let options = TransferOptions::new().layers(RangePair::same(layer, 1));
+        let done = world
+            .manager
+            .execute_transfer(from, &[0], to, &[1], options);
+        assert_eq!(done.unwrap().wait().unwrap().bytes, 128);
+    };
+    copy(handles[0], handles[1], 0);
+    copy(handles[0], handles[1], 0);
+    assert_eq!(kept(), 1);
+    copy(handles[0], handles[1], 1);
+    assert_eq!(kept(), 2);
+    for from in &handles {
+        for to in &handles {
+            copy(*from, *to, 0);
+            copy(*from, *to, 0);
+            assert!(kept() <= 64);
+        }
+    }
+    assert_eq!(kept(), 64);
+    for handle in &handles {
+        world.manager.unregister(*handle).unwrap();
+        lock(&world.manager.ledger).check_integrity();
+    }
+    assert_eq!(kept(), 0);
+    // Nothing but the arena itself still holds it.
+    assert_eq!(Arc::strong_count(&world.arena), 1);
+}
