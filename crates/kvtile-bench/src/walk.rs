@@ -113,14 +113,37 @@ impl Walk {
         source: &[u8],
         destination: &[u8],
     ) -> bool {
+        self.planes.iter().all(|plane| match plane.run_bytes {
+            1 => self.are_equal::<1>(plane, blocks, source, destination),
+            2 => self.are_equal::<2>(plane, blocks, source, destination),
+            4 => self.are_equal::<4>(plane, blocks, source, destination),
+            8 => self.are_equal::<8>(plane, blocks, source, destination),
+            16 => self.are_equal::<16>(plane, blocks, source, destination),
+            bytes => {
+                let mut equal = true;
+                self.pieces(plane, blocks, &mut |from, to| {
+                    let from = source.get(from..from + bytes);
+                    equal &= from.is_some() && from == destination.get(to..to + bytes);
+                });
+                equal
+            }
+        })
+    }
+
+    /// The same for elements of a size that the compiler knows.
+    fn are_equal<const N: usize>(
+        &self,
+        plane: &PlaneWalk,
+        blocks: (usize, usize),
+        source: &[u8],
+        destination: &[u8],
+    ) -> bool {
         let mut equal = true;
-        for plane in &self.planes {
-            let bytes = plane.run_bytes;
-            self.pieces(plane, blocks, &mut |from, to| {
-                let from = source.get(from..from + bytes);
-                equal &= from.is_some() && from == destination.get(to..to + bytes);
-            });
-        }
+        self.pieces(plane, blocks, &mut |from, to| {
+            let from = source.get(from..).and_then(<[u8]>::first_chunk::<N>);
+            let to = destination.get(to..).and_then(<[u8]>::first_chunk::<N>);
+            equal &= from.is_some() && from == to;
+        });
         equal
     }
 
