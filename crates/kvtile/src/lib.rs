@@ -50,8 +50,8 @@ pub mod layout {
 /// Transfers: registered layouts, leases on their blocks, and completions.
 pub mod transfer {
     pub use kvtile_transfer::{
-        BlockLease, FillPattern, LayoutHandle, LeaseMode, TransferCompletion, TransferError,
-        TransferManager, TransferOptions, TransferReport,
+        BlockLease, FileIo, FillPattern, LayoutHandle, LeaseMode, TransferCompletion,
+        TransferError, TransferManager, TransferOptions, TransferReport,
     };
 }
 

@@ -2,9 +2,12 @@
 
 use std::path::Path;
 
-use kvtile::memory::{
-    DirectIo, FileMemory,
-    machine::{Fact, HugePageMode, Machine, ResourceLimit},
+use kvtile::{
+    memory::{
+        DirectIo, FileMemory,
+        machine::{Fact, HugePageMode, Machine, ResourceLimit},
+    },
+    transfer::FileIo,
 };
 use serde::Serialize;
 
@@ -232,9 +235,8 @@ fn io_uring() -> Check {
         FileIo::IoUring => Check::new(name, Status::Ok, "works; files are read and written by it"),
         FileIo::Threads { reason } => {
             let found = format!("{reason}; files are read and written by threads");
-            Check::new(name, Status::Improvable, found).advice(
-                "threads cost more of the CPU for the same rate; allow io_uring where files matter",
-            )
+            Check::new(name, Status::Improvable, found)
+                .advice("where it is allowed, several reads and writes in flight need no threads")
         }
         _ => Check::new(name, Status::Unknown, "the library did not say"),
     }

@@ -132,7 +132,8 @@ impl Staging {
         }))
     }
 
-    fn total(&self) -> usize {
+    /// Bytes of all slots.
+    pub(super) fn total(&self) -> usize {
         self.slots.iter().map(Slot::size).sum()
     }
 
@@ -171,6 +172,12 @@ impl Staging {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.is_taken = false;
         }
+    }
+
+    /// Whether no slot is in use.
+    #[cfg(test)]
+    pub(super) fn is_free(&self) -> bool {
+        self.slots.iter().all(|slot| !slot.is_taken)
     }
 
     /// Ends the use of all slots.

@@ -187,3 +187,60 @@ fn completion(entry: &cqueue::Entry) -> Completion {
 fn errno_of(error: &io::Error) -> Errno {
     Errno::from_io_error(error).unwrap_or(Errno::IO)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsRawFd};
+
+    use super::*;
+
+    /// A sandbox can be put in place when a ring is there already.
+    #[test]
+    fn a_kernel_that_refuses_to_be_entered_loses_nothing_in_flight_and_fails_the_rest() {
+        let Ok(mut queue) = UringQueue::new() else {
+            eprintln!("skipped: no io_uring here");
+            return;
+        };
+        let zeroes = File::open("/dev/zero").unwrap();
+        let mut buffers = vec![vec![1; 4096]; 8];
+        let mut submit = |queue: &mut UringQueue, index: usize| {
+            let buffer = &mut buffers[index];
+            let operation = Operation {
+                direction: Direction::Read,
+                fd: zeroes.as_raw_fd(),
+                offset: 0,
+                address: buffer.as_mut_ptr(),
+                bytes: buffer.len(),
+                token: index as u64,
+            };
+            // SAFETY: the buffers and the file outlive the queue's use of them: all completions
+            // are taken below.
+            unsafe { queue.submit(operation) };
+        };
+        for index in 0..4 {
+            submit(&mut queue, index);
+        }
+        queue.flush();
+        queue.refusal = Some(Errno::PERM);
+        for index in 4..8 {
+            submit(&mut queue, index);
+        }
+        queue.flush();
+        let mut results = [None; 8];
+        while let Some(Completion { token, result }) = queue.next() {
+            results[usize::try_from(token).unwrap()] = Some(result);
+        }
+        assert_eq!(results[..4], [Some(Ok(4096)); 4]);
+        assert_eq!(results[4..], [Some(Err(Errno::PERM)); 4]);
+        assert_eq!(queue.in_flight(), 0);
+        assert!(!queue.is_sound());
+        drop(queue);
+        let sums = buffers
+            .iter()
+            .map(|b| b.iter().map(|&b| u32::from(b)).sum());
+        assert_eq!(
+            sums.collect::<Vec<u32>>(),
+            [0, 0, 0, 0, 4096, 4096, 4096, 4096]
+        );
+    }
+}
