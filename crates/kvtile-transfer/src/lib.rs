@@ -21,8 +21,8 @@ pub use descriptor::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor};
 pub use error::TransferError;
 pub use execute::{BlockLease, FileIo, LeaseMode};
 pub use manager::{
-    FillPattern, LayoutHandle, TransferCompletion, TransferManager, TransferManagerBuilder, TransferOptions,
-    TransferReport,
+    FillPattern, LayoutHandle, TransferCompletion, TransferManager, TransferManagerBuilder,
+    TransferOptions, TransferReport,
 };
 pub use physical::{
     FullyContiguousLayout, HasConfig, HasLayout, HasMemory, LayerSeparateLayout, Layout,

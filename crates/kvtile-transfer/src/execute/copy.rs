@@ -16,12 +16,10 @@ use std::sync::{
 
 use kvtile_layout::{CopyPlan, Location, Loop, Nest, PlanClass, Step};
 
-pub(super) use super::nest::LocalNest;
-pub(super) use super::place::{Place, copy_nest, split};
 use super::{
     bound::BoundLayout,
     kernel::LINE_BYTES,
-    nest::{Manner, choose, is_local},
+    nest::{LocalNest, Manner, choose, is_local},
     pipeline::{Pipeline, Scratch},
     pool::CopyPool,
 };

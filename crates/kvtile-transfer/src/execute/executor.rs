@@ -48,10 +48,15 @@ impl Executor {
         }
     }
 
-    /// The one of all transfers, with as many threads as are usual.
-    pub(super) fn shared() -> &'static Executor {
-        static SHARED: OnceLock<Executor> = OnceLock::new();
-        SHARED.get_or_init(|| Executor::new(CopyPool::usual_threads()))
+    /// The one for single blocks, which are moved by whoever asks for them.
+    pub(super) fn of_one_thread() -> &'static Executor {
+        static ONE: OnceLock<Executor> = OnceLock::new();
+        ONE.get_or_init(|| Executor::new(1))
+    }
+
+    /// Threads that are used where nobody says how many.
+    pub(crate) fn usual_threads() -> usize {
+        CopyPool::usual_threads()
     }
 
     /// The threads of a copy of `bytes`, where it is worth more than one.

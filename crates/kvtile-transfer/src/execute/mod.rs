@@ -59,14 +59,14 @@ use crate::error::TransferError;
 /// byte is a destination byte.
 unsafe fn execute(
     plan: &CopyPlan,
-    source: &BoundLayout,
-    destination: &BoundLayout,
+    (source, destination): (&BoundLayout, &BoundLayout),
+    executor: &Executor,
+    hints: Hints,
 ) -> Result<(), TransferError> {
     match (source.backing(), destination.backing()) {
         (Backing::Memory(_), Backing::Memory(_)) => {
             let sides = (source, destination);
-            let executor = Executor::shared();
-            let manner = executor.manner(plan, sides, Hints::default());
+            let manner = executor.manner(plan, sides, hints);
             let pool = executor.pool(plan.bytes());
             // SAFETY: passed on to the caller.
             unsafe { copy::copy_plan(plan, sides, manner, pool) }

@@ -5,7 +5,13 @@ use std::sync::Arc;
 use kvtile_layout::{BlockPair, CopyPlan, Location, Selection, Span, StridedLayout};
 use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
 
-use super::{access, bound::BoundLayout, execute, lease::BlockLease};
+use super::{
+    access,
+    bound::BoundLayout,
+    execute,
+    executor::{Executor, Hints},
+    lease::BlockLease,
+};
 use crate::error::TransferError;
 
 /// One block in [canonical order](StridedLayout::canonical), owned by whoever has the scratch.
@@ -78,7 +84,14 @@ impl Scratch {
         let plan = CopyPlan::new(source.layout(), self.bound.layout(), selection)?;
         // SAFETY: the plan was made from these two; the caller keeps writers from its blocks; the
         // scratch is borrowed exclusively and shares no memory with anything.
-        unsafe { execute(&plan, source, &self.bound) }
+        unsafe {
+            execute(
+                &plan,
+                (source, &self.bound),
+                Executor::of_one_thread(),
+                READ_NEXT,
+            )
+        }
     }
 
     /// Writes the scratch to one block of a write lease.
@@ -91,9 +104,22 @@ impl Scratch {
         let plan = CopyPlan::new(self.bound.layout(), destination.layout(), &selection)?;
         // SAFETY: the plan was made from these two; the write lease keeps everybody else from its
         // blocks; nobody writes the scratch while it is borrowed.
-        unsafe { execute(&plan, &self.bound, destination) }
+        unsafe {
+            execute(
+                &plan,
+                (&self.bound, destination),
+                Executor::of_one_thread(),
+                READ_NEXT,
+            )
+        }
     }
 }
+
+/// A block is small, and looked at as soon as it is there.
+const READ_NEXT: Hints = Hints {
+    bytes: 0,
+    read_next: true,
+};
 
 /// Every block of `selection` on one side is part of `lease`.
 fn check_held(

@@ -12,7 +12,11 @@ use kvtile_layout::{
     BlockPair, CopyPlan, CopyPlanner, LayerPlans, PlanSettings, RangePair, Selection,
 };
 
-use super::{Backing, execute, scratch::Scratch};
+use super::{
+    Backing, execute,
+    executor::{Executor, Hints},
+    scratch::Scratch,
+};
 use crate::{
     error::TransferError,
     manager::{Pairs, RouteKey, SharedLedger, Ticket, lock},
@@ -163,8 +167,13 @@ impl<'a> Planned<'a> {
         }
     }
 
-    /// Takes both leases, or none.
-    pub(crate) fn lease(self, ledger: &SharedLedger) -> Result<LeasedTransfer<'a>, TransferError> {
+    /// Takes both leases, or none. `read_next`: the destination is read as soon as it is there.
+    pub(crate) fn lease(
+        self,
+        ledger: &SharedLedger,
+        executor: &Arc<Executor>,
+        read_next: bool,
+    ) -> Result<LeasedTransfer<'a>, TransferError> {
         let key = self.route.key();
         let mut guard = lock(ledger);
         let tickets = guard.lease_both(key.source, key.destination, &self.pairs);
@@ -172,6 +181,11 @@ impl<'a> Planned<'a> {
         Ok(LeasedTransfer {
             tickets: tickets?,
             ledger: Arc::clone(ledger),
+            executor: Arc::clone(executor),
+            hints: Hints {
+                bytes: self.bytes(),
+                read_next,
+            },
             planned: self,
         })
     }
@@ -181,6 +195,8 @@ impl<'a> Planned<'a> {
 pub(crate) struct LeasedTransfer<'a> {
     planned: Planned<'a>,
     ledger: SharedLedger,
+    executor: Arc<Executor>,
+    hints: Hints,
     tickets: [Ticket; 2],
 }
 
@@ -224,7 +240,7 @@ impl LeasedTransfer<'_> {
         // keeps writers away, and for writing, which keeps everybody away. No block is leased both
         // ways, and leases on layouts that share memory conflict byte by byte, so no byte is on
         // both sides.
-        unsafe { execute(plan, source, destination) }
+        unsafe { execute(plan, (source, destination), &self.executor, self.hints) }
     }
 
     /// Compares what was copied, pair by pair, in canonical order.

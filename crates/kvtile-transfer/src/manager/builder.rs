@@ -6,6 +6,7 @@ use std::sync::{
 };
 
 use super::{TransferManager, ledger::Ledger, worker::Worker};
+use crate::execute::Executor;
 
 /// Transfers that wait at most, unless something else is said.
 const QUEUE_CAPACITY: usize = 1024;
@@ -15,12 +16,14 @@ const QUEUE_CAPACITY: usize = 1024;
 #[must_use = "a builder builds nothing until it is told to"]
 pub struct TransferManagerBuilder {
     queue_capacity: usize,
+    copy_threads: usize,
 }
 
 impl Default for TransferManagerBuilder {
     fn default() -> Self {
         TransferManagerBuilder {
             queue_capacity: QUEUE_CAPACITY,
+            copy_threads: Executor::usual_threads(),
         }
     }
 }
@@ -35,6 +38,15 @@ impl TransferManagerBuilder {
         self
     }
 
+    /// How many threads share one copy between memories at most (default: half of the processors
+    /// that the process may use, at least 1 and at most 8). Small copies stay on one thread,
+    /// whatever is set; 0 counts as 1. The threads start with the first copy that is worth them and
+    /// sleep between copies.
+    pub fn copy_threads(mut self, threads: usize) -> TransferManagerBuilder {
+        self.copy_threads = threads;
+        self
+    }
+
     /// A manager without layouts. Its thread starts with the first transfer that needs one.
     #[must_use]
     pub fn build(self) -> TransferManager {
@@ -42,6 +54,7 @@ impl TransferManagerBuilder {
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         TransferManager {
             ledger: Arc::new(Mutex::new(Ledger::new(id))),
+            executor: Arc::new(Executor::new(self.copy_threads)),
             worker: Worker::new(self.queue_capacity),
         }
     }

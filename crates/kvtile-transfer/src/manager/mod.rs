@@ -33,7 +33,7 @@ pub(crate) use routes::RouteKey;
 use self::{completion::Shared, job::Job, ledger::Ledger, worker::Worker};
 use crate::{
     error::TransferError,
-    execute::{BlockLease, LeaseMode, Planned, Route},
+    execute::{BlockLease, Executor, LeaseMode, Planned, Route},
     physical::PhysicalLayout,
 };
 
@@ -88,6 +88,7 @@ pub(crate) fn lock(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
 /// ```
 pub struct TransferManager {
     ledger: SharedLedger,
+    executor: Arc<Executor>,
     worker: Worker,
 }
 
@@ -242,13 +243,16 @@ impl TransferManager {
     ) -> Result<TransferCompletion, TransferError> {
         let planned = Planned::new(route, pairs, options.layer_by_layer)?;
         let (layers, verify) = (planned.layers(), options.verify);
+        let read_next = options.read_next || verify;
         if planned.is_memory() && planned.bytes() <= INLINE_BYTES {
-            let transfer = planned.lease(&self.ledger)?;
+            let transfer = planned.lease(&self.ledger, &self.executor, read_next)?;
             let result = job::run(transfer, verify, || {});
             return Ok(TransferCompletion::new(Shared::ended(layers, result)));
         }
         self.worker.start()?;
-        let transfer = planned.into_owned().lease(&self.ledger)?;
+        let transfer = planned
+            .into_owned()
+            .lease(&self.ledger, &self.executor, read_next)?;
         let shared = Shared::new(layers);
         let job = Job::new(transfer, verify, Arc::clone(&shared));
         self.worker.run(job);

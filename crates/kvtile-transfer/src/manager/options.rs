@@ -10,6 +10,7 @@ pub struct TransferOptions {
     pub(super) heads: Option<RangePair>,
     pub(super) verify: bool,
     pub(super) layer_by_layer: Option<bool>,
+    pub(super) read_next: bool,
 }
 
 impl TransferOptions {
@@ -44,6 +45,15 @@ impl TransferOptions {
     #[must_use]
     pub fn verify(mut self, verify: bool) -> TransferOptions {
         self.verify = verify;
+        self
+    }
+
+    /// Say that the destination is read as soon as it is there, so that it is left in the caches
+    /// where it fits. Without it, what is larger than a core's own cache goes straight to memory,
+    /// unless both layouts together fit the last level: faster, and the caches keep what they have.
+    #[must_use]
+    pub fn read_next(mut self, read_next: bool) -> TransferOptions {
+        self.read_next = read_next;
         self
     }
 

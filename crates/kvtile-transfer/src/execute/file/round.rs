@@ -3,7 +3,7 @@
 use super::{
     super::{
         bound::{Backing, BoundLayout},
-        copy::copy_nest,
+        place::copy_nest,
     },
     limits::Limits,
     tiling::{Tile, TileNest},

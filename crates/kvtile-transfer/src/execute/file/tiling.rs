@@ -4,7 +4,8 @@ use kvtile_layout::{AxisSet, Location, Loop, Nest, Step};
 
 use super::super::{
     bound::{Backing, BoundLayout},
-    copy::{LocalNest, split},
+    nest::LocalNest,
+    place::split,
 };
 use crate::error::TransferError;
 

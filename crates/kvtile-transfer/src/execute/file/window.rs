@@ -4,7 +4,7 @@ use kvtile_layout::Location;
 
 use super::super::{
     bound::{Backing, BoundLayout},
-    copy::Place,
+    place::Place,
 };
 use crate::error::TransferError;
 
