@@ -62,7 +62,8 @@ impl MachineFacts {
         let vectors = ["sse2", "avx2", "avx512f", "avx512vbmi", "asimd", "sve"];
         let huge = match (&machine.huge_page_bytes, &machine.huge_pages) {
             (Fact::Known(bytes), Fact::Known(mode)) => {
-                format!("{} KiB, {mode:?}", bytes >> 10).to_lowercase()
+                let mode = format!("{mode:?}").to_lowercase();
+                format!("{} KiB, {mode}", bytes >> 10)
             }
             _ => "unknown".to_owned(),
         };

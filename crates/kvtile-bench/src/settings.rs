@@ -56,7 +56,7 @@ impl Default for Settings {
 const ROUNDS_MIN: u32 = 3;
 
 /// Rounds beyond which a median does not get better.
-const ROUNDS_MAX: u32 = 9;
+const ROUNDS_MAX: u32 = 7;
 
 impl Settings {
     /// Rounds for a cell whose first, uncounted round took so long.
@@ -64,7 +64,7 @@ impl Settings {
         if let Some(rounds) = self.rounds {
             return rounds;
         }
-        let budget = Duration::from_millis(if self.quick { 250 } else { 600 });
+        let budget = Duration::from_millis(250);
         let rounds = budget.as_secs_f64() / round.as_secs_f64().max(1e-6);
         // An odd number has a middle.
         let fitting = (ROUNDS_MIN..=ROUNDS_MAX).filter(|n| n % 2 == 1 && f64::from(*n) <= rounds);

@@ -1,5 +1,5 @@
 //! One planner for many lists of blocks, against plans made afresh and against the naive copy.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
 

@@ -329,9 +329,11 @@ fn cell(
 /// model: none where heads cannot be halved, or in the cache.
 fn ranks(model: &Model, size: Size, alignment: u64) -> Result<Vec<Cell>, BenchError> {
     let all = model.shape.num_heads();
-    let (Size::Bytes(_), true) = (size, all.is_multiple_of(2)) else {
+    let (Size::Bytes(bytes), true) = (size, all.is_multiple_of(2)) else {
         return Ok(Vec::new());
     };
+    // Of the whole model, so that the half that moves is as large as other cells.
+    let size = Size::Bytes(bytes.saturating_mul(2));
     let mut cells = Vec::new();
     for (held, stored, back) in pairs::RANKS {
         let pair = Pair::of_words(held, stored)?;

@@ -44,7 +44,7 @@ pub(crate) struct BenchArgs {
     /// Threads that copy; may be given several times [default: 1 2]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Vec<u32>,
-    /// Rounds of which the median counts [default: 3 to 9, as time allows]
+    /// Rounds of which the median counts [default: 3 to 7, as time allows]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
     /// Less than a minute: fewer pairs, models and bytes
