@@ -20,7 +20,7 @@ use super::{
     limits::Limits,
     pipeline::Pipeline,
     queue::Way,
-    staging::Worker,
+    staging::{Staging, Worker},
     tiling::{Files, Tiling},
 };
 use crate::{error::TransferError, execute::bound::BoundLayout};
@@ -362,25 +362,25 @@ fn a_pipeline_dropped_half_way_leaves_nothing_in_flight() {
 
 /// However scattered the sources are, staging stays within its limit and is used again.
 #[test]
-fn staging_is_bounded_and_comes_from_the_pool() {
-    let mut worker = Worker::take(Way::Threads);
+fn staging_is_bounded_and_used_again() {
+    let mut staging = Staging::default();
     let max = 8 << 20;
     let mut taken = Vec::new();
-    while let Some(staged) = worker.staging.take(1 << 20, max).unwrap() {
+    while let Some(staged) = staging.take(1 << 20, max).unwrap() {
         taken.push(staged);
         assert!(taken.len() < 100);
     }
     assert_eq!(taken.len(), 4, "slots of whole huge pages");
-    assert!(worker.staging.total() <= max);
+    assert!(staging.total() <= max);
     let first = taken[0];
-    worker.staging.give_back(first.slot);
-    let again = worker.staging.take(2 << 20, max).unwrap().unwrap();
+    staging.give_back(first.slot);
+    let again = staging.take(2 << 20, max).unwrap().unwrap();
     assert_eq!(again.start, first.start);
-    worker.staging.give_back_all();
+    staging.give_back_all();
     // One that is larger than all may be has all to itself.
-    let large = worker.staging.take(20 << 20, max).unwrap().unwrap();
-    assert!(worker.staging.take(1, max).unwrap().is_none());
-    assert_eq!(worker.staging.total(), 20 << 20);
-    worker.staging.give_back(large.slot);
-    assert!(worker.staging.is_free());
+    let large = staging.take(20 << 20, max).unwrap().unwrap();
+    assert!(staging.take(1, max).unwrap().is_none());
+    assert_eq!(staging.total(), 20 << 20);
+    staging.give_back(large.slot);
+    assert!(staging.is_free());
 }
