@@ -39,6 +39,8 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// The executors' tests under the address sanitizer alone.
+    Sanitize,
     /// The dependency, licence and file rules alone.
     Rules,
 }
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Test => test(),
         Command::Check { without_tests } => check(without_tests),
         Command::Fuzz { seconds } => fuzz(seconds),
+        Command::Sanitize => sanitize(),
         Command::Rules => rules(),
     };
     match result {
@@ -76,6 +79,7 @@ fn check(without_tests: bool) -> Result<(), Failure> {
         .run()?;
     demonstration()?;
     advisories()?;
+    sanitize()?;
     fuzz(CHECK_FUZZ_SECONDS)
 }
 
@@ -113,6 +117,28 @@ fn advisories() -> Result<(), Failure> {
         return Ok(());
     }
     Step::cargo(["deny", "check", "advisories"]).run()
+}
+
+/// The tests that touch bytes through pointers, where every access is checked.
+fn sanitize() -> Result<(), Failure> {
+    if !Step::cargo(["+nightly", "--version"]).succeeds() {
+        println!("sanitize: skipped, there is no nightly toolchain");
+        return Ok(());
+    }
+    // With a target given, build scripts and macros are left as they are.
+    let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+    let tests = ["--lib", "--test", "transfers_reference", "--test", "large"];
+    let test = [
+        "+nightly",
+        "test",
+        "--locked",
+        "-p",
+        "kvtile-transfer",
+        "--target",
+    ];
+    Step::cargo(test.into_iter().chain([target.as_str()]).chain(tests))
+        .env("RUSTFLAGS", "-Zsanitizer=address")
+        .run()
 }
 
 fn fuzz(seconds: u32) -> Result<(), Failure> {

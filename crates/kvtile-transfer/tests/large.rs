@@ -167,3 +167,47 @@ fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
     };
     copies_everywhere(&case, &selection);
 }
+
+/// Copies that several threads share, and copies that are left in the caches.
+#[test]
+fn threads_and_caches_change_the_speed_of_a_copy_and_nothing_else() {
+    let shape = Shape::key_value(24, 4, 16, 8, 256, &raw(2)).unwrap();
+    let (ids, order): (Vec<u64>, Vec<u64>) = (0..24).map(|i| (i, i * 5 % 24)).unzip();
+    let selection = whole(&ids, &order, &shape);
+    for (from, to) in [
+        ("L|KBNHC", "BLKNHC"),
+        ("L|BKNHC", "BHLKNC"),
+        ("L|BH(kCN,vNC)", "BHLKNC"),
+        ("BLKNHC", "L|KBHCNC8"),
+    ] {
+        let side = |word: &str| LayoutCase {
+            shape: shape.clone(),
+            word: Word::parse(word).unwrap(),
+            alignment: 64,
+        };
+        let (src, dst) = (side(from), side(to));
+        let resolve = |c: &LayoutCase| StridedLayout::resolve(&c.word, &c.shape, 64).unwrap();
+        let (src_layout, dst_layout) = (resolve(&src), resolve(&dst));
+        let plan = CopyPlan::new(&src_layout, &dst_layout, &selection).unwrap();
+        let from_image = image(&src_layout, 1);
+        let before = image(&dst_layout, 2);
+        let mut expected = before.clone();
+        execute(&plan, &from_image, &mut expected).unwrap();
+        for (threads, read_next) in [(0, false), (1, true), (3, false), (2, true)] {
+            let manager = TransferManager::builder().copy_threads(threads).build();
+            let folder = common::folder();
+            let place = Place::Borrowed;
+            let (a, _store) = over_image(&src, &from_image, place, folder.path()).unwrap();
+            let (b, store) = over_image(&dst, &before, place, folder.path()).unwrap();
+            let (a, b) = (manager.register(a).unwrap(), manager.register(b).unwrap());
+            let options = TransferOptions::new().read_next(read_next);
+            let done = manager.execute_selection(a, b, selection.clone(), options);
+            done.unwrap().wait().unwrap();
+            drop(manager.unregister(b).unwrap());
+            assert!(
+                store.image() == expected,
+                "{from} {to} {threads} {read_next}"
+            );
+        }
+    }
+}
