@@ -65,19 +65,25 @@ impl Classes {
         self.classes.clear();
         self.index.clear();
         self.last = 0;
-        let mut left = pairs.len();
+        let left = pairs.len();
         let mut next = pairs.next();
         // From each pair to the next with other tokens: mostly the whole list.
         while let Some(first) = next.take() {
             let mut stretch = Stretch::new(frame, first, left);
+            let mut run = Run::new((first.source_block, first.destination_block));
             for pair in pairs.by_ref() {
                 if !stretch.has_tokens(&pair) {
                     next = Some(pair);
                     break;
                 }
-                stretch.take(self, pair.source_block, pair.destination_block);
+                let blocks = (pair.source_block, pair.destination_block);
+                if run.count > 1 && run.strides_to(blocks) == run.strides {
+                    (run.last, run.count) = (blocks, run.count + 1);
+                } else {
+                    run = stretch.turn(self, run, blocks);
+                }
             }
-            left = left.saturating_sub(stretch.end(self));
+            stretch.end(self, run);
         }
     }
 
@@ -134,6 +140,15 @@ impl Run {
         }
     }
 
+    /// How far `blocks` are from the last.
+    #[inline]
+    fn strides_to(&self, blocks: (u64, u64)) -> (u64, u64) {
+        (
+            blocks.0.wrapping_sub(self.last.0),
+            blocks.1.wrapping_sub(self.last.1),
+        )
+    }
+
     /// Whether it is a loop. A short one is only where both ids go up by one; the source may stay,
     /// but the destination goes up.
     #[inline]
@@ -151,11 +166,9 @@ struct Stretch {
     base: PairBase,
     phases: (u64, u64),
     progressions: bool,
-    run: Run,
     /// Pairs that are no loop; they go to their class when something else comes.
     singles: Vec<PairBase>,
-    taken: usize,
-    /// Pairs that the list had left where the stretch began.
+    /// Pairs that it has at most.
     left: usize,
 }
 
@@ -182,9 +195,7 @@ impl Stretch {
             },
             phases,
             progressions: frame.progressions,
-            run: Run::new((first.source_block, first.destination_block)),
             singles: Vec::new(),
-            taken: 1,
             left,
         }
     }
@@ -197,42 +208,28 @@ impl Stretch {
             & (pair.destination_token == tokens(self.base.destination_token, self.phases.1))
     }
 
+    /// The run after `run`, which `blocks` do not continue, or which has no strides yet. It is
+    /// passed by value to stay in registers: a list of scattered blocks comes here for each.
     #[inline]
-    fn take(&mut self, classes: &mut Classes, source: u64, destination: u64) {
-        self.taken += 1;
-        let run = &mut self.run;
-        let strides = (
-            source.wrapping_sub(run.last.0),
-            destination.wrapping_sub(run.last.1),
-        );
-        if self.progressions && (run.count == 1 || strides == run.strides) {
-            (run.last, run.strides) = ((source, destination), strides);
-            run.count += 1;
-            return;
+    fn turn(&mut self, classes: &mut Classes, run: Run, blocks: (u64, u64)) -> Run {
+        if !self.progressions || (run.count > 1 && run.is_loop()) {
+            self.end_run(classes, run);
+            return Run::new(blocks);
         }
-        if self.progressions && !run.is_loop() {
-            // The last of a run that is none may be the first of one.
-            let (last, count) = (run.last, run.count);
-            self.push_singles(count - 1);
-            self.run = Run {
-                first: last,
-                last: (source, destination),
-                strides: (
-                    source.wrapping_sub(last.0),
-                    destination.wrapping_sub(last.1),
-                ),
-                count: 2,
-            };
-            return;
+        // The last of a run that is none may be the first of one.
+        self.push_singles(run, run.count - 1);
+        Run {
+            first: run.last,
+            last: blocks,
+            strides: run.strides_to(blocks),
+            count: 2,
         }
-        self.end_run(classes);
-        self.run = Run::new((source, destination));
     }
 
     /// The first `count` pairs of the run, which are no loop.
     #[inline]
-    fn push_singles(&mut self, count: u64) {
-        let mut blocks = self.run.first;
+    fn push_singles(&mut self, run: Run, count: u64) {
+        let mut blocks = run.first;
         for _ in 0..count {
             if self.singles.len() == self.singles.capacity() {
                 self.grow();
@@ -242,23 +239,24 @@ impl Stretch {
                 destination_block: blocks.1,
                 ..self.base
             });
-            blocks.0 = blocks.0.wrapping_add(self.run.strides.0);
-            blocks.1 = blocks.1.wrapping_add(self.run.strides.1);
+            blocks.0 = blocks.0.wrapping_add(run.strides.0);
+            blocks.1 = blocks.1.wrapping_add(run.strides.1);
         }
     }
 
     /// Few at first, since runs may compress them all; then what may come.
     #[cold]
     fn grow(&mut self) {
-        let left = self.left.saturating_sub(self.taken).saturating_add(4);
-        let few = if self.singles.is_empty() { 4 } else { left };
-        self.singles.reserve_exact(few.min(self.left));
+        let more = match self.singles.len() {
+            few @ 0..64 => (few * 3).max(4),
+            _ => self.left,
+        };
+        self.singles.reserve_exact(more.min(self.left).max(1));
     }
 
-    fn end_run(&mut self, classes: &mut Classes) {
-        let run = self.run;
+    fn end_run(&mut self, classes: &mut Classes, run: Run) {
         if !run.is_loop() {
-            return self.push_singles(run.count);
+            return self.push_singles(run, run.count);
         }
         self.flush(classes);
         let key = ClassKey {
@@ -294,10 +292,8 @@ impl Stretch {
         }
     }
 
-    /// Ends the stretch; how many pairs it had.
-    fn end(mut self, classes: &mut Classes) -> usize {
-        self.end_run(classes);
+    fn end(mut self, classes: &mut Classes, run: Run) {
+        self.end_run(classes, run);
         self.flush(classes);
-        self.taken
     }
 }
