@@ -89,9 +89,10 @@ pub(crate) trait Contender {
     ) -> Result<Duration, BenchError>;
 }
 
-/// A manager with so many threads for copies; `None` where that cannot be asked for.
-pub(crate) fn manager_with(threads: u32) -> Option<TransferManager> {
-    (threads == 1).then(TransferManager::new)
+/// A manager with so many threads for copies.
+pub(crate) fn manager_with(threads: u32) -> TransferManager {
+    let threads = usize::try_from(threads).unwrap_or(usize::MAX);
+    TransferManager::builder().copy_threads(threads).build()
 }
 
 /// Both layouts of a cell, and how they lie in memory.
@@ -111,13 +112,12 @@ pub(crate) struct Transfers<'a> {
 }
 
 impl<'a> Transfers<'a> {
-    /// `None` where so many threads cannot be asked for.
-    pub(crate) fn new(sides: &'a Sides, threads: u32) -> Option<Transfers<'a>> {
-        Some(Transfers {
-            manager: manager_with(threads)?,
+    pub(crate) fn new(sides: &'a Sides, threads: u32) -> Transfers<'a> {
+        Transfers {
+            manager: manager_with(threads),
             threads,
             sides,
-        })
+        }
     }
 
     fn copy(

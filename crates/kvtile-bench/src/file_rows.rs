@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use crate::{
     arena::{Arenas, Packing},
     class::Class,
-    contender::{Contender, FlatCopy, Method, Orders, spec_of},
+    contender::{Contender, FlatCopy, Method, Orders, manager_with, spec_of},
     error::BenchError,
     fio::{self, Direction},
     matrix::Cell,
@@ -196,7 +196,7 @@ impl Files {
                 .with_shape(layout.shape().clone(), layout.alignment())
                 .layout(spec_of(layout))
         };
-        let manager = TransferManager::new();
+        let manager = manager_with(1);
         let region: OwnedMemoryRegion = Arc::<FileMemory>::clone(&file);
         let filed = manager.register(builder(in_file).over_memory(region).build()?)?;
         let held = manager.register(builder(in_memory).allocate_system().build()?)?;

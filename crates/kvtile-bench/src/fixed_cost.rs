@@ -13,7 +13,7 @@ use kvtile::{
 
 use crate::{
     class::Class,
-    contender::Method,
+    contender::{Method, manager_with},
     error::BenchError,
     matrix::Purpose,
     random::{self, Random},
@@ -112,7 +112,7 @@ impl Pair {
     fn new(head_size: u64, seed: u64) -> Result<Pair, BenchError> {
         let unit = Unit::raw(2)?;
         let shape = Shape::key_value(BLOCKS as u64, LAYERS, PAGE_SIZE, 1, head_size, &unit)?;
-        let manager = TransferManager::new();
+        let manager = manager_with(1);
         let register = |word: &str| -> Result<LayoutHandle, BenchError> {
             let word = Word::parse(word).map_err(LayoutError::from)?;
             let builder = PhysicalLayout::builder().with_shape(shape.clone(), 1);

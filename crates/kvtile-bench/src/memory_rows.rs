@@ -68,9 +68,7 @@ pub(crate) fn measure(
         .iter()
         .filter(|&&n| n == 1 || !cell.in_cache)
     {
-        if let Some(transfers) = Transfers::new(&sides, threads) {
-            contenders.push(Box::new(transfers));
-        }
+        contenders.push(Box::new(Transfers::new(&sides, threads)));
     }
     if settings.compare {
         contenders.push(Box::new(CopyLoop { walk: &walk }));

@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use crate::{
     arena::{Arenas, Packing},
-    contender::manager_with,
     error::BenchError,
     file_rows::{self, FileCell},
     fio, first_touch, fixed_cost, flat_rows,
@@ -80,7 +79,7 @@ pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, B
         first_touch: Vec::new(),
         left_out: Vec::new(),
     };
-    report.left_out = left_out(settings, &tasks);
+    report.left_out = left_out(&tasks);
     let with_fio = fio::is_installed();
     let mut arenas = None;
     for (done, task) in tasks.iter().enumerate() {
@@ -166,14 +165,8 @@ fn tasks(settings: &Settings, machine: &MachineFacts) -> Result<Vec<Task>, Bench
 }
 
 /// What was asked for and cannot be measured here.
-fn left_out(settings: &Settings, tasks: &[Task]) -> Vec<String> {
-    let missing = settings
-        .threads
-        .iter()
-        .filter(|&&n| manager_with(n).is_none());
-    let mut reasons: Vec<String> = missing
-        .map(|n| format!("transfers on {n} threads: a manager cannot be asked for so many"))
-        .collect();
+fn left_out(tasks: &[Task]) -> Vec<String> {
+    let mut reasons = Vec::new();
     let mut files = tasks.iter().filter_map(|task| match task {
         Task::File(cell) => Some(cell.direct),
         _ => None,

@@ -18,6 +18,7 @@ use kvtile_layout::{CopyPlan, Location, Loop, Nest, PlanClass, Step};
 
 use super::{
     bound::BoundLayout,
+    direct::{self, is_plain},
     kernel::LINE_BYTES,
     nest::{LocalNest, Manner, choose, is_local},
     pipeline::{Pipeline, Scratch},
@@ -49,14 +50,25 @@ pub(super) unsafe fn copy_plan(
     manner: Manner,
     pool: Option<&CopyPool>,
 ) -> Result<(), TransferError> {
-    let program = Program::new(plan, sides, manner)?;
     let Some(pool) = pool else {
+        let mut program = Program::empty(plan, sides, manner);
+        for class in plan.classes() {
+            for nest in class.nests.iter() {
+                if is_plain(nest, manner) {
+                    // SAFETY: passed on to the caller.
+                    unsafe { direct::copy(plan, (class, nest), sides, manner.kernels) }?;
+                } else {
+                    program.add(class, nest)?;
+                }
+            }
+        }
         let mut scratch = Scratch::default();
         return program.parts.iter().try_for_each(|part| {
             // SAFETY: passed on to the caller.
             unsafe { part.copy(&program, 0..part.cells, &mut scratch) }
         });
     };
+    let program = Program::new(plan, sides, manner)?;
     // SAFETY: passed on to the caller: every chunk is taken once.
     unsafe { program.share(pool, plan.bytes()) }
 }
@@ -82,17 +94,26 @@ struct Part<'p> {
 }
 
 impl<'p> Program<'p> {
+    fn empty(
+        plan: &'p CopyPlan,
+        sides: (&'p BoundLayout, &'p BoundLayout),
+        manner: Manner,
+    ) -> Program<'p> {
+        Program {
+            plan,
+            sides,
+            manner,
+            parts: Vec::new(),
+        }
+    }
+
+    /// All of a plan.
     fn new(
         plan: &'p CopyPlan,
         sides: (&'p BoundLayout, &'p BoundLayout),
         manner: Manner,
     ) -> Result<Program<'p>, TransferError> {
-        let mut program = Program {
-            plan,
-            sides,
-            manner,
-            parts: Vec::new(),
-        };
+        let mut program = Program::empty(plan, sides, manner);
         for class in plan.classes() {
             for nest in class.nests.iter() {
                 program.add(class, nest)?;

@@ -5,6 +5,7 @@
 //! | `bound` | nothing: binds a layout to its regions and checks every bound |
 //! | `executor` | nothing: decides on stores, kernels and threads |
 //! | `copy` | memory to memory: cells, chunks, threads |
+//! | `direct` | runs with ordinary stores, straight from the plan |
 //! | `nest` | nothing: which kernel a nest runs, and the loops around it |
 //! | `pipeline` | the steps of a kernel, with what comes next asked for in advance |
 //! | `kernel` | runs, transposes and gathers, for each level of vector instructions |
@@ -24,6 +25,7 @@
 mod access;
 mod bound;
 mod copy;
+mod direct;
 mod executor;
 mod file;
 mod kernel;

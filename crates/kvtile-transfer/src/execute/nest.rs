@@ -9,7 +9,7 @@
 use kvtile_layout::Loop;
 
 use super::{
-    kernel::{Gather, GatherLoop, Kernels, LINE_BYTES, Level, Stores, Transpose},
+    kernel::{Gather, GatherLoop, Kernels, LINE_BYTES, Level, Stores, Stride, Transpose},
     pipeline::Pipeline,
 };
 use crate::error::TransferError;
@@ -34,14 +34,6 @@ impl Kernel {
             Kernel::Gather(gather) => gather.bytes(),
         }
     }
-}
-
-/// One loop: how often, and how far each side goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Stride {
-    pub(super) extent: usize,
-    pub(super) source: usize,
-    pub(super) destination: usize,
 }
 
 /// What decides which kernel a nest runs.

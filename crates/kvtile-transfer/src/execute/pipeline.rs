@@ -9,8 +9,8 @@
 use kvtile_memory::AlignedBuffer;
 
 use super::{
-    kernel::{Gather, Hop, Kernels, LINE_BYTES, Stores, Transpose},
-    nest::{Kernel, Manner, STAGE_BYTES_MAX, Stride},
+    kernel::{Gather, Hop, Kernels, LINE_BYTES, Stores, Stride, Transpose},
+    nest::{Kernel, Manner, STAGE_BYTES_MAX},
 };
 use crate::error::TransferError;
 
@@ -19,6 +19,9 @@ const HOPS: usize = 256;
 
 /// Bytes that are asked for in advance: about as many as memory has under way at a time.
 const AHEAD_BYTES: usize = 4096;
+
+/// The same for steps that are put together first: they read a whole step at once.
+const STAGED_AHEAD_BYTES: usize = 2 * AHEAD_BYTES;
 
 /// Most steps that are asked for in advance.
 const AHEAD_MAX: usize = 32;
@@ -52,7 +55,13 @@ impl<'k> Pipeline<'k> {
     ) -> Result<Pipeline<'k>, TransferError> {
         let ahead = match manner.stores {
             Stores::Ordinary => 0,
-            Stores::Streaming => (AHEAD_BYTES / kernel.bytes()).clamp(1, AHEAD_MAX),
+            Stores::Streaming => {
+                let bytes = match kernel {
+                    Kernel::Run(_) => AHEAD_BYTES,
+                    _ => STAGED_AHEAD_BYTES,
+                };
+                (bytes / kernel.bytes().max(1)).clamp(1, AHEAD_MAX)
+            }
         };
         let stage = match (kernel, manner.stores) {
             (Kernel::Run(_), _) | (_, Stores::Ordinary) => None,
@@ -81,6 +90,11 @@ impl<'k> Pipeline<'k> {
     /// the kernel, do not overlap in its units, and nobody else writes the former or touches the
     /// latter.
     pub(super) unsafe fn push(&mut self, source: *const u8, destination: *mut u8) {
+        if let (Kernel::Run(_), Stores::Ordinary) = (self.kernel, self.manner.stores) {
+            // SAFETY: passed on to the caller.
+            unsafe { self.push_loop(Stride::ONCE, source, destination) };
+            return;
+        }
         self.hops.push(Hop {
             source,
             destination,
@@ -101,6 +115,15 @@ impl<'k> Pipeline<'k> {
         source: *const u8,
         destination: *mut u8,
     ) {
+        if let (Kernel::Run(bytes), Stores::Ordinary) = (self.kernel, self.manner.stores) {
+            let hop = Hop {
+                source,
+                destination,
+            };
+            // SAFETY: passed on to the caller.
+            unsafe { self.manner.kernels.copy_rows(hop, stride, *bytes) };
+            return;
+        }
         let mut first = 0;
         while first < stride.extent {
             let room = (HOPS + self.ahead).saturating_sub(self.hops.len()).max(1);
@@ -146,17 +169,14 @@ impl<'k> Pipeline<'k> {
         let kernels = self.manner.kernels;
         let hops = self.hops.get(..count).unwrap_or_default();
         match (self.kernel, self.stage.as_deref_mut()) {
-            (Kernel::Run(bytes), _) if self.manner.streams() => {
+            // With ordinary stores, runs do not come here: they need no hops.
+            (Kernel::Run(bytes), _) => {
                 // SAFETY: passed on to the caller.
                 unsafe { kernels.stream_runs(self.hops, count, *bytes, self.ahead) };
             }
-            (Kernel::Run(bytes), _) => {
-                // SAFETY: passed on to the caller.
-                unsafe { kernels.copy_runs(hops, *bytes) };
-            }
             (Kernel::Transpose(matrix), Some(stage)) => {
                 // SAFETY: passed on to the caller.
-                unsafe { transpose_staged(kernels, matrix, (self.hops, count), stage) };
+                unsafe { transpose_staged(kernels, matrix, (self.hops, count, self.ahead), stage) };
             }
             (Kernel::Transpose(matrix), None) => {
                 for hop in hops {
@@ -166,7 +186,7 @@ impl<'k> Pipeline<'k> {
             }
             (Kernel::Gather(gather), Some(stage)) => {
                 // SAFETY: passed on to the caller.
-                unsafe { gather_staged(kernels, gather, (self.hops, count), stage) };
+                unsafe { gather_staged(kernels, gather, (self.hops, count, self.ahead), stage) };
             }
             (Kernel::Gather(gather), None) => {
                 for hop in hops {
@@ -185,7 +205,7 @@ impl<'k> Pipeline<'k> {
 unsafe fn transpose_staged(
     kernels: Kernels,
     matrix: &Transpose,
-    (hops, count): (&[Hop], usize),
+    (hops, count, ahead): (&[Hop], usize, usize),
     stage: &mut AlignedBuffer,
 ) {
     let dense = matrix.dense();
@@ -194,7 +214,7 @@ unsafe fn transpose_staged(
     // Rows shorter than a line, with others' bytes between them, cannot be streamed.
     let direct = !is_dense && row_bytes < LINE_BYTES;
     for (index, hop) in hops.iter().enumerate().take(count) {
-        let mut next = Lines::of(matrix, hops.get(index + 1));
+        let mut next = Lines::of(matrix, hops.get(index + ahead));
         if direct {
             kernels.prefetch(&mut next, usize::MAX);
             // SAFETY: passed on to the caller.
@@ -301,11 +321,11 @@ unsafe fn stream_out(
 unsafe fn gather_staged(
     kernels: Kernels,
     gather: &Gather,
-    (hops, count): (&[Hop], usize),
+    (hops, count, ahead): (&[Hop], usize, usize),
     stage: &mut AlignedBuffer,
 ) {
     for (index, hop) in hops.iter().enumerate().take(count) {
-        if let Some(next) = hops.get(index + 1) {
+        if let Some(next) = hops.get(index + ahead) {
             gather.for_each_run(next.source, &mut |start| {
                 let lines = (0..gather.run).step_by(LINE_BYTES);
                 kernels.prefetch(&mut lines.map(|at| start.wrapping_add(at)), usize::MAX);

@@ -30,11 +30,31 @@ pub(super) use transpose::Transpose;
 /// Bytes of a line of the cache, as every machine has them that these kernels were written for.
 pub(super) const LINE_BYTES: usize = 64;
 
+/// Runs of so many lines at most are copied without a call for each.
+const ROW_LINES_MAX: usize = 16;
+
 /// Where one run or one tile comes from, and where it goes to.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hop {
     pub(super) source: *const u8,
     pub(super) destination: *mut u8,
+}
+
+/// One loop: how often, and how far each side goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stride {
+    pub(super) extent: usize,
+    pub(super) source: usize,
+    pub(super) destination: usize,
+}
+
+impl Stride {
+    /// A loop that runs once.
+    pub(super) const ONCE: Stride = Stride {
+        extent: 1,
+        source: 0,
+        destination: 0,
+    };
 }
 
 /// How bytes are written.
@@ -58,15 +78,29 @@ impl Kernels {
         Kernels { level }
     }
 
-    /// Copies a run of `bytes` for every hop with ordinary stores.
+    /// Copies a run of `bytes` for every turn of a loop with ordinary stores.
     ///
     /// # Safety
-    /// Every hop has `bytes` readable bytes at its source and `bytes` writable bytes at its
-    /// destination; no source byte of any hop is a destination byte of one, and nobody else
+    /// Every turn has `bytes` readable bytes at its source and `bytes` writable bytes at its
+    /// destination; no source byte of any turn is a destination byte of one, and nobody else
     /// writes the former or touches the latter.
-    pub(super) unsafe fn copy_runs(self, hops: &[Hop], bytes: usize) {
-        // SAFETY: passed on to the caller.
-        unsafe { runs::copy(hops, bytes) }
+    pub(super) unsafe fn copy_rows(self, first: Hop, rows: Stride, bytes: usize) {
+        let lines = bytes / LINE_BYTES;
+        let is_short = bytes.is_multiple_of(LINE_BYTES) && lines <= ROW_LINES_MAX;
+        match self.level {
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512 if is_short => {
+                // SAFETY: the machine has the level; the rest is passed on to the caller.
+                unsafe { x86::copy_rows_avx512(first, rows, lines) }
+            }
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2 if is_short => {
+                // SAFETY: the machine has the level; the rest is passed on to the caller.
+                unsafe { x86::copy_rows_avx2(first, rows, lines) }
+            }
+            // SAFETY: passed on to the caller.
+            _ => unsafe { runs::copy_rows(first, rows, bytes) },
+        }
     }
 
     /// Copies a run of `bytes` for each of the first `count` hops past the caches, reading
@@ -75,7 +109,7 @@ impl Kernels {
     /// What it wrote is ordered before later stores only by [`Kernels::fence`].
     ///
     /// # Safety
-    /// As for [`Kernels::copy_runs`], for the first `count` hops.
+    /// As for [`Kernels::copy_rows`], for the first `count` hops.
     pub(super) unsafe fn stream_runs(self, hops: &[Hop], count: usize, bytes: usize, ahead: usize) {
         match self.level {
             #[cfg(target_arch = "x86_64")]
@@ -89,9 +123,10 @@ impl Kernels {
                 unsafe { x86::stream_runs_avx2(hops, count, bytes, ahead) }
             }
             _ => {
-                let hops = hops.get(..count).unwrap_or(hops);
-                // SAFETY: passed on to the caller.
-                unsafe { runs::copy(hops, bytes) }
+                for hop in hops.iter().take(count) {
+                    // SAFETY: passed on to the caller.
+                    unsafe { runs::copy_rows(*hop, Stride::ONCE, bytes) };
+                }
             }
         }
     }

@@ -1,44 +1,58 @@
 //! Runs of bytes with ordinary stores.
 
-use super::Hop;
+use super::{Hop, Stride};
 
-/// Copies a run of `bytes` for every hop.
+/// Copies a run of `bytes` for every turn of `rows`.
 ///
 /// # Safety
-/// As for [`super::Kernels::copy_runs`].
-pub(super) unsafe fn copy(hops: &[Hop], bytes: usize) {
+/// As for [`super::Kernels::copy_rows`].
+pub(super) unsafe fn copy_rows(first: Hop, rows: Stride, bytes: usize) {
     // A length that the compiler knows becomes a few moves instead of a call.
     match bytes {
         // SAFETY: passed on to the caller, in all of these.
-        16 => unsafe { copy_known::<16>(hops) },
+        1 => unsafe { copy_known::<1>(first, rows) },
         // SAFETY: as above.
-        32 => unsafe { copy_known::<32>(hops) },
+        2 => unsafe { copy_known::<2>(first, rows) },
         // SAFETY: as above.
-        64 => unsafe { copy_known::<64>(hops) },
+        4 => unsafe { copy_known::<4>(first, rows) },
         // SAFETY: as above.
-        128 => unsafe { copy_known::<128>(hops) },
+        8 => unsafe { copy_known::<8>(first, rows) },
         // SAFETY: as above.
-        256 => unsafe { copy_known::<256>(hops) },
+        16 => unsafe { copy_known::<16>(first, rows) },
         // SAFETY: as above.
-        bytes => unsafe { copy_any(hops, bytes) },
+        32 => unsafe { copy_known::<32>(first, rows) },
+        // SAFETY: as above.
+        64 => unsafe { copy_known::<64>(first, rows) },
+        // SAFETY: as above.
+        128 => unsafe { copy_known::<128>(first, rows) },
+        // SAFETY: as above.
+        256 => unsafe { copy_known::<256>(first, rows) },
+        bytes => {
+            for (source, destination) in turns(first, rows) {
+                // SAFETY: both ends of a turn have `bytes` bytes, and they do not overlap.
+                unsafe { std::ptr::copy_nonoverlapping(source, destination, bytes) };
+            }
+        }
     }
 }
 
 /// # Safety
-/// As for [`copy`], with runs of `N` bytes.
+/// As for [`copy_rows`], with runs of `N` bytes.
 #[inline]
-unsafe fn copy_known<const N: usize>(hops: &[Hop]) {
-    for hop in hops {
-        // SAFETY: both ends of the hop have `N` bytes, and they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(hop.source, hop.destination, N) };
+unsafe fn copy_known<const N: usize>(first: Hop, rows: Stride) {
+    for (source, destination) in turns(first, rows) {
+        // SAFETY: both ends of a turn have `N` bytes, and they do not overlap.
+        unsafe { std::ptr::copy_nonoverlapping(source, destination, N) };
     }
 }
 
-/// # Safety
-/// As for [`copy`].
-unsafe fn copy_any(hops: &[Hop], bytes: usize) {
-    for hop in hops {
-        // SAFETY: both ends of the hop have `bytes` bytes, and they do not overlap.
-        unsafe { std::ptr::copy_nonoverlapping(hop.source, hop.destination, bytes) };
-    }
+/// Both ends of every turn.
+#[inline]
+fn turns(first: Hop, rows: Stride) -> impl Iterator<Item = (*const u8, *mut u8)> {
+    (0..rows.extent).map(move |i| {
+        (
+            first.source.wrapping_add(i * rows.source),
+            first.destination.wrapping_add(i * rows.destination),
+        )
+    })
 }

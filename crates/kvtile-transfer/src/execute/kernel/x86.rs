@@ -5,15 +5,16 @@ use std::arch::x86_64::{
     _mm_sfence, _mm_storeu_si128, _mm_unpackhi_epi8, _mm_unpackhi_epi16, _mm_unpackhi_epi32,
     _mm_unpackhi_epi64, _mm_unpacklo_epi8, _mm_unpacklo_epi16, _mm_unpacklo_epi32,
     _mm_unpacklo_epi64, _mm256_castsi256_si128, _mm256_extracti128_si256, _mm256_loadu_si256,
-    _mm256_setzero_si256, _mm256_stream_si256, _mm256_unpackhi_epi8, _mm256_unpackhi_epi16,
-    _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi8, _mm256_unpacklo_epi16,
-    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_castsi512_si128,
-    _mm512_extracti32x4_epi32, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_stream_si512,
-    _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
-    _mm512_unpacklo_epi8, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm256_setzero_si256, _mm256_storeu_si256, _mm256_stream_si256, _mm256_unpackhi_epi8,
+    _mm256_unpackhi_epi16, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi8,
+    _mm256_unpacklo_epi16, _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_castsi512_si128,
+    _mm512_extracti32x4_epi32, _mm512_loadu_si512, _mm512_setzero_si512, _mm512_storeu_si512,
+    _mm512_stream_si512, _mm512_unpackhi_epi8, _mm512_unpackhi_epi16, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi8, _mm512_unpacklo_epi16, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 
-use super::{Hop, LINE_BYTES, Transpose, vectors::transpose_kernel};
+use super::{Hop, LINE_BYTES, Stride, Transpose, vectors::transpose_kernel};
 
 /// Asks for the line at `address`, which need not exist.
 #[inline]
@@ -76,6 +77,103 @@ macro_rules! stream_kernel {
 
 stream_kernel!(stream_runs_avx512, "avx512f", stream_line_avx512);
 stream_kernel!(stream_runs_avx2, "avx2", stream_line_avx2);
+
+/// Defines `$name`, which copies rows of a few lines with `$line`.
+macro_rules! rows_kernel {
+    ($name:ident, $features:literal, $load:path, $store:path) => {
+        /// # Safety
+        /// As for [`super::Kernels::copy_rows`], with runs of `lines` lines; the machine has the
+        /// instructions.
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(first: Hop, rows: Stride, lines: usize) {
+            for row in 0..rows.extent {
+                let mut source = first.source.wrapping_add(row * rows.source);
+                let mut destination = first.destination.wrapping_add(row * rows.destination);
+                let mut left = lines;
+                // Four loads before the first store: a store that waits for its line does not
+                // keep the next loads waiting.
+                while left >= 4 {
+                    // SAFETY: four lines of the run of this row are left, here and below.
+                    let first = unsafe { $load(source) };
+                    // SAFETY: as above.
+                    let second = unsafe { $load(source.wrapping_add(LINE_BYTES)) };
+                    // SAFETY: as above.
+                    let third = unsafe { $load(source.wrapping_add(2 * LINE_BYTES)) };
+                    // SAFETY: as above.
+                    let fourth = unsafe { $load(source.wrapping_add(3 * LINE_BYTES)) };
+                    // SAFETY: as above.
+                    unsafe { $store(destination, first) };
+                    // SAFETY: as above.
+                    unsafe { $store(destination.wrapping_add(LINE_BYTES), second) };
+                    // SAFETY: as above.
+                    unsafe { $store(destination.wrapping_add(2 * LINE_BYTES), third) };
+                    // SAFETY: as above.
+                    unsafe { $store(destination.wrapping_add(3 * LINE_BYTES), fourth) };
+                    source = source.wrapping_add(4 * LINE_BYTES);
+                    destination = destination.wrapping_add(4 * LINE_BYTES);
+                    left -= 4;
+                }
+                for _ in 0..left {
+                    // SAFETY: a line of the run of this row.
+                    let line = unsafe { $load(source) };
+                    // SAFETY: as above.
+                    unsafe { $store(destination, line) };
+                    source = source.wrapping_add(LINE_BYTES);
+                    destination = destination.wrapping_add(LINE_BYTES);
+                }
+            }
+        }
+    };
+}
+
+rows_kernel!(
+    copy_rows_avx512,
+    "avx512f",
+    load_line_avx512,
+    store_line_avx512
+);
+rows_kernel!(copy_rows_avx2, "avx2", load_line_avx2, store_line_avx2);
+
+/// # Safety
+/// A line is readable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load_line_avx512(source: *const u8) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_loadu_si512(source.cast()) }
+}
+
+/// # Safety
+/// A line is writable.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn store_line_avx512(destination: *mut u8, line: __m512i) {
+    // SAFETY: the caller's promise.
+    unsafe { _mm512_storeu_si512(destination.cast(), line) };
+}
+
+/// # Safety
+/// A line is readable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn load_line_avx2(source: *const u8) -> [__m256i; 2] {
+    // SAFETY: the caller's promise.
+    let low = unsafe { _mm256_loadu_si256(source.cast()) };
+    // SAFETY: the caller's promise.
+    let high = unsafe { _mm256_loadu_si256(source.wrapping_add(LINE_BYTES / 2).cast()) };
+    [low, high]
+}
+
+/// # Safety
+/// A line is writable.
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn store_line_avx2(destination: *mut u8, [low, high]: [__m256i; 2]) {
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_storeu_si256(destination.cast(), low) };
+    // SAFETY: the caller's promise.
+    unsafe { _mm256_storeu_si256(destination.wrapping_add(LINE_BYTES / 2).cast(), high) };
+}
 
 /// # Safety
 /// A line is readable at `source` and writable at `destination`, which is a multiple of a line.
