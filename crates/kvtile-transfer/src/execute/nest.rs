@@ -21,6 +21,8 @@ pub(super) enum Kernel {
     Run(usize),
     /// A matrix of small elements.
     Transpose(Transpose),
+    /// Matrices that are dense in the destination together.
+    Tile(Tile),
     /// Small runs that lie side by side in the destination.
     Gather(Gather),
 }
@@ -31,8 +33,39 @@ impl Kernel {
         match self {
             Kernel::Run(bytes) => *bytes,
             Kernel::Transpose(matrix) => matrix.bytes(),
+            Kernel::Tile(tile) => tile.bytes,
             Kernel::Gather(gather) => gather.bytes(),
         }
+    }
+}
+
+/// Small matrices that fill one dense piece of the destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tile {
+    pub(super) matrix: Transpose,
+    /// The loops that walk the matrices, in no particular order.
+    pub(super) loops: Vec<Stride>,
+    /// Bytes of the dense piece.
+    pub(super) bytes: usize,
+}
+
+impl Tile {
+    /// Calls `visit` with the place of every matrix in the source and in the dense piece.
+    pub(super) fn for_each(&self, visit: &mut impl FnMut(usize, usize)) {
+        fn walk(loops: &[Stride], from: usize, to: usize, visit: &mut impl FnMut(usize, usize)) {
+            let Some((outer, inner)) = loops.split_first() else {
+                return visit(from, to);
+            };
+            for i in 0..outer.extent {
+                walk(
+                    inner,
+                    from + i * outer.source,
+                    to + i * outer.destination,
+                    visit,
+                );
+            }
+        }
+        walk(&self.loops, 0, 0, visit);
     }
 }
 
@@ -64,6 +97,9 @@ const STAGE_BYTES: usize = 16 << 10;
 /// Bytes that may be put together where they cannot be cut into less.
 pub(super) const STAGE_BYTES_MAX: usize = 64 << 10;
 
+/// Smaller matrices are put together with their neighbours before they are streamed.
+const SMALL_MATRIX_BYTES: usize = 1024;
+
 /// Shorter runs are put together before they are streamed, unless they are whole lines.
 const GATHER_RUN_BYTES: usize = 1024;
 
@@ -81,7 +117,10 @@ pub(super) fn choose(
     let run_bytes = merge(loops, run_bytes);
     let run = size(run_bytes)?;
     if let Some(matrix) = take_matrix(loops, run_bytes, manner)? {
-        return Ok(Kernel::Transpose(matrix));
+        return Ok(match take_tile(loops, matrix, manner)? {
+            Some(tile) => Kernel::Tile(tile),
+            None => Kernel::Transpose(matrix),
+        });
     }
     let whole_lines = aligned && run.is_multiple_of(LINE_BYTES);
     let gathers = match manner.stores {
@@ -147,6 +186,59 @@ fn take_matrix(
         cut(&mut matrix, loops, (rows, columns));
     }
     Ok(Some(matrix))
+}
+
+/// The loops that make a small matrix, together with others, a dense piece of the destination that
+/// is worth streaming.
+fn take_tile(
+    loops: &mut Vec<Loop>,
+    matrix: Transpose,
+    manner: Manner,
+) -> Result<Option<Tile>, TransferError> {
+    let row_bytes = matrix.destination_row_bytes();
+    let is_dense = matrix.destination_stride == row_bytes;
+    let is_small = match is_dense {
+        true => matrix.bytes() < SMALL_MATRIX_BYTES,
+        false => row_bytes < LINE_BYTES,
+    };
+    if !manner.streams() || !is_small {
+        return Ok(None);
+    }
+    let mut left = loops.clone();
+    let mut tile = Tile {
+        matrix,
+        loops: Vec::new(),
+        bytes: row_bytes,
+    };
+    let mut has_columns = false;
+    loop {
+        if !has_columns && matrix.destination_stride == tile.bytes {
+            has_columns = true;
+            tile.bytes *= matrix.columns;
+            continue;
+        }
+        let continues = |l: &Loop| is_local(l) && l.destination.bytes == tile.bytes as u64;
+        let Some(index) = left.iter().position(continues) else {
+            break;
+        };
+        let Some(next) = left.get(index) else { break };
+        let extent = size(next.extent)?;
+        if tile.bytes.saturating_mul(extent) > STAGE_BYTES {
+            break;
+        }
+        tile.loops.push(Stride {
+            extent,
+            source: size(next.source.bytes)?,
+            destination: tile.bytes,
+        });
+        tile.bytes *= extent;
+        left.remove(index);
+    }
+    if !has_columns || tile.loops.is_empty() || tile.bytes > STAGE_BYTES {
+        return Ok(None);
+    }
+    *loops = left;
+    Ok(Some(tile))
 }
 
 /// Cuts a matrix that is too large to be put together into equal smaller ones, which `loops` then
@@ -285,10 +377,13 @@ impl LocalNest {
 fn spans(kernel: &Kernel) -> (usize, usize) {
     match kernel {
         Kernel::Run(bytes) => (*bytes, *bytes),
-        Kernel::Transpose(m) => (
-            m.source_row_bytes() + (m.rows - 1) * m.source_stride,
-            m.destination_row_bytes() + (m.columns - 1) * m.destination_stride,
-        ),
+        Kernel::Transpose(matrix) => matrix.spans(),
+        Kernel::Tile(tile) => {
+            let loops = tile.loops.iter();
+            let (source, _) = tile.matrix.spans();
+            let reach = loops.map(|l| (l.extent - 1) * l.source).sum::<usize>();
+            (source + reach, tile.bytes)
+        }
         Kernel::Gather(gather) => {
             let loops = gather.loops.iter();
             let source = loops.fold(gather.run, |span, l| {

@@ -10,7 +10,7 @@ use kvtile_memory::AlignedBuffer;
 
 use super::{
     kernel::{Gather, Hop, Kernels, LINE_BYTES, Stores, Stride, Transpose},
-    nest::{Kernel, Manner, STAGE_BYTES_MAX},
+    nest::{Kernel, Manner, STAGE_BYTES_MAX, Tile},
 };
 use crate::error::TransferError;
 
@@ -184,6 +184,16 @@ impl<'k> Pipeline<'k> {
                     unsafe { kernels.transpose(matrix, *hop) };
                 }
             }
+            (Kernel::Tile(tile), Some(stage)) => {
+                // SAFETY: passed on to the caller.
+                unsafe { tile_staged(kernels, tile, (self.hops, count, self.ahead), stage) };
+            }
+            (Kernel::Tile(tile), None) => {
+                for hop in hops {
+                    // SAFETY: passed on to the caller.
+                    unsafe { transpose_tile(kernels, tile, *hop) };
+                }
+            }
             (Kernel::Gather(gather), Some(stage)) => {
                 // SAFETY: passed on to the caller.
                 unsafe { gather_staged(kernels, gather, (self.hops, count, self.ahead), stage) };
@@ -311,6 +321,57 @@ unsafe fn stream_out(
         kernels.prefetch(next, length.div_ceil(LINE_BYTES));
         // SAFETY: a piece of the run.
         unsafe { kernels.stream_runs(&[piece], 1, length, 0) };
+    }
+}
+
+/// Transposes every matrix of a tile.
+///
+/// # Safety
+/// As for [`Pipeline::push`], for one hop.
+unsafe fn transpose_tile(kernels: Kernels, tile: &Tile, hop: Hop) {
+    tile.for_each(&mut |from, to| {
+        let hop = Hop {
+            source: hop.source.wrapping_add(from),
+            destination: hop.destination.wrapping_add(to),
+        };
+        // SAFETY: a matrix of the tile, whose spans are inside those of the kernel.
+        unsafe { kernels.transpose(&tile.matrix, hop) };
+    });
+}
+
+/// Puts a tile together in the stage and streams it from there, while another one is asked for.
+///
+/// # Safety
+/// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the tile.
+unsafe fn tile_staged(
+    kernels: Kernels,
+    tile: &Tile,
+    (hops, count, ahead): (&[Hop], usize, usize),
+    stage: &mut AlignedBuffer,
+) {
+    for (index, hop) in hops.iter().enumerate().take(count) {
+        if let Some(next) = hops.get(index + ahead) {
+            tile.for_each(&mut |from, _| {
+                let next = Hop {
+                    source: next.source.wrapping_add(from),
+                    ..*next
+                };
+                let mut lines = Lines::of(&tile.matrix, Some(&next));
+                kernels.prefetch(&mut lines, usize::MAX);
+            });
+        }
+        let staged = Hop {
+            source: hop.source,
+            destination: stage.as_mut_ptr(),
+        };
+        // SAFETY: the source is the caller's promise; the stage is ours and has room.
+        unsafe { transpose_tile(kernels, tile, staged) };
+        let out = Hop {
+            source: staged.destination,
+            destination: hop.destination,
+        };
+        // SAFETY: what was put together, and the dense piece of the destination that it is.
+        unsafe { kernels.stream_runs(&[out], 1, tile.bytes, 0) };
     }
 }
 

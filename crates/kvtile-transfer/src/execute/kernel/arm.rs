@@ -7,7 +7,10 @@ use std::arch::aarch64::{
     vzip2q_u64,
 };
 
-use super::{Hop, Transpose, vectors::transpose_kernel};
+use super::{
+    Hop, Transpose,
+    vectors::{narrow_kernel, transpose_kernel},
+};
 
 #[inline]
 #[target_feature(enable = "neon")]
@@ -81,6 +84,30 @@ transpose_kernel!(
 transpose_kernel!(bytes_2, "neon", 8, 1, zero, load, low_2, high_2, store);
 transpose_kernel!(bytes_4, "neon", 4, 1, zero, load, low_4, high_4, store);
 transpose_kernel!(bytes_8, "neon", 2, 1, zero, load, low_8, high_8, store);
+
+narrow_kernel!(
+    narrow_1, "neon", 16, zero, load, vzip1q_u8, vzip2q_u8, store
+);
+narrow_kernel!(narrow_2, "neon", 8, zero, load, low_2, high_2, store);
+narrow_kernel!(narrow_4, "neon", 4, zero, load, low_4, high_4, store);
+
+/// Whether the matrix was transposed: it has to have few rows or few columns, and to be dense on
+/// that side.
+///
+/// # Safety
+/// As for [`super::Kernels::transpose`].
+#[target_feature(enable = "neon")]
+pub(super) unsafe fn transpose_narrow(matrix: &Transpose, hop: Hop) -> bool {
+    match matrix.element {
+        // SAFETY: passed on to the caller, in all of these.
+        1 => unsafe { narrow_1(matrix, hop) },
+        // SAFETY: as above.
+        2 => unsafe { narrow_2(matrix, hop) },
+        // SAFETY: as above.
+        4 => unsafe { narrow_4(matrix, hop) },
+        _ => false,
+    }
+}
 
 /// Whether the matrix was transposed: it has to be large enough for one vector.
 ///

@@ -43,6 +43,14 @@ impl Transpose {
         self.element * self.rows
     }
 
+    /// Bytes from the first to the last in the source, and in the destination.
+    pub(in super::super) fn spans(&self) -> (usize, usize) {
+        (
+            self.source_row_bytes() + (self.rows - 1) * self.source_stride,
+            self.destination_row_bytes() + (self.columns - 1) * self.destination_stride,
+        )
+    }
+
     /// The same matrix with the rows of the destination side by side.
     pub(in super::super) fn dense(&self) -> Transpose {
         Transpose {
@@ -85,6 +93,11 @@ unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool 
     // The widest vectors that a row of the source fills. Bytes are better off with half of it: 16
     // vectors of 64 bytes and what comes of them do not fit the registers.
     let lanes = matrix.source_row_bytes() / super::vectors::LANE_BYTES;
+    let elements = super::vectors::LANE_BYTES / matrix.element;
+    if matrix.rows < elements || lanes == 0 {
+        // SAFETY: every 64-bit x86 has SSE2; the rest is passed on.
+        return level != Level::Portable && unsafe { super::x86::transpose_narrow(matrix, hop) };
+    }
     match level {
         // SAFETY: the machine has the level, in all of these; the rest is passed on.
         Level::Avx512 if lanes >= 4 && matrix.element > 1 => unsafe {
@@ -106,11 +119,13 @@ unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool 
 /// As for [`transpose`].
 #[cfg(target_arch = "aarch64")]
 unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool {
-    match level {
-        // SAFETY: every 64-bit ARM has NEON; the rest is passed on.
-        Level::Neon => unsafe { super::arm::transpose_neon(matrix, hop) },
-        _ => false,
+    if level != Level::Neon {
+        return false;
     }
+    // SAFETY: every 64-bit ARM has NEON; the rest is passed on.
+    let done = unsafe { super::arm::transpose_neon(matrix, hop) };
+    // SAFETY: as above.
+    done || unsafe { super::arm::transpose_narrow(matrix, hop) }
 }
 
 /// # Safety

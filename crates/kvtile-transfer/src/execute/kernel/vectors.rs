@@ -71,7 +71,101 @@ macro_rules! transpose_kernel {
     };
 }
 
-pub(super) use transpose_kernel;
+/// Defines `$name`, which transposes matrices with 2, 4 or 8 rows or columns of `16 / $n` bytes,
+/// fewer than a lane has elements, and returns whether it could.
+///
+/// `WIDE` vectors are loaded that hold `$n` rows of few columns, or few rows of `$n` columns, one
+/// after the other. Interleaving vector `i` with vector `i + WIDE / 2` rotates the place of every
+/// element by one bit, now across all vectors, until row and column have changed places.
+macro_rules! narrow_kernel {
+    ($name:ident, $features:literal, $n:literal,
+     $zero:path, $load:path, $low:path, $high:path, $store:path) => {
+        /// # Safety
+        /// As for [`super::Kernels::transpose`], with elements of the size of the kernel; the
+        /// machine has the instructions.
+        #[target_feature(enable = $features)]
+        unsafe fn $name(matrix: &Transpose, hop: Hop) -> bool {
+            const N: usize = $n;
+            const ELEMENT: usize = super::vectors::LANE_BYTES / N;
+
+            /// # Safety
+            /// `WIDE` vectors are readable from `source` on, `from` bytes apart, and writable
+            /// from `destination` on, `to` bytes apart.
+            #[target_feature(enable = $features)]
+            #[inline]
+            unsafe fn rotate<const WIDE: usize, const BITS: u32>(
+                (source, from): (*const u8, usize),
+                (destination, to): (*mut u8, usize),
+            ) {
+                let mut vectors = [$zero(); WIDE];
+                for (index, vector) in vectors.iter_mut().enumerate() {
+                    // SAFETY: the caller's promise.
+                    *vector = unsafe { $load(source.wrapping_add(index * from)) };
+                }
+                for _ in 0..BITS {
+                    let mut next = [$zero(); WIDE];
+                    let (firsts, seconds) = vectors.split_at(WIDE / 2);
+                    let pairs = firsts.iter().zip(seconds);
+                    for ((a, b), out) in pairs.zip(next.as_chunks_mut::<2>().0) {
+                        *out = [$low(*a, *b), $high(*a, *b)];
+                    }
+                    vectors = next;
+                }
+                for (index, vector) in vectors.iter().enumerate() {
+                    // SAFETY: the caller's promise.
+                    unsafe { $store(*vector, destination.wrapping_add(index * to), 0) };
+                }
+            }
+
+            const LANE: usize = super::vectors::LANE_BYTES;
+            const N_BITS: u32 = N.ilog2();
+            let dense_source = matrix.source_stride == matrix.source_row_bytes();
+            let dense_destination = matrix.destination_stride == matrix.destination_row_bytes();
+            let (wide, by_rows) = match (matrix.rows, matrix.columns) {
+                (rows, 2 | 4 | 8) if matrix.columns < N && rows >= N && dense_source => {
+                    (matrix.columns, true)
+                }
+                (2 | 4 | 8, columns) if matrix.rows < N && columns >= N && dense_destination => {
+                    (matrix.rows, false)
+                }
+                _ => return false,
+            };
+            let length = if by_rows { matrix.rows } else { matrix.columns };
+            for start in super::vectors::starts(length, N) {
+                // N rows of `wide` elements, which are `wide` lanes in a row, become N elements of
+                // `wide` destination rows; or N columns of `wide` rows become `wide` lanes.
+                let (from, to) = if by_rows {
+                    let from = hop.source.wrapping_add(start * matrix.source_stride);
+                    let to = hop.destination.wrapping_add(start * ELEMENT);
+                    ((from, LANE), (to, matrix.destination_stride))
+                } else {
+                    let from = hop.source.wrapping_add(start * ELEMENT);
+                    let to = start * matrix.destination_stride;
+                    let to = hop.destination.wrapping_add(to);
+                    ((from, matrix.source_stride), (to, LANE))
+                };
+                match (wide, by_rows) {
+                    // SAFETY: `starts` keeps N rows or columns from `start` on inside the matrix,
+                    // and the dense side makes them lanes in a row.
+                    (2, true) => unsafe { rotate::<2, N_BITS>(from, to) },
+                    // SAFETY: as above.
+                    (4, true) => unsafe { rotate::<4, N_BITS>(from, to) },
+                    // SAFETY: as above.
+                    (_, true) => unsafe { rotate::<8, N_BITS>(from, to) },
+                    // SAFETY: as above.
+                    (2, false) => unsafe { rotate::<2, 1>(from, to) },
+                    // SAFETY: as above.
+                    (4, false) => unsafe { rotate::<4, 2>(from, to) },
+                    // SAFETY: as above.
+                    (_, false) => unsafe { rotate::<8, 3>(from, to) },
+                }
+            }
+            true
+        }
+    };
+}
+
+pub(super) use {narrow_kernel, transpose_kernel};
 
 #[cfg(test)]
 mod tests {

@@ -14,7 +14,10 @@ use std::arch::x86_64::{
     _mm512_unpacklo_epi64,
 };
 
-use super::{Hop, LINE_BYTES, Stride, Transpose, vectors::transpose_kernel};
+use super::{
+    Hop, LINE_BYTES, Stride, Transpose,
+    vectors::{narrow_kernel, transpose_kernel},
+};
 
 /// Asks for the line at `address`, which need not exist.
 #[inline]
@@ -357,3 +360,52 @@ transposes!(
     _mm512_unpacklo_epi64,
     _mm512_unpackhi_epi64
 );
+
+narrow_kernel!(
+    narrow_1,
+    "sse2",
+    16,
+    _mm_setzero_si128,
+    load_128,
+    _mm_unpacklo_epi8,
+    _mm_unpackhi_epi8,
+    store_128
+);
+narrow_kernel!(
+    narrow_2,
+    "sse2",
+    8,
+    _mm_setzero_si128,
+    load_128,
+    _mm_unpacklo_epi16,
+    _mm_unpackhi_epi16,
+    store_128
+);
+narrow_kernel!(
+    narrow_4,
+    "sse2",
+    4,
+    _mm_setzero_si128,
+    load_128,
+    _mm_unpacklo_epi32,
+    _mm_unpackhi_epi32,
+    store_128
+);
+
+/// Whether the matrix was transposed: it has to have few rows or few columns, and to be dense on
+/// that side.
+///
+/// # Safety
+/// As for [`super::Kernels::transpose`].
+#[target_feature(enable = "sse2")]
+pub(super) unsafe fn transpose_narrow(matrix: &Transpose, hop: Hop) -> bool {
+    match matrix.element {
+        // SAFETY: passed on to the caller, in all of these.
+        1 => unsafe { narrow_1(matrix, hop) },
+        // SAFETY: as above.
+        2 => unsafe { narrow_2(matrix, hop) },
+        // SAFETY: as above.
+        4 => unsafe { narrow_4(matrix, hop) },
+        _ => false,
+    }
+}

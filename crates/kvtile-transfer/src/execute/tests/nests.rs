@@ -143,7 +143,7 @@ fn naive(loops: &[Loop], run: usize, (from, to): (usize, usize), expected: &mut 
 #[test]
 fn a_nest_moves_its_runs_and_no_other_byte() {
     let mut runner = proptest::test_runner::TestRunner::new(config(600));
-    let kinds = std::cell::RefCell::new([0u32; 3]);
+    let kinds = std::cell::RefCell::new([0u32; 4]);
     runner
         .run(&cases(), |case| {
             for manner in manners() {
@@ -151,6 +151,7 @@ fn a_nest_moves_its_runs_and_no_other_byte() {
                     Kernel::Run(_) => 0,
                     Kernel::Transpose(_) => 1,
                     Kernel::Gather(_) => 2,
+                    Kernel::Tile(_) => 3,
                 };
                 kinds.borrow_mut()[kind] += 1;
             }
@@ -158,8 +159,44 @@ fn a_nest_moves_its_runs_and_no_other_byte() {
         })
         .unwrap();
     let kinds = kinds.into_inner();
-    assert!(kinds.iter().all(|n| *n > 50), "{kinds:?}");
-    eprintln!("runs, transposes, gathers: {kinds:?}");
+    // Tiles are rare among random nests; they have a test of their own.
+    assert!(kinds.iter().take(3).all(|n| *n > 50), "{kinds:?}");
+    eprintln!("runs, transposes, gathers, tiles: {kinds:?}");
+}
+
+/// The two halves of an engine's tiles, `NCN16C2` and `CNC16N2`, to token-major and back.
+#[test]
+fn tiles_in_tiles_are_put_together() {
+    let mut tiles = 0;
+    for (extents, source, destination) in [
+        // C16, N2, C/16, N/2: dense in the order of the tiles on one side, of tokens on the other.
+        (vec![16, 2, 8, 8], [1, 0, 3, 2], [0, 2, 1, 3]),
+        (vec![16, 2, 8, 8], [0, 2, 1, 3], [1, 0, 3, 2]),
+        // C2, N16, C/2, one byte each.
+        (vec![2, 16, 64], [0, 1, 2, 9], [0, 2, 1, 9]),
+        (vec![4, 8, 32], [1, 0, 2, 9], [0, 2, 1, 9]),
+        (vec![8, 4, 32], [0, 2, 1, 9], [1, 0, 2, 9]),
+    ] {
+        for run in [1, 2, 4, 8] {
+            let side = |order: [usize; 4]| {
+                let order = order.into_iter().filter(|axis| *axis < extents.len());
+                order.map(|axis| (axis, 0)).collect::<Vec<_>>()
+            };
+            let case = Case {
+                run,
+                extents: extents.clone(),
+                source: side(source),
+                destination: side(destination),
+                phase: 0,
+                aligned: true,
+                end: true,
+            };
+            for manner in manners() {
+                tiles += usize::from(matches!(check(&case, manner), Kernel::Tile(_)));
+            }
+        }
+    }
+    assert!(tiles >= 10, "{tiles}");
 }
 
 /// Matrices that are put together in pieces, and one that cannot be cut.
