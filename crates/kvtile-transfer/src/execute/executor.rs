@@ -64,8 +64,7 @@ impl Executor {
         (self.pool.threads_for(bytes) > 1).then_some(&self.pool)
     }
 
-    /// Streaming stores cost no read of what they overwrite, but leave the destination in memory;
-    /// they pay where the caches would not have kept it anyway.
+    /// The kernels and stores for a plan between two layouts.
     pub(super) fn manner(
         &self,
         plan: &CopyPlan,
@@ -73,21 +72,25 @@ impl Executor {
         hints: Hints,
     ) -> Manner {
         let bytes = plan.bytes().max(hints.bytes);
-        let half = self.last_level_bytes / 2;
-        let fits = if hints.read_next {
-            bytes <= half
-        } else {
-            // Whatever was moved before, all of it may still be there.
-            let resident = source.bytes().saturating_add(destination.bytes());
-            bytes <= self.level2_bytes || resident <= half
-        };
-        let stores = match fits || !self.level.streams() {
-            true => Stores::Ordinary,
-            false => Stores::Streaming,
-        };
+        let resident = source.bytes().saturating_add(destination.bytes());
         Manner {
             kernels: Kernels::new(self.level),
-            stores,
+            stores: self.stores(bytes, resident, hints.read_next),
+        }
+    }
+
+    /// Streaming stores cost no read of what they overwrite, but leave the destination in memory;
+    /// they pay where the caches would not have kept it anyway. `resident`: bytes of both layouts.
+    fn stores(&self, bytes: u64, resident: u64, read_next: bool) -> Stores {
+        let half = self.last_level_bytes / 2;
+        let fits = match read_next {
+            true => bytes <= half,
+            // Whatever was moved before, all of it may still be there.
+            false => bytes <= self.level2_bytes || resident <= half,
+        };
+        match fits || !self.level.streams() {
+            true => Stores::Ordinary,
+            false => Stores::Streaming,
         }
     }
 }
@@ -99,4 +102,33 @@ fn cache_bytes() -> (u64, u64) {
         Some(caches) => (caches.level2_bytes, caches.last_level_bytes),
         None => (LEVEL2_BYTES, LAST_LEVEL_BYTES),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn what_the_caches_keep_is_stored_in_them_and_what_they_cannot_keep_is_streamed() {
+        let executor = |level| Executor {
+            level,
+            level2_bytes: MIB,
+            last_level_bytes: 32 * MIB,
+            ..Executor::new(1)
+        };
+        let [none, some] = [Level::Portable, Level::Avx2].map(executor);
+        for (bytes, resident, read_next, expected) in [
+            (MIB, 1000 * MIB, false, Stores::Ordinary),
+            (MIB + 1, 1000 * MIB, false, Stores::Streaming),
+            (8 * MIB, 16 * MIB, false, Stores::Ordinary),
+            (8 * MIB, 17 * MIB, false, Stores::Streaming),
+            (16 * MIB, 1000 * MIB, true, Stores::Ordinary),
+            (16 * MIB + 1, 1000 * MIB, true, Stores::Streaming),
+        ] {
+            assert_eq!(some.stores(bytes, resident, read_next), expected, "{bytes}");
+            assert_eq!(none.stores(bytes, resident, read_next), Stores::Ordinary);
+        }
+    }
 }
