@@ -33,6 +33,9 @@ const SEGMENT_BYTES: u64 = 16 << 10;
 /// Runs up to this size are left whole.
 const WHOLE_RUN_BYTES: u64 = 2 * SEGMENT_BYTES;
 
+/// Bytes that are read in order at least: a page.
+const READ_BYTES: u64 = 4096;
+
 /// Bytes of a cell, about: its bounds are checked once.
 const CELL_BYTES: u64 = 256 << 10;
 
@@ -155,8 +158,7 @@ impl<'p> Program<'p> {
         let aligned = self.manner.streams() && self.is_aligned(class, nest, behind);
         let kernel = choose(&mut loops, run_bytes, aligned, self.manner)?;
         if self.manner.streams() {
-            // What is streamed need not be written in order; what is read is better read so.
-            loops.sort_by_key(|l| std::cmp::Reverse((l.source, l.destination)));
+            order(&mut loops, kernel.bytes() as u64);
         }
         let mut bytes = kernel.bytes() as u64;
         let mut local = loops.len();
@@ -304,6 +306,24 @@ impl Part<'_> {
             visit(source, destination)?;
         }
         Ok(())
+    }
+}
+
+/// Orders loops around steps of `bytes` for streaming: inside, the source is read in order for a
+/// page at least; outside, the destination is written in order, so that its pages are filled one
+/// after the other.
+fn order(loops: &mut [Loop], mut bytes: u64) {
+    loops.sort_by_key(|l| std::cmp::Reverse((l.source, l.destination)));
+    let mut outer = loops.len();
+    for l in loops.iter().rev() {
+        if bytes >= READ_BYTES {
+            break;
+        }
+        bytes = bytes.saturating_mul(l.extent);
+        outer -= 1;
+    }
+    if let Some(outer) = loops.get_mut(..outer) {
+        outer.sort_by_key(|l| std::cmp::Reverse((l.destination, l.source)));
     }
 }
 
