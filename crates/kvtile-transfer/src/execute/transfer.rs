@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::TransferError,
-    manager::{Pairs, RouteKey, SharedLedger, Ticket, lock},
+    manager::{Held, Ledger, Pairs, RouteKey, Ticket, lock},
     physical::PhysicalLayout,
 };
 
@@ -170,18 +170,18 @@ impl<'a> Planned<'a> {
     /// Takes both leases, or none. `read_next`: the destination is read as soon as it is there.
     pub(crate) fn lease(
         self,
-        ledger: &SharedLedger,
-        executor: &Arc<Executor>,
+        ledger: Held<'a, Mutex<Ledger>>,
+        executor: Held<'a, Executor>,
         read_next: bool,
     ) -> Result<LeasedTransfer<'a>, TransferError> {
         let key = self.route.key();
-        let mut guard = lock(ledger);
+        let mut guard = lock(&ledger);
         let tickets = guard.lease_both(key.source, key.destination, &self.pairs);
         drop(guard);
         Ok(LeasedTransfer {
             tickets: tickets?,
-            ledger: Arc::clone(ledger),
-            executor: Arc::clone(executor),
+            ledger,
+            executor,
             hints: Hints {
                 bytes: self.bytes(),
                 read_next,
@@ -194,8 +194,8 @@ impl<'a> Planned<'a> {
 /// Plans and the leases that make their execution sound. The leases live as long as it does.
 pub(crate) struct LeasedTransfer<'a> {
     planned: Planned<'a>,
-    ledger: SharedLedger,
-    executor: Arc<Executor>,
+    ledger: Held<'a, Mutex<Ledger>>,
+    executor: Held<'a, Executor>,
     hints: Hints,
     tickets: [Ticket; 2],
 }

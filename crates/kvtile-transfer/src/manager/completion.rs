@@ -51,25 +51,42 @@ impl Shared {
         })
     }
 
-    /// Of a transfer that has ended already.
-    pub(super) fn ended(
-        layers: usize,
-        result: Result<TransferReport, TransferError>,
-    ) -> Arc<Shared> {
-        Arc::new(Shared {
-            layers,
-            progress: Mutex::new(Progress {
-                layers_done: if result.is_ok() { layers } else { 0 },
-                result: Some(result),
-                ..Progress::default()
-            }),
-            changed: Condvar::new(),
-        })
-    }
-
     fn lock(&self) -> MutexGuard<'_, Progress> {
         // Nothing that holds the lock can leave it half changed.
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until `ready` finds what it looks for.
+    fn wait<T>(&self, ready: impl Fn(&Progress) -> Option<T>) -> T {
+        let mut progress = self.lock();
+        loop {
+            if let Some(value) = ready(&progress) {
+                return value;
+            }
+            progress = self
+                .changed
+                .wait(progress)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Waits for the end, but not longer than `timeout`.
+    fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
+        let start = Instant::now();
+        let mut progress = self.lock();
+        loop {
+            if let Some(result) = &progress.result {
+                return Some(result.clone());
+            }
+            let left = timeout
+                .checked_sub(start.elapsed())
+                .filter(|d| !d.is_zero())?;
+            progress = self
+                .changed
+                .wait_timeout(progress, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 
     pub(super) fn layer_done(&self) {
@@ -151,6 +168,18 @@ impl Drop for Waiter {
     }
 }
 
+/// How much of a transfer is known.
+#[derive(Clone, Debug)]
+enum State {
+    /// It had ended before anybody could wait: nothing to share, nothing to lock.
+    Ended {
+        layers: usize,
+        result: Result<TransferReport, TransferError>,
+    },
+    /// It ends, or ended, on another thread.
+    Pending(Waiter),
+}
+
 /// The completion of a transfer: a future, and more.
 ///
 /// Await it on any runtime, wait for it from a thread, poll it, or wait layer by layer. Dropping
@@ -158,13 +187,24 @@ impl Drop for Waiter {
 #[derive(Clone, Debug)]
 #[must_use = "a transfer that nobody waits for may fail unseen"]
 pub struct TransferCompletion {
-    waiter: Waiter,
+    state: State,
 }
 
 impl TransferCompletion {
-    pub(super) fn new(shared: Arc<Shared>) -> TransferCompletion {
+    /// Of a transfer that ends on another thread.
+    pub(super) fn pending(shared: Arc<Shared>) -> TransferCompletion {
         TransferCompletion {
-            waiter: Waiter::new(shared),
+            state: State::Pending(Waiter::new(shared)),
+        }
+    }
+
+    /// Of a transfer that has ended already.
+    pub(super) fn ended(
+        layers: usize,
+        result: Result<TransferReport, TransferError>,
+    ) -> TransferCompletion {
+        TransferCompletion {
+            state: State::Ended { layers, result },
         }
     }
 
@@ -173,64 +213,55 @@ impl TransferCompletion {
     /// # Errors
     /// What made the transfer fail.
     pub fn wait(&self) -> Result<TransferReport, TransferError> {
-        let mut progress = self.waiter.shared.lock();
-        loop {
-            if let Some(result) = &progress.result {
-                return result.clone();
-            }
-            progress = self
-                .waiter
-                .shared
-                .changed
-                .wait(progress)
-                .unwrap_or_else(PoisonError::into_inner);
+        match &self.state {
+            State::Ended { result, .. } => result.clone(),
+            State::Pending(waiter) => waiter.shared.wait(|progress| progress.result.clone()),
         }
     }
 
     /// Waits for the end, but not longer than `timeout`; `None` where it did not come.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
-        let start = Instant::now();
-        let mut progress = self.waiter.shared.lock();
-        loop {
-            if let Some(result) = &progress.result {
-                return Some(result.clone());
-            }
-            let left = timeout
-                .checked_sub(start.elapsed())
-                .filter(|d| !d.is_zero())?;
-            progress = self
-                .waiter
-                .shared
-                .changed
-                .wait_timeout(progress, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+        match &self.state {
+            State::Ended { result, .. } => Some(result.clone()),
+            State::Pending(waiter) => waiter.shared.wait_timeout(timeout),
         }
     }
 
     /// The result, if the transfer has ended.
     #[must_use]
     pub fn try_result(&self) -> Option<Result<TransferReport, TransferError>> {
-        self.waiter.shared.lock().result.clone()
+        match &self.state {
+            State::Ended { result, .. } => Some(result.clone()),
+            State::Pending(waiter) => waiter.shared.lock().result.clone(),
+        }
     }
 
     /// Whether the transfer has ended.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.waiter.shared.lock().result.is_some()
+        match &self.state {
+            State::Ended { .. } => true,
+            State::Pending(waiter) => waiter.shared.lock().result.is_some(),
+        }
     }
 
     /// Layers of the transfer.
     #[must_use]
     pub fn num_layers(&self) -> usize {
-        self.waiter.shared.layers
+        match &self.state {
+            State::Ended { layers, .. } => *layers,
+            State::Pending(waiter) => waiter.shared.layers,
+        }
     }
 
     /// Layers that are at their destination.
     #[must_use]
     pub fn layers_done(&self) -> usize {
-        self.waiter.shared.lock().layers_done
+        match &self.state {
+            State::Ended { layers, result } => result.as_ref().map_or(0, |_| *layers),
+            State::Pending(waiter) => waiter.shared.lock().layers_done,
+        }
     }
 
     /// Waits until layer `layer` of the transfer, counted from its first, is at its destination:
@@ -240,17 +271,9 @@ impl TransferCompletion {
     /// What made the transfer fail before this layer was done; a layer that it does not have.
     pub fn wait_layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
-        let mut progress = self.waiter.shared.lock();
-        loop {
-            if let Some(result) = layer_result(&progress, layer) {
-                return result;
-            }
-            progress = self
-                .waiter
-                .shared
-                .changed
-                .wait(progress)
-                .unwrap_or_else(PoisonError::into_inner);
+        match &self.state {
+            State::Ended { result, .. } => result.clone().map(|_| ()),
+            State::Pending(waiter) => waiter.shared.wait(|progress| layer_result(progress, layer)),
         }
     }
 
@@ -260,18 +283,22 @@ impl TransferCompletion {
     /// As for [`TransferCompletion::wait_layer`].
     pub async fn layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
-        let mut waiter = self.waiter.clone();
-        std::future::poll_fn(|context| waiter.poll(context, |p| layer_result(p, layer))).await
+        match &self.state {
+            State::Ended { result, .. } => result.clone().map(|_| ()),
+            State::Pending(waiter) => {
+                let mut waiter = waiter.clone();
+                let ready = |progress: &Progress| layer_result(progress, layer);
+                std::future::poll_fn(|context| waiter.poll(context, ready)).await
+            }
+        }
     }
 
     fn check_layer(&self, layer: usize) -> Result<(), TransferError> {
-        if layer < self.waiter.shared.layers {
+        let layers = self.num_layers();
+        if layer < layers {
             return Ok(());
         }
-        Err(TransferError::NoSuchLayer {
-            layer,
-            layers: self.waiter.shared.layers,
-        })
+        Err(TransferError::NoSuchLayer { layer, layers })
     }
 }
 
@@ -290,7 +317,83 @@ impl Future for TransferCompletion {
     type Output = Result<TransferReport, TransferError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.waiter
-            .poll(context, |progress| progress.result.clone())
+        match &mut self.state {
+            State::Ended { result, .. } => Poll::Ready(result.clone()),
+            State::Pending(waiter) => waiter.poll(context, |progress| progress.result.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn results() -> [Result<TransferReport, TransferError>; 2] {
+        let report = TransferReport {
+            bytes: 512,
+            runs: 2,
+            elapsed: Duration::from_nanos(300),
+            verified: false,
+        };
+        [Ok(report), Err(TransferError::Panicked)]
+    }
+
+    /// The same end, known from the start and learned later.
+    fn both(result: &Result<TransferReport, TransferError>) -> [TransferCompletion; 2] {
+        let shared = Shared::new(3);
+        let pending = TransferCompletion::pending(Arc::clone(&shared));
+        assert!(!pending.is_complete() && pending.try_result().is_none());
+        shared.finish(result.clone());
+        [TransferCompletion::ended(3, result.clone()), pending]
+    }
+
+    fn ready<F: Future>(future: F) -> F::Output {
+        let mut future = std::pin::pin!(future);
+        match future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(value) => value,
+            Poll::Pending => panic!("it has ended"),
+        }
+    }
+
+    #[test]
+    fn an_end_is_the_same_however_it_is_learned() {
+        for result in results() {
+            let text = format!("{result:?}");
+            let layer = format!("{:?}", result.clone().map(|_| ()));
+            for done in both(&result) {
+                for done in [done.clone(), done] {
+                    assert_eq!(format!("{:?}", done.wait()), text);
+                    let in_time = done.wait_timeout(Duration::ZERO).unwrap();
+                    assert_eq!(format!("{in_time:?}"), text);
+                    assert_eq!(format!("{:?}", done.try_result().unwrap()), text);
+                    assert!(done.is_complete());
+                    assert_eq!(done.num_layers(), 3);
+                    let layers_done = if result.is_ok() { 3 } else { 0 };
+                    assert_eq!(done.layers_done(), layers_done);
+                    for index in 0..3 {
+                        assert_eq!(format!("{:?}", done.wait_layer(index)), layer);
+                        assert_eq!(format!("{:?}", ready(done.layer(index))), layer);
+                    }
+                    for beyond in [done.wait_layer(3), ready(done.layer(3))] {
+                        let refused = TransferError::NoSuchLayer {
+                            layer: 3,
+                            layers: 3,
+                        };
+                        assert_eq!(format!("{:?}", beyond.unwrap_err()), format!("{refused:?}"));
+                    }
+                    assert_eq!(format!("{:?}", ready(done.clone())), text);
+                    assert_eq!(format!("{:?}", ready(done)), text);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn completions_go_where_futures_go() {
+        fn check<T: Future + Clone + Send + Sync + Unpin + 'static>() {}
+        check::<TransferCompletion>();
     }
 }

@@ -1,6 +1,7 @@
 //! One transfer, from its start to its end.
 
 use std::{
+    ops::Deref,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
     time::Instant,
@@ -8,6 +9,24 @@ use std::{
 
 use super::completion::{Shared, TransferReport};
 use crate::{error::TransferError, execute::LeasedTransfer};
+
+/// What a transfer needs of its manager: borrowed while it runs at once, shared while it waits its
+/// turn.
+pub(crate) enum Held<'a, T> {
+    Borrowed(&'a T),
+    Shared(Arc<T>),
+}
+
+impl<T> Deref for Held<'_, T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        match self {
+            Held::Borrowed(value) => value,
+            Held::Shared(value) => value,
+        }
+    }
+}
 
 /// Moves the bytes and gives the leases back. `layer_done` is called for every layer that is at its
 /// destination before the end.

@@ -24,13 +24,14 @@ pub use builder::TransferManagerBuilder;
 pub use completion::{TransferCompletion, TransferReport};
 pub use content::FillPattern;
 pub(crate) use content::checksum;
+pub(crate) use job::Held;
 use kvtile_layout::Selection;
-pub(crate) use ledger::Ticket;
+pub(crate) use ledger::{Ledger, Ticket};
 pub use options::TransferOptions;
 pub(crate) use pairs::{Ids, Pairs};
 pub(crate) use routes::RouteKey;
 
-use self::{completion::Shared, job::Job, ledger::Ledger, worker::Worker};
+use self::{completion::Shared, job::Job, worker::Worker};
 use crate::{
     error::TransferError,
     execute::{BlockLease, Executor, LeaseMode, Planned, Route},
@@ -56,7 +57,7 @@ impl fmt::Display for LayoutHandle {
 
 pub(crate) type SharedLedger = Arc<Mutex<Ledger>>;
 
-pub(crate) fn lock(ledger: &SharedLedger) -> MutexGuard<'_, Ledger> {
+pub(crate) fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
     // The ledger changes only after its checks have passed, and changes do not panic.
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -245,17 +246,19 @@ impl TransferManager {
         let (layers, verify) = (planned.layers(), options.verify);
         let read_next = options.read_next || verify;
         if planned.is_memory() && planned.bytes() <= INLINE_BYTES {
-            let transfer = planned.lease(&self.ledger, &self.executor, read_next)?;
+            let (ledger, executor) = (&*self.ledger, &*self.executor);
+            let (ledger, executor) = (Held::Borrowed(ledger), Held::Borrowed(executor));
+            let transfer = planned.lease(ledger, executor, read_next)?;
             let result = job::run(transfer, verify, || {});
-            return Ok(TransferCompletion::new(Shared::ended(layers, result)));
+            return Ok(TransferCompletion::ended(layers, result));
         }
         self.worker.start()?;
-        let transfer = planned
-            .into_owned()
-            .lease(&self.ledger, &self.executor, read_next)?;
+        let (ledger, executor) = (Arc::clone(&self.ledger), Arc::clone(&self.executor));
+        let (ledger, executor) = (Held::Shared(ledger), Held::Shared(executor));
+        let transfer = planned.into_owned().lease(ledger, executor, read_next)?;
         let shared = Shared::new(layers);
         let job = Job::new(transfer, verify, Arc::clone(&shared));
         self.worker.run(job);
-        Ok(TransferCompletion::new(shared))
+        Ok(TransferCompletion::pending(shared))
     }
 }

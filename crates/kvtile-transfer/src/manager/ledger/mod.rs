@@ -212,9 +212,13 @@ impl Ledger {
         blocks: Ids<'_>,
         mode: LeaseMode,
     ) -> Result<Ticket, TransferError> {
-        let id = self.id(handle)?;
+        let id = handle.layout;
         let lease = self.next_lease;
-        let entry = self.entries.get(&id).ok_or_else(|| unknown(handle))?;
+        let entry = match handle.manager == self.manager {
+            true => self.entries.get_mut(&id),
+            false => None,
+        };
+        let entry = entry.ok_or_else(|| unknown(handle))?;
         // As many readers as a block may have without looking like a writer.
         let readers_max = u64::from(WRITER - 1).saturating_sub(blocks.len() as u64);
         let free_max = match mode {
@@ -233,7 +237,7 @@ impl Ledger {
             distinct.dedup();
             let strided = entry.layout.strided();
             let extents = block_extents(strided, &entry.extents, &distinct)?;
-            self.check_shared(id, &extents, mode)?;
+            check_shared(&self.shared, id, &extents, mode)?;
             self.shared.push(SharedLease {
                 lease,
                 layout: id,
@@ -241,15 +245,13 @@ impl Ledger {
                 extents,
             });
         }
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.leases += 1;
-            for block in blocks {
-                if let Some(state) = at_mut(&mut entry.blocks, block) {
-                    *state = match mode {
-                        LeaseMode::Read => state.saturating_add(1),
-                        LeaseMode::Write => WRITER,
-                    };
-                }
+        entry.leases += 1;
+        for block in blocks {
+            if let Some(state) = at_mut(&mut entry.blocks, block) {
+                *state = match mode {
+                    LeaseMode::Read => state.saturating_add(1),
+                    LeaseMode::Write => WRITER,
+                };
             }
         }
         self.next_lease += 1;
@@ -283,25 +285,6 @@ impl Ledger {
         let [read, written] = tickets;
         self.release(read, pairs.sources());
         self.release(written, pairs.destinations());
-    }
-
-    /// Refuses bytes that a lease on another layout over the same memory holds.
-    fn check_shared(
-        &self,
-        id: u64,
-        extents: &[Extent],
-        mode: LeaseMode,
-    ) -> Result<(), TransferError> {
-        let others = self.shared.iter().filter(|other| other.layout != id);
-        for other in others {
-            if mode == LeaseMode::Read && other.mode == LeaseMode::Read {
-                continue;
-            }
-            if let Some(addr) = first_overlap(extents, &other.extents) {
-                return Err(TransferError::Overlap { addr });
-            }
-        }
-        Ok(())
     }
 
     pub(crate) fn release(&mut self, ticket: &Ticket, blocks: Ids<'_>) {
@@ -407,6 +390,24 @@ fn leased(handle: LayoutHandle, block: u64, written: bool, mode: LeaseMode) -> T
             LeaseMode::Write => "written",
         },
     }
+}
+
+/// Refuses bytes that a lease on another layout over the same memory holds.
+fn check_shared(
+    shared: &[SharedLease],
+    id: u64,
+    extents: &[Extent],
+    mode: LeaseMode,
+) -> Result<(), TransferError> {
+    for other in shared.iter().filter(|other| other.layout != id) {
+        if mode == LeaseMode::Read && other.mode == LeaseMode::Read {
+            continue;
+        }
+        if let Some(addr) = first_overlap(extents, &other.extents) {
+            return Err(TransferError::Overlap { addr });
+        }
+    }
+    Ok(())
 }
 
 fn at(blocks: &[u32], block: u64) -> u32 {
