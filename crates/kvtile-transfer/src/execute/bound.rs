@@ -37,6 +37,7 @@ pub(crate) struct BoundLayout {
     regions: Vec<OwnedMemoryRegion>,
     backing: Backing,
     kind: StorageKind,
+    bytes: u64,
 }
 
 impl BoundLayout {
@@ -85,7 +86,9 @@ impl BoundLayout {
             kind => return Err(TransferError::NotReachable { kind }),
         };
         check_apart(&regions, kind)?;
+        let bytes = needed.iter().fold(0u64, |sum, b| sum.saturating_add(*b));
         Ok(BoundLayout {
+            bytes,
             layout,
             regions,
             backing,
@@ -111,8 +114,7 @@ impl BoundLayout {
 
     /// Bytes that the layout needs of its regions.
     pub(crate) fn bytes(&self) -> u64 {
-        let regions = self.layout.region_bytes().iter();
-        regions.fold(0, |sum, bytes| sum.saturating_add(*bytes))
+        self.bytes
     }
 
     /// Whether every region may be written.

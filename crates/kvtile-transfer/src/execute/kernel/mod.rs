@@ -87,6 +87,8 @@ impl Kernels {
     pub(super) unsafe fn copy_rows(self, first: Hop, rows: Stride, bytes: usize) {
         let lines = bytes / LINE_BYTES;
         let is_short = bytes.is_multiple_of(LINE_BYTES) && lines <= ROW_LINES_MAX;
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = is_short;
         match self.level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 if is_short => {
@@ -111,6 +113,8 @@ impl Kernels {
     /// # Safety
     /// As for [`Kernels::copy_rows`], for the first `count` hops.
     pub(super) unsafe fn stream_runs(self, hops: &[Hop], count: usize, bytes: usize, ahead: usize) {
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = ahead;
         match self.level {
             #[cfg(target_arch = "x86_64")]
             Level::Avx512 => {
