@@ -28,9 +28,9 @@ pub(super) struct Piece<'a> {
 }
 
 impl<'a> Piece<'a> {
-    /// Hands the pieces of this one to `take`, none longer than `piece_bytes` where the file's
-    /// alignment allows: the unaligned edges of a direct transfer, which go through the page cache,
-    /// and its middle.
+    /// Hands the pieces of this one to `take`: the unaligned edges of a direct transfer, which go
+    /// through the page cache, and its middle in pieces of `piece_bytes`, as far as the file's
+    /// alignment allows. What goes through the page cache stays whole: it is tried at once.
     pub(super) fn cut(
         self,
         piece_bytes: usize,
@@ -44,7 +44,7 @@ impl<'a> Piece<'a> {
             alignment,
         } = division
         else {
-            self.chop(piece_bytes.max(1), &mut take);
+            take(self);
             return Ok(());
         };
         // A multiple of the alignment at least as long as a piece keeps every piece aligned.
@@ -71,7 +71,8 @@ impl<'a> Piece<'a> {
         }
     }
 
-    fn chop(self, piece_bytes: usize, take: &mut impl FnMut(Piece<'a>)) {
+    /// Hands pieces of `piece_bytes` to `take`.
+    pub(super) fn chop(self, piece_bytes: usize, take: &mut impl FnMut(Piece<'a>)) {
         for from in (0..self.bytes).step_by(piece_bytes) {
             take(self.part(from, piece_bytes.min(self.bytes - from)));
         }

@@ -263,7 +263,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
                 // SAFETY: as in `submit`; the piece is not in flight.
                 match unsafe { piece.start() }? {
                     None => self.arrived(piece)?,
-                    Some(rest) => self.pending.push_front(rest),
+                    Some(rest) => self.put_back(rest),
                 }
                 continue;
             }
@@ -282,6 +282,21 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             queue.flush();
         }
         Ok(())
+    }
+
+    /// What the page cache did not have is read piece by piece, before everything else.
+    fn put_back(&mut self, rest: Piece<'a>) {
+        let mut pieces = Vec::new();
+        rest.chop(self.limits.piece_bytes.max(1), &mut |piece| {
+            pieces.push(piece);
+        });
+        let slot = rest.round.and_then(|slot| self.rounds.get_mut(slot));
+        if let Some(Some(round)) = slot {
+            round.left += pieces.len().saturating_sub(1);
+        }
+        for piece in pieces.into_iter().rev() {
+            self.pending.push_front(piece);
+        }
     }
 
     /// Puts a piece in flight. The queue has room.
