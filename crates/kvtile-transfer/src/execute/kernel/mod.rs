@@ -3,14 +3,14 @@
 //! | file | what it has |
 //! | --- | --- |
 //! | `level` | which instructions the machine has |
-//! | `runs` | runs of bytes with ordinary stores; which stores and prefetches a level has |
+//! | `runs` | runs of bytes with ordinary stores, without vectors of ours |
 //! | `transpose` | matrices of 1, 2, 4, 8 and 16-byte elements: shapes, edges, choice of width |
 //! | `vectors` | transposes in registers, written once for all widths |
 //! | `gather` | scattered pieces into one dense piece |
-//! | `x86`, `arm` | the instructions themselves |
+//! | `x86`, `arm` | the instructions themselves: runs, streaming stores, prefetches, lanes |
 //!
 //! A kernel knows pointers, lengths and strides. Which kernel a nest needs is decided by
-//! `program`, and that nobody else touches the bytes meanwhile is the business of leases.
+//! `nest`, and that nobody else touches the bytes meanwhile is the business of leases.
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
