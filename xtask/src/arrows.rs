@@ -3,23 +3,45 @@
 use crate::metadata::Package;
 
 /// Every crate of the workspace and the crates of ours that it may be built with.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 11] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     ("kvtile-transfer", &["kvtile-layout", "kvtile-memory"]),
+    ("kvtile-blocks", &[]),
+    (
+        "kvtile-tiers",
+        &[
+            "kvtile-blocks",
+            "kvtile-layout",
+            "kvtile-memory",
+            "kvtile-transfer",
+        ],
+    ),
     (
         "kvtile",
-        &["kvtile-layout", "kvtile-memory", "kvtile-transfer"],
+        &[
+            "kvtile-blocks",
+            "kvtile-layout",
+            "kvtile-memory",
+            "kvtile-tiers",
+            "kvtile-transfer",
+        ],
     ),
     ("kvtile-demo", &["kvtile"]),
     ("kvtile-bench", &["kvtile"]),
     ("kvtile-cli", &["kvtile", "kvtile-bench", "kvtile-demo"]),
-    ("kvtile-testkit", &["kvtile-layout"]),
+    ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
     ("xtask", &[]),
 ];
 
 /// What the crates that do no I/O may be built with.
-const PURE: [(&str, &[&str]); 1] = [("kvtile-layout", &["blake3", "serde", "thiserror", "toml"])];
+const PURE: [(&str, &[&str]); 2] = [
+    ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
+    (
+        "kvtile-blocks",
+        &["blake3", "parking_lot", "serde", "thiserror", "xxhash-rust"],
+    ),
+];
 
 /// Crates that nothing here is built with: runtimes, bindings to hardware, and error types that
 /// are no types.

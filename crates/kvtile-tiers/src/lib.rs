@@ -1,0 +1,15 @@
+//! A cache of KV blocks over tiers.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `disk` | blocks in a folder: slots, their records, what survives a crash |
+//!
+//! Which block is worth keeping is decided by the policies of `kvtile-blocks`; how bytes are moved
+//! and permuted is the business of `kvtile-transfer`.
+
+#![forbid(unsafe_code)]
+
+pub mod disk;
+mod error;
+
+pub use error::TierError;
