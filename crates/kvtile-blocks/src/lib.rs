@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod error;
+pub mod events;
 pub mod key;
 pub mod policy;
 

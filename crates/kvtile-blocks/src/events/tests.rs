@@ -1,0 +1,402 @@
+//! The log against a naive list, and from several threads.
+
+use super::*;
+use std::collections::BTreeMap;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// SplitMix64: a seed gives the same operations everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end
+    }
+}
+
+fn log(capacity: usize) -> Arc<EventLog> {
+    Arc::new(EventLog::new(NonZeroUsize::new(capacity).unwrap()).unwrap())
+}
+
+fn key(number: u64) -> BlockKey {
+    BlockKey::from_bytes(u128::from(number).to_le_bytes())
+}
+
+fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
+    let mut events = Vec::new();
+    subscriber.poll(&mut events, usize::MAX).unwrap();
+    events
+}
+
+/// Removes what does not count for the comparison: the order of a list.
+fn sorted(mirror: &Mirror, tier: Tier) -> BTreeMap<BlockKey, Option<BlockKey>> {
+    mirror.blocks(tier).collect()
+}
+
+#[test]
+fn a_chain_is_stored_with_the_block_before_each_block() {
+    let log = log(8);
+    let mut subscriber = log.subscribe();
+    log.stored(Tier::Host, Some(key(9)), &[key(1), key(2)]);
+    log.removed(Tier::Disk, &[key(1)]);
+    log.cleared(Tier::Host);
+    log.check_integrity();
+    let stored = |key, parent| EventKind::Stored { key, parent };
+    let expected = [
+        (Tier::Host, stored(key(1), Some(key(9)))),
+        (Tier::Host, stored(key(2), Some(key(1)))),
+        (Tier::Disk, EventKind::Removed { key: key(1) }),
+        (Tier::Host, EventKind::Cleared),
+    ];
+    let expected: Vec<Event> = (0..)
+        .zip(expected)
+        .map(|(sequence, (tier, kind))| Event {
+            sequence,
+            tier,
+            kind,
+        })
+        .collect();
+    assert_eq!(poll_all(&mut subscriber), expected);
+    assert_eq!(poll_all(&mut subscriber), []);
+}
+
+/// Pitfall 31: events were lost silently when a subscriber lagged, and had no sequence numbers.
+#[test]
+fn pitfall_31_a_subscriber_that_lags_is_told_how_many_events_it_missed() {
+    let log = log(4);
+    let mut subscriber = log.subscribe();
+    for number in 0..7 {
+        log.stored(Tier::Host, None, &[key(number)]);
+    }
+    let mut events = Vec::new();
+    let lagged = Lagged {
+        missed: 3,
+        resume_at: 3,
+    };
+    assert_eq!(subscriber.poll(&mut events, 100), Err(lagged));
+    assert_eq!(events, []);
+    assert_eq!(subscriber.poll(&mut events, 3), Ok(3));
+    assert_eq!(subscriber.poll(&mut events, 3), Ok(1));
+    let sequences: Vec<u64> = events.iter().map(|event| event.sequence).collect();
+    assert_eq!(sequences, [3, 4, 5, 6]);
+    assert!(lagged.to_string().contains("missed 3 events"));
+}
+
+#[test]
+fn a_subscriber_reads_only_what_comes_after_it_subscribed() {
+    let log = log(4);
+    log.cleared(Tier::Disk);
+    let mut subscriber = log.subscribe();
+    assert_eq!(subscriber.next_sequence(), 1);
+    log.cleared(Tier::Host);
+    assert_eq!(poll_all(&mut subscriber).first().unwrap().tier, Tier::Host);
+}
+
+#[test]
+fn a_snapshot_of_another_log_does_not_stop_a_subscriber() {
+    let (long, short) = (log(4), log(4));
+    for _ in 0..9 {
+        long.cleared(Tier::Host);
+    }
+    let mut subscriber = short.subscribe();
+    subscriber.resynchronise(&long.snapshot(|_| {}));
+    assert_eq!(poll_all(&mut subscriber), []);
+    short.cleared(Tier::Host);
+    assert_eq!(poll_all(&mut subscriber).len(), 1);
+}
+
+#[test]
+fn a_log_that_no_memory_holds_is_refused() {
+    let refused = EventLog::new(NonZeroUsize::MAX).unwrap_err();
+    let message = refused.to_string();
+    assert!(message.contains(&usize::MAX.to_string()), "{message}");
+}
+
+#[test]
+fn a_panic_in_the_middle_of_a_batch_leaves_the_log_whole() {
+    let log = log(4);
+    let mut subscriber = log.subscribe();
+    let thrown = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let kinds = (0..3).map(|number| {
+            assert!(number < 2, "on purpose");
+            EventKind::Removed { key: key(number) }
+        });
+        log.append(Tier::Host, kinds);
+    }));
+    assert!(thrown.is_err());
+    log.check_integrity();
+    assert_eq!(poll_all(&mut subscriber).len(), 2);
+}
+
+#[test]
+fn a_mirror_refuses_events_with_a_gap_before_them() {
+    let log = log(4);
+    let mut subscriber = log.subscribe();
+    log.removed(Tier::Host, &[key(0), key(1)]);
+    let events = poll_all(&mut subscriber);
+    let mut mirror = Mirror::new();
+    assert!(!mirror.apply(&events[1]));
+    assert!(mirror.apply(&events[0]));
+    assert!(mirror.apply(&events[0]), "an event that is known already");
+    assert!(mirror.apply(&events[1]));
+}
+
+#[test]
+fn a_log_equals_a_naive_list_under_random_appends_and_polls() {
+    for seed in 0..200 {
+        println!("seed {seed}");
+        let mut random = Random(seed);
+        let capacity = 1 + usize::try_from(random.below(20)).unwrap();
+        let log = log(capacity);
+        let mut naive: Vec<(Tier, EventKind)> = Vec::new();
+        let mut subscribers: Vec<Subscriber> = (0..3).map(|_| log.subscribe()).collect();
+        for _ in 0..300 {
+            if random.below(2) == 0 {
+                append_at_random(&log, &mut naive, &mut random);
+                log.check_integrity();
+                assert_eq!(log.next_sequence(), naive.len() as u64);
+            } else {
+                let which = usize::try_from(random.below(3)).unwrap();
+                let max = usize::try_from(random.below(12)).unwrap();
+                poll_as_naively(&mut subscribers[which], &naive, capacity, max);
+            }
+        }
+    }
+}
+
+fn append_at_random(log: &EventLog, naive: &mut Vec<(Tier, EventKind)>, random: &mut Random) {
+    let tier = Tier::ALL[usize::try_from(random.below(5)).unwrap()];
+    let keys: Vec<BlockKey> = (0..random.below(8)).map(|_| key(random.next())).collect();
+    match random.below(4) {
+        0 => {
+            log.stored(tier, None, &keys);
+            for (index, &key) in keys.iter().enumerate() {
+                let parent = index.checked_sub(1).map(|before| keys[before]);
+                naive.push((tier, EventKind::Stored { key, parent }));
+            }
+        }
+        1 => {
+            log.removed(tier, &keys);
+            naive.extend(keys.iter().map(|&key| (tier, EventKind::Removed { key })));
+        }
+        2 => {
+            let kinds = || keys.iter().map(|&key| EventKind::Removed { key });
+            log.append(tier, kinds());
+            naive.extend(kinds().map(|kind| (tier, kind)));
+        }
+        _ => {
+            log.cleared(tier);
+            naive.push((tier, EventKind::Cleared));
+        }
+    }
+}
+
+fn poll_as_naively(
+    subscriber: &mut Subscriber,
+    naive: &[(Tier, EventKind)],
+    capacity: usize,
+    max: usize,
+) {
+    let at = usize::try_from(subscriber.next_sequence()).unwrap();
+    let oldest = naive.len().saturating_sub(capacity);
+    let mut events = Vec::new();
+    let polled = subscriber.poll(&mut events, max);
+    if at < oldest {
+        let (missed, resume_at) = ((oldest - at) as u64, oldest as u64);
+        assert_eq!(polled, Err(Lagged { missed, resume_at }));
+        assert_eq!(subscriber.next_sequence(), resume_at);
+        assert_eq!(events, []);
+        return;
+    }
+    let end = naive.len().min(at.saturating_add(max));
+    let expected: Vec<Event> = (at..end)
+        .map(|index| Event {
+            sequence: index as u64,
+            tier: naive[index].0,
+            kind: naive[index].1,
+        })
+        .collect();
+    assert_eq!(polled, Ok(expected.len()));
+    assert_eq!(events, expected);
+}
+
+/// A tier whose blocks lie in several maps, each under its own lock, as a sharded pool has them.
+struct Owner {
+    log: Arc<EventLog>,
+    tier: Tier,
+    shards: Vec<Mutex<BTreeMap<BlockKey, Option<BlockKey>>>>,
+}
+
+impl Owner {
+    fn new(log: &Arc<EventLog>, tier: Tier) -> Owner {
+        Owner {
+            log: Arc::clone(log),
+            tier,
+            shards: (0..4).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Stores what is absent and removes what is there, as long as nobody else does it.
+    fn toggle(&self, number: u64) {
+        let shard = &self.shards[usize::try_from(number).unwrap() % self.shards.len()];
+        let mut blocks = shard.lock().unwrap();
+        let key = key(number);
+        if blocks.remove(&key).is_some() {
+            self.log.removed(self.tier, &[key]);
+        } else {
+            let parent = number.checked_sub(1).map(super::tests::key);
+            blocks.insert(key, parent);
+            self.log.stored(self.tier, parent, &[key]);
+        }
+    }
+
+    /// Removes everything; no shard changes meanwhile.
+    fn clear(&self) {
+        let mut shards: Vec<_> = self
+            .shards
+            .iter()
+            .map(|shard| shard.lock().unwrap())
+            .collect();
+        for shard in &mut shards {
+            shard.clear();
+        }
+        self.log.cleared(self.tier);
+    }
+
+    fn list(&self, out: &mut Vec<StoredBlock>) {
+        for shard in &self.shards {
+            let blocks = shard.lock().unwrap();
+            out.extend(blocks.iter().map(|(&key, &parent)| StoredBlock {
+                tier: self.tier,
+                key,
+                parent,
+            }));
+            drop(blocks);
+            std::thread::yield_now();
+        }
+    }
+
+    fn stored(&self) -> BTreeMap<BlockKey, Option<BlockKey>> {
+        let mut blocks = Vec::new();
+        self.list(&mut blocks);
+        blocks
+            .iter()
+            .map(|block| (block.key, block.parent))
+            .collect()
+    }
+}
+
+/// Follows the log until the writers are done and everything is read; returns how often it lagged.
+fn follow(owners: &[Owner], done: &AtomicBool) -> (Mirror, u64) {
+    let log = &owners[0].log;
+    let snapshot = || log.snapshot(|blocks| owners.iter().for_each(|owner| owner.list(blocks)));
+    let mut subscriber = log.subscribe();
+    let mut mirror = Mirror::from_snapshot(&{
+        let first = snapshot();
+        subscriber.resynchronise(&first);
+        first
+    });
+    let mut events = Vec::new();
+    let mut lagged = 0;
+    loop {
+        let finished = done.load(Ordering::SeqCst);
+        events.clear();
+        match subscriber.poll(&mut events, 7) {
+            Ok(0) if finished => return (mirror, lagged),
+            Ok(_) => {
+                for event in &events {
+                    assert!(mirror.apply(event), "no event is missing");
+                }
+            }
+            Err(_) => {
+                lagged += 1;
+                let fresh = snapshot();
+                subscriber.resynchronise(&fresh);
+                mirror = Mirror::from_snapshot(&fresh);
+            }
+        }
+    }
+}
+
+/// Pitfall 31: stored and removed events of one block came out of order, and a subscriber that
+/// lagged could not find back.
+#[test]
+fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write() {
+    let mut lagged_in_all = 0;
+    for seed in 0..20 {
+        println!("seed {seed}");
+        let log = log(64);
+        let owners = [Owner::new(&log, Tier::Host), Owner::new(&log, Tier::Disk)];
+        let done = AtomicBool::new(false);
+        let (mirror, lagged) = std::thread::scope(|scope| {
+            let follower = scope.spawn(|| follow(&owners, &done));
+            let writers: Vec<_> = (0..3)
+                .map(|writer| {
+                    let owners = &owners;
+                    scope.spawn(move || {
+                        let mut random = Random(seed * 3 + writer);
+                        for _ in 0..2_000 {
+                            let owner = &owners[usize::try_from(random.below(2)).unwrap()];
+                            match random.below(200) {
+                                0 => owner.clear(),
+                                number => owner.toggle(number),
+                            }
+                        }
+                    })
+                })
+                .collect();
+            for writer in writers {
+                writer.join().unwrap();
+            }
+            done.store(true, Ordering::SeqCst);
+            follower.join().unwrap()
+        });
+        lagged_in_all += lagged;
+        log.check_integrity();
+        assert!(mirror.is_exact());
+        for owner in &owners {
+            assert_eq!(sorted(&mirror, owner.tier), owner.stored());
+        }
+    }
+    assert!(lagged_in_all > 0, "no run was slow enough to lag");
+}
+
+/// Pitfall 31: a stored event follows a removed one of the same block, and the other way round.
+#[test]
+fn pitfall_31_stored_and_removed_alternate_for_each_block_whichever_threads_write() {
+    let log = log(1 << 16);
+    let owner = Owner::new(&log, Tier::Host);
+    let mut subscriber = log.subscribe();
+    std::thread::scope(|scope| {
+        for seed in 0..3 {
+            println!("seed {seed}");
+            let owner = &owner;
+            scope.spawn(move || {
+                let mut random = Random(seed);
+                (0..5_000).for_each(|_| owner.toggle(random.below(50)));
+            });
+        }
+    });
+    let events = poll_all(&mut subscriber);
+    assert_eq!(events.len(), 15_000);
+    let mut present: BTreeMap<BlockKey, bool> = BTreeMap::new();
+    for (index, event) in events.iter().enumerate() {
+        assert_eq!(event.sequence, index as u64, "no gaps");
+        let (key, stored) = match event.kind {
+            EventKind::Stored { key, .. } => (key, true),
+            EventKind::Removed { key } => (key, false),
+            EventKind::Cleared => continue,
+        };
+        let before = present.insert(key, stored).unwrap_or(false);
+        assert_ne!(before, stored, "event {index} of {key}");
+    }
+}
