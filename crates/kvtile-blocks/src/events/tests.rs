@@ -1,10 +1,8 @@
-//! The log against a naive list, and from several threads.
+//! The log against a naive list. What several threads do is in `tests/events.rs`.
 
 use super::*;
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 /// SplitMix64: a seed gives the same operations everywhere.
 struct Random(u64);
@@ -35,11 +33,6 @@ fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
     let mut events = Vec::new();
     subscriber.poll(&mut events, usize::MAX).unwrap();
     events
-}
-
-/// Removes what does not count for the comparison: the order of a list.
-fn sorted(mirror: &Mirror, tier: Tier) -> BTreeMap<BlockKey, Option<BlockKey>> {
-    mirror.blocks(tier).collect()
 }
 
 #[test]
@@ -227,176 +220,4 @@ fn poll_as_naively(
         .collect();
     assert_eq!(polled, Ok(expected.len()));
     assert_eq!(events, expected);
-}
-
-/// A tier whose blocks lie in several maps, each under its own lock, as a sharded pool has them.
-struct Owner {
-    log: Arc<EventLog>,
-    tier: Tier,
-    shards: Vec<Mutex<BTreeMap<BlockKey, Option<BlockKey>>>>,
-}
-
-impl Owner {
-    fn new(log: &Arc<EventLog>, tier: Tier) -> Owner {
-        Owner {
-            log: Arc::clone(log),
-            tier,
-            shards: (0..4).map(|_| Mutex::default()).collect(),
-        }
-    }
-
-    /// Stores what is absent and removes what is there, as long as nobody else does it.
-    fn toggle(&self, number: u64) {
-        let shard = &self.shards[usize::try_from(number).unwrap() % self.shards.len()];
-        let mut blocks = shard.lock().unwrap();
-        let key = key(number);
-        if blocks.remove(&key).is_some() {
-            self.log.removed(self.tier, &[key]);
-        } else {
-            let parent = number.checked_sub(1).map(super::tests::key);
-            blocks.insert(key, parent);
-            self.log.stored(self.tier, parent, &[key]);
-        }
-    }
-
-    /// Removes everything; no shard changes meanwhile.
-    fn clear(&self) {
-        let mut shards: Vec<_> = self
-            .shards
-            .iter()
-            .map(|shard| shard.lock().unwrap())
-            .collect();
-        for shard in &mut shards {
-            shard.clear();
-        }
-        self.log.cleared(self.tier);
-    }
-
-    fn list(&self, out: &mut Vec<StoredBlock>) {
-        for shard in &self.shards {
-            let blocks = shard.lock().unwrap();
-            out.extend(blocks.iter().map(|(&key, &parent)| StoredBlock {
-                tier: self.tier,
-                key,
-                parent,
-            }));
-            drop(blocks);
-            std::thread::yield_now();
-        }
-    }
-
-    fn stored(&self) -> BTreeMap<BlockKey, Option<BlockKey>> {
-        let mut blocks = Vec::new();
-        self.list(&mut blocks);
-        blocks
-            .iter()
-            .map(|block| (block.key, block.parent))
-            .collect()
-    }
-}
-
-/// Follows the log until the writers are done and everything is read; returns how often it lagged.
-fn follow(owners: &[Owner], done: &AtomicBool) -> (Mirror, u64) {
-    let log = &owners[0].log;
-    let snapshot = || log.snapshot(|blocks| owners.iter().for_each(|owner| owner.list(blocks)));
-    let mut subscriber = log.subscribe();
-    let mut mirror = Mirror::from_snapshot(&{
-        let first = snapshot();
-        subscriber.resynchronise(&first);
-        first
-    });
-    let mut events = Vec::new();
-    let mut lagged = 0;
-    loop {
-        let finished = done.load(Ordering::SeqCst);
-        events.clear();
-        match subscriber.poll(&mut events, 7) {
-            Ok(0) if finished => return (mirror, lagged),
-            Ok(_) => {
-                for event in &events {
-                    assert!(mirror.apply(event), "no event is missing");
-                }
-            }
-            Err(_) => {
-                lagged += 1;
-                let fresh = snapshot();
-                subscriber.resynchronise(&fresh);
-                mirror = Mirror::from_snapshot(&fresh);
-            }
-        }
-    }
-}
-
-/// Pitfall 31: stored and removed events of one block came out of order, and a subscriber that
-/// lagged could not find back.
-#[test]
-fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write() {
-    let mut lagged_in_all = 0;
-    for seed in 0..20 {
-        println!("seed {seed}");
-        let log = log(64);
-        let owners = [Owner::new(&log, Tier::Host), Owner::new(&log, Tier::Disk)];
-        let done = AtomicBool::new(false);
-        let (mirror, lagged) = std::thread::scope(|scope| {
-            let follower = scope.spawn(|| follow(&owners, &done));
-            let writers: Vec<_> = (0..3)
-                .map(|writer| {
-                    let owners = &owners;
-                    scope.spawn(move || {
-                        let mut random = Random(seed * 3 + writer);
-                        for _ in 0..2_000 {
-                            let owner = &owners[usize::try_from(random.below(2)).unwrap()];
-                            match random.below(200) {
-                                0 => owner.clear(),
-                                number => owner.toggle(number),
-                            }
-                        }
-                    })
-                })
-                .collect();
-            for writer in writers {
-                writer.join().unwrap();
-            }
-            done.store(true, Ordering::SeqCst);
-            follower.join().unwrap()
-        });
-        lagged_in_all += lagged;
-        log.check_integrity();
-        assert!(mirror.is_exact());
-        for owner in &owners {
-            assert_eq!(sorted(&mirror, owner.tier), owner.stored());
-        }
-    }
-    assert!(lagged_in_all > 0, "no run was slow enough to lag");
-}
-
-/// Pitfall 31: a stored event follows a removed one of the same block, and the other way round.
-#[test]
-fn pitfall_31_stored_and_removed_alternate_for_each_block_whichever_threads_write() {
-    let log = log(1 << 16);
-    let owner = Owner::new(&log, Tier::Host);
-    let mut subscriber = log.subscribe();
-    std::thread::scope(|scope| {
-        for seed in 0..3 {
-            println!("seed {seed}");
-            let owner = &owner;
-            scope.spawn(move || {
-                let mut random = Random(seed);
-                (0..5_000).for_each(|_| owner.toggle(random.below(50)));
-            });
-        }
-    });
-    let events = poll_all(&mut subscriber);
-    assert_eq!(events.len(), 15_000);
-    let mut present: BTreeMap<BlockKey, bool> = BTreeMap::new();
-    for (index, event) in events.iter().enumerate() {
-        assert_eq!(event.sequence, index as u64, "no gaps");
-        let (key, stored) = match event.kind {
-            EventKind::Stored { key, .. } => (key, true),
-            EventKind::Removed { key } => (key, false),
-            EventKind::Cleared => continue,
-        };
-        let before = present.insert(key, stored).unwrap_or(false);
-        assert_ne!(before, stored, "event {index} of {key}");
-    }
 }
