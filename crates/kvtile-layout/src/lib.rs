@@ -20,8 +20,8 @@ mod word;
 pub use axis::Axis;
 pub use error::LayoutError;
 pub use plan::{
-    AxisSet, BlockMap, BlockPair, CopyPlan, CopyPlanner, LayerPlans, Loop, MapPair, Nest, PairBase,
-    PlanClass, PlanSettings, RangePair, Selection,
+    AxisSet, BlockMap, BlockPair, ClassNests, CopyPlan, CopyPlanner, LayerPlans, Loop, MapPair,
+    Nest, PairBase, PlanClass, PlanSettings, RangePair, Selection,
 };
 pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, Shape, Shard};
 pub use strided::{

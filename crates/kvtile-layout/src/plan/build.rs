@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{
-    AxisSet, Loop, Nest, RangePair,
+    AxisSet, ClassNests, Loop, Nest, RangePair,
     cut::{Range, Segment, cut},
     frame::{Frame, PlanePair},
     map::MapKind,
@@ -32,7 +32,7 @@ pub(super) struct NestKey {
 /// The nests of a class.
 #[derive(Clone, Debug)]
 pub(super) struct Built {
-    pub(super) nests: Arc<[Nest]>,
+    pub(super) nests: Arc<ClassNests>,
     /// Bytes that they move for one pair.
     pub(super) bytes: u64,
 }
@@ -55,7 +55,7 @@ impl Builder<'_> {
             checked(sum.checked_add(nest.bytes()), "bytes of a plan")
         })?;
         Ok(Built {
-            nests: nests.into(),
+            nests: Arc::new(ClassNests::new(nests)),
             bytes,
         })
     }

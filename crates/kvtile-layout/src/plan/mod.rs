@@ -17,6 +17,7 @@
 
 mod build;
 mod check;
+mod class;
 mod cut;
 mod frame;
 mod layers;
@@ -28,6 +29,7 @@ mod selection;
 
 use std::{fmt, sync::Arc};
 
+pub use class::{ClassNests, PlanClass};
 pub use layers::LayerPlans;
 pub use map::{BlockMap, MapPair};
 pub use planner::CopyPlanner;
@@ -131,17 +133,6 @@ pub struct PairBase {
     pub destination_block: u64,
     /// First destination token, rounded down to the destination's largest modulus of N.
     pub destination_token: u64,
-}
-
-/// Block pairs that lie alike, and the nests that copy any one of them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlanClass {
-    /// The nests of one pair.
-    pub nests: Arc<[Nest]>,
-    /// The pairs.
-    pub pairs: Vec<PairBase>,
-    /// Consecutive block pairs that one entry of `pairs` stands for.
-    pub blocks_per_pair: u64,
 }
 
 /// What to copy, planned: see the module's drawing. A clone shares everything with its original.

@@ -1,7 +1,7 @@
-//! Memory to memory: a plan as cells, and cells on one thread or several.
+//! Memory to memory: programs bound to the pairs of a plan, on one thread or several.
 //!
 //! ```text
-//! part   a nest of a class, with its kernel          the order of its loops is the source's
+//! job    a part of a program, for all pairs of its class
 //!   cell   one block pair, one turn of the outer loops: both ends stay in one region
 //!     chunk  neighbouring cells, as many as a thread takes at a time
 //! ```
@@ -9,35 +9,25 @@
 //! Knows regions, pairs and threads; the bytes are the business of kernels, and that nobody else
 //! touches them meanwhile is the business of leases.
 
-use std::sync::{
-    Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    ops::Range,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use kvtile_layout::{CopyPlan, Location, Loop, Nest, PlanClass, Step};
+use kvtile_layout::{CopyPlan, Location, Nest, PlanClass, Step};
 
 use super::{
     bound::BoundLayout,
-    direct::{self, is_plain},
     kernel::LINE_BYTES,
-    nest::{LocalNest, Manner, choose, is_local},
+    nest::Manner,
     pipeline::{Pipeline, Scratch},
-    pool::CopyPool,
+    pool::{CopyPool, Share},
+    program::{Part, Program, Turn, program_of},
 };
 use crate::error::TransferError;
-
-/// Longer runs are cut into pieces of this size, so that threads can share them and what comes
-/// next can be asked for.
-const SEGMENT_BYTES: u64 = 16 << 10;
-
-/// Runs up to this size are left whole.
-const WHOLE_RUN_BYTES: u64 = 2 * SEGMENT_BYTES;
-
-/// Bytes that are read in order at least: a page.
-const READ_BYTES: u64 = 4096;
-
-/// Bytes of a cell, about: its bounds are checked once.
-const CELL_BYTES: u64 = 256 << 10;
 
 /// Executes all of `plan`.
 ///
@@ -51,177 +41,96 @@ pub(super) unsafe fn copy_plan(
     plan: &CopyPlan,
     sides: (&BoundLayout, &BoundLayout),
     manner: Manner,
-    pool: Option<&CopyPool>,
+    share: Option<(&CopyPool, Share)>,
 ) -> Result<(), TransferError> {
-    let Some(pool) = pool else {
-        let mut program = Program::empty(plan, sides, manner);
+    let binding = Binding {
+        plan,
+        sides,
+        manner,
+    };
+    let Some((pool, share)) = share else {
+        let mut scratch = Scratch::default();
         for class in plan.classes() {
-            for nest in class.nests.iter() {
-                if is_plain(nest, manner) {
-                    // SAFETY: passed on to the caller.
-                    unsafe { direct::copy(plan, (class, nest), sides, manner.kernels) }?;
-                } else {
-                    program.add(class, nest)?;
-                }
+            for job in binding.jobs(class, program_of(&class.nests, manner)?) {
+                // SAFETY: passed on to the caller.
+                unsafe { job.copy(&binding, 0..job.cells(), &mut scratch) }?;
             }
         }
-        let mut scratch = Scratch::default();
-        return program.parts.iter().try_for_each(|part| {
-            // SAFETY: passed on to the caller.
-            unsafe { part.copy(&program, 0..part.cells, &mut scratch) }
-        });
+        return Ok(());
     };
-    let program = Program::new(plan, sides, manner)?;
+    let mut jobs = Vec::new();
+    for class in plan.classes() {
+        jobs.extend(binding.jobs(class, program_of(&class.nests, manner)?));
+    }
     // SAFETY: passed on to the caller: every chunk is taken once.
-    unsafe { program.share(pool, plan.bytes()) }
+    unsafe { binding.share(&jobs, pool, share) }
 }
 
-/// A plan with a kernel for each of its nests.
-struct Program<'p> {
+/// A plan, and where its bytes are.
+struct Binding<'p> {
     plan: &'p CopyPlan,
     sides: (&'p BoundLayout, &'p BoundLayout),
     manner: Manner,
-    parts: Vec<Part<'p>>,
 }
 
-/// A nest of a class, or a piece of its runs.
-struct Part<'p> {
+/// A part of a program, for the pairs of its class.
+#[derive(Clone, Copy)]
+struct Job<'p> {
     class: &'p PlanClass,
     nest: &'p Nest,
-    /// Where it starts behind the nest, on both sides.
-    behind: u64,
-    outer: Vec<Loop>,
-    local: LocalNest,
-    cells_per_pair: u64,
-    cells: u64,
+    part: &'p Part,
 }
 
-impl<'p> Program<'p> {
-    fn empty(
-        plan: &'p CopyPlan,
-        sides: (&'p BoundLayout, &'p BoundLayout),
-        manner: Manner,
-    ) -> Program<'p> {
-        Program {
-            plan,
-            sides,
-            manner,
-            parts: Vec::new(),
-        }
-    }
-
-    /// All of a plan.
-    fn new(
-        plan: &'p CopyPlan,
-        sides: (&'p BoundLayout, &'p BoundLayout),
-        manner: Manner,
-    ) -> Result<Program<'p>, TransferError> {
-        let mut program = Program::empty(plan, sides, manner);
-        for class in plan.classes() {
-            for nest in class.nests.iter() {
-                program.add(class, nest)?;
-            }
-        }
-        Ok(program)
-    }
-
-    /// The parts of a nest: one, or two where a long run does not fall into equal segments.
-    fn add(&mut self, class: &'p PlanClass, nest: &'p Nest) -> Result<(), TransferError> {
-        if nest.run_bytes <= WHOLE_RUN_BYTES {
-            return self.add_part(class, nest, nest.loops.clone(), (0, nest.run_bytes));
-        }
-        let mut loops = nest.loops.clone();
-        loops.push(Loop {
-            extent: nest.run_bytes / SEGMENT_BYTES,
-            source: Step::bytes(SEGMENT_BYTES),
-            destination: Step::bytes(SEGMENT_BYTES),
-            axes: nest.run_axes,
-        });
-        self.add_part(class, nest, loops, (0, SEGMENT_BYTES))?;
-        match nest.run_bytes % SEGMENT_BYTES {
-            0 => Ok(()),
-            rest => {
-                let run = (nest.run_bytes - rest, rest);
-                self.add_part(class, nest, nest.loops.clone(), run)
-            }
-        }
-    }
-
-    /// `run`: where the runs start behind those of the nest, and their bytes.
-    fn add_part(
-        &mut self,
+impl<'p> Binding<'p> {
+    fn jobs(
+        &self,
         class: &'p PlanClass,
-        nest: &'p Nest,
-        mut loops: Vec<Loop>,
-        (behind, run_bytes): (u64, u64),
-    ) -> Result<(), TransferError> {
-        let aligned = self.manner.streams() && self.is_aligned(class, nest, behind);
-        let kernel = choose(&mut loops, run_bytes, aligned, self.manner)?;
-        if self.manner.streams() {
-            order(&mut loops, kernel.bytes() as u64);
-        }
-        let mut bytes = kernel.bytes() as u64;
-        let mut local = loops.len();
-        for l in loops.iter().rev() {
-            let more = bytes.saturating_mul(l.extent);
-            if !is_local(l) || more > CELL_BYTES {
-                break;
-            }
-            bytes = more;
-            local -= 1;
-        }
-        let inner = loops.split_off(local);
-        let turns = loops.iter().fold(1u64, |n, l| n.saturating_mul(l.extent));
-        self.parts.push(Part {
-            class,
-            nest,
-            behind,
-            local: LocalNest::new(&inner, kernel)?,
-            outer: loops,
-            cells_per_pair: turns,
-            cells: turns.saturating_mul(class.pairs.len() as u64),
-        });
-        Ok(())
+        program: &'p Program,
+    ) -> impl Iterator<Item = Job<'p>> + use<'_, 'p> {
+        class
+            .nests
+            .iter()
+            .enumerate()
+            .flat_map(move |(index, nest)| {
+                let parts = program.parts(index, || self.is_at_line(class, nest));
+                parts.iter().map(move |part| Job { class, nest, part })
+            })
     }
 
-    /// Whether every run of the nest starts at a line of the destination, as far as the first
-    /// pairs tell: what is wrong here costs time, nothing else.
-    fn is_aligned(&self, class: &PlanClass, nest: &Nest, behind: u64) -> bool {
-        let line = LINE_BYTES as u64;
-        let starts = class.pairs.iter().take(2).all(|pair| {
+    /// Whether the nest starts at a line of the destination, as far as the first pairs tell.
+    fn is_at_line(&self, class: &PlanClass, nest: &Nest) -> bool {
+        class.pairs.iter().take(2).all(|pair| {
             let (_, start) = self.plan.start(nest, pair);
-            let pointer = self
-                .sides
-                .1
-                .pointer(further(start, Step::bytes(behind), 1), 0);
+            let pointer = self.sides.1.pointer(start, 0);
             pointer.is_ok_and(|p| p.addr().is_multiple_of(LINE_BYTES))
-        });
-        let is_line = |l: &Loop| l.destination.bytes.is_multiple_of(line);
-        starts && nest.loops.iter().all(is_line)
+        })
     }
 
     /// Moves everything on the threads of `pool`.
     ///
     /// # Safety
     /// As for [`copy_plan`].
-    unsafe fn share(&self, pool: &CopyPool, bytes: u64) -> Result<(), TransferError> {
-        let threads = pool.threads_for(bytes);
-        let wanted = pool.chunk_bytes(bytes);
-        let chunks: Vec<(&Part<'_>, std::ops::Range<u64>)> = self
-            .parts
+    unsafe fn share(
+        &self,
+        jobs: &[Job<'p>],
+        pool: &CopyPool,
+        share: Share,
+    ) -> Result<(), TransferError> {
+        let chunks: Vec<(&Job<'_>, Range<u64>)> = jobs
             .iter()
-            .flat_map(|part| {
-                let each = (wanted / (part.local.bytes() as u64).max(1)).max(1);
-                let count = part.cells.div_ceil(each);
-                (0..count).map(move |index| {
+            .flat_map(|job| {
+                let bytes = (job.part.local.bytes() as u64).max(1);
+                let each = (share.chunk_bytes / bytes).max(1);
+                let cells = job.cells();
+                (0..cells.div_ceil(each)).map(move |index| {
                     let start = index * each;
-                    (part, start..part.cells.min(start.saturating_add(each)))
+                    (job, start..cells.min(start.saturating_add(each)))
                 })
             })
             .collect();
         let next = AtomicU64::new(0);
         let failed = Mutex::new(None);
-        pool.run(threads, &|| {
+        pool.run(share.threads, &|| {
             let mut scratch = Scratch::default();
             let take = || {
                 let index = next.fetch_add(1, Ordering::Relaxed);
@@ -229,9 +138,9 @@ impl<'p> Program<'p> {
                     .ok()
                     .and_then(|index| chunks.get(index))
             };
-            while let Some((part, cells)) = take() {
+            while let Some((job, cells)) = take() {
                 // SAFETY: passed on to the caller; the counter gives every chunk to one thread.
-                if let Err(error) = unsafe { part.copy(self, cells.clone(), &mut scratch) } {
+                if let Err(error) = unsafe { job.copy(self, cells.clone(), &mut scratch) } {
                     *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
                 }
             }
@@ -243,88 +152,81 @@ impl<'p> Program<'p> {
     }
 }
 
-impl Part<'_> {
+impl Job<'_> {
+    fn cells(&self) -> u64 {
+        let pairs = self.class.pairs.len() as u64;
+        self.part.cells_per_pair.saturating_mul(pairs)
+    }
+
     /// Moves the bytes of `cells`.
     ///
     /// # Safety
     /// As for [`copy_plan`], for the units of these cells.
     unsafe fn copy(
         &self,
-        program: &Program<'_>,
-        cells: std::ops::Range<u64>,
+        binding: &Binding<'_>,
+        cells: Range<u64>,
         scratch: &mut Scratch,
     ) -> Result<(), TransferError> {
-        let (from, to) = program.sides;
-        let mut pipeline = Pipeline::new(&self.local.kernel, program.manner, scratch)?;
-        let pair = cells.start / self.cells_per_pair.max(1);
-        let mut turn = cells.start % self.cells_per_pair.max(1);
+        let (from, to) = binding.sides;
+        let (part, local) = (self.part, &self.part.local);
+        let each = part.cells_per_pair.max(1);
+        let mut pipeline = Pipeline::new(&local.kernel, binding.manner, scratch)?;
+        let mut cell = cells.start % each;
         let mut left = cells.end.saturating_sub(cells.start);
-        let first = usize::try_from(pair).unwrap_or(usize::MAX);
+        let first = usize::try_from(cells.start / each).unwrap_or(usize::MAX);
         let mut checked = Ok(());
         for pair in self.class.pairs.iter().skip(first) {
-            if left == 0 {
+            if left == 0 || checked.is_err() {
                 break;
             }
-            let count = left.min(self.cells_per_pair - turn);
-            let (source, destination) = program.plan.start(self.nest, pair);
-            let behind = Step::bytes(self.behind);
-            let start = (further(source, behind, 1), further(destination, behind, 1));
-            checked = self.for_each_turn(start, turn..turn + count, |source, destination| {
-                let source = from.pointer(source, self.local.source_span)?;
-                let destination = to.pointer(destination, self.local.destination_span)?;
+            let count = left.min(each - cell);
+            let (source, destination) = binding.plan.start(self.nest, pair);
+            let start = (
+                further(source, part.behind, 1),
+                further(destination, part.behind, 1),
+            );
+            let mut visit = |source, destination| {
+                let source = from.pointer(source, local.source_span)?;
+                let destination = to.pointer(destination, local.destination_span)?;
                 // SAFETY: both pointers reach as far as the nest goes; the rest is the caller's
                 // promise.
-                unsafe { self.local.copy(source, destination, &mut pipeline) };
+                unsafe { local.copy(source, destination, &mut pipeline) };
                 Ok(())
-            });
-            if checked.is_err() {
-                break;
-            }
-            (turn, left) = (0, left - count);
+            };
+            checked = for_each_cell(&part.turns, start, cell..cell + count, &mut visit);
+            (cell, left) = (0, left - count);
         }
         // SAFETY: as above: what is in the pipeline was checked.
         unsafe { pipeline.drain() };
         checked
     }
-
-    /// Calls `visit` with both ends of some turns of the outer loops.
-    fn for_each_turn(
-        &self,
-        start: (Location, Location),
-        turns: std::ops::Range<u64>,
-        mut visit: impl FnMut(Location, Location) -> Result<(), TransferError>,
-    ) -> Result<(), TransferError> {
-        for turn in turns {
-            let (mut source, mut destination) = start;
-            let mut rest = turn;
-            for l in self.outer.iter().rev() {
-                let index = rest % l.extent;
-                rest /= l.extent;
-                source = further(source, l.source, index);
-                destination = further(destination, l.destination, index);
-            }
-            visit(source, destination)?;
-        }
-        Ok(())
-    }
 }
 
-/// Orders loops around steps of `bytes` for streaming: inside, the source is read in order for a
-/// page at least; outside, the destination is written in order, so that its pages are filled one
-/// after the other.
-fn order(loops: &mut [Loop], mut bytes: u64) {
-    loops.sort_by_key(|l| std::cmp::Reverse((l.source, l.destination)));
-    let mut outer = loops.len();
-    for l in loops.iter().rev() {
-        if bytes >= READ_BYTES {
-            break;
-        }
-        bytes = bytes.saturating_mul(l.extent);
-        outer -= 1;
+/// Calls `visit` with both ends of some of the cells that `turns` walk.
+fn for_each_cell(
+    turns: &[Turn],
+    (source, destination): (Location, Location),
+    cells: Range<u64>,
+    visit: &mut impl FnMut(Location, Location) -> Result<(), TransferError>,
+) -> Result<(), TransferError> {
+    let Some((outer, inner)) = turns.split_first() else {
+        return visit(source, destination);
+    };
+    let (first, end) = match outer.cells {
+        1 => (cells.start, cells.end),
+        each => (cells.start / each, cells.end.div_ceil(each)),
+    };
+    for index in first..end {
+        let before = index * outer.cells;
+        let cells = cells.start.saturating_sub(before)..outer.cells.min(cells.end - before);
+        let start = (
+            further(source, outer.source, index),
+            further(destination, outer.destination, index),
+        );
+        for_each_cell(inner, start, cells, visit)?;
     }
-    if let Some(outer) = loops.get_mut(..outer) {
-        outer.sort_by_key(|l| std::cmp::Reverse((l.destination, l.source)));
-    }
+    Ok(())
 }
 
 fn further(from: Location, step: Step, count: u64) -> Location {

@@ -9,7 +9,7 @@ use super::{
     bound::BoundLayout,
     kernel::{Kernels, Level, Stores},
     nest::Manner,
-    pool::CopyPool,
+    pool::{CopyPool, Share},
 };
 
 /// What is known of a transfer beside its plan.
@@ -59,9 +59,10 @@ impl Executor {
         CopyPool::usual_threads()
     }
 
-    /// The threads of a copy of `bytes`, where it is worth more than one.
-    pub(super) fn pool(&self, bytes: u64) -> Option<&CopyPool> {
-        (self.pool.threads_for(bytes) > 1).then_some(&self.pool)
+    /// How `plan` is shared by threads, where it is worth more than one.
+    pub(super) fn share(&self, plan: &CopyPlan, hints: Hints) -> Option<(&CopyPool, Share)> {
+        let share = self.pool.share(plan.bytes(), hints.bytes)?;
+        Some((&self.pool, share))
     }
 
     /// The kernels and stores for a plan between two layouts.

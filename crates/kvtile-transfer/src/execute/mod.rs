@@ -4,8 +4,8 @@
 //! | --- | --- |
 //! | `bound` | nothing: binds a layout to its regions and checks every bound |
 //! | `executor` | nothing: decides on stores, kernels and threads |
-//! | `copy` | memory to memory: cells, chunks, threads |
-//! | `direct` | runs with ordinary stores, straight from the plan |
+//! | `program` | nothing: what copies a class of pairs, made once and kept with its nests |
+//! | `copy` | memory to memory: programs bound to pairs, cells, chunks, threads |
 //! | `nest` | nothing: which kernel a nest runs, and the loops around it |
 //! | `pipeline` | the steps of a kernel, with what comes next asked for in advance |
 //! | `kernel` | runs, transposes and gathers, for each level of vector instructions |
@@ -25,7 +25,6 @@
 mod access;
 mod bound;
 mod copy;
-mod direct;
 mod executor;
 mod file;
 mod kernel;
@@ -34,6 +33,7 @@ mod nest;
 mod pipeline;
 mod place;
 mod pool;
+mod program;
 mod scratch;
 mod space;
 #[cfg(test)]
@@ -69,9 +69,9 @@ unsafe fn execute(
         (Backing::Memory(_), Backing::Memory(_)) => {
             let sides = (source, destination);
             let manner = executor.manner(plan, sides, hints);
-            let pool = executor.pool(plan.bytes());
+            let share = executor.share(plan, hints);
             // SAFETY: passed on to the caller.
-            unsafe { copy::copy_plan(plan, sides, manner, pool) }
+            unsafe { copy::copy_plan(plan, sides, manner, share) }
         }
         _ => {
             // SAFETY: passed on to the caller.

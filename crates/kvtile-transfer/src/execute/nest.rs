@@ -85,6 +85,14 @@ impl Manner {
         }
     }
 
+    /// How many there are.
+    pub(super) const COUNT: usize = 2 * Level::COUNT;
+
+    /// Its number among all manners.
+    pub(super) fn index(self) -> usize {
+        2 * self.kernels.level() as usize + usize::from(self.streams())
+    }
+
     pub(super) fn streams(self) -> bool {
         self.stores == Stores::Streaming
     }

@@ -90,9 +90,9 @@ impl<'k> Pipeline<'k> {
     /// the kernel, do not overlap in its units, and nobody else writes the former or touches the
     /// latter.
     pub(super) unsafe fn push(&mut self, source: *const u8, destination: *mut u8) {
-        if let (Kernel::Run(_), Stores::Ordinary) = (self.kernel, self.manner.stores) {
+        if !self.manner.streams() {
             // SAFETY: passed on to the caller.
-            unsafe { self.push_loop(Stride::ONCE, source, destination) };
+            unsafe { self.copy_now(Stride::ONCE, source, destination) };
             return;
         }
         self.hops.push(Hop {
@@ -115,13 +115,9 @@ impl<'k> Pipeline<'k> {
         source: *const u8,
         destination: *mut u8,
     ) {
-        if let (Kernel::Run(bytes), Stores::Ordinary) = (self.kernel, self.manner.stores) {
-            let hop = Hop {
-                source,
-                destination,
-            };
+        if !self.manner.streams() {
             // SAFETY: passed on to the caller.
-            unsafe { self.manner.kernels.copy_rows(hop, stride, *bytes) };
+            unsafe { self.copy_now(stride, source, destination) };
             return;
         }
         let mut first = 0;
@@ -136,6 +132,41 @@ impl<'k> Pipeline<'k> {
             if self.hops.len() >= HOPS + self.ahead {
                 // SAFETY: every hop was pushed with this promise.
                 unsafe { self.advance() };
+            }
+        }
+    }
+
+    /// The steps of a loop with ordinary stores: nothing is read ahead, so none has to wait.
+    ///
+    /// # Safety
+    /// As for [`Pipeline::push`], for every step.
+    unsafe fn copy_now(&self, stride: Stride, source: *const u8, destination: *mut u8) {
+        let kernels = self.manner.kernels;
+        let hop = |i: usize| Hop {
+            source: source.wrapping_add(i * stride.source),
+            destination: destination.wrapping_add(i * stride.destination),
+        };
+        match self.kernel {
+            // SAFETY: passed on to the caller, in all of these.
+            Kernel::Run(bytes) => unsafe { kernels.copy_rows(hop(0), stride, *bytes) },
+            Kernel::Transpose(matrix) => {
+                for i in 0..stride.extent {
+                    // SAFETY: as above.
+                    unsafe { kernels.transpose(matrix, hop(i)) };
+                }
+            }
+            Kernel::Tile(tile) => {
+                for i in 0..stride.extent {
+                    // SAFETY: as above.
+                    unsafe { transpose_tile(kernels, tile, hop(i)) };
+                }
+            }
+            Kernel::Gather(gather) => {
+                for i in 0..stride.extent {
+                    let hop = hop(i);
+                    // SAFETY: as above.
+                    unsafe { gather.gather(hop.source, hop.destination) };
+                }
             }
         }
     }
@@ -169,7 +200,6 @@ impl<'k> Pipeline<'k> {
         let kernels = self.manner.kernels;
         let hops = self.hops.get(..count).unwrap_or_default();
         match (self.kernel, self.stage.as_deref_mut()) {
-            // With ordinary stores, runs do not come here: they need no hops.
             (Kernel::Run(bytes), _) => {
                 // SAFETY: passed on to the caller.
                 unsafe { kernels.stream_runs(self.hops, count, *bytes, self.ahead) };

@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     error::TransferError,
-    manager::{Held, Ledger, Pairs, RouteKey, Ticket, lock},
+    manager::{Held, INLINE_BYTES, Ledger, Pairs, RouteKey, Ticket, lock},
     physical::PhysicalLayout,
 };
 
@@ -30,6 +30,8 @@ pub(crate) struct Route {
     to: PhysicalLayout,
     planner: Mutex<CopyPlanner>,
     layers: usize,
+    /// Bytes of a block of the source.
+    block_bytes: u64,
     is_memory: bool,
     /// Whether going layer by layer costs no run length and no order of reading: the destination
     /// is memory with a region for each layer, and a source in files has one too.
@@ -73,6 +75,7 @@ impl Route {
             key,
             layers: usize::try_from(planner.layers().count).unwrap_or(usize::MAX),
             planner: Mutex::new(planner),
+            block_bytes: from.shape().block_bytes()?,
             is_memory: from_memory && to_memory,
             layers_are_free: to_memory && separate(&to) && (from_memory || separate(&from)),
             from,
@@ -118,7 +121,15 @@ impl<'a> Planned<'a> {
         pairs: Pairs<'a>,
         layer_by_layer: Option<bool>,
     ) -> Result<Planned<'a>, TransferError> {
-        let by_layer = route.layers > 1 && layer_by_layer.unwrap_or(route.layers_are_free);
+        let by_layer = route.layers > 1
+            && layer_by_layer.unwrap_or_else(|| {
+                // What is over before its caller returns is waited for as a whole.
+                let bytes = route
+                    .block_bytes
+                    .saturating_mul(pairs.sources().len() as u64);
+                let is_over = route.is_memory && bytes <= INLINE_BYTES;
+                route.layers_are_free && !is_over
+            });
         // Nothing that a planner leaves behind makes a later plan wrong, only slower.
         let planner = route.planner.lock();
         let mut planner = planner.unwrap_or_else(PoisonError::into_inner);

@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// Memory transfers up to this size run on the caller's thread: shorter than waking another.
-const INLINE_BYTES: u64 = 256 << 10;
+pub(crate) const INLINE_BYTES: u64 = 256 << 10;
 
 /// A layout registered with a manager. Handles are never used again, so that an old one can only
 /// be refused, never mean another layout.

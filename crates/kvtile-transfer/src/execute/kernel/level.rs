@@ -18,6 +18,9 @@ pub(crate) enum Level {
 }
 
 impl Level {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Level::Avx512 as usize + 1;
+
     /// The highest level of this machine.
     pub(crate) fn of_machine() -> Level {
         static LEVEL: OnceLock<Level> = OnceLock::new();

@@ -78,6 +78,10 @@ impl Kernels {
         Kernels { level }
     }
 
+    pub(super) fn level(self) -> Level {
+        self.level
+    }
+
     /// Copies a run of `bytes` for every turn of a loop with ordinary stores.
     ///
     /// # Safety

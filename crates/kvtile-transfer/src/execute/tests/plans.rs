@@ -64,9 +64,10 @@ fn check(case: &TransferCase, pool: &CopyPool) -> bool {
             let selection = &case.selection;
             naive_copy(&source, &from_image, &destination, &mut expected, selection).unwrap();
         }
-        for pool in [None, Some(pool)] {
+        let shared = pool.share(plan.bytes(), 0).map(|share| (pool, share));
+        for share in [None, shared] {
             // SAFETY: the plan was made from these two, and nobody else knows their memory.
-            unsafe { copy_plan(&plan, (&from, &to), manner, pool) }.unwrap();
+            unsafe { copy_plan(&plan, (&from, &to), manner, share) }.unwrap();
         }
         assert!(image(to, written) == expected, "{manner:?}");
     }
@@ -105,6 +106,7 @@ fn threads_share_a_plan_and_leave_nothing_out() {
     ];
     let (ids, shuffled): (Vec<u64>, Vec<u64>) = (0..12).map(|i| (i, i * 7 % 12)).unzip();
     let pool = CopyPool::eager(4);
+    let share = |plan: &CopyPlan| pool.share(plan.bytes(), 0).map(|share| (&pool, share));
     for (from_word, to_word) in pairs {
         let case = |word: &str| LayoutCase {
             shape: shape.clone(),
@@ -126,10 +128,10 @@ fn threads_share_a_plan_and_leave_nothing_out() {
                 let home = Selection::blocks(to_ids, &ids, 16).unwrap();
                 let plan = CopyPlan::new(from.layout(), to.layout(), &there).unwrap();
                 // SAFETY: the plan was made from these two, and nobody else knows their memory.
-                unsafe { copy_plan(&plan, (&from, &to), manner, Some(&pool)) }.unwrap();
+                unsafe { copy_plan(&plan, (&from, &to), manner, share(&plan)) }.unwrap();
                 let plan = CopyPlan::new(to.layout(), back.layout(), &home).unwrap();
                 // SAFETY: as above.
-                unsafe { copy_plan(&plan, (&to, &back), manner, Some(&pool)) }.unwrap();
+                unsafe { copy_plan(&plan, (&to, &back), manner, share(&plan)) }.unwrap();
                 assert!(image(back, returned) == from_image, "{from_word} {to_word}");
                 if to_ids == &ids {
                     assert!(image(to, written) == expected, "{from_word} {to_word}");
