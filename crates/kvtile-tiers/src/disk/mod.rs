@@ -1,1 +1,26 @@
-//! Blocks in a folder.
+//! Blocks in a folder: what survives a restart, a crash and a loss of power.
+//!
+//! ```text
+//! manifest.json   version, identity in full, layout of a block, sizes; replaced in one step
+//! records         64 bytes a slot: key, parent, position, tenant, sequence, checksums
+//! slots           one block a slot, at multiples of 4096
+//! lock            held by the one process that uses the folder
+//! ```
+//!
+//! [`SlotStore`] keeps blocks in slots and says which ones are durable. Everything is bounded by
+//! the capacity it was given. It does not know which blocks are worth keeping: slots are chosen,
+//! emptied and pinned by whoever uses it. Files are reached through a [`Medium`](medium::Medium).
+
+mod capacity;
+mod folder;
+mod manifest;
+pub mod medium;
+mod record;
+mod store;
+
+pub use folder::clear;
+pub use manifest::{Created, Manifest, StoreIdentity};
+pub use store::{
+    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotState, SlotStore, SlotStoreSettings,
+    SlotStoreStats, SlotWrite, StoredBlock, Synced, Ticket, Written,
+};

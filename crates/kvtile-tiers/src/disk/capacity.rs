@@ -1,0 +1,129 @@
+//! How many slots fit a capacity: everything that the folder holds is counted, to the byte.
+//!
+//! ```text
+//! folder and lock       one page each
+//! manifest              its length in pages, twice: while it is replaced there are two
+//! records               64 bytes a slot, in pages
+//! slots                 a block a slot, in pages
+//! ```
+
+use super::record::RECORD_STRIDE;
+use crate::error::TierError;
+
+/// What file systems and direct I/O count in.
+pub(super) const PAGE_BYTES: u64 = PAGE as u64;
+
+/// [`PAGE_BYTES`] for memory.
+pub(super) const PAGE: usize = 4096;
+
+/// No block is larger.
+const BLOCK_BYTES_MAX: u64 = 1 << 40;
+
+/// One slot in so many is kept erased for the next write.
+const RESERVE_SHARE: u32 = 64;
+
+/// More erased slots are never needed between two syncs.
+const RESERVE_MAX: u32 = 1024;
+
+/// The fewest slots: one that holds a block, and an erased one.
+const PHYSICAL_MIN: u32 = 2;
+
+/// Bytes of a slot for blocks of `block_bytes`.
+pub(super) fn slot_bytes(block_bytes: u64) -> Result<u64, TierError> {
+    if block_bytes == 0 || block_bytes > BLOCK_BYTES_MAX {
+        return Err(TierError::BlockBytes { block_bytes });
+    }
+    Ok(block_bytes.next_multiple_of(PAGE_BYTES))
+}
+
+/// How many of `physical` slots are kept erased.
+pub(super) fn reserve(physical: u32) -> u32 {
+    (physical / RESERVE_SHARE).clamp(1, RESERVE_MAX)
+}
+
+/// Bytes of the records of so many slots.
+pub(super) fn records_bytes(physical: u32) -> u64 {
+    (u64::from(physical) * RECORD_STRIDE).next_multiple_of(PAGE_BYTES)
+}
+
+/// Bytes of all files with so many slots; `None` past 2^64.
+pub(super) fn total_bytes(physical: u32, slot_bytes: u64, manifest_bytes: u64) -> Option<u64> {
+    let manifest = manifest_bytes.checked_next_multiple_of(PAGE_BYTES)?;
+    let fixed = manifest.checked_mul(2)?.checked_add(2 * PAGE_BYTES)?;
+    let slots = u64::from(physical).checked_mul(slot_bytes)?;
+    fixed
+        .checked_add(slots)?
+        .checked_add(records_bytes(physical))
+}
+
+/// The most slots, erased ones among them, that fit `capacity_bytes`.
+pub(super) fn physical_slots(
+    capacity_bytes: u64,
+    block_bytes: u64,
+    manifest_bytes: u64,
+) -> Result<u32, TierError> {
+    let slot_bytes = slot_bytes(block_bytes)?;
+    let fits = |physical: u32| {
+        let total = total_bytes(physical, slot_bytes, manifest_bytes);
+        total.is_some_and(|total| total <= capacity_bytes)
+    };
+    if !fits(PHYSICAL_MIN) {
+        let needed = total_bytes(PHYSICAL_MIN, slot_bytes, manifest_bytes);
+        return Err(TierError::CapacityTooSmall {
+            capacity_bytes,
+            block_bytes,
+            needed_bytes: needed.unwrap_or(u64::MAX),
+        });
+    }
+    // The last number is left for "none".
+    let (mut most, mut too_many) = (PHYSICAL_MIN, u32::MAX);
+    while too_many - most > 1 {
+        let middle = most + (too_many - most) / 2;
+        if fits(middle) {
+            most = middle;
+        } else {
+            too_many = middle;
+        }
+    }
+    Ok(most)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Pitfall 35: the capacity is kept to the byte, and no slot is given away.
+    #[test]
+    fn as_many_slots_as_fit_and_not_one_more() {
+        for block_bytes in [1, 4096, 4097, 65_536, 1 << 20] {
+            let slot = slot_bytes(block_bytes).unwrap();
+            for physical in [2, 3, 63, 64, 65, 1000, 1_000_000] {
+                let exact = total_bytes(physical, slot, 2000).unwrap();
+                assert_eq!(physical_slots(exact, block_bytes, 2000).unwrap(), physical);
+                let less = physical_slots(exact - 1, block_bytes, 2000);
+                match physical {
+                    2 => assert!(matches!(
+                        less,
+                        Err(TierError::CapacityTooSmall { needed_bytes, .. }) if needed_bytes == exact
+                    )),
+                    _ => assert_eq!(less.unwrap(), physical - 1),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn absurd_sizes_are_refused_and_absurd_capacities_are_not_used() {
+        assert!(matches!(slot_bytes(0), Err(TierError::BlockBytes { .. })));
+        assert!(slot_bytes(u64::MAX).is_err());
+        assert_eq!(physical_slots(u64::MAX, 4096, 2000).unwrap(), u32::MAX - 1);
+    }
+
+    #[test]
+    fn there_is_always_an_erased_slot_and_one_that_holds_a_block() {
+        for physical in [2, 3, 64, 200, 1_000_000, u32::MAX - 1] {
+            let reserve = reserve(physical);
+            assert!(reserve >= 1 && reserve < physical && reserve <= RESERVE_MAX);
+        }
+    }
+}

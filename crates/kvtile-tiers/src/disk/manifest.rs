@@ -1,0 +1,305 @@
+//! What a folder says of itself: `manifest.json`.
+//!
+//! It is replaced in one step or not at all, carries a checksum over its fields, and names the
+//! identity in full, so that a refusal can name the field that differs.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crc_fast::CrcAlgorithm;
+use kvtile_layout::identity::{Difference, Fingerprint, LayoutIdentity, LogicalIdentity};
+use serde::{Deserialize, Serialize};
+
+use super::{capacity, medium::Medium, record::StoreId};
+use crate::error::TierError;
+
+/// Name of the manifest.
+pub(super) const MANIFEST_FILE: &str = "manifest.json";
+
+/// What the manifest is called until all of it is on the disk.
+pub(super) const MANIFEST_PARTIAL_FILE: &str = "manifest.json.partial";
+
+/// What every manifest starts with.
+const FORMAT: &str = "kvtile disk tier";
+
+/// Version of the folder's form that is written and read.
+const VERSION: u32 = 1;
+
+/// A longer one is not ours.
+const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+
+/// What must be equal before a block of a folder may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreIdentity {
+    /// What the values of a block mean.
+    pub logical: LogicalIdentity,
+    /// How one block lies ([`LayoutIdentity::of_block`]).
+    pub block_layout: LayoutIdentity,
+    /// Bytes of one block.
+    pub block_bytes: u64,
+}
+
+/// What a folder says of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    format: String,
+    version: u32,
+    identity: LogicalIdentity,
+    identity_fingerprint: Fingerprint,
+    block_layout: LayoutIdentity,
+    block_layout_fingerprint: Fingerprint,
+    block_bytes: u64,
+    slot_bytes: u64,
+    slots: u32,
+    capacity_bytes: u64,
+    store: Fingerprint,
+    created: Created,
+}
+
+/// When and by what a folder was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Created {
+    /// Seconds since the start of 1970, by the clock of the machine.
+    pub unix_seconds: u64,
+    /// Version of kvtile.
+    pub kvtile: String,
+}
+
+/// The file: the manifest and the checksum of its JSON.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ManifestFile {
+    manifest: Manifest,
+    /// CRC-64/NVME of the compact JSON of `manifest`, hexadecimal.
+    checksum: String,
+}
+
+impl Manifest {
+    /// Of a new folder with `slots` slots.
+    pub(super) fn new(
+        identity: &StoreIdentity,
+        capacity_bytes: u64,
+        slots: u32,
+    ) -> Result<Manifest, TierError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        Ok(Manifest {
+            format: FORMAT.to_owned(),
+            version: VERSION,
+            identity: identity.logical.clone(),
+            identity_fingerprint: identity.logical.fingerprint(),
+            block_layout: identity.block_layout.clone(),
+            block_layout_fingerprint: identity.block_layout.fingerprint(),
+            block_bytes: identity.block_bytes,
+            slot_bytes: capacity::slot_bytes(identity.block_bytes)?,
+            slots,
+            capacity_bytes,
+            store: Fingerprint::from_bytes(random_number()),
+            created: Created {
+                unix_seconds: now.map_or(0, |now| now.as_secs()),
+                kvtile: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        })
+    }
+
+    /// The same with another capacity.
+    pub(super) fn resized(&self, capacity_bytes: u64, slots: u32) -> Manifest {
+        Manifest {
+            slots,
+            capacity_bytes,
+            ..self.clone()
+        }
+    }
+
+    /// What the values of a block mean.
+    #[must_use]
+    pub fn identity(&self) -> &LogicalIdentity {
+        &self.identity
+    }
+
+    /// How one block lies.
+    #[must_use]
+    pub fn block_layout(&self) -> &LayoutIdentity {
+        &self.block_layout
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
+    /// Bytes of one slot: a block, rounded up to pages.
+    #[must_use]
+    pub fn slot_bytes(&self) -> u64 {
+        self.slot_bytes
+    }
+
+    /// Slots of the data file; a few of them are always erased.
+    #[must_use]
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Blocks that the folder can hold.
+    #[must_use]
+    pub fn blocks_max(&self) -> u32 {
+        self.slots - capacity::reserve(self.slots)
+    }
+
+    /// What the files may have together, in bytes.
+    #[must_use]
+    pub fn capacity_bytes(&self) -> u64 {
+        self.capacity_bytes
+    }
+
+    /// When and by what the folder was made.
+    #[must_use]
+    pub fn created(&self) -> &Created {
+        &self.created
+    }
+
+    pub(super) fn store(&self) -> &StoreId {
+        self.store.as_bytes()
+    }
+
+    /// Bytes of all slots.
+    pub(super) fn data_bytes(&self) -> u64 {
+        self.slot_bytes.saturating_mul(u64::from(self.slots))
+    }
+
+    /// The first field in which a folder is not what `identity` says.
+    pub(super) fn first_difference(&self, identity: &StoreIdentity) -> Option<Difference> {
+        let number = (identity.block_bytes != self.block_bytes).then(|| Difference {
+            field: "block_bytes".to_owned(),
+            ours: identity.block_bytes.to_string(),
+            theirs: self.block_bytes.to_string(),
+        });
+        let logical = identity.logical.first_difference(&self.identity);
+        let layout = || identity.block_layout.first_difference(&self.block_layout);
+        logical.or_else(layout).or(number)
+    }
+
+    pub(super) fn to_bytes(&self) -> Result<Vec<u8>, TierError> {
+        let failed = |error: serde_json::Error| {
+            TierError::file("render", MANIFEST_FILE.to_owned(), error.into())
+        };
+        let checksum = self.checksum().map_err(failed)?;
+        let file = ManifestFile {
+            manifest: self.clone(),
+            checksum,
+        };
+        let mut bytes = serde_json::to_vec_pretty(&file).map_err(failed)?;
+        bytes.push(b'\n');
+        Ok(bytes)
+    }
+
+    fn checksum(&self) -> Result<String, serde_json::Error> {
+        let compact = serde_json::to_vec(self)?;
+        let checksum = crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &compact);
+        Ok(format!("{checksum:016x}"))
+    }
+
+    /// The bytes of the largest manifest of this identity.
+    pub(super) fn bytes_max(&self) -> Result<u64, TierError> {
+        let largest = self.resized(u64::MAX, u32::MAX);
+        Ok(largest.to_bytes()?.len() as u64)
+    }
+
+    /// Reads the manifest of a folder; `None` where there is none.
+    pub(super) fn read(medium: &dyn Medium) -> Result<Option<Manifest>, TierError> {
+        let failed = |error| TierError::file("read", file_name(medium, MANIFEST_FILE), error);
+        if medium.length(MANIFEST_FILE).map_err(failed)?.is_none() {
+            return Ok(None);
+        }
+        let bytes = medium
+            .read(MANIFEST_FILE, MANIFEST_BYTES_MAX)
+            .map_err(failed)?;
+        Manifest::from_bytes(&bytes, medium).map(Some)
+    }
+
+    fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<Manifest, TierError> {
+        let damaged = |problem: String| TierError::ManifestDamaged {
+            folder: medium.name(),
+            problem,
+        };
+        check_version(bytes, medium)?;
+        let file: ManifestFile =
+            serde_json::from_slice(bytes).map_err(|error| damaged(error.to_string()))?;
+        let manifest = file.manifest;
+        let checksum = manifest
+            .checksum()
+            .map_err(|error| damaged(error.to_string()))?;
+        if checksum != file.checksum {
+            return Err(damaged("it fails its checksum".to_owned()));
+        }
+        let slot_bytes = capacity::slot_bytes(manifest.block_bytes)?;
+        let sensible = manifest.format == FORMAT
+            && manifest.slot_bytes == slot_bytes
+            && (2..u32::MAX).contains(&manifest.slots)
+            && slot_bytes.checked_mul(u64::from(manifest.slots)).is_some();
+        if !sensible {
+            return Err(damaged("its numbers contradict each other".to_owned()));
+        }
+        Ok(manifest)
+    }
+
+    /// Puts the manifest in the folder, in one step; it is durable when this returns.
+    pub(super) fn write(&self, medium: &dyn Medium) -> Result<(), TierError> {
+        let bytes = self.to_bytes()?;
+        let failed = |error| TierError::file("write", file_name(medium, MANIFEST_FILE), error);
+        medium
+            .write(MANIFEST_PARTIAL_FILE, &bytes)
+            .map_err(failed)?;
+        medium
+            .rename(MANIFEST_PARTIAL_FILE, MANIFEST_FILE)
+            .map_err(failed)?;
+        medium.sync_folder().map_err(failed)
+    }
+}
+
+/// Refuses another version by its number, whatever else that version may have in its manifest.
+fn check_version(bytes: &[u8], medium: &dyn Medium) -> Result<(), TierError> {
+    #[derive(Deserialize)]
+    struct AnyVersion {
+        manifest: Versioned,
+    }
+    #[derive(Deserialize)]
+    struct Versioned {
+        format: String,
+        version: u32,
+    }
+    let any: AnyVersion =
+        serde_json::from_slice(bytes).map_err(|error| TierError::ManifestDamaged {
+            folder: medium.name(),
+            problem: error.to_string(),
+        })?;
+    if any.manifest.format == FORMAT && any.manifest.version != VERSION {
+        return Err(TierError::FolderDiffers {
+            folder: medium.name(),
+            difference: Difference {
+                field: "version".to_owned(),
+                ours: VERSION.to_string(),
+                theirs: any.manifest.version.to_string(),
+            },
+        });
+    }
+    Ok(())
+}
+
+/// A file of the folder, for messages.
+pub(super) fn file_name(medium: &dyn Medium, file: &str) -> String {
+    format!("{}/{file}", medium.name())
+}
+
+/// A number that no other folder has. It keeps records apart and is no secret.
+fn random_number() -> StoreId {
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    let mut number = [0; 16];
+    for half in number.chunks_exact_mut(8) {
+        // Each state is seeded by the system.
+        let random = RandomState::new().build_hasher().finish();
+        half.copy_from_slice(&random.to_le_bytes());
+    }
+    number
+}

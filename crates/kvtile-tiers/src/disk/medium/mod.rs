@@ -1,0 +1,148 @@
+//! What the disk tier asks of a file system: one folder of files.
+//!
+//! Everything that touches files goes through here, so that tests can put a simulated disk in its
+//! place that tears, reorders, fills up and loses power. It knows nothing of blocks.
+//!
+//! What a medium promises, and what the store builds on:
+//!
+//! - Before [`MediumFile::sync_data`] returns, bytes written may reach the disk in any order, in
+//!   part, or not at all; afterwards they stay.
+//! - Names change (created, renamed, removed) in the order of the calls, and stay after
+//!   [`Medium::sync_folder`].
+//! - A lock ends with its process, however that ends.
+
+mod folder;
+
+pub use folder::FolderMedium;
+
+use std::{fmt, io};
+
+/// How [`Medium::open`] opens a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFile {
+    /// Length in bytes, not zero. What is writable is created where it is missing, cut where it is
+    /// longer and lengthened by zeroes where it is shorter; what is read only is at least so long.
+    pub length_bytes: u64,
+    /// Whether it is written to.
+    pub writable: bool,
+    /// Whether transfers should pass by the page cache where the file system can.
+    pub direct: bool,
+    /// Whether the room for all bytes is to be reserved now, where the file system can.
+    pub preallocate: bool,
+}
+
+/// One folder of files.
+pub trait Medium: fmt::Debug + Send + Sync {
+    /// What the folder is called in messages.
+    fn name(&self) -> String;
+
+    /// Makes the folder where it is missing.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn create(&self) -> io::Result<()>;
+
+    /// The names in the folder, in no order. None where there is no folder.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn names(&self) -> io::Result<Vec<String>>;
+
+    /// Length of a file in bytes; `None` where there is none of that name.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn length(&self, file: &str) -> io::Result<Option<u64>>;
+
+    /// All bytes of a small file.
+    ///
+    /// # Errors
+    /// What the file system says; `InvalidData` for a file longer than `bytes_max`.
+    fn read(&self, file: &str, bytes_max: u64) -> io::Result<Vec<u8>>;
+
+    /// Puts `bytes` in a small file, which is created or loses what it held, and waits until they
+    /// are on the disk. A crash meanwhile leaves any mixture; its name is durable after
+    /// [`Medium::sync_folder`].
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()>;
+
+    /// Gives a file another name, in place of whatever had that name, in one step.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+
+    /// Removes a file. One that is missing is no error.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn remove(&self, file: &str) -> io::Result<()>;
+
+    /// Waits until all names are on the disk.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn sync_folder(&self) -> io::Result<()>;
+
+    /// Takes the lock of this name until the guard is dropped or the process ends. Whoever may
+    /// write to the folder leaves the number of the process in it.
+    ///
+    /// # Errors
+    /// Somebody else holds it, or what the file system says.
+    fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError>;
+
+    /// Opens a data file.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>>;
+}
+
+/// A data file, read and written by position from any number of threads.
+pub trait MediumFile: fmt::Debug + Send + Sync {
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// What the file system says; `UnexpectedEof` where the file is too short. What `buffer` holds
+    /// then is unspecified.
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
+
+    /// Writes all of `bytes` at `offset`.
+    ///
+    /// # Errors
+    /// What the file system says. Any part may be written then.
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Waits until everything written before is on the disk.
+    ///
+    /// # Errors
+    /// What the file system says. What was written since the last sync that succeeded may be lost
+    /// then, and a second call does not tell again.
+    fn sync_data(&self) -> io::Result<()>;
+
+    /// Whether transfers pass by the page cache.
+    fn is_direct(&self) -> bool;
+}
+
+/// A lock that is held while this lives.
+pub trait MediumLock: fmt::Debug + Send + Sync {}
+
+/// Why a lock was not taken.
+#[derive(Debug)]
+pub enum LockError {
+    /// Another process, or another part of this one, holds it.
+    Held {
+        /// The process, where it said so.
+        pid: Option<u32>,
+    },
+    /// The file system refused.
+    Io(io::Error),
+}
+
+impl From<io::Error> for LockError {
+    fn from(error: io::Error) -> LockError {
+        LockError::Io(error)
+    }
+}

@@ -1,0 +1,163 @@
+//! Bringing blocks, records and erasures to the disk, in that order.
+
+use std::{
+    io,
+    sync::{MutexGuard, PoisonError},
+};
+
+use super::{
+    super::{
+        folder::{RECORDS_FILE, SLOTS_FILE},
+        manifest::{Manifest, file_name},
+        medium::MediumFile,
+        record::{RECORD_BYTES, RECORD_STRIDE},
+    },
+    LostBlock, SlotStore, Synced, Ticket,
+    table::{Commit, Outcome, Pending},
+};
+use crate::error::TierError;
+
+/// Records that are written in one call.
+const RUN_RECORDS_MAX: usize = 4096;
+
+impl SlotStore {
+    /// Brings everything that was written or erased before to the disk, and waits for it. Calls
+    /// from several threads take turns; one that finds nothing left to do returns at once.
+    ///
+    /// A failure is told in the report, and the store goes on: blocks that the disk did not take
+    /// are lost, everything else is tried again by the next sync.
+    pub fn sync(&self) -> Synced {
+        let turn = self.turn();
+        let commit = self.table().take_commit();
+        self.commit(commit, turn)
+    }
+
+    /// As [`sync`](SlotStore::sync), unless somebody else's sync frees a place meanwhile.
+    pub(super) fn sync_erasures(&self) {
+        let turn = self.turn();
+        let commit = {
+            let mut table = self.table();
+            if table.free_places() > 0 || !table.has_stale() {
+                return;
+            }
+            table.take_commit()
+        };
+        // What was lost, if anything, is counted, and its slots are empty for every reader.
+        drop(self.commit(commit, turn));
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn commit(&self, commit: Commit, _turn: MutexGuard<'_, ()>) -> Synced {
+        let (outcome, failure) = self.bring(&commit);
+        self.counters.syncs.add(u64::from(!commit.is_empty()));
+        self.counters
+            .sync_failures
+            .add(u64::from(failure.is_some()));
+        let mut table = self.table();
+        let finished = table.finish_commit(commit, &outcome);
+        let durable = Ticket(table.durable_epoch());
+        drop(table);
+        self.counters.lost.add(finished.lost.len() as u64);
+        let lost = |lost: &Pending| LostBlock {
+            slot: lost.slot,
+            key: lost.record.key,
+        };
+        Synced {
+            durable,
+            blocks: finished.durable,
+            erased: finished.erased,
+            lost: finished.lost.iter().map(lost).collect(),
+            failure,
+        }
+    }
+
+    /// Blocks first: no record may speak of bytes that are not on the disk.
+    fn bring(&self, commit: &Commit) -> (Outcome, Option<TierError>) {
+        let failed = |operation, file, error| {
+            TierError::file(operation, file_name(&*self.medium, file), error)
+        };
+        let blocks = match commit.pending.is_empty() {
+            true => Ok(()),
+            false => self.slots.sync_data(),
+        };
+        let mut changes = Changes::default();
+        commit.stale.iter().for_each(|place| changes.erase(*place));
+        if blocks.is_ok() {
+            let pending = commit.pending.iter();
+            pending.for_each(|pending| changes.record(pending, &self.manifest));
+        }
+        let records = changes.bring(&*self.records);
+        let outcome = Outcome {
+            blocks: blocks.is_ok(),
+            records: records.synced.is_ok(),
+            refused: records.refused,
+        };
+        let blocks = blocks.map_err(|error| failed("sync", SLOTS_FILE, error));
+        let synced = records.synced;
+        let synced = synced.map_err(|error| failed("sync", RECORDS_FILE, error));
+        let refused = records.refusal;
+        let refused = refused.map(|error| failed("write", RECORDS_FILE, error));
+        (outcome, blocks.err().or(synced.err()).or(refused))
+    }
+}
+
+/// Records to be changed.
+#[derive(Debug, Default)]
+pub(super) struct Changes {
+    changes: Vec<(u32, [u8; RECORD_BYTES])>,
+}
+
+/// What became of them.
+#[derive(Debug)]
+pub(super) struct Brought {
+    /// Places that the file did not take, in order.
+    pub(super) refused: Vec<u32>,
+    /// Why not, the first time.
+    refusal: Option<io::Error>,
+    /// Whether the others are on the disk.
+    pub(super) synced: io::Result<()>,
+}
+
+impl Changes {
+    pub(super) fn erase(&mut self, place: u32) {
+        self.changes.push((place, [0; RECORD_BYTES]));
+    }
+
+    fn record(&mut self, pending: &Pending, manifest: &Manifest) {
+        let (place, store) = (pending.place, manifest.store());
+        let record = pending.record.encode(store, place);
+        self.changes.push((place, record));
+    }
+
+    /// Writes them, neighbours together, and waits until they are on the disk.
+    pub(super) fn bring(mut self, records: &dyn MediumFile) -> Brought {
+        let mut brought = Brought {
+            refused: Vec::new(),
+            refusal: None,
+            synced: Ok(()),
+        };
+        if self.changes.is_empty() {
+            return brought;
+        }
+        self.changes.sort_unstable_by_key(|(place, _)| *place);
+        let mut run = Vec::new();
+        let neighbours = |a: &(u32, [u8; 64]), b: &(u32, [u8; 64])| a.0.checked_add(1) == Some(b.0);
+        let runs = self.changes.chunk_by(neighbours);
+        for part in runs.flat_map(|run| run.chunks(RUN_RECORDS_MAX)) {
+            let Some((first, _)) = part.first() else {
+                continue;
+            };
+            run.clear();
+            run.extend(part.iter().flat_map(|(_, record)| record));
+            if let Err(error) = records.write_all_at(u64::from(*first) * RECORD_STRIDE, &run) {
+                brought.refused.extend(part.iter().map(|(place, _)| place));
+                brought.refusal.get_or_insert(error);
+            }
+        }
+        brought.synced = records.sync_data();
+        brought
+    }
+}

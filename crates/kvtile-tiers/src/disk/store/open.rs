@@ -1,0 +1,358 @@
+//! Making a folder, opening one, giving it another size, and what is in it after a crash.
+
+use std::{
+    cmp::Reverse,
+    path::Path,
+    sync::{Arc, Mutex},
+};
+
+use super::{
+    super::{
+        capacity, folder,
+        folder::{RECORDS_FILE, SLOTS_FILE},
+        manifest::{MANIFEST_PARTIAL_FILE, Manifest, StoreIdentity, file_name},
+        medium::{FolderMedium, Medium, MediumFile, MediumLock, OpenFile},
+        record::{RECORD_STRIDE, Record, SEQUENCE_MAX},
+    },
+    Dropped, Recovered, Scan, Scanned, SlotStore, SlotStoreSettings, StoredBlock,
+    commit::Changes,
+    stats::Counters,
+    table::Table,
+};
+use crate::error::TierError;
+
+impl SlotStore {
+    /// Opens the folder at `path`, or makes it, and tells which blocks it holds.
+    ///
+    /// # Errors
+    /// The folder is in use; holds files of somebody else; belongs to another identity, block
+    /// layout, block size or version (the first field that differs is named); its manifest is
+    /// damaged; the capacity is too small for one block; what the file system says.
+    pub fn create_or_open(
+        path: &Path,
+        settings: &SlotStoreSettings,
+        identity: &StoreIdentity,
+    ) -> Result<(SlotStore, Recovered), TierError> {
+        let medium = Arc::new(FolderMedium::new(path));
+        SlotStore::create_or_open_on(medium, settings, identity)
+    }
+
+    /// As [`create_or_open`](SlotStore::create_or_open), on any medium.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn create_or_open_on(
+        medium: Arc<dyn Medium>,
+        settings: &SlotStoreSettings,
+        identity: &StoreIdentity,
+    ) -> Result<(SlotStore, Recovered), TierError> {
+        capacity::slot_bytes(identity.block_bytes)?;
+        let failed = |error| TierError::file("make", medium.name(), error);
+        medium.create().map_err(failed)?;
+        folder::check_ours(&*medium)?;
+        let lock = folder::lock(&*medium, true)?;
+        let opening = Opening {
+            medium: &medium,
+            settings,
+        };
+        let opened = match Manifest::read(&*medium)? {
+            Some(manifest) => opening.open(manifest, identity)?,
+            None => opening.create(identity)?,
+        };
+        Ok(opened.into_store(Arc::clone(&medium), lock))
+    }
+}
+
+struct Opening<'a> {
+    medium: &'a Arc<dyn Medium>,
+    settings: &'a SlotStoreSettings,
+}
+
+/// The two data files.
+struct Files {
+    slots: Box<dyn MediumFile>,
+    records: Box<dyn MediumFile>,
+}
+
+struct Opened {
+    manifest: Manifest,
+    files: Files,
+    found: Found,
+    created: bool,
+}
+
+/// What the records say, sorted out.
+#[derive(Default)]
+struct Found {
+    stored: Vec<(u32, Record)>,
+    /// Places whose records have to be erased.
+    stale: Vec<u32>,
+    dropped: Dropped,
+    last_sequence: u64,
+}
+
+impl Opening<'_> {
+    fn create(&self, identity: &StoreIdentity) -> Result<Opened, TierError> {
+        let capacity_bytes = self.settings.capacity_bytes;
+        let manifest = Manifest::new(identity, capacity_bytes, 0)?;
+        let places = self.places(&manifest)?;
+        let manifest = manifest.resized(capacity_bytes, places);
+        folder::remove_data(&**self.medium)?;
+        let made = self.make_files(&manifest);
+        if made.is_err() {
+            // The error that led here is what the caller needs to hear; what is left over is
+            // removed by the next attempt.
+            drop(folder::remove_data(&**self.medium));
+        }
+        Ok(Opened {
+            files: made?,
+            manifest,
+            found: Found::default(),
+            created: true,
+        })
+    }
+
+    fn make_files(&self, manifest: &Manifest) -> Result<Files, TierError> {
+        let files = self.files(manifest)?;
+        self.sync(&files)?;
+        manifest.write(&**self.medium)?;
+        Ok(files)
+    }
+
+    fn open(&self, manifest: Manifest, identity: &StoreIdentity) -> Result<Opened, TierError> {
+        if let Some(difference) = manifest.first_difference(identity) {
+            let folder = self.medium.name();
+            return Err(TierError::FolderDiffers { folder, difference });
+        }
+        let failed = |error| TierError::file("clear", self.medium.name(), error);
+        self.medium.remove(MANIFEST_PARTIAL_FILE).map_err(failed)?;
+        let lengths = (self.length(SLOTS_FILE)?, self.length(RECORDS_FILE)?);
+        let records = self.records_file(&manifest)?;
+        // A killed process may have left erasures that only the page cache has; no place may be
+        // taken for erased before its erasure is on the disk.
+        self.sync_file(&*records, RECORDS_FILE)?;
+        let scan = Scan::read(
+            &*records,
+            Scanned {
+                store: manifest.store(),
+                places: manifest.slots(),
+            },
+        );
+        let mut found = Found::of(scan, &manifest, lengths);
+        let places = self.places(&manifest)?;
+        let resized = manifest.resized(self.settings.capacity_bytes, places);
+        found.fit(&resized);
+        // Before the files get their length back, or what was cut off would be offered next time.
+        found.erase(&*records, places);
+        let files = match resized == manifest {
+            true => Files {
+                slots: self.slots_file(&manifest)?,
+                records,
+            },
+            false => self.resize(records, &manifest, &resized)?,
+        };
+        Ok(Opened {
+            manifest: resized,
+            files,
+            found,
+            created: false,
+        })
+    }
+
+    /// Places for the capacity asked for.
+    fn places(&self, manifest: &Manifest) -> Result<u32, TierError> {
+        if self.settings.capacity_bytes == manifest.capacity_bytes() && manifest.slots() > 0 {
+            return Ok(manifest.slots());
+        }
+        capacity::physical_slots(
+            self.settings.capacity_bytes,
+            manifest.block_bytes(),
+            manifest.bytes_max()?,
+        )
+    }
+
+    /// A larger folder gets its room before its manifest says so, a smaller one loses it after.
+    fn resize(
+        &self,
+        records: Box<dyn MediumFile>,
+        before: &Manifest,
+        after: &Manifest,
+    ) -> Result<Files, TierError> {
+        // What an earlier change of size may have left behind its end goes first.
+        drop((records, self.slots_file(before)?));
+        if after.slots() <= before.slots() {
+            after.write(&**self.medium)?;
+            return self.files(after);
+        }
+        let files = self.files(after)?;
+        self.sync(&files)?;
+        after.write(&**self.medium)?;
+        Ok(files)
+    }
+
+    fn files(&self, manifest: &Manifest) -> Result<Files, TierError> {
+        Ok(Files {
+            slots: self.slots_file(manifest)?,
+            records: self.records_file(manifest)?,
+        })
+    }
+
+    fn records_file(&self, manifest: &Manifest) -> Result<Box<dyn MediumFile>, TierError> {
+        let how = OpenFile {
+            length_bytes: capacity::records_bytes(manifest.slots()),
+            writable: true,
+            direct: false,
+            // A record must not fail for want of room when its block is on the disk already.
+            preallocate: true,
+        };
+        self.file(RECORDS_FILE, &how)
+    }
+
+    fn slots_file(&self, manifest: &Manifest) -> Result<Box<dyn MediumFile>, TierError> {
+        let how = OpenFile {
+            length_bytes: manifest.data_bytes(),
+            writable: true,
+            direct: self.settings.direct_io,
+            preallocate: self.settings.preallocate,
+        };
+        self.file(SLOTS_FILE, &how)
+    }
+
+    fn file(&self, file: &str, how: &OpenFile) -> Result<Box<dyn MediumFile>, TierError> {
+        let failed = |error| TierError::file("open", file_name(&**self.medium, file), error);
+        self.medium.open(file, how).map_err(failed)
+    }
+
+    fn length(&self, file: &str) -> Result<u64, TierError> {
+        let failed = |error| TierError::file("look at", file_name(&**self.medium, file), error);
+        Ok(self.medium.length(file).map_err(failed)?.unwrap_or(0))
+    }
+
+    fn sync(&self, files: &Files) -> Result<(), TierError> {
+        self.sync_file(&*files.slots, SLOTS_FILE)?;
+        self.sync_file(&*files.records, RECORDS_FILE)
+    }
+
+    fn sync_file(&self, opened: &dyn MediumFile, file: &str) -> Result<(), TierError> {
+        let failed = |error| TierError::file("sync", file_name(&**self.medium, file), error);
+        opened.sync_data().map_err(failed)
+    }
+}
+
+impl Found {
+    /// Leaves out what cannot be offered. `lengths` are those that the files were found with.
+    fn of(scan: Scan, manifest: &Manifest, lengths: (u64, u64)) -> Found {
+        let (slots_bytes, records_bytes) = lengths;
+        let whole = u32::try_from(records_bytes / RECORD_STRIDE).unwrap_or(u32::MAX);
+        let mut dropped = Dropped {
+            torn: count(&scan.torn),
+            unreadable: count(&scan.unreadable),
+            truncated: manifest.slots().saturating_sub(whole),
+            ..Dropped::default()
+        };
+        let mut stale = scan.torn;
+        stale.extend(scan.unreadable);
+        let mut stored = scan.stored;
+        let last = stored.iter().map(|(_, record)| record.sequence).max();
+        stored.retain(|(place, _)| {
+            let end = u64::from(*place) * manifest.slot_bytes() + manifest.block_bytes();
+            if end > slots_bytes {
+                dropped.truncated += 1;
+                stale.push(*place);
+            }
+            end <= slots_bytes
+        });
+        stored.sort_unstable_by_key(|(_, record)| (record.key, Reverse(record.sequence)));
+        stored.dedup_by(|later, first| {
+            let same = later.1.key == first.1.key;
+            if same {
+                dropped.duplicate += 1;
+                stale.push(later.0);
+            }
+            same
+        });
+        Found {
+            stored,
+            stale,
+            dropped,
+            last_sequence: last.unwrap_or(0),
+        }
+    }
+
+    /// Leaves out what a folder of another size has no room for, and puts the rest in order.
+    fn fit(&mut self, after: &Manifest) {
+        self.stored
+            .sort_unstable_by_key(|(_, record)| (record.position, record.sequence));
+        let found = self.stored.len();
+        let mut room = usize::try_from(after.blocks_max()).unwrap_or(usize::MAX);
+        let stale = &mut self.stale;
+        // From the end, so that no block loses its parent to a lack of room.
+        self.stored.retain(|(place, _)| {
+            let fits = *place < after.slots() && room > 0;
+            if fits {
+                room -= 1;
+            } else {
+                stale.push(*place);
+            }
+            fits
+        });
+        let gone = found - self.stored.len();
+        self.dropped.over_capacity += u32::try_from(gone).unwrap_or(u32::MAX);
+    }
+
+    /// Erases what was left out. What the disk does not take is left to the syncs to come.
+    fn erase(&mut self, records: &dyn MediumFile, places: u32) {
+        let mut changes = Changes::default();
+        self.stale.iter().for_each(|place| changes.erase(*place));
+        let brought = changes.bring(records);
+        self.stale.retain(|place| {
+            let erased = brought.synced.is_ok() && brought.refused.binary_search(place).is_err();
+            !erased && *place < places
+        });
+    }
+}
+
+fn count(places: &[u32]) -> u32 {
+    u32::try_from(places.len()).unwrap_or(u32::MAX)
+}
+
+impl Opened {
+    fn into_store(
+        self,
+        medium: Arc<dyn Medium>,
+        lock: Box<dyn MediumLock>,
+    ) -> (SlotStore, Recovered) {
+        let Found {
+            stored,
+            stale,
+            dropped,
+            last_sequence,
+        } = self.found;
+        let entry = |(slot, (_, record)): (u32, &(u32, Record))| StoredBlock {
+            slot,
+            key: record.key,
+            parent: record.parent,
+            position: record.position,
+            tenant: record.tenant,
+            sequence: record.sequence,
+        };
+        let recovered = Recovered {
+            entries: (0..).zip(&stored).map(entry).collect(),
+            dropped,
+            created: self.created,
+        };
+        let (slots, places) = (self.manifest.blocks_max(), self.manifest.slots());
+        let next = last_sequence.saturating_add(1).min(SEQUENCE_MAX);
+        let store = SlotStore {
+            table: Mutex::new(Table::new((slots, places), &stored, stale, next)),
+            medium,
+            manifest: self.manifest,
+            slots: self.files.slots,
+            records: self.files.records,
+            commit: Mutex::new(()),
+            counters: Counters::default(),
+            _lock: lock,
+        };
+        (store, recovered)
+    }
+}

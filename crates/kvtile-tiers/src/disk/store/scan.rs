@@ -1,0 +1,95 @@
+//! Reading all records of a folder.
+
+use std::io;
+
+use super::super::{
+    capacity::PAGE,
+    medium::MediumFile,
+    record::{Decoded, RECORD_BYTES, Record, StoreId},
+};
+
+/// Bytes of records that are read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// What is read again one by one where a chunk fails.
+const RETRY_BYTES: usize = PAGE;
+
+/// What the records of a folder say.
+#[derive(Debug, Default)]
+pub(in super::super) struct Scan {
+    pub(in super::super) stored: Vec<(u32, Record)>,
+    pub(in super::super) torn: Vec<u32>,
+    pub(in super::super) unreadable: Vec<u32>,
+}
+
+/// How many records there are, and whose.
+#[derive(Clone, Copy, Debug)]
+pub(in super::super) struct Scanned<'a> {
+    pub(in super::super) store: &'a StoreId,
+    pub(in super::super) places: u32,
+}
+
+impl Scan {
+    /// Reads the records of all places, in their order.
+    pub(in super::super) fn read(records: &dyn MediumFile, of: Scanned<'_>) -> Scan {
+        let mut scan = Scan::default();
+        let mut buffer = vec![0; CHUNK_BYTES];
+        let mut first = 0;
+        while first < of.places {
+            let count = (of.places - first).min(records_in(CHUNK_BYTES));
+            scan.read_chunk(records, &of, first, (count, &mut buffer));
+            first += count;
+        }
+        scan
+    }
+
+    fn read_chunk(
+        &mut self,
+        records: &dyn MediumFile,
+        of: &Scanned<'_>,
+        first: u32,
+        (count, buffer): (u32, &mut [u8]),
+    ) {
+        let bytes = count as usize * RECORD_BYTES;
+        let Some(buffer) = buffer.get_mut(..bytes) else {
+            return;
+        };
+        let offset = u64::from(first) * RECORD_BYTES as u64;
+        if records.read_exact_at(offset, buffer).is_ok() {
+            self.decode(of.store, first, buffer);
+            return;
+        }
+        // One bad page costs its own records only.
+        let mut place = first;
+        for page in buffer.chunks_mut(RETRY_BYTES) {
+            let count = records_in(page.len());
+            let offset = u64::from(place) * RECORD_BYTES as u64;
+            match records.read_exact_at(offset, page) {
+                Ok(()) => self.decode(of.store, place, page),
+                Err(_) => self.unreadable.extend(place..place + count),
+            }
+            place += count;
+        }
+    }
+
+    fn decode(&mut self, store: &StoreId, first: u32, bytes: &[u8]) {
+        let (records, _) = bytes.as_chunks::<RECORD_BYTES>();
+        for (place, record) in (first..).zip(records) {
+            match Record::decode(record, store, place) {
+                Decoded::Empty => {}
+                Decoded::Stored(record) => self.stored.push((place, record)),
+                Decoded::Torn => self.torn.push(place),
+            }
+        }
+    }
+}
+
+/// Whole records in so many bytes, at most as many as a chunk has.
+fn records_in(bytes: usize) -> u32 {
+    u32::try_from(bytes / RECORD_BYTES).unwrap_or(u32::MAX)
+}
+
+/// Whether an error says that the file ended.
+pub(in super::super) fn is_end(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::UnexpectedEof
+}

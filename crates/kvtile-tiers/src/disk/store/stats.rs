@@ -1,0 +1,111 @@
+//! What the store counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::report::Miss;
+
+/// Counters of a store since it was opened, and what it holds now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct SlotStoreStats {
+    /// Slots that hold a block now.
+    pub used: u64,
+    /// Slots.
+    pub slots: u64,
+    /// Erased places that can be written at once.
+    pub erased_places: u64,
+    /// Blocks that were asked for: those given and all misses.
+    pub reads: u64,
+    /// Bytes of blocks given.
+    pub read_bytes: u64,
+    /// Reads of empty slots, of other blocks, or of slots that were replaced meanwhile.
+    pub misses_absent: u64,
+    /// Reads of blocks that fail their checksum.
+    pub misses_checksum: u64,
+    /// Reads past the end of a file that was cut.
+    pub misses_truncated: u64,
+    /// Reads that failed.
+    pub misses_io: u64,
+    /// Blocks that were to be written: those written and those that failed.
+    pub writes: u64,
+    /// Bytes of blocks written.
+    pub written_bytes: u64,
+    /// Writes that failed.
+    pub write_failures: u64,
+    /// Writes that waited for a sync, because no erased place was left.
+    pub erasure_waits: u64,
+    /// Slots that were erased.
+    pub erased: u64,
+    /// Syncs.
+    pub syncs: u64,
+    /// Syncs that failed.
+    pub sync_failures: u64,
+    /// Blocks that were written and lost because a sync failed.
+    pub lost: u64,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) reads: Counter,
+    pub(super) read_bytes: Counter,
+    misses_absent: Counter,
+    misses_checksum: Counter,
+    misses_truncated: Counter,
+    misses_io: Counter,
+    pub(super) writes: Counter,
+    pub(super) written_bytes: Counter,
+    pub(super) write_failures: Counter,
+    pub(super) erasure_waits: Counter,
+    pub(super) erased: Counter,
+    pub(super) syncs: Counter,
+    pub(super) sync_failures: Counter,
+    pub(super) lost: Counter,
+}
+
+/// Only counts; it orders nothing.
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counters {
+    pub(super) fn count_miss(&self, miss: &Miss) {
+        let counter = match miss {
+            Miss::Empty | Miss::WrongKey | Miss::Replaced => &self.misses_absent,
+            Miss::Checksum | Miss::Torn => &self.misses_checksum,
+            Miss::Truncated => &self.misses_truncated,
+            Miss::Io(_) | Miss::Buffer(_) => &self.misses_io,
+        };
+        counter.add(1);
+    }
+
+    pub(super) fn snapshot(&self) -> SlotStoreStats {
+        SlotStoreStats {
+            used: 0,
+            slots: 0,
+            erased_places: 0,
+            reads: self.reads.get(),
+            read_bytes: self.read_bytes.get(),
+            misses_absent: self.misses_absent.get(),
+            misses_checksum: self.misses_checksum.get(),
+            misses_truncated: self.misses_truncated.get(),
+            misses_io: self.misses_io.get(),
+            writes: self.writes.get(),
+            written_bytes: self.written_bytes.get(),
+            write_failures: self.write_failures.get(),
+            erasure_waits: self.erasure_waits.get(),
+            erased: self.erased.get(),
+            syncs: self.syncs.get(),
+            sync_failures: self.sync_failures.get(),
+            lost: self.lost.get(),
+        }
+    }
+}

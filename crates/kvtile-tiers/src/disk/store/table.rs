@@ -1,0 +1,401 @@
+//! Which slot holds what, and where in the data file it lies: the store without its files.
+//!
+//! A slot of the caller is a number; its bytes lie in a *place* of the data file, which is chosen
+//! when it is written. There are a few more places than slots, so that erased ones are in reserve:
+//!
+//! ```text
+//!          write            sync            erase          sync
+//!   free ───────► writing ─► written ─► durable ─► stale ───────► free
+//!                    └─ fails: free     └─ or from written
+//! ```
+//!
+//! A place is free only if its record on the disk is known to be erased. It does no I/O and knows
+//! no clock; the store calls it under one lock.
+
+use std::{collections::VecDeque, mem};
+
+use kvtile_blocks::BlockKey;
+
+use super::{super::record::Record, report::Miss};
+use crate::error::TierError;
+
+/// No place.
+const NOWHERE: u32 = u32::MAX;
+
+/// How far the block of a slot has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SlotState {
+    /// The slot holds nothing.
+    Empty,
+    /// A write is under way.
+    Writing,
+    /// It can be read, and a crash would lose it.
+    Written,
+    /// It outlives a crash.
+    Durable,
+}
+
+/// What is known of a slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) key: BlockKey,
+    pub(super) sequence: u64,
+    pub(super) content: u64,
+    pub(super) position: u32,
+    pub(super) place: u32,
+    pub(super) state: SlotState,
+}
+
+const EMPTY: Entry = Entry {
+    key: BlockKey::from_bytes([0; 16]),
+    sequence: 0,
+    content: 0,
+    position: 0,
+    place: NOWHERE,
+    state: SlotState::Empty,
+};
+
+/// A written block whose record is not on the disk.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Pending {
+    pub(super) slot: u32,
+    pub(super) place: u32,
+    pub(super) record: Record,
+}
+
+/// What one sync has to bring to the disk.
+#[derive(Debug, Default)]
+pub(super) struct Commit {
+    pub(super) epoch: u64,
+    pub(super) pending: Vec<Pending>,
+    /// Places whose records are to be erased.
+    pub(super) stale: Vec<u32>,
+}
+
+/// How a sync ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    /// The blocks are on the disk; where not, none of their records was written.
+    pub(super) blocks: bool,
+    /// The records and erasures are on the disk; where not, any of them may be.
+    pub(super) records: bool,
+    /// Places whose record or erasure the file did not take, in order.
+    pub(super) refused: Vec<u32>,
+}
+
+/// What a sync brought about.
+#[derive(Debug, Default)]
+pub(super) struct Finished {
+    pub(super) durable: usize,
+    pub(super) erased: usize,
+    pub(super) lost: Vec<Pending>,
+}
+
+impl Outcome {
+    fn refuses(&self, place: u32) -> bool {
+        self.refused.binary_search(&place).is_ok()
+    }
+}
+
+impl Commit {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.stale.is_empty()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Table {
+    entries: Vec<Entry>,
+    places: u32,
+    free: VecDeque<u32>,
+    stale: Vec<u32>,
+    pending: Vec<Pending>,
+    /// Places that a sync is erasing.
+    erasing: usize,
+    /// Places whose write was erased while it was under way.
+    abandoned: usize,
+    next_sequence: u64,
+    /// The sync that is going to take what is pending now.
+    epoch: u64,
+    /// The last sync of which everything is durable.
+    durable_epoch: u64,
+    used: u32,
+}
+
+impl Table {
+    /// `recovered` are the records that become slots 0, 1, … with their places; `stale` are places
+    /// whose records are to be erased.
+    pub(super) fn new(
+        (slots, places): (u32, u32),
+        recovered: &[(u32, Record)],
+        stale: Vec<u32>,
+        next_sequence: u64,
+    ) -> Table {
+        let mut entries = vec![EMPTY; slots as usize];
+        let mut taken = vec![false; places as usize];
+        let mut mark = |place: u32| {
+            if let Some(taken) = taken.get_mut(place as usize) {
+                *taken = true;
+            }
+        };
+        for (entry, (place, record)) in entries.iter_mut().zip(recovered) {
+            *entry = Entry {
+                key: record.key,
+                sequence: record.sequence,
+                content: record.content,
+                position: record.position,
+                place: *place,
+                state: SlotState::Durable,
+            };
+            mark(*place);
+        }
+        stale.iter().copied().for_each(mark);
+        let free = taken.iter().zip(0..).filter(|(taken, _)| !**taken);
+        Table {
+            used: u32::try_from(recovered.len()).map_or(slots, |count| count.min(slots)),
+            free: free.map(|(_, place)| place).collect(),
+            entries,
+            places,
+            stale,
+            pending: Vec::new(),
+            erasing: 0,
+            abandoned: 0,
+            next_sequence,
+            epoch: 1,
+            durable_epoch: 0,
+        }
+    }
+
+    pub(super) fn slots(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn used(&self) -> u32 {
+        self.used
+    }
+
+    pub(super) fn free_places(&self) -> usize {
+        self.free.len()
+    }
+
+    pub(super) fn has_stale(&self) -> bool {
+        !self.stale.is_empty() || self.erasing > 0
+    }
+
+    pub(super) fn durable_epoch(&self) -> u64 {
+        self.durable_epoch
+    }
+
+    /// The sync that makes what was written so far durable.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    pub(super) fn entry(&self, slot: u32) -> Option<&Entry> {
+        self.entries.get(slot as usize)
+    }
+
+    /// Whether `slot` still holds the write with that number.
+    pub(super) fn holds(&self, slot: u32, sequence: u64) -> bool {
+        self.entry(slot)
+            .is_some_and(|entry| entry.state != SlotState::Empty && entry.sequence == sequence)
+    }
+
+    /// The entry of a block that can be read.
+    pub(super) fn find(&self, slot: u32, key: &BlockKey) -> Result<Entry, Miss> {
+        match self.entry(slot) {
+            Some(entry) if matches!(entry.state, SlotState::Written | SlotState::Durable) => {
+                if entry.key == *key {
+                    Ok(*entry)
+                } else {
+                    Err(Miss::WrongKey)
+                }
+            }
+            _ => Err(Miss::Empty),
+        }
+    }
+
+    /// Takes a place for a write; `None` where no erased one is left.
+    pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> Begin {
+        let slots = self.slots();
+        let Some(entry) = self.entries.get_mut(slot as usize) else {
+            return Begin::Refused(TierError::SlotOutOfRange { slot, slots });
+        };
+        if entry.state != SlotState::Empty {
+            return Begin::Refused(TierError::SlotOccupied { slot });
+        }
+        let Some(place) = self.free.pop_front() else {
+            return Begin::NoPlace;
+        };
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        *entry = Entry {
+            key,
+            sequence,
+            content: 0,
+            position,
+            place,
+            state: SlotState::Writing,
+        };
+        self.used += 1;
+        Begin::Place { place, sequence }
+    }
+
+    /// The bytes of a write are in the file.
+    pub(super) fn written(&mut self, pending: Pending) {
+        let record = &pending.record;
+        match self.entries.get_mut(pending.slot as usize) {
+            Some(entry)
+                if entry.state == SlotState::Writing && entry.sequence == record.sequence =>
+            {
+                entry.state = SlotState::Written;
+                entry.content = record.content;
+                self.pending.push(pending);
+            }
+            _ => self.give_up(pending.place),
+        }
+    }
+
+    /// A write failed.
+    pub(super) fn failed(&mut self, slot: u32, place: u32, sequence: u64) {
+        if self.holds(slot, sequence) {
+            self.clear(slot);
+            self.free.push_back(place);
+        } else {
+            self.give_up(place);
+        }
+    }
+
+    /// The place of a write that was erased while it was under way; its record was never written.
+    fn give_up(&mut self, place: u32) {
+        self.abandoned = self.abandoned.saturating_sub(1);
+        self.free.push_back(place);
+    }
+
+    fn clear(&mut self, slot: u32) {
+        if let Some(entry) = self.entries.get_mut(slot as usize) {
+            *entry = EMPTY;
+            self.used -= 1;
+        }
+    }
+
+    /// Empties a slot. Whether it held something.
+    pub(super) fn erase(&mut self, slot: u32) -> bool {
+        let Some(entry) = self.entries.get(slot as usize).copied() else {
+            return false;
+        };
+        match entry.state {
+            SlotState::Empty => return false,
+            SlotState::Writing => self.abandoned += 1,
+            SlotState::Written | SlotState::Durable => self.stale.push(entry.place),
+        }
+        self.clear(slot);
+        true
+    }
+
+    /// What the next sync has to do. Blocks that were erased meanwhile are left out; their places
+    /// are among the stale ones.
+    pub(super) fn take_commit(&mut self) -> Commit {
+        let pending = mem::take(&mut self.pending);
+        let stale = mem::take(&mut self.stale);
+        let epoch = self.epoch;
+        self.epoch += 1;
+        self.erasing = stale.len();
+        let pending = pending
+            .into_iter()
+            .filter(|pending| self.holds(pending.slot, pending.record.sequence))
+            .collect();
+        Commit {
+            epoch,
+            pending,
+            stale,
+        }
+    }
+
+    /// Takes the outcome of a sync.
+    pub(super) fn finish_commit(&mut self, commit: Commit, outcome: &Outcome) -> Finished {
+        self.erasing = 0;
+        let is_lost = |pending: &Pending| !outcome.blocks || outcome.refuses(pending.place);
+        let (mut lost, mut kept): (Vec<_>, Vec<_>) = commit.pending.into_iter().partition(is_lost);
+        // Those that were erased meanwhile are stale already, and nobody misses them.
+        lost.retain(|pending| self.holds(pending.slot, pending.record.sequence));
+        for pending in &lost {
+            self.clear(pending.slot);
+            self.stale.push(pending.place);
+        }
+        let mut finished = Finished {
+            lost,
+            ..Finished::default()
+        };
+        if outcome.records {
+            let refused = |place: &u32| outcome.refuses(*place);
+            let (again, erased): (Vec<_>, Vec<_>) = commit.stale.into_iter().partition(refused);
+            finished.erased = erased.len();
+            self.stale.extend(again);
+            self.free.extend(erased);
+            finished.durable = kept.iter().filter(|pending| self.promote(pending)).count();
+            self.durable_epoch = commit.epoch;
+        } else {
+            self.stale.extend(commit.stale);
+            self.pending.append(&mut kept);
+        }
+        finished
+    }
+
+    /// Whether the block is still there to become durable.
+    fn promote(&mut self, pending: &Pending) -> bool {
+        match self.entries.get_mut(pending.slot as usize) {
+            Some(entry)
+                if entry.sequence == pending.record.sequence
+                    && entry.state == SlotState::Written =>
+            {
+                entry.state = SlotState::Durable;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Every place is in exactly one state, and the counters are what they count.
+    pub(super) fn check_integrity(&self) {
+        let mut seen = vec![false; self.places as usize];
+        let mut count = 0;
+        let mut see = |place: u32, what: &str| {
+            let before = seen.get_mut(place as usize);
+            assert_eq!(before.as_deref(), Some(&false), "{what} place {place}");
+            if let Some(before) = before {
+                *before = true;
+            }
+            count += 1;
+        };
+        let mut used = 0;
+        for entry in &self.entries {
+            if entry.state == SlotState::Empty {
+                assert_eq!(entry.place, NOWHERE, "an empty slot has a place");
+            } else {
+                see(entry.place, "held");
+                used += 1;
+            }
+        }
+        self.free.iter().for_each(|place| see(*place, "free"));
+        self.stale.iter().for_each(|place| see(*place, "stale"));
+        let elsewhere = self.erasing + self.abandoned;
+        assert_eq!(count + elsewhere, self.places as usize, "places are lost");
+        assert_eq!(used, self.used, "the number of used slots");
+        assert!(self.durable_epoch < self.epoch, "a sync before its time");
+        let written = self.entries.iter();
+        let written = written.filter(|entry| entry.state == SlotState::Written);
+        let pending = self.pending.iter();
+        let pending = pending.filter(|pending| self.holds(pending.slot, pending.record.sequence));
+        let (written, pending) = (written.count(), pending.count());
+        assert!(pending <= written, "{pending} pending, {written} written");
+    }
+}
+
+/// What became of the wish to write a slot.
+#[derive(Debug)]
+pub(super) enum Begin {
+    Place { place: u32, sequence: u64 },
+    NoPlace,
+    Refused(TierError),
+}

@@ -1,0 +1,111 @@
+//! What the tests of the disk tier share: an identity, blocks that differ everywhere, numbers from
+//! a seed.
+
+use kvtile_blocks::BlockKey;
+use kvtile_layout::{
+    Shape, StridedLayout, Unit,
+    identity::{LayoutIdentity, LogicalIdentity, Rope},
+};
+use kvtile_tiers::disk::{Recovered, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity};
+
+/// An identity whose blocks have `16 * heads * 64 * 2 * 2 * 2` bytes.
+pub(crate) fn identity(heads: u64, word: &str, base: f64) -> StoreIdentity {
+    let unit = Unit::new("bf16", 2, 1).unwrap();
+    let shape = Shape::key_value(4, 2, 16, heads, 64, &unit).unwrap();
+    let rope = Rope::new("llama3", base).unwrap();
+    let logical = LogicalIdentity::new("toy", "0123abc", &shape, Some(rope)).unwrap();
+    let layout = StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
+    StoreIdentity {
+        logical,
+        block_layout: LayoutIdentity::of_block(&layout),
+        block_bytes: layout.region_bytes()[0] / 4,
+    }
+}
+
+/// The usual one.
+pub(crate) fn usual() -> StoreIdentity {
+    identity(2, "BHLKNC", 10_000.0)
+}
+
+/// The usual one with another block size, for tests that need small blocks; the layout does not
+/// give that size, which the store does not look at.
+pub(crate) fn sized(block_bytes: u64) -> StoreIdentity {
+    StoreIdentity {
+        block_bytes,
+        ..usual()
+    }
+}
+
+/// Settings with room for so many places.
+pub(crate) fn room_for(places: u64, identity: &StoreIdentity) -> SlotStoreSettings {
+    let slot = identity.block_bytes.next_multiple_of(4096);
+    // Folder, lock and two manifests of one page each, and the records.
+    let fixed = 4 * 4096 + (places * 64).next_multiple_of(4096);
+    SlotStoreSettings::new(fixed + places * slot)
+}
+
+/// The key of block `number`.
+pub(crate) fn key(number: u64) -> BlockKey {
+    let mut bytes = [0xa5; 16];
+    bytes[..8].copy_from_slice(&mix(number).to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+/// The bytes of block `number`, different at every offset.
+pub(crate) fn fill(number: u64, bytes: &mut [u8]) {
+    for (offset, chunk) in (0..).zip(bytes.chunks_mut(8)) {
+        let word = mix(number.wrapping_mul(0x9e37) ^ (offset << 20)).to_le_bytes();
+        chunk.copy_from_slice(&word[..chunk.len()]);
+    }
+}
+
+/// The bytes of block `number`.
+pub(crate) fn content(number: u64, identity: &StoreIdentity) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(identity.block_bytes).unwrap()];
+    fill(number, &mut bytes);
+    bytes
+}
+
+/// Block `number` of one chain, to be written to `slot`.
+pub(crate) fn write(slot: u32, number: u64, bytes: &[u8]) -> SlotWrite<'_> {
+    SlotWrite {
+        slot,
+        key: key(number),
+        parent: number.checked_sub(1).map(key),
+        position: u32::try_from(number).unwrap(),
+        tenant: 7,
+        bytes,
+    }
+}
+
+/// Writes blocks `first..first + count` of a chain to slots of the same numbers, and syncs.
+pub(crate) fn store_chain(store: &SlotStore, identity: &StoreIdentity, first: u64, count: u64) {
+    for number in first..first + count {
+        let bytes = content(number, identity);
+        let slot = u32::try_from(number).unwrap();
+        let written = store.write(&[write(slot, number, &bytes)]);
+        assert!(written.failed.is_empty(), "{:?}", written.failed);
+    }
+    let synced = store.sync();
+    assert!(synced.failure.is_none(), "{:?}", synced.failure);
+    store.check_integrity();
+}
+
+/// Reads every block that was offered and compares every byte.
+pub(crate) fn check_offered(store: &SlotStore, recovered: &Recovered, identity: &StoreIdentity) {
+    let mut buffer = vec![0; usize::try_from(identity.block_bytes).unwrap()];
+    for entry in &recovered.entries {
+        store.read(entry.slot, &entry.key, &mut buffer).unwrap();
+        let number = u64::from(entry.position);
+        assert_eq!(entry.key, key(number));
+        assert!(buffer == content(number, identity), "block {number}");
+    }
+}
+
+/// Scrambles a number.
+pub(crate) fn mix(number: u64) -> u64 {
+    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
