@@ -60,8 +60,8 @@ impl Executor {
     }
 
     /// How `plan` is shared by threads, where it is worth more than one.
-    pub(super) fn share(&self, plan: &CopyPlan, hints: Hints) -> Option<(&CopyPool, Share)> {
-        let share = self.pool.share(plan.bytes(), hints.bytes)?;
+    pub(super) fn share(&self, plan: &CopyPlan) -> Option<(&CopyPool, Share)> {
+        let share = self.pool.share(plan.bytes())?;
         Some((&self.pool, share))
     }
 

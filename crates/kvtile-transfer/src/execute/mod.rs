@@ -69,7 +69,7 @@ unsafe fn execute(
         (Backing::Memory(_), Backing::Memory(_)) => {
             let sides = (source, destination);
             let manner = executor.manner(plan, sides, hints);
-            let share = executor.share(plan, hints);
+            let share = executor.share(plan);
             // SAFETY: passed on to the caller.
             unsafe { copy::copy_plan(plan, sides, manner, share) }
         }

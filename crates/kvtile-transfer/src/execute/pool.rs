@@ -14,9 +14,6 @@ const CHUNKS_PER_THREAD: u64 = 16;
 /// is.
 const THREADS_MAX: usize = 8;
 
-/// A part of a copy that is long enough is worth a thread for so many times fewer bytes.
-const AWAKE: u64 = 8;
-
 /// How a copy is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Share {
@@ -62,17 +59,14 @@ impl CopyPool {
         half.clamp(1, THREADS_MAX)
     }
 
-    /// How a copy of `bytes` is shared that is a part of one of `whole` bytes; `None`: not at all.
-    pub(super) fn share(&self, bytes: u64, whole: u64) -> Option<Share> {
-        let worth = |bytes: u64, each: u64| usize::try_from(bytes / each).unwrap_or(usize::MAX);
-        // While a part is copied, threads are still awake from the one before.
-        let of_part = worth(bytes, (self.bytes_per_thread / AWAKE).max(1));
-        let of_whole = worth(whole.max(bytes), self.bytes_per_thread);
-        let threads = self.threads.min(of_whole).min(of_part);
+    /// How a copy of `bytes` is shared; `None`: not at all.
+    pub(super) fn share(&self, bytes: u64) -> Option<Share> {
+        let worth = usize::try_from(bytes / self.bytes_per_thread).unwrap_or(usize::MAX);
+        let threads = self.threads.min(worth);
         let chunks = (threads as u64).saturating_mul(CHUNKS_PER_THREAD).max(1);
         (threads > 1).then_some(Share {
             threads,
-            chunk_bytes: (bytes / chunks).max(self.bytes_per_thread / 16),
+            chunk_bytes: (bytes / chunks).max(self.bytes_per_thread / 4),
         })
     }
 
@@ -112,15 +106,12 @@ mod tests {
     #[test]
     fn small_copies_stay_on_one_thread_and_large_ones_keep_the_budget() {
         let pool = CopyPool::new(3);
-        let threads = |bytes, whole| pool.share(bytes, whole).map_or(1, |share| share.threads);
-        assert_eq!(threads(0, 0), 1);
-        assert_eq!(threads(BYTES_PER_THREAD, 0), 1);
-        assert_eq!(threads(2 * BYTES_PER_THREAD, 0), 2);
-        assert_eq!(threads(u64::MAX, 0), 3);
-        assert_eq!(CopyPool::new(0).share(u64::MAX, 0), None);
-        // Layers of a long transfer.
-        assert_eq!(threads(BYTES_PER_THREAD, 2 * BYTES_PER_THREAD), 2);
-        assert_eq!(threads(BYTES_PER_THREAD / AWAKE, u64::MAX), 1);
+        let threads = |bytes| pool.share(bytes).map_or(1, |share| share.threads);
+        assert_eq!(threads(0), 1);
+        assert_eq!(threads(BYTES_PER_THREAD), 1);
+        assert_eq!(threads(2 * BYTES_PER_THREAD), 2);
+        assert_eq!(threads(u64::MAX), 3);
+        assert_eq!(CopyPool::new(0).share(u64::MAX), None);
         assert!(CopyPool::usual_threads() >= 1);
     }
 

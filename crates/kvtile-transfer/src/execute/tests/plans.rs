@@ -64,7 +64,7 @@ fn check(case: &TransferCase, pool: &CopyPool) -> bool {
             let selection = &case.selection;
             naive_copy(&source, &from_image, &destination, &mut expected, selection).unwrap();
         }
-        let shared = pool.share(plan.bytes(), 0).map(|share| (pool, share));
+        let shared = pool.share(plan.bytes()).map(|share| (pool, share));
         for share in [None, shared] {
             // SAFETY: the plan was made from these two, and nobody else knows their memory.
             unsafe { copy_plan(&plan, (&from, &to), manner, share) }.unwrap();
@@ -106,7 +106,7 @@ fn threads_share_a_plan_and_leave_nothing_out() {
     ];
     let (ids, shuffled): (Vec<u64>, Vec<u64>) = (0..12).map(|i| (i, i * 7 % 12)).unzip();
     let pool = CopyPool::eager(4);
-    let share = |plan: &CopyPlan| pool.share(plan.bytes(), 0).map(|share| (&pool, share));
+    let share = |plan: &CopyPlan| pool.share(plan.bytes()).map(|share| (&pool, share));
     for (from_word, to_word) in pairs {
         let case = |word: &str| LayoutCase {
             shape: shape.clone(),
