@@ -39,7 +39,7 @@ const PURE: [(&str, &[&str]); 2] = [
     ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
     (
         "kvtile-blocks",
-        &["blake3", "parking_lot", "serde", "thiserror", "xxhash-rust"],
+        &["blake3", "parking_lot", "serde", "thiserror", "twox-hash"],
     ),
 ];
 

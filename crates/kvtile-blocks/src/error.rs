@@ -20,4 +20,44 @@ pub enum BlocksError {
     /// A subscriber of events was too slow.
     #[error(transparent)]
     Lagged(#[from] Lagged),
+    /// A page that has no tokens, or too many.
+    #[error(
+        "a page of {page_size} tokens; it may have 1 to {}",
+        crate::key::PAGE_SIZE_MAX
+    )]
+    PageSizeOutOfRange {
+        /// The page size that was asked for.
+        page_size: usize,
+    },
+    /// Only full blocks have keys.
+    #[error("{tokens} tokens are not one page of {page_size}; only full blocks have keys")]
+    NotOnePage {
+        /// The tokens that were given.
+        tokens: usize,
+        /// Tokens per block.
+        page_size: usize,
+    },
+    /// The hashes of routers have a seed and no salt.
+    #[error("keys of the router profile have no salt; set its seed, or take the profile blake3")]
+    RouterTakesNoSalt,
+    /// The hashes of routers have no place for extra keys.
+    #[error(
+        "keys of the router profile cannot contain the block's {count} extra keys, and without them \
+         it would match other content; take the profile blake3 or xxh3"
+    )]
+    RouterTakesNoExtraKeys {
+        /// How many were given.
+        count: usize,
+    },
+    /// Content was announced for tokens whose keys are made already.
+    #[error(
+        "content was marked from token {start} on, but the keys of the first {keyed} tokens are made \
+         already; mark it before its tokens are appended"
+    )]
+    MarkedTooLate {
+        /// The first token of the content.
+        start: usize,
+        /// Tokens in full blocks.
+        keyed: usize,
+    },
 }

@@ -1,0 +1,259 @@
+//! From tokens to keys. The formats are those of the header of the module above; here is how they
+//! are computed without an allocation.
+
+use super::settings::{CONTEXT_BLAKE3, CONTEXT_XXH3};
+use super::{BlockKey, KeySettings, PAGE_SIZE_MAX, Profile};
+use crate::BlocksError;
+use std::fmt;
+use twox_hash::{XxHash3_64, XxHash3_128};
+
+/// What a block depends on beside its tokens: hashes of images, names of adapters, in an order that
+/// the caller keeps. Each is any bytes; none of them, however they are cut, equal others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExtraKeys<'a>(&'a [&'a [u8]]);
+
+impl<'a> ExtraKeys<'a> {
+    /// The block depends on tokens alone.
+    pub const NONE: ExtraKeys<'static> = ExtraKeys(&[]);
+
+    /// These, in this order.
+    #[must_use]
+    pub const fn new(keys: &'a [&'a [u8]]) -> ExtraKeys<'a> {
+        ExtraKeys(keys)
+    }
+
+    pub(crate) fn iter(self) -> impl ExactSizeIterator<Item = &'a [u8]> {
+        self.0.iter().copied()
+    }
+}
+
+/// The hash of a block's extra keys.
+pub(crate) type ExtraDigest = [u8; 16];
+
+/// Makes the keys of full blocks. Making one allocates a little; using it allocates nothing. It may
+/// be shared by threads.
+#[derive(Clone)]
+pub struct BlockHasher {
+    page_size: usize,
+    profile: Profile,
+    plain: [u8; 32],
+    with_extra: [u8; 32],
+    list: [u8; 32],
+    root: [u8; 16],
+}
+
+/// Bytes of a message after its tokens, at most: parent, extra, number of tokens.
+const TRAILER_MAX: usize = 40;
+/// The seed that chains the hashes of routers.
+const ROUTER_SEQUENCE_SEED: u64 = 1337;
+
+impl BlockHasher {
+    /// Keys of blocks of the model that `identity` names.
+    ///
+    /// # Errors
+    /// A page size that is out of range, or a salt where the profile has no place for one.
+    pub fn new(settings: &KeySettings, identity: &[u8]) -> Result<BlockHasher, BlocksError> {
+        let page_size = settings.page_size;
+        if page_size == 0 || page_size > PAGE_SIZE_MAX {
+            return Err(BlocksError::PageSizeOutOfRange { page_size });
+        }
+        let context = match settings.profile {
+            Profile::Blake3 => CONTEXT_BLAKE3,
+            Profile::Xxh3 => CONTEXT_XXH3,
+            Profile::Router { .. } if settings.salt.is_empty() => CONTEXT_XXH3,
+            Profile::Router { .. } => return Err(BlocksError::RouterTakesNoSalt),
+        };
+        let mut derived = blake3::Hasher::new_derive_key(context)
+            .update(&(identity.len() as u64).to_le_bytes())
+            .update(identity)
+            .update(&(settings.salt.len() as u64).to_le_bytes())
+            .update(settings.salt.as_bytes())
+            .finalize_xof();
+        let mut hasher = BlockHasher {
+            page_size,
+            profile: settings.profile,
+            plain: [0; 32],
+            with_extra: [0; 32],
+            list: [0; 32],
+            root: [0; 16],
+        };
+        derived.fill(&mut hasher.plain);
+        derived.fill(&mut hasher.with_extra);
+        derived.fill(&mut hasher.list);
+        derived.fill(&mut hasher.root);
+        Ok(hasher)
+    }
+
+    /// Tokens per block.
+    #[must_use]
+    pub fn page_size(&self) -> usize {
+        self.page_size
+    }
+
+    /// Which hash makes the keys.
+    #[must_use]
+    pub fn profile(&self) -> Profile {
+        self.profile
+    }
+
+    /// The key of one full block after `parent`, or of the first block of a sequence.
+    ///
+    /// # Errors
+    /// Tokens that are not one page, or extra keys where the profile has no place for them.
+    pub fn key(
+        &self,
+        parent: Option<BlockKey>,
+        tokens: &[u32],
+        extra: ExtraKeys<'_>,
+    ) -> Result<BlockKey, BlocksError> {
+        if tokens.len() != self.page_size {
+            return Err(BlocksError::NotOnePage {
+                tokens: tokens.len(),
+                page_size: self.page_size,
+            });
+        }
+        let extra = self.digest(extra.iter())?;
+        Ok(self.key_of_page(parent, tokens, extra))
+    }
+
+    /// Adds the keys of all full blocks of `tokens` to the end of `keys`, the first one after
+    /// `parent`, none with extra keys. Tokens after the last full block are left.
+    pub fn keys(&self, parent: Option<BlockKey>, tokens: &[u32], keys: &mut Vec<BlockKey>) {
+        let mut parent = parent;
+        let pages = tokens.chunks_exact(self.page_size);
+        keys.reserve(pages.len());
+        keys.extend(pages.map(|page| {
+            let key = self.key_of_page(parent, page, None);
+            parent = Some(key);
+            key
+        }));
+    }
+
+    /// The hash of extra keys, `None` where there are none.
+    pub(crate) fn digest<'a>(
+        &self,
+        extra: impl ExactSizeIterator<Item = &'a [u8]>,
+    ) -> Result<Option<ExtraDigest>, BlocksError> {
+        if extra.len() == 0 {
+            return Ok(None);
+        }
+        if let Profile::Router { .. } = self.profile {
+            return Err(BlocksError::RouterTakesNoExtraKeys { count: extra.len() });
+        }
+        let mut hash = blake3::Hasher::new_keyed(&self.list);
+        hash.update(&(extra.len() as u64).to_le_bytes());
+        for bytes in extra {
+            hash.update(&(bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        }
+        Ok(Some(first_16(hash.finalize().as_bytes())))
+    }
+
+    /// The key of a page whose size was checked.
+    #[inline]
+    pub(crate) fn key_of_page(
+        &self,
+        parent: Option<BlockKey>,
+        tokens: &[u32],
+        extra: Option<ExtraDigest>,
+    ) -> BlockKey {
+        // With its length known, a page of the usual size is copied and hashed in registers.
+        match tokens.len() {
+            16 => self.with_room::<{ 4 * 16 + TRAILER_MAX }>(parent, tokens, extra),
+            0..=64 => self.with_room::<{ 4 * 64 + TRAILER_MAX }>(parent, tokens, extra),
+            65..=256 => self.with_room::<{ 4 * 256 + TRAILER_MAX }>(parent, tokens, extra),
+            _ => self.with_room::<{ 4 * PAGE_SIZE_MAX + TRAILER_MAX }>(parent, tokens, extra),
+        }
+    }
+
+    #[inline(always)]
+    fn with_room<const ROOM: usize>(
+        &self,
+        parent: Option<BlockKey>,
+        tokens: &[u32],
+        extra: Option<ExtraDigest>,
+    ) -> BlockKey {
+        let mut message = Message::<ROOM>::of(tokens);
+        match self.profile {
+            Profile::Blake3 => {
+                let mut key = self.plain;
+                if let Some(extra) = extra {
+                    key = self.with_extra;
+                    message.push(&extra);
+                }
+                let parent = parent.map_or(self.root, |parent| parent.0);
+                for (byte, of_parent) in key.iter_mut().skip(16).zip(parent) {
+                    *byte ^= of_parent;
+                }
+                let hash = blake3::keyed_hash(&key, message.bytes());
+                BlockKey(first_16(hash.as_bytes()))
+            }
+            Profile::Xxh3 => {
+                message.push(&parent.map_or(self.root, |parent| parent.0));
+                message.push(&extra.unwrap_or_default());
+                message.push(&(tokens.len() as u64).to_le_bytes());
+                let (&seed, _) = self.plain.split_first_chunk().unwrap_or((&[0; 8], &[]));
+                let seed = u64::from_le_bytes(seed);
+                let hash = XxHash3_128::oneshot_with_seed(seed, message.bytes());
+                BlockKey(hash.to_le_bytes())
+            }
+            Profile::Router { seed } => {
+                let block = XxHash3_64::oneshot_with_seed(seed, message.bytes());
+                let sequence = parent.map_or(block, |parent| {
+                    let both = u128::from(parent.router_hashes().0) | u128::from(block) << 64;
+                    XxHash3_64::oneshot_with_seed(ROUTER_SEQUENCE_SEED, &both.to_le_bytes())
+                });
+                BlockKey((u128::from(sequence) | u128::from(block) << 64).to_le_bytes())
+            }
+        }
+    }
+}
+
+/// Does not show the secrets.
+impl fmt::Debug for BlockHasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BlockHasher")
+            .field("profile", &self.profile)
+            .field("page_size", &self.page_size)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is hashed, on the stack.
+struct Message<const ROOM: usize> {
+    room: [u8; ROOM],
+    length: usize,
+}
+
+impl<const ROOM: usize> Message<ROOM> {
+    /// Tokens that fit with a trailer.
+    #[inline(always)]
+    fn of(tokens: &[u32]) -> Message<ROOM> {
+        let length = 4 * tokens.len();
+        assert!(length + TRAILER_MAX <= ROOM, "a page that was not checked");
+        let mut room = [0; ROOM];
+        for (bytes, token) in room.as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
+            *bytes = token.to_le_bytes();
+        }
+        Message { room, length }
+    }
+
+    #[inline(always)]
+    fn push<const LENGTH: usize>(&mut self, bytes: &[u8; LENGTH]) {
+        let (_, rest) = self.room.split_at_mut(self.length);
+        let (place, _) = rest.split_at_mut(LENGTH);
+        place.copy_from_slice(bytes);
+        self.length += LENGTH;
+    }
+
+    #[inline(always)]
+    fn bytes(&self) -> &[u8] {
+        self.room.split_at(self.length).0
+    }
+}
+
+/// The first half of a hash.
+pub(super) fn first_16(hash: &[u8; 32]) -> [u8; 16] {
+    let (&first, _) = hash.split_first_chunk().unwrap_or((&[0; 16], &[]));
+    first
+}

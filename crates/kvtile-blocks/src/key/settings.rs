@@ -1,0 +1,81 @@
+//! How keys are made, as it stands in a settings file. What the profiles mean is in the header of
+//! the module above.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// The most tokens that a page may have.
+pub const PAGE_SIZE_MAX: usize = 4096;
+
+pub(super) const CONTEXT_BLAKE3: &str = "kvtile 2026-11-23 04:22:00 block keys, BLAKE3";
+pub(super) const CONTEXT_XXH3: &str = "kvtile 2026-11-23 04:22:00 block keys, XXH3-128";
+pub(super) const CONTEXT_OPAQUE: &str = "kvtile 2026-11-23 04:22:00 block keys of an engine";
+
+/// Which hash makes the keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
+pub enum Profile {
+    /// Keyed BLAKE3, 128 bits: for everybody.
+    #[default]
+    Blake3,
+    /// Seeded XXH3-128: faster, for one tenant whose prompts are trusted.
+    Xxh3,
+    /// XXH3-64 hashes as some routers use them, for one tenant whose prompts are trusted. Takes
+    /// neither extra keys nor the identity into account, and no salt but the seed.
+    Router {
+        /// The seed of the hash of a block's tokens, which routers call the salt.
+        seed: u64,
+    },
+}
+
+impl Profile {
+    /// The name in tables and errors.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Profile::Blake3 => "blake3",
+            Profile::Xxh3 => "xxh3",
+            Profile::Router { .. } => "router",
+        }
+    }
+}
+
+/// How keys are made.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct KeySettings {
+    /// Which hash.
+    pub profile: Profile,
+    /// Tokens per block, `1..=`[`PAGE_SIZE_MAX`].
+    pub page_size: usize,
+    /// Keeps tenants apart: blocks are found only by those who have the same one. Empty for a
+    /// cache that everybody shares.
+    pub salt: String,
+}
+
+impl Default for KeySettings {
+    fn default() -> KeySettings {
+        KeySettings {
+            profile: Profile::default(),
+            page_size: 16,
+            salt: String::new(),
+        }
+    }
+}
+
+/// Does not show the salt, which may be a secret.
+impl fmt::Debug for KeySettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let salt = if self.salt.is_empty() {
+            "none"
+        } else {
+            "hidden"
+        };
+        f.debug_struct("KeySettings")
+            .field("profile", &self.profile)
+            .field("page_size", &self.page_size)
+            .field("salt", &format_args!("{salt}"))
+            .finish()
+    }
+}

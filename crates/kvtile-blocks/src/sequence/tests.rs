@@ -1,0 +1,192 @@
+//! Sequences against a recomputation from scratch.
+
+use super::*;
+use crate::key::{KeySettings, Profile};
+
+/// SplitMix64: a seed gives the same operations everywhere.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % u64::try_from(end).unwrap()).unwrap()
+    }
+}
+
+fn hasher(profile: Profile, page_size: usize) -> BlockHasher {
+    let settings = KeySettings {
+        profile,
+        page_size,
+        ..KeySettings::default()
+    };
+    BlockHasher::new(&settings, b"model").unwrap()
+}
+
+fn sequence(page_size: usize) -> TokenSequence {
+    TokenSequence::new(hasher(Profile::Blake3, page_size), ExtraKeys::NONE).unwrap()
+}
+
+/// What belongs to each token, as a list for each of them: a model without ranges.
+#[derive(Default)]
+struct Naive {
+    tokens: Vec<u32>,
+    marks: Vec<(Range<usize>, Vec<u8>)>,
+}
+
+impl Naive {
+    fn keys(&self, hasher: &BlockHasher, extra: &[Vec<u8>]) -> Vec<BlockKey> {
+        let page_size = hasher.page_size();
+        let mut keys: Vec<BlockKey> = Vec::new();
+        for (index, page) in self.tokens.chunks_exact(page_size).enumerate() {
+            let start = index * page_size;
+            let mut lists = extra.to_vec();
+            for (range, content) in &self.marks {
+                if (start..start + page_size).any(|token| range.contains(&token)) {
+                    let from = i64::try_from(range.start).unwrap() - i64::try_from(start).unwrap();
+                    lists.push([content.as_slice(), &from.to_le_bytes()].concat());
+                }
+            }
+            let lists: Vec<&[u8]> = lists.iter().map(Vec::as_slice).collect();
+            let parent = keys.last().copied();
+            keys.push(hasher.key(parent, page, ExtraKeys::new(&lists)).unwrap());
+        }
+        keys
+    }
+
+    fn truncate(&mut self, length: usize) {
+        if length >= self.tokens.len() {
+            return;
+        }
+        self.tokens.truncate(length);
+        self.marks.retain_mut(|(range, _)| {
+            range.end = range.end.min(length);
+            range.start < range.end
+        });
+    }
+}
+
+#[test]
+fn a_sequence_equals_a_recomputation_under_random_operations() {
+    for seed in 0..300 {
+        println!("seed {seed}");
+        let mut random = Random(seed);
+        let profile = [Profile::Blake3, Profile::Xxh3][random.below(2)];
+        let hasher = hasher(profile, 1 + random.below(9));
+        let extra = vec![b"adapter".to_vec(); random.below(2)];
+        let borrowed: Vec<&[u8]> = extra.iter().map(Vec::as_slice).collect();
+        let mut sequence = TokenSequence::new(hasher.clone(), ExtraKeys::new(&borrowed)).unwrap();
+        let mut naive = Naive::default();
+        for _ in 0..60 {
+            let before = sequence.keys().to_vec();
+            let mut completed = Vec::new();
+            let mut truncated = false;
+            match random.below(6) {
+                0 | 1 => {
+                    let token = u32::try_from(random.below(5)).unwrap();
+                    completed.extend(sequence.append(token));
+                    naive.tokens.push(token);
+                }
+                2 | 3 => {
+                    let count = random.below(30);
+                    let tokens: Vec<u32> = (0..count)
+                        .map(|_| u32::try_from(random.below(5)).unwrap())
+                        .collect();
+                    completed.extend_from_slice(sequence.extend(&tokens));
+                    naive.tokens.extend(tokens);
+                }
+                4 => {
+                    let start = naive.tokens.len() + random.below(12);
+                    let range = start..start + random.below(20);
+                    sequence.mark(range.clone(), b"image").unwrap();
+                    if !range.is_empty() {
+                        naive.marks.push((range, b"image".to_vec()));
+                    }
+                }
+                _ => {
+                    let length = random.below(naive.tokens.len() + 5);
+                    sequence.truncate(length);
+                    naive.truncate(length);
+                    truncated = true;
+                }
+            }
+            sequence.check_integrity();
+            assert_eq!(sequence.tokens(), naive.tokens);
+            assert_eq!(sequence.keys(), naive.keys(&hasher, &extra));
+            if !truncated {
+                assert_eq!(sequence.keys(), [before, completed].concat());
+            }
+        }
+    }
+}
+
+#[test]
+fn truncating_over_block_borders_and_growing_again_is_as_if_it_never_was() {
+    let tokens: Vec<u32> = (0..100).collect();
+    for cut in 0..=100 {
+        let mut sequence = sequence(16);
+        sequence.extend(&tokens);
+        let keys = sequence.keys().to_vec();
+        sequence.truncate(cut);
+        sequence.check_integrity();
+        assert_eq!(sequence.tail().len(), cut % 16);
+        sequence.extend(&tokens[cut..]);
+        assert_eq!(sequence.keys(), keys);
+    }
+}
+
+#[test]
+fn the_parent_of_a_position_is_the_key_of_the_block_before() {
+    let mut sequence = sequence(4);
+    sequence.extend(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    let [first, second] = sequence.keys()[..] else {
+        panic!("two full blocks")
+    };
+    let parents: Vec<Option<BlockKey>> = (0..13).map(|at| sequence.parent_of(at)).collect();
+    let expected = [[None; 4], [Some(first); 4], [Some(second); 4]].concat();
+    assert_eq!(parents[..12], expected);
+    assert_eq!(parents[12], None);
+    assert_eq!(sequence.tail(), [9]);
+}
+
+/// Pitfall 23: the placeholder tokens of two images are equal, their content is not.
+#[test]
+fn pitfall_23_the_same_placeholders_of_other_content_have_other_keys() {
+    let keys = |content: &[u8], range: Range<usize>| {
+        let mut sequence = sequence(4);
+        sequence.mark(range, content).unwrap();
+        sequence.extend(&[0; 12]).to_vec()
+    };
+    let (one, other) = (keys(b"one", 5..7), keys(b"other", 5..7));
+    let moved = keys(b"one", 6..8);
+    assert_eq!(one[0], other[0], "before the image");
+    for index in 1..3 {
+        assert_ne!(one[index], other[index], "block {index}");
+        assert_ne!(one[index], moved[index], "block {index}");
+    }
+}
+
+#[test]
+fn content_is_not_marked_where_keys_are_made_already() {
+    let mut sequence = sequence(4);
+    sequence.extend(&[0; 5]);
+    let refused = sequence.mark(3..6, b"image").unwrap_err();
+    assert_eq!(refused, BlocksError::MarkedTooLate { start: 3, keyed: 4 });
+    sequence.mark(4..6, b"image").unwrap();
+}
+
+#[test]
+fn a_router_sequence_refuses_content_before_it_fails_later() {
+    let router = hasher(Profile::Router { seed: 1 }, 4);
+    let extra: &[&[u8]] = &[b"adapter"];
+    assert!(TokenSequence::new(router.clone(), ExtraKeys::new(extra)).is_err());
+    let mut sequence = TokenSequence::new(router, ExtraKeys::NONE).unwrap();
+    assert!(sequence.mark(0..4, b"image").is_err());
+    assert_eq!(sequence.extend(&[1, 2, 3, 4]).len(), 1);
+}
