@@ -17,6 +17,12 @@ pub enum BlocksError {
         /// The events that it should remember.
         capacity: usize,
     },
+    /// No policy has this name.
+    #[error("there is no eviction policy {name:?}; there are gittins, lru, arc and s3-fifo")]
+    UnknownPolicy {
+        /// The name.
+        name: String,
+    },
     /// A subscriber of events was too slow.
     #[error(transparent)]
     Lagged(#[from] Lagged),

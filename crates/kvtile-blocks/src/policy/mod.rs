@@ -4,6 +4,30 @@
 //! they were used. It does not know bytes, pins, threads or other tiers: the pool calls it under
 //! one lock, tells it what happened in the order in which it happened, and may refuse what it
 //! offers.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `gittins` | the default: the leaf whose best expected hits per time is lowest, learned |
+//! | `lru`, `s3_fifo`, `adaptive` | what others use, to compare with |
+//! | `settings` | which one, as plain data |
+//! | `column`, `links`, `ghosts` | arrays by block, lists through them, and who has left |
+
+mod adaptive;
+mod column;
+mod ghosts;
+mod gittins;
+mod links;
+mod lru;
+mod s3_fifo;
+mod settings;
+#[cfg(test)]
+mod tests;
+
+pub use adaptive::AdaptiveReplacement;
+pub use gittins::{Gittins, Learned, Lesson};
+pub use lru::Lru;
+pub use s3_fifo::S3Fifo;
+pub use settings::{PolicyKind, PolicySettings};
 
 use crate::{BlockId, BlockKey, Tick};
 
@@ -62,6 +86,9 @@ pub enum Offer {
 }
 
 /// Decides which blocks go. Every implementation passes the same conformance tests.
+///
+/// It is built for a number of blocks, and every id is below that. Whoever uses a block uses the
+/// blocks before it in its chain too: what is offered and in use has ancestors that are in use.
 pub trait EvictionPolicy: Send {
     /// The name, as in settings and tables.
     fn name(&self) -> &'static str;
@@ -83,7 +110,21 @@ pub trait EvictionPolicy: Send {
     /// A block that was offered and [`Offer::Pinned`] is not in use any more.
     fn released(&mut self, block: BlockId);
 
-    /// Whether a block is never offered before the blocks that follow it in their chains.
+    /// What there is to study, once enough has happened since the last time. Studying takes part
+    /// of a millisecond and needs nothing of the policy: call [`Lesson::study`] without the lock
+    /// and hand the result to [`learn`](EvictionPolicy::learn). Policies that do not learn have no
+    /// lessons; one that nobody asks for its lessons goes on with what it knows.
+    fn lesson(&mut self) -> Option<Lesson> {
+        None
+    }
+
+    /// What came out of a lesson.
+    fn learn(&mut self, learned: Learned) {
+        drop(learned);
+    }
+
+    /// Whether a block is never offered before the blocks that follow it in their chains. Then
+    /// chains are stored from the first block on, each with its parent.
     fn keeps_prefixes(&self) -> bool;
 
     /// How many blocks it knows as stored.

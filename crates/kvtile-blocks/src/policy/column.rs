@@ -1,0 +1,65 @@
+//! An array by number: one entry for each block, run or ghost.
+
+use std::ops::{Index, IndexMut};
+
+/// No block, run or ghost.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// An array whose index is a `u32` that this crate gave out. An index that it did not give out is a
+/// broken invariant, and stops the program.
+#[derive(Clone, Debug)]
+pub(super) struct Column<T>(Vec<T>);
+
+impl<T: Clone> Column<T> {
+    /// `len` entries.
+    pub(super) fn new(len: usize, value: T) -> Column<T> {
+        Column(vec![value; len])
+    }
+
+    /// An array without entries.
+    pub(super) fn empty() -> Column<T> {
+        Column(Vec::new())
+    }
+
+    /// One more entry; its index.
+    pub(super) fn push(&mut self, value: T) -> u32 {
+        let index = u32::try_from(self.0.len()).unwrap_or(NONE);
+        assert!(index != NONE, "more than u32::MAX - 1 entries");
+        self.0.push(value);
+        index
+    }
+
+    /// How many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The entries.
+    pub(super) fn iter(&self) -> std::slice::Iter<'_, T> {
+        self.0.iter()
+    }
+}
+
+impl<T> Index<u32> for Column<T> {
+    type Output = T;
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "an unknown id is a broken invariant"
+    )]
+    #[inline]
+    fn index(&self, index: u32) -> &T {
+        &self.0[index as usize]
+    }
+}
+
+impl<T> IndexMut<u32> for Column<T> {
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "an unknown id is a broken invariant"
+    )]
+    #[inline]
+    fn index_mut(&mut self, index: u32) -> &mut T {
+        &mut self.0[index as usize]
+    }
+}

@@ -1,0 +1,134 @@
+//! What a block is, as far as its future is concerned: how often it was used, how often requests
+//! passed it over since, and how long the answer was that followed.
+
+/// Kinds: a partial last block, five counts of blocks that were used before, and six of new blocks
+/// by how often the block before them was used.
+pub(super) const KINDS: usize = 12;
+
+/// How often a block was passed over: 0, 1, or more.
+pub(super) const PASSES: usize = 3;
+
+/// Lengths of the answer, two octaves each; 0 while it is unknown.
+pub(super) const OUTPUTS: usize = 6;
+
+/// Classes there are.
+pub(super) const CLASSES: usize = KINDS * PASSES * OUTPUTS;
+
+/// Uses that are counted.
+pub(super) const COUNT_MAX: u8 = 16;
+
+/// The kind of a partial last block.
+pub(super) const PARTIAL: u8 = 0;
+
+/// A class, as a number below [`CLASSES`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Class(u8);
+
+impl Class {
+    /// A block of this kind that was just used.
+    pub(super) fn new(kind: u8, output: u8) -> Class {
+        Class(kind * 18 + output)
+    }
+
+    /// The class of a number below [`CLASSES`].
+    pub(super) fn from_index(index: usize) -> Class {
+        Class(u8::try_from(index).unwrap_or(0))
+    }
+
+    /// As an index.
+    pub(super) fn index(self) -> usize {
+        usize::from(self.0)
+    }
+
+    /// The kind, below [`KINDS`].
+    pub(super) fn kind(self) -> u8 {
+        self.0 / 18
+    }
+
+    /// How often it was passed over, below [`PASSES`].
+    pub(super) fn passes(self) -> u8 {
+        self.0 / 6 % 3
+    }
+
+    /// The length of the answer, below [`OUTPUTS`].
+    pub(super) fn output(self) -> u8 {
+        self.0 % 6
+    }
+
+    /// The class of such a block after one more request passed it over; none where that changes
+    /// nothing.
+    pub(super) fn passed(self) -> Option<Class> {
+        (self.passes() < 2).then_some(Class(self.0 + 6))
+    }
+}
+
+/// The kind of a block that was used `count` times, at least twice.
+pub(super) fn used(count: u8) -> u8 {
+    match count {
+        0..=2 => 1,
+        3 => 2,
+        4..=7 => 3,
+        8..=15 => 4,
+        _ => 5,
+    }
+}
+
+/// The kind of a new block behind one that had been used `count` times before this request; 0 where
+/// there is none.
+pub(super) fn new(count: u8) -> u8 {
+    match count {
+        0..=3 => 6 + count,
+        4..=7 => 10,
+        _ => 11,
+    }
+}
+
+/// The length of an answer.
+pub(super) fn output(tokens: u32) -> u8 {
+    let bits = u32::BITS - tokens.leading_zeros();
+    u8::try_from((bits / 2).min(5)).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_class_is_its_three_parts() {
+        let mut seen = [false; CLASSES];
+        for kind in 0..12 {
+            for output in 0..6 {
+                let mut class = Some(Class::new(kind, output));
+                let mut passes = 0;
+                while let Some(now) = class {
+                    assert_eq!(
+                        (now.kind(), now.passes(), now.output()),
+                        (kind, passes, output)
+                    );
+                    assert_eq!(Class::from_index(now.index()), now);
+                    assert!(!std::mem::replace(&mut seen[now.index()], true));
+                    passes += 1;
+                    class = now.passed();
+                }
+                assert_eq!(passes, 3);
+            }
+        }
+        assert!(seen.iter().all(|&seen| seen));
+    }
+
+    #[test]
+    fn kinds_follow_the_counts() {
+        assert_eq!(
+            [1, 2, 3, 4, 7, 8, 15, 16].map(used),
+            [1, 1, 2, 3, 3, 4, 4, 5]
+        );
+        assert_eq!(
+            [0, 1, 2, 3, 4, 7, 8, 16].map(new),
+            [6, 7, 8, 9, 10, 10, 11, 11]
+        );
+        assert_eq!(
+            [0, 1, 2, 15, 16, 1023, 1024, u32::MAX].map(output),
+            [0, 0, 1, 2, 2, 5, 5, 5]
+        );
+    }
+}

@@ -1,0 +1,308 @@
+//! What happened to blocks, and what that says about which of them to keep.
+//!
+//! For each class and bucket of age there are counts of blocks that were used again at that age,
+//! and of blocks whose watch ended there without use (they were forgotten, or changed their class).
+//! Together with those that are still watched they give a hazard: the chance that a block which
+//! reached a bucket is used in it. Classes with few blocks borrow from their kind, kinds from all.
+//!
+//! A block's worth at an age is its Gittins index: the best, over all ages at which one might give
+//! it up, of expected uses per expected time until then.
+
+use super::{
+    age::{self, BUCKETS},
+    class::{CLASSES, Class, KINDS, OUTPUTS, PASSES},
+};
+
+/// The hazard of a bucket that nobody has seen.
+const HAZARD_PRIOR: f32 = 0.03;
+
+/// No hazard is higher.
+const HAZARD_MAX: f32 = 0.95;
+
+/// Blocks that a class needs to be heard as much as its kind.
+const CLASS_WEIGHT: f32 = 100.0;
+
+/// Blocks that a factor needs to be heard as much as none.
+const FACTOR_WEIGHT: f32 = 400.0;
+
+/// What is left of a count after each lesson.
+const DECAY: f32 = 0.98;
+
+/// One number for each bucket of each of `N` things.
+pub(super) type Table<const N: usize> = Box<[[f32; BUCKETS]; N]>;
+
+/// An empty table.
+pub(super) fn table<const N: usize>() -> Table<N> {
+    Box::new([[0.0; BUCKETS]; N])
+}
+
+/// Counts of what happened.
+#[derive(Clone, Debug)]
+pub(super) struct Observations {
+    /// Blocks that were used.
+    hits: Table<CLASSES>,
+    /// Blocks whose watch ended.
+    ends: Table<CLASSES>,
+    /// Blocks whose watch began at an age above 0.
+    entries: Table<CLASSES>,
+}
+
+impl Observations {
+    pub(super) fn new() -> Observations {
+        Observations {
+            hits: table(),
+            ends: table(),
+            entries: table(),
+        }
+    }
+
+    /// `blocks` of a class were used at an age.
+    #[inline]
+    pub(super) fn hit(&mut self, class: Class, age: u64, blocks: f32) {
+        add(&mut self.hits, class, age, blocks);
+    }
+
+    /// The watch of `blocks` of a class ended at an age.
+    #[inline]
+    pub(super) fn end(&mut self, class: Class, age: u64, blocks: f32) {
+        add(&mut self.ends, class, age, blocks);
+    }
+
+    /// The watch of `blocks` began at an age, because they came into this class.
+    #[inline]
+    pub(super) fn enter(&mut self, class: Class, age: u64, blocks: f32) {
+        add(&mut self.entries, class, age, blocks);
+    }
+
+    /// What happened so far, with the blocks that are still watched; older things count less from
+    /// now on.
+    pub(super) fn lesson(&mut self, live: Table<CLASSES>) -> Lesson {
+        let lesson = Lesson {
+            observed: self.clone(),
+            live,
+        };
+        for table in [&mut self.hits, &mut self.ends, &mut self.entries] {
+            for count in table.iter_mut().flatten() {
+                *count *= DECAY;
+            }
+        }
+        lesson
+    }
+}
+
+/// Adds to a count of a table.
+#[inline]
+pub(super) fn add(table: &mut Table<CLASSES>, class: Class, age: u64, blocks: f32) {
+    let count = table.get_mut(class.index());
+    if let Some(count) = count.and_then(|row| row.get_mut(age::bucket(age))) {
+        *count += blocks;
+    }
+}
+
+/// Counts that wait to be studied.
+#[derive(Debug)]
+pub struct Lesson {
+    observed: Observations,
+    live: Table<CLASSES>,
+}
+
+/// What blocks of each class are worth at each age.
+#[derive(Debug)]
+pub struct Learned {
+    scores: Table<CLASSES>,
+}
+
+impl Learned {
+    /// What one believes before anything happened: all alike, and the older the less.
+    pub(super) fn nothing() -> Learned {
+        Observations::new().lesson(table()).study()
+    }
+
+    /// What a block of a class is worth at an age: expected uses per reference.
+    #[inline]
+    pub(super) fn score(&self, class: Class, age: u64) -> f32 {
+        let bucket = age::bucket(age);
+        let Some(row) = self.scores.get(class.index()) else {
+            return 0.0;
+        };
+        let here = row.get(bucket).copied().unwrap_or(0.0);
+        let next = row.get(bucket + 1).copied().unwrap_or(here);
+        here + (next - here) * age::progress(age, bucket)
+    }
+}
+
+/// Blocks used, and blocks that could have been, for each bucket.
+#[derive(Clone, Copy)]
+struct Exposure {
+    hits: [f32; BUCKETS],
+    risk: [f32; BUCKETS],
+}
+
+impl Exposure {
+    const NONE: Exposure = Exposure {
+        hits: [0.0; BUCKETS],
+        risk: [0.0; BUCKETS],
+    };
+
+    fn add(&mut self, other: &Exposure) {
+        let pairs = self.hits.iter_mut().zip(other.hits);
+        pairs.for_each(|(sum, more)| *sum += more);
+        let pairs = self.risk.iter_mut().zip(other.risk);
+        pairs.for_each(|(sum, more)| *sum += more);
+    }
+
+    /// Hazards that are drawn towards others as if `weight` blocks had shown those.
+    fn hazards(&self, weight: f32, towards: &[f32; BUCKETS]) -> [f32; BUCKETS] {
+        let mut hazards = *towards;
+        let counts = self.hits.iter().zip(&self.risk);
+        for (hazard, (hits, risk)) in hazards.iter_mut().zip(counts) {
+            *hazard = ((hits + weight * *hazard) / (risk + weight)).min(HAZARD_MAX);
+        }
+        hazards
+    }
+
+    /// Uses that would be expected with these hazards.
+    fn expected(&self, hazards: &[f32; BUCKETS]) -> f32 {
+        self.risk
+            .iter()
+            .zip(hazards)
+            .map(|(risk, q)| risk * q)
+            .sum()
+    }
+}
+
+impl Lesson {
+    /// Turns what happened into what blocks are worth. Takes part of a millisecond, and always
+    /// comes to the same result.
+    #[must_use]
+    pub fn study(self) -> Learned {
+        let exposures: Vec<Exposure> = (0..CLASSES).map(|class| self.exposure(class)).collect();
+        let classes: Vec<Class> = (0..CLASSES).map(Class::from_index).collect();
+        let mut all = Exposure::NONE;
+        let mut of_kind = [Exposure::NONE; KINDS];
+        for (class, exposure) in classes.iter().zip(&exposures) {
+            all.add(exposure);
+            if let Some(kind) = of_kind.get_mut(usize::from(class.kind())) {
+                kind.add(exposure);
+            }
+        }
+        let pooled = all.hazards(CLASS_WEIGHT, &[HAZARD_PRIOR; BUCKETS]);
+        let of_kind = of_kind.map(|kind| kind.hazards(CLASS_WEIGHT, &pooled));
+        let factors = Factors::fit(&classes, &exposures, &of_kind);
+
+        let mut scores = table();
+        let rows = scores.iter_mut().zip(classes.iter().zip(&exposures));
+        for (row, (class, exposure)) in rows {
+            let mut expected = kind_hazards(&of_kind, *class);
+            let factor = factors.of(*class);
+            for hazard in &mut expected {
+                *hazard = (*hazard * factor).min(HAZARD_MAX);
+            }
+            *row = indices(&exposure.hazards(CLASS_WEIGHT, &expected));
+        }
+        Learned { scores }
+    }
+
+    /// The actuarial rule: whoever leaves within a bucket was there for half of it.
+    fn exposure(&self, class: usize) -> Exposure {
+        let row = |table: &Table<CLASSES>| table.get(class).copied().unwrap_or([0.0; BUCKETS]);
+        let hits = row(&self.observed.hits);
+        let (ends, entries, live) = (
+            row(&self.observed.ends),
+            row(&self.observed.entries),
+            row(&self.live),
+        );
+        let mut risk = [0.0; BUCKETS];
+        let mut later = 0.0_f32;
+        let counts = hits.iter().zip(ends).zip(live).zip(entries);
+        for (risk, (((hits, ends), live), entries)) in risk.iter_mut().zip(counts).rev() {
+            let withdrawn = ends + live;
+            *risk = (later + hits + (withdrawn - entries) * 0.5).max(*hits);
+            later = (later + hits + withdrawn - entries).max(0.0);
+        }
+        Exposure { hits, risk }
+    }
+}
+
+fn kind_hazards(of_kind: &[[f32; BUCKETS]; KINDS], class: Class) -> [f32; BUCKETS] {
+    let kind = of_kind.get(usize::from(class.kind()));
+    kind.copied().unwrap_or([HAZARD_PRIOR; BUCKETS])
+}
+
+/// How much more or less often blocks are used that were passed over, or whose answer had some
+/// length.
+struct Factors {
+    passes: [f32; PASSES],
+    outputs: [f32; OUTPUTS],
+}
+
+impl Factors {
+    fn fit(
+        classes: &[Class],
+        exposures: &[Exposure],
+        of_kind: &[[f32; BUCKETS]; KINDS],
+    ) -> Factors {
+        let mut factors = Factors {
+            passes: [1.0; PASSES],
+            outputs: [1.0; OUTPUTS],
+        };
+        let prior = FACTOR_WEIGHT * HAZARD_PRIOR;
+        let totals: Vec<(Class, f32, f32)> = classes
+            .iter()
+            .zip(exposures)
+            .map(|(class, exposure)| {
+                let expected = exposure.expected(&kind_hazards(of_kind, *class));
+                (*class, exposure.hits.iter().sum(), expected)
+            })
+            .collect();
+        for _ in 0..2 {
+            let mut seen = [(prior, prior); PASSES];
+            for (class, hits, expected) in &totals {
+                if let Some(seen) = seen.get_mut(usize::from(class.passes())) {
+                    seen.0 += hits;
+                    seen.1 += expected * factors.output(*class);
+                }
+            }
+            factors.passes = seen.map(|(hits, expected)| hits / expected);
+            let mut seen = [(prior, prior); OUTPUTS];
+            for (class, hits, expected) in &totals {
+                if let Some(seen) = seen.get_mut(usize::from(class.output())) {
+                    seen.0 += hits;
+                    seen.1 += expected * factors.pass(*class);
+                }
+            }
+            factors.outputs = seen.map(|(hits, expected)| hits / expected);
+        }
+        factors
+    }
+
+    fn pass(&self, class: Class) -> f32 {
+        let factor = self.passes.get(usize::from(class.passes()));
+        factor.copied().unwrap_or(1.0)
+    }
+
+    fn output(&self, class: Class) -> f32 {
+        let factor = self.outputs.get(usize::from(class.output()));
+        factor.copied().unwrap_or(1.0)
+    }
+
+    fn of(&self, class: Class) -> f32 {
+        self.pass(class) * self.output(class)
+    }
+}
+
+/// The Gittins index at the start of each bucket: the largest, over all later buckets, of the uses
+/// expected until its end over the references expected until then.
+fn indices(hazards: &[f32; BUCKETS]) -> [f32; BUCKETS] {
+    let mut indices = [0.0; BUCKETS];
+    for (from, index) in indices.iter_mut().enumerate() {
+        let (mut survival, mut uses, mut time) = (1.0_f32, 0.0_f32, 0.0_f32);
+        for (bucket, hazard) in hazards.iter().enumerate().skip(from) {
+            uses += survival * hazard;
+            time += survival * age::width(bucket) * (1.0 - hazard * 0.5);
+            *index = f32::max(*index, uses / time);
+            survival *= 1.0 - hazard;
+        }
+    }
+    indices
+}

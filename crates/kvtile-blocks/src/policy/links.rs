@@ -1,0 +1,128 @@
+//! Doubly linked lists that run through an array: an entry is in at most one of them.
+
+use super::column::{Column, NONE};
+
+/// Where an entry stands in its list.
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    older: u32,
+    newer: u32,
+}
+
+/// The links of all entries.
+#[derive(Clone, Debug)]
+pub(super) struct Links(Column<Link>);
+
+/// One list, from its oldest entry to its newest.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct List {
+    oldest: u32,
+    newest: u32,
+    len: usize,
+}
+
+impl List {
+    /// A list without entries.
+    pub(super) const fn new() -> List {
+        List {
+            oldest: NONE,
+            newest: NONE,
+            len: 0,
+        }
+    }
+
+    /// How many entries it has.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The entry that is next to go.
+    pub(super) fn oldest(&self) -> Option<u32> {
+        (self.oldest != NONE).then_some(self.oldest)
+    }
+}
+
+impl Links {
+    /// Links for `len` entries.
+    pub(super) fn new(len: usize) -> Links {
+        let link = Link {
+            older: NONE,
+            newer: NONE,
+        };
+        Links(Column::new(len, link))
+    }
+
+    /// One more entry, in no list.
+    pub(super) fn grow(&mut self) {
+        self.0.push(Link {
+            older: NONE,
+            newer: NONE,
+        });
+    }
+
+    /// Puts `entry`, which is in no list, at the new end of `list`.
+    pub(super) fn push(&mut self, list: &mut List, entry: u32) {
+        self.0[entry] = Link {
+            older: list.newest,
+            newer: NONE,
+        };
+        match list.newest {
+            NONE => list.oldest = entry,
+            newest => self.0[newest].newer = entry,
+        }
+        list.newest = entry;
+        list.len += 1;
+    }
+
+    /// Puts `entry`, which is in no list, so that it goes just before `place`, which is in `list`.
+    pub(super) fn push_before(&mut self, list: &mut List, place: u32, entry: u32) {
+        let older = self.0[place].older;
+        self.0[entry] = Link {
+            older,
+            newer: place,
+        };
+        self.0[place].older = entry;
+        match older {
+            NONE => list.oldest = entry,
+            older => self.0[older].newer = entry,
+        }
+        list.len += 1;
+    }
+
+    /// Takes `entry`, which is in `list`, out of it.
+    pub(super) fn remove(&mut self, list: &mut List, entry: u32) {
+        let Link { older, newer } = self.0[entry];
+        match older {
+            NONE => list.oldest = newer,
+            older => self.0[older].newer = newer,
+        }
+        match newer {
+            NONE => list.newest = older,
+            newer => self.0[newer].older = older,
+        }
+        list.len -= 1;
+    }
+
+    /// The entries of `list`, the oldest first.
+    pub(super) fn iter<'a>(&'a self, list: &List) -> impl Iterator<Item = u32> + 'a {
+        let mut at = list.oldest;
+        std::iter::from_fn(move || {
+            let entry = (at != NONE).then_some(at)?;
+            at = self.0[entry].newer;
+            Some(entry)
+        })
+    }
+
+    /// Asserts that `list` is linked alike in both directions.
+    pub(super) fn check(&self, list: &List) {
+        let mut before = NONE;
+        let mut count = 0;
+        for entry in self.iter(list) {
+            assert_eq!(self.0[entry].older, before, "links of {entry}");
+            before = entry;
+            count += 1;
+            assert!(count <= list.len, "a list with a cycle");
+        }
+        assert_eq!((before, count), (list.newest, list.len), "end of a list");
+    }
+}

@@ -1,0 +1,282 @@
+//! Random operations against a model that knows which blocks are stored, who follows whom and who
+//! is in use, and watches that a policy offers what it may offer, and never forgets a block.
+
+use std::collections::BTreeMap;
+
+use super::{
+    BlockId, BlockKey, EvictionPolicy, Hints, Insertion, Offer, PolicyKind, PolicySettings, Tick,
+    Visit,
+};
+
+/// A generator of numbers that is the same everywhere (SplitMix64).
+pub(super) struct Random(pub(super) u64);
+
+impl Random {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub(super) fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end as u64).unwrap()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct Stored {
+    key: BlockKey,
+    parent: Option<u32>,
+    pins: u32,
+    /// Offered and refused since it was pinned.
+    refused: bool,
+}
+
+struct Model {
+    policy: Box<dyn EvictionPolicy>,
+    blocks: BTreeMap<u32, Stored>,
+    free: Vec<u32>,
+    /// Chains whose blocks are pinned: the ids from the first block on.
+    pins: Vec<Vec<u32>>,
+    random: Random,
+    now: u64,
+    keys: u64,
+}
+
+impl Model {
+    fn new(kind: PolicyKind, blocks: u32, seed: u64) -> Model {
+        Model {
+            policy: PolicySettings::from(kind).build(blocks),
+            blocks: BTreeMap::new(),
+            free: (0..blocks).rev().collect(),
+            pins: Vec::new(),
+            random: Random(seed),
+            now: 0,
+            keys: 0,
+        }
+    }
+
+    fn key(&mut self) -> BlockKey {
+        // Some keys come back, so that ghosts are met.
+        self.keys += 1;
+        let number = match self.random.below(4) {
+            0 => self.random.next() % self.keys,
+            _ => self.keys,
+        };
+        let taken = |key: &BlockKey, blocks: &BTreeMap<u32, Stored>| {
+            blocks.values().any(|block| block.key == *key)
+        };
+        let key = BlockKey::from_bytes(u128::from(number).to_le_bytes());
+        if taken(&key, &self.blocks) {
+            let fresh = u128::from(self.keys) << 64 | u128::from(u64::MAX);
+            return BlockKey::from_bytes(fresh.to_le_bytes());
+        }
+        key
+    }
+
+    /// The chain that ends at a block, from its first block on.
+    fn chain(&self, block: u32) -> Vec<u32> {
+        let mut chain = vec![block];
+        while let Some(parent) = self.blocks[chain.last().unwrap()].parent {
+            chain.push(parent);
+        }
+        chain.reverse();
+        chain
+    }
+
+    fn hints(&mut self) -> Hints {
+        Hints {
+            priority: i8::try_from(self.random.below(11)).unwrap() - 5,
+            expires: (self.random.below(3) == 0).then(|| Tick(self.now + 5000)),
+            output_tokens: u32::try_from(self.random.below(2000)).unwrap(),
+            partial_tail: self.random.below(4) == 0,
+        }
+    }
+
+    /// A request: it finds part of a chain, makes room, and stores some more behind it.
+    fn request(&mut self) {
+        let any = self.blocks.keys().copied().collect::<Vec<u32>>();
+        let found = match any.is_empty() || self.random.below(4) == 0 {
+            true => Vec::new(),
+            false => {
+                let at = self.random.below(any.len());
+                self.chain(any[at])
+            }
+        };
+        let more = self.random.below(9);
+        let hints = self.hints();
+        let ids: Vec<BlockId> = found.iter().map(|&id| BlockId(id)).collect();
+        self.policy.visited(&Visit {
+            blocks: &ids,
+            continues: more > 0,
+            hints,
+            now: Tick(self.now),
+        });
+        self.policy.check_integrity();
+        self.pin(found.clone());
+        let missing = more.saturating_sub(self.free.len());
+        self.evict(missing);
+        let more = more.min(self.free.len());
+        let mut parent = found.last().copied();
+        // In batches of any size, down to single blocks.
+        let mut left = more;
+        while left > 0 {
+            let part = 1 + self.random.below(left);
+            let keys: Vec<BlockKey> = (0..part).map(|_| self.key()).collect();
+            let ids: Vec<BlockId> = (0..part)
+                .map(|_| BlockId(self.free.pop().unwrap()))
+                .collect();
+            self.policy.inserted(&Insertion {
+                parent: parent.map(BlockId),
+                blocks: &ids,
+                keys: &keys,
+                hints,
+                now: Tick(self.now),
+            });
+            for (id, key) in ids.iter().zip(keys) {
+                let stored = Stored {
+                    key,
+                    parent,
+                    pins: 0,
+                    refused: false,
+                };
+                assert!(self.blocks.insert(id.0, stored).is_none());
+                parent = Some(id.0);
+            }
+            left -= part;
+        }
+        if self.random.below(3) == 0 {
+            self.unpin();
+        }
+    }
+
+    fn pin(&mut self, chain: Vec<u32>) {
+        for block in &chain {
+            self.blocks.get_mut(block).unwrap().pins += 1;
+        }
+        self.pins.push(chain);
+    }
+
+    /// Somebody stops to use a chain; what was refused meanwhile may be offered again.
+    fn unpin(&mut self) {
+        if self.pins.is_empty() {
+            return;
+        }
+        let at = self.random.below(self.pins.len());
+        let mut chain = self.pins.swap_remove(at);
+        if self.random.below(2) == 0 {
+            chain.reverse();
+        }
+        for id in chain {
+            let block = self.blocks.get_mut(&id).unwrap();
+            block.pins -= 1;
+            if block.pins == 0 && std::mem::take(&mut block.refused) {
+                self.policy.released(BlockId(id));
+            }
+        }
+    }
+
+    fn evict(&mut self, wanted: usize) -> usize {
+        let keeps_prefixes = self.policy.keeps_prefixes();
+        let Model {
+            policy,
+            blocks,
+            free,
+            ..
+        } = self;
+        let evicted = policy.evict(wanted, Tick(self.now), &mut |id| {
+            let children = blocks.values().any(|block| block.parent == Some(id.0));
+            let block = blocks.get_mut(&id.0).expect("offers what is not stored");
+            assert!(
+                !block.refused,
+                "{id:?} is offered again though it is in use"
+            );
+            if block.pins > 0 {
+                block.refused = true;
+                return Offer::Pinned;
+            }
+            assert!(
+                !(keeps_prefixes && children),
+                "{id:?} goes before what follows it"
+            );
+            let key = block.key;
+            blocks.remove(&id.0);
+            for block in blocks.values_mut().filter(|b| b.parent == Some(id.0)) {
+                block.parent = None;
+            }
+            free.push(id.0);
+            Offer::Taken(key)
+        });
+        let could = blocks.values().filter(|block| block.pins == 0).count();
+        assert!(
+            evicted == wanted || could == 0,
+            "{could} blocks were not offered"
+        );
+        self.policy.check_integrity();
+        evicted
+    }
+
+    /// The owner takes away a block that nobody uses.
+    fn remove(&mut self) {
+        let free = self.blocks.iter().filter(|(_, block)| block.pins == 0);
+        let any: Vec<u32> = free.map(|(&id, _)| id).collect();
+        if any.is_empty() {
+            return;
+        }
+        let id = any[self.random.below(any.len())];
+        self.policy.removed(BlockId(id));
+        self.blocks.remove(&id);
+        for block in self.blocks.values_mut().filter(|b| b.parent == Some(id)) {
+            block.parent = None;
+        }
+        self.free.push(id);
+    }
+
+    fn step(&mut self) {
+        self.now += self.random.next() % 1000;
+        match self.random.below(15) {
+            0..=8 => self.request(),
+            9..=11 => self.unpin(),
+            12 => {
+                let wanted = self.random.below(12);
+                self.evict(wanted);
+            }
+            13 => self.remove(),
+            _ => {
+                if let Some(lesson) = self.policy.lesson() {
+                    self.policy.learn(lesson.study());
+                }
+            }
+        }
+        self.policy.check_integrity();
+        assert_eq!(self.policy.len(), self.blocks.len());
+        assert_eq!(self.policy.is_empty(), self.blocks.is_empty());
+    }
+}
+
+#[test]
+fn every_policy_offers_what_it_may_and_forgets_nothing() {
+    for kind in PolicyKind::ALL {
+        for seed in 0..24 {
+            println!("{kind}, seed {seed}");
+            let blocks = [1, 2, 7, 40, 150][usize::try_from(seed).unwrap() % 5];
+            let mut model = Model::new(kind, blocks, seed);
+            assert_eq!(model.policy.name(), kind.name());
+            for _ in 0..400 {
+                model.step();
+            }
+            while !model.pins.is_empty() {
+                model.unpin();
+            }
+            let left = model.blocks.len();
+            assert_eq!(
+                model.evict(usize::MAX),
+                left,
+                "the rest goes when it is free"
+            );
+            assert!(model.policy.is_empty());
+        }
+    }
+}
