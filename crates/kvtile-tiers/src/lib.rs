@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `disk` | blocks in a folder: slots, their records, what survives a crash |
+//! | `metrics` | what a cache counts: names, units, labels, and the counters |
 //!
 //! Which block is worth keeping is decided by the policies of `kvtile-blocks`; how bytes are moved
 //! and permuted is the business of `kvtile-transfer`.
@@ -11,5 +12,6 @@
 
 pub mod disk;
 mod error;
+pub mod metrics;
 
 pub use error::TierError;

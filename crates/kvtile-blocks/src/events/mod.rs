@@ -42,7 +42,10 @@ use crate::BlockKey;
 use std::fmt;
 
 /// A kind of place that has its own capacity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "lowercase")]
 pub enum Tier {
     /// Memory of the accelerator, or whatever the engine computes in.
     Device,

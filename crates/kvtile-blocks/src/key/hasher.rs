@@ -157,9 +157,14 @@ impl BlockHasher {
         tokens: &[u32],
         extra: Option<ExtraDigest>,
     ) -> BlockKey {
-        // With its length known, a page of the usual size is copied and hashed in registers.
+        // Usual pages have a length that the compiler knows, and are copied in a few registers.
+        if let Some((page, [])) = tokens.split_first_chunk::<16>() {
+            return self.with_room::<{ 4 * 16 + TRAILER_MAX }>(parent, page, extra);
+        }
+        if let Some((page, [])) = tokens.split_first_chunk::<32>() {
+            return self.with_room::<{ 4 * 32 + TRAILER_MAX }>(parent, page, extra);
+        }
         match tokens.len() {
-            16 => self.with_room::<{ 4 * 16 + TRAILER_MAX }>(parent, tokens, extra),
             0..=64 => self.with_room::<{ 4 * 64 + TRAILER_MAX }>(parent, tokens, extra),
             65..=256 => self.with_room::<{ 4 * 256 + TRAILER_MAX }>(parent, tokens, extra),
             _ => self.with_room::<{ 4 * PAGE_SIZE_MAX + TRAILER_MAX }>(parent, tokens, extra),

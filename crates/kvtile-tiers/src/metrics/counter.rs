@@ -1,0 +1,94 @@
+//! Counters and gauges that are counted here and told to the recorder, by the values of a label.
+//! Handles are made once: counting is two atomic additions and looks nothing up.
+
+use super::label::Label;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+pub(super) struct Counter {
+    value: AtomicU64,
+    handle: metrics::Counter,
+}
+
+impl Counter {
+    pub(super) fn new(handle: metrics::Counter) -> Counter {
+        Counter {
+            value: AtomicU64::new(0),
+            handle,
+        }
+    }
+
+    pub(super) fn add(&self, count: u64) {
+        self.value.fetch_add(count, Ordering::Relaxed);
+        self.handle.increment(count);
+    }
+
+    pub(super) fn value(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+}
+
+/// What there is now.
+pub(super) struct Gauge {
+    value: AtomicU64,
+    handle: metrics::Gauge,
+}
+
+impl Gauge {
+    pub(super) fn new(handle: metrics::Gauge) -> Gauge {
+        Gauge {
+            value: AtomicU64::new(0),
+            handle,
+        }
+    }
+
+    pub(super) fn set(&self, count: u64) {
+        self.value.store(count, Ordering::Relaxed);
+        self.handle.set(count as f64);
+    }
+
+    pub(super) fn add(&self, count: u64) {
+        self.value.fetch_add(count, Ordering::Relaxed);
+        self.handle.increment(count as f64);
+    }
+
+    /// Takes away what was added before.
+    pub(super) fn subtract(&self, count: u64) {
+        let before = self.value.fetch_sub(count, Ordering::Relaxed);
+        assert!(before >= count, "{count} taken from a gauge of {before}");
+        self.handle.decrement(count as f64);
+    }
+
+    pub(super) fn value(&self) -> u64 {
+        self.value.load(Ordering::Relaxed)
+    }
+}
+
+/// One of something for each value of a label.
+pub(super) struct By<L, C> {
+    cells: Vec<(L, C)>,
+}
+
+impl<L: Label, C> By<L, C> {
+    pub(super) fn new(make: impl FnMut(L) -> C) -> By<L, C> {
+        let labels = L::ALL.iter().copied();
+        let cells = labels.clone().zip(labels.map(make)).collect();
+        By { cells }
+    }
+
+    /// What happens to the one of a value. Every value has one.
+    pub(super) fn with<R>(&self, label: L, use_it: impl FnOnce(&C) -> R) -> Option<R> {
+        self.cells.get(label.index()).map(|(_, cell)| use_it(cell))
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (L, &C)> {
+        self.cells.iter().map(|(label, cell)| (*label, cell))
+    }
+
+    /// Values that are not zero.
+    pub(super) fn values(&self, value: impl Fn(&C) -> u64) -> BTreeMap<L, u64> {
+        let values = self.iter().map(|(label, cell)| (label, value(cell)));
+        values.filter(|&(_, value)| value > 0).collect()
+    }
+}

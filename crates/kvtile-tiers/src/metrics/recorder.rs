@@ -1,0 +1,320 @@
+//! What a cache calls when something happens. Every function may be called from any thread, and
+//! none waits.
+
+use super::catalogue as names;
+use super::counter::{By, Counter, Gauge};
+use super::label::Label;
+use super::{CacheStats, EvictionReason, MissReason, MoveStats, Queue, QueueStats};
+use kvtile_blocks::events::Tier;
+use metrics::{counter, gauge, histogram};
+use std::fmt;
+
+type CounterBy<L> = By<L, Counter>;
+
+/// The counters of one cache. Caches of one process add up at the recorder; their gauges overwrite
+/// each other there.
+pub struct CacheMetrics {
+    lookups: Counter,
+    lookup_blocks: Counter,
+    hits: CounterBy<Tier>,
+    misses: CounterBy<MissReason>,
+    lost_hits: CounterBy<MissReason>,
+    routes: By<Tier, By<Tier, Route>>,
+    queues: By<Queue, Waiting>,
+    tiers: By<Tier, Place>,
+}
+
+/// What happens between two tiers.
+struct Route {
+    moves: Counter,
+    failures: Counter,
+    blocks: Counter,
+    bytes: Counter,
+    nanoseconds: Counter,
+    seconds: metrics::Histogram,
+}
+
+/// A queue.
+struct Waiting {
+    depth: Gauge,
+    capacity: Gauge,
+    offered: Counter,
+    refused: Counter,
+}
+
+/// A tier.
+struct Place {
+    pinned: Gauge,
+    pins: Counter,
+    overdue: Counter,
+    stored: Counter,
+    present: Gauge,
+    capacity: Gauge,
+    evicted: CounterBy<EvictionReason>,
+    checked: Counter,
+    checksum_failures: Counter,
+}
+
+fn count_by<L: Label>(name: &'static str, label: &'static str) -> CounterBy<L> {
+    By::new(|value: L| Counter::new(counter!(name, label => value.name())))
+}
+
+impl Route {
+    fn new(source: Tier, destination: Tier) -> Route {
+        let of = |name: &'static str| {
+            Counter::new(counter!(
+                name, "source" => source.name(), "destination" => destination.name()
+            ))
+        };
+        Route {
+            moves: of(names::MOVES),
+            failures: of(names::MOVE_FAILURES),
+            blocks: of(names::MOVED_BLOCKS),
+            bytes: of(names::MOVED_BYTES),
+            // The recorder has them as the sum of the histogram.
+            nanoseconds: Counter::new(metrics::Counter::noop()),
+            seconds: histogram!(
+                names::MOVE_SECONDS,
+                "source" => source.name(), "destination" => destination.name()
+            ),
+        }
+    }
+
+    fn stats(&self, source: Tier, destination: Tier) -> MoveStats {
+        MoveStats {
+            source,
+            destination,
+            moves: self.moves.value(),
+            failures: self.failures.value(),
+            blocks: self.blocks.value(),
+            bytes: self.bytes.value(),
+            nanoseconds: self.nanoseconds.value(),
+        }
+    }
+}
+
+impl Waiting {
+    fn new(queue: Queue) -> Waiting {
+        let name = queue.name();
+        Waiting {
+            depth: Gauge::new(gauge!(names::QUEUE_DEPTH, "queue" => name)),
+            capacity: Gauge::new(gauge!(names::QUEUE_CAPACITY, "queue" => name)),
+            offered: Counter::new(counter!(names::QUEUE_OFFERED, "queue" => name)),
+            refused: Counter::new(counter!(names::QUEUE_REFUSED, "queue" => name)),
+        }
+    }
+}
+
+impl Place {
+    fn new(tier: Tier) -> Place {
+        let count = |name: &'static str| Counter::new(counter!(name, "tier" => tier.name()));
+        let gauge = |name: &'static str| Gauge::new(gauge!(name, "tier" => tier.name()));
+        Place {
+            pinned: gauge(names::PINNED),
+            pins: count(names::PINS),
+            overdue: count(names::PINS_OVERDUE),
+            stored: count(names::STORED),
+            present: gauge(names::PRESENT),
+            capacity: gauge(names::CAPACITY),
+            evicted: By::new(|reason: EvictionReason| {
+                let labels = [("tier", tier.name()), ("reason", reason.name())];
+                Counter::new(counter!(names::EVICTED, &labels))
+            }),
+            checked: count(names::CHECKED),
+            checksum_failures: count(names::CHECKSUM_FAILURES),
+        }
+    }
+}
+
+impl CacheMetrics {
+    /// Counters at zero, and their handles at the recorder that is installed now.
+    #[must_use]
+    pub fn new() -> CacheMetrics {
+        names::describe();
+        CacheMetrics {
+            lookups: Counter::new(counter!(names::LOOKUPS)),
+            lookup_blocks: Counter::new(counter!(names::LOOKUP_BLOCKS)),
+            hits: count_by(names::HITS, "tier"),
+            misses: count_by(names::MISSES, "reason"),
+            lost_hits: count_by(names::LOST_HITS, "reason"),
+            routes: By::new(|source| By::new(|destination| Route::new(source, destination))),
+            queues: By::new(Waiting::new),
+            tiers: By::new(Place::new),
+        }
+    }
+
+    /// A lookup ended: each of its blocks is a hit of one tier, or a miss for one reason.
+    pub fn looked_up(&self, hits: &[(Tier, u64)], misses: &[(MissReason, u64)]) {
+        self.lookups.add(1);
+        for &(tier, blocks) in hits {
+            self.lookup_blocks.add(blocks);
+            self.hits.with(tier, |counter| counter.add(blocks));
+        }
+        for &(reason, blocks) in misses {
+            self.lookup_blocks.add(blocks);
+            self.misses.with(reason, |counter| counter.add(blocks));
+        }
+    }
+
+    /// Blocks that a lookup found could not be loaded.
+    pub fn lost(&self, reason: MissReason, blocks: u64) {
+        self.lost_hits.with(reason, |counter| counter.add(blocks));
+    }
+
+    /// A transfer arrived.
+    pub fn moved(
+        &self,
+        source: Tier,
+        destination: Tier,
+        blocks: u64,
+        bytes: u64,
+        nanoseconds: u64,
+    ) {
+        self.route(source, destination, |route| {
+            route.moves.add(1);
+            route.blocks.add(blocks);
+            route.bytes.add(bytes);
+            route.nanoseconds.add(nanoseconds);
+            route.seconds.record(nanoseconds as f64 * 1e-9);
+        });
+    }
+
+    /// A transfer failed, and nothing of it arrived.
+    pub fn move_failed(&self, source: Tier, destination: Tier) {
+        self.route(source, destination, |route| {
+            route.moves.add(1);
+            route.failures.add(1);
+        });
+    }
+
+    /// How much may wait.
+    pub fn queue_capacity(&self, queue: Queue, capacity: u64) {
+        self.queues
+            .with(queue, |waiting| waiting.capacity.set(capacity));
+    }
+
+    /// A piece of work waits.
+    pub fn queued(&self, queue: Queue) {
+        self.queues.with(queue, |waiting| {
+            waiting.offered.add(1);
+            waiting.depth.add(1);
+        });
+    }
+
+    /// A piece of work waits no longer, whatever became of it.
+    pub fn unqueued(&self, queue: Queue) {
+        self.queues.with(queue, |waiting| waiting.depth.subtract(1));
+    }
+
+    /// A piece of work was not queued, because the queue is full.
+    pub fn refused(&self, queue: Queue) {
+        self.queues.with(queue, |waiting| {
+            waiting.offered.add(1);
+            waiting.refused.add(1);
+        });
+    }
+
+    /// Blocks were pinned.
+    pub fn pinned(&self, tier: Tier, blocks: u64) {
+        self.tiers.with(tier, |place| {
+            place.pins.add(blocks);
+            place.pinned.add(blocks);
+        });
+    }
+
+    /// Pins were released.
+    pub fn unpinned(&self, tier: Tier, blocks: u64) {
+        self.tiers.with(tier, |place| place.pinned.subtract(blocks));
+    }
+
+    /// Pins outlived their deadline and were reported, each once.
+    pub fn overdue(&self, tier: Tier, pins: u64) {
+        self.tiers.with(tier, |place| place.overdue.add(pins));
+    }
+
+    /// Blocks were stored.
+    pub fn stored(&self, tier: Tier, blocks: u64) {
+        self.tiers.with(tier, |place| place.stored.add(blocks));
+    }
+
+    /// Blocks left a tier.
+    pub fn evicted(&self, tier: Tier, reason: EvictionReason, blocks: u64) {
+        self.tiers.with(tier, |place| {
+            place.evicted.with(reason, |counter| counter.add(blocks));
+        });
+    }
+
+    /// How many blocks a tier has, and has room for.
+    pub fn filled(&self, tier: Tier, present: u64, capacity: u64) {
+        self.tiers.with(tier, |place| {
+            place.present.set(present);
+            place.capacity.set(capacity);
+        });
+    }
+
+    /// Checksums were compared, and so many did not match.
+    pub fn checked(&self, tier: Tier, blocks: u64, failures: u64) {
+        self.tiers.with(tier, |place| {
+            place.checked.add(blocks);
+            place.checksum_failures.add(failures);
+        });
+    }
+
+    /// The numbers as they are now. While others count, they may be of slightly different moments.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        let routes = self.routes.iter().flat_map(|(source, to)| {
+            let stats =
+                move |(destination, route): (Tier, &Route)| route.stats(source, destination);
+            to.iter().map(stats)
+        });
+        let queues = self.queues.iter().map(|(queue, waiting)| QueueStats {
+            queue,
+            depth: waiting.depth.value(),
+            capacity: waiting.capacity.value(),
+            offered: waiting.offered.value(),
+            refused: waiting.refused.value(),
+        });
+        let tiers = |value: fn(&Place) -> u64| self.tiers.values(value);
+        let evicted = self.tiers.iter().map(|(tier, place)| {
+            let by_reason = place.evicted.values(Counter::value);
+            (tier, by_reason)
+        });
+        CacheStats {
+            lookups: self.lookups.value(),
+            lookup_blocks: self.lookup_blocks.value(),
+            hits: self.hits.values(Counter::value),
+            misses: self.misses.values(Counter::value),
+            lost_hits: self.lost_hits.values(Counter::value),
+            moves: routes.filter(|route| route.moves > 0).collect(),
+            queues: queues
+                .filter(|queue| queue.capacity > 0 || queue.offered > 0)
+                .collect(),
+            pinned: tiers(|place| place.pinned.value()),
+            pins: tiers(|place| place.pins.value()),
+            pins_overdue: tiers(|place| place.overdue.value()),
+            stored: tiers(|place| place.stored.value()),
+            present: tiers(|place| place.present.value()),
+            capacity: tiers(|place| place.capacity.value()),
+            evicted: evicted.filter(|(_, reasons)| !reasons.is_empty()).collect(),
+            checked: tiers(|place| place.checked.value()),
+            checksum_failures: tiers(|place| place.checksum_failures.value()),
+        }
+    }
+
+    fn route(&self, source: Tier, destination: Tier, count: impl FnOnce(&Route)) {
+        self.routes.with(source, |to| to.with(destination, count));
+    }
+}
+
+impl Default for CacheMetrics {
+    fn default() -> CacheMetrics {
+        CacheMetrics::new()
+    }
+}
+
+impl fmt::Debug for CacheMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("CacheMetrics").field(&self.stats()).finish()
+    }
+}
