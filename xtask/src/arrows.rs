@@ -39,7 +39,14 @@ const PURE: [(&str, &[&str]); 2] = [
     ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
     (
         "kvtile-blocks",
-        &["blake3", "parking_lot", "serde", "thiserror", "twox-hash"],
+        &[
+            "blake3",
+            "loom",
+            "parking_lot",
+            "serde",
+            "thiserror",
+            "twox-hash",
+        ],
     ),
 ];
 

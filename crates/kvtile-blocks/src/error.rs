@@ -1,6 +1,8 @@
 //! What can go wrong with keys, sequences, pools and events.
 
 use crate::events::Lagged;
+use crate::pool::TenantId;
+use crate::{BlockId, BlockKey};
 use thiserror::Error;
 
 /// Why a request to a pool, a sequence or a subscriber was refused. Every message names the values
@@ -65,5 +67,91 @@ pub enum BlocksError {
         start: usize,
         /// Tokens in full blocks.
         keyed: usize,
+    },
+    /// A pool has no blocks, or more than ids can tell apart.
+    #[error("a pool of {blocks} blocks; it may have 1 to {blocks_max}")]
+    PoolSize {
+        /// The blocks that were asked for.
+        blocks: usize,
+        /// How many there can be.
+        blocks_max: usize,
+    },
+    /// A tenant may hold nothing.
+    #[error(
+        "{tenant:?} has a quota of 0 blocks; leave it out, or give it as many as a request needs"
+    )]
+    QuotaOfNothing {
+        /// Whose.
+        tenant: TenantId,
+    },
+    /// A tenant has two limits.
+    #[error("{tenant:?} has two quotas; give one")]
+    TwoQuotas {
+        /// Whose.
+        tenant: TenantId,
+    },
+    /// An allocation needs more blocks than can be evicted.
+    #[error(
+        "{wanted} blocks wanted of a pool of {blocks}: {free} are free, {cached} are cached and in \
+         use as far as they are left, {held} are being filled or written down; release some, or make \
+         the pool larger"
+    )]
+    Exhausted {
+        /// The blocks that were asked for.
+        wanted: usize,
+        /// Blocks of the pool.
+        blocks: usize,
+        /// Of them: free.
+        free: usize,
+        /// Of them: to be found. What is left of these after the eviction is pinned.
+        cached: usize,
+        /// Of them: in somebody's hands and not to be found.
+        held: usize,
+    },
+    /// An allocation needs more blocks than its tenant may hold.
+    #[error(
+        "{wanted} blocks wanted for {tenant:?}, which holds {used} of at most {limit}, and too few of \
+         them can be evicted; release some, or raise its quota"
+    )]
+    QuotaExhausted {
+        /// Whose quota it is.
+        tenant: TenantId,
+        /// The blocks that were asked for.
+        wanted: usize,
+        /// How many it may hold.
+        limit: usize,
+        /// How many it holds.
+        used: usize,
+    },
+    /// Keys and blocks do not go together.
+    #[error("{keys} keys for {blocks} blocks; give one for each")]
+    KeyCount {
+        /// The blocks.
+        blocks: usize,
+        /// The keys.
+        keys: usize,
+    },
+    /// A key is taken, and the pool was told to refuse that.
+    #[error(
+        "key {key} at position {position} is registered, or being registered; match it instead"
+    )]
+    DuplicateKey {
+        /// The key.
+        key: BlockKey,
+        /// Its position in the batch.
+        position: usize,
+    },
+    /// Blocks of two pools do not go into one guard.
+    #[error("the blocks are of another pool")]
+    AnotherPool,
+    /// A block that comes back from before a restart is in use, or there is no such block.
+    #[error(
+        "{block:?} cannot be restored: it is not free, or not one of the pool's {blocks} blocks"
+    )]
+    NotRestorable {
+        /// The block.
+        block: BlockId,
+        /// Blocks of the pool.
+        blocks: usize,
     },
 }

@@ -17,6 +17,7 @@ mod error;
 pub mod events;
 pub mod key;
 pub mod policy;
+pub mod pool;
 pub mod sequence;
 
 pub use error::BlocksError;

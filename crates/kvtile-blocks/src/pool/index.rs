@@ -1,0 +1,187 @@
+//! From keys to blocks: a table of lists that run through the slots. Readers take no lock; writers
+//! take that of a stripe. It does not know phases: whether a found block may be used is the pool's
+//! matter.
+//!
+//! A reader that finds its key is done. One that does not may have walked while a writer was there,
+//! even out of its list into another one, so it compares the stripe's version before and after, and
+//! walks again if a writer came by. A slot is put into another list only after it left its own under
+//! the lock of that stripe, so whoever was led astray sees the version changed.
+
+use super::slot::{KeyWords, NONE, Slots};
+use super::sync::{AtomicU32, AtomicU64, Held, Lock, Ordering, fence, spin_loop};
+use crate::BlockId;
+
+const STRIPES_MAX: usize = if cfg!(loom) { 1 } else { 256 };
+
+/// How often a reader walks again before it waits for the writers like a writer.
+const WALKS_MAX: usize = if cfg!(loom) { 2 } else { 64 };
+
+#[derive(Debug)]
+#[repr(align(64))]
+struct Stripe {
+    lock: Lock<()>,
+    /// Odd while a writer is changing its lists.
+    version: AtomicU64,
+}
+
+#[derive(Debug)]
+pub(super) struct Index {
+    heads: Box<[AtomicU32]>,
+    stripes: Box<[Stripe]>,
+    shift: u32,
+}
+
+/// A place in the table whose writers are kept out.
+pub(super) struct Bucket<'a> {
+    head: &'a AtomicU32,
+    stripe: &'a Stripe,
+    _held: Held<'a, ()>,
+}
+
+impl Index {
+    pub(super) fn new(blocks: usize) -> Index {
+        let heads = blocks.next_power_of_two().max(2);
+        let stripes = (heads / 2).clamp(1, STRIPES_MAX);
+        let stripe = |_| Stripe {
+            lock: Lock::new(()),
+            version: AtomicU64::new(0),
+        };
+        Index {
+            heads: (0..heads).map(|_| AtomicU32::new(NONE)).collect(),
+            stripes: (0..stripes).map(stripe).collect(),
+            shift: u64::BITS - heads.ilog2(),
+        }
+    }
+
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a shifted 64-bit number is below the power of two that the shift was made of"
+    )]
+    fn place(&self, key: KeyWords) -> (&AtomicU32, &Stripe) {
+        let bucket = usize::try_from(key.mixed() >> self.shift).unwrap_or(0);
+        let stripe = bucket & (self.stripes.len() - 1);
+        (&self.heads[bucket], &self.stripes[stripe])
+    }
+
+    /// A block with this key, if there is one and no writer is in the way. `None` proves nothing.
+    pub(super) fn glance(&self, slots: &Slots, key: KeyWords) -> Option<u32> {
+        walk(slots, self.place(key).0, key)
+    }
+
+    /// A block with this key, and whether it is still in the table after `accept` looked at it.
+    /// `None` means that there was none at some moment during the call.
+    pub(super) fn find<T>(
+        &self,
+        slots: &Slots,
+        key: KeyWords,
+        mut accept: impl FnMut(u32) -> Option<T>,
+    ) -> Option<T> {
+        let (head, stripe) = self.place(key);
+        for _ in 0..WALKS_MAX {
+            let version = stripe.version.load(Ordering::Acquire);
+            let found = walk(slots, head, key).and_then(&mut accept);
+            if found.is_some() {
+                return found;
+            }
+            fence(Ordering::Acquire);
+            if version % 2 == 0 && stripe.version.load(Ordering::Relaxed) == version {
+                return None;
+            }
+            spin_loop();
+        }
+        // A writer was interrupted in its few instructions: wait for it properly.
+        let _held = stripe.lock.lock();
+        walk(slots, head, key).and_then(accept)
+    }
+
+    pub(super) fn lock(&self, key: KeyWords) -> Bucket<'_> {
+        let (head, stripe) = self.place(key);
+        Bucket {
+            head,
+            stripe,
+            _held: stripe.lock.lock(),
+        }
+    }
+
+    /// Takes a block out of the table.
+    pub(super) fn unlink(&self, slots: &Slots, id: BlockId) {
+        self.lock(slots.of(id).key()).unlink(slots, id);
+    }
+
+    /// The blocks of each list; for tests, while nobody writes.
+    pub(super) fn lists<'a>(&'a self, slots: &'a Slots) -> impl Iterator<Item = Vec<u32>> + 'a {
+        self.heads.iter().map(|head| {
+            let mut list = Vec::new();
+            let mut id = head.load(Ordering::Acquire);
+            while id != NONE && list.len() <= slots.len() {
+                list.push(id);
+                id = slots.get(id).next();
+            }
+            list
+        })
+    }
+
+    pub(super) fn is_idle(&self) -> bool {
+        let version = |stripe: &Stripe| stripe.version.load(Ordering::Acquire);
+        self.stripes.iter().all(|stripe| version(stripe) % 2 == 0)
+    }
+}
+
+impl Bucket<'_> {
+    pub(super) fn find(&self, slots: &Slots, key: KeyWords) -> Option<u32> {
+        walk(slots, self.head, key)
+    }
+
+    /// Puts a block in front, whose key is not there yet.
+    pub(super) fn link(&self, slots: &Slots, id: BlockId) {
+        let first = self.head.load(Ordering::Relaxed);
+        self.change(|| {
+            slots.of(id).set_next(first);
+            self.head.store(id.0, Ordering::Release);
+        });
+    }
+
+    fn unlink(&self, slots: &Slots, id: BlockId) {
+        let after = slots.of(id).next();
+        let mut before = NONE;
+        let mut at = self.head.load(Ordering::Relaxed);
+        while at != id.0 {
+            assert!(at != NONE, "a registered block is in the index");
+            before = at;
+            at = slots.get(at).next();
+        }
+        self.change(|| {
+            if before == NONE {
+                self.head.store(after, Ordering::Release);
+            } else {
+                slots.get(before).set_next(after);
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce()) {
+        let version = &self.stripe.version;
+        let even = version.load(Ordering::Relaxed);
+        version.store(even + 1, Ordering::Relaxed);
+        fence(Ordering::Release);
+        change();
+        version.store(even + 2, Ordering::Release);
+    }
+}
+
+/// Follows a list. It ends even if the list is changed under the reader's feet: nobody meets more
+/// slots than there are unless the list was changed, and then the reader looks again.
+fn walk(slots: &Slots, head: &AtomicU32, key: KeyWords) -> Option<u32> {
+    let mut id = head.load(Ordering::Acquire);
+    for _ in 0..slots.len() {
+        if id == NONE {
+            return None;
+        }
+        let slot = slots.get(id);
+        if slot.key() == key {
+            return Some(id);
+        }
+        id = slot.next();
+    }
+    None
+}

@@ -1,0 +1,176 @@
+//! The guard of blocks that are in use. It does not know who else uses them.
+
+use super::BlockPool;
+use super::ledger::PinRecord;
+use super::owned::{Rejected, take_range};
+use super::settings::Claim;
+use super::slot::{Phase, State};
+use crate::{BlockId, BlockKey, BlocksError};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Registered blocks that are not evicted as long as this lives. Others may have pinned them too.
+#[must_use = "blocks that nobody pins may be evicted"]
+pub struct PinnedBlocks {
+    pool: Arc<BlockPool>,
+    ids: Vec<BlockId>,
+    record: Option<PinRecord>,
+}
+
+impl PinnedBlocks {
+    /// Takes over pins that the caller has.
+    pub(super) fn new(pool: &Arc<BlockPool>, ids: Vec<BlockId>, claim: &Claim) -> PinnedBlocks {
+        let record = if ids.is_empty() {
+            None
+        } else {
+            pool.ledger.open(claim, ids.len())
+        };
+        PinnedBlocks {
+            pool: Arc::clone(pool),
+            ids,
+            record,
+        }
+    }
+
+    /// Their ids.
+    #[must_use]
+    pub fn ids(&self) -> &[BlockId] {
+        &self.ids
+    }
+
+    /// How many.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.ids.is_empty()
+    }
+
+    /// The pool that they are of.
+    #[must_use]
+    pub fn pool(&self) -> &Arc<BlockPool> {
+        &self.pool
+    }
+
+    /// What they hold.
+    pub fn keys(&self) -> impl Iterator<Item = BlockKey> {
+        let key = |&id: &BlockId| self.pool.slots.of(id).key().key();
+        self.ids.iter().map(key)
+    }
+
+    /// Takes out the blocks from position `at` on; none where there are not so many.
+    pub fn split_off(&mut self, at: usize) -> PinnedBlocks {
+        self.take(at..usize::MAX)
+    }
+
+    /// Takes out the blocks at these positions, as far as there are any. Both parts keep the claim.
+    pub fn take(&mut self, range: Range<usize>) -> PinnedBlocks {
+        let ids = take_range(&mut self.ids, range);
+        let ledger = &self.pool.ledger;
+        let record = self.record.as_ref().filter(|_| !ids.is_empty());
+        let record = record.and_then(|record| ledger.split(record, ids.len()));
+        PinnedBlocks {
+            pool: Arc::clone(&self.pool),
+            ids,
+            record,
+        }
+    }
+
+    /// Puts blocks behind the others. Of two claims the earlier deadline counts.
+    ///
+    /// # Errors
+    /// Where they are of another pool; they come back.
+    pub fn append(&mut self, mut other: PinnedBlocks) -> Result<(), Rejected<PinnedBlocks>> {
+        if !Arc::ptr_eq(&self.pool, &other.pool) {
+            return Err(Rejected {
+                blocks: other,
+                error: BlocksError::AnotherPool,
+            });
+        }
+        self.ids.append(&mut other.ids);
+        match (&self.record, other.record.take()) {
+            (Some(record), Some(added)) => {
+                self.pool.ledger.merge(record, added);
+                self.pool.ledger.resize(record, self.ids.len());
+            }
+            (Some(record), None) => self.pool.ledger.resize(record, self.ids.len()),
+            (None, Some(added)) => {
+                self.pool.ledger.resize(&added, self.ids.len());
+                self.record = Some(added);
+            }
+            (None, None) => {}
+        }
+        Ok(())
+    }
+}
+
+impl Drop for PinnedBlocks {
+    fn drop(&mut self) {
+        if let Some(record) = self.record.take() {
+            self.pool.ledger.close(record);
+        }
+        self.pool.unpin(&mut self.ids);
+    }
+}
+
+impl fmt::Debug for PinnedBlocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("PinnedBlocks").field(&self.ids).finish()
+    }
+}
+
+impl BlockPool {
+    /// Lets go of pins. The order of the ids is lost.
+    pub(super) fn unpin(&self, ids: &mut [BlockId]) {
+        let mut parked = 0;
+        for position in 0..ids.len() {
+            let Some(&id) = ids.get(position) else { break };
+            let before = self.slots.of(id).unpin();
+            if before.references() != 1 || !before.needs_settling() {
+                continue;
+            }
+            if before.phase() == Phase::Withdrawn {
+                self.free(&[id]);
+            } else {
+                // The slice up to here has been seen, so it can hold what is left to do.
+                ids.swap(parked, position);
+                parked += 1;
+            }
+        }
+        let parked = ids.get(..parked).unwrap_or(&[]);
+        if !parked.is_empty() {
+            self.unpark(parked);
+        }
+    }
+
+    /// Tells the policies of blocks that they wanted to evict, and that nobody uses any more.
+    fn unpark(&self, ids: &[BlockId]) {
+        let share = |id: &BlockId| self.slots.of(*id).share();
+        for run in ids.chunk_by(|a, b| share(a) == share(b)) {
+            let Some(index) = run.first().map(share) else {
+                continue;
+            };
+            let mut core = self.share(index).lock(&self.slots);
+            for &id in run {
+                // The block may have been pinned again, or have gone and come back, meanwhile: what
+                // counts is what it is now, under the lock under which blocks are parked.
+                let slot = self.slots.of(id);
+                let state = slot.state();
+                let idle = |state: State| {
+                    state.is_registered() && state.is_parked() && state.references() == 0
+                };
+                if slot.share() == index
+                    && idle(state)
+                    && slot.exchange(state, state.with_parked(false)).is_ok()
+                {
+                    core.policy.released(id);
+                }
+            }
+        }
+    }
+}

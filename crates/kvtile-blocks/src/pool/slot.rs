@@ -1,0 +1,334 @@
+//! What the pool knows of each block: its key, its state in one word, and its place in the index.
+//! It knows neither the index nor who holds a block.
+//!
+//! ```text
+//! state word   63 … 36      35      34 … 32   31 … 0
+//!              generation   parked  phase     references
+//! ```
+//!
+//! A block that nobody shares (free, mutable, complete, evicted) is changed by its owner alone, with
+//! plain stores. A registered one is changed by compare-and-swap.
+
+use super::sync::{AtomicU32, AtomicU64, Ordering};
+use crate::{BlockId, BlockKey};
+
+/// No block: the end of a list.
+pub(super) const NONE: u32 = u32::MAX;
+
+/// Where a block is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// In the list of free blocks.
+    Free,
+    /// Being filled by its owner.
+    Mutable,
+    /// Full, with a key, not to be found yet.
+    Complete,
+    /// To be found, pinned as often as its references say.
+    Registered,
+    /// Taken by the policy, about to leave the index.
+    Evicting,
+    /// Cannot be pinned any more, free with the last reference.
+    Withdrawn,
+    /// Out of the index; its bytes are still there.
+    Evicted,
+}
+
+const PHASE_SHIFT: u32 = 32;
+const REFERENCES_MASK: u64 = (1 << PHASE_SHIFT) - 1;
+const PHASE_MASK: u64 = 7 << PHASE_SHIFT;
+const PARKED: u64 = 1 << 35;
+const GENERATION_SHIFT: u32 = 36;
+const GENERATION_MASK: u64 = u64::MAX << GENERATION_SHIFT;
+
+/// The state word of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct State(u64);
+
+impl State {
+    pub(super) const FREE: State = State(0);
+
+    pub(super) const fn phase(self) -> Phase {
+        match (self.0 & PHASE_MASK) >> PHASE_SHIFT {
+            0 => Phase::Free,
+            1 => Phase::Mutable,
+            2 => Phase::Complete,
+            3 => Phase::Registered,
+            4 => Phase::Evicting,
+            5 => Phase::Withdrawn,
+            _ => Phase::Evicted,
+        }
+    }
+
+    pub(super) const fn is_registered(self) -> bool {
+        self.0 & PHASE_MASK == (Phase::Registered as u64) << PHASE_SHIFT
+    }
+
+    pub(super) const fn references(self) -> u64 {
+        self.0 & REFERENCES_MASK
+    }
+
+    pub(super) const fn is_parked(self) -> bool {
+        self.0 & PARKED != 0
+    }
+
+    /// What its last release may not just leave as it is.
+    pub(super) const fn needs_settling(self) -> bool {
+        self.is_parked() || !self.is_registered()
+    }
+
+    /// Counts the lives of the slot, so that what was said about an earlier one can be told apart.
+    pub(super) fn generation(self) -> u32 {
+        // The shift leaves 28 bits.
+        u32::try_from(self.0 >> GENERATION_SHIFT).unwrap_or(0)
+    }
+
+    pub(super) const fn with_phase(self, phase: Phase) -> State {
+        State((self.0 & !PHASE_MASK) | ((phase as u64) << PHASE_SHIFT))
+    }
+
+    pub(super) const fn with_references(self, references: u32) -> State {
+        State((self.0 & !REFERENCES_MASK) | references as u64)
+    }
+
+    pub(super) const fn with_parked(self, parked: bool) -> State {
+        if parked {
+            State(self.0 | PARKED)
+        } else {
+            State(self.0 & !PARKED)
+        }
+    }
+
+    /// One reference more. There are fewer than 2^32, as each is four bytes in some guard.
+    pub(super) const fn pinned(self) -> State {
+        State(self.0 + 1)
+    }
+
+    /// The next life of the slot, in a phase without references.
+    pub(super) const fn next_generation(self, phase: Phase) -> State {
+        let generation = self.0.wrapping_add(1 << GENERATION_SHIFT) & GENERATION_MASK;
+        State(generation | ((phase as u64) << PHASE_SHIFT))
+    }
+}
+
+/// A key as two words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyWords {
+    low: u64,
+    high: u64,
+}
+
+impl KeyWords {
+    pub(super) fn new(key: &BlockKey) -> KeyWords {
+        let whole = u128::from_le_bytes(*key.as_bytes());
+        let [low, high] = [whole & u128::from(u64::MAX), whole >> 64];
+        KeyWords {
+            low: u64::try_from(low).unwrap_or(0),
+            high: u64::try_from(high).unwrap_or(0),
+        }
+    }
+
+    pub(super) fn key(self) -> BlockKey {
+        let whole = u128::from(self.low) | (u128::from(self.high) << 64);
+        BlockKey::from_bytes(whole.to_le_bytes())
+    }
+
+    /// Spreads the key over 64 bits. An engine's keys need not be uniform, so every bit counts.
+    pub(super) const fn mixed(self) -> u64 {
+        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        let folded = self.low ^ self.high.rotate_left(29).wrapping_mul(ODD);
+        (folded ^ (folded >> 32)).wrapping_mul(ODD)
+    }
+}
+
+#[derive(Debug)]
+struct AtomicKey {
+    low: AtomicU64,
+    high: AtomicU64,
+}
+
+impl AtomicKey {
+    fn new() -> AtomicKey {
+        AtomicKey {
+            low: AtomicU64::new(0),
+            high: AtomicU64::new(0),
+        }
+    }
+
+    // Acquire and release: a reader that sees a key of a later life also sees that the earlier one
+    // has ended, so its compare-and-swap of the state fails.
+    fn load(&self) -> KeyWords {
+        KeyWords {
+            low: self.low.load(Ordering::Acquire),
+            high: self.high.load(Ordering::Acquire),
+        }
+    }
+
+    fn store(&self, key: KeyWords) {
+        self.low.store(key.low, Ordering::Release);
+        self.high.store(key.high, Ordering::Release);
+    }
+}
+
+/// What a lookup reads of a block: half a cache line.
+#[derive(Debug)]
+#[repr(align(32))]
+pub(super) struct Slot {
+    key: AtomicKey,
+    state: AtomicU64,
+    next: AtomicU32,
+    share: AtomicU32,
+}
+
+impl Slot {
+    fn new() -> Slot {
+        Slot {
+            key: AtomicKey::new(),
+            state: AtomicU64::new(State::FREE.0),
+            next: AtomicU32::new(NONE),
+            share: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn key(&self) -> KeyWords {
+        self.key.load()
+    }
+
+    pub(super) fn state(&self) -> State {
+        State(self.state.load(Ordering::Acquire))
+    }
+
+    /// Only for the owner of a block that nobody shares.
+    pub(super) fn set_state(&self, state: State) {
+        self.state.store(state.0, Ordering::Release);
+    }
+
+    /// Changes the state if it is still `current`; else says what it is.
+    pub(super) fn exchange(&self, current: State, new: State) -> Result<(), State> {
+        let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
+        match self
+            .state
+            .compare_exchange(current.0, new.0, success, failure)
+        {
+            Ok(_) => Ok(()),
+            Err(actual) => Err(State(actual)),
+        }
+    }
+
+    /// One reference less; the state as it was before.
+    pub(super) fn unpin(&self) -> State {
+        State(self.state.fetch_sub(1, Ordering::AcqRel))
+    }
+
+    /// One reference more, if the block is registered under this key.
+    pub(super) fn pin(&self, key: KeyWords) -> Pinning {
+        let mut state = self.state();
+        loop {
+            if !state.is_registered() {
+                return Pinning::NotRegistered;
+            }
+            match self.exchange(state, state.pinned()) {
+                Ok(()) => break,
+                Err(actual) => state = actual,
+            }
+        }
+        if self.key() == key {
+            Pinning::Pinned
+        } else {
+            Pinning::AnotherKey
+        }
+    }
+
+    pub(super) fn next(&self) -> u32 {
+        self.next.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_next(&self, next: u32) {
+        self.next.store(next, Ordering::Release);
+    }
+
+    /// Which share of the pool it is charged to.
+    pub(super) fn share(&self) -> usize {
+        (self.share.load(Ordering::Relaxed) & SHARE_MASK) as usize
+    }
+
+    fn has_parent(&self) -> bool {
+        self.share.load(Ordering::Relaxed) & HAS_PARENT != 0
+    }
+
+    /// Only for the owner of a block that nobody shares. It has no parent then.
+    pub(super) fn set_share(&self, share: u32) {
+        self.share.store(share & SHARE_MASK, Ordering::Relaxed);
+    }
+
+    fn set_has_parent(&self, has_parent: bool) {
+        let share = self.share.load(Ordering::Relaxed) & SHARE_MASK;
+        let flag = if has_parent { HAS_PARENT } else { 0 };
+        self.share.store(share | flag, Ordering::Relaxed);
+    }
+}
+
+const HAS_PARENT: u32 = 1 << 31;
+const SHARE_MASK: u32 = HAS_PARENT - 1;
+
+/// What came of an attempt to pin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pinning {
+    Pinned,
+    /// Nothing was changed.
+    NotRegistered,
+    /// A block with another key was pinned; the caller has to release it.
+    AnotherKey,
+}
+
+/// All blocks of a pool.
+#[derive(Debug)]
+pub(super) struct Slots {
+    slots: Box<[Slot]>,
+    parents: Box<[AtomicKey]>,
+}
+
+impl Slots {
+    pub(super) fn new(blocks: usize) -> Slots {
+        Slots {
+            slots: (0..blocks).map(|_| Slot::new()).collect(),
+            parents: (0..blocks).map(|_| AtomicKey::new()).collect(),
+        }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// # Panics
+    /// Where an id is not of this pool: guards hold ids of their own pool alone.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "ids come from the pool's own lists, which hold ids below the number of slots"
+    )]
+    pub(super) fn get(&self, id: u32) -> &Slot {
+        &self.slots[id as usize]
+    }
+
+    pub(super) fn of(&self, id: BlockId) -> &Slot {
+        self.get(id.0)
+    }
+
+    /// Writes what a block holds. Only for the owner of a block that nobody shares.
+    pub(super) fn describe(&self, id: BlockId, key: &BlockKey, parent: Option<&BlockKey>) {
+        let slot = self.of(id);
+        slot.key.store(KeyWords::new(key));
+        slot.set_has_parent(parent.is_some());
+        if let (Some(parent), Some(place)) = (parent, self.parents.get(id.index())) {
+            place.store(KeyWords::new(parent));
+        }
+    }
+
+    /// The key of the block before this one in its chain.
+    pub(super) fn parent(&self, id: BlockId) -> Option<BlockKey> {
+        if !self.of(id).has_parent() {
+            return None;
+        }
+        self.parents.get(id.index()).map(|place| place.load().key())
+    }
+}

@@ -1,0 +1,231 @@
+//! What a pool counts. Every count that is a part has its whole beside it.
+
+use super::BlockPool;
+use super::evict::Reason;
+use super::settings::TenantId;
+use super::slot::Phase;
+use super::sync::{AtomicU64, Ordering};
+
+/// Counts since the pool was made, and what it holds now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PoolStats {
+    /// Blocks of the pool.
+    pub blocks: usize,
+    /// Of them: in nobody's hands and without content.
+    pub free: usize,
+    /// Of them: to be found, pinned or not.
+    pub cached: usize,
+    /// Calls of `match_prefix`.
+    pub lookups: u64,
+    /// Keys that they were asked for.
+    pub looked_up_blocks: u64,
+    /// Keys of these that they found.
+    pub hit_blocks: u64,
+    /// Of the lookups: those that the policy did not hear of, because its queue was full.
+    pub lost_visits: u64,
+    /// Calls of `allocate` that succeeded.
+    pub allocations: u64,
+    /// Blocks that they gave out.
+    pub allocated_blocks: u64,
+    /// Calls of `allocate` that were refused.
+    pub refused_allocations: u64,
+    /// Keys that were registered.
+    pub registered_blocks: u64,
+    /// Of them: those that had been registered before.
+    pub duplicate_blocks: u64,
+    /// Blocks evicted to make room.
+    pub evicted_for_room: u64,
+    /// Blocks evicted because their tenant had too many.
+    pub evicted_for_quota: u64,
+    /// Blocks evicted because `evict` asked for them.
+    pub evicted_on_request: u64,
+    /// Blocks taken out by `remove`.
+    pub removed_blocks: u64,
+    /// Blocks taken out by `clear`.
+    pub cleared_blocks: u64,
+    /// Guards of pinned blocks with a deadline that are alive.
+    pub open_claims: usize,
+    /// Who is charged: all tenants without a quota first.
+    pub tenants: Vec<TenantStats>,
+}
+
+/// What tenants use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantStats {
+    /// Who; `None` for all tenants without a quota.
+    pub tenant: Option<TenantId>,
+    /// Blocks charged to them.
+    pub used: usize,
+    /// How many they may use.
+    pub limit: Option<usize>,
+}
+
+/// How many blocks are in which state, each counted once while others may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// In nobody's hands and without content.
+    pub free: usize,
+    /// Being filled, full but not registered, or evicted and not dropped yet.
+    pub owned: usize,
+    /// Registered and pinned.
+    pub active: usize,
+    /// Registered and not pinned.
+    pub inactive: usize,
+    /// Removed while pinned.
+    pub withdrawn: usize,
+}
+
+/// The counters, on cache lines of their own.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Counters {
+    lookups: AtomicU64,
+    looked_up_blocks: AtomicU64,
+    hit_blocks: AtomicU64,
+    lost_visits: AtomicU64,
+    allocations: AtomicU64,
+    allocated_blocks: AtomicU64,
+    refused_allocations: AtomicU64,
+    registered_blocks: AtomicU64,
+    duplicate_blocks: AtomicU64,
+    evicted_for_room: AtomicU64,
+    evicted_for_quota: AtomicU64,
+    evicted_on_request: AtomicU64,
+    removed_blocks: AtomicU64,
+    cleared_blocks: AtomicU64,
+}
+
+fn add(counter: &AtomicU64, count: usize) {
+    if count > 0 {
+        counter.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+impl Counters {
+    pub(super) fn new() -> Counters {
+        Counters {
+            lookups: AtomicU64::new(0),
+            looked_up_blocks: AtomicU64::new(0),
+            hit_blocks: AtomicU64::new(0),
+            lost_visits: AtomicU64::new(0),
+            allocations: AtomicU64::new(0),
+            allocated_blocks: AtomicU64::new(0),
+            refused_allocations: AtomicU64::new(0),
+            registered_blocks: AtomicU64::new(0),
+            duplicate_blocks: AtomicU64::new(0),
+            evicted_for_room: AtomicU64::new(0),
+            evicted_for_quota: AtomicU64::new(0),
+            evicted_on_request: AtomicU64::new(0),
+            removed_blocks: AtomicU64::new(0),
+            cleared_blocks: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn look_up(&self, blocks: usize, hits: usize) {
+        add(&self.lookups, 1);
+        add(&self.looked_up_blocks, blocks);
+        add(&self.hit_blocks, hits);
+    }
+
+    pub(super) fn lose_visit(&self) {
+        add(&self.lost_visits, 1);
+    }
+
+    pub(super) fn allocate(&self, blocks: usize) {
+        add(&self.allocations, 1);
+        add(&self.allocated_blocks, blocks);
+    }
+
+    pub(super) fn refuse_allocation(&self) {
+        add(&self.refused_allocations, 1);
+    }
+
+    pub(super) fn register(&self, blocks: usize, duplicates: usize) {
+        add(&self.registered_blocks, blocks);
+        add(&self.duplicate_blocks, duplicates);
+    }
+
+    pub(super) fn evict(&self, reason: Reason, blocks: usize) {
+        let counter = match reason {
+            Reason::Room => &self.evicted_for_room,
+            Reason::Quota => &self.evicted_for_quota,
+            Reason::Request => &self.evicted_on_request,
+        };
+        add(counter, blocks);
+    }
+
+    pub(super) fn remove(&self, blocks: usize) {
+        add(&self.removed_blocks, blocks);
+    }
+
+    pub(super) fn clear(&self, blocks: usize) {
+        add(&self.cleared_blocks, blocks);
+    }
+}
+
+impl BlockPool {
+    /// What was counted, and what is there now.
+    #[must_use]
+    pub fn stats(&self) -> PoolStats {
+        let counters = &self.counters;
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let quotas = self.settings.quotas.iter().map(Some);
+        let tenants = std::iter::once(None).chain(quotas).zip(&self.shares);
+        PoolStats {
+            blocks: self.blocks(),
+            free: self.free.lock().len(),
+            cached: self.cached(),
+            lookups: read(&counters.lookups),
+            looked_up_blocks: read(&counters.looked_up_blocks),
+            hit_blocks: read(&counters.hit_blocks),
+            lost_visits: read(&counters.lost_visits),
+            allocations: read(&counters.allocations),
+            allocated_blocks: read(&counters.allocated_blocks),
+            refused_allocations: read(&counters.refused_allocations),
+            registered_blocks: read(&counters.registered_blocks),
+            duplicate_blocks: read(&counters.duplicate_blocks),
+            evicted_for_room: read(&counters.evicted_for_room),
+            evicted_for_quota: read(&counters.evicted_for_quota),
+            evicted_on_request: read(&counters.evicted_on_request),
+            removed_blocks: read(&counters.removed_blocks),
+            cleared_blocks: read(&counters.cleared_blocks),
+            open_claims: self.ledger.len(),
+            tenants: tenants
+                .map(|(quota, share)| TenantStats {
+                    tenant: quota.map(|quota| quota.tenant),
+                    used: share.used(),
+                    limit: quota.map(|quota| quota.blocks),
+                })
+                .collect(),
+        }
+    }
+
+    /// Blocks that can be found.
+    #[must_use]
+    pub fn cached(&self) -> usize {
+        let shares = self.shares.iter();
+        shares
+            .map(|share| share.lock(&self.slots).listed.len())
+            .sum()
+    }
+
+    /// Goes through all blocks and counts their states.
+    #[must_use]
+    pub fn census(&self) -> Census {
+        let mut census = Census::default();
+        for id in (0_u32..).take(self.blocks()) {
+            let state = self.slots.get(id).state();
+            match state.phase() {
+                Phase::Free => census.free += 1,
+                Phase::Mutable | Phase::Complete | Phase::Evicting | Phase::Evicted => {
+                    census.owned += 1;
+                }
+                Phase::Registered if state.references() > 0 => census.active += 1,
+                Phase::Registered => census.inactive += 1,
+                Phase::Withdrawn => census.withdrawn += 1,
+            }
+        }
+        census
+    }
+}

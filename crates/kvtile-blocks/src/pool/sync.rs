@@ -1,0 +1,57 @@
+//! The atomics and locks of the pool, in one place, so that `loom` can put its own in and try every
+//! order in which threads may meet. It knows nothing of blocks.
+
+#[cfg(loom)]
+pub(super) use loom::{
+    hint::spin_loop,
+    sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
+#[cfg(not(loom))]
+pub(super) use std::{
+    hint::spin_loop,
+    sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence},
+};
+
+#[cfg(loom)]
+type Mutex<T> = loom::sync::Mutex<T>;
+#[cfg(not(loom))]
+type Mutex<T> = parking_lot::Mutex<T>;
+
+#[cfg(loom)]
+pub(super) type Held<'a, T> = loom::sync::MutexGuard<'a, T>;
+#[cfg(not(loom))]
+pub(super) type Held<'a, T> = parking_lot::MutexGuard<'a, T>;
+
+/// A lock that is not poisoned by a panic.
+#[derive(Debug)]
+pub(super) struct Lock<T>(Mutex<T>);
+
+impl<T> Lock<T> {
+    pub(super) fn new(value: T) -> Lock<T> {
+        Lock(Mutex::new(value))
+    }
+
+    #[cfg(not(loom))]
+    pub(super) fn lock(&self) -> Held<'_, T> {
+        self.0.lock()
+    }
+
+    #[cfg(loom)]
+    pub(super) fn lock(&self) -> Held<'_, T> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// The lock, if nobody has it.
+    #[cfg(not(loom))]
+    pub(super) fn try_lock(&self) -> Option<Held<'_, T>> {
+        self.0.try_lock()
+    }
+
+    /// The lock, if nobody has it.
+    #[cfg(loom)]
+    pub(super) fn try_lock(&self) -> Option<Held<'_, T>> {
+        self.0.try_lock().ok()
+    }
+}

@@ -1,0 +1,450 @@
+//! Random operations on a pool of every policy, beside a model that is a map from keys to pins.
+
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+use kvtile_blocks::events::{EventLog, Mirror, Tier};
+use kvtile_blocks::policy::{PolicyKind, PolicySettings};
+use kvtile_blocks::pool::{
+    AllocateRequest, BlockPool, Claim, CompleteBlocks, Duplicates, EventSink, EvictedBlocks,
+    MutableBlocks, OwnerId, PinnedBlocks, PoolSettings, Quota, TenantId,
+};
+use kvtile_blocks::{BlockKey, Tick};
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+
+const BLOCKS: usize = 48;
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end as u64).unwrap()
+    }
+}
+
+/// Chain `c` shares its first four blocks with all chains of the same remainder.
+fn chain(number: usize, length: usize) -> Vec<BlockKey> {
+    let key = |position: usize| {
+        let family = if position < 4 { number % 3 } else { number };
+        let words = [family as u64 + 1, position as u64];
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&words[0].to_le_bytes());
+        bytes[8..].copy_from_slice(&words[1].to_le_bytes());
+        BlockKey::from_bytes(bytes)
+    };
+    (0..length).map(key).collect()
+}
+
+#[derive(Default)]
+struct Guards {
+    mutable: Vec<MutableBlocks>,
+    complete: Vec<(CompleteBlocks, Vec<BlockKey>)>,
+    pinned: Vec<(PinnedBlocks, Vec<BlockKey>)>,
+    evicted: Vec<EvictedBlocks>,
+}
+
+struct World {
+    pool: Arc<BlockPool>,
+    log: Arc<EventLog>,
+    mirror: Mirror,
+    subscriber: kvtile_blocks::events::Subscriber,
+    /// Keys that can be found, with how many guards pin each.
+    stored: HashMap<BlockKey, usize>,
+    guards: Guards,
+    random: Random,
+    now: u64,
+    /// Whether every block goes that nobody pins. A policy that keeps prefixes keeps what stands before
+    /// a pinned block, and the guards of this test are split anywhere.
+    exact: bool,
+}
+
+impl World {
+    fn new(seed: u64, kind: PolicyKind, settings: PoolSettings) -> World {
+        let log = Arc::new(EventLog::new(NonZeroUsize::new(4096).unwrap()).unwrap());
+        let sink = EventSink {
+            log: Arc::clone(&log),
+            tier: Tier::Host,
+        };
+        let policy = PolicySettings::from(kind);
+        let pool = BlockPool::with_events(settings, |blocks| policy.build(blocks), sink).unwrap();
+        World {
+            pool,
+            subscriber: log.subscribe(),
+            log,
+            mirror: Mirror::new(),
+            stored: HashMap::new(),
+            guards: Guards::default(),
+            random: Random(seed),
+            now: 0,
+            exact: !policy.build(1).keeps_prefixes(),
+        }
+    }
+
+    fn claim(&mut self) -> Claim {
+        Claim {
+            owner: OwnerId(self.now),
+            deadline: (self.random.below(2) == 0).then_some(Tick(self.now + 5)),
+            now: Tick(self.now),
+            ..Claim::default()
+        }
+    }
+
+    fn keys(&mut self) -> Vec<BlockKey> {
+        let (number, length) = (self.random.below(9), 1 + self.random.below(12));
+        chain(number, length)
+    }
+
+    fn step(&mut self) {
+        self.now += 1;
+        match self.random.below(14) {
+            0..=3 => self.store(),
+            4..=6 => self.look_up(),
+            7 => self.allocate(),
+            8 | 9 => self.drop_one(),
+            10 => self.evict(),
+            11 => self.remove(),
+            12 => self.pin_and_split(),
+            _ => self.drop_one(),
+        }
+        if self.random.below(200) == 0 {
+            self.clear();
+        }
+        if self.random.below(100) == 0 {
+            self.pool.maintain();
+        }
+        self.check();
+    }
+
+    fn request(&mut self) -> AllocateRequest {
+        AllocateRequest {
+            tenant: TenantId(u32::try_from(self.random.below(3)).unwrap()),
+            now: Tick(self.now),
+        }
+    }
+
+    /// Forgets what the pool has evicted; nothing pinned may be among it.
+    fn forget_evicted(&mut self) -> usize {
+        let there: HashSet<BlockKey> = self.pool.snapshot().iter().map(|e| e.key).collect();
+        let before = self.stored.len();
+        self.stored.retain(|key, pins| {
+            let kept = there.contains(key);
+            assert!(kept || *pins == 0, "{key} was evicted while pinned");
+            kept
+        });
+        before - self.stored.len()
+    }
+
+    fn allocate(&mut self) {
+        let count = self.random.below(10);
+        let (request, free) = (self.request(), self.pool.census().free);
+        match self.pool.allocate(count, &request) {
+            Ok(blocks) => {
+                assert_eq!(blocks.len(), count);
+                let evicted = self.forget_evicted();
+                let quotas = !self.pool.settings().quotas.is_empty();
+                assert!(quotas || evicted == count.saturating_sub(free));
+                self.guards.mutable.push(blocks);
+            }
+            Err(_) => {
+                self.forget_evicted();
+                let census = self.pool.census();
+                let quotas = !self.pool.settings().quotas.is_empty();
+                assert!(quotas || (census.free < count && (census.inactive == 0 || !self.exact)));
+            }
+        }
+    }
+
+    fn store(&mut self) {
+        let keys = self.keys();
+        let claim = self.claim();
+        let found = self.pool.match_prefix(&keys, &claim);
+        self.pinned(&keys[..found.len()]);
+        assert_eq!(
+            found.len(),
+            self.prefix(&keys),
+            "the longest prefix is found"
+        );
+        let rest = keys[found.len()..].to_vec();
+        let parent = found.len().checked_sub(1).map(|last| keys[last]);
+        self.guards
+            .pinned
+            .push((found, keys[..keys.len() - rest.len()].to_vec()));
+        let request = self.request();
+        let Ok(blocks) = self.pool.allocate(rest.len(), &request) else {
+            self.forget_evicted();
+            return;
+        };
+        self.forget_evicted();
+        let complete = blocks.complete(&rest, parent).unwrap();
+        if self.random.below(4) == 0 {
+            self.guards.complete.push((complete, rest));
+            return;
+        }
+        self.register(complete, rest);
+    }
+
+    fn register(&mut self, complete: CompleteBlocks, keys: Vec<BlockKey>) {
+        let claim = self.claim();
+        let known: Vec<usize> = (0..keys.len())
+            .filter(|&i| self.stored.contains_key(&keys[i]))
+            .collect();
+        match complete.register(&claim) {
+            Ok(registered) => {
+                assert_eq!(registered.duplicates, known);
+                self.pinned(&keys);
+                assert!(registered.blocks.keys().eq(keys.iter().copied()));
+                self.guards.pinned.push((registered.blocks, keys));
+            }
+            Err(rejected) => {
+                assert_eq!(self.pool.settings().duplicates, Duplicates::Refuse);
+                assert!(!known.is_empty());
+                assert_eq!(rejected.blocks.len(), keys.len());
+            }
+        }
+    }
+
+    fn pinned(&mut self, keys: &[BlockKey]) {
+        for key in keys {
+            *self.stored.entry(*key).or_insert(0) += 1;
+        }
+    }
+
+    fn prefix(&self, keys: &[BlockKey]) -> usize {
+        keys.iter()
+            .take_while(|key| self.stored.contains_key(key))
+            .count()
+    }
+
+    fn look_up(&mut self) {
+        let keys = self.keys();
+        let expected = self.prefix(&keys);
+        assert_eq!(self.pool.peek(&keys), expected);
+        let claim = self.claim();
+        let found = self.pool.match_prefix(&keys, &claim);
+        assert!(found.keys().eq(keys[..expected].iter().copied()));
+        self.pinned(&keys[..expected]);
+        self.guards.pinned.push((found, keys[..expected].to_vec()));
+    }
+
+    fn pin_and_split(&mut self) {
+        let keys = self.keys();
+        let claim = self.claim();
+        let pinned = self.pool.pin(&keys, &claim);
+        let known: Vec<usize> = (0..keys.len())
+            .filter(|&i| self.stored.contains_key(&keys[i]))
+            .collect();
+        assert_eq!(pinned.positions, known);
+        let keys: Vec<BlockKey> = known.iter().map(|&i| keys[i]).collect();
+        self.pinned(&keys);
+        let (mut blocks, mut keys) = (pinned.blocks, keys);
+        let at = self.random.below(keys.len() + 1);
+        let tail = blocks.split_off(at);
+        let tail_keys = keys.split_off(at);
+        if let Some((other, other_keys)) = self.guards.pinned.last_mut() {
+            other.append(tail).unwrap();
+            other_keys.extend(tail_keys);
+        } else {
+            self.guards.pinned.push((tail, tail_keys));
+        }
+        self.guards.pinned.push((blocks, keys));
+    }
+
+    fn drop_one(&mut self) {
+        let which = self.random.below(4);
+        if which == 0 && !self.guards.mutable.is_empty() {
+            let at = self.random.below(self.guards.mutable.len());
+            drop(self.guards.mutable.swap_remove(at));
+        } else if which == 1 && !self.guards.complete.is_empty() {
+            let at = self.random.below(self.guards.complete.len());
+            let (complete, keys) = self.guards.complete.swap_remove(at);
+            self.register(complete, keys);
+        } else if !self.guards.evicted.is_empty() && which == 2 {
+            self.guards.evicted.clear();
+        } else if !self.guards.pinned.is_empty() {
+            let at = self.random.below(self.guards.pinned.len());
+            let (blocks, keys) = self.guards.pinned.swap_remove(at);
+            drop(blocks);
+            self.unpinned(&keys);
+        }
+    }
+
+    /// Keys that were removed meanwhile, and perhaps stored again, are not the pins of this guard; the
+    /// model drops guards of removed keys at once, so there are none.
+    fn unpinned(&mut self, keys: &[BlockKey]) {
+        for key in keys {
+            *self.stored.get_mut(key).unwrap() -= 1;
+        }
+    }
+
+    fn evict(&mut self) {
+        let count = self.random.below(8);
+        let inactive = self.pool.census().inactive;
+        let evicted = self.pool.evict(count, Tick(self.now));
+        let most = count.min(inactive);
+        assert!(evicted.len() == most || evicted.len() < most && !self.exact);
+        for block in evicted.iter() {
+            assert_eq!(self.stored.remove(&block.key), Some(0), "an inactive block");
+        }
+        self.guards.evicted.push(evicted);
+    }
+
+    fn remove(&mut self) {
+        let keys = self.keys();
+        let keys = &keys[keys.len() / 2..];
+        let expected = keys
+            .iter()
+            .filter(|key| self.stored.contains_key(key))
+            .count();
+        let pinned = keys
+            .iter()
+            .filter(|key| self.stored.get(key).is_some_and(|&pins| pins > 0));
+        let pinned = pinned.count();
+        let removed = self.pool.remove(keys);
+        assert_eq!((removed.blocks, removed.pinned), (expected, pinned));
+        for key in keys {
+            self.stored.remove(key);
+        }
+        self.pool.check_integrity();
+        self.drop_guards_of_removed();
+    }
+
+    fn clear(&mut self) {
+        let removed = self.pool.clear();
+        assert_eq!(removed.blocks, self.stored.len());
+        self.stored.clear();
+        self.pool.check_integrity();
+        self.drop_guards_of_removed();
+    }
+
+    fn drop_guards_of_removed(&mut self) {
+        let stored = &self.stored;
+        let gone = |keys: &[BlockKey]| keys.iter().any(|key| !stored.contains_key(key));
+        let (dead, alive) = std::mem::take(&mut self.guards.pinned)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(_, keys)| gone(keys));
+        self.guards.pinned = alive;
+        for (blocks, keys) in dead {
+            drop(blocks);
+            for key in keys {
+                if let Some(pins) = self.stored.get_mut(&key) {
+                    *pins -= 1;
+                }
+            }
+        }
+    }
+
+    fn check(&mut self) {
+        self.pool.check_integrity();
+        let census = self.pool.census();
+        let pinned = self.stored.values().filter(|&&pins| pins > 0).count();
+        assert_eq!(census.active, pinned);
+        assert_eq!(census.inactive, self.stored.len() - pinned);
+        let held = self
+            .guards
+            .mutable
+            .iter()
+            .map(MutableBlocks::len)
+            .sum::<usize>()
+            + self
+                .guards
+                .complete
+                .iter()
+                .map(|(blocks, _)| blocks.len())
+                .sum::<usize>()
+            + self
+                .guards
+                .evicted
+                .iter()
+                .map(EvictedBlocks::len)
+                .sum::<usize>();
+        assert_eq!(census.owned, held);
+        assert_eq!(census.withdrawn, 0);
+        for event in self.subscriber_events() {
+            assert!(self.mirror.apply(&event));
+        }
+        assert_eq!(self.mirror.len(Tier::Host), self.stored.len());
+        assert!(
+            self.stored
+                .keys()
+                .all(|key| self.mirror.contains(Tier::Host, key))
+        );
+        assert!(self.log.next_sequence() > 0 || self.stored.is_empty());
+    }
+
+    fn subscriber_events(&mut self) -> Vec<kvtile_blocks::events::Event> {
+        let mut events = Vec::new();
+        self.subscriber.poll(&mut events, 4096).unwrap();
+        events
+    }
+}
+
+fn run(kind: PolicyKind, seed: u64, settings: &PoolSettings) {
+    println!("policy {kind}, seed {seed}, {:?}", settings.duplicates);
+    let mut world = World::new(seed, kind, settings.clone());
+    for _ in 0..1_500 {
+        world.step();
+    }
+    let pool = Arc::clone(&world.pool);
+    drop(world);
+    pool.check_integrity();
+    let census = pool.census();
+    assert_eq!(
+        census.free + census.inactive,
+        BLOCKS,
+        "every guard gave its blocks back"
+    );
+    assert_eq!(pool.stats().open_claims, 0, "and its claim");
+}
+
+fn settings() -> PoolSettings {
+    PoolSettings {
+        blocks: BLOCKS,
+        visit_queue_blocks: 16,
+        ..PoolSettings::default()
+    }
+}
+
+#[test]
+fn a_pool_does_what_the_model_does_whatever_its_policy() {
+    for kind in [PolicyKind::Lru, PolicyKind::Arc, PolicyKind::S3Fifo] {
+        for seed in 0..6 {
+            run(kind, seed, &settings());
+        }
+    }
+}
+
+#[test]
+fn a_pool_that_refuses_duplicates_does_what_the_model_does() {
+    for seed in 100..106 {
+        let settings = PoolSettings {
+            duplicates: Duplicates::Refuse,
+            ..settings()
+        };
+        run(PolicyKind::Lru, seed, &settings);
+    }
+}
+
+#[test]
+fn a_pool_with_quotas_does_what_the_model_does_and_nobody_is_over_a_quota() {
+    for seed in 200..206 {
+        let quota = |tenant, blocks| Quota {
+            tenant: TenantId(tenant),
+            blocks,
+        };
+        let settings = PoolSettings {
+            quotas: vec![quota(1, 12), quota(2, 20)],
+            ..settings()
+        };
+        run(PolicyKind::Lru, seed, &settings);
+        run(PolicyKind::Arc, seed, &settings);
+    }
+}
