@@ -2,13 +2,139 @@
 
 use std::{io, sync::Arc};
 
-use kvtile_layout::identity::Difference;
+use kvtile_blocks::{BlocksError, events::Tier};
+use kvtile_layout::{
+    LayoutError,
+    identity::{Difference, Fingerprint},
+};
+use kvtile_transfer::TransferError;
 use thiserror::Error;
 
 /// Why a tier refused something. Every message names the values and what to do.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum TierError {
+    /// What layouts and memory refuse.
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// What pools and events refuse.
+    #[error(transparent)]
+    Blocks(#[from] BlocksError),
+    /// The engine's blocks are not of the identity that was given.
+    #[error("the engine's layout is not of this identity: {difference}")]
+    IdentityDiffers {
+        /// The first part that differs.
+        difference: Difference,
+    },
+    /// The engine's layout was made for another identity.
+    #[error(
+        "the engine's layout was made for the identity {theirs}, the settings have {ours}; give \
+         both the same"
+    )]
+    EngineDiffers {
+        /// The fingerprint of the settings' identity.
+        ours: Fingerprint,
+        /// The fingerprint that the layout carries.
+        theirs: Fingerprint,
+    },
+    /// A storage order whose blocks are not one piece each.
+    #[error(
+        "blocks are stored in one piece each, and in {layout} they are not; give a word that \
+         begins with B"
+    )]
+    StorageNotContiguous {
+        /// The layout.
+        layout: String,
+    },
+    /// Host memory in which not even one block has room.
+    #[error("{host_bytes} bytes of host memory hold no block; give at least {needed_bytes}")]
+    HostTooSmall {
+        /// What was given.
+        host_bytes: u64,
+        /// What one block needs.
+        needed_bytes: u64,
+    },
+    /// A rate of computing that is no rate.
+    #[error("{rate} tokens per second is no rate; give a number above 0, or none")]
+    RecomputeRate {
+        /// What was given.
+        rate: f64,
+    },
+    /// A queue without places.
+    #[error("a cache needs a queue of at least 1 job")]
+    NoQueue,
+    /// An event log without places.
+    #[error("a cache keeps at least 1 event")]
+    NoEvents,
+    /// Blocks that are to be written to disk after no use at all.
+    #[error("0 uses is before a block is stored; say at once, or at least 1")]
+    ZeroUses,
+    /// A thread that the system does not give.
+    #[error("no thread for the cache")]
+    Thread {
+        /// What the system said.
+        source: Arc<io::Error>,
+    },
+    /// More blocks to load than were found.
+    #[error("{destinations} destinations for a match of {blocks} blocks")]
+    TooManyDestinations {
+        /// Ids that were given.
+        destinations: usize,
+        /// Blocks that were found.
+        blocks: usize,
+    },
+    /// A match of another cache.
+    #[error("the match was found in another cache; look its keys up in this one")]
+    OtherCache,
+    /// Fewer keys than blocks to store.
+    #[error(
+        "{blocks} blocks from block {first} of the chain on, and only {keys} keys; give the keys \
+         of the whole chain"
+    )]
+    TooFewKeys {
+        /// Keys that were given.
+        keys: usize,
+        /// Index of the first block to store.
+        first: usize,
+        /// Blocks to store.
+        blocks: usize,
+    },
+    /// A block id that the engine's layout does not have.
+    #[error("engine block {block} is not one of its {blocks}")]
+    EngineBlockOutOfRange {
+        /// The id.
+        block: usize,
+        /// How many there are.
+        blocks: u64,
+    },
+    /// The same engine block twice in one list.
+    #[error("engine block {block} is twice in one list")]
+    EngineBlockTwice {
+        /// The id.
+        block: usize,
+    },
+    /// No place in the queue. Nothing was begun; go on without the cache.
+    #[error(
+        "{waiting} of {capacity} jobs wait already; compute the blocks instead, or try again later"
+    )]
+    Busy {
+        /// Jobs that wait.
+        waiting: usize,
+        /// Jobs that can wait.
+        capacity: usize,
+    },
+    /// The cache is being closed.
+    #[error("the cache is closed")]
+    Closed,
+    /// A tier that the cache does not have.
+    #[error("this cache has no {} tier", tier.name())]
+    NoSuchTier {
+        /// The tier.
+        tier: Tier,
+    },
+    /// The disk could not be brought to forget its blocks; a crash may bring some of them back.
+    #[error("what was cleared is not yet erased on the disk; its sync failed")]
+    NotDurable,
     /// Another process, or another part of this one, has the folder.
     #[error(
         "{folder} is in use{by}; give each process a folder of its own, or stop the other one",
@@ -124,7 +250,18 @@ pub enum TierError {
     },
 }
 
+impl From<LayoutError> for TierError {
+    fn from(error: LayoutError) -> TierError {
+        TierError::Transfer(error.into())
+    }
+}
+
 impl TierError {
+    pub(crate) fn thread(error: io::Error) -> TierError {
+        let source = Arc::new(error);
+        TierError::Thread { source }
+    }
+
     pub(crate) fn file(operation: &'static str, file: String, error: io::Error) -> TierError {
         let full = [
             io::ErrorKind::StorageFull,

@@ -2,6 +2,7 @@
 //!
 //! | module | what it is |
 //! | --- | --- |
+//! | `cache` | the cache: lookups, loads, stores, and what moves between its tiers |
 //! | `disk` | blocks in a folder: slots, their records, what survives a crash |
 //! | `metrics` | what a cache counts: names, units, labels, and the counters |
 //!
@@ -10,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cache;
 pub mod disk;
 mod error;
 pub mod metrics;

@@ -166,6 +166,12 @@ impl BlockPool {
         self.slots.len()
     }
 
+    /// How many blocks can be allocated without evicting any.
+    #[must_use]
+    pub fn free_blocks(&self) -> usize {
+        self.free.lock().len()
+    }
+
     /// Pins that were to end before `now` and did not, the longest overdue first.
     #[must_use]
     pub fn overdue(&self, now: Tick) -> Vec<PinReport> {

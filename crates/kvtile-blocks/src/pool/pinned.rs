@@ -63,6 +63,11 @@ impl PinnedBlocks {
         self.ids.iter().map(key)
     }
 
+    /// The keys of the blocks before them in their chains, `None` for the first ones.
+    pub fn parents(&self) -> impl Iterator<Item = Option<BlockKey>> {
+        self.ids.iter().map(|&id| self.pool.slots.parent(id))
+    }
+
     /// Takes out the blocks from position `at` on; none where there are not so many.
     pub fn split_off(&mut self, at: usize) -> PinnedBlocks {
         self.take(at..usize::MAX)

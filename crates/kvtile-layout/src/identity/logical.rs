@@ -204,6 +204,19 @@ impl LogicalIdentity {
         self.fields().differences(&other.fields())
     }
 
+    /// The first part of the structure (planes, page size, shard) in which the identity is not that
+    /// of `shape`.
+    ///
+    /// # Errors
+    /// A shape that no identity can have.
+    pub fn difference_to_shape(&self, shape: &Shape) -> Result<Option<Difference>, LayoutError> {
+        let rope = self.rope().cloned();
+        let same = LogicalIdentity::new(self.model(), self.revision(), shape, rope)?;
+        let structural = ["planes", "page_size", "shard"];
+        let mut differences = self.differences(&same).into_iter();
+        Ok(differences.find(|d| structural.iter().any(|part| d.field.starts_with(part))))
+    }
+
     pub(super) fn fields(&self) -> Fields {
         let mut fields = Fields::default();
         fields.text("model", &self.model);

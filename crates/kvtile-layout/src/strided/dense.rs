@@ -33,7 +33,7 @@ impl StridedLayout {
                 extent: planes,
             });
         };
-        let page = self.page(block, layer, plane, piece);
+        let page = part(&[(Axis::B, block), (Axis::L, layer)], plane, piece);
         self.dense(&[page])
             .ok_or_else(|| LayoutError::NotContiguous {
                 what: format!("plane {} of one block and layer", plane.name()),
@@ -48,13 +48,23 @@ impl StridedLayout {
     pub fn page_span(&self, block: u64, layer: u64) -> Result<Span, LayoutError> {
         self.check_index(Axis::B, block, self.shape.num_blocks())?;
         self.check_index(Axis::L, layer, self.shape.num_layers())?;
-        let pages: Vec<Page> = self
-            .planes()
-            .map(|(plane, piece)| self.page(block, layer, plane, piece))
-            .collect();
-        self.dense(&pages)
+        let fixed = [(Axis::B, block), (Axis::L, layer)];
+        self.dense(&self.parts(&fixed))
             .ok_or_else(|| LayoutError::NotContiguous {
                 what: "one block and layer".to_owned(),
+                layout: self.describe(),
+            })
+    }
+
+    /// The bytes of a block, all its layers and planes, where they are contiguous.
+    ///
+    /// # Errors
+    /// A block out of range; a layout in which its bytes are not contiguous.
+    pub fn block_span(&self, block: u64) -> Result<Span, LayoutError> {
+        self.check_index(Axis::B, block, self.shape.num_blocks())?;
+        self.dense(&self.parts(&[(Axis::B, block)]))
+            .ok_or_else(|| LayoutError::NotContiguous {
+                what: "one block".to_owned(),
                 layout: self.describe(),
             })
     }
@@ -138,44 +148,20 @@ impl StridedLayout {
         })
     }
 
-    fn page(&self, block: u64, layer: u64, plane: &Plane, piece: &Piece) -> Page {
-        let first = Step {
-            regions: piece.region(),
-            bytes: piece.offset(),
-        };
-        let steps = [
-            piece.axis_step(Axis::B, block),
-            piece.axis_step(Axis::L, layer),
-        ];
-        let start = steps.into_iter().fold(first, |sum, step| Step {
-            regions: sum.regions + step.regions,
-            bytes: sum.bytes + step.bytes,
-        });
-        let mut page = Page {
-            start,
-            end: start.bytes + plane.unit().bytes(),
-            bytes: plane.unit().bytes(),
-            local: true,
-        };
-        let inner = piece
-            .digits()
-            .iter()
-            .filter(|d| !matches!(d.axis, Axis::B | Axis::L));
-        for digit in inner {
-            page.local &= digit.step.is_local();
-            page.end += digit.step.bytes * (digit.extent - 1);
-            page.bytes *= digit.extent;
-        }
-        page
+    fn parts(&self, fixed: &[(Axis, u64)]) -> Vec<Part> {
+        let planes = self.planes();
+        planes
+            .map(|(plane, piece)| part(fixed, plane, piece))
+            .collect()
     }
 
-    /// Pages in one region whose bytes fill everything between their first and last.
-    fn dense(&self, pages: &[Page]) -> Option<Span> {
-        let region = pages.first()?.start.regions;
-        let start = pages.iter().map(|p| p.start.bytes).min()?;
-        let end = pages.iter().map(|p| p.end).max()?;
-        let bytes: u64 = pages.iter().map(|p| p.bytes).sum();
-        let whole = pages.iter().all(|p| p.local && p.start.regions == region);
+    /// Parts in one region whose bytes fill everything between their first and last.
+    fn dense(&self, parts: &[Part]) -> Option<Span> {
+        let region = parts.first()?.start.regions;
+        let start = parts.iter().map(|p| p.start.bytes).min()?;
+        let end = parts.iter().map(|p| p.end).max()?;
+        let bytes: u64 = parts.iter().map(|p| p.bytes).sum();
+        let whole = parts.iter().all(|p| p.local && p.start.regions == region);
         (self.injective && whole && end - start == bytes).then_some(Span {
             start: Location {
                 region,
@@ -186,12 +172,38 @@ impl StridedLayout {
     }
 }
 
-/// The bytes of one plane of one block and layer.
-struct Page {
+/// The bytes of a plane that lie under some indices.
+struct Part {
     start: Step,
     end: u64,
     bytes: u64,
     local: bool,
+}
+
+/// The bytes of `plane` whose axes have the indices of `fixed`; the other axes are whole.
+fn part(fixed: &[(Axis, u64)], plane: &Plane, piece: &Piece) -> Part {
+    let first = Step {
+        regions: piece.region(),
+        bytes: piece.offset(),
+    };
+    let steps = fixed.iter().map(|&(axis, at)| piece.axis_step(axis, at));
+    let start = steps.fold(first, |sum, step| Step {
+        regions: sum.regions + step.regions,
+        bytes: sum.bytes + step.bytes,
+    });
+    let mut part = Part {
+        start,
+        end: start.bytes + plane.unit().bytes(),
+        bytes: plane.unit().bytes(),
+        local: true,
+    };
+    let whole = |axis: Axis| fixed.iter().all(|&(fixed, _)| fixed != axis);
+    for digit in piece.digits().iter().filter(|digit| whole(digit.axis)) {
+        part.local &= digit.step.is_local();
+        part.end += digit.step.bytes * (digit.extent - 1);
+        part.bytes *= digit.extent;
+    }
+    part
 }
 
 fn digit(axis: Axis, extent: u64, bytes: u64) -> Digit {

@@ -82,6 +82,8 @@ label! {
         ReadFailed = "read_failed",
         /// It was evicted or replaced between lookup and load.
         Evicted = "evicted",
+        /// All of the memory that it would be read to is in use.
+        HostFull = "host_full",
         /// The queue that would load it is full.
         QueueFull = "queue_full",
         /// The load was cancelled.

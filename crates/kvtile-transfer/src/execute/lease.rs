@@ -120,6 +120,30 @@ impl BlockLease {
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
+    /// The bytes of one block, all its layers and planes.
+    ///
+    /// # Errors
+    /// A block that is not leased; a layout in which these bytes are not contiguous, not in
+    /// memory, or in memory that another process may change.
+    pub fn block(&self, block: u64) -> Result<&[u8], TransferError> {
+        self.check_not_shared()?;
+        let span = self.block_span(block)?;
+        // SAFETY: the lease keeps writers away from the block while `self` is borrowed.
+        unsafe { access::bytes(self.layout.bound()?, span) }
+    }
+
+    /// The bytes of one block, all its layers and planes, to write.
+    ///
+    /// # Errors
+    /// As for [`BlockLease::block`]; a lease that is for reading; memory that is read-only.
+    pub fn block_mut(&mut self, block: u64) -> Result<&mut [u8], TransferError> {
+        self.check_not_shared()?;
+        let span = self.block_span(block)?;
+        self.check_writable()?;
+        // SAFETY: a write lease keeps everybody else away, and `self` is borrowed exclusively.
+        unsafe { access::bytes_mut(self.layout.bound()?, span) }
+    }
+
     /// CRC-64/NVME of the stored bytes of a block: the bytes of its units, padding left out, by
     /// region and offset. It depends on the layout; [`TransferManager::block_digest`] does not.
     ///
@@ -160,6 +184,11 @@ impl BlockLease {
     fn span(&self, block: u64, layer: u64) -> Result<Span, TransferError> {
         self.check_holds(block)?;
         Ok(self.layout.strided().page_span(block, layer)?)
+    }
+
+    fn block_span(&self, block: u64) -> Result<Span, TransferError> {
+        self.check_holds(block)?;
+        Ok(self.layout.strided().block_span(block)?)
     }
 
     /// A lease binds this process only: what another one may change is no `&[u8]`.

@@ -145,11 +145,7 @@ pub(super) fn check_structure(
     identity: &LogicalIdentity,
     shape: &Shape,
 ) -> Result<(), TransferError> {
-    let rope = identity.rope().cloned();
-    let same = LogicalIdentity::new(identity.model(), identity.revision(), shape, rope)?;
-    let structural = ["planes", "page_size", "shard"];
-    let mut differences = identity.differences(&same).into_iter();
-    match differences.find(|d| structural.iter().any(|part| d.field.starts_with(part))) {
+    match identity.difference_to_shape(shape)? {
         Some(difference) => Err(TransferError::IdentityDiffers(difference)),
         None => Ok(()),
     }

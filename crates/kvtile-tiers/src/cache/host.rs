@@ -1,0 +1,77 @@
+//! The host tier: block-contiguous storage in this process's memory, and what is known of each
+//! block beside what its pool knows.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use kvtile_blocks::{BlockId, pool::BlockPool};
+use kvtile_transfer::{BlockLease, LayoutHandle, LeaseMode, TransferError, TransferManager};
+
+/// Host memory for blocks.
+pub(super) struct Host {
+    pub(super) pool: Arc<BlockPool>,
+    pub(super) handle: LayoutHandle,
+    facts: Box<[Facts]>,
+}
+
+/// Of a stored block; written by the one who registers it, before others can see it.
+#[derive(Default)]
+struct Facts {
+    /// How many blocks stand before it in its chain.
+    position: AtomicU32,
+    tenant: AtomicU32,
+    /// How often it was found.
+    uses: AtomicU32,
+}
+
+impl Host {
+    pub(super) fn new(pool: Arc<BlockPool>, handle: LayoutHandle, blocks: usize) -> Host {
+        Host {
+            pool,
+            handle,
+            facts: (0..blocks).map(|_| Facts::default()).collect(),
+        }
+    }
+
+    /// Notes what is known of a block that will be registered.
+    pub(super) fn describe(&self, block: BlockId, position: u32, tenant: u32) {
+        if let Some(facts) = self.facts.get(block.index()) {
+            facts.position.store(position, Ordering::Relaxed);
+            facts.tenant.store(tenant, Ordering::Relaxed);
+            facts.uses.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// How many blocks stand before it in its chain, and whose it is.
+    pub(super) fn facts(&self, block: BlockId) -> (u32, u32) {
+        self.facts.get(block.index()).map_or((0, 0), |facts| {
+            let position = facts.position.load(Ordering::Relaxed);
+            (position, facts.tenant.load(Ordering::Relaxed))
+        })
+    }
+
+    /// Counts one more use; returns how many there were.
+    pub(super) fn used(&self, block: BlockId) -> u32 {
+        self.facts.get(block.index()).map_or(0, |facts| {
+            let uses = facts.uses.fetch_add(1, Ordering::Relaxed);
+            uses.saturating_add(1)
+        })
+    }
+
+    /// A lease on the bytes of one block.
+    pub(super) fn lease(
+        &self,
+        manager: &TransferManager,
+        block: BlockId,
+        mode: LeaseMode,
+    ) -> Result<BlockLease, TransferError> {
+        manager.lease(self.handle, &[block.index()], mode)
+    }
+}
+
+/// Block ids as a transfer manager wants them.
+pub(super) fn ids(blocks: &[BlockId]) -> Vec<usize> {
+    blocks.iter().map(|block| block.index()).collect()
+}

@@ -1,0 +1,414 @@
+//! The cache: finds the longest stored prefix of a request, loads it, stores what was computed.
+//!
+//! ```text
+//!            lookup            load                     store
+//! engine ──────────────► Match ─────► queue ◄───────────────── engine's blocks
+//!                     pins on both    │ workers
+//!                     tiers           ▼
+//!            engine's blocks ◄── host memory ◄── disk       one flight a block
+//!                                host memory ──► disk       on eviction, at once, after n uses
+//! ```
+//!
+//! No call of an engine waits: what cannot be queued is refused, and the engine computes instead.
+//! Which block is worth keeping is decided by the policies of `kvtile-blocks`; what a layout is and
+//! how bytes move is the business of `kvtile-transfer`.
+
+mod clock;
+mod completion;
+mod counts;
+mod demote;
+mod flights;
+mod found;
+mod host;
+mod job;
+mod load;
+mod open;
+mod queue;
+mod rate;
+mod settings;
+mod store;
+mod stored;
+
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
+
+use kvtile_blocks::{
+    BlockKey, Tick,
+    events::{EventLog, Snapshot, Subscriber, Tier},
+    policy::Hints,
+    pool::{OwnerId, PinReport, PoolStats, TenantId},
+};
+use kvtile_transfer::{LayoutHandle, TransferManager};
+
+pub use clock::{Clock, SystemClock};
+pub use completion::Completion;
+pub use demote::FlushReport;
+pub use found::Match;
+pub use load::{LoadReport, LoadStop};
+pub use open::CacheBuilder;
+pub use settings::{CacheSettings, DiskSettings, DiskWrites};
+pub use store::{StoreReport, StoreStop};
+
+use counts::Seen;
+use flights::Flights;
+use host::Host;
+use job::Job;
+use queue::{Next, Queue, Refused};
+use stored::Stored;
+
+use crate::{
+    disk::SlotStoreStats,
+    error::TierError,
+    metrics::{CacheMetrics, CacheStats, Queue as QueueLabel},
+};
+
+/// How urgent a job is; later ones of the list come first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Priority {
+    /// When there is nothing else: prefetching, writing to disk.
+    Background,
+    /// Storing, unless something else is said.
+    Low,
+    /// Loading, unless something else is said.
+    #[default]
+    Normal,
+    /// Before everything else.
+    Urgent,
+}
+
+/// What is said of a lookup beside its keys.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LookupOptions {
+    /// Who looks; reports of pins name it.
+    pub owner: OwnerId,
+    /// The match should be used or dropped within this time; one that is held for longer is
+    /// reported by [`Cache::overdue`].
+    pub hold: Option<Duration>,
+    /// What the caller knows of the request.
+    pub hints: Hints,
+}
+
+/// What is said of a load beside its blocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions {
+    /// When it is its turn.
+    pub priority: Priority,
+    /// Parts that have not begun after this time do not begin.
+    pub within: Option<Duration>,
+}
+
+/// What is said of a store beside its blocks.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// Whose blocks they are.
+    pub tenant: TenantId,
+    /// When it is its turn.
+    pub priority: Priority,
+    /// If it has not begun after this time, it does not begin.
+    pub within: Option<Duration>,
+    /// What the caller knows of the blocks.
+    pub hints: Hints,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions {
+            tenant: TenantId::default(),
+            priority: Priority::Low,
+            within: None,
+            hints: Hints::default(),
+        }
+    }
+}
+
+/// A cache of KV blocks in host memory and on disk, for one engine's layout.
+///
+/// Its threads end with it. Blocks that are only in host memory end with it too:
+/// [`Cache::flush`] brings them to the disk.
+#[derive(Debug)]
+pub struct Cache {
+    inner: Arc<Inner>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+/// What the threads of a cache share.
+struct Inner {
+    manager: Arc<TransferManager>,
+    engine: LayoutHandle,
+    layers: usize,
+    page_size: u64,
+    block_bytes: u64,
+    engine_blocks: u64,
+    /// Whether the engine's layout is to be unregistered in the end.
+    owns_engine: bool,
+    host: Host,
+    disk: Option<Stored>,
+    queue: Queue<Job>,
+    flights: Flights,
+    clock: Arc<dyn Clock>,
+    settings: CacheSettings,
+    metrics: CacheMetrics,
+    seen: Seen,
+    events: Arc<EventLog>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").finish_non_exhaustive()
+    }
+}
+
+/// How long a worker waits for work before it looks after what is due.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+impl Inner {
+    fn tick(&self) -> Tick {
+        let millis = self.clock.now().as_millis();
+        Tick(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+
+    fn later(&self, time: Option<Duration>) -> Option<Duration> {
+        time.map(|time| self.clock.now().saturating_add(time))
+    }
+
+    fn is_past(&self, deadline: Option<Duration>) -> bool {
+        deadline.is_some_and(|deadline| self.clock.now() > deadline)
+    }
+
+    /// Queues all jobs or none, without waiting.
+    fn queue(&self, priority: Priority, jobs: Vec<Job>) -> Result<(), TierError> {
+        let labels: Vec<QueueLabel> = jobs.iter().map(Job::label).collect();
+        // Counted before a worker can take them.
+        labels.iter().for_each(|label| self.metrics.queued(*label));
+        self.queue.push(priority, jobs).map_err(|(refused, jobs)| {
+            drop(jobs);
+            labels.iter().for_each(|label| self.metrics.unqueued(*label));
+            match refused {
+                Refused::Full { waiting } => {
+                    labels.iter().for_each(|label| self.metrics.refused(*label));
+                    TierError::Busy {
+                        waiting,
+                        capacity: self.settings.queue_capacity,
+                    }
+                }
+                Refused::Closed => TierError::Closed,
+            }
+        })
+    }
+
+    fn run(&self, job: Job) {
+        self.metrics.unqueued(job.label());
+        job.run(self);
+        self.queue.done();
+    }
+
+    /// Serves the queue until it is closed.
+    fn work(&self) {
+        loop {
+            match self.queue.next(PATIENCE) {
+                Next::Job(job) => self.run(job),
+                Next::Idle => self.look_after(),
+                Next::Closed => return,
+            }
+        }
+    }
+
+    /// What is due from time to time: learning, and records that wait for their sync.
+    fn look_after(&self) {
+        self.observe();
+        self.host.pool.maintain();
+        if let Some(disk) = &self.disk {
+            disk.pool.maintain();
+            if disk.is_dirty() {
+                self.sync_disk(disk);
+            }
+        }
+    }
+}
+
+impl Cache {
+    /// Finds the longest prefix of `keys` that is stored, in any tier, and pins it.
+    ///
+    /// It takes no exclusive lock and does no I/O. Where the engine's rate of computing is known
+    /// ([`CacheSettings::recompute_tokens_per_second`]), blocks on disk that would take longer to
+    /// load than to compute are left out.
+    #[must_use]
+    pub fn lookup(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
+        found::lookup(&self.inner, keys, options)
+    }
+
+    /// Starts loading the blocks of a match to `destinations` of the engine's layout, as many
+    /// leading ones as there are ids. It returns at once.
+    ///
+    /// # Errors
+    /// More destinations than blocks; an id that the engine's layout does not have, or twice; a
+    /// full queue ([`TierError::Busy`]): compute the blocks instead.
+    pub fn load(
+        &self,
+        found: Match,
+        destinations: &[usize],
+        options: &LoadOptions,
+    ) -> Result<Completion<LoadReport>, TierError> {
+        load::start(&self.inner, found, destinations, options)
+    }
+
+    /// Starts storing engine blocks: block `i` of `blocks` is that of `keys[first + i]`. `keys` is
+    /// the chain from its first block on, at least up to the last one stored. It returns at once;
+    /// until its end the blocks must keep what they hold (a transfer that would write them
+    /// meanwhile is refused).
+    ///
+    /// # Errors
+    /// Fewer keys than blocks; an id that the engine's layout does not have, or twice; a full
+    /// queue ([`TierError::Busy`]): go on without storing them.
+    pub fn store(
+        &self,
+        keys: &[BlockKey],
+        first: usize,
+        blocks: &[usize],
+        options: &StoreOptions,
+    ) -> Result<Completion<StoreReport>, TierError> {
+        store::start(&self.inner, (keys, first), blocks, options)
+    }
+
+    /// Starts bringing the leading blocks of `keys` that are on disk to host memory.
+    ///
+    /// # Errors
+    /// A full queue ([`TierError::Busy`]).
+    pub fn prefetch(&self, keys: &[BlockKey]) -> Result<Completion<LoadReport>, TierError> {
+        load::prefetch(&self.inner, keys)
+    }
+
+    /// Evicts up to `blocks` blocks from a tier, those least worth keeping first. What leaves host
+    /// memory goes to the disk as the settings say. Returns how many have gone.
+    ///
+    /// It does the I/O of that on the caller's thread.
+    ///
+    /// # Errors
+    /// A tier that this cache does not have.
+    pub fn evict(&self, tier: Tier, blocks: usize) -> Result<usize, TierError> {
+        self.inner.evict(tier, blocks)
+    }
+
+    /// Forgets all blocks that are not in use, in all tiers. Returns how many have gone.
+    ///
+    /// # Errors
+    /// A disk that cannot be brought to forget.
+    pub fn clear(&self) -> Result<usize, TierError> {
+        self.inner.clear()
+    }
+
+    /// Brings everything to the disk that is only in host memory, and waits until it is durable;
+    /// on the caller's thread. Without a disk it does nothing.
+    pub fn flush(&self) -> FlushReport {
+        self.inner.flush()
+    }
+
+    /// What was counted since the cache was opened, and what it holds now.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        self.inner.stats()
+    }
+
+    /// What the pool of a tier counted and holds; `None` for a tier that the cache does not have.
+    #[must_use]
+    pub fn pool_stats(&self, tier: Tier) -> Option<PoolStats> {
+        self.inner.pool_stats(tier)
+    }
+
+    /// What the folder of the disk tier counted and holds, where there is one.
+    #[must_use]
+    pub fn store_stats(&self) -> Option<SlotStoreStats> {
+        self.inner.store_stats()
+    }
+
+    /// Bytes per second at which the disk has given blocks lately, once it has given one.
+    #[must_use]
+    pub fn disk_bytes_per_second(&self) -> Option<f64> {
+        let disk = self.inner.disk.as_ref()?;
+        disk.rate.bytes_per_second()
+    }
+
+    /// Pins that were held for longer than their owners said.
+    #[must_use]
+    pub fn overdue(&self) -> Vec<PinReport> {
+        let now = self.inner.tick();
+        let mut pins = self.inner.host.pool.overdue(now);
+        if let Some(disk) = &self.inner.disk {
+            pins.extend(disk.pool.overdue(now));
+        }
+        pins
+    }
+
+    /// Events of all tiers from now on.
+    #[must_use]
+    pub fn subscribe(&self) -> Subscriber {
+        self.inner.events.subscribe()
+    }
+
+    /// All stored blocks, with the place in the order of events that this is true at: where a
+    /// subscriber that lagged starts anew.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.inner.events.snapshot(|blocks| {
+            self.inner.host.pool.list_stored(blocks);
+            if let Some(disk) = &self.inner.disk {
+                disk.pool.list_stored(blocks);
+            }
+        })
+    }
+
+    /// The engine's layout, as it is registered with the cache's transfer manager.
+    #[must_use]
+    pub fn engine(&self) -> LayoutHandle {
+        self.inner.engine
+    }
+
+    /// The manager that moves the blocks.
+    #[must_use]
+    pub fn manager(&self) -> &Arc<TransferManager> {
+        &self.inner.manager
+    }
+
+    /// Does one job that waits, on the caller's thread; `false` where none does. For caches
+    /// without threads of their own.
+    pub fn step(&self) -> bool {
+        let Some(job) = self.inner.queue.try_next() else {
+            return false;
+        };
+        self.inner.run(job);
+        true
+    }
+
+    /// Does what is due from time to time: learning, and bringing written blocks to the disk. The
+    /// threads of a cache do it by themselves.
+    pub fn look_after(&self) {
+        self.inner.look_after();
+    }
+
+    /// Asserts what must hold between the parts of the cache; for tests, while nothing else runs.
+    ///
+    /// # Panics
+    /// Where something does not hold.
+    pub fn check_integrity(&self) {
+        self.inner.host.pool.check_integrity();
+        if let Some(disk) = &self.inner.disk {
+            disk.check_integrity();
+        }
+    }
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        drop(self.inner.queue.close());
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has said so already.
+            let _ = worker.join();
+        }
+        if let Some(disk) = &self.inner.disk
+            && disk.is_dirty()
+        {
+            self.inner.sync_disk(disk);
+        }
+        self.inner.unregister();
+    }
+}

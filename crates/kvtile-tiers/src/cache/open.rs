@@ -1,0 +1,276 @@
+//! Opening a cache: what its parts are made of, and that they fit each other.
+
+use std::sync::Arc;
+
+use kvtile_blocks::{
+    BlockId, Tick,
+    events::{EventLog, Tier},
+    policy::{EvictionPolicy, PolicyKind, PolicySettings},
+    pool::{BlockPool, EventSink, PoolSettings, StoredEntry, TenantId},
+};
+use kvtile_layout::{LayoutError, Word, identity::LayoutIdentity, tradition::LayoutSpec};
+use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
+
+use super::{
+    Cache, CacheSettings, Clock, DiskSettings, Inner, SystemClock, counts::Seen,
+    flights::Flights, host::Host, queue::Queue, stored::Stored,
+};
+use crate::{
+    disk::{
+        SlotStore, SlotStoreSettings, StoreIdentity, StoredBlock,
+        medium::{FolderMedium, Medium},
+    },
+    error::TierError,
+    metrics::CacheMetrics,
+};
+
+/// Blocks in memory start at multiples of this, for direct I/O.
+const ALIGNMENT: u64 = 4096;
+
+/// The order of stored blocks, unless something else is said: heads outermost, so that a range of
+/// heads is one piece.
+const STORAGE_WORD: &str = "BHLKNC";
+
+/// Opens a [`Cache`], with other parts than the usual ones.
+#[must_use = "a builder builds nothing until it is told to"]
+pub struct CacheBuilder {
+    settings: CacheSettings,
+    clock: Arc<dyn Clock>,
+    medium: Option<Arc<dyn Medium>>,
+}
+
+impl Cache {
+    /// A cache for an engine whose blocks lie in `engine`, with a transfer manager of its own.
+    ///
+    /// # Errors
+    /// Settings that mean nothing; an identity that is not of the engine's shape; host memory or a
+    /// disk in which not even one block has room; memory that the system does not give; a folder
+    /// that is in use, or of another identity or layout (the message names the first field that
+    /// differs), or that cannot be read or written.
+    pub fn open(settings: CacheSettings, engine: PhysicalLayout) -> Result<Cache, TierError> {
+        Cache::builder(settings).open(engine)
+    }
+
+    /// Starts opening one with other parts.
+    pub fn builder(settings: CacheSettings) -> CacheBuilder {
+        CacheBuilder {
+            settings,
+            clock: Arc::new(SystemClock::default()),
+            medium: None,
+        }
+    }
+}
+
+impl CacheBuilder {
+    /// Goes by another clock.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> CacheBuilder {
+        self.clock = clock;
+        self
+    }
+
+    /// Keeps the files of the disk tier somewhere else than in the folder of the settings.
+    pub fn medium(mut self, medium: Arc<dyn Medium>) -> CacheBuilder {
+        self.medium = Some(medium);
+        self
+    }
+
+    /// With a transfer manager of its own.
+    ///
+    /// # Errors
+    /// As for [`Cache::open`].
+    pub fn open(self, engine: PhysicalLayout) -> Result<Cache, TierError> {
+        let manager = Arc::new(TransferManager::new());
+        let handle = manager.register(engine)?;
+        self.build(manager, handle, true)
+    }
+
+    /// For a layout that is registered with a manager of the engine's.
+    ///
+    /// # Errors
+    /// As for [`Cache::open`]; a handle that the manager does not have.
+    pub fn open_registered(
+        self,
+        manager: Arc<TransferManager>,
+        engine: LayoutHandle,
+    ) -> Result<Cache, TierError> {
+        self.build(manager, engine, false)
+    }
+
+    fn build(
+        self,
+        manager: Arc<TransferManager>,
+        engine: LayoutHandle,
+        owns_engine: bool,
+    ) -> Result<Cache, TierError> {
+        let settings = self.settings;
+        settings.check()?;
+        let layout = manager.layout(engine)?;
+        check_identity(&settings, &layout)?;
+        let events = Arc::new(EventLog::new(settings.events()?)?);
+        let storage = host_layout(&settings, &layout)?;
+        let shape = storage.shape().clone();
+        let block_bytes = shape.block_bytes()?;
+        let store = match &settings.disk {
+            None => None,
+            Some(disk) => {
+                let identity = StoreIdentity {
+                    logical: settings.identity.clone(),
+                    block_layout: LayoutIdentity::of_block(storage.strided()),
+                    block_bytes,
+                };
+                Some(open_disk(disk, self.medium, &identity, &events)?)
+            }
+        };
+        let blocks = usize::try_from(shape.num_blocks()).unwrap_or(usize::MAX);
+        let sink = sink(&events, Tier::Host);
+        let pool = PoolSettings {
+            blocks,
+            quotas: settings.quotas.clone(),
+            ..PoolSettings::default()
+        };
+        let pool = BlockPool::with_events(pool, policy(settings.policy), sink)?;
+        let handle = manager.register(storage)?;
+        let inner = Arc::new(Inner {
+            engine,
+            layers: usize::try_from(layout.shape().num_layers()).unwrap_or(usize::MAX),
+            page_size: shape.page_size(),
+            block_bytes,
+            engine_blocks: layout.shape().num_blocks(),
+            owns_engine,
+            host: Host::new(pool, handle, blocks),
+            disk: store,
+            queue: Queue::new(settings.queue_capacity),
+            flights: Flights::default(),
+            clock: self.clock,
+            metrics: CacheMetrics::new(),
+            seen: Seen::default(),
+            events,
+            manager,
+            settings,
+        });
+        inner.count_queue_capacity();
+        let mut cache = Cache {
+            inner,
+            workers: Vec::new(),
+        };
+        for number in 0..cache.inner.settings.workers {
+            let inner = Arc::clone(&cache.inner);
+            let thread = std::thread::Builder::new().name(format!("kvtile-cache-{number}"));
+            let worker = thread.spawn(move || inner.work());
+            // A cache that is dropped here ends the threads that it has.
+            cache.workers.push(worker.map_err(TierError::thread)?);
+        }
+        Ok(cache)
+    }
+}
+
+impl Inner {
+    /// Gives the layouts back that were registered for the cache alone.
+    pub(super) fn unregister(&self) {
+        let engine = self.owns_engine.then_some(self.engine);
+        for handle in [Some(self.host.handle), engine].into_iter().flatten() {
+            if let Err(error) = self.manager.unregister(handle) {
+                log::warn!("a layout of a closed cache is still in use: {error}");
+            }
+        }
+    }
+}
+
+/// Refuses an engine whose blocks are not what the identity says.
+fn check_identity(settings: &CacheSettings, engine: &PhysicalLayout) -> Result<(), TierError> {
+    let identity = &settings.identity;
+    if let Some(difference) = identity.difference_to_shape(engine.shape())? {
+        return Err(TierError::IdentityDiffers { difference });
+    }
+    match engine.logical_fingerprint() {
+        Some(theirs) if theirs != identity.fingerprint() => Err(TierError::EngineDiffers {
+            ours: identity.fingerprint(),
+            theirs,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Storage for as many blocks as the settings have room for.
+fn host_layout(
+    settings: &CacheSettings,
+    engine: &PhysicalLayout,
+) -> Result<PhysicalLayout, TierError> {
+    let word = match &settings.storage_word {
+        Some(word) => word.clone(),
+        None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
+    };
+    let block_bytes = engine.shape().block_bytes()?;
+    let stride = block_bytes
+        .checked_next_multiple_of(ALIGNMENT)
+        .unwrap_or(u64::MAX);
+    // The pool counts blocks in 32 bits.
+    let blocks = (settings.host_bytes / stride).min(u64::from(u32::MAX - 2));
+    if blocks == 0 {
+        return Err(TierError::HostTooSmall {
+            host_bytes: settings.host_bytes,
+            needed_bytes: stride,
+        });
+    }
+    let shape = engine.shape().with_num_blocks(blocks)?;
+    let storage = PhysicalLayout::builder()
+        .with_shape(shape, ALIGNMENT)
+        .with_logical_fingerprint(settings.identity.fingerprint())
+        .layout(LayoutSpec::Word(word))
+        .allocate_system()
+        .build()?;
+    if !storage.strided().blocks_are_contiguous() {
+        return Err(TierError::StorageNotContiguous {
+            layout: storage.strided().describe(),
+        });
+    }
+    Ok(storage)
+}
+
+fn open_disk(
+    settings: &DiskSettings,
+    medium: Option<Arc<dyn Medium>>,
+    identity: &StoreIdentity,
+    events: &Arc<EventLog>,
+) -> Result<Stored, TierError> {
+    let folder = || Arc::new(FolderMedium::new(&settings.folder)) as Arc<dyn Medium>;
+    let medium = medium.unwrap_or_else(folder);
+    let kept = SlotStoreSettings::new(settings.capacity_bytes);
+    let (store, recovered) = SlotStore::create_or_open_on(medium, &kept, identity)?;
+    if recovered.dropped.total() > 0 {
+        log::warn!("left out when the disk tier was opened: {:?}", recovered.dropped);
+    }
+    let pool = PoolSettings {
+        blocks: store.slots() as usize,
+        ..PoolSettings::default()
+    };
+    let restored = recovered.entries.iter().map(|entry: &StoredBlock| StoredEntry {
+        block: BlockId(entry.slot),
+        key: entry.key,
+        parent: entry.parent,
+        tenant: TenantId(entry.tenant),
+    });
+    let sink = sink(events, Tier::Disk);
+    let pool = BlockPool::with_events(pool, policy(settings.policy), sink)?;
+    let superfluous = pool.restore(restored, Tick(0))?.superfluous;
+    let stored = Stored::new(pool, store);
+    for entry in &recovered.entries {
+        stored.describe(BlockId(entry.slot), entry.tenant);
+    }
+    if !superfluous.is_empty() {
+        stored.forget(&superfluous);
+    }
+    Ok(stored)
+}
+
+/// Makes the policies of a pool.
+fn policy(kind: PolicyKind) -> impl FnMut(u32) -> Box<dyn EvictionPolicy> {
+    move |blocks| PolicySettings::from(kind).build(blocks)
+}
+
+fn sink(events: &Arc<EventLog>, tier: Tier) -> EventSink {
+    EventSink {
+        log: Arc::clone(events),
+        tier,
+    }
+}

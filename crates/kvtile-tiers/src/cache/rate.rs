@@ -1,0 +1,42 @@
+//! How fast a tier is, from what was moved lately.
+
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// Share of the newest measurement in the estimate.
+const WEIGHT: f64 = 0.2;
+
+/// An exponentially weighted mean of bytes per second; unknown until the first measurement.
+#[derive(Debug, Default)]
+pub(super) struct Rate {
+    /// Bits of an `f64`; 0 (which is 0.0) while unknown.
+    bytes_per_second: AtomicU64,
+}
+
+impl Rate {
+    /// `bytes` took `time`.
+    pub(super) fn measured(&self, bytes: u64, time: Duration) {
+        let seconds = time.as_secs_f64();
+        if bytes == 0 || seconds <= 0.0 {
+            return;
+        }
+        let now = bytes as f64 / seconds;
+        let before = f64::from_bits(self.bytes_per_second.load(Ordering::Relaxed));
+        let mean = if before > 0.0 {
+            before + WEIGHT * (now - before)
+        } else {
+            now
+        };
+        // Two that measure at once lose one measurement of many.
+        self.bytes_per_second
+            .store(mean.to_bits(), Ordering::Relaxed);
+    }
+
+    /// Bytes per second, once something was measured.
+    pub(super) fn bytes_per_second(&self) -> Option<f64> {
+        let rate = f64::from_bits(self.bytes_per_second.load(Ordering::Relaxed));
+        (rate > 0.0).then_some(rate)
+    }
+}

@@ -1,0 +1,223 @@
+//! What a cache is told: plain values with defaults, to be written down and read back.
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use kvtile_blocks::{policy::PolicyKind, pool::Quota};
+use kvtile_layout::{Word, identity::LogicalIdentity};
+use serde::{Deserialize, Serialize};
+
+use crate::error::TierError;
+
+/// Host memory unless something else is said: 1 GiB.
+const HOST_BYTES: u64 = 1 << 30;
+
+/// Settings of a [`Cache`](super::Cache).
+///
+/// ```
+/// # use kvtile_layout::{Shape, Unit, identity::LogicalIdentity};
+/// use kvtile_tiers::cache::CacheSettings;
+///
+/// # let shape = Shape::key_value(8, 2, 16, 2, 64, &Unit::new("bf16", 2, 1)?)?;
+/// let identity = LogicalIdentity::new("a-model", "main", &shape, None)?;
+/// let settings = CacheSettings::new(identity).host_bytes(256 << 20).disk("cache", 1 << 30);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct CacheSettings {
+    /// What the blocks mean. Blocks of anything else are never served.
+    pub identity: LogicalIdentity,
+    /// Bytes of host memory for blocks (default 1 GiB).
+    #[serde(default = "host_bytes")]
+    pub host_bytes: u64,
+    /// The disk tier (default: none).
+    #[serde(default)]
+    pub disk: Option<DiskSettings>,
+    /// The order of a block in host memory and on disk (default `BHLKNC`); one contiguous piece a
+    /// block. A cache that opens a folder has to have the order that the folder has.
+    #[serde(default)]
+    pub storage_word: Option<Word>,
+    /// Which host block goes first (default: the learned leaf policy).
+    #[serde(default)]
+    pub policy: PolicyKind,
+    /// Tenants that may have only so many blocks of host memory (default: none).
+    #[serde(default)]
+    pub quotas: Vec<Quota>,
+    /// Threads that move blocks (default 2). With 0 nothing moves until somebody calls
+    /// [`Cache::step`](super::Cache::step).
+    #[serde(default = "workers")]
+    pub workers: usize,
+    /// Jobs that wait at most (default 256); more are refused, and nobody waits.
+    #[serde(default = "queue_capacity")]
+    pub queue_capacity: usize,
+    /// Tokens per second at which the engine computes KV itself. Where it is given, blocks whose
+    /// loading from disk would take longer than computing them count as missing.
+    #[serde(default)]
+    pub recompute_tokens_per_second: Option<f64>,
+    /// Events that are kept for subscribers that lag (default 65,536).
+    #[serde(default = "event_capacity")]
+    pub event_capacity: usize,
+}
+
+/// Settings of the disk tier.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct DiskSettings {
+    /// The folder. It is made where it is not there; one cache at a time may have it.
+    pub folder: PathBuf,
+    /// Bytes that the folder takes at most, all its files together.
+    pub capacity_bytes: u64,
+    /// When host blocks are written to it (default: when they are evicted).
+    #[serde(default)]
+    pub writes: DiskWrites,
+    /// Which stored block goes first (default: the learned leaf policy).
+    #[serde(default)]
+    pub policy: PolicyKind,
+}
+
+/// When host blocks are written to disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum DiskWrites {
+    /// When they have to leave host memory.
+    #[default]
+    OnEviction,
+    /// As soon as they are stored.
+    AtOnce,
+    /// When they were found so many times.
+    AfterUses(u32),
+}
+
+impl CacheSettings {
+    /// The defaults for one identity: 1 GiB of host memory, no disk.
+    #[must_use]
+    pub fn new(identity: LogicalIdentity) -> CacheSettings {
+        CacheSettings {
+            identity,
+            host_bytes: host_bytes(),
+            disk: None,
+            storage_word: None,
+            policy: PolicyKind::default(),
+            quotas: Vec::new(),
+            workers: workers(),
+            queue_capacity: queue_capacity(),
+            recompute_tokens_per_second: None,
+            event_capacity: event_capacity(),
+        }
+    }
+
+    /// With so many bytes of host memory.
+    #[must_use]
+    pub fn host_bytes(mut self, bytes: u64) -> CacheSettings {
+        self.host_bytes = bytes;
+        self
+    }
+
+    /// With a disk tier of at most `capacity_bytes` in `folder`.
+    #[must_use]
+    pub fn disk(mut self, folder: impl Into<PathBuf>, capacity_bytes: u64) -> CacheSettings {
+        self.disk = Some(DiskSettings::new(folder, capacity_bytes));
+        self
+    }
+
+    /// With so many threads that move blocks.
+    #[must_use]
+    pub fn workers(mut self, threads: usize) -> CacheSettings {
+        self.workers = threads;
+        self
+    }
+
+    /// With disk blocks counted as missing where the engine computes faster than the disk reads.
+    #[must_use]
+    pub fn recompute_tokens_per_second(mut self, rate: f64) -> CacheSettings {
+        self.recompute_tokens_per_second = Some(rate);
+        self
+    }
+
+    /// With another order of stored blocks.
+    #[must_use]
+    pub fn storage_word(mut self, word: Word) -> CacheSettings {
+        self.storage_word = Some(word);
+        self
+    }
+
+    /// With other policies, of the host and of the disk.
+    #[must_use]
+    pub fn policies(mut self, host: PolicyKind, on_disk: PolicyKind) -> CacheSettings {
+        self.policy = host;
+        if let Some(disk) = &mut self.disk {
+            disk.policy = on_disk;
+        }
+        self
+    }
+
+    /// With disk writes at another time; without a disk it says nothing.
+    #[must_use]
+    pub fn disk_writes(mut self, writes: DiskWrites) -> CacheSettings {
+        if let Some(disk) = &mut self.disk {
+            disk.writes = writes;
+        }
+        self
+    }
+
+    /// With at most so many jobs that wait.
+    #[must_use]
+    pub fn queue_capacity(mut self, jobs: usize) -> CacheSettings {
+        self.queue_capacity = jobs;
+        self
+    }
+
+    pub(super) fn events(&self) -> Result<NonZeroUsize, TierError> {
+        NonZeroUsize::new(self.event_capacity).ok_or(TierError::NoEvents)
+    }
+
+    /// Refuses values that mean nothing.
+    pub(super) fn check(&self) -> Result<(), TierError> {
+        let rate = self.recompute_tokens_per_second;
+        if let Some(rate) = rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
+            return Err(TierError::RecomputeRate { rate });
+        }
+        if self.queue_capacity == 0 {
+            return Err(TierError::NoQueue);
+        }
+        self.events()?;
+        if let Some(disk) = &self.disk
+            && disk.writes == DiskWrites::AfterUses(0)
+        {
+            return Err(TierError::ZeroUses);
+        }
+        Ok(())
+    }
+}
+
+impl DiskSettings {
+    /// Written on eviction.
+    #[must_use]
+    pub fn new(folder: impl Into<PathBuf>, capacity_bytes: u64) -> DiskSettings {
+        DiskSettings {
+            folder: folder.into(),
+            capacity_bytes,
+            writes: DiskWrites::default(),
+            policy: PolicyKind::default(),
+        }
+    }
+}
+
+fn host_bytes() -> u64 {
+    HOST_BYTES
+}
+
+fn workers() -> usize {
+    2
+}
+
+fn queue_capacity() -> usize {
+    256
+}
+
+fn event_capacity() -> usize {
+    1 << 16
+}

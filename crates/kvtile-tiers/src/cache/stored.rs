@@ -1,0 +1,124 @@
+//! The disk tier: slots of a folder and the pool that knows which block is in which.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+};
+
+use kvtile_blocks::{BlockId, BlockKey, events::Tier, pool::BlockPool};
+
+use super::{Inner, rate::Rate};
+use crate::{
+    disk::{Miss, SlotStore},
+    metrics::EvictionReason,
+};
+
+/// Fewer written blocks than this wait for the next idle moment to be synced.
+pub(super) const BLOCKS_PER_SYNC: usize = 64;
+
+/// Blocks on disk. The id of a block in the pool is the number of its slot.
+pub(super) struct Stored {
+    pub(super) pool: Arc<BlockPool>,
+    pub(super) store: SlotStore,
+    pub(super) rate: Rate,
+    /// Whether something was written or erased since the last sync.
+    dirty: AtomicBool,
+    /// Blocks written since the last sync.
+    written: AtomicUsize,
+    /// Whose block is in which slot.
+    tenants: Box<[AtomicU32]>,
+}
+
+impl Stored {
+    pub(super) fn new(pool: Arc<BlockPool>, store: SlotStore) -> Stored {
+        let slots = store.slots();
+        Stored {
+            pool,
+            store,
+            rate: Rate::default(),
+            dirty: AtomicBool::new(false),
+            written: AtomicUsize::new(0),
+            tenants: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+        }
+    }
+
+    /// A block was written to a slot.
+    pub(super) fn wrote(&self, slot: BlockId, tenant: u32) {
+        self.describe(slot, tenant);
+        self.written.fetch_add(1, Ordering::Relaxed);
+        self.touched();
+    }
+
+    /// Blocks written since the last sync.
+    pub(super) fn written(&self) -> usize {
+        self.written.load(Ordering::Relaxed)
+    }
+
+    /// Notes whose block is in a slot.
+    pub(super) fn describe(&self, slot: BlockId, tenant: u32) {
+        if let Some(known) = self.tenants.get(slot.index()) {
+            known.store(tenant, Ordering::Relaxed);
+        }
+    }
+
+    /// Whose block is in a slot.
+    pub(super) fn tenant(&self, slot: BlockId) -> u32 {
+        let tenant = self.tenants.get(slot.index());
+        tenant.map_or(0, |tenant| tenant.load(Ordering::Relaxed))
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.dirty.load(Ordering::Acquire)
+    }
+
+    pub(super) fn touched(&self) {
+        self.dirty.store(true, Ordering::Release);
+    }
+
+    /// Whether a block is on disk.
+    pub(super) fn has(&self, key: &BlockKey) -> bool {
+        self.pool.peek(std::slice::from_ref(key)) == 1
+    }
+
+    /// Empties slots whose blocks the pool has given up, so that others may be written there.
+    pub(super) fn forget(&self, slots: &[BlockId]) {
+        let slots: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
+        self.touched();
+        if let Err(error) = self.store.erase(&slots) {
+            log::error!("slots of the pool are not those of the folder: {error}");
+        }
+    }
+
+    /// A block that could not be read is offered no more.
+    pub(super) fn drop_bad(&self, slot: BlockId, key: &BlockKey, miss: &Miss) {
+        log::warn!("block {key} in slot {} of the disk tier is lost: {miss}", slot.0);
+        self.pool.remove(std::slice::from_ref(key));
+        self.forget(&[slot]);
+    }
+
+    pub(super) fn check_integrity(&self) {
+        self.pool.check_integrity();
+        self.store.check_integrity();
+    }
+}
+
+impl Inner {
+    /// Waits until everything written is durable. What the disk lost is offered no more.
+    pub(super) fn sync_disk(&self, disk: &Stored) -> usize {
+        disk.dirty.store(false, Ordering::Release);
+        disk.written.store(0, Ordering::Relaxed);
+        let synced = disk.store.sync();
+        if let Some(error) = &synced.failure {
+            log::warn!("the disk tier could not be synced: {error}");
+            disk.touched();
+        }
+        if !synced.lost.is_empty() {
+            let keys: Vec<BlockKey> = synced.lost.iter().map(|lost| lost.key).collect();
+            log::warn!("the disk tier lost {} blocks that it had taken", keys.len());
+            let lost = keys.len() as u64;
+            self.metrics.evicted(Tier::Disk, EvictionReason::Damaged, lost);
+            disk.pool.remove(&keys);
+        }
+        synced.lost.len()
+    }
+}

@@ -1,0 +1,175 @@
+//! Damage, slowness, deadlines and sizes: what goes wrong is a miss, counted, and bounded.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kvtile_blocks::{
+    events::Tier,
+    pool::{Quota, TenantId},
+};
+use kvtile_tiers::{
+    cache::{Cache, Clock, LoadOptions, LoadStop, LookupOptions, StoreOptions},
+    metrics::MissReason,
+};
+
+use super::common::{Engine, chain, engine_layout, settings, with_disk};
+
+const DISK: u64 = 4 << 20;
+
+/// A clock that goes on when it is told to.
+#[derive(Default)]
+pub(crate) struct VirtualClock(AtomicU64);
+
+impl VirtualClock {
+    pub(crate) fn advance(&self, time: Duration) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap();
+        self.0.fetch_add(nanoseconds, Ordering::Relaxed);
+    }
+}
+
+impl Clock for VirtualClock {
+    fn now(&self) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed))
+    }
+}
+
+fn saved(folder: &Path, keys: &[kvtile_blocks::BlockKey]) {
+    let cache = Cache::open(with_disk(16, folder, DISK), engine_layout()).unwrap();
+    Engine::new(&cache).store(keys, 0);
+    assert!(cache.flush().durable);
+}
+
+fn folder_bytes(folder: &Path) -> u64 {
+    let files = fs::read_dir(folder).unwrap();
+    files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+}
+
+#[test]
+fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = chain(1, 6);
+    saved(folder.path(), &keys);
+    // Block 3 of the chain is in slot 3 of a new folder.
+    let slots = folder.path().join("slots");
+    let mut bytes = fs::read(&slots).unwrap();
+    bytes[3 * 4096 + 100] ^= 0x10;
+    fs::write(&slots, bytes).unwrap();
+    let settings = with_disk(16, folder.path(), DISK).workers(1);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let blocks: Vec<usize> = (0..found.blocks()).collect();
+    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    let report = load.wait();
+    assert_eq!((report.blocks, report.wanted), (3, 6), "{report:?}");
+    assert!(matches!(report.stopped, Some(LoadStop::Lost)));
+    let stats = cache.stats();
+    assert_eq!(stats.lost_hits[&MissReason::Checksum], 1);
+    assert_eq!(stats.checksum_failures[&Tier::Disk], 1);
+    assert_eq!(engine.load(&keys, 20), 3, "what follows it cannot be used");
+    assert_eq!(engine.store(&keys, 30), 1, "computed and stored again");
+    assert_eq!(engine.load(&keys, 20), 6);
+    cache.check_integrity();
+}
+
+#[test]
+fn a_data_file_that_was_cut_is_a_miss() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = chain(1, 6);
+    saved(folder.path(), &keys);
+    let slots = fs::OpenOptions::new().write(true).open(folder.path().join("slots"));
+    slots.unwrap().set_len(2 * 4096).unwrap();
+    let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    assert!(engine.load(&keys, 0) <= 2);
+    assert!(engine.store(&keys, 20) >= 4);
+    assert_eq!(engine.load(&keys, 40), 6);
+}
+
+#[test]
+fn the_disk_stays_within_its_capacity() {
+    let folder = tempfile::tempdir().unwrap();
+    let capacity = 300_000;
+    let cache = Cache::open(with_disk(4, folder.path(), capacity), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    for number in 0..60 {
+        engine.store(&chain(number, 4), 0);
+        assert!(folder_bytes(folder.path()) <= capacity);
+    }
+    cache.flush();
+    cache.check_integrity();
+    let pool = cache.pool_stats(Tier::Disk).unwrap();
+    assert!(pool.evicted_for_room > 100, "{pool:?}");
+    let kept = (0..60).filter(|number| engine.load(&chain(*number, 4), 10) > 0);
+    assert!(kept.count() >= 10);
+}
+
+#[test]
+fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = chain(1, 8);
+    saved(folder.path(), &keys);
+    let settings = with_disk(16, folder.path(), DISK).recompute_tokens_per_second(1e12);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    // Nothing was measured yet: the first ones are loaded.
+    assert_eq!(engine.load(&keys[..2], 0), 2);
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    assert_eq!((found.blocks(), found.blocks_in(Tier::Host)), (2, 2));
+    assert_eq!(cache.stats().misses[&MissReason::SlowerThanComputing], 6);
+}
+
+#[test]
+fn a_load_that_is_too_late_touches_nothing() {
+    let clock = Arc::new(VirtualClock::default());
+    let builder = Cache::builder(settings(8).workers(0)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let cache = builder.open(engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, 2);
+    engine.store(&keys, 0);
+    engine.poison(20);
+    let options = LoadOptions {
+        within: Some(Duration::from_millis(5)),
+        ..LoadOptions::default()
+    };
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let load = cache.load(found, &[20, 21], &options).unwrap();
+    clock.advance(Duration::from_millis(6));
+    while cache.step() {}
+    assert!(matches!(load.wait().stopped, Some(LoadStop::Deadline)));
+    assert!(!engine.holds(&keys[0], 20));
+    assert_eq!(cache.stats().lost_hits[&MissReason::Deadline], 2);
+}
+
+#[test]
+fn one_tenant_cannot_push_out_another() {
+    let mut settings = settings(16);
+    settings.quotas = vec![Quota {
+        tenant: TenantId(7),
+        blocks: 4,
+    }];
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let theirs = chain(1, 10);
+    engine.store(&theirs, 0);
+    let options = StoreOptions {
+        tenant: TenantId(7),
+        ..StoreOptions::default()
+    };
+    for number in 10..20 {
+        let keys = chain(number, 2);
+        engine.compute(&keys[0], 20);
+        engine.compute(&keys[1], 21);
+        let stored = cache.store(&keys, 0, &[20, 21], &options).unwrap().wait();
+        assert_eq!(stored.stored, 2);
+    }
+    assert_eq!(engine.load(&theirs, 30), 10);
+    cache.check_integrity();
+}

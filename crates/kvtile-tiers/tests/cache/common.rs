@@ -1,0 +1,165 @@
+//! A small engine and its cache: blocks whose content follows from their keys.
+
+use std::{collections::HashMap, path::Path};
+
+use kvtile_blocks::BlockKey;
+use kvtile_layout::{
+    Shape, Unit, Word,
+    identity::{Fingerprint, LogicalIdentity, Rope},
+};
+use kvtile_tiers::cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions};
+use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
+
+/// Blocks of the engine of these tests.
+pub(crate) const ENGINE_BLOCKS: u64 = 64;
+
+/// The order of the engine, unlike that of any storage.
+pub(crate) const ENGINE_WORD: &str = "L|BH(kCN,vNC)";
+
+pub(crate) fn shape(blocks: u64) -> Shape {
+    let unit = Unit::new("f32", 4, 1).unwrap();
+    Shape::key_value(blocks, 3, 4, 2, 8, &unit).unwrap()
+}
+
+pub(crate) fn identity() -> LogicalIdentity {
+    identity_with_base(10_000.0)
+}
+
+pub(crate) fn identity_with_base(base: f64) -> LogicalIdentity {
+    let rope = Rope::new("default", base).unwrap();
+    LogicalIdentity::new("a-model", "main", &shape(1), Some(rope)).unwrap()
+}
+
+/// Bytes that one block takes in host memory.
+pub(crate) fn stride() -> u64 {
+    shape(1).block_bytes().unwrap().next_multiple_of(4096)
+}
+
+pub(crate) fn engine_layout() -> PhysicalLayout {
+    let word: Word = ENGINE_WORD.parse().unwrap();
+    PhysicalLayout::builder()
+        .with_shape(shape(ENGINE_BLOCKS), 1)
+        .layout(word)
+        .allocate_system()
+        .build()
+        .unwrap()
+}
+
+/// Settings with so many host blocks.
+pub(crate) fn settings(host_blocks: u64) -> CacheSettings {
+    CacheSettings::new(identity()).host_bytes(host_blocks * stride())
+}
+
+/// Settings with so many host blocks and a disk of so many bytes.
+pub(crate) fn with_disk(host_blocks: u64, folder: &Path, capacity_bytes: u64) -> CacheSettings {
+    settings(host_blocks).disk(folder, capacity_bytes)
+}
+
+/// The keys of a chain: block `i` of chain `chain`.
+pub(crate) fn chain(chain: u64, blocks: usize) -> Vec<BlockKey> {
+    let key = |block| {
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&chain.to_le_bytes());
+        bytes[8..].copy_from_slice(&(block as u64).to_le_bytes());
+        BlockKey::from_bytes(bytes)
+    };
+    (0..blocks).map(key).collect()
+}
+
+/// What block of `key` holds, as a seed of a pattern.
+fn seed(key: &BlockKey) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
+    for &byte in key.as_bytes() {
+        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    }
+    hash
+}
+
+/// The engine's side: fills blocks as their keys say, and checks that they hold that.
+pub(crate) struct Engine<'a> {
+    cache: &'a Cache,
+    reference: TransferManager,
+    handle: LayoutHandle,
+    known: HashMap<BlockKey, Fingerprint>,
+}
+
+impl<'a> Engine<'a> {
+    pub(crate) fn new(cache: &'a Cache) -> Engine<'a> {
+        let reference = TransferManager::new();
+        let word: Word = "BHLKNC".parse().unwrap();
+        let layout = PhysicalLayout::builder()
+            .with_shape(shape(1), 1)
+            .layout(word)
+            .allocate_system()
+            .build()
+            .unwrap();
+        let handle = reference.register(layout).unwrap();
+        Engine {
+            cache,
+            reference,
+            handle,
+            known: HashMap::new(),
+        }
+    }
+
+    /// Computes the block of `key` into `block`.
+    pub(crate) fn compute(&self, key: &BlockKey, block: usize) {
+        let pattern = FillPattern::Distinct { seed: seed(key) };
+        let manager = self.cache.manager();
+        manager.fill(self.cache.engine(), &[block], pattern).unwrap();
+    }
+
+    /// Overwrites a block with what belongs to no key.
+    pub(crate) fn poison(&self, block: usize) {
+        let manager = self.cache.manager();
+        let pattern = FillPattern::Constant(0xa5);
+        manager.fill(self.cache.engine(), &[block], pattern).unwrap();
+    }
+
+    fn expected(&mut self, key: &BlockKey) -> Fingerprint {
+        let (reference, handle) = (&self.reference, self.handle);
+        *self.known.entry(*key).or_insert_with(|| {
+            let pattern = FillPattern::Distinct { seed: seed(key) };
+            reference.fill(handle, &[0], pattern).unwrap();
+            reference.block_digest(handle, 0).unwrap()
+        })
+    }
+
+    /// Whether `block` holds what `key` says.
+    pub(crate) fn holds(&mut self, key: &BlockKey, block: usize) -> bool {
+        let manager = self.cache.manager();
+        let found = manager.block_digest(self.cache.engine(), block).unwrap();
+        found == self.expected(key)
+    }
+
+    /// Computes the whole chain into the blocks from `block` on and stores it. Returns how many
+    /// blocks were stored.
+    pub(crate) fn store(&self, keys: &[BlockKey], block: usize) -> usize {
+        let blocks: Vec<usize> = (block..block + keys.len()).collect();
+        for (key, &block) in keys.iter().zip(&blocks) {
+            self.compute(key, block);
+        }
+        let stored = self.cache.store(keys, 0, &blocks, &StoreOptions::default());
+        let completion = stored.unwrap();
+        while self.cache.step() {}
+        let report = completion.wait();
+        assert!(report.stopped.is_none(), "{report:?}");
+        report.stored
+    }
+
+    /// Loads what is stored of `keys` to the blocks from `block` on, and checks every byte of it.
+    /// Returns how many blocks came.
+    pub(crate) fn load(&mut self, keys: &[BlockKey], block: usize) -> usize {
+        let found = self.cache.lookup(keys, &LookupOptions::default());
+        let blocks: Vec<usize> = (block..block + found.blocks()).collect();
+        blocks.iter().for_each(|&block| self.poison(block));
+        let completion = self.cache.load(found, &blocks, &LoadOptions::default());
+        let completion = completion.unwrap();
+        while self.cache.step() {}
+        let report = completion.wait();
+        for (key, &block) in keys.iter().zip(&blocks).take(report.blocks) {
+            assert!(self.holds(key, block), "block {block} is not that of {key}");
+        }
+        report.blocks
+    }
+}

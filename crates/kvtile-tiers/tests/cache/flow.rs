@@ -1,0 +1,321 @@
+//! What is stored is found and comes back, from wherever it is, in whatever order it lies.
+
+use std::time::Duration;
+
+use kvtile_blocks::events::{Mirror, Tier};
+use kvtile_tiers::{
+    cache::{Cache, DiskWrites, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop},
+    metrics::{MissReason, MoveStats},
+};
+
+use super::common::{ENGINE_BLOCKS, Engine, chain, engine_layout, settings, stride, with_disk};
+
+const DISK: u64 = 4 << 20;
+
+fn blocks_in(cache: &Cache, keys: &[kvtile_blocks::BlockKey], tier: Tier) -> usize {
+    let found = cache.lookup(keys, &LookupOptions::default());
+    found.blocks_in(tier)
+}
+
+/// Blocks that went from one tier to another.
+fn moved(cache: &Cache, source: Tier, destination: Tier) -> u64 {
+    let stats = cache.stats();
+    let route = |m: &&MoveStats| m.source == source && m.destination == destination;
+    stats.moves.iter().find(route).map_or(0, |moves| moves.blocks)
+}
+
+#[test]
+fn stored_blocks_are_found_and_loaded() {
+    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, 6);
+    assert_eq!(engine.load(&keys, 0), 0);
+    assert_eq!(engine.store(&keys, 0), 6);
+    assert_eq!(engine.load(&keys, 20), 6);
+    let longer = [chain(1, 6), chain(2, 2)].concat();
+    assert_eq!(engine.load(&longer, 30), 6, "the longest stored prefix");
+    assert_eq!(engine.load(&chain(2, 6), 40), 0);
+    cache.check_integrity();
+    let stats = cache.stats();
+    assert_eq!((stats.hits[&Tier::Host], stats.lookup_blocks), (12, 6 + 6 + 8 + 6));
+    assert_eq!(stats.misses[&MissReason::Absent], 6 + 2 + 6);
+    assert!(stats.pinned.values().all(|pins| *pins == 0), "{stats:?}");
+}
+
+#[test]
+fn storing_again_copies_nothing() {
+    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    let keys = chain(1, 4);
+    assert_eq!(engine.store(&keys, 0), 4);
+    assert_eq!(engine.store(&keys, 10), 0);
+    assert_eq!(engine.store(&chain(1, 6), 20), 2, "only what is new");
+    assert_eq!(moved(&cache, Tier::Device, Tier::Host), 4 + 2);
+}
+
+#[test]
+fn blocks_survive_a_restart_on_disk() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = chain(7, 9);
+    {
+        let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+        let engine = Engine::new(&cache);
+        engine.store(&keys, 0);
+        let flushed = cache.flush();
+        assert_eq!((flushed.written, flushed.failed), (9, 0));
+        assert!(flushed.durable);
+    }
+    let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    assert_eq!(blocks_in(&cache, &keys, Tier::Disk), 9);
+    assert_eq!(engine.load(&keys, 0), 9);
+    // Loading brought them back to host memory.
+    assert_eq!(blocks_in(&cache, &keys, Tier::Host), 9);
+    assert_eq!(moved(&cache, Tier::Disk, Tier::Host), 9);
+    assert!(cache.disk_bytes_per_second().is_some());
+    cache.check_integrity();
+}
+
+#[test]
+fn what_leaves_host_memory_goes_to_disk_in_whole_prefixes() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    for number in 0..8 {
+        assert_eq!(engine.store(&chain(number, 3), 0), 3);
+    }
+    for number in 0..8 {
+        assert_eq!(engine.load(&chain(number, 3), 10), 3, "chain {number}");
+    }
+    cache.check_integrity();
+    assert!(moved(&cache, Tier::Host, Tier::Disk) >= 20);
+    assert!(moved(&cache, Tier::Disk, Tier::Host) >= 20);
+}
+
+#[test]
+fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
+    let folder = tempfile::tempdir().unwrap();
+    let writes = DiskWrites::AtOnce;
+    let settings = with_disk(3, folder.path(), DISK).disk_writes(writes).workers(1);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, 20);
+    // Host memory is too small for the chain; what does not fit is evicted to disk on the way.
+    for first in 0..keys.len() {
+        engine.compute(&keys[first], first);
+        let stored = cache.store(&keys, first, &[first], &StoreOptions::default());
+        assert_eq!(stored.unwrap().wait().dropped, 0);
+        cache.flush();
+    }
+    assert_eq!(engine.load(&keys, 30), 20);
+    cache.check_integrity();
+}
+
+#[test]
+fn blocks_are_written_to_disk_at_once_or_after_uses() {
+    for (writes, lookups) in [(DiskWrites::AtOnce, 0), (DiskWrites::AfterUses(2), 2)] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = with_disk(16, folder.path(), DISK).disk_writes(writes).workers(0);
+        let cache = Cache::open(settings, engine_layout()).unwrap();
+        let mut engine = Engine::new(&cache);
+        let keys = chain(3, 4);
+        engine.store(&keys, 0);
+        for _ in 0..lookups {
+            assert_eq!(moved(&cache, Tier::Host, Tier::Disk), 0, "{writes:?}");
+            engine.load(&keys, 20);
+        }
+        while cache.step() {}
+        assert_eq!(moved(&cache, Tier::Host, Tier::Disk), 4, "{writes:?}");
+    }
+}
+
+#[test]
+fn prefetching_brings_blocks_to_host_memory() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = chain(7, 5);
+    {
+        let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
+        Engine::new(&cache).store(&keys, 0);
+        cache.flush();
+    }
+    let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
+    let report = cache.prefetch(&keys).unwrap().wait();
+    assert_eq!((report.blocks, report.from_disk, report.bytes), (5, 5, 0));
+    assert_eq!(blocks_in(&cache, &keys, Tier::Host), 5);
+}
+
+#[test]
+fn layers_can_be_waited_for_one_by_one() {
+    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, 6);
+    engine.store(&keys, 0);
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let blocks: Vec<usize> = (20..26).collect();
+    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    for layer in 0..3 {
+        assert!(load.wait_layer(layer).is_ok());
+    }
+    assert!(load.wait_layer(3).is_err(), "there is no fourth layer");
+    assert_eq!(load.wait().blocks, 6);
+    assert!(engine.holds(&keys[5], 25));
+}
+
+#[test]
+fn the_engines_own_hits_are_skipped() {
+    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, 6);
+    engine.store(&keys, 0);
+    let found = cache.lookup(&keys, &LookupOptions::default()).skip(2).truncate(3);
+    assert_eq!(found.blocks(), 3);
+    let load = cache.load(found, &[40, 41, 42], &LoadOptions::default()).unwrap();
+    assert_eq!(load.wait().blocks, 3);
+    for (key, block) in keys[2..5].iter().zip(40..) {
+        assert!(engine.holds(key, block));
+    }
+}
+
+#[test]
+fn a_cancelled_load_touches_nothing() {
+    let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, 3);
+    engine.store(&keys, 0);
+    engine.poison(20);
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let load = cache.load(found, &[20, 21, 22], &LoadOptions::default()).unwrap();
+    load.cancel();
+    while cache.step() {}
+    let report = load.wait();
+    assert!(matches!(report.stopped, Some(LoadStop::Cancelled)), "{report:?}");
+    assert_eq!(report.blocks, 0);
+    assert!(!engine.holds(&keys[0], 20));
+    // Its pins are gone: everything can be evicted.
+    assert_eq!(cache.evict(Tier::Host, 16).unwrap(), 3);
+}
+
+#[test]
+fn what_waits_when_a_cache_is_closed_ends() {
+    let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    let keys = chain(1, 3);
+    engine.store(&keys, 0);
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let load = cache.load(found, &[20, 21, 22], &LoadOptions::default()).unwrap();
+    let more = chain(2, 1);
+    let store = cache.store(&more, 0, &[9], &StoreOptions::default()).unwrap();
+    drop(cache);
+    assert!(matches!(load.wait().stopped, Some(LoadStop::Closed)));
+    assert!(matches!(store.wait().stopped, Some(StoreStop::Closed)));
+}
+
+#[test]
+fn several_who_want_a_block_share_one_flight() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = chain(7, 12);
+    {
+        let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+        Engine::new(&cache).store(&keys, 0);
+        cache.flush();
+    }
+    let settings = with_disk(16, folder.path(), DISK).workers(4);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let mut loads = Vec::new();
+    for copy in 0..4 {
+        let found = cache.lookup(&keys, &LookupOptions::default());
+        let blocks: Vec<usize> = (copy * 12..copy * 12 + found.blocks()).collect();
+        loads.push(cache.load(found, &blocks, &LoadOptions::default()).unwrap());
+    }
+    for load in loads {
+        assert_eq!(load.wait().blocks, 12);
+    }
+    let store = cache.store_stats().unwrap();
+    assert_eq!(store.reads, 12, "each block was read once");
+    let mut engine = Engine::new(&cache);
+    for block in 0..48 {
+        assert!(engine.holds(&keys[block % 12], block));
+    }
+}
+
+#[test]
+fn events_and_snapshots_agree_with_what_is_stored() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    let mut events = cache.subscribe();
+    let mut mirror = Mirror::new();
+    for number in 0..5 {
+        engine.store(&chain(number, 3), 0);
+    }
+    cache.flush();
+    let mut list = Vec::new();
+    while events.poll(&mut list, 100).unwrap() > 0 {}
+    for event in &list {
+        assert!(mirror.apply(event));
+    }
+    let fresh = Mirror::from_snapshot(&cache.snapshot());
+    for number in 0..5 {
+        for key in chain(number, 3) {
+            for tier in [Tier::Host, Tier::Disk] {
+                let (one, other) = (mirror.contains(tier, &key), fresh.contains(tier, &key));
+                assert_eq!(one, other, "{key} in {tier:?}");
+            }
+        }
+    }
+    assert_eq!(fresh.len(Tier::Disk), 15);
+}
+
+#[test]
+fn clearing_forgets_everything_in_every_tier() {
+    let folder = tempfile::tempdir().unwrap();
+    let keys = chain(1, 6);
+    {
+        let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+        Engine::new(&cache).store(&keys, 0);
+        cache.flush();
+        assert_eq!(cache.clear().unwrap(), 12);
+        assert_eq!(cache.lookup(&keys, &LookupOptions::default()).blocks(), 0);
+    }
+    let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
+    assert_eq!(cache.lookup(&keys, &LookupOptions::default()).blocks(), 0);
+}
+
+#[test]
+fn pins_that_are_held_too_long_are_reported() {
+    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    let keys = chain(1, 3);
+    engine.store(&keys, 0);
+    let options = LookupOptions {
+        owner: kvtile_blocks::pool::OwnerId(17),
+        hold: Some(Duration::ZERO),
+        ..LookupOptions::default()
+    };
+    let found = cache.lookup(&keys, &options);
+    std::thread::sleep(Duration::from_millis(5));
+    let overdue = cache.overdue();
+    assert_eq!(overdue.len(), 1);
+    assert_eq!((overdue[0].owner.0, overdue[0].blocks), (17, 3));
+    drop(found);
+    assert!(cache.overdue().is_empty());
+}
+
+#[test]
+fn a_pinned_match_is_never_evicted() {
+    let cache = Cache::open(settings(4), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, 3);
+    engine.store(&keys, 0);
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    for number in 10..20 {
+        engine.store(&chain(number, 1), 5);
+    }
+    let blocks = [50, 51, ENGINE_BLOCKS as usize - 1];
+    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    assert_eq!(load.wait().blocks, 3);
+    for (key, block) in keys.iter().zip(blocks) {
+        assert!(engine.holds(key, block));
+    }
+    assert!(stride() > 0);
+}

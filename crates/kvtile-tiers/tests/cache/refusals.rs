@@ -1,0 +1,101 @@
+//! What is refused, and what the refusal says.
+
+use kvtile_layout::Word;
+use kvtile_tiers::{
+    TierError,
+    cache::{Cache, CacheSettings, DiskWrites, LoadOptions, LookupOptions, StoreOptions},
+};
+
+use super::common::{
+    Engine, chain, engine_layout, identity_with_base, settings, stride, with_disk,
+};
+
+const DISK: u64 = 4 << 20;
+
+#[test]
+fn a_folder_of_another_identity_is_refused_by_the_field_that_differs() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap());
+    let other = CacheSettings::new(identity_with_base(500_000.0))
+        .host_bytes(8 * stride())
+        .disk(folder.path(), DISK);
+    let error = Cache::open(other, engine_layout()).unwrap_err().to_string();
+    assert!(error.contains("rope"), "{error}");
+    assert!(error.contains("500000") && error.contains("10000"), "{error}");
+}
+
+#[test]
+fn a_folder_of_another_storage_order_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap());
+    let word: Word = "BLKNHC".parse().unwrap();
+    let other = with_disk(8, folder.path(), DISK).storage_word(word);
+    let error = Cache::open(other, engine_layout()).unwrap_err();
+    assert!(matches!(error, TierError::FolderDiffers { .. }), "{error}");
+}
+
+#[test]
+fn a_folder_that_is_in_use_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
+    let second = Cache::open(with_disk(8, folder.path(), DISK), engine_layout());
+    assert!(matches!(second, Err(TierError::InUse { .. })));
+    drop(first);
+    assert!(Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).is_ok());
+}
+
+#[test]
+fn settings_that_mean_nothing_are_refused() {
+    let open = |settings| Cache::open(settings, engine_layout()).map(drop);
+    let folder = tempfile::tempdir().unwrap();
+    for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let error = open(settings(8).recompute_tokens_per_second(rate)).unwrap_err();
+        assert!(matches!(error, TierError::RecomputeRate { .. }));
+    }
+    let small = open(settings(0)).unwrap_err();
+    assert!(matches!(small, TierError::HostTooSmall { .. }), "{small}");
+    let none = open(settings(8).queue_capacity(0)).unwrap_err();
+    assert!(matches!(none, TierError::NoQueue));
+    let uses = with_disk(8, folder.path(), DISK).disk_writes(DiskWrites::AfterUses(0));
+    assert!(matches!(open(uses).unwrap_err(), TierError::ZeroUses));
+    let word: Word = "LBKNHC".parse().unwrap();
+    let scattered = open(settings(8).storage_word(word)).unwrap_err();
+    assert!(matches!(scattered, TierError::StorageNotContiguous { .. }));
+}
+
+#[test]
+fn blocks_that_the_engine_does_not_have_are_refused() {
+    let cache = Cache::open(settings(8), engine_layout()).unwrap();
+    let keys = chain(1, 2);
+    let store = |blocks: &[usize]| cache.store(&keys, 0, blocks, &StoreOptions::default());
+    let outside = store(&[0, 64]).unwrap_err();
+    assert!(matches!(outside, TierError::EngineBlockOutOfRange { block: 64, .. }));
+    assert!(matches!(store(&[3, 3]), Err(TierError::EngineBlockTwice { block: 3 })));
+    assert!(matches!(store(&[1, 2, 3]), Err(TierError::TooFewKeys { .. })));
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let load = cache.load(found, &[1], &LoadOptions::default());
+    assert!(matches!(load, Err(TierError::TooManyDestinations { .. })));
+}
+
+#[test]
+fn a_full_queue_refuses_at_once_and_gives_everything_back() {
+    let settings = settings(16).workers(0).queue_capacity(2);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    let keys = chain(1, 3);
+    engine.store(&keys, 0);
+    let load = || {
+        let found = cache.lookup(&keys, &LookupOptions::default());
+        cache.load(found, &[20, 21, 22], &LoadOptions::default())
+    };
+    let waiting = [load().unwrap(), load().unwrap()];
+    assert!(matches!(load(), Err(TierError::Busy { waiting: 2, capacity: 2 })));
+    let refused: u64 = cache.stats().queues.iter().map(|queue| queue.refused).sum();
+    assert_eq!(refused, 1);
+    while cache.step() {}
+    for load in waiting {
+        assert_eq!(load.wait().blocks, 3);
+    }
+    let evicted = cache.evict(kvtile_blocks::events::Tier::Host, 16);
+    assert_eq!(evicted.unwrap(), 3, "nothing stays pinned");
+}
