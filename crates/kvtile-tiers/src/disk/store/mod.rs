@@ -181,21 +181,21 @@ impl SlotStore {
 
     /// A place for the write, after a sync where no erased one is left.
     fn begin(&self, write: &SlotWrite<'_>) -> Result<Placed, TierError> {
-        let mut waited = false;
+        let mut waits = 0;
         loop {
             let begun = self.table().begin(write.slot, write.key, write.position);
             match begun {
                 Begin::Place(placed) => return Ok(placed),
                 Begin::Refused(error) => return Err(error),
-                Begin::NoPlace if waited => {
-                    let failures = self.counters.sync_failures.get();
-                    return Err(TierError::NoErasedSlot { failures });
-                }
-                Begin::NoPlace => {
-                    waited = true;
-                    self.counters.erasure_waits.add(1);
-                    self.sync_erasures();
-                }
+                Begin::NoPlace => {}
+            }
+            waits += 1;
+            self.counters.erasure_waits.add(u64::from(waits == 1));
+            // Other threads may take what was freed; there are places for all slots, so it is
+            // given up only where the disk frees none.
+            if !self.sync_erasures() {
+                let failures = self.counters.sync_failures.get();
+                return Err(TierError::NoErasedSlot { failures });
             }
         }
     }

@@ -190,6 +190,11 @@ impl Table {
         !self.stale.is_empty() || self.erasing > 0
     }
 
+    /// Whether a write is under way that will give its place back.
+    pub(super) fn has_abandoned(&self) -> bool {
+        self.abandoned > 0
+    }
+
     pub(super) fn durable_epoch(&self) -> u64 {
         self.durable_epoch
     }
