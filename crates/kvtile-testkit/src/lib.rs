@@ -5,12 +5,15 @@
 //! knows digits, strides, runs or plans, so that what it shares with the code under test is the
 //! language and the shape only.
 //!
+//! [`disk`] is a disk that tears, reorders, fills up and loses power, from a seed.
+//!
 //! A development dependency: nothing that ships may depend on it. Tests that stand inside the
 //! layout crate's own sources cannot use it (they would see two copies of that crate's types);
 //! integration tests can.
 #![forbid(unsafe_code)]
 
 mod copy;
+pub mod disk;
 mod error;
 pub mod generate;
 mod image;

@@ -228,6 +228,12 @@ pub enum TierError {
         /// Syncs that failed since the folder was opened.
         failures: u64,
     },
+    /// A sync failed while the block was being written, and may have lost it.
+    #[error("the disk failed a sync while slot {slot} was being written; write it again")]
+    SyncFailedMeanwhile {
+        /// The slot.
+        slot: u32,
+    },
     /// The disk, a quota or a file size limit has no room.
     #[error("no room to {operation} {file}")]
     DiskFull {

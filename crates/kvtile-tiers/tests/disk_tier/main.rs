@@ -1,5 +1,13 @@
 //! The disk tier from outside.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
 
 mod common;
+mod crash;
+mod simulation;
 mod store;
+mod threads;

@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{MutexGuard, PoisonError},
+    thread,
 };
 
 use super::{
@@ -32,18 +33,27 @@ impl SlotStore {
         self.commit(commit, turn)
     }
 
-    /// As [`sync`](SlotStore::sync), unless somebody else's sync frees a place meanwhile.
-    pub(super) fn sync_erasures(&self) {
+    /// As [`sync`](SlotStore::sync), unless somebody else's sync frees a place meanwhile. Whether
+    /// a place was freed, or soon will be.
+    pub(super) fn sync_erasures(&self) -> bool {
         let turn = self.turn();
         let commit = {
             let mut table = self.table();
-            if table.free_places() > 0 || !table.has_stale() {
-                return;
+            if table.free_places() > 0 {
+                return true;
+            }
+            if !table.has_stale() {
+                let coming = table.has_abandoned();
+                drop(table);
+                // Another thread gives its place back as soon as its write returns.
+                thread::yield_now();
+                return coming;
             }
             table.take_commit()
         };
         // What was lost, if anything, is counted, and its slots are empty for every reader.
-        drop(self.commit(commit, turn));
+        let synced = self.commit(commit, turn);
+        synced.erased > 0
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {

@@ -43,7 +43,7 @@ use kvtile_memory::AlignedBuffer;
 use self::{
     report::Miss::{Buffer, Checksum, Io, Replaced, Truncated},
     stats::Counters,
-    table::{Begin, Entry, Pending, Table},
+    table::{Begin, Entry, Pending, Placed, Table},
 };
 use super::{
     capacity::PAGE,
@@ -152,10 +152,11 @@ impl SlotStore {
                 found_bytes,
             });
         }
-        let (place, sequence) = self.begin(write)?;
+        let placed = self.begin(write)?;
+        let (slot, place) = (write.slot, placed.place);
         let written = self.slots.write_all_at(self.offset(place), write.bytes);
         if let Err(error) = written {
-            self.table().failed(write.slot, place, sequence);
+            self.table().failed(slot, place, placed.write);
             return Err(self.failed("write", error));
         }
         let record = Record {
@@ -163,35 +164,38 @@ impl SlotStore {
             parent: write.parent,
             position: write.position,
             tenant: write.tenant,
-            sequence,
+            sequence: 0,
             content: content_checksum(&write.key, write.position, write.bytes),
         };
-        let slot = write.slot;
-        self.table().written(Pending {
+        let pending = Pending {
             slot,
             place,
+            write: placed.write,
             record,
-        });
-        Ok(())
+        };
+        match self.table().written(pending, placed.failed_syncs) {
+            true => Ok(()),
+            false => Err(TierError::SyncFailedMeanwhile { slot }),
+        }
     }
 
     /// A place for the write, after a sync where no erased one is left.
-    fn begin(&self, write: &SlotWrite<'_>) -> Result<(u32, u64), TierError> {
-        let mut waited = false;
+    fn begin(&self, write: &SlotWrite<'_>) -> Result<Placed, TierError> {
+        let mut waits = 0;
         loop {
             let begun = self.table().begin(write.slot, write.key, write.position);
             match begun {
-                Begin::Place { place, sequence } => return Ok((place, sequence)),
+                Begin::Place(placed) => return Ok(placed),
                 Begin::Refused(error) => return Err(error),
-                Begin::NoPlace if waited => {
-                    let failures = self.counters.sync_failures.get();
-                    return Err(TierError::NoErasedSlot { failures });
-                }
-                Begin::NoPlace => {
-                    waited = true;
-                    self.counters.erasure_waits.add(1);
-                    self.sync_erasures();
-                }
+                Begin::NoPlace => {}
+            }
+            waits += 1;
+            self.counters.erasure_waits.add(u64::from(waits == 1));
+            // Other threads may take what was freed; there are places for all slots, so it is
+            // given up only where the disk frees none.
+            if !self.sync_erasures() {
+                let failures = self.counters.sync_failures.get();
+                return Err(TierError::NoErasedSlot { failures });
             }
         }
     }
@@ -239,7 +243,7 @@ impl SlotStore {
         let entry = self.table().find(slot, key)?;
         let read = self.read_entry(&entry, buffer);
         // A place that was given to another block meanwhile is no sign of damage.
-        if read.is_err() && !self.table().holds(slot, entry.sequence) {
+        if read.is_err() && !self.table().holds(slot, entry.write) {
             return Err(Replaced);
         }
         read

@@ -128,16 +128,20 @@ impl Opening<'_> {
         self.medium.remove(MANIFEST_PARTIAL_FILE).map_err(failed)?;
         let lengths = (self.length(SLOTS_FILE)?, self.length(RECORDS_FILE)?);
         let records = self.records_file(&manifest)?;
-        // A killed process may have left erasures that only the page cache has; no place may be
-        // taken for erased before its erasure is on the disk.
-        self.sync_file(&*records, RECORDS_FILE)?;
-        let scan = Scan::read(
+        let mut scan = Scan::read(
             &*records,
             Scanned {
                 store: manifest.store(),
                 places: manifest.slots(),
+                write_back: true,
             },
         );
+        // A killed process may have left names, records and erasures that only the page cache has.
+        // None is believed before it is on the disk.
+        let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
+        scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
+        self.sync_file(&*records, RECORDS_FILE)?;
+        self.medium.sync_folder().map_err(failed)?;
         let mut found = Found::of(scan, &manifest, lengths);
         let places = self.places(&manifest)?;
         let resized = manifest.resized(self.settings.capacity_bytes, places);
@@ -185,9 +189,20 @@ impl Opening<'_> {
             return self.files(after);
         }
         let files = self.files(after)?;
+        self.erase_tail(&*files.records, before)?;
         self.sync(&files)?;
         after.write(&**self.medium)?;
         Ok(files)
+    }
+
+    /// Erases what stands behind the last record in its page: files are cut at pages, and a larger
+    /// folder may have left records there.
+    fn erase_tail(&self, records: &dyn MediumFile, before: &Manifest) -> Result<(), TierError> {
+        let used = u64::from(before.slots()) * RECORD_STRIDE;
+        let tail = capacity::records_bytes(before.slots()) - used;
+        let zeroes = vec![0; usize::try_from(tail).unwrap_or(0)];
+        let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
+        records.write_all_at(used, &zeroes).map_err(failed)
     }
 
     fn files(&self, manifest: &Manifest) -> Result<Files, TierError> {
@@ -219,12 +234,16 @@ impl Opening<'_> {
     }
 
     fn file(&self, file: &str, how: &OpenFile) -> Result<Box<dyn MediumFile>, TierError> {
-        let failed = |error| TierError::file("open", file_name(&**self.medium, file), error);
+        let failed = |error| TierError::file("open", self.file_name(file), error);
         self.medium.open(file, how).map_err(failed)
     }
 
+    fn file_name(&self, file: &str) -> String {
+        file_name(&**self.medium, file)
+    }
+
     fn length(&self, file: &str) -> Result<u64, TierError> {
-        let failed = |error| TierError::file("look at", file_name(&**self.medium, file), error);
+        let failed = |error| TierError::file("look at", self.file_name(file), error);
         Ok(self.medium.length(file).map_err(failed)?.unwrap_or(0))
     }
 
@@ -234,7 +253,7 @@ impl Opening<'_> {
     }
 
     fn sync_file(&self, opened: &dyn MediumFile, file: &str) -> Result<(), TierError> {
-        let failed = |error| TierError::file("sync", file_name(&**self.medium, file), error);
+        let failed = |error| TierError::file("sync", self.file_name(file), error);
         opened.sync_data().map_err(failed)
     }
 }
@@ -279,14 +298,17 @@ impl Found {
         }
     }
 
-    /// Leaves out what a folder of another size has no room for, and puts the rest in order.
+    /// Leaves out what a folder of this size has no room for, and puts the rest in order.
+    ///
+    /// A crash in the middle of a sync can leave more blocks than there are slots: old ones that
+    /// were to be erased, and new ones in their stead. Those that were durable before were no more
+    /// than there are slots, so the newest are left out.
     fn fit(&mut self, after: &Manifest) {
         self.stored
-            .sort_unstable_by_key(|(_, record)| (record.position, record.sequence));
+            .sort_unstable_by_key(|(_, record)| record.sequence);
         let found = self.stored.len();
         let mut room = usize::try_from(after.blocks_max()).unwrap_or(usize::MAX);
         let stale = &mut self.stale;
-        // From the end, so that no block loses its parent to a lack of room.
         self.stored.retain(|(place, _)| {
             let fits = *place < after.slots() && room > 0;
             if fits {
@@ -298,6 +320,8 @@ impl Found {
         });
         let gone = found - self.stored.len();
         self.dropped.over_capacity += u32::try_from(gone).unwrap_or(u32::MAX);
+        // Stable, so that older ones stay before newer ones.
+        self.stored.sort_by_key(|(_, record)| record.position);
     }
 
     /// Erases what was left out. What the disk does not take is left to the syncs to come.

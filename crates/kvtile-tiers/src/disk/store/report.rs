@@ -140,7 +140,8 @@ pub struct Dropped {
     pub truncated: u32,
     /// Older copies of blocks that are there twice.
     pub duplicate: u32,
-    /// Blocks that a smaller capacity has no room for.
+    /// Blocks that there are no slots for: the capacity is smaller than before, or a crash left both
+    /// old blocks that were erased and new ones in their stead.
     pub over_capacity: u32,
 }
 

@@ -20,6 +20,8 @@ pub(in super::super) struct Scan {
     pub(in super::super) stored: Vec<(u32, Record)>,
     pub(in super::super) torn: Vec<u32>,
     pub(in super::super) unreadable: Vec<u32>,
+    /// Why records could not be written back, the first time.
+    pub(in super::super) failure: Option<io::Error>,
 }
 
 /// How many records there are, and whose.
@@ -27,6 +29,9 @@ pub(in super::super) struct Scan {
 pub(in super::super) struct Scanned<'a> {
     pub(in super::super) store: &'a StoreId,
     pub(in super::super) places: u32,
+    /// Whether what was read is written back as it is. After a sync that failed, the page cache may
+    /// have records and erasures that the disk has not, and that no later sync would bring there.
+    pub(in super::super) write_back: bool,
 }
 
 impl Scan {
@@ -56,7 +61,7 @@ impl Scan {
         };
         let offset = u64::from(first) * RECORD_BYTES as u64;
         if records.read_exact_at(offset, buffer).is_ok() {
-            self.decode(of.store, first, buffer);
+            self.take(records, of, first, buffer);
             return;
         }
         // One bad page costs its own records only.
@@ -65,11 +70,21 @@ impl Scan {
             let count = records_in(page.len());
             let offset = u64::from(place) * RECORD_BYTES as u64;
             match records.read_exact_at(offset, page) {
-                Ok(()) => self.decode(of.store, place, page),
+                Ok(()) => self.take(records, of, place, page),
                 Err(_) => self.unreadable.extend(place..place + count),
             }
             place += count;
         }
+    }
+
+    fn take(&mut self, records: &dyn MediumFile, of: &Scanned<'_>, first: u32, bytes: &[u8]) {
+        let offset = u64::from(first) * RECORD_BYTES as u64;
+        if of.write_back
+            && let Err(error) = records.write_all_at(offset, bytes)
+        {
+            self.failure.get_or_insert(error);
+        }
+        self.decode(of.store, first, bytes);
     }
 
     fn decode(&mut self, store: &StoreId, first: u32, bytes: &[u8]) {

@@ -39,7 +39,8 @@ pub enum SlotState {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) key: BlockKey,
-    pub(super) sequence: u64,
+    /// Which write filled it; no two writes have the same.
+    pub(super) write: u64,
     pub(super) content: u64,
     pub(super) position: u32,
     pub(super) place: u32,
@@ -48,7 +49,7 @@ pub(super) struct Entry {
 
 const EMPTY: Entry = Entry {
     key: BlockKey::from_bytes([0; 16]),
-    sequence: 0,
+    write: 0,
     content: 0,
     position: 0,
     place: NOWHERE,
@@ -60,6 +61,7 @@ const EMPTY: Entry = Entry {
 pub(super) struct Pending {
     pub(super) slot: u32,
     pub(super) place: u32,
+    pub(super) write: u64,
     pub(super) record: Record,
 }
 
@@ -114,12 +116,16 @@ pub(super) struct Table {
     erasing: usize,
     /// Places whose write was erased while it was under way.
     abandoned: usize,
+    next_write: u64,
     next_sequence: u64,
     /// The sync that is going to take what is pending now.
     epoch: u64,
     /// The last sync of which everything is durable.
     durable_epoch: u64,
     used: u32,
+    /// Syncs of blocks that failed. Such a failure is told once, and may concern every write since
+    /// the last sync, those under way among them.
+    failed_syncs: u64,
 }
 
 impl Table {
@@ -141,7 +147,7 @@ impl Table {
         for (entry, (place, record)) in entries.iter_mut().zip(recovered) {
             *entry = Entry {
                 key: record.key,
-                sequence: record.sequence,
+                write: 0,
                 content: record.content,
                 position: record.position,
                 place: *place,
@@ -160,9 +166,11 @@ impl Table {
             pending: Vec::new(),
             erasing: 0,
             abandoned: 0,
+            next_write: 1,
             next_sequence,
             epoch: 1,
             durable_epoch: 0,
+            failed_syncs: 0,
         }
     }
 
@@ -182,6 +190,11 @@ impl Table {
         !self.stale.is_empty() || self.erasing > 0
     }
 
+    /// Whether a write is under way that will give its place back.
+    pub(super) fn has_abandoned(&self) -> bool {
+        self.abandoned > 0
+    }
+
     pub(super) fn durable_epoch(&self) -> u64 {
         self.durable_epoch
     }
@@ -196,9 +209,9 @@ impl Table {
     }
 
     /// Whether `slot` still holds the write with that number.
-    pub(super) fn holds(&self, slot: u32, sequence: u64) -> bool {
+    pub(super) fn holds(&self, slot: u32, write: u64) -> bool {
         self.entry(slot)
-            .is_some_and(|entry| entry.state != SlotState::Empty && entry.sequence == sequence)
+            .is_some_and(|entry| entry.state != SlotState::Empty && entry.write == write)
     }
 
     /// The entry of a block that can be read.
@@ -227,38 +240,48 @@ impl Table {
         let Some(place) = self.free.pop_front() else {
             return Begin::NoPlace;
         };
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
+        let write = self.next_write;
+        self.next_write += 1;
         *entry = Entry {
             key,
-            sequence,
+            write,
             content: 0,
             position,
             place,
             state: SlotState::Writing,
         };
         self.used += 1;
-        Begin::Place { place, sequence }
+        Begin::Place(Placed {
+            place,
+            write,
+            failed_syncs: self.failed_syncs,
+        })
     }
 
-    /// The bytes of a write are in the file.
-    pub(super) fn written(&mut self, pending: Pending) {
-        let record = &pending.record;
+    /// The bytes of a write are in the file. Whether they count: not where a sync failed since
+    /// the write began, because nobody knows whether it failed for them.
+    pub(super) fn written(&mut self, mut pending: Pending, failed_syncs: u64) -> bool {
+        if failed_syncs != self.failed_syncs {
+            self.failed(pending.slot, pending.place, pending.write);
+            return false;
+        }
         match self.entries.get_mut(pending.slot as usize) {
-            Some(entry)
-                if entry.state == SlotState::Writing && entry.sequence == record.sequence =>
-            {
+            Some(entry) if entry.state == SlotState::Writing && entry.write == pending.write => {
                 entry.state = SlotState::Written;
-                entry.content = record.content;
+                entry.content = pending.record.content;
+                // Given here, so that what a later sync takes has larger numbers.
+                pending.record.sequence = self.next_sequence;
+                self.next_sequence += 1;
                 self.pending.push(pending);
             }
             _ => self.give_up(pending.place),
         }
+        true
     }
 
     /// A write failed.
-    pub(super) fn failed(&mut self, slot: u32, place: u32, sequence: u64) {
-        if self.holds(slot, sequence) {
+    pub(super) fn failed(&mut self, slot: u32, place: u32, write: u64) {
+        if self.holds(slot, write) {
             self.clear(slot);
             self.free.push_back(place);
         } else {
@@ -303,7 +326,7 @@ impl Table {
         self.erasing = stale.len();
         let pending = pending
             .into_iter()
-            .filter(|pending| self.holds(pending.slot, pending.record.sequence))
+            .filter(|pending| self.holds(pending.slot, pending.write))
             .collect();
         Commit {
             epoch,
@@ -317,8 +340,12 @@ impl Table {
         self.erasing = 0;
         let is_lost = |pending: &Pending| !outcome.blocks || outcome.refuses(pending.place);
         let (mut lost, mut kept): (Vec<_>, Vec<_>) = commit.pending.into_iter().partition(is_lost);
+        if !outcome.blocks {
+            self.failed_syncs += 1;
+            lost.append(&mut self.pending);
+        }
         // Those that were erased meanwhile are stale already, and nobody misses them.
-        lost.retain(|pending| self.holds(pending.slot, pending.record.sequence));
+        lost.retain(|pending| self.holds(pending.slot, pending.write));
         for pending in &lost {
             self.clear(pending.slot);
             self.stale.push(pending.place);
@@ -345,10 +372,7 @@ impl Table {
     /// Whether the block is still there to become durable.
     fn promote(&mut self, pending: &Pending) -> bool {
         match self.entries.get_mut(pending.slot as usize) {
-            Some(entry)
-                if entry.sequence == pending.record.sequence
-                    && entry.state == SlotState::Written =>
-            {
+            Some(entry) if entry.write == pending.write && entry.state == SlotState::Written => {
                 entry.state = SlotState::Durable;
                 true
             }
@@ -386,7 +410,7 @@ impl Table {
         let written = self.entries.iter();
         let written = written.filter(|entry| entry.state == SlotState::Written);
         let pending = self.pending.iter();
-        let pending = pending.filter(|pending| self.holds(pending.slot, pending.record.sequence));
+        let pending = pending.filter(|pending| self.holds(pending.slot, pending.write));
         let (written, pending) = (written.count(), pending.count());
         assert!(pending <= written, "{pending} pending, {written} written");
     }
@@ -395,7 +419,16 @@ impl Table {
 /// What became of the wish to write a slot.
 #[derive(Debug)]
 pub(super) enum Begin {
-    Place { place: u32, sequence: u64 },
+    Place(Placed),
     NoPlace,
     Refused(TierError),
+}
+
+/// Where a write goes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Placed {
+    pub(super) place: u32,
+    pub(super) write: u64,
+    /// Syncs of blocks that had failed when it began.
+    pub(super) failed_syncs: u64,
 }

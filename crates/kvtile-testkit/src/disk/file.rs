@@ -1,0 +1,163 @@
+//! One file of a simulated disk: what readers see, what is on the disk for certain, and everything
+//! that a sector may hold when the power goes.
+
+use std::collections::BTreeMap;
+
+use super::Numbers;
+
+/// What a disk writes in one piece, unless it is torn.
+pub(super) const SECTOR_BYTES: usize = 512;
+
+type Sector = [u8; SECTOR_BYTES];
+
+#[derive(Debug, Default)]
+pub(super) struct SimulatedFile {
+    /// What readers see: the page cache.
+    seen: Vec<u8>,
+    /// What is on the disk for certain.
+    durable: Vec<u8>,
+    /// What was written to each sector since the last sync, oldest first.
+    versions: BTreeMap<usize, Vec<Sector>>,
+}
+
+impl SimulatedFile {
+    pub(super) fn len(&self) -> usize {
+        self.seen.len()
+    }
+
+    pub(super) fn bytes(&self) -> &[u8] {
+        &self.seen
+    }
+
+    /// Lengthens it by zeroes. Until a sync, a crash may undo that.
+    pub(super) fn lengthen(&mut self, len: usize) {
+        if len > self.seen.len() {
+            self.seen.resize(len, 0);
+        }
+    }
+
+    /// Cuts it; that is on the disk at once.
+    pub(super) fn cut(&mut self, len: usize) {
+        self.seen.truncate(len);
+        self.durable.truncate(len);
+        self.versions
+            .retain(|sector, _| sector * SECTOR_BYTES < len);
+    }
+
+    /// The bytes from `offset`, where there are so many.
+    pub(super) fn read(&self, offset: usize, buffer: &mut [u8]) -> bool {
+        let end = offset.saturating_add(buffer.len());
+        match self.seen.get(offset..end) {
+            Some(bytes) => {
+                buffer.copy_from_slice(bytes);
+                true
+            }
+            None => false,
+        }
+    }
+
+    pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) {
+        let end = offset + bytes.len();
+        self.lengthen(end);
+        if let Some(place) = self.seen.get_mut(offset..end) {
+            place.copy_from_slice(bytes);
+        }
+        if bytes.is_empty() {
+            return;
+        }
+        for sector in offset / SECTOR_BYTES..=(end - 1) / SECTOR_BYTES {
+            let version = sector_of(&self.seen, sector);
+            self.versions.entry(sector).or_default().push(version);
+        }
+    }
+
+    /// Everything that readers see is on the disk.
+    pub(super) fn sync(&mut self) {
+        self.durable.resize(self.seen.len(), 0);
+        for &sector in self.versions.keys() {
+            put_sector(&mut self.durable, sector, &sector_of(&self.seen, sector));
+        }
+        self.versions.clear();
+    }
+
+    /// A sync that fails: the disk took what it took, the system takes the rest for written and
+    /// never tries again, and readers see either.
+    pub(super) fn fail_sync(&mut self, numbers: &mut Numbers) {
+        self.durable.resize(self.seen.len(), 0);
+        for (sector, versions) in std::mem::take(&mut self.versions) {
+            let kept = choose(&sector_of(&self.durable, sector), &versions, numbers);
+            put_sector(&mut self.durable, sector, &kept);
+            if numbers.once_in(2) {
+                put_sector(&mut self.seen, sector, &kept);
+            }
+        }
+    }
+
+    /// The power goes: every sector that was written since the last sync holds what it held then,
+    /// or something that was written since, or is torn.
+    pub(super) fn crash(&mut self, numbers: &mut Numbers) {
+        if self.seen.len() > self.durable.len() {
+            let lengths = [
+                self.durable.len(),
+                self.seen.len(),
+                self.durable.len() + numbers.index(self.seen.len() - self.durable.len()),
+            ];
+            let len = lengths.get(numbers.index(3)).copied().unwrap_or(0);
+            self.durable.resize(len, 0);
+        }
+        for (sector, versions) in std::mem::take(&mut self.versions) {
+            let kept = choose(&sector_of(&self.durable, sector), &versions, numbers);
+            put_sector(&mut self.durable, sector, &kept);
+        }
+        self.seen.clone_from(&self.durable);
+    }
+
+    /// Flips a bit, on the disk and for readers. Whether there was one.
+    pub(super) fn flip(&mut self, numbers: &mut Numbers) -> bool {
+        let at = numbers.index(self.seen.len());
+        let mask = 1 << numbers.index(8);
+        let versions = self.versions.get_mut(&(at / SECTOR_BYTES));
+        let written = versions.into_iter().flatten();
+        let written = written.filter_map(|version| version.get_mut(at % SECTOR_BYTES));
+        let places = self.seen.get_mut(at).into_iter();
+        let places = places.chain(self.durable.get_mut(at)).chain(written);
+        places.map(|byte| *byte ^= mask).count() > 0
+    }
+}
+
+/// What became of a sector: as it was, as it was written at some time, or the head of one and the
+/// tail of another.
+fn choose(durable: &Sector, versions: &[Sector], numbers: &mut Numbers) -> Sector {
+    let pick = |numbers: &mut Numbers| {
+        let which = numbers.index(versions.len() + 1);
+        which
+            .checked_sub(1)
+            .and_then(|which| versions.get(which))
+            .unwrap_or(durable)
+    };
+    let mut kept = *pick(numbers);
+    if numbers.once_in(4) {
+        let from = numbers.index(SECTOR_BYTES);
+        let other = pick(numbers);
+        for (to, byte) in kept.iter_mut().zip(other).skip(from) {
+            *to = *byte;
+        }
+    }
+    kept
+}
+
+fn sector_of(bytes: &[u8], sector: usize) -> Sector {
+    let mut copy = [0; SECTOR_BYTES];
+    let bytes = bytes.iter().skip(sector * SECTOR_BYTES);
+    for (to, byte) in copy.iter_mut().zip(bytes) {
+        *to = *byte;
+    }
+    copy
+}
+
+fn put_sector(bytes: &mut [u8], sector: usize, content: &Sector) {
+    let places = bytes.iter_mut().skip(sector * SECTOR_BYTES);
+    for (to, byte) in places.zip(content) {
+        *to = *byte;
+    }
+}

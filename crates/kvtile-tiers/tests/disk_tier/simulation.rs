@@ -1,0 +1,448 @@
+//! Random work on a disk that misbehaves, against a naive model, thousands of times.
+//!
+//! `KVTILE_DISK_SEED=n` runs one seed and tells every step; `KVTILE_DISK_SEEDS=n` runs so many.
+
+use std::{
+    collections::{HashMap, HashSet},
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+};
+
+use crate::common::{key, room_for, sized};
+use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
+use kvtile_tiers::{
+    TierError,
+    disk::{Miss, Recovered, SlotState, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+};
+
+/// Three sectors and a part of one.
+const BLOCK_BYTES: u64 = 1600;
+const SEEDS: u64 = 10_000;
+const STEPS: u64 = 60;
+/// Few, so that the same block is written, erased and written again elsewhere.
+const NUMBERS: u64 = 24;
+
+/// One write of a block: its number, and the how-manieth write of all it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Version {
+    number: u64,
+    version: u64,
+}
+
+/// What must be true of a store, said as simply as possible.
+struct Model {
+    /// What each slot holds.
+    slots: Vec<Option<Version>>,
+    /// Everything that may be offered after a crash.
+    possible: HashSet<Version>,
+    /// Erased, and no sync since.
+    erased: Vec<Version>,
+    versions: u64,
+    /// Bits flipped and files cut since the last opening.
+    damage: u64,
+}
+
+struct Simulation {
+    numbers: Numbers,
+    disk: SimulatedDisk,
+    identity: StoreIdentity,
+    settings: SlotStoreSettings,
+    faults: Faults,
+    damaging: bool,
+    model: Model,
+    tell: bool,
+}
+
+#[test]
+fn no_crash_no_fault_and_no_damage_makes_the_store_lie() {
+    let variable = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+    if let Some(seed) = variable("KVTILE_DISK_SEED") {
+        Simulation::new(seed, true).run();
+        return;
+    }
+    for seed in 0..variable("KVTILE_DISK_SEEDS").unwrap_or(SEEDS) {
+        let run = || Simulation::new(seed, false).run();
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(run)) {
+            println!("seed {seed} failed; KVTILE_DISK_SEED={seed} runs it alone, step by step");
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Simulation {
+    fn new(seed: u64, tell: bool) -> Simulation {
+        let identity = sized(BLOCK_BYTES);
+        let mut numbers = Numbers::new(seed);
+        // Half of the seeds know crashes alone.
+        let faults = match seed % 4 {
+            0 | 1 => Faults::default(),
+            _ => Faults {
+                read: [0, 40][numbers.index(2)],
+                write: [0, 20][numbers.index(2)],
+                full: [0, 30][numbers.index(2)],
+                sync: [0, 8][numbers.index(2)],
+            },
+        };
+        Simulation {
+            disk: SimulatedDisk::new(numbers.any()),
+            settings: room_for(2 + numbers.below(14), &identity),
+            identity,
+            faults,
+            damaging: seed % 4 == 3 || seed % 8 == 1,
+            model: Model {
+                slots: Vec::new(),
+                possible: HashSet::new(),
+                erased: Vec::new(),
+                versions: 0,
+                damage: 0,
+            },
+            numbers,
+            tell,
+        }
+    }
+
+    fn tell(&self, what: impl FnOnce() -> String) {
+        if self.tell {
+            println!("{}", what());
+        }
+    }
+
+    fn run(mut self) {
+        let mut store = self.open(true);
+        for _ in 0..STEPS {
+            let mut restart = None;
+            match self.numbers.below(20) {
+                0..7 => self.write(&store),
+                7..11 => self.erase(&store),
+                11..15 => self.sync(&store),
+                15..17 => self.read(&store),
+                17 => restart = Some(self.numbers.index(3)),
+                18 => self.disk.set_fuse(1 + self.numbers.below(12)),
+                _ => self.harm(),
+            }
+            store.check_integrity();
+            if self.disk.is_dead() {
+                restart = Some(0);
+            }
+            if let Some(how) = restart {
+                store = self.restart(store, how);
+            }
+        }
+        let store = self.restart(store, 0);
+        self.read(&store);
+    }
+
+    /// Opens until it works; what the disk refuses while it fails is an error that can be told.
+    fn open(&mut self, must_keep: bool) -> SlotStore {
+        let must = match must_keep {
+            true => self.must(),
+            false => HashSet::new(),
+        };
+        self.disk.set_faults(self.faults);
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let disk = Arc::new(self.disk.clone());
+            let opened = SlotStore::create_or_open_on(disk, &self.settings, &self.identity);
+            match opened {
+                Ok((store, recovered)) => {
+                    self.adopt(&store, &recovered, &must);
+                    return store;
+                }
+                Err(error) => {
+                    self.tell(|| format!("cannot open: {error}"));
+                    assert!(
+                        matches!(error, TierError::File { .. } | TierError::DiskFull { .. }),
+                        "{error}"
+                    );
+                    assert!(attempt < 50, "it never opens: {error}");
+                    if attempt > 2 {
+                        self.disk.set_faults(Faults::default());
+                    }
+                    self.disk.set_read_only(false);
+                    if self.disk.is_dead() {
+                        self.disk.crash();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What must still be there: whatever was said to be durable.
+    fn must(&self) -> HashSet<Version> {
+        self.model.slots.iter().flatten().copied().collect()
+    }
+
+    /// Checks what was offered, and goes on from there.
+    fn adopt(&mut self, store: &SlotStore, recovered: &Recovered, must: &HashSet<Version>) {
+        store.check_integrity();
+        assert!(self.disk.total_bytes() <= self.settings.capacity_bytes);
+        self.disk.set_faults(Faults::default());
+        let mut places: HashMap<_, usize> = HashMap::new();
+        let mut offered = HashSet::new();
+        self.model.slots = vec![None; store.slots() as usize];
+        let mut bad = 0;
+        for (index, entry) in recovered.entries.iter().enumerate() {
+            assert_eq!(entry.slot as usize, index);
+            let number = u64::from(entry.tenant);
+            assert_eq!(entry.key, key(number));
+            assert_eq!(entry.parent, parent(number).map(key));
+            assert_eq!(entry.position, position(number));
+            assert!(places.insert(entry.key, index).is_none(), "offered twice");
+            let mut bytes = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
+            match store.read(entry.slot, &entry.key, &mut bytes) {
+                Ok(()) => {
+                    let version = self.check_bytes(number, &bytes);
+                    assert!(
+                        self.model.possible.contains(&version),
+                        "{version:?} came back"
+                    );
+                    self.model.slots[index] = Some(version);
+                    offered.insert(version);
+                }
+                Err(Miss::Checksum | Miss::Truncated) if self.model.damage > 0 => {
+                    bad += 1;
+                    store.erase(&[entry.slot]).unwrap();
+                }
+                Err(miss) => panic!("block {number} in slot {}: {miss}", entry.slot),
+            }
+        }
+        for (index, entry) in recovered.entries.iter().enumerate() {
+            let before = entry.parent.and_then(|parent| places.get(&parent));
+            assert!(before.is_none_or(|before| *before < index), "a child first");
+        }
+        let missing = must.difference(&offered).count() as u64;
+        self.tell(|| {
+            let dropped = recovered.dropped;
+            format!(
+                "opened: {} offered, {bad} bad, {missing} missing, {dropped:?}",
+                places.len()
+            )
+        });
+        // Erasures that the disk refuses leave more blocks than there are slots.
+        let surplus = match self.faults == Faults::default() {
+            true => 0,
+            false => recovered.dropped.over_capacity,
+        };
+        let excused = self.model.damage + u64::from(recovered.dropped.unreadable + surplus);
+        assert!(missing <= excused, "{missing} durable blocks are missing");
+        // Damaged blocks that were erased just now, or could not be, may come back as misses.
+        if bad + recovered.dropped.total() == 0 {
+            self.model.damage = 0;
+        }
+        self.model.erased.clear();
+        self.disk.set_faults(self.faults);
+    }
+
+    /// Which write these bytes are; all of them must be its.
+    fn check_bytes(&self, number: u64, bytes: &[u8]) -> Version {
+        let version = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        let version = Version { number, version };
+        assert!(bytes == content(version), "mixed bytes in {version:?}");
+        version
+    }
+
+    fn write(&mut self, store: &SlotStore) {
+        let held: HashSet<u64> = self.must().iter().map(|v| v.number).collect();
+        let empty = self
+            .model
+            .slots
+            .iter()
+            .zip(0..)
+            .filter(|(held, _)| held.is_none());
+        let empty: Vec<u32> = empty.map(|(_, slot)| slot).collect();
+        let mut batch = Vec::new();
+        for slot in empty.into_iter().take(1 + self.numbers.index(3)) {
+            let number = self.numbers.below(NUMBERS);
+            let again = batch
+                .iter()
+                .any(|(_, version): &(u32, Version)| version.number == number);
+            if held.contains(&number) || again {
+                continue;
+            }
+            self.model.versions += 1;
+            let version = self.model.versions;
+            batch.push((slot, Version { number, version }));
+        }
+        let contents: Vec<Vec<u8>> = batch.iter().map(|(_, version)| content(*version)).collect();
+        let writes: Vec<SlotWrite<'_>> = batch
+            .iter()
+            .zip(&contents)
+            .map(|((slot, version), bytes)| SlotWrite {
+                slot: *slot,
+                key: key(version.number),
+                parent: parent(version.number).map(key),
+                position: position(version.number),
+                tenant: u32::try_from(version.number).unwrap(),
+                bytes,
+            })
+            .collect();
+        let written = store.write(&writes);
+        self.tell(|| format!("write {batch:?}: {:?}", written.failed));
+        for (slot, version) in batch {
+            let failed = written.failed.iter().find(|failed| failed.slot == slot);
+            match failed {
+                None => {
+                    self.model.slots[slot as usize] = Some(version);
+                    self.model.possible.insert(version);
+                }
+                Some(failed) => assert!(
+                    self.troubled() && !matches!(failed.error, TierError::SlotOccupied { .. }),
+                    "{}",
+                    failed.error
+                ),
+            }
+        }
+        self.settle(store);
+    }
+
+    /// Whether the disk may fail at all.
+    fn troubled(&self) -> bool {
+        self.faults != Faults::default() || self.disk.is_dead() || self.damaging
+    }
+
+    /// A failed sync, which a write may have waited for, empties slots.
+    fn settle(&mut self, store: &SlotStore) {
+        for (held, slot) in self.model.slots.iter_mut().zip(0..) {
+            if held.is_some() && store.state(slot) == SlotState::Empty {
+                assert!(
+                    self.faults.sync > 0
+                        || self.faults.write > 0
+                        || self.faults.full > 0
+                        || self.disk.is_dead()
+                        || self.damaging,
+                    "slot {slot} lost its block"
+                );
+                *held = None;
+            }
+        }
+    }
+
+    fn erase(&mut self, store: &SlotStore) {
+        let full = self
+            .model
+            .slots
+            .iter()
+            .zip(0..)
+            .filter(|(held, _)| held.is_some());
+        let full: Vec<u32> = full.map(|(_, slot)| slot).collect();
+        let count = 1 + self.numbers.index(4);
+        let from = self.numbers.index(full.len());
+        let slots: Vec<u32> = full.into_iter().skip(from).take(count).collect();
+        self.tell(|| format!("erase {slots:?}"));
+        store.erase(&slots).unwrap();
+        for slot in slots {
+            let version = self.model.slots[slot as usize].take();
+            self.model.erased.extend(version);
+        }
+    }
+
+    fn sync(&mut self, store: &SlotStore) {
+        let synced = store.sync();
+        self.tell(|| format!("sync: {synced:?}"));
+        for lost in &synced.lost {
+            let version = self.model.slots[lost.slot as usize].take();
+            assert_eq!(version.map(|version| key(version.number)), Some(lost.key));
+        }
+        self.settle(store);
+        if synced.failure.is_some() {
+            assert!(self.troubled());
+            return;
+        }
+        for version in self.model.erased.drain(..) {
+            self.model.possible.remove(&version);
+        }
+        for (held, slot) in self.model.slots.iter().zip(0..) {
+            let state = match held {
+                Some(_) => SlotState::Durable,
+                None => SlotState::Empty,
+            };
+            assert_eq!(store.state(slot), state, "slot {slot} after a sync");
+        }
+    }
+
+    fn read(&mut self, store: &SlotStore) {
+        let mut bytes = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
+        for (held, slot) in self.model.slots.iter().zip(0..) {
+            let number = held.map_or(0, |version| version.number);
+            match (store.read(slot, &key(number), &mut bytes), held) {
+                (Ok(()), Some(version)) => assert_eq!(self.check_bytes(number, &bytes), *version),
+                (Err(Miss::Empty), None) => {}
+                (Err(Miss::Io(_)), Some(_)) if self.faults.read > 0 || self.disk.is_dead() => {}
+                (Err(Miss::Checksum | Miss::Truncated), Some(_)) if self.model.damage > 0 => {}
+                (read, held) => panic!("slot {slot} holds {held:?}, read {read:?}"),
+            }
+            assert!(store.read(slot, &key(NUMBERS + 1), &mut bytes).is_err());
+        }
+    }
+
+    /// Something that is not the store's fault.
+    fn harm(&mut self) {
+        if !self.damaging {
+            return;
+        }
+        match self.numbers.below(4) {
+            0 => self.disk.set_read_only(true),
+            1 => self.disk.set_read_only(false),
+            2 => {
+                let file = ["slots", "records"][self.numbers.index(2)];
+                self.tell(|| format!("a bit of {file} flips"));
+                self.model.damage += u64::from(self.disk.flip(file));
+            }
+            _ => {
+                let bytes = self.numbers.index(60_000);
+                self.tell(|| format!("slots is cut to {bytes} bytes"));
+                self.disk.cut("slots", bytes);
+                self.model.damage += NUMBERS;
+            }
+        }
+    }
+
+    /// The power goes, or the process is killed, or it ends.
+    fn restart(&mut self, store: SlotStore, how: usize) -> SlotStore {
+        let durable = |slot: u32| store.state(slot) == SlotState::Durable;
+        for (held, slot) in self.model.slots.iter_mut().zip(0..) {
+            if !durable(slot) {
+                *held = None;
+            }
+        }
+        self.tell(|| {
+            format!(
+                "restart {}",
+                ["after a crash", "after a kill", "in order"][how]
+            )
+        });
+        match how {
+            0 => self.disk.crash(),
+            1 => self.disk.kill(),
+            _ => {}
+        }
+        drop(store);
+        let before = self.settings;
+        if self.numbers.once_in(4) {
+            self.settings = room_for(2 + self.numbers.below(14), &self.identity);
+        }
+        if self.numbers.once_in(6) {
+            self.disk.set_fuse(1 + self.numbers.below(20));
+        }
+        let keeps = self.settings.capacity_bytes >= before.capacity_bytes;
+        self.open(keeps)
+    }
+}
+
+/// Blocks are in chains of four.
+fn parent(number: u64) -> Option<u64> {
+    (!number.is_multiple_of(4)).then(|| number - 1)
+}
+
+fn position(number: u64) -> u32 {
+    u32::try_from(number % 4).unwrap()
+}
+
+/// The bytes of one write: they say which one it is, and differ everywhere.
+fn content(version: Version) -> Vec<u8> {
+    let mut bytes = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
+    crate::common::fill(version.number << 32 | version.version, &mut bytes);
+    bytes[..8].copy_from_slice(&version.version.to_le_bytes());
+    bytes
+}
