@@ -99,9 +99,7 @@ impl Inner {
             disk.forget(leaving.ids());
             gone += leaving.len();
             drop(leaving);
-            disk.touched();
-            self.sync_disk(disk);
-            if disk.is_dirty() {
+            if !self.sync_disk(disk).durable {
                 return Err(TierError::NotDurable);
             }
         }
@@ -118,11 +116,11 @@ impl Inner {
         let mut keys: Vec<BlockKey> = stored.iter().map(|stored| stored.key).collect();
         keys.retain(|key| !disk.has(key));
         let written = self.write_keys(disk, &keys);
-        let lost = self.sync_disk(disk);
+        let synced = self.sync_disk(disk);
         FlushReport {
-            written: written.saturating_sub(lost),
+            written: written.saturating_sub(synced.lost),
             failed: keys.iter().filter(|key| !disk.has(key)).count(),
-            durable: !disk.is_dirty(),
+            durable: synced.durable,
         }
     }
 

@@ -29,6 +29,14 @@ pub(super) struct Stored {
     tenants: Box<[AtomicU32]>,
 }
 
+/// What became of a sync.
+pub(super) struct Synced {
+    /// Blocks that the disk lost.
+    pub(super) lost: usize,
+    /// Whether everything else is durable.
+    pub(super) durable: bool,
+}
+
 impl Stored {
     pub(super) fn new(pool: Arc<BlockPool>, store: SlotStore) -> Stored {
         let slots = store.slots();
@@ -103,8 +111,8 @@ impl Stored {
 }
 
 impl Inner {
-    /// Waits until everything written is durable. What the disk lost is offered no more.
-    pub(super) fn sync_disk(&self, disk: &Stored) -> usize {
+    /// Waits until everything written before is durable. What the disk lost is offered no more.
+    pub(super) fn sync_disk(&self, disk: &Stored) -> Synced {
         disk.dirty.store(false, Ordering::Release);
         disk.written.store(0, Ordering::Relaxed);
         let synced = disk.store.sync();
@@ -119,6 +127,9 @@ impl Inner {
             self.metrics.evicted(Tier::Disk, EvictionReason::Damaged, lost);
             disk.pool.remove(&keys);
         }
-        synced.lost.len()
+        Synced {
+            lost: synced.lost.len(),
+            durable: synced.failure.is_none(),
+        }
     }
 }
