@@ -370,6 +370,15 @@ impl EvictionPolicy for Gittins {
         if partial && let Some(parent) = self.runs.parent(last.0) {
             self.split_after(parent);
         }
+        // Where other tiers have the first blocks of a chain, the visit starts behind them; those that
+        // are here as well were used all the same.
+        let before = visit.blocks.first().and_then(|first| self.runs.parent(first.0));
+        if let Some(before) = before {
+            self.split_after(before);
+            if let Some(run) = self.runs.of(before) {
+                self.refresh(run);
+            }
+        }
         let mut rest = visit.blocks;
         while let Some(first) = rest.first() {
             if let Some(parent) = self.runs.parent(first.0) {
