@@ -62,7 +62,8 @@ impl Inner {
             (EvictionReason::Removed, now.removed, seen.removed),
         ];
         for (reason, now, before) in gone {
-            self.metrics.evicted(tier, reason, now.saturating_sub(before));
+            self.metrics
+                .evicted(tier, reason, now.saturating_sub(before));
         }
         *seen = now;
         let (present, room) = (stats.cached as u64, stats.blocks as u64);

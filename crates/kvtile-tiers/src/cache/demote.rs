@@ -8,7 +8,7 @@ use kvtile_blocks::{
     events::Tier,
     pool::{AllocateRequest, Claim, EvictedBlock, EvictedBlocks, PinnedBlocks, TenantId},
 };
-use kvtile_transfer::{LeaseMode};
+use kvtile_transfer::LeaseMode;
 
 use super::{
     DiskWrites, Inner,
@@ -193,7 +193,10 @@ impl Inner {
             Ok(()) => self.metrics.stored(Tier::Disk, 1),
             Err(error) => {
                 self.metrics.move_failed(Tier::Host, Tier::Disk);
-                log::warn!("block {} could not be written to disk: {error}", leaving.key);
+                log::warn!(
+                    "block {} could not be written to disk: {error}",
+                    leaving.key
+                );
             }
         }
         written.is_ok()
@@ -212,7 +215,9 @@ impl Inner {
         };
         // What allocating evicted by itself is still in its slot.
         disk.forget(&[slot]);
-        let lease = self.host.lease(&self.manager, leaving.block, LeaseMode::Read)?;
+        let lease = self
+            .host
+            .lease(&self.manager, leaving.block, LeaseMode::Read)?;
         let write = SlotWrite {
             slot: slot.0,
             key,
@@ -223,6 +228,7 @@ impl Inner {
         };
         let start = self.clock.now();
         let written = disk.store.write(&[write]);
+        self.drop_lost(disk, &disk.store.take_lost());
         if let Some(failed) = written.failed.into_iter().next() {
             return Err(failed.error);
         }

@@ -160,13 +160,25 @@ fn begin(
     let chunk = on_disk.div_ceil(most).max(1);
     let mut pieces = Vec::new();
     for mut segment in found.segments.drain(..) {
+        let mut start = (first, position + first);
+        first += segment.blocks.len();
+        if destinations.is_none() && segment.tier == Tier::Host {
+            // It is where it should be; nothing is to be done, and nothing stays pinned.
+            continue;
+        }
+
         while segment.tier == Tier::Disk && segment.blocks.len() > chunk {
             let rest = segment.split_off(chunk);
-            pieces.push(std::mem::replace(&mut segment, rest));
+            pieces.push((start, std::mem::replace(&mut segment, rest)));
+            start = (start.0 + chunk, start.1 + chunk);
         }
-        pieces.push(segment);
+        pieces.push((start, segment));
     }
-    let layers = if destinations.is_some() { inner.layers } else { 0 };
+    let layers = if destinations.is_some() {
+        inner.layers
+    } else {
+        0
+    };
     let load = Arc::new(Load {
         shared: Shared::new(layers, pieces.len()),
         outcome: Mutex::default(),
@@ -182,7 +194,7 @@ fn begin(
         return Ok(completion);
     }
     let mut jobs = Vec::with_capacity(pieces.len());
-    for segment in pieces {
+    for ((first, position), segment) in pieces {
         let blocks = segment.blocks.len();
         let there = destinations.and_then(|ids| ids.get(first..first + blocks));
         jobs.push(Job::Load(LoadPart {
@@ -190,10 +202,9 @@ fn begin(
             segment: Some(segment),
             told: false,
             first,
-            position: position + first,
+            position,
             destinations: there.map(<[usize]>::to_vec),
         }));
-        first += blocks;
     }
     if let Err(error) = inner.queue(options.priority, jobs) {
         inner.metrics.lost(MissReason::QueueFull, wanted as u64);
@@ -335,13 +346,7 @@ impl LoadPart {
 
     /// Copies host blocks to the destinations from `at` on. `last`: with them the part is whole,
     /// and its layers are told as they come.
-    fn copy(
-        &self,
-        inner: &Inner,
-        host: &[BlockId],
-        at: usize,
-        last: bool,
-    ) -> Result<(), LoadStop> {
+    fn copy(&self, inner: &Inner, host: &[BlockId], at: usize, last: bool) -> Result<(), LoadStop> {
         let Some(destinations) = &self.destinations else {
             return Ok(());
         };

@@ -182,7 +182,9 @@ impl Inner {
         labels.iter().for_each(|label| self.metrics.queued(*label));
         self.queue.push(priority, jobs).map_err(|(refused, jobs)| {
             drop(jobs);
-            labels.iter().for_each(|label| self.metrics.unqueued(*label));
+            labels
+                .iter()
+                .for_each(|label| self.metrics.unqueued(*label));
             match refused {
                 Refused::Full { waiting } => {
                     labels.iter().for_each(|label| self.metrics.refused(*label));

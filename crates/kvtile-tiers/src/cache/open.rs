@@ -12,8 +12,8 @@ use kvtile_layout::{LayoutError, Word, identity::LayoutIdentity, tradition::Layo
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 
 use super::{
-    Cache, CacheSettings, Clock, DiskSettings, Inner, SystemClock, counts::Seen,
-    flights::Flights, host::Host, queue::Queue, stored::Stored,
+    Cache, CacheSettings, Clock, DiskSettings, Inner, SystemClock, counts::Seen, flights::Flights,
+    host::Host, queue::Queue, stored::Stored,
 };
 use crate::{
     disk::{
@@ -238,18 +238,24 @@ fn open_disk(
     let kept = SlotStoreSettings::new(settings.capacity_bytes);
     let (store, recovered) = SlotStore::create_or_open_on(medium, &kept, identity)?;
     if recovered.dropped.total() > 0 {
-        log::warn!("left out when the disk tier was opened: {:?}", recovered.dropped);
+        log::warn!(
+            "left out when the disk tier was opened: {:?}",
+            recovered.dropped
+        );
     }
     let pool = PoolSettings {
         blocks: store.slots() as usize,
         ..PoolSettings::default()
     };
-    let restored = recovered.entries.iter().map(|entry: &StoredBlock| StoredEntry {
-        block: BlockId(entry.slot),
-        key: entry.key,
-        parent: entry.parent,
-        tenant: TenantId(entry.tenant),
-    });
+    let restored = recovered
+        .entries
+        .iter()
+        .map(|entry: &StoredBlock| StoredEntry {
+            block: BlockId(entry.slot),
+            key: entry.key,
+            parent: entry.parent,
+            tenant: TenantId(entry.tenant),
+        });
     let sink = sink(events, Tier::Disk);
     let pool = BlockPool::with_events(pool, policy(settings.policy), sink)?;
     let superfluous = pool.restore(restored, Tick(0))?.superfluous;

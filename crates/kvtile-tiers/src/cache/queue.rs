@@ -88,11 +88,7 @@ impl<J> Queue<J> {
     }
 
     /// Takes all jobs or none, at once.
-    pub(super) fn push(
-        &self,
-        priority: Priority,
-        jobs: Vec<J>,
-    ) -> Result<(), (Refused, Vec<J>)> {
+    pub(super) fn push(&self, priority: Priority, jobs: Vec<J>) -> Result<(), (Refused, Vec<J>)> {
         let mut state = self.lock();
         if state.closed {
             return Err((Refused::Closed, jobs));

@@ -243,6 +243,7 @@ impl Drop for StoreJob {
     fn drop(&mut self) {
         let nothing = Stored::default();
         let closed = Some(StoreStop::Closed);
-        self.shared.finish(self.report(&nothing, Duration::ZERO, closed));
+        self.shared
+            .finish(self.report(&nothing, Duration::ZERO, closed));
     }
 }

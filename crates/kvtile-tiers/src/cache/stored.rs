@@ -9,7 +9,7 @@ use kvtile_blocks::{BlockId, BlockKey, events::Tier, pool::BlockPool};
 
 use super::{Inner, rate::Rate};
 use crate::{
-    disk::{Miss, SlotStore},
+    disk::{LostBlock, Miss, SlotStore},
     metrics::EvictionReason,
 };
 
@@ -99,7 +99,10 @@ impl Stored {
 
     /// A block that could not be read is offered no more.
     pub(super) fn drop_bad(&self, slot: BlockId, key: &BlockKey, miss: &Miss) {
-        log::warn!("block {key} in slot {} of the disk tier is lost: {miss}", slot.0);
+        log::warn!(
+            "block {key} in slot {} of the disk tier is lost: {miss}",
+            slot.0
+        );
         self.pool.remove(std::slice::from_ref(key));
         self.forget(&[slot]);
     }
@@ -107,6 +110,10 @@ impl Stored {
     pub(super) fn check_integrity(&self) {
         self.pool.check_integrity();
         self.store.check_integrity();
+        for entry in self.pool.snapshot() {
+            let (slot, key) = (entry.block, entry.key);
+            assert_eq!(self.store.key(slot.0), Some(key), "slot {}", slot.0);
+        }
     }
 }
 
@@ -120,16 +127,23 @@ impl Inner {
             log::warn!("the disk tier could not be synced: {error}");
             disk.touched();
         }
-        if !synced.lost.is_empty() {
-            let keys: Vec<BlockKey> = synced.lost.iter().map(|lost| lost.key).collect();
-            log::warn!("the disk tier lost {} blocks that it had taken", keys.len());
-            let lost = keys.len() as u64;
-            self.metrics.evicted(Tier::Disk, EvictionReason::Damaged, lost);
-            disk.pool.remove(&keys);
-        }
+        self.drop_lost(disk, &synced.lost);
         Synced {
             lost: synced.lost.len(),
             durable: synced.failure.is_none(),
         }
+    }
+
+    /// What the disk had taken and lost is offered no more.
+    pub(super) fn drop_lost(&self, disk: &Stored, lost: &[LostBlock]) {
+        if lost.is_empty() {
+            return;
+        }
+        log::warn!("the disk tier lost {} blocks that it had taken", lost.len());
+        let blocks = lost.len() as u64;
+        self.metrics
+            .evicted(Tier::Disk, EvictionReason::Damaged, blocks);
+        let keys: Vec<BlockKey> = lost.iter().map(|lost| lost.key).collect();
+        disk.pool.remove(&keys);
     }
 }

@@ -48,7 +48,9 @@ fn saved(folder: &Path, keys: &[kvtile_blocks::BlockKey]) {
 
 fn folder_bytes(folder: &Path) -> u64 {
     let files = fs::read_dir(folder).unwrap();
-    files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    files
+        .map(|file| file.unwrap().metadata().unwrap().len())
+        .sum()
 }
 
 #[test]
@@ -84,7 +86,9 @@ fn a_data_file_that_was_cut_is_a_miss() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(1, 6);
     saved(folder.path(), &keys);
-    let slots = fs::OpenOptions::new().write(true).open(folder.path().join("slots"));
+    let slots = fs::OpenOptions::new()
+        .write(true)
+        .open(folder.path().join("slots"));
     slots.unwrap().set_len(2 * 4096).unwrap();
     let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
@@ -129,7 +133,8 @@ fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
 #[test]
 fn a_load_that_is_too_late_touches_nothing() {
     let clock = Arc::new(VirtualClock::default());
-    let builder = Cache::builder(settings(8).workers(0)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let builder =
+        Cache::builder(settings(8).workers(0)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 2);

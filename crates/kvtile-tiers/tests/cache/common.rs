@@ -106,14 +106,18 @@ impl<'a> Engine<'a> {
     pub(crate) fn compute(&self, key: &BlockKey, block: usize) {
         let pattern = FillPattern::Distinct { seed: seed(key) };
         let manager = self.cache.manager();
-        manager.fill(self.cache.engine(), &[block], pattern).unwrap();
+        manager
+            .fill(self.cache.engine(), &[block], pattern)
+            .unwrap();
     }
 
     /// Overwrites a block with what belongs to no key.
     pub(crate) fn poison(&self, block: usize) {
         let manager = self.cache.manager();
         let pattern = FillPattern::Constant(0xa5);
-        manager.fill(self.cache.engine(), &[block], pattern).unwrap();
+        manager
+            .fill(self.cache.engine(), &[block], pattern)
+            .unwrap();
     }
 
     fn expected(&mut self, key: &BlockKey) -> Fingerprint {

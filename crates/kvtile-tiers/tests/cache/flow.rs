@@ -21,7 +21,11 @@ fn blocks_in(cache: &Cache, keys: &[kvtile_blocks::BlockKey], tier: Tier) -> usi
 fn moved(cache: &Cache, source: Tier, destination: Tier) -> u64 {
     let stats = cache.stats();
     let route = |m: &&MoveStats| m.source == source && m.destination == destination;
-    stats.moves.iter().find(route).map_or(0, |moves| moves.blocks)
+    stats
+        .moves
+        .iter()
+        .find(route)
+        .map_or(0, |moves| moves.blocks)
 }
 
 #[test]
@@ -37,7 +41,10 @@ fn stored_blocks_are_found_and_loaded() {
     assert_eq!(engine.load(&chain(2, 6), 40), 0);
     cache.check_integrity();
     let stats = cache.stats();
-    assert_eq!((stats.hits[&Tier::Host], stats.lookup_blocks), (12, 6 + 6 + 8 + 6));
+    assert_eq!(
+        (stats.hits[&Tier::Host], stats.lookup_blocks),
+        (12, 6 + 6 + 8 + 6)
+    );
     assert_eq!(stats.misses[&MissReason::Absent], 6 + 2 + 6);
     assert!(stats.pinned.values().all(|pins| *pins == 0), "{stats:?}");
 }
@@ -96,7 +103,9 @@ fn what_leaves_host_memory_goes_to_disk_in_whole_prefixes() {
 fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
     let folder = tempfile::tempdir().unwrap();
     let writes = DiskWrites::AtOnce;
-    let settings = with_disk(3, folder.path(), DISK).disk_writes(writes).workers(1);
+    let settings = with_disk(3, folder.path(), DISK)
+        .disk_writes(writes)
+        .workers(1);
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 20);
@@ -115,7 +124,9 @@ fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
 fn blocks_are_written_to_disk_at_once_or_after_uses() {
     for (writes, lookups) in [(DiskWrites::AtOnce, 0), (DiskWrites::AfterUses(2), 2)] {
         let folder = tempfile::tempdir().unwrap();
-        let settings = with_disk(16, folder.path(), DISK).disk_writes(writes).workers(0);
+        let settings = with_disk(16, folder.path(), DISK)
+            .disk_writes(writes)
+            .workers(0);
         let cache = Cache::open(settings, engine_layout()).unwrap();
         let mut engine = Engine::new(&cache);
         let keys = chain(3, 4);
@@ -167,9 +178,14 @@ fn the_engines_own_hits_are_skipped() {
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
-    let found = cache.lookup(&keys, &LookupOptions::default()).skip(2).truncate(3);
+    let found = cache
+        .lookup(&keys, &LookupOptions::default())
+        .skip(2)
+        .truncate(3);
     assert_eq!(found.blocks(), 3);
-    let load = cache.load(found, &[40, 41, 42], &LoadOptions::default()).unwrap();
+    let load = cache
+        .load(found, &[40, 41, 42], &LoadOptions::default())
+        .unwrap();
     assert_eq!(load.wait().blocks, 3);
     for (key, block) in keys[2..5].iter().zip(40..) {
         assert!(engine.holds(key, block));
@@ -184,11 +200,16 @@ fn a_cancelled_load_touches_nothing() {
     engine.store(&keys, 0);
     engine.poison(20);
     let found = cache.lookup(&keys, &LookupOptions::default());
-    let load = cache.load(found, &[20, 21, 22], &LoadOptions::default()).unwrap();
+    let load = cache
+        .load(found, &[20, 21, 22], &LoadOptions::default())
+        .unwrap();
     load.cancel();
     while cache.step() {}
     let report = load.wait();
-    assert!(matches!(report.stopped, Some(LoadStop::Cancelled)), "{report:?}");
+    assert!(
+        matches!(report.stopped, Some(LoadStop::Cancelled)),
+        "{report:?}"
+    );
     assert_eq!(report.blocks, 0);
     assert!(!engine.holds(&keys[0], 20));
     // Its pins are gone: everything can be evicted.
@@ -202,9 +223,13 @@ fn what_waits_when_a_cache_is_closed_ends() {
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     let found = cache.lookup(&keys, &LookupOptions::default());
-    let load = cache.load(found, &[20, 21, 22], &LoadOptions::default()).unwrap();
+    let load = cache
+        .load(found, &[20, 21, 22], &LoadOptions::default())
+        .unwrap();
     let more = chain(2, 1);
-    let store = cache.store(&more, 0, &[9], &StoreOptions::default()).unwrap();
+    let store = cache
+        .store(&more, 0, &[9], &StoreOptions::default())
+        .unwrap();
     drop(cache);
     assert!(matches!(load.wait().stopped, Some(LoadStop::Closed)));
     assert!(matches!(store.wait().stopped, Some(StoreStop::Closed)));

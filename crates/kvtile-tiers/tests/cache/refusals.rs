@@ -21,7 +21,10 @@ fn a_folder_of_another_identity_is_refused_by_the_field_that_differs() {
         .disk(folder.path(), DISK);
     let error = Cache::open(other, engine_layout()).unwrap_err().to_string();
     assert!(error.contains("rope"), "{error}");
-    assert!(error.contains("500000") && error.contains("10000"), "{error}");
+    assert!(
+        error.contains("500000") && error.contains("10000"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -69,9 +72,18 @@ fn blocks_that_the_engine_does_not_have_are_refused() {
     let keys = chain(1, 2);
     let store = |blocks: &[usize]| cache.store(&keys, 0, blocks, &StoreOptions::default());
     let outside = store(&[0, 64]).unwrap_err();
-    assert!(matches!(outside, TierError::EngineBlockOutOfRange { block: 64, .. }));
-    assert!(matches!(store(&[3, 3]), Err(TierError::EngineBlockTwice { block: 3 })));
-    assert!(matches!(store(&[1, 2, 3]), Err(TierError::TooFewKeys { .. })));
+    assert!(matches!(
+        outside,
+        TierError::EngineBlockOutOfRange { block: 64, .. }
+    ));
+    assert!(matches!(
+        store(&[3, 3]),
+        Err(TierError::EngineBlockTwice { block: 3 })
+    ));
+    assert!(matches!(
+        store(&[1, 2, 3]),
+        Err(TierError::TooFewKeys { .. })
+    ));
     let found = cache.lookup(&keys, &LookupOptions::default());
     let load = cache.load(found, &[1], &LoadOptions::default());
     assert!(matches!(load, Err(TierError::TooManyDestinations { .. })));
@@ -89,7 +101,13 @@ fn a_full_queue_refuses_at_once_and_gives_everything_back() {
         cache.load(found, &[20, 21, 22], &LoadOptions::default())
     };
     let waiting = [load().unwrap(), load().unwrap()];
-    assert!(matches!(load(), Err(TierError::Busy { waiting: 2, capacity: 2 })));
+    assert!(matches!(
+        load(),
+        Err(TierError::Busy {
+            waiting: 2,
+            capacity: 2
+        })
+    ));
     let refused: u64 = cache.stats().queues.iter().map(|queue| queue.refused).sum();
     assert_eq!(refused, 1);
     while cache.step() {}

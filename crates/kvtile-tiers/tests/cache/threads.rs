@@ -27,10 +27,19 @@ fn random_work_of_several_threads_gives_no_wrong_byte_and_leaks_nothing() {
     cache.check_integrity();
     let stats = cache.stats();
     assert!(stats.pinned.values().all(|pins| *pins == 0), "{stats:?}");
-    assert!(stats.hit_ratio().is_some_and(|ratio| ratio > 0.1), "{stats:?}");
+    assert!(
+        stats.hit_ratio().is_some_and(|ratio| ratio > 0.1),
+        "{stats:?}"
+    );
     let host = cache.pool_stats(Tier::Host).unwrap();
     assert_eq!(cache.evict(Tier::Host, 12).unwrap(), host.cached);
-    assert!(cache.stats().checksum_failures.values().all(|failures| *failures == 0));
+    assert!(
+        cache
+            .stats()
+            .checksum_failures
+            .values()
+            .all(|failures| *failures == 0)
+    );
 }
 
 /// Each thread has sixteen engine blocks of its own.

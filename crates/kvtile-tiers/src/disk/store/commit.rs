@@ -30,7 +30,21 @@ impl SlotStore {
     pub fn sync(&self) -> Synced {
         let turn = self.turn();
         let commit = self.table().take_commit();
-        self.commit(commit, turn)
+        let mut synced = self.commit(commit, turn);
+        synced.lost.append(&mut self.take_lost());
+        synced
+    }
+
+    /// Blocks that were lost by a sync for which a [`write`](SlotStore::write) had to wait, and that
+    /// nobody was told of yet. Their slots are empty.
+    #[must_use]
+    pub fn take_lost(&self) -> Vec<LostBlock> {
+        std::mem::take(&mut *self.unreported())
+    }
+
+    fn unreported(&self) -> MutexGuard<'_, Vec<LostBlock>> {
+        let unreported = self.unreported.lock();
+        unreported.unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As [`sync`](SlotStore::sync), unless somebody else's sync frees a place meanwhile. Whether
@@ -51,8 +65,8 @@ impl SlotStore {
             }
             table.take_commit()
         };
-        // What was lost, if anything, is counted, and its slots are empty for every reader.
         let synced = self.commit(commit, turn);
+        self.unreported().extend(synced.lost);
         synced.erased > 0
     }
 

@@ -64,6 +64,8 @@ pub struct SlotStore {
     table: Mutex<Table>,
     /// Held during a sync; there is one at a time.
     commit: Mutex<()>,
+    /// Blocks that were lost and that nobody was told of yet.
+    unreported: Mutex<Vec<LostBlock>>,
     counters: Counters,
     /// Held while the store lives.
     _lock: Box<dyn MediumLock>,

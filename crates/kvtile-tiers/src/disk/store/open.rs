@@ -374,6 +374,7 @@ impl Opened {
             slots: self.files.slots,
             records: self.files.records,
             commit: Mutex::new(()),
+            unreported: Mutex::default(),
             counters: Counters::default(),
             _lock: lock,
         };
