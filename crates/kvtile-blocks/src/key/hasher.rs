@@ -164,6 +164,17 @@ impl BlockHasher {
         if let Some((page, [])) = tokens.split_first_chunk::<32>() {
             return self.with_room::<{ 4 * 32 + TRAILER_MAX }>(parent, page, extra);
         }
+        self.key_of_unusual_page(parent, tokens, extra)
+    }
+
+    /// Apart, so that usual pages do not pay for its stack.
+    #[inline(never)]
+    fn key_of_unusual_page(
+        &self,
+        parent: Option<BlockKey>,
+        tokens: &[u32],
+        extra: Option<ExtraDigest>,
+    ) -> BlockKey {
         match tokens.len() {
             0..=64 => self.with_room::<{ 4 * 64 + TRAILER_MAX }>(parent, tokens, extra),
             65..=256 => self.with_room::<{ 4 * 256 + TRAILER_MAX }>(parent, tokens, extra),
