@@ -65,7 +65,10 @@ pub(super) fn rows(rounds: u32) -> Result<Vec<HashRow>, BlocksError> {
             }
         }
     }
-    Ok(cells.iter().map(|(hasher, times)| row(hasher, times)).collect())
+    Ok(cells
+        .iter()
+        .map(|(hasher, times)| row(hasher, times))
+        .collect())
 }
 
 fn row(hasher: &BlockHasher, times: &Times) -> HashRow {

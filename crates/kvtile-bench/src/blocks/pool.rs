@@ -63,7 +63,9 @@ fn chains(blocks: usize, salt: u64) -> Vec<Chain> {
     (0..blocks / CHAIN)
         .map(|chain| {
             let first = chain * CHAIN;
-            (first..first + CHAIN).map(|block| key(block as u64, salt)).collect()
+            (first..first + CHAIN)
+                .map(|block| key(block as u64, salt))
+                .collect()
         })
         .collect()
 }
@@ -168,7 +170,9 @@ fn round(
     }
     for keys in absent {
         let found = timed(missing, || {
-            keys.iter().map(|key| pool.peek(std::slice::from_ref(key))).sum::<usize>()
+            keys.iter()
+                .map(|key| pool.peek(std::slice::from_ref(key)))
+                .sum::<usize>()
         });
         assert_eq!(found, 0, "an absent key is not found");
     }
@@ -185,7 +189,9 @@ fn filled(policy: PolicyKind, chains: &[Chain]) -> Result<Arc<BlockPool>, Blocks
     for keys in chains {
         let blocks = pool.allocate(CHAIN, &AllocateRequest::default())?;
         let complete = blocks.complete(keys, None).map_err(BlocksError::from)?;
-        complete.register(&Claim::default()).map_err(BlocksError::from)?;
+        complete
+            .register(&Claim::default())
+            .map_err(BlocksError::from)?;
     }
     Ok(pool)
 }

@@ -7,8 +7,15 @@ use super::BlocksReport;
 impl Display for BlocksReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}, {} cores", self.machine.cpu, self.machine.cores)?;
-        writeln!(f, "\nKeys from tokens, one thread, medians of {} rounds", self.rounds)?;
-        writeln!(f, "  profile  page     ns/block  10^6 tokens/s    goal  spread")?;
+        writeln!(
+            f,
+            "\nKeys from tokens, one thread, medians of {} rounds",
+            self.rounds
+        )?;
+        writeln!(
+            f,
+            "  profile  page     ns/block  10^6 tokens/s    goal  spread"
+        )?;
         for row in &self.hashing {
             let missed = row.goal.is_some_and(|goal| row.million_tokens_per_s < goal);
             writeln!(
@@ -23,8 +30,15 @@ impl Display for BlocksReport {
                 row.spread
             )?;
         }
-        writeln!(f, "\nPool of {} blocks in chains of 128, one thread", self.blocks)?;
-        writeln!(f, "  policy   operation                     ns/block    goal  spread")?;
+        writeln!(
+            f,
+            "\nPool of {} blocks in chains of 128, one thread",
+            self.blocks
+        )?;
+        writeln!(
+            f,
+            "  policy   operation                     ns/block    goal  spread"
+        )?;
         for row in &self.operations {
             let missed = row.goal_ns.is_some_and(|goal| row.ns_per_block > goal);
             writeln!(
@@ -38,8 +52,14 @@ impl Display for BlocksReport {
                 row.spread
             )?;
         }
-        writeln!(f, "\nMatch inactive and release on two threads, throughput over one thread")?;
-        writeln!(f, "  policy   one thread, ns/block  one pool (goal 1.5)  two pools")?;
+        writeln!(
+            f,
+            "\nMatch inactive and release on two threads, throughput over one thread"
+        )?;
+        writeln!(
+            f,
+            "  policy   one thread, ns/block  one pool (goal 1.5)  two pools"
+        )?;
         for row in &self.threads {
             writeln!(
                 f,

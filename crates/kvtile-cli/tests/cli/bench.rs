@@ -146,7 +146,10 @@ fn requests_that_make_no_sense_are_refused() {
 
 #[test]
 fn blocks_are_measured_by_profile_and_by_policy() {
-    let json = kvtile(&["bench", "blocks", "--rounds", "1", "--pool", "512", "--json"]).json();
+    let json = kvtile(&[
+        "bench", "blocks", "--rounds", "1", "--pool", "512", "--json",
+    ])
+    .json();
     let figures = |part: &str, names: [&str; 2], figure: &str| {
         let rows = json[part].as_array().unwrap();
         for row in rows {
@@ -155,11 +158,30 @@ fn blocks_are_measured_by_profile_and_by_policy() {
         }
         rows.len()
     };
-    assert_eq!(figures("hashing", ["profile", "page_size"], "ns_per_block"), 12);
-    assert_eq!(figures("operations", ["policy", "operation"], "ns_per_block"), 24);
-    assert_eq!(figures("threads", ["policy", "one_thread_ns_per_block"], "one_pool_gain"), 4);
+    assert_eq!(
+        figures("hashing", ["profile", "page_size"], "ns_per_block"),
+        12
+    );
+    assert_eq!(
+        figures("operations", ["policy", "operation"], "ns_per_block"),
+        24
+    );
+    assert_eq!(
+        figures(
+            "threads",
+            ["policy", "one_thread_ns_per_block"],
+            "one_pool_gain"
+        ),
+        4
+    );
     let text = kvtile(&["bench", "blocks", "--rounds", "1", "--pool", "512"]).ok();
-    for word in ["blake3", "router", "gittins", "s3-fifo", "match inactive and release"] {
+    for word in [
+        "blake3",
+        "router",
+        "gittins",
+        "s3-fifo",
+        "match inactive and release",
+    ] {
         assert!(text.contains(word), "{text}");
     }
 }
