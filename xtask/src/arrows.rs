@@ -28,7 +28,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
         ],
     ),
     ("kvtile-demo", &["kvtile"]),
-    ("kvtile-bench", &["kvtile"]),
+    ("kvtile-bench", &["kvtile", "kvtile-blocks"]),
     ("kvtile-cli", &["kvtile", "kvtile-bench", "kvtile-demo"]),
     ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
     ("xtask", &[]),

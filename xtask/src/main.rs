@@ -39,6 +39,8 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// The concurrent core of the block pool, in every order in which threads can meet.
+    Loom,
     /// The executors' tests under the address sanitizer alone.
     Sanitize,
     /// The dependency, licence and file rules alone.
@@ -50,6 +52,7 @@ fn main() -> ExitCode {
         Command::Test => test(),
         Command::Check { without_tests } => check(without_tests),
         Command::Fuzz { seconds } => fuzz(seconds),
+        Command::Loom => loom(),
         Command::Sanitize => sanitize(),
         Command::Rules => rules(),
     };
@@ -79,6 +82,7 @@ fn check(without_tests: bool) -> Result<(), Failure> {
         .run()?;
     demonstration()?;
     advisories()?;
+    loom()?;
     sanitize()?;
     fuzz(CHECK_FUZZ_SECONDS)
 }
@@ -138,6 +142,16 @@ fn sanitize() -> Result<(), Failure> {
     ];
     Step::cargo(test.into_iter().chain([target.as_str()]).chain(tests))
         .env("RUSTFLAGS", "-Zsanitizer=address")
+        .run()
+}
+
+/// The models of the block pool. They have a folder of their own, as everything below them is built
+/// with other flags.
+fn loom() -> Result<(), Failure> {
+    let test = ["test", "--locked", "-p", "kvtile-blocks", "--release"];
+    let models = ["--test", "pool_loom", "--target-dir", "target/loom"];
+    Step::cargo(test.into_iter().chain(models))
+        .env("RUSTFLAGS", "--cfg loom")
         .run()
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use kvtile::{layout::LayoutError, memory::MemoryError, transfer::TransferError};
+use kvtile_blocks::BlocksError;
 use thiserror::Error;
 
 /// Why a benchmark ended without its report.
@@ -18,6 +19,9 @@ pub enum BenchError {
     /// Memory could not be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
+    /// Keys or pools refused what was done with them.
+    #[error(transparent)]
+    Blocks(#[from] BlocksError),
     /// Filters, or models and pairs that do not fit, leave nothing.
     #[error("nothing matches {filters:?}; there are {known}")]
     NothingLeft {

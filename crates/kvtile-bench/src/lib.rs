@@ -9,6 +9,7 @@
 //! | `arena`, `walk` | memory of both sides; where every byte of a block lies, without a plan |
 //! | `contender`, `rivals` | everything that can copy: kvtile, `memcpy`, and what people use otherwise |
 //! | `memory_rows`, `file_rows`, `fixed_cost`, [`first_touch`] | the measurements |
+//! | [`blocks`] | keys from tokens and the operations of pools, in nanoseconds a block |
 //! | [`row`], [`report`], [`machine`] | what they came to, as it is stored |
 //! | `text`, `html` | what they came to, as people read it |
 //!
@@ -17,6 +18,7 @@
 //! anything.
 
 mod arena;
+pub mod blocks;
 pub mod class;
 mod contender;
 mod error;

@@ -30,6 +30,23 @@ impl<'a> ExtraKeys<'a> {
 /// The hash of a block's extra keys.
 pub(crate) type ExtraDigest = [u8; 16];
 
+/// What a block follows: the block before, or the start. The bytes stand first and whole, because
+/// the next hash waits for them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Parent {
+    bytes: [u8; 16],
+    is_root: bool,
+}
+
+impl From<BlockKey> for Parent {
+    fn from(key: BlockKey) -> Parent {
+        Parent {
+            bytes: key.0,
+            is_root: false,
+        }
+    }
+}
+
 /// Makes the keys of full blocks. Making one allocates a little; using it allocates nothing. It may
 /// be shared by threads.
 #[derive(Clone)]
@@ -113,18 +130,18 @@ impl BlockHasher {
             });
         }
         let extra = self.digest(extra.iter())?;
-        Ok(self.key_of_page(parent, tokens, extra))
+        Ok(self.key_of_page(self.after(parent), tokens, extra))
     }
 
     /// Adds the keys of all full blocks of `tokens` to the end of `keys`, the first one after
     /// `parent`, none with extra keys. Tokens after the last full block are left.
     pub fn keys(&self, parent: Option<BlockKey>, tokens: &[u32], keys: &mut Vec<BlockKey>) {
-        let mut parent = parent;
+        let mut parent = self.after(parent);
         let pages = tokens.chunks_exact(self.page_size);
         keys.reserve(pages.len());
         keys.extend(pages.map(|page| {
             let key = self.key_of_page(parent, page, None);
-            parent = Some(key);
+            parent = Parent::from(key);
             key
         }));
     }
@@ -149,11 +166,20 @@ impl BlockHasher {
         Ok(Some(first_16(hash.finalize().as_bytes())))
     }
 
+    /// What a block follows.
+    pub(crate) fn after(&self, parent: Option<BlockKey>) -> Parent {
+        let root = Parent {
+            bytes: self.root,
+            is_root: true,
+        };
+        parent.map_or(root, Parent::from)
+    }
+
     /// The key of a page whose size was checked.
     #[inline]
     pub(crate) fn key_of_page(
         &self,
-        parent: Option<BlockKey>,
+        parent: Parent,
         tokens: &[u32],
         extra: Option<ExtraDigest>,
     ) -> BlockKey {
@@ -164,6 +190,17 @@ impl BlockHasher {
         if let Some((page, [])) = tokens.split_first_chunk::<32>() {
             return self.with_room::<{ 4 * 32 + TRAILER_MAX }>(parent, page, extra);
         }
+        self.key_of_unusual_page(parent, tokens, extra)
+    }
+
+    /// Apart, so that usual pages do not pay for its stack.
+    #[inline(never)]
+    fn key_of_unusual_page(
+        &self,
+        parent: Parent,
+        tokens: &[u32],
+        extra: Option<ExtraDigest>,
+    ) -> BlockKey {
         match tokens.len() {
             0..=64 => self.with_room::<{ 4 * 64 + TRAILER_MAX }>(parent, tokens, extra),
             65..=256 => self.with_room::<{ 4 * 256 + TRAILER_MAX }>(parent, tokens, extra),
@@ -174,7 +211,7 @@ impl BlockHasher {
     #[inline(always)]
     fn with_room<const ROOM: usize>(
         &self,
-        parent: Option<BlockKey>,
+        parent: Parent,
         tokens: &[u32],
         extra: Option<ExtraDigest>,
     ) -> BlockKey {
@@ -186,15 +223,14 @@ impl BlockHasher {
                     key = self.with_extra;
                     message.push(&extra);
                 }
-                let parent = parent.map_or(self.root, |parent| parent.0);
-                for (byte, of_parent) in key.iter_mut().skip(16).zip(parent) {
+                for (byte, of_parent) in key.iter_mut().skip(16).zip(parent.bytes) {
                     *byte ^= of_parent;
                 }
                 let hash = blake3::keyed_hash(&key, message.bytes());
                 BlockKey(first_16(hash.as_bytes()))
             }
             Profile::Xxh3 => {
-                message.push(&parent.map_or(self.root, |parent| parent.0));
+                message.push(&parent.bytes);
                 message.push(&extra.unwrap_or_default());
                 message.push(&(tokens.len() as u64).to_le_bytes());
                 let (&seed, _) = self.plain.split_first_chunk().unwrap_or((&[0; 8], &[]));
@@ -204,10 +240,13 @@ impl BlockHasher {
             }
             Profile::Router { seed } => {
                 let block = XxHash3_64::oneshot_with_seed(seed, message.bytes());
-                let sequence = parent.map_or(block, |parent| {
-                    let both = u128::from(parent.router_hashes().0) | u128::from(block) << 64;
+                let sequence = if parent.is_root {
+                    block
+                } else {
+                    let parent = BlockKey(parent.bytes).router_hashes().0;
+                    let both = u128::from(parent) | u128::from(block) << 64;
                     XxHash3_64::oneshot_with_seed(ROUTER_SEQUENCE_SEED, &both.to_le_bytes())
-                });
+                };
                 BlockKey((u128::from(sequence) | u128::from(block) << 64).to_le_bytes())
             }
         }

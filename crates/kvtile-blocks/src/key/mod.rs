@@ -75,7 +75,7 @@ mod tests;
 pub use hasher::{BlockHasher, ExtraKeys};
 pub use settings::{KeySettings, PAGE_SIZE_MAX, Profile};
 
-pub(crate) use hasher::ExtraDigest;
+pub(crate) use hasher::{ExtraDigest, Parent};
 
 use std::fmt;
 

@@ -35,7 +35,8 @@ const BATCH: usize = 1_024;
 impl BlockPool {
     /// Brings back blocks of a tier that was opened again: inactive ones, to be found at once. Those
     /// that are to be evicted first come first, parents before the blocks that follow them: a policy
-    /// learns of a parent only if it is there already.
+    /// learns of a parent only if it is there already. It is meant for a pool that nobody uses yet:
+    /// until it returns, none of the free blocks can be allocated.
     ///
     /// # Errors
     /// Where a block is not of this pool or not free. The entries before it have been restored.
@@ -47,11 +48,18 @@ impl BlockPool {
         let mut restored = Restored::default();
         let mut batch = Vec::with_capacity(BATCH);
         let mut outcome = Ok(());
-        // Nobody allocates meanwhile, so that the free blocks can be sorted out at the end.
-        let mut free = self.free.lock();
+        // Nobody gets a block meanwhile that an entry may name. The lock is not held, as blocks that
+        // are removed at once become free.
+        let mut free = std::mem::take(&mut *self.free.lock());
+        let mut taken = vec![false; self.blocks()];
         for entry in entries {
             match self.restore_one(&entry) {
-                Ok(true) => batch.push(entry.block),
+                Ok(true) => {
+                    batch.push(entry.block);
+                    if let Some(taken) = taken.get_mut(entry.block.index()) {
+                        *taken = true;
+                    }
+                }
                 Ok(false) => restored.superfluous.push(entry.block),
                 Err(error) => {
                     outcome = Err(error);
@@ -65,7 +73,8 @@ impl BlockPool {
         }
         restored.blocks += batch.len();
         self.restore_batch(&mut batch, now);
-        free.retain(|&id| self.slots.of(id).state().phase() == Phase::Free);
+        free.retain(|id| taken.get(id.index()) == Some(&false));
+        self.free.lock().append(&mut free);
         outcome.map(|()| restored)
     }
 

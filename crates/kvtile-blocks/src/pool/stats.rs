@@ -1,10 +1,11 @@
-//! What a pool counts. Every count that is a part has its whole beside it.
+//! What a pool counts. Every count that is a part has its whole beside it. Nothing is decided by these
+//! counters, so `loom` does not try orders of them.
 
 use super::BlockPool;
 use super::evict::Reason;
 use super::settings::TenantId;
 use super::slot::Phase;
-use super::sync::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counts since the pool was made, and what it holds now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

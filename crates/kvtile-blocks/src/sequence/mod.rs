@@ -12,7 +12,7 @@
 #[cfg(test)]
 mod tests;
 
-use crate::key::{BlockHasher, ExtraDigest, ExtraKeys};
+use crate::key::{BlockHasher, ExtraDigest, ExtraKeys, Parent};
 use crate::{BlockKey, BlocksError};
 use std::ops::Range;
 
@@ -74,7 +74,7 @@ impl TokenSequence {
         let page_size = self.hasher.page_size();
         let mut start = before * page_size;
         let (_, rest) = self.tokens.split_at(start);
-        let mut parent = self.keys.last().copied();
+        let mut parent = self.hasher.after(self.keys.last().copied());
         // The marks are looked at once for all these blocks, as most sequences have none here.
         let marked = self.marks.iter().any(|mark| mark.tokens.end > start);
         for page in rest.chunks_exact(page_size) {
@@ -85,7 +85,7 @@ impl TokenSequence {
             };
             let key = self.hasher.key_of_page(parent, page, extra);
             self.keys.push(key);
-            parent = Some(key);
+            parent = Parent::from(key);
             start += page_size;
         }
         self.keys.split_at(before).1
@@ -187,7 +187,7 @@ impl TokenSequence {
             self.tokens.len() / page_size,
             "full blocks"
         );
-        let mut parent = None;
+        let mut parent = self.hasher.after(None);
         for (index, (page, &key)) in self
             .tokens
             .chunks_exact(page_size)
@@ -197,7 +197,7 @@ impl TokenSequence {
             let extra = self.digest_of(index * page_size);
             let expected = self.hasher.key_of_page(parent, page, extra);
             assert_eq!(key, expected, "block {index}");
-            parent = Some(key);
+            parent = Parent::from(key);
         }
     }
 

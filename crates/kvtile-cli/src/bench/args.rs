@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use kvtile_bench::{
     Settings,
     matrix::{Model, Order, Pair},
 };
 
+use super::blocks::BlocksArgs;
 use crate::{error::CliError, known::Asked, shape_args::ShapeArgs};
 
 /// What `--help` says at its end.
@@ -23,14 +24,18 @@ Examples:
   kvtile bench --filter 'L|KBNHC' --filter '64 MiB' --compare
   kvtile bench 'L|KBNHC' BHLKNC --bytes 1GiB --rounds 9 --threads 1
   kvtile bench vllm:LBHNC/cpu/bf16/vec BLKNHC --model qwen3-8b
-  kvtile bench --folder /mnt/nvme --filter file --json";
+  kvtile bench --folder /mnt/nvme --filter file --json
+  kvtile bench blocks                                   keys and pools, nanoseconds a block";
 
 /// Model of a pair that the user gives without a shape.
 const MODEL: &str = "llama-3.1-8b";
 
 /// Arguments of `kvtile bench`.
 #[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct BenchArgs {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Layout that is read, in place of the matrix
     #[arg(value_name = "SOURCE", requires = "destination")]
     source: Option<String>,
@@ -78,7 +83,19 @@ pub(crate) struct BenchArgs {
     json: bool,
 }
 
+/// What else can be measured.
+#[derive(Subcommand, Debug)]
+pub(super) enum Other {
+    /// Keys from tokens and the operations of block pools, in nanoseconds a block
+    Blocks(BlocksArgs),
+}
+
 impl BenchArgs {
+    /// What is measured in place of copies.
+    pub(super) fn other(&self) -> Option<&Other> {
+        self.other.as_ref()
+    }
+
     /// Stored results to show.
     pub(super) fn stored(&self) -> Option<&Path> {
         self.from.as_deref()

@@ -2,9 +2,11 @@
 //! measuring itself is `kvtile-bench`'s.
 
 mod args;
+mod blocks;
 
 use std::path::Path;
 
+use args::Other;
 pub(crate) use args::{BenchArgs, EXAMPLES};
 use indicatif::ProgressBar;
 use kvtile_bench::{Progress, Report};
@@ -17,6 +19,9 @@ use crate::{
 
 /// Measures, or reads what was measured, and shows it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), CliError> {
+    if let Some(Other::Blocks(args)) = args.other() {
+        return blocks::run(args);
+    }
     let report = match args.stored() {
         Some(path) => read(path)?,
         None => {

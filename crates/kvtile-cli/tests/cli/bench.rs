@@ -143,3 +143,45 @@ fn requests_that_make_no_sense_are_refused() {
     let no_results = ["bench", "--from", "Cargo.toml"];
     assert!(kvtile(&no_results).fails(1).contains("no results"));
 }
+
+#[test]
+fn blocks_are_measured_by_profile_and_by_policy() {
+    let json = kvtile(&[
+        "bench", "blocks", "--rounds", "1", "--pool", "512", "--json",
+    ])
+    .json();
+    let figures = |part: &str, names: [&str; 2], figure: &str| {
+        let rows = json[part].as_array().unwrap();
+        for row in rows {
+            assert!(names.iter().all(|&name| !row[name].is_null()), "{row}");
+            assert!(row[figure].as_f64().unwrap() > 0.0, "{row}");
+        }
+        rows.len()
+    };
+    assert_eq!(
+        figures("hashing", ["profile", "page_size"], "ns_per_block"),
+        12
+    );
+    assert_eq!(
+        figures("operations", ["policy", "operation"], "ns_per_block"),
+        24
+    );
+    assert_eq!(
+        figures(
+            "threads",
+            ["policy", "one_thread_ns_per_block"],
+            "one_pool_gain"
+        ),
+        4
+    );
+    let text = kvtile(&["bench", "blocks", "--rounds", "1", "--pool", "512"]).ok();
+    for word in [
+        "blake3",
+        "router",
+        "gittins",
+        "s3-fifo",
+        "match inactive and release",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+}

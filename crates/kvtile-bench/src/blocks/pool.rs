@@ -1,0 +1,258 @@
+//! The operations of a pool, each over all its blocks, in chains of 128.
+
+use std::{
+    sync::{Arc, Barrier},
+    time::{Duration, Instant},
+};
+
+use kvtile_blocks::{
+    BlockKey, BlocksError, Tick,
+    policy::{PolicyKind, PolicySettings},
+    pool::{AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings},
+};
+use serde::Serialize;
+
+use super::BlocksSettings;
+use crate::{random::Random, times::Times};
+
+/// Blocks of a chain.
+const CHAIN: usize = 128;
+
+/// Operations in the order in which a round does them, and what is wanted, in nanoseconds a block.
+const OPERATIONS: [(&str, Option<f64>); 6] = [
+    ("allocate and drop", Some(25.0)),
+    ("register", Some(150.0)),
+    ("match active", Some(15.0)),
+    ("match inactive and release", Some(80.0)),
+    ("look up absent", None),
+    ("evict", Some(100.0)),
+];
+
+/// One operation of a pool with one policy.
+#[derive(Clone, Debug, Serialize)]
+pub struct OperationRow {
+    /// The policy.
+    pub policy: PolicyKind,
+    /// What is done.
+    pub operation: &'static str,
+    /// Nanoseconds a block, the median.
+    pub ns_per_block: f64,
+    /// Longest round less shortest, as a part of the median.
+    pub spread: f64,
+    /// Nanoseconds a block that are wanted, where that is said.
+    pub goal_ns: Option<f64>,
+}
+
+/// Blocks that are found and released by two threads, over those of one.
+#[derive(Clone, Debug, Serialize)]
+pub struct ThreadsRow {
+    /// The policy.
+    pub policy: PolicyKind,
+    /// Nanoseconds a block on one thread, the median.
+    pub one_thread_ns_per_block: f64,
+    /// Throughput of two threads on one pool over that of one thread.
+    pub one_pool_gain: f64,
+    /// Throughput of two threads, each on its own pool, over that of one thread.
+    pub two_pools_gain: f64,
+}
+
+type Chain = Vec<BlockKey>;
+
+/// Keys of as many chains as fill a pool; other `salt`, other keys.
+fn chains(blocks: usize, salt: u64) -> Vec<Chain> {
+    (0..blocks / CHAIN)
+        .map(|chain| {
+            let first = chain * CHAIN;
+            (first..first + CHAIN)
+                .map(|block| key(block as u64, salt))
+                .collect()
+        })
+        .collect()
+}
+
+/// A key as evenly spread as a hash.
+fn key(block: u64, salt: u64) -> BlockKey {
+    BlockKey::from_opaque(&[block.to_le_bytes(), salt.to_le_bytes(), [0; 8]].concat())
+}
+
+fn new_pool(policy: PolicyKind, blocks: usize) -> Result<Arc<BlockPool>, BlocksError> {
+    let settings = PoolSettings {
+        blocks,
+        ..PoolSettings::default()
+    };
+    let policy = PolicySettings::from(policy);
+    BlockPool::new(settings, |blocks| policy.build(blocks))
+}
+
+/// Times of one chain after the other, added up.
+fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let done = work();
+    *total += begun.elapsed();
+    done
+}
+
+/// All operations with one policy.
+pub(super) fn operations(
+    policy: PolicyKind,
+    settings: &BlocksSettings,
+) -> Result<Vec<OperationRow>, BlocksError> {
+    let pool = new_pool(policy, settings.blocks)?;
+    let (chains, absent) = (chains(settings.blocks, 0), chains(settings.blocks, 1));
+    let mut times: [Times; OPERATIONS.len()] = Default::default();
+    let mut random = Random::new(1);
+    for number in 0..=settings.rounds {
+        let order = random.order(chains.len());
+        let now = Tick(u64::from(number) * 1_000);
+        let round = round(&pool, &chains, &absent, &order, now)?;
+        // The first round warms up.
+        if number > 0 {
+            for (times, time) in times.iter_mut().zip(round) {
+                times.add(time);
+            }
+        }
+    }
+    let blocks = (chains.len() * CHAIN) as f64;
+    let rows = OPERATIONS.iter().zip(&times);
+    let rows = rows.map(|(&(operation, goal_ns), times)| OperationRow {
+        policy,
+        operation,
+        ns_per_block: times.median().as_secs_f64() * 1e9 / blocks,
+        spread: times.spread(),
+        goal_ns,
+    });
+    Ok(rows.collect())
+}
+
+/// One round over a pool that is empty before and after it.
+fn round(
+    pool: &Arc<BlockPool>,
+    chains: &[Chain],
+    absent: &[Chain],
+    order: &[usize],
+    now: Tick,
+) -> Result<[Duration; OPERATIONS.len()], BlocksError> {
+    let mut times = [Duration::ZERO; OPERATIONS.len()];
+    let [allocate, register, active, inactive, missing, evict] = &mut times;
+    let claim = Claim {
+        now,
+        ..Claim::default()
+    };
+    let request = AllocateRequest {
+        now,
+        ..AllocateRequest::default()
+    };
+    for _ in order {
+        timed(allocate, || pool.allocate(CHAIN, &request).map(drop))?;
+    }
+    let mut held: Vec<PinnedBlocks> = Vec::with_capacity(2 * chains.len());
+    let in_order = || order.iter().filter_map(|&chain| chains.get(chain));
+    for keys in in_order() {
+        let blocks = pool.allocate(CHAIN, &request)?;
+        let registered = timed(register, || {
+            let complete = blocks.complete(keys, None).map_err(BlocksError::from)?;
+            complete.register(&claim).map_err(BlocksError::from)
+        })?;
+        held.push(registered.blocks);
+    }
+    for keys in chains {
+        let found = timed(active, || pool.match_prefix(keys, &claim));
+        assert_eq!(found.len(), CHAIN, "an active chain is found whole");
+        held.push(found);
+    }
+    drop(held);
+    for keys in in_order() {
+        let found = timed(inactive, || {
+            let found = pool.match_prefix(keys, &claim);
+            found.len()
+        });
+        assert_eq!(found, CHAIN, "an inactive chain is found whole");
+    }
+    for keys in absent {
+        let found = timed(missing, || {
+            keys.iter()
+                .map(|key| pool.peek(std::slice::from_ref(key)))
+                .sum::<usize>()
+        });
+        assert_eq!(found, 0, "an absent key is not found");
+    }
+    for _ in order {
+        let evicted = timed(evict, || pool.evict(CHAIN, now));
+        assert_eq!(evicted.len(), CHAIN, "what nobody uses can be evicted");
+    }
+    Ok(times)
+}
+
+/// A pool whose chains are all stored and not in use.
+fn filled(policy: PolicyKind, chains: &[Chain]) -> Result<Arc<BlockPool>, BlocksError> {
+    let pool = new_pool(policy, chains.len() * CHAIN)?;
+    for keys in chains {
+        let blocks = pool.allocate(CHAIN, &AllocateRequest::default())?;
+        let complete = blocks.complete(keys, None).map_err(BlocksError::from)?;
+        complete
+            .register(&Claim::default())
+            .map_err(BlocksError::from)?;
+    }
+    Ok(pool)
+}
+
+/// Finds each chain and releases it.
+fn work(pool: &Arc<BlockPool>, chains: &[Chain]) {
+    for keys in chains {
+        let found = pool.match_prefix(keys, &Claim::default());
+        assert_eq!(found.len(), CHAIN, "a stored chain is found whole");
+    }
+}
+
+/// Two threads with half of the chains each, on one pool and on two, in turns with one thread.
+pub(super) fn two_threads(
+    policy: PolicyKind,
+    settings: &BlocksSettings,
+) -> Result<ThreadsRow, BlocksError> {
+    let chains = chains(settings.blocks, 0);
+    let (first, second) = chains.split_at(chains.len() / 2);
+    let shared = filled(policy, &chains)?;
+    let (left, right) = (filled(policy, first)?, filled(policy, second)?);
+    let mut times: [Times; 3] = Default::default();
+    for number in 0..=settings.rounds {
+        let begun = Instant::now();
+        work(&shared, &chains);
+        let one = begun.elapsed();
+        let one_pool = both(|| work(&shared, first), || work(&shared, second));
+        let two_pools = both(|| work(&left, first), || work(&right, second));
+        // The first round warms up.
+        if number > 0 {
+            for (times, time) in times.iter_mut().zip([one, one_pool, two_pools]) {
+                times.add(time);
+            }
+        }
+    }
+    let [one, one_pool, two_pools] = times.map(|times| times.median().as_secs_f64());
+    Ok(ThreadsRow {
+        policy,
+        one_thread_ns_per_block: one * 1e9 / (chains.len() * CHAIN) as f64,
+        one_pool_gain: one / one_pool,
+        two_pools_gain: one / two_pools,
+    })
+}
+
+/// How long two threads take that begin together, starting them not counted.
+fn both(first: impl FnOnce() + Send, second: impl FnOnce() + Send) -> Duration {
+    let barrier = Barrier::new(2);
+    std::thread::scope(|scope| {
+        let other = scope.spawn(|| {
+            barrier.wait();
+            let begun = Instant::now();
+            second();
+            begun.elapsed()
+        });
+        barrier.wait();
+        let begun = Instant::now();
+        first();
+        let mine = begun.elapsed();
+        match other.join() {
+            Ok(theirs) => mine.max(theirs),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
+}

@@ -1,0 +1,37 @@
+//! `kvtile bench blocks`: what bookkeeping costs. The measuring itself is `kvtile-bench`'s.
+
+use clap::Args;
+use kvtile_bench::{
+    BenchError,
+    blocks::{self, BlocksSettings},
+};
+
+use crate::{error::CliError, output};
+
+/// Arguments of `kvtile bench blocks`.
+#[derive(Args, Debug)]
+pub(super) struct BlocksArgs {
+    /// Rounds of which the median counts
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    rounds: u32,
+    /// Blocks of each pool, rounded down to chains of 128
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
+    pool: u32,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// Measures and shows it.
+pub(super) fn run(args: &BlocksArgs) -> Result<(), CliError> {
+    let settings = BlocksSettings {
+        rounds: args.rounds,
+        blocks: args.pool as usize / 128 * 128,
+        ..BlocksSettings::default()
+    };
+    let report = blocks::run(&settings).map_err(BenchError::from)?;
+    if args.json {
+        return output::print_json(&report);
+    }
+    output::print(&report.to_string())
+}
