@@ -278,7 +278,7 @@ impl LoadPart {
     fn bring(&self, inner: &Inner, segment: &Segment) -> Result<(), (usize, LoadStop)> {
         let blocks = &segment.blocks;
         match (segment.tier, &inner.disk) {
-            (Tier::Disk, Some(disk)) => self.from_disk(inner, disk, blocks),
+            (Tier::Disk, Some(disk)) => self.bring_from_disk(inner, disk, blocks),
             _ => {
                 self.copy(inner, blocks.ids(), 0, true)
                     .map_err(|stop| (0, stop))?;
@@ -289,7 +289,7 @@ impl LoadPart {
     }
 
     /// As many blocks at a time as host memory has room for.
-    fn from_disk(
+    fn bring_from_disk(
         &self,
         inner: &Inner,
         disk: &Stored,

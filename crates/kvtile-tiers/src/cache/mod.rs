@@ -234,7 +234,6 @@ impl Cache {
     /// It takes no exclusive lock and does no I/O. Where the engine's rate of computing is known
     /// ([`CacheSettings::recompute_tokens_per_second`]), blocks on disk that would take longer to
     /// load than to compute are left out.
-    #[must_use]
     pub fn lookup(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
         found::lookup(&self.inner, keys, options)
     }

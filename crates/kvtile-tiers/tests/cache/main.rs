@@ -1,5 +1,12 @@
 //! The cache through its public surface, over real memory and a real folder.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
 mod bounds;
 mod common;
 mod flow;

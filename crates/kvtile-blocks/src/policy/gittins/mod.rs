@@ -372,7 +372,10 @@ impl EvictionPolicy for Gittins {
         }
         // Where other tiers have the first blocks of a chain, the visit starts behind them; those that
         // are here as well were used all the same.
-        let before = visit.blocks.first().and_then(|first| self.runs.parent(first.0));
+        let before = visit
+            .blocks
+            .first()
+            .and_then(|first| self.runs.parent(first.0));
         if let Some(before) = before {
             self.split_after(before);
             if let Some(run) = self.runs.of(before) {
