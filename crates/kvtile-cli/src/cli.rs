@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, demo, doctor, error::CliError, inspect, layout, plan};
+use crate::{bench, demo, doctor, error::CliError, inspect, layout, plan, replay};
 
 const ABOUT: &str = "KV cache layouts: explain, plan, measure and inspect";
 
@@ -19,6 +19,7 @@ Start here:
   kvtile plan 'L|KBNHC' BHLKNC                  how blocks get from one to the other
   kvtile bench --quick                          how fast, against memcpy on this machine
   kvtile inspect cache.kvtile                   what a saved cache holds, and whether it is whole
+  kvtile replay trace.jsonl --dry               which policy would have kept what was asked for
   kvtile doctor                                 what this machine offers, and what to change
 
 Words contain | and parentheses: quote them in a shell. Every command has --help with examples and
@@ -53,6 +54,9 @@ enum Command {
     /// Tell what a saved cache holds, whether it is whole, and why it would be refused
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::InspectArgs),
+    /// Replay a trace of requests: how often would a cache have had the blocks?
+    #[command(after_help = replay::EXAMPLES)]
+    Replay(replay::ReplayArgs),
     /// Tell what this machine offers, and what to change
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
@@ -68,6 +72,7 @@ impl Cli {
             Command::Plan(args) => plan::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Inspect(args) => inspect::run(args),
+            Command::Replay(args) => replay::run(args),
             Command::Doctor(args) => doctor::run(args),
         }
     }

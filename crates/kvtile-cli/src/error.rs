@@ -2,7 +2,12 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
-use kvtile::{layout::LayoutError, memory::MemoryError, transfer::TransferError};
+use kvtile::{
+    layout::LayoutError,
+    memory::MemoryError,
+    tiers::{TierError, replay::TraceError},
+    transfer::TransferError,
+};
 use kvtile_bench::BenchError;
 use kvtile_demo::DemoError;
 use thiserror::Error;
@@ -77,6 +82,17 @@ pub(crate) enum CliError {
     /// The benchmark failed.
     #[error(transparent)]
     Bench(#[from] BenchError),
+    /// A trace of requests is none.
+    #[error("{path} cannot be replayed", path = .path.display())]
+    Trace {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: TraceError,
+    },
+    /// A cache failed.
+    #[error(transparent)]
+    Tier(#[from] TierError),
     /// The output could not be written.
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),

@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `cli` | the command line as a whole |
-//! | `layout`, `plan`, `bench`, `inspect`, `doctor`, `demo` | one command each |
+//! | `layout`, `plan`, `bench`, `inspect`, `replay`, `doctor`, `demo` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `shape_args`, `known`, `ranges` | what the user may say: shapes, layouts, ranges |
 //! | `output` | text, tables, JSON, progress |
@@ -28,6 +28,7 @@ mod layout;
 mod output;
 mod plan;
 mod ranges;
+mod replay;
 mod shape_args;
 
 fn main() -> ExitCode {

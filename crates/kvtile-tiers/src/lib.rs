@@ -5,6 +5,7 @@
 //! | `cache` | the cache: lookups, loads, stores, and what moves between its tiers |
 //! | `disk` | blocks in a folder: slots, their records, what survives a crash |
 //! | `metrics` | what a cache counts: names, units, labels, and the counters |
+//! | `replay` | request traces through a cache, and the bounds that no cache beats |
 //!
 //! Which block is worth keeping is decided by the policies of `kvtile-blocks`; how bytes are moved
 //! and permuted is the business of `kvtile-transfer`.
@@ -15,5 +16,6 @@ pub mod cache;
 pub mod disk;
 mod error;
 pub mod metrics;
+pub mod replay;
 
 pub use error::TierError;

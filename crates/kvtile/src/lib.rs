@@ -10,6 +10,8 @@
 //! | [`memory`] | who owns the bytes: system, shared, files, borrowed |
 //! | [`transfer`] | leases and transfers between registered layouts |
 //! | [`saved`] | caches in files |
+//! | [`blocks`] | keys of blocks, eviction policies, events |
+//! | [`tiers`] | blocks on disk, and replays of traces |
 //! | [`presets`] | layouts of real engines and shapes of well-known models |
 //!
 //! ```
@@ -33,8 +35,10 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+pub use kvtile_blocks as blocks;
 pub use kvtile_layout::{identity, presets};
 pub use kvtile_memory as memory;
+pub use kvtile_tiers as tiers;
 pub use kvtile_transfer::saved;
 
 /// Layouts: what they are, and what binds them to memory.

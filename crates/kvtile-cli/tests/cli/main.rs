@@ -7,3 +7,4 @@ mod inspect;
 mod layout;
 mod plan;
 mod program;
+mod replay;

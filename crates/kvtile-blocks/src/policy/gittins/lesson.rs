@@ -22,8 +22,8 @@ const HAZARD_MAX: f32 = 0.95;
 /// Blocks that a class needs to be heard as much as its kind.
 const CLASS_WEIGHT: f32 = 100.0;
 
-/// Blocks that a factor needs to be heard as much as none.
-const FACTOR_WEIGHT: f32 = 400.0;
+/// Uses that a factor needs to be heard as much as none.
+const FACTOR_WEIGHT: f32 = 120.0;
 
 /// What is left of a count after each lesson.
 const DECAY: f32 = 0.98;
@@ -246,7 +246,7 @@ impl Factors {
             passes: [1.0; PASSES],
             outputs: [1.0; OUTPUTS],
         };
-        let prior = FACTOR_WEIGHT * HAZARD_PRIOR;
+        let prior = FACTOR_WEIGHT;
         let totals: Vec<(Class, f32, f32)> = classes
             .iter()
             .zip(exposures)

@@ -29,7 +29,7 @@ use lesson::Observations;
 use runs::{Label, Runs, Shortened};
 
 /// Evicted blocks that are remembered at least.
-const GHOSTS_MIN: usize = 16_384;
+const GHOSTS_MIN: usize = 65_536;
 
 /// Requests between two lessons.
 const LESSON_REQUESTS: u64 = 200;

@@ -1,0 +1,190 @@
+//! `kvtile replay`: a trace of requests through a cache, for several policies and capacities, beside
+//! what no cache can beat.
+
+mod chart;
+mod page;
+mod report;
+
+use std::{fs::File, io::BufReader, path::PathBuf, time::Instant};
+
+use clap::Args;
+use kvtile::{
+    blocks::policy::{PolicyKind, PolicySettings},
+    tiers::replay::{DryCache, Trace, TraceLimits, belady, infinite, replay},
+};
+
+use self::report::{Report, Run};
+use crate::{error::CliError, files, output};
+
+/// More blocks than any cache has.
+const CAPACITY_MAX: u32 = 1 << 30;
+
+/// What `--help` says at its end.
+pub(crate) const EXAMPLES: &str = "\
+A trace has one request a line, as JSON: timestamp (ms), input_length and output_length (tokens), and
+hash_ids, one for each block of the prompt; an id stands for a block with everything before it.
+Traces of this form were published with Mooncake (FAST 2025).
+
+A hit is a leading block of a request that is stored before it; then all its blocks are used or
+stored. `infinite` is a cache that keeps everything, `belady` the best that a cache of the capacity
+could have done, had it known all requests. The time saved is that of computing the tokens that were
+hit, at the rate given with --prefill-rate, per request.
+
+Examples:
+  kvtile replay conversation.jsonl --dry
+  kvtile replay conversation.jsonl --dry --policy gittins --policy lru --capacity 10000
+  kvtile replay conversation.jsonl --dry --html page.html
+  kvtile replay conversation.jsonl --dry --json | jq '.runs[] | [.policy, .block_hit_ratio]'";
+
+/// Arguments of `kvtile replay`.
+#[derive(Args, Debug)]
+pub(crate) struct ReplayArgs {
+    /// The trace
+    #[arg(value_name = "TRACE")]
+    trace: PathBuf,
+    /// Keep the books only, without bytes
+    #[arg(long)]
+    dry: bool,
+    /// Policy; may be given several times [default: gittins lru arc s3-fifo]
+    #[arg(long, value_name = "NAME")]
+    policy: Vec<String>,
+    /// Blocks that the cache holds; may be given several times
+    #[arg(long, value_name = "BLOCKS", value_delimiter = ',',
+          default_values_t = [1000, 2000, 5000, 10_000, 20_000, 30_000],
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(CAPACITY_MAX)))]
+    capacity: Vec<u32>,
+    /// Tokens of a block of the trace
+    #[arg(long, value_name = "TOKENS", default_value_t = 512,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    page_size: u32,
+    /// Tokens of prompts that an engine computes in a second, for the time saved
+    #[arg(long, value_name = "TOKENS", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1..))]
+    prefill_rate: u32,
+    /// Write a page with the curves
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    html: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+/// Replays, and shows what came out.
+pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
+    if !args.dry {
+        return Err(CliError::Option {
+            option: "--dry",
+            value: "not given".to_owned(),
+            problem: "only the books can be replayed, not bytes; add --dry".to_owned(),
+        });
+    }
+    let policies = policies(&args.policy)?;
+    let mut capacities = args.capacity.clone();
+    capacities.sort_unstable();
+    capacities.dedup();
+    let trace = read(args)?;
+    let report = measure(&trace, &policies, &capacities, args)?;
+    if let Some(path) = &args.html {
+        files::write(path, &page::page(&report))?;
+    }
+    if args.json {
+        return output::print_json(&report);
+    }
+    output::print(&report.text())
+}
+
+fn policies(names: &[String]) -> Result<Vec<PolicyKind>, CliError> {
+    if names.is_empty() {
+        return Ok(PolicyKind::ALL.to_vec());
+    }
+    let mut policies = Vec::new();
+    for name in names {
+        let policy: PolicyKind = name.parse().map_err(|_| CliError::Option {
+            option: "--policy",
+            value: name.clone(),
+            problem: "no such policy; there are gittins, lru, arc and s3-fifo".to_owned(),
+        })?;
+        if !policies.contains(&policy) {
+            policies.push(policy);
+        }
+    }
+    Ok(policies)
+}
+
+fn read(args: &ReplayArgs) -> Result<Trace, CliError> {
+    let file = File::open(&args.trace).map_err(|source| CliError::File {
+        operation: "read",
+        path: args.trace.clone(),
+        source,
+    })?;
+    let limits = TraceLimits {
+        page_size: args.page_size,
+        ..TraceLimits::default()
+    };
+    Trace::read(BufReader::new(file), &limits).map_err(|source| CliError::Trace {
+        path: args.trace.clone(),
+        source,
+    })
+}
+
+fn measure(
+    trace: &Trace,
+    policies: &[PolicyKind],
+    capacities: &[u32],
+    args: &ReplayArgs,
+) -> Result<Report, CliError> {
+    let requests = trace.requests().len() as u64;
+    let runs = policies.len() * capacities.len();
+    let bar = output::progress(requests * runs as u64, "replaying");
+    let mut report = Report::new(trace, args.trace.display().to_string(), args.prefill_rate);
+    for &policy in policies {
+        for &capacity in capacities {
+            // More blocks than the trace has need no room.
+            let distinct = u32::try_from(trace.distinct_blocks()).unwrap_or(u32::MAX);
+            let settings = PolicySettings::from(policy);
+            let mut cache =
+                DryCache::new(&settings, capacity.min(distinct), trace.distinct_blocks());
+            let start = Instant::now();
+            let mut told = 0;
+            let totals = replay(trace, &mut cache, &mut |done| {
+                // The bar costs more than a request.
+                if done - told >= 256 || done == requests {
+                    bar.inc(done - told);
+                    told = done;
+                }
+            })?;
+            let seconds = start.elapsed().as_secs_f64();
+            report.runs.push(Run::new(
+                cache.policy(),
+                Some(capacity),
+                &totals,
+                seconds,
+                args.prefill_rate,
+            ));
+        }
+    }
+    bar.finish_and_clear();
+    for &capacity in capacities {
+        let start = Instant::now();
+        let totals = belady(trace, capacity as usize);
+        let seconds = start.elapsed().as_secs_f64();
+        report.bounds.push(Run::new(
+            "belady",
+            Some(capacity),
+            &totals,
+            seconds,
+            args.prefill_rate,
+        ));
+    }
+    let start = Instant::now();
+    let totals = infinite(trace);
+    let seconds = start.elapsed().as_secs_f64();
+    report.bounds.push(Run::new(
+        "infinite",
+        None,
+        &totals,
+        seconds,
+        args.prefill_rate,
+    ));
+    Ok(report)
+}

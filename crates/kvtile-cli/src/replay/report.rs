@@ -1,0 +1,177 @@
+//! What came out of a replay: rows for programs, and tables for people.
+
+use std::fmt::Write as _;
+
+use kvtile::tiers::replay::{Totals, Trace};
+use serde::Serialize;
+
+use crate::output::thousands;
+
+/// All that came out.
+#[derive(Debug, Serialize)]
+pub(super) struct Report {
+    pub(super) trace: Facts,
+    /// Tokens of prompts that an engine computes in a second, as the user says.
+    pub(super) prefill_tokens_per_second: u32,
+    /// What each policy did at each capacity.
+    pub(super) runs: Vec<Run>,
+    /// What no policy can beat.
+    pub(super) bounds: Vec<Run>,
+}
+
+/// The trace.
+#[derive(Debug, Serialize)]
+pub(super) struct Facts {
+    pub(super) name: String,
+    pub(super) requests: u64,
+    pub(super) block_references: u64,
+    pub(super) distinct_blocks: u64,
+    pub(super) page_size: u32,
+}
+
+/// One policy, or bound, at one capacity.
+#[derive(Debug, Serialize)]
+pub(super) struct Run {
+    pub(super) policy: String,
+    /// `null` for a cache without end.
+    pub(super) capacity_blocks: Option<u32>,
+    pub(super) block_hit_ratio: f64,
+    pub(super) token_hit_ratio: f64,
+    pub(super) requests: u64,
+    pub(super) seconds: f64,
+    pub(super) blocks: u64,
+    pub(super) hit_blocks: u64,
+    pub(super) tokens: u64,
+    pub(super) hit_tokens: u64,
+    pub(super) block_references_per_second: f64,
+    /// Time to the first token that a request is spared, on average.
+    pub(super) saved_seconds_per_request: f64,
+}
+
+impl Run {
+    pub(super) fn new(
+        policy: &str,
+        capacity: Option<u32>,
+        totals: &Totals,
+        seconds: f64,
+        rate: u32,
+    ) -> Run {
+        let saved = totals.hit_tokens as f64 / f64::from(rate);
+        Run {
+            policy: policy.to_owned(),
+            capacity_blocks: capacity,
+            block_hit_ratio: totals.block_hit_ratio(),
+            token_hit_ratio: totals.token_hit_ratio(),
+            requests: totals.requests,
+            seconds,
+            blocks: totals.blocks,
+            hit_blocks: totals.hit_blocks,
+            tokens: totals.tokens,
+            hit_tokens: totals.hit_tokens,
+            block_references_per_second: totals.blocks as f64 / seconds.max(1e-9),
+            saved_seconds_per_request: saved / totals.requests.max(1) as f64,
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(trace: &Trace, name: String, rate: u32) -> Report {
+        Report {
+            trace: Facts {
+                name,
+                requests: trace.requests().len() as u64,
+                block_references: trace.references() as u64,
+                distinct_blocks: trace.distinct_blocks() as u64,
+                page_size: trace.page_size(),
+            },
+            prefill_tokens_per_second: rate,
+            runs: Vec::new(),
+            bounds: Vec::new(),
+        }
+    }
+
+    /// The capacities, from small to large.
+    pub(super) fn capacities(&self) -> Vec<u32> {
+        let mut capacities: Vec<u32> = self.rows().filter_map(|run| run.capacity_blocks).collect();
+        capacities.sort_unstable();
+        capacities.dedup();
+        capacities
+    }
+
+    /// The policies and bounds, in the order in which they ran.
+    pub(super) fn names(&self) -> Vec<&str> {
+        let mut names = Vec::new();
+        for run in self.rows() {
+            if !names.contains(&run.policy.as_str()) {
+                names.push(&run.policy);
+            }
+        }
+        names
+    }
+
+    /// What a policy did at a capacity; a cache without end does the same at each.
+    pub(super) fn run(&self, name: &str, capacity: u32) -> Option<&Run> {
+        self.rows().find(|run| {
+            run.policy == name && run.capacity_blocks.is_none_or(|blocks| blocks == capacity)
+        })
+    }
+
+    fn rows(&self) -> impl Iterator<Item = &Run> {
+        self.runs.iter().chain(&self.bounds)
+    }
+
+    /// As text for a terminal.
+    pub(super) fn text(&self) -> String {
+        let facts = &self.trace;
+        let mut text = format!(
+            "{}: {} requests, {} references to {} blocks of {} tokens\n",
+            facts.name,
+            thousands(facts.requests),
+            thousands(facts.block_references),
+            thousands(facts.distinct_blocks),
+            facts.page_size,
+        );
+        text.push_str("\nBlock hits, %\n");
+        text.push_str(&self.table(|run| format!("{:.2}", run.block_hit_ratio * 100.0)));
+        text.push_str("\nToken hits, %\n");
+        text.push_str(&self.table(|run| format!("{:.2}", run.token_hit_ratio * 100.0)));
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "\nEstimated time to first token saved, ms a request, at {} prompt tokens a second",
+            thousands(u64::from(self.prefill_tokens_per_second))
+        );
+        text.push_str(&self.table(|run| format!("{:.0}", run.saved_seconds_per_request * 1e3)));
+        text.push_str("\nTime of the books, ns a block reference\n");
+        text.push_str(&self.table(|run| format!("{:.0}", 1e9 / run.block_references_per_second)));
+        text
+    }
+
+    /// One row for each policy and bound, one column for each capacity.
+    fn table(&self, cell: impl Fn(&Run) -> String) -> String {
+        let capacities = self.capacities();
+        let header = capacities
+            .iter()
+            .map(|&blocks| thousands(u64::from(blocks)));
+        let first: Vec<String> = std::iter::once("blocks".to_owned()).chain(header).collect();
+        let mut rows = vec![first];
+        for name in self.names() {
+            let cells = capacities.iter().map(|&capacity| {
+                let run = self.run(name, capacity);
+                run.map_or_else(|| "-".to_owned(), &cell)
+            });
+            rows.push(std::iter::once(name.to_owned()).chain(cells).collect());
+        }
+        let mut text = String::new();
+        for row in rows {
+            let mut cells = row.iter();
+            let name = cells.next().map_or("", String::as_str);
+            let _ = write!(text, "  {name:<9}");
+            for cell in cells {
+                let _ = write!(text, "  {cell:>9}");
+            }
+            text.push('\n');
+        }
+        text
+    }
+}

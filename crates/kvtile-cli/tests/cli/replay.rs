@@ -1,0 +1,126 @@
+//! `kvtile replay` as a user runs it, on a small trace.
+use std::fmt::Write as _;
+
+use crate::program::kvtile;
+
+/// Conversations of four turns that come one turn after the other: turn `t` has `t + 1` full blocks.
+fn trace(folder: &std::path::Path) -> String {
+    let mut text = String::new();
+    for turn in 0..4_u64 {
+        for conversation in 0..10_u64 {
+            let ids: Vec<u64> = (0..=turn).map(|block| conversation * 10 + block).collect();
+            writeln!(
+                text,
+                "{{\"timestamp\": {}, \"input_length\": {}, \"output_length\": 7, \"hash_ids\": {ids:?}}}",
+                turn * 1000 + conversation,
+                (turn + 1) * 512,
+            )
+            .unwrap();
+        }
+    }
+    let path = folder.join("trace.jsonl");
+    std::fs::write(&path, text).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn every_policy_stands_beside_the_bounds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = trace(folder.path());
+    let page = folder.path().join("page.html");
+    let page_name = page.to_str().unwrap();
+    let args = ["replay", &path, "--dry", "--capacity", "5,40"];
+    let json = kvtile(&[&args[..], &["--json", "--html", page_name]].concat()).json();
+    let runs = json["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 8);
+    for run in runs {
+        assert_eq!(run["requests"], 40, "{run}");
+        assert!(run["seconds"].as_f64().unwrap() > 0.0, "{run}");
+        let ratio = run["block_hit_ratio"].as_f64().unwrap();
+        let bound = json["bounds"].as_array().unwrap().iter();
+        let bound = bound.filter(|b| b["capacity_blocks"] == run["capacity_blocks"]);
+        let bound = bound.map(|b| b["block_hit_ratio"].as_f64().unwrap()).next();
+        assert!(ratio <= bound.unwrap() + 1e-12, "{run}");
+        // Each of the ten conversations finds 1, 2 and 3 of its 2, 3 and 4 blocks.
+        if run["capacity_blocks"] == 40 {
+            assert_eq!(
+                (run["blocks"].as_u64(), run["hit_blocks"].as_u64()),
+                (Some(100), Some(60))
+            );
+            assert_eq!((ratio, run["token_hit_ratio"].as_f64()), (0.6, Some(0.6)));
+        }
+    }
+    let infinite = json["bounds"].as_array().unwrap().last().unwrap();
+    assert!(infinite["capacity_blocks"].is_null() && infinite["hit_blocks"] == 60);
+    let page = std::fs::read_to_string(page).unwrap();
+    for text in [
+        "<!doctype html>",
+        "<svg",
+        "polyline",
+        "gittins",
+        "belady",
+        "infinite",
+    ] {
+        assert!(page.contains(text), "{text}");
+    }
+    for text in ["<script", "http://", "https://", "src=", "@import", "url("] {
+        assert!(!page.contains(text), "{text}");
+    }
+    let text = kvtile(&args).ok();
+    for word in [
+        "Block hits",
+        "60.00",
+        "gittins",
+        "s3-fifo",
+        "belady",
+        "10,000 prompt tokens",
+    ] {
+        assert!(text.contains(word), "{word}: {text}");
+    }
+}
+
+#[test]
+fn the_same_replay_has_the_same_hits() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = trace(folder.path());
+    let hits = || {
+        let args = ["replay", &path, "--dry", "--capacity", "7", "--json"];
+        let json = kvtile(&args).json();
+        let runs = json["runs"].as_array().unwrap().clone();
+        runs.iter()
+            .map(|run| run["hit_blocks"].clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(hits(), hits());
+}
+
+#[test]
+fn what_is_no_trace_is_refused_with_its_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("bad.jsonl");
+    let row = |ids: &str, tokens: u32| {
+        format!(
+            "{{\"timestamp\":0,\"input_length\":{tokens},\"output_length\":1,\"hash_ids\":{ids}}}\n"
+        )
+    };
+    for (text, problem) in [
+        ("{}\n".to_owned(), "line 1"),
+        (row("[1,2]", 600) + "nonsense\n", "line 2"),
+        (
+            row("[1,2]", 600) + &row("[1,2,3]", 600),
+            "line 2: 600 tokens",
+        ),
+        (row("[1,2]", 600) + &row("[3,2]", 600), "line 2: block 2"),
+        (row("[1]", 600), "line 1: 600 tokens"),
+        (String::new(), "no request"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = kvtile(&["replay", path.to_str().unwrap(), "--dry"]).fails(1);
+        assert!(error.contains(problem), "{problem}: {error}");
+    }
+    kvtile(&["replay", "/nonexistent", "--dry"]).fails(1);
+    let path = trace(folder.path());
+    assert!(kvtile(&["replay", &path]).fails(2).contains("--dry"));
+    kvtile(&["replay", &path, "--dry", "--policy", "fifo"]).fails(2);
+    kvtile(&["replay", &path, "--dry", "--capacity", "0"]).fails(2);
+}

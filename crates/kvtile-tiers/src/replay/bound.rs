@@ -1,0 +1,88 @@
+//! What no cache can beat.
+
+use std::collections::BinaryHeap;
+
+use super::{run::Totals, trace::Trace};
+
+/// A request that never comes.
+const NEVER: u32 = u32::MAX;
+
+/// What a cache without end would have had.
+#[must_use]
+pub fn infinite(trace: &Trace) -> Totals {
+    let mut stored = vec![false; trace.distinct_blocks()];
+    let mut totals = Totals::default();
+    for request in trace.requests() {
+        let mut hits = 0;
+        for (at, &block) in request.blocks.iter().enumerate() {
+            if let Some(stored) = stored.get_mut(block as usize)
+                && std::mem::replace(stored, true)
+            {
+                hits = hits.max(at + 1);
+            }
+        }
+        totals.count(&request, hits, trace.page_size());
+    }
+    totals
+}
+
+/// The best that a cache of `capacity` blocks could have had, if it had known all requests
+/// (Belady): after each request it gives up what is needed last.
+///
+/// A block is never needed later than one that follows it in its chain, so what is kept is always
+/// closed under prefixes, and no block is kept in vain: the bound is exact.
+#[must_use]
+pub fn belady(trace: &Trace, capacity: usize) -> Totals {
+    let next = next_uses(trace);
+    let mut next = next.iter();
+    // When each stored block is needed next.
+    let mut stored: Vec<Option<u32>> = vec![None; trace.distinct_blocks()];
+    let mut kept = 0_usize;
+    // The block that is needed last first, the deepest of several. Entries of blocks that were used
+    // or given up since are stale.
+    let mut queue: BinaryHeap<(u32, u32, u32)> = BinaryHeap::new();
+    let mut totals = Totals::default();
+    for request in trace.requests() {
+        let is_stored = |block: &&u32| matches!(stored.get(**block as usize), Some(Some(_)));
+        let hits = request.blocks.iter().take_while(is_stored).count();
+        totals.count(&request, hits, trace.page_size());
+        for ((depth, &block), &needed) in (0_u32..).zip(request.blocks).zip(next.by_ref()) {
+            let Some(stored) = stored.get_mut(block as usize) else {
+                continue;
+            };
+            let before = std::mem::replace(stored, (needed != NEVER).then_some(needed));
+            kept = kept + usize::from(needed != NEVER) - usize::from(before.is_some());
+            if needed != NEVER {
+                queue.push((needed, depth, block));
+            }
+        }
+        while kept > capacity
+            && let Some((needed, _, block)) = queue.pop()
+        {
+            if let Some(stored) = stored.get_mut(block as usize)
+                && *stored == Some(needed)
+            {
+                *stored = None;
+                kept -= 1;
+            }
+        }
+    }
+    totals
+}
+
+/// For each reference, the request that refers to the same block next.
+fn next_uses(trace: &Trace) -> Vec<u32> {
+    let requests: Vec<_> = trace.requests().collect();
+    let mut later = vec![NEVER; trace.distinct_blocks()];
+    let mut next = Vec::with_capacity(trace.references());
+    let numbers = 0..u32::try_from(requests.len()).unwrap_or(NEVER);
+    for (number, request) in numbers.zip(&requests).rev() {
+        for &block in request.blocks.iter().rev() {
+            let later = later.get_mut(block as usize);
+            let known = later.map(|later| std::mem::replace(later, number));
+            next.push(known.unwrap_or(NEVER));
+        }
+    }
+    next.reverse();
+    next
+}

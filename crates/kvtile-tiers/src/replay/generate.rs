@@ -1,0 +1,197 @@
+//! Requests that are made up, of a few kinds, the same for the same seed everywhere.
+
+use super::trace::{Row, Trace, TraceError};
+
+/// What the requests are like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// Conversations of several turns, with pauses between the turns.
+    Chat,
+    /// A few long system prompts, each with short questions that never come back.
+    SystemPrompts,
+    /// A prompt, one or two of many documents of uneven popularity, and a question.
+    Documents,
+    /// Conversations, and now and then somebody who reads an archive once.
+    Scans,
+}
+
+impl Workload {
+    /// All of them.
+    pub const ALL: [Workload; 4] = [
+        Workload::Chat,
+        Workload::SystemPrompts,
+        Workload::Documents,
+        Workload::Scans,
+    ];
+}
+
+/// Tokens of a block of generated traces.
+const PAGE_SIZE: u32 = 512;
+
+/// Makes up `requests` requests.
+///
+/// # Errors
+/// [`TraceError::Empty`] for no requests.
+pub fn generate(workload: Workload, requests: usize, seed: u64) -> Result<Trace, TraceError> {
+    Trace::of_rows(&rows(workload, requests, seed), PAGE_SIZE)
+}
+
+/// The rows of a trace.
+pub(super) fn rows(workload: Workload, requests: usize, seed: u64) -> Vec<Row> {
+    let mut generator = Generator {
+        random: Random(seed),
+        next_id: 0,
+        conversations: Vec::new(),
+        prompts: Vec::new(),
+        documents: Vec::new(),
+        now: 0,
+    };
+    (0..requests).map(|_| generator.row(workload)).collect()
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, end: u64) -> u64 {
+        self.next() % end.max(1)
+    }
+
+    /// A number below `end`, small ones more often: half of them in each half of the octaves.
+    fn skewed(&mut self, end: u64) -> u64 {
+        let bits = u64::from(end.max(1).ilog2()) + 1;
+        let octave = self.below(bits + 1);
+        self.below(1_u64 << octave).min(end.saturating_sub(1))
+    }
+}
+
+#[derive(Clone)]
+struct Conversation {
+    ids: Vec<u64>,
+    turns_left: u64,
+}
+
+struct Generator {
+    random: Random,
+    next_id: u64,
+    conversations: Vec<Conversation>,
+    prompts: Vec<Vec<u64>>,
+    /// By prompt, document and second document: the ids that stand for them in that place.
+    documents: Vec<((u64, u64, u64), Vec<u64>)>,
+    now: u64,
+}
+
+impl Generator {
+    fn fresh(&mut self, count: u64) -> Vec<u64> {
+        let start = self.next_id;
+        self.next_id += count;
+        (start..self.next_id).collect()
+    }
+
+    fn row(&mut self, workload: Workload) -> Row {
+        self.now += self.random.below(800);
+        match workload {
+            Workload::Chat => self.chat(),
+            Workload::SystemPrompts => self.question(),
+            Workload::Documents => self.document(),
+            Workload::Scans if self.random.below(24) == 0 => {
+                let ids = self.fresh(240);
+                self.finish(ids)
+            }
+            Workload::Scans => self.chat(),
+        }
+    }
+
+    /// The request with these full blocks, and a partial one.
+    fn finish(&mut self, mut ids: Vec<u64>) -> Row {
+        let full = u32::try_from(ids.len()).unwrap_or(u32::MAX / PAGE_SIZE - 1);
+        let tail = u32::try_from(self.random.below(u64::from(PAGE_SIZE))).unwrap_or(0);
+        if tail > 0 || full == 0 {
+            ids.extend(self.fresh(1));
+        }
+        let output = self.random.skewed(2000);
+        Row {
+            timestamp: self.now,
+            input_length: full * PAGE_SIZE + if full == 0 { tail.max(1) } else { tail },
+            output_length: u32::try_from(output).unwrap_or(0),
+            hash_ids: ids,
+        }
+    }
+
+    fn prompt(&mut self, prompts: u64, blocks: u64) -> (u64, Vec<u64>) {
+        while (self.prompts.len() as u64) < prompts {
+            let len = 1 + self.random.below(blocks);
+            let prompt = self.fresh(len);
+            self.prompts.push(prompt);
+        }
+        let number = self.random.skewed(prompts);
+        let index = usize::try_from(number).unwrap_or(0);
+        (number, self.prompts.get(index).cloned().unwrap_or_default())
+    }
+
+    fn chat(&mut self) -> Row {
+        let open = self.conversations.len() as u64;
+        let goes_on = open > 0 && self.random.below(10) < 7;
+        let at = if goes_on {
+            // Who spoke lately speaks again sooner.
+            let back = self.random.skewed(open);
+            usize::try_from(open - 1 - back).unwrap_or(0)
+        } else {
+            let (_, ids) = self.prompt(6, 3);
+            let turns_left = self.random.skewed(16);
+            self.conversations.push(Conversation { ids, turns_left });
+            self.conversations.len() - 1
+        };
+        let mut conversation = self.conversations.remove(at);
+        let grows = 1 + self.random.skewed(20);
+        let more = self.fresh(grows);
+        conversation.ids.extend(more);
+        let row = self.finish(conversation.ids.clone());
+        if conversation.turns_left > 0 && conversation.ids.len() < 200 {
+            conversation.turns_left -= 1;
+            self.conversations.push(conversation);
+        }
+        row
+    }
+
+    fn question(&mut self) -> Row {
+        let (_, mut ids) = self.prompt(400, 24);
+        let len = self.random.skewed(8);
+        let question = self.fresh(len);
+        ids.extend(question);
+        self.finish(ids)
+    }
+
+    fn document(&mut self) -> Row {
+        let (prompt, mut ids) = self.prompt(4, 4);
+        let first = self.random.skewed(3000);
+        let second = match self.random.below(3) {
+            0 => self.random.skewed(3000),
+            _ => u64::MAX,
+        };
+        let places = [(prompt, first, u64::MAX), (prompt, first, second)];
+        let count = if second == u64::MAX { 1 } else { 2 };
+        for place in places.into_iter().take(count) {
+            let known = self.documents.iter().find(|(at, _)| *at == place);
+            let blocks = match known {
+                Some((_, blocks)) => blocks.clone(),
+                None => {
+                    let len = 2 + self.random.below(12);
+                    let blocks = self.fresh(len);
+                    self.documents.push((place, blocks.clone()));
+                    blocks
+                }
+            };
+            ids.extend(blocks);
+        }
+        self.finish(ids)
+    }
+}

@@ -1,0 +1,301 @@
+//! Traces of requests: one JSON object a line, `timestamp` in milliseconds, `input_length` and
+//! `output_length` in tokens, and `hash_ids`, one for each block of the input, the last of which may
+//! be partial. The format is that of the traces published with Mooncake (FAST 2025).
+//!
+//! Ids are chained: an id stands for a block and all blocks before it, so it always follows the
+//! same one. A trace where that is not so was made for something else, and is refused.
+
+use std::{
+    collections::HashMap,
+    io::{self, BufRead},
+    ops::Range,
+};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+/// What a trace may ask of memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TraceLimits {
+    /// Tokens of a full block.
+    pub page_size: u32,
+    /// Bytes of one line.
+    pub line_bytes_max: usize,
+    /// References to blocks in all requests together.
+    pub references_max: usize,
+}
+
+impl Default for TraceLimits {
+    fn default() -> TraceLimits {
+        TraceLimits {
+            page_size: 512,
+            line_bytes_max: 4 << 20,
+            references_max: 100_000_000,
+        }
+    }
+}
+
+/// Why a trace was refused.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum TraceError {
+    /// The source could not be read.
+    #[error("line {line} cannot be read")]
+    Read {
+        /// The line, from 1.
+        line: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// A line is longer than any request.
+    #[error("line {line} has more than {max} bytes; is this a trace of requests?")]
+    LineTooLong {
+        /// The line, from 1.
+        line: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// A line is no request.
+    #[error(
+        "line {line} is no request; a line is a JSON object with timestamp, input_length, \
+         output_length and hash_ids"
+    )]
+    NotARequest {
+        /// The line, from 1.
+        line: usize,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// The ids do not fit the length of the input.
+    #[error(
+        "line {line}: {input_length} tokens in blocks of {page_size} are {expected} blocks, and \
+         there are {found} hash_ids; give the page size that the trace was made for"
+    )]
+    BlockCount {
+        /// The line, from 1.
+        line: usize,
+        /// Tokens of the request.
+        input_length: u32,
+        /// Tokens of a block.
+        page_size: u32,
+        /// Blocks of so many tokens.
+        expected: usize,
+        /// Ids that are there.
+        found: usize,
+    },
+    /// An id stands for two different prefixes.
+    #[error(
+        "line {line}: block {id} follows another block than before; hash_ids must stand for a \
+         block with everything before it"
+    )]
+    NotChained {
+        /// The line, from 1.
+        line: usize,
+        /// The id.
+        id: u64,
+    },
+    /// The trace has more references than are allowed.
+    #[error("line {line}: more than {max} references to blocks; replay a part of the trace")]
+    TooLong {
+        /// The line, from 1.
+        line: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// There is nothing to replay.
+    #[error("the trace has no request with blocks")]
+    Empty,
+    /// A block of no tokens.
+    #[error("blocks have at least one token; the page size is 0")]
+    PageSize,
+}
+
+/// A line of a trace.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Row {
+    pub(super) timestamp: u64,
+    pub(super) input_length: u32,
+    pub(super) output_length: u32,
+    pub(super) hash_ids: Vec<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Entry {
+    timestamp_ms: u64,
+    input_tokens: u32,
+    output_tokens: u32,
+    blocks: Range<usize>,
+}
+
+/// One request of a trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// When it came, in milliseconds.
+    pub timestamp_ms: u64,
+    /// Tokens of its prompt.
+    pub input_tokens: u32,
+    /// Tokens of the answer.
+    pub output_tokens: u32,
+    /// Its blocks, from the first one on, by numbers from 0 on that have no gaps.
+    pub blocks: &'a [u32],
+    /// Whether the last block is not full.
+    pub partial_tail: bool,
+}
+
+/// Requests, in the order in which they came.
+#[derive(Clone, Debug)]
+pub struct Trace {
+    requests: Vec<Entry>,
+    references: Vec<u32>,
+    distinct: usize,
+    page_size: u32,
+}
+
+impl Trace {
+    /// Reads a trace, and checks it.
+    ///
+    /// # Errors
+    /// [`TraceError`] for what is no trace, with the line.
+    pub fn read(mut source: impl BufRead, limits: &TraceLimits) -> Result<Trace, TraceError> {
+        if limits.page_size == 0 {
+            return Err(TraceError::PageSize);
+        }
+        let mut builder = Builder::new(limits);
+        let mut text = Vec::new();
+        for line in 1_usize.. {
+            text.clear();
+            let longest = u64::try_from(limits.line_bytes_max).unwrap_or(u64::MAX);
+            let bytes = io::Read::take(&mut source, longest.saturating_add(1))
+                .read_until(b'\n', &mut text)
+                .map_err(|source| TraceError::Read { line, source })?;
+            if bytes == 0 {
+                break;
+            }
+            if bytes > limits.line_bytes_max {
+                let max = limits.line_bytes_max;
+                return Err(TraceError::LineTooLong { line, max });
+            }
+            if text.iter().all(u8::is_ascii_whitespace) {
+                continue;
+            }
+            let row = serde_json::from_slice(&text)
+                .map_err(|source| TraceError::NotARequest { line, source })?;
+            builder.add(line, &row)?;
+        }
+        builder.finish()
+    }
+
+    /// A trace of rows that were made here.
+    pub(super) fn of_rows(rows: &[Row], page_size: u32) -> Result<Trace, TraceError> {
+        let limits = TraceLimits {
+            page_size,
+            ..TraceLimits::default()
+        };
+        let mut builder = Builder::new(&limits);
+        for (line, row) in (1..).zip(rows) {
+            builder.add(line, row)?;
+        }
+        builder.finish()
+    }
+
+    /// The requests.
+    pub fn requests(&self) -> impl ExactSizeIterator<Item = Request<'_>> {
+        self.requests.iter().map(|entry| Request {
+            timestamp_ms: entry.timestamp_ms,
+            input_tokens: entry.input_tokens,
+            output_tokens: entry.output_tokens,
+            blocks: self
+                .references
+                .get(entry.blocks.clone())
+                .unwrap_or_default(),
+            partial_tail: !entry.input_tokens.is_multiple_of(self.page_size),
+        })
+    }
+
+    /// References to blocks in all requests.
+    #[must_use]
+    pub fn references(&self) -> usize {
+        self.references.len()
+    }
+
+    /// Different blocks.
+    #[must_use]
+    pub fn distinct_blocks(&self) -> usize {
+        self.distinct
+    }
+
+    /// Tokens of a full block.
+    #[must_use]
+    pub fn page_size(&self) -> u32 {
+        self.page_size
+    }
+}
+
+struct Builder<'a> {
+    limits: &'a TraceLimits,
+    trace: Trace,
+    /// Number and parent of each id.
+    known: HashMap<u64, (u32, Option<u64>)>,
+}
+
+impl Builder<'_> {
+    fn new(limits: &TraceLimits) -> Builder<'_> {
+        let trace = Trace {
+            requests: Vec::new(),
+            references: Vec::new(),
+            distinct: 0,
+            page_size: limits.page_size,
+        };
+        Builder {
+            limits,
+            trace,
+            known: HashMap::new(),
+        }
+    }
+
+    fn add(&mut self, line: usize, row: &Row) -> Result<(), TraceError> {
+        let page_size = self.limits.page_size;
+        let expected = row.input_length.div_ceil(page_size) as usize;
+        let found = row.hash_ids.len();
+        if found != expected {
+            return Err(TraceError::BlockCount {
+                line,
+                input_length: row.input_length,
+                page_size,
+                expected,
+                found,
+            });
+        }
+        let start = self.trace.references.len();
+        let max = self.limits.references_max;
+        if start + found > max {
+            return Err(TraceError::TooLong { line, max });
+        }
+        let mut parent = None;
+        for &id in &row.hash_ids {
+            let fresh = u32::try_from(self.known.len());
+            let fresh = fresh.map_err(|_| TraceError::TooLong { line, max })?;
+            let (number, follows) = *self.known.entry(id).or_insert((fresh, parent));
+            if follows != parent {
+                return Err(TraceError::NotChained { line, id });
+            }
+            self.trace.references.push(number);
+            parent = Some(id);
+        }
+        self.trace.requests.push(Entry {
+            timestamp_ms: row.timestamp,
+            input_tokens: row.input_length,
+            output_tokens: row.output_length,
+            blocks: start..start + found,
+        });
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Trace, TraceError> {
+        if self.trace.references.is_empty() {
+            return Err(TraceError::Empty);
+        }
+        self.trace.distinct = self.known.len();
+        Ok(self.trace)
+    }
+}
