@@ -43,6 +43,18 @@ enum Command {
     Loom,
     /// The executors' tests under the address sanitizer alone.
     Sanitize,
+    /// The disk tier, for as long as asked: a writer that is killed, and the simulated disk.
+    Soak {
+        /// How often the writer is killed.
+        #[arg(long, default_value_t = 1000)]
+        kills: u64,
+        /// How many seeds of the simulation.
+        #[arg(long, default_value_t = 100_000)]
+        seeds: u64,
+        /// One seed of the simulation alone, step by step.
+        #[arg(long)]
+        seed: Option<u64>,
+    },
     /// The dependency, licence and file rules alone.
     Rules,
 }
@@ -54,6 +66,7 @@ fn main() -> ExitCode {
         Command::Fuzz { seconds } => fuzz(seconds),
         Command::Loom => loom(),
         Command::Sanitize => sanitize(),
+        Command::Soak { kills, seeds, seed } => soak(kills, seeds, seed),
         Command::Rules => rules(),
     };
     match result {
@@ -85,6 +98,23 @@ fn check(without_tests: bool) -> Result<(), Failure> {
     loom()?;
     sanitize()?;
     fuzz(CHECK_FUZZ_SECONDS)
+}
+
+fn soak(kills: u64, seeds: u64, seed: Option<u64>) -> Result<(), Failure> {
+    let test = [
+        "test",
+        "--locked",
+        "-p",
+        "kvtile-tiers",
+        "--test",
+        "disk_tier",
+    ];
+    let step = |name| Step::cargo(test.into_iter().chain(["--", "--nocapture", name]));
+    if let Some(seed) = seed {
+        return step("simulation").env("KVTILE_DISK_SEED", seed).run();
+    }
+    step("crash").env("KVTILE_DISK_KILLS", kills).run()?;
+    step("simulation").env("KVTILE_DISK_SEEDS", seeds).run()
 }
 
 /// Seconds that CI fuzzes each target.

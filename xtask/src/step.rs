@@ -39,7 +39,7 @@ pub(crate) fn root() -> PathBuf {
 /// One `cargo` command.
 pub(crate) struct Step {
     arguments: Vec<String>,
-    variables: Vec<(&'static str, &'static str)>,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Step {
@@ -50,15 +50,15 @@ impl Step {
         }
     }
 
-    pub(crate) fn env(mut self, name: &'static str, value: &'static str) -> Step {
-        self.variables.push((name, value));
+    pub(crate) fn env(mut self, name: &'static str, value: impl ToString) -> Step {
+        self.variables.push((name, value.to_string()));
         self
     }
 
     fn command(&self) -> Command {
         let mut command = Command::new("cargo");
         command.args(&self.arguments).current_dir(root());
-        command.envs(self.variables.iter().copied());
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         // Set by the cargo that runs this program; a `+toolchain` would be overridden by it.
         command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
         command

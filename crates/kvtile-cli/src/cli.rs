@@ -2,7 +2,7 @@
 
 use clap::{Parser, Subcommand};
 
-use crate::{bench, demo, doctor, error::CliError, inspect, layout, plan, replay};
+use crate::{bench, cache, demo, doctor, error::CliError, inspect, layout, plan, replay};
 
 const ABOUT: &str = "KV cache layouts: explain, plan, measure and inspect";
 
@@ -20,6 +20,7 @@ Start here:
   kvtile bench --quick                          how fast, against memcpy on this machine
   kvtile inspect cache.kvtile                   what a saved cache holds, and whether it is whole
   kvtile replay trace.jsonl --dry               which policy would have kept what was asked for
+  kvtile cache stat DIR                         what the folder of a disk tier holds
   kvtile doctor                                 what this machine offers, and what to change
 
 Words contain | and parentheses: quote them in a shell. Every command has --help with examples and
@@ -57,6 +58,9 @@ enum Command {
     /// Replay a trace of requests: how often would a cache have had the blocks?
     #[command(after_help = replay::EXAMPLES)]
     Replay(replay::ReplayArgs),
+    /// Look into the folder of a disk tier, check it, export it, clear it
+    #[command(after_help = cache::EXAMPLES)]
+    Cache(cache::CacheArgs),
     /// Tell what this machine offers, and what to change
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
@@ -73,6 +77,7 @@ impl Cli {
             Command::Bench(args) => bench::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Replay(args) => replay::run(args),
+            Command::Cache(args) => cache::run(args),
             Command::Doctor(args) => doctor::run(args),
         }
     }

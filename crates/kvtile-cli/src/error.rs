@@ -46,6 +46,20 @@ pub(crate) enum CliError {
     /// A transfer, a physical layout or a saved cache failed.
     #[error(transparent)]
     Transfer(#[from] TransferError),
+    /// Nobody said that a folder may be cleared.
+    #[error("{path} is left as it is; say --yes to clear it", path = .path.display())]
+    NotConfirmed {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// More blocks than a safetensors header can name.
+    #[error("{blocks} blocks need a header of {header_bytes} bytes, and readers take 100,000,000")]
+    TooManyBlocks {
+        /// How many.
+        blocks: usize,
+        /// Bytes of the header.
+        header_bytes: usize,
+    },
     /// The demonstration failed.
     #[error(transparent)]
     Demo(#[from] DemoError),
@@ -108,6 +122,7 @@ impl CliError {
             CliError::Layout(_)
             | CliError::Option { .. }
             | CliError::NothingLeft { .. }
+            | CliError::NotConfirmed { .. }
             | CliError::Bench(
                 BenchError::Layout(_)
                 | BenchError::NothingLeft { .. }

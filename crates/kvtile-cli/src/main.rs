@@ -4,7 +4,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `cli` | the command line as a whole |
-//! | `layout`, `plan`, `bench`, `inspect`, `replay`, `doctor`, `demo` | one command each |
+//! | `layout`, `plan`, `bench`, `inspect`, `cache`, `replay`, `doctor`, `demo` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `shape_args`, `known`, `ranges` | what the user may say: shapes, layouts, ranges |
 //! | `output` | text, tables, JSON, progress |
@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 mod bench;
+mod cache;
 mod cli;
 mod demo;
 mod doctor;

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod bench;
+mod cache;
 mod doctor;
 mod inspect;
 mod layout;

@@ -50,17 +50,20 @@ pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
     }
 }
 
-/// Takes the lock of the folder.
-pub(super) fn lock(medium: &dyn Medium, writable: bool) -> Result<Box<dyn MediumLock>, TierError> {
-    medium
-        .lock(LOCK_FILE, writable)
-        .map_err(|error| match error {
-            LockError::Held { pid } => TierError::InUse {
-                folder: medium.name(),
-                pid,
-            },
-            LockError::Io(error) => TierError::file("lock", medium.name(), error),
-        })
+/// Takes the lock of the folder, to write in it.
+pub(super) fn lock(medium: &dyn Medium) -> Result<Box<dyn MediumLock>, TierError> {
+    let lock = medium.lock(LOCK_FILE, true);
+    lock.map_err(|error| lock_error(medium, error))
+}
+
+pub(super) fn lock_error(medium: &dyn Medium, error: LockError) -> TierError {
+    match error {
+        LockError::Held { pid } => TierError::InUse {
+            folder: medium.name(),
+            pid,
+        },
+        LockError::Io(error) => TierError::file("lock", medium.name(), error),
+    }
 }
 
 /// Removes what is left of a folder without a manifest. The lock stays: another process may be
@@ -87,7 +90,7 @@ pub fn clear(medium: &dyn Medium) -> Result<(), TierError> {
             folder: medium.name(),
         });
     }
-    let _lock = lock(medium, true)?;
+    let _lock = lock(medium)?;
     let failed = |error| TierError::file("clear", medium.name(), error);
     medium.remove(MANIFEST_FILE).map_err(failed)?;
     medium.sync_folder().map_err(failed)?;

@@ -13,12 +13,14 @@
 
 mod capacity;
 mod folder;
+mod inspect;
 mod manifest;
 pub mod medium;
 mod record;
 mod store;
 
 pub use folder::clear;
+pub use inspect::Inspection;
 pub use manifest::{Created, Manifest, StoreIdentity};
 pub use store::{
     Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotState, SlotStore, SlotStoreSettings,

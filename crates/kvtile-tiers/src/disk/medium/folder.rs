@@ -204,9 +204,9 @@ fn into_io(error: MemoryError) -> io::Error {
         MemoryError::PermissionDenied { source, .. }
         | MemoryError::OutOfSpace { source, .. }
         | MemoryError::Io { source, .. } => source,
-        MemoryError::UnexpectedEnd { .. } | MemoryError::FileTooSmall { .. } => {
-            io::Error::new(io::ErrorKind::UnexpectedEof, error)
-        }
+        MemoryError::UnexpectedEnd { .. }
+        | MemoryError::FileTooSmall { .. }
+        | MemoryError::OutOfBounds { .. } => io::Error::new(io::ErrorKind::UnexpectedEof, error),
         MemoryError::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, error),
         error => io::Error::other(error),
     }

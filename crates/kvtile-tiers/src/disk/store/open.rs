@@ -50,7 +50,7 @@ impl SlotStore {
         let failed = |error| TierError::file("make", medium.name(), error);
         medium.create().map_err(failed)?;
         folder::check_ours(&*medium)?;
-        let lock = folder::lock(&*medium, true)?;
+        let lock = folder::lock(&*medium)?;
         let opening = Opening {
             medium: &medium,
             settings,

@@ -1,0 +1,156 @@
+//! Blocks in one file: the safetensors form, one tensor of bytes a block, named by its key.
+//!
+//! ```text
+//! 0    length of the header, u64 little-endian
+//! 8    header: JSON, spaces at its end
+//! …    the blocks' bytes, one after the other
+//! ```
+//!
+//! The file's metadata has the identity, the layout of a block, and for each block its parent, its
+//! position and its tenant, all as JSON.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    io::{BufWriter, Seek, SeekFrom, Write},
+    path::Path,
+};
+
+use kvtile::tiers::disk::{Inspection, StoredBlock};
+use serde::Serialize;
+
+use super::{read_all, report::BadBlock};
+use crate::error::CliError;
+
+/// Readers take no longer header.
+const HEADER_BYTES_MAX: usize = 100_000_000;
+
+/// Headers end where eight bytes do.
+const HEADER_ALIGNMENT: usize = 8;
+
+/// What was written.
+pub(super) struct Exported {
+    pub(super) blocks: usize,
+    pub(super) bad: Vec<BadBlock>,
+}
+
+#[derive(Serialize)]
+struct Tensor {
+    dtype: &'static str,
+    shape: [u64; 1],
+    data_offsets: [u64; 2],
+}
+
+#[derive(Serialize)]
+struct BlockFacts {
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parent: Option<String>,
+    position: u32,
+    tenant: u32,
+}
+
+#[derive(Serialize)]
+struct Header<'a> {
+    #[serde(rename = "__metadata__")]
+    metadata: BTreeMap<&'static str, String>,
+    #[serde(flatten)]
+    tensors: BTreeMap<String, &'a Tensor>,
+}
+
+/// Writes every whole block to a new file; on an error there is none.
+pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, CliError> {
+    let failed = |operation| {
+        move |source| CliError::File {
+            operation,
+            path: path.to_owned(),
+            source,
+        }
+    };
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
+    let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")));
+    let mut out = BufWriter::new(file.map_err(failed("create"))?);
+    // A crash can leave a block twice; the newer one counts.
+    let newest: HashMap<_, _> = inspection.blocks().map(|b| (b.key, b.sequence)).collect();
+    let block_bytes = inspection.manifest().block_bytes();
+    let all: Vec<StoredBlock> = inspection
+        .blocks()
+        .filter(|b| newest.get(&b.key) == Some(&b.sequence))
+        .collect();
+    // With all blocks, as the header comes first and is not longer in the end.
+    let longest = header(inspection, &all)?.len();
+    let room = (8 + longest).next_multiple_of(HEADER_ALIGNMENT) - 8;
+    if room > HEADER_BYTES_MAX {
+        return Err(CliError::TooManyBlocks {
+            blocks: all.len(),
+            header_bytes: room,
+        });
+    }
+    out.seek(SeekFrom::Start(8 + room as u64))
+        .map_err(failed("write"))?;
+    let (mut whole, mut bad) = (Vec::new(), Vec::new());
+    read_all(inspection, "exporting blocks", |block, read| {
+        match read {
+            _ if newest.get(&block.key) != Some(&block.sequence) => {}
+            Ok(bytes) => {
+                out.write_all(bytes).map_err(failed("write"))?;
+                whole.push(block);
+            }
+            Err(miss) => bad.push(BadBlock::of(&block, &miss)),
+        }
+        Ok(())
+    })?;
+    let mut header = header(inspection, &whole)?;
+    header.resize(room, b' ');
+    out.seek(SeekFrom::Start(0)).map_err(failed("write"))?;
+    out.write_all(&(room as u64).to_le_bytes())
+        .map_err(failed("write"))?;
+    out.write_all(&header).map_err(failed("write"))?;
+    let file = out
+        .into_inner()
+        .map_err(|error| failed("write")(error.into_error()))?;
+    // Without blocks the header is all there is.
+    let length = 8 + room as u64 + block_bytes * whole.len() as u64;
+    file.as_file().set_len(length).map_err(failed("write"))?;
+    file.as_file().sync_all().map_err(failed("sync"))?;
+    file.persist_noclobber(path)
+        .map_err(|error| failed("create")(error.error))?;
+    Ok(Exported {
+        blocks: whole.len(),
+        bad,
+    })
+}
+
+fn header(inspection: &Inspection, blocks: &[StoredBlock]) -> Result<Vec<u8>, CliError> {
+    let manifest = inspection.manifest();
+    let bytes = manifest.block_bytes();
+    let facts: Vec<BlockFacts> = blocks
+        .iter()
+        .map(|block| BlockFacts {
+            key: block.key.to_string(),
+            parent: block.parent.map(|parent| parent.to_string()),
+            position: block.position,
+            tenant: block.tenant,
+        })
+        .collect();
+    let tensors: Vec<Tensor> = (0..blocks.len() as u64)
+        .map(|index| Tensor {
+            dtype: "U8",
+            shape: [bytes],
+            data_offsets: [index * bytes, (index + 1) * bytes],
+        })
+        .collect();
+    let names = facts.iter().map(|facts| facts.key.clone());
+    let header = Header {
+        metadata: BTreeMap::from([
+            ("format", "kvtile blocks 1".to_owned()),
+            ("identity", serde_json::to_string(manifest.identity())?),
+            (
+                "block_layout",
+                serde_json::to_string(manifest.block_layout())?,
+            ),
+            ("blocks", serde_json::to_string(&facts)?),
+        ]),
+        tensors: names.zip(&tensors).collect(),
+    };
+    Ok(serde_json::to_vec(&header)?)
+}

@@ -1,0 +1,257 @@
+//! What is said of a folder.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    path::Path,
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use kvtile::{
+    identity::{Fingerprint, LogicalIdentity},
+    tiers::{
+        TierError,
+        disk::{Inspection, Miss, StoredBlock},
+    },
+};
+use serde::Serialize;
+
+use crate::output::{Align, Screen, Table, bytes, thousands};
+
+/// How many bad blocks are named one by one.
+const BAD_SHOWN: usize = 8;
+
+/// What a folder holds.
+#[derive(Serialize)]
+pub(super) struct Stat<'a> {
+    path: &'a Path,
+    identity: &'a LogicalIdentity,
+    identity_fingerprint: Fingerprint,
+    block_layout_fingerprint: Fingerprint,
+    block_bytes: u64,
+    slot_bytes: u64,
+    blocks: usize,
+    blocks_max: u32,
+    torn: usize,
+    unreadable: usize,
+    tenants: usize,
+    longest_chain: u32,
+    files_bytes: u64,
+    capacity_bytes: u64,
+    created_unix_seconds: u64,
+    age_seconds: u64,
+    created_by: &'a str,
+    in_use: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    used_by_process: Option<u32>,
+}
+
+impl<'a> Stat<'a> {
+    pub(super) fn of(path: &'a Path, inspection: &'a Inspection) -> Stat<'a> {
+        let manifest = inspection.manifest();
+        let tenants: BTreeSet<u32> = inspection.blocks().map(|block| block.tenant).collect();
+        let last = inspection.blocks().map(|block| block.position).max();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = now.map_or(0, |now| now.as_secs());
+        let created = manifest.created();
+        Stat {
+            path,
+            identity: manifest.identity(),
+            identity_fingerprint: manifest.identity().fingerprint(),
+            block_layout_fingerprint: manifest.block_layout().fingerprint(),
+            block_bytes: manifest.block_bytes(),
+            slot_bytes: manifest.slot_bytes(),
+            blocks: inspection.blocks().len(),
+            blocks_max: manifest.blocks_max(),
+            torn: inspection.torn().len(),
+            unreadable: inspection.unreadable().len(),
+            tenants: tenants.len(),
+            longest_chain: last.map_or(0, |last| last.saturating_add(1)),
+            files_bytes: inspection.files_bytes(),
+            capacity_bytes: manifest.capacity_bytes(),
+            created_unix_seconds: created.unix_seconds,
+            age_seconds: now.saturating_sub(created.unix_seconds),
+            created_by: &created.kvtile,
+            in_use: inspection.used_by().is_some(),
+            used_by_process: inspection.used_by().flatten(),
+        }
+    }
+
+    /// All of it, for a person.
+    pub(super) fn text(&self, screen: Screen) -> String {
+        let mut text = screen.bold(&self.path.display().to_string());
+        text.push('\n');
+        let mut table = Table::bare([Align::Left, Align::Left]);
+        let mut fact = |name: &str, value: String| table.row([name.to_owned(), value]);
+        fact("model", self.identity.model().to_owned());
+        fact("revision", self.identity.revision().to_owned());
+        fact("identity", self.identity_fingerprint.to_string());
+        fact("block layout", self.block_layout_fingerprint.to_string());
+        fact(
+            "blocks",
+            format!(
+                "{} of {} ({:.1} %)",
+                thousands(self.blocks as u64),
+                thousands(u64::from(self.blocks_max)),
+                100.0 * self.blocks as f64 / f64::from(self.blocks_max.max(1)),
+            ),
+        );
+        fact("block", bytes(self.block_bytes));
+        fact("tenants", thousands(self.tenants as u64));
+        fact("longest chain", thousands(u64::from(self.longest_chain)));
+        fact("files", bytes(self.files_bytes));
+        fact("capacity", bytes(self.capacity_bytes));
+        fact(
+            "made",
+            format!(
+                "{} ago by kvtile {}",
+                age(self.age_seconds),
+                self.created_by
+            ),
+        );
+        if self.torn + self.unreadable > 0 {
+            let (torn, unreadable) = (self.torn, self.unreadable);
+            fact("records", format!("{torn} torn, {unreadable} unreadable"));
+        }
+        let user = match (self.in_use, self.used_by_process) {
+            (false, _) => "by nobody".to_owned(),
+            (true, None) => "by somebody".to_owned(),
+            (true, Some(process)) => format!("by process {process}"),
+        };
+        fact("used", user);
+        text.push_str(&table.text());
+        text
+    }
+}
+
+/// `3 days`, as coarse as people say it.
+fn age(seconds: u64) -> String {
+    let (count, unit) = match seconds {
+        0..120 => (seconds, "second"),
+        120..7200 => (seconds / 60, "minute"),
+        7200..172_800 => (seconds / 3600, "hour"),
+        _ => (seconds / 86_400, "day"),
+    };
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {unit}{plural}")
+}
+
+/// A block that cannot be used.
+#[derive(Serialize)]
+pub(super) struct BadBlock {
+    key: String,
+    slot: u32,
+    problem: String,
+}
+
+impl BadBlock {
+    pub(super) fn of(block: &StoredBlock, miss: &Miss) -> BadBlock {
+        BadBlock {
+            key: block.key.to_string(),
+            slot: block.slot,
+            problem: miss.to_string(),
+        }
+    }
+}
+
+/// What reading every block found, and where they were written to.
+#[derive(Serialize)]
+pub(super) struct Checked<'a> {
+    path: &'a Path,
+    /// `whole` or `damaged`.
+    verdict: &'static str,
+    checked: usize,
+    bad: Vec<BadBlock>,
+    torn: &'a [u32],
+    unreadable: &'a [u32],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    exported: Option<ExportedTo<'a>>,
+}
+
+#[derive(Serialize)]
+struct ExportedTo<'a> {
+    file: &'a Path,
+    blocks: usize,
+}
+
+impl<'a> Checked<'a> {
+    pub(super) fn of(
+        path: &'a Path,
+        inspection: &'a Inspection,
+        bad: Vec<BadBlock>,
+        exported: Option<(&'a Path, usize)>,
+    ) -> Checked<'a> {
+        let (torn, unreadable) = (inspection.torn(), inspection.unreadable());
+        let whole = bad.is_empty() && torn.is_empty() && unreadable.is_empty();
+        Checked {
+            path,
+            verdict: if whole { "whole" } else { "damaged" },
+            checked: inspection.blocks().len(),
+            bad,
+            torn,
+            unreadable,
+            exported: exported.map(|(file, blocks)| ExportedTo { file, blocks }),
+        }
+    }
+
+    /// Why not all of it can be used, if so.
+    pub(super) fn problem(&self) -> Option<String> {
+        if self.verdict == "whole" {
+            return None;
+        }
+        Some(format!(
+            "{} of {} blocks are bad, {} records torn, {} unreadable; a cache serves the others \
+             and counts these as misses",
+            self.bad.len(),
+            self.checked,
+            self.torn.len(),
+            self.unreadable.len()
+        ))
+    }
+
+    /// All of it, for a person.
+    pub(super) fn text(&self, screen: Screen) -> String {
+        let mut text = screen.bold(&self.path.display().to_string());
+        let whole = self.checked - self.bad.len();
+        let _ = writeln!(
+            text,
+            "\n  {} of {} blocks are whole",
+            thousands(whole as u64),
+            thousands(self.checked as u64)
+        );
+        for bad in self.bad.iter().take(BAD_SHOWN) {
+            let _ = writeln!(
+                text,
+                "    {} in slot {}: {}",
+                bad.key, bad.slot, bad.problem
+            );
+        }
+        for slot in self.torn.iter().take(BAD_SHOWN) {
+            let _ = writeln!(text, "    slot {slot}: its record is torn");
+        }
+        for slot in self.unreadable.iter().take(BAD_SHOWN) {
+            let _ = writeln!(text, "    slot {slot}: its record cannot be read");
+        }
+        if let Some(ExportedTo { file, blocks }) = &self.exported {
+            let _ = writeln!(
+                text,
+                "  {} blocks are in {}",
+                thousands(*blocks as u64),
+                file.display()
+            );
+        }
+        text
+    }
+}
+
+/// A folder that could not be used, as JSON.
+pub(super) fn failed_json(path: &Path, error: &TierError) -> impl Serialize {
+    let verdict = match error {
+        TierError::NotAStore { .. } => "not a disk tier",
+        TierError::InUse { .. } => "in use",
+        TierError::ManifestDamaged { .. } => "damaged",
+        TierError::FolderDiffers { .. } | TierError::ForeignFolder { .. } => "refused",
+        _ => "unreadable",
+    };
+    serde_json::json!({ "path": path, "verdict": verdict, "problem": error.to_string() })
+}

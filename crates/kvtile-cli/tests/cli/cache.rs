@@ -1,0 +1,156 @@
+//! `kvtile cache` as a user runs it.
+use std::path::{Path, PathBuf};
+
+use crate::program::kvtile;
+use kvtile::{
+    blocks::BlockKey,
+    identity::{LayoutIdentity, LogicalIdentity},
+    layout::{Shape, StridedLayout, Unit},
+    tiers::disk::{SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+};
+
+const BLOCKS: u32 = 5;
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn identity() -> StoreIdentity {
+    let unit = Unit::new("bf16", 2, 1).unwrap();
+    let shape = Shape::key_value(1, 2, 16, 2, 64, &unit).unwrap();
+    let layout = StridedLayout::resolve(&"BHLKNC".parse().unwrap(), &shape, 1).unwrap();
+    StoreIdentity {
+        logical: LogicalIdentity::new("toy", "0123abc", &shape, None).unwrap(),
+        block_layout: LayoutIdentity::of_block(&layout),
+        block_bytes: 16_384,
+    }
+}
+
+fn open(path: &Path) -> SlotStore {
+    let settings = SlotStoreSettings::new(1 << 20);
+    SlotStore::create_or_open(path, &settings, &identity())
+        .unwrap()
+        .0
+}
+
+/// A folder with a chain of blocks, each full of its number plus one.
+fn tier(folder: &Path) -> PathBuf {
+    let path = folder.join("tier");
+    let store = open(&path);
+    for slot in 0..BLOCKS {
+        let number = u8::try_from(slot).unwrap() + 1;
+        let bytes = vec![number; 16_384];
+        let write = SlotWrite {
+            slot,
+            key: BlockKey::from_bytes([number; 16]),
+            parent: (slot > 0).then(|| BlockKey::from_bytes([number - 1; 16])),
+            position: slot,
+            tenant: 3,
+            bytes: &bytes,
+        };
+        assert!(store.write(&[write]).failed.is_empty());
+    }
+    assert!(store.sync().failure.is_none());
+    path
+}
+
+/// Changes the first byte of the block that is full of `number`.
+fn damage(path: &Path, number: u8) {
+    let mut bytes = std::fs::read(path.join("slots")).unwrap();
+    let at = bytes.iter().position(|byte| *byte == number).unwrap();
+    *bytes.get_mut(at).unwrap() ^= 0x40;
+    std::fs::write(path.join("slots"), bytes).unwrap();
+}
+
+#[test]
+fn stat_tells_what_a_folder_holds_even_while_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tier(folder.path());
+    let report = kvtile(&["cache", "stat", text(&path)]).ok();
+    for part in ["toy", "0123abc", "5 of ", "used", "by nobody", "1 MiB"] {
+        assert!(report.contains(part), "{part:?} is missing in\n{report}");
+    }
+    let store = open(&path);
+    let json = kvtile(&["cache", "stat", text(&path), "--json"]).json();
+    assert_eq!(json["blocks"], 5);
+    assert_eq!(json["longest_chain"], 5);
+    assert_eq!(json["tenants"], 1);
+    assert_eq!(json["in_use"], true);
+    assert_eq!(json["used_by_process"], std::process::id());
+    assert_eq!(json["identity"]["model"], "toy");
+    assert!(json["files_bytes"].as_u64().unwrap() <= 1 << 20);
+    for command in ["verify", "clear"] {
+        let args = ["cache", command, text(&path), "--yes"];
+        let error = kvtile(&args[..if command == "clear" { 4 } else { 3 }]).fails(1);
+        assert!(
+            error.contains(&format!("process {}", std::process::id())),
+            "{error}"
+        );
+    }
+    drop(store);
+}
+
+/// Pitfall 36: a block that is not what was written is named, and the exit code says so.
+#[test]
+fn verify_names_bad_blocks() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tier(folder.path());
+    let report = kvtile(&["cache", "verify", text(&path)]).ok();
+    assert!(report.contains("5 of 5 blocks are whole"), "{report}");
+    damage(&path, 3);
+    let ran = kvtile(&["cache", "verify", text(&path), "--json"]);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["verdict"], "damaged");
+    assert_eq!(json["bad"][0]["key"], "03".repeat(16));
+    assert!(ran.fails(1).contains("1 of 5 blocks are bad"));
+}
+
+#[test]
+fn export_writes_the_whole_blocks_as_safetensors() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tier(folder.path());
+    damage(&path, 2);
+    let file = folder.path().join("blocks.safetensors");
+    let args = ["cache", "export", text(&path), text(&file)];
+    let ran = kvtile(&args);
+    assert!(ran.stdout.contains("4 blocks are in"), "{}", ran.stdout);
+    ran.fails(1);
+    let bytes = std::fs::read(&file).unwrap();
+    let (length, rest) = bytes.split_at(8);
+    let length = u64::from_le_bytes(length.try_into().unwrap());
+    let (header, data) = rest.split_at(usize::try_from(length).unwrap());
+    let header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    assert_eq!(data.len(), 4 * 16_384);
+    for number in [1, 3, 4, 5] {
+        let tensor = &header[format!("{number:02x}").repeat(16)];
+        assert_eq!(tensor["dtype"], "U8");
+        let offset = |i: usize| usize::try_from(tensor["data_offsets"][i].as_u64().unwrap());
+        let block = &data[offset(0).unwrap()..offset(1).unwrap()];
+        assert!(block.len() == 16_384 && block.iter().all(|byte| *byte == number));
+    }
+    assert!(header["02".repeat(16)].is_null());
+    let identity = header["__metadata__"]["identity"].as_str().unwrap();
+    assert!(identity.contains("toy"), "{identity}");
+    // An existing file is left alone.
+    let error = kvtile(&args).fails(1);
+    assert!(error.contains("cannot create"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), bytes);
+}
+
+#[test]
+fn clear_asks_and_gives_the_room_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tier(folder.path());
+    let error = kvtile(&["cache", "clear", text(&path)]).fails(2);
+    assert!(error.contains("--yes"), "{error}");
+    kvtile(&["cache", "verify", text(&path)]).ok();
+    kvtile(&["cache", "clear", text(&path), "--yes"]).ok();
+    assert!(!path.join("slots").exists());
+    let error = kvtile(&["cache", "stat", text(&path)]).fails(1);
+    assert!(error.contains("no manifest"), "{error}");
+    // Somebody's folder is not ours to clear.
+    std::fs::write(folder.path().join("notes"), b"mine").unwrap();
+    kvtile(&["cache", "clear", text(folder.path()), "--yes"]).fails(1);
+    assert!(folder.path().join("notes").exists());
+    open(&path);
+}
