@@ -43,7 +43,8 @@ enum Command {
     Loom,
     /// The executors' tests under the address sanitizer alone.
     Sanitize,
-    /// The disk tier, for as long as asked: a writer that is killed, and the simulated disk.
+    /// The cache and its disk tier, for as long as asked: a writer that is killed, simulated disks, and
+    /// a mixed load of several threads.
     Soak {
         /// How often the writer is killed.
         #[arg(long, default_value_t = 1000)]
@@ -51,7 +52,10 @@ enum Command {
         /// How many seeds of the simulation.
         #[arg(long, default_value_t = 100_000)]
         seeds: u64,
-        /// One seed of the simulation alone, step by step.
+        /// How long the mixed load lasts, in seconds.
+        #[arg(long, default_value_t = 300)]
+        seconds: u64,
+        /// One seed of the simulation of the disk tier alone, step by step.
         #[arg(long)]
         seed: Option<u64>,
     },
@@ -66,7 +70,12 @@ fn main() -> ExitCode {
         Command::Fuzz { seconds } => fuzz(seconds),
         Command::Loom => loom(),
         Command::Sanitize => sanitize(),
-        Command::Soak { kills, seeds, seed } => soak(kills, seeds, seed),
+        Command::Soak {
+            kills,
+            seeds,
+            seconds,
+            seed,
+        } => soak((kills, seeds, seconds), seed),
         Command::Rules => rules(),
     };
     match result {
@@ -100,21 +109,26 @@ fn check(without_tests: bool) -> Result<(), Failure> {
     fuzz(CHECK_FUZZ_SECONDS)
 }
 
-fn soak(kills: u64, seeds: u64, seed: Option<u64>) -> Result<(), Failure> {
-    let test = [
-        "test",
-        "--locked",
-        "-p",
-        "kvtile-tiers",
-        "--test",
-        "disk_tier",
-    ];
-    let step = |name| Step::cargo(test.into_iter().chain(["--", "--nocapture", name]));
+fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(), Failure> {
+    let step = |test, name| {
+        let crate_tests = ["test", "--locked", "-p", "kvtile-tiers", "--test", test];
+        Step::cargo(crate_tests.into_iter().chain(["--", "--nocapture", name]))
+    };
     if let Some(seed) = seed {
-        return step("simulation").env("KVTILE_DISK_SEED", seed).run();
+        let simulation = step("disk_tier", "simulation");
+        return simulation.env("KVTILE_DISK_SEED", seed).run();
     }
-    step("crash").env("KVTILE_DISK_KILLS", kills).run()?;
-    step("simulation").env("KVTILE_DISK_SEEDS", seeds).run()
+    let crash = step("disk_tier", "crash");
+    crash.env("KVTILE_DISK_KILLS", kills).run()?;
+    let simulation = step("disk_tier", "simulation");
+    simulation.env("KVTILE_DISK_SEEDS", seeds).run()?;
+    let simulation = step("cache", "simulation");
+    simulation
+        .env("KVTILE_CACHE_SEEDS", seeds.div_ceil(10))
+        .run()?;
+    step("cache", "mixed")
+        .env("KVTILE_CACHE_SECONDS", seconds)
+        .run()
 }
 
 /// Seconds that CI fuzzes each target.

@@ -10,8 +10,8 @@
 //! | [`memory`] | who owns the bytes: system, shared, files, borrowed |
 //! | [`transfer`] | leases and transfers between registered layouts |
 //! | [`saved`] | caches in files |
-//! | [`blocks`] | keys of blocks, eviction policies, events |
-//! | [`tiers`] | blocks on disk, and replays of traces |
+//! | [`blocks`] | keys of blocks, token sequences, pools, eviction policies, events |
+//! | [`tiers`] | the cache over host memory and disk, its metrics, and replays of traces |
 //! | [`presets`] | layouts of real engines and shapes of well-known models |
 //!
 //! ```

@@ -123,6 +123,42 @@ impl Default for StoreOptions {
 
 /// A cache of KV blocks in host memory and on disk, for one engine's layout.
 ///
+/// ```
+/// use kvtile_blocks::{key::{BlockHasher, ExtraKeys, KeySettings}, sequence::TokenSequence};
+/// use kvtile_layout::{Shape, Unit, Word, identity::LogicalIdentity};
+/// use kvtile_tiers::cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions};
+/// use kvtile_transfer::{FillPattern, PhysicalLayout};
+///
+/// // The engine: 32 blocks of 16 tokens, in the order of vLLM's CPU backend.
+/// let shape = Shape::key_value(32, 4, 16, 2, 64, &Unit::new("bf16", 2, 1)?)?;
+/// let engine = PhysicalLayout::builder()
+///     .with_shape(shape.clone(), 1)
+///     .layout("L|BH(kCN,vNC)".parse::<Word>()?)
+///     .allocate_system()
+///     .build()?;
+/// let identity = LogicalIdentity::new("a-model", "main", &shape, None)?;
+/// let keys_of = identity.fingerprint();
+/// let cache = Cache::open(CacheSettings::new(identity).host_bytes(16 << 20), engine)?;
+///
+/// // A prompt of 40 tokens has two full blocks; the engine computed them into its blocks 3 and 7.
+/// let hasher = BlockHasher::new(&KeySettings::default(), keys_of.as_bytes())?;
+/// let mut prompt = TokenSequence::new(hasher, ExtraKeys::NONE)?;
+/// prompt.extend(&(0..40).collect::<Vec<u32>>());
+/// # cache.manager().fill(cache.engine(), &[3, 7], FillPattern::Distinct { seed: 1 })?;
+/// let stored = cache.store(prompt.keys(), 0, &[3, 7], &StoreOptions::default())?;
+/// assert_eq!(stored.wait().stored, 2);
+///
+/// // Another request begins with the same tokens: its blocks 20 and 21 are loaded, layer by layer.
+/// let found = cache.lookup(prompt.keys(), &LookupOptions::default());
+/// assert_eq!(found.blocks(), 2);
+/// let load = cache.load(found, &[20, 21], &LoadOptions::default())?;
+/// assert!(load.wait_layer(0).is_ok());
+/// assert_eq!(load.wait().blocks, 2);
+/// # let manager = cache.manager();
+/// # assert_eq!(manager.block_digest(cache.engine(), 7)?, manager.block_digest(cache.engine(), 21)?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// Its threads end with it. Blocks that are only in host memory end with it too:
 /// [`Cache::flush`] brings them to the disk.
 #[derive(Debug)]

@@ -46,7 +46,7 @@ fn saved(folder: &Path, keys: &[kvtile_blocks::BlockKey]) {
     assert!(cache.flush().durable);
 }
 
-fn folder_bytes(folder: &Path) -> u64 {
+pub(crate) fn folder_bytes(folder: &Path) -> u64 {
     let files = fs::read_dir(folder).unwrap();
     files
         .map(|file| file.unwrap().metadata().unwrap().len())

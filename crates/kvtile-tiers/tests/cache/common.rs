@@ -167,3 +167,8 @@ impl<'a> Engine<'a> {
         report.blocks
     }
 }
+
+/// A number that whoever runs the tests gave.
+pub(crate) fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}

@@ -1,6 +1,7 @@
 //! The whole cache on a disk that misbehaves and a clock that jumps, from seeds.
 //!
-//! A seed that fails is printed, and `KVTILE_SEED=n` plays it alone.
+//! A seed that fails is printed. `KVTILE_CACHE_SEED=n` plays one alone, `KVTILE_CACHE_SEEDS=n` that
+//! many.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,7 +14,7 @@ use kvtile_tiers::{
 
 use super::{
     bounds::VirtualClock,
-    common::{Engine, chain, engine_layout, with_disk},
+    common::{Engine, chain, engine_layout, number, with_disk},
 };
 
 const SEEDS: u64 = 1000;
@@ -21,13 +22,13 @@ const CHAINS: u64 = 5;
 
 #[test]
 fn a_cache_on_a_bad_disk_gives_no_wrong_byte_and_keeps_what_was_durable() {
-    let one = option_env!("KVTILE_SEED").and_then(|seed| seed.parse().ok());
-    let seeds = one.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
-    for seed in seeds {
+    let seeds = number("KVTILE_CACHE_SEEDS").unwrap_or(SEEDS);
+    let one = number("KVTILE_CACHE_SEED");
+    for seed in one.map_or(0..seeds, |seed| seed..seed + 1) {
         let played = std::panic::catch_unwind(|| play(seed));
         assert!(
             played.is_ok(),
-            "seed {seed} failed: KVTILE_SEED={seed} plays it alone"
+            "seed {seed} failed: KVTILE_CACHE_SEED={seed} plays it alone"
         );
     }
 }

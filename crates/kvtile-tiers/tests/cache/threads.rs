@@ -1,5 +1,7 @@
 //! Many threads on one cache: every byte that it gives is right, and in the end nothing is held.
 
+use std::time::{Duration, Instant};
+
 use kvtile_blocks::events::Tier;
 use kvtile_testkit::disk::Numbers;
 use kvtile_tiers::{
@@ -7,7 +9,10 @@ use kvtile_tiers::{
     cache::{Cache, LoadOptions, LookupOptions, StoreOptions},
 };
 
-use super::common::{Engine, chain, engine_layout, with_disk};
+use super::{
+    bounds::folder_bytes,
+    common::{Engine, chain, engine_layout, number, with_disk},
+};
 
 #[test]
 fn random_work_of_several_threads_gives_no_wrong_byte_and_leaks_nothing() {
@@ -40,6 +45,54 @@ fn random_work_of_several_threads_gives_no_wrong_byte_and_leaks_nothing() {
             .values()
             .all(|failures| *failures == 0)
     );
+}
+
+#[test]
+fn a_mixed_load_grows_nothing() {
+    const SEED: u64 = 5;
+    const CAPACITY: u64 = 300_000;
+    println!("seed {SEED}");
+    let seconds = Duration::from_secs(number("KVTILE_CACHE_SECONDS").unwrap_or(3));
+    let folder = tempfile::tempdir().unwrap();
+    let settings = with_disk(12, folder.path(), CAPACITY).queue_capacity(64);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let start = Instant::now();
+    let mut warm = None;
+    let mut round = 0;
+    while start.elapsed() < seconds {
+        std::thread::scope(|scope| {
+            for thread in 0..4_u64 {
+                let cache = &cache;
+                scope.spawn(move || work(cache, thread, SEED + round));
+            }
+        });
+        round += 1;
+        assert!(folder_bytes(folder.path()) <= CAPACITY);
+        if start.elapsed() > seconds / 3 && warm.is_none() {
+            warm = Some((resident_bytes(), open_files()));
+        }
+    }
+    cache.flush();
+    cache.check_integrity();
+    let (resident, files) = warm.unwrap();
+    println!(
+        "{round} rounds, {resident} bytes resident after a third, {} now",
+        resident_bytes()
+    );
+    // Other tests run in this process; a leak per block would be far larger.
+    assert!(resident_bytes() < resident + (64 << 20), "memory grows");
+    assert!(open_files() < files + 32, "descriptors grow");
+    assert!(cache.stats().pinned.values().all(|pins| *pins == 0));
+}
+
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    let pages: u64 = pages.split_whitespace().nth(1).unwrap().parse().unwrap();
+    pages * 4096
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
 /// Each thread has sixteen engine blocks of its own.
