@@ -61,33 +61,39 @@ impl Inner {
     /// to disk first, where the settings say so.
     pub(super) fn make_room(&self, blocks: usize) {
         let missing = blocks.saturating_sub(self.host.pool.free_blocks());
-        let writes = self.settings.disk.as_ref().map(|disk| disk.writes);
-        let Some(disk) = &self.disk else { return };
-        // Where blocks are written at other times, allocating evicts by itself.
-        if missing > 0 && writes == Some(DiskWrites::OnEviction) {
-            let leaving = self.host.pool.evict(missing, self.tick());
-            self.demote(disk, &leaving);
+        // Without a disk, allocating evicts by itself.
+        if missing > 0 && self.disk.is_some() {
+            self.evict_host(missing);
         }
     }
 
     /// Evicts up to `blocks` blocks.
     pub(super) fn evict(&self, tier: Tier, blocks: usize) -> Result<usize, TierError> {
         match (tier, &self.disk) {
-            (Tier::Host, disk) => {
-                let leaving = self.host.pool.evict(blocks, self.tick());
-                if let Some(disk) = disk
-                    && self.settings.disk.as_ref().map(|d| d.writes) == Some(DiskWrites::OnEviction)
-                {
-                    self.demote(disk, &leaving);
-                }
-                Ok(leaving.len())
-            }
+            (Tier::Host, _) => Ok(self.evict_host(blocks)),
             (Tier::Disk, Some(disk)) => {
                 let leaving = disk.pool.evict(blocks, self.tick());
                 disk.forget(leaving.ids());
                 Ok(leaving.len())
             }
             _ => Err(TierError::NoSuchTier { tier }),
+        }
+    }
+
+    fn evict_host(&self, blocks: usize) -> usize {
+        let leaving = self.host.pool.evict(blocks, self.tick());
+        if let Some(disk) = &self.disk {
+            self.demote(disk, &leaving);
+        }
+        leaving.len()
+    }
+
+    /// Whether a block that leaves host memory is to be on disk.
+    fn belongs_on_disk(&self, block: BlockId) -> bool {
+        match self.settings.disk.as_ref().map(|disk| disk.writes) {
+            None => false,
+            Some(DiskWrites::OnEviction | DiskWrites::AtOnce) => true,
+            Some(DiskWrites::AfterUses(uses)) => self.host.uses(block) >= uses,
         }
     }
 
@@ -135,10 +141,10 @@ impl Inner {
         written
     }
 
-    /// Writes evicted blocks that are not on disk yet.
+    /// Writes evicted blocks that belong on disk and are not there yet.
     fn demote(&self, disk: &Stored, leaving: &EvictedBlocks) {
         for EvictedBlock { block, key, parent } in leaving.iter() {
-            if !disk.has(&key) {
+            if self.belongs_on_disk(block) && !disk.has(&key) {
                 self.write_chain(disk, Leaving { block, key, parent });
             }
         }

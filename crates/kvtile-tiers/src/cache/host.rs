@@ -52,6 +52,12 @@ impl Host {
         })
     }
 
+    /// How often it was found.
+    pub(super) fn uses(&self, block: BlockId) -> u32 {
+        let facts = self.facts.get(block.index());
+        facts.map_or(0, |facts| facts.uses.load(Ordering::Relaxed))
+    }
+
     /// Counts one more use; returns how many there were.
     pub(super) fn used(&self, block: BlockId) -> u32 {
         self.facts.get(block.index()).map_or(0, |facts| {

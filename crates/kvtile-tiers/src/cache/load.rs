@@ -50,6 +50,8 @@ pub enum LoadStop {
     Lost,
     /// A block on disk was evicted before it was read.
     Evicted,
+    /// It would fill more than the whole queue: its blocks alternate between tiers too often.
+    TooManyPieces,
     /// All host memory is in use, and the disk reads to nowhere else.
     HostFull,
     /// The copy to the engine was refused or failed.
@@ -157,6 +159,10 @@ fn begin(
     let (position, mut first) = (found.first, 0);
     let on_disk = found.blocks_in(Tier::Disk);
     let most = inner.settings.workers.max(1) * PARTS_PER_WORKER;
+    // No load is so fine that it could never be queued.
+    let places = inner.settings.queue_capacity;
+    let others = found.segments.len().saturating_sub(1);
+    let most = most.min(places.saturating_sub(others)).max(1);
     let chunk = on_disk.div_ceil(most).max(1);
     let mut pieces = Vec::new();
     for mut segment in found.segments.drain(..) {
@@ -174,6 +180,8 @@ fn begin(
         }
         pieces.push((start, segment));
     }
+    let left_out = pieces.get(places).map(|((first, _), _)| *first);
+    pieces.truncate(places);
     let layers = if destinations.is_some() {
         inner.layers
     } else {
@@ -192,6 +200,9 @@ fn begin(
     if pieces.is_empty() {
         load.finish();
         return Ok(completion);
+    }
+    if let Some(first) = left_out {
+        load.stop(first, LoadStop::TooManyPieces);
     }
     let mut jobs = Vec::with_capacity(pieces.len());
     for ((first, position), segment) in pieces {

@@ -141,6 +141,33 @@ fn blocks_are_written_to_disk_at_once_or_after_uses() {
 }
 
 #[test]
+fn a_block_whose_write_found_no_place_in_the_queue_goes_to_disk_when_it_leaves() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = with_disk(4, folder.path(), DISK)
+        .disk_writes(DiskWrites::AtOnce)
+        .workers(0)
+        .queue_capacity(1);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(3, 6);
+    let blocks = [0, 1, 2, 3, 4, 5];
+    for (key, block) in keys.iter().zip(blocks) {
+        engine.compute(key, block);
+    }
+    // Host memory is smaller than the chain, so it comes in two pieces; each wants to be written,
+    // and the queue has one place.
+    let store = cache.store(&keys, 0, &blocks, &StoreOptions::default());
+    assert!(cache.step());
+    assert_eq!(store.unwrap().wait().stored, 6);
+    let refused: u64 = cache.stats().queues.iter().map(|queue| queue.refused).sum();
+    assert_eq!(refused, 1);
+    cache.evict(Tier::Host, 4).unwrap();
+    while cache.step() {}
+    assert_eq!(moved(&cache, Tier::Host, Tier::Disk), 6);
+    assert_eq!(engine.load(&keys, 20), 6);
+}
+
+#[test]
 fn prefetching_brings_blocks_to_host_memory() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(7, 5);
