@@ -127,9 +127,11 @@ impl Inner {
             log::warn!("the disk tier could not be synced: {error}");
             disk.touched();
         }
-        self.drop_lost(disk, &synced.lost);
+        let mut lost = disk.store.take_lost();
+        lost.extend(synced.lost);
+        self.drop_lost(disk, &lost);
         Synced {
-            lost: synced.lost.len(),
+            lost: lost.len(),
             durable: synced.failure.is_none(),
         }
     }

@@ -128,7 +128,7 @@ impl Medium for FolderMedium {
             lock.rewind()?;
             lock.write_all(text.as_bytes())?;
         }
-        Ok(Box::new(FolderLock { _lock: lock }))
+        Ok(Box::new(FolderLock { lock }))
     }
 
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {
@@ -169,8 +169,8 @@ fn holder(lock: &File) -> Option<u32> {
 
 #[derive(Debug)]
 struct FolderLock {
-    /// Held for its lock, which the kernel gives back with the descriptor.
-    _lock: File,
+    /// The kernel gives the lock back with the last descriptor.
+    lock: File,
 }
 
 impl MediumLock for FolderLock {}
@@ -209,5 +209,15 @@ fn into_io(error: MemoryError) -> io::Error {
         | MemoryError::OutOfBounds { .. } => io::Error::new(io::ErrorKind::UnexpectedEof, error),
         MemoryError::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, error),
         error => io::Error::other(error),
+    }
+}
+
+impl Drop for FolderLock {
+    /// A child that is just being made has the descriptor too, for a moment; nobody should be refused
+    /// because of it.
+    fn drop(&mut self) {
+        if let Err(error) = self.lock.unlock() {
+            log::warn!("the lock of a folder ends with its descriptor only: {error}");
+        }
     }
 }

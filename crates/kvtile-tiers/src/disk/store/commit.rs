@@ -30,9 +30,7 @@ impl SlotStore {
     pub fn sync(&self) -> Synced {
         let turn = self.turn();
         let commit = self.table().take_commit();
-        let mut synced = self.commit(commit, turn);
-        synced.lost.append(&mut self.take_lost());
-        synced
+        self.commit(commit, turn)
     }
 
     /// Blocks that were lost by a sync for which a [`write`](SlotStore::write) had to wait, and that
