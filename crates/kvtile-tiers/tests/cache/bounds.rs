@@ -53,6 +53,7 @@ pub(crate) fn folder_bytes(folder: &Path) -> u64 {
         .sum()
 }
 
+/// Pitfall 36: no checksum on stored data.
 #[test]
 fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -97,6 +98,7 @@ fn a_data_file_that_was_cut_is_a_miss() {
     assert_eq!(engine.load(&keys, 40), 6);
 }
 
+/// Pitfall 35: a disk tier without capacity or eviction.
 #[test]
 fn the_disk_stays_within_its_capacity() {
     let folder = tempfile::tempdir().unwrap();
@@ -115,6 +117,7 @@ fn the_disk_stays_within_its_capacity() {
     assert!(kept.count() >= 10);
 }
 
+/// Pitfall 34: a disk tier slower than recomputing.
 #[test]
 fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
     let folder = tempfile::tempdir().unwrap();

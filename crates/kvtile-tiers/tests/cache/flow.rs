@@ -60,6 +60,7 @@ fn storing_again_copies_nothing() {
     assert_eq!(moved(&cache, Tier::Device, Tier::Host), 4 + 2);
 }
 
+/// Pitfall 34: a disk hit that is reported and never loaded.
 #[test]
 fn blocks_survive_a_restart_on_disk() {
     let folder = tempfile::tempdir().unwrap();
@@ -83,6 +84,7 @@ fn blocks_survive_a_restart_on_disk() {
     cache.check_integrity();
 }
 
+/// Pitfall 27: eviction that leaves unusable tails; here on the way to the disk.
 #[test]
 fn what_leaves_host_memory_goes_to_disk_in_whole_prefixes() {
     let folder = tempfile::tempdir().unwrap();
@@ -243,6 +245,7 @@ fn a_cancelled_load_touches_nothing() {
     assert_eq!(cache.evict(Tier::Host, 16).unwrap(), 3);
 }
 
+/// Pitfall 19: a completion that never resolves.
 #[test]
 fn what_waits_when_a_cache_is_closed_ends() {
     let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
@@ -290,6 +293,7 @@ fn several_who_want_a_block_share_one_flight() {
     }
 }
 
+/// Pitfall 31: events without order, numbers or tiers.
 #[test]
 fn events_and_snapshots_agree_with_what_is_stored() {
     let folder = tempfile::tempdir().unwrap();
@@ -333,6 +337,7 @@ fn clearing_forgets_everything_in_every_tier() {
     assert_eq!(cache.lookup(&keys, &LookupOptions::default()).blocks(), 0);
 }
 
+/// Pitfall 39: pins that are never released when a lookup is not followed by a load.
 #[test]
 fn pins_that_are_held_too_long_are_reported() {
     let cache = Cache::open(settings(16), engine_layout()).unwrap();
@@ -353,6 +358,7 @@ fn pins_that_are_held_too_long_are_reported() {
     assert!(cache.overdue().is_empty());
 }
 
+/// Pitfall 20: a block that is reused while somebody is going to read it.
 #[test]
 fn a_pinned_match_is_never_evicted() {
     let cache = Cache::open(settings(4), engine_layout()).unwrap();

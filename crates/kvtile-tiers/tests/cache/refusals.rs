@@ -12,6 +12,7 @@ use super::common::{
 
 const DISK: u64 = 4 << 20;
 
+/// Pitfall 23: stored bytes of another model read as one's own.
 #[test]
 fn a_folder_of_another_identity_is_refused_by_the_field_that_differs() {
     let folder = tempfile::tempdir().unwrap();
@@ -116,4 +117,25 @@ fn a_full_queue_refuses_at_once_and_gives_everything_back() {
     }
     let evicted = cache.evict(kvtile_blocks::events::Tier::Host, 16);
     assert_eq!(evicted.unwrap(), 3, "nothing stays pinned");
+}
+
+/// Pitfall 40: a metric without a denominator.
+#[test]
+fn every_block_that_was_asked_for_is_a_hit_or_a_miss_of_one_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let cache = Cache::open(with_disk(3, folder.path(), DISK), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    for number in 0..6 {
+        engine.load(&chain(number % 4, 5), 0);
+        engine.store(&chain(number % 4, 3), 10);
+    }
+    let stats = cache.stats();
+    let hits: u64 = stats.hits.values().sum();
+    let misses: u64 = stats.misses.values().sum();
+    assert_eq!(hits + misses, stats.lookup_blocks, "{stats:?}");
+    assert_eq!(stats.lookup_blocks, 6 * 5);
+    assert!(hits > 0 && misses > 0);
+    for queue in &stats.queues {
+        assert!(queue.depth == 0 && queue.capacity > 0 && queue.offered >= queue.refused);
+    }
 }

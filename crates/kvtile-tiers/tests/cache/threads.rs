@@ -47,6 +47,7 @@ fn random_work_of_several_threads_gives_no_wrong_byte_and_leaks_nothing() {
     );
 }
 
+/// Pitfall 35: memory, descriptors or disk that grow without bounds.
 #[test]
 fn a_mixed_load_grows_nothing() {
     const SEED: u64 = 5;
