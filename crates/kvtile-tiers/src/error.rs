@@ -2,7 +2,7 @@
 
 use std::{io, sync::Arc};
 
-use kvtile_blocks::{BlocksError, events::Tier};
+use kvtile_blocks::{BlockKey, BlocksError, events::Tier};
 use kvtile_layout::{
     LayoutError,
     identity::{Difference, Fingerprint},
@@ -82,6 +82,20 @@ pub enum TierError {
         destinations: usize,
         /// Blocks that were found.
         blocks: usize,
+    },
+    /// Blocks of keys and values that cannot be halved.
+    #[error(
+        "blocks of {block_bytes} bytes do not have as many keys as values; give an even number"
+    )]
+    OddBlockBytes {
+        /// Bytes of a block.
+        block_bytes: u64,
+    },
+    /// A block that came back is not what was stored.
+    #[error("block {key} came back with other bytes than it was stored with")]
+    WrongBytes {
+        /// Its key.
+        key: BlockKey,
     },
     /// A match of another cache.
     #[error("the match was found in another cache; look its keys up in this one")]

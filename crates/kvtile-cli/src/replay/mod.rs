@@ -10,10 +10,13 @@ use std::{fs::File, io::BufReader, path::PathBuf, time::Instant};
 use clap::Args;
 use kvtile::{
     blocks::policy::{PolicyKind, PolicySettings},
-    tiers::replay::{DryCache, Trace, TraceLimits, belady, infinite, replay},
+    tiers::{
+        cache::CacheSettings,
+        replay::{DryCache, RealCache, Totals, Trace, TraceLimits, belady, infinite, replay},
+    },
 };
 
-use self::report::{Report, Run};
+use self::report::{Bytes, Report, Run};
 use crate::{error::CliError, files, output};
 
 /// More blocks than any cache has.
@@ -30,10 +33,15 @@ stored. `infinite` is a cache that keeps everything, `belady` the best that a ca
 could have done, had it known all requests. The time saved is that of computing the tokens that were
 hit, at the rate given with --prefill-rate, per request.
 
+Without --dry the requests go through the cache itself: --capacity blocks of --block-bytes bytes in
+host memory, and a disk where --disk gives a folder. Every block that comes back is compared with what
+was stored. It stores a request's blocks together, so its hits may differ a little from those of --dry.
+
 Examples:
   kvtile replay conversation.jsonl --dry
   kvtile replay conversation.jsonl --dry --policy gittins --policy lru --capacity 10000
   kvtile replay conversation.jsonl --dry --html page.html
+  kvtile replay conversation.jsonl --policy gittins --capacity 2000 --disk folder --disk-bytes 500000000
   kvtile replay conversation.jsonl --dry --json | jq '.runs[] | [.policy, .block_hit_ratio]'";
 
 /// Arguments of `kvtile replay`.
@@ -45,6 +53,21 @@ pub(crate) struct ReplayArgs {
     /// Keep the books only, without bytes
     #[arg(long)]
     dry: bool,
+    /// Bytes of a block, an even number
+    #[arg(long, value_name = "BYTES", default_value_t = 65_536, conflicts_with = "dry",
+          value_parser = clap::value_parser!(u64).range(2..=1 << 30))]
+    block_bytes: u64,
+    /// Folder for a disk tier; each run has a folder of its own in it
+    #[arg(
+        long,
+        value_name = "FOLDER",
+        conflicts_with = "dry",
+        requires = "disk_bytes"
+    )]
+    disk: Option<PathBuf>,
+    /// Bytes that the disk tier of a run has at most
+    #[arg(long, value_name = "BYTES", requires = "disk")]
+    disk_bytes: Option<u64>,
     /// Policy; may be given several times [default: gittins lru arc s3-fifo]
     #[arg(long, value_name = "NAME")]
     policy: Vec<String>,
@@ -71,13 +94,6 @@ pub(crate) struct ReplayArgs {
 
 /// Replays, and shows what came out.
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
-    if !args.dry {
-        return Err(CliError::Option {
-            option: "--dry",
-            value: "not given".to_owned(),
-            problem: "only the books can be replayed, not bytes; add --dry".to_owned(),
-        });
-    }
     let policies = policies(&args.policy)?;
     let mut capacities = args.capacity.clone();
     capacities.sort_unstable();
@@ -127,6 +143,46 @@ fn read(args: &ReplayArgs) -> Result<Trace, CliError> {
     })
 }
 
+/// Through a policy and the books.
+fn dry(
+    trace: &Trace,
+    policy: PolicyKind,
+    capacity: u32,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Totals, CliError> {
+    // More blocks than the trace have need no room.
+    let distinct = u32::try_from(trace.distinct_blocks()).unwrap_or(u32::MAX);
+    let settings = PolicySettings::from(policy);
+    let mut cache = DryCache::new(&settings, capacity.min(distinct), trace.distinct_blocks());
+    Ok(replay(trace, &mut cache, progress)?)
+}
+
+/// Through the cache itself.
+fn real(
+    trace: &Trace,
+    policy: PolicyKind,
+    capacity: u32,
+    args: &ReplayArgs,
+    progress: &mut dyn FnMut(u64),
+) -> Result<(Totals, Option<Bytes>), CliError> {
+    let adjust = |settings: CacheSettings| {
+        let settings = match (&args.disk, args.disk_bytes) {
+            (Some(folder), Some(bytes)) => {
+                settings.disk(folder.join(format!("{policy}-{capacity}")), bytes)
+            }
+            _ => settings,
+        };
+        settings.policies(policy, policy)
+    };
+    let mut cache = RealCache::open(trace, (args.block_bytes, capacity), adjust)?;
+    let totals = replay(trace, &mut cache, progress)?;
+    let bytes = Bytes {
+        compared_blocks: cache.compared(),
+        moves: cache.cache().stats().moves,
+    };
+    Ok((totals, Some(bytes)))
+}
+
 fn measure(
     trace: &Trace,
     policies: &[PolicyKind],
@@ -139,28 +195,23 @@ fn measure(
     let mut report = Report::new(trace, args.trace.display().to_string(), args.prefill_rate);
     for &policy in policies {
         for &capacity in capacities {
-            // More blocks than the trace has need no room.
-            let distinct = u32::try_from(trace.distinct_blocks()).unwrap_or(u32::MAX);
-            let settings = PolicySettings::from(policy);
-            let mut cache =
-                DryCache::new(&settings, capacity.min(distinct), trace.distinct_blocks());
             let start = Instant::now();
             let mut told = 0;
-            let totals = replay(trace, &mut cache, &mut |done| {
+            let mut progress = |done| {
                 // The bar costs more than a request.
                 if done - told >= 256 || done == requests {
                     bar.inc(done - told);
                     told = done;
                 }
-            })?;
+            };
+            let (totals, real) = match args.dry {
+                true => (dry(trace, policy, capacity, &mut progress)?, None),
+                false => real(trace, policy, capacity, args, &mut progress)?,
+            };
             let seconds = start.elapsed().as_secs_f64();
-            report.runs.push(Run::new(
-                cache.policy(),
-                Some(capacity),
-                &totals,
-                seconds,
-                args.prefill_rate,
-            ));
+            let rate = args.prefill_rate;
+            let run = Run::new(policy.name(), Some(capacity), &totals, seconds, rate);
+            report.runs.push(run.with_bytes(real));
         }
     }
     bar.finish_and_clear();

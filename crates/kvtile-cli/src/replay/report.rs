@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use kvtile::tiers::replay::{Totals, Trace};
+use kvtile::tiers::{
+    metrics::MoveStats,
+    replay::{Totals, Trace},
+};
 use serde::Serialize;
 
 use crate::output::thousands;
@@ -46,6 +49,18 @@ pub(super) struct Run {
     pub(super) block_references_per_second: f64,
     /// Time to the first token that a request is spared, on average.
     pub(super) saved_seconds_per_request: f64,
+    /// What went where; not of a dry run.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(super) bytes: Option<Bytes>,
+}
+
+/// What a run through the cache itself moved.
+#[derive(Debug, Serialize)]
+pub(super) struct Bytes {
+    /// Blocks that came back, each of them compared with what was stored.
+    pub(super) compared_blocks: u64,
+    /// From tier to tier.
+    pub(super) moves: Vec<MoveStats>,
 }
 
 impl Run {
@@ -70,7 +85,13 @@ impl Run {
             hit_tokens: totals.hit_tokens,
             block_references_per_second: totals.blocks as f64 / seconds.max(1e-9),
             saved_seconds_per_request: saved / totals.requests.max(1) as f64,
+            bytes: None,
         }
+    }
+
+    pub(super) fn with_bytes(mut self, bytes: Option<Bytes>) -> Run {
+        self.bytes = bytes;
+        self
     }
 }
 
@@ -142,8 +163,37 @@ impl Report {
             thousands(u64::from(self.prefill_tokens_per_second))
         );
         text.push_str(&self.table(|run| format!("{:.0}", run.saved_seconds_per_request * 1e3)));
-        text.push_str("\nTime of the books, ns a block reference\n");
+        text.push_str("\nTime, ns a block reference\n");
         text.push_str(&self.table(|run| format!("{:.0}", 1e9 / run.block_references_per_second)));
+        text.push_str(&self.routes());
+        text
+    }
+
+    /// What runs through the cache itself moved.
+    fn routes(&self) -> String {
+        let mut text = String::new();
+        for run in &self.runs {
+            let (Some(bytes), Some(capacity)) = (&run.bytes, run.capacity_blocks) else {
+                continue;
+            };
+            let capacity = thousands(u64::from(capacity));
+            let compared = thousands(bytes.compared_blocks);
+            let name = &run.policy;
+            let _ = writeln!(
+                text,
+                "\n{name}, {capacity} blocks: {compared} blocks came back right"
+            );
+            for moved in &bytes.moves {
+                let (source, destination) = (moved.source.name(), moved.destination.name());
+                let blocks = thousands(moved.blocks);
+                let megabytes = moved.bytes as f64 / 1e6;
+                let rate = moved.bytes_per_second().unwrap_or_default() / 1e9;
+                let _ = writeln!(
+                    text,
+                    "  {source:>6} to {destination:<6}  {blocks:>9} blocks  {megabytes:>10.1} MB  {rate:>6.2} GB/s"
+                );
+            }
+        }
         text
     }
 

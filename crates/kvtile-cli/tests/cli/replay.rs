@@ -120,7 +120,57 @@ fn what_is_no_trace_is_refused_with_its_line() {
     }
     kvtile(&["replay", "/nonexistent", "--dry"]).fails(1);
     let path = trace(folder.path());
-    assert!(kvtile(&["replay", &path]).fails(2).contains("--dry"));
+    kvtile(&["replay", &path, "--dry", "--block-bytes", "64"]).fails(2);
+    kvtile(&["replay", &path, "--disk", "folder"]).fails(2);
+    kvtile(&["replay", &path, "--block-bytes", "33"]).fails(1);
     kvtile(&["replay", &path, "--dry", "--policy", "fifo"]).fails(2);
     kvtile(&["replay", &path, "--dry", "--capacity", "0"]).fails(2);
+}
+
+#[test]
+fn the_cache_itself_gives_back_every_byte_and_says_what_it_moved() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = trace(folder.path());
+    let disk = folder.path().join("disk");
+    let disk = ["--disk", disk.to_str().unwrap(), "--disk-bytes", "4000000"];
+    let args = [
+        "replay",
+        &path,
+        "--capacity",
+        "8,40",
+        "--block-bytes",
+        "4096",
+    ];
+    let json = kvtile(&[&args[..], &disk, &["--policy", "lru", "--json"]].concat()).json();
+    let runs = json["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 2);
+    for run in runs {
+        // Host memory and disk together have room for all of the ten conversations.
+        assert_eq!(
+            (run["blocks"].as_u64(), run["hit_blocks"].as_u64()),
+            (Some(100), Some(60))
+        );
+        assert_eq!(run["compared_blocks"], 60, "{run}");
+    }
+    let route = |run: &serde_json::Value, source: &str| {
+        let moves = run["moves"].as_array().unwrap().iter();
+        let blocks =
+            moves.filter(|moved| moved["source"] == source && moved["destination"] == "host");
+        blocks
+            .map(|moved| moved["blocks"].as_u64().unwrap())
+            .sum::<u64>()
+    };
+    assert_eq!(
+        (route(&runs[0], "device"), route(&runs[1], "device")),
+        (40, 40)
+    );
+    assert!(
+        route(&runs[0], "disk") > 30 && route(&runs[1], "disk") == 0,
+        "{json}"
+    );
+    let text = kvtile(&[&args[..], &["--policy", "lru"]].concat()).ok();
+    assert!(
+        text.contains("came back right") && text.contains("device to host"),
+        "{text}"
+    );
 }

@@ -5,6 +5,7 @@
 //! | `trace` | requests as they are published: JSON lines, checked |
 //! | `generate` | requests that are made up: conversations, shared prompts, documents, scans |
 //! | `dry` | a cache without bytes: a policy and the books |
+//! | `real` | the cache itself, with bytes that are compared when they come back |
 //! | `bound` | a cache without end, and the best that any cache could have done |
 //! | `run` | a trace through a cache, and what is counted |
 //!
@@ -15,11 +16,13 @@
 mod bound;
 mod dry;
 mod generate;
+mod real;
 mod run;
 mod trace;
 
 pub use bound::{belady, infinite};
 pub use dry::DryCache;
 pub use generate::{Workload, generate};
+pub use real::RealCache;
 pub use run::{ReplayTarget, Totals, replay};
 pub use trace::{Request, Trace, TraceError, TraceLimits};

@@ -1,0 +1,159 @@
+//! A replay with bytes: through the cache itself, with an engine that computes nothing.
+//!
+//! The engine's blocks are filled with what follows from their keys, stored, and compared byte for
+//! byte when they come back.
+
+use kvtile_blocks::{BlockKey, policy::Hints};
+use kvtile_layout::{Shape, Unit, Word, identity::LogicalIdentity};
+use kvtile_transfer::{LeaseMode, PhysicalLayout};
+
+use super::{
+    run::ReplayTarget,
+    trace::{Request, Trace},
+};
+use crate::{
+    TierError,
+    cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions},
+};
+
+/// The cache, and an engine with as many blocks as the longest request has.
+#[derive(Debug)]
+pub struct RealCache {
+    cache: Cache,
+    keys: Vec<BlockKey>,
+    block: Vec<u8>,
+    /// Blocks that came back and were compared.
+    compared: u64,
+}
+
+/// The identity of blocks that stand for those of a trace.
+fn shape(blocks: u64, block_bytes: u64) -> Result<Shape, TierError> {
+    let unit = Unit::new("u8", 1, 1)?;
+    Ok(Shape::key_value(blocks, 1, 1, 1, block_bytes / 2, &unit)?)
+}
+
+impl RealCache {
+    /// An empty cache for the requests of `trace`, after `adjust` was asked for more settings (a disk,
+    /// a policy).
+    ///
+    /// # Errors
+    /// Block sizes that are odd or 0, and what [`Cache::open`] refuses.
+    pub fn open(
+        trace: &Trace,
+        (block_bytes, host_blocks): (u64, u32),
+        adjust: impl FnOnce(CacheSettings) -> CacheSettings,
+    ) -> Result<RealCache, TierError> {
+        if block_bytes == 0 || !block_bytes.is_multiple_of(2) {
+            return Err(TierError::OddBlockBytes { block_bytes });
+        }
+        let longest = trace.requests().map(|request| request.blocks.len()).max();
+        let blocks = longest.unwrap_or(0).max(1) as u64;
+        let shape = shape(blocks, block_bytes)?;
+        let word = Word::parse("L|BKNHC").map_err(kvtile_layout::LayoutError::from)?;
+        let engine = PhysicalLayout::builder()
+            .with_shape(shape.clone(), 1)
+            .layout(word)
+            .allocate_system()
+            .build()?;
+        let identity = LogicalIdentity::new("a trace", "1", &shape, None)?;
+        let stride = block_bytes.next_multiple_of(4096);
+        let settings = CacheSettings::new(identity).host_bytes(stride * u64::from(host_blocks));
+        Ok(RealCache {
+            cache: Cache::open(adjust(settings), engine)?,
+            keys: Vec::new(),
+            block: vec![0; usize::try_from(block_bytes).unwrap_or(usize::MAX)],
+            compared: 0,
+        })
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.cache
+    }
+
+    /// Blocks that came back and held every byte that they should.
+    #[must_use]
+    pub fn compared(&self) -> u64 {
+        self.compared
+    }
+
+    /// What the block of a key holds.
+    fn content(&mut self, key: &BlockKey) {
+        let key = u128::from_le_bytes(*key.as_bytes());
+        for (index, chunk) in self.block.chunks_mut(16).enumerate() {
+            let word = key.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+            let word = (word ^ index as u128).to_le_bytes();
+            for (to, from) in chunk.iter_mut().zip(word) {
+                *to = from;
+            }
+        }
+    }
+
+    /// Compares the first `blocks` blocks of the engine with what they should hold.
+    fn compare(&mut self, blocks: usize) -> Result<(), TierError> {
+        let ids: Vec<usize> = (0..blocks).collect();
+        let manager = self.cache.manager().clone();
+        let lease = manager.lease(self.cache.engine(), &ids, LeaseMode::Read)?;
+        for index in ids {
+            let Some(key) = self.keys.get(index).copied() else {
+                break;
+            };
+            self.content(&key);
+            if lease.block(index as u64)? != self.block {
+                return Err(TierError::WrongBytes { key });
+            }
+            self.compared += 1;
+        }
+        Ok(())
+    }
+
+    /// Writes the blocks from `first` on as an engine would.
+    fn compute(&mut self, first: usize) -> Result<Vec<usize>, TierError> {
+        let ids: Vec<usize> = (first..self.keys.len()).collect();
+        let manager = self.cache.manager().clone();
+        let mut lease = manager.lease(self.cache.engine(), &ids, LeaseMode::Write)?;
+        for &index in &ids {
+            if let Some(key) = self.keys.get(index).copied() {
+                self.content(&key);
+            }
+            lease.block_mut(index as u64)?.copy_from_slice(&self.block);
+        }
+        Ok(ids)
+    }
+}
+
+impl ReplayTarget for RealCache {
+    fn request(&mut self, request: &Request<'_>) -> Result<usize, TierError> {
+        self.keys.clear();
+        let ids = request.blocks.iter();
+        self.keys
+            .extend(ids.map(|id| BlockKey::from_opaque(&u128::from(*id).to_le_bytes())));
+        let mut hints = Hints::default();
+        hints.output_tokens = request.output_tokens;
+        hints.partial_tail = request.partial_tail;
+        let lookup = LookupOptions {
+            hints,
+            ..LookupOptions::default()
+        };
+        let found = self.cache.lookup(&self.keys, &lookup);
+        let destinations: Vec<usize> = (0..found.blocks()).collect();
+        let load = self
+            .cache
+            .load(found, &destinations, &LoadOptions::default())?;
+        let loaded = load.wait().blocks;
+        self.compare(loaded)?;
+        if loaded < self.keys.len() {
+            let ids = self.compute(loaded)?;
+            let store = StoreOptions {
+                hints,
+                ..StoreOptions::default()
+            };
+            let stored = self.cache.store(&self.keys, loaded, &ids, &store)?;
+            // What found no room is computed again the next time.
+            drop(stored.wait());
+        }
+        self.cache.look_after();
+        Ok(loaded)
+    }
+}
