@@ -415,7 +415,7 @@ fn settings() -> PoolSettings {
 
 #[test]
 fn a_pool_does_what_the_model_does_whatever_its_policy() {
-    for kind in [PolicyKind::Lru, PolicyKind::Arc, PolicyKind::S3Fifo] {
+    for kind in PolicyKind::ALL {
         for seed in 0..6 {
             run(kind, seed, &settings());
         }

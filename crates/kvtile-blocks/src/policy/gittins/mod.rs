@@ -370,18 +370,6 @@ impl EvictionPolicy for Gittins {
         if partial && let Some(parent) = self.runs.parent(last.0) {
             self.split_after(parent);
         }
-        // Where other tiers have the first blocks of a chain, the visit starts behind them; those that
-        // are here as well were used all the same.
-        let before = visit
-            .blocks
-            .first()
-            .and_then(|first| self.runs.parent(first.0));
-        if let Some(before) = before {
-            self.split_after(before);
-            if let Some(run) = self.runs.of(before) {
-                self.refresh(run);
-            }
-        }
         let mut rest = visit.blocks;
         while let Some(first) = rest.first() {
             if let Some(parent) = self.runs.parent(first.0) {
@@ -391,6 +379,11 @@ impl EvictionPolicy for Gittins {
             let len = run.map_or(1, |run| self.runs.get(run).len as usize);
             let tail = partial && len >= rest.len();
             if let Some(run) = run {
+                // Where other tiers have the blocks before these, the visit starts behind them; those
+                // that are here as well were used all the same.
+                if let Some(before) = self.runs.parent_run(run) {
+                    self.refresh(before);
+                }
                 self.touch(run, tail.then_some(class::PARTIAL), &visit.hints);
             }
             rest = rest.get(len..).unwrap_or_default();
