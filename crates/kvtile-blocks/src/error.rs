@@ -92,8 +92,9 @@ pub enum BlocksError {
     },
     /// An allocation needs more blocks than can be evicted.
     #[error(
-        "{wanted} blocks wanted of a pool of {blocks}: {free} are free, {cached} are cached and in \
-         use as far as they are left, {held} are being filled or written down; release some, or make \
+        "{wanted} blocks wanted of a pool of {blocks}: {free} are free, {cached} are cached, and \
+         those that are left are in use or stand before some that are, {held} are being filled or \
+         written down; release some, or make \
          the pool larger"
     )]
     Exhausted {
@@ -103,7 +104,8 @@ pub enum BlocksError {
         blocks: usize,
         /// Of them: free.
         free: usize,
-        /// Of them: to be found. What is left of these after the eviction is pinned.
+        /// Of them: to be found. What is left of these after the eviction is pinned, or stands before
+        /// something that is.
         cached: usize,
         /// Of them: in somebody's hands and not to be found.
         held: usize,

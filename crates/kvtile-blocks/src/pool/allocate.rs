@@ -15,7 +15,8 @@ impl BlockPool {
     /// their due.
     ///
     /// # Errors
-    /// Where too many blocks are in use.
+    /// Where too many blocks are in use. Policies that keep prefixes do not give up a block before
+    /// those that follow it, so the ancestors of a pinned block stay although nobody has pinned them.
     pub fn allocate(
         self: &Arc<Self>,
         count: usize,

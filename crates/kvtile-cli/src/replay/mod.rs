@@ -5,7 +5,12 @@ mod chart;
 mod page;
 mod report;
 
-use std::{fs::File, io::BufReader, path::PathBuf, time::Instant};
+use std::{
+    fs::File,
+    io::BufReader,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 use clap::Args;
 use kvtile::{
@@ -35,7 +40,8 @@ hit, at the rate given with --prefill-rate, per request.
 
 Without --dry the requests go through the cache itself: --capacity blocks of --block-bytes bytes in
 host memory, and a disk where --disk gives a folder. Every block that comes back is compared with what
-was stored. It stores a request's blocks together, so its hits may differ a little from those of --dry.
+was stored. Belady's bound is left out with a disk, which holds more than the capacity. The cache
+stores a request's blocks together, so its hits may differ a little from those of --dry.
 
 Examples:
   kvtile replay conversation.jsonl --dry
@@ -95,6 +101,9 @@ pub(crate) struct ReplayArgs {
 /// Replays, and shows what came out.
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     let policies = policies(&args.policy)?;
+    if let Some(folder) = &args.disk {
+        check_new(folder)?;
+    }
     let mut capacities = args.capacity.clone();
     capacities.sort_unstable();
     capacities.dedup();
@@ -107,6 +116,31 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
         return output::print_json(&report);
     }
     output::print(&report.text())
+}
+
+/// Blocks of an earlier replay would be hits of this one.
+fn check_new(folder: &Path) -> Result<(), CliError> {
+    let found = match folder.read_dir() {
+        Ok(mut names) => names.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(source) => {
+            return Err(CliError::File {
+                operation: "read",
+                path: folder.to_owned(),
+                source,
+            });
+        }
+    };
+    if !found {
+        return Ok(());
+    }
+    Err(CliError::Option {
+        option: "--disk",
+        value: folder.display().to_string(),
+        problem:
+            "there is something in it; a replay starts with an empty disk, so give a new folder"
+                .to_owned(),
+    })
 }
 
 fn policies(names: &[String]) -> Result<Vec<PolicyKind>, CliError> {
@@ -215,7 +249,9 @@ fn measure(
         }
     }
     bar.finish_and_clear();
-    for &capacity in capacities {
+    // With a disk a cache has more blocks than its host memory, and these bounds are none.
+    let bounded = if args.disk.is_none() { capacities } else { &[] };
+    for &capacity in bounded {
         let start = Instant::now();
         let totals = belady(trace, capacity as usize);
         let seconds = start.elapsed().as_secs_f64();

@@ -27,9 +27,9 @@ pub(super) fn page(report: &Report) -> String {
     );
     page.push_str(
         "<h2>Block hits</h2>\n<p>The part of all references to blocks that were leading blocks of a \
-         request, stored before it. <code>belady</code> is the best that a cache of the capacity \
-         could have done, had it known all requests; <code>infinite</code> keeps everything. Hold \
-         the pointer over a dot for its value.</p>\n",
+         request, stored before it. <code>belady</code>, where there is no disk beside the capacity, is the best \
+         that a cache of the capacity could have done, had it known all requests; \
+         <code>infinite</code> keeps everything. Hold the pointer over a dot for its value.</p>\n",
     );
     page.push_str(&chart::curves(report));
     table(&mut page, report, "%", |run| run.block_hit_ratio * 100.0, 2);
@@ -51,7 +51,7 @@ pub(super) fn page(report: &Report) -> String {
         |run| run.saved_seconds_per_request * 1e3,
         0,
     );
-    page.push_str("<h2>Cost</h2>\n<p>Time of the books for each reference to a block.</p>\n");
+    page.push_str("<h2>Cost</h2>\n<p>Time for each reference to a block.</p>\n");
     table(
         &mut page,
         report,

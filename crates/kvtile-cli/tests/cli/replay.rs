@@ -152,6 +152,14 @@ fn the_cache_itself_gives_back_every_byte_and_says_what_it_moved() {
         );
         assert_eq!(run["compared_blocks"], 60, "{run}");
     }
+    // A bound of host memory is none of host memory and disk.
+    let bounds = json["bounds"].as_array().unwrap();
+    assert!(
+        bounds.iter().all(|bound| bound["policy"] == "infinite"),
+        "{json}"
+    );
+    let again = kvtile(&[&args[..], &disk, &["--policy", "lru"]].concat()).fails(2);
+    assert!(again.contains("empty disk"), "{again}");
     let route = |run: &serde_json::Value, source: &str| {
         let moves = run["moves"].as_array().unwrap().iter();
         let blocks =

@@ -25,14 +25,17 @@ struct Evicted {
     capacity: u64,
     quota: u64,
     removed: u64,
+    damaged: u64,
 }
 
 impl Evicted {
-    fn of(stats: &PoolStats) -> Evicted {
+    fn of(stats: &PoolStats, damaged: u64) -> Evicted {
+        let removed = stats.evicted_on_request + stats.removed_blocks + stats.cleared_blocks;
         Evicted {
             capacity: stats.evicted_for_room,
             quota: stats.evicted_for_quota,
-            removed: stats.evicted_on_request + stats.removed_blocks + stats.cleared_blocks,
+            removed: removed.saturating_sub(damaged),
+            damaged,
         }
     }
 }
@@ -46,20 +49,23 @@ impl Inner {
 
     /// Adds what the pools counted since the last time.
     pub(super) fn observe(&self) {
-        self.observe_pool(Tier::Host, &self.host.pool, &self.seen.host);
+        self.observe_pool(Tier::Host, (&self.host.pool, 0), &self.seen.host);
         if let Some(disk) = &self.disk {
-            self.observe_pool(Tier::Disk, &disk.pool, &self.seen.disk);
+            // Counted first: what is damaged from here on is only counted the next time.
+            let damaged = disk.damaged();
+            self.observe_pool(Tier::Disk, (&disk.pool, damaged), &self.seen.disk);
         }
     }
 
-    fn observe_pool(&self, tier: Tier, pool: &BlockPool, seen: &Mutex<Evicted>) {
+    fn observe_pool(&self, tier: Tier, (pool, damaged): (&BlockPool, u64), seen: &Mutex<Evicted>) {
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let stats = pool.stats();
-        let now = Evicted::of(&stats);
+        let now = Evicted::of(&stats, damaged);
         let gone = [
             (EvictionReason::Capacity, now.capacity, seen.capacity),
             (EvictionReason::Quota, now.quota, seen.quota),
             (EvictionReason::Removed, now.removed, seen.removed),
+            (EvictionReason::Damaged, now.damaged, seen.damaged),
         ];
         for (reason, now, before) in gone {
             self.metrics

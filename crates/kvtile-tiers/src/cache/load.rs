@@ -13,7 +13,7 @@ use std::{
 };
 
 use kvtile_blocks::{
-    BlockId, BlockKey,
+    BlockId, BlockKey, BlocksError,
     events::Tier,
     pool::{AllocateRequest, Claim, PinnedBlocks, TenantId},
 };
@@ -27,11 +27,7 @@ use super::{
     job::Job,
     stored::Stored,
 };
-use crate::{
-    disk::Miss,
-    error::TierError,
-    metrics::{EvictionReason, MissReason},
-};
+use crate::{disk::Miss, error::TierError, metrics::MissReason};
 
 /// Parts per thread that a load from disk is cut into.
 const PARTS_PER_WORKER: usize = 2;
@@ -54,6 +50,8 @@ pub enum LoadStop {
     TooManyPieces,
     /// All host memory is in use, and the disk reads to nowhere else.
     HostFull,
+    /// The pool of host memory refused a key.
+    Pool(BlocksError),
     /// The copy to the engine was refused or failed.
     Transfer(TransferError),
 }
@@ -310,6 +308,7 @@ impl LoadPart {
         let mut done = 0;
         while done < wanted.len() {
             let mut host: Vec<PinnedBlocks> = Vec::new();
+            let mut read = 0;
             let mut stop = None;
             for block in wanted.get(done..).unwrap_or_default() {
                 if self.load.shared.is_cancelled() {
@@ -317,7 +316,10 @@ impl LoadPart {
                     break;
                 }
                 match inner.bring_one(disk, block) {
-                    Ok(one) => host.push(one),
+                    Ok(Brought { block, was_read }) => {
+                        host.push(block);
+                        read += usize::from(was_read);
+                    }
                     Err(why) => {
                         stop = Some(why);
                         break;
@@ -330,7 +332,10 @@ impl LoadPart {
             if came > 0 {
                 let copied = self.copy(inner, &ids, done, last);
                 copied.map_err(|stop| (done, stop))?;
-                self.load.count(|outcome| outcome.from_disk += came);
+                self.load.count(|outcome| {
+                    outcome.from_disk += read;
+                    outcome.from_host += came - read;
+                });
             }
             done += came;
             match stop {
@@ -404,6 +409,13 @@ struct Wanted {
     position: u32,
 }
 
+/// A block in host memory, pinned there.
+struct Brought {
+    block: PinnedBlocks,
+    /// Otherwise somebody else had brought it.
+    was_read: bool,
+}
+
 impl Inner {
     /// Refuses ids that the engine does not have, and the same id twice.
     pub(super) fn check_engine_blocks(&self, blocks: &[usize]) -> Result<(), TierError> {
@@ -429,7 +441,7 @@ impl Inner {
     }
 
     /// One block from disk to host memory, pinned there.
-    fn bring_one(&self, disk: &Stored, wanted: &Wanted) -> Result<PinnedBlocks, LoadStop> {
+    fn bring_one(&self, disk: &Stored, wanted: &Wanted) -> Result<Brought, LoadStop> {
         let claim = Claim {
             now: self.tick(),
             ..Claim::default()
@@ -439,7 +451,10 @@ impl Inner {
         // Somebody else may have brought it meanwhile.
         let there = self.host.pool.pin(key, &claim).blocks;
         if !there.is_empty() {
-            return Ok(there);
+            return Ok(Brought {
+                block: there,
+                was_read: false,
+            });
         }
         let tenant = TenantId(disk.tenant(wanted.slot));
         self.make_room(1);
@@ -457,12 +472,15 @@ impl Inner {
         self.read(disk, wanted, block)?;
         self.host.describe(block, wanted.position, tenant.0);
         let complete = room.complete(key, wanted.parent);
-        let complete = complete.map_err(|_| LoadStop::Evicted)?;
+        let complete = complete.map_err(|rejected| LoadStop::Pool(rejected.error))?;
         let registered = complete.register(&claim);
         self.metrics.stored(Tier::Host, 1);
         registered
-            .map(|registered| registered.blocks)
-            .map_err(|_| LoadStop::Evicted)
+            .map(|registered| Brought {
+                block: registered.blocks,
+                was_read: true,
+            })
+            .map_err(|rejected| LoadStop::Pool(rejected.error))
     }
 
     /// Reads a slot into a host block and verifies it.
@@ -491,7 +509,6 @@ impl Inner {
             }
             _ => self.metrics.lost(MissReason::ReadFailed, 1),
         }
-        self.metrics.evicted(Tier::Disk, EvictionReason::Damaged, 1);
         disk.drop_bad(wanted.slot, &wanted.key, &miss);
         Err(LoadStop::Lost)
     }

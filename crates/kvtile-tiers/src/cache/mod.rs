@@ -267,7 +267,8 @@ impl Inner {
 impl Cache {
     /// Finds the longest prefix of `keys` that is stored, in any tier, and pins it.
     ///
-    /// It takes no exclusive lock and does no I/O. Where the engine's rate of computing is known
+    /// It does no I/O and never waits for a move. Looking for what is not stored takes no exclusive
+    /// lock; what is found is entered in the list of pins, under a short one. Where the engine's rate of computing is known
     /// ([`CacheSettings::recompute_tokens_per_second`]), blocks on disk that would take longer to
     /// load than to compute are left out.
     pub fn lookup(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {

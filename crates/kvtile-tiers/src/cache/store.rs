@@ -3,7 +3,7 @@
 use std::{ops::Range, sync::Arc, time::Duration};
 
 use kvtile_blocks::{
-    BlockKey,
+    BlockKey, BlocksError,
     events::Tier,
     pool::{AllocateRequest, Claim, MutableBlocks},
 };
@@ -27,6 +27,8 @@ pub enum StoreStop {
     Closed,
     /// All host memory is in use.
     HostFull,
+    /// The pool of host memory refused the keys.
+    Pool(BlocksError),
     /// The copy from the engine was refused or failed.
     Transfer(TransferError),
 }
@@ -211,13 +213,13 @@ impl StoreJob {
         let before = range.start.checked_sub(1).and_then(|at| self.keys.get(at));
         let parent = before.copied().or(self.parent);
         let complete = room.complete(keys, parent);
-        let complete = complete.map_err(|_| StoreStop::HostFull)?;
+        let complete = complete.map_err(|rejected| StoreStop::Pool(rejected.error))?;
         let registered = complete.register(&Claim {
             now: inner.tick(),
             hints: self.options.hints,
             ..Claim::default()
         });
-        let registered = registered.map_err(|_| StoreStop::HostFull)?;
+        let registered = registered.map_err(|rejected| StoreStop::Pool(rejected.error))?;
         let twice = registered.duplicates.len();
         done.stored += keys.len() - twice;
         done.present += twice;

@@ -2,16 +2,13 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
-use kvtile_blocks::{BlockId, BlockKey, events::Tier, pool::BlockPool};
+use kvtile_blocks::{BlockId, BlockKey, pool::BlockPool};
 
 use super::{Inner, rate::Rate};
-use crate::{
-    disk::{LostBlock, Miss, SlotStore},
-    metrics::EvictionReason,
-};
+use crate::disk::{LostBlock, Miss, SlotStore};
 
 /// Fewer written blocks than this wait for the next idle moment to be synced.
 pub(super) const BLOCKS_PER_SYNC: usize = 64;
@@ -27,6 +24,8 @@ pub(super) struct Stored {
     written: AtomicUsize,
     /// Whose block is in which slot.
     tenants: Box<[AtomicU32]>,
+    /// Blocks that were removed because they were lost or could not be read.
+    damaged: AtomicU64,
 }
 
 /// What became of a sync.
@@ -47,6 +46,7 @@ impl Stored {
             dirty: AtomicBool::new(false),
             written: AtomicUsize::new(0),
             tenants: (0..slots).map(|_| AtomicU32::new(0)).collect(),
+            damaged: AtomicU64::new(0),
         }
     }
 
@@ -103,8 +103,18 @@ impl Stored {
             "block {key} in slot {} of the disk tier is lost: {miss}",
             slot.0
         );
-        self.pool.remove(std::slice::from_ref(key));
+        self.remove_damaged(std::slice::from_ref(key));
         self.forget(&[slot]);
+    }
+
+    fn remove_damaged(&self, keys: &[BlockKey]) {
+        let removed = self.pool.remove(keys).blocks as u64;
+        self.damaged.fetch_add(removed, Ordering::Relaxed);
+    }
+
+    /// Blocks that were removed because they were lost or could not be read.
+    pub(super) fn damaged(&self) -> u64 {
+        self.damaged.load(Ordering::Relaxed)
     }
 
     pub(super) fn check_integrity(&self) {
@@ -142,10 +152,7 @@ impl Inner {
             return;
         }
         log::warn!("the disk tier lost {} blocks that it had taken", lost.len());
-        let blocks = lost.len() as u64;
-        self.metrics
-            .evicted(Tier::Disk, EvictionReason::Damaged, blocks);
         let keys: Vec<BlockKey> = lost.iter().map(|lost| lost.key).collect();
-        disk.pool.remove(&keys);
+        disk.remove_damaged(&keys);
     }
 }

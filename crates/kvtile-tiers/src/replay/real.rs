@@ -157,3 +157,29 @@ impl ReplayTarget for RealCache {
         Ok(loaded)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::replay::TraceLimits;
+
+    #[test]
+    fn a_block_that_comes_back_with_other_bytes_is_an_error() {
+        let line =
+            r#"{"timestamp": 0, "input_length": 1024, "output_length": 1, "hash_ids": [1, 2]}"#;
+        let trace = Trace::read(line.as_bytes(), &TraceLimits::default()).unwrap();
+        let mut cache = RealCache::open(&trace, (64, 8), |settings| settings).unwrap();
+        let request = trace.requests().next().unwrap();
+        assert_eq!(cache.request(&request).unwrap(), 0);
+        assert_eq!((cache.request(&request).unwrap(), cache.compared()), (2, 2));
+        let manager = cache.cache.manager().clone();
+        let mut lease = manager
+            .lease(cache.cache.engine(), &[1], LeaseMode::Write)
+            .unwrap();
+        lease.block_mut(1).unwrap()[63] ^= 1;
+        drop(lease);
+        let error = cache.compare(2).unwrap_err();
+        let key = cache.keys[1];
+        assert!(matches!(error, TierError::WrongBytes { key: bad } if bad == key));
+    }
+}

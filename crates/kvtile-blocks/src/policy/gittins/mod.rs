@@ -323,12 +323,13 @@ impl Gittins {
     }
 
     fn remember(&mut self, key: &BlockKey, ghost: Ghost) {
-        self.ghosts.push(key, ghost);
-        if self.ghosts.len() > GHOSTS_MIN.max(self.blocks / 2)
+        // Room is made first: one more than a power of two would double their tables.
+        if self.ghosts.len() >= GHOSTS_MIN.max(self.blocks / 2)
             && let Some(old) = self.ghosts.pop()
         {
             self.observed.end(old.class, self.clock - old.touch, 1.0);
         }
+        self.ghosts.push(key, ghost);
     }
 
     /// The blocks that are watched, by class and age: a sample where there are many.
@@ -376,7 +377,13 @@ impl EvictionPolicy for Gittins {
                 self.split_after(parent);
             }
             let run = self.runs.of(first.0);
-            let len = run.map_or(1, |run| self.runs.get(run).len as usize);
+            // A run may go on with other blocks than the visit.
+            let same = |block: &&BlockId| run.is_some() && self.runs.of(block.0) == run;
+            let len = rest.iter().take_while(same).count().max(1);
+            if let Some(end) = rest.get(len - 1) {
+                self.split_after(end.0);
+            }
+            let run = self.runs.of(first.0);
             let tail = partial && len >= rest.len();
             if let Some(run) = run {
                 // Where other tiers have the blocks before these, the visit starts behind them; those
