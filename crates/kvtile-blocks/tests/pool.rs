@@ -148,6 +148,69 @@ fn evicted_blocks_say_what_they_hold_and_are_not_reused_before_they_are_dropped(
 }
 
 #[test]
+fn what_leaves_for_an_allocation_is_shown_while_its_bytes_are_there() {
+    let pool = pool(4);
+    let keys = chain(1, 3);
+    let ids = store(&pool, &keys).ids().to_vec();
+    let request = AllocateRequest::default();
+    let mut shown = Vec::new();
+    let room = pool.allocate_with(3, &request, |leaving| {
+        shown.extend_from_slice(leaving);
+        assert_eq!(pool.peek(&keys), 1, "they cannot be found");
+        assert!(
+            pool.allocate(1, &request).is_ok(),
+            "the first one can go too"
+        );
+    });
+    let ids_and_parents = [(ids[2], Some(keys[1])), (ids[1], Some(keys[0]))];
+    let shown = shown.iter().map(|block| (block.block, block.parent));
+    assert_eq!(shown.collect::<Vec<_>>(), ids_and_parents);
+    let room = room.unwrap();
+    assert!(
+        ids_and_parents
+            .iter()
+            .all(|(id, _)| room.ids().contains(id))
+    );
+    drop(room);
+    pool.check_integrity();
+}
+
+#[test]
+fn what_leaves_for_an_allocation_that_fails_is_shown_too_and_free_afterwards() {
+    let pool = pool(4);
+    drop(store(&pool, &chain(1, 2)));
+    let pinned = store(&pool, &chain(2, 2));
+    let mut shown = 0;
+    let refused = pool.allocate_with(3, &AllocateRequest::default(), |leaving| {
+        shown = leaving.len()
+    });
+    assert!(refused.is_err());
+    assert_eq!(shown, 2);
+    assert_eq!(pool.census().free, 2);
+    drop(pinned);
+    pool.check_integrity();
+}
+
+#[test]
+fn whoever_looks_at_what_leaves_may_panic() {
+    for wanted in [3, 4] {
+        let pool = pool(4);
+        drop(store(&pool, &chain(1, 3)));
+        let held = (wanted == 4).then(|| store(&pool, &chain(2, 1)));
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _ = pool.allocate_with(wanted, &AllocateRequest::default(), |_| panic!("a test"));
+        }));
+        assert!(outcome.is_err());
+        drop(held);
+        pool.check_integrity();
+        assert_eq!(
+            pool.allocate(4, &AllocateRequest::default()).unwrap().len(),
+            4
+        );
+    }
+}
+
+#[test]
 fn what_is_refused_comes_back() {
     let settings = PoolSettings {
         blocks: 8,

@@ -44,6 +44,20 @@ fn chain(number: usize, length: usize) -> Vec<BlockKey> {
     (0..length).map(key).collect()
 }
 
+/// The key before this one in its chain.
+fn parent(key: &BlockKey) -> Option<BlockKey> {
+    let chains = (0..9).map(|number| chain(number, 12));
+    let pairs = chains.flat_map(|keys| {
+        keys.windows(2)
+            .map(|two| (two[1], two[0]))
+            .collect::<Vec<_>>()
+    });
+    pairs
+        .into_iter()
+        .find(|(child, _)| child == key)
+        .map(|(_, parent)| parent)
+}
+
 #[derive(Default)]
 struct Guards {
     mutable: Vec<MutableBlocks>,
@@ -146,7 +160,21 @@ impl World {
     fn allocate(&mut self) {
         let count = self.random.below(10);
         let (request, free) = (self.request(), self.pool.census().free);
-        match self.pool.allocate(count, &request) {
+        let mut shown: Vec<BlockKey> = Vec::new();
+        let pool = Arc::clone(&self.pool);
+        let outcome = pool.allocate_with(count, &request, |leaving| {
+            for block in leaving {
+                assert_eq!(pool.peek(&[block.key]), 0, "it is out of the cache");
+                assert_eq!(block.parent, parent(&block.key));
+                shown.push(block.key);
+            }
+        });
+        let gone = |key: &BlockKey| pool.peek(std::slice::from_ref(key)) == 0;
+        let mut left: Vec<BlockKey> = self.stored.keys().copied().filter(gone).collect();
+        left.sort_unstable();
+        shown.sort_unstable();
+        assert_eq!(shown, left, "whatever leaves is shown, once");
+        match outcome {
             Ok(blocks) => {
                 assert_eq!(blocks.len(), count);
                 let evicted = self.forget_evicted();

@@ -1,7 +1,7 @@
 //! Giving out free blocks, making room where there are not enough, and taking blocks back.
 
 use super::evict::Reason;
-use super::owned::{MutableBlocks, Owned};
+use super::owned::{EvictedBlock, MutableBlocks, Owned};
 use super::settings::AllocateRequest;
 use super::slot::Phase;
 use super::{BlockPool, TenantId};
@@ -22,18 +22,43 @@ impl BlockPool {
         count: usize,
         request: &AllocateRequest,
     ) -> Result<MutableBlocks, BlocksError> {
+        self.allocate_with(count, request, |_| {})
+    }
+
+    /// Like [`BlockPool::allocate`]; `leaving` sees the blocks that were evicted for it, in the order
+    /// in which they were, while their bytes are still there: they can be written to a slower tier,
+    /// and nobody else gets them meanwhile. It is called once where any were evicted, also where the
+    /// allocation fails in the end.
+    ///
+    /// # Errors
+    /// As for [`BlockPool::allocate`].
+    pub fn allocate_with(
+        self: &Arc<Self>,
+        count: usize,
+        request: &AllocateRequest,
+        leaving: impl FnOnce(&[EvictedBlock]),
+    ) -> Result<MutableBlocks, BlocksError> {
         let share = self.share_index(request.tenant);
-        let mut ids = Vec::new();
+        let mut gathered = Gathered {
+            pool: self,
+            ids: Vec::new(),
+            charged: None,
+            evicted: false,
+        };
         let outcome = if count <= self.blocks() {
-            ids.reserve_exact(count);
-            self.gather(count, share as usize, request, &mut ids)
+            gathered.ids.reserve_exact(count);
+            self.gather(share as usize, (count, request), &mut gathered)
         } else {
             Err(self.exhausted(count))
         };
+        if gathered.evicted {
+            self.show_evicted(&gathered.ids, leaving);
+        }
         if let Err(error) = outcome {
             self.counters.refuse_allocation();
             return Err(error);
         }
+        let ids = gathered.take();
         for &id in &ids {
             let slot = self.slots.of(id);
             slot.set_share(share);
@@ -46,29 +71,32 @@ impl BlockPool {
         }))
     }
 
+    /// Charges the blocks and gathers them; on an error they are charged to nobody.
     fn gather(
         &self,
-        count: usize,
         share: usize,
-        request: &AllocateRequest,
-        ids: &mut Vec<BlockId>,
+        (count, request): (usize, &AllocateRequest),
+        gathered: &mut Gathered<'_>,
     ) -> Result<(), BlocksError> {
         if self.share(share).try_charge(count) {
             let mut free = self.free.lock();
             if let Some(start) = free.len().checked_sub(count) {
-                ids.extend(free.drain(start..));
+                gathered.ids.extend(free.drain(start..));
+                gathered.charged = Some(share);
                 return Ok(());
             }
             drop(free);
             self.share(share).discharge(count);
         }
         let _gathering = self.gathering.lock();
+        gathered.evicted = true;
+        let ids = &mut gathered.ids;
         self.gather_within_quota(count, share, request, ids)?;
         if self.gather_from_all(count, request, ids) {
+            gathered.charged = Some(share);
             return Ok(());
         }
         self.share(share).discharge(count);
-        self.put_back(ids);
         Err(self.exhausted(count))
     }
 
@@ -92,7 +120,6 @@ impl BlockPool {
             let evicted = self.evict_from(index, wanted, request.now, Reason::Quota, ids);
             if evicted == 0 {
                 share.discharge(ids.len());
-                self.put_back(ids);
                 return Err(BlocksError::QuotaExhausted {
                     tenant: request.tenant,
                     wanted: count,
@@ -130,13 +157,25 @@ impl BlockPool {
         }
     }
 
-    /// Frees blocks that are charged to nobody.
-    fn put_back(&self, ids: &mut Vec<BlockId>) {
-        for &id in &*ids {
-            let slot = self.slots.of(id);
-            slot.set_state(slot.state().with_phase(Phase::Free));
+    /// Shows those of `ids` that were evicted, where there are any.
+    fn show_evicted(&self, ids: &[BlockId], leaving: impl FnOnce(&[EvictedBlock])) {
+        let evicted = ids.iter().filter(|id| {
+            let state = self.slots.of(**id).state();
+            state.phase() == Phase::Evicted
+        });
+        let evicted: Vec<EvictedBlock> = evicted.map(|id| self.evicted(*id)).collect();
+        if !evicted.is_empty() {
+            leaving(&evicted);
         }
-        self.free.lock().append(ids);
+    }
+
+    /// What an evicted block still holds.
+    pub(super) fn evicted(&self, block: BlockId) -> EvictedBlock {
+        EvictedBlock {
+            block,
+            key: self.slots.of(block).key().key(),
+            parent: self.slots.parent(block),
+        }
     }
 
     /// Frees blocks that nobody else has.
@@ -170,5 +209,37 @@ impl BlockPool {
     #[must_use]
     pub fn used(&self, tenant: TenantId) -> usize {
         self.share(self.share_index(tenant) as usize).used()
+    }
+}
+
+/// Blocks that were gathered; they are free when this is dropped.
+struct Gathered<'p> {
+    pool: &'p BlockPool,
+    ids: Vec<BlockId>,
+    /// The share that they are charged to.
+    charged: Option<usize>,
+    /// Whether evicted ones may be among them.
+    evicted: bool,
+}
+
+impl Gathered<'_> {
+    fn take(mut self) -> Vec<BlockId> {
+        std::mem::take(&mut self.ids)
+    }
+}
+
+impl Drop for Gathered<'_> {
+    fn drop(&mut self) {
+        if self.ids.is_empty() {
+            return;
+        }
+        if let Some(share) = self.charged {
+            self.pool.share(share).discharge(self.ids.len());
+        }
+        for &id in &self.ids {
+            let slot = self.pool.slots.of(id);
+            slot.set_state(slot.state().with_phase(Phase::Free));
+        }
+        self.pool.free.lock().append(&mut self.ids);
     }
 }

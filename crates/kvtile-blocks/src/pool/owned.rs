@@ -193,10 +193,6 @@ pub struct EvictedBlock {
 impl EvictedBlocks {
     /// What they hold, in the order in which they were evicted.
     pub fn iter(&self) -> impl Iterator<Item = EvictedBlock> {
-        self.0.ids.iter().map(|&block| EvictedBlock {
-            block,
-            key: self.0.pool.slots.of(block).key().key(),
-            parent: self.0.pool.slots.parent(block),
-        })
+        self.0.ids.iter().map(|&block| self.0.pool.evicted(block))
     }
 }

@@ -4,9 +4,9 @@
 //! so that what is on disk are whole prefixes.
 
 use kvtile_blocks::{
-    BlockId, BlockKey,
+    BlockId, BlockKey, BlocksError,
     events::Tier,
-    pool::{AllocateRequest, Claim, EvictedBlock, EvictedBlocks, PinnedBlocks, TenantId},
+    pool::{AllocateRequest, Claim, EvictedBlock, MutableBlocks, PinnedBlocks, TenantId},
 };
 use kvtile_transfer::LeaseMode;
 
@@ -57,14 +57,18 @@ impl WriteJob {
 }
 
 impl Inner {
-    /// Sees to it that `blocks` host blocks are free, if that many can be. What has to leave goes
-    /// to disk first, where the settings say so.
-    pub(super) fn make_room(&self, blocks: usize) {
-        let missing = blocks.saturating_sub(self.host.pool.free_blocks());
-        // Without a disk, allocating evicts by itself.
-        if missing > 0 && self.disk.is_some() {
-            self.evict_host(missing);
-        }
+    /// Host blocks to fill. What has to leave for them goes to disk first, where the settings say
+    /// so.
+    pub(super) fn host_room(
+        &self,
+        blocks: usize,
+        request: &AllocateRequest,
+    ) -> Result<MutableBlocks, BlocksError> {
+        self.host.pool.allocate_with(blocks, request, |leaving| {
+            if let Some(disk) = &self.disk {
+                self.demote(disk, leaving.iter().copied());
+            }
+        })
     }
 
     /// Evicts up to `blocks` blocks.
@@ -83,7 +87,7 @@ impl Inner {
     fn evict_host(&self, blocks: usize) -> usize {
         let leaving = self.host.pool.evict(blocks, self.tick());
         if let Some(disk) = &self.disk {
-            self.demote(disk, &leaving);
+            self.demote(disk, leaving.iter());
         }
         leaving.len()
     }
@@ -142,8 +146,8 @@ impl Inner {
     }
 
     /// Writes evicted blocks that belong on disk and are not there yet.
-    fn demote(&self, disk: &Stored, leaving: &EvictedBlocks) {
-        for EvictedBlock { block, key, parent } in leaving.iter() {
+    fn demote(&self, disk: &Stored, leaving: impl Iterator<Item = EvictedBlock>) {
+        for EvictedBlock { block, key, parent } in leaving {
             if self.belongs_on_disk(block) && !disk.has(&key) {
                 self.write_chain(disk, Leaving { block, key, parent });
             }
@@ -215,12 +219,13 @@ impl Inner {
             tenant: TenantId(tenant),
             now: self.tick(),
         };
-        let room = disk.pool.allocate(1, &request)?;
+        let room = disk.pool.allocate_with(1, &request, |leaving| {
+            let slots: Vec<BlockId> = leaving.iter().map(|evicted| evicted.block).collect();
+            disk.forget(&slots);
+        })?;
         let Some(&slot) = room.ids().first() else {
             return Ok(());
         };
-        // What allocating evicted by itself is still in its slot.
-        disk.forget(&[slot]);
         let lease = self
             .host
             .lease(&self.manager, leaving.block, LeaseMode::Read)?;

@@ -2,7 +2,7 @@
 //! block beside what its pool knows.
 
 use std::sync::{
-    Arc,
+    Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU32, Ordering},
 };
 
@@ -14,6 +14,9 @@ pub(super) struct Host {
     pub(super) pool: Arc<BlockPool>,
     pub(super) handle: LayoutHandle,
     facts: Box<[Facts]>,
+    /// A block that is not the pool's: what is read from disk while all others are in use passes
+    /// through it.
+    spare: Option<Mutex<BlockId>>,
 }
 
 /// Of a stored block; written by the one who registers it, before others can see it.
@@ -27,12 +30,19 @@ struct Facts {
 }
 
 impl Host {
-    pub(super) fn new(pool: Arc<BlockPool>, handle: LayoutHandle, blocks: usize) -> Host {
+    pub(super) fn new(pool: Arc<BlockPool>, handle: LayoutHandle, spare: Option<BlockId>) -> Host {
         Host {
+            facts: (0..pool.blocks()).map(|_| Facts::default()).collect(),
             pool,
             handle,
-            facts: (0..blocks).map(|_| Facts::default()).collect(),
+            spare: spare.map(Mutex::new),
         }
+    }
+
+    /// The block that is not the pool's, for as long as the guard lives.
+    pub(super) fn spare(&self) -> Option<MutexGuard<'_, BlockId>> {
+        let spare = self.spare.as_ref()?;
+        Some(spare.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Notes what is known of a block that will be registered.

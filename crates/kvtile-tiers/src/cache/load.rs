@@ -1,7 +1,8 @@
 //! Loads: blocks of a match to the engine, or from disk to host memory.
 //!
 //! A load is cut into parts, so that several threads read the disk at once. Each part brings its
-//! blocks to host memory where they are not there, and copies them from there.
+//! blocks to host memory where they are not there, and copies them from there. Where others use all
+//! of host memory, they pass through a block that is kept for this.
 
 use std::{
     collections::HashSet,
@@ -48,7 +49,7 @@ pub enum LoadStop {
     Evicted,
     /// It would fill more than the whole queue: its blocks alternate between tiers too often.
     TooManyPieces,
-    /// All host memory is in use, and the disk reads to nowhere else.
+    /// All host memory is in use; only prefetching ends so.
     HostFull,
     /// The pool of host memory refused a key.
     Pool(BlocksError),
@@ -338,13 +339,40 @@ impl LoadPart {
                 });
             }
             done += came;
-            match stop {
+            drop(host);
+            match (stop, wanted.get(done)) {
                 // What was brought is copied and not pinned any more: there is room again.
-                Some(LoadStop::HostFull) if came > 0 => {}
-                Some(stop) => return Err((done, stop)),
-                None => {}
+                (Some(LoadStop::HostFull), _) if came > 0 => {}
+                (Some(LoadStop::HostFull), Some(block)) => {
+                    let passed = self.pass_through(inner, disk, block, done);
+                    passed.map_err(|stop| (done, stop))?;
+                    done += 1;
+                }
+                (Some(stop), _) => return Err((done, stop)),
+                (None, _) => {}
             }
         }
+        Ok(())
+    }
+
+    /// One block from disk to its destination, without a place in host memory: others use all of
+    /// it. It waits for its turn at the one block that is kept for this, and for nothing else.
+    fn pass_through(
+        &self,
+        inner: &Inner,
+        disk: &Stored,
+        block: &Wanted,
+        at: usize,
+    ) -> Result<(), LoadStop> {
+        let spare = inner.host.spare().filter(|_| self.destinations.is_some());
+        let Some(spare) = spare else {
+            inner.metrics.lost(MissReason::HostFull, 1);
+            return Err(LoadStop::HostFull);
+        };
+        inner.read(disk, block, *spare)?;
+        let last = at + 1 == self.destinations.as_ref().map_or(0, Vec::len);
+        self.copy(inner, &[*spare], at, last)?;
+        self.load.count(|outcome| outcome.from_disk += 1);
         Ok(())
     }
 
@@ -457,15 +485,12 @@ impl Inner {
             });
         }
         let tenant = TenantId(disk.tenant(wanted.slot));
-        self.make_room(1);
         let request = AllocateRequest {
             tenant,
             now: claim.now,
         };
-        let room = self.host.pool.allocate(1, &request).map_err(|_| {
-            self.metrics.lost(MissReason::HostFull, 1);
-            LoadStop::HostFull
-        })?;
+        let room = self.host_room(1, &request);
+        let room = room.map_err(|_| LoadStop::HostFull)?;
         let Some(&block) = room.ids().first() else {
             return Err(LoadStop::HostFull);
         };

@@ -107,7 +107,8 @@ impl CacheBuilder {
         let layout = manager.layout(engine)?;
         check_identity(&settings, &layout)?;
         let events = Arc::new(EventLog::new(settings.events()?)?);
-        let storage = host_layout(&settings, &layout)?;
+        let blocks = host_blocks(&settings, &layout)?;
+        let storage = host_layout(&settings, &layout, blocks)?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
         let store = match &settings.disk {
@@ -121,10 +122,9 @@ impl CacheBuilder {
                 Some(open_disk(disk, self.medium, &identity, &events)?)
             }
         };
-        let blocks = usize::try_from(shape.num_blocks()).unwrap_or(usize::MAX);
         let sink = sink(&events, Tier::Host);
         let pool = PoolSettings {
-            blocks,
+            blocks: blocks as usize,
             quotas: settings.quotas.clone(),
             ..PoolSettings::default()
         };
@@ -137,7 +137,7 @@ impl CacheBuilder {
             block_bytes,
             engine_blocks: layout.shape().num_blocks(),
             owns_engine,
-            host: Host::new(pool, handle, blocks),
+            host: Host::new(pool, handle, store.is_some().then_some(BlockId(blocks))),
             disk: store,
             queue: Queue::new(settings.queue_capacity),
             flights: Flights::default(),
@@ -191,28 +191,36 @@ fn check_identity(settings: &CacheSettings, engine: &PhysicalLayout) -> Result<(
     }
 }
 
-/// Storage for as many blocks as the settings have room for.
-fn host_layout(
-    settings: &CacheSettings,
-    engine: &PhysicalLayout,
-) -> Result<PhysicalLayout, TierError> {
-    let word = match &settings.storage_word {
-        Some(word) => word.clone(),
-        None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
-    };
+/// Blocks that host memory has room for.
+fn host_blocks(settings: &CacheSettings, engine: &PhysicalLayout) -> Result<u32, TierError> {
     let block_bytes = engine.shape().block_bytes()?;
     let stride = block_bytes
         .checked_next_multiple_of(ALIGNMENT)
         .unwrap_or(u64::MAX);
-    // The pool counts blocks in 32 bits.
-    let blocks = (settings.host_bytes / stride).min(u64::from(u32::MAX - 2));
+    let blocks = settings.host_bytes / stride;
     if blocks == 0 {
         return Err(TierError::HostTooSmall {
             host_bytes: settings.host_bytes,
             needed_bytes: stride,
         });
     }
-    let shape = engine.shape().with_num_blocks(blocks)?;
+    // The pool counts blocks in 32 bits, and one more may stand behind them.
+    Ok(u32::try_from(blocks).unwrap_or(u32::MAX).min(u32::MAX - 2))
+}
+
+/// Storage for these blocks, and with a disk for one more: what is read while all others are in
+/// use passes through it.
+fn host_layout(
+    settings: &CacheSettings,
+    engine: &PhysicalLayout,
+    blocks: u32,
+) -> Result<PhysicalLayout, TierError> {
+    let word = match &settings.storage_word {
+        Some(word) => word.clone(),
+        None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
+    };
+    let all = u64::from(blocks) + u64::from(settings.disk.is_some());
+    let shape = engine.shape().with_num_blocks(all)?;
     let storage = PhysicalLayout::builder()
         .with_shape(shape, ALIGNMENT)
         .with_logical_fingerprint(settings.identity.fingerprint())

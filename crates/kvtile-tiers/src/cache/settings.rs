@@ -28,7 +28,8 @@ const HOST_BYTES: u64 = 1 << 30;
 pub struct CacheSettings {
     /// What the blocks mean. Blocks of anything else are never served.
     pub identity: LogicalIdentity,
-    /// Bytes of host memory for blocks (default 1 GiB).
+    /// Bytes of host memory for blocks (default 1 GiB). With a disk there is one block more, for
+    /// what is read while all others are in use.
     #[serde(default = "host_bytes")]
     pub host_bytes: u64,
     /// The disk tier (default: none).

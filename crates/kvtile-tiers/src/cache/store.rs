@@ -173,8 +173,7 @@ impl StoreJob {
         };
         let mut count = wanted;
         while count > 0 {
-            inner.make_room(count);
-            match inner.host.pool.allocate(count, &request) {
+            match inner.host_room(count, &request) {
                 Ok(room) => return Some(room),
                 Err(_) => count /= 2,
             }

@@ -123,6 +123,30 @@ fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
 }
 
 #[test]
+fn what_is_on_disk_can_be_loaded_while_all_host_memory_is_in_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = with_disk(3, folder.path(), DISK).workers(0);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let (on_disk, held) = (chain(1, 5), chain(2, 3));
+    assert_eq!(engine.store(&on_disk, 0), 5);
+    assert_eq!(engine.store(&held, 10), 3);
+    let all_of_it = cache.lookup(&held, &LookupOptions::default());
+    assert_eq!(all_of_it.blocks_in(Tier::Host), 3);
+    assert_eq!(engine.load(&on_disk, 20), 5);
+    let prefetch = cache.prefetch(&on_disk).unwrap();
+    while cache.step() {}
+    let report = prefetch.wait();
+    assert!(
+        matches!(report.stopped, Some(LoadStop::HostFull)),
+        "{report:?}"
+    );
+    drop(all_of_it);
+    assert_eq!(engine.load(&on_disk, 20), 5);
+    cache.check_integrity();
+}
+
+#[test]
 fn blocks_are_written_to_disk_at_once_or_after_uses() {
     for (writes, lookups) in [(DiskWrites::AtOnce, 0), (DiskWrites::AfterUses(2), 2)] {
         let folder = tempfile::tempdir().unwrap();
