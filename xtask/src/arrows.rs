@@ -3,7 +3,7 @@
 use crate::metadata::Package;
 
 /// Every crate of the workspace and the crates of ours that it may be built with.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     ("kvtile-transfer", &["kvtile-layout", "kvtile-memory"]),
@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("kvtile-demo", &["kvtile"]),
     ("kvtile-bench", &["kvtile", "kvtile-blocks"]),
     ("kvtile-cli", &["kvtile", "kvtile-bench", "kvtile-demo"]),
+    ("kvtile-python", &["kvtile"]),
     ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
     ("xtask", &[]),
 ];

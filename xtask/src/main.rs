@@ -8,6 +8,7 @@ mod arrows;
 mod files;
 mod licences;
 mod metadata;
+mod python;
 mod step;
 
 use std::process::ExitCode;
@@ -61,6 +62,10 @@ enum Command {
     },
     /// The dependency, licence and file rules alone.
     Rules,
+    /// The Python package: built into an environment of its own, and tested there.
+    TestPython,
+    /// The wheel of the Python package.
+    Wheel,
 }
 
 fn main() -> ExitCode {
@@ -77,6 +82,8 @@ fn main() -> ExitCode {
             seed,
         } => soak((kills, seeds, seconds), seed),
         Command::Rules => rules(),
+        Command::TestPython => python::test(),
+        Command::Wheel => python::wheel(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

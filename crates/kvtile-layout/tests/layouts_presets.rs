@@ -224,6 +224,8 @@ fn only_rows_that_were_run_claim_checked_bytes() {
             "vllm:LBHNC/cpu/bf16/vec",
             "vllm:LBHNC/cpu/bf16/vec16",
             "vllm:LBHNC/cpu/bf16/amx",
+            "vllm:LBHNC/cpu/f32/vec",
+            "vllm:LBHNC/cpu/f32/vec16",
             "transformers:dynamic/any/bf16",
             "transformers:static/any/bf16",
         ]

@@ -188,6 +188,39 @@ pub enum TensorError {
         /// The first layer that does not.
         layer: u64,
     },
+    /// Not one tensor for each region of a word.
+    #[error("{given} tensors for {word}, which has {needed} regions; give one tensor a region")]
+    RegionTensors {
+        /// How many were given.
+        given: usize,
+        /// Regions of the word.
+        needed: usize,
+        /// The word.
+        word: String,
+    },
+    /// A tensor that does not have the bytes of its region.
+    #[error("tensor {tensor} of sizes {sizes:?} has {bytes} bytes, its region has {expected}")]
+    RegionBytes {
+        /// The tensor.
+        tensor: usize,
+        /// Its sizes.
+        sizes: Vec<usize>,
+        /// Its bytes.
+        bytes: u64,
+        /// What the word needs.
+        expected: u64,
+    },
+    /// Strides with a gap that the word has no place for.
+    #[error(
+        "the strides of the tensors leave a gap inside {what} of plane {plane}; the word keeps \
+         that together, so it is another layout than the tensors have"
+    )]
+    TensorGap {
+        /// The plane.
+        plane: PlaneName,
+        /// What the gap would cut.
+        what: String,
+    },
     /// Tensors that may share bytes.
     #[error("the tensors may share bytes: {layout}")]
     TensorsOverlap {

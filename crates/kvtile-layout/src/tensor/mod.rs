@@ -12,9 +12,11 @@ mod search;
 mod shapes;
 mod strides;
 mod view;
+mod word;
 
 pub use error::TensorError;
 pub use layout::layout_from_tensors;
 pub use shapes::{TensorShape, validate_tensor_shapes};
 pub use strides::validate_tensor_strides;
 pub use view::{DimDigit, DimRole, TensorFormat, TensorView};
+pub use word::word_over_tensors;

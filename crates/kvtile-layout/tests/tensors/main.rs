@@ -5,12 +5,13 @@ mod layouts;
 mod properties;
 mod readings;
 mod strides;
+mod words;
 
 use kvtile_layout::{
     Axis, LayoutError, Plane, PlaneName, Shape, StridedLayout, Unit, UnitIndex, Word,
     tensor::{
         DimDigit, DimRole, TensorError, TensorFormat, TensorView, layout_from_tensors,
-        validate_tensor_shapes, validate_tensor_strides,
+        validate_tensor_shapes, validate_tensor_strides, word_over_tensors,
     },
 };
 use proptest::prelude::*;

@@ -1,0 +1,281 @@
+//! A word over tensors: the word says what lies where inside, the tensors say how far apart.
+//!
+//! ```text
+//! word ──resolve──► digits over dense bytes ──┐
+//!                                              ├─► digits over the tensors' bytes
+//! sizes and strides, slowest first: dense byte ┘
+//! number ──► where that byte of the tensor is
+//! ```
+//!
+//! The sizes of a tensor mean nothing here, as engines' shapes are not always what is in memory:
+//! only the order of its strides counts, and the gaps that they leave.
+
+use super::{TensorError, TensorView, strides::check_tensor};
+use crate::{
+    error::LayoutError,
+    shape::{BYTES_MAX, Plane, Shape},
+    strided::{Digit, Piece, PlaneDigits, Step, StridedLayout},
+    word::Word,
+};
+
+/// The layout of `word` where tensor `i` holds what the word's region `i` holds: its elements,
+/// taken slowest stride first, are the bytes of that region, and gaps that the strides leave are
+/// left. Roles, layers and planes of the tensors are not looked at.
+///
+/// # Errors
+/// What [`StridedLayout::resolve`] refuses; not one tensor a region; tensors that do not look
+/// alike, or that do not have the bytes of their region; strides that are zero, negative or
+/// overlapping; a gap inside what the word keeps together; regions at uneven distances.
+pub fn word_over_tensors(
+    word: &Word,
+    shape: &Shape,
+    tensors: &[TensorView],
+    region_bytes: &[u64],
+    alignment: u64,
+) -> Result<StridedLayout, LayoutError> {
+    let dense = StridedLayout::resolve(word, shape, 1)?;
+    let needed = dense.region_bytes().len();
+    let Some(first) = tensors.first().filter(|_| tensors.len() == needed) else {
+        return Err(TensorError::RegionTensors {
+            given: tensors.len(),
+            needed,
+            word: word.to_string(),
+        }
+        .into());
+    };
+    for (tensor, (view, &bytes)) in tensors.iter().zip(dense.region_bytes()).enumerate() {
+        check_tensor(tensor, view)?;
+        check_alike(tensor, view, first)?;
+        check_bytes(tensor, view, bytes)?;
+    }
+    let dims = Dims::of(first)?;
+    let mut planes = Vec::new();
+    for (plane, piece) in dense.planes() {
+        planes.push(place(plane, piece, &dims, tensors)?);
+    }
+    let layout = StridedLayout::from_digits(shape, &planes, region_bytes, alignment)?;
+    if !layout.is_injective() {
+        return Err(TensorError::TensorsOverlap {
+            layout: layout.describe(),
+        }
+        .into());
+    }
+    Ok(layout)
+}
+
+fn check_alike(tensor: usize, view: &TensorView, first: &TensorView) -> Result<(), LayoutError> {
+    let numbers = |v: &TensorView| (v.shape.clone(), v.strides.clone(), v.element_bytes);
+    if numbers(view) == numbers(first) {
+        return Ok(());
+    }
+    let text = |v: &TensorView| {
+        let (sizes, strides, bytes) = (&v.shape, &v.strides, v.element_bytes);
+        format!("{sizes:?} with strides {strides:?} of {bytes} bytes an element")
+    };
+    Err(TensorError::ShapesDiffer {
+        tensor,
+        found: text(view),
+        expected: text(first),
+    }
+    .into())
+}
+
+fn check_bytes(tensor: usize, view: &TensorView, expected: u64) -> Result<(), LayoutError> {
+    let mut sizes = view.shape.iter();
+    let bytes = sizes.try_fold(view.element_bytes as u64, |bytes, &size| {
+        bytes.checked_mul(size as u64)
+    });
+    if bytes == Some(expected) {
+        return Ok(());
+    }
+    Err(TensorError::RegionBytes {
+        tensor,
+        sizes: view.shape.clone(),
+        bytes: bytes.unwrap_or(u64::MAX),
+        expected,
+    }
+    .into())
+}
+
+/// One dimension: `size` entries, `dense` bytes apart without gaps and `stride` bytes with them.
+#[derive(Clone, Copy, Debug)]
+struct Dim {
+    dense: u64,
+    size: u64,
+    stride: u64,
+}
+
+/// The dimensions of a tensor, fastest first, the bytes of an element among them; those without a
+/// gap between them are one.
+#[derive(Debug)]
+struct Dims(Vec<Dim>);
+
+impl Dims {
+    fn of(view: &TensorView) -> Result<Dims, LayoutError> {
+        let element = view.element_bytes as u64;
+        let sizes = view.shape.iter().map(|&size| size as u64);
+        let strides = view
+            .strides
+            .iter()
+            .map(|stride| stride.unsigned_abs() as u64);
+        let mut given: Vec<(u64, u64)> = strides.zip(sizes).filter(|(_, size)| *size > 1).collect();
+        given.sort_unstable();
+        let mut dims = vec![Dim {
+            dense: 1,
+            size: element,
+            stride: 1,
+        }];
+        let mut dense = element;
+        for (stride, size) in given {
+            let stride = stride.checked_mul(element).filter(|&s| s <= BYTES_MAX);
+            let (Some(stride), Some(next)) = (stride, dense.checked_mul(size)) else {
+                return Err(LayoutError::TooLarge {
+                    what: "bytes of a tensor",
+                });
+            };
+            match dims.last_mut() {
+                Some(last) if last.stride.checked_mul(last.size) == Some(stride) => {
+                    last.size = last.size.saturating_mul(size);
+                }
+                _ => dims.push(Dim {
+                    dense,
+                    size,
+                    stride,
+                }),
+            }
+            dense = next;
+        }
+        Ok(Dims(dims))
+    }
+
+    /// Where dense byte `byte` lies.
+    fn position(&self, byte: u64) -> u64 {
+        self.0
+            .iter()
+            .map(|dim| (byte / dim.dense) % dim.size * dim.stride)
+            .sum()
+    }
+
+    /// The dimension in which a step of `step` bytes goes, and how many of its entries that is.
+    fn entries(&self, step: u64) -> Option<(usize, u64)> {
+        let dim = self.0.iter().rposition(|dim| dim.dense <= step)?;
+        let dense = self.0.get(dim)?.dense;
+        step.is_multiple_of(dense).then_some((dim, step / dense))
+    }
+}
+
+/// The digits of one plane over the tensors.
+fn place(
+    plane: &Plane,
+    piece: &Piece,
+    dims: &Dims,
+    tensors: &[TensorView],
+) -> Result<PlaneDigits, LayoutError> {
+    let gap = |what: String| TensorError::TensorGap {
+        plane: plane.name().clone(),
+        what,
+    };
+    // What each dimension has at most: no sum of digits may carry into the next one.
+    let mut used: Vec<u64> = dims
+        .0
+        .iter()
+        .map(|dim| (piece.offset() / dim.dense) % dim.size)
+        .collect();
+    let mut digits = Vec::new();
+    let unit = [(1, plane.unit().bytes(), None)];
+    let local = piece.digits().iter().filter(|d| d.step.is_local());
+    let local = local.map(|d| (d.step.bytes, d.extent, Some(d)));
+    for (step, extent, digit) in unit.into_iter().chain(local) {
+        let name = digit.map_or_else(|| "a unit".to_owned(), |d| d.axis.to_string());
+        for (low, extent, step) in cut(dims, step, extent).ok_or_else(|| gap(name.clone()))? {
+            let Some((dim, entries)) = dims.entries(step) else {
+                return Err(gap(name).into());
+            };
+            if let Some(used) = used.get_mut(dim) {
+                *used = used.saturating_add(entries.saturating_mul(extent - 1));
+            }
+            let stride = dims.0.get(dim).map_or(0, |dim| dim.stride);
+            if let Some(digit) = digit {
+                digits.push(Digit {
+                    low: digit.low * low,
+                    extent,
+                    step: Step::bytes(entries.saturating_mul(stride)),
+                    ..*digit
+                });
+            } else if dim > 0 {
+                // A unit is one piece of memory.
+                return Err(gap(name).into());
+            }
+        }
+    }
+    if used
+        .iter()
+        .zip(&dims.0)
+        .any(|(&used, dim)| used >= dim.size)
+    {
+        return Err(gap("its parts side by side".to_owned()).into());
+    }
+    let base = tensor_of(tensors, piece.region());
+    for digit in piece.digits().iter().filter(|d| !d.step.is_local()) {
+        let step = even_step(plane, piece.region(), digit, tensors)?;
+        digits.push(Digit { step, ..*digit });
+    }
+    let offset = base.map_or(0, |view| view.byte_offset);
+    Ok(PlaneDigits {
+        plane: plane.name().to_string(),
+        region: base.map_or(0, |view| view.region),
+        offset: offset.saturating_add(dims.position(piece.offset())),
+        digits,
+    })
+}
+
+/// A digit cut where one dimension ends and the next begins: `(low, extent, step)`, fastest first.
+/// `None` where a dimension ends inside one of its entries.
+fn cut(dims: &Dims, step: u64, extent: u64) -> Option<Vec<(u64, u64, u64)>> {
+    let end = step.checked_mul(extent)?;
+    let inside = dims.0.iter().map(|dim| dim.dense);
+    let inside = inside.filter(|&dense| dense > step && dense < end);
+    let mut parts = Vec::new();
+    let mut from = step;
+    for to in inside.chain([end]) {
+        if !to.is_multiple_of(from) {
+            return None;
+        }
+        parts.push((from / step, to / from, from));
+        from = to;
+    }
+    Some(parts)
+}
+
+fn tensor_of(tensors: &[TensorView], region: u64) -> Option<&TensorView> {
+    tensors.get(usize::try_from(region).ok()?)
+}
+
+/// How far apart the tensors are that a digit over regions goes through.
+fn even_step(
+    plane: &Plane,
+    region: u64,
+    digit: &Digit,
+    tensors: &[TensorView],
+) -> Result<Step, LayoutError> {
+    let uneven = |layer| TensorError::UnevenLayers {
+        plane: plane.name().clone(),
+        layer,
+    };
+    let at = |index: u64| {
+        let view = tensor_of(tensors, region + index * digit.step.regions)?;
+        Some((view.region, view.byte_offset))
+    };
+    let distance = |index: u64| {
+        let ((from_region, from), (to_region, to)) = (at(index - 1)?, at(index)?);
+        Some(Step {
+            regions: to_region.checked_sub(from_region)?,
+            bytes: to.checked_sub(from)?,
+        })
+    };
+    let step = distance(1).ok_or_else(|| uneven(1))?;
+    match (2..digit.extent).find(|&index| distance(index) != Some(step)) {
+        Some(index) => Err(uneven(index).into()),
+        None => Ok(step),
+    }
+}

@@ -1,0 +1,189 @@
+//! The bridge of errors: what the library refuses becomes an exception of `kvtile`.
+//!
+//! The exceptions are defined in Python (`kvtile/_errors.py`), as most of them have two bases.
+
+use std::error::Error;
+
+use kvtile::{
+    blocks::BlocksError, identity::Difference, layout::LayoutError, tiers::TierError,
+    transfer::TransferError,
+};
+use pyo3::prelude::*;
+
+/// The exceptions as Python has them.
+pub(crate) mod python {
+    use pyo3::import_exception;
+
+    import_exception!(kvtile._errors, BusyError);
+    import_exception!(kvtile._errors, ClosedError);
+    import_exception!(kvtile._errors, DiskError);
+    import_exception!(kvtile._errors, FolderInUseError);
+    import_exception!(kvtile._errors, ForkError);
+    import_exception!(kvtile._errors, IdentityError);
+    import_exception!(kvtile._errors, InternalError);
+    import_exception!(kvtile._errors, LaggedError);
+    import_exception!(kvtile._errors, LayoutError);
+    import_exception!(kvtile._errors, RequestError);
+    import_exception!(kvtile._errors, SettingsError);
+    import_exception!(kvtile._errors, TensorError);
+    import_exception!(kvtile._errors, TransferError);
+    import_exception!(kvtile._errors, WaitTimeoutError);
+}
+
+/// Why a call of the library came to nothing.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// What the library says.
+    Refused(Box<TierError>),
+    /// What the binding itself refuses.
+    Tensor(String),
+    /// Something of ours that should not have happened.
+    Panic(String),
+    /// The child of a fork.
+    Forked {
+        /// The process that used the library before.
+        home: u32,
+    },
+}
+
+impl From<TierError> for Failure {
+    fn from(error: TierError) -> Failure {
+        Failure::Refused(Box::new(error))
+    }
+}
+
+impl From<TransferError> for Failure {
+    fn from(error: TransferError) -> Failure {
+        TierError::from(error).into()
+    }
+}
+
+impl From<LayoutError> for Failure {
+    fn from(error: LayoutError) -> Failure {
+        TierError::from(error).into()
+    }
+}
+
+impl From<BlocksError> for Failure {
+    fn from(error: BlocksError) -> Failure {
+        TierError::from(error).into()
+    }
+}
+
+impl Failure {
+    /// The exception that Python sees.
+    pub(crate) fn into_exception(self, py: Python<'_>) -> PyErr {
+        match self {
+            Failure::Refused(error) => exception(py, &error),
+            Failure::Tensor(text) => python::TensorError::new_err(text),
+            Failure::Panic(text) => python::InternalError::new_err(format!(
+                "this is a defect of kvtile, please report it: {text}"
+            )),
+            Failure::Forked { home } => python::ForkError::new_err(format!(
+                "kvtile was used by process {home} and this is a fork of it, without its threads; \
+                 start children with the method \"spawn\", or use kvtile in the children only"
+            )),
+        }
+    }
+}
+
+/// An error of the library as an exception.
+pub(crate) fn raise(py: Python<'_>, error: impl Into<Failure>) -> PyErr {
+    error.into().into_exception(py)
+}
+
+fn exception(py: Python<'_>, error: &TierError) -> PyErr {
+    let text = text_of(error);
+    match error {
+        TierError::Transfer(error) => of_transfer(error, text),
+        TierError::Blocks(BlocksError::Lagged(lagged)) => {
+            let exception = python::LaggedError::new_err(text);
+            let (missed, resume_at) = (lagged.missed, lagged.resume_at);
+            with_attributes(
+                py,
+                exception,
+                [("missed", missed), ("resume_at", resume_at)],
+            )
+        }
+        TierError::IdentityDiffers { difference } | TierError::FolderDiffers { difference, .. } => {
+            of_difference(py, text, difference)
+        }
+        TierError::EngineDiffers { .. } => python::IdentityError::new_err(text),
+        TierError::Busy { .. } => python::BusyError::new_err(text),
+        TierError::Closed => python::ClosedError::new_err(text),
+        TierError::InUse { .. } => python::FolderInUseError::new_err(text),
+        TierError::Blocks(_)
+        | TierError::TooManyDestinations { .. }
+        | TierError::OtherCache
+        | TierError::TooFewKeys { .. }
+        | TierError::EngineBlockOutOfRange { .. }
+        | TierError::EngineBlockTwice { .. }
+        | TierError::NoSuchTier { .. } => python::RequestError::new_err(text),
+        TierError::StorageNotContiguous { .. }
+        | TierError::HostTooSmall { .. }
+        | TierError::CapacityTooSmall { .. }
+        | TierError::BlockBytes { .. }
+        | TierError::RecomputeRate { .. }
+        | TierError::NoQueue
+        | TierError::NoEvents
+        | TierError::ZeroUses => python::SettingsError::new_err(text),
+        _ => python::DiskError::new_err(text),
+    }
+}
+
+fn of_transfer(error: &TransferError, text: String) -> PyErr {
+    match error {
+        TransferError::Layout(LayoutError::Tensor(_)) => python::TensorError::new_err(text),
+        TransferError::Layout(LayoutError::Identity(_)) | TransferError::LogicalDiffers { .. } => {
+            python::IdentityError::new_err(text)
+        }
+        TransferError::Layout(_)
+        | TransferError::PageSizesDiffer { .. }
+        | TransferError::TokensOfSelection
+        | TransferError::NoSuchLayer { .. } => python::LayoutError::new_err(text),
+        TransferError::RegionsOverlap { .. }
+        | TransferError::RegionTooSmall { .. }
+        | TransferError::RegionMisaligned { .. } => python::TensorError::new_err(text),
+        TransferError::File { .. } => python::DiskError::new_err(text),
+        _ => python::TransferError::new_err(text),
+    }
+}
+
+fn of_difference(py: Python<'_>, text: String, difference: &Difference) -> PyErr {
+    let facts = [
+        ("field", &difference.field),
+        ("ours", &difference.ours),
+        ("theirs", &difference.theirs),
+    ];
+    with_attributes(py, python::IdentityError::new_err(text), facts)
+}
+
+fn with_attributes<'a, 'py, V, const COUNT: usize>(
+    py: Python<'py>,
+    exception: PyErr,
+    facts: [(&'a str, V); COUNT],
+) -> PyErr
+where
+    V: IntoPyObject<'py>,
+{
+    for (name, value) in facts {
+        if let Err(error) = exception.value(py).setattr(name, value) {
+            return error;
+        }
+    }
+    exception
+}
+
+/// The message with its causes, each said once.
+fn text_of(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,49 @@
+//! The Python package `kvtile`: this extension module and the files in `python/kvtile`.
+//!
+//! | module | what it is |
+//! | --- | --- |
+//! | `guard` | the one way into the library: other Python threads go on, panics and forks are refused |
+//! | `error` | Rust errors to Python exceptions |
+//! | `dtype`, `shape` | data types, planes and shapes |
+//! | `tensor` | whose memory it is: DLPack, array interface, buffers; the only unsafe code here |
+//! | `layout` | words and presets over tensors |
+//! | `plan`, `transfer` | what a copy comes to, and copies |
+//!
+//! It holds no logic of blocks or layouts: what it knows, it asks the library `kvtile`.
+
+mod dtype;
+mod error;
+mod guard;
+mod layout;
+mod plan;
+mod shape;
+mod tensor;
+mod transfer;
+
+use pyo3::prelude::*;
+
+/// The extension module of the package `kvtile`; import the package, not this.
+#[pymodule]
+mod _kvtile {
+    use pyo3::prelude::*;
+
+    #[pymodule_export]
+    use crate::layout::PyLayout;
+    #[pymodule_export]
+    use crate::plan::{PyPlan, plan};
+    #[pymodule_export]
+    use crate::shape::{PyPlane, PyShape};
+    #[pymodule_export]
+    use crate::transfer::{PyTransferReport, copy_blocks};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        super::init(module)
+    }
+}
+
+fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    // A second interpreter in this process may have taken the logger already.
+    let _ = pyo3_log::try_init();
+    module.add("__version__", env!("CARGO_PKG_VERSION"))
+}

@@ -1,0 +1,179 @@
+//! What a copy comes to, worked out and not done.
+
+use kvtile::layout::{
+    AxisRange, BlockPair, CopyPlan, LayoutError, RangePair, Selection, StridedLayout,
+};
+use pyo3::prelude::*;
+
+use crate::{
+    error::{Failure, python},
+    guard,
+    layout::PyLayout,
+};
+
+/// What copying blocks from one layout to another comes to: loops, and runs of contiguous bytes.
+///
+/// Made by kvtile.plan. ``print`` it for the loops.
+#[pyclass(name = "Plan", module = "kvtile", frozen)]
+#[derive(Debug)]
+pub(crate) struct PyPlan {
+    plan: CopyPlan,
+    source: String,
+    destination: String,
+}
+
+/// Plans a copy of blocks, without a byte being moved. The layouts need no tensors.
+///
+/// Args:
+///     src: the layout to read.
+///     dst: the layout to write.
+///     src_blocks: block ids of src; all blocks that both have unless said.
+///     dst_blocks: block ids of dst, as many; the same as src_blocks unless said.
+///     layers, tokens, heads: ``(start, stop)`` for both sides, or ``((start, stop), (start, stop))`` for
+///         src and dst; all unless said.
+///
+/// Returns:
+///     A Plan.
+///
+/// Raises:
+///     LayoutError: planes that differ, ranges or ids that do not exist, a block written twice.
+#[pyfunction]
+#[pyo3(signature = (src, dst, src_blocks=None, dst_blocks=None, *, layers=None, tokens=None, heads=None))]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub(crate) fn plan(
+    py: Python<'_>,
+    src: &Bound<'_, PyLayout>,
+    dst: &Bound<'_, PyLayout>,
+    src_blocks: Option<Vec<usize>>,
+    dst_blocks: Option<Vec<usize>>,
+    layers: Option<Range>,
+    tokens: Option<Range>,
+    heads: Option<Range>,
+) -> PyResult<PyPlan> {
+    let (src, dst) = (src.get().shared()?, dst.get().shared()?);
+    let (source, destination) = (src.word_text(), dst.word_text());
+    let layers = layers.map(Range::pair).transpose()?;
+    let tokens = tokens.map(Range::pair).transpose()?;
+    let heads = heads.map(Range::pair).transpose()?;
+    let plan = guard::run(py, || -> Result<CopyPlan, Failure> {
+        let (from, to) = (src.strided(), dst.strided());
+        let common = from.shape().num_blocks().min(to.shape().num_blocks());
+        let source = src_blocks.map_or_else(|| (0..common).collect(), ids);
+        let destination = dst_blocks.map_or_else(|| source.clone(), ids);
+        let mut selection = blocks(from, to, &source, &destination, tokens)?;
+        selection.layers = layers;
+        selection.heads = heads;
+        Ok(CopyPlan::new(from, to, &selection)?)
+    })?;
+    Ok(PyPlan {
+        plan,
+        source,
+        destination,
+    })
+}
+
+fn ids(blocks: Vec<usize>) -> Vec<u64> {
+    blocks.into_iter().map(|block| block as u64).collect()
+}
+
+/// Whole blocks, or the same tokens of each.
+fn blocks(
+    from: &StridedLayout,
+    to: &StridedLayout,
+    source: &[u64],
+    destination: &[u64],
+    tokens: Option<RangePair>,
+) -> Result<Selection, LayoutError> {
+    let (page, other) = (from.shape().page_size(), to.shape().page_size());
+    let tokens = tokens.unwrap_or(RangePair::same(0, page.min(other)));
+    let mut selection = Selection::blocks(source, destination, page)?;
+    for pair in &mut selection.pairs {
+        *pair = BlockPair {
+            source_token: tokens.source,
+            destination_token: tokens.destination,
+            tokens: tokens.count,
+            ..*pair
+        };
+    }
+    Ok(selection)
+}
+
+#[pymethods]
+impl PyPlan {
+    /// Payload bytes that it moves.
+    #[getter]
+    fn bytes(&self) -> u64 {
+        self.plan.bytes()
+    }
+
+    /// Runs of contiguous bytes that it comes to.
+    #[getter]
+    fn runs(&self) -> u64 {
+        self.plan.runs()
+    }
+
+    /// Bytes of the longest run.
+    #[getter]
+    fn longest_run(&self) -> u64 {
+        self.plan.run_bytes().0
+    }
+
+    /// Bytes of the shortest run.
+    #[getter]
+    fn shortest_run(&self) -> u64 {
+        self.plan.run_bytes().1
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<kvtile.Plan {} -> {}: {}>",
+            self.source,
+            self.destination,
+            self.plan.to_string().trim_end()
+        )
+    }
+
+    fn __str__(&self) -> String {
+        self.plan.to_string()
+    }
+}
+
+/// Entries of an axis: ``(start, stop)`` on both sides, or one such pair for each.
+#[derive(FromPyObject)]
+pub(crate) enum Range {
+    /// The same entries on both sides.
+    Same((u64, u64)),
+    /// Source and destination.
+    Each(((u64, u64), (u64, u64))),
+}
+
+impl Range {
+    /// As the library has it.
+    pub(crate) fn pair(self) -> PyResult<RangePair> {
+        let (source, destination) = match self {
+            Range::Same(both) => (range(both)?, range(both)?),
+            Range::Each((source, destination)) => (range(source)?, range(destination)?),
+        };
+        if source.count != destination.count {
+            return Err(python::LayoutError::new_err(format!(
+                "a range of {} entries into one of {}",
+                source.count, destination.count
+            )));
+        }
+        Ok(RangePair {
+            source: source.start,
+            destination: destination.start,
+            count: source.count,
+        })
+    }
+}
+
+fn range((start, stop): (u64, u64)) -> PyResult<AxisRange> {
+    let count = stop.checked_sub(start).filter(|&count| count > 0);
+    let count = count.ok_or_else(|| {
+        python::LayoutError::new_err(format!(
+            "({start}, {stop}) is no range; the stop comes after the start"
+        ))
+    })?;
+    Ok(AxisRange::new(start, count))
+}

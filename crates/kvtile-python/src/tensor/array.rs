@@ -1,0 +1,86 @@
+//! The array interface, version 3: what numpy arrays say about themselves.
+
+use kvtile::layout::Unit;
+use pyo3::{prelude::*, types::PyDict};
+
+use super::{Tensor, dense_strides, in_elements};
+use crate::dtype::{name_of, unit_named};
+
+/// The tensor, why it is none that can be used, or `None` for an object without the interface.
+pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+    let Some(interface) = object.getattr_opt("__array_interface__")? else {
+        return Ok(None);
+    };
+    let interface = interface.cast_into::<PyDict>()?;
+    let item = |name: &str| -> PyResult<Option<Bound<'_, PyAny>>> {
+        Ok(interface.get_item(name)?.filter(|value| !value.is_none()))
+    };
+    let (Some(sizes), Some(typestr)) = (item("shape")?, item("typestr")?) else {
+        return Ok(Some(Err(
+            "its array interface has no shape or type".to_owned()
+        )));
+    };
+    let sizes: Vec<usize> = sizes.extract()?;
+    let unit = match unit(object, &typestr.extract::<String>()?)? {
+        Ok(unit) => unit,
+        Err(what) => return Ok(Some(Err(what))),
+    };
+    let Some(data) = item("data")? else {
+        return Ok(Some(Err("its array interface has no address".to_owned())));
+    };
+    let (address, read_only): (usize, bool) = data.extract()?;
+    let strides = match item("strides")? {
+        None => dense_strides(&sizes),
+        Some(strides) => {
+            let strides: Vec<isize> = strides.extract()?;
+            let Some(strides) = in_elements(&strides, unit.bytes()) else {
+                let what = format!(
+                    "its strides {strides:?} are no multiples of {} bytes",
+                    unit.bytes()
+                );
+                return Ok(Some(Err(what)));
+            };
+            strides
+        }
+    };
+    Ok(Some(Ok(Tensor {
+        address,
+        sizes,
+        strides,
+        unit,
+        read_only,
+        storage: None,
+        owners: vec![object.clone().unbind()],
+    })))
+}
+
+/// What an element is: by the name of the dtype, where there is one, because type strings call all
+/// floats of a byte `f1`; else by the type string.
+fn unit(object: &Bound<'_, PyAny>, typestr: &str) -> PyResult<Result<Unit, String>> {
+    let mut letters = typestr.chars();
+    let (order, kind) = (letters.next(), letters.next());
+    let bytes: u64 = letters.as_str().parse().unwrap_or(0);
+    let foreign_order = if cfg!(target_endian = "little") {
+        '>'
+    } else {
+        '<'
+    };
+    if order == Some(foreign_order) && bytes > 1 {
+        return Ok(Err(format!(
+            "its dtype {typestr} is in another byte order than this machine's"
+        )));
+    }
+    let name = match (object.getattr_opt("dtype")?, kind) {
+        (Some(dtype), _) => name_of(&dtype)?,
+        (None, Some('f')) => format!("float{}", bytes * 8),
+        (None, Some('i')) => format!("int{}", bytes * 8),
+        (None, Some('u')) => format!("uint{}", bytes * 8),
+        (None, _) => typestr.to_owned(),
+    };
+    let unit = unit_named(&name);
+    Ok(
+        unit.map_err(|_| {
+            format!("its dtype {name} ({typestr}) holds no numbers that kvtile knows")
+        }),
+    )
+}

@@ -1,0 +1,56 @@
+//! The buffer protocol: bytearray, mmap, array.array, ctypes and whatever else `memoryview` takes.
+
+use kvtile::layout::Unit;
+use pyo3::{exceptions::PyTypeError, prelude::*};
+
+use super::{Tensor, foreign::buffer_address, in_elements};
+use crate::dtype::unit_named;
+
+/// The tensor, why it is none that can be used, or `None` for an object without a buffer.
+pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+    let py = object.py();
+    let view = match py
+        .import("builtins")?
+        .getattr("memoryview")?
+        .call1((object,))
+    {
+        Ok(view) => view,
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let format: String = view.getattr("format")?.extract()?;
+    let bytes: u64 = view.getattr("itemsize")?.extract()?;
+    let Some(unit) = unit(&format, bytes) else {
+        return Ok(Some(Err(format!(
+            "its buffer has elements of format {format:?}, which are no numbers of this machine"
+        ))));
+    };
+    let strides: Vec<isize> = view.getattr("strides")?.extract()?;
+    let Some(strides) = in_elements(&strides, bytes) else {
+        return Ok(Some(Err(format!(
+            "its strides {strides:?} are no multiples of {bytes} bytes"
+        ))));
+    };
+    Ok(Some(Ok(Tensor {
+        address: buffer_address(&view)?,
+        sizes: view.getattr("shape")?.extract()?,
+        strides,
+        unit,
+        read_only: view.getattr("readonly")?.extract()?,
+        storage: None,
+        // A view that is held keeps its owner from moving or shrinking the memory.
+        owners: vec![view.unbind()],
+    })))
+}
+
+/// What an element of a format of the module `struct` is, in the order of this machine.
+fn unit(format: &str, bytes: u64) -> Option<Unit> {
+    let kind = match format.strip_prefix('@').unwrap_or(format) {
+        "e" | "f" | "d" => "float",
+        "b" | "h" | "i" | "l" | "q" | "n" => "int",
+        "c" | "B" | "H" | "I" | "L" | "Q" | "N" => "uint",
+        "?" => return unit_named("bool").ok(),
+        _ => return None,
+    };
+    unit_named(&format!("{kind}{}", bytes * 8)).ok()
+}

@@ -1,0 +1,141 @@
+//! DLPack: what torch, jax and others hand over.
+//!
+//! The capsule is not consumed: it keeps what it holds as long as it lives, and gives it back itself.
+
+use kvtile::layout::Unit;
+use pyo3::{
+    exceptions::PyTypeError,
+    prelude::*,
+    types::{PyCapsule, PyDict},
+};
+
+use super::{
+    Tensor, dense_strides,
+    foreign::{DlTensor, read_capsule},
+};
+use crate::{dtype::unit_named, error::python::TensorError};
+
+/// Devices whose memory the CPU reads and writes at its address: its own, and host memory that a
+/// driver has pinned.
+const ADDRESSABLE: [i32; 3] = [1, 3, 11];
+
+/// The tensor, why it is none that can be used, or `None` for an object that speaks no DLPack.
+pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+    let Some(device) = object.getattr_opt("__dlpack_device__")? else {
+        return Ok(None);
+    };
+    // Frameworks have devices that DLPack does not: they raise something of their own.
+    let device = device
+        .call0()
+        .and_then(|device| device.extract::<(i32, i32)>());
+    let (kind, ordinal) = device.unwrap_or((0, 0));
+    if !ADDRESSABLE.contains(&kind) {
+        let name = device_name(object, kind, ordinal)?;
+        let what = format!("it is on {name}, and kvtile reads and writes memory of the CPU only");
+        return Ok(Some(Err(what)));
+    }
+    let capsule = match export(object) {
+        Ok(capsule) => capsule,
+        Err(error) => {
+            return Ok(Some(Err(format!(
+                "it cannot be handed over without a copy: {}",
+                error.value(object.py())
+            ))));
+        }
+    };
+    let capsule = capsule.cast_into::<PyCapsule>()?;
+    let exported = read_capsule(&capsule)?;
+    let tensor = exported.tensor;
+    let unit = match unit_of(&tensor) {
+        Ok(unit) => unit,
+        Err(what) => return Ok(Some(Err(what))),
+    };
+    let Some(sizes) = all(&tensor.sizes) else {
+        return Ok(Some(Err(format!("its sizes are {:?}", tensor.sizes))));
+    };
+    let strides = match &tensor.strides {
+        None => dense_strides(&sizes),
+        Some(strides) => match all(strides) {
+            Some(strides) => strides,
+            None => return Ok(Some(Err(format!("its strides are {strides:?}")))),
+        },
+    };
+    Ok(Some(Ok(Tensor {
+        address: tensor.address,
+        sizes,
+        strides,
+        unit,
+        read_only: exported.read_only || is_immutable(object)?,
+        storage: None,
+        owners: vec![object.clone().unbind(), capsule.into_any().unbind()],
+    })))
+}
+
+fn all<To: TryFrom<i64>>(numbers: &[i64]) -> Option<Vec<To>> {
+    numbers.iter().map(|&n| To::try_from(n).ok()).collect()
+}
+
+/// The capsule: of the version that tells read-only tensors, where the framework has it.
+fn export<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    let py = object.py();
+    let options = PyDict::new(py);
+    options.set_item("max_version", (1, 1))?;
+    match object.call_method("__dlpack__", (), Some(&options)) {
+        Err(error) if error.is_instance_of::<PyTypeError>(py) => object.call_method0("__dlpack__"),
+        result => result,
+    }
+}
+
+/// Whether the framework never writes its tensors and says nothing of it in the capsule.
+fn is_immutable(object: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let module: String = object.get_type().getattr("__module__")?.extract()?;
+    Ok(module.starts_with("jax"))
+}
+
+/// A device as people write it.
+fn device_name(object: &Bound<'_, PyAny>, kind: i32, ordinal: i32) -> PyResult<String> {
+    if let Some(device) = object.getattr_opt("device")? {
+        return Ok(device.str()?.to_string());
+    }
+    let name = match kind {
+        2 => "cuda",
+        10 => "rocm",
+        13 => "managed memory of cuda",
+        14 => "oneapi",
+        8 => "metal",
+        7 => "vulkan",
+        _ => return Ok(format!("device {kind}:{ordinal} of DLPack")),
+    };
+    Ok(format!("{name}:{ordinal}"))
+}
+
+/// What an element is.
+fn unit_of(tensor: &DlTensor) -> Result<Unit, String> {
+    let (code, bits, lanes) = (tensor.code, tensor.bits, tensor.lanes);
+    let name = match code {
+        0 => format!("int{bits}"),
+        1 => format!("uint{bits}"),
+        2 => format!("float{bits}"),
+        4 => format!("bfloat{bits}"),
+        5 => format!("complex{bits}"),
+        6 if bits == 8 => "bool".to_owned(),
+        8 => "float8_e4m3".to_owned(),
+        10 => "float8_e4m3fn".to_owned(),
+        11 => "float8_e4m3fnuz".to_owned(),
+        12 => "float8_e5m2".to_owned(),
+        13 => "float8_e5m2fnuz".to_owned(),
+        _ => String::new(),
+    };
+    if lanes != 1 {
+        return Err(format!(
+            "its elements are {lanes} values each; give a tensor of single values"
+        ));
+    }
+    unit_named(&name)
+        .map_err(|_| format!("DLPack type {code} of {bits} bits is none that kvtile knows"))
+}
+
+/// A capsule that is none.
+pub(super) fn broken(what: &str) -> PyErr {
+    TensorError::new_err(format!("the DLPack capsule {what}"))
+}

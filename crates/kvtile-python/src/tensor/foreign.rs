@@ -1,0 +1,217 @@
+//! Memory and structures of others, through their addresses: the only unsafe code of this crate.
+//!
+//! It reads the structures of DLPack and of the buffer protocol, and makes regions of the addresses
+//! in them. What they say is believed, as every user of these protocols believes it; that the numbers
+//! make sense together is checked by those who use them.
+
+use std::{
+    ffi::{c_int, c_void},
+    ptr::NonNull,
+    sync::Arc,
+};
+
+use kvtile::{
+    layout::{OwnedMemoryRegion, StorageKind},
+    memory::BorrowedMemory,
+    transfer::TransferError,
+};
+use pyo3::{
+    ffi,
+    prelude::*,
+    types::{PyCapsule, PyCapsuleMethods},
+};
+
+use super::{Extent, dlpack::broken};
+
+/// Most dimensions that a tensor may say it has.
+const DIMENSIONS_MAX: i32 = 16;
+
+/// The bit of `flags` that says that the tensor must not be written.
+const READ_ONLY: u64 = 1;
+
+/// `DLTensor` of dlpack.h.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RawTensor {
+    data: *mut c_void,
+    device_type: i32,
+    device_id: i32,
+    ndim: i32,
+    code: u8,
+    bits: u8,
+    lanes: u16,
+    shape: *const i64,
+    strides: *const i64,
+    byte_offset: u64,
+}
+
+/// The beginning of `DLManagedTensorVersioned` of dlpack.h, which ends with the tensor.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct RawVersioned {
+    major: u32,
+    minor: u32,
+    manager_ctx: *mut c_void,
+    deleter: *mut c_void,
+    flags: u64,
+    tensor: RawTensor,
+}
+
+/// A tensor as DLPack has it, without pointers.
+#[derive(Debug)]
+pub(super) struct DlTensor {
+    /// Address of the first element.
+    pub(super) address: usize,
+    /// The kind of its values.
+    pub(super) code: u8,
+    /// Bits of a value.
+    pub(super) bits: u8,
+    /// Values of an element.
+    pub(super) lanes: u16,
+    /// Entries of each dimension.
+    pub(super) sizes: Vec<i64>,
+    /// Elements from one entry to the next; `None` for tensors without gaps.
+    pub(super) strides: Option<Vec<i64>>,
+}
+
+/// What a capsule holds.
+#[derive(Debug)]
+pub(super) struct Exported {
+    pub(super) tensor: DlTensor,
+    pub(super) read_only: bool,
+}
+
+/// Reads a capsule of either version, which stays as it is.
+pub(super) fn read_capsule(capsule: &Bound<'_, PyCapsule>) -> PyResult<Exported> {
+    if capsule.is_valid_checked(Some(c"dltensor")) {
+        let pointer = capsule
+            .pointer_checked(Some(c"dltensor"))?
+            .cast::<RawTensor>();
+        // SAFETY: a capsule of this name holds a `DLManagedTensor`, which begins with its `DLTensor`
+        // and lives as long as the capsule, which is held here; nobody writes it meanwhile, because
+        // this thread has the interpreter.
+        let raw = unsafe { pointer.read() };
+        let tensor = tensor_of(&raw)?;
+        let read_only = false;
+        return Ok(Exported { tensor, read_only });
+    }
+    let pointer = capsule.pointer_checked(Some(c"dltensor_versioned"))?;
+    // SAFETY: as above; every version begins with two numbers of 32 bits, the version.
+    let major = unsafe { pointer.cast::<u32>().read() };
+    if major != 1 {
+        return Err(broken(&format!(
+            "is of version {major}; kvtile reads version 1"
+        )));
+    }
+    // SAFETY: as above; with this major version the structure begins with these fields.
+    let raw = unsafe { pointer.cast::<RawVersioned>().read() };
+    Ok(Exported {
+        tensor: tensor_of(&raw.tensor)?,
+        read_only: raw.flags & READ_ONLY != 0,
+    })
+}
+
+fn tensor_of(raw: &RawTensor) -> PyResult<DlTensor> {
+    if !(0..=DIMENSIONS_MAX).contains(&raw.ndim) {
+        return Err(broken(&format!("has {} dimensions", raw.ndim)));
+    }
+    let length = usize::try_from(raw.ndim).unwrap_or_default();
+    let numbers = |pointer: *const i64| -> Option<Vec<i64>> {
+        if pointer.is_null() {
+            return (length == 0).then(Vec::new);
+        }
+        // SAFETY: DLPack says that shape and strides, where there are any, have `ndim` numbers each,
+        // which was checked to be a small one, and that they live as long as the capsule.
+        let numbers = unsafe { std::slice::from_raw_parts(pointer, length) };
+        Some(numbers.to_vec())
+    };
+    let offset = usize::try_from(raw.byte_offset).ok();
+    let address = offset.and_then(|offset| raw.data.expose_provenance().checked_add(offset));
+    let (Some(sizes), Some(address)) = (numbers(raw.shape), address) else {
+        return Err(broken("has no shape or no address"));
+    };
+    Ok(DlTensor {
+        address,
+        code: raw.code,
+        bits: raw.bits,
+        lanes: raw.lanes,
+        sizes,
+        strides: numbers(raw.strides),
+    })
+}
+
+/// `Py_buffer` of the C interface, the same from Python 3.10 on.
+#[repr(C)]
+struct RawBuffer {
+    buf: *mut c_void,
+    obj: *mut c_void,
+    len: isize,
+    itemsize: isize,
+    readonly: c_int,
+    ndim: c_int,
+    format: *mut c_void,
+    shape: *mut isize,
+    strides: *mut isize,
+    suboffsets: *mut isize,
+    internal: *mut c_void,
+}
+
+/// Whatever strides the memory has, and read-only memory too: `PyBUF_FULL_RO`.
+const BUFFER_FULL_RO: c_int = 0x11C;
+
+// In the limited interface from 3.11 on; in 3.10 they have the same form.
+unsafe extern "C" {
+    fn PyObject_GetBuffer(object: *mut ffi::PyObject, view: *mut RawBuffer, flags: c_int) -> c_int;
+    fn PyBuffer_Release(view: *mut RawBuffer);
+}
+
+/// The address of the first element of a memoryview. It holds as long as the view does.
+pub(super) fn buffer_address(view: &Bound<'_, PyAny>) -> PyResult<usize> {
+    let mut raw = RawBuffer {
+        buf: std::ptr::null_mut(),
+        obj: std::ptr::null_mut(),
+        len: 0,
+        itemsize: 0,
+        readonly: 0,
+        ndim: 0,
+        format: std::ptr::null_mut(),
+        shape: std::ptr::null_mut(),
+        strides: std::ptr::null_mut(),
+        suboffsets: std::ptr::null_mut(),
+        internal: std::ptr::null_mut(),
+    };
+    // SAFETY: the object is alive, this thread has the interpreter, and `raw` is a `Py_buffer` of the
+    // size and form that Python 3.10 and later have.
+    let refused = unsafe { PyObject_GetBuffer(view.as_ptr(), &raw mut raw, BUFFER_FULL_RO) };
+    if refused != 0 {
+        return Err(PyErr::fetch(view.py()));
+    }
+    let address = raw.buf.expose_provenance();
+    // SAFETY: `raw` was filled by `PyObject_GetBuffer` and is given back once.
+    unsafe { PyBuffer_Release(&raw mut raw) };
+    Ok(address)
+}
+
+/// The memory of an extent as a region, which lives as long as its owners.
+pub(super) fn borrow(
+    extent: Extent,
+    owners: Vec<Py<PyAny>>,
+    read_only: bool,
+) -> Result<OwnedMemoryRegion, TransferError> {
+    let pointer = std::ptr::with_exposed_provenance_mut(extent.address);
+    let pointer = NonNull::new(pointer).unwrap_or(NonNull::dangling());
+    let bytes = if extent.address == 0 { 0 } else { extent.bytes };
+    let kept = Arc::new(owners);
+    // SAFETY: the owners said, through DLPack, the array interface or the buffer protocol, that these
+    // bytes are memory of this process which stays where it is as long as what is kept here does;
+    // where they said that it is not to be written, the region is read-only. Regions are copied under
+    // leases; that no other Python thread writes the tensors meanwhile is asked of users, as of
+    // everything that works on tensors without holding the interpreter.
+    let memory = unsafe { BorrowedMemory::new(pointer, bytes, kept, StorageKind::System) }?;
+    let memory = if read_only {
+        memory.read_only()
+    } else {
+        memory
+    };
+    Ok(Arc::new(memory))
+}

@@ -1,0 +1,80 @@
+//! From tensors to regions: equally spaced views of one storage are one region, others one each.
+
+use kvtile::layout::{OwnedMemoryRegion, TensorView};
+use pyo3::prelude::*;
+
+use super::{Extent, Tensor, foreign::borrow};
+use crate::error::{python::TensorError, raise};
+
+/// Tensors as the library takes them: the regions, and where each tensor lies in them.
+#[derive(Debug)]
+pub(crate) struct Backing {
+    pub(crate) regions: Vec<OwnedMemoryRegion>,
+    pub(crate) views: Vec<TensorView>,
+}
+
+/// The regions under `tensors`, in their order.
+pub(crate) fn back(py: Python<'_>, tensors: Vec<Tensor>) -> PyResult<Backing> {
+    let mut extents = Vec::with_capacity(tensors.len());
+    for (index, tensor) in tensors.iter().enumerate() {
+        let extent = tensor.extent().ok_or_else(|| {
+            let (sizes, strides) = (&tensor.sizes, &tensor.strides);
+            TensorError::new_err(format!(
+                "tensor {index} of sizes {sizes:?} and strides {strides:?} is empty, goes backwards, \
+                 or does not fit in memory"
+            ))
+        })?;
+        extents.push(extent);
+    }
+    let together = one_storage(&tensors, &extents);
+    let mut views = Vec::with_capacity(tensors.len());
+    for (index, (tensor, extent)) in tensors.iter().zip(&extents).enumerate() {
+        let element = usize::try_from(tensor.unit.bytes()).unwrap_or(usize::MAX);
+        let view = TensorView::new(&tensor.sizes, &tensor.strides, element);
+        views.push(match together {
+            Some(whole) => view.at(0, (extent.address - whole.address) as u64),
+            None => view.at(index as u64, 0),
+        });
+    }
+    let mut regions = Vec::new();
+    let failed = |error| raise(py, error);
+    match together {
+        Some(whole) => {
+            let read_only = tensors.iter().any(|tensor| tensor.read_only);
+            let owners = tensors
+                .into_iter()
+                .flat_map(|tensor| tensor.owners)
+                .collect();
+            regions.push(borrow(whole, owners, read_only).map_err(failed)?);
+        }
+        None => {
+            for (tensor, extent) in tensors.into_iter().zip(extents) {
+                let region = borrow(extent, tensor.owners, tensor.read_only);
+                regions.push(region.map_err(failed)?);
+            }
+        }
+    }
+    Ok(Backing { regions, views })
+}
+
+/// The part of their storage that several tensors take, if they are views of one at even distances.
+fn one_storage(tensors: &[Tensor], extents: &[Extent]) -> Option<Extent> {
+    let storage = tensors.first()?.storage?;
+    let (first, last) = (extents.first()?, extents.last()?);
+    let whole = Extent {
+        address: first.address,
+        bytes: last.end().checked_sub(first.address)?,
+    };
+    let same = tensors.iter().all(|tensor| tensor.storage == Some(storage));
+    if extents.len() < 2 || !same || !storage.contains(whole) {
+        return None;
+    }
+    let distance = |pair: &[Extent]| match pair {
+        [before, after] => after.address.checked_sub(before.address),
+        _ => None,
+    };
+    let mut distances = extents.windows(2).map(distance);
+    let even = distances.next()??;
+    let is_even = even > 0 && distances.all(|distance| distance == Some(even));
+    is_even.then_some(whole)
+}

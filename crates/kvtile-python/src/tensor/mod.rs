@@ -1,0 +1,120 @@
+//! Tensors of others: where they are, what they hold, and whose memory that is.
+//!
+//! A tensor says so itself, in one of three ways: the array interface (numpy), DLPack (torch, jax,
+//! cupy), or the buffer protocol (bytearray, mmap, array). Whatever it is, it is looked at, kept alive
+//! and never copied. This module does not know what a layout is.
+
+mod array;
+mod buffer;
+mod dlpack;
+mod foreign;
+mod memory;
+mod storage;
+
+pub(crate) use memory::{Backing, back};
+
+use kvtile::layout::Unit;
+use pyo3::prelude::*;
+
+use crate::error::python::TensorError;
+
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    address: usize,
+    bytes: usize,
+}
+
+impl Extent {
+    fn end(self) -> usize {
+        self.address.saturating_add(self.bytes)
+    }
+
+    fn contains(self, other: Extent) -> bool {
+        self.address <= other.address && other.end() <= self.end()
+    }
+}
+
+/// A tensor as its owner describes it.
+#[derive(Debug)]
+pub(crate) struct Tensor {
+    /// Address of the first element.
+    address: usize,
+    /// Entries of each dimension.
+    pub(crate) sizes: Vec<usize>,
+    /// Elements from one entry of each dimension to the next.
+    pub(crate) strides: Vec<isize>,
+    /// What an element is.
+    pub(crate) unit: Unit,
+    read_only: bool,
+    /// The whole memory that it is a view of, where its framework tells.
+    storage: Option<Extent>,
+    /// What keeps the memory as it is.
+    owners: Vec<Py<PyAny>>,
+}
+
+impl Tensor {
+    /// The bytes from its first element to its last, gaps included.
+    fn extent(&self) -> Option<Extent> {
+        let mut elements = 1_usize;
+        for (&size, &stride) in self.sizes.iter().zip(&self.strides) {
+            let stride = if size <= 1 {
+                0
+            } else {
+                usize::try_from(stride).ok()?
+            };
+            let span = size.checked_sub(1)?.checked_mul(stride)?;
+            elements = elements.checked_add(span)?;
+        }
+        let bytes = elements.checked_mul(usize::try_from(self.unit.bytes()).ok()?)?;
+        self.address.checked_add(bytes)?;
+        Some(Extent {
+            address: self.address,
+            bytes,
+        })
+    }
+}
+
+/// What `object` says about itself; `index` is for the message.
+pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
+    let refused = |what: String| TensorError::new_err(format!("tensor {index}: {what}"));
+    let found = match array::describe(object)? {
+        Some(found) => Some(found),
+        None => dlpack::describe(object)?,
+    };
+    let found = match found {
+        Some(found) => Some(found),
+        None => buffer::describe(object)?,
+    };
+    match found {
+        Some(Ok(mut tensor)) => {
+            tensor.storage = storage::of(object)?;
+            Ok(tensor)
+        }
+        Some(Err(what)) => Err(refused(what)),
+        None => Err(refused(format!(
+            "{} is no tensor: it has neither __array_interface__ nor __dlpack__ nor a buffer",
+            object.get_type().name()?
+        ))),
+    }
+}
+
+/// Strides of tensors without gaps, the last dimension fastest.
+fn dense_strides(sizes: &[usize]) -> Vec<isize> {
+    let mut stride = 1_isize;
+    let mut strides: Vec<isize> = Vec::with_capacity(sizes.len());
+    for &size in sizes.iter().rev() {
+        strides.push(stride);
+        stride = stride.saturating_mul(isize::try_from(size).unwrap_or(isize::MAX));
+    }
+    strides.reverse();
+    strides
+}
+
+/// Strides in elements from strides in bytes.
+fn in_elements(strides: &[isize], element: u64) -> Option<Vec<isize>> {
+    let element = isize::try_from(element).ok()?;
+    let whole =
+        |&stride: &isize| (stride.checked_rem(element) == Some(0)).then(|| stride / element);
+    strides.iter().map(whole).collect()
+}

@@ -1,0 +1,123 @@
+"""Copies are what a naive reading of the words says they are."""
+
+from __future__ import annotations
+
+import random
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import kvtile
+from helpers import EXTENTS, WORDS, layout, shape
+from reference import places
+
+DTYPES = ["float32", "float64", "float16", "int8", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
+
+
+def fill(tensors: list[np.ndarray], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    for tensor in tensors:
+        data = generator.integers(0, 256, tensor.nbytes, dtype=np.uint8)
+        tensor.view(np.uint8)[:] = data
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_a_copy_between_random_words_is_the_naive_copy(seed: int) -> None:
+    choose = random.Random(seed)
+    src_word, dst_word, dtype = choose.choice(WORDS), choose.choice(WORDS), choose.choice(DTYPES)
+    print("seed", seed, src_word, dst_word, dtype)
+    src, src_tensors = layout(src_word, shape(dtype), dtype)
+    dst, dst_tensors = layout(dst_word, shape(dtype, B=7), dtype)
+    fill(src_tensors, seed)
+    fill(dst_tensors, seed + 1000)
+    expected = [tensor.copy() for tensor in dst_tensors]
+
+    count = choose.randint(1, EXTENTS["B"])
+    src_blocks = choose.choices(range(EXTENTS["B"]), k=count)
+    dst_blocks = choose.sample(range(7), count)
+    ranges = {}
+    for name, axis in [("layers", "L"), ("tokens", "N"), ("heads", "H")]:
+        if choose.random() < 0.4:
+            start = choose.randrange(EXTENTS[axis])
+            ranges[name] = (start, choose.randint(start + 1, EXTENTS[axis]))
+    try:
+        report = kvtile.copy_blocks(src, dst, src_blocks, dst_blocks, **ranges)
+    except kvtile.LayoutError:
+        # Ranges of tokens that cut what the layout keeps together are refused as a whole.
+        assert "tokens" in ranges
+        assert all((a.view(np.uint8) == b.view(np.uint8)).all() for a, b in zip(expected, dst_tensors, strict=True))
+        return
+
+    there = places(src_word, EXTENTS, ("k", "v"))
+    here = places(dst_word, {**EXTENTS, "B": 7}, ("k", "v"))
+    inside = {axis: range(*ranges.get(name, (0, EXTENTS[axis]))) for name, axis in
+              [("layers", "L"), ("tokens", "N"), ("heads", "H")]}
+    moved = 0
+    for plane in ("k", "v"):
+        for source, destination in zip(src_blocks, dst_blocks, strict=True):
+            for layer in inside["L"]:
+                for token in inside["N"]:
+                    for head in inside["H"]:
+                        for content in range(EXTENTS["C"]):
+                            rest = (layer, token, head, content)
+                            to_region, to = here[(plane, destination, *rest)]
+                            from_region, at = there[(plane, source, *rest)]
+                            expected[to_region][to] = src_tensors[from_region][at]
+                            moved += 1
+    for found, wanted in zip(dst_tensors, expected, strict=True):
+        assert (found.view(np.uint8) == wanted.view(np.uint8)).all()
+    assert report.bytes == moved * np.dtype(dtype).itemsize
+
+
+def test_sides_may_differ_in_ranges() -> None:
+    src, src_tensors = layout("BLKNHC", shape())
+    dst, dst_tensors = layout("BLKNHC", shape(L=3, H=4))
+    src_tensors[0][:] = np.arange(src_tensors[0].size)
+    kvtile.copy_blocks(src, dst, [1], [2], layers=((0, 2), (1, 3)), heads=((0, 2), (2, 4)))
+    found = dst_tensors[0].reshape(5, 3, 2, 4, 4, 8)
+    wanted = src_tensors[0].reshape(5, 2, 2, 4, 2, 8)
+    assert (found[2, 1:, :, :, 2:] == wanted[1]).all()
+    assert not found[2, 0].any() and not found[2, :, :, :, :2].any()
+
+
+def test_a_verified_copy_says_so() -> None:
+    src, _ = layout("L|BH(kCN,vNC)", shape())
+    dst, _ = layout("BHLKNC", shape())
+    report = kvtile.copy_blocks(src, dst, [0, 3], verify=True)
+    assert report.verified and report.bytes == 2 * shape().block_bytes
+    assert report.seconds > 0 and report.runs >= 1
+    assert "bytes=" in repr(report)
+
+
+def test_what_makes_no_sense_is_refused_before_a_byte_is_written() -> None:
+    src, tensors = layout("L|BH(kCN,vNC)", shape())
+    dst, written = layout("BHLKNC", shape())
+    for tensor in tensors:
+        tensor[:] = 1
+    for blocks in [([0], [9]), ([9], [0]), ([0, 1], [0]), ([0, 1], [2, 2]), ([], [])]:
+        with pytest.raises(kvtile.LayoutError):
+            kvtile.copy_blocks(src, dst, *blocks)
+    with pytest.raises(kvtile.LayoutError, match="layers"):
+        kvtile.copy_blocks(src, dst, [0], layers=(1, 9))
+    with pytest.raises(kvtile.LayoutError, match="no range"):
+        kvtile.copy_blocks(src, dst, [0], layers=(1, 1))
+    with pytest.raises(ValueError, match="plane"):
+        kvtile.copy_blocks(src, layout("BHLKNC", shape("float16"), "float16")[0], [0])
+    with pytest.raises(OverflowError):
+        kvtile.copy_blocks(src, dst, [-1])
+    assert not written[0].any()
+
+
+def test_a_plan_reads_like_a_plan() -> None:
+    src = kvtile.Layout("L|BH(kCN,vNC)", shape=shape())
+    dst = kvtile.Layout("BHLKNC", shape=shape())
+    plan = kvtile.plan(src, dst)
+    assert plan.bytes == 5 * shape().block_bytes
+    assert plan.longest_run == 4 * 8 * 4 and plan.shortest_run == 4
+    assert "L|BH(kCN,vNC) -> BHLKNC" in repr(plan) and "block pairs" in str(plan)
+    assert kvtile.plan(dst, dst, [0], [1]).runs == 1
+    with pytest.raises(kvtile.LayoutError):
+        kvtile.plan(src, dst, [0], [5])
+    with pytest.raises(kvtile.TensorError, match="no tensors"):
+        kvtile.copy_blocks(src, dst, [0])

@@ -1,0 +1,238 @@
+"""Tensors come in without a copy, as they are, or are refused by name."""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import weakref
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import kvtile
+from helpers import layout, shape
+
+
+def dense(dtype="float32", **changes: int) -> np.ndarray:
+    return np.zeros(shape(dtype, **changes).block_bytes * 5 // np.dtype(dtype).itemsize, dtype)
+
+
+def copied(source: np.ndarray | bytearray, dtype="float32", word="BLKNHC") -> np.ndarray:
+    """What comes out of a tensor."""
+    src = kvtile.Layout(word, shape=shape(dtype), tensors=source)
+    dst, tensors = layout("BLKNHC", shape(dtype), dtype)
+    kvtile.copy_blocks(src, dst, range(5))
+    return tensors[0]
+
+
+def test_arrays_of_any_dtype_are_read() -> None:
+    for dtype in ["float32", "int32", "uint16", ml_dtypes.bfloat16, ml_dtypes.float8_e5m2, "complex64"]:
+        source = np.random.default_rng(3).integers(0, 255, dense(dtype).nbytes, dtype=np.uint8)
+        source = source.view(dtype)
+        assert (copied(source, dtype).view(np.uint8) == source.view(np.uint8)).all(), dtype
+
+
+def test_buffers_are_read_and_written() -> None:
+    plain = shape("fp8_e4m3")
+    source = bytearray(np.random.default_rng(4).bytes(plain.block_bytes * 5))
+    assert copied(source, "int8").tobytes() == source  # bytes hold values of one byte
+    with mmap.mmap(-1, len(source)) as mapped:
+        dst = kvtile.Layout("BLKNHC", shape=plain, tensors=mapped)
+        src = kvtile.Layout("BLKNHC", shape=plain, tensors=bytes(source))
+        assert not src.is_writable and dst.is_writable
+        kvtile.copy_blocks(src, dst, range(5))
+        assert mapped[:] == source
+        with pytest.raises(BufferError):
+            mapped.close()
+        del dst
+        gc.collect()
+    with pytest.raises(kvtile.TransferError, match="read-only"):
+        kvtile.copy_blocks(src, src, [0], [1])
+    kept = kvtile.Layout("BLKNHC", shape=plain, tensors=source)
+    with pytest.raises(BufferError):
+        source.clear()
+    del kept
+
+
+def test_transposed_and_padded_views_are_what_their_strides_say() -> None:
+    numbers = np.arange(5 * 2 * 2 * 4 * 2 * 8, dtype=np.float32)
+    blocks_last = np.ascontiguousarray(numbers.reshape(5, 2, 2, 4, 2, 8))
+    # A view whose dimensions are in another order than memory: the word is about memory.
+    assert (copied(blocks_last.transpose(1, 0, 5, 2, 4, 3)) == numbers).all()
+    # Blocks with a gap after each.
+    pool = np.zeros((5, 3, 2, 4, 2, 8), np.float32)
+    pool[:, :2] = blocks_last
+    assert (copied(pool[:, :2]) == numbers).all()
+    # Every other block of a larger pool, written to.
+    pool = np.zeros((10, 2, 2, 4, 2, 8), np.float32)
+    dst = kvtile.Layout("BLKNHC", shape=shape(), tensors=pool[1::2])
+    src = kvtile.Layout("BLKNHC", shape=shape(), tensors=blocks_last)
+    kvtile.copy_blocks(src, dst, range(5))
+    assert (pool[1::2] == blocks_last).all() and not pool[::2].any()
+
+
+def test_strides_that_cut_what_the_word_keeps_together_are_refused() -> None:
+    pool = np.zeros((5 * 2 * 2 * 4 * 2 * 8 // 10, 12), np.float32)[:, :10]
+    with pytest.raises(kvtile.TensorError, match="gap"):
+        kvtile.Layout("BLKNHC", shape=shape(), tensors=pool)
+    with pytest.raises(kvtile.TensorError, match="backwards"):
+        kvtile.Layout("BLKNHC", shape=shape(), tensors=dense()[::-1])
+    with pytest.raises(kvtile.TensorError, match="stride 0"):
+        tensor = np.broadcast_to(dense()[:1], (1280,))
+        kvtile.Layout("BLKNHC", shape=shape(), tensors=tensor)
+
+
+def test_equally_spaced_views_of_one_storage_are_one_region() -> None:
+    pool = np.zeros((2, 5, 4, 2, 2 * 8), np.float32)
+    one = kvtile.Layout("L|BNHKC", shape=shape(), tensors=[pool[0], pool[1]])
+    assert one.num_regions == 1
+    between = np.zeros((5, 2, 4, 2, 2 * 8), np.float32)
+    inside = kvtile.Layout("L|BNHKC", shape=shape(), tensors=[between[:, 0], between[:, 1]])
+    assert inside.num_regions == 1 and inside.fingerprint != one.fingerprint
+    backwards = kvtile.Layout("L|BNHKC", shape=shape(), tensors=[pool[1], pool[0]])
+    assert backwards.num_regions == 2
+    src, tensors = layout("L|BNHKC", shape())
+    assert src.num_regions == 2
+    for index, tensor in enumerate(tensors):
+        tensor[:] = index + 1
+    for dst, array, axis in [(one, pool, 0), (inside, between, 1), (backwards, pool[::-1], 0)]:
+        array[:] = 0
+        kvtile.copy_blocks(src, dst, range(5))
+        assert (array.take(0, axis) == 1).all() and (array.take(1, axis) == 2).all()
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (lambda: dense("float64"), "tensor 0 has dtype f64, but plane k is f32"),
+        (lambda: dense()[1:], "tensor 0 of sizes .1279. has 5116 bytes, its region has 5120"),
+        (lambda: [dense(), dense()], "2 tensors for BLKNHC, which has 1 region"),
+        (lambda: [], "0 tensors"),
+        (lambda: [17], "tensor 0: int is no tensor"),
+        (lambda: dense().astype(">f4"), "another byte order"),
+        (lambda: np.array([object()] * 1280), "tensor 0: its dtype object"),
+        (lambda: dense().view(np.uint8), "tensor 0 has dtype uint8"),
+    ],
+)
+def test_wrong_tensors_are_value_errors_that_name_them(tensors, message: str) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        kvtile.Layout("BLKNHC", shape=shape(), tensors=tensors())
+    assert isinstance(raised.value, kvtile.TensorError)
+
+
+def test_read_only_arrays_are_read_and_never_written() -> None:
+    array = dense()
+    array[:] = 3
+    array.flags.writeable = False
+    locked = kvtile.Layout("BLKNHC", shape=shape(), tensors=array)
+    assert not locked.is_writable
+    dst, tensors = layout("BLKNHC", shape())
+    kvtile.copy_blocks(locked, dst, [0])
+    with pytest.raises(kvtile.TransferError, match="read-only"):
+        kvtile.copy_blocks(dst, locked, [0])
+    assert (tensors[0][:256] == 3).all()
+
+
+class Watched(np.ndarray):
+    """An array that can be watched."""
+
+
+def test_tensors_live_as_long_as_their_layout() -> None:
+    array = dense().view(Watched)
+    watch = weakref.ref(array)
+    src = kvtile.Layout("BLKNHC", shape=shape(), tensors=[array])
+    del array
+    gc.collect()
+    assert watch() is not None
+    dst, _ = layout("BHLKNC", shape())
+    kvtile.copy_blocks(src, dst, [0])
+    del src
+    gc.collect()
+    assert watch() is None
+
+
+class Elsewhere:
+    """A tensor on a device."""
+
+    device = "cuda:3"
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 2, 3
+
+    def __dlpack__(self, **_) -> None:
+        raise AssertionError
+
+
+class Refusing(Elsewhere):
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    def __dlpack__(self, **_) -> None:
+        raise BufferError("it needs a gradient")
+
+
+class OnlyDlpack:
+    """An array that speaks DLPack alone, and an old version of it."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self):
+        return self.array.__dlpack__()
+
+
+class OnlyDlpackVersioned(OnlyDlpack):
+    def __dlpack__(self, *, max_version: tuple[int, int]):
+        return self.array.__dlpack__(max_version=max_version)
+
+
+def test_other_devices_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match="tensor 0: it is on cuda:3"):
+        kvtile.Layout("BLKNHC", shape=shape(), tensors=[Elsewhere()])
+    with pytest.raises(kvtile.TensorError, match="needs a gradient"):
+        kvtile.Layout("BLKNHC", shape=shape(), tensors=[Refusing()])
+
+
+@pytest.mark.parametrize("wrap", [OnlyDlpack, OnlyDlpackVersioned])
+def test_dlpack_is_read_in_both_versions(wrap) -> None:
+    numbers = np.arange(1280, dtype=np.float32)
+    assert (copied(wrap(numbers)) == numbers).all()
+    assert (copied(wrap(numbers.reshape(5, 256)[:, ::-1][:, ::-1])) == numbers).all()
+    watch = weakref.ref(tensor := wrap(np.zeros(1280, np.float32)))
+    kept = kvtile.Layout("BLKNHC", shape=shape(), tensors=[tensor])
+    assert kept.is_writable
+    del tensor
+    gc.collect()
+    assert watch() is not None
+    del kept
+    gc.collect()
+    assert watch() is None
+
+
+def test_dlpack_tells_read_only_tensors() -> None:
+    array = dense()
+    array.flags.writeable = False
+    assert not kvtile.Layout("BLKNHC", shape=shape(), tensors=OnlyDlpackVersioned(array)).is_writable
+
+
+def test_tensors_of_torch_are_read_and_written_in_place() -> None:
+    torch = pytest.importorskip("torch")
+    for dtype in [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float16]:
+        pool = torch.zeros((2, 5, 2, 4, 16), dtype=torch.float32).to(dtype)
+        dst = kvtile.Layout("L|BH(kCN,vNC)", shape=shape(dtype), tensors=list(pool.unbind()))
+        assert dst.num_regions == 1
+        source = torch.rand((5, 2, 2, 2, 4, 8)).to(dtype)
+        src = kvtile.Layout("BLKHNC", shape=shape(dtype), tensors=source)
+        kvtile.copy_blocks(src, dst, range(5))
+        keys = pool.float()[1, 3, 1].flatten()[:32].reshape(8, 4).T
+        assert torch.equal(keys, source.float()[3, 1, 0, 1]), dtype
+    with pytest.raises(kvtile.TensorError, match="tensor 0 has dtype f16"):
+        kvtile.Layout("BLKHNC", shape=shape(), tensors=source)
+    with pytest.raises(kvtile.TensorError, match="grad"):
+        kvtile.Layout("BLKHNC", shape=shape(), tensors=torch.rand(1280, requires_grad=True))
+    with pytest.raises(kvtile.TensorError, match="it is on meta"):
+        kvtile.Layout("BLKHNC", shape=shape(), tensors=torch.rand(1280, device="meta"))

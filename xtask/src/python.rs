@@ -1,0 +1,115 @@
+//! The Python package: its environment, its wheel, its tests.
+//!
+//! The environment is a folder beside what cargo builds, made once and used again as long as the
+//! list of packages is the same.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use crate::step::{Failure, root};
+
+/// What the package is built and tested with. Torch is not among them: tests that need it skip.
+const PACKAGES: [&str; 5] = [
+    "maturin>=1.9,<2",
+    "ml_dtypes>=0.5",
+    "mypy>=1.18",
+    "numpy>=2.0",
+    "pytest>=8.4",
+];
+
+/// Programs that may be a Python that is new enough.
+const PYTHONS: [&str; 5] = [
+    "python3",
+    "python3.13",
+    "python3.12",
+    "python3.11",
+    "python3.10",
+];
+
+/// Builds the package into the environment and runs its tests.
+pub(crate) fn test() -> Result<(), Failure> {
+    let environment = environment()?;
+    run(&environment, "maturin", &["develop", "--locked", "--quiet"])?;
+    run(&environment, "python", &["-m", "pytest"])
+}
+
+/// Builds the wheel that users install.
+pub(crate) fn wheel() -> Result<(), Failure> {
+    let environment = environment()?;
+    let folder = target().join("wheels").display().to_string();
+    let build = ["build", "--release", "--locked", "--out", &folder];
+    run(&environment, "maturin", &build)
+}
+
+fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
+
+/// A virtual environment with the packages above.
+fn environment() -> Result<PathBuf, Failure> {
+    let folder = target().join("python");
+    let stamp = folder.join("packages.txt");
+    let wanted = PACKAGES.join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(folder);
+    }
+    let python = PYTHONS.into_iter().find(|python| is_new_enough(python));
+    let Some(python) = python else {
+        return Err(Failure::Tool(
+            "no Python of version 3.10 or later was found".to_owned(),
+        ));
+    };
+    let path = folder.display().to_string();
+    command(python, &["-m", "venv", "--clear", &path])?;
+    let install = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+    ];
+    let install: Vec<&str> = install.into_iter().chain(PACKAGES).collect();
+    run(&folder, "python", &install)?;
+    fs::write(&stamp, wanted)
+        .map_err(|error| Failure::Tool(format!("{}: {error}", stamp.display())))?;
+    Ok(folder)
+}
+
+fn is_new_enough(python: &str) -> bool {
+    let check = "import sys, venv; sys.exit(sys.version_info < (3, 10))";
+    let mut command = Command::new(python);
+    command
+        .args(["-c", check])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    command.status().is_ok_and(|status| status.success())
+}
+
+/// A program of the environment.
+fn run(environment: &Path, program: &str, arguments: &[&str]) -> Result<(), Failure> {
+    let program = environment.join("bin").join(program);
+    let mut command = Command::new(&program);
+    command.env("VIRTUAL_ENV", environment);
+    finish(command, &program.display().to_string(), arguments)
+}
+
+fn command(program: &str, arguments: &[&str]) -> Result<(), Failure> {
+    finish(Command::new(program), program, arguments)
+}
+
+fn finish(mut command: Command, program: &str, arguments: &[&str]) -> Result<(), Failure> {
+    let text = format!("{program} {}", arguments.join(" "));
+    println!("$ {text}");
+    command.args(arguments).current_dir(root());
+    // Set by the cargo that runs this program, and in the way of the one that maturin starts.
+    command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
+    let status = command.status();
+    let status = status.map_err(|error| Failure::Tool(format!("cannot start {text}: {error}")))?;
+    if status.success() {
+        return Ok(());
+    }
+    Err(Failure::Step(text))
+}
