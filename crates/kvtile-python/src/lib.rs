@@ -8,14 +8,22 @@
 //! | `tensor` | whose memory it is: DLPack, array interface, buffers; the only unsafe code here |
 //! | `layout` | words and presets over tensors |
 //! | `plan`, `transfer` | what a copy comes to, and copies |
+//! | `identity`, `keys` | what blocks mean, and what they are called |
+//! | `cache` | the cache, its matches, numbers and events |
+//! | `completion`, `report` | the ends of what was begun, and what they came to |
 //!
 //! It holds no logic of blocks or layouts: what it knows, it asks the library `kvtile`.
 
+mod cache;
+mod completion;
 mod dtype;
 mod error;
 mod guard;
+mod identity;
+mod keys;
 mod layout;
 mod plan;
+mod report;
 mod shape;
 mod tensor;
 mod transfer;
@@ -28,13 +36,29 @@ mod _kvtile {
     use pyo3::prelude::*;
 
     #[pymodule_export]
+    use crate::cache::{PyCache, PyEvent, PyMatch, PySnapshot, PySubscriber};
+    #[pymodule_export]
+    use crate::completion::PyCompletion;
+    #[pymodule_export]
+    use crate::identity::PyIdentity;
+    #[pymodule_export]
+    use crate::keys::{PyTokenHasher, PyTokenSequence};
+    #[pymodule_export]
     use crate::layout::PyLayout;
     #[pymodule_export]
     use crate::plan::{PyPlan, plan};
     #[pymodule_export]
+    use crate::report::{PyFlushReport, PyLoadReport, PyStoreReport, PyTransferReport};
+    #[pymodule_export]
     use crate::shape::{PyPlane, PyShape};
     #[pymodule_export]
-    use crate::transfer::{PyTransferReport, copy_blocks};
+    use crate::transfer::{copy_blocks, copy_blocks_async};
+
+    /// Closes all caches of this process.
+    #[pyfunction]
+    fn close_all(py: Python<'_>) -> PyResult<()> {
+        crate::cache::close_all(py)
+    }
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

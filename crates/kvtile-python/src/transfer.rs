@@ -3,15 +3,17 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvtile::transfer::{
-    LayoutHandle, TransferError, TransferManager, TransferOptions, TransferReport,
+    LayoutHandle, TransferCompletion, TransferError, TransferManager, TransferOptions,
 };
 use pyo3::prelude::*;
 
 use crate::{
+    completion::{Ending, PyCompletion},
     error::{Failure, python},
     guard,
-    layout::PyLayout,
+    layout::{LayoutInner, PyLayout},
     plan::Range,
+    report::PyTransferReport,
 };
 
 /// All layouts of this process are registered with one manager, so that their leases are about the
@@ -40,46 +42,6 @@ pub(crate) fn retire(handle: LayoutHandle) {
     drop(retired);
     // The tensors go outside the lock: that is code of others.
     drop(layouts);
-}
-
-/// What a finished copy did.
-#[pyclass(name = "TransferReport", module = "kvtile", frozen)]
-#[derive(Clone, Debug)]
-pub(crate) struct PyTransferReport(pub(crate) TransferReport);
-
-#[pymethods]
-impl PyTransferReport {
-    /// Payload bytes that were moved.
-    #[getter]
-    fn bytes(&self) -> u64 {
-        self.0.bytes
-    }
-
-    /// Runs of contiguous bytes that the plan came to.
-    #[getter]
-    fn runs(&self) -> u64 {
-        self.0.runs
-    }
-
-    /// From the start of the copy to its end, in seconds.
-    #[getter]
-    fn seconds(&self) -> f64 {
-        self.0.elapsed.as_secs_f64()
-    }
-
-    /// Whether the destination was compared with the source.
-    #[getter]
-    fn verified(&self) -> bool {
-        self.0.verified
-    }
-
-    fn __repr__(&self) -> String {
-        let TransferReport { bytes, runs, .. } = self.0;
-        format!(
-            "TransferReport(bytes={bytes}, runs={runs}, seconds={:.6})",
-            self.seconds()
-        )
-    }
 }
 
 /// Copies blocks from one layout to another, whatever their orders, and returns when they are there.
@@ -118,36 +80,100 @@ pub(crate) fn copy_blocks(
     heads: Option<Range>,
     verify: bool,
 ) -> PyResult<PyTransferReport> {
-    let (src, dst) = (src.get().shared()?, dst.get().shared()?);
-    let options = options(layers, tokens, heads)?.verify(verify);
-    let completion = guard::run(py, || -> Result<_, Failure> {
-        let (from, to) = (src.handle()?, dst.handle()?);
-        let destination = dst_blocks.as_ref().unwrap_or(&src_blocks);
-        Ok(manager().execute_transfer(from, &src_blocks, to, destination, options)?)
-    })?;
+    let asked = Asked {
+        layers,
+        tokens,
+        heads,
+        verify,
+    };
+    let (completion, layouts) = begin(src, dst, &src_blocks, dst_blocks.as_deref(), asked)?;
     let ended = guard::wait(py, None, |turn| completion.wait_timeout(turn));
-    guard::discard(completion);
+    guard::discard((completion, layouts));
     match ended? {
         Some(result) => guard::run(py, || result).map(PyTransferReport),
         None => Err(python::WaitTimeoutError::new_err("the copy did not end")),
     }
 }
 
-/// What a copy is told beside its blocks.
-fn options(
+/// Starts what copy_blocks does, and returns at once.
+///
+/// Small copies between memories are done when it returns. Source and destination must not be changed
+/// before the end.
+///
+/// Args:
+///     src, dst, src_blocks, dst_blocks, layers, tokens, heads, verify: as for copy_blocks.
+///
+/// Returns:
+///     A Completion that ends with a TransferReport.
+///
+/// Raises:
+///     LayoutError, TransferError: as for copy_blocks, before anything is written.
+#[pyfunction]
+#[pyo3(signature = (
+    src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false
+))]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub(crate) fn copy_blocks_async(
+    src: &Bound<'_, PyLayout>,
+    dst: &Bound<'_, PyLayout>,
+    src_blocks: Vec<usize>,
+    dst_blocks: Option<Vec<usize>>,
     layers: Option<Range>,
     tokens: Option<Range>,
     heads: Option<Range>,
-) -> PyResult<TransferOptions> {
-    let mut options = TransferOptions::new();
-    if let Some(layers) = layers {
-        options = options.layers(layers.pair()?);
+    verify: bool,
+) -> PyResult<PyCompletion> {
+    let asked = Asked {
+        layers,
+        tokens,
+        heads,
+        verify,
+    };
+    let (completion, layouts) = begin(src, dst, &src_blocks, dst_blocks.as_deref(), asked)?;
+    Ok(PyCompletion::new(Ending::Copy(completion), layouts))
+}
+
+/// What is said of a copy beside its blocks.
+struct Asked {
+    layers: Option<Range>,
+    tokens: Option<Range>,
+    heads: Option<Range>,
+    verify: bool,
+}
+
+impl Asked {
+    fn options(self) -> PyResult<TransferOptions> {
+        let mut options = TransferOptions::new().verify(self.verify);
+        if let Some(layers) = self.layers {
+            options = options.layers(layers.pair()?);
+        }
+        if let Some(tokens) = self.tokens {
+            options = options.tokens(tokens.pair()?);
+        }
+        if let Some(heads) = self.heads {
+            options = options.heads(heads.pair()?);
+        }
+        Ok(options)
     }
-    if let Some(tokens) = tokens {
-        options = options.tokens(tokens.pair()?);
-    }
-    if let Some(heads) = heads {
-        options = options.heads(heads.pair()?);
-    }
-    Ok(options)
+}
+
+/// A copy that is under way, and the layouts that it needs.
+type Begun = (TransferCompletion, Vec<Arc<LayoutInner>>);
+
+fn begin(
+    src: &Bound<'_, PyLayout>,
+    dst: &Bound<'_, PyLayout>,
+    src_blocks: &[usize],
+    dst_blocks: Option<&[usize]>,
+    asked: Asked,
+) -> PyResult<Begun> {
+    let py = src.py();
+    let (src, dst) = (src.get().shared()?, dst.get().shared()?);
+    let options = asked.options()?;
+    let completion = guard::run(py, || -> Result<_, Failure> {
+        let (from, to) = (src.handle()?, dst.handle()?);
+        let destination = dst_blocks.unwrap_or(src_blocks);
+        Ok(manager().execute_transfer(from, src_blocks, to, destination, options)?)
+    })?;
+    Ok((completion, vec![src, dst]))
 }

@@ -1,19 +1,97 @@
-"""KV cache blocks of language models, in any layout and any memory, moved at the speed of the memory."""
+"""KV cache blocks of language models, in any layout and any memory, moved at the speed of the memory.
+
+``Layout`` says where an engine's KV lies, over its own tensors. ``copy_blocks`` moves blocks between
+layouts, ``plan`` says what that comes to. ``Cache`` keeps blocks in host memory and on disk, and serves them
+only where ``Identity`` says that they mean the same. Everything that kvtile raises is a ``KvtileError``.
+"""
 
 from __future__ import annotations
 
-from kvtile import _errors
-from kvtile._errors import *
+import atexit as _atexit
+
+from kvtile import _errors, _kvtile
+from kvtile._errors import (
+    BusyError,
+    ClosedError,
+    DiskError,
+    FolderInUseError,
+    ForkError,
+    IdentityError,
+    InternalError,
+    KvtileError,
+    LaggedError,
+    LayoutError,
+    RequestError,
+    SettingsError,
+    TensorError,
+    TransferError,
+    WaitTimeoutError,
+)
 from kvtile._kvtile import (
+    Cache,
+    Completion,
+    Event,
+    FlushReport,
+    Identity,
     Layout,
+    LoadReport,
+    Match,
     Plan,
     Plane,
     Shape,
+    Snapshot,
+    StoreReport,
+    Subscriber,
+    TokenHasher,
+    TokenSequence,
     TransferReport,
     __version__,
     copy_blocks,
+    copy_blocks_async,
     plan,
 )
 
-for _error in (globals()[_name] for _name in _errors.__all__):
-    _error.__module__ = "kvtile"
+__all__ = [
+    "BusyError",
+    "Cache",
+    "ClosedError",
+    "Completion",
+    "DiskError",
+    "Event",
+    "FlushReport",
+    "FolderInUseError",
+    "ForkError",
+    "Identity",
+    "IdentityError",
+    "InternalError",
+    "KvtileError",
+    "LaggedError",
+    "Layout",
+    "LayoutError",
+    "LoadReport",
+    "Match",
+    "Plan",
+    "Plane",
+    "RequestError",
+    "SettingsError",
+    "Shape",
+    "Snapshot",
+    "StoreReport",
+    "Subscriber",
+    "TensorError",
+    "TokenHasher",
+    "TokenSequence",
+    "TransferError",
+    "TransferReport",
+    "WaitTimeoutError",
+    "__version__",
+    "copy_blocks",
+    "copy_blocks_async",
+    "plan",
+]
+
+for _name in _errors.__all__:
+    getattr(_errors, _name).__module__ = "kvtile"
+
+# Its threads log to Python, and end before Python does.
+_atexit.register(_kvtile.close_all)

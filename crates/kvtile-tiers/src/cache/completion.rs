@@ -78,6 +78,25 @@ impl<T: Clone> Shared<T> {
         self.cancelled.load(Ordering::Acquire)
     }
 
+    fn wait_timeout<R>(
+        &self,
+        timeout: Duration,
+        ready: impl Fn(&Progress<T>) -> Option<R>,
+    ) -> Option<R> {
+        let start = Instant::now();
+        let mut progress = self.lock();
+        loop {
+            if let Some(value) = ready(&progress) {
+                return Some(value);
+            }
+            let left = timeout
+                .checked_sub(start.elapsed())
+                .filter(|left| !left.is_zero())?;
+            let waited = self.changed.wait_timeout(progress, left);
+            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
     fn wait<R>(&self, ready: impl Fn(&Progress<T>) -> Option<R>) -> R {
         let mut progress = self.lock();
         loop {
@@ -92,11 +111,17 @@ impl<T: Clone> Shared<T> {
 
 /// The end of something that a cache does: wait for it, poll it, or await it on any runtime.
 ///
-/// Dropping it neither cancels what is under way nor loses its end.
+/// Dropping it neither cancels what is under way nor loses its end; clones learn of the same end.
 #[must_use = "what nobody waits for may fail unseen"]
 pub struct Completion<T> {
     shared: Arc<Shared<T>>,
     waiter: Option<u64>,
+}
+
+impl<T: Clone> Clone for Completion<T> {
+    fn clone(&self) -> Completion<T> {
+        Completion::new(Arc::clone(&self.shared))
+    }
 }
 
 impl<T> Drop for Completion<T> {
@@ -133,18 +158,8 @@ impl<T: Clone> Completion<T> {
     /// Waits for the end, but not longer than `timeout`; `None` where it did not come.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<T> {
-        let start = Instant::now();
-        let mut progress = self.shared.lock();
-        loop {
-            if let Some(result) = &progress.result {
-                return Some(result.clone());
-            }
-            let left = timeout
-                .checked_sub(start.elapsed())
-                .filter(|left| !left.is_zero())?;
-            let waited = self.shared.changed.wait_timeout(progress, left);
-            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let result = |progress: &Progress<T>| progress.result.clone();
+        self.shared.wait_timeout(timeout, result)
     }
 
     /// The end, if it has come.
@@ -164,12 +179,15 @@ impl<T: Clone> Completion<T> {
     /// # Errors
     /// The end, where it came and this layer is not complete, or there is no such layer.
     pub fn wait_layer(&self, layer: usize) -> Result<(), T> {
-        self.shared.wait(|progress| {
-            if progress.missing.get(layer) == Some(&0) {
-                return Some(Ok(()));
-            }
-            progress.result.clone().map(Err)
-        })
+        self.shared.wait(|progress| layer_result(progress, layer))
+    }
+
+    /// The same as [`Completion::wait_layer`], but not longer than `timeout`; `None` where neither
+    /// the layer nor the end came.
+    #[must_use]
+    pub fn wait_layer_timeout(&self, layer: usize, timeout: Duration) -> Option<Result<(), T>> {
+        let ready = |progress: &Progress<T>| layer_result(progress, layer);
+        self.shared.wait_timeout(timeout, ready)
     }
 
     /// Asks for an early end. What has not begun does not begin; what is under way comes to its
@@ -177,6 +195,13 @@ impl<T: Clone> Completion<T> {
     pub fn cancel(&self) {
         self.shared.cancelled.store(true, Ordering::Release);
     }
+}
+
+fn layer_result<T: Clone>(progress: &Progress<T>, layer: usize) -> Option<Result<(), T>> {
+    if progress.missing.get(layer) == Some(&0) {
+        return Some(Ok(()));
+    }
+    progress.result.clone().map(Err)
 }
 
 impl<T: Clone> Future for Completion<T> {

@@ -219,6 +219,8 @@ fn layers_can_be_waited_for_one_by_one() {
     let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
     for layer in 0..3 {
         assert!(load.wait_layer(layer).is_ok());
+        let in_time = load.clone().wait_layer_timeout(layer, Duration::ZERO);
+        assert!(in_time.is_some_and(|end| end.is_ok()));
     }
     assert!(load.wait_layer(3).is_err(), "there is no fourth layer");
     assert_eq!(load.wait().blocks, 6);

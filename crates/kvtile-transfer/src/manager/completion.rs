@@ -70,13 +70,17 @@ impl Shared {
         }
     }
 
-    /// Waits for the end, but not longer than `timeout`.
-    fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
+    /// Waits until `ready` finds what it looks for, but not longer than `timeout`.
+    fn wait_timeout<T>(
+        &self,
+        timeout: Duration,
+        ready: impl Fn(&Progress) -> Option<T>,
+    ) -> Option<T> {
         let start = Instant::now();
         let mut progress = self.lock();
         loop {
-            if let Some(result) = &progress.result {
-                return Some(result.clone());
+            if let Some(value) = ready(&progress) {
+                return Some(value);
             }
             let left = timeout
                 .checked_sub(start.elapsed())
@@ -224,7 +228,10 @@ impl TransferCompletion {
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
         match &self.state {
             State::Ended { result, .. } => Some(result.clone()),
-            State::Pending(waiter) => waiter.shared.wait_timeout(timeout),
+            State::Pending(waiter) => {
+                let result = |progress: &Progress| progress.result.clone();
+                waiter.shared.wait_timeout(timeout, result)
+            }
         }
     }
 
@@ -274,6 +281,26 @@ impl TransferCompletion {
         match &self.state {
             State::Ended { result, .. } => result.clone().map(|_| ()),
             State::Pending(waiter) => waiter.shared.wait(|progress| layer_result(progress, layer)),
+        }
+    }
+
+    /// The same as [`TransferCompletion::wait_layer`], but not longer than `timeout`; `None` where
+    /// neither the layer nor the end came.
+    ///
+    /// # Errors
+    /// As for [`TransferCompletion::wait_layer`].
+    pub fn wait_layer_timeout(
+        &self,
+        layer: usize,
+        timeout: Duration,
+    ) -> Result<Option<()>, TransferError> {
+        self.check_layer(layer)?;
+        match &self.state {
+            State::Ended { result, .. } => result.clone().map(|_| Some(())),
+            State::Pending(waiter) => {
+                let ready = |progress: &Progress| layer_result(progress, layer);
+                waiter.shared.wait_timeout(timeout, ready).transpose()
+            }
         }
     }
 
@@ -376,6 +403,8 @@ mod tests {
                     for index in 0..3 {
                         assert_eq!(format!("{:?}", done.wait_layer(index)), layer);
                         assert_eq!(format!("{:?}", ready(done.layer(index))), layer);
+                        let in_time = done.wait_layer_timeout(index, Duration::ZERO).transpose();
+                        assert_eq!(format!("{:?}", in_time.unwrap()), layer);
                     }
                     for beyond in [done.wait_layer(3), ready(done.layer(3))] {
                         let refused = TransferError::NoSuchLayer {
@@ -389,6 +418,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_layer_is_waited_for_no_longer_than_said() {
+        let shared = Shared::new(2);
+        let done = TransferCompletion::pending(Arc::clone(&shared));
+        let wait = |layer| {
+            done.wait_layer_timeout(layer, Duration::from_millis(1))
+                .unwrap()
+        };
+        assert_eq!((wait(0), wait(1)), (None, None));
+        shared.layer_done();
+        assert_eq!((wait(0), wait(1)), (Some(()), None));
     }
 
     #[test]

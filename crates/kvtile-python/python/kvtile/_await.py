@@ -1,0 +1,31 @@
+"""Completions in coroutines: an asyncio future that the end of a completion settles."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from typing import Any
+
+from kvtile._kvtile import Completion
+
+
+def iterate(completion: Completion[Any]) -> Generator[Any, None, Any]:
+    """What ``await completion`` goes through, on the running loop."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def settle() -> None:
+        if future.done():
+            return
+        try:
+            future.set_result(completion.wait(0))
+        except Exception as error:
+            future.set_exception(error)
+
+    def ended(_: Completion[Any]) -> None:
+        # A loop that was closed has nobody who waits.
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle)
+
+    completion.add_done_callback(ended)
+    return future.__await__()

@@ -1,0 +1,168 @@
+//! Events: what was stored and removed, in order.
+
+use std::sync::{Mutex, PoisonError};
+
+use kvtile::blocks::{
+    BlockKey, BlocksError,
+    events::{Event, EventKind, Snapshot, Subscriber},
+};
+use pyo3::{prelude::*, types::PyBytes};
+
+use crate::guard;
+
+/// One change of one tier.
+#[pyclass(name = "Event", module = "kvtile", frozen, eq)]
+#[derive(Clone, PartialEq)]
+pub(crate) struct PyEvent(Event);
+
+#[pymethods]
+impl PyEvent {
+    /// Its place in the order of all events, without gaps.
+    #[getter]
+    fn sequence(&self) -> u64 {
+        self.0.sequence
+    }
+
+    /// Where it happened: ``"host"`` or ``"disk"``.
+    #[getter]
+    fn tier(&self) -> &'static str {
+        self.0.tier.name()
+    }
+
+    /// What happened: ``"stored"``, ``"removed"``, or ``"cleared"`` for all blocks of the tier.
+    #[getter]
+    fn kind(&self) -> &'static str {
+        match self.0.kind {
+            EventKind::Stored { .. } => "stored",
+            EventKind::Removed { .. } => "removed",
+            EventKind::Cleared => "cleared",
+        }
+    }
+
+    /// The block's key; None where the tier was cleared.
+    #[getter]
+    fn key<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        match self.0.kind {
+            EventKind::Stored { key, .. } | EventKind::Removed { key } => Some(bytes(py, key)),
+            EventKind::Cleared => None,
+        }
+    }
+
+    /// The key of the block before it in its chain, where one was stored after another.
+    #[getter]
+    fn parent<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
+        match self.0.kind {
+            EventKind::Stored { parent, .. } => parent.map(|parent| bytes(py, parent)),
+            EventKind::Removed { .. } | EventKind::Cleared => None,
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let key = match self.0.kind {
+            EventKind::Stored { key, .. } | EventKind::Removed { key } => format!(", key={key}"),
+            EventKind::Cleared => String::new(),
+        };
+        format!(
+            "Event(sequence={}, tier={:?}, kind={:?}{key})",
+            self.sequence(),
+            self.tier(),
+            self.kind()
+        )
+    }
+}
+
+fn bytes(py: Python<'_>, key: BlockKey) -> Bound<'_, PyBytes> {
+    PyBytes::new(py, key.as_bytes())
+}
+
+/// Reads the events of a cache from a place on. It never holds the cache back.
+#[pyclass(name = "Subscriber", module = "kvtile", frozen)]
+#[derive(Debug)]
+pub(crate) struct PySubscriber(Mutex<Subscriber>);
+
+impl PySubscriber {
+    pub(super) fn new(subscriber: Subscriber) -> PySubscriber {
+        PySubscriber(Mutex::new(subscriber))
+    }
+}
+
+#[pymethods]
+impl PySubscriber {
+    /// Up to ``count`` further events, each once and in order; none where nothing happened.
+    ///
+    /// Raises:
+    ///     LaggedError: events were overwritten before they were read; told once for each gap. Take a
+    ///         snapshot of the cache to know what is stored.
+    #[pyo3(signature = (count=1024))]
+    fn poll(&self, py: Python<'_>, count: usize) -> PyResult<Vec<PyEvent>> {
+        guard::run(py, || -> Result<Vec<PyEvent>, BlocksError> {
+            let mut events = Vec::new();
+            let mut subscriber = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            subscriber.poll(&mut events, count)?;
+            Ok(events.into_iter().map(PyEvent).collect())
+        })
+    }
+
+    /// Goes on at the first event that has to be applied on top of a snapshot of the same cache.
+    fn resynchronise(&self, py: Python<'_>, snapshot: &Bound<'_, PySnapshot>) -> PyResult<()> {
+        let snapshot = snapshot.get();
+        guard::call(py, || {
+            let mut subscriber = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            subscriber.resynchronise(&snapshot.0);
+        })
+    }
+
+    /// The sequence number of the event that it reads next.
+    #[getter]
+    fn next_sequence(&self, py: Python<'_>) -> PyResult<u64> {
+        guard::call(py, || {
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .next_sequence()
+        })
+    }
+}
+
+/// All stored blocks, and which events have to be applied on top.
+#[pyclass(name = "Snapshot", module = "kvtile", frozen)]
+#[derive(Debug)]
+pub(crate) struct PySnapshot(pub(super) Snapshot);
+
+/// A stored block: its tier, its key, and the key before it.
+type Stored<'py> = (
+    &'static str,
+    Bound<'py, PyBytes>,
+    Option<Bound<'py, PyBytes>>,
+);
+
+#[pymethods]
+impl PySnapshot {
+    /// The first event to apply on top of the blocks.
+    #[getter]
+    fn first_event(&self) -> u64 {
+        self.0.from
+    }
+
+    /// The state is exact once all events below this one are applied.
+    #[getter]
+    fn exact_from(&self) -> u64 {
+        self.0.until
+    }
+
+    /// The blocks: ``(tier, key, parent)``.
+    #[getter]
+    fn blocks<'py>(&self, py: Python<'py>) -> Vec<Stored<'py>> {
+        let blocks = self.0.blocks.iter();
+        blocks
+            .map(|block| {
+                let parent = block.parent.map(|parent| bytes(py, parent));
+                (block.tier.name(), bytes(py, block.key), parent)
+            })
+            .collect()
+    }
+
+    fn __len__(&self) -> usize {
+        self.0.blocks.len()
+    }
+}

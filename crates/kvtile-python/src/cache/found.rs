@@ -1,0 +1,117 @@
+//! Matches: what a lookup found, pinned until it is loaded or released.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kvtile::{blocks::events::Tier, tiers::cache::Match};
+use pyo3::{prelude::*, types::PyTuple};
+
+use super::tier_of;
+use crate::{error::python::ClosedError, guard};
+
+/// The longest stored prefix of a request. Its blocks are pinned until it is loaded or released.
+///
+/// ``len`` is the number of blocks. Use it in a ``with`` statement where it may stay unused.
+#[pyclass(name = "Match", module = "kvtile", frozen)]
+pub(crate) struct PyMatch(Mutex<Option<Match>>);
+
+impl PyMatch {
+    pub(super) fn new(found: Match) -> PyMatch {
+        PyMatch(Mutex::new(Some(found)))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Match>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The match, which nobody else can use then.
+    pub(super) fn take(&self) -> PyResult<Match> {
+        let found = self.lock().take();
+        found.ok_or_else(|| ClosedError::new_err("the match was loaded or released already"))
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Match) -> T) -> PyResult<T> {
+        let found = self.lock();
+        let found = found.as_ref().map(read);
+        found.ok_or_else(|| ClosedError::new_err("the match was loaded or released already"))
+    }
+}
+
+impl Drop for PyMatch {
+    fn drop(&mut self) {
+        guard::discard(self.lock().take());
+    }
+}
+
+#[pymethods]
+impl PyMatch {
+    /// Blocks that were found.
+    #[getter]
+    fn blocks(&self) -> PyResult<usize> {
+        self.read(Match::blocks)
+    }
+
+    fn __len__(&self) -> PyResult<usize> {
+        self.blocks()
+    }
+
+    /// The tier of each block: ``"host"`` or ``"disk"``.
+    #[getter]
+    fn tiers(&self) -> PyResult<Vec<&'static str>> {
+        self.read(|found| found.tiers().map(Tier::name).collect())
+    }
+
+    /// Of its blocks, those in ``tier``.
+    fn blocks_in(&self, tier: &str) -> PyResult<usize> {
+        let tier = tier_of(tier)?;
+        self.read(|found| found.blocks_in(tier))
+    }
+
+    /// Leaves out the first ``blocks`` blocks, which the engine has itself, and returns the match.
+    fn skip<'py>(slf: Bound<'py, Self>, blocks: usize) -> PyResult<Bound<'py, Self>> {
+        slf.get().change(slf.py(), |found| found.skip(blocks))?;
+        Ok(slf)
+    }
+
+    /// Keeps only the first ``blocks`` blocks, and returns the match.
+    fn truncate<'py>(slf: Bound<'py, Self>, blocks: usize) -> PyResult<Bound<'py, Self>> {
+        slf.get().change(slf.py(), |found| found.truncate(blocks))?;
+        Ok(slf)
+    }
+
+    /// Lets go of the blocks. Releasing twice, or after a load, is fine.
+    fn release(&self, py: Python<'_>) -> PyResult<()> {
+        let found = self.lock().take();
+        guard::call(py, move || drop(found))
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
+        self.release(py)
+    }
+
+    fn __repr__(&self) -> String {
+        match &*self.lock() {
+            Some(found) => {
+                let (host, disk) = (found.blocks_in(Tier::Host), found.blocks_in(Tier::Disk));
+                format!(
+                    "<kvtile.Match of {} blocks: {host} in host memory, {disk} on disk>",
+                    found.blocks()
+                )
+            }
+            None => "<kvtile.Match, loaded or released>".to_owned(),
+        }
+    }
+}
+
+impl PyMatch {
+    fn change(&self, py: Python<'_>, change: impl FnOnce(Match) -> Match + Send) -> PyResult<()> {
+        let found = self.take()?;
+        let changed = guard::call(py, move || change(found))?;
+        *self.lock() = Some(changed);
+        Ok(())
+    }
+}

@@ -1,0 +1,410 @@
+//! The cache: what the library's cache does, with Python's manners.
+
+mod events;
+mod found;
+mod settings;
+mod stats;
+
+pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
+pub(crate) use found::PyMatch;
+
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+
+use kvtile::{
+    blocks::{
+        events::Tier,
+        policy::Hints,
+        pool::{OwnerId, TenantId},
+    },
+    tiers::cache::{Cache, LoadOptions, LookupOptions, Priority, StoreOptions},
+};
+use pyo3::{prelude::*, pybacked::PyBackedBytes, types::PyDict};
+
+use crate::{
+    completion::{Ending, PyCompletion, seconds},
+    error::{Failure, python},
+    guard,
+    identity::PyIdentity,
+    keys::keys_of,
+    layout::{LayoutInner, PyLayout},
+    report::PyFlushReport,
+    transfer::manager,
+};
+
+/// The cache while it is open.
+type Slot = Mutex<Option<Arc<Cache>>>;
+
+/// Caches of this process that may be open; they are closed before the interpreter ends.
+static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
+
+/// Keeps blocks of KV in host memory and on disk, for one engine's layout.
+///
+/// An engine looks up the keys of a prompt, loads what is found into its blocks, computes the rest, and
+/// stores that. No call waits for a copy or a disk: what cannot be queued raises BusyError, and the
+/// engine computes instead. Use it in a ``with`` statement, or close it: its threads end with it, and
+/// what is only in host memory is lost unless it was flushed.
+///
+/// Args:
+///     identity: what the blocks mean; blocks of anything else are never served.
+///     layout: the engine's layout over its tensors.
+///     host_bytes: host memory for blocks.
+///     disk: folder of the disk tier; none unless said. One cache at a time may have it.
+///     disk_bytes: what all files of the folder take at most.
+///     disk_writes: ``"on_eviction"`` from host memory, ``"at_once"``, or the number of uses after which
+///         a block is written.
+///     policy, disk_policy: which block goes first: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
+///     storage_word: the order of a block in host memory and on disk, ``"BHLKNC"`` unless said.
+///     quotas: blocks of host memory that tenants may have at most, by tenant.
+///     workers: threads that move blocks; with 0 nothing moves until ``step`` is called.
+///     queue_capacity: jobs that may wait.
+///     recompute_tokens_per_second: how fast the engine computes KV; blocks whose loading from disk would
+///         take longer count as missing.
+///     event_capacity: events kept for subscribers that lag.
+///
+/// Raises:
+///     IdentityError: a layout or a folder of another identity; ``field`` says which field differs.
+///     SettingsError: settings that mean nothing, or too little room for one block.
+///     FolderInUseError: another cache has the folder.
+///     DiskError: a folder that cannot be used.
+#[pyclass(name = "Cache", module = "kvtile", frozen, weakref)]
+pub(crate) struct PyCache {
+    slot: Arc<Slot>,
+    layout: Option<Arc<LayoutInner>>,
+}
+
+impl PyCache {
+    fn cache(&self) -> PyResult<Arc<Cache>> {
+        let cache = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let cache = cache.as_ref().map(Arc::clone);
+        cache.ok_or_else(|| python::ClosedError::new_err("the cache is closed"))
+    }
+
+    fn layouts(&self) -> Vec<Arc<LayoutInner>> {
+        self.layout.iter().map(Arc::clone).collect()
+    }
+
+    /// Calls the cache.
+    fn with<T: Send, E: Into<Failure> + Send>(
+        &self,
+        py: Python<'_>,
+        work: impl FnOnce(&Cache) -> Result<T, E> + Send,
+    ) -> PyResult<T> {
+        guard::check_fork()?;
+        let cache = self.cache()?;
+        guard::run(py, move || work(&cache))
+    }
+}
+
+impl Drop for PyCache {
+    fn drop(&mut self) {
+        let cache = self
+            .slot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        guard::discard((cache, self.layout.take()));
+    }
+}
+
+/// Closes what is still open, before the interpreter ends.
+pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
+    if guard::check_fork().is_err() {
+        return Ok(());
+    }
+    guard::call(py, || {
+        let open = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
+        for slot in open.iter().filter_map(Weak::upgrade) {
+            let cache = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(cache);
+        }
+    })
+}
+
+#[pymethods]
+impl PyCache {
+    #[new]
+    #[pyo3(signature = (identity, layout, **settings))]
+    fn new(
+        identity: &Bound<'_, PyIdentity>,
+        layout: &Bound<'_, PyLayout>,
+        settings: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<PyCache> {
+        let py = identity.py();
+        let layout = layout.get().shared()?;
+        let settings = settings::read(identity.get().0.clone(), settings)?;
+        let engine = Arc::clone(&layout);
+        let cache = guard::run(py, move || -> Result<Cache, Failure> {
+            let handle = engine.handle()?;
+            Ok(Cache::builder(settings).open_registered(Arc::clone(manager()), handle)?)
+        })?;
+        let slot: Arc<Slot> = Arc::new(Mutex::new(Some(Arc::new(cache))));
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|slot| slot.strong_count() > 0);
+        open.push(Arc::downgrade(&slot));
+        drop(open);
+        Ok(PyCache {
+            slot,
+            layout: Some(layout),
+        })
+    }
+
+    /// Finds the longest stored prefix of ``keys``, in any tier, and pins it. It does no I/O.
+    ///
+    /// Args:
+    ///     keys: the chain from its first block on, as TokenHasher makes it; an engine's own block
+    ///         hashes of any length may be given too, as long as they are given everywhere.
+    ///     owner: who looks; reports of pins name it.
+    ///     hold: seconds within which the match should be used or released; ``overdue`` names others.
+    ///     priority: how much longer than others the blocks should be kept; each step doubles their worth.
+    ///     output_tokens: tokens that were generated for the request, 0 while that is unknown.
+    ///
+    /// Returns:
+    ///     A Match: load it or release it, as it pins its blocks.
+    #[pyo3(signature = (keys, *, owner=0, hold=None, priority=0, output_tokens=0))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn lookup(
+        &self,
+        py: Python<'_>,
+        keys: Vec<PyBackedBytes>,
+        owner: u64,
+        hold: Option<f64>,
+        priority: i8,
+        output_tokens: u32,
+    ) -> PyResult<PyMatch> {
+        let options = LookupOptions {
+            owner: OwnerId(owner),
+            hold: seconds(hold)?,
+            hints: hints(priority, output_tokens),
+        };
+        let keys = keys_of(&keys);
+        let found = self.with(py, |cache| Ok::<_, Failure>(cache.lookup(&keys, &options)))?;
+        Ok(PyMatch::new(found))
+    }
+
+    /// Starts loading a match into blocks of the engine, as many leading ones as there are ids.
+    ///
+    /// The match is used up, also where this raises.
+    ///
+    /// Args:
+    ///     found: the Match.
+    ///     blocks: where its blocks go, ids of the engine's layout.
+    ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
+    ///     within: seconds; parts that have not begun by then do not begin.
+    ///
+    /// Returns:
+    ///     A Completion that ends with a LoadReport.
+    ///
+    /// Raises:
+    ///     BusyError: no place in the queue: compute the blocks instead.
+    ///     RequestError: more ids than blocks, ids that do not exist or come twice.
+    #[pyo3(signature = (found, blocks, *, priority="normal", within=None))]
+    fn load(
+        &self,
+        py: Python<'_>,
+        found: &Bound<'_, PyMatch>,
+        blocks: Vec<usize>,
+        priority: &str,
+        within: Option<f64>,
+    ) -> PyResult<PyCompletion> {
+        let options = LoadOptions {
+            priority: priority_of(priority)?,
+            within: seconds(within)?,
+        };
+        let found = found.get().take()?;
+        let load = self.with(py, move |cache| cache.load(found, &blocks, &options))?;
+        Ok(PyCompletion::new(Ending::Load(load), self.layouts()))
+    }
+
+    /// Starts storing blocks of the engine. Until the end they must keep what they hold.
+    ///
+    /// Args:
+    ///     keys: the chain from its first block on, at least up to the last one stored.
+    ///     blocks: ids of the engine's layout; block ``i`` is that of ``keys[first + i]``.
+    ///     first: where in the chain the first of them stands.
+    ///     tenant: whose they are.
+    ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
+    ///     within: seconds; if it has not begun by then, it does not begin.
+    ///     keep: how much longer than others the blocks should be kept; each step doubles their worth.
+    ///
+    /// Returns:
+    ///     A Completion that ends with a StoreReport.
+    ///
+    /// Raises:
+    ///     BusyError: no place in the queue: go on without storing them.
+    ///     RequestError: fewer keys than blocks, ids that do not exist or come twice.
+    #[pyo3(signature = (keys, blocks, *, first=0, tenant=0, priority="low", within=None, keep=0))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+    fn store(
+        &self,
+        py: Python<'_>,
+        keys: Vec<PyBackedBytes>,
+        blocks: Vec<usize>,
+        first: usize,
+        tenant: u32,
+        priority: &str,
+        within: Option<f64>,
+        keep: i8,
+    ) -> PyResult<PyCompletion> {
+        let options = StoreOptions {
+            tenant: TenantId(tenant),
+            priority: priority_of(priority)?,
+            within: seconds(within)?,
+            hints: hints(keep, 0),
+        };
+        let keys = keys_of(&keys);
+        let store = self.with(py, move |cache| {
+            cache.store(&keys, first, &blocks, &options)
+        })?;
+        Ok(PyCompletion::new(Ending::Store(store), self.layouts()))
+    }
+
+    /// Starts bringing the leading blocks of ``keys`` that are on disk to host memory.
+    ///
+    /// Returns:
+    ///     A Completion that ends with a LoadReport.
+    ///
+    /// Raises:
+    ///     BusyError: no place in the queue.
+    fn prefetch(&self, py: Python<'_>, keys: Vec<PyBackedBytes>) -> PyResult<PyCompletion> {
+        let keys = keys_of(&keys);
+        let load = self.with(py, |cache| cache.prefetch(&keys))?;
+        Ok(PyCompletion::new(Ending::Load(load), self.layouts()))
+    }
+
+    /// Evicts up to ``blocks`` blocks of ``tier`` (``"host"`` or ``"disk"``), those least worth keeping
+    /// first, and returns how many have gone. It does the I/O of that itself.
+    ///
+    /// Raises:
+    ///     RequestError: a tier that the cache does not have.
+    fn evict(&self, py: Python<'_>, tier: &str, blocks: usize) -> PyResult<usize> {
+        let tier = tier_of(tier)?;
+        self.with(py, |cache| cache.evict(tier, blocks))
+    }
+
+    /// Makes all blocks of all tiers impossible to find, and returns how many. Those in use stay where
+    /// they are until they are let go.
+    ///
+    /// Raises:
+    ///     DiskError: a disk that cannot be brought to forget.
+    fn clear(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, Cache::clear)
+    }
+
+    /// Brings everything to the disk that is only in host memory, and waits until it is durable.
+    fn flush(&self, py: Python<'_>) -> PyResult<PyFlushReport> {
+        let report = self.with(py, |cache| Ok::<_, Failure>(cache.flush()))?;
+        Ok(PyFlushReport(report))
+    }
+
+    /// What was counted since the cache was opened, and what it holds, as a dict of plain values.
+    fn stats(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let stats = self.with(py, |cache| Ok::<_, Failure>(stats::of_cache(cache)))?;
+        stats::object(py, &stats)
+    }
+
+    /// What the pool of ``tier`` (``"host"`` or ``"disk"``) counted and holds, as a dict.
+    ///
+    /// Raises:
+    ///     RequestError: a tier that the cache does not have.
+    fn pool_stats(&self, py: Python<'_>, tier: &str) -> PyResult<Py<PyAny>> {
+        let name = tier_of(tier)?;
+        let stats = self.with(py, |cache| Ok::<_, Failure>(cache.pool_stats(name)))?;
+        let stats = stats.ok_or_else(|| {
+            python::RequestError::new_err(format!("this cache has no {tier} tier"))
+        })?;
+        stats::object(py, &stats::of_pool(&stats))
+    }
+
+    /// Matches that were held for longer than their owners said: dicts of owner, blocks and milliseconds.
+    fn overdue(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        let pins = self.with(py, |cache| Ok::<_, Failure>(cache.overdue()))?;
+        stats::object(py, &stats::of_pins(&pins))
+    }
+
+    /// Events of all tiers from now on.
+    fn subscribe(&self, py: Python<'_>) -> PyResult<PySubscriber> {
+        let subscriber = self.with(py, |cache| Ok::<_, Failure>(cache.subscribe()))?;
+        Ok(PySubscriber::new(subscriber))
+    }
+
+    /// All stored blocks, and from which event on that is true.
+    fn snapshot(&self, py: Python<'_>) -> PyResult<PySnapshot> {
+        let snapshot = self.with(py, |cache| Ok::<_, Failure>(cache.snapshot()))?;
+        Ok(PySnapshot(snapshot))
+    }
+
+    /// Does one job that waits, on this thread; False where none does. For caches without workers.
+    fn step(&self, py: Python<'_>) -> PyResult<bool> {
+        self.with(py, |cache| Ok::<_, Failure>(cache.step()))
+    }
+
+    /// Ends its threads; what has not begun ends as closed. Closing twice is fine.
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        let slot = &self.slot;
+        guard::call(py, || {
+            let cache = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            drop(cache);
+        })
+    }
+
+    /// Whether it was closed.
+    #[getter]
+    fn closed(&self) -> bool {
+        self.slot
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_none()
+    }
+
+    fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_exception))]
+    fn __exit__(
+        &self,
+        py: Python<'_>,
+        _exception: &Bound<'_, pyo3::types::PyTuple>,
+    ) -> PyResult<()> {
+        self.close(py)
+    }
+
+    fn __repr__(&self) -> String {
+        let state = if self.closed() { "closed" } else { "open" };
+        let word = self.layout.as_ref().map(|layout| layout.word_text());
+        format!("<kvtile.Cache for {}: {state}>", word.unwrap_or_default())
+    }
+}
+
+fn hints(priority: i8, output_tokens: u32) -> Hints {
+    let mut hints = Hints::default();
+    hints.priority = priority;
+    hints.output_tokens = output_tokens;
+    hints
+}
+
+fn priority_of(name: &str) -> PyResult<Priority> {
+    match name {
+        "background" => Ok(Priority::Background),
+        "low" => Ok(Priority::Low),
+        "normal" => Ok(Priority::Normal),
+        "urgent" => Ok(Priority::Urgent),
+        other => Err(python::RequestError::new_err(format!(
+            "there is no priority {other:?}; there are background, low, normal and urgent"
+        ))),
+    }
+}
+
+/// A tier by its name.
+fn tier_of(name: &str) -> PyResult<Tier> {
+    Tier::ALL
+        .into_iter()
+        .find(|tier| tier.name() == name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = Tier::ALL.iter().map(|tier| tier.name()).collect();
+            python::RequestError::new_err(format!(
+                "there is no tier {name:?}; there are {}",
+                names.join(", ")
+            ))
+        })
+}

@@ -1,0 +1,70 @@
+//! Numbers of a cache as plain values: the names are those of the library's structures.
+
+use kvtile::{
+    blocks::pool::{PinReport, PoolStats},
+    tiers::cache::Cache,
+};
+use pyo3::prelude::*;
+use serde_json::{Value, json};
+
+/// What the cache counted, and what is worked out of it.
+pub(super) fn of_cache(cache: &Cache) -> Value {
+    let stats = cache.stats();
+    let mut value = serde_json::to_value(&stats).unwrap_or_default();
+    if let Value::Object(fields) = &mut value {
+        fields.insert("hit_ratio".to_owned(), json!(stats.hit_ratio()));
+        fields.insert(
+            "disk_bytes_per_second".to_owned(),
+            json!(cache.disk_bytes_per_second()),
+        );
+    }
+    value
+}
+
+/// What a pool counted.
+pub(super) fn of_pool(stats: &PoolStats) -> Value {
+    json!({
+        "blocks": stats.blocks,
+        "free": stats.free,
+        "cached": stats.cached,
+        "lookups": stats.lookups,
+        "looked_up_blocks": stats.looked_up_blocks,
+        "hit_blocks": stats.hit_blocks,
+        "lost_visits": stats.lost_visits,
+        "allocations": stats.allocations,
+        "allocated_blocks": stats.allocated_blocks,
+        "refused_allocations": stats.refused_allocations,
+        "registered_blocks": stats.registered_blocks,
+        "duplicate_blocks": stats.duplicate_blocks,
+        "evicted_for_room": stats.evicted_for_room,
+        "evicted_for_quota": stats.evicted_for_quota,
+        "evicted_on_request": stats.evicted_on_request,
+        "removed_blocks": stats.removed_blocks,
+        "cleared_blocks": stats.cleared_blocks,
+        "open_claims": stats.open_claims,
+        "tenants": stats.tenants.iter().map(|tenant| json!({
+            "tenant": tenant.tenant.map(|tenant| tenant.0),
+            "used": tenant.used,
+            "limit": tenant.limit,
+        })).collect::<Vec<Value>>(),
+    })
+}
+
+/// Pins that are overdue; times are milliseconds of the cache's clock.
+pub(super) fn of_pins(pins: &[PinReport]) -> Value {
+    let pin = |pin: &PinReport| {
+        json!({
+            "owner": pin.owner.0,
+            "blocks": pin.blocks,
+            "since_milliseconds": pin.since.0,
+            "deadline_milliseconds": pin.deadline.0,
+        })
+    };
+    Value::Array(pins.iter().map(pin).collect())
+}
+
+/// As Python has it.
+pub(super) fn object(py: Python<'_>, value: &Value) -> PyResult<Py<PyAny>> {
+    let loads = py.import("json")?.getattr("loads")?;
+    Ok(loads.call1((value.to_string(),))?.unbind())
+}

@@ -1,0 +1,295 @@
+//! Completions: the end of what was begun, to wait for, to await, or to be called back by.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll, Wake, Waker},
+    time::Duration,
+};
+
+use kvtile::{
+    tiers::cache::{Completion, LoadReport, StoreReport},
+    transfer::TransferCompletion,
+};
+use pyo3::prelude::*;
+
+use crate::{
+    error::{Failure, python},
+    guard,
+    layout::LayoutInner,
+    report::{PyLoadReport, PyStoreReport, PyTransferReport},
+};
+
+/// What may end.
+#[derive(Clone, Debug)]
+pub(crate) enum Ending {
+    Copy(TransferCompletion),
+    Load(Completion<LoadReport>),
+    Store(Completion<StoreReport>),
+}
+
+/// How it ended.
+enum Outcome {
+    Copy(PyTransferReport),
+    Load(PyLoadReport),
+    Store(PyStoreReport),
+}
+
+impl Outcome {
+    fn into_object(self, py: Python<'_>) -> PyResult<Py<PyAny>> {
+        Ok(match self {
+            Outcome::Copy(report) => Py::new(py, report)?.into_any(),
+            Outcome::Load(report) => Py::new(py, report)?.into_any(),
+            Outcome::Store(report) => Py::new(py, report)?.into_any(),
+        })
+    }
+}
+
+impl Ending {
+    fn wait(&self, timeout: Duration) -> Option<Result<Outcome, Failure>> {
+        match self {
+            Ending::Copy(copy) => copy.wait_timeout(timeout).map(|result| {
+                let report = result.map_err(Failure::from)?;
+                Ok(Outcome::Copy(PyTransferReport(report)))
+            }),
+            Ending::Load(load) => {
+                let report = load.wait_timeout(timeout)?;
+                Some(Ok(Outcome::Load(PyLoadReport(report))))
+            }
+            Ending::Store(store) => {
+                let report = store.wait_timeout(timeout)?;
+                Some(Ok(Outcome::Store(PyStoreReport(report))))
+            }
+        }
+    }
+
+    fn wait_layer(&self, layer: usize, timeout: Duration) -> Option<Result<bool, Failure>> {
+        match self {
+            Ending::Copy(copy) => match copy.wait_layer_timeout(layer, timeout) {
+                Ok(None) => None,
+                Ok(Some(())) => Some(Ok(true)),
+                Err(error) => Some(Err(error.into())),
+            },
+            Ending::Load(load) => {
+                let end = load.wait_layer_timeout(layer, timeout)?;
+                Some(Ok(end.is_ok()))
+            }
+            Ending::Store(store) => {
+                let end = store.wait_layer_timeout(layer, timeout)?;
+                Some(Ok(end.is_ok()))
+            }
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        match self {
+            Ending::Copy(copy) => copy.is_complete(),
+            Ending::Load(load) => load.is_complete(),
+            Ending::Store(store) => store.is_complete(),
+        }
+    }
+
+    /// Leaves a waker behind; whether the end has come already.
+    fn poll(&mut self, waker: &Waker) -> bool {
+        let context = &mut Context::from_waker(waker);
+        match self {
+            Ending::Copy(copy) => matches!(Pin::new(copy).poll(context), Poll::Ready(_)),
+            Ending::Load(load) => matches!(Pin::new(load).poll(context), Poll::Ready(_)),
+            Ending::Store(store) => matches!(Pin::new(store).poll(context), Poll::Ready(_)),
+        }
+    }
+}
+
+/// The end of a copy, a load or a store.
+///
+/// Wait for it (``wait``), await it in a coroutine, or be called back (``add_done_callback``). Dropping
+/// it neither cancels what is under way nor loses it. Awaiting gives what ``wait`` gives.
+#[pyclass(name = "Completion", module = "kvtile", frozen)]
+pub(crate) struct PyCompletion {
+    ending: Option<Ending>,
+    /// What waits to be called back: their places in the list of those who wait.
+    polled: Mutex<Vec<Ending>>,
+    /// The layouts that are read and written.
+    layouts: Option<Vec<Arc<LayoutInner>>>,
+}
+
+impl PyCompletion {
+    pub(crate) fn new(ending: Ending, layouts: Vec<Arc<LayoutInner>>) -> PyCompletion {
+        PyCompletion {
+            ending: Some(ending),
+            polled: Mutex::new(Vec::new()),
+            layouts: Some(layouts),
+        }
+    }
+
+    fn ending(&self) -> PyResult<&Ending> {
+        let ending = self.ending.as_ref();
+        ending.ok_or_else(|| python::ClosedError::new_err("the completion is being dropped"))
+    }
+}
+
+impl Drop for PyCompletion {
+    fn drop(&mut self) {
+        let polled = self
+            .polled
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        let polled = std::mem::take(polled);
+        guard::discard((self.ending.take(), polled, self.layouts.take()));
+    }
+}
+
+#[pymethods]
+impl PyCompletion {
+    /// Waits for the end. Other Python threads run meanwhile, and Ctrl-C ends the wait.
+    ///
+    /// Args:
+    ///     timeout: seconds; for ever unless said.
+    ///
+    /// Returns:
+    ///     A TransferReport, LoadReport or StoreReport.
+    ///
+    /// Raises:
+    ///     WaitTimeoutError: the end did not come in time; what is under way goes on.
+    ///     TransferError: a copy failed. Loads and stores do not raise: their reports say what came.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let ending = self.ending()?;
+        match guard::wait(py, seconds(timeout)?, |turn| ending.wait(turn))? {
+            Some(Ok(outcome)) => outcome.into_object(py),
+            Some(Err(failure)) => Err(failure.into_exception(py)),
+            None => Err(too_late(timeout)),
+        }
+    }
+
+    /// Waits until a layer is complete at the destination, as an engine does before it attends to it.
+    ///
+    /// Args:
+    ///     layer: counted from the first that is copied or loaded.
+    ///     timeout: seconds; for ever unless said.
+    ///
+    /// Returns:
+    ///     True where the layer is there, False where a load ended without it (``wait`` says why).
+    ///
+    /// Raises:
+    ///     WaitTimeoutError: it did not come in time.
+    ///     TransferError: the copy failed.
+    #[pyo3(signature = (layer, timeout=None))]
+    fn wait_layer(&self, py: Python<'_>, layer: usize, timeout: Option<f64>) -> PyResult<bool> {
+        let ending = self.ending()?;
+        match guard::wait(py, seconds(timeout)?, |turn| ending.wait_layer(layer, turn))? {
+            Some(Ok(there)) => Ok(there),
+            Some(Err(failure)) => Err(failure.into_exception(py)),
+            None => Err(too_late(timeout)),
+        }
+    }
+
+    /// Whether the end has come.
+    fn done(&self, py: Python<'_>) -> PyResult<bool> {
+        let ending = self.ending()?;
+        guard::call(py, || ending.is_complete())
+    }
+
+    /// Asks a load or a store for an early end: what has not begun does not begin. Copies cannot be
+    /// cancelled. When the end has come, nothing touches the tensors any more.
+    ///
+    /// Returns:
+    ///     Whether it can be cancelled at all.
+    fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
+        let ending = self.ending()?;
+        guard::call(py, || match ending {
+            Ending::Copy(_) => false,
+            Ending::Load(load) => {
+                load.cancel();
+                true
+            }
+            Ending::Store(store) => {
+                store.cancel();
+                true
+            }
+        })
+    }
+
+    /// Calls ``callback(completion)`` at the end, on a thread of kvtile, or now if it has come.
+    ///
+    /// The callback must not wait for anything of kvtile. What it raises is printed and ignored.
+    fn add_done_callback(slf: &Bound<'_, Self>, callback: Py<PyAny>) -> PyResult<()> {
+        let py = slf.py();
+        let bell = Arc::new(Bell {
+            callback: Mutex::new(Some((callback, slf.clone().unbind()))),
+        });
+        let this = slf.get();
+        let mut ending = this.ending()?.clone();
+        let waker = Waker::from(Arc::clone(&bell));
+        let (ended, ending) = guard::call(py, move || {
+            let ended = ending.poll(&waker);
+            (ended, ending)
+        })?;
+        if ended {
+            guard::discard(ending);
+            bell.ring(py);
+        } else {
+            let mut polled = this.polled.lock().unwrap_or_else(PoisonError::into_inner);
+            polled.push(ending);
+        }
+        Ok(())
+    }
+
+    fn __await__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
+        let module = slf.py().import("kvtile._await")?;
+        Ok(module.getattr("iterate")?.call1((slf,))?.unbind())
+    }
+
+    fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
+        let what = match self.ending()? {
+            Ending::Copy(_) => "copy",
+            Ending::Load(_) => "load",
+            Ending::Store(_) => "store",
+        };
+        let state = if self.done(py)? { "ended" } else { "under way" };
+        Ok(format!("<kvtile.Completion of a {what}: {state}>"))
+    }
+}
+
+/// Calls somebody back, once.
+struct Bell {
+    callback: Mutex<Option<(Py<PyAny>, Py<PyCompletion>)>>,
+}
+
+impl Bell {
+    fn ring(&self, py: Python<'_>) {
+        let mut waiting = self.callback.lock().unwrap_or_else(PoisonError::into_inner);
+        let callback = waiting.take();
+        drop(waiting);
+        if let Some((callback, completion)) = callback
+            && let Err(error) = callback.call1(py, (completion,))
+        {
+            error.write_unraisable(py, None);
+        }
+    }
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        // Where there is no interpreter any more, nobody waits.
+        let _ = Python::try_attach(|py| self.ring(py));
+    }
+}
+
+/// Seconds as a duration.
+pub(crate) fn seconds(seconds: Option<f64>) -> PyResult<Option<Duration>> {
+    let duration = |seconds: f64| {
+        // Longer than a lifetime is for ever.
+        let seconds = seconds.min(1e10);
+        Duration::try_from_secs_f64(seconds).map_err(|_| {
+            python::RequestError::new_err(format!("{seconds} seconds is no time; give 0 or more"))
+        })
+    };
+    seconds.map(duration).transpose()
+}
+
+fn too_late(timeout: Option<f64>) -> PyErr {
+    let seconds = timeout.unwrap_or_default();
+    python::WaitTimeoutError::new_err(format!("the end did not come within {seconds} seconds"))
+}

@@ -1,0 +1,234 @@
+//! Keys of blocks, from tokens.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kvtile::blocks::{
+    BlockKey, BlocksError,
+    key::{BlockHasher, ExtraKeys, KeySettings, Profile},
+    sequence::TokenSequence,
+};
+use pyo3::{
+    prelude::*,
+    pybacked::PyBackedBytes,
+    types::{PyBytes, PyList},
+};
+
+use crate::{
+    error::{Failure, python::RequestError},
+    guard,
+    identity::PyIdentity,
+};
+
+/// Makes the keys of full blocks: chained hashes of their tokens, keyed by the identity and the salt.
+///
+/// Keys are 16 bytes, the same in every process and on every machine. Two blocks have one key only if
+/// they and everything before them have the same tokens, extra keys, identity and salt.
+///
+/// Args:
+///     identity: what the blocks mean.
+///     salt: keeps tenants apart: blocks are found only by those who have the same one.
+///     profile: ``"blake3"``; ``"xxh3"`` is faster, for one tenant whose prompts are trusted.
+///     page_size: tokens a block; the identity's unless said.
+///
+/// Raises:
+///     RequestError: another profile, or a page size out of range.
+#[pyclass(name = "TokenHasher", module = "kvtile", frozen)]
+#[derive(Debug)]
+pub(crate) struct PyTokenHasher(BlockHasher);
+
+#[pymethods]
+impl PyTokenHasher {
+    #[new]
+    #[pyo3(signature = (identity, *, salt="", profile="blake3", page_size=None))]
+    fn new(
+        py: Python<'_>,
+        identity: &Bound<'_, PyIdentity>,
+        salt: &str,
+        profile: &str,
+        page_size: Option<usize>,
+    ) -> PyResult<PyTokenHasher> {
+        let identity = &identity.get().0;
+        let profile = match profile {
+            "blake3" => Profile::Blake3,
+            "xxh3" => Profile::Xxh3,
+            other => {
+                return Err(RequestError::new_err(format!(
+                    "there is no profile {other:?}; there are blake3 and xxh3"
+                )));
+            }
+        };
+        let of_identity = usize::try_from(identity.page_size()).unwrap_or(usize::MAX);
+        let settings = KeySettings {
+            profile,
+            page_size: page_size.unwrap_or(of_identity),
+            salt: salt.to_owned(),
+        };
+        let hasher = BlockHasher::new(&settings, identity.fingerprint().as_bytes());
+        hasher
+            .map(PyTokenHasher)
+            .map_err(|error| Failure::from(error).into_exception(py))
+    }
+
+    /// Tokens a block.
+    #[getter]
+    fn page_size(&self) -> usize {
+        self.0.page_size()
+    }
+
+    /// The keys of all full blocks of ``tokens``; tokens after the last full block have none.
+    ///
+    /// Args:
+    ///     tokens: token ids: a list, or an array or tensor of one dimension.
+    ///     parent: the key of the block before; None at the start of a prompt.
+    ///     extra: what every block depends on beside its tokens, such as the name of an adapter.
+    ///
+    /// Returns:
+    ///     One key of 16 bytes a block.
+    #[pyo3(signature = (tokens, *, parent=None, extra=Vec::new()))]
+    fn keys<'py>(
+        &self,
+        tokens: &Bound<'py, PyAny>,
+        parent: Option<PyBackedBytes>,
+        extra: Vec<PyBackedBytes>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let py = tokens.py();
+        let tokens = token_ids(tokens)?;
+        let parent = parent.map(|key| BlockKey::from_opaque(&key));
+        let keys = guard::run(py, || -> Result<Vec<BlockKey>, BlocksError> {
+            let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
+            let mut keys = Vec::new();
+            if extra.is_empty() {
+                self.0.keys(parent, &tokens, &mut keys);
+                return Ok(keys);
+            }
+            let mut before = parent;
+            for page in tokens.chunks_exact(self.0.page_size()) {
+                let key = self.0.key(before, page, ExtraKeys::new(&extra))?;
+                before = Some(key);
+                keys.push(key);
+            }
+            Ok(keys)
+        })?;
+        list_of(py, &keys)
+    }
+
+    fn __repr__(&self) -> String {
+        format!(
+            "<kvtile.TokenHasher {}, {} tokens a block>",
+            self.0.profile().name(),
+            self.page_size()
+        )
+    }
+}
+
+/// The tokens of one request, which grow, and the keys of their full blocks.
+///
+/// Args:
+///     hasher: makes the keys.
+///     tokens: the first tokens.
+///     extra: what every block depends on beside its tokens, such as the name of an adapter.
+#[pyclass(name = "TokenSequence", module = "kvtile", frozen)]
+#[derive(Debug)]
+pub(crate) struct PyTokenSequence(Mutex<TokenSequence>);
+
+impl PyTokenSequence {
+    fn lock(&self) -> MutexGuard<'_, TokenSequence> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[pymethods]
+impl PyTokenSequence {
+    #[new]
+    #[pyo3(signature = (hasher, tokens=None, *, extra=Vec::new()))]
+    fn new(
+        hasher: &Bound<'_, PyTokenHasher>,
+        tokens: Option<&Bound<'_, PyAny>>,
+        extra: Vec<PyBackedBytes>,
+    ) -> PyResult<PyTokenSequence> {
+        let py = hasher.py();
+        let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
+        let sequence = TokenSequence::new(hasher.get().0.clone(), ExtraKeys::new(&extra));
+        let mut sequence = sequence.map_err(|error| Failure::from(error).into_exception(py))?;
+        if let Some(tokens) = tokens {
+            sequence.extend(&token_ids(tokens)?);
+        }
+        Ok(PyTokenSequence(Mutex::new(sequence)))
+    }
+
+    /// Adds tokens.
+    ///
+    /// Returns:
+    ///     The keys of the blocks that they complete.
+    fn extend<'py>(&self, tokens: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
+        let py = tokens.py();
+        let tokens = token_ids(tokens)?;
+        let keys = guard::call(py, || self.lock().extend(&tokens).to_vec())?;
+        list_of(py, &keys)
+    }
+
+    /// Says that the tokens ``start`` to ``stop``, which come next or later, stand for content such as
+    /// an image, by its hash.
+    ///
+    /// Raises:
+    ///     RequestError: a range that starts in a block whose key is made already.
+    fn mark(
+        &self,
+        py: Python<'_>,
+        start: usize,
+        stop: usize,
+        content: PyBackedBytes,
+    ) -> PyResult<()> {
+        guard::run(py, || self.lock().mark(start..stop, &content))
+    }
+
+    /// Keeps the first ``length`` tokens.
+    fn truncate(&self, py: Python<'_>, length: usize) -> PyResult<()> {
+        guard::call(py, || self.lock().truncate(length))
+    }
+
+    /// The keys of the full blocks.
+    #[getter]
+    fn keys<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let keys = self.lock().keys().to_vec();
+        list_of(py, &keys)
+    }
+
+    /// All tokens.
+    #[getter]
+    fn tokens(&self) -> Vec<u32> {
+        self.lock().tokens().to_vec()
+    }
+
+    fn __len__(&self) -> usize {
+        self.lock().len()
+    }
+
+    fn __repr__(&self) -> String {
+        let sequence = self.lock();
+        format!(
+            "<kvtile.TokenSequence of {} tokens, {} full blocks>",
+            sequence.len(),
+            sequence.keys().len()
+        )
+    }
+}
+
+/// Token ids of a list, an array or a tensor.
+fn token_ids(tokens: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    // A list of numbers, where a tensor would give tensors.
+    match tokens.getattr_opt("tolist")? {
+        Some(tolist) => tolist.call0()?.extract(),
+        None => tokens.extract(),
+    }
+}
+
+/// Keys as Python has them.
+pub(crate) fn list_of<'py>(py: Python<'py>, keys: &[BlockKey]) -> PyResult<Bound<'py, PyList>> {
+    PyList::new(py, keys.iter().map(|key| PyBytes::new(py, key.as_bytes())))
+}
+
+/// Keys that Python gives: 16 bytes as they are, others hashed, so that an engine's own may be given.
+pub(crate) fn keys_of(keys: &[PyBackedBytes]) -> Vec<BlockKey> {
+    keys.iter().map(|key| BlockKey::from_opaque(key)).collect()
+}

@@ -1,0 +1,250 @@
+//! Reports: what copies, loads, stores and flushes came to.
+
+use kvtile::{
+    tiers::cache::{FlushReport, LoadReport, LoadStop, StoreReport, StoreStop},
+    transfer::TransferReport,
+};
+use pyo3::prelude::*;
+
+/// What a finished copy did.
+#[pyclass(name = "TransferReport", module = "kvtile", frozen)]
+#[derive(Clone, Debug)]
+pub(crate) struct PyTransferReport(pub(crate) TransferReport);
+
+#[pymethods]
+impl PyTransferReport {
+    /// Payload bytes that were moved.
+    #[getter]
+    fn bytes(&self) -> u64 {
+        self.0.bytes
+    }
+
+    /// Runs of contiguous bytes that the plan came to.
+    #[getter]
+    fn runs(&self) -> u64 {
+        self.0.runs
+    }
+
+    /// From the start of the copy to its end, in seconds.
+    #[getter]
+    fn seconds(&self) -> f64 {
+        self.0.elapsed.as_secs_f64()
+    }
+
+    /// Whether the destination was compared with the source.
+    #[getter]
+    fn verified(&self) -> bool {
+        self.0.verified
+    }
+
+    fn __repr__(&self) -> String {
+        let TransferReport { bytes, runs, .. } = self.0;
+        let seconds = self.seconds();
+        format!("TransferReport(bytes={bytes}, runs={runs}, seconds={seconds:.6})")
+    }
+}
+
+/// What a load came to. Loads do not fail: what did not come has to be computed.
+#[pyclass(name = "LoadReport", module = "kvtile", frozen)]
+#[derive(Clone, Debug)]
+pub(crate) struct PyLoadReport(pub(crate) LoadReport);
+
+#[pymethods]
+impl PyLoadReport {
+    /// Leading blocks that are where they were wanted. What comes after them has to be computed.
+    #[getter]
+    fn blocks(&self) -> usize {
+        self.0.blocks
+    }
+
+    /// Blocks that were wanted.
+    #[getter]
+    fn wanted(&self) -> usize {
+        self.0.wanted
+    }
+
+    /// Blocks that came from host memory.
+    #[getter(from_host)]
+    fn blocks_from_host(&self) -> usize {
+        self.0.from_host
+    }
+
+    /// Blocks that were read from disk.
+    #[getter(from_disk)]
+    fn blocks_from_disk(&self) -> usize {
+        self.0.from_disk
+    }
+
+    /// Payload bytes that were copied to the engine.
+    #[getter]
+    fn bytes(&self) -> u64 {
+        self.0.bytes
+    }
+
+    /// From the call to the end, in seconds.
+    #[getter]
+    fn seconds(&self) -> f64 {
+        self.0.elapsed.as_secs_f64()
+    }
+
+    /// Why not all of them came: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"lost"`` (not what was
+    /// written, or not readable), ``"evicted"``, ``"too_many_pieces"``, ``"host_full"``, ``"pool"`` or
+    /// ``"transfer"``; None where all came.
+    #[getter]
+    fn stopped(&self) -> Option<&'static str> {
+        self.0.stopped.as_ref().map(|stop| match stop {
+            LoadStop::Cancelled => "cancelled",
+            LoadStop::Deadline => "deadline",
+            LoadStop::Closed => "closed",
+            LoadStop::Lost => "lost",
+            LoadStop::Evicted => "evicted",
+            LoadStop::TooManyPieces => "too_many_pieces",
+            LoadStop::HostFull => "host_full",
+            LoadStop::Pool(_) => "pool",
+            LoadStop::Transfer(_) => "transfer",
+            _ => "other",
+        })
+    }
+
+    /// What the pool or the copy said, where one of them stopped it.
+    #[getter]
+    fn detail(&self) -> Option<String> {
+        match &self.0.stopped {
+            Some(LoadStop::Pool(error)) => Some(error.to_string()),
+            Some(LoadStop::Transfer(error)) => Some(error.to_string()),
+            _ => None,
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let LoadReport {
+            blocks,
+            wanted,
+            from_host,
+            from_disk,
+            ..
+        } = self.0;
+        let stopped = self
+            .stopped()
+            .map_or("None".to_owned(), |stop| format!("{stop:?}"));
+        format!(
+            "LoadReport(blocks={blocks}, wanted={wanted}, from_host={from_host}, \
+             from_disk={from_disk}, stopped={stopped})"
+        )
+    }
+}
+
+/// What a store came to. Stores do not fail: what was not stored is not found later.
+#[pyclass(name = "StoreReport", module = "kvtile", frozen)]
+#[derive(Clone, Debug)]
+pub(crate) struct PyStoreReport(pub(crate) StoreReport);
+
+#[pymethods]
+impl PyStoreReport {
+    /// Blocks that were copied and can be found now.
+    #[getter]
+    fn stored(&self) -> usize {
+        self.0.stored
+    }
+
+    /// Blocks that were there already.
+    #[getter]
+    fn present(&self) -> usize {
+        self.0.present
+    }
+
+    /// Blocks that were not stored.
+    #[getter]
+    fn dropped(&self) -> usize {
+        self.0.dropped
+    }
+
+    /// Payload bytes that were copied.
+    #[getter]
+    fn bytes(&self) -> u64 {
+        self.0.bytes
+    }
+
+    /// From the call to the end, in seconds.
+    #[getter]
+    fn seconds(&self) -> f64 {
+        self.0.elapsed.as_secs_f64()
+    }
+
+    /// Why not all of them were stored: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"``,
+    /// ``"pool"`` or ``"transfer"``; None where all were.
+    #[getter]
+    fn stopped(&self) -> Option<&'static str> {
+        self.0.stopped.as_ref().map(|stop| match stop {
+            StoreStop::Cancelled => "cancelled",
+            StoreStop::Deadline => "deadline",
+            StoreStop::Closed => "closed",
+            StoreStop::HostFull => "host_full",
+            StoreStop::Pool(_) => "pool",
+            StoreStop::Transfer(_) => "transfer",
+            _ => "other",
+        })
+    }
+
+    /// What the pool or the copy said, where one of them stopped it.
+    #[getter]
+    fn detail(&self) -> Option<String> {
+        match &self.0.stopped {
+            Some(StoreStop::Pool(error)) => Some(error.to_string()),
+            Some(StoreStop::Transfer(error)) => Some(error.to_string()),
+            _ => None,
+        }
+    }
+
+    fn __repr__(&self) -> String {
+        let StoreReport {
+            stored,
+            present,
+            dropped,
+            ..
+        } = self.0;
+        let stopped = self
+            .stopped()
+            .map_or("None".to_owned(), |stop| format!("{stop:?}"));
+        format!(
+            "StoreReport(stored={stored}, present={present}, dropped={dropped}, stopped={stopped})"
+        )
+    }
+}
+
+/// What a flush came to.
+#[pyclass(name = "FlushReport", module = "kvtile", frozen)]
+#[derive(Clone, Debug)]
+pub(crate) struct PyFlushReport(pub(crate) FlushReport);
+
+#[pymethods]
+impl PyFlushReport {
+    /// Blocks that were written by this call.
+    #[getter]
+    fn written(&self) -> usize {
+        self.0.written
+    }
+
+    /// Blocks that could not be written, or that the disk lost.
+    #[getter]
+    fn failed(&self) -> usize {
+        self.0.failed
+    }
+
+    /// Whether everything that is on disk is durable.
+    #[getter]
+    fn durable(&self) -> bool {
+        self.0.durable
+    }
+
+    fn __repr__(&self) -> String {
+        let FlushReport {
+            written,
+            failed,
+            durable,
+            ..
+        } = self.0;
+        let durable = if durable { "True" } else { "False" };
+        format!("FlushReport(written={written}, failed={failed}, durable={durable})")
+    }
+}
