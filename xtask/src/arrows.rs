@@ -30,7 +30,7 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ("kvtile-demo", &["kvtile"]),
     ("kvtile-bench", &["kvtile", "kvtile-blocks"]),
     ("kvtile-cli", &["kvtile", "kvtile-bench", "kvtile-demo"]),
-    ("kvtile-python", &["kvtile"]),
+    ("kvtile-python", &["kvtile", "kvtile-cli"]),
     ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
     ("xtask", &[]),
 ];

@@ -1,5 +1,7 @@
 //! The command line as a whole.
 
+use std::ffi::OsString;
+
 use clap::{Parser, Subcommand};
 
 use crate::{bench, cache, demo, doctor, error::CliError, inspect, layout, plan, replay};
@@ -67,10 +69,10 @@ enum Command {
 }
 
 impl Cli {
-    /// Does what was asked.
-    pub(crate) fn run(&self) -> Result<(), CliError> {
+    /// Does what was asked. `restart` is what starts the program in another process.
+    pub(crate) fn run(&self, restart: &[OsString]) -> Result<(), CliError> {
         match &self.command {
-            Command::Demo(args) => demo::run(args),
+            Command::Demo(args) => demo::run(args, restart),
             Command::DemoResume => demo::resume(),
             Command::Layout(args) => layout::run(args),
             Command::Plan(args) => plan::run(args),

@@ -33,6 +33,8 @@ use pyo3::prelude::*;
 /// The extension module of the package `kvtile`; import the package, not this.
 #[pymodule]
 mod _kvtile {
+    use std::ffi::OsString;
+
     use pyo3::prelude::*;
 
     #[pymodule_export]
@@ -58,6 +60,21 @@ mod _kvtile {
     #[pyfunction]
     fn close_all(py: Python<'_>) -> PyResult<()> {
         crate::cache::close_all(py)
+    }
+
+    /// Is the program kvtile, with these arguments after its name; returns the exit code.
+    #[pyfunction]
+    fn run_program(
+        py: Python<'_>,
+        arguments: Vec<OsString>,
+        restart: Vec<OsString>,
+    ) -> PyResult<u8> {
+        let name = OsString::from("kvtile");
+        let invocation = kvtile_cli::Invocation {
+            arguments: std::iter::once(name).chain(arguments).collect(),
+            restart,
+        };
+        crate::guard::call(py, || kvtile_cli::run(&invocation))
     }
 
     #[pymodule_init]

@@ -101,8 +101,8 @@ impl DemoArgs {
     }
 }
 
-/// Runs the demonstration.
-pub(crate) fn run(args: &DemoArgs) -> Result<(), CliError> {
+/// Runs the demonstration, whose second process `restart` starts.
+pub(crate) fn run(args: &DemoArgs, restart: &[OsString]) -> Result<(), CliError> {
     let settings = args.settings()?;
     let screen = Screen::of_stdout();
     if args.json {
@@ -113,8 +113,13 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), CliError> {
         output::print(&format!("{title}\n\n{process}\n"))?;
     }
     let interrupt = OnInterrupt::install();
-    let mut second = Command::new(std::env::current_exe()?);
-    second.arg("demo-resume");
+    let mut restart = restart.iter();
+    let mut second = Command::new(
+        restart
+            .next()
+            .map_or("kvtile".as_ref(), OsString::as_os_str),
+    );
+    second.args(restart).arg("demo-resume");
     let mut narrator = Narrator::new(screen, args.json);
     let mut unheard = None;
     let report = demonstration::run(&settings, second, &mut |event| {

@@ -1,0 +1,44 @@
+"""python -m kvtile is the program kvtile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import kvtile
+
+
+def program(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "kvtile", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_it_is_the_program() -> None:
+    assert program("--version").stdout == f"kvtile {kvtile.__version__}\n"
+    told = program("layout", "L|BH(kCN,vNC)", "--json")
+    assert told.returncode == 0 and json.loads(told.stdout)
+    assert program("plan", "L|KBNHC", "BHLKNC").returncode == 0
+
+
+def test_exit_codes_are_those_of_the_program() -> None:
+    refused = program("layout", "BLX")
+    assert refused.returncode == 2 and refused.stderr.startswith("error:")
+    assert program("no-such-command").returncode == 2
+    assert program().returncode == 2
+    assert program("--help").returncode == 0
+
+
+def test_the_script_of_that_name_is_the_same() -> None:
+    script = shutil.which("kvtile", path=Path(sys.executable).parent)
+    assert script is not None
+    told = subprocess.run([script, "--version"], capture_output=True, text=True, timeout=60, check=False)
+    assert told.stdout == f"kvtile {kvtile.__version__}\n"
+
+
+def test_a_command_starts_itself_in_a_second_process() -> None:
+    shown = program("demo", "--tiny", "--json")
+    assert shown.returncode == 0, shown.stderr
+    assert json.loads(shown.stdout)
