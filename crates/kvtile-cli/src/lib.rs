@@ -33,6 +33,8 @@ mod ranges;
 mod replay;
 mod shape_args;
 
+pub use plan::plan_picture;
+
 /// How the program was started.
 #[derive(Clone, Debug)]
 pub struct Invocation {

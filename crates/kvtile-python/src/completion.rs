@@ -105,7 +105,7 @@ impl Ending {
 ///
 /// Wait for it (``wait``), await it in a coroutine, or be called back (``add_done_callback``). Dropping
 /// it neither cancels what is under way nor loses it. Awaiting gives what ``wait`` gives.
-#[pyclass(name = "Completion", module = "kvtile", frozen)]
+#[pyclass(name = "Completion", module = "kvtile", frozen, generic)]
 pub(crate) struct PyCompletion {
     ending: Option<Ending>,
     /// What waits to be called back: their places in the list of those who wait.

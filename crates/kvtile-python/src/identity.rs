@@ -9,7 +9,7 @@ use kvtile::identity::{LogicalIdentity, Real, Rope, RopeParam};
 use kvtile::layout::LayoutError;
 use pyo3::{
     prelude::*,
-    types::{PyBool, PyDict, PyType},
+    types::{PyBool, PyDict},
 };
 
 use crate::{
@@ -75,16 +75,14 @@ impl PyIdentity {
     /// Raises:
     ///     IdentityError: a config that lacks something, or a model whose KV is more than keys and values
     ///         of full attention (latent, sliding-window, recurrent).
-    #[classmethod]
+    #[staticmethod]
     #[pyo3(signature = (config, *, page_size, **settings))]
     fn from_hf_config(
-        cls: &Bound<'_, PyType>,
         config: &Bound<'_, PyAny>,
         page_size: u64,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
-        let py = cls.py();
-        let helper = py.import("kvtile._hf")?.getattr("identity_of")?;
+        let helper = config.py().import("kvtile._hf")?.getattr("identity_of")?;
         Ok(helper.call((config, page_size), settings)?.unbind())
     }
 

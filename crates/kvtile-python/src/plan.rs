@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use crate::{
     error::{Failure, python},
     guard,
-    layout::PyLayout,
+    layout::{LayoutInner, PyLayout},
 };
 
 /// What copying blocks from one layout to another comes to: loops, and runs of contiguous bytes.
@@ -18,8 +18,25 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct PyPlan {
     plan: CopyPlan,
-    source: String,
-    destination: String,
+    blocks: usize,
+    source: Side,
+    destination: Side,
+}
+
+/// A layout as the plan knows it, without its tensors.
+#[derive(Debug)]
+struct Side {
+    word: String,
+    strided: StridedLayout,
+}
+
+impl Side {
+    fn of(layout: &LayoutInner) -> Side {
+        Side {
+            word: layout.word_text(),
+            strided: layout.strided().clone(),
+        }
+    }
 }
 
 /// Plans a copy of blocks, without a byte being moved. The layouts need no tensors.
@@ -51,11 +68,10 @@ pub(crate) fn plan(
     heads: Option<Range>,
 ) -> PyResult<PyPlan> {
     let (src, dst) = (src.get().shared()?, dst.get().shared()?);
-    let (source, destination) = (src.word_text(), dst.word_text());
     let layers = layers.map(Range::pair).transpose()?;
     let tokens = tokens.map(Range::pair).transpose()?;
     let heads = heads.map(Range::pair).transpose()?;
-    let plan = guard::run(py, || -> Result<CopyPlan, Failure> {
+    guard::run(py, || -> Result<PyPlan, Failure> {
         let (from, to) = (src.strided(), dst.strided());
         let common = from.shape().num_blocks().min(to.shape().num_blocks());
         let source = src_blocks.map_or_else(|| (0..common).collect(), ids);
@@ -63,12 +79,12 @@ pub(crate) fn plan(
         let mut selection = blocks(from, to, &source, &destination, tokens)?;
         selection.layers = layers;
         selection.heads = heads;
-        Ok(CopyPlan::new(from, to, &selection)?)
-    })?;
-    Ok(PyPlan {
-        plan,
-        source,
-        destination,
+        Ok(PyPlan {
+            plan: CopyPlan::new(from, to, &selection)?,
+            blocks: selection.pairs.len(),
+            source: Side::of(&src),
+            destination: Side::of(&dst),
+        })
     })
 }
 
@@ -125,12 +141,19 @@ impl PyPlan {
     }
 
     fn __repr__(&self) -> String {
+        let (from, to) = (&self.source.word, &self.destination.word);
         format!(
-            "<kvtile.Plan {} -> {}: {}>",
-            self.source,
-            self.destination,
+            "<kvtile.Plan {from} -> {to}: {}>",
             self.plan.to_string().trim_end()
         )
+    }
+
+    /// The picture that a notebook shows: both layouts, and a sample of the runs between them.
+    fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
+        guard::call(py, || {
+            let (from, to) = (&self.source.strided, &self.destination.strided);
+            kvtile_cli::plan_picture(from, to, (&self.plan, self.blocks))
+        })
     }
 
     fn __str__(&self) -> String {

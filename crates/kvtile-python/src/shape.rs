@@ -177,6 +177,29 @@ impl PyShape {
         shape.map(PyShape).map_err(|error| raise(py, error))
     }
 
+    /// The shape of a model's KV, or of the part that one rank holds, from its Hugging Face config.
+    ///
+    /// Args:
+    ///     config: a ``PretrainedConfig``, or the ``config.json`` as a dict.
+    ///     page_size: tokens a block.
+    ///     num_blocks: blocks; 1 unless said.
+    ///     dtype: of the KV; the config's dtype unless said.
+    ///     tp_rank, tp_size: which heads are held here, under tensor parallelism.
+    ///     layers: ``(start, stop)`` of the layers held here, under pipeline parallelism; all unless said.
+    ///
+    /// Raises:
+    ///     IdentityError: as for Identity.from_hf_config.
+    #[staticmethod]
+    #[pyo3(signature = (config, *, page_size, **settings))]
+    fn from_hf_config(
+        config: &Bound<'_, PyAny>,
+        page_size: u64,
+        settings: Option<&Bound<'_, PyDict>>,
+    ) -> PyResult<Py<PyAny>> {
+        let helper = config.py().import("kvtile._hf")?.getattr("shape_of")?;
+        Ok(helper.call((config, page_size), settings)?.unbind())
+    }
+
     /// Blocks.
     #[getter]
     fn num_blocks(&self) -> u64 {

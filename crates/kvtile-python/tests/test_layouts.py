@@ -97,3 +97,132 @@ def test_exceptions_are_a_small_hierarchy() -> None:
         assert issubclass(error, kvtile.KvtileError) and error.__module__ == "kvtile" and error.__doc__
     assert issubclass(kvtile.TensorError, ValueError) and issubclass(kvtile.DiskError, OSError)
     assert issubclass(kvtile.WaitTimeoutError, TimeoutError)
+
+
+LLAMA = {
+    "_name_or_path": "a/llama",
+    "_commit_hash": "0e9e39f",
+    "num_hidden_layers": 8,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "hidden_size": 1024,
+    "torch_dtype": "bfloat16",
+    "rope_theta": 500000.0,
+    "rope_scaling": {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+}
+
+
+class Config:
+    """A config as transformers has it: fields of an object."""
+
+    def __init__(self, **fields: object) -> None:
+        self.__dict__.update(fields)
+
+
+def test_identities_come_from_configs_of_hugging_face() -> None:
+    identity = kvtile.Identity.from_hf_config(LLAMA, page_size=16)
+    assert (identity.model, identity.revision, identity.page_size) == ("a/llama", "0e9e39f", 16)
+    assert identity == kvtile.Identity.from_hf_config(Config(**LLAMA), page_size=16)
+    nested = {"text_config": LLAMA, "_name_or_path": "a/llama", "_commit_hash": "0e9e39f"}
+    assert identity == kvtile.Identity.from_hf_config(nested, page_size=16)
+    newer = {key: value for key, value in LLAMA.items() if not key.startswith("rope")}
+    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "original_max_position_embeddings": 8192}
+    assert identity == kvtile.Identity.from_hf_config({**newer, "rope_parameters": rope}, page_size=16)
+    shape = kvtile.Shape.from_hf_config(LLAMA, page_size=16, num_blocks=7)
+    assert (shape.num_blocks, shape.num_layers, shape.num_heads) == (7, 8, 4)
+    assert shape.block_bytes == 8 * 2 * 16 * 4 * 64 * 2
+    by_hand = kvtile.Identity("a/llama", "0e9e39f", shape, rope=rope)
+    assert by_hand == identity and hash(by_hand) == hash(identity)
+    assert by_hand.fingerprint == identity.fingerprint and "a/llama" in repr(identity)
+    assert kvtile.Identity.from_json(identity.to_json()) == identity
+
+
+def test_whatever_decides_the_values_is_in_the_identity() -> None:
+    base = kvtile.Identity.from_hf_config(LLAMA, page_size=16)
+    assert base.difference(base) is None
+    for field, changed in {
+        "rope.base": {"rope_theta": 1e4},
+        "rope.params.factor": {"rope_scaling": {**LLAMA["rope_scaling"], "factor": 4.0}},
+        "revision": {"_commit_hash": "1"},
+        "model": {"_name_or_path": "b"},
+        "planes.k.codec": {"torch_dtype": "float16"},
+        "planes.k.C": {"head_dim": 32},
+        "shard.layers.count": {"num_hidden_layers": 9},
+    }.items():
+        other = kvtile.Identity.from_hf_config({**LLAMA, **changed}, page_size=16)
+        assert (base.difference(other) or "").startswith(field), (field, base.difference(other))
+        assert other != base and other.fingerprint != base.fingerprint
+    for settings in [{"dtype": "fp8_e4m3"}, {"tp_size": 2, "tp_rank": 1}, {"layers": (0, 4)}, {"extra": {"lora": "x"}}]:
+        assert kvtile.Identity.from_hf_config(LLAMA, page_size=16, **settings) != base
+    assert kvtile.Identity.from_hf_config(LLAMA, page_size=32) != base
+
+
+def test_ranks_hold_parts_of_the_model() -> None:
+    halves = [kvtile.Identity.from_hf_config(LLAMA, page_size=16, tp_rank=rank, tp_size=2) for rank in range(2)]
+    assert (halves[0].difference(halves[1]) or "").startswith("shard.heads.start")
+    replicas = [kvtile.Identity.from_hf_config(LLAMA, page_size=16, tp_rank=rank, tp_size=8) for rank in range(8)]
+    assert replicas[0] == replicas[1] != replicas[2] and len(set(replicas)) == 4
+    with pytest.raises(kvtile.IdentityError, match="rank 2 of 2"):
+        kvtile.Identity.from_hf_config(LLAMA, page_size=16, tp_rank=2, tp_size=2)
+    with pytest.raises(kvtile.IdentityError, match="rank 0 of 3"):
+        kvtile.Identity.from_hf_config(LLAMA, page_size=16, tp_size=3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"_commit_hash": None}, "revision="),
+        ({"_name_or_path": ""}, "model="),
+        ({"torch_dtype": None}, "dtype="),
+        ({"num_hidden_layers": None}, "num_hidden_layers"),
+        ({"rope_theta": None}, "rope_theta"),
+        ({"kv_lora_rank": 512}, "latent"),
+        ({"sliding_window": 4096}, "sliding window"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
+        ({"rope_scaling": {"full_attention": {"rope_theta": 1.0}}}, "several kinds"),
+    ],
+)
+def test_what_a_config_does_not_say_is_asked_for(changes: dict, message: str) -> None:
+    with pytest.raises(kvtile.IdentityError, match=message):
+        kvtile.Identity.from_hf_config({**LLAMA, **changes}, page_size=16)
+
+
+def test_keys_depend_on_everything_before_and_beside_the_tokens() -> None:
+    identity = kvtile.Identity.from_hf_config(LLAMA, page_size=4)
+    hasher = kvtile.TokenHasher(identity)
+    keys = hasher.keys(range(11))
+    assert len(keys) == 2 and hasher.page_size == 4
+    assert keys == hasher.keys(np.arange(11)) == hasher.keys(np.arange(11, dtype=np.int32)) == hasher.keys(list(range(8)))
+    assert hasher.keys(range(4, 8), parent=keys[0]) == keys[1:]
+    assert hasher.keys(range(4, 8)) != keys[1:]
+    others = [
+        kvtile.TokenHasher(identity, salt="tenant").keys(range(4)),
+        kvtile.TokenHasher(identity, profile="xxh3").keys(range(4)),
+        kvtile.TokenHasher(kvtile.Identity.from_hf_config(LLAMA, page_size=4, revision="2")).keys(range(4)),
+        hasher.keys(range(4), extra=[b"adapter"]),
+        hasher.keys(range(4), extra=[b"adap", b"ter"]),
+    ]
+    assert len({key for (key,) in [*others, keys[:1]]}) == 6
+    assert kvtile.TokenHasher(identity, page_size=2).keys(range(8)) != keys
+    for wrong in [{"profile": "md5"}, {"page_size": 0}]:
+        with pytest.raises(kvtile.RequestError):
+            kvtile.TokenHasher(identity, **wrong)
+    with pytest.raises(OverflowError):
+        hasher.keys([-1, 2, 3, 4])
+
+
+def test_sequences_grow_and_shrink() -> None:
+    hasher = kvtile.TokenHasher(kvtile.Identity.from_hf_config(LLAMA, page_size=4))
+    sequence = kvtile.TokenSequence(hasher, range(3))
+    assert sequence.keys == [] and sequence.extend([3, 4]) == hasher.keys(range(4))
+    assert len(sequence) == 5 and sequence.tokens == [0, 1, 2, 3, 4]
+    sequence.extend(np.arange(5, 12))
+    assert sequence.keys == hasher.keys(range(12)) and "3 full blocks" in repr(sequence)
+    sequence.truncate(5)
+    assert sequence.keys == hasher.keys(range(4))
+    sequence.mark(6, 8, b"an image")
+    sequence.extend(range(5, 8))
+    assert sequence.keys[0] == hasher.keys(range(4))[0] and sequence.keys[1] != hasher.keys(range(8))[1]
+    with pytest.raises(kvtile.RequestError, match="made already"):
+        sequence.mark(2, 3, b"late")
+    assert kvtile.TokenSequence(hasher, range(4), extra=[b"a"]).keys == hasher.keys(range(4), extra=[b"a"])

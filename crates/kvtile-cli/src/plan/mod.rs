@@ -6,7 +6,7 @@ mod select;
 use std::path::PathBuf;
 
 use clap::Args;
-use kvtile::layout::CopyPlan;
+use kvtile::layout::{CopyPlan, StridedLayout};
 
 use self::facts::PlanFacts;
 use crate::{
@@ -134,12 +134,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     };
     let nodes = (Node::of(&source), Node::of(&destination));
     if let Some(path) = &args.svg {
-        let drawing = draw::plan_svg(
-            &facts.source.side(&nodes.0).titled("Source"),
-            &facts.destination.side(&nodes.1).titled("Destination"),
-            (&facts.notes(), &samples),
-        );
-        files::write(path, &drawing)?;
+        files::write(path, &drawing(&facts, (&nodes.0, &nodes.1), &samples))?;
     }
     if args.json {
         return output::print_json(&facts.report());
@@ -149,4 +144,29 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
         text.push_str(&format!("\nThe picture is in {}.\n", path.display()));
     }
     output::print(&text)
+}
+
+/// A picture of a plan for `blocks` blocks as SVG: both layouts, and a sample of the runs between them.
+#[must_use]
+pub fn plan_picture(
+    source: &StridedLayout,
+    destination: &StridedLayout,
+    (plan, blocks): (&CopyPlan, usize),
+) -> String {
+    let facts = PlanFacts {
+        source: LayoutFacts::of(source, None),
+        destination: LayoutFacts::of(destination, None),
+        blocks,
+        plan,
+    };
+    let nodes = (Node::of(source), Node::of(destination));
+    drawing(&facts, (&nodes.0, &nodes.1), &draw::sample(plan))
+}
+
+fn drawing(facts: &PlanFacts<'_>, nodes: (&Node, &Node), samples: &[draw::Sample]) -> String {
+    draw::plan_svg(
+        &facts.source.side(nodes.0).titled("Source"),
+        &facts.destination.side(nodes.1).titled("Destination"),
+        (&facts.notes(), samples),
+    )
 }
