@@ -5,6 +5,32 @@ from typing import Any, Generic, Literal, Protocol, SupportsIndex, TypeAlias, Ty
 
 from typing_extensions import Buffer, Self
 
+__all__ = [
+    "Cache",
+    "Completion",
+    "Event",
+    "FlushReport",
+    "Identity",
+    "Layout",
+    "LoadReport",
+    "Match",
+    "Plan",
+    "Plane",
+    "Shape",
+    "Snapshot",
+    "StoreReport",
+    "Subscriber",
+    "TokenHasher",
+    "TokenSequence",
+    "TransferReport",
+    "__version__",
+    "close_all",
+    "copy_blocks",
+    "copy_blocks_async",
+    "plan",
+    "run_program",
+]
+
 __version__: str
 
 _Report = TypeVar("_Report", covariant=True)
@@ -266,7 +292,7 @@ class Completion(Generic[_Report]):
     def add_done_callback(self, callback: Callable[[Completion[_Report]], object]) -> None: ...
     def __await__(self, /) -> Generator[Any, None, _Report]: ...
     @classmethod
-    def __class_getitem__(cls, key: Any, /) -> Any: ...
+    def __class_getitem__(cls, key: Any) -> Any: ...
 
 @final
 class TransferReport:
