@@ -127,6 +127,8 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
     }
     let crash = step("disk_tier", "crash");
     crash.env("KVTILE_DISK_KILLS", kills).run()?;
+    let crash = step("cache", "crash");
+    crash.env("KVTILE_CACHE_KILLS", kills.div_ceil(10)).run()?;
     let simulation = step("disk_tier", "simulation");
     simulation.env("KVTILE_DISK_SEEDS", seeds).run()?;
     let simulation = step("cache", "simulation");

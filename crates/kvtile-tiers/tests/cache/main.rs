@@ -9,6 +9,7 @@
 
 mod bounds;
 mod common;
+mod crash;
 mod flow;
 mod refusals;
 mod simulation;

@@ -1,0 +1,149 @@
+//! A process with a whole cache is killed at random moments, again and again, in the same folder:
+//! while it stores, evicts, reads back and flushes on several threads. What a flush said to be durable
+//! is found, and every byte that comes back is what was stored.
+//!
+//! `KVTILE_CACHE_KILLS=n` kills so many times; `cargo x soak` does that.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    path::Path,
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use kvtile_blocks::events::Tier;
+use kvtile_testkit::disk::Numbers;
+use kvtile_tiers::cache::{Cache, CacheSettings, DiskWrites, LookupOptions};
+
+use super::common::{Engine, chain, engine_layout, number, with_disk};
+
+const KILLS: u64 = 20;
+/// Room for more than a test stores: nothing durable is evicted.
+const DISK: u64 = 256 << 20;
+const HOST_BLOCKS: u64 = 12;
+/// Blocks of the longest chain.
+const LENGTH_MAX: usize = 8;
+/// Where the process finds its folder, and the first chain that it may store.
+const FOLDER: &str = "KVTILE_CACHE_FOLDER";
+const FIRST: &str = "KVTILE_CACHE_FIRST";
+/// A process that nobody kills ends by itself.
+const SECONDS: u64 = 30;
+
+fn settings(folder: &Path, first: u64) -> CacheSettings {
+    let writes = if first.is_multiple_of(2) {
+        DiskWrites::OnEviction
+    } else {
+        DiskWrites::AtOnce
+    };
+    with_disk(HOST_BLOCKS, folder, DISK).disk_writes(writes)
+}
+
+#[test]
+fn a_killed_cache_loses_nothing_durable_and_serves_nothing_wrong() {
+    let kills = number("KVTILE_CACHE_KILLS").unwrap_or(KILLS);
+    let folder = tempfile::tempdir().unwrap();
+    let mut numbers = Numbers::new(0xcac4e);
+    let mut durable = BTreeMap::new();
+    let mut first = 0;
+    for kill in 0..kills {
+        let after = Duration::from_micros(numbers.below(120_000));
+        first = 1 + run_and_kill(folder.path(), first, after, &mut durable);
+        check(folder.path(), &durable, kill);
+    }
+    let blocks: usize = durable.values().sum();
+    println!("{kills} kills, {blocks} blocks said to be durable, {first} chains");
+    assert!(blocks > 0 || kills < 10, "nobody came to store anything");
+}
+
+/// The last chain that was begun. Adds what was said to be durable: chains with their lengths.
+fn run_and_kill(
+    folder: &Path,
+    first: u64,
+    after: Duration,
+    durable: &mut BTreeMap<u64, usize>,
+) -> u64 {
+    let mut process = Command::new(std::env::current_exe().unwrap());
+    process.args(["--exact", "crash::the_cache_that_is_killed"]);
+    process.env(FOLDER, folder).env(FIRST, first.to_string());
+    let mut process = process.stdout(Stdio::piped()).spawn().unwrap();
+    thread::sleep(after);
+    process.kill().unwrap();
+    let mut said = String::new();
+    let mut output = process.stdout.take().unwrap();
+    output.read_to_string(&mut said).unwrap();
+    process.wait().unwrap();
+    let mut last = first;
+    // A line that was cut by the kill has no end.
+    for line in said
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'))
+    {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words.as_slice() {
+            ["begun", chain] => last = chain.parse().unwrap(),
+            ["durable", chain, length] => {
+                durable.insert(chain.parse().unwrap(), length.parse().unwrap());
+            }
+            _ => {}
+        }
+    }
+    last
+}
+
+/// Everything that is durable comes back, and everything else that comes back is right.
+fn check(folder: &Path, durable: &BTreeMap<u64, usize>, kill: u64) {
+    let cache = Cache::open(settings(folder, 0), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let last = durable.keys().next_back().map_or(0, |last| last + 8);
+    for number in 0..last {
+        let keys = chain(number, LENGTH_MAX);
+        let found = cache.lookup(&keys, &LookupOptions::default()).blocks();
+        let promised = durable.get(&number).copied().unwrap_or(0);
+        assert!(
+            found >= promised,
+            "kill {kill}: chain {number} has {found} of {promised} blocks"
+        );
+        assert_eq!(engine.load(&keys, 0), found, "kill {kill}: chain {number}");
+    }
+    assert_eq!(cache.pool_stats(Tier::Disk).unwrap().open_claims, 0);
+    cache.check_integrity();
+}
+
+/// Not a test by itself: the process that is killed. It does nothing unless it is told where.
+#[test]
+fn the_cache_that_is_killed() {
+    let Ok(folder) = std::env::var(FOLDER) else {
+        return;
+    };
+    let mut next = number(FIRST).unwrap();
+    let cache = Cache::open(settings(folder.as_ref(), next), engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let mut numbers = Numbers::new(next);
+    let ends = Instant::now() + Duration::from_secs(SECONDS);
+    while Instant::now() < ends {
+        let mut stored = Vec::new();
+        for _ in 0..1 + numbers.index(4) {
+            say(&format!("begun {next}"));
+            let length = 1 + numbers.index(LENGTH_MAX);
+            engine.store(&chain(next, length), 0);
+            stored.push((next, length));
+            let earlier = numbers.below(next + 1);
+            engine.load(&chain(earlier, LENGTH_MAX), 20);
+            next += 1;
+        }
+        let flushed = cache.flush();
+        assert!(flushed.durable && flushed.failed == 0, "{flushed:?}");
+        for (chain, length) in stored {
+            say(&format!("durable {chain} {length}"));
+        }
+    }
+}
+
+/// Says something in one write, which outlives the process. Not by `println`, which is captured.
+fn say(what: &str) {
+    let line = format!("\n{what}\n");
+    std::io::stdout().write_all(line.as_bytes()).unwrap();
+    std::io::stdout().flush().unwrap();
+}
