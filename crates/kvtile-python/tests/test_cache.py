@@ -107,6 +107,25 @@ def test_matches_are_cut_and_released(engine: Engine, cache: kvtile.Cache) -> No
     assert cache.clear() == 3 and len(cache.lookup(keys)) == 0
 
 
+def test_blocks_may_come_from_and_go_to_other_layouts(engine: Engine, cache: kvtile.Cache) -> None:
+    keys = engine.hasher.keys(tokens(3 * PAGE))
+    small = shape(B=3)
+    source = np.random.default_rng(1).random((3, 2, 2, 4, 2, 8), "float32")
+    plain = kvtile.Layout("BLKNHC", shape=small, tensors=source)
+    assert cache.store(keys, range(3), layout=plain).wait(10).stored == 3
+    target = np.zeros((2, 2, 2, 3 * 4 + 1, 8), "float32")
+    growing = [half[:, :12] for layer in target for half in layer]  # with room for more tokens
+    heads_first = kvtile.Layout("LK|HBNC", shape=small, tensors=growing)
+    assert cache.load(cache.lookup(keys), range(3), layout=heads_first).wait(10).blocks == 3
+    wanted = source.transpose(1, 2, 4, 0, 3, 5).reshape(2, 2, 2, 12, 8)
+    assert (target[:, :, :, :12] == wanted).all() and not target[:, :, :, 12].any()
+    with pytest.raises(kvtile.RequestError, match="3"):
+        cache.load(cache.lookup(keys), [3], layout=heads_first)
+    other = kvtile.Layout("BLKNHC", shape=shape(B=3, C=4), tensors=np.zeros(384, "float32"))
+    with pytest.raises(kvtile.IdentityError, match="planes.k.C"):
+        cache.store(keys, [0], layout=other)
+
+
 def test_keys_of_an_engine_are_taken_as_they_are(engine: Engine, cache: kvtile.Cache) -> None:
     keys = [bytes([i]) * 32 for i in range(3)]
     cache.store(keys, [0, 1], first=1).wait(10)

@@ -20,8 +20,8 @@ pub enum TierError {
     /// What pools and events refuse.
     #[error(transparent)]
     Blocks(#[from] BlocksError),
-    /// The engine's blocks are not of the identity that was given.
-    #[error("the engine's layout is not of this identity: {difference}")]
+    /// The blocks of a layout are not of the identity that was given.
+    #[error("the layout is not of this identity: {difference}")]
     IdentityDiffers {
         /// The first part that differs.
         difference: Difference,
@@ -113,7 +113,7 @@ pub enum TierError {
         /// Blocks to store.
         blocks: usize,
     },
-    /// A block id that the engine's layout does not have.
+    /// A block id that the engine's layout, or another one that was given, does not have.
     #[error("engine block {block} is not one of its {blocks}")]
     EngineBlockOutOfRange {
         /// The id.

@@ -436,6 +436,7 @@ class Cache:
         *,
         priority: _Priority = "normal",
         within: float | None = None,
+        layout: Layout | None = None,
     ) -> Completion[LoadReport]: ...
     def store(
         self,
@@ -447,6 +448,7 @@ class Cache:
         priority: _Priority = "low",
         within: float | None = None,
         keep: int = 0,
+        layout: Layout | None = None,
     ) -> Completion[StoreReport]: ...
     def prefetch(self, keys: Sequence[bytes]) -> Completion[LoadReport]: ...
     def evict(self, tier: _Tier, blocks: int) -> int: ...

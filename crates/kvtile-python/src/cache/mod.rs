@@ -17,6 +17,7 @@ use kvtile::{
         pool::{OwnerId, TenantId},
     },
     tiers::cache::{Cache, LoadOptions, LookupOptions, Priority, StoreOptions},
+    transfer::LayoutHandle,
 };
 use pyo3::{prelude::*, pybacked::PyBackedBytes, types::PyDict};
 
@@ -79,8 +80,10 @@ impl PyCache {
         cache.ok_or_else(|| python::ClosedError::new_err("the cache is closed"))
     }
 
-    fn layouts(&self) -> Vec<Arc<LayoutInner>> {
-        self.layout.iter().map(Arc::clone).collect()
+    /// The engine's layout, and the other one where there is one.
+    fn layouts(&self, other: Option<&Bound<'_, PyLayout>>) -> PyResult<Vec<Arc<LayoutInner>>> {
+        let other = other.map(|layout| layout.get().shared()).transpose()?;
+        Ok(self.layout.iter().map(Arc::clone).chain(other).collect())
     }
 
     /// Calls the cache.
@@ -190,6 +193,7 @@ impl PyCache {
     ///     blocks: where its blocks go, ids of the engine's layout.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: seconds; parts that have not begun by then do not begin.
+    ///     layout: another layout to load into, of the same identity, instead of the engine's.
     ///
     /// Returns:
     ///     A Completion that ends with a LoadReport.
@@ -197,7 +201,8 @@ impl PyCache {
     /// Raises:
     ///     BusyError: no place in the queue: compute the blocks instead.
     ///     RequestError: more ids than blocks, ids that do not exist or come twice.
-    #[pyo3(signature = (found, blocks, *, priority="normal", within=None))]
+    #[pyo3(signature = (found, blocks, *, priority="normal", within=None, layout=None))]
+    #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn load(
         &self,
         py: Python<'_>,
@@ -205,14 +210,21 @@ impl PyCache {
         blocks: Vec<usize>,
         priority: &str,
         within: Option<f64>,
+        layout: Option<&Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
-        let options = LoadOptions {
+        let mut options = LoadOptions {
             priority: priority_of(priority)?,
             within: seconds(within)?,
+            layout: None,
         };
         let found = found.get().take()?;
-        let load = self.with(py, move |cache| cache.load(found, &blocks, &options))?;
-        Ok(PyCompletion::new(Ending::Load(load), self.layouts()))
+        let layouts = self.layouts(layout)?;
+        let other = layout.and_then(|_| layouts.last().map(Arc::clone));
+        let load = self.with(py, move |cache| -> Result<_, Failure> {
+            options.layout = handle_of(other)?;
+            Ok(cache.load(found, &blocks, &options)?)
+        })?;
+        Ok(PyCompletion::new(Ending::Load(load), layouts))
     }
 
     /// Starts storing blocks of the engine. Until the end they must keep what they hold.
@@ -225,6 +237,7 @@ impl PyCache {
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: seconds; if it has not begun by then, it does not begin.
     ///     keep: how much longer than others the blocks should be kept; each step doubles their worth.
+    ///     layout: another layout that has the blocks, of the same identity, instead of the engine's.
     ///
     /// Returns:
     ///     A Completion that ends with a StoreReport.
@@ -232,7 +245,9 @@ impl PyCache {
     /// Raises:
     ///     BusyError: no place in the queue: go on without storing them.
     ///     RequestError: fewer keys than blocks, ids that do not exist or come twice.
-    #[pyo3(signature = (keys, blocks, *, first=0, tenant=0, priority="low", within=None, keep=0))]
+    #[pyo3(signature = (
+        keys, blocks, *, first=0, tenant=0, priority="low", within=None, keep=0, layout=None
+    ))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn store(
         &self,
@@ -244,18 +259,23 @@ impl PyCache {
         priority: &str,
         within: Option<f64>,
         keep: i8,
+        layout: Option<&Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
-        let options = StoreOptions {
+        let mut options = StoreOptions {
             tenant: TenantId(tenant),
             priority: priority_of(priority)?,
             within: seconds(within)?,
             hints: hints(keep, 0),
+            layout: None,
         };
         let keys = keys_of(&keys);
-        let store = self.with(py, move |cache| {
-            cache.store(&keys, first, &blocks, &options)
+        let layouts = self.layouts(layout)?;
+        let other = layout.and_then(|_| layouts.last().map(Arc::clone));
+        let store = self.with(py, move |cache| -> Result<_, Failure> {
+            options.layout = handle_of(other)?;
+            Ok(cache.store(&keys, first, &blocks, &options)?)
         })?;
-        Ok(PyCompletion::new(Ending::Store(store), self.layouts()))
+        Ok(PyCompletion::new(Ending::Store(store), layouts))
     }
 
     /// Starts bringing the leading blocks of ``keys`` that are on disk to host memory.
@@ -268,7 +288,7 @@ impl PyCache {
     fn prefetch(&self, py: Python<'_>, keys: Vec<PyBackedBytes>) -> PyResult<PyCompletion> {
         let keys = keys_of(&keys);
         let load = self.with(py, |cache| cache.prefetch(&keys))?;
-        Ok(PyCompletion::new(Ending::Load(load), self.layouts()))
+        Ok(PyCompletion::new(Ending::Load(load), self.layouts(None)?))
     }
 
     /// Evicts up to ``blocks`` blocks of ``tier`` (``"host"`` or ``"disk"``), those least worth keeping
@@ -374,6 +394,10 @@ impl PyCache {
         let word = self.layout.as_ref().map(|layout| layout.word_text());
         format!("<kvtile.Cache for {}: {state}>", word.unwrap_or_default())
     }
+}
+
+fn handle_of(layout: Option<Arc<LayoutInner>>) -> Result<Option<LayoutHandle>, Failure> {
+    layout.map(|layout| layout.handle()).transpose()
 }
 
 fn hints(priority: i8, output_tokens: u32) -> Hints {

@@ -18,7 +18,7 @@ use kvtile_blocks::{
     events::Tier,
     pool::{AllocateRequest, Claim, PinnedBlocks, TenantId},
 };
-use kvtile_transfer::{LeaseMode, TransferError, TransferOptions};
+use kvtile_transfer::{LayoutHandle, LeaseMode, TransferError, TransferOptions};
 
 use super::{
     Clock, Completion, Inner, LoadOptions, LookupOptions, Match, Priority,
@@ -26,6 +26,7 @@ use super::{
     found::{self, Segment},
     host::ids,
     job::Job,
+    open::check_identity,
     stored::Stored,
 };
 use crate::{disk::Miss, error::TierError, metrics::MissReason};
@@ -110,7 +111,7 @@ pub(super) struct LoadPart {
     /// Index of its first block in the chain.
     position: usize,
     /// Where its blocks go; nothing for a prefetch.
-    destinations: Option<Vec<usize>>,
+    destinations: Option<(LayoutHandle, Vec<usize>)>,
 }
 
 /// Starts loading.
@@ -130,9 +131,9 @@ pub(super) fn start(
             blocks,
         });
     }
-    inner.check_engine_blocks(destinations)?;
+    let layout = inner.check_blocks(options.layout, destinations)?;
     let found = found.truncate(destinations.len());
-    begin(inner, found, Some(destinations), options)
+    begin(inner, found, Some((layout, destinations)), options)
 }
 
 /// Starts reading from disk to host memory.
@@ -143,7 +144,7 @@ pub(super) fn prefetch(
     let found = found::lookup(inner, keys, &LookupOptions::default());
     let options = LoadOptions {
         priority: Priority::Background,
-        within: None,
+        ..LoadOptions::default()
     };
     begin(inner, found, None, &options)
 }
@@ -151,7 +152,7 @@ pub(super) fn prefetch(
 fn begin(
     inner: &Arc<Inner>,
     mut found: Match,
-    destinations: Option<&[usize]>,
+    destinations: Option<(LayoutHandle, &[usize])>,
     options: &LoadOptions,
 ) -> Result<Completion<LoadReport>, TierError> {
     let wanted = found.blocks();
@@ -206,14 +207,15 @@ fn begin(
     let mut jobs = Vec::with_capacity(pieces.len());
     for ((first, position), segment) in pieces {
         let blocks = segment.blocks.len();
-        let there = destinations.and_then(|ids| ids.get(first..first + blocks));
+        let there = destinations
+            .and_then(|(layout, ids)| Some((layout, ids.get(first..first + blocks)?.to_vec())));
         jobs.push(Job::Load(LoadPart {
             load: Arc::clone(&load),
             segment: Some(segment),
             told: false,
             first,
             position,
-            destinations: there.map(<[usize]>::to_vec),
+            destinations: there,
         }));
     }
     if let Err(error) = inner.queue(options.priority, jobs) {
@@ -370,7 +372,7 @@ impl LoadPart {
             return Err(LoadStop::HostFull);
         };
         inner.read(disk, block, *spare)?;
-        let last = at + 1 == self.destinations.as_ref().map_or(0, Vec::len);
+        let last = at + 1 == self.destinations.as_ref().map_or(0, |(_, ids)| ids.len());
         self.copy(inner, &[*spare], at, last)?;
         self.load.count(|outcome| outcome.from_disk += 1);
         Ok(())
@@ -391,14 +393,14 @@ impl LoadPart {
     /// Copies host blocks to the destinations from `at` on. `last`: with them the part is whole,
     /// and its layers are told as they come.
     fn copy(&self, inner: &Inner, host: &[BlockId], at: usize, last: bool) -> Result<(), LoadStop> {
-        let Some(destinations) = &self.destinations else {
+        let Some((layout, destinations)) = &self.destinations else {
             return Ok(());
         };
         let there = destinations.get(at..at + host.len()).unwrap_or_default();
         let transfer = inner.manager.execute_transfer(
             inner.host.handle,
             &ids(host),
-            inner.engine,
+            *layout,
             there,
             TransferOptions::new(),
         );
@@ -445,21 +447,34 @@ struct Brought {
 }
 
 impl Inner {
-    /// Refuses ids that the engine does not have, and the same id twice.
-    pub(super) fn check_engine_blocks(&self, blocks: &[usize]) -> Result<(), TierError> {
+    /// The layout of a load or a store. Refuses one that is not of the cache's identity, ids that it
+    /// does not have, and the same id twice.
+    pub(super) fn check_blocks(
+        &self,
+        layout: Option<LayoutHandle>,
+        blocks: &[usize],
+    ) -> Result<LayoutHandle, TierError> {
+        let (handle, count) = match layout {
+            None => (self.engine, self.engine_blocks),
+            Some(handle) => {
+                let layout = self.manager.layout(handle)?;
+                check_identity(&self.settings, &layout)?;
+                (handle, layout.shape().num_blocks())
+            }
+        };
         let mut seen = HashSet::with_capacity(blocks.len());
         for &block in blocks {
-            if block as u64 >= self.engine_blocks {
+            if block as u64 >= count {
                 return Err(TierError::EngineBlockOutOfRange {
                     block,
-                    blocks: self.engine_blocks,
+                    blocks: count,
                 });
             }
             if !seen.insert(block) {
                 return Err(TierError::EngineBlockTwice { block });
             }
         }
-        Ok(())
+        Ok(handle)
     }
 
     /// Counts what arrived.

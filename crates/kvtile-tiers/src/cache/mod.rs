@@ -95,6 +95,9 @@ pub struct LoadOptions {
     pub priority: Priority,
     /// Parts that have not begun after this time do not begin.
     pub within: Option<Duration>,
+    /// Where the blocks go: another layout of the cache's transfer manager that holds the same, or the
+    /// engine's.
+    pub layout: Option<LayoutHandle>,
 }
 
 /// What is said of a store beside its blocks.
@@ -108,6 +111,9 @@ pub struct StoreOptions {
     pub within: Option<Duration>,
     /// What the caller knows of the blocks.
     pub hints: Hints,
+    /// Where the blocks are: another layout of the cache's transfer manager that holds the same, or
+    /// the engine's.
+    pub layout: Option<LayoutHandle>,
 }
 
 impl Default for StoreOptions {
@@ -117,6 +123,7 @@ impl Default for StoreOptions {
             priority: Priority::Low,
             within: None,
             hints: Hints::default(),
+            layout: None,
         }
     }
 }
@@ -279,8 +286,9 @@ impl Cache {
     /// leading ones as there are ids. It returns at once.
     ///
     /// # Errors
-    /// More destinations than blocks; an id that the engine's layout does not have, or twice; a
-    /// full queue ([`TierError::Busy`]): compute the blocks instead.
+    /// More destinations than blocks; an id that the layout does not have, or twice; another layout
+    /// than the engine's that is not registered with the manager or not of the cache's identity; a full
+    /// queue ([`TierError::Busy`]): compute the blocks instead.
     pub fn load(
         &self,
         found: Match,
@@ -296,8 +304,8 @@ impl Cache {
     /// meanwhile is refused).
     ///
     /// # Errors
-    /// Fewer keys than blocks; an id that the engine's layout does not have, or twice; a full
-    /// queue ([`TierError::Busy`]): go on without storing them.
+    /// Fewer keys than blocks; an id that the layout does not have, or twice; another layout than the
+    /// engine's that is not registered with the manager or not of the cache's identity; a full queue ([`TierError::Busy`]): go on without storing them.
     pub fn store(
         &self,
         keys: &[BlockKey],

@@ -176,8 +176,11 @@ impl Inner {
     }
 }
 
-/// Refuses an engine whose blocks are not what the identity says.
-fn check_identity(settings: &CacheSettings, engine: &PhysicalLayout) -> Result<(), TierError> {
+/// Refuses a layout whose blocks are not what the identity says.
+pub(super) fn check_identity(
+    settings: &CacheSettings,
+    engine: &PhysicalLayout,
+) -> Result<(), TierError> {
     let identity = &settings.identity;
     if let Some(difference) = identity.difference_to_shape(engine.shape())? {
         return Err(TierError::IdentityDiffers { difference });

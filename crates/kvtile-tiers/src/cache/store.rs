@@ -7,7 +7,7 @@ use kvtile_blocks::{
     events::Tier,
     pool::{AllocateRequest, Claim, MutableBlocks},
 };
-use kvtile_transfer::{TransferError, TransferOptions};
+use kvtile_transfer::{LayoutHandle, TransferError, TransferOptions};
 
 use super::{
     Completion, DiskWrites, Inner, Priority, StoreOptions, completion::Shared, demote::WriteJob,
@@ -59,7 +59,9 @@ pub(super) struct StoreJob {
     parent: Option<BlockKey>,
     /// How many blocks stand before the first one in the chain.
     position: usize,
-    /// Where they are in the engine.
+    /// The layout that they are in.
+    layout: LayoutHandle,
+    /// Where they are in it.
     sources: Vec<usize>,
     /// Blocks that were there when the store was asked for.
     present: usize,
@@ -83,7 +85,7 @@ pub(super) fn start(
             blocks: blocks.len(),
         });
     };
-    inner.check_engine_blocks(blocks)?;
+    let layout = inner.check_blocks(options.layout, blocks)?;
     let shared = Shared::new(0, 0);
     let completion = Completion::new(Arc::clone(&shared));
     let present = inner.host.pool.peek(chain);
@@ -93,6 +95,7 @@ pub(super) fn start(
         keys: chain.get(present..).unwrap_or_default().to_vec(),
         parent: position.checked_sub(1).and_then(|at| keys.get(at)).copied(),
         position,
+        layout,
         sources: blocks.get(present..).unwrap_or_default().to_vec(),
         present,
         options: *options,
@@ -192,7 +195,7 @@ impl StoreJob {
         let keys = self.keys.get(range.clone()).unwrap_or_default();
         let sources = self.sources.get(range.clone()).unwrap_or_default();
         let transfer = inner.manager.execute_transfer(
-            inner.engine,
+            self.layout,
             sources,
             inner.host.handle,
             &ids(room.ids()),

@@ -3,12 +3,14 @@
 use std::time::Duration;
 
 use kvtile_blocks::events::{Mirror, Tier};
+use kvtile_layout::{Shape, Unit, Word};
 use kvtile_tiers::{
     cache::{Cache, DiskWrites, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop},
     metrics::{MissReason, MoveStats},
 };
+use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout};
 
-use super::common::{Engine, chain, engine_layout, settings, with_disk};
+use super::common::{Engine, chain, engine_layout, settings, shape, with_disk};
 
 const DISK: u64 = 4 << 20;
 
@@ -225,6 +227,75 @@ fn layers_can_be_waited_for_one_by_one() {
     assert!(load.wait_layer(3).is_err(), "there is no fourth layer");
     assert_eq!(load.wait().blocks, 6);
     assert!(engine.holds(&keys[5], 25));
+}
+
+/// A layout of the same identity, in another order and with other blocks than the engine's.
+fn another_layout(cache: &Cache, blocks: u64) -> LayoutHandle {
+    let word: Word = "BLKNHC".parse().unwrap();
+    let layout = PhysicalLayout::builder().with_shape(shape(blocks), 1);
+    let layout = layout.layout(word).allocate_system().build().unwrap();
+    cache.manager().register(layout).unwrap()
+}
+
+#[test]
+fn blocks_may_come_from_and_go_to_another_layout_than_the_engines() {
+    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let (manager, keys) = (cache.manager(), chain(1, 6));
+    let other = another_layout(&cache, 6);
+    let pattern = FillPattern::Distinct { seed: 4 };
+    manager.fill(other, &[0, 1, 2, 3, 4, 5], pattern).unwrap();
+    let options = StoreOptions {
+        layout: Some(other),
+        ..StoreOptions::default()
+    };
+    let stored = cache.store(&keys, 0, &[0, 1, 2, 3, 4, 5], &options);
+    assert_eq!(stored.unwrap().wait().stored, 6);
+
+    let digest = |layout, block| manager.block_digest(layout, block).unwrap();
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let blocks: Vec<usize> = (20..26).collect();
+    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    assert_eq!(load.wait().blocks, 6);
+    assert!((0..6).all(|block| digest(other, block) == digest(cache.engine(), block + 20)));
+
+    let third = another_layout(&cache, 2);
+    let into = LoadOptions {
+        layout: Some(third),
+        ..LoadOptions::default()
+    };
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    assert_eq!(cache.load(found, &[1, 0], &into).unwrap().wait().blocks, 2);
+    assert_eq!(digest(third, 0), digest(other, 1));
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let refused = cache.load(found, &[2], &into).unwrap_err();
+    assert!(refused.to_string().contains("block 2 is not one of its 2"));
+}
+
+#[test]
+fn a_layout_of_another_identity_is_refused() {
+    let cache = Cache::open(settings(16), engine_layout()).unwrap();
+    let manager = cache.manager();
+    let unit = Unit::new("f32", 4, 1).unwrap();
+    let wider = Shape::key_value(4, 3, 4, 2, 16, &unit).unwrap();
+    let layout = PhysicalLayout::builder().with_shape(wider, 1);
+    let layout = layout.layout("BLKNHC".parse::<Word>().unwrap());
+    let handle = manager.register(layout.allocate_system().build().unwrap());
+    let options = StoreOptions {
+        layout: Some(handle.unwrap()),
+        ..StoreOptions::default()
+    };
+    let refused = cache.store(&chain(1, 1), 0, &[0], &options).unwrap_err();
+    assert!(
+        refused.to_string().contains("planes.k.C differs"),
+        "{refused}"
+    );
+    let gone = another_layout(&cache, 2);
+    drop(manager.unregister(gone).unwrap());
+    let options = StoreOptions {
+        layout: Some(gone),
+        ..options
+    };
+    assert!(cache.store(&chain(1, 1), 0, &[0], &options).is_err());
 }
 
 #[test]
