@@ -39,7 +39,7 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Watch a real model continue from KV that another process saved in another layout
+    /// Watch a real model find the KV of a prefix in memory and, after a restart, on disk
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
     /// The second process of the demonstration

@@ -59,27 +59,30 @@ fn runs(cache: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn any_layout_on_disk_gives_equal_tokens() {
+fn any_layout_of_stored_blocks_gives_equal_tokens() {
     let cache = tempfile::tempdir().unwrap();
     for (word, more) in [
-        ("BHLKNC", &[][..]),
-        ("L|KBNHC", &["--page-size", "24"]),
+        ("BHLKNC", &["--page-size", "24"][..]),
         ("BLNHN4KC", &["--threads", "1"]),
         (
-            "L|BH(kNCN16C2,vCNC16N2)",
+            "BLH(kNCN16C2,vCNC16N2)",
             &["--page-size", "32", "--tokens", "3"],
         ),
-        ("KLBNHC", &["--page-size", "7"]),
+        ("BKLNHC", &["--page-size", "7"]),
     ] {
         let args = [&["--tiny", "--store-layout", word], more].concat();
         let out = shown(cache.path(), &args);
         assert!(out.starts_with("kvtile demo: "), "{out}");
         assert!(out.contains("tokens equal: yes"), "{out}");
         assert!(
-            out.contains(&format!("blocks into a file in {word}")),
+            out.contains(&format!("blocks into host memory in {word}")),
             "{out}"
         );
-        assert!(out.contains("blocks into L|BH(kCN,vNC)"), "{out}");
+        assert!(
+            out.contains("blocks from host memory into L|BKNHC"),
+            "{out}"
+        );
+        assert!(out.contains("blocks from disk into L|BH(kCN,vNC)"), "{out}");
         assert!(out.contains("refused: rope.base is 500000.0"), "{out}");
         assert!(
             out.contains("tiny Llama with random weights (no real model)"),
@@ -95,8 +98,14 @@ fn any_layout_on_disk_gives_equal_tokens() {
 #[test]
 fn a_layout_that_is_none_or_does_not_fit_is_a_request_that_makes_no_sense() {
     let cache = tempfile::tempdir().unwrap();
-    // Not a word; a word that lacks an axis; a modulus that does not divide the page.
-    for (word, problem) in [("BH(", ""), ("BHLKN", "C"), ("BLKHCN5N", "N")] {
+    // Not a word; a word that lacks an axis; a modulus that does not divide the page; blocks in
+    // pieces.
+    for (word, problem) in [
+        ("BH(", ""),
+        ("BHLKN", "C"),
+        ("BLKHCN5N", "N"),
+        ("L|KBNHC", "--store-layout"),
+    ] {
         let output = run(cache.path(), &["--tiny", "--store-layout", word]);
         assert_eq!(output.status.code(), Some(2), "{word}");
         let error = text(&output.stderr);
@@ -108,6 +117,7 @@ fn a_layout_that_is_none_or_does_not_fit_is_a_request_that_makes_no_sense() {
     }
     for args in [
         &["--page-size", "0"][..],
+        &["--tiny", "--page-size", "9999"],
         &["--tokens", "0"],
         &["--model", "x", "--tiny"],
     ] {
@@ -129,7 +139,7 @@ fn a_model_file_of_the_user_is_taken_as_it_is() {
     assert_eq!(report["first"]["model"]["tiny"], false);
     let name = report["second"]["model"]["name"].as_str().unwrap();
     assert!(name.ends_with("seed 9"), "{name}");
-    assert_eq!(report["comparison"]["tokens_equal"], true);
+    assert_eq!(report["tokens_equal"], true);
     fs::write(&model, "GGUF, but nothing else").unwrap();
     let output = run(cache.path(), &["--model", model.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
@@ -150,47 +160,74 @@ fn json_has_every_figure_and_nothing_else_on_standard_output() {
     assert_ne!(first["process_id"], second["process_id"]);
     assert_eq!(first["model"]["tiny"], true);
     assert_eq!(first["model"]["sha256"], second["model"]["sha256"]);
-    assert_eq!(first["prefill"]["layout"], "L|BKNHC");
-    assert_eq!(first["save"]["layout"], "BHLKNC");
-    assert_eq!(second["restore"]["layout"], "L|BH(kCN,vNC)");
-    assert_eq!(second["computed_tokens"], 1);
-    assert_eq!(first["answer"]["tokens"], second["answer"]["tokens"]);
-    assert_eq!(first["answer"]["tokens"].as_array().unwrap().len(), 9);
-    let comparison = &report["comparison"];
-    assert_eq!(comparison["tokens_equal"], true);
-    assert_eq!(comparison["tokens_compared"], 9);
-    assert_eq!(comparison["saved_bytes"], first["prompt"]["bytes"]);
-    assert_eq!(comparison["restored_bytes"], first["prompt"]["bytes"]);
-    for field in ["cold_seconds", "warm_seconds", "ratio"] {
-        assert!(comparison[field].as_f64().unwrap() > 0.0, "{field}");
+    assert_eq!(first["open"]["layout"], "BHLKNC");
+    assert_eq!(first["open"]["found_blocks"], 0);
+    assert_eq!(second["open"]["found_blocks"], first["flushed"]["blocks"]);
+    assert_eq!(report["tokens_equal"], true);
+    assert_eq!(report["tokens_compared"], 18);
+    let requests = report["requests"].as_array().unwrap();
+    let prompt = &first["prompt"];
+    let all = serde_json::json!({
+        "blocks": prompt["prefix_blocks"],
+        "tokens": prompt["prefix_tokens"],
+    });
+    let nothing = serde_json::json!({ "blocks": 0, "tokens": 0 });
+    for (request, (process, from, layout)) in requests.iter().zip([
+        (first, "recomputed", "L|BKNHC"),
+        (first, "host", "L|BKNHC"),
+        (second, "disk", "L|BH(kCN,vNC)"),
+    ]) {
+        assert_eq!(request["process_id"], process["process_id"]);
+        let prefix = &request["prefix"];
+        for source in ["recomputed", "host", "disk"] {
+            let expected = if source == from { &all } else { &nothing };
+            assert_eq!(&prefix[source], expected, "{source} of {request}");
+        }
+        assert_eq!(prefix["layout"], layout);
+        assert_eq!(prefix["bytes"], prompt["prefix_bytes"]);
+        let tokens = |answer: &Value| answer["tokens"].as_array().unwrap().len();
+        assert_eq!(tokens(&request["answer"]), 9);
+        assert_eq!(
+            request["answer"]["tokens"],
+            request["recompute"]["answer"]["tokens"]
+        );
+        assert_eq!(request["first_difference"], Value::Null);
+        let seconds = |value: &Value| value.as_f64().filter(|seconds| *seconds > 0.0).unwrap();
+        let saved = seconds(&request["recompute"]["prefix_seconds"]) - seconds(&prefix["seconds"]);
+        assert!((request["saved_seconds"].as_f64().unwrap() - saved).abs() < 1e-9);
+        let ratio = seconds(&request["recompute"]["first_token_seconds"])
+            / seconds(&request["first_token_seconds"]);
+        assert!((seconds(&request["first_token_ratio"]) - ratio).abs() < 1e-6);
     }
-    for field in ["save_gb_per_second", "restore_gb_per_second"] {
-        assert!(comparison[field].as_f64().unwrap() > 0.0, "{field}");
-    }
+    let compared = requests.iter().map(|request| &request["tokens_compared"]);
+    assert_eq!(compared.collect::<Vec<_>>(), [0, 9, 9]);
     assert_eq!(report["refusal"]["field"], "rope.base");
     assert_eq!(report["kept"], Value::Null);
 }
 
 /// Pitfall 36: no checksum on stored data.
 #[test]
-fn a_kept_file_can_be_looked_at_and_continued_until_a_byte_of_it_flips() {
+fn a_kept_folder_can_be_looked_at_and_continued_until_a_byte_of_it_flips() {
     let cache = tempfile::tempdir().unwrap();
     let output = run(cache.path(), &["--tiny", "--keep", "--json"]);
     let report = json(&output.stdout);
-    let folder = PathBuf::from(report["kept"].as_str().unwrap());
-    let file = PathBuf::from(report["first"]["save"]["file"].as_str().unwrap());
+    let kept = PathBuf::from(report["kept"].as_str().unwrap());
+    let folder = PathBuf::from(report["first"]["open"]["folder"].as_str().unwrap());
     let program = |args: &[&OsStr], input: Stdio| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_kvtile"));
         command.args(args).stdin(input).output().unwrap()
     };
     let again = || {
-        let request = fs::File::open(folder.join("resume.json")).unwrap();
+        let request = fs::File::open(kept.join("resume.json")).unwrap();
         program(&[OsStr::new("demo-resume")], request.into())
     };
-    let inspect = || program(&[OsStr::new("inspect"), file.as_os_str()], Stdio::null());
-    assert!(inspect().status.success());
+    let verify = || {
+        let args = ["cache", "verify"].map(OsStr::new);
+        program(&[args[0], args[1], folder.as_os_str()], Stdio::null())
+    };
+    assert!(verify().status.success());
     let resumed = again();
-    assert!(resumed.status.success());
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
     let done = json(
         resumed
             .stdout
@@ -200,26 +237,71 @@ fn a_kept_file_can_be_looked_at_and_continued_until_a_byte_of_it_flips() {
             .unwrap(),
     );
     assert_eq!(
-        done["done"]["answer"]["tokens"],
-        report["first"]["answer"]["tokens"]
+        done["done"]["request"]["answer"]["tokens"],
+        report["requests"][2]["answer"]["tokens"]
     );
 
-    let mut bytes = fs::read(&file).unwrap();
-    let middle = bytes.len() / 2;
-    *bytes.get_mut(middle).unwrap() ^= 0x10;
-    fs::write(&file, bytes).unwrap();
+    let slots = folder.join("slots");
+    let mut bytes = fs::read(&slots).unwrap();
+    let at = bytes.iter().position(|byte| *byte != 0).unwrap() + 4000;
+    *bytes.get_mut(at).unwrap() ^= 0x10;
+    fs::write(&slots, bytes).unwrap();
+    assert_eq!(verify().status.code(), Some(1));
     let resumed = again();
     assert_eq!(resumed.status.code(), Some(1));
     let error = text(&resumed.stderr);
-    assert!(
-        error.contains("1 of 364 blocks are damaged and were not used"),
-        "{error}"
-    );
+    assert!(error.contains("a block on disk is damaged"), "{error}");
     assert!(
         !text(&resumed.stdout).contains("\"said\""),
         "nothing of it is used"
     );
-    assert_eq!(inspect().status.code(), Some(1));
+}
+
+/// The page stands alone: nothing is run and nothing is fetched by it.
+#[test]
+fn the_page_shows_what_the_terminal_shows() {
+    let cache = tempfile::tempdir().unwrap();
+    let path = cache.path().join("page.html");
+    let out = shown(
+        cache.path(),
+        &["--tiny", "--tokens", "4", "--html", path.to_str().unwrap()],
+    );
+    let page = fs::read_to_string(&path).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.ends_with("</html>\n"));
+    for foreign in ["<script", "http://", "https://", "url(", "@import"] {
+        assert!(!page.contains(foreign), "{foreign}");
+    }
+    // Every figure of the table in the terminal is in the table of the page.
+    let names = [
+        "from disk",
+        "time for the prefix",
+        "recomputing it took",
+        "saved",
+        "equal tokens",
+    ];
+    for name in names {
+        let start = format!("  {name} ");
+        let line = out.lines().find(|line| line.starts_with(&start)).unwrap();
+        let cells = line.strip_prefix(&start).unwrap();
+        let cells = cells
+            .split("  ")
+            .map(str::trim)
+            .filter(|cell| !cell.is_empty());
+        let row = page
+            .split("<tr")
+            .find(|row| row.contains(&format!(">{name}<")))
+            .unwrap();
+        for cell in cells {
+            assert!(
+                row.contains(&format!("<td>{cell}</td>")),
+                "{name}: {cell} in {row}"
+            );
+        }
+    }
+    assert_eq!(page.matches("<blockquote>").count(), 3);
+    // Both ways for two requests, one for the first; each bar in two parts.
+    assert_eq!(page.matches("<rect").count(), 10);
+    assert!(page.contains("<code>rope.base</code> is 500000.0"));
 }
 
 #[test]
@@ -287,7 +369,8 @@ fn a_second_process_that_dies_is_a_failure_and_leaves_nothing() {
     let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
     let heading = lines.find_map(|line| {
         let line = line.unwrap();
-        let id = line.strip_suffix(", started now; it is given the model and the file")?;
+        let id =
+            line.strip_suffix(", started now; it is given the model, the folder and a prompt")?;
         Some(id.strip_prefix("process ").unwrap().parse().unwrap())
     });
     signal("-KILL", heading.unwrap());
@@ -309,7 +392,7 @@ fn a_second_process_that_dies_is_a_failure_and_leaves_nothing() {
 }
 
 #[test]
-fn the_real_model_answers_from_the_file() {
+fn the_real_model_answers_from_the_folder() {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("models");
     let output = run(&cache, &["--json", "--tokens", "16"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
@@ -318,8 +401,8 @@ fn the_real_model_answers_from_the_file() {
         eprintln!("skipped, the real model cannot be had: {reason}");
         return;
     }
-    assert_eq!(report["comparison"]["tokens_equal"], true);
-    let answer = report["second"]["answer"]["text"].as_str().unwrap();
+    assert_eq!(report["tokens_equal"], true);
+    let answer = report["requests"][2]["answer"]["text"].as_str().unwrap();
     assert!(answer.contains("Marmalade"), "{answer}");
     assert_eq!(report["refusal"]["stored"], "100000.0");
     assert!(runs(&cache).is_empty());

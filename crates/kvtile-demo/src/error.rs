@@ -3,7 +3,10 @@
 
 use std::path::PathBuf;
 
+use kvtile::blocks::{BlocksError, events::Tier};
 use kvtile::layout::LayoutError;
+use kvtile::tiers::TierError;
+use kvtile::tiers::cache::{LoadStop, StoreStop};
 use kvtile::transfer::TransferError;
 
 /// Everything that this crate refuses or fails at.
@@ -284,26 +287,74 @@ pub enum DemoError {
     /// A layout, a word or an identity was refused.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// Blocks, a transfer or a saved cache were refused or failed.
+    /// Blocks or a transfer were refused or failed.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// Blocks of a saved cache are not what was saved.
-    #[error("{damaged} of {blocks} blocks are damaged and were not used; the first: {first}")]
-    BlocksDamaged {
-        /// How many.
-        damaged: usize,
-        /// Blocks that were to be loaded.
-        blocks: usize,
-        /// What is wrong with the first of them.
-        first: TransferError,
+    /// The cache was refused or failed.
+    #[error(transparent)]
+    Tier(#[from] TierError),
+    /// Keys of blocks were refused.
+    #[error(transparent)]
+    Blocks(#[from] BlocksError),
+    /// The requests share less than one block.
+    #[error(
+        "the requests share {tokens} tokens, and a block has {page_size}: nothing can be shared; \
+         give smaller pages"
+    )]
+    PrefixTooShort {
+        /// Leading tokens that all prompts share.
+        tokens: usize,
+        /// Tokens of a block.
+        page_size: usize,
     },
-    /// A saved cache is of another text.
-    #[error("the saved cache is of other tokens: digest {found:?}, the prompt's is {expected:?}")]
-    PromptDiffers {
-        /// Digest of the prompt's tokens, hexadecimal.
-        expected: String,
-        /// The digest in the file; empty where there is none.
-        found: String,
+    /// The cache does not offer the prefix of a request in the tier where it must be.
+    #[error(
+        "request {number}: {found} of the {expected} blocks of its prefix are in the {} tier, and \
+         {elsewhere} elsewhere",
+        tier.name()
+    )]
+    PrefixElsewhere {
+        /// The request.
+        number: usize,
+        /// Where the prefix must be.
+        tier: Tier,
+        /// Blocks of the prefix.
+        expected: usize,
+        /// Blocks that the lookup found there.
+        found: usize,
+        /// Blocks that it found in other tiers.
+        elsewhere: usize,
+    },
+    /// Blocks that the cache offered did not come. They were not used.
+    #[error("request {number}: {loaded} of {wanted} blocks of its prefix came from the cache: {}",
+        stop_reason(stopped.as_ref()))]
+    PrefixLost {
+        /// The request.
+        number: usize,
+        /// Blocks that came.
+        loaded: usize,
+        /// Blocks that were offered.
+        wanted: usize,
+        /// Why the others did not.
+        stopped: Option<LoadStop>,
+    },
+    /// The cache did not take the blocks of a request.
+    #[error("request {number}: {dropped} blocks were not stored ({stopped:?})")]
+    NotStored {
+        /// The request.
+        number: usize,
+        /// Blocks that were not stored.
+        dropped: usize,
+        /// Why.
+        stopped: Option<StoreStop>,
+    },
+    /// Not everything in host memory came to the disk.
+    #[error("{failed} blocks could not be written to {}, or are not durable", folder.display())]
+    NotFlushed {
+        /// Blocks that are not on disk.
+        failed: usize,
+        /// The folder.
+        folder: PathBuf,
     },
     /// Two processes did not understand each other.
     #[error("the two processes of the demonstration lost each other: {0}")]
@@ -316,22 +367,24 @@ pub enum DemoError {
         /// What it said.
         message: String,
     },
-    /// The second process continued differently.
+    /// A request was answered differently with a prefix from the cache.
     #[error(
-        "token {index} of the answer differs: {first:?} in the first process, {second:?} in the \
-         second; this is a defect of kvtile"
+        "request {request}: token {index} of the answer is {cached:?} with the prefix from the \
+         cache, and {recomputed:?} from an empty sequence; this is a defect of kvtile"
     )]
     TokensDiffer {
+        /// The request.
+        request: usize,
         /// Index in the answer.
         index: usize,
-        /// The first process's token.
-        first: Option<u32>,
-        /// The second process's token.
-        second: Option<u32>,
+        /// The token with the prefix from the cache.
+        cached: Option<u32>,
+        /// The token of the run from an empty sequence.
+        recomputed: Option<u32>,
     },
-    /// A file was served to another model.
+    /// A folder was opened for another model.
     #[error(
-        "the file was not refused to a model of RoPE base {rope_base}; this is a defect of kvtile"
+        "the folder was not refused to a model of RoPE base {rope_base}; this is a defect of kvtile"
     )]
     NotRefused {
         /// The base of the model that asked.
@@ -344,4 +397,18 @@ impl DemoError {
     pub(crate) fn exchange(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Exchange(error.into())
     }
+}
+
+/// Why blocks that were offered did not come.
+fn stop_reason(stop: Option<&LoadStop>) -> String {
+    let text = match stop {
+        Some(LoadStop::Transfer(error)) => return error.to_string(),
+        Some(LoadStop::Pool(error)) => return error.to_string(),
+        Some(LoadStop::Lost) => "a block on disk is damaged or cannot be read, and was not used",
+        Some(LoadStop::Evicted) => "a block was evicted before it was read",
+        Some(LoadStop::HostFull) => "host memory is full",
+        Some(LoadStop::Closed) => "the cache was closed",
+        _ => "the load ended early",
+    };
+    text.to_owned()
 }

@@ -6,8 +6,8 @@
 //! forward pass ([`llama`]) and a seeded miniature for machines without network
 //! ([`tiny`]). What the engine does not hold is the KV cache: that belongs to the
 //! caller, and the model reaches it through [`kv::KvView`]. The demonstration itself
-//! ([`demonstration`]) keeps it in kvtile blocks, saves it, and continues in another
-//! process and another layout.
+//! ([`demonstration`]) keeps it in kvtile blocks behind a cache, and finds it again in memory
+//! and, after a restart, on disk, in another layout.
 //!
 //! Nothing here reads the environment.
 //!

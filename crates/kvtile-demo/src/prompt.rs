@@ -3,10 +3,15 @@
 /// A handbook of about 1,300 tokens, written for this demonstration.
 pub const HANDBOOK: &str = include_str!("../assets/handbook.txt");
 
-/// A question whose answer stands near the end of [`HANDBOOK`].
-pub const QUESTION: &str = "What is the name of the cat on the station?";
+/// What is asked about [`HANDBOOK`], one question a request. The answer to the last one stands
+/// near its end.
+pub const QUESTIONS: [&str; 3] = [
+    "How many steps does the tower have?",
+    "When does the supply boat come?",
+    "What is the name of the cat on the station?",
+];
 
 /// Handbook and question as one message of a user.
-pub fn message() -> String {
-    format!("{HANDBOOK}\n\n{QUESTION}")
+pub fn message(question: &str) -> String {
+    format!("{HANDBOOK}\n\n{question}")
 }

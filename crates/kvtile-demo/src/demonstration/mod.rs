@@ -1,14 +1,16 @@
-//! The demonstration: a model answers from KV that another process saved in another
-//! layout.
+//! The demonstration: a model answers three requests that share a long prefix, and a cache keeps
+//! the prefix for it: in memory, and over a restart of the process, in another layout.
 //!
 //! ```text
 //! first process                                 second process
 //!   load the model                                load the model anew
-//!   prefill a long prompt    L|BKNHC              open the file: identity, checksums
-//!   answer                                        restore  L|BH(kCN,vNC)
-//!   save to a file           any word             compute the last prompt token, continue
-//!                    \______ file ______/
-//!   compare token by token; show that another RoPE base is refused
+//!   request 1: prefix computed  L|BKNHC           open the cache on the folder
+//!     store in host memory      BHLKNC            request 3: prefix from disk
+//!   request 2: prefix from host memory               restored  L|BH(kCN,vNC)
+//!   flush to disk, close the cache                   compute the rest, answer
+//!                       \______ folder ______/
+//!   compare each answer with a run from an empty sequence, token by token;
+//!   show that the folder is refused to another RoPE base
 //! ```
 //!
 //! Keys and values live in kvtile blocks from the first token on. Each step is told
@@ -17,6 +19,7 @@
 //! process is started is the caller's business: it gives a command whose process
 //! calls [`serve`] on its standard input and output.
 
+mod engine;
 mod event;
 mod first;
 mod folder;
@@ -24,6 +27,7 @@ mod generate;
 mod model;
 mod process;
 mod report;
+mod request;
 mod second;
 mod settings;
 mod store;
@@ -34,25 +38,26 @@ pub use event::Event;
 pub use first::FirstProcess;
 pub use process::serve;
 pub use report::{
-    AllocateReport, AnswerReport, Comparison, DemoReport, FirstReport, ModelReport, OpenReport,
-    PrefillReport, PromptReport, Refusal, RestoreReport, ResumeReport, SaveReport,
+    AllocateReport, AnswerReport, DemoReport, FirstReport, FlushedReport, ModelReport, OpenReport,
+    Part, PrefixReport, PromptReport, RecomputeReport, Refusal, RequestReport, ResumeReport,
+    SecondReport, ServedReport, StoredReport,
 };
 pub use second::resume;
-pub use settings::{ModelFile, ModelSource, ResumeRequest, Settings};
+pub use settings::{ModelFile, ModelSource, ResumeRequest, Settings, StoreSettings};
 pub use store::{BlockKv, ENGINE_ORDER, RESUMED_ORDER};
 
 use crate::DemoError;
 
-/// Runs the demonstration: both processes, the comparison and the refusal.
+/// Runs the demonstration: both processes, the comparisons and the refusal.
 ///
 /// `second` starts a process that calls [`serve`]; its standard streams are taken. It is
 /// ended when this call fails.
 ///
 /// # Errors
-/// Whatever made a step fail. [`DemoError::TokensDiffer`] when the second process
-/// continued differently, [`DemoError::NotRefused`] when the file was not refused
-/// under another RoPE base. The run's folder is gone afterwards unless it was to be
-/// kept.
+/// Whatever made a step fail. [`DemoError::TokensDiffer`] when a request was answered
+/// differently with its prefix from the cache, [`DemoError::NotRefused`] when the folder was
+/// not refused under another RoPE base. The run's folder is gone afterwards unless it was to
+/// be kept.
 pub fn run(
     settings: &Settings,
     second: Command,

@@ -9,22 +9,18 @@ use crate::DemoError;
 use crate::fetch::{Fetcher, SMOLLM2_135M_INSTRUCT, Stage};
 use crate::gguf::Gguf;
 use crate::llama::Llama;
+use crate::tiny;
 use crate::tokenizer::Tokenizer;
-use crate::{prompt, tiny};
 
 /// Seed of the miniature's weights: one whose greedy answer does not end in a loop at
 /// once, so that comparing it means something.
 const TINY_SEED: u64 = 35;
 
-/// Notes under this key hold the digest of the tokens that a cache is of.
-pub(super) const PROMPT_NOTE: &str = "prompt_tokens_blake3";
-
-/// A model with its tokenizer and the prompt in its tokens.
+/// A model with its tokenizer.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) llama: Llama,
     pub(super) tokenizer: Tokenizer,
-    pub(super) prompt: Vec<u32>,
     pub(super) report: ModelReport,
 }
 
@@ -78,7 +74,7 @@ pub(super) fn find(
 }
 
 impl Loaded {
-    /// Reads the weights and the tokenizer, and tokenises the prompt.
+    /// Reads the weights and the tokenizer.
     pub(super) fn read(file: &ModelFile, threads: NonZeroUsize) -> Result<Self, DemoError> {
         let started = Instant::now();
         let bytes = match file {
@@ -90,7 +86,6 @@ impl Loaded {
         let llama = Llama::from_gguf(&bytes, threads)?;
         let seconds = started.elapsed().as_secs_f64();
         let tokenizer = Tokenizer::from_gguf(&Gguf::parse(&bytes)?)?;
-        let prompt = tokenizer.encode_chat(None, &prompt::message())?;
         let facts = llama.facts();
         let report = ModelReport {
             title: title(&facts.name, &facts.weights_sha256),
@@ -108,18 +103,13 @@ impl Loaded {
         Ok(Self {
             llama,
             tokenizer,
-            prompt,
             report,
         })
     }
 
-    /// The digest of the prompt's tokens.
-    pub(super) fn prompt_digest(&self) -> String {
-        let mut hasher = blake3::Hasher::new_derive_key("kvtile demo prompt tokens 1");
-        for token in &self.prompt {
-            hasher.update(&token.to_le_bytes());
-        }
-        hasher.finalize().to_hex().to_string()
+    /// A message of a user in tokens, with what the model needs around it.
+    pub(super) fn tokens(&self, message: &str) -> Result<Vec<u32>, DemoError> {
+        self.tokenizer.encode_chat(None, message)
     }
 }
 

@@ -31,27 +31,29 @@ pub struct ModelReport {
     pub seconds: f64,
 }
 
-/// The prompt and the blocks that it takes.
+/// The prompts of the requests, and the prefix that all of them share.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PromptReport {
-    /// Tokens.
-    pub tokens: usize,
+    /// Tokens of each prompt.
+    pub tokens: Vec<usize>,
     /// Tokens of a block.
     pub page_size: usize,
-    /// Blocks that hold them, the last one possibly in part.
-    pub blocks: usize,
+    /// Full blocks of the shared prefix.
+    pub prefix_blocks: usize,
+    /// Their tokens.
+    pub prefix_tokens: usize,
     /// Bytes of a block.
     pub block_bytes: u64,
-    /// Bytes of all of them.
-    pub bytes: u64,
+    /// Bytes of the blocks of the shared prefix.
+    pub prefix_bytes: u64,
 }
 
-/// Allocated blocks.
+/// Allocated blocks of an engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllocateReport {
     /// Their order.
     pub layout: String,
-    /// Blocks, for the prompt and the answer.
+    /// Blocks, for the prompts and the answers.
     pub blocks: usize,
     /// Bytes of memory.
     pub bytes: u64,
@@ -59,17 +61,76 @@ pub struct AllocateReport {
     pub seconds: f64,
 }
 
-/// A computed prompt.
+/// An opened cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct PrefillReport {
-    /// The order of the blocks.
+pub struct OpenReport {
+    /// The folder of its disk tier.
+    pub folder: PathBuf,
+    /// The order of stored blocks, in host memory and on disk.
     pub layout: String,
-    /// Tokens computed.
-    pub tokens: usize,
-    /// Bytes of keys and values that they left in the blocks.
-    pub bytes: u64,
-    /// From the first token of the prompt to the first token of the answer.
+    /// Fingerprint of the identity that the folder and the model share.
+    pub fingerprint: String,
+    /// Blocks that host memory holds.
+    pub host_blocks: u64,
+    /// Blocks that the disk holds.
+    pub disk_blocks: u64,
+    /// Blocks that were on disk already.
+    pub found_blocks: u64,
+    /// Opening it: host memory, the folder's manifest and records.
     pub seconds: f64,
+}
+
+/// Blocks and their tokens.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Full blocks.
+    pub blocks: usize,
+    /// Tokens in them.
+    pub tokens: usize,
+}
+
+impl Part {
+    /// So many full blocks.
+    pub(super) fn of(blocks: usize, page_size: usize) -> Self {
+        Self {
+            blocks,
+            tokens: blocks * page_size,
+        }
+    }
+}
+
+/// The prefix of a request in the engine's blocks, and where it came from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PrefixReport {
+    /// The order of the engine's blocks.
+    pub layout: String,
+    /// What was in no tier and was computed.
+    pub recomputed: Part,
+    /// What came from host memory.
+    pub host: Part,
+    /// What was read from disk, each block compared with its checksum.
+    pub disk: Part,
+    /// Bytes of keys and values of all of it.
+    pub bytes: u64,
+    /// From the arrival of the request to the moment when all of it was there: hashing the
+    /// tokens, the lookup, and loading or computing.
+    pub seconds: f64,
+}
+
+impl PrefixReport {
+    /// All of the prefix.
+    pub fn all(&self) -> Part {
+        let parts = [self.recomputed, self.host, self.disk];
+        Part {
+            blocks: parts.iter().map(|part| part.blocks).sum(),
+            tokens: parts.iter().map(|part| part.tokens).sum(),
+        }
+    }
+
+    /// Bytes a second at which it came; `None` where any of it was computed.
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        (self.recomputed.blocks == 0).then(|| self.bytes as f64 / self.seconds.max(1e-9))
+    }
 }
 
 /// An answer.
@@ -85,77 +146,83 @@ pub struct AnswerReport {
     pub seconds: f64,
 }
 
-/// A saved cache.
+/// An answered request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct SaveReport {
-    /// The file.
-    pub file: PathBuf,
-    /// Its size in bytes.
-    pub file_bytes: u64,
-    /// The order of the blocks in it.
-    pub layout: String,
-    /// Blocks.
-    pub blocks: usize,
-    /// Tokens that are valid.
-    pub tokens: usize,
-    /// Bytes of keys and values.
-    pub bytes: u64,
-    /// Reordering and writing.
-    pub copy_seconds: f64,
-    /// All of it: reordering, writing, checksums, and waiting for the disk.
-    pub seconds: f64,
-}
-
-/// An opened cache.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct OpenReport {
-    /// Blocks in the file.
-    pub blocks: usize,
-    /// Valid tokens in the file.
-    pub tokens: usize,
-    /// The order of the blocks in it.
-    pub layout: String,
-    /// Fingerprint of the identity that file and model share.
-    pub fingerprint: String,
-    /// Opening, and checking header, checksum table, identity and prompt.
-    pub seconds: f64,
-}
-
-/// Restored blocks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct RestoreReport {
-    /// The order of the blocks in memory.
-    pub layout: String,
-    /// Blocks whose checksum held.
-    pub blocks: usize,
-    /// Bytes of keys and values.
-    pub bytes: u64,
-    /// Reading, comparing checksums, reordering.
-    pub seconds: f64,
-}
-
-/// What the second process did.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct ResumeReport {
-    /// Its process id.
+pub struct ServedReport {
+    /// Its number, from 1 on.
+    pub number: usize,
+    /// The process that answered it.
     pub process_id: u32,
-    /// The model that it loaded.
-    pub model: ModelReport,
-    /// Its blocks.
-    pub allocate: AllocateReport,
-    /// The cache that it opened.
-    pub open: OpenReport,
-    /// The blocks that it restored.
-    pub restore: RestoreReport,
-    /// Prompt tokens that it computed: the last one, whose logits are not stored.
-    pub computed_tokens: usize,
-    /// From opening the file to the first token of the answer.
+    /// What was asked.
+    pub question: String,
+    /// Tokens of its prompt.
+    pub prompt_tokens: usize,
+    /// Its prefix.
+    pub prefix: PrefixReport,
+    /// Tokens of the prompt behind the prefix, which were computed.
+    pub rest_tokens: usize,
+    /// From the arrival of the request to the first token of the answer.
     pub first_token_seconds: f64,
     /// The answer.
     pub answer: AnswerReport,
 }
 
-/// What the first process did before the second one started.
+/// The same request computed from an empty sequence, without the cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RecomputeReport {
+    /// Computing the tokens of the prefix.
+    pub prefix_seconds: f64,
+    /// From the first token of the prompt to the first token of the answer.
+    pub first_token_seconds: f64,
+    /// The answer.
+    pub answer: AnswerReport,
+}
+
+/// A request beside its run from an empty sequence. The first request is that run itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RequestReport {
+    /// What was done.
+    #[serde(flatten)]
+    pub served: ServedReport,
+    /// What it took without the cache, measured in this run.
+    pub recompute: RecomputeReport,
+    /// Seconds that the cache saved: recomputing the prefix, less what getting it took.
+    pub saved_seconds: f64,
+    /// How many times faster the first token of the answer came.
+    pub first_token_ratio: f64,
+    /// Tokens of the answers that were compared; none for the first request.
+    pub tokens_compared: usize,
+    /// The first token that differs.
+    pub first_difference: Option<usize>,
+}
+
+/// Blocks that went from the engine to the cache.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoredReport {
+    /// The order that they have there.
+    pub layout: String,
+    /// Blocks that were copied.
+    pub blocks: usize,
+    /// Blocks that were there already.
+    pub present: usize,
+    /// Bytes of keys and values that were copied.
+    pub bytes: u64,
+    /// From the call to the end.
+    pub seconds: f64,
+}
+
+/// Blocks that went from host memory to disk before the first process ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FlushedReport {
+    /// Blocks that were written.
+    pub blocks: usize,
+    /// Bytes of keys and values.
+    pub bytes: u64,
+    /// Writing, checksums, and waiting until the disk has them.
+    pub seconds: f64,
+}
+
+/// What the first process did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstReport {
     /// Its process id.
@@ -164,51 +231,48 @@ pub struct FirstReport {
     pub tiny_instead: Option<String>,
     /// The model.
     pub model: ModelReport,
-    /// The prompt.
+    /// The prompts.
     pub prompt: PromptReport,
-    /// The blocks for it and the answer.
+    /// The engine's blocks.
     pub allocate: AllocateReport,
-    /// Its computation.
-    pub prefill: PrefillReport,
-    /// The answer: the run that never left memory.
-    pub answer: AnswerReport,
-    /// The file.
-    pub save: SaveReport,
+    /// The cache, empty.
+    pub open: OpenReport,
+    /// What was stored after each request.
+    pub stored: [StoredReport; 2],
+    /// What was brought to the disk in the end.
+    pub flushed: FlushedReport,
 }
 
-/// Both processes compared.
+/// What the second process did.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Comparison {
-    /// Time to first token with prefill.
-    pub cold_seconds: f64,
-    /// Time to first token from the file.
-    pub warm_seconds: f64,
-    /// How many times faster the second one is.
-    pub ratio: f64,
-    /// Bytes of keys and values that went to the file.
-    pub saved_bytes: u64,
-    /// Speed of saving, 10^9 bytes a second.
-    pub save_gb_per_second: f64,
-    /// Bytes of keys and values that came back.
-    pub restored_bytes: u64,
-    /// Speed of restoring, 10^9 bytes a second.
-    pub restore_gb_per_second: f64,
-    /// Tokens that were compared.
-    pub tokens_compared: usize,
-    /// Whether all of them are equal.
-    pub tokens_equal: bool,
-    /// The first that differs.
-    pub first_difference: Option<usize>,
+pub struct SecondReport {
+    /// Its process id.
+    pub process_id: u32,
+    /// The model that it loaded.
+    pub model: ModelReport,
+    /// The engine's blocks.
+    pub allocate: AllocateReport,
+    /// The cache, as the first process left it.
+    pub open: OpenReport,
 }
 
-/// The refusal of the file to another model.
+/// What the second process reports: itself, and the request that it answered.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ResumeReport {
+    /// The process.
+    pub second: SecondReport,
+    /// The request.
+    pub request: ServedReport,
+}
+
+/// The refusal of the folder to another model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Refusal {
     /// The field that differs.
     pub field: String,
     /// Its value in the model that asked.
     pub asked: String,
-    /// Its value in the file.
+    /// Its value in the folder.
     pub stored: String,
     /// The message.
     pub message: String,
@@ -217,12 +281,16 @@ pub struct Refusal {
 /// Everything.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DemoReport {
-    /// The process that prefilled and saved.
+    /// The process before the restart.
     pub first: FirstReport,
-    /// The process that restored and continued.
-    pub second: ResumeReport,
-    /// Both compared.
-    pub comparison: Comparison,
+    /// The process after it.
+    pub second: SecondReport,
+    /// The requests: two before the restart, one after it.
+    pub requests: [RequestReport; 3],
+    /// Tokens that were compared, of all requests.
+    pub tokens_compared: usize,
+    /// Whether all of them are equal.
+    pub tokens_equal: bool,
     /// The refusal.
     pub refusal: Refusal,
     /// The folder with the files of the run, where they were to be kept.

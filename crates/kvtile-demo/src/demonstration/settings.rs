@@ -23,7 +23,7 @@ pub enum ModelSource {
 pub struct Settings {
     /// Where the model comes from.
     pub model: ModelSource,
-    /// The order of the blocks in the file.
+    /// The order of the blocks in host memory and on disk; a block has to be one piece in it.
     pub store_layout: Word,
     /// Tokens of a block.
     pub page_size: NonZeroUsize,
@@ -47,15 +47,35 @@ pub enum ModelFile {
     Tiny,
 }
 
-/// What the second process is told: no token, no key and no value.
+/// The store of both processes: host memory of each, and the folder that outlives them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreSettings {
+    /// The folder of the disk tier.
+    pub folder: PathBuf,
+    /// The order of stored blocks.
+    pub layout: Word,
+    /// Tokens of a block.
+    pub page_size: NonZeroUsize,
+    /// Blocks that host memory holds, and the disk as well.
+    pub blocks: NonZeroUsize,
+}
+
+/// What the second process is told: no key and no value, and the prompt as text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResumeRequest {
     /// The model, to load anew.
     pub model: ModelFile,
-    /// The saved cache.
-    pub file: PathBuf,
-    /// Tokens of a block.
-    pub page_size: NonZeroUsize,
+    /// Where the blocks are.
+    pub store: StoreSettings,
+    /// The number of the request.
+    pub number: usize,
+    /// Its question.
+    pub question: String,
+    /// Its whole prompt.
+    pub prompt: String,
+    /// Leading blocks that it shares with requests before it, all of which are to come from
+    /// disk.
+    pub prefix_blocks: usize,
     /// Tokens to answer.
     pub answer_tokens: NonZeroUsize,
     /// Threads that the model computes on.

@@ -1,4 +1,4 @@
-//! Keys and values in kvtile blocks: what the engine computes on.
+//! Keys and values in kvtile blocks: what the engine computes on. It knows nothing of the cache.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -52,22 +52,6 @@ impl BlockKv {
             shape,
             order,
         })
-    }
-
-    /// Clears all slots of `block` from `slot` on, so that nothing stands there but
-    /// what was asked for. Only in token-major order.
-    pub(super) fn clear_from(&mut self, block: usize, slot: usize) -> Result<(), DemoError> {
-        let (page_size, width) = (self.shape.page_size, self.shape.token_values());
-        for layer in 0..self.shape.layers {
-            let part = self.part_mut(layer, block)?;
-            for plane in part.chunks_exact_mut(page_size * width) {
-                plane
-                    .iter_mut()
-                    .skip(slot * width)
-                    .for_each(|value| *value = 0.0);
-            }
-        }
-        Ok(())
     }
 
     fn check(&self, layer: usize, block: usize) -> Result<(u64, u64), DemoError> {
@@ -130,28 +114,25 @@ pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdent
     Ok(identity.with_extra("weights", "dequantised to f32")?)
 }
 
-/// All blocks of a process: allocated, their pages mapped, as an engine's are before the
+/// The blocks of an engine: allocated, their pages mapped, as an engine's are before the
 /// first request comes.
-pub(super) struct Pool {
-    pub(super) manager: TransferManager,
-    pub(super) handle: LayoutHandle,
+pub(super) struct EngineBlocks {
+    pub(super) layout: PhysicalLayout,
     pub(super) kv_shape: KvShape,
     pub(super) identity: LogicalIdentity,
+    pub(super) order: KvOrder,
     pub(super) report: AllocateReport,
-    order: KvOrder,
 }
 
-impl Pool {
-    /// Blocks for `tokens` tokens of `page_size` each.
+impl EngineBlocks {
+    /// So many blocks of `page_size` tokens.
     pub(super) fn allocate(
         llama: &Llama,
-        (tokens, page_size): (usize, usize),
+        (blocks, page_size): (usize, usize),
         order: KvOrder,
     ) -> Result<Self, DemoError> {
         let started = Instant::now();
-        let kv_shape = llama
-            .config()
-            .kv_shape(tokens.div_ceil(page_size), page_size);
+        let kv_shape = llama.config().kv_shape(blocks, page_size);
         let shape = shape(kv_shape)?;
         let identity = identity(llama.facts(), &shape)?;
         let word = Word::parse(order.word()).map_err(LayoutError::from)?;
@@ -171,8 +152,6 @@ impl Pool {
             .layout(word)
             .over_memory(Arc::new(memory))
             .build()?;
-        let manager = TransferManager::new();
-        let handle = manager.register(layout)?;
         let report = AllocateReport {
             layout: order.word().to_owned(),
             blocks: kv_shape.num_blocks,
@@ -180,19 +159,11 @@ impl Pool {
             seconds: started.elapsed().as_secs_f64(),
         };
         Ok(Self {
-            manager,
-            handle,
+            layout,
             kv_shape,
             identity,
-            report,
             order,
+            report,
         })
-    }
-
-    /// The blocks as the model wants them, all of them leased.
-    pub(super) fn kv(&self) -> Result<BlockKv, DemoError> {
-        let blocks: Vec<usize> = (0..self.kv_shape.num_blocks).collect();
-        let order = (self.kv_shape, self.order);
-        BlockKv::lease(&self.manager, self.handle, &blocks, order)
     }
 }

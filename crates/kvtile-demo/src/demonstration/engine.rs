@@ -1,0 +1,201 @@
+//! An engine in little: its blocks, and the cache that they come from and go to. What is
+//! computed on them it does not know.
+
+use std::path::Path;
+use std::time::Instant;
+
+use kvtile::blocks::BlockKey;
+use kvtile::blocks::events::Tier;
+use kvtile::blocks::key::{BlockHasher, ExtraKeys, KeySettings};
+use kvtile::blocks::sequence::TokenSequence;
+use kvtile::tiers::cache::{
+    Cache, CacheSettings, LoadOptions, LoadReport, LookupOptions, StoreOptions,
+};
+
+use super::store::{BlockKv, EngineBlocks};
+use super::{FlushedReport, OpenReport, StoreSettings, StoredReport};
+use crate::DemoError;
+use crate::kv::{KvOrder, KvShape};
+
+/// What host memory and the slots of the disk are aligned to, bytes.
+pub(super) const SLOT_ALIGNMENT: u64 = 4096;
+/// Bytes of the disk tier beside its slots: manifest, records and lock have room in them.
+const FOLDER_BYTES: u64 = 1 << 20;
+
+/// The blocks of a process behind its cache.
+pub(super) struct Engine {
+    cache: Cache,
+    hasher: BlockHasher,
+    stored_layout: String,
+    block_bytes: u64,
+    pub(super) kv_shape: KvShape,
+    pub(super) order: KvOrder,
+}
+
+impl Engine {
+    /// Opens the cache for these blocks. No rate of computing is given to it: what it has is
+    /// to be loaded, so that both can be measured.
+    ///
+    /// # Errors
+    /// A folder of another model, layout or page size, or one that is in use; an order in which a
+    /// block is not one piece.
+    pub(super) fn open(
+        blocks: EngineBlocks,
+        store: &StoreSettings,
+    ) -> Result<(Self, OpenReport), DemoError> {
+        let started = Instant::now();
+        let EngineBlocks {
+            layout,
+            kv_shape,
+            identity,
+            order,
+            ..
+        } = blocks;
+        let block_bytes = layout.shape().block_bytes()?;
+        let fingerprint = identity.fingerprint();
+        let keys = KeySettings {
+            page_size: kv_shape.page_size,
+            ..KeySettings::default()
+        };
+        let hasher = BlockHasher::new(&keys, fingerprint.as_bytes())?;
+        let slot = block_bytes.next_multiple_of(SLOT_ALIGNMENT);
+        let kept = store.blocks.get() as u64;
+        // The disk keeps one slot in 64 erased.
+        let slots = kept + kept / 32 + 2;
+        let settings = CacheSettings::new(identity)
+            .host_bytes(kept.saturating_mul(slot))
+            .disk(&store.folder, slots.saturating_mul(slot) + FOLDER_BYTES)
+            .storage_word(store.layout.clone());
+        let cache = Cache::open(settings, layout)?;
+        let stats = cache.stats();
+        let count = |tier| stats.capacity.get(&tier).copied().unwrap_or_default();
+        let report = OpenReport {
+            folder: store.folder.clone(),
+            layout: store.layout.to_string(),
+            fingerprint: fingerprint.to_string(),
+            host_blocks: count(Tier::Host),
+            disk_blocks: count(Tier::Disk),
+            found_blocks: stats.present.get(&Tier::Disk).copied().unwrap_or_default(),
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        let engine = Self {
+            cache,
+            hasher,
+            stored_layout: report.layout.clone(),
+            block_bytes,
+            kv_shape,
+            order,
+        };
+        Ok((engine, report))
+    }
+
+    /// Bytes of a block.
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.block_bytes
+    }
+
+    /// The keys of the full blocks of `tokens`.
+    pub(super) fn keys(&self, tokens: &[u32]) -> Result<TokenSequence, DemoError> {
+        let mut sequence = TokenSequence::new(self.hasher.clone(), ExtraKeys::NONE)?;
+        sequence.reserve(tokens.len());
+        sequence.extend(tokens);
+        Ok(sequence)
+    }
+
+    /// Loads the longest prefix of `keys` that any tier has, into the first of `blocks`. They
+    /// must not be leased.
+    ///
+    /// # Errors
+    /// [`DemoError::PrefixElsewhere`] unless it has `expected` blocks in `tier` and nothing
+    /// else; [`DemoError::PrefixLost`] where they do not come.
+    pub(super) fn load(
+        &self,
+        number: usize,
+        keys: &[BlockKey],
+        (expected, tier): (usize, Tier),
+        blocks: &[usize],
+    ) -> Result<LoadReport, DemoError> {
+        let found = self.cache.lookup(keys, &LookupOptions::default());
+        let (all, there) = (found.blocks(), found.blocks_in(tier));
+        if all != expected || there != expected {
+            return Err(DemoError::PrefixElsewhere {
+                number,
+                tier,
+                expected,
+                found: there,
+                elsewhere: all - there,
+            });
+        }
+        let into = blocks.get(..expected).unwrap_or(blocks);
+        let load = self.cache.load(found, into, &LoadOptions::default())?;
+        let report = load.wait();
+        if report.blocks != expected {
+            return Err(DemoError::PrefixLost {
+                number,
+                loaded: report.blocks,
+                wanted: expected,
+                stopped: report.stopped,
+            });
+        }
+        Ok(report)
+    }
+
+    /// Stores the blocks of `keys`, which are the first of `blocks`. They must not be leased.
+    ///
+    /// # Errors
+    /// [`DemoError::NotStored`] where one of them was not taken.
+    pub(super) fn store(
+        &self,
+        number: usize,
+        keys: &[BlockKey],
+        blocks: &[usize],
+    ) -> Result<StoredReport, DemoError> {
+        let started = Instant::now();
+        let blocks = blocks.get(..keys.len()).unwrap_or(blocks);
+        let store = self
+            .cache
+            .store(keys, 0, blocks, &StoreOptions::default())?;
+        let report = store.wait();
+        if report.dropped > 0 || report.stopped.is_some() {
+            return Err(DemoError::NotStored {
+                number,
+                dropped: report.dropped,
+                stopped: report.stopped,
+            });
+        }
+        Ok(StoredReport {
+            layout: self.stored_layout.clone(),
+            blocks: report.stored,
+            present: report.present,
+            bytes: report.bytes,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    /// The blocks as the model wants them; nobody else can have them meanwhile.
+    pub(super) fn lease(&self, blocks: &[usize]) -> Result<BlockKv, DemoError> {
+        let (manager, handle) = (self.cache.manager(), self.cache.engine());
+        BlockKv::lease(manager, handle, blocks, (self.kv_shape, self.order))
+    }
+
+    /// Brings everything to the disk and ends: cache, host memory and the engine's blocks are
+    /// gone afterwards, and the folder is free for another process.
+    ///
+    /// # Errors
+    /// [`DemoError::NotFlushed`] where something is not durable.
+    pub(super) fn flush(self, folder: &Path) -> Result<FlushedReport, DemoError> {
+        let started = Instant::now();
+        let flushed = self.cache.flush();
+        if flushed.failed > 0 || !flushed.durable {
+            return Err(DemoError::NotFlushed {
+                failed: flushed.failed,
+                folder: folder.to_owned(),
+            });
+        }
+        Ok(FlushedReport {
+            blocks: flushed.written,
+            bytes: flushed.written as u64 * self.block_bytes,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+}

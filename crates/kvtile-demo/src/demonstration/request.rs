@@ -1,0 +1,310 @@
+//! A request: its prefix from the cache or computed, the rest computed, and the answer.
+
+use std::num::NonZeroUsize;
+use std::time::Instant;
+
+use kvtile::blocks::events::Tier;
+use kvtile::tiers::cache::LoadReport;
+
+use super::engine::Engine;
+use super::model::Loaded;
+use super::{
+    AnswerReport, Event, Part, PrefixReport, RecomputeReport, RequestReport, ServedReport, generate,
+};
+use crate::DemoError;
+use crate::kv::{KvView, Sequence};
+
+/// Tokens of one pass of the prefill: after each the caller hears of it.
+const PASS_TOKENS: usize = 192;
+
+/// What is asked, and what is known of it before.
+#[derive(Debug)]
+pub(super) struct Request<'a> {
+    /// Its number, from 1 on.
+    pub(super) number: usize,
+    /// The question.
+    pub(super) question: &'a str,
+    /// The whole prompt.
+    pub(super) tokens: &'a [u32],
+    /// Full blocks that it shares with other requests; fewer than the prompt fills.
+    pub(super) prefix_blocks: usize,
+    /// Where these blocks must be; `None` where nobody stored them yet.
+    pub(super) tier: Option<Tier>,
+    /// Tokens to answer.
+    pub(super) answer_tokens: usize,
+}
+
+/// Full blocks that each of the prompts shares with those before it, the first one with all of the
+/// others. At least one token of a prompt stays to be computed: logits are not stored.
+///
+/// # Errors
+/// [`DemoError::PrefixTooShort`] where that is not one block for each of them.
+pub(super) fn shared_blocks(
+    prompts: &[Vec<u32>],
+    page_size: usize,
+) -> Result<Vec<usize>, DemoError> {
+    let mut shared = Vec::with_capacity(prompts.len());
+    for (index, prompt) in prompts.iter().enumerate() {
+        let common = |other: &Vec<u32>| {
+            let pairs = prompt.iter().zip(other);
+            pairs.take_while(|(ours, theirs)| ours == theirs).count()
+        };
+        let tokens = match index {
+            0 => prompts.iter().skip(1).map(common).min(),
+            _ => prompts.iter().take(index).map(common).max(),
+        };
+        let tokens = tokens.unwrap_or(0).min(prompt.len().saturating_sub(1));
+        if tokens < page_size {
+            return Err(DemoError::PrefixTooShort { tokens, page_size });
+        }
+        shared.push(tokens / page_size);
+    }
+    Ok(shared)
+}
+
+/// Answers a request as an engine does: looks its prefix up, loads it into the first of `blocks`,
+/// computes what is missing, and answers.
+pub(super) fn serve(
+    engine: &Engine,
+    model: &Loaded,
+    request: &Request<'_>,
+    blocks: &[usize],
+    events: &mut dyn FnMut(Event),
+) -> Result<ServedReport, DemoError> {
+    events(Event::Request {
+        number: request.number,
+        question: request.question.to_owned(),
+        prompt_tokens: request.tokens.len(),
+    });
+    let started = Instant::now();
+    let page_size = engine.kv_shape.page_size;
+    let keys = engine.keys(request.tokens)?;
+    // Not the last token: its logits are what comes next.
+    let usable = request.tokens.len().saturating_sub(1) / page_size;
+    let keys = keys.keys().get(..usable).unwrap_or_default();
+    let expected = match request.tier {
+        Some(tier) => (request.prefix_blocks, tier),
+        None => (0, Tier::Host),
+    };
+    let loaded = engine.load(request.number, keys, expected, blocks)?;
+    let mut run = Run::begin(engine, request, blocks, loaded.blocks)?;
+    run.prefix(model, events)?;
+    let prefix = prefix(engine, request, &loaded, started.elapsed().as_secs_f64());
+    events(Event::Prefix(prefix.clone()));
+    let first = run.rest(model, events)?;
+    let first_token_seconds = started.elapsed().as_secs_f64();
+    let rest_tokens = request.tokens.len() - prefix.all().tokens;
+    events(Event::FirstToken {
+        rest_tokens,
+        seconds: first_token_seconds,
+    });
+    let answer = run.answer(model, first, events)?;
+    events(Event::Answered(answer.clone()));
+    Ok(ServedReport {
+        number: request.number,
+        process_id: std::process::id(),
+        question: request.question.to_owned(),
+        prompt_tokens: request.tokens.len(),
+        prefix,
+        rest_tokens,
+        first_token_seconds,
+        answer,
+    })
+}
+
+/// Answers the same request from an empty sequence, without the cache. Of the events only the
+/// progress is told.
+pub(super) fn recompute(
+    engine: &Engine,
+    model: &Loaded,
+    request: &Request<'_>,
+    blocks: &[usize],
+    events: &mut dyn FnMut(Event),
+) -> Result<RecomputeReport, DemoError> {
+    let events = &mut |event| {
+        if matches!(event, Event::Prefilling { .. }) {
+            events(event);
+        }
+    };
+    let started = Instant::now();
+    let mut run = Run::begin(engine, request, blocks, 0)?;
+    run.prefix(model, events)?;
+    let prefix_seconds = started.elapsed().as_secs_f64();
+    let first = run.rest(model, events)?;
+    let first_token_seconds = started.elapsed().as_secs_f64();
+    let answer = run.answer(model, first, events)?;
+    Ok(RecomputeReport {
+        prefix_seconds,
+        first_token_seconds,
+        answer,
+    })
+}
+
+/// Puts a request beside its run from an empty sequence.
+///
+/// # Errors
+/// [`DemoError::TokensDiffer`], after the caller was told.
+pub(super) fn compare(
+    served: ServedReport,
+    recompute: RecomputeReport,
+    events: &mut dyn FnMut(Event),
+) -> Result<RequestReport, DemoError> {
+    let (ours, theirs) = (&served.answer.tokens, &recompute.answer.tokens);
+    let tokens_compared = ours.len().max(theirs.len());
+    let first_difference = (0..tokens_compared).find(|at| ours.get(*at) != theirs.get(*at));
+    let differs = first_difference.map(|index| DemoError::TokensDiffer {
+        request: served.number,
+        index,
+        cached: ours.get(index).copied(),
+        recomputed: theirs.get(index).copied(),
+    });
+    let report = RequestReport {
+        saved_seconds: recompute.prefix_seconds - served.prefix.seconds,
+        first_token_ratio: recompute.first_token_seconds / served.first_token_seconds.max(1e-9),
+        tokens_compared,
+        first_difference,
+        served,
+        recompute,
+    };
+    events(Event::Compared(Box::new(report.clone())));
+    match differs {
+        Some(error) => Err(error),
+        None => Ok(report),
+    }
+}
+
+/// A request that found nothing: it is the run from an empty sequence itself.
+pub(super) fn uncached(served: ServedReport) -> RequestReport {
+    RequestReport {
+        recompute: RecomputeReport {
+            prefix_seconds: served.prefix.seconds,
+            first_token_seconds: served.first_token_seconds,
+            answer: served.answer.clone(),
+        },
+        served,
+        saved_seconds: 0.0,
+        first_token_ratio: 1.0,
+        tokens_compared: 0,
+        first_difference: None,
+    }
+}
+
+fn prefix(
+    engine: &Engine,
+    request: &Request<'_>,
+    loaded: &LoadReport,
+    seconds: f64,
+) -> PrefixReport {
+    let part = |blocks| Part::of(blocks, engine.kv_shape.page_size);
+    PrefixReport {
+        layout: engine.order.word().to_owned(),
+        recomputed: part(request.prefix_blocks - loaded.blocks),
+        host: part(loaded.from_host),
+        disk: part(loaded.from_disk),
+        bytes: request.prefix_blocks as u64 * engine.block_bytes(),
+        seconds,
+    }
+}
+
+/// A request that is being computed: its blocks are leased until it ends.
+struct Run<'a, K> {
+    request: &'a Request<'a>,
+    prefix_tokens: usize,
+    sequence: Sequence,
+    kv: K,
+}
+
+impl<'a> Run<'a, super::BlockKv> {
+    /// A run whose first `loaded` blocks are there.
+    fn begin(
+        engine: &Engine,
+        request: &'a Request<'a>,
+        blocks: &[usize],
+        loaded: usize,
+    ) -> Result<Self, DemoError> {
+        let page_size = engine.kv_shape.page_size;
+        Ok(Self {
+            request,
+            prefix_tokens: request.prefix_blocks * page_size,
+            sequence: Sequence::resume(blocks.to_vec(), loaded * page_size, page_size)?,
+            kv: engine.lease(blocks)?,
+        })
+    }
+}
+
+impl<K: KvView> Run<'_, K> {
+    /// Computes what is missing of the prefix.
+    fn prefix(&mut self, model: &Loaded, events: &mut dyn FnMut(Event)) -> Result<(), DemoError> {
+        if self.sequence.len() < self.prefix_tokens {
+            self.prefill(model, self.prefix_tokens, events)?;
+        }
+        Ok(())
+    }
+
+    /// Computes what follows the prefix: the first token of the answer.
+    fn rest(&mut self, model: &Loaded, events: &mut dyn FnMut(Event)) -> Result<u32, DemoError> {
+        self.prefill(model, self.request.tokens.len(), events)
+    }
+
+    /// Computes the prompt up to `end`, and gives the token that is likeliest to follow.
+    fn prefill(
+        &mut self,
+        model: &Loaded,
+        end: usize,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<u32, DemoError> {
+        let start = self.sequence.len();
+        let tokens = self.request.tokens.get(start..end).unwrap_or_default();
+        let (sequence, kv) = (&mut self.sequence, &mut self.kv);
+        let (llama, total) = (&model.llama, tokens.len());
+        let pass = NonZeroUsize::new(PASS_TOKENS).unwrap_or(NonZeroUsize::MIN);
+        let logits = llama.prefill(tokens, pass, sequence, kv, &mut |done| {
+            events(Event::Prefilling { done, total });
+        })?;
+        Ok(logits.greedy())
+    }
+
+    fn answer(
+        mut self,
+        model: &Loaded,
+        first: u32,
+        events: &mut dyn FnMut(Event),
+    ) -> Result<AnswerReport, DemoError> {
+        let speaker = (&model.llama, &model.tokenizer);
+        let count = self.request.answer_tokens;
+        generate::answer(
+            speaker,
+            (first, count),
+            &mut self.sequence,
+            &mut self.kv,
+            events,
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_share_full_blocks_and_one_token_is_always_left() {
+        let prompts = vec![
+            vec![1, 2, 3, 4, 5, 6, 7],
+            vec![1, 2, 3, 4, 5, 9],
+            // Behind what all share, it goes on like the second one, to its own end.
+            vec![1, 2, 3, 4, 5, 9],
+        ];
+        assert_eq!(shared_blocks(&prompts, 1).unwrap(), [5, 5, 5]);
+        assert_eq!(shared_blocks(&prompts, 2).unwrap(), [2, 2, 2]);
+        assert_eq!(shared_blocks(&prompts, 5).unwrap(), [1, 1, 1]);
+        assert!(matches!(
+            shared_blocks(&prompts, 6),
+            Err(DemoError::PrefixTooShort {
+                tokens: 5,
+                page_size: 6
+            })
+        ));
+        let longer = vec![vec![1, 2, 7], vec![1, 2, 3, 4, 8], vec![1, 2, 3, 4, 9]];
+        assert_eq!(shared_blocks(&longer, 2).unwrap(), [1, 1, 2]);
+    }
+}
