@@ -14,6 +14,8 @@ import kvtile
 
 pytest.importorskip("mypy")
 
+SETTINGS = str(Path(__file__).parents[3] / "pyproject.toml")
+
 
 def mypy(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", *arguments]
@@ -21,7 +23,7 @@ def mypy(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
 
 
 def test_the_stubs_are_what_the_module_is(tmp_path: Path) -> None:
-    checked = mypy("mypy.stubtest", "kvtile", cwd=tmp_path)
+    checked = mypy("mypy.stubtest", "kvtile", "--mypy-config-file", SETTINGS, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -45,7 +47,7 @@ def test_the_package_and_those_who_use_it_are_checked(tmp_path: Path) -> None:
         kvtile.Layout("BLKNHC", shape=3)
         """)
     )
-    options = ["--strict", "--cache-dir", str(tmp_path / "cache")]
+    options = ["--strict", "--config-file", SETTINGS, "--cache-dir", str(tmp_path / "cache")]
     assert mypy("mypy", *options, "-p", "kvtile", cwd=tmp_path).returncode == 0
     checked = mypy("mypy", *options, "user.py", cwd=tmp_path)
     lines = [line for line in checked.stdout.splitlines() if line.startswith("user.py")]
