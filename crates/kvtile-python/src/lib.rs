@@ -86,5 +86,15 @@ mod _kvtile {
 fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
     // A second interpreter in this process may have taken the logger already.
     let _ = pyo3_log::try_init();
+    #[cfg(debug_assertions)]
+    module.setattr("_panic", wrap_pyfunction!(panic_in_library, module)?)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
+}
+
+/// Panics inside the library, for the test of what becomes of that; not in release builds.
+#[cfg(debug_assertions)]
+#[pyfunction]
+#[expect(clippy::panic, reason = "it is the purpose")]
+fn panic_in_library(py: Python<'_>, text: String) -> PyResult<()> {
+    guard::call(py, || panic!("{text}"))
 }

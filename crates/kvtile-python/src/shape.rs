@@ -1,5 +1,7 @@
 //! Planes and shapes as Python gives them.
 
+use std::collections::BTreeMap;
+
 use kvtile::layout::{Axis, AxisRange, Plane, Shape, Shard, Unit};
 use pyo3::{prelude::*, types::PyDict};
 
@@ -66,6 +68,15 @@ impl PyPlane {
     #[getter]
     fn codec(&self) -> &str {
         self.0.unit().codec()
+    }
+
+    /// Extents in units, by axis.
+    #[getter]
+    fn axes(&self) -> BTreeMap<String, u64> {
+        let extents = self.0.extents().iter();
+        extents
+            .map(|(axis, extent)| (axis.to_string(), *extent))
+            .collect()
     }
 
     /// Bytes of one unit.

@@ -45,7 +45,7 @@ def test_planes_of_any_kind() -> None:
     made = kvtile.Shape(num_blocks=3, num_layers=2, page_size=16, planes=[latent, rope])
     assert kvtile.Layout("L|BN(c,r)C", shape=made).region_bytes == [3 * 16 * 576 * 2] * 2
     record = kvtile.Plane("k", "q8_0", H=2, C=4)
-    assert record.unit_bytes == 34 and record.codec == "q8_0"
+    assert record.unit_bytes == 34 and record.codec == "q8_0" and record.axes == {"H": 2, "C": 4}
     page = kvtile.Plane("kv", "vllm-cpu-neon-bf16-128", unit_bytes=4096, opaque=True, per_page=True)
     made = kvtile.Shape(num_blocks=3, num_layers=2, page_size=16, planes=[page])
     assert made.block_bytes == 2 * 4096
@@ -88,6 +88,16 @@ def test_shards_are_parts_of_a_model() -> None:
     assert half != kvtile.Shape(**part)
     with pytest.raises(kvtile.LayoutError, match="heads"):
         kvtile.Shape(**part, first_head=3, total_heads=4)
+
+
+def test_a_panic_is_an_exception_like_others(capfd: pytest.CaptureFixture[str]) -> None:
+    panic = getattr(kvtile._kvtile, "_panic", None)
+    if panic is None:
+        pytest.skip("a release build panics for nobody")
+    with pytest.raises(kvtile.InternalError, match="defect of kvtile.*something broke"):
+        panic("something broke")
+    assert "something broke" in capfd.readouterr().err
+    assert kvtile.plan(kvtile.Layout("BLKNHC", shape=shape()), kvtile.Layout("BHLKNC", shape=shape())).runs > 0
 
 
 def test_exceptions_are_a_small_hierarchy() -> None:

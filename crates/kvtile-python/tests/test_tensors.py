@@ -236,3 +236,14 @@ def test_tensors_of_torch_are_read_and_written_in_place() -> None:
         kvtile.Layout("BLKHNC", shape=shape(), tensors=torch.rand(1280, requires_grad=True))
     with pytest.raises(kvtile.TensorError, match="it is on meta"):
         kvtile.Layout("BLKHNC", shape=shape(), tensors=torch.rand(1280, device="meta"))
+
+
+def test_arrays_of_jax_are_read_and_never_written() -> None:
+    jax = pytest.importorskip("jax")
+    for dtype in ["float32", "bfloat16"]:
+        source = jax.numpy.arange(1280).astype(dtype)
+        locked = kvtile.Layout("BLKNHC", shape=shape(dtype), tensors=source)
+        assert not locked.is_writable
+        dst, tensors = layout("BLKNHC", shape(dtype), np.dtype(dtype))
+        kvtile.copy_blocks(locked, dst, range(5))
+        assert (tensors[0] == np.asarray(source)).all()
