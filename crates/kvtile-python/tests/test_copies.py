@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 
 import ml_dtypes
 import numpy as np
@@ -88,6 +90,29 @@ def test_a_verified_copy_says_so() -> None:
     assert report.verified and report.bytes == 2 * shape().block_bytes
     assert report.seconds > 0 and report.runs >= 1
     assert "bytes=" in repr(report)
+
+
+def test_other_threads_run_while_blocks_are_copied() -> None:
+    large = kvtile.Shape(num_blocks=256, num_layers=4, page_size=16, num_heads=8, head_size=64, dtype="float32")
+    src = kvtile.Layout("BLKNHC", shape=large, tensors=np.ones(256 * large.block_bytes // 4, "float32"))
+    dst = kvtile.Layout("BHLKNC", shape=large, tensors=np.zeros(256 * large.block_bytes // 4, "float32"))
+    ticks: list[float] = []
+    over = threading.Event()
+
+    def tick() -> None:
+        while not over.wait(0.0005):
+            ticks.append(time.perf_counter())
+
+    ticking = threading.Thread(target=tick)
+    ticking.start()
+    start = time.perf_counter()
+    for _ in range(5):
+        kvtile.copy_blocks(src, dst, range(256))
+    end = time.perf_counter()
+    over.set()
+    ticking.join()
+    # A copy that kept the interpreter would leave room for a tick or two between the five.
+    assert sum(start < tick < end for tick in ticks) > 10, (end - start, len(ticks))
 
 
 def test_what_makes_no_sense_is_refused_before_a_byte_is_written() -> None:
