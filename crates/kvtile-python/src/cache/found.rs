@@ -38,7 +38,8 @@ impl PyMatch {
 
 impl Drop for PyMatch {
     fn drop(&mut self) {
-        guard::discard(self.lock().take());
+        let found = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        guard::discard(found.take());
     }
 }
 

@@ -8,7 +8,7 @@ mod stats;
 pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
 pub(crate) use found::PyMatch;
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use kvtile::{
     blocks::{
@@ -69,14 +69,14 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 ///     DiskError: a folder that cannot be used.
 #[pyclass(name = "Cache", module = "kvtile", frozen, weakref)]
 pub(crate) struct PyCache {
-    slot: Arc<Slot>,
+    slot: Option<Arc<Slot>>,
     layout: Option<Arc<LayoutInner>>,
 }
 
 impl PyCache {
     fn cache(&self) -> PyResult<Arc<Cache>> {
-        let cache = self.slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let cache = cache.as_ref().map(Arc::clone);
+        let slot = self.slot.as_ref().map(|slot| lock(slot));
+        let cache = slot.and_then(|cache| cache.as_ref().map(Arc::clone));
         cache.ok_or_else(|| python::ClosedError::new_err("the cache is closed"))
     }
 
@@ -100,12 +100,8 @@ impl PyCache {
 
 impl Drop for PyCache {
     fn drop(&mut self) {
-        let cache = self
-            .slot
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
-        guard::discard((cache, self.layout.take()));
+        // Without a lock: in the child of a fork, a thread that is not there may have it.
+        guard::discard((self.slot.take(), self.layout.take()));
     }
 }
 
@@ -117,10 +113,14 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     guard::call(py, || {
         let open = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
         for slot in open.iter().filter_map(Weak::upgrade) {
-            let cache = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let cache = lock(&slot).take();
             drop(cache);
         }
     })
+}
+
+fn lock(slot: &Slot) -> MutexGuard<'_, Option<Arc<Cache>>> {
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[pymethods]
@@ -146,7 +146,7 @@ impl PyCache {
         open.push(Arc::downgrade(&slot));
         drop(open);
         Ok(PyCache {
-            slot,
+            slot: Some(slot),
             layout: Some(layout),
         })
     }
@@ -360,9 +360,9 @@ impl PyCache {
 
     /// Ends its threads; what has not begun ends as closed. Closing twice is fine.
     fn close(&self, py: Python<'_>) -> PyResult<()> {
-        let slot = &self.slot;
+        let slot = self.slot.as_ref();
         guard::call(py, || {
-            let cache = slot.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let cache = slot.and_then(|slot| lock(slot).take());
             drop(cache);
         })
     }
@@ -370,10 +370,8 @@ impl PyCache {
     /// Whether it was closed.
     #[getter]
     fn closed(&self) -> bool {
-        self.slot
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_none()
+        let slot = self.slot.as_ref();
+        slot.is_none_or(|slot| lock(slot).is_none())
     }
 
     fn __enter__(slf: Bound<'_, Self>) -> Bound<'_, Self> {
