@@ -6,8 +6,8 @@ pub const HANDBOOK: &str = include_str!("../assets/handbook.txt");
 /// What is asked about [`HANDBOOK`], one question a request. The answer to the last one stands
 /// near its end.
 pub const QUESTIONS: [&str; 3] = [
-    "How many steps does the tower have?",
     "When does the supply boat come?",
+    "What should the glass of the lantern be cleaned with?",
     "What is the name of the cat on the station?",
 ];
 
