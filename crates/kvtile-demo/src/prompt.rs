@@ -3,11 +3,12 @@
 /// A handbook of about 1,300 tokens, written for this demonstration.
 pub const HANDBOOK: &str = include_str!("../assets/handbook.txt");
 
-/// What is asked about [`HANDBOOK`], one question a request. The answer to the last one stands
-/// near its end.
+/// What is asked about [`HANDBOOK`], one question a request. They begin with different letters: what
+/// the prompts share is the handbook and nothing more. The answer to the last one stands near its
+/// end.
 pub const QUESTIONS: [&str; 3] = [
-    "When does the supply boat come?",
-    "What should the glass of the lantern be cleaned with?",
+    "How often does the supply boat come?",
+    "Describe how to clean the glass of the lantern.",
     "What is the name of the cat on the station?",
 ];
 
