@@ -150,13 +150,15 @@ pub(crate) fn run(args: &DemoArgs, restart: &[OsString]) -> Result<(), CliError>
     if let Some(error) = unheard {
         return Err(error);
     }
-    if let Some(path) = &args.html {
-        files::write(path, &page::page(&report))?;
-    }
     if args.json {
-        output::print_json(&report)
+        output::print_json(&report)?;
     } else {
-        output::print(&summary::text(&report, screen))
+        output::print(&summary::text(&report, screen))?;
+    }
+    // Last: a file that cannot be written costs nobody the figures.
+    match &args.html {
+        Some(path) => files::write(path, &page::page(&report)),
+        None => Ok(()),
     }
 }
 

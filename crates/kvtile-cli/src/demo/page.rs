@@ -83,7 +83,7 @@ fn chart(page: &mut String, report: &DemoReport) {
         "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"time to first token with \
          and without the cache\">"
     );
-    let step = nice(longest / 4.0);
+    let step = nice(longest / 5.0);
     let mut tick = 0.0;
     while tick <= longest {
         let x = LEFT + scale(tick);
@@ -270,8 +270,8 @@ mod tests {
 
     #[test]
     fn ticks_are_round_and_few() {
-        for (longest, step) in [(4.2, 2.0), (0.9, 0.5), (13.0, 5.0), (0.04, 0.01)] {
-            assert!((nice(longest / 4.0) - step).abs() < 1e-9, "{longest}");
+        for (longest, step) in [(4.2, 1.0), (0.9, 0.2), (13.0, 5.0), (0.04, 0.01)] {
+            assert!((nice(longest / 5.0) - step).abs() < 1e-9, "{longest}");
         }
         assert_eq!(axis(0.02, 0.01), "20 ms");
         assert_eq!(axis(1.5, 0.5), "1.5 s");
