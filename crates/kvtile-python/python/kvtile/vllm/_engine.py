@@ -1,0 +1,241 @@
+"""What the two sides of a connector share: the cache, and what is on its way.
+
+vLLM makes a connector for its scheduler and one for its worker. With one rank both live in one process, and
+whatever a request has open is kept here once.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import threading
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from kvtile import (
+    Cache,
+    Completion,
+    KvtileError,
+    LoadReport,
+    Match,
+    StoreReport,
+    TokenHasher,
+    WaitTimeoutError,
+)
+from kvtile.vllm._layout import layout_and_identity
+from kvtile.vllm._settings import Settings
+from kvtile.vllm._stats import KvtileStats
+
+if TYPE_CHECKING:
+    import torch
+    from vllm.config import VllmConfig
+
+logger = logging.getLogger("kvtile.vllm")
+
+_GIB = 1 << 30
+
+_engines: dict[str, Engine] = {}
+_engines_lock = threading.Lock()
+
+
+class Load:
+    """Blocks on their way to vLLM."""
+
+    def __init__(self, completion: Completion[LoadReport], blocks: list[int], first: int) -> None:
+        self.completion = completion
+        self.blocks = blocks
+        self.first = first
+
+
+class Engine:
+    """The cache of one vLLM engine, and what its requests have open."""
+
+    def __init__(self, config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> None:
+        layout, self.identity = layout_and_identity(config, caches, settings.revision)
+        self.cache = Cache(self.identity, layout, **settings.of_cache())
+        self.hasher = TokenHasher(self.identity, salt=settings.salt)
+        self.page_size = config.cache_config.block_size
+        self.has_disk = settings.disk_path is not None
+        self.stats = KvtileStats()
+        self.matches: dict[str, Match] = {}
+        self.loads: dict[str, Load] = {}
+        # Stores that the scheduler has announced and that have not ended, by request.
+        self.announced: dict[str, int] = {}
+        self.stores: dict[str, list[Completion[StoreReport]]] = {}
+        # Requests that have ended and whose blocks vLLM keeps until their stores end.
+        self.finishing: set[str] = set()
+        # Where a request's blocks are to be stored from again.
+        self.rewind: dict[str, int] = {}
+        self.failed_blocks: set[int] = set()
+        self._closed = False
+        atexit.register(self.close)
+        on_disk = self.cache.pool_stats("disk")["cached"] if self.has_disk else 0
+        logger.info(
+            "kvtile keeps the KV of %s (%s): %s; %d blocks on disk", self.identity.model, layout, settings, on_disk
+        )
+
+    def release_match(self, request: str) -> None:
+        """Unpins what was found for a request and not loaded."""
+        match = self.matches.pop(request, None)
+        if match is not None:
+            match.release()
+
+    def start_load(self, request: str, first: int, blocks: list[int]) -> None:
+        """Starts loading what was found for a request; what cannot be loaded has failed at once."""
+        match = self.matches.pop(request, None)
+        try:
+            if match is None:
+                raise KvtileError(f"nothing was found for request {request}")
+            completion = self.cache.load(match, blocks)
+        except KvtileError as error:
+            logger.warning("request %s computes its %d blocks: %s", request, len(blocks), error)
+            self._load_failed(request, first, blocks)
+            self.loads[request] = _nothing(first)
+            return
+        self.loads[request] = Load(completion, blocks, first)
+
+    def start_store(self, request: str, keys: list[bytes], first: int, blocks: list[int]) -> None:
+        """Starts storing full blocks, which keep what they hold until the store ends."""
+        try:
+            completion = self.cache.store(keys, blocks, first=first)
+        except KvtileError as error:
+            logger.debug("blocks of request %s are not stored now: %s", request, error)
+            self.stats.add(stores_refused=1)
+            self.rewind[request] = min(first, self.rewind.get(request, first))
+            self._store_ended(request)
+            return
+        self.stores.setdefault(request, []).append(completion)
+
+    def wait_for_stores(self, requests: set[str]) -> None:
+        """Waits until nothing of these requests is read any more: their blocks are about to be overwritten."""
+        for request in requests:
+            for completion in self.stores.get(request, []):
+                completion.wait()
+        self.reap_stores()
+
+    def reap_stores(self) -> None:
+        """Takes note of the stores that have ended."""
+        for request, completions in list(self.stores.items()):
+            for completion in [completion for completion in completions if completion.done()]:
+                completions.remove(completion)
+                report = completion.wait()
+                self.stats.add(
+                    stored_blocks=report.stored,
+                    present_blocks=report.present,
+                    dropped_blocks=report.dropped,
+                    stored_bytes=report.bytes,
+                )
+                self._store_ended(request)
+            if not completions:
+                del self.stores[request]
+
+    def take_finished_stores(self) -> set[str]:
+        """Requests that have ended, and now their stores too."""
+        self.reap_stores()
+        sent = {request for request in self.finishing if not self.announced.get(request)}
+        self.finishing -= sent
+        return sent
+
+    def take_finished_loads(self, patience: float) -> set[str]:
+        """Requests whose loads have ended; waits for one where there is nothing else to do."""
+        if patience and self.loads and not any(_is_done(load) for load in self.loads.values()):
+            pending = next(load for load in self.loads.values() if load.completion is not None)
+            try:
+                pending.completion.wait(patience)
+            except WaitTimeoutError:
+                return set()
+        ended = {request for request, load in self.loads.items() if _is_done(load)}
+        for request in ended:
+            load = self.loads.pop(request)
+            if load.completion is not None:
+                self._loaded(request, load, load.completion.wait())
+        return ended
+
+    def _loaded(self, request: str, load: Load, report: LoadReport) -> None:
+        self.stats.add(
+            loaded_blocks=report.blocks,
+            from_host_blocks=report.from_host,
+            from_disk_blocks=report.from_disk,
+            loaded_bytes=report.bytes,
+            load_seconds=report.seconds,
+        )
+        missing = load.blocks[report.blocks :]
+        if missing:
+            logger.warning(
+                "request %s computes %d of %d blocks that were found: %s", request, len(missing), len(load.blocks),
+                report.detail or report.stopped,
+            )
+            self._load_failed(request, load.first + report.blocks, missing)
+
+    def _load_failed(self, request: str, first: int, blocks: list[int]) -> None:
+        self.failed_blocks.update(blocks)
+        self.rewind[request] = min(first, self.rewind.get(request, first))
+        self.stats.add(failed_blocks=len(blocks))
+
+    def _store_ended(self, request: str) -> None:
+        left = self.announced.get(request, 0) - 1
+        if left > 0:
+            self.announced[request] = left
+        else:
+            self.announced.pop(request, None)
+
+    def close(self) -> None:
+        """Brings everything to the disk and ends. Called more than once it does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        try:
+            if self.has_disk:
+                report = self.cache.flush()
+                if report.failed or not report.durable:
+                    logger.warning("not everything could be brought to the disk: %s", report)
+        finally:
+            self.cache.close()
+
+
+def _nothing(first: int) -> Load:
+    """A load that ended before it began."""
+    return Load(None, [], first)  # type: ignore[arg-type]
+
+
+def _is_done(load: Load) -> bool:
+    return load.completion is None or load.completion.done()
+
+
+def open_engine(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Engine:
+    """The worker's side opens the engine, when vLLM tells it of its tensors."""
+    name = _name(config)
+    with _engines_lock:
+        if name in _engines:
+            _engines.pop(name).close()
+        engine = Engine(config, caches, settings)
+        _engines[name] = engine
+        return engine
+
+
+def find_engine(config: VllmConfig) -> Engine:
+    """The scheduler's side finds it afterwards."""
+    with _engines_lock:
+        engine = _engines.get(_name(config))
+    if engine is None:
+        raise RuntimeError(
+            "kvtile.vllm: the scheduler and the worker of vLLM are in different processes, or the worker has not "
+            "registered its KV cache; this connector needs both in one process (one rank, the executor 'uni')"
+        )
+    return engine
+
+
+def forget_engine(config: VllmConfig) -> None:
+    """Ends the cache of an engine, if it has one."""
+    with _engines_lock:
+        engine = _engines.pop(_name(config), None)
+    if engine is not None:
+        engine.close()
+
+
+def _name(config: VllmConfig) -> str:
+    transfer = config.kv_transfer_config
+    if transfer is None or not transfer.engine_id:
+        raise ValueError("kvtile.vllm: vLLM has given its connector no engine_id")
+    return str(transfer.engine_id)

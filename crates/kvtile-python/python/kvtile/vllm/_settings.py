@@ -1,0 +1,83 @@
+"""What ``kv_connector_extra_config`` may say."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kvtile._errors import SettingsError
+
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a connector, by the names that ``kv_connector_extra_config`` has.
+
+    Attributes:
+        host_gib: GiB of host memory for blocks.
+        disk_path: a folder for blocks that outlive the process; None for none.
+        disk_gib: GiB that the folder has at most; needed with ``disk_path``.
+        disk_writes: when blocks go to disk: ``"at_once"`` (they survive a kill), ``"on_eviction"``, or the number
+            of uses after which.
+        policy: what is evicted first, ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
+        workers: threads that move blocks.
+        recompute_tokens_per_second: prompt tokens that the engine computes in a second; blocks on disk that
+            would take longer to load than to compute are then left there.
+        revision: which weights these are; without it, a commit of the hub's cache, or a digest of the files.
+        salt: blocks of another salt are never served; for tenants who must not learn of each other.
+    """
+
+    host_gib: float = 1.0
+    disk_path: str | None = None
+    disk_gib: float | None = None
+    disk_writes: str | int = "at_once"
+    policy: str | None = None
+    workers: int | None = None
+    recompute_tokens_per_second: float | None = None
+    revision: str | None = None
+    salt: str = ""
+
+    @classmethod
+    def read(cls, given: Mapping[str, Any]) -> Settings:
+        """From a config. Raises SettingsError for names that are not settings, and for values of another type."""
+        hints = typing.get_type_hints(cls)
+        unknown = sorted(set(given) - set(hints))
+        if unknown:
+            raise SettingsError(
+                f"kv_connector_extra_config has {', '.join(unknown)}, which kvtile does not know; "
+                f"it knows {', '.join(hints)}"
+            )
+        for name, value in given.items():
+            kinds = typing.get_args(hints[name]) or (hints[name],)
+            allowed = (*kinds, int) if float in kinds else kinds
+            if isinstance(value, bool) or not isinstance(value, allowed):
+                expected = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
+                raise SettingsError(f"kv_connector_extra_config: {name} is {value!r}; it takes {expected}")
+        settings = cls(**given)
+        if (settings.disk_path is None) != (settings.disk_gib is None):
+            raise SettingsError("kv_connector_extra_config: disk_path and disk_gib go together")
+        return settings
+
+    def of_cache(self) -> dict[str, Any]:
+        """The keyword arguments of ``kvtile.Cache``, but for those that were not given."""
+        told = {
+            "host_bytes": int(self.host_gib * _GIB),
+            "policy": self.policy,
+            "workers": self.workers,
+            "recompute_tokens_per_second": self.recompute_tokens_per_second,
+        }
+        if self.disk_path is not None and self.disk_gib is not None:
+            told |= {
+                "disk": self.disk_path,
+                "disk_bytes": int(self.disk_gib * _GIB),
+                "disk_writes": self.disk_writes,
+            }
+        return {name: value for name, value in told.items() if value is not None}
+
+    def __str__(self) -> str:
+        shown = dataclasses.asdict(self) | {"salt": "…" if self.salt else ""}
+        return ", ".join(f"{name}={value!r}" for name, value in shown.items() if value not in (None, ""))
