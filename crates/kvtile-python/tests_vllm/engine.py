@@ -1,0 +1,132 @@
+"""A process with one vLLM engine: reads what to do as JSON from its input, and says what came out.
+
+The tests start it again and again, because what they are about is what outlives a process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+
+def main() -> None:
+    """Does what it is told."""
+    told = json.load(sys.stdin)
+    for name, value in told.get("patches", {}).items():
+        patch(name, value)
+    say("starting")
+    try:
+        llm = engine(told)
+    except Exception as error:
+        say("refused", kind=type(error).__name__, message=str(error))
+        os._exit(0)
+    say("ready")
+    for number, turn in enumerate(told["rounds"]):
+        say("round", number=number, **play(llm, turn))
+    say("ended", **counts())
+    llm.llm_engine.engine_core.shutdown()
+    say("closed")
+
+
+def say(event: str, **facts: Any) -> None:
+    """One line of JSON, marked, because vLLM writes to the output as well."""
+    sys.stdout.write(f"\n@{json.dumps({'event': event, **facts})}\n")
+    sys.stdout.flush()
+
+
+def patch(name: str, value: Any) -> None:
+    """Makes the machine look other than it is."""
+    if name == "amx":
+        import torch
+
+        torch.cpu._is_amx_tile_supported = lambda: value
+    elif name == "instruction_set":
+        from kvtile.vllm import _layout
+
+        _layout._instruction_set = lambda *_: value
+    else:
+        raise ValueError(f"no patch {name}")
+
+
+def engine(told: dict[str, Any]) -> Any:
+    """vLLM, with the connector where there are settings for one."""
+    from vllm import LLM
+    from vllm.config import KVTransferConfig
+
+    settings = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "skip_tokenizer_init": True,
+        "max_model_len": 1024,
+        "block_size": 32,
+        "num_gpu_blocks_override": 512,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": 1024,
+        "disable_log_stats": False,
+        **told.get("engine", {}),
+    }
+    if told.get("kvtile") is not None:
+        settings["kv_transfer_config"] = KVTransferConfig(
+            kv_connector="KvtileConnector",
+            kv_role="kv_both",
+            kv_connector_module_path="kvtile.vllm",
+            kv_connector_extra_config=told["kvtile"],
+        )
+    return LLM(told["model"], **settings)
+
+
+def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
+    """One batch of prompts, all in flight at once."""
+    from vllm import SamplingParams
+
+    if turn.get("forget", True):
+        llm.reset_prefix_cache()
+    sampling = SamplingParams(temperature=0, max_tokens=turn.get("max_tokens", 16), ignore_eos=True, detokenize=False)
+    prompts = [{"prompt_token_ids": prompt} for prompt in turn["prompts"]]
+    if turn.get("abort"):
+        return abort(llm, prompts, sampling)
+    start = time.monotonic()
+    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    metrics = {metric.name: metric for metric in llm.get_metrics()}
+    return {
+        "tokens": [list(output.outputs[0].token_ids) for output in outputs],
+        "cached": [output.num_cached_tokens for output in outputs],
+        "seconds": time.monotonic() - start,
+        "preemptions": getattr(metrics.get("vllm:num_preemptions"), "value", None),
+    }
+
+
+def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
+    """Requests that are given up after each number of steps from none on."""
+    core = llm.llm_engine
+    for steps in range(5):
+        names = [
+            core.add_request(f"aborted-{steps}-{number}", prompt, sampling) or f"aborted-{steps}-{number}"
+            for number, prompt in enumerate(prompts)
+        ]
+        for _ in range(steps):
+            core.step()
+        core.abort_request(names)
+        for _ in range(50):
+            core.step()
+        llm.reset_prefix_cache()
+    return {}
+
+
+def counts() -> dict[str, Any]:
+    """What the connector counted, and what it still has open."""
+    if "kvtile.vllm" not in sys.modules:
+        return {}
+    from kvtile.vllm._engine import _engines
+
+    (engine,) = _engines.values()
+    engine.reap_stores()
+    open_ones = (engine.matches, engine.loads, engine.announced, engine.stores, engine.finishing)
+    return {"stats": engine.cache.stats(), "open": [len(things) for things in open_ones]}
+
+
+if __name__ == "__main__":
+    main()

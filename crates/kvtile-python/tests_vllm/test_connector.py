@@ -1,0 +1,229 @@
+"""vLLM with the connector gives the tokens that it gives without, whatever happens to the blocks."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+MODEL = Path(os.environ["KVTILE_TEST_MODEL"])
+DRIVER = Path(__file__).with_name("engine.py")
+SECONDS = 300
+PROMPTS = 36
+REVISION = "a-revision"
+PAGE = 32
+# Host memory of kvtile has room for a part of what the prompts need, so that the disk is used as well.
+HOST_BLOCKS = 60
+# vLLM has room for about two of the longer requests: blocks are evicted, and requests preempted.
+SMALL = {"num_gpu_blocks_override": 34}
+
+
+class Process:
+    """A process with an engine, and what it says."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True,
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(told))
+        self.process.stdin.close()
+        self.log: list[str] = []
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                yield json.loads(line[1:])
+            else:
+                self.log.append(line)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(SECONDS)
+
+
+def run(told: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a process said: its rounds, and its last words."""
+    process = Process(told)
+    said: dict[str, Any] = {"rounds": []}
+    for event in process.events():
+        if event["event"] == "round":
+            said["rounds"].append(event)
+        else:
+            said[event["event"]] = event
+    code = process.process.wait(SECONDS)
+    said["log"] = "".join(process.log)
+    assert code == 0, said["log"][-5000:]
+    return said
+
+
+def host_gib() -> float:
+    config = json.loads((MODEL / "config.json").read_text())
+    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    token = config["num_hidden_layers"] * config["num_key_value_heads"] * head_size * 2 * 4
+    return HOST_BLOCKS * PAGE * token / (1 << 30)
+
+
+def told(rounds: list[dict[str, Any]], disk: Path | None = None, **changes: Any) -> dict[str, Any]:
+    kvtile = {"host_gib": host_gib(), "revision": REVISION}
+    if disk is not None:
+        kvtile |= {"disk_path": str(disk), "disk_gib": 1}
+    return {"model": str(MODEL), "kvtile": kvtile, "rounds": rounds} | changes
+
+
+def moved(said: dict[str, Any], source: str, destination: str) -> int:
+    moves = said["ended"]["stats"]["moves"]
+    return sum(move["blocks"] for move in moves if (move["source"], move["destination"]) == (source, destination))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Dozens of prompts that share prefixes of many lengths."""
+    numbers = random.Random(7)
+    texts = [[numbers.randrange(1000, 40000) for _ in range(700)] for _ in range(3)]
+    made = []
+    for _ in range(PROMPTS):
+        shared = numbers.choice(texts)[: numbers.choice([5, 31, 32, 33, 64, 150, 256, 257, 400, 512, 640])]
+        made.append(shared + [numbers.randrange(1000, 40000) for _ in range(numbers.randrange(1, 40))])
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(prompts: list[list[int]]) -> list[list[int]]:
+    """What vLLM says by itself, with the prefixes in its own cache."""
+    turn = {"prompts": prompts, "forget": False}
+    said = run(told([turn, turn], kvtile=None))
+    assert said["rounds"][0]["tokens"] == said["rounds"][1]["tokens"], "vLLM agrees with itself"
+    return said["rounds"][1]["tokens"]
+
+
+@pytest.fixture(scope="module")
+def folder(prompts: list[list[int]], expected: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A disk tier that an engine has filled, which had little room of its own."""
+    disk = tmp_path_factory.mktemp("kv") / "disk"
+    order = list(range(PROMPTS))
+    rounds = []
+    for seed in range(3):
+        random.Random(seed).shuffle(order)
+        rounds.append((list(order), {"prompts": [prompts[at] for at in order]}))
+    said = run(told([turn for _, turn in rounds], disk, engine=SMALL))
+    for (order, _), turn in zip(rounds, said["rounds"], strict=True):
+        assert turn["tokens"] == [expected[at] for at in order]
+    assert said["rounds"][-1]["preemptions"] > 0, "the engine had too little room"
+    assert said["ended"]["open"] == [0, 0, 0, 0, 0], "everything that was begun has ended"
+    assert moved(said, "host", "device") > 100 and moved(said, "disk", "host") > 10
+    assert said["closed"]
+    return disk
+
+
+def copy_of(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "disk"))
+
+
+def test_the_same_tokens_come_after_a_restart(
+    folder: Path, prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
+) -> None:
+    said = run(told([{"prompts": prompts}], copy_of(folder, tmp_path)))
+    assert said["rounds"][0]["tokens"] == expected
+    assert moved(said, "disk", "host") > 20, "prefixes came from disk"
+    longest = [len(prompt) for prompt in prompts]
+    cached = said["rounds"][0]["cached"]
+    assert sum(cached) > sum(longest) // 2 and all(c < length for c, length in zip(cached, longest, strict=True))
+
+
+def test_a_killed_engine_has_lost_nothing_that_matters(
+    prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    numbers = random.Random(11)
+    process = Process(told([{"prompts": prompts}] * 50, disk, engine=SMALL))
+    for event in process.events():
+        if event["event"] == "ready":
+            time.sleep(1 + 2 * numbers.random())
+            process.kill()
+            break
+    said = run(told([{"prompts": prompts}] * 2, disk, engine=SMALL))
+    assert [turn["tokens"] for turn in said["rounds"]] == [expected] * 2
+    assert said["ended"]["open"] == [0, 0, 0, 0, 0]
+
+
+def test_flipped_bytes_are_computed_anew_and_counted(
+    folder: Path, prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
+) -> None:
+    disk = copy_of(folder, tmp_path)
+    slots = disk / "slots"
+    numbers = random.Random(5)
+    with slots.open("r+b") as file:
+        for at in range(0, slots.stat().st_size, 1 << 18):
+            place = at + numbers.randrange(1 << 18)
+            file.seek(place)
+            byte = file.read(1)
+            if byte:
+                file.seek(place)
+                file.write(bytes([byte[0] ^ 0x10]))
+    said = run(told([{"prompts": prompts}], disk))
+    assert said["rounds"][0]["tokens"] == expected
+    assert said["ended"]["stats"]["checksum_failures"]["disk"] > 0
+    assert said["ended"]["open"] == [0, 0, 0, 0, 0]
+
+
+def test_requests_that_are_given_up_leave_nothing_open(
+    folder: Path, prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
+) -> None:
+    rounds = [{"prompts": prompts[:12], "abort": True}, {"prompts": prompts}]
+    said = run(told(rounds, copy_of(folder, tmp_path)))
+    assert said["rounds"][1]["tokens"] == expected
+    assert said["ended"]["open"] == [0, 0, 0, 0, 0]
+
+
+def other_rope(tmp_path: Path) -> Path:
+    model = Path(shutil.copytree(MODEL, tmp_path / "model", copy_function=os.symlink))
+    config = json.loads((MODEL / "config.json").read_text())
+    (model / "config.json").unlink()
+    config["rope_theta"] = 12345.0
+    config.pop("rope_parameters", None)
+    (model / "config.json").write_text(json.dumps(config))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"rope": True}, "rope.theta"),
+        ({"engine": {"dtype": "bfloat16"}, "patches": {"amx": False}}, "unit"),
+        ({"engine": {"block_size": 64}}, "page_size"),
+        ({"patches": {"instruction_set": "amx"}}, "instruction_set"),
+        ({"revision": "another"}, "revision"),
+    ],
+)
+def test_blocks_that_mean_something_else_are_refused_by_name(
+    folder: Path, tmp_path: Path, change: dict[str, Any], field: str
+) -> None:
+    wanted = told([], folder)
+    if change.pop("rope", False):
+        wanted["model"] = str(other_rope(tmp_path))
+    if "revision" in change:
+        wanted["kvtile"]["revision"] = change.pop("revision")
+    said = run(wanted | change)
+    refused = said["refused"]
+    print(refused)
+    assert "rounds" in said and not said["rounds"]
+    assert field in refused["message"] + said["log"], refused
+
+
+def test_settings_that_kvtile_does_not_know_are_refused() -> None:
+    said = run(told([], kvtile={"host_gigabytes": 3}))
+    assert "host_gigabytes" in said["refused"]["message"]
+    assert "host_gib" in said["refused"]["message"]
