@@ -10,6 +10,7 @@ mod licences;
 mod metadata;
 mod python;
 mod step;
+mod vllm;
 
 use std::process::ExitCode;
 
@@ -66,6 +67,14 @@ enum Command {
     TestPython,
     /// The wheel of the Python package.
     Wheel,
+    /// vLLM with the connector, end to end: installed into the user's cache folder, with a real model.
+    TestVllm,
+    /// What the connector does for vLLM, in two minutes.
+    DemoVllm {
+        /// Write a page with a chart.
+        #[arg(long, value_name = "FILE")]
+        html: Option<std::path::PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -84,6 +93,8 @@ fn main() -> ExitCode {
         Command::Rules => rules(),
         Command::TestPython => python::test(),
         Command::Wheel => python::wheel(),
+        Command::TestVllm => vllm::test(),
+        Command::DemoVllm { html } => vllm::demonstrate(html.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

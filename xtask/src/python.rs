@@ -44,6 +44,24 @@ pub(crate) fn wheel() -> Result<(), Failure> {
     run(&environment, "maturin", &build)
 }
 
+/// A wheel that was built quickly, in a folder where it is alone.
+pub(crate) fn wheel_for_tests() -> Result<PathBuf, Failure> {
+    let environment = environment()?;
+    let folder = target().join("wheels-for-tests");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).map_err(|error| file(&folder, &error))?;
+    }
+    let out = folder.display().to_string();
+    run(
+        &environment,
+        "maturin",
+        &["build", "--locked", "--out", &out],
+    )?;
+    let made = fs::read_dir(&folder).map_err(|error| file(&folder, &error))?;
+    let wheel = made.filter_map(Result::ok).map(|entry| entry.path()).next();
+    wheel.ok_or_else(|| Failure::Tool(format!("maturin has put no wheel into {out}")))
+}
+
 fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
@@ -56,14 +74,7 @@ fn environment() -> Result<PathBuf, Failure> {
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(folder);
     }
-    let python = PYTHONS.into_iter().find(|python| is_new_enough(python));
-    let Some(python) = python else {
-        return Err(Failure::Tool(
-            "no Python of version 3.10 or later was found".to_owned(),
-        ));
-    };
-    let path = folder.display().to_string();
-    command(python, &["-m", "venv", "--clear", &path])?;
+    make_environment(&folder)?;
     let install = [
         "-m",
         "pip",
@@ -73,9 +84,24 @@ fn environment() -> Result<PathBuf, Failure> {
     ];
     let install: Vec<&str> = install.into_iter().chain(PACKAGES).collect();
     run(&folder, "python", &install)?;
-    fs::write(&stamp, wanted)
-        .map_err(|error| Failure::Tool(format!("{}: {error}", stamp.display())))?;
+    fs::write(&stamp, wanted).map_err(|error| file(&stamp, &error))?;
     Ok(folder)
+}
+
+/// An empty virtual environment.
+pub(crate) fn make_environment(folder: &Path) -> Result<(), Failure> {
+    let python = PYTHONS.into_iter().find(|python| is_new_enough(python));
+    let Some(python) = python else {
+        return Err(Failure::Tool(
+            "no Python of version 3.10 or later was found".to_owned(),
+        ));
+    };
+    let path = folder.display().to_string();
+    command(python, &["-m", "venv", "--clear", &path])
+}
+
+pub(crate) fn file(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::Tool(format!("{}: {error}", path.display()))
 }
 
 fn is_new_enough(python: &str) -> bool {
@@ -90,9 +116,20 @@ fn is_new_enough(python: &str) -> bool {
 
 /// A program of the environment.
 fn run(environment: &Path, program: &str, arguments: &[&str]) -> Result<(), Failure> {
+    run_with(environment, program, arguments, &[])
+}
+
+/// A program of the environment, with variables.
+pub(crate) fn run_with(
+    environment: &Path,
+    program: &str,
+    arguments: &[&str],
+    variables: &[(&str, String)],
+) -> Result<(), Failure> {
     let program = environment.join("bin").join(program);
     let mut command = Command::new(&program);
     command.env("VIRTUAL_ENV", environment);
+    command.envs(variables.iter().map(|(name, value)| (name, value)));
     finish(command, &program.display().to_string(), arguments)
 }
 

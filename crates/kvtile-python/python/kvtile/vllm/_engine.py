@@ -51,7 +51,7 @@ class Engine:
     """The cache of one vLLM engine, and what its requests have open."""
 
     def __init__(self, config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> None:
-        layout, self.identity = layout_and_identity(config, caches, settings.revision)
+        layout, self.identity = layout_and_identity(config, caches, settings)
         self.cache = Cache(self.identity, layout, **settings.of_cache())
         self.hasher = TokenHasher(self.identity, salt=settings.salt)
         self.page_size = config.cache_config.block_size

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+    from kvtile.vllm._settings import Settings
+
 logger = logging.getLogger("kvtile.vllm")
 
 # Instruction sets of the CPU backend of which the order of elements was checked.
@@ -55,7 +57,7 @@ def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None) -
 
 
 def layout_and_identity(
-    config: VllmConfig, caches: Mapping[str, torch.Tensor], revision: str | None
+    config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings
 ) -> tuple[Layout, Identity]:
     """The layout over vLLM's tensors, and what they mean.
 
@@ -69,9 +71,9 @@ def layout_and_identity(
     first = tensors[0]
     dtype = str(first.dtype).removeprefix("torch.")
     page_size = config.cache_config.block_size
-    model = str(config.model_config.model)
+    model = settings.model or str(config.model_config.model)
     hf = config.model_config.hf_text_config
-    revision = revision or revision_of(config)
+    revision = settings.revision or revision_of(config)
     if first.device.type != "cpu":
         raise ValueError(f"kvtile.vllm: the KV cache is on {first.device}; only the CPU's memory is supported yet")
     isa = _instruction_set(config, first, page_size)

@@ -27,6 +27,7 @@ class Settings:
         workers: threads that move blocks.
         recompute_tokens_per_second: prompt tokens that the engine computes in a second; blocks on disk that
             would take longer to load than to compute are then left there.
+        model: the model's name in the identity of its blocks; without it, what vLLM was given.
         revision: which weights these are; without it, a commit of the hub's cache, or a digest of the files.
         salt: blocks of another salt are never served; for tenants who must not learn of each other.
     """
@@ -38,6 +39,7 @@ class Settings:
     policy: str | None = None
     workers: int | None = None
     recompute_tokens_per_second: float | None = None
+    model: str | None = None
     revision: str | None = None
     salt: str = ""
 

