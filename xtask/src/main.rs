@@ -69,12 +69,6 @@ enum Command {
     Wheel,
     /// vLLM with the connector, end to end: installed into the user's cache folder, with a real model.
     TestVllm,
-    /// What the connector does for vLLM, in two minutes.
-    DemoVllm {
-        /// Write a page with a chart.
-        #[arg(long, value_name = "FILE")]
-        html: Option<std::path::PathBuf>,
-    },
 }
 
 fn main() -> ExitCode {
@@ -94,7 +88,6 @@ fn main() -> ExitCode {
         Command::TestPython => python::test(),
         Command::Wheel => python::wheel(),
         Command::TestVllm => vllm::test(),
-        Command::DemoVllm { html } => vllm::demonstrate(html.as_deref()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

