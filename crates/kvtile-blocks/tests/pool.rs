@@ -182,7 +182,7 @@ fn what_leaves_for_an_allocation_that_fails_is_shown_too_and_free_afterwards() {
     let pinned = store(&pool, &chain(2, 2));
     let mut shown = 0;
     let refused = pool.allocate_with(3, &AllocateRequest::default(), |leaving| {
-        shown = leaving.len()
+        shown = leaving.len();
     });
     assert!(refused.is_err());
     assert_eq!(shown, 2);
