@@ -23,7 +23,7 @@ def mypy(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
 
 
 def test_the_stubs_are_what_the_module_is(tmp_path: Path) -> None:
-    checked = mypy("mypy.stubtest", "kvtile", "--mypy-config-file", SETTINGS, cwd=tmp_path)
+    checked = mypy("mypy.stubtest", "kvtile._kvtile", "--mypy-config-file", SETTINGS, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 

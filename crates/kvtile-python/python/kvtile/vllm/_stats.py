@@ -46,7 +46,7 @@ class KvtileStats(KVConnectorStats):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Starts anew."""
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         """Adds the counts of another."""
