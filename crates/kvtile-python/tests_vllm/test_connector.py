@@ -51,7 +51,14 @@ class Process:
 
     def kill(self) -> None:
         os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(SECONDS)
+        self.wait()
+
+    def wait(self) -> int:
+        """How it ended."""
+        code = self.process.wait(SECONDS)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
 
 
 def run(told: dict[str, Any]) -> dict[str, Any]:
@@ -63,7 +70,7 @@ def run(told: dict[str, Any]) -> dict[str, Any]:
             said["rounds"].append(event)
         else:
             said[event["event"]] = event
-    code = process.process.wait(SECONDS)
+    code = process.wait()
     said["log"] = "".join(process.log)
     assert code == 0, said["log"][-5000:]
     return said
