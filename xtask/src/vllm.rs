@@ -85,9 +85,11 @@ fn uv<'a>(environment: &Path, arguments: impl IntoIterator<Item = &'a str>) -> R
 }
 
 fn cache_folder() -> Result<PathBuf, Failure> {
-    let given = env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-    given.or_else(home).ok_or_else(|| {
+    // The XDG base directory specification: relative paths are not valid and to be ignored.
+    let folder = |name| env::var_os(name).map(PathBuf::from);
+    let folder = |name| folder(name).filter(|path: &PathBuf| path.is_absolute());
+    let home = || folder("HOME").map(|home| home.join(".cache"));
+    folder("XDG_CACHE_HOME").or_else(home).ok_or_else(|| {
         Failure::Tool("neither XDG_CACHE_HOME nor HOME is set; one says where caches go".to_owned())
     })
 }

@@ -23,7 +23,7 @@ def main() -> None:
     except Exception as error:
         say("refused", kind=type(error).__name__, message=str(error))
         os._exit(0)
-    say("ready")
+    say("ready", blocks_on_disk=blocks_on_disk())
     for number, turn in enumerate(told["rounds"]):
         say("round", number=number, **play(llm, turn))
     say("ended", **counts())
@@ -116,15 +116,29 @@ def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
     return {}
 
 
-def counts() -> dict[str, Any]:
-    """What the connector counted, and what it still has open."""
+def blocks_on_disk() -> int:
+    """What the connector found in its folder."""
+    found = connected()
+    return found.cache.pool_stats("disk")["cached"] if found is not None and found.has_disk else 0
+
+
+def connected() -> Any:
+    """The engine of the connector, where there is one."""
     if "kvtile.vllm" not in sys.modules:
-        return {}
+        return None
     from kvtile.vllm._engine import _engines
 
-    (engine,) = _engines.values()
+    (found,) = _engines.values()
+    return found
+
+
+def counts() -> dict[str, Any]:
+    """What the connector counted, and what it still has open."""
+    engine = connected()
+    if engine is None:
+        return {}
     engine.reap_stores()
-    open_ones = (engine.matches, engine.loads, engine.announced, engine.stores, engine.finishing)
+    open_ones = (engine.matches, engine.loads, engine.announced, engine.stores, engine.finishing, engine.rewind)
     return {"stats": engine.cache.stats(), "open": [len(things) for things in open_ones]}
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,6 +41,9 @@ class Process:
         self.process.stdin.write(json.dumps(told))
         self.process.stdin.close()
         self.log: list[str] = []
+        # Reading ends with the process, however it ends.
+        self.limit = threading.Timer(SECONDS, self.process.kill)
+        self.limit.start()
 
     def events(self) -> Iterator[dict[str, Any]]:
         assert self.process.stdout is not None
@@ -56,6 +60,8 @@ class Process:
     def wait(self) -> int:
         """How it ended."""
         code = self.process.wait(SECONDS)
+        self.limit.cancel()
+        self.limit.join()
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code
@@ -129,7 +135,7 @@ def folder(prompts: list[list[int]], expected: list[list[int]], tmp_path_factory
     for (order, _), turn in zip(rounds, said["rounds"], strict=True):
         assert turn["tokens"] == [expected[at] for at in order]
     assert said["rounds"][-1]["preemptions"] > 0, "the engine had too little room"
-    assert said["ended"]["open"] == [0, 0, 0, 0, 0], "everything that was begun has ended"
+    assert said["ended"]["open"] == [0] * 6, "everything that was begun has ended"
     assert moved(said, "host", "device") > 100 and moved(said, "disk", "host") > 10
     assert said["closed"]
     return disk
@@ -150,6 +156,17 @@ def test_the_same_tokens_come_after_a_restart(
     assert sum(cached) > sum(longest) // 2 and all(c < length for c, length in zip(cached, longest, strict=True))
 
 
+def wait_for_blocks(disk: Path) -> None:
+    """Until something is stored."""
+    command = [sys.executable, "-m", "kvtile", "cache", "stat", str(disk), "--json"]
+    for _ in range(SECONDS):
+        stat = subprocess.run(command, capture_output=True, text=True, check=True)
+        if json.loads(stat.stdout)["blocks"] > 0:
+            return
+        time.sleep(0.5)
+    pytest.fail("nothing was stored")
+
+
 def test_a_killed_engine_has_lost_nothing_that_matters(
     prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
 ) -> None:
@@ -158,12 +175,14 @@ def test_a_killed_engine_has_lost_nothing_that_matters(
     process = Process(told([{"prompts": prompts}] * 50, disk, engine=SMALL))
     for event in process.events():
         if event["event"] == "ready":
-            time.sleep(1 + 2 * numbers.random())
+            wait_for_blocks(disk)
+            time.sleep(2 * numbers.random())
             process.kill()
             break
     said = run(told([{"prompts": prompts}] * 2, disk, engine=SMALL))
+    assert said["ready"]["blocks_on_disk"] > 0, "what was stored before the kill is offered"
     assert [turn["tokens"] for turn in said["rounds"]] == [expected] * 2
-    assert said["ended"]["open"] == [0, 0, 0, 0, 0]
+    assert said["ended"]["open"] == [0] * 6
 
 
 def test_flipped_bytes_are_computed_anew_and_counted(
@@ -183,7 +202,7 @@ def test_flipped_bytes_are_computed_anew_and_counted(
     said = run(told([{"prompts": prompts}], disk))
     assert said["rounds"][0]["tokens"] == expected
     assert said["ended"]["stats"]["checksum_failures"]["disk"] > 0
-    assert said["ended"]["open"] == [0, 0, 0, 0, 0]
+    assert said["ended"]["open"] == [0] * 6
 
 
 def test_requests_that_are_given_up_leave_nothing_open(
@@ -192,7 +211,7 @@ def test_requests_that_are_given_up_leave_nothing_open(
     rounds = [{"prompts": prompts[:12], "abort": True}, {"prompts": prompts}]
     said = run(told(rounds, copy_of(folder, tmp_path)))
     assert said["rounds"][1]["tokens"] == expected
-    assert said["ended"]["open"] == [0, 0, 0, 0, 0]
+    assert said["ended"]["open"] == [0] * 6
 
 
 def other_rope(tmp_path: Path) -> Path:

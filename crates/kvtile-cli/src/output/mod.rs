@@ -1,6 +1,7 @@
 //! What a command hands to its reader: text or JSON, in one piece, to whoever still listens.
 
 mod bytes;
+mod html;
 mod progress;
 mod table;
 
@@ -8,6 +9,7 @@ use std::io::{self, Write};
 
 pub(crate) use bytes::{bytes, count, thousands};
 use console::Term;
+pub(crate) use html::{PAGE_STYLE, escaped};
 pub(crate) use progress::progress;
 use serde::Serialize;
 pub(crate) use table::{Align, Table};

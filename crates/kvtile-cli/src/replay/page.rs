@@ -6,7 +6,7 @@ use super::{
     chart,
     report::{Report, Run},
 };
-use crate::output::thousands;
+use crate::output::{PAGE_STYLE, escaped, thousands};
 
 const STYLE: &str = include_str!("style.css");
 
@@ -16,7 +16,7 @@ pub(super) fn page(report: &Report) -> String {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta \
          name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<title>kvtile: a trace \
-         replayed</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<h1>Hits of a cache of KV \
+         replayed</title>\n<style>\n{PAGE_STYLE}{STYLE}</style>\n</head>\n<body>\n<h1>Hits of a cache of KV \
          blocks, by policy and capacity</h1>\n<p class=\"soft\"><code>{}</code>: {} requests, {} \
          references to {} blocks of {} tokens</p>\n",
         escaped(&facts.name),
@@ -92,10 +92,4 @@ fn table(
         page.push_str("</tr>\n");
     }
     page.push_str("</tbody>\n</table></div>\n");
-}
-
-/// Text that is no markup.
-fn escaped(text: &str) -> String {
-    let text = text.replace('&', "&amp;").replace('<', "&lt;");
-    text.replace('>', "&gt;").replace('"', "&quot;")
 }

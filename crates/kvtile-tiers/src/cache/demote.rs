@@ -101,7 +101,7 @@ impl Inner {
         }
     }
 
-    /// Forgets everything that is not in use.
+    /// Forgets everything, but for blocks on disk that are in use.
     pub(super) fn clear(&self) -> Result<usize, TierError> {
         let mut gone = self.host.pool.clear().blocks;
         if let Some(disk) = &self.disk {
@@ -196,8 +196,13 @@ impl Inner {
         written + usize::from(self.write(disk, &last))
     }
 
-    /// Writes one block and makes it findable on disk.
+    /// Writes one block and makes it findable on disk; nothing where it is there already.
     fn write(&self, disk: &Stored, leaving: &Leaving) -> bool {
+        // Two who write the same block would give one slot up while it holds the block.
+        let _flight = disk.writes.board(leaving.key);
+        if disk.has(&leaving.key) {
+            return false;
+        }
         let written = self.try_write(disk, leaving);
         match &written {
             Ok(()) => self.metrics.stored(Tier::Disk, 1),
@@ -254,10 +259,10 @@ impl Inner {
             ..Claim::default()
         });
         let registered = registered.map_err(|rejected| rejected.error)?;
-        if registered.blocks.ids().first() != Some(&slot) {
-            // Somebody else wrote the same block meanwhile.
-            disk.forget(&[slot]);
-        }
+        assert!(
+            registered.duplicates.is_empty(),
+            "block {key} was written while somebody else wrote it"
+        );
         Ok(())
     }
 }

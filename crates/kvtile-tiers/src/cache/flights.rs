@@ -1,4 +1,4 @@
-//! One flight a block: who brings a block does so for all who want it.
+//! One flight a block: who moves a block does so for all who want it.
 
 use std::{
     collections::HashSet,
@@ -7,7 +7,7 @@ use std::{
 
 use kvtile_blocks::BlockKey;
 
-/// The blocks that are being brought to host memory.
+/// The blocks that are on their way to one tier.
 #[derive(Default)]
 pub(super) struct Flights {
     keys: Mutex<HashSet<BlockKey>>,

@@ -275,8 +275,8 @@ impl Cache {
     /// Finds the longest prefix of `keys` that is stored, in any tier, and pins it.
     ///
     /// It does no I/O and never waits for a move. Looking for what is not stored takes no exclusive
-    /// lock; what is found is entered in the list of pins, under a short one. Where the engine's rate of computing is known
-    /// ([`CacheSettings::recompute_tokens_per_second`]), blocks on disk that would take longer to
+    /// lock; what is found is entered in the list of pins, under a short one. Where the engine's rate
+    /// of computing is known ([`CacheSettings::recompute_tokens_per_second`]), blocks on disk that would take longer to
     /// load than to compute are left out.
     pub fn lookup(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
         found::lookup(&self.inner, keys, options)
@@ -305,7 +305,8 @@ impl Cache {
     ///
     /// # Errors
     /// Fewer keys than blocks; an id that the layout does not have, or twice; another layout than the
-    /// engine's that is not registered with the manager or not of the cache's identity; a full queue ([`TierError::Busy`]): go on without storing them.
+    /// engine's that is not registered with the manager or not of the cache's identity; a full queue
+    /// ([`TierError::Busy`]): go on without storing them.
     pub fn store(
         &self,
         keys: &[BlockKey],
@@ -335,7 +336,9 @@ impl Cache {
         self.inner.evict(tier, blocks)
     }
 
-    /// Forgets all blocks that are not in use, in all tiers. Returns how many have gone.
+    /// Forgets all blocks: those in host memory, where pinned ones stay as they are until their last
+    /// pin goes but are not found any more, and those on disk that nobody has pinned. Returns how many
+    /// have gone.
     ///
     /// # Errors
     /// A disk that cannot be brought to forget.

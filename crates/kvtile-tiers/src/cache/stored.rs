@@ -7,7 +7,7 @@ use std::sync::{
 
 use kvtile_blocks::{BlockId, BlockKey, pool::BlockPool};
 
-use super::{Inner, rate::Rate};
+use super::{Inner, flights::Flights, rate::Rate};
 use crate::disk::{LostBlock, Miss, SlotStore};
 
 /// Fewer written blocks than this wait for the next idle moment to be synced.
@@ -18,6 +18,8 @@ pub(super) struct Stored {
     pub(super) pool: Arc<BlockPool>,
     pub(super) store: SlotStore,
     pub(super) rate: Rate,
+    /// Blocks that are being written. Whoever has such a flight boards no other.
+    pub(super) writes: Flights,
     /// Whether something was written or erased since the last sync.
     dirty: AtomicBool,
     /// Blocks written since the last sync.
@@ -43,6 +45,7 @@ impl Stored {
             pool,
             store,
             rate: Rate::default(),
+            writes: Flights::default(),
             dirty: AtomicBool::new(false),
             written: AtomicUsize::new(0),
             tenants: (0..slots).map(|_| AtomicU32::new(0)).collect(),

@@ -187,6 +187,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """However a request ends, its pins end; its blocks stay until its stores end."""
         engine, name = self._engine, request.request_id
         engine.release_match(name)
+        engine.open.discard(name)
         engine.rewind.pop(name, None)
         self._tracked.pop(name, None)
         if engine.announced.get(name):
@@ -203,7 +204,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return self._events.take() if self._events is not None else ()
 
     def reset_cache(self) -> bool | None:
-        """Forgets all blocks that are not in use, on disk too."""
+        """Forgets all blocks, on disk too."""
         self._engine.cache.clear()
         return True
 
@@ -212,6 +213,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if tracked is None:
             sequence = TokenSequence(self._engine.hasher, extra=_extra_of(request))
             tracked = self._tracked[request.request_id] = _Tracked(request, sequence)
+            self._engine.open.add(request.request_id)
         return tracked
 
     # The worker's side.

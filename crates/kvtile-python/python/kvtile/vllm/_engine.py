@@ -10,6 +10,7 @@ import atexit
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from kvtile import (
@@ -32,19 +33,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("kvtile.vllm")
 
-_GIB = 1 << 30
-
 _engines: dict[str, Engine] = {}
 _engines_lock = threading.Lock()
 
 
+@dataclass
 class Load:
-    """Blocks on their way to vLLM."""
+    """Blocks on their way to vLLM, those of a request from its block ``first`` on."""
 
-    def __init__(self, completion: Completion[LoadReport], blocks: list[int], first: int) -> None:
-        self.completion = completion
-        self.blocks = blocks
-        self.first = first
+    blocks: list[int]
+    first: int
+    # None for one that could not even begin.
+    completion: Completion[LoadReport] | None = None
+
+    def is_done(self) -> bool:
+        """Whether all of them are there, or no more of them come."""
+        return self.completion is None or self.completion.done()
 
 
 class Engine:
@@ -64,6 +68,8 @@ class Engine:
         self.stores: dict[str, list[Completion[StoreReport]]] = {}
         # Requests that have ended and whose blocks vLLM keeps until their stores end.
         self.finishing: set[str] = set()
+        # Requests that have not ended.
+        self.open: set[str] = set()
         # Where a request's blocks are to be stored from again.
         self.rewind: dict[str, int] = {}
         self.failed_blocks: set[int] = set()
@@ -82,17 +88,12 @@ class Engine:
 
     def start_load(self, request: str, first: int, blocks: list[int]) -> None:
         """Starts loading what was found for a request; what cannot be loaded has failed at once."""
-        match = self.matches.pop(request, None)
+        load = self.loads[request] = Load(blocks, first)
         try:
-            if match is None:
-                raise KvtileError(f"nothing was found for request {request}")
-            completion = self.cache.load(match, blocks)
+            load.completion = self.cache.load(self.matches.pop(request), blocks)
         except KvtileError as error:
             logger.warning("request %s computes its %d blocks: %s", request, len(blocks), error)
             self._load_failed(request, first, blocks)
-            self.loads[request] = _nothing(first)
-            return
-        self.loads[request] = Load(completion, blocks, first)
 
     def start_store(self, request: str, keys: list[bytes], first: int, blocks: list[int]) -> None:
         """Starts storing full blocks, which keep what they hold until the store ends."""
@@ -101,7 +102,7 @@ class Engine:
         except KvtileError as error:
             logger.debug("blocks of request %s are not stored now: %s", request, error)
             self.stats.add(stores_refused=1)
-            self.rewind[request] = min(first, self.rewind.get(request, first))
+            self.store_again_from(request, first)
             self._store_ended(request)
             return
         self.stores.setdefault(request, []).append(completion)
@@ -138,13 +139,13 @@ class Engine:
 
     def take_finished_loads(self, patience: float) -> set[str]:
         """Requests whose loads have ended; waits for one where there is nothing else to do."""
-        if patience and self.loads and not any(_is_done(load) for load in self.loads.values()):
-            pending = next(load for load in self.loads.values() if load.completion is not None)
+        pending = [load.completion for load in self.loads.values() if load.completion is not None]
+        if patience and pending and not any(load.is_done() for load in self.loads.values()):
             try:
-                pending.completion.wait(patience)
+                pending[0].wait(patience)
             except WaitTimeoutError:
                 return set()
-        ended = {request for request, load in self.loads.items() if _is_done(load)}
+        ended = {request for request, load in self.loads.items() if load.is_done()}
         for request in ended:
             load = self.loads.pop(request)
             if load.completion is not None:
@@ -169,8 +170,13 @@ class Engine:
 
     def _load_failed(self, request: str, first: int, blocks: list[int]) -> None:
         self.failed_blocks.update(blocks)
-        self.rewind[request] = min(first, self.rewind.get(request, first))
+        self.store_again_from(request, first)
         self.stats.add(failed_blocks=len(blocks))
+
+    def store_again_from(self, request: str, first: int) -> None:
+        """What is not stored, or not what was stored, is stored by a later step, if the request has one."""
+        if request in self.open:
+            self.rewind[request] = min(first, self.rewind.get(request, first))
 
     def _store_ended(self, request: str) -> None:
         left = self.announced.get(request, 0) - 1
@@ -192,15 +198,6 @@ class Engine:
                     logger.warning("not everything could be brought to the disk: %s", report)
         finally:
             self.cache.close()
-
-
-def _nothing(first: int) -> Load:
-    """A load that ended before it began."""
-    return Load(None, [], first)  # type: ignore[arg-type]
-
-
-def _is_done(load: Load) -> bool:
-    return load.completion is None or load.completion.done()
 
 
 def open_engine(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Engine:

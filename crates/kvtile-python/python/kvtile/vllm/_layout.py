@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvtile import Identity, Layout, Plane, Shape
 from kvtile._errors import IdentityError, LayoutError
+from kvtile._hf import rope_of
 
 if TYPE_CHECKING:
     import torch
@@ -96,7 +97,7 @@ def layout_and_identity(
 def _opaque(
     tensors: list[torch.Tensor], *, model: str, revision: str, page_size: int, isa: str, hf: Any
 ) -> tuple[Layout, Identity]:
-    from kvtile._hf import rope_of
+    import torch
 
     first = tensors[0]
     for tensor in tensors:
@@ -106,16 +107,10 @@ def _opaque(
     codec = f"vllm_{isa}_{str(first.dtype).removeprefix('torch.')}".lower()
     plane = Plane("p", codec, unit_bytes=page, opaque=True, per_page=True)
     shape = Shape(num_blocks=first.shape[0], num_layers=len(tensors), page_size=page_size, planes=[plane])
-    flat = [tensor.reshape(first.shape[0], -1).view(dtype=_bytes()) for tensor in tensors]
+    flat = [tensor.reshape(first.shape[0], -1).view(torch.uint8) for tensor in tensors]
     layout = Layout("L|Bp", shape=shape, tensors=flat)
     extra = {"backend": "vllm.cpu", "instruction_set": isa, "block_shape": "x".join(map(str, first.shape[1:]))}
     return layout, Identity(model, revision, shape, rope=rope_of(hf), extra=extra)
-
-
-def _bytes() -> torch.dtype:
-    import torch
-
-    return torch.uint8
 
 
 def _layer(name: str) -> int:
