@@ -7,11 +7,12 @@ whatever a request has open is kept here once.
 from __future__ import annotations
 
 import atexit
-import logging
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
 
 from kvtile import (
     Cache,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
 
-logger = logging.getLogger("kvtile.vllm")
+# Below vLLM's own, so that it is seen where that is.
+logger = init_logger("vllm.kvtile")
 
 _engines: dict[str, Engine] = {}
 _engines_lock = threading.Lock()
@@ -89,8 +91,13 @@ class Engine:
     def start_load(self, request: str, first: int, blocks: list[int]) -> None:
         """Starts loading what was found for a request; what cannot be loaded has failed at once."""
         load = self.loads[request] = Load(blocks, first)
+        match = self.matches.pop(request, None)
+        if match is None:
+            # It has ended meanwhile; vLLM waits for its load all the same.
+            self._load_failed(request, first, blocks)
+            return
         try:
-            load.completion = self.cache.load(self.matches.pop(request), blocks)
+            load.completion = self.cache.load(match, blocks)
         except KvtileError as error:
             logger.warning("request %s computes its %d blocks: %s", request, len(blocks), error)
             self._load_failed(request, first, blocks)

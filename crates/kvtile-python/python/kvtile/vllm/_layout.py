@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from vllm.logger import init_logger
 
 from kvtile import Identity, Layout, Plane, Shape
 from kvtile._errors import IdentityError, LayoutError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from kvtile.vllm._settings import Settings
 
-logger = logging.getLogger("kvtile.vllm")
+logger = init_logger("vllm.kvtile")
 
 # Instruction sets of the CPU backend of which the order of elements was checked.
 _CHECKED = {("float32", "vec"), ("float32", "vec16"), ("bfloat16", "vec"), ("bfloat16", "vec16")}
