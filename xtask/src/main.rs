@@ -69,6 +69,13 @@ enum Command {
     Wheel,
     /// vLLM with the connector, end to end: installed into the user's cache folder, with a real model.
     TestVllm,
+    /// How long vLLM takes to the first token with the connector and without: two minutes, a table and a
+    /// chart.
+    DemoVllm {
+        /// What the demonstration takes: `--html FILE`, `--rounds N`, … (`-- --help` says all).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -88,6 +95,7 @@ fn main() -> ExitCode {
         Command::TestPython => python::test(),
         Command::Wheel => python::wheel(),
         Command::TestVllm => vllm::test(),
+        Command::DemoVllm { arguments } => vllm::demonstrate(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

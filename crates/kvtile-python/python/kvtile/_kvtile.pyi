@@ -410,6 +410,7 @@ class Cache:
         layout: Layout,
         *,
         host_bytes: int | None = ...,
+        prefault: bool | None = ...,
         disk: str | os.PathLike[str] | None = ...,
         disk_bytes: int | None = ...,
         disk_writes: Literal["on_eviction", "at_once"] | int | None = ...,

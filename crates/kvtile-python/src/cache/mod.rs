@@ -49,6 +49,8 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 ///     identity: what the blocks mean; blocks of anything else are never served.
 ///     layout: the engine's layout over its tensors.
 ///     host_bytes: host memory for blocks.
+///     prefault: whether all of that memory is there when the cache opens, which takes longer then; otherwise
+///         its pages come when they are first used, and storing is slower until all have come.
 ///     disk: folder of the disk tier; none unless said. One cache at a time may have it.
 ///     disk_bytes: what all files of the folder take at most.
 ///     disk_writes: ``"on_eviction"`` from host memory, ``"at_once"``, or the number of uses after which

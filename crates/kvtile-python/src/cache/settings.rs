@@ -39,6 +39,7 @@ pub(super) fn read(
         }
         match name.as_str() {
             "host_bytes" => settings.host_bytes = value.extract()?,
+            "prefault" => settings.prefault = value.extract()?,
             "disk" => disk.folder = Some(value.extract()?),
             "disk_bytes" => disk.bytes = Some(value.extract()?),
             "disk_writes" => disk.writes = Some(writes_of(&value)?),
@@ -60,8 +61,9 @@ pub(super) fn read(
 }
 
 /// All keywords.
-const NAMES: [&str; 12] = [
+const NAMES: [&str; 13] = [
     "host_bytes",
+    "prefault",
     "disk",
     "disk_bytes",
     "disk_writes",

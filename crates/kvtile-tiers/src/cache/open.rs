@@ -9,6 +9,7 @@ use kvtile_blocks::{
     pool::{BlockPool, EventSink, PoolSettings, StoredEntry, TenantId},
 };
 use kvtile_layout::{LayoutError, Word, identity::LayoutIdentity, tradition::LayoutSpec};
+use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 
 use super::{
@@ -224,11 +225,15 @@ fn host_layout(
     };
     let all = u64::from(blocks) + u64::from(settings.disk.is_some());
     let shape = engine.shape().with_num_blocks(all)?;
+    let prefault = match settings.prefault {
+        true => Prefault::Populate { threads: 0 },
+        false => Prefault::None,
+    };
     let storage = PhysicalLayout::builder()
         .with_shape(shape, ALIGNMENT)
         .with_logical_fingerprint(settings.identity.fingerprint())
         .layout(LayoutSpec::Word(word))
-        .allocate_system()
+        .allocate_system_with(prefault)
         .build()?;
     if !storage.strided().blocks_are_contiguous() {
         return Err(TierError::StorageNotContiguous {

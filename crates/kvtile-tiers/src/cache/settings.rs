@@ -32,6 +32,11 @@ pub struct CacheSettings {
     /// what is read while all others are in use.
     #[serde(default = "host_bytes")]
     pub host_bytes: u64,
+    /// Whether the pages of host memory are there when the cache opens (default no: each comes
+    /// when it is first used, which then takes longer than copying to it). With it the cache takes
+    /// longer to open, and host memory that the machine does not have is refused then.
+    #[serde(default)]
+    pub prefault: bool,
     /// The disk tier (default: none).
     #[serde(default)]
     pub disk: Option<DiskSettings>,
@@ -99,6 +104,7 @@ impl CacheSettings {
         CacheSettings {
             identity,
             host_bytes: host_bytes(),
+            prefault: false,
             disk: None,
             storage_word: None,
             policy: PolicyKind::default(),
@@ -114,6 +120,13 @@ impl CacheSettings {
     #[must_use]
     pub fn host_bytes(mut self, bytes: u64) -> CacheSettings {
         self.host_bytes = bytes;
+        self
+    }
+
+    /// With the pages of host memory there from the start.
+    #[must_use]
+    pub fn prefault(mut self) -> CacheSettings {
+        self.prefault = true;
         self
     }
 

@@ -15,11 +15,11 @@ use kvtile_blocks::{
     pool::{Quota, TenantId},
 };
 use kvtile_tiers::{
-    cache::{Cache, Clock, LoadOptions, LoadStop, LookupOptions, StoreOptions},
+    cache::{Cache, CacheSettings, Clock, LoadOptions, LoadStop, LookupOptions, StoreOptions},
     metrics::MissReason,
 };
 
-use super::common::{Engine, chain, engine_layout, settings, with_disk};
+use super::common::{Engine, chain, engine_layout, identity, settings, with_disk};
 
 const DISK: u64 = 4 << 20;
 
@@ -180,4 +180,24 @@ fn one_tenant_cannot_push_out_another() {
     }
     assert_eq!(engine.load(&theirs, 30), 10);
     cache.check_integrity();
+}
+
+/// Bytes of this process that have pages.
+fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().nth(1));
+    kibibytes.unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn host_memory_is_there_from_the_start_where_that_is_asked_for() {
+    const HOST: u64 = 512 << 20;
+    let before = resident_bytes();
+    let asked = CacheSettings::new(identity()).host_bytes(HOST).prefault();
+    let cache = Cache::open(asked, engine_layout()).unwrap();
+    let grown = resident_bytes().saturating_sub(before);
+    // Other tests come and go meanwhile, with some megabytes each.
+    assert!(grown > HOST * 3 / 4, "{grown} bytes came with the cache");
+    drop(cache);
 }

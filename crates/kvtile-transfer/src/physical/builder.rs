@@ -15,7 +15,9 @@ use kvtile_layout::{
     identity::Fingerprint,
     tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutSpec, LayoutTypeDetails},
 };
-use kvtile_memory::{FileMemory, OwnedMemoryRegion, RegionView, SharedMemory, SystemMemory};
+use kvtile_memory::{
+    FileMemory, OwnedMemoryRegion, Prefault, RegionView, SharedMemory, SystemMemory,
+};
 
 use super::{
     Bound, FullyContiguousLayout, LayerSeparateLayout, Layout, NixlMetadata, PhysicalLayout,
@@ -59,7 +61,7 @@ pub struct HasMemory {
 
 #[derive(Debug)]
 enum MemoryPlan {
-    System,
+    System(Prefault),
     Shared,
     Disk(Option<PathBuf>),
     Over(OwnedMemoryRegion),
@@ -164,10 +166,18 @@ impl PhysicalLayoutBuilder<HasConfig> {
 }
 
 impl PhysicalLayoutBuilder<HasLayout> {
-    /// System memory: one mapping for all regions, huge pages where the kernel allows them.
+    /// System memory: one mapping for all regions, huge pages where the kernel allows them. Its
+    /// pages come when they are first touched.
     #[must_use]
     pub fn allocate_system(self) -> PhysicalLayoutBuilder<HasMemory> {
-        self.memory(MemoryPlan::System)
+        self.allocate_system_with(Prefault::None)
+    }
+
+    /// System memory as [`allocate_system`](Self::allocate_system) makes it, whose pages come when
+    /// `prefault` says.
+    #[must_use]
+    pub fn allocate_system_with(self, prefault: Prefault) -> PhysicalLayoutBuilder<HasMemory> {
+        self.memory(MemoryPlan::System(prefault))
     }
 
     /// Shared memory: one sealed memfd for all regions, which
@@ -275,7 +285,10 @@ impl MemoryPlan {
                 let nixl = registered(agent, &regions)?;
                 return Ok((regions, Some(nixl)));
             }
-            MemoryPlan::System => return Ok((packing.in_system_memory(layout.alignment())?, None)),
+            MemoryPlan::System(prefault) => {
+                let regions = packing.in_system_memory(layout.alignment(), prefault)?;
+                return Ok((regions, None));
+            }
             MemoryPlan::Shared => Arc::new(SharedMemory::create(packing.bytes)?),
             MemoryPlan::Disk(Some(path)) => {
                 Arc::new(FileMemory::options().create_new(&path, packing.bytes)?)
@@ -351,14 +364,19 @@ impl Packing {
 
     /// The regions in memory of their own. Mappings start at a page; where more is asked for, the
     /// first region starts inside.
-    fn in_system_memory(&self, alignment: u64) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
+    fn in_system_memory(
+        &self,
+        alignment: u64,
+        prefault: Prefault,
+    ) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
         let slack = if alignment > REGION_ALIGNMENT {
             alignment
         } else {
             0
         };
         let slack = usize::try_from(slack).unwrap_or(usize::MAX);
-        let memory = SystemMemory::allocate(self.bytes.saturating_add(slack))?;
+        let options = SystemMemory::options().prefault(prefault);
+        let memory = options.allocate(self.bytes.saturating_add(slack))?;
         let memory: OwnedMemoryRegion = Arc::new(memory);
         let past = memory.addr().checked_rem(slack).unwrap_or(0);
         let shift = if past == 0 { 0 } else { slack - past };

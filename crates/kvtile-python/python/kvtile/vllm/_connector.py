@@ -41,6 +41,8 @@ class LoadOrder:
     request: str
     first: int
     blocks: list[int]
+    # Whether the step that loads them also computes with them, layer by layer.
+    in_step: bool
 
 
 @dataclass
@@ -66,12 +68,13 @@ class Orders(KVConnectorMetadata):  # type: ignore[misc]
 
 @dataclass
 class _Tracked:
-    """A request, the keys of its full blocks, how many of these need not be stored, and which is loaded first."""
+    """A request, the keys of its full blocks, how many of these need not be stored, which is loaded first and how."""
 
     request: Request
     sequence: TokenSequence
     stored: int = 0
     first: int = 0
+    in_step: bool = False
 
 
 class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
@@ -131,8 +134,11 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
             return 0, False
         found = found.skip(here)
         tracked.first = here
+        # Host memory is faster than computing, so its blocks come while the step computes; others do not wait
+        # for the disk.
+        tracked.in_step = engine.loads_in_step and found.blocks_in("host") == found.blocks
         engine.matches[name] = found
-        return found.blocks * engine.page_size, True
+        return found.blocks * engine.page_size, not tracked.in_step
 
     def update_state_after_alloc(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """vLLM has made room for what was found, or wants none of it."""
@@ -145,9 +151,10 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
             raise RuntimeError(f"kvtile.vllm: vLLM loads {num_external_tokens} tokens of {name}, which were not offered")
         wanted = num_external_tokens // engine.page_size
         engine.matches[name] = match.truncate(wanted)
-        first = self._tracked[name].first
+        tracked = self._tracked[name]
+        first = tracked.first
         ids = blocks.get_block_ids()[0]
-        self._loads.append(LoadOrder(name, first, list(ids[first : first + wanted])))
+        self._loads.append(LoadOrder(name, first, list(ids[first : first + wanted]), tracked.in_step))
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         """What the worker loads and stores in this step."""
@@ -231,21 +238,27 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         """Loads start before the forward pass of the step, beside which they run."""
         super().bind_connector_metadata(connector_metadata)
         for load in self._orders().loads:
-            self._engine.start_load(load.request, load.first, load.blocks)
+            self._engine.start_load(load.request, load.first, load.blocks, in_step=load.in_step)
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
-        """Nothing: what is loaded belongs to no request of this step."""
+        """Nothing: loads have started."""
 
     def wait_for_layer_load(self, layer_name: str) -> None:
-        """Nothing: requests are scheduled when all of their layers are there."""
+        """Waits for a layer of what this step loads and computes with; what comes from disk was waited for before."""
+        self._engine.wait_for_layer(layer_name)
 
     def save_kv_layer(self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any) -> None:
         """Nothing: blocks are stored when all of their layers are computed."""
 
     def wait_for_save(self) -> None:
         """Starts storing what this step has computed; it does not wait."""
+        sound = self._engine.end_step_loads()
         for store in self._orders().stores:
-            self._engine.start_store(store.request, store.keys, store.first, store.blocks)
+            if sound:
+                self._engine.start_store(store.request, store.keys, store.first, store.blocks)
+            else:
+                # It may be computed from what has not come; vLLM computes it again.
+                self._engine.skip_store(store.request, store.first)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose stores ended after them, and requests whose loads have ended."""

@@ -24,7 +24,7 @@ from kvtile import (
     TokenHasher,
     WaitTimeoutError,
 )
-from kvtile.vllm._layout import layout_and_identity
+from kvtile.vllm._layout import in_order, layout_and_identity
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
 
@@ -47,6 +47,8 @@ class Load:
     first: int
     # None for one that could not even begin.
     completion: Completion[LoadReport] | None = None
+    # Layers that the step which computes with it has waited for.
+    waited: int = 0
 
     def is_done(self) -> bool:
         """Whether all of them are there, or no more of them come."""
@@ -62,9 +64,14 @@ class Engine:
         self.hasher = TokenHasher(self.identity, salt=settings.salt)
         self.page_size = config.cache_config.block_size
         self.has_disk = settings.disk_path is not None
+        self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
+        # Until an attention layer turns out not to wait.
+        self.loads_in_step = True
         self.stats = KvtileStats()
         self.matches: dict[str, Match] = {}
         self.loads: dict[str, Load] = {}
+        # Those of the step that is computed now, which uses them.
+        self.step_loads: dict[str, Load] = {}
         # Stores that the scheduler has announced and that have not ended, by request.
         self.announced: dict[str, int] = {}
         self.stores: dict[str, list[Completion[StoreReport]]] = {}
@@ -88,9 +95,10 @@ class Engine:
         if match is not None:
             match.release()
 
-    def start_load(self, request: str, first: int, blocks: list[int]) -> None:
+    def start_load(self, request: str, first: int, blocks: list[int], *, in_step: bool) -> None:
         """Starts loading what was found for a request; what cannot be loaded has failed at once."""
-        load = self.loads[request] = Load(blocks, first)
+        load = Load(blocks, first)
+        (self.step_loads if in_step else self.loads)[request] = load
         match = self.matches.pop(request, None)
         if match is None:
             # It has ended meanwhile; vLLM waits for its load all the same.
@@ -102,6 +110,41 @@ class Engine:
             logger.warning("request %s computes its %d blocks: %s", request, len(blocks), error)
             self._load_failed(request, first, blocks)
 
+    def wait_for_layer(self, name: str) -> None:
+        """Waits until a layer of all that the step loads is there, or does not come."""
+        if not self.step_loads:
+            return
+        layer = self.layers[name]
+        for load in self.step_loads.values():
+            load.waited += 1
+            if load.completion is not None:
+                load.completion.wait_layer(layer)
+
+    def end_step_loads(self) -> bool:
+        """Ends the loads of a step; whether everything that it computed had what it needed."""
+        sound = True
+        for request, load in self.step_loads.items():
+            if load.completion is None:
+                sound = False
+                continue
+            report = load.completion.wait()
+            if load.waited < len(self.layers):
+                # The step has read its blocks too early: all of them count as not loaded.
+                self.loads_in_step = False
+                logger.warning("attention does not wait for its layers here: blocks are loaded before they are used")
+                self._load_failed(request, load.first, load.blocks)
+                sound = False
+            else:
+                self._loaded(request, load, report)
+                sound &= report.blocks == len(load.blocks)
+        self.step_loads.clear()
+        return sound
+
+    def skip_store(self, request: str, first: int) -> None:
+        """Blocks that were to be stored are stored by a later step."""
+        self.store_again_from(request, first)
+        self._store_ended(request)
+
     def start_store(self, request: str, keys: list[bytes], first: int, blocks: list[int]) -> None:
         """Starts storing full blocks, which keep what they hold until the store ends."""
         try:
@@ -109,8 +152,7 @@ class Engine:
         except KvtileError as error:
             logger.debug("blocks of request %s are not stored now: %s", request, error)
             self.stats.add(stores_refused=1)
-            self.store_again_from(request, first)
-            self._store_ended(request)
+            self.skip_store(request, first)
             return
         self.stores.setdefault(request, []).append(completion)
 

@@ -67,9 +67,7 @@ def layout_and_identity(
     and another engine's layout can read them. Where it is not, a block is opaque: it is moved whole, and its
     identity has the backend and its instruction set.
     """
-    # vLLM orders names as text; the layers are numbers.
-    names = sorted(caches, key=_layer)
-    tensors = [caches[name] for name in names]
+    tensors = [caches[name] for name in in_order(caches)]
     first = tensors[0]
     dtype = str(first.dtype).removeprefix("torch.")
     page_size = config.cache_config.block_size
@@ -112,6 +110,11 @@ def _opaque(
     layout = Layout("L|Bp", shape=shape, tensors=flat)
     extra = {"backend": "vllm.cpu", "instruction_set": isa, "block_shape": "x".join(map(str, first.shape[1:]))}
     return layout, Identity(model, revision, shape, rope=rope_of(hf), extra=extra)
+
+
+def in_order(caches: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of the layers from the first to the last; vLLM orders them as text."""
+    return sorted(caches, key=_layer)
 
 
 def _layer(name: str) -> int:

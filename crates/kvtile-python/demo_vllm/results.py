@@ -1,0 +1,109 @@
+"""What was measured, and what follows from it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+class WrongTokensError(Exception):
+    """A prompt got another answer with KV from somewhere else. It never may."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to the KV of a prompt: which engine answers, and what it still has."""
+
+    engine: str
+    state: str
+    title: str
+    # What the time to the first token is held against, in the same round.
+    against: tuple[str, str]
+    # Where the prefix comes from: computed, vLLM's own cache, host memory, disk, files of the ExampleConnector.
+    source: str
+
+
+OWN = ("none", "again")
+COLD = ("none", "cold")
+WAYS = (
+    Way("none", "cold", "no connector", COLD, "computed"),
+    Way("kvtile", "cold", "kvtile, storing it", COLD, "computed"),
+    Way("example", "cold", "ExampleConnector, storing it", COLD, "computed"),
+    Way("none", "again", "vLLM's own cache", OWN, "own"),
+    Way("kvtile", "forgotten", "kvtile, host memory", OWN, "host"),
+    Way("example", "forgotten", "ExampleConnector, files", OWN, "files"),
+    Way("kvtile", "restarted", "kvtile, disk after a restart", ("kvtile", "again"), "disk"),
+)
+
+
+@dataclass
+class Row:
+    """What a way came to: medians over the rounds."""
+
+    way: Way
+    seconds: float
+    low_seconds: float
+    high_seconds: float
+    ratio: float
+    tokens_per_second: float | None
+    cached_tokens: int
+    from_host_blocks: int
+    from_disk_blocks: int
+
+
+@dataclass
+class Results:
+    """All answers, on which machine, with which versions, of which sizes."""
+
+    machine: str
+    versions: dict[str, str]
+    told: dict[str, int]
+    answers: list[dict[str, Any]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, and the summary."""
+        return asdict(self)
+
+    def check(self) -> None:
+        """Every answer to a prompt has the same tokens, wherever its KV came from."""
+        expected: dict[int, list[int]] = {}
+        for answer in self.answers:
+            tokens = expected.setdefault(answer["round"], answer["tokens"])
+            if answer["tokens"] != tokens:
+                raise WrongTokensError(
+                    f"prompt {answer['round']} got {answer['tokens']} from {answer['engine']} ({answer['state']}) "
+                    f"and {tokens} before"
+                )
+
+    def of(self, engine: str, state: str, *, restarted: bool) -> dict[int, dict[str, Any]]:
+        """The answers of one way in one of the two processes, by round."""
+        first_of_second = next(
+            (at for at, answer in enumerate(self.answers) if answer["state"] == "restarted"), len(self.answers)
+        )
+        part = self.answers[first_of_second:] if restarted else self.answers[:first_of_second]
+        return {answer["round"]: answer for answer in part if (answer["engine"], answer["state"]) == (engine, state)}
+
+    def rows(self) -> list[Row]:
+        """One row a way."""
+        return [self._row(way) for way in WAYS if self.of(way.engine, way.state, restarted=way.state == "restarted")]
+
+    def _row(self, way: Way) -> Row:
+        restarted = way.state == "restarted"
+        answers = self.of(way.engine, way.state, restarted=restarted)
+        against = self.of(*way.against, restarted=restarted)
+        seconds = [answer["first_token_seconds"] for answer in answers.values()]
+        ratios = [answer["first_token_seconds"] / against[at]["first_token_seconds"] for at, answer in answers.items()]
+        rates = [answer["tokens_per_second"] for answer in answers.values() if answer["tokens_per_second"]]
+        return Row(
+            way,
+            statistics.median(seconds),
+            min(seconds),
+            max(seconds),
+            statistics.median(ratios),
+            statistics.median(rates) if rates else None,
+            *(
+                int(statistics.median(answer.get(name, 0) for answer in answers.values()))
+                for name in ("cached_tokens", "from_host_blocks", "from_disk_blocks")
+            ),
+        )
