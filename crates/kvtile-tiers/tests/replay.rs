@@ -174,8 +174,10 @@ fn naive_hits(trace: &Trace, cache: &mut dyn Naive) -> u64 {
 
 fn hits(trace: &Trace, kind: PolicyKind, capacity: u32) -> u64 {
     let settings = PolicySettings::from(kind);
-    let mut cache = DryCache::new(&settings, capacity, trace.distinct_blocks());
-    replay(trace, &mut cache, &mut |_| {}).unwrap().hit_blocks
+    let mut cache = DryCache::new(&settings, capacity).unwrap();
+    let totals = replay(trace, &mut cache, &mut |_| {}).unwrap();
+    cache.pool().check_integrity();
+    totals.hit_blocks
 }
 
 #[test]

@@ -20,6 +20,7 @@ use kvtile::{
         replay::{DryCache, RealCache, Totals, Trace, TraceLimits, belady, infinite, replay},
     },
 };
+use metrics_exporter_prometheus::PrometheusBuilder;
 
 use self::report::{Bytes, Report, Run};
 use crate::{error::CliError, files, output};
@@ -48,6 +49,7 @@ Examples:
   kvtile replay conversation.jsonl --dry --policy gittins --policy lru --capacity 10000
   kvtile replay conversation.jsonl --dry --html page.html
   kvtile replay conversation.jsonl --policy gittins --capacity 2000 --disk folder --disk-bytes 500000000
+  kvtile replay conversation.jsonl --policy gittins --capacity 2000 --prometheus metrics.txt
   kvtile replay conversation.jsonl --dry --json | jq '.runs[] | [.policy, .block_hit_ratio]'";
 
 /// Arguments of `kvtile replay`.
@@ -96,6 +98,14 @@ pub(crate) struct ReplayArgs {
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     json: bool,
+    /// Write what the cache counted, as Prometheus reads it; of one policy with one capacity
+    #[arg(
+        long,
+        value_name = "FILE",
+        conflicts_with = "dry",
+        help_heading = "Output"
+    )]
+    prometheus: Option<PathBuf>,
 }
 
 /// Replays, and shows what came out.
@@ -107,6 +117,9 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     let mut capacities = args.capacity.clone();
     capacities.sort_unstable();
     capacities.dedup();
+    if let Some(path) = &args.prometheus {
+        check_one(path, policies.len() * capacities.len())?;
+    }
     let trace = read(args)?;
     let report = measure(&trace, &policies, &capacities, args)?;
     if let Some(path) = &args.html {
@@ -140,6 +153,20 @@ fn check_new(folder: &Path) -> Result<(), CliError> {
         problem:
             "there is something in it; a replay starts with an empty disk, so give a new folder"
                 .to_owned(),
+    })
+}
+
+/// The counts of two caches in one file would be read as those of one.
+fn check_one(path: &Path, runs: usize) -> Result<(), CliError> {
+    if runs == 1 {
+        return Ok(());
+    }
+    Err(CliError::Option {
+        option: "--prometheus",
+        value: path.display().to_string(),
+        problem: format!(
+            "these are the counts of one cache, and there are {runs}; give one --policy and one --capacity"
+        ),
     })
 }
 
@@ -177,7 +204,7 @@ fn read(args: &ReplayArgs) -> Result<Trace, CliError> {
     })
 }
 
-/// Through a policy and the books.
+/// Through a pool whose blocks hold nothing.
 fn dry(
     trace: &Trace,
     policy: PolicyKind,
@@ -187,7 +214,7 @@ fn dry(
     // More blocks than the trace have need no room.
     let distinct = u32::try_from(trace.distinct_blocks()).unwrap_or(u32::MAX);
     let settings = PolicySettings::from(policy);
-    let mut cache = DryCache::new(&settings, capacity.min(distinct), trace.distinct_blocks());
+    let mut cache = DryCache::new(&settings, capacity.min(distinct))?;
     Ok(replay(trace, &mut cache, progress)?)
 }
 
@@ -208,12 +235,18 @@ fn real(
         };
         settings.policies(policy, policy)
     };
-    let mut cache = RealCache::open(trace, (args.block_bytes, capacity), adjust)?;
+    // A cache takes the recorder that is there when it opens.
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let open = || RealCache::open(trace, (args.block_bytes, capacity), adjust);
+    let mut cache = metrics::with_local_recorder(&recorder, open)?;
     let totals = replay(trace, &mut cache, progress)?;
     let bytes = Bytes {
         compared_blocks: cache.compared(),
         moves: cache.cache().stats().moves,
     };
+    if let Some(path) = &args.prometheus {
+        files::write(path, &recorder.handle().render())?;
+    }
     Ok((totals, Some(bytes)))
 }
 

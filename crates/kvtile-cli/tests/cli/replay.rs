@@ -182,3 +182,66 @@ fn the_cache_itself_gives_back_every_byte_and_says_what_it_moved() {
         "{text}"
     );
 }
+
+const SHIPPED: &str = concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../docs/traces/generated.jsonl"
+);
+
+#[test]
+fn the_trace_that_ships_tells_the_policies_apart() {
+    let json = kvtile(&["replay", SHIPPED, "--dry", "--capacity", "200", "--json"]).json();
+    let runs = json["runs"].as_array().unwrap();
+    let ratio = |name: &str| {
+        let run = runs.iter().find(|run| run["policy"] == name).unwrap();
+        run["block_hit_ratio"].as_f64().unwrap()
+    };
+    for other in ["lru", "arc", "s3-fifo"] {
+        assert!(ratio("gittins") > ratio(other), "{other}");
+    }
+}
+
+/// The sum of all lines of a metric, whatever their labels.
+fn sum(page: &str, name: &str) -> u64 {
+    let lines = page.lines().filter(|line| {
+        let rest = line.strip_prefix(name);
+        rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
+    });
+    let counts = lines.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap());
+    counts.sum()
+}
+
+#[test]
+fn what_the_cache_counts_is_written_for_prometheus() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("metrics.txt");
+    let page_name = page.to_str().unwrap();
+    let run = [
+        "replay",
+        SHIPPED,
+        "--policy",
+        "gittins",
+        "--capacity",
+        "200",
+        "--block-bytes",
+        "4096",
+    ];
+    let json = kvtile(&[&run[..], &["--json", "--prometheus", page_name]].concat()).json();
+    let page = std::fs::read_to_string(&page).unwrap();
+    let hits = sum(&page, "kvtile_lookup_hit_blocks_total");
+    let misses = sum(&page, "kvtile_lookup_miss_blocks_total");
+    assert_eq!(hits, json["runs"][0]["hit_blocks"].as_u64().unwrap());
+    assert_eq!(hits + misses, sum(&page, "kvtile_lookup_blocks_total"));
+    assert!(
+        page.contains("# TYPE kvtile_lookup_blocks_total counter"),
+        "{page}"
+    );
+
+    for (more, problem) in [
+        (&["--capacity", "300"][..], "one --capacity"),
+        (&["--dry"], "cannot be used with"),
+    ] {
+        let refused = kvtile(&[&run[..], more, &["--prometheus", page_name]].concat());
+        assert!(refused.fails(2).contains(problem), "{more:?}");
+    }
+}

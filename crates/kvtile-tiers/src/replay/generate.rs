@@ -195,3 +195,43 @@ impl Generator {
         self.finish(ids)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+    use crate::replay::TraceLimits;
+
+    const SHIPPED: &str = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../../docs/traces/generated.jsonl"
+    );
+
+    /// The lines of the trace that ships.
+    fn lines() -> String {
+        let rows = rows(Workload::Scans, 400, 1);
+        let line = |row: &Row| serde_json::to_string(row).unwrap() + "\n";
+        rows.iter().map(line).collect()
+    }
+
+    #[test]
+    fn the_trace_that_ships_is_the_one_that_is_generated() {
+        let shipped = fs::read_to_string(SHIPPED).unwrap();
+        assert!(
+            shipped == lines(),
+            "docs/traces/generated.jsonl is of another generator; write it anew with \
+             `cargo test -p kvtile-tiers --lib write_the_trace -- --ignored`"
+        );
+        let read = Trace::read(shipped.as_bytes(), &TraceLimits::default()).unwrap();
+        let made = generate(Workload::Scans, 400, 1).unwrap();
+        assert!(read.requests().eq(made.requests()));
+    }
+
+    #[test]
+    #[ignore = "writes docs/traces/generated.jsonl"]
+    fn write_the_trace_that_ships() {
+        fs::create_dir_all(Path::new(SHIPPED).parent().unwrap()).unwrap();
+        fs::write(SHIPPED, lines()).unwrap();
+    }
+}

@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `trace` | requests as they are published: JSON lines, checked |
 //! | `generate` | requests that are made up: conversations, shared prompts, documents, scans |
-//! | `dry` | a cache without bytes: a policy and the books |
+//! | `dry` | a cache without bytes: the block pool alone |
 //! | `real` | the cache itself, with bytes that are compared when they come back |
 //! | `bound` | a cache without end, and the best that any cache could have done |
 //! | `run` | a trace through a cache, and what is counted |

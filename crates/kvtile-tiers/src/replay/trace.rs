@@ -128,7 +128,7 @@ struct Entry {
 }
 
 /// One request of a trace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
     /// When it came, in milliseconds.
     pub timestamp_ms: u64,
