@@ -198,7 +198,7 @@ impl Generator {
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, path::Path};
+    use std::fs;
 
     use super::*;
     use crate::replay::TraceLimits;
@@ -217,21 +217,17 @@ mod tests {
 
     #[test]
     fn the_trace_that_ships_is_the_one_that_is_generated() {
+        if std::env::var_os("KVTILE_WRITE_TRACE").is_some() {
+            fs::write(SHIPPED, lines()).unwrap();
+        }
         let shipped = fs::read_to_string(SHIPPED).unwrap();
         assert!(
             shipped == lines(),
             "docs/traces/generated.jsonl is of another generator; write it anew with \
-             `cargo test -p kvtile-tiers --lib write_the_trace -- --ignored`"
+             `KVTILE_WRITE_TRACE=1 cargo test -p kvtile-tiers --lib the_trace_that_ships`"
         );
         let read = Trace::read(shipped.as_bytes(), &TraceLimits::default()).unwrap();
         let made = generate(Workload::Scans, 400, 1).unwrap();
         assert!(read.requests().eq(made.requests()));
-    }
-
-    #[test]
-    #[ignore = "writes docs/traces/generated.jsonl"]
-    fn write_the_trace_that_ships() {
-        fs::create_dir_all(Path::new(SHIPPED).parent().unwrap()).unwrap();
-        fs::write(SHIPPED, lines()).unwrap();
     }
 }
