@@ -52,14 +52,6 @@ impl Links {
         Links(Column::new(len, link))
     }
 
-    /// One more entry, in no list.
-    pub(super) fn grow(&mut self) {
-        self.0.push(Link {
-            older: NONE,
-            newer: NONE,
-        });
-    }
-
     /// Puts `entry`, which is in no list, at the new end of `list`.
     pub(super) fn push(&mut self, list: &mut List, entry: u32) {
         self.0[entry] = Link {

@@ -21,7 +21,7 @@ pub(super) const COUNT_MAX: u8 = 16;
 pub(super) const PARTIAL: u8 = 0;
 
 /// A class, as a number below [`CLASSES`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Class(u8);
 
 impl Class {

@@ -48,11 +48,23 @@ const PASSED_BLOCKS_MAX: u32 = 1024;
 const SAMPLE_MAX: usize = 16_384;
 
 /// A block that was evicted.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Ghost {
-    touch: u64,
+    /// When it was used last, without the upper half: there are many ghosts, and their ages are short.
+    touch: u32,
     class: Class,
     count: u8,
+}
+
+impl Ghost {
+    /// References to blocks since it was used last, modulo 2^32.
+    fn age(&self, clock: u64) -> u64 {
+        u64::from(lower_half(clock).wrapping_sub(self.touch))
+    }
+}
+
+fn lower_half(clock: u64) -> u32 {
+    u32::try_from(clock & u64::from(u32::MAX)).unwrap_or_default()
 }
 
 /// The learned policy over leaves.
@@ -193,8 +205,7 @@ impl Gittins {
         let count = ghost.map_or(1, |ghost| (ghost.count + 1).min(COUNT_MAX));
         let kind = match (ghost, before) {
             (Some(ghost), _) => {
-                self.observed
-                    .hit(ghost.class, self.clock - ghost.touch, 1.0);
+                self.observed.hit(ghost.class, ghost.age(self.clock), 1.0);
                 class::used(count)
             }
             (None, None) => class::new(0),
@@ -323,11 +334,11 @@ impl Gittins {
     }
 
     fn remember(&mut self, key: &BlockKey, ghost: Ghost) {
-        // Room is made first: one more than a power of two would double their tables.
+        // Room is made first: one more would be a place more for each eighth.
         if self.ghosts.len() >= GHOSTS_MIN.max(self.blocks / 2)
             && let Some(old) = self.ghosts.pop()
         {
-            self.observed.end(old.class, self.clock - old.touch, 1.0);
+            self.observed.end(old.class, old.age(self.clock), 1.0);
         }
         self.ghosts.push(key, ghost);
     }
@@ -342,12 +353,7 @@ impl Gittins {
         }
         let step = self.ghosts.len() / SAMPLE_MAX + 1;
         for ghost in self.ghosts.iter().step_by(step) {
-            lesson::add(
-                &mut live,
-                ghost.class,
-                self.clock - ghost.touch,
-                step as f32,
-            );
+            lesson::add(&mut live, ghost.class, ghost.age(self.clock), step as f32);
         }
         live
     }
@@ -431,7 +437,7 @@ impl EvictionPolicy for Gittins {
             match offer(BlockId(entry.tail)) {
                 Offer::Taken(key) => {
                     let ghost = Ghost {
-                        touch: entry.touch,
+                        touch: lower_half(entry.touch),
                         class: entry.label.class,
                         count: entry.label.count,
                     };
