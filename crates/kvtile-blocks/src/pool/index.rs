@@ -9,7 +9,7 @@
 
 use super::slot::{KeyWords, NONE, Slots};
 use super::sync::{AtomicU32, AtomicU64, Held, Lock, Ordering, fence, spin_loop};
-use crate::BlockId;
+use crate::{BlockId, BlockKey};
 
 const STRIPES_MAX: usize = if cfg!(loom) { 1 } else { 256 };
 
@@ -66,6 +66,34 @@ impl Index {
     /// A block with this key, if there is one and no writer is in the way. `None` proves nothing.
     pub(super) fn glance(&self, slots: &Slots, key: KeyWords) -> Option<u32> {
         walk(slots, self.place(key).0, key)
+    }
+
+    /// Glances for many keys, until one is not found. What lies at the front of their lists is read
+    /// first, without a branch in between: memory answers many questions in the time of one.
+    pub(super) fn glance_at(&self, slots: &Slots, keys: &[BlockKey], found: &mut [u32]) {
+        for (front, key) in found.iter_mut().zip(keys) {
+            *front = self.place(KeyWords::new(key)).0.load(Ordering::Acquire);
+        }
+        let mut read = 0;
+        for &front in found.iter() {
+            if front != NONE {
+                read ^= slots.get(front).state().references();
+            }
+        }
+        std::hint::black_box(read);
+        let mut keys = found.iter_mut().zip(keys);
+        for (front, key) in keys.by_ref() {
+            match follow(slots, *front, KeyWords::new(key)) {
+                Some(id) => *front = id,
+                None => {
+                    *front = NONE;
+                    break;
+                }
+            }
+        }
+        for (front, _) in keys {
+            *front = NONE;
+        }
     }
 
     /// A block with this key, and whether it is still in the table after `accept` looked at it.
@@ -172,7 +200,11 @@ impl Bucket<'_> {
 /// Follows a list. It ends even if the list is changed under the reader's feet: nobody meets more
 /// slots than there are unless the list was changed, and then the reader looks again.
 fn walk(slots: &Slots, head: &AtomicU32, key: KeyWords) -> Option<u32> {
-    let mut id = head.load(Ordering::Acquire);
+    follow(slots, head.load(Ordering::Acquire), key)
+}
+
+fn follow(slots: &Slots, front: u32, key: KeyWords) -> Option<u32> {
+    let mut id = front;
     for _ in 0..slots.len() {
         if id == NONE {
             return None;

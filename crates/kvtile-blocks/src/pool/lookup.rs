@@ -51,12 +51,7 @@ impl BlockPool {
     /// Whether all keys of the chunk were found.
     fn pin_chunk(&self, chunk: &[BlockKey], ids: &mut Vec<BlockId>) -> bool {
         let mut places = [NONE; CHUNK];
-        for (place, key) in places.iter_mut().zip(chunk) {
-            match self.index.glance(&self.slots, KeyWords::new(key)) {
-                Some(id) => *place = id,
-                None => break,
-            }
-        }
+        self.index.glance_at(&self.slots, chunk, &mut places);
         for (key, &place) in chunk.iter().zip(&places) {
             let key = KeyWords::new(key);
             let pinned = if place == NONE {
