@@ -49,7 +49,7 @@ impl BlockPool {
             gathered.ids.reserve_exact(count);
             self.gather(share as usize, (count, request), &mut gathered)
         } else {
-            Err(self.exhausted(count))
+            Err(self.exhausted(count, 0))
         };
         if gathered.evicted {
             self.show_evicted(&gathered.ids, leaving);
@@ -97,7 +97,7 @@ impl BlockPool {
             return Ok(());
         }
         self.share(share).discharge(count);
-        Err(self.exhausted(count))
+        Err(self.exhausted(count, gathered.ids.len()))
     }
 
     /// Charges all blocks, and takes from the share itself what it has too many then.
@@ -193,8 +193,9 @@ impl BlockPool {
         self.free.lock().extend_from_slice(ids);
     }
 
-    fn exhausted(&self, wanted: usize) -> BlocksError {
-        let free = self.free.lock().len();
+    /// `gathered` blocks are about to be free again.
+    fn exhausted(&self, wanted: usize, gathered: usize) -> BlocksError {
+        let free = self.free.lock().len() + gathered;
         let cached = self.cached();
         BlocksError::Exhausted {
             wanted,
