@@ -16,7 +16,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 struct Fifo {
     queue: Vec<BlockId>,
     aside: Vec<BlockId>,
+    /// The block that holds what nobody asks for.
+    unasked: Option<BlockId>,
 }
+
+/// The number of a key that no model looks up.
+const UNASKED: u8 = 9;
 
 impl EvictionPolicy for Fifo {
     fn name(&self) -> &'static str {
@@ -27,11 +32,21 @@ impl EvictionPolicy for Fifo {
         for block in visit.blocks {
             let known = self.queue.contains(block) || self.aside.contains(block);
             assert!(known, "only what is stored is visited");
+            let unasked = self.unasked == Some(*block);
+            assert!(
+                !unasked,
+                "a visit is of what was found, not of what is there now"
+            );
         }
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
         self.queue.extend_from_slice(insertion.blocks);
+        for (&block, stored) in insertion.blocks.iter().zip(insertion.keys) {
+            if *stored == key(UNASKED) {
+                self.unasked = Some(block);
+            }
+        }
     }
 
     fn evict(
@@ -221,6 +236,23 @@ fn found_while_a_neighbour_moves(goes: u8, stays: u8, comes: u8) {
     assert_eq!(found, 1, "nobody removed it");
     drop(pinned);
     pool.check_integrity();
+}
+
+#[test]
+fn a_visit_is_not_taken_for_one_of_what_comes_in_its_place() {
+    model(|| {
+        let pool = pool(1);
+        drop(register(&pool, 1).unwrap());
+        let other = Arc::clone(&pool);
+        let replaces = thread::spawn(move || {
+            drop(register(&other, UNASKED));
+        });
+        drop(look_up(&pool, 1));
+        replaces.join().unwrap();
+        // Whatever is waiting to be told is told now.
+        assert_eq!(pool.cached(), 1);
+        pool.check_integrity();
+    });
 }
 
 #[test]

@@ -86,7 +86,7 @@ impl BlockPool {
         reason: Reason,
         ids: &mut Vec<BlockId>,
     ) -> usize {
-        let mut core = self.share(index).lock(&self.slots);
+        let mut core = self.share(index).lock();
         let ShareCore {
             policy,
             listed,
@@ -145,7 +145,7 @@ impl BlockPool {
             // The block may leave and come back under another policy until its lock is ours.
             while let Some(id) = self.registered(words) {
                 let index = self.slots.of(id).share();
-                let mut core = self.share(index).lock(&self.slots);
+                let mut core = self.share(index).lock();
                 let listed = core.listed.contains(id);
                 if self.slots.of(id).share() == index
                     && let Some(pinned) = self.withdraw(&mut core, id, words)
@@ -172,7 +172,7 @@ impl BlockPool {
         let mut withdrawn = Vec::new();
         let mut cores: Vec<Held<'_, ShareCore>> = Vec::new();
         for share in &self.shares {
-            cores.push(share.lock(&self.slots));
+            cores.push(share.lock());
         }
         for core in &mut cores {
             let listed: Vec<BlockId> = core.listed.iter().collect();

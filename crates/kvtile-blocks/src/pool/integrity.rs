@@ -72,7 +72,7 @@ impl BlockPool {
         for ((share, used), registered) in self.shares.iter().zip(used).zip(registered) {
             assert_eq!(share.used(), used, "every block in use is charged");
             assert!(used <= share.limit, "nobody is over a quota");
-            let core = share.lock(&self.slots);
+            let core = share.lock();
             core.policy.check_integrity();
             assert_eq!(
                 core.listed.len(),

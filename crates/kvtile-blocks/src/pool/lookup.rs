@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 /// Keys that are looked up before the first of them is pinned: reads do not wait for one another,
 /// but for the compare-and-swap before them.
-const CHUNK: usize = 32;
+const CHUNK: usize = 64;
 
 /// Room for so many blocks is made at once.
 const RESERVE: usize = 256;
@@ -101,7 +101,7 @@ impl BlockPool {
                 now: claim.now,
             };
             let index = run.first().map_or(0, share);
-            if !self.share(index).visit(&self.slots, run, batch) {
+            if !self.share(index).visit(run, batch) {
                 self.counters.lose_visit();
             }
         }

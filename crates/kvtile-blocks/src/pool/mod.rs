@@ -183,10 +183,10 @@ impl BlockPool {
     pub fn maintain(&self) -> bool {
         let mut studied = false;
         for share in &self.shares {
-            let lesson = share.lock(&self.slots).policy.lesson();
+            let lesson = share.lock().policy.lesson();
             if let Some(lesson) = lesson {
                 let learned = lesson.study();
-                share.lock(&self.slots).policy.learn(learned);
+                share.lock().policy.learn(learned);
                 studied = true;
             }
         }

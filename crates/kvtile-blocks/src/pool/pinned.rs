@@ -160,7 +160,7 @@ impl BlockPool {
             let Some(index) = run.first().map(share) else {
                 continue;
             };
-            let mut core = self.share(index).lock(&self.slots);
+            let mut core = self.share(index).lock();
             for &id in run {
                 // The block may have been pinned again, or have gone and come back, meanwhile: what
                 // counts is what it is now, under the lock under which blocks are parked.

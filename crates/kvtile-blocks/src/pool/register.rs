@@ -152,7 +152,7 @@ impl BlockPool {
             seen += run.len();
             let mut hints = hints;
             hints.partial_tail &= seen == ids.len();
-            let mut core = self.share(run.first().map_or(0, share)).lock(&self.slots);
+            let mut core = self.share(run.first().map_or(0, share)).lock();
             self.list_in(&mut core, run, hints, now);
         }
     }

@@ -122,7 +122,7 @@ impl BlockPool {
                 .checked_sub(1)
                 .and_then(|i| self.settings.quotas.get(i));
             let tenant = quota.map_or_else(TenantId::default, |quota| quota.tenant);
-            let core = share.lock(&self.slots);
+            let core = share.lock();
             entries.extend(core.listed.iter().map(|block| StoredEntry {
                 block,
                 key: self.slots.of(block).key().key(),

@@ -1,9 +1,8 @@
 //! A part of the pool with its own policy: a tenant with a quota, or all others together. It says
 //! what the policy is told, in which order, and knows no index.
 
-use super::slot::Slots;
 use super::sync::{AtomicUsize, Held, Lock, Ordering};
-use super::visits::{VisitBatch, VisitList, VisitQueue, is_current};
+use super::visits::{VisitBatch, VisitList, VisitQueue};
 use crate::policy::{EvictionPolicy, Visit};
 use crate::{BlockId, BlockKey};
 
@@ -21,7 +20,6 @@ pub(super) struct ShareCore {
     pub(super) policy: Box<dyn EvictionPolicy>,
     pub(super) listed: Listed,
     waiting: VisitList,
-    pub(super) ids: Vec<BlockId>,
     pub(super) keys: Vec<BlockKey>,
 }
 
@@ -36,7 +34,6 @@ impl Share {
                 policy,
                 listed: Listed::new(blocks),
                 waiting: VisitList::new(queue),
-                ids: Vec::new(),
                 keys: Vec::new(),
             }),
         }
@@ -70,26 +67,25 @@ impl Share {
     }
 
     /// Writes down a visit of pinned blocks. False where it was lost, as nobody reads that fast.
-    pub(super) fn visit(&self, slots: &Slots, blocks: &[BlockId], batch: VisitBatch) -> bool {
-        if self.visits.push(slots, blocks, batch) {
+    pub(super) fn visit(&self, blocks: &[BlockId], batch: VisitBatch) -> bool {
+        if self.visits.push(blocks, batch) {
             return true;
         }
         let Some(mut core) = self.core.try_lock() else {
             return false;
         };
-        core.drain(slots, &self.visits);
-        if !self.visits.push(slots, blocks, batch) {
+        core.drain(&self.visits);
+        if !self.visits.push(blocks, batch) {
             // Longer than the queue.
-            let generation = |&id: &BlockId| (id, slots.of(id).state().generation());
-            core.visit(slots, &batch, blocks.iter().map(generation));
+            core.visit(&batch, blocks);
         }
         true
     }
 
     /// The policy, which has been told of all visits until now.
-    pub(super) fn lock(&self, slots: &Slots) -> Held<'_, ShareCore> {
+    pub(super) fn lock(&self) -> Held<'_, ShareCore> {
         let mut core = self.core.lock();
-        core.drain(slots, &self.visits);
+        core.drain(&self.visits);
         core
     }
 
@@ -100,36 +96,28 @@ impl Share {
 }
 
 impl ShareCore {
-    fn drain(&mut self, slots: &Slots, visits: &VisitQueue) {
+    fn drain(&mut self, visits: &VisitQueue) {
         visits.swap(&mut self.waiting);
         if self.waiting.is_empty() {
             return;
         }
         let mut waiting = std::mem::take(&mut self.waiting);
         for (batch, blocks) in waiting.iter() {
-            self.visit(slots, batch, blocks.iter().copied());
+            self.visit(batch, blocks);
         }
         waiting.clear();
         self.waiting = waiting;
     }
 
     /// Tells the policy of a visit, as far as the blocks are still there.
-    fn visit(
-        &mut self,
-        slots: &Slots,
-        batch: &VisitBatch,
-        blocks: impl Iterator<Item = (BlockId, u32)>,
-    ) {
+    fn visit(&mut self, batch: &VisitBatch, blocks: &[BlockId]) {
         let listed = &self.listed;
-        let there = |&(id, generation): &(BlockId, u32)| {
-            listed.contains(id) && is_current(slots.of(id).state(), generation)
-        };
-        self.ids.clear();
-        self.ids.extend(blocks.take_while(there).map(|(id, _)| id));
-        if !self.ids.is_empty() {
+        let there = blocks.iter().take_while(|&&id| listed.contains(id)).count();
+        let blocks = blocks.get(..there).unwrap_or(&[]);
+        if !blocks.is_empty() {
             self.policy.visited(&Visit {
-                blocks: &self.ids,
-                continues: batch.continues || self.ids.len() < batch.blocks,
+                blocks,
+                continues: batch.continues || there < batch.blocks,
                 hints: batch.hints,
                 now: batch.now,
             });

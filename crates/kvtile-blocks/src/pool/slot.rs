@@ -77,12 +77,6 @@ impl State {
         self.is_parked() || !self.is_registered()
     }
 
-    /// Counts the lives of the slot, so that what was said about an earlier one can be told apart.
-    pub(super) fn generation(self) -> u32 {
-        // The shift leaves 28 bits.
-        u32::try_from(self.0 >> GENERATION_SHIFT).unwrap_or(0)
-    }
-
     pub(super) const fn with_phase(self, phase: Phase) -> State {
         State((self.0 & !PHASE_MASK) | ((phase as u64) << PHASE_SHIFT))
     }
@@ -131,6 +125,11 @@ impl KeyWords {
     pub(super) fn key(self) -> BlockKey {
         let whole = u128::from(self.low) | (u128::from(self.high) << 64);
         BlockKey::from_bytes(whole.to_le_bytes())
+    }
+
+    /// Whether both are equal, as a number without a branch.
+    pub(super) const fn is(self, other: KeyWords) -> bool {
+        (self.low ^ other.low) | (self.high ^ other.high) == 0
     }
 
     /// Spreads the key over 64 bits. An engine's keys need not be uniform, so every bit counts.
@@ -308,6 +307,16 @@ impl Slots {
     )]
     pub(super) fn get(&self, id: u32) -> &Slot {
         &self.slots[id as usize]
+    }
+
+    /// The slot, or the last one where there is none with this number.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "a pool without blocks is refused, so there is a last slot"
+    )]
+    pub(super) fn get_or_last(&self, id: u32) -> &Slot {
+        let slots = &*self.slots;
+        &slots[(id as usize).min(slots.len() - 1)]
     }
 
     pub(super) fn of(&self, id: BlockId) -> &Slot {

@@ -206,9 +206,7 @@ impl BlockPool {
     #[must_use]
     pub fn cached(&self) -> usize {
         let shares = self.shares.iter();
-        shares
-            .map(|share| share.lock(&self.slots).listed.len())
-            .sum()
+        shares.map(|share| share.lock().listed.len()).sum()
     }
 
     /// Goes through all blocks and counts their states.

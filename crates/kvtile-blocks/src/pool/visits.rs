@@ -1,8 +1,11 @@
 //! What was found and the policy does not know yet. Matching writes it down under a lock of its own,
 //! held for some nanoseconds a block, and whoever has the policy's lock reads it later. The memory
 //! is allocated once.
+//!
+//! A visit is written down while its blocks are pinned, and read before the policy's lock does anything
+//! else. So a block that is stored under the id of one that was visited and has left is not listed yet when
+//! the visit is read: ids are enough to tell the two apart.
 
-use super::slot::{Slots, State};
 use super::sync::Lock;
 use crate::policy::Hints;
 use crate::{BlockId, Tick};
@@ -20,8 +23,7 @@ pub(super) struct VisitBatch {
 #[derive(Debug, Default)]
 pub(super) struct VisitList {
     batches: Vec<VisitBatch>,
-    /// With their generations, as a block may be gone before the policy hears of its visit.
-    blocks: Vec<(BlockId, u32)>,
+    blocks: Vec<BlockId>,
 }
 
 impl VisitList {
@@ -37,14 +39,13 @@ impl VisitList {
             && self.batches.len() < self.batches.capacity()
     }
 
-    fn push(&mut self, slots: &Slots, blocks: &[BlockId], batch: VisitBatch) {
-        let generation = |&id: &BlockId| (id, slots.of(id).state().generation());
-        self.blocks.extend(blocks.iter().map(generation));
+    fn push(&mut self, blocks: &[BlockId], batch: VisitBatch) {
+        self.blocks.extend_from_slice(blocks);
         self.batches.push(batch);
     }
 
     /// The visits, each with its blocks.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&VisitBatch, &[(BlockId, u32)])> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&VisitBatch, &[BlockId])> {
         let mut start = 0;
         self.batches.iter().map(move |batch| {
             let end = start + batch.blocks;
@@ -69,11 +70,6 @@ fn batches_max(blocks: usize) -> usize {
     (blocks / 8).max(1)
 }
 
-/// Whether a state is still that of the life that was visited.
-pub(super) fn is_current(state: State, generation: u32) -> bool {
-    state.is_registered() && state.generation() == generation
-}
-
 #[derive(Debug)]
 pub(super) struct VisitQueue {
     list: Lock<VisitList>,
@@ -87,11 +83,11 @@ impl VisitQueue {
     }
 
     /// Adds a visit of blocks that the caller has pinned. False where there is no room.
-    pub(super) fn push(&self, slots: &Slots, blocks: &[BlockId], batch: VisitBatch) -> bool {
+    pub(super) fn push(&self, blocks: &[BlockId], batch: VisitBatch) -> bool {
         let mut list = self.list.lock();
         let room = list.has_room(blocks.len());
         if room {
-            list.push(slots, blocks, batch);
+            list.push(blocks, batch);
         }
         room
     }
