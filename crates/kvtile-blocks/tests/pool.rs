@@ -46,6 +46,7 @@ fn store(pool: &Arc<BlockPool>, keys: &[BlockKey]) -> PinnedBlocks {
     store_for(pool, keys, TenantId::default())
 }
 
+/// Pitfall 27: heads of chains that go first, and tails that nobody can use.
 #[test]
 fn a_policy_over_leaves_never_evicts_a_block_before_those_that_follow_it() {
     for kind in [PolicyKind::Lru, PolicyKind::Gittins] {
@@ -91,6 +92,7 @@ fn a_prefix_is_found_whether_its_blocks_are_in_use_or_not() {
     assert_eq!(pool.match_prefix(&longer, &Claim::default()).len(), 6);
 }
 
+/// Pitfall 32: something that keeps a block after its last user.
 #[test]
 fn blocks_that_nobody_pins_any_more_can_be_evicted() {
     let pool = pool(4);

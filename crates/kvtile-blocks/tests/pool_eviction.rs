@@ -179,6 +179,7 @@ fn a_pool_full_of_the_highest_priority_still_allocates() {
     }
 }
 
+/// Pitfall 28: leaves go first, and one long scan takes all of them.
 #[test]
 fn one_long_scan_does_not_empty_the_cache() {
     let left = [PolicyKind::Gittins, PolicyKind::Lru].map(|kind| {

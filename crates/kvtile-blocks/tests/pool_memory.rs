@@ -68,7 +68,7 @@ fn request(pool: &std::sync::Arc<BlockPool>, keys: &[BlockKey]) {
     assert_eq!(pool.match_prefix(keys, &claim).len(), CHAIN);
 }
 
-/// With all that a policy remembers of blocks that have left, which may be as many as the pool has.
+/// Pitfall 33: 600 bytes a cached block. With all that a policy remembers of blocks that have left, which may be as many as the pool has.
 #[test]
 fn bookkeeping_of_a_cached_block_is_within_its_bytes_with_its_policy() {
     for kind in PolicyKind::ALL {
@@ -90,6 +90,7 @@ fn bookkeeping_of_a_cached_block_is_within_its_bytes_with_its_policy() {
     }
 }
 
+/// Pitfall 33: three allocations for each block.
 #[test]
 fn a_full_pool_allocates_for_batches_and_not_for_blocks() {
     for kind in PolicyKind::ALL {
@@ -118,6 +119,7 @@ fn a_full_pool_allocates_for_batches_and_not_for_blocks() {
     }
 }
 
+/// Pitfall 30: lookups of what is absent that let the index grow.
 #[test]
 fn a_lookup_that_finds_nothing_allocates_nothing_and_leaves_nothing() {
     let policy = PolicySettings::default();

@@ -1,0 +1,156 @@
+//! What finding blocks does not do: take one key for another, and wait for whoever evicts.
+
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+use kvtile_blocks::policy::{EvictionPolicy, Insertion, Offer, PolicyKind, PolicySettings, Visit};
+use kvtile_blocks::pool::{AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings};
+use kvtile_blocks::{BlockId, BlockKey, Tick};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread;
+use std::time::Duration;
+
+/// Longer than any machine takes, so that a lock that is waited for fails the test.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn key(bits: u128) -> BlockKey {
+    BlockKey::from_bytes(bits.to_le_bytes())
+}
+
+fn store(pool: &Arc<BlockPool>, keys: &[BlockKey]) -> PinnedBlocks {
+    let blocks = pool.allocate(keys.len(), &AllocateRequest::default());
+    let complete = blocks.unwrap().complete(keys, None).unwrap();
+    complete.register(&Claim::default()).unwrap().blocks
+}
+
+/// Pitfall 26: keys that are cut for the index.
+#[test]
+fn pitfall_26_keys_that_differ_in_any_one_bit_are_different_blocks() {
+    let base = 0x0123_4567_89ab_cdef_0f1e_2d3c_4b5a_6978;
+    let settings = PoolSettings {
+        blocks: 129,
+        ..PoolSettings::default()
+    };
+    let policy = PolicySettings::default();
+    let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
+    let neighbours = (0..128).map(|bit| key(base ^ (1 << bit)));
+    let keys: Vec<BlockKey> = std::iter::once(key(base)).chain(neighbours).collect();
+    for at in 0..keys.len() {
+        assert_eq!(
+            pool.peek(&keys[at..=at]),
+            0,
+            "{at}: found before it was stored"
+        );
+        drop(store(&pool, &keys[at..=at]));
+    }
+    let found = pool.match_prefix(&keys, &Claim::default());
+    assert!(found.keys().eq(keys.iter().copied()));
+    for (first, second) in (0..128).flat_map(|bit| (0..bit).map(move |other| (other, bit))) {
+        let absent = key(base ^ (1 << first) ^ (1 << second));
+        assert!(pool.match_prefix(&[absent], &Claim::default()).is_empty());
+    }
+    pool.check_integrity();
+}
+
+/// A policy that says when it evicts, and goes on when it is told to.
+struct Slow {
+    inner: Box<dyn EvictionPolicy>,
+    begun: Sender<()>,
+    go_on: Receiver<()>,
+}
+
+impl EvictionPolicy for Slow {
+    fn name(&self) -> &'static str {
+        "slow"
+    }
+
+    fn visited(&mut self, visit: &Visit<'_>) {
+        self.inner.visited(visit);
+    }
+
+    fn inserted(&mut self, insertion: &Insertion<'_>) {
+        self.inner.inserted(insertion);
+    }
+
+    fn evict(
+        &mut self,
+        wanted: usize,
+        now: Tick,
+        offer: &mut dyn FnMut(BlockId) -> Offer,
+    ) -> usize {
+        self.begun.send(()).unwrap();
+        self.go_on.recv_timeout(PATIENCE).unwrap();
+        self.inner.evict(wanted, now, offer)
+    }
+
+    fn removed(&mut self, block: BlockId) {
+        self.inner.removed(block);
+    }
+
+    fn released(&mut self, block: BlockId) {
+        self.inner.released(block);
+    }
+
+    fn keeps_prefixes(&self) -> bool {
+        self.inner.keeps_prefixes()
+    }
+
+    fn len(&self) -> usize {
+        self.inner.len()
+    }
+
+    fn check_integrity(&self) {
+        self.inner.check_integrity();
+    }
+}
+
+/// Pitfalls 30 and 33: a lock for everything, which lookups and releases wait for.
+#[test]
+fn pitfall_30_33_finding_and_releasing_wait_for_nobody_who_evicts() {
+    let settings = PoolSettings {
+        blocks: 8,
+        // Full after the first visit: what the policy cannot be told then is counted, not waited for.
+        visit_queue_blocks: 4,
+        ..PoolSettings::default()
+    };
+    let (begun, has_begun) = channel();
+    let (tell, go_on) = channel();
+    let mut ends = Some((begun, go_on));
+    let policy = PolicySettings::from(PolicyKind::Lru);
+    let slow = |blocks| -> Box<dyn EvictionPolicy> {
+        let (begun, go_on) = ends.take().unwrap();
+        let inner = policy.build(blocks);
+        Box::new(Slow {
+            inner,
+            begun,
+            go_on,
+        })
+    };
+    let pool = BlockPool::new(settings, slow).unwrap();
+    let keys: Vec<BlockKey> = (1..9).map(key).collect();
+    let held = store(&pool, &keys);
+    let evicting = Arc::clone(&pool);
+    let evicts = thread::spawn(move || evicting.evict(2, Tick(0)).len());
+    has_begun.recv_timeout(PATIENCE).unwrap();
+
+    let (done, is_done) = channel();
+    let finding = Arc::clone(&pool);
+    let finds = thread::spawn(move || {
+        let claim = Claim::default();
+        assert!(finding.match_prefix(&[key(99)], &claim).is_empty());
+        assert_eq!(finding.peek(&keys), 8);
+        for _ in 0..3 {
+            assert_eq!(finding.match_prefix(&keys[..4], &claim).len(), 4);
+        }
+        drop(held);
+        done.send(()).unwrap();
+    });
+    let waited = is_done.recv_timeout(PATIENCE);
+    tell.send(()).unwrap();
+    waited.unwrap();
+    finds.join().unwrap();
+    assert_eq!(evicts.join().unwrap(), 2);
+    let stats = pool.stats();
+    assert_eq!((stats.lookups, stats.lost_visits), (4, 2));
+    pool.check_integrity();
+}
