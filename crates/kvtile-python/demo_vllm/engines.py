@@ -162,30 +162,29 @@ class Engine:
 
     def settle(self) -> None:
         """Waits until what was computed is stored, so that no request is measured beside the storing of another."""
-        engine = self.kvtile()
-        if engine is None:
+        worker = self.kvtile()
+        if worker is None:
             return
         with patience("blocks were not stored") as tries:
-            while engine.announced:
-                engine.reap_stores()
+            while worker.stores:
+                worker.reap_stores()
                 tries()
-        if engine.has_disk:
-            engine.cache.flush()
+        worker.cache.flush()
 
     def kvtile(self) -> Any:
         """What the connector of kvtile has open, where this engine has it."""
         if self.name != "kvtile":
             return None
-        from kvtile.vllm._engine import find_engine
+        from kvtile.vllm._worker import find_worker
 
-        return find_engine(self.core.vllm_config)
+        return find_worker(self.core.vllm_config)
 
     def counted(self) -> dict[str, int]:
         """Blocks that came from host memory and from disk so far."""
-        engine = self.kvtile()
-        if engine is None:
+        worker = self.kvtile()
+        if worker is None:
             return {}
-        moves = engine.cache.stats()["moves"]
+        moves = worker.cache.stats()["moves"]
         counted = {}
         for source in ("host", "disk"):
             counted[f"from_{source}_blocks"] = sum(
@@ -195,8 +194,8 @@ class Engine:
 
     def blocks_on_disk(self) -> int:
         """What the folder held when the engine began."""
-        engine = self.kvtile()
-        return engine.cache.pool_stats("disk")["cached"] if engine is not None else 0
+        worker = self.kvtile()
+        return worker.cache.pool_stats("disk")["cached"] if worker is not None else 0
 
     def close(self) -> None:
         """Ends the engine; what is to be kept is on disk then."""

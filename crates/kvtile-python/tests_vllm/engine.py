@@ -23,10 +23,10 @@ def main() -> None:
     except Exception as error:
         say("refused", kind=type(error).__name__, message=str(error))
         os._exit(0)
-    say("ready", blocks_on_disk=blocks_on_disk())
+    say("ready", blocks_on_disk=blocks_on_disk(llm))
     for number, turn in enumerate(told["rounds"]):
         say("round", number=number, **play(llm, turn))
-    say("ended", **counts())
+    say("ended", **counts(llm))
     llm.llm_engine.engine_core.shutdown()
     say("closed")
 
@@ -116,30 +116,51 @@ def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
     return {}
 
 
-def blocks_on_disk() -> int:
-    """What the connector found in its folder."""
-    found = connected()
-    return found.cache.pool_stats("disk")["cached"] if found is not None and found.has_disk else 0
-
-
-def connected() -> Any:
-    """The engine of the connector, where there is one."""
+def connected(llm: Any) -> Any:
+    """The worker of the connector, where there is one and it is in this process."""
     if "kvtile.vllm" not in sys.modules:
         return None
-    from kvtile.vllm._engine import _engines
+    from kvtile.vllm._worker import find_worker
 
-    (found,) = _engines.values()
-    return found
+    return find_worker(llm.llm_engine.vllm_config)
 
 
-def counts() -> dict[str, Any]:
-    """What the connector counted, and what it still has open."""
-    engine = connected()
-    if engine is None:
+def blocks_on_disk(llm: Any) -> int:
+    """What the connector found in its folder."""
+    worker = connected(llm)
+    return worker.cache.pool_stats("disk")["cached"] if worker is not None and worker.has_disk else 0
+
+
+def counts(llm: Any) -> dict[str, Any]:
+    """What the connector counted, and what its two sides still have open."""
+    worker = connected(llm)
+    if worker is None:
         return {}
-    engine.reap_stores()
-    open_ones = (engine.matches, engine.loads, engine.announced, engine.stores, engine.finishing, engine.rewind)
-    return {"stats": engine.cache.stats(), "open": [len(things) for things in open_ones]}
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler.connector.scheduler
+    end = time.monotonic() + 10
+    while scheduler.finishing and time.monotonic() < end:
+        llm.llm_engine.step()
+    open_ones = (
+        worker.loads, worker.step_loads, worker.stores, worker.held,
+        scheduler.tracked, scheduler.announced, scheduler.finishing,
+    )
+    return {
+        "stats": worker.cache.stats(),
+        "open": [len(things) for things in open_ones],
+        "directory": in_step_with(worker, scheduler),
+    }
+
+
+def in_step_with(worker: Any, scheduler: Any) -> bool:
+    """Whether the scheduler knows exactly what the worker's tiers have."""
+    from kvtile.vllm._messages import Report
+
+    report = worker.take_report()
+    if report is not None:
+        scheduler.take(Report({0: report}))
+    known = scheduler.directories[0]
+    stored = {(tier, key) for tier, key, _ in worker.cache.snapshot().blocks}
+    return stored == {(tier, key) for tier, keys in known._tiers.items() for key in keys}
 
 
 if __name__ == "__main__":

@@ -101,6 +101,12 @@ def moved(said: dict[str, Any], source: str, destination: str) -> int:
     return sum(move["blocks"] for move in moves if (move["source"], move["destination"]) == (source, destination))
 
 
+def settled(said: dict[str, Any]) -> None:
+    """Everything that was begun has ended, and both sides know the same of the tiers."""
+    assert said["ended"]["open"] == [0] * 7
+    assert said["ended"]["directory"]
+
+
 @pytest.fixture(scope="module")
 def prompts() -> list[list[int]]:
     """Dozens of prompts that share prefixes of many lengths."""
@@ -135,7 +141,7 @@ def folder(prompts: list[list[int]], expected: list[list[int]], tmp_path_factory
     for (order, _), turn in zip(rounds, said["rounds"], strict=True):
         assert turn["tokens"] == [expected[at] for at in order]
     assert said["rounds"][-1]["preemptions"] > 0, "the engine had too little room"
-    assert said["ended"]["open"] == [0] * 6, "everything that was begun has ended"
+    settled(said)
     assert moved(said, "host", "device") > 100 and moved(said, "disk", "host") > 10
     assert said["closed"]
     return disk
@@ -182,7 +188,7 @@ def test_a_killed_engine_has_lost_nothing_that_matters(
     said = run(told([{"prompts": prompts}] * 2, disk, engine=SMALL))
     assert said["ready"]["blocks_on_disk"] > 0, "what was stored before the kill is offered"
     assert [turn["tokens"] for turn in said["rounds"]] == [expected] * 2
-    assert said["ended"]["open"] == [0] * 6
+    settled(said)
 
 
 def test_flipped_bytes_are_computed_anew_and_counted(
@@ -202,7 +208,7 @@ def test_flipped_bytes_are_computed_anew_and_counted(
     said = run(told([{"prompts": prompts}], disk))
     assert said["rounds"][0]["tokens"] == expected
     assert said["ended"]["stats"]["checksum_failures"]["disk"] > 0
-    assert said["ended"]["open"] == [0] * 6
+    settled(said)
 
 
 def test_requests_that_are_given_up_leave_nothing_open(
@@ -211,7 +217,7 @@ def test_requests_that_are_given_up_leave_nothing_open(
     rounds = [{"prompts": prompts[:12], "abort": True}, {"prompts": prompts}]
     said = run(told(rounds, copy_of(folder, tmp_path)))
     assert said["rounds"][1]["tokens"] == expected
-    assert said["ended"]["open"] == [0] * 6
+    settled(said)
 
 
 def other_rope(tmp_path: Path) -> Path:

@@ -343,6 +343,12 @@ impl PyCache {
         stats::object(py, &stats::of_pins(&pins))
     }
 
+    /// Bytes a second at which the disk has given blocks lately; None while it has given none.
+    #[getter]
+    fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
+        self.with(py, |cache| Ok::<_, Failure>(cache.disk_bytes_per_second()))
+    }
+
     /// Events of all tiers from now on.
     fn subscribe(&self, py: Python<'_>) -> PyResult<PySubscriber> {
         let subscriber = self.with(py, |cache| Ok::<_, Failure>(cache.subscribe()))?;

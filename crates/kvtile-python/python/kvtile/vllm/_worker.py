@@ -1,14 +1,10 @@
-"""What the two sides of a connector share: the cache, and what is on its way.
-
-vLLM makes a connector for its scheduler and one for its worker. With one rank both live in one process, and
-whatever a request has open is kept here once.
-"""
+"""The worker's side: the cache over its tensors, and what is on its way."""
 
 from __future__ import annotations
 
 import atexit
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,13 +14,14 @@ from kvtile import (
     Cache,
     Completion,
     KvtileError,
+    LaggedError,
     LoadReport,
-    Match,
     StoreReport,
-    TokenHasher,
     WaitTimeoutError,
 )
+from kvtile.vllm._directory import TIERS
 from kvtile.vllm._layout import in_order, layout_and_identity
+from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, RankReport, StoreOrder
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
 
@@ -35,8 +32,11 @@ if TYPE_CHECKING:
 # Below vLLM's own, so that it is seen where that is.
 logger = init_logger("vllm.kvtile")
 
-_engines: dict[str, Engine] = {}
-_engines_lock = threading.Lock()
+# Seconds to wait for a load where the engine has nothing else to do.
+_PATIENCE = 0.005
+
+_workers: dict[str, Worker] = {}
+_workers_lock = threading.Lock()
 
 
 @dataclass
@@ -55,33 +55,25 @@ class Load:
         return self.completion is None or self.completion.done()
 
 
-class Engine:
-    """The cache of one vLLM engine, and what its requests have open."""
+class Worker:
+    """The cache of one worker, and what its requests have open."""
 
     def __init__(self, config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> None:
         layout, self.identity = layout_and_identity(config, caches, settings)
         self.cache = Cache(self.identity, layout, **settings.of_cache())
-        self.hasher = TokenHasher(self.identity, salt=settings.salt)
-        self.page_size = config.cache_config.block_size
         self.has_disk = settings.disk_path is not None
         self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
-        # Until an attention layer turns out not to wait.
-        self.loads_in_step = True
         self.stats = KvtileStats()
-        self.matches: dict[str, Match] = {}
         self.loads: dict[str, Load] = {}
         # Those of the step that is computed now, which uses them.
         self.step_loads: dict[str, Load] = {}
-        # Stores that the scheduler has announced and that have not ended, by request.
-        self.announced: dict[str, int] = {}
         self.stores: dict[str, list[Completion[StoreReport]]] = {}
         # Requests that have ended and whose blocks vLLM keeps until their stores end.
-        self.finishing: set[str] = set()
-        # Requests that have not ended.
-        self.open: set[str] = set()
-        # Where a request's blocks are to be stored from again.
-        self.rewind: dict[str, int] = {}
+        self.held: set[str] = set()
         self.failed_blocks: set[int] = set()
+        self._block_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in caches.values())
+        self._report = RankReport()
+        self._subscriber = self.cache.subscribe()
         self._closed = False
         atexit.register(self.close)
         on_disk = self.cache.pool_stats("disk")["cached"] if self.has_disk else 0
@@ -89,26 +81,37 @@ class Engine:
             "kvtile keeps the KV of %s (%s): %s; %d blocks on disk", self.identity.model, layout, settings, on_disk
         )
 
-    def release_match(self, request: str) -> None:
-        """Unpins what was found for a request and not loaded."""
-        match = self.matches.pop(request, None)
-        if match is not None:
-            match.release()
+    def hello(self) -> Hello:
+        """What the scheduler has to know from the start."""
+        return Hello(self.identity.to_json(), list(self._everything()))
 
-    def start_load(self, request: str, first: int, blocks: list[int], *, in_step: bool) -> None:
-        """Starts loading what was found for a request; what cannot be loaded has failed at once."""
-        load = Load(blocks, first)
-        (self.step_loads if in_step else self.loads)[request] = load
-        match = self.matches.pop(request, None)
-        if match is None:
-            # It has ended meanwhile; vLLM waits for its load all the same.
-            self._load_failed(request, first, blocks)
-            return
-        try:
-            load.completion = self.cache.load(match, blocks)
-        except KvtileError as error:
-            logger.warning("request %s computes its %d blocks: %s", request, len(blocks), error)
-            self._load_failed(request, first, blocks)
+    def begin_step(self, orders: Orders) -> None:
+        """Starts what is loaded."""
+        if orders.clear:
+            self.cache.clear()
+        for keys in orders.uses:
+            self.cache.lookup(keys).release()
+        self.held |= orders.held
+        for load in orders.loads:
+            self._start_load(load)
+
+    def _start_load(self, order: LoadOrder) -> None:
+        """What cannot be loaded has failed at once."""
+        load = Load(order.blocks, order.first)
+        (self.step_loads if order.in_step else self.loads)[order.request] = load
+        found = self.cache.lookup(order.keys)
+        if found.blocks > order.first:
+            try:
+                found = found.skip(order.first)
+                load.completion = self.cache.load(found, order.blocks[: found.blocks])
+                return
+            except KvtileError as error:
+                reason = str(error)
+        else:
+            reason = "they are gone meanwhile"
+        found.release()
+        logger.warning("request %s computes its %d blocks: %s", order.request, len(order.blocks), reason)
+        self._load_failed(order.request, order.first, order.blocks)
 
     def wait_for_layer(self, name: str) -> None:
         """Waits until a layer of all that the step loads is there, or does not come."""
@@ -120,8 +123,18 @@ class Engine:
             if load.completion is not None:
                 load.completion.wait_layer(layer)
 
-    def end_step_loads(self) -> bool:
-        """Ends the loads of a step; whether everything that it computed had what it needed."""
+    def end_step(self, orders: Orders) -> None:
+        """Starts storing what the step has computed; it does not wait."""
+        sound = self._end_step_loads()
+        for store in orders.stores:
+            if sound:
+                self._start_store(store)
+            else:
+                # It may be computed from what has not come; vLLM computes it again.
+                self._store_later(store)
+
+    def _end_step_loads(self) -> bool:
+        """Whether everything that the step computed had what it needed."""
         sound = True
         for request, load in self.step_loads.items():
             if load.completion is None:
@@ -130,7 +143,7 @@ class Engine:
             report = load.completion.wait()
             if load.waited < len(self.layers):
                 # The step has read its blocks too early: all of them count as not loaded.
-                self.loads_in_step = False
+                self._report.loads_in_step = False
                 logger.warning("attention does not wait for its layers here: blocks are loaded before they are used")
                 self._load_failed(request, load.first, load.blocks)
                 sound = False
@@ -140,21 +153,20 @@ class Engine:
         self.step_loads.clear()
         return sound
 
-    def skip_store(self, request: str, first: int) -> None:
-        """Blocks that were to be stored are stored by a later step."""
-        self.store_again_from(request, first)
-        self._store_ended(request)
-
-    def start_store(self, request: str, keys: list[bytes], first: int, blocks: list[int]) -> None:
-        """Starts storing full blocks, which keep what they hold until the store ends."""
+    def _start_store(self, order: StoreOrder) -> None:
+        """The blocks keep what they hold until the store ends."""
         try:
-            completion = self.cache.store(keys, blocks, first=first)
+            completion = self.cache.store(order.keys, order.blocks, first=order.first)
         except KvtileError as error:
-            logger.debug("blocks of request %s are not stored now: %s", request, error)
+            logger.debug("blocks of request %s are not stored now: %s", order.request, error)
             self.stats.add(stores_refused=1)
-            self.skip_store(request, first)
+            self._store_later(order)
             return
-        self.stores.setdefault(request, []).append(completion)
+        self.stores.setdefault(order.request, []).append(completion)
+
+    def _store_later(self, order: StoreOrder) -> None:
+        self._store_again_from(order.request, order.first)
+        self._store_ended(order.request)
 
     def wait_for_stores(self, requests: set[str]) -> None:
         """Waits until nothing of these requests is read any more: their blocks are about to be overwritten."""
@@ -182,16 +194,16 @@ class Engine:
     def take_finished_stores(self) -> set[str]:
         """Requests that have ended, and now their stores too."""
         self.reap_stores()
-        sent = {request for request in self.finishing if not self.announced.get(request)}
-        self.finishing -= sent
+        sent = {request for request in self.held if request not in self.stores}
+        self.held -= sent
         return sent
 
-    def take_finished_loads(self, patience: float) -> set[str]:
+    def take_finished_loads(self, *, idle: bool) -> set[str]:
         """Requests whose loads have ended; waits for one where there is nothing else to do."""
         pending = [load.completion for load in self.loads.values() if load.completion is not None]
-        if patience and pending and not any(load.is_done() for load in self.loads.values()):
+        if idle and pending and not any(load.is_done() for load in self.loads.values()):
             try:
-                pending[0].wait(patience)
+                pending[0].wait(_PATIENCE)
             except WaitTimeoutError:
                 return set()
         ended = {request for request, load in self.loads.items() if load.is_done()}
@@ -200,6 +212,39 @@ class Engine:
             if load.completion is not None:
                 self._loaded(request, load, load.completion.wait())
         return ended
+
+    def take_failed_blocks(self) -> set[int]:
+        """Blocks that vLLM computes itself."""
+        failed, self.failed_blocks = self.failed_blocks, set()
+        return failed
+
+    def take_report(self) -> RankReport | None:
+        """What the scheduler has to know after a step; None where nothing happened."""
+        report = self._report
+        report.changes.extend(self._changes())
+        rate = self.cache.disk_bytes_per_second
+        report.disk_seconds = self._block_bytes / rate if rate else None
+        if not report.changes and not report.ended and not report.store_from and report.loads_in_step:
+            return None
+        self._report = RankReport()
+        return report
+
+    def _changes(self) -> Iterator[Change]:
+        """Whoever lagged behind says everything anew."""
+        try:
+            while events := self._subscriber.poll():
+                for event in events:
+                    yield event.kind, event.tier, event.key or b"", event.parent
+        except LaggedError:
+            yield from self._everything()
+
+    def _everything(self) -> Iterator[Change]:
+        snapshot = self.cache.snapshot()
+        self._subscriber.resynchronise(snapshot)
+        for tier in TIERS:
+            yield "cleared", tier, b"", None
+        for tier, key, parent in snapshot.blocks:
+            yield "stored", tier, key, parent
 
     def _loaded(self, request: str, load: Load, report: LoadReport) -> None:
         self.stats.add(
@@ -213,26 +258,22 @@ class Engine:
         if missing:
             logger.warning(
                 "request %s computes %d of %d blocks that were found: %s", request, len(missing), len(load.blocks),
-                report.detail or report.stopped,
+                report.detail or report.stopped or "they are gone meanwhile",
             )
             self._load_failed(request, load.first + report.blocks, missing)
 
     def _load_failed(self, request: str, first: int, blocks: list[int]) -> None:
         self.failed_blocks.update(blocks)
-        self.store_again_from(request, first)
+        self._store_again_from(request, first)
         self.stats.add(failed_blocks=len(blocks))
 
-    def store_again_from(self, request: str, first: int) -> None:
+    def _store_again_from(self, request: str, first: int) -> None:
         """What is not stored, or not what was stored, is stored by a later step, if the request has one."""
-        if request in self.open:
-            self.rewind[request] = min(first, self.rewind.get(request, first))
+        again = self._report.store_from
+        again[request] = min(first, again.get(request, first))
 
     def _store_ended(self, request: str) -> None:
-        left = self.announced.get(request, 0) - 1
-        if left > 0:
-            self.announced[request] = left
-        else:
-            self.announced.pop(request, None)
+        self._report.ended[request] = self._report.ended.get(request, 0) + 1
 
     def close(self) -> None:
         """Brings everything to the disk and ends. Called more than once it does nothing."""
@@ -249,35 +290,28 @@ class Engine:
             self.cache.close()
 
 
-def open_engine(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Engine:
-    """The worker's side opens the engine, when vLLM tells it of its tensors."""
+def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Worker:
+    """Opens the cache, when vLLM tells of its tensors. What this engine had before is closed."""
     name = _name(config)
-    with _engines_lock:
-        if name in _engines:
-            _engines.pop(name).close()
-        engine = Engine(config, caches, settings)
-        _engines[name] = engine
-        return engine
+    with _workers_lock:
+        if name in _workers:
+            _workers.pop(name).close()
+        worker = _workers[name] = Worker(config, caches, settings)
+        return worker
 
 
-def find_engine(config: VllmConfig) -> Engine:
-    """The scheduler's side finds it afterwards."""
-    with _engines_lock:
-        engine = _engines.get(_name(config))
-    if engine is None:
-        raise RuntimeError(
-            "kvtile.vllm: the scheduler and the worker of vLLM are in different processes, or the worker has not "
-            "registered its KV cache; this connector needs both in one process (one rank, the executor 'uni')"
-        )
-    return engine
+def find_worker(config: VllmConfig) -> Worker | None:
+    """The worker of an engine, where it is in this process."""
+    with _workers_lock:
+        return _workers.get(_name(config))
 
 
-def forget_engine(config: VllmConfig) -> None:
-    """Ends the cache of an engine, if it has one."""
-    with _engines_lock:
-        engine = _engines.pop(_name(config), None)
-    if engine is not None:
-        engine.close()
+def close_worker(config: VllmConfig) -> None:
+    """Ends the cache of an engine, if it has one in this process."""
+    with _workers_lock:
+        worker = _workers.pop(_name(config), None)
+    if worker is not None:
+        worker.close()
 
 
 def _name(config: VllmConfig) -> str:

@@ -1,0 +1,53 @@
+"""What the scheduler knows of the workers' caches: which blocks are in which tier.
+
+It is told with every step, and may be a little behind. A block that is gone meanwhile is computed; one that is not known
+yet is a miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from kvtile.vllm._messages import Change
+
+TIERS = ("host", "disk")
+
+
+class Directory:
+    """The blocks of one worker, by tier."""
+
+    def __init__(self, changes: Iterable[Change] = ()) -> None:
+        self._tiers: dict[str, set[bytes]] = {tier: set() for tier in TIERS}
+        self.apply(changes)
+
+    def apply(self, changes: Iterable[Change]) -> None:
+        """Takes note of what happened, in its order."""
+        for kind, tier, key, _ in changes:
+            blocks = self._tiers[tier]
+            if kind == "stored":
+                blocks.add(key)
+            elif kind == "removed":
+                blocks.discard(key)
+            else:
+                blocks.clear()
+
+    def clear(self) -> None:
+        """Knows nothing any more."""
+        for blocks in self._tiers.values():
+            blocks.clear()
+
+    def tier(self, key: bytes) -> str | None:
+        """The fastest tier that has a block."""
+        return next((tier for tier in TIERS if key in self._tiers[tier]), None)
+
+
+def leading_tiers(directories: Iterable[Directory], keys: Sequence[bytes]) -> list[str]:
+    """Of the leading blocks that all workers have: the slowest of the tiers that they are in."""
+    directories = list(directories)
+    found: list[str] = []
+    for key in keys:
+        tiers = [directory.tier(key) for directory in directories]
+        if not tiers or None in tiers:
+            break
+        found.append("disk" if "disk" in tiers else "host")
+    return found
