@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
+from collections import Counter
 from typing import Any
 
 
@@ -18,6 +20,7 @@ def main() -> None:
     for name, value in told.get("patches", {}).items():
         patch(name, value)
     say("starting")
+    events = listen(told["events"]) if "events" in told else None
     try:
         llm = engine(told)
     except Exception as error:
@@ -26,7 +29,7 @@ def main() -> None:
     say("ready", blocks_on_disk=blocks_on_disk(llm))
     for number, turn in enumerate(told["rounds"]):
         say("round", number=number, **play(llm, turn))
-    say("ended", **counts(llm))
+    say("ended", **counts(llm), events=dict(events or {}))
     llm.llm_engine.engine_core.shutdown()
     say("closed")
 
@@ -51,10 +54,32 @@ def patch(name: str, value: Any) -> None:
         raise ValueError(f"no patch {name}")
 
 
+def listen(endpoint: str) -> Counter[str]:
+    """Counts what vLLM publishes, by kind of event and medium, as long as this process lives."""
+    import msgspec
+    import zmq
+    from vllm.distributed.kv_events import KVEventBatch
+
+    counts: Counter[str] = Counter()
+    socket = zmq.Context.instance().socket(zmq.SUB)
+    socket.connect(endpoint)
+    socket.subscribe(b"")
+    decoder = msgspec.msgpack.Decoder(type=KVEventBatch)
+
+    def receive() -> None:
+        while True:
+            _, _, payload = socket.recv_multipart()
+            for event in decoder.decode(payload).events:
+                counts[f"{type(event).__name__} {getattr(event, 'medium', None)}"] += 1
+
+    threading.Thread(target=receive, daemon=True).start()
+    return counts
+
+
 def engine(told: dict[str, Any]) -> Any:
     """vLLM, with the connector where there are settings for one."""
     from vllm import LLM
-    from vllm.config import KVTransferConfig
+    from vllm.config import KVEventsConfig, KVTransferConfig
 
     settings = {
         "dtype": "float32",
@@ -75,6 +100,8 @@ def engine(told: dict[str, Any]) -> Any:
             kv_connector_module_path="kvtile.vllm",
             kv_connector_extra_config=told["kvtile"],
         )
+    if "events" in told:
+        settings["kv_events_config"] = KVEventsConfig(enable_kv_cache_events=True, endpoint=told["events"])
     return LLM(told["model"], **settings)
 
 
@@ -96,6 +123,7 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
         "cached": [output.num_cached_tokens for output in outputs],
         "seconds": time.monotonic() - start,
         "preemptions": getattr(metrics.get("vllm:num_preemptions"), "value", None),
+        "kvtile": {name: metric.value for name, metric in metrics.items() if name.startswith("vllm:kvtile_")},
     }
 
 

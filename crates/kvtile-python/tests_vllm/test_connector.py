@@ -35,7 +35,7 @@ class Process:
     def __init__(self, told: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True,
+            text=True, start_new_session=True, env=os.environ | told.get("environment", {}),
         )
         assert self.process.stdin is not None and self.process.stdout is not None
         self.process.stdin.write(json.dumps(told))
@@ -236,7 +236,7 @@ def other_rope(tmp_path: Path) -> Path:
         ({"rope": True}, "rope"),
         ({"engine": {"dtype": "bfloat16"}, "patches": {"amx": False}}, "planes.k.codec"),
         ({"engine": {"block_size": 64}}, "page_size"),
-        ({"patches": {"instruction_set": "amx"}}, "planes"),
+        ({"patches": {"instruction_set": "amx"}}, "extra.attention"),
         ({"revision": "another"}, "revision"),
     ],
 )
@@ -252,6 +252,33 @@ def test_blocks_that_mean_something_else_are_refused_by_name(
     refused = said["refused"]
     assert refused["kind"] == "IdentityError"
     assert f"{field}" in refused["message"].split(" differs: ")[0], refused
+
+
+def test_the_engine_may_be_in_processes_of_its_own(
+    prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
+) -> None:
+    """As vLLM does by itself: the scheduler in one process, the worker in another."""
+    disk = tmp_path / "disk"
+    environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    # These processes take minutes where there are few processors.
+    prompts, expected = prompts[:16], expected[:16]
+    turn = {"prompts": prompts}
+    endpoint = f"ipc://{tmp_path}/events"
+    first = run(told([turn], disk, environment=environment, engine=SMALL, events=endpoint))
+    assert first["rounds"][0]["tokens"] == expected
+    events = first["ended"]["events"]
+    assert events["BlockStored kvtile:disk"] > events["BlockRemoved kvtile:host"] > 0, events
+    assert events["BlockStored kvtile:host"] >= HOST_BLOCKS, events
+    second = run(told([turn], disk, environment=environment))
+    assert second["rounds"][0]["tokens"] == expected
+    assert sum(second["rounds"][0]["cached"]) > sum(map(len, prompts)) // 2, "prefixes came from disk"
+    assert "stats" not in second["ended"], "the worker is elsewhere"
+    # vLLM's own metrics have the counts of both sides, from both processes.
+    counts = {name.removeprefix("vllm:kvtile_"): count for name, count in second["rounds"][0]["kvtile"].items()}
+    assert 0 < counts["found_blocks"] < counts["looked_up_blocks"]
+    assert counts["from_disk_blocks"] > 20
+    assert counts["from_host_blocks"] + counts["from_disk_blocks"] == counts["loaded_blocks"]
+    assert counts["failed_blocks"] == 0 and counts["stored_bytes"] > 0
 
 
 def test_settings_that_kvtile_does_not_know_are_refused() -> None:

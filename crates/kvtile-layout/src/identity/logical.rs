@@ -201,7 +201,14 @@ impl LogicalIdentity {
     /// Every field that differs, in a fixed order.
     #[must_use]
     pub fn differences(&self, other: &LogicalIdentity) -> Vec<Difference> {
-        self.fields().differences(&other.fields())
+        let mut differences = self.fields().differences(&other.fields());
+        // What somebody has added says why the planes differ, where they do.
+        differences.sort_by_key(|difference| match &difference.field {
+            field if field.starts_with("extra.") => 1,
+            field if ["model", "revision", "page_size"].contains(&field.as_ref()) => 0,
+            _ => 2,
+        });
+        differences
     }
 
     /// The first part of the structure (planes, page size, shard) in which the identity is not that

@@ -18,14 +18,14 @@ from kvtile.vllm._layout import refuse_what_is_not_supported
 from kvtile.vllm._messages import Hello, Orders, Report
 from kvtile.vllm._scheduler import Scheduler
 from kvtile.vllm._settings import Settings
-from kvtile.vllm._stats import KvtileStats
+from kvtile.vllm._stats import KvtilePromMetrics, KvtileStats
 from kvtile.vllm._worker import Worker, close_worker, open_worker
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
     from vllm.distributed.kv_events import KVCacheEvent
-    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -170,6 +170,17 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats | None:
         """Statistics that have come from another process."""
         return KvtileStats(data)
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics | None:
+        """The counts among vLLM's own metrics."""
+        return KvtilePromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
 
     def shutdown(self) -> None:
         """A worker brings everything to the disk and ends its cache."""

@@ -108,7 +108,7 @@ def _opaque(
     shape = Shape(num_blocks=first.shape[0], num_layers=len(tensors), page_size=page_size, planes=[plane])
     flat = [tensor.reshape(first.shape[0], -1).view(torch.uint8) for tensor in tensors]
     layout = Layout("L|Bp", shape=shape, tensors=flat)
-    extra = {"backend": "vllm.cpu", "instruction_set": isa, "block_shape": "x".join(map(str, first.shape[1:]))}
+    extra = {"attention": f"vllm.cpu, instruction set {isa}, blocks of {'x'.join(map(str, first.shape[1:]))}"}
     return layout, Identity(model, revision, shape, rope=rope_of(hf), extra=extra)
 
 

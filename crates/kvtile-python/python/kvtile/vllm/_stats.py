@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
 
-_COUNTS = (
-    "looked_up_blocks",
-    "found_blocks",
-    "loaded_blocks",
-    "from_host_blocks",
-    "from_disk_blocks",
-    "failed_blocks",
-    "loaded_bytes",
-    "load_seconds",
-    "stored_blocks",
-    "present_blocks",
-    "dropped_blocks",
-    "stored_bytes",
-    "stores_refused",
-)
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+# Blocks are vLLM's blocks.
+_COUNTS = {
+    "looked_up_blocks": "full blocks of requests, when they were first scheduled",
+    "found_blocks": "those of them that were in kvtile",
+    "loaded_blocks": "blocks that were loaded",
+    "from_host_blocks": "those of them that came from host memory",
+    "from_disk_blocks": "those of them that came from disk",
+    "failed_blocks": "blocks that were to be loaded and could not be; vLLM has computed them",
+    "loaded_bytes": "bytes that were loaded",
+    "load_seconds": "time from the start of each load to its end",
+    "stored_blocks": "blocks that were stored",
+    "present_blocks": "blocks that were to be stored and were there already",
+    "dropped_blocks": "blocks that found no room",
+    "stored_bytes": "bytes that were stored",
+    "stores_refused": "stores that were put off because too many were waiting",
+}
 
 
 class KvtileStats(KVConnectorStats):  # type: ignore[misc]
@@ -65,3 +69,28 @@ class KvtileStats(KVConnectorStats):  # type: ignore[misc]
     def is_empty(self) -> bool:
         """Whether nothing was counted."""
         return not any(self.data.values())
+
+
+class KvtilePromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
+    """The same counts as Prometheus counters, ``vllm:kvtile_…_total``."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._counters: dict[int, dict[str, Any]] = {engine: {} for engine in per_engine_labelvalues}
+        for name, documentation in _COUNTS.items():
+            counter = self._counter_cls(
+                name=f"vllm:kvtile_{name}", documentation=f"kvtile: {documentation}.", labelnames=labelnames
+            )
+            for engine, values in per_engine_labelvalues.items():
+                self._counters[engine][name] = counter.labels(*values)
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Adds what was counted since the last time."""
+        for name, count in transfer_stats_data.items():
+            self._counters[engine_idx][name].inc(count)
