@@ -6,94 +6,18 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import HOST_BLOCKS, MODEL, SECONDS, Process, run, told
 
-MODEL = Path(os.environ["KVTILE_TEST_MODEL"])
-DRIVER = Path(__file__).with_name("engine.py")
-SECONDS = 300
 PROMPTS = 36
-REVISION = "a-revision"
-PAGE = 32
-# Host memory of kvtile has room for a part of what the prompts need, so that the disk is used as well.
-HOST_BLOCKS = 60
 # vLLM has room for about two of the longer requests: blocks are evicted, and requests preempted.
 SMALL = {"num_gpu_blocks_override": 34}
-
-
-class Process:
-    """A process with an engine, and what it says."""
-
-    def __init__(self, told: dict[str, Any]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, start_new_session=True, env=os.environ | told.get("environment", {}),
-        )
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self.process.stdin.write(json.dumps(told))
-        self.process.stdin.close()
-        self.log: list[str] = []
-        # Reading ends with the process, however it ends.
-        self.limit = threading.Timer(SECONDS, self.process.kill)
-        self.limit.start()
-
-    def events(self) -> Iterator[dict[str, Any]]:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if line.startswith("@"):
-                yield json.loads(line[1:])
-            else:
-                self.log.append(line)
-
-    def kill(self) -> None:
-        os.killpg(self.process.pid, signal.SIGKILL)
-        self.wait()
-
-    def wait(self) -> int:
-        """How it ended."""
-        code = self.process.wait(SECONDS)
-        self.limit.cancel()
-        self.limit.join()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        return code
-
-
-def run(told: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a process said: its rounds, and its last words."""
-    process = Process(told)
-    said: dict[str, Any] = {"rounds": []}
-    for event in process.events():
-        if event["event"] == "round":
-            said["rounds"].append(event)
-        else:
-            said[event["event"]] = event
-    code = process.wait()
-    said["log"] = "".join(process.log)
-    assert code == 0, said["log"][-5000:]
-    return said
-
-
-def host_gib() -> float:
-    config = json.loads((MODEL / "config.json").read_text())
-    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    token = config["num_hidden_layers"] * config["num_key_value_heads"] * head_size * 2 * 4
-    return HOST_BLOCKS * PAGE * token / (1 << 30)
-
-
-def told(rounds: list[dict[str, Any]], disk: Path | None = None, **changes: Any) -> dict[str, Any]:
-    kvtile = {"host_gib": host_gib(), "model": "a-model", "revision": REVISION}
-    if disk is not None:
-        kvtile |= {"disk_path": str(disk), "disk_gib": 1}
-    return {"model": str(MODEL), "kvtile": kvtile, "rounds": rounds} | changes
 
 
 def moved(said: dict[str, Any], source: str, destination: str) -> int:
@@ -264,18 +188,20 @@ def test_the_engine_may_be_in_processes_of_its_own(
     prompts, expected = prompts[:16], expected[:16]
     turn = {"prompts": prompts}
     endpoint = f"ipc://{tmp_path}/events"
-    first = run(told([turn], disk, environment=environment, engine=SMALL, events=endpoint))
+    wanted = told([turn], disk, environment=environment, engine=SMALL, events=endpoint)
+    wanted["kvtile"]["host_gib"] /= 3
+    first = run(wanted)
     assert first["rounds"][0]["tokens"] == expected
     events = first["ended"]["events"]
     assert events["BlockStored kvtile:disk"] > events["BlockRemoved kvtile:host"] > 0, events
-    assert events["BlockStored kvtile:host"] >= HOST_BLOCKS, events
+    assert events["BlockStored kvtile:host"] > HOST_BLOCKS // 3, events
     second = run(told([turn], disk, environment=environment))
     assert second["rounds"][0]["tokens"] == expected
     assert sum(second["rounds"][0]["cached"]) > sum(map(len, prompts)) // 2, "prefixes came from disk"
     assert "stats" not in second["ended"], "the worker is elsewhere"
     # vLLM's own metrics have the counts of both sides, from both processes.
     counts = {name.removeprefix("vllm:kvtile_"): count for name, count in second["rounds"][0]["kvtile"].items()}
-    assert 0 < counts["found_blocks"] < counts["looked_up_blocks"]
+    assert 0 < counts["found_blocks"] <= counts["looked_up_blocks"]
     assert counts["from_disk_blocks"] > 20
     assert counts["from_host_blocks"] + counts["from_disk_blocks"] == counts["loaded_blocks"]
     assert counts["failed_blocks"] == 0 and counts["stored_bytes"] > 0

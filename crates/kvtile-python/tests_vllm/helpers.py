@@ -1,0 +1,88 @@
+"""Processes with an engine, and what is told to them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MODEL = Path(os.environ["KVTILE_TEST_MODEL"])
+DRIVER = Path(__file__).with_name("engine.py")
+SECONDS = 300
+REVISION = "a-revision"
+PAGE = 32
+# Host memory of kvtile has room for a part of what the prompts need, so that the disk is used as well.
+HOST_BLOCKS = 60
+
+
+class Process:
+    """A process with an engine, and what it says."""
+
+    def __init__(self, told: dict[str, Any]) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, start_new_session=True, env=os.environ | told.get("environment", {}),
+        )
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps(told))
+        self.process.stdin.close()
+        self.log: list[str] = []
+        # Reading ends with the process, however it ends.
+        self.limit = threading.Timer(SECONDS, self.process.kill)
+        self.limit.start()
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("@"):
+                yield json.loads(line[1:])
+            else:
+                self.log.append(line)
+
+    def kill(self) -> None:
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.wait()
+
+    def wait(self) -> int:
+        """How it ended."""
+        code = self.process.wait(SECONDS)
+        self.limit.cancel()
+        self.limit.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+def run(told: dict[str, Any]) -> dict[str, Any]:
+    """Everything that a process said: its rounds, and its last words."""
+    process = Process(told)
+    said: dict[str, Any] = {"rounds": []}
+    for event in process.events():
+        if event["event"] == "round":
+            said["rounds"].append(event)
+        else:
+            said[event["event"]] = event
+    code = process.wait()
+    said["log"] = "".join(process.log)
+    assert code == 0, said["log"][-5000:]
+    return said
+
+
+def host_gib() -> float:
+    config = json.loads((MODEL / "config.json").read_text())
+    head_size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    token = config["num_hidden_layers"] * config["num_key_value_heads"] * head_size * 2 * 4
+    return HOST_BLOCKS * PAGE * token / (1 << 30)
+
+
+def told(rounds: list[dict[str, Any]], disk: Path | None = None, **changes: Any) -> dict[str, Any]:
+    kvtile = {"host_gib": host_gib(), "model": "a-model", "revision": REVISION}
+    if disk is not None:
+        kvtile |= {"disk_path": str(disk), "disk_gib": 1}
+    return {"model": str(MODEL), "kvtile": kvtile, "rounds": rounds} | changes
