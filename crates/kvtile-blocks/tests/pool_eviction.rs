@@ -194,8 +194,8 @@ fn one_long_scan_does_not_empty_the_cache() {
                 .sum::<usize>()
         };
         let before = hot(&pool);
-        // Twice what the pool has room for, each once, stored piece by piece as they are computed.
-        for document in 0..8 {
+        // Five times what the pool has room for, each once, stored piece by piece as they are computed.
+        for document in 0..20 {
             let archive = chain(1 << 32 | document, 128);
             for first in (0..archive.len()).step_by(32) {
                 store(&pool, &archive[..first + 32], first, &Claim::default());
