@@ -64,6 +64,7 @@ impl Inner {
         blocks: usize,
         request: &AllocateRequest,
     ) -> Result<MutableBlocks, BlocksError> {
+        let _demoting = self.disk.as_ref().map(Stored::demoting);
         self.host.pool.allocate_with(blocks, request, |leaving| {
             if let Some(disk) = &self.disk {
                 self.demote(disk, leaving.iter().copied());
@@ -85,6 +86,7 @@ impl Inner {
     }
 
     fn evict_host(&self, blocks: usize) -> usize {
+        let _demoting = self.disk.as_ref().map(Stored::demoting);
         let leaving = self.host.pool.evict(blocks, self.tick());
         if let Some(disk) = &self.disk {
             self.demote(disk, leaving.iter());
@@ -116,11 +118,12 @@ impl Inner {
         Ok(gone)
     }
 
-    /// Brings everything to the disk that is only in host memory.
+    /// Brings everything to the disk that is only in host memory, or on its way from there.
     pub(super) fn flush(&self) -> FlushReport {
         let Some(disk) = &self.disk else {
             return FlushReport::default();
         };
+        disk.wait_for_demotions();
         let mut stored = Vec::new();
         self.host.pool.list_stored(&mut stored);
         let mut keys: Vec<BlockKey> = stored.iter().map(|stored| stored.key).collect();

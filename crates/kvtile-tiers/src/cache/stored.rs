@@ -1,7 +1,7 @@
 //! The disk tier: slots of a folder and the pool that knows which block is in which.
 
 use std::sync::{
-    Arc,
+    Arc, PoisonError, RwLock, RwLockReadGuard,
     atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
 };
 
@@ -20,6 +20,8 @@ pub(super) struct Stored {
     pub(super) rate: Rate,
     /// Blocks that are being written. Whoever has such a flight boards no other.
     pub(super) writes: Flights,
+    /// Read by those who evict host blocks, until these are on disk.
+    demotions: RwLock<()>,
     /// Whether something was written or erased since the last sync.
     dirty: AtomicBool,
     /// Blocks written since the last sync.
@@ -46,11 +48,29 @@ impl Stored {
             store,
             rate: Rate::default(),
             writes: Flights::default(),
+            demotions: RwLock::new(()),
             dirty: AtomicBool::new(false),
             written: AtomicUsize::new(0),
             tenants: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             damaged: AtomicU64::new(0),
         }
+    }
+
+    /// Says that host blocks are about to be evicted, until they are on disk. Whoever has said so
+    /// says it no second time.
+    pub(super) fn demoting(&self) -> RwLockReadGuard<'_, ()> {
+        self.demotions
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for those who have said so.
+    pub(super) fn wait_for_demotions(&self) {
+        drop(
+            self.demotions
+                .write()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
     }
 
     /// A block was written to a slot.

@@ -13,4 +13,5 @@ mod crash;
 mod flow;
 mod refusals;
 mod simulation;
+mod slow;
 mod threads;
