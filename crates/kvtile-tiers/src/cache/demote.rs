@@ -123,12 +123,13 @@ impl Inner {
         let Some(disk) = &self.disk else {
             return FlushReport::default();
         };
-        disk.wait_for_demotions();
         let mut stored = Vec::new();
         self.host.pool.list_stored(&mut stored);
         let mut keys: Vec<BlockKey> = stored.iter().map(|stored| stored.key).collect();
         keys.retain(|key| !disk.has(key));
         let written = self.write_keys(disk, &keys);
+        // What left host memory before it was listed, or before it was held, others write.
+        disk.wait_for_demotions();
         let synced = self.sync_disk(disk);
         FlushReport {
             written: written.saturating_sub(synced.lost),
