@@ -205,9 +205,15 @@ fn sanitize() -> Result<(), Failure> {
         "kvtile-transfer",
         "--target",
     ];
-    Step::cargo(test.into_iter().chain([target.as_str()]).chain(tests))
-        .env("RUSTFLAGS", "-Zsanitizer=address")
-        .run()
+    let folder = ["--target-dir", "target/sanitize"];
+    Step::cargo(
+        test.into_iter()
+            .chain([target.as_str()])
+            .chain(tests)
+            .chain(folder),
+    )
+    .env("RUSTFLAGS", "-Zsanitizer=address")
+    .run()
 }
 
 /// The models of the block pool. They have a folder of their own, as everything below them is built
@@ -238,8 +244,9 @@ fn fuzz(seconds: u32) -> Result<(), Failure> {
             format!("fuzz/corpus/{target}"),
             format!("fuzz/seeds/{target}"),
         );
-        let run = ["+nightly", "fuzz", "run", target, &corpus, &seeds, "--"];
-        Step::cargo(run.into_iter().chain(limits)).run()?;
+        let run = ["+nightly", "fuzz", "run", "--target-dir", "target/fuzz"];
+        let what = [target, &corpus, &seeds, "--"];
+        Step::cargo(run.into_iter().chain(what).chain(limits)).run()?;
     }
     Ok(())
 }
