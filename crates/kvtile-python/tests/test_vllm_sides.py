@@ -6,11 +6,13 @@ seen. Blocks are poisoned when they are freed. What the sides say to each other 
 
 from __future__ import annotations
 
+import functools
 import pickle
 import random
 import sys
 import types
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,26 +120,29 @@ class Request:
 
 
 class Engine:
-    """A scheduler and a model in little."""
+    """A scheduler and a model in little, which has a head for each rank."""
 
-    def __init__(self, sides: Any, seed: int, disk: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, sides: Any, seed: int, ranks: int, disk: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
         self.numbers = random.Random(seed)
-        self.kv = [np.full((BLOCKS, 2, PAGE, 1, 4), POISON, np.float32) for _ in range(LAYERS)]
-        shape = kvtile.Shape(
-            num_blocks=BLOCKS, num_layers=LAYERS, page_size=PAGE, num_heads=1, head_size=4, dtype="float32"
-        )
-        layout = kvtile.Layout("L|BKNHC", shape=shape, tensors=self.kv)
-        identity = kvtile.Identity("a-model", "main", shape)
-        monkeypatch.setattr(sides.worker, "layout_and_identity", lambda *_: (layout, identity))
         self.names = [f"model.layers.{layer}.attn" for layer in range(LAYERS)]
         settings = sides.settings.Settings(
-            host_gib=HOST_BLOCKS * 4096 / (1 << 30), prefault=False, disk_writes="on_eviction",
-            disk_path=disk and str(disk), disk_gib=disk and 1 / 1024,
+            host_gib=ranks * HOST_BLOCKS * 4096 / (1 << 30), prefault=False, disk_writes="on_eviction",
+            disk_path=disk and str(disk), disk_gib=disk and ranks / 1024,
         )
-        caches = {name: Tensor(array) for name, array in zip(self.names, self.kv, strict=True)}
-        self.worker = sides.worker.Worker(SimpleNamespace(), caches, settings)
+        monkeypatch.setattr(sides.worker, "layout_and_identity", layout_and_identity)
+        # By rank and layer.
+        self.kv = [[np.full((BLOCKS, 2, PAGE, 1, 4), POISON, np.float32) for _ in range(LAYERS)] for _ in range(ranks)]
+        self.workers = []
+        for number, kv in enumerate(self.kv):
+            caches = {name: Tensor(array) for name, array in zip(self.names, kv, strict=True)}
+            rank = sides.settings.Rank(number, ranks)
+            self.workers.append(sides.worker.Worker(SimpleNamespace(), caches, settings, rank))
         self.scheduler = sides.scheduler.Scheduler(settings, PAGE)
-        self.scheduler.greet({0: pickle.loads(pickle.dumps(self.worker.hello()))})
+        self.scheduler.greet(
+            {rank: pickle.loads(pickle.dumps(worker.hello())) for rank, worker in enumerate(self.workers)}
+        )
+        # How many ranks have said that a request's loads, or its stores, have ended.
+        self.said: dict[str, Counter[str]] = {"loaded": Counter(), "sent": Counter()}
         self.sides = sides
         self.free = list(range(BLOCKS))
         self.requests: dict[str, Request] = {}
@@ -145,33 +150,39 @@ class Engine:
         self.count = 0
         self.loaded_blocks = {"in step": 0, "before": 0}
         self.failed_blocks = 0
+        self.failed: set[int] = set()
         self.texts = [[self.numbers.randrange(1000) for _ in range(24)] for _ in range(3)]
 
     # What the model computes.
 
-    def content(self, request: Request, layer: int, position: int) -> float:
+    def content(self, request: Request, rank: int, layer: int, position: int) -> float:
         prefix = np.array(request.all_token_ids[: position + 1], np.uint32).tobytes()
-        return float(zlib.crc32(prefix) % (1 << 20)) + layer / 4
+        return float(zlib.crc32(prefix) % (1 << 20)) + layer / 4 + rank / 16
 
     def compute(self, request: Request, layer: int, count: int) -> bool:
-        """One layer; what is computed from a wrong prefix is wrong. Whether it was right."""
+        """One layer; what is computed from a wrong prefix is wrong, with all heads. Whether it was right."""
         right = self.is_right(request, layer)
-        for position in range(request.computed, request.computed + count):
-            content = self.content(request, layer, position) if right else POISON
-            self.kv[layer][request.blocks[position // PAGE], :, position % PAGE] = content
+        for rank, kv in enumerate(self.kv):
+            for position in range(request.computed, request.computed + count):
+                content = self.content(request, rank, layer, position) if right else POISON
+                kv[layer][request.blocks[position // PAGE], :, position % PAGE] = content
         return right
 
     def is_right(self, request: Request, layer: int) -> bool:
         """Whether every token that counts as computed has the KV that the model would have computed."""
         positions = range(request.computed)
-        found = (self.kv[layer][request.blocks[at // PAGE], :, at % PAGE] for at in positions)
-        return all((kv == self.content(request, layer, at)).all() for at, kv in zip(positions, found, strict=True))
+        return all(
+            (kv[layer][request.blocks[at // PAGE], :, at % PAGE] == self.content(request, rank, layer, at)).all()
+            for rank, kv in enumerate(self.kv)
+            for at in positions
+        )
 
     # What the scheduler does.
 
     def release(self, blocks: list[int]) -> None:
-        for array in self.kv:
-            array[blocks] = POISON
+        for kv in self.kv:
+            for array in kv:
+                array[blocks] = POISON
         self.free += blocks
 
     def end(self, request: Request) -> None:
@@ -228,33 +239,39 @@ class Engine:
         for store in orders.stores:
             request = self.requests[store.request]
             full = (request.computed + scheduled[store.request]) // PAGE
-            assert store.first + len(store.blocks) == full == len(store.keys), "full blocks alone are stored"
+            counts = {store.first + len(store.blocks), *map(len, store.keys.values())}
+            assert counts == {full}, "full blocks alone are stored"
         for request in new:
             request.is_new = False
-        if numbers.random() < 0.3:
-            # What the scheduler has counted on may be gone.
-            self.worker.cache.evict("host", numbers.randrange(12))
-        self.worker.wait_for_stores(orders.preempted)
+        for worker in self.workers:
+            if numbers.random() < 0.3:
+                # What the scheduler has counted on may be gone, at one rank and not at another.
+                worker.cache.evict("host", numbers.randrange(12))
+            worker.wait_for_stores(orders.preempted)
         for blocks in preempted.values():
             self.release(blocks)
         self.run(orders, scheduled)
 
     def run(self, orders: Any, scheduled: dict[str, int]) -> None:
-        worker = self.worker
-        worker.begin_step(orders)
+        for worker in self.workers:
+            worker.begin_step(orders)
         in_step = {load.request: load for load in orders.loads if load.in_step}
         wrong = set()
         for layer, name in enumerate(self.names if scheduled else []):
-            worker.wait_for_layer(name)
+            for worker in self.workers:
+                worker.wait_for_layer(name)
             for request in [self.requests[name] for name in scheduled]:
                 if not self.compute(request, layer, scheduled[request.request_id]):
                     wrong.add(request.request_id)
-        worker.end_step(orders)
-        loaded = worker.take_finished_loads(idle=not scheduled)
-        sent = worker.take_finished_stores()
-        failed = worker.take_failed_blocks()
+        for worker in self.workers:
+            worker.end_step(orders)
+        loaded = self.said_by_all("loaded", [worker.take_finished_loads(idle=not scheduled) for worker in self.workers])
+        sent = self.said_by_all("sent", [worker.take_finished_stores() for worker in self.workers])
+        failed = set().union(*(worker.take_failed_blocks() for worker in self.workers))
         self.failed_blocks += len(failed)
-        report = worker.take_report()
+        # A load fails at one rank before it has ended at all of them.
+        self.failed |= failed
+        report = self.report()
         for name, count in scheduled.items():
             request = self.requests[name]
             bad = [at for at, block in enumerate(request.blocks) if block in failed]
@@ -272,12 +289,13 @@ class Engine:
                 self.end(request)
         for name in loaded:
             request = self.requests[name]
-            bad = [at for at, block in enumerate(request.blocks) if block in failed]
+            bad = [at for at, block in enumerate(request.blocks) if block in self.failed]
+            self.failed -= set(request.blocks)
             request.computed = min(bad) * PAGE if bad else request.computed
             self.loaded_blocks["before"] += request.computed // PAGE
             request.state = "running"
         if report is not None:
-            self.scheduler.take(pickle.loads(pickle.dumps(self.sides.messages.Report({0: report}))))
+            self.scheduler.take(report)
         assert sent <= self.held.keys(), "blocks that vLLM does not keep are given back"
         self.scheduler.finishing -= sent
         for name in sent:
@@ -287,6 +305,25 @@ class Engine:
                 for layer in range(LAYERS):
                     assert self.is_right(request, layer), f"{request.request_id}, layer {layer}"
 
+    def said_by_all(self, what: str, said: list[set[str]]) -> set[str]:
+        """Requests of which now all ranks have said so."""
+        counts = self.said[what]
+        counts.update(name for names in said for name in names)
+        ended = {name for name, count in counts.items() if count == len(self.workers)}
+        for name in ended:
+            del counts[name]
+        return ended
+
+    def report(self) -> Any:
+        """What all ranks have to say, put together by vLLM; None for nothing."""
+        reports = [worker.take_report() for worker in self.workers]
+        made = [
+            pickle.loads(pickle.dumps(self.sides.messages.Report({rank: report})))
+            for rank, report in enumerate(reports)
+            if report is not None
+        ]
+        return functools.reduce(lambda one, other: one.aggregate(other), made) if made else None
+
     def arrive(self) -> None:
         self.count += 1
         text = self.numbers.choice(self.texts)[: self.numbers.choice([3, 4, 8, 9, 17, 24])]
@@ -295,12 +332,22 @@ class Engine:
         self.requests[name] = Request(name, tokens, len(tokens) + self.numbers.randrange(1, 8))
 
 
+def layout_and_identity(_: Any, caches: dict[str, Tensor], __: Any, rank: Any) -> tuple[kvtile.Layout, kvtile.Identity]:
+    shape = kvtile.Shape(
+        num_blocks=BLOCKS, num_layers=LAYERS, page_size=PAGE, num_heads=1, head_size=4, dtype="float32",
+        first_head=rank.number, total_heads=rank.size,
+    )
+    layout = kvtile.Layout("L|BKNHC", shape=shape, tensors=[tensor.array for tensor in caches.values()])
+    return layout, kvtile.Identity("a-model", "main", shape)
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("seed", range(6))
 def test_every_block_is_what_its_request_needs_and_everything_ends(
-    sides: Any, seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sides: Any, seed: int, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     on_disk = seed % 2 == 1
-    engine = Engine(sides, seed, tmp_path / "disk" if on_disk else None, monkeypatch)
+    engine = Engine(sides, seed, ranks, tmp_path / "disk" if on_disk else None, monkeypatch)
     try:
         for _ in range(400):
             engine.step()
@@ -311,17 +358,27 @@ def test_every_block_is_what_its_request_needs_and_everything_ends(
                 if request.state != "loading":
                     engine.end(request)
             engine.run(pickle.loads(pickle.dumps(engine.scheduler.orders(nothing()))), {})
-        scheduler, worker = engine.scheduler, engine.worker
-        assert not engine.requests and not engine.held
-        left = (scheduler.tracked, scheduler.announced, scheduler.finishing, worker.loads, worker.stores, worker.held)
-        assert [len(things) for things in left] == [0] * 6
+        scheduler = engine.scheduler
+        assert not engine.requests and not engine.held and not any(engine.said.values())
+        left = [scheduler.tracked, scheduler.announced, scheduler.finishing]
+        for worker in engine.workers:
+            left += [worker.loads, worker.stores, worker.held]
+        assert not any(left)
         assert sorted(engine.free) == list(range(BLOCKS))
-        assert engine.loaded_blocks["in step"] > 20
-        assert engine.loaded_blocks["before"] > 20 if on_disk else engine.failed_blocks > 0
-        stored = {(tier, key) for tier, key, _ in worker.cache.snapshot().blocks}
-        assert stored == {(tier, key) for tier, keys in scheduler.directories[0]._tiers.items() for key in keys}
+        # Where one rank may miss what the others have, nothing is computed before all have said what they have.
+        assert (engine.loaded_blocks["in step"] > 20) == (ranks == 1)
+        assert engine.loaded_blocks["before"] > 20 if on_disk or ranks > 1 else engine.failed_blocks > 0
+        keys = []
+        for rank, worker in enumerate(engine.workers):
+            stored = {(tier, key) for tier, key, _ in worker.cache.snapshot().blocks}
+            known = scheduler.directories[rank]._tiers
+            assert stored == {(tier, key) for tier, keys in known.items() for key in keys}
+            keys.append({key for _, key in stored})
+        assert not set.intersection(*keys) or ranks == 1, "ranks have keys of their own"
+        assert all(keys)
     finally:
-        engine.worker.close()
+        for worker in engine.workers:
+            worker.close()
 
 
 def nothing() -> Any:
@@ -336,10 +393,27 @@ def nothing() -> Any:
 def test_a_block_counts_when_all_workers_have_it(sides: Any) -> None:
     directory = sides.directory
     one = directory.Directory([("stored", "host", b"a", None), ("stored", "disk", b"b", b"a")])
-    two = directory.Directory([("stored", "disk", b"a", None), ("stored", "host", b"b", b"a"), ("stored", "host", b"c", b"b")])
-    assert directory.leading_tiers([one], [b"a", b"b", b"c"]) == ["host", "disk"]
-    assert directory.leading_tiers([one, two], [b"a", b"b", b"c"]) == ["disk", "disk"]
+    two = directory.Directory([("stored", "disk", b"A", None), ("stored", "host", b"B", b"A"), ("stored", "host", b"C", b"B")])
+    keys = {0: [b"a", b"b", b"c"], 1: [b"A", b"B", b"C"]}
+    both = {0: one, 1: two}
+    assert directory.leading_tiers({0: one}, keys) == ["host", "disk"]
+    assert directory.leading_tiers(both, keys) == ["disk", "disk"]
     one.apply([("removed", "host", b"a", None)])
-    assert directory.leading_tiers([one, two], [b"a", b"b"]) == []
+    assert directory.leading_tiers(both, keys) == []
     two.apply([("cleared", "host", b"", None)])
-    assert directory.leading_tiers([two], [b"a", b"b"]) == ["disk"]
+    assert directory.leading_tiers({1: two}, keys) == ["disk"]
+    assert directory.leading_tiers({}, keys) == []
+
+
+def test_a_folder_has_the_blocks_of_one_number_of_workers(sides: Any, tmp_path: Path) -> None:
+    rank = sides.settings.Rank
+    assert rank().folder(tmp_path / "none") == tmp_path / "none"
+    assert rank(1, 2).folder(tmp_path / "none") == tmp_path / "none" / "rank-1-of-2"
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "manifest.json").touch()
+    (tmp_path / "two" / "rank-0-of-2").mkdir(parents=True)
+    assert rank().folder(tmp_path / "one") == tmp_path / "one"
+    assert rank(1, 2).folder(tmp_path / "two") == tmp_path / "two" / "rank-1-of-2"
+    for folder, number, found in (("one", rank(0, 2), 1), ("two", rank(0, 3), 2), ("two", rank(), 2)):
+        with pytest.raises(kvtile.IdentityError, match=f"tensor_parallel_size differs: .* of {found}, .* {number.size};"):
+            number.folder(tmp_path / folder)

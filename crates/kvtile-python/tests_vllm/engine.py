@@ -111,7 +111,11 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
 
     if turn.get("forget", True):
         llm.reset_prefix_cache()
-    sampling = SamplingParams(temperature=0, max_tokens=turn.get("max_tokens", 16), ignore_eos=True, detokenize=False)
+    sampling = SamplingParams(
+        temperature=0, max_tokens=turn.get("max_tokens", 16), ignore_eos=True, detokenize=False,
+        # Whether nothing that was computed before is used, by vLLM or by kvtile.
+        skip_reading_prefix_cache=turn.get("alone", False),
+    )
     prompts = [{"prompt_token_ids": prompt} for prompt in turn["prompts"]]
     if turn.get("abort"):
         return abort(llm, prompts, sampling)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -86,3 +87,16 @@ def told(rounds: list[dict[str, Any]], disk: Path | None = None, **changes: Any)
     if disk is not None:
         kvtile |= {"disk_path": str(disk), "disk_gib": 1}
     return {"model": str(MODEL), "kvtile": kvtile, "rounds": rounds} | changes
+
+
+def flip_bytes(file: Path, every: int) -> None:
+    """A bit of one byte in each stretch of so many."""
+    numbers = random.Random(5)
+    with file.open("r+b") as stream:
+        for at in range(0, file.stat().st_size, every):
+            place = at + numbers.randrange(every)
+            stream.seek(place)
+            byte = stream.read(1)
+            if byte:
+                stream.seek(place)
+                stream.write(bytes([byte[0] ^ 0x10]))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import HOST_BLOCKS, MODEL, SECONDS, Process, run, told
+from helpers import HOST_BLOCKS, MODEL, SECONDS, Process, flip_bytes, run, told
 
 PROMPTS = 36
 # vLLM has room for about two of the longer requests: blocks are evicted, and requests preempted.
@@ -119,16 +119,7 @@ def test_flipped_bytes_are_computed_anew_and_counted(
     folder: Path, prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
 ) -> None:
     disk = copy_of(folder, tmp_path)
-    slots = disk / "slots"
-    numbers = random.Random(5)
-    with slots.open("r+b") as file:
-        for at in range(0, slots.stat().st_size, 1 << 18):
-            place = at + numbers.randrange(1 << 18)
-            file.seek(place)
-            byte = file.read(1)
-            if byte:
-                file.seek(place)
-                file.write(bytes([byte[0] ^ 0x10]))
+    flip_bytes(disk / "slots", every=1 << 18)
     said = run(told([{"prompts": prompts}], disk))
     assert said["rounds"][0]["tokens"] == expected
     assert said["ended"]["stats"]["checksum_failures"]["disk"] > 0

@@ -64,7 +64,11 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def set_xfer_handshake_metadata(self, metadata: dict[int, KVConnectorHandshakeMetadata]) -> None:
         """The workers have opened their caches."""
-        self.scheduler.greet({rank: hello for rank, hello in metadata.items() if isinstance(hello, Hello)})
+        hellos = {rank: hello for rank, hello in metadata.items() if isinstance(hello, Hello)}
+        ranks = self._vllm_config.parallel_config.tensor_parallel_size
+        if sorted(hellos) != list(range(ranks)):
+            raise RuntimeError(f"kvtile.vllm: of {ranks} workers, those of ranks {sorted(hellos)} have opened their caches")
+        self.scheduler.greet(hellos)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """Tokens that can be loaded beyond those that vLLM has itself."""
@@ -156,8 +160,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
         """What the scheduler has to know after a step."""
         report = self._worker.take_report()
-        rank = self._vllm_config.parallel_config.rank
-        return Report({rank: report}) if report is not None else None
+        return Report({self._worker.rank: report}) if report is not None else None
 
     # Both sides.
 

@@ -6,9 +6,9 @@ yet is a miss.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 
-from kvtile.vllm._messages import Change
+from kvtile.vllm._messages import Change, Keys
 
 TIERS = ("host", "disk")
 
@@ -41,13 +41,15 @@ class Directory:
         return next((tier for tier in TIERS if key in self._tiers[tier]), None)
 
 
-def leading_tiers(directories: Iterable[Directory], keys: Sequence[bytes]) -> list[str]:
-    """Of the leading blocks that all workers have: the slowest of the tiers that they are in."""
-    directories = list(directories)
+def leading_tiers(directories: Mapping[int, Directory], keys: Keys) -> list[str]:
+    """Of the leading blocks that all workers have: the slowest of the tiers that they are in.
+
+    ``directories`` and ``keys`` are by rank; what one rank has and another has not is not there.
+    """
     found: list[str] = []
-    for key in keys:
-        tiers = [directory.tier(key) for directory in directories]
-        if not tiers or None in tiers:
+    for block in zip(*(keys[rank] for rank in directories), strict=True):
+        tiers = [directory.tier(key) for directory, key in zip(directories.values(), block, strict=True)]
+        if None in tiers:
             break
         found.append("disk" if "disk" in tiers else "host")
     return found

@@ -7,13 +7,14 @@ import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
 from kvtile import Identity, Layout, Plane, Shape
 from kvtile._errors import IdentityError, LayoutError
 from kvtile._hf import rope_of
+from kvtile.vllm._settings import Rank
 
 if TYPE_CHECKING:
     import torch
@@ -35,13 +36,12 @@ def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None) -
     """Raises ValueError, in one sentence, for engines whose KV this connector cannot keep yet."""
     parallel = config.parallel_config
     for name, size in (
-        ("tensor parallelism", parallel.tensor_parallel_size),
         ("pipeline parallelism", parallel.pipeline_parallel_size),
         ("prefill context parallelism", getattr(parallel, "prefill_context_parallel_size", 1)),
         ("decode context parallelism", getattr(parallel, "decode_context_parallel_size", 1)),
     ):
         if size != 1:
-            raise ValueError(f"kvtile.vllm: {name} of {size} is not supported yet; this connector keeps the KV of one rank")
+            raise ValueError(f"kvtile.vllm: {name} of {size} is not supported yet; tensor parallelism is")
     if kv is None:
         raise ValueError("kvtile.vllm: this vLLM does not tell its connectors of its KV cache (kv_cache_config)")
     groups = kv.kv_cache_groups
@@ -59,9 +59,9 @@ def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None) -
 
 
 def layout_and_identity(
-    config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings
+    config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings, rank: Rank
 ) -> tuple[Layout, Identity]:
-    """The layout over vLLM's tensors, and what they mean.
+    """The layout over vLLM's tensors, and what they mean: all layers, and those heads that the rank has.
 
     Where the order of the elements inside a block is known, blocks are what the model's config says of them,
     and another engine's layout can read them. Where it is not, a block is opaque: it is moved whole, and its
@@ -77,12 +77,13 @@ def layout_and_identity(
     if first.device.type != "cpu":
         raise ValueError(f"kvtile.vllm: the KV cache is on {first.device}; only the CPU's memory is supported yet")
     isa = _instruction_set(config, first, page_size)
-    expected = (first.shape[0], hf.num_key_value_heads, page_size, 2 * config.model_config.get_head_size())
+    heads = config.model_config.get_num_kv_heads(config.parallel_config)
+    expected = (first.shape[0], heads, page_size, 2 * config.model_config.get_head_size())
     if (dtype, isa) in _CHECKED and tuple(first.shape) == expected:
-        shape = Shape.from_hf_config(hf, page_size=page_size, num_blocks=first.shape[0], dtype=dtype)
+        part = {"page_size": page_size, "dtype": dtype, "tp_rank": rank.number, "tp_size": rank.size}
+        shape = Shape.from_hf_config(hf, num_blocks=first.shape[0], **part)
         layout = Layout.preset(f"vllm:LBHNC/cpu/{dtype}/{isa}", shape=shape, tensors=tensors)
-        identity = Identity.from_hf_config(hf, page_size=page_size, dtype=dtype, model=model, revision=revision)
-        return layout, identity
+        return layout, Identity.from_hf_config(hf, model=model, revision=revision, **part)
     logger.warning(
         "the order of elements of vLLM's KV is not known for %s, instruction set %s, shape %s: blocks are kept whole, "
         "for this very backend",
@@ -90,12 +91,21 @@ def layout_and_identity(
         isa,
         tuple(first.shape),
     )
-    return _opaque(tensors, model=model, revision=revision, page_size=page_size, isa=isa, hf=hf)
+    layout, extra = _opaque(tensors, page_size, isa)
+    if rank.size != 1:
+        extra["rank"] = str(rank)
+    return layout, Identity(model, revision, layout.shape, rope=rope_of(hf), extra=extra)
 
 
-def _opaque(
-    tensors: list[torch.Tensor], *, model: str, revision: str, page_size: int, isa: str, hf: Any
-) -> tuple[Layout, Identity]:
+def rank_of(config: VllmConfig) -> Rank:
+    """Which of the workers this is."""
+    from vllm.distributed import get_tensor_model_parallel_rank
+
+    return Rank(get_tensor_model_parallel_rank(), config.parallel_config.tensor_parallel_size)
+
+
+def _opaque(tensors: list[torch.Tensor], page_size: int, isa: str) -> tuple[Layout, dict[str, str]]:
+    """Blocks that are moved whole, and what their values depend on."""
     import torch
 
     first = tensors[0]
@@ -108,8 +118,7 @@ def _opaque(
     shape = Shape(num_blocks=first.shape[0], num_layers=len(tensors), page_size=page_size, planes=[plane])
     flat = [tensor.reshape(first.shape[0], -1).view(torch.uint8) for tensor in tensors]
     layout = Layout("L|Bp", shape=shape, tensors=flat)
-    extra = {"attention": f"vllm.cpu, instruction set {isa}, blocks of {'x'.join(map(str, first.shape[1:]))}"}
-    return layout, Identity(model, revision, shape, rope=rope_of(hf), extra=extra)
+    return layout, {"attention": f"vllm.cpu, instruction set {isa}, blocks of {'x'.join(map(str, first.shape[1:]))}"}
 
 
 def in_order(caches: Mapping[str, torch.Tensor]) -> list[str]:

@@ -12,6 +12,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+# The keys of blocks by rank: each rank keeps its own heads of a block, under a key that says so.
+Keys = dict[int, list[bytes]]
 # What happened ("stored", "removed", "cleared"), in which tier, to which block, and which one is before it.
 Change = tuple[str, str, bytes, "bytes | None"]
 
@@ -24,7 +26,7 @@ class LoadOrder:
     """
 
     request: str
-    keys: list[bytes]
+    keys: Keys
     first: int
     blocks: list[int]
     # Whether the step that loads them also computes with them, layer by layer.
@@ -36,7 +38,7 @@ class StoreOrder:
     """Blocks that are full after this step; ``keys`` are those of the request from its first block on."""
 
     request: str
-    keys: list[bytes]
+    keys: Keys
     first: int
     blocks: list[int]
 
@@ -48,7 +50,7 @@ class Orders(KVConnectorMetadata):  # type: ignore[misc]
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
     # Prefixes that requests use and vLLM has itself; what is used is kept longer.
-    uses: list[list[bytes]] = field(default_factory=list)
+    uses: list[Keys] = field(default_factory=list)
     preempted: set[str] = field(default_factory=set)
     # Requests that have ended and whose blocks vLLM keeps until their stores have ended.
     held: set[str] = field(default_factory=set)

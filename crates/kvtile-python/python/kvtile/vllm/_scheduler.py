@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from kvtile import Identity, TokenHasher, TokenSequence
 from kvtile.vllm._directory import Directory, leading_tiers
-from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, Report, StoreOrder
+from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, StoreOrder
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
 
@@ -23,7 +23,7 @@ class Tracked:
     """A request that has not ended.
 
     Attributes:
-        sequence: its tokens, and the keys of its full blocks.
+        sequences: its tokens and the keys of its full blocks, by rank.
         stored: leading blocks that need not be stored.
         first: the block from which on it is loaded.
         found: leading blocks that the workers had when it was scheduled.
@@ -32,7 +32,7 @@ class Tracked:
     """
 
     request: Request
-    sequence: TokenSequence
+    sequences: dict[int, TokenSequence]
     stored: int = 0
     first: int = 0
     found: int = 0
@@ -56,15 +56,18 @@ class Scheduler:
         # What has happened since somebody asked last; None where nobody will.
         self.changes: list[Change] | None = None
         self._settings = settings
-        self._hasher: TokenHasher | None = None
+        # By rank; ranks that keep the same heads have the same one.
+        self._hashers: dict[int, TokenHasher] = {}
         self._orders = Orders()
         self._loads_in_step = True
-        self._disk_seconds = 0.0
+        self._disk_seconds: dict[int, float] = {}
 
     def greet(self, hellos: Mapping[int, Hello]) -> None:
         """The workers have opened their caches."""
-        identity = Identity.from_json(hellos[min(hellos)].identity)
-        self._hasher = TokenHasher(identity, salt=self._settings.salt)
+        identities = {hello.identity for hello in hellos.values()}
+        salt = self._settings.salt
+        hashers = {identity: TokenHasher(Identity.from_json(identity), salt=salt) for identity in identities}
+        self._hashers = {rank: hashers[hello.identity] for rank, hello in hellos.items()}
         self.directories = {rank: Directory(hello.changes) for rank, hello in hellos.items()}
 
     def matched(self, request: Request, computed: int) -> tuple[int, bool]:
@@ -79,13 +82,13 @@ class Scheduler:
         if request.skip_reading_prefix_cache:
             tracked.stored = tracked.found = 0
             return 0, False
-        tiers = leading_tiers(self.directories.values(), keys)
+        tiers = leading_tiers(self.directories, keys)
         here = computed // self.page_size
         tiers = self._without_slow(tiers, here)
         tracked.stored = tracked.found = found = len(tiers)
         if not tracked.counted:
             tracked.counted = True
-            self.stats.add(looked_up_blocks=len(keys), found_blocks=found)
+            self.stats.add(looked_up_blocks=full, found_blocks=found)
         if found <= here or computed % self.page_size:
             return 0, False
         tracked.first = here
@@ -103,7 +106,7 @@ class Scheduler:
             return tiers
         first = tiers.index("disk", here)
         computing = (len(tiers) - first) * self.page_size / rate
-        return tiers[:first] if on_disk * self._disk_seconds > computing else tiers
+        return tiers[:first] if on_disk * max(self._disk_seconds.values(), default=0) > computing else tiers
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external: int) -> None:
         """vLLM has made room for what was found, or wants none of it."""
@@ -113,7 +116,7 @@ class Scheduler:
         tracked.loaded = True
         end = tracked.first + external // self.page_size
         ids = list(blocks.get_block_ids()[0][tracked.first : end])
-        keys = tracked.sequence.keys[:end]
+        keys = self._keys(tracked, end)
         load = LoadOrder(request.request_id, keys, tracked.first, ids, tracked.in_step)
         self._orders.loads.append(load)
 
@@ -126,7 +129,7 @@ class Scheduler:
         for name in computed:
             tracked = self.tracked.get(name)
             if tracked is not None and tracked.found and not tracked.loaded:
-                orders.uses.append(tracked.sequence.keys[: tracked.found])
+                orders.uses.append(self._keys(tracked, tracked.found))
         cached = output.scheduled_cached_reqs
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         for name, scheduled in output.num_scheduled_tokens.items():
@@ -164,7 +167,8 @@ class Scheduler:
         """What the workers say after a step."""
         for rank, said in report.ranks.items():
             self.directories[rank].apply(said.changes)
-            if self.changes is not None:
+            # A block's events are those of its first heads.
+            if self.changes is not None and rank == min(self.directories):
                 self.changes.extend(said.changes)
             for name, count in said.ended.items():
                 left = self.announced.pop(name, 0) - count
@@ -175,7 +179,8 @@ class Scheduler:
                 if tracked is not None:
                     tracked.stored = min(tracked.stored, first)
             self._loads_in_step &= said.loads_in_step
-            self._disk_seconds = said.disk_seconds or self._disk_seconds
+            if said.disk_seconds:
+                self._disk_seconds[rank] = said.disk_seconds
 
     def clear(self) -> None:
         """Forgets all blocks with the next step."""
@@ -183,18 +188,25 @@ class Scheduler:
             directory.clear()
         self._orders.clear = True
 
-    def _keys(self, tracked: Tracked, blocks: int) -> list[bytes]:
-        sequence = tracked.sequence
-        sequence.extend(tracked.request.all_token_ids[len(sequence) : blocks * self.page_size])
-        return sequence.keys[:blocks]
+    def _keys(self, tracked: Tracked, blocks: int) -> Keys:
+        """Those of a request's leading blocks."""
+        tokens = tracked.request.all_token_ids
+        keys: dict[TokenSequence, list[bytes]] = {}
+        for sequence in tracked.sequences.values():
+            if sequence not in keys:
+                sequence.extend(tokens[len(sequence) : blocks * self.page_size])
+                keys[sequence] = sequence.keys[:blocks]
+        return {rank: keys[sequence] for rank, sequence in tracked.sequences.items()}
 
     def _track(self, request: Request) -> Tracked:
         tracked = self.tracked.get(request.request_id)
         if tracked is None:
-            if self._hasher is None:
+            if not self._hashers:
                 raise RuntimeError("kvtile.vllm: vLLM schedules a request before its workers have opened their caches")
-            sequence = TokenSequence(self._hasher, extra=extra_of(request))
-            tracked = self.tracked[request.request_id] = Tracked(request, sequence)
+            extra = extra_of(request)
+            made = {hasher: TokenSequence(hasher, extra=extra) for hasher in self._hashers.values()}
+            sequences = {rank: made[hasher] for rank, hasher in self._hashers.items()}
+            tracked = self.tracked[request.request_id] = Tracked(request, sequences)
         return tracked
 
 

@@ -3,14 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from kvtile._errors import SettingsError
+from kvtile._errors import IdentityError, SettingsError
 
 _GIB = 1 << 30
+_RANK = re.compile(r"rank-\d+-of-(\d+)")
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One of the workers that share a model's heads under tensor parallelism."""
+
+    number: int = 0
+    size: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number} of {self.size}"
+
+    def folder(self, path: Path) -> Path:
+        """Where a worker keeps its blocks: one alone in the folder itself, several in a folder each.
+
+        Raises IdentityError where the folder has blocks of another number of workers.
+        """
+        entries = [entry.name for entry in path.iterdir()] if path.is_dir() else []
+        sizes = {int(found[1]) for found in map(_RANK.fullmatch, entries) if found}
+        if "manifest.json" in entries:
+            sizes.add(1)
+        for size in sizes - {self.size}:
+            raise IdentityError(
+                f"tensor_parallel_size differs: the blocks in {path} are of {size}, and this engine has {self.size}; "
+                "give it another disk_path, or remove them"
+            )
+        return path if self.size == 1 else path / f"rank-{self.number}-of-{self.size}"
 
 
 @dataclass(frozen=True)
@@ -18,15 +48,15 @@ class Settings:
     """The settings of a connector, by the names that ``kv_connector_extra_config`` has.
 
     Attributes:
-        host_gib: GiB of host memory for blocks.
+        host_gib: GiB of host memory for blocks, of all ranks together.
         prefault: whether all host memory is there when vLLM starts; otherwise its pages come when they are first
             used, and everything is slower until all have come.
         disk_path: a folder for blocks that outlive the process; None for none.
-        disk_gib: GiB that the folder has at most; needed with ``disk_path``.
+        disk_gib: GiB that the folder has at most, of all ranks together; needed with ``disk_path``.
         disk_writes: when blocks go to disk: ``"at_once"`` (they survive a kill), ``"on_eviction"``, or the number
             of uses after which.
         policy: what is evicted first, ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
-        workers: threads that move blocks.
+        workers: threads that move blocks, for each rank.
         recompute_tokens_per_second: prompt tokens that the engine computes in a second; blocks on disk that
             would take longer to load than to compute are then left there.
         model: the model's name in the identity of its blocks; without it, what vLLM was given.
@@ -67,10 +97,10 @@ class Settings:
             raise SettingsError("kv_connector_extra_config: disk_path and disk_gib go together")
         return settings
 
-    def of_cache(self) -> dict[str, Any]:
-        """The keyword arguments of ``kvtile.Cache``, but for those that were not given."""
+    def of_cache(self, rank: Rank) -> dict[str, Any]:
+        """The keyword arguments of a rank's ``kvtile.Cache``, but for those that were not given."""
         told = {
-            "host_bytes": int(self.host_gib * _GIB),
+            "host_bytes": int(self.host_gib * _GIB) // rank.size,
             "prefault": self.prefault,
             "policy": self.policy,
             "workers": self.workers,
@@ -78,8 +108,8 @@ class Settings:
         }
         if self.disk_path is not None and self.disk_gib is not None:
             told |= {
-                "disk": self.disk_path,
-                "disk_bytes": int(self.disk_gib * _GIB),
+                "disk": str(rank.folder(Path(self.disk_path))),
+                "disk_bytes": int(self.disk_gib * _GIB) // rank.size,
                 "disk_writes": self.disk_writes,
             }
         return {name: value for name, value in told.items() if value is not None}

@@ -20,9 +20,9 @@ from kvtile import (
     WaitTimeoutError,
 )
 from kvtile.vllm._directory import TIERS
-from kvtile.vllm._layout import in_order, layout_and_identity
+from kvtile.vllm._layout import in_order, layout_and_identity, rank_of
 from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, RankReport, StoreOrder
-from kvtile.vllm._settings import Settings
+from kvtile.vllm._settings import Rank, Settings
 from kvtile.vllm._stats import KvtileStats
 
 if TYPE_CHECKING:
@@ -58,9 +58,12 @@ class Load:
 class Worker:
     """The cache of one worker, and what its requests have open."""
 
-    def __init__(self, config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> None:
-        layout, self.identity = layout_and_identity(config, caches, settings)
-        self.cache = Cache(self.identity, layout, **settings.of_cache())
+    def __init__(
+        self, config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings, rank: Rank
+    ) -> None:
+        layout, self.identity = layout_and_identity(config, caches, settings, rank)
+        self.rank = rank.number
+        self.cache = Cache(self.identity, layout, **settings.of_cache(rank))
         self.has_disk = settings.disk_path is not None
         self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
         self.stats = KvtileStats()
@@ -90,7 +93,7 @@ class Worker:
         if orders.clear:
             self.cache.clear()
         for keys in orders.uses:
-            self.cache.lookup(keys).release()
+            self.cache.lookup(keys[self.rank]).release()
         self.held |= orders.held
         for load in orders.loads:
             self._start_load(load)
@@ -99,7 +102,7 @@ class Worker:
         """What cannot be loaded has failed at once."""
         load = Load(order.blocks, order.first)
         (self.step_loads if order.in_step else self.loads)[order.request] = load
-        found = self.cache.lookup(order.keys)
+        found = self.cache.lookup(order.keys[self.rank])
         if found.blocks > order.first:
             try:
                 found = found.skip(order.first)
@@ -156,7 +159,7 @@ class Worker:
     def _start_store(self, order: StoreOrder) -> None:
         """The blocks keep what they hold until the store ends."""
         try:
-            completion = self.cache.store(order.keys, order.blocks, first=order.first)
+            completion = self.cache.store(order.keys[self.rank], order.blocks, first=order.first)
         except KvtileError as error:
             logger.debug("blocks of request %s are not stored now: %s", order.request, error)
             self.stats.add(stores_refused=1)
@@ -296,7 +299,7 @@ def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings
     with _workers_lock:
         if name in _workers:
             _workers.pop(name).close()
-        worker = _workers[name] = Worker(config, caches, settings)
+        worker = _workers[name] = Worker(config, caches, settings, rank_of(config))
         return worker
 
 

@@ -1,0 +1,59 @@
+"""Several workers that share the heads of a model: each keeps its own, and the scheduler decides for all of them."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import flip_bytes, run, told
+
+# As many as the model has KV heads.
+RANKS = 3
+# Each worker is a process with one thread.
+ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+PROMPTS = 12
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[list[int]]:
+    """Prompts that share prefixes of many lengths."""
+    numbers = random.Random(3)
+    text = [numbers.randrange(1000, 40000) for _ in range(420)]
+    lengths = [31, 64, 100, 161, 257, 300, 333, 384, 400, 400, 416, 420]
+    assert len(lengths) == PROMPTS
+    return [text[:length] + [numbers.randrange(1000, 40000) for _ in range(7)] for length in lengths]
+
+
+def parallel(rounds: list[dict[str, Any]], disk: Path) -> dict[str, Any]:
+    engine = {"tensor_parallel_size": RANKS, "num_gpu_blocks_override": 34, "max_num_seqs": 4}
+    return run(told(rounds, disk, engine=engine, environment=ENVIRONMENT))
+
+
+def counts(turn: dict[str, Any]) -> dict[str, int]:
+    return {name.removeprefix("vllm:kvtile_"): count for name, count in turn["kvtile"].items()}
+
+
+def test_ranks_keep_their_own_heads_and_agree_about_hits(prompts: list[list[int]], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    # What the workers say when nothing is used again; then what is stored meanwhile is used.
+    first = parallel([{"prompts": prompts, "alone": True}, {"prompts": prompts}], disk)
+    alone, again = first["rounds"]
+    assert not any(alone["cached"]) and again["tokens"] == alone["tokens"]
+    assert sum(again["cached"]) > sum(map(len, prompts)) * 3 // 4
+    found = counts(again)
+    assert found["from_host_blocks"] > 100 and found["failed_blocks"] == 0
+    folders = sorted(folder.name for folder in disk.iterdir())
+    assert folders == [f"rank-{rank}-of-{RANKS}" for rank in range(RANKS)]
+
+    # After a restart all is on disk, where one of the workers has lost some.
+    flip_bytes(disk / f"rank-1-of-{RANKS}" / "slots", every=1 << 22)
+    second = parallel([{"prompts": prompts}], disk)
+    assert second["rounds"][0]["tokens"] == alone["tokens"]
+    found = counts(second["rounds"][0])
+    assert found["from_disk_blocks"] > 2 * RANKS and found["failed_blocks"] > 0
+
+    # The blocks of a part of the heads are not those of all of them.
+    refused = run(told([], disk))["refused"]
+    assert refused["kind"] == "IdentityError" and "tensor_parallel_size differs" in refused["message"]
