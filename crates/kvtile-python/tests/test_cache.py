@@ -126,6 +126,19 @@ def test_blocks_may_come_from_and_go_to_other_layouts(engine: Engine, cache: kvt
         cache.store(keys, [0], layout=other)
 
 
+def test_blocks_whose_lifetime_is_over_leave_first(engine: Engine, cache: kvtile.Cache) -> None:
+    old, new = engine.hasher.keys(range(16)), engine.hasher.keys(range(100, 116))
+    cache.store(old, [0, 1, 2, 3]).wait()
+    cache.store(new, [4, 5, 6, 7], lifetime=0, output_tokens=3, partial_tail=True).wait()
+    cache.lookup(new, lifetime=0.001).release()
+    # Time is kept to about a second.
+    time.sleep(2.1)
+    assert cache.evict("host", 4) == 4
+    assert [cache.lookup(keys).blocks for keys in (old, new)] == [4, 0]
+    with pytest.raises(kvtile.RequestError, match="-1"):
+        cache.lookup(old, lifetime=-1)
+
+
 def test_keys_of_an_engine_are_taken_as_they_are(engine: Engine, cache: kvtile.Cache) -> None:
     keys = [bytes([i]) * 32 for i in range(3)]
     cache.store(keys, [0, 1], first=1).wait(10)

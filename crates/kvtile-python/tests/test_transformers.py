@@ -55,7 +55,7 @@ def test_restored_blocks_are_what_the_model_computes() -> None:
     with PrefixCache(model, host_gib=0.05, page_size=8) as cache:
         assert cache.prefill(inputs).get_seq_length() == 0
         outputs = model.generate(**inputs, past_key_values=cache.prefill(inputs), **OPTIONS)
-        report = cache.save(inputs, outputs)
+        (report,) = cache.save(inputs, outputs)
         assert report.stored == (41 + 11) // 8
         past = cache.prefill(inputs)
         assert past.get_seq_length() == 40
@@ -68,6 +68,62 @@ def test_restored_blocks_are_what_the_model_computes() -> None:
         assert torch.equal(again, outputs)
         # The answer was kept too: a longer conversation begins with it.
         assert cache.prefill(torch.cat([outputs, prompt(4, 3)], dim=1)).get_seq_length() == 48
+
+
+def padded(prompts: list[list[int]]):
+    """A batch as a tokenizer with ``padding_side="left"`` gives it."""
+    width = max(map(len, prompts))
+    return {
+        "input_ids": torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in prompts]),
+        "attention_mask": torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts]),
+    }
+
+
+def test_batches_continue_each_row_from_what_is_known_of_it() -> None:
+    model = llama()
+    choose = random.Random(8)
+    base = prompt(1, 80)[0].tolist()
+    known = 0
+    with PrefixCache(model, host_gib=0.05, page_size=8) as cache:
+        for number in range(14):
+            prompts = [
+                base[: choose.randrange(0, 80)] + prompt(200 + 10 * number + row, choose.randrange(1, 12))[0].tolist()
+                for row in range(choose.randrange(1, 5))
+            ]
+            inputs = padded(prompts)
+            wanted = model.generate(**inputs, **OPTIONS)
+            past = cache.prefill(inputs)
+            # What is restored is what a prompt alone has at these places.
+            for row, tokens in enumerate(prompts):
+                start, length = inputs["input_ids"].shape[1] - len(tokens), past.get_seq_length()
+                if length <= start:
+                    continue
+                with torch.no_grad():
+                    alone = model(torch.tensor([tokens])).past_key_values
+                for ours, theirs in zip(past.layers, alone.layers, strict=True):
+                    for restored, computed in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+                        torch.testing.assert_close(
+                            restored[row, :, start:], computed[0, :, : length - start], rtol=1e-3, atol=1e-4
+                        )
+                known += length - start
+            outputs = model.generate(**inputs, past_key_values=past, **OPTIONS)
+            assert torch.equal(outputs, wanted), number
+            assert len(cache.save(inputs, outputs)) == len(prompts)
+    assert known > 300
+
+
+def test_answers_that_end_before_others_are_kept_up_to_their_end() -> None:
+    model = llama()
+    prompts = [prompt(seed, 20)[0].tolist() for seed in (1, 2)]
+    inputs = padded(prompts)
+    free = model.generate(**inputs, **OPTIONS)
+    # The first answer ends with its second token.
+    model.generation_config.eos_token_id = int(free[0, 21])
+    with PrefixCache(model, host_gib=0.05, page_size=4) as cache:
+        outputs = cache.generate(model, inputs, **OPTIONS)
+        assert outputs.shape[1] > 24 and not outputs[0, 22:].any(), "the first is filled up"
+        assert cache.prefill(outputs[:1]).get_seq_length() == 20
+        assert cache.prefill(outputs[1:]).get_seq_length() == (outputs.shape[1] - 1) // 4 * 4
 
 
 def test_a_later_process_continues_from_the_disk(tmp_path: Path) -> None:
@@ -102,7 +158,7 @@ def test_bfloat16_is_kept_as_it_is() -> None:
     with PrefixCache(model, host_gib=0.05) as cache:
         with torch.no_grad():
             computed = model(inputs).past_key_values
-        assert cache.save(inputs, inputs, computed).stored == 2
+        assert [report.stored for report in cache.save(inputs, inputs, computed)] == [2]
         past = cache.prefill(inputs)
         assert past.layers[2].values.dtype == torch.bfloat16
         assert torch.equal(past.layers[2].values, computed.layers[2].values[:, :, :32])
@@ -111,10 +167,20 @@ def test_bfloat16_is_kept_as_it_is() -> None:
 def test_what_cannot_be_right_is_refused() -> None:
     model = llama()
     with PrefixCache(model, host_gib=0.05) as cache:
-        with pytest.raises(kvtile.RequestError, match="batch of 2"):
-            cache.prefill(torch.ones(2, 4, dtype=torch.long))
-        with pytest.raises(kvtile.RequestError, match="padded"):
-            cache.prefill({"input_ids": prompt(1, 4), "attention_mask": torch.tensor([[0, 1, 1, 1]])})
+        for mask in ([1, 1, 1, 0], [1, 0, 1, 1]):
+            with pytest.raises(kvtile.RequestError, match="pad on the left"):
+                cache.prefill({"input_ids": prompt(1, 4), "attention_mask": torch.tensor([mask])})
+        with pytest.raises(kvtile.RequestError, match="no tokens"):
+            cache.prefill({"input_ids": prompt(1, 4), "attention_mask": torch.zeros(1, 4)})
+        with pytest.raises(kvtile.RequestError, match="not of the size"):
+            cache.prefill({"input_ids": prompt(1, 4), "attention_mask": torch.ones(1, 3)})
+        with pytest.raises(kvtile.RequestError, match="several lengths"):
+            cache.prefill([[1, 2, 3], [4, 5]])
+        with pytest.raises(kvtile.RequestError, match="1 prompts have 2 outputs"):
+            cache.save(prompt(1, 4), torch.ones(2, 5, dtype=torch.long))
+        for options in ({"num_beams": 2}, {"num_return_sequences": 3, "do_sample": True}):
+            with pytest.raises(kvtile.RequestError, match="one sequence for each prompt"):
+                cache.generate(model, prompt(1, 4), **options)
         with pytest.raises(kvtile.RequestError, match="do not begin"):
             cache.save(prompt(1, 4), prompt(2, 8))
         with pytest.raises(kvtile.RequestError, match="nothing was prefilled"):

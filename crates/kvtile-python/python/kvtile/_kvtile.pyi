@@ -430,7 +430,9 @@ class Cache:
         owner: int = 0,
         hold: float | None = None,
         priority: int = 0,
+        lifetime: float | None = None,
         output_tokens: int = 0,
+        partial_tail: bool = False,
     ) -> Match: ...
     def load(
         self,
@@ -451,6 +453,9 @@ class Cache:
         priority: _Priority = "low",
         within: float | None = None,
         keep: int = 0,
+        lifetime: float | None = None,
+        output_tokens: int = 0,
+        partial_tail: bool = False,
         layout: Layout | None = None,
     ) -> Completion[StoreReport]: ...
     def prefetch(self, keys: Sequence[bytes]) -> Completion[LoadReport]: ...

@@ -161,11 +161,16 @@ impl PyCache {
     ///     owner: who looks; reports of pins name it.
     ///     hold: seconds within which the match should be used or released; ``overdue`` names others.
     ///     priority: how much longer than others the blocks should be kept; each step doubles their worth.
+    ///     lifetime: seconds after which the blocks leave first, to about a second; None for no end. The
+    ///         longest that any of their users gave counts.
     ///     output_tokens: tokens that were generated for the request, 0 while that is unknown.
+    ///     partial_tail: whether the last key is of a block that is not full.
     ///
     /// Returns:
     ///     A Match: load it or release it, as it pins its blocks.
-    #[pyo3(signature = (keys, *, owner=0, hold=None, priority=0, output_tokens=0))]
+    #[pyo3(signature = (
+        keys, *, owner=0, hold=None, priority=0, lifetime=None, output_tokens=0, partial_tail=false
+    ))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn lookup(
         &self,
@@ -174,12 +179,15 @@ impl PyCache {
         owner: u64,
         hold: Option<f64>,
         priority: i8,
+        lifetime: Option<f64>,
         output_tokens: u32,
+        partial_tail: bool,
     ) -> PyResult<PyMatch> {
         let options = LookupOptions {
             owner: OwnerId(owner),
             hold: seconds(hold)?,
-            hints: hints(priority, output_tokens),
+            hints: hints(priority, output_tokens, partial_tail),
+            lifetime: seconds(lifetime)?,
         };
         let keys = keys_of(&keys);
         let found = self.with(py, |cache| Ok::<_, Failure>(cache.lookup(&keys, &options)))?;
@@ -239,6 +247,10 @@ impl PyCache {
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
     ///     within: seconds; if it has not begun by then, it does not begin.
     ///     keep: how much longer than others the blocks should be kept; each step doubles their worth.
+    ///     lifetime: seconds after which the blocks leave first, to about a second; None for no end. The
+    ///         longest that any of their users gave counts.
+    ///     output_tokens: tokens that were generated for the request, 0 while that is unknown.
+    ///     partial_tail: whether the last block is not full.
     ///     layout: another layout that has the blocks, of the same identity, instead of the engine's.
     ///
     /// Returns:
@@ -248,7 +260,8 @@ impl PyCache {
     ///     BusyError: no place in the queue: go on without storing them.
     ///     RequestError: fewer keys than blocks, ids that do not exist or come twice.
     #[pyo3(signature = (
-        keys, blocks, *, first=0, tenant=0, priority="low", within=None, keep=0, layout=None
+        keys, blocks, *, first=0, tenant=0, priority="low", within=None, keep=0, lifetime=None,
+        output_tokens=0, partial_tail=false, layout=None
     ))]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn store(
@@ -261,13 +274,17 @@ impl PyCache {
         priority: &str,
         within: Option<f64>,
         keep: i8,
+        lifetime: Option<f64>,
+        output_tokens: u32,
+        partial_tail: bool,
         layout: Option<&Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
         let mut options = StoreOptions {
             tenant: TenantId(tenant),
             priority: priority_of(priority)?,
             within: seconds(within)?,
-            hints: hints(keep, 0),
+            hints: hints(keep, output_tokens, partial_tail),
+            lifetime: seconds(lifetime)?,
             layout: None,
         };
         let keys = keys_of(&keys);
@@ -406,10 +423,11 @@ fn handle_of(layout: Option<Arc<LayoutInner>>) -> Result<Option<LayoutHandle>, F
     layout.map(|layout| layout.handle()).transpose()
 }
 
-fn hints(priority: i8, output_tokens: u32) -> Hints {
+fn hints(priority: i8, output_tokens: u32, partial_tail: bool) -> Hints {
     let mut hints = Hints::default();
     hints.priority = priority;
     hints.output_tokens = output_tokens;
+    hints.partial_tail = partial_tail;
     hints
 }
 

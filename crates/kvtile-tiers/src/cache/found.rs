@@ -3,7 +3,7 @@
 use std::{fmt, sync::Arc};
 
 use kvtile_blocks::{
-    BlockKey, Tick,
+    BlockKey,
     events::Tier,
     pool::{Claim, PinnedBlocks},
 };
@@ -120,15 +120,11 @@ impl Match {
 /// Finds and pins.
 pub(super) fn lookup(inner: &Arc<Inner>, keys: &[BlockKey], options: &LookupOptions) -> Match {
     let now = inner.tick();
-    let hold = options.hold.map(|hold| {
-        let millis = u64::try_from(hold.as_millis()).unwrap_or(u64::MAX);
-        Tick(now.0.saturating_add(millis))
-    });
     let claim = Claim {
         owner: options.owner,
-        deadline: hold,
+        deadline: options.hold.map(|hold| inner.tick_in(hold)),
         now,
-        hints: options.hints,
+        hints: inner.hints(options.hints, options.lifetime),
     };
     let mut segments: Vec<Segment> = Vec::new();
     let mut rest = keys;

@@ -86,6 +86,10 @@ pub struct LookupOptions {
     pub hold: Option<Duration>,
     /// What the caller knows of the request.
     pub hints: Hints,
+    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
+    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
+    /// counts from the start of the cache's clock.
+    pub lifetime: Option<Duration>,
 }
 
 /// What is said of a load beside its blocks.
@@ -111,6 +115,10 @@ pub struct StoreOptions {
     pub within: Option<Duration>,
     /// What the caller knows of the blocks.
     pub hints: Hints,
+    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
+    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
+    /// counts from the start of the cache's clock.
+    pub lifetime: Option<Duration>,
     /// Where the blocks are: another layout of the cache's transfer manager that holds the same, or
     /// the engine's.
     pub layout: Option<LayoutHandle>,
@@ -123,6 +131,7 @@ impl Default for StoreOptions {
             priority: Priority::Low,
             within: None,
             hints: Hints::default(),
+            lifetime: None,
             layout: None,
         }
     }
@@ -206,8 +215,21 @@ const PATIENCE: Duration = Duration::from_millis(200);
 
 impl Inner {
     fn tick(&self) -> Tick {
-        let millis = self.clock.now().as_millis();
+        self.tick_in(Duration::ZERO)
+    }
+
+    /// The tick that it is after some time.
+    fn tick_in(&self, time: Duration) -> Tick {
+        let millis = self.clock.now().saturating_add(time).as_millis();
         Tick(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+
+    /// The same with the tick of their end, where somebody has given a lifetime.
+    fn hints(&self, mut hints: Hints, lifetime: Option<Duration>) -> Hints {
+        if let Some(lifetime) = lifetime {
+            hints.expires = Some(self.tick_in(lifetime));
+        }
+        hints
     }
 
     fn later(&self, time: Option<Duration>) -> Option<Duration> {

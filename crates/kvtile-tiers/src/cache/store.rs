@@ -98,7 +98,10 @@ pub(super) fn start(
         layout,
         sources: blocks.get(present..).unwrap_or_default().to_vec(),
         present,
-        options: *options,
+        options: StoreOptions {
+            hints: inner.hints(options.hints, options.lifetime),
+            ..*options
+        },
         start: inner.clock.now(),
         deadline: inner.later(options.within),
     };

@@ -201,3 +201,41 @@ fn host_memory_is_there_from_the_start_where_that_is_asked_for() {
     assert!(grown > HOST * 3 / 4, "{grown} bytes came with the cache");
     drop(cache);
 }
+
+#[test]
+fn blocks_whose_lifetime_is_over_leave_first() {
+    let clock = Arc::new(VirtualClock::default());
+    let builder = Cache::builder(settings(16)).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let cache = builder.open(engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    let [forever, short, extended] = [1, 2, 3].map(|number| chain(number, 4));
+    engine.store(&forever, 0);
+    for keys in [&short, &extended] {
+        let options = StoreOptions {
+            lifetime: Some(Duration::from_secs(10)),
+            ..StoreOptions::default()
+        };
+        let stored = cache.store(keys, 0, &[10, 11, 12, 13], &options).unwrap();
+        assert_eq!(stored.wait().stored, 4);
+    }
+    let blocks = || {
+        let plain = LookupOptions {
+            lifetime: Some(Duration::ZERO),
+            ..LookupOptions::default()
+        };
+        let found = [&forever, &short, &extended].map(|keys| cache.lookup(keys, &plain));
+        found.map(|found| found.blocks())
+    };
+    clock.advance(Duration::from_secs(8));
+    let longer = LookupOptions {
+        lifetime: Some(Duration::from_secs(60)),
+        ..LookupOptions::default()
+    };
+    assert_eq!(cache.lookup(&extended, &longer).blocks(), 4);
+    clock.advance(Duration::from_secs(4));
+    assert_eq!(cache.evict(Tier::Host, 4).unwrap(), 4);
+    assert_eq!(blocks(), [4, 0, 4]);
+    clock.advance(Duration::from_secs(58));
+    assert_eq!(cache.evict(Tier::Host, 4).unwrap(), 4);
+    assert_eq!(blocks(), [4, 0, 0]);
+}
