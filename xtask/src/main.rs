@@ -76,6 +76,12 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// How long transformers takes to the first token, by where the KV of the prompt comes from.
+    DemoTransformers {
+        /// What the demonstration takes: `--rounds N`, `--json FILE`, … (`-- --help` says all).
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -95,7 +101,10 @@ fn main() -> ExitCode {
         Command::TestPython => python::test(),
         Command::Wheel => python::wheel(),
         Command::TestVllm => vllm::test(),
-        Command::DemoVllm { arguments } => vllm::demonstrate(&arguments),
+        Command::DemoVllm { arguments } => vllm::demonstrate(vllm::DEMO_VLLM, &arguments),
+        Command::DemoTransformers { arguments } => {
+            vllm::demonstrate(vllm::DEMO_TRANSFORMERS, &arguments)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

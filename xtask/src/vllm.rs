@@ -33,7 +33,8 @@ const TESTS_WITH_TORCH: [&str; 3] = [
     "crates/kvtile-python/tests/test_tensors.py",
     "crates/kvtile-python/tests/test_transformers.py",
 ];
-const DEMONSTRATION: &str = "crates/kvtile-python/demo_vllm";
+pub(crate) const DEMO_VLLM: &str = "crates/kvtile-python/demo_vllm";
+pub(crate) const DEMO_TRANSFORMERS: &str = "crates/kvtile-python/demo_transformers";
 /// What the environment takes while it is made, in GB.
 const NEEDED_GB: u64 = 9;
 
@@ -48,12 +49,12 @@ pub(crate) fn test() -> Result<(), Failure> {
 }
 
 /// What a person watches; compiled as users have it.
-pub(crate) fn demonstrate(arguments: &[String]) -> Result<(), Failure> {
+pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(), Failure> {
     let Some(environment) = prepare(Profile::Release)? else {
         return Ok(());
     };
     let arguments = arguments.iter().map(String::as_str);
-    let arguments: Vec<&str> = [DEMONSTRATION].into_iter().chain(arguments).collect();
+    let arguments: Vec<&str> = [demonstration].into_iter().chain(arguments).collect();
     environment.python(&arguments)
 }
 

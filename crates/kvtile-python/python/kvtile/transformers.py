@@ -87,7 +87,7 @@ class PrefixCache:
         self._hasher = TokenHasher(self.identity, salt=salt)
         self._last: Any = None
         # Blocks come from and go to each request's own tensors; the engine of the cache is one block.
-        engine = torch.zeros(self._sizes(1, page_size), dtype=self._dtype)[:, 0]
+        engine = torch.zeros(self._sizes(1, page_size), dtype=self._dtype)[0]
         self.cache = Cache(
             self.identity,
             self._layout(list(engine), 1),
@@ -124,7 +124,7 @@ class PrefixCache:
             if any(blocks):
                 pool = torch.zeros(self._sizes(len(rows), width), dtype=self._dtype)
                 loads = [
-                    (row, self._load(match, count, pool[:, at, :, row.start :]))
+                    (row, self._load(match, count, pool[at, :, :, row.start :]))
                     for at, (row, match, count) in enumerate(zip(rows, found, blocks, strict=True))
                     if count
                 ]
@@ -132,7 +132,9 @@ class PrefixCache:
                 # What lies before the first of them is padding, which nothing attends to.
                 length = min(length, *came)
                 if any(length > row.start for row in rows):
-                    for layer, pair in zip(past.layers, pool[..., :length, :].unflatten(0, (-1, 2)), strict=True):
+                    # Rows are apart in memory while they come; here each layer gets all of its rows.
+                    layers = pool[..., :length, :].unflatten(1, (-1, 2)).permute(1, 2, 0, 3, 4, 5)
+                    for layer, pair in zip(past.layers, layers, strict=True):
                         layer.lazy_initialization(*pair)
                         layer.keys, layer.values = pair
         self._last = past
@@ -253,10 +255,10 @@ class PrefixCache:
         return Layout(_WORD, shape=self._shape.with_num_blocks(blocks), tensors=halves)
 
     def _sizes(self, rows: int, tokens: int) -> tuple[int, int, int, int, int]:
-        """Keys and values of all layers for so many tokens of each row: halves, rows, heads, tokens, head size."""
+        """Keys and values of all layers for so many tokens of each row: rows, halves, heads, tokens, head size."""
         halves, heads = 2 * self._shape.num_layers, self._shape.num_heads
         head_bytes = self._shape.block_bytes // (halves * heads * self._page_size)
-        return halves, rows, heads, tokens, head_bytes // self._dtype.itemsize
+        return rows, halves, heads, tokens, head_bytes // self._dtype.itemsize
 
 
 @dataclass(frozen=True)
