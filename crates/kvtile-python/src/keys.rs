@@ -27,11 +27,14 @@ use crate::{
 /// Args:
 ///     identity: what the blocks mean.
 ///     salt: keeps tenants apart: blocks are found only by those who have the same one.
-///     profile: ``"blake3"``; ``"xxh3"`` is faster, for one tenant whose prompts are trusted.
+///     profile: ``"blake3"``; ``"xxh3"`` is faster, for one tenant whose prompts are trusted; ``"router"`` is
+///         for routers that use XXH3-64: the first 8 bytes of a key are the sequence hash and the last 8 the
+///         block hash, little-endian, and neither depends on the identity.
+///     seed: that of the router's hashes, with ``"router"`` alone.
 ///     page_size: tokens a block; the identity's unless said.
 ///
 /// Raises:
-///     RequestError: another profile, or a page size out of range.
+///     RequestError: another profile, one without what it needs, or a page size out of range.
 #[pyclass(name = "TokenHasher", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyTokenHasher(BlockHasher);
@@ -39,21 +42,33 @@ pub(crate) struct PyTokenHasher(BlockHasher);
 #[pymethods]
 impl PyTokenHasher {
     #[new]
-    #[pyo3(signature = (identity, *, salt="", profile="blake3", page_size=None))]
+    #[pyo3(signature = (identity, *, salt="", profile="blake3", seed=None, page_size=None))]
     fn new(
         py: Python<'_>,
         identity: &Bound<'_, PyIdentity>,
         salt: &str,
         profile: &str,
+        seed: Option<u64>,
         page_size: Option<usize>,
     ) -> PyResult<PyTokenHasher> {
         let identity = &identity.get().0;
-        let profile = match profile {
-            "blake3" => Profile::Blake3,
-            "xxh3" => Profile::Xxh3,
-            other => {
+        let profile = match (profile, seed) {
+            ("blake3", None) => Profile::Blake3,
+            ("xxh3", None) => Profile::Xxh3,
+            ("router", Some(seed)) => Profile::Router { seed },
+            ("router", None) => {
+                let text =
+                    "the profile \"router\" has a seed, the one that the router uses; give seed=";
+                return Err(RequestError::new_err(text));
+            }
+            ("blake3" | "xxh3", Some(seed)) => {
                 return Err(RequestError::new_err(format!(
-                    "there is no profile {other:?}; there are blake3 and xxh3"
+                    "the profile {profile:?} takes no seed, and {seed} was given; \"router\" has one"
+                )));
+            }
+            (other, _) => {
+                return Err(RequestError::new_err(format!(
+                    "there is no profile {other:?}; there are blake3, xxh3 and router"
                 )));
             }
         };

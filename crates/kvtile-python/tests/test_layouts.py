@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -214,11 +216,21 @@ def test_keys_depend_on_everything_before_and_beside_the_tokens() -> None:
     ]
     assert len({key for (key,) in [*others, keys[:1]]}) == 6
     assert kvtile.TokenHasher(identity, page_size=2).keys(range(8)) != keys
-    for wrong in [{"profile": "md5"}, {"page_size": 0}]:
+    for wrong in [
+        {"profile": "md5"}, {"page_size": 0}, {"profile": "router"}, {"profile": "xxh3", "seed": 1},
+        {"profile": "router", "seed": 1, "salt": "tenant"},
+    ]:
         with pytest.raises(kvtile.RequestError):
             kvtile.TokenHasher(identity, **wrong)
     with pytest.raises(OverflowError):
         hasher.keys([-1, 2, 3, 4])
+    # What routers of this kind publish for these tokens.
+    router = kvtile.TokenHasher(identity, profile="router", seed=1337).keys(range(1, 13))
+    assert [struct.unpack("<QQ", key) for key in router] == [
+        (14643705804678351452, 14643705804678351452),
+        (4945711292740353085, 16777012769546811212),
+        (12583592247330656132, 483935686894639516),
+    ]
 
 
 def test_sequences_grow_and_shrink() -> None:

@@ -254,7 +254,8 @@ class TokenHasher:
         identity: Identity,
         *,
         salt: str = "",
-        profile: Literal["blake3", "xxh3"] = "blake3",
+        profile: Literal["blake3", "xxh3", "router"] = "blake3",
+        seed: int | None = None,
         page_size: int | None = None,
     ) -> Self: ...
     @property
