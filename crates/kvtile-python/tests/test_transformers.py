@@ -112,6 +112,16 @@ def test_batches_continue_each_row_from_what_is_known_of_it() -> None:
     assert known > 300
 
 
+def test_a_large_batch_is_not_too_much(tmp_path: Path) -> None:
+    model = llama()
+    inputs = torch.cat([prompt(seed, 9) for seed in range(400)])
+    with PrefixCache(model, host_gib=0.1, disk=tmp_path / "kv", disk_gib=0.1, page_size=4) as cache:
+        with torch.no_grad():
+            past = model(inputs).past_key_values
+        assert sum(report.stored for report in cache.save(inputs, inputs, past)) == 800
+        assert cache.prefill(inputs).get_seq_length() == 8
+
+
 def test_answers_that_end_before_others_are_kept_up_to_their_end() -> None:
     model = llama()
     prompts = [prompt(seed, 20)[0].tolist() for seed in (1, 2)]

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["PrefixCache"]
 
 _GIB = 1 << 30
+# Who asks waits for what was asked, so that a large batch is no reason to be refused.
+_QUEUE = 1 << 16
 _WORD = "LK|HBNC"  # DynamicCache: for each layer keys and values of one sequence, [heads, tokens, head size]
 
 _log = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class PrefixCache:
             disk=disk,
             disk_bytes=None if disk is None else int(disk_gib * _GIB),
             disk_writes=None if disk is None else "at_once",
+            queue_capacity=_QUEUE,
         )
 
     def prefill(self, inputs: Any) -> Any:
