@@ -43,7 +43,7 @@ def test_ranks_keep_their_own_heads_and_agree_about_hits(prompts: list[list[int]
     assert not any(alone["cached"]) and again["tokens"] == alone["tokens"]
     assert sum(again["cached"]) > sum(map(len, prompts)) * 3 // 4
     found = counts(again)
-    assert found["from_host_blocks"] > 100 and found["failed_blocks"] == 0
+    assert found["from_host_blocks"] > 10 * RANKS and found["failed_blocks"] == 0
     folders = sorted(folder.name for folder in disk.iterdir())
     assert folders == [f"rank-{rank}-of-{RANKS}" for rank in range(RANKS)]
 
