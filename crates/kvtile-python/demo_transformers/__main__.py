@@ -78,19 +78,19 @@ def measure(model: Any, folder: Path, rounds: int, prompt_tokens: int) -> dict[s
         # Each round opens the folder anew, so that what earlier ones left is on disk alone.
         with PrefixCache(model, **settings) as cache:
             known = (prompt_tokens - 1) // PAGE_SIZE * PAGE_SIZE
-            took, token, past = first_token(model, prompt, lambda: cache.prefill(prompt))  # noqa: B023
+            took, token, past = first_token(model, prompt, lambda: cache.prefill(prompt))
             times = {"computed": took}
             cache.save(prompt, prompt, past)
             past.crop(known - past.get_seq_length())
             turns: list[tuple[str, Callable[[], Any]]] = [
-                ("memory", lambda: past),  # noqa: B023
-                ("host", lambda: cache.prefill(prompt)),  # noqa: B023
+                ("memory", lambda: past),
+                ("host", lambda: cache.prefill(prompt)),
             ]
             for way, prefill in turns if number % 2 else reversed(turns):
                 times[way] = again(model, prompt, prefill, token)
             cache.cache.flush()
             cache.cache.evict("host", sys.maxsize)
-            times["disk"] = again(model, prompt, lambda: cache.prefill(prompt), token)  # noqa: B023
+            times["disk"] = again(model, prompt, lambda: cache.prefill(prompt), token)
             hits, wanted = cache.stats()["hits"], known // PAGE_SIZE
             if hits != {"host": wanted, "disk": wanted}:
                 raise SystemExit(f"{wanted} blocks were to come from each tier, and {hits} came")

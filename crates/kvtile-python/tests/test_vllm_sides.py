@@ -54,10 +54,11 @@ def sides() -> Iterator[Any]:
     kept = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)
     try:
-        from kvtile.vllm import _directory, _messages, _scheduler, _settings, _worker
+        from kvtile.vllm import _directory, _messages, _rank, _scheduler, _settings, _worker
 
         yield SimpleNamespace(
-            directory=_directory, messages=_messages, scheduler=_scheduler, settings=_settings, worker=_worker
+            directory=_directory, messages=_messages, rank=_rank, scheduler=_scheduler, settings=_settings,
+            worker=_worker,
         )
     finally:
         for name in [name for name in sys.modules if name.startswith("kvtile.vllm")]:
@@ -135,7 +136,7 @@ class Engine:
         self.workers = []
         for number, kv in enumerate(self.kv):
             caches = {name: Tensor(array) for name, array in zip(self.names, kv, strict=True)}
-            rank = sides.settings.Rank(number, ranks)
+            rank = sides.rank.Rank(number, ranks)
             self.workers.append(sides.worker.Worker(SimpleNamespace(), caches, settings, rank))
         self.scheduler = sides.scheduler.Scheduler(settings, PAGE)
         self.scheduler.greet(
@@ -407,12 +408,18 @@ def test_a_block_counts_when_all_workers_have_it(sides: Any) -> None:
     assert directory.leading_tiers({}, keys) == []
 
 
+def cache_in(folder: Path) -> kvtile.Cache:
+    """A cache with a disk tier, as an engine with one worker has it."""
+    kv = {f"layers.{layer}": Tensor(np.zeros((BLOCKS, 2, PAGE, 1, 4), np.float32)) for layer in range(LAYERS)}
+    layout, identity = layout_and_identity(None, kv, None, SimpleNamespace(number=0, size=1))
+    return kvtile.Cache(identity, layout, host_bytes=1 << 20, disk=str(folder), disk_bytes=1 << 20)
+
+
 def test_a_folder_has_the_blocks_of_one_number_of_workers(sides: Any, tmp_path: Path) -> None:
-    rank = sides.settings.Rank
+    rank = sides.rank.Rank
     assert rank().folder(tmp_path / "none") == tmp_path / "none"
     assert rank(1, 2).folder(tmp_path / "none") == tmp_path / "none" / "rank-1-of-2"
-    (tmp_path / "one").mkdir()
-    (tmp_path / "one" / "manifest.json").touch()
+    cache_in(tmp_path / "one").close()
     (tmp_path / "two" / "rank-0-of-2").mkdir(parents=True)
     assert rank().folder(tmp_path / "one") == tmp_path / "one"
     assert rank(1, 2).folder(tmp_path / "two") == tmp_path / "two" / "rank-1-of-2"

@@ -14,13 +14,13 @@ from vllm.logger import init_logger
 from kvtile import Identity, Layout, Plane, Shape
 from kvtile._errors import IdentityError, LayoutError
 from kvtile._hf import rope_of
-from kvtile.vllm._settings import Rank
 
 if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+    from kvtile.vllm._rank import Rank
     from kvtile.vllm._settings import Settings
 
 logger = init_logger("vllm.kvtile")
@@ -95,13 +95,6 @@ def layout_and_identity(
     if rank.size != 1:
         extra["rank"] = str(rank)
     return layout, Identity(model, revision, layout.shape, rope=rope_of(hf), extra=extra)
-
-
-def rank_of(config: VllmConfig) -> Rank:
-    """Which of the workers this is."""
-    from vllm.distributed import get_tensor_model_parallel_rank
-
-    return Rank(get_tensor_model_parallel_rank(), config.parallel_config.tensor_parallel_size)
 
 
 def _opaque(tensors: list[torch.Tensor], page_size: int, isa: str) -> tuple[Layout, dict[str, str]]:

@@ -3,44 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kvtile._errors import IdentityError, SettingsError
+from kvtile._errors import SettingsError
+from kvtile.vllm._rank import Rank
 
 _GIB = 1 << 30
-_RANK = re.compile(r"rank-\d+-of-(\d+)")
-
-
-@dataclass(frozen=True)
-class Rank:
-    """One of the workers that share a model's heads under tensor parallelism."""
-
-    number: int = 0
-    size: int = 1
-
-    def __str__(self) -> str:
-        return f"{self.number} of {self.size}"
-
-    def folder(self, path: Path) -> Path:
-        """Where a worker keeps its blocks: one alone in the folder itself, several in a folder each.
-
-        Raises IdentityError where the folder has blocks of another number of workers.
-        """
-        entries = [entry.name for entry in path.iterdir()] if path.is_dir() else []
-        sizes = {int(found[1]) for found in map(_RANK.fullmatch, entries) if found}
-        if "manifest.json" in entries:
-            sizes.add(1)
-        for size in sizes - {self.size}:
-            raise IdentityError(
-                f"tensor_parallel_size differs: the blocks in {path} are of {size}, and this engine has {self.size}; "
-                "give it another disk_path, or remove them"
-            )
-        return path if self.size == 1 else path / f"rank-{self.number}-of-{self.size}"
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,10 @@ from kvtile import (
     WaitTimeoutError,
 )
 from kvtile.vllm._directory import TIERS
-from kvtile.vllm._layout import in_order, layout_and_identity, rank_of
+from kvtile.vllm._layout import in_order, layout_and_identity
 from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, RankReport, StoreOrder
-from kvtile.vllm._settings import Rank, Settings
+from kvtile.vllm._rank import Rank, rank_of
+from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
 
 if TYPE_CHECKING:
