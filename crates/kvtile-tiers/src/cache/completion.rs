@@ -16,7 +16,7 @@ use std::{
 };
 
 struct Progress<T> {
-    /// For each layer, the parts that have not brought it yet.
+    /// For each layer, the blocks of which it is not at the destination yet.
     missing: Vec<usize>,
     result: Option<T>,
     wakers: BTreeMap<u64, Waker>,
@@ -31,11 +31,12 @@ pub(super) struct Shared<T> {
 }
 
 impl<T: Clone> Shared<T> {
-    /// Of something that brings `layers` layers, each in `parts` parts.
-    pub(super) fn new(layers: usize, parts: usize) -> Arc<Shared<T>> {
+    /// Of something that brings `layers` layers of `blocks` blocks. A layer is complete when it has come for
+    /// as many blocks as were asked for, so one that falls short by a block, for whatever reason, never is.
+    pub(super) fn new(layers: usize, blocks: usize) -> Arc<Shared<T>> {
         Arc::new(Shared {
             progress: Mutex::new(Progress {
-                missing: vec![parts; layers],
+                missing: vec![blocks; layers],
                 result: None,
                 wakers: BTreeMap::new(),
                 next_waiter: 0,
@@ -50,12 +51,19 @@ impl<T: Clone> Shared<T> {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A part has brought `layer`.
-    pub(super) fn layer_done(&self, layer: usize) {
+    /// Layer `layer` of `blocks` blocks is at its destination. Each block counts once for each layer.
+    pub(super) fn layer_came(&self, layer: usize, blocks: usize) {
         let mut progress = self.lock();
-        if let Some(missing) = progress.missing.get_mut(layer) {
-            *missing = missing.saturating_sub(1);
-        }
+        let layers = progress.missing.len();
+        let Some(missing) = progress.missing.get_mut(layer) else {
+            assert!(layers == 0, "layer {layer} of {layers} layers came");
+            return;
+        };
+        assert!(
+            blocks <= *missing,
+            "layer {layer} came for {blocks} blocks, and {missing} were missing"
+        );
+        *missing -= blocks;
         drop(progress);
         self.changed.notify_all();
     }

@@ -88,11 +88,13 @@ impl Inner {
         self.disk.as_ref().map(|disk| disk.store.stats())
     }
 
-    /// All kinds of jobs wait in one queue.
+    /// All kinds of jobs wait in one queue, and blocks that are to be written in another.
     pub(super) fn count_queue_capacity(&self) {
         let capacity = self.settings.queue_capacity as u64;
         for &queue in Queue::ALL {
             self.metrics.queue_capacity(queue, capacity);
         }
+        self.metrics
+            .queue_capacity(Queue::Spill, self.spill_keys_max() as u64);
     }
 }

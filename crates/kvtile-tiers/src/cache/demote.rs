@@ -1,7 +1,7 @@
-//! From host memory to disk: when room is needed, when the settings say so, and on flushing.
+//! From host memory to disk: when room is needed, and when the settings say so.
 //!
-//! A block is written after the blocks before it in its chain, as far as these are in host memory,
-//! so that what is on disk are whole prefixes.
+//! What is on disk are whole prefixes, always: a block is written after the blocks before it in its chain,
+//! and only where all of them are on disk. So a restart finds everything that was written.
 
 use kvtile_blocks::{
     BlockId, BlockKey, BlocksError,
@@ -10,28 +10,8 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::LeaseMode;
 
-use super::{
-    DiskWrites, Inner,
-    stored::{BLOCKS_PER_SYNC, Stored},
-};
+use super::{DiskWrites, Inner, spill::SYNC_BLOCKS, stored::Stored};
 use crate::{disk::SlotWrite, error::TierError};
-
-/// Host blocks to be written to disk, if they are still there and not on disk yet.
-pub(super) struct WriteJob {
-    pub(super) keys: Vec<BlockKey>,
-}
-
-/// What a flush came to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct FlushReport {
-    /// Blocks that were written by this call.
-    pub written: usize,
-    /// Blocks that could not be written, or that the disk lost.
-    pub failed: usize,
-    /// Whether everything that is on disk is durable.
-    pub durable: bool,
-}
 
 /// A host block that is written to disk.
 #[derive(Clone, Copy)]
@@ -39,6 +19,8 @@ struct Leaving {
     block: BlockId,
     key: BlockKey,
     parent: Option<BlockKey>,
+    /// How many blocks stand before it in its chain.
+    position: u32,
 }
 
 /// One that is pinned meanwhile.
@@ -47,13 +29,17 @@ struct Held {
     _pin: PinnedBlocks,
 }
 
-impl WriteJob {
-    pub(super) fn run(self, inner: &Inner) {
-        if let Some(disk) = &inner.disk {
-            inner.write_keys(disk, &self.keys);
-            inner.sync_if_many(disk);
-        }
-    }
+/// Why a block was not written.
+#[derive(Debug)]
+pub(super) enum Unwritten {
+    /// A block before it in its chain is neither in host memory nor on disk.
+    NoAncestor,
+    /// All slots hold its ancestors, or blocks in use.
+    NoRoom,
+    /// The disk failed lately and is left alone for a while.
+    Paused,
+    /// The disk failed.
+    Failed,
 }
 
 impl Inner {
@@ -64,11 +50,14 @@ impl Inner {
         blocks: usize,
         request: &AllocateRequest,
     ) -> Result<MutableBlocks, BlocksError> {
-        let _demoting = self.disk.as_ref().map(Stored::demoting);
-        self.host.pool.allocate_with(blocks, request, |leaving| {
-            if let Some(disk) = &self.disk {
-                self.demote(disk, leaving.iter().copied());
-            }
+        let pool = &self.host.pool;
+        let Some(disk) = &self.disk else {
+            return pool.allocate(blocks, request);
+        };
+        let _demoting = disk.demoting();
+        let _turn = (pool.free_blocks() < blocks).then(|| disk.turn());
+        pool.allocate_with(blocks, request, |leaving| {
+            self.demote(disk, leaving.iter().copied());
         })
     }
 
@@ -78,7 +67,7 @@ impl Inner {
             (Tier::Host, _) => Ok(self.evict_host(blocks)),
             (Tier::Disk, Some(disk)) => {
                 let leaving = disk.pool.evict(blocks, self.tick());
-                disk.forget(leaving.ids());
+                disk.forget(leaving.ids(), self.clock.now());
                 Ok(leaving.len())
             }
             _ => Err(TierError::NoSuchTier { tier }),
@@ -86,16 +75,20 @@ impl Inner {
     }
 
     fn evict_host(&self, blocks: usize) -> usize {
-        let _demoting = self.disk.as_ref().map(Stored::demoting);
+        let turns = self
+            .disk
+            .as_ref()
+            .map(|disk| (disk.demoting(), disk.turn()));
         let leaving = self.host.pool.evict(blocks, self.tick());
         if let Some(disk) = &self.disk {
             self.demote(disk, leaving.iter());
         }
+        drop(turns);
         leaving.len()
     }
 
     /// Whether a block that leaves host memory is to be on disk.
-    fn belongs_on_disk(&self, block: BlockId) -> bool {
+    pub(super) fn belongs_on_disk(&self, block: BlockId) -> bool {
         match self.settings.disk.as_ref().map(|disk| disk.writes) {
             None => false,
             Some(DiskWrites::OnEviction | DiskWrites::AtOnce) => true,
@@ -106,9 +99,10 @@ impl Inner {
     /// Forgets everything, but for blocks on disk that are in use.
     pub(super) fn clear(&self) -> Result<usize, TierError> {
         let mut gone = self.host.pool.clear().blocks;
+        self.host.weigh_all_anchors();
         if let Some(disk) = &self.disk {
             let leaving = disk.pool.evict(usize::MAX, self.tick());
-            disk.forget(leaving.ids());
+            disk.forget(leaving.ids(), self.clock.now());
             gone += leaving.len();
             drop(leaving);
             if !self.sync_disk(disk).durable {
@@ -118,49 +112,73 @@ impl Inner {
         Ok(gone)
     }
 
-    /// Brings everything to the disk that is only in host memory, or on its way from there.
-    pub(super) fn flush(&self) -> FlushReport {
-        let Some(disk) = &self.disk else {
-            return FlushReport::default();
+    /// Pins the parent of a block that was just registered in host memory, where the parent is on disk
+    /// and not in host memory: the disk gives up no block that one in host memory follows.
+    pub(super) fn anchor(&self, blocks: &PinnedBlocks, parent: Option<BlockKey>) {
+        let Some((disk, parent)) = self.disk.as_ref().zip(parent) else {
+            return;
         };
-        let mut stored = Vec::new();
-        self.host.pool.list_stored(&mut stored);
-        let mut keys: Vec<BlockKey> = stored.iter().map(|stored| stored.key).collect();
-        keys.retain(|key| !disk.has(key));
-        let written = self.write_keys(disk, &keys);
-        // What left host memory before it was listed, or before it was held, others write.
-        disk.wait_for_demotions();
-        let synced = self.sync_disk(disk);
-        FlushReport {
-            written: written.saturating_sub(synced.lost),
-            failed: keys.iter().filter(|key| !disk.has(key)).count(),
-            durable: synced.durable,
+        let Some(&first) = blocks.ids().first() else {
+            return;
+        };
+        if self.host.pool.peek(std::slice::from_ref(&parent)) == 0
+            && let Some(pinned) = disk.hold(&parent)
+        {
+            self.host.anchor(first, pinned);
         }
     }
 
-    /// Writes host blocks that are not on disk yet, each after its ancestors. Returns how many.
-    fn write_keys(&self, disk: &Stored, keys: &[BlockKey]) -> usize {
+    /// Writes a host block that is still there and not on disk yet, after its ancestors.
+    pub(super) fn write_key(&self, disk: &Stored, key: &BlockKey) {
+        if disk.has(key) {
+            return;
+        }
+        if let Some(held) = self.hold(key) {
+            // What was not written is written when it is evicted, if the disk takes blocks then.
+            let _ = self.write_unless_paused(disk, &held.leaving);
+        }
+    }
+
+    /// Writes a host block and its ancestors as far as they are not on disk, whether or not the disk
+    /// failed lately. Returns how many blocks were written, and the last one, pinned on disk.
+    pub(super) fn write_now(
+        &self,
+        disk: &Stored,
+        key: &BlockKey,
+    ) -> Result<(usize, PinnedBlocks), Unwritten> {
         let mut written = 0;
-        for key in keys.iter().filter(|key| !disk.has(key)) {
-            if let Some(held) = self.hold(key) {
-                written += self.write_chain(disk, held.leaving);
-            }
+        if !disk.has(key) {
+            let held = self.hold(key).ok_or(Unwritten::NoAncestor)?;
+            written = self.write_chain(disk, &held.leaving)?;
         }
-        written
+        let pinned = disk.hold(key).ok_or(Unwritten::NoRoom)?;
+        Ok((written, pinned))
     }
 
-    /// Writes evicted blocks that belong on disk and are not there yet.
+    /// Writes evicted blocks that belong on disk and are not there yet, each after its parent.
     fn demote(&self, disk: &Stored, leaving: impl Iterator<Item = EvictedBlock>) {
+        let mut blocks = Vec::new();
+        let mut wanted = Vec::new();
         for EvictedBlock { block, key, parent } in leaving {
+            blocks.push(block);
             if self.belongs_on_disk(block) && !disk.has(&key) {
-                self.write_chain(disk, Leaving { block, key, parent });
+                let (position, _) = self.host.facts(block);
+                wanted.push(Leaving {
+                    block,
+                    key,
+                    parent,
+                    position,
+                });
             }
         }
-        self.sync_if_many(disk);
-    }
-
-    fn sync_if_many(&self, disk: &Stored) {
-        if disk.written() >= BLOCKS_PER_SYNC {
+        wanted.sort_by_key(|leaving| leaving.position);
+        let mut left_out = 0;
+        for leaving in &wanted {
+            left_out += u64::from(self.write_unless_paused(disk, leaving).is_err());
+        }
+        self.metrics.left_out(Tier::Disk, left_out);
+        self.host.weigh_anchors(blocks.into_iter());
+        if self.settings.workers == 0 && disk.spill.written() >= SYNC_BLOCKS {
             self.sync_disk(disk);
         }
     }
@@ -173,52 +191,71 @@ impl Inner {
         };
         let keys = std::slice::from_ref(key);
         let pin = self.host.pool.pin(keys, &claim).blocks;
+        let block = pin.ids().first().copied()?;
         let leaving = Leaving {
-            block: pin.ids().first().copied()?,
+            block,
             key: *key,
             parent: pin.parents().next()?,
+            position: self.host.facts(block).0,
         };
         Some(Held { leaving, _pin: pin })
     }
 
-    /// Writes a block, after those before it that are in host memory and not on disk. Returns how
-    /// many were written.
-    fn write_chain(&self, disk: &Stored, last: Leaving) -> usize {
-        let mut before = Vec::new();
-        let mut parent = last.parent;
-        while let Some(key) = parent.filter(|key| !disk.has(key)) {
-            let Some(held) = self.hold(&key) else {
-                break;
-            };
-            parent = held.leaving.parent;
+    fn write_unless_paused(&self, disk: &Stored, last: &Leaving) -> Result<usize, Unwritten> {
+        if !disk.health.allows(self.clock.now()) {
+            disk.health.left_out(1);
+            return Err(Unwritten::Paused);
+        }
+        self.write_chain(disk, last)
+    }
+
+    /// Writes a block, after those before it that are in host memory and not on disk, up to the first
+    /// failure. Returns how many were written.
+    fn write_chain(&self, disk: &Stored, last: &Leaving) -> Result<usize, Unwritten> {
+        let mut before: Vec<Held> = Vec::new();
+        let mut at = *last;
+        while let Some(key) = at.parent.filter(|key| !disk.has(key)) {
+            let held = self.hold(&key).ok_or(Unwritten::NoAncestor)?;
+            // A chain that ran in circles would have no end.
+            if held.leaving.position >= at.position {
+                return Err(Unwritten::NoAncestor);
+            }
+            at = held.leaving;
             before.push(held);
         }
         let mut written = 0;
-        for held in before.into_iter().rev() {
-            written += usize::from(self.write(disk, &held.leaving));
+        let chain = before.iter().rev().map(|held| &held.leaving);
+        for leaving in chain.chain([last]) {
+            written += usize::from(self.write(disk, leaving)?);
         }
-        written + usize::from(self.write(disk, &last))
+        Ok(written)
     }
 
-    /// Writes one block and makes it findable on disk; nothing where it is there already.
-    fn write(&self, disk: &Stored, leaving: &Leaving) -> bool {
-        // Two who write the same block would give one slot up while it holds the block.
+    /// Writes one block whose parent is on disk, and makes it findable there; false where it is there
+    /// already.
+    fn write(&self, disk: &Stored, leaving: &Leaving) -> Result<bool, Unwritten> {
+        // Two threads that wrote the same block would give one slot up while it holds the block.
         let _flight = disk.writes.board(leaving.key);
         if disk.has(&leaving.key) {
-            return false;
+            return Ok(false);
         }
-        let written = self.try_write(disk, leaving);
-        match &written {
-            Ok(()) => self.metrics.stored(Tier::Disk, 1),
+        let parent = leaving.parent.map(|key| disk.hold(&key));
+        if matches!(parent, Some(None)) {
+            return Err(Unwritten::NoAncestor);
+        }
+        match self.try_write(disk, leaving) {
+            Ok(()) => {
+                self.metrics.stored(Tier::Disk, 1);
+                disk.health.succeeded(self.clock.now());
+                Ok(true)
+            }
+            Err(TierError::Blocks(BlocksError::Exhausted { .. })) => Err(Unwritten::NoRoom),
             Err(error) => {
                 self.metrics.move_failed(Tier::Host, Tier::Disk);
-                log::warn!(
-                    "block {} could not be written to disk: {error}",
-                    leaving.key
-                );
+                disk.health.failed(self.clock.now(), &error);
+                Err(Unwritten::Failed)
             }
         }
-        written.is_ok()
     }
 
     fn try_write(&self, disk: &Stored, leaving: &Leaving) -> Result<(), TierError> {
@@ -230,11 +267,10 @@ impl Inner {
         };
         let room = disk.pool.allocate_with(1, &request, |leaving| {
             let slots: Vec<BlockId> = leaving.iter().map(|evicted| evicted.block).collect();
-            disk.forget(&slots);
+            disk.forget(&slots, self.clock.now());
         })?;
-        let Some(&slot) = room.ids().first() else {
-            return Ok(());
-        };
+        assert_eq!(room.len(), 1, "blocks of an allocation of one");
+        let slot = room.ids().first().copied().unwrap_or(BlockId(u32::MAX));
         let lease = self
             .host
             .lease(&self.manager, leaving.block, LeaseMode::Read)?;
@@ -255,7 +291,7 @@ impl Inner {
         drop(lease);
         let time = self.clock.now().saturating_sub(start);
         self.moved((Tier::Host, Tier::Disk), 1, self.block_bytes, time);
-        disk.wrote(slot, tenant);
+        disk.wrote(slot, tenant, self.clock.now());
         let complete = room.complete(std::slice::from_ref(&key), leaving.parent);
         let complete = complete.map_err(|rejected| rejected.error)?;
         let registered = complete.register(&Claim {
@@ -265,7 +301,7 @@ impl Inner {
         let registered = registered.map_err(|rejected| rejected.error)?;
         assert!(
             registered.duplicates.is_empty(),
-            "block {key} was written while somebody else wrote it"
+            "block {key} was written while another thread wrote it"
         );
         Ok(())
     }

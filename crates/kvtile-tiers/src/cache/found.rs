@@ -1,6 +1,9 @@
 //! Lookups: the longest stored prefix over all tiers, pinned.
 
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::{Arc, Weak},
+};
 
 use kvtile_blocks::{
     BlockKey,
@@ -8,23 +11,23 @@ use kvtile_blocks::{
     pool::{Claim, PinnedBlocks},
 };
 
-use super::{DiskWrites, Inner, LookupOptions, Priority, demote::WriteJob, job::Job};
-use crate::metrics::MissReason;
+use super::{DiskWrites, Inner, LookupOptions};
+use crate::metrics::{CacheMetrics, MissReason};
 
 /// Neighbouring blocks of a match that are in one tier.
 pub(super) struct Segment {
     pub(super) tier: Tier,
     pub(super) blocks: PinnedBlocks,
-    inner: Arc<Inner>,
+    metrics: Arc<CacheMetrics>,
 }
 
 impl Segment {
-    fn new(inner: &Arc<Inner>, tier: Tier, blocks: PinnedBlocks) -> Segment {
+    fn new(inner: &Inner, tier: Tier, blocks: PinnedBlocks) -> Segment {
         inner.metrics.pinned(tier, blocks.len() as u64);
         Segment {
             tier,
             blocks,
-            inner: Arc::clone(inner),
+            metrics: Arc::clone(&inner.metrics),
         }
     }
 
@@ -33,7 +36,7 @@ impl Segment {
         Segment {
             tier: self.tier,
             blocks: self.blocks.split_off(blocks),
-            inner: Arc::clone(&self.inner),
+            metrics: Arc::clone(&self.metrics),
         }
     }
 }
@@ -41,15 +44,17 @@ impl Segment {
 impl Drop for Segment {
     fn drop(&mut self) {
         let blocks = self.blocks.len() as u64;
-        self.inner.metrics.unpinned(self.tier, blocks);
+        self.metrics.unpinned(self.tier, blocks);
     }
 }
 
 /// The longest stored prefix of a request, pinned: nothing of it is evicted while it lives. Load
 /// it, or drop it.
+///
+/// A match does not keep its cache open: once the cache is closed, it has no blocks.
 #[must_use = "a match pins its blocks until it is loaded or dropped"]
 pub struct Match {
-    pub(super) inner: Arc<Inner>,
+    cache: Weak<Inner>,
     pub(super) segments: Vec<Segment>,
     /// Where in its chain it starts.
     pub(super) first: usize,
@@ -65,23 +70,33 @@ impl fmt::Debug for Match {
 }
 
 impl Match {
-    /// Blocks that were found.
+    /// Blocks that were found; none once the cache is closed.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.segments.iter().map(|s| s.blocks.len()).sum()
+        self.open_segments().map(|s| s.blocks.len()).sum()
     }
 
     /// Of these, those in `tier`.
     #[must_use]
     pub fn blocks_in(&self, tier: Tier) -> usize {
-        let segments = self.segments.iter().filter(|s| s.tier == tier);
+        let segments = self.open_segments().filter(|s| s.tier == tier);
         segments.map(|s| s.blocks.len()).sum()
     }
 
     /// The tier of each block.
     pub fn tiers(&self) -> impl Iterator<Item = Tier> + '_ {
-        let segments = self.segments.iter();
+        let segments = self.open_segments();
         segments.flat_map(|s| std::iter::repeat_n(s.tier, s.blocks.len()))
+    }
+
+    fn open_segments(&self) -> impl Iterator<Item = &Segment> {
+        let is_open = self.cache.strong_count() > 0;
+        self.segments.iter().filter(move |_| is_open)
+    }
+
+    /// Whether the match was found in this cache.
+    pub(super) fn is_of(&self, inner: &Arc<Inner>) -> bool {
+        std::ptr::eq(self.cache.as_ptr(), Arc::as_ptr(inner))
     }
 
     /// Leaves out the first `blocks` blocks: the engine has them itself.
@@ -149,7 +164,7 @@ pub(super) fn lookup(inner: &Arc<Inner>, keys: &[BlockKey], options: &LookupOpti
         }
     }
     let mut found = Match {
-        inner: Arc::clone(inner),
+        cache: Arc::downgrade(inner),
         segments,
         first: 0,
     };
@@ -204,9 +219,5 @@ fn count_uses(inner: &Arc<Inner>, found: &Match) {
             }
         }
     }
-    if !wanted.is_empty() {
-        // Where the queue is full, they are written when they are evicted.
-        let job = Job::Write(WriteJob { keys: wanted });
-        let _ = inner.queue(Priority::Background, vec![job]);
-    }
+    inner.spill(disk, &wanted);
 }

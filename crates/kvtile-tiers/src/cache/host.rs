@@ -1,12 +1,16 @@
 //! The host tier: block-contiguous storage in this process's memory, and what is known of each
 //! block beside what its pool knows.
 
+use std::collections::HashMap;
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU32, Ordering},
 };
 
-use kvtile_blocks::{BlockId, pool::BlockPool};
+use kvtile_blocks::{
+    BlockId,
+    pool::{BlockPool, PinnedBlocks},
+};
 use kvtile_transfer::{BlockLease, LayoutHandle, LeaseMode, TransferError, TransferManager};
 
 /// Host memory for blocks.
@@ -17,6 +21,9 @@ pub(super) struct Host {
     /// A block that is not the pool's: what is read from disk while all others are in use passes
     /// through it.
     spare: Option<Mutex<BlockId>>,
+    /// For blocks whose parent is on disk and not here: the parent, pinned there. So the disk gives up no
+    /// block that one in host memory follows.
+    anchors: Mutex<HashMap<BlockId, PinnedBlocks>>,
 }
 
 /// Of a stored block; written by the one who registers it, before others can see it.
@@ -36,7 +43,36 @@ impl Host {
             pool,
             handle,
             spare: spare.map(Mutex::new),
+            anchors: Mutex::default(),
         }
+    }
+
+    fn anchors(&self) -> MutexGuard<'_, HashMap<BlockId, PinnedBlocks>> {
+        // Nothing that holds the lock can leave it half changed.
+        self.anchors.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Pins a block's parent on disk for as long as the block is in host memory.
+    pub(super) fn anchor(&self, block: BlockId, parent: PinnedBlocks) {
+        let before = self.anchors().insert(block, parent);
+        drop(before);
+    }
+
+    /// Blocks have left host memory.
+    pub(super) fn weigh_anchors(&self, blocks: impl Iterator<Item = BlockId>) {
+        let mut anchors = self.anchors();
+        if anchors.is_empty() {
+            return;
+        }
+        let weighed: Vec<PinnedBlocks> = blocks.filter_map(|id| anchors.remove(&id)).collect();
+        drop(anchors);
+        drop(weighed);
+    }
+
+    /// All blocks have left host memory.
+    pub(super) fn weigh_all_anchors(&self) {
+        let all = std::mem::take(&mut *self.anchors());
+        drop(all);
     }
 
     /// The block that is not the pool's, for as long as the guard lives.

@@ -1,6 +1,6 @@
 //! What waits in the queue of a cache.
 
-use super::{Inner, QueueLabel, demote::WriteJob, load::LoadPart, store::StoreJob};
+use super::{Inner, QueueLabel, load::LoadPart, store::StoreJob};
 
 /// Work for a thread of the cache. One that is dropped before it was done tells so to whom it
 /// concerns.
@@ -8,9 +8,7 @@ pub(super) enum Job {
     /// A part of a load.
     Load(LoadPart),
     /// A store.
-    Store(StoreJob),
-    /// Host blocks to be written to disk.
-    Write(WriteJob),
+    Store(Box<StoreJob>),
 }
 
 impl Job {
@@ -20,7 +18,6 @@ impl Job {
             Job::Load(part) if part.is_prefetch() => QueueLabel::Prefetch,
             Job::Load(_) => QueueLabel::Load,
             Job::Store(_) => QueueLabel::Store,
-            Job::Write(_) => QueueLabel::Spill,
         }
     }
 
@@ -29,7 +26,6 @@ impl Job {
         match self {
             Job::Load(part) => part.run(inner),
             Job::Store(store) => store.run(inner),
-            Job::Write(write) => write.run(inner),
         }
     }
 }

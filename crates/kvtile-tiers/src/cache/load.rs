@@ -5,7 +5,7 @@
 //! of host memory, they pass through a block that is kept for this.
 
 use std::{
-    collections::HashSet,
+    collections::VecDeque,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -13,23 +13,19 @@ use std::{
     time::Duration,
 };
 
-use kvtile_blocks::{
-    BlockId, BlockKey, BlocksError,
-    events::Tier,
-    pool::{AllocateRequest, Claim, PinnedBlocks, TenantId},
-};
-use kvtile_transfer::{LayoutHandle, LeaseMode, TransferError, TransferOptions};
+use kvtile_blocks::{BlockId, BlockKey, BlocksError, events::Tier, pool::PinnedBlocks};
+use kvtile_transfer::{LayoutHandle, TransferError, TransferOptions};
 
 use super::{
     Clock, Completion, Inner, LoadOptions, LookupOptions, Match, Priority,
+    bring::{Brought, Wanted},
     completion::Shared,
     found::{self, Segment},
     host::ids,
     job::Job,
-    open::check_identity,
     stored::Stored,
 };
-use crate::{disk::Miss, error::TierError, metrics::MissReason};
+use crate::{error::TierError, metrics::MissReason};
 
 /// Parts per thread that a load from disk is cut into.
 const PARTS_PER_WORKER: usize = 2;
@@ -48,8 +44,6 @@ pub enum LoadStop {
     Lost,
     /// A block on disk was evicted before it was read.
     Evicted,
-    /// It would fill more than the whole queue: its blocks alternate between tiers too often.
-    TooManyPieces,
     /// All host memory is in use; only prefetching ends so.
     HostFull,
     /// The pool of host memory refused a key.
@@ -98,20 +92,25 @@ pub(super) struct Load {
     deadline: Option<Duration>,
 }
 
-/// Neighbouring blocks of a load that are in one tier. The load learns of its end when it is
-/// dropped, whatever became of it.
-pub(super) struct LoadPart {
-    load: Arc<Load>,
-    /// There until the end.
-    segment: Option<Segment>,
-    /// Whether all of its blocks came, or somebody said why not.
-    told: bool,
+/// Neighbouring blocks of a load that are in one tier.
+struct Piece {
+    segment: Segment,
     /// Index of its first block in the load.
     first: usize,
     /// Index of its first block in the chain.
     position: usize,
     /// Where its blocks go; nothing for a prefetch.
     destinations: Option<(LayoutHandle, Vec<usize>)>,
+}
+
+/// Neighbouring pieces of a load, which one job brings. The load learns of its end when it is dropped,
+/// whatever became of it.
+pub(super) struct LoadPart {
+    load: Arc<Load>,
+    /// Those that were not begun yet.
+    pieces: VecDeque<Piece>,
+    /// Whether it goes to host memory and no further.
+    is_prefetch: bool,
 }
 
 /// Starts loading.
@@ -121,7 +120,7 @@ pub(super) fn start(
     destinations: &[usize],
     options: &LoadOptions,
 ) -> Result<Completion<LoadReport>, TierError> {
-    if !Arc::ptr_eq(&found.inner, inner) {
+    if !found.is_of(inner) {
         return Err(TierError::OtherCache);
     }
     let blocks = found.blocks();
@@ -151,46 +150,21 @@ pub(super) fn prefetch(
 
 fn begin(
     inner: &Arc<Inner>,
-    mut found: Match,
+    found: Match,
     destinations: Option<(LayoutHandle, &[usize])>,
     options: &LoadOptions,
 ) -> Result<Completion<LoadReport>, TierError> {
     let wanted = found.blocks();
-    let (position, mut first) = (found.first, 0);
-    let on_disk = found.blocks_in(Tier::Disk);
-    let most = inner.settings.workers.max(1) * PARTS_PER_WORKER;
-    // No load is so fine that it could never be queued.
-    let places = inner.settings.queue_capacity;
-    let others = found.segments.len().saturating_sub(1);
-    let most = most.min(places.saturating_sub(others)).max(1);
-    let chunk = on_disk.div_ceil(most).max(1);
-    let mut pieces = Vec::new();
-    for mut segment in found.segments.drain(..) {
-        let mut start = (first, position + first);
-        first += segment.blocks.len();
-        if destinations.is_none() && segment.tier == Tier::Host {
-            // It is where it should be; nothing is to be done, and nothing stays pinned.
-            continue;
-        }
-
-        while segment.tier == Tier::Disk && segment.blocks.len() > chunk {
-            let rest = segment.split_off(chunk);
-            pieces.push((start, std::mem::replace(&mut segment, rest)));
-            start = (start.0 + chunk, start.1 + chunk);
-        }
-        pieces.push((start, segment));
-    }
-    let left_out = pieces.get(places).map(|((first, _), _)| *first);
-    pieces.truncate(places);
-    let layers = if destinations.is_some() {
-        inner.layers
-    } else {
-        0
-    };
+    let is_prefetch = destinations.is_none();
+    let layers = if is_prefetch { 0 } else { inner.layers };
+    let pieces = cut(inner, found, destinations);
+    // However finely a load is cut, the queue has places for all of its parts.
+    let per_part = pieces.len().div_ceil(inner.settings.queue_capacity).max(1);
+    let parts = pieces.len().div_ceil(per_part);
     let load = Arc::new(Load {
-        shared: Shared::new(layers, pieces.len()),
+        shared: Shared::new(layers, wanted),
         outcome: Mutex::default(),
-        left: AtomicUsize::new(pieces.len()),
+        left: AtomicUsize::new(parts),
         wanted,
         clock: Arc::clone(&inner.clock),
         start: inner.clock.now(),
@@ -201,21 +175,13 @@ fn begin(
         load.finish();
         return Ok(completion);
     }
-    if let Some(first) = left_out {
-        load.stop(first, LoadStop::TooManyPieces);
-    }
-    let mut jobs = Vec::with_capacity(pieces.len());
-    for ((first, position), segment) in pieces {
-        let blocks = segment.blocks.len();
-        let there = destinations
-            .and_then(|(layout, ids)| Some((layout, ids.get(first..first + blocks)?.to_vec())));
+    let mut pieces = pieces.into_iter().peekable();
+    let mut jobs = Vec::with_capacity(parts);
+    while pieces.peek().is_some() {
         jobs.push(Job::Load(LoadPart {
             load: Arc::clone(&load),
-            segment: Some(segment),
-            told: false,
-            first,
-            position,
-            destinations: there,
+            pieces: pieces.by_ref().take(per_part).collect(),
+            is_prefetch,
         }));
     }
     if let Err(error) = inner.queue(options.priority, jobs) {
@@ -223,6 +189,47 @@ fn begin(
         return Err(error);
     }
     Ok(completion)
+}
+
+/// The pieces that a match is brought in: its segments, those on disk cut so that several threads
+/// read at once.
+fn cut(
+    inner: &Inner,
+    mut found: Match,
+    destinations: Option<(LayoutHandle, &[usize])>,
+) -> Vec<Piece> {
+    let (position, mut first) = (found.first, 0);
+    let on_disk = found.blocks_in(Tier::Disk);
+    let most = inner.settings.workers.max(1) * PARTS_PER_WORKER;
+    let others = found.segments.len().saturating_sub(1);
+    let most = most.min(inner.settings.queue_capacity.saturating_sub(others));
+    let chunk = on_disk.div_ceil(most.max(1)).max(1);
+    let mut pieces = Vec::new();
+    let mut add = |segment: Segment, first: usize| {
+        let blocks = first..first + segment.blocks.len();
+        let ids = destinations.map(|(layout, ids)| (layout, ids.get(blocks)));
+        pieces.push(Piece {
+            first,
+            position: position + first,
+            destinations: ids.map(|(layout, ids)| (layout, ids.unwrap_or_default().to_vec())),
+            segment,
+        });
+    };
+    for mut segment in found.segments.drain(..) {
+        let mut start = first;
+        first += segment.blocks.len();
+        if destinations.is_none() && segment.tier == Tier::Host {
+            // It is where it should be; nothing is to be done, and nothing stays pinned.
+            continue;
+        }
+        while segment.tier == Tier::Disk && segment.blocks.len() > chunk {
+            let rest = segment.split_off(chunk);
+            add(std::mem::replace(&mut segment, rest), start);
+            start += chunk;
+        }
+        add(segment, start);
+    }
+    pieces
 }
 
 impl Load {
@@ -257,44 +264,46 @@ impl Load {
 }
 
 impl LoadPart {
+    /// Brings its pieces in order, up to the first block that does not come.
     pub(super) fn run(mut self, inner: &Inner) {
-        let Some(segment) = self.segment.take() else {
-            return;
-        };
-        let blocks = segment.blocks.len() as u64;
-        if self.load.shared.is_cancelled() {
-            inner.metrics.lost(MissReason::Cancelled, blocks);
-            self.stop(0, LoadStop::Cancelled);
-        } else if inner.is_past(self.load.deadline) {
-            inner.metrics.lost(MissReason::Deadline, blocks);
-            self.stop(0, LoadStop::Deadline);
-        } else if let Err((blocks, stop)) = self.bring(inner, &segment) {
-            self.stop(blocks, stop);
+        while let Some(piece) = self.pieces.front() {
+            let left: usize = self.pieces.iter().map(|piece| piece.segment.blocks.len()).sum();
+            let stopped = if self.load.shared.is_cancelled() {
+                inner.metrics.lost(MissReason::Cancelled, left as u64);
+                Err((0, LoadStop::Cancelled))
+            } else if inner.is_past(self.load.deadline) {
+                inner.metrics.lost(MissReason::Deadline, left as u64);
+                Err((0, LoadStop::Deadline))
+            } else {
+                piece.bring(inner, &self.load)
+            };
+            match stopped {
+                // Pins go before the end is reported.
+                Ok(()) => drop(self.pieces.pop_front()),
+                Err((blocks, stop)) => {
+                    self.load.stop(piece.first + blocks, stop);
+                    self.pieces.clear();
+                }
+            }
         }
-        self.told = true;
-        // Pins go before the end is told.
-        drop(segment);
     }
 
     /// Whether its blocks go to host memory and no further.
     pub(super) fn is_prefetch(&self) -> bool {
-        self.destinations.is_none()
+        self.is_prefetch
     }
+}
 
-    /// Its block `index` did not come.
-    fn stop(&self, index: usize, stop: LoadStop) {
-        self.load.stop(self.first + index, stop);
-    }
-
+impl Piece {
     /// Brings the blocks; on an error says how many came.
-    fn bring(&self, inner: &Inner, segment: &Segment) -> Result<(), (usize, LoadStop)> {
-        let blocks = &segment.blocks;
-        match (segment.tier, &inner.disk) {
-            (Tier::Disk, Some(disk)) => self.bring_from_disk(inner, disk, blocks),
+    fn bring(&self, inner: &Inner, load: &Load) -> Result<(), (usize, LoadStop)> {
+        let blocks = &self.segment.blocks;
+        match (self.segment.tier, &inner.disk) {
+            (Tier::Disk, Some(disk)) => self.bring_from_disk(inner, load, disk),
             _ => {
-                self.copy(inner, blocks.ids(), 0, true)
+                self.copy(inner, load, blocks.ids(), 0)
                     .map_err(|stop| (0, stop))?;
-                self.load.count(|outcome| outcome.from_host += blocks.len());
+                load.count(|outcome| outcome.from_host += blocks.len());
                 Ok(())
             }
         }
@@ -304,17 +313,17 @@ impl LoadPart {
     fn bring_from_disk(
         &self,
         inner: &Inner,
+        load: &Load,
         disk: &Stored,
-        blocks: &PinnedBlocks,
     ) -> Result<(), (usize, LoadStop)> {
-        let wanted = self.wanted(blocks);
+        let wanted = self.wanted();
         let mut done = 0;
         while done < wanted.len() {
             let mut host: Vec<PinnedBlocks> = Vec::new();
             let mut read = 0;
             let mut stop = None;
             for block in wanted.get(done..).unwrap_or_default() {
-                if self.load.shared.is_cancelled() {
+                if load.shared.is_cancelled() {
                     stop = Some(LoadStop::Cancelled);
                     break;
                 }
@@ -331,11 +340,10 @@ impl LoadPart {
             }
             let ids: Vec<BlockId> = host.iter().flat_map(|one| one.ids()).copied().collect();
             let came = ids.len();
-            let last = done + came == blocks.len();
             if came > 0 {
-                let copied = self.copy(inner, &ids, done, last);
+                let copied = self.copy(inner, load, &ids, done);
                 copied.map_err(|stop| (done, stop))?;
-                self.load.count(|outcome| {
+                load.count(|outcome| {
                     outcome.from_disk += read;
                     outcome.from_host += came - read;
                 });
@@ -346,7 +354,7 @@ impl LoadPart {
                 // What was brought is copied and not pinned any more: there is room again.
                 (Some(LoadStop::HostFull), _) if came > 0 => {}
                 (Some(LoadStop::HostFull), Some(block)) => {
-                    let passed = self.pass_through(inner, disk, block, done);
+                    let passed = self.pass_through(inner, load, (disk, block), done);
                     passed.map_err(|stop| (done, stop))?;
                     done += 1;
                 }
@@ -362,8 +370,8 @@ impl LoadPart {
     fn pass_through(
         &self,
         inner: &Inner,
-        disk: &Stored,
-        block: &Wanted,
+        load: &Load,
+        (disk, block): (&Stored, &Wanted),
         at: usize,
     ) -> Result<(), LoadStop> {
         let spare = inner.host.spare().filter(|_| self.destinations.is_some());
@@ -372,13 +380,13 @@ impl LoadPart {
             return Err(LoadStop::HostFull);
         };
         inner.read(disk, block, *spare)?;
-        let last = at + 1 == self.destinations.as_ref().map_or(0, |(_, ids)| ids.len());
-        self.copy(inner, &[*spare], at, last)?;
-        self.load.count(|outcome| outcome.from_disk += 1);
+        self.copy(inner, load, &[*spare], at)?;
+        load.count(|outcome| outcome.from_disk += 1);
         Ok(())
     }
 
-    fn wanted(&self, blocks: &PinnedBlocks) -> Vec<Wanted> {
+    fn wanted(&self) -> Vec<Wanted> {
+        let blocks = &self.segment.blocks;
         let chain = blocks.keys().zip(blocks.parents());
         let slots = blocks.ids().iter().zip(chain).enumerate();
         let of_block = |(index, (&slot, (key, parent)))| Wanted {
@@ -390,9 +398,14 @@ impl LoadPart {
         slots.map(of_block).collect()
     }
 
-    /// Copies host blocks to the destinations from `at` on. `last`: with them the part is whole,
-    /// and its layers are told as they come.
-    fn copy(&self, inner: &Inner, host: &[BlockId], at: usize, last: bool) -> Result<(), LoadStop> {
+    /// Copies host blocks to the destinations from `at` on, and reports each layer as it comes.
+    fn copy(
+        &self,
+        inner: &Inner,
+        load: &Load,
+        host: &[BlockId],
+        at: usize,
+    ) -> Result<(), LoadStop> {
         let Some((layout, destinations)) = &self.destinations else {
             return Ok(());
         };
@@ -405,151 +418,27 @@ impl LoadPart {
             TransferOptions::new(),
         );
         let transfer = transfer.map_err(LoadStop::Transfer)?;
-        if last {
-            for layer in 0..inner.layers {
-                transfer.wait_layer(layer).map_err(LoadStop::Transfer)?;
-                self.load.shared.layer_done(layer);
-            }
+        for layer in 0..inner.layers {
+            transfer.wait_layer(layer).map_err(LoadStop::Transfer)?;
+            load.shared.layer_came(layer, host.len());
         }
         let report = transfer.wait().map_err(LoadStop::Transfer)?;
         let route = (Tier::Host, Tier::Device);
         inner.moved(route, host.len() as u64, report.bytes, report.elapsed);
-        self.load.count(|outcome| outcome.bytes += report.bytes);
+        load.count(|outcome| outcome.bytes += report.bytes);
         Ok(())
     }
 }
 
 impl Drop for LoadPart {
     fn drop(&mut self) {
-        drop(self.segment.take());
-        if !self.told {
-            self.stop(0, LoadStop::Closed);
+        // Pieces that were never begun: the cache was closed, or its queue was full.
+        if let Some(piece) = self.pieces.front() {
+            self.load.stop(piece.first, LoadStop::Closed);
         }
+        self.pieces.clear();
         if self.load.left.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.load.finish();
         }
-    }
-}
-
-/// A block on disk that is wanted in host memory.
-struct Wanted {
-    slot: BlockId,
-    key: BlockKey,
-    parent: Option<BlockKey>,
-    position: u32,
-}
-
-/// A block in host memory, pinned there.
-struct Brought {
-    block: PinnedBlocks,
-    /// Otherwise somebody else had brought it.
-    was_read: bool,
-}
-
-impl Inner {
-    /// The layout of a load or a store. Refuses one that is not of the cache's identity, ids that it
-    /// does not have, and the same id twice.
-    pub(super) fn check_blocks(
-        &self,
-        layout: Option<LayoutHandle>,
-        blocks: &[usize],
-    ) -> Result<LayoutHandle, TierError> {
-        let (handle, count) = match layout {
-            None => (self.engine, self.engine_blocks),
-            Some(handle) => {
-                let layout = self.manager.layout(handle)?;
-                check_identity(&self.settings, &layout)?;
-                (handle, layout.shape().num_blocks())
-            }
-        };
-        let mut seen = HashSet::with_capacity(blocks.len());
-        for &block in blocks {
-            if block as u64 >= count {
-                return Err(TierError::EngineBlockOutOfRange {
-                    block,
-                    blocks: count,
-                });
-            }
-            if !seen.insert(block) {
-                return Err(TierError::EngineBlockTwice { block });
-            }
-        }
-        Ok(handle)
-    }
-
-    /// Counts what arrived.
-    pub(super) fn moved(&self, (from, to): (Tier, Tier), blocks: u64, bytes: u64, time: Duration) {
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.metrics.moved(from, to, blocks, bytes, nanoseconds);
-    }
-
-    /// One block from disk to host memory, pinned there.
-    fn bring_one(&self, disk: &Stored, wanted: &Wanted) -> Result<Brought, LoadStop> {
-        let claim = Claim {
-            now: self.tick(),
-            ..Claim::default()
-        };
-        let key = std::slice::from_ref(&wanted.key);
-        let _flight = self.flights.board(wanted.key);
-        // Somebody else may have brought it meanwhile.
-        let there = self.host.pool.pin(key, &claim).blocks;
-        if !there.is_empty() {
-            return Ok(Brought {
-                block: there,
-                was_read: false,
-            });
-        }
-        let tenant = TenantId(disk.tenant(wanted.slot));
-        let request = AllocateRequest {
-            tenant,
-            now: claim.now,
-        };
-        let room = self.host_room(1, &request);
-        let room = room.map_err(|_| LoadStop::HostFull)?;
-        let Some(&block) = room.ids().first() else {
-            return Err(LoadStop::HostFull);
-        };
-        self.read(disk, wanted, block)?;
-        self.host.describe(block, wanted.position, tenant.0);
-        let complete = room.complete(key, wanted.parent);
-        let complete = complete.map_err(|rejected| LoadStop::Pool(rejected.error))?;
-        let registered = complete.register(&claim);
-        self.metrics.stored(Tier::Host, 1);
-        registered
-            .map(|registered| Brought {
-                block: registered.blocks,
-                was_read: true,
-            })
-            .map_err(|rejected| LoadStop::Pool(rejected.error))
-    }
-
-    /// Reads a slot into a host block and verifies it.
-    fn read(&self, disk: &Stored, wanted: &Wanted, block: BlockId) -> Result<(), LoadStop> {
-        let lease = self.host.lease(&self.manager, block, LeaseMode::Write);
-        let mut lease = lease.map_err(LoadStop::Transfer)?;
-        let bytes = lease.block_mut(block.index() as u64);
-        let bytes = bytes.map_err(LoadStop::Transfer)?;
-        let start = self.clock.now();
-        let Err(miss) = disk.store.read(wanted.slot.0, &wanted.key, bytes) else {
-            let time = self.clock.now().saturating_sub(start);
-            disk.rate.measured(self.block_bytes, time);
-            self.metrics.checked(Tier::Disk, 1, 0);
-            self.moved((Tier::Disk, Tier::Host), 1, self.block_bytes, time);
-            return Ok(());
-        };
-        self.metrics.move_failed(Tier::Disk, Tier::Host);
-        match &miss {
-            Miss::Empty | Miss::WrongKey | Miss::Replaced => {
-                self.metrics.lost(MissReason::Evicted, 1);
-                return Err(LoadStop::Evicted);
-            }
-            Miss::Checksum | Miss::Torn | Miss::Truncated => {
-                self.metrics.checked(Tier::Disk, 1, 1);
-                self.metrics.lost(MissReason::Checksum, 1);
-            }
-            _ => self.metrics.lost(MissReason::ReadFailed, 1),
-        }
-        disk.drop_bad(wanted.slot, &wanted.key, &miss);
-        Err(LoadStop::Lost)
     }
 }

@@ -13,19 +13,27 @@
 //! Which block is worth keeping is decided by the policies of `kvtile-blocks`; what a layout is and
 //! how bytes move is the business of `kvtile-transfer`.
 
+mod bring;
+mod chains;
 mod clock;
+mod close;
 mod completion;
 mod counts;
 mod demote;
 mod flights;
+mod flush;
 mod found;
+mod health;
 mod host;
 mod job;
 mod load;
 mod open;
+mod parent;
 mod queue;
 mod rate;
+mod requests;
 mod settings;
+mod spill;
 mod store;
 mod stored;
 
@@ -41,18 +49,21 @@ use kvtile_transfer::{LayoutHandle, TransferManager};
 
 pub use clock::{Clock, SystemClock};
 pub use completion::Completion;
-pub use demote::FlushReport;
+pub use flush::FlushReport;
 pub use found::Match;
 pub use load::{LoadReport, LoadStop};
 pub use open::CacheBuilder;
 pub use settings::{CacheSettings, DiskSettings, DiskWrites};
+pub use spill::{SYNC_BLOCKS, SYNC_WITHIN};
 pub use store::{StoreReport, StoreStop};
 
+use chains::Chains;
 use counts::Seen;
 use flights::Flights;
 use host::Host;
 use job::Job;
 use queue::{Next, Queue, Refused};
+use store::StoreJob;
 use stored::Stored;
 
 use crate::{
@@ -175,12 +186,20 @@ impl Default for StoreOptions {
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// Its threads end with it. Blocks that are only in host memory end with it too:
-/// [`Cache::flush`] brings them to the disk.
+/// # What outlives the cache
+///
+/// Without a disk tier, nothing. With one, blocks that are only in host memory are brought to it when the
+/// cache is closed or dropped, within [`DiskSettings::close_within`], and by [`Cache::flush`] at any time. A
+/// kill or a crash loses what was not synced by then. A sync begins at the latest when [`SYNC_BLOCKS`] blocks
+/// were written or [`SYNC_WITHIN`] after the first of them, whatever else the cache does; with
+/// [`DiskWrites::AtOnce`] each stored block is written in the order of stores as fast as the disk takes them, by
+/// a thread that does nothing else.
 #[derive(Debug)]
 pub struct Cache {
     inner: Arc<Inner>,
     workers: Vec<JoinHandle<()>>,
+    /// Whether it was closed already.
+    is_closed: bool,
 }
 
 /// What the threads of a cache share.
@@ -196,10 +215,12 @@ struct Inner {
     host: Host,
     disk: Option<Stored>,
     queue: Queue<Job>,
+    /// Stores that are under way.
+    chains: Chains<Box<StoreJob>>,
     flights: Flights,
     clock: Arc<dyn Clock>,
     settings: CacheSettings,
-    metrics: CacheMetrics,
+    metrics: Arc<CacheMetrics>,
     seen: Seen,
     events: Arc<EventLog>,
 }
@@ -280,15 +301,12 @@ impl Inner {
         }
     }
 
-    /// What is due from time to time: learning, and records that wait for their sync.
+    /// What is due from time to time: counting and learning.
     fn look_after(&self) {
         self.observe();
         self.host.pool.maintain();
         if let Some(disk) = &self.disk {
             disk.pool.maintain();
-            if disk.is_dirty() {
-                self.sync_disk(disk);
-            }
         }
     }
 }
@@ -368,10 +386,11 @@ impl Cache {
         self.inner.clear()
     }
 
-    /// Brings everything to the disk that is only in host memory, and waits until it is durable;
-    /// on the caller's thread. Without a disk it does nothing.
+    /// Brings everything to the disk that is only in host memory, as far as the disk has room, and waits
+    /// until it is durable; on the caller's thread. Where not all of it has room, those blocks go there
+    /// that are worth most. Without a disk it does nothing.
     pub fn flush(&self) -> FlushReport {
-        self.inner.flush()
+        self.inner.flush(None, false)
     }
 
     /// What was counted since the cache was opened, and what it holds now.
@@ -443,17 +462,23 @@ impl Cache {
     /// Does one job that waits, on the caller's thread; `false` where none does. For caches
     /// without threads of their own.
     pub fn step(&self) -> bool {
-        let Some(job) = self.inner.queue.try_next() else {
-            return false;
-        };
-        self.inner.run(job);
-        true
+        if let Some(job) = self.inner.queue.try_next() {
+            self.inner.run(job);
+            return true;
+        }
+        let disk = self.inner.disk.as_ref();
+        disk.is_some_and(|disk| self.inner.step_disk(disk))
     }
 
     /// Does what is due from time to time: learning, and bringing written blocks to the disk. The
     /// threads of a cache do it by themselves.
     pub fn look_after(&self) {
         self.inner.look_after();
+        if let Some(disk) = &self.inner.disk
+            && disk.spill.is_dirty()
+        {
+            self.inner.sync_disk(disk);
+        }
     }
 
     /// Asserts what must hold between the parts of the cache; for tests, while nothing else runs.
@@ -465,21 +490,5 @@ impl Cache {
         if let Some(disk) = &self.inner.disk {
             disk.check_integrity();
         }
-    }
-}
-
-impl Drop for Cache {
-    fn drop(&mut self) {
-        drop(self.inner.queue.close());
-        for worker in self.workers.drain(..) {
-            // A worker that panicked has said so already.
-            let _ = worker.join();
-        }
-        if let Some(disk) = &self.inner.disk
-            && disk.is_dirty()
-        {
-            self.inner.sync_disk(disk);
-        }
-        self.inner.unregister();
     }
 }

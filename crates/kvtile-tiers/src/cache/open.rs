@@ -1,6 +1,6 @@
 //! Opening a cache: what its parts are made of, and that they fit each other.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     BlockId, Tick,
@@ -13,8 +13,8 @@ use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 
 use super::{
-    Cache, CacheSettings, Clock, DiskSettings, Inner, SystemClock, counts::Seen, flights::Flights,
-    host::Host, queue::Queue, stored::Stored,
+    Cache, CacheSettings, Clock, DiskSettings, Inner, SystemClock, chains::Chains, counts::Seen,
+    flights::Flights, host::Host, queue::Queue, stored::Stored,
 };
 use crate::{
     disk::{
@@ -141,9 +141,10 @@ impl CacheBuilder {
             host: Host::new(pool, handle, store.is_some().then_some(BlockId(blocks))),
             disk: store,
             queue: Queue::new(settings.queue_capacity),
+            chains: Chains::default(),
             flights: Flights::default(),
             clock: self.clock,
-            metrics: CacheMetrics::new(),
+            metrics: Arc::new(CacheMetrics::new()),
             seen: Seen::default(),
             events,
             manager,
@@ -153,15 +154,34 @@ impl CacheBuilder {
         let mut cache = Cache {
             inner,
             workers: Vec::new(),
+            is_closed: false,
         };
         for number in 0..cache.inner.settings.workers {
-            let inner = Arc::clone(&cache.inner);
-            let thread = std::thread::Builder::new().name(format!("kvtile-cache-{number}"));
-            let worker = thread.spawn(move || inner.work());
-            // A cache that is dropped here ends the threads that it has.
-            cache.workers.push(worker.map_err(TierError::thread)?);
+            cache.spawn(format!("kvtile-cache-{number}"), |inner| inner.work())?;
+        }
+        if cache.inner.settings.workers > 0 && cache.inner.disk.is_some() {
+            cache.spawn("kvtile-cache-disk".to_owned(), |inner| {
+                if let Some(disk) = &inner.disk {
+                    inner.serve_disk(disk);
+                }
+            })?;
         }
         Ok(cache)
+    }
+}
+
+impl Cache {
+    /// Starts a thread. A cache that is dropped because there is none ends the threads that it has.
+    fn spawn(
+        &mut self,
+        name: String,
+        work: impl FnOnce(&Inner) + Send + 'static,
+    ) -> Result<(), TierError> {
+        let inner = Arc::clone(&self.inner);
+        let thread = std::thread::Builder::new().name(name);
+        let thread = thread.spawn(move || work(&inner));
+        self.workers.push(thread.map_err(TierError::thread)?);
+        Ok(())
     }
 }
 
@@ -280,7 +300,7 @@ fn open_disk(
         stored.describe(BlockId(entry.slot), entry.tenant);
     }
     if !superfluous.is_empty() {
-        stored.forget(&superfluous);
+        stored.forget(&superfluous, Duration::ZERO);
     }
     Ok(stored)
 }

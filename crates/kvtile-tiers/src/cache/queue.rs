@@ -1,6 +1,6 @@
 //! The bounded queue of a cache and the threads that serve it.
 //!
-//! Nobody waits for a place: what finds none is refused, and its caller goes on without the cache.
+//! No caller waits for a place: what finds none is refused, and its caller goes on without the cache.
 
 use std::{
     cmp::Reverse,
@@ -39,6 +39,8 @@ impl<J> Ord for Waiting<J> {
 
 struct State<J> {
     waiting: BinaryHeap<Waiting<J>>,
+    /// Jobs that were taken and are parked elsewhere until [`Queue::resume`].
+    parked: usize,
     number: u64,
     running: usize,
     closed: bool,
@@ -72,7 +74,8 @@ impl<J> Queue<J> {
     pub(super) fn new(capacity: usize) -> Queue<J> {
         Queue {
             state: Mutex::new(State {
-                waiting: BinaryHeap::with_capacity(capacity),
+                waiting: BinaryHeap::new(),
+                parked: 0,
                 number: 0,
                 running: 0,
                 closed: false,
@@ -93,7 +96,7 @@ impl<J> Queue<J> {
         if state.closed {
             return Err((Refused::Closed, jobs));
         }
-        let waiting = state.waiting.len();
+        let waiting = state.waiting.len() + state.parked;
         if waiting.saturating_add(jobs.len()) > self.capacity {
             return Err((Refused::Full { waiting }, jobs));
         }
@@ -105,6 +108,36 @@ impl<J> Queue<J> {
         drop(state);
         self.changed.notify_all();
         Ok(())
+    }
+
+    /// A job that was taken is parked elsewhere: it keeps its place until it is resumed.
+    pub(super) fn park(&self) {
+        self.lock().parked += 1;
+    }
+
+    /// A job that was parked was not, in the end.
+    pub(super) fn unpark(&self) {
+        let mut state = self.lock();
+        assert!(state.parked > 0, "a job is unparked that was not parked");
+        state.parked -= 1;
+    }
+
+    /// Parked jobs wait again. They come back where the queue is closed.
+    pub(super) fn resume(&self, jobs: Vec<(Priority, J)>) -> Vec<J> {
+        let mut state = self.lock();
+        assert!(state.parked >= jobs.len(), "more jobs are resumed than were parked");
+        state.parked -= jobs.len();
+        if state.closed {
+            return jobs.into_iter().map(|(_, job)| job).collect();
+        }
+        for (priority, job) in jobs {
+            state.number += 1;
+            let turn = (priority, Reverse(state.number));
+            state.waiting.push(Waiting { turn, job });
+        }
+        drop(state);
+        self.changed.notify_all();
+        Vec::new()
     }
 
     /// The next job, at once or not at all. [`Queue::done`] must follow.

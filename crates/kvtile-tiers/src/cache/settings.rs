@@ -1,6 +1,6 @@
 //! What a cache is told: plain values with defaults, to be written down and read back.
 
-use std::{num::NonZeroUsize, path::PathBuf};
+use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
 use kvtile_blocks::{policy::PolicyKind, pool::Quota};
 use kvtile_layout::{Word, identity::LogicalIdentity};
@@ -81,6 +81,10 @@ pub struct DiskSettings {
     /// Which stored block goes first (default: the learned leaf policy).
     #[serde(default)]
     pub policy: PolicyKind,
+    /// How long closing the cache may take to write blocks that are only in host memory (default 30 s; with
+    /// 0 it writes none). What there is no time for is lost, and the log says how much that is.
+    #[serde(default = "close_within")]
+    pub close_within: Duration,
 }
 
 /// When host blocks are written to disk.
@@ -177,6 +181,15 @@ impl CacheSettings {
         self
     }
 
+    /// With so much time for closing; without a disk it says nothing.
+    #[must_use]
+    pub fn close_within(mut self, time: Duration) -> CacheSettings {
+        if let Some(disk) = &mut self.disk {
+            disk.close_within = time;
+        }
+        self
+    }
+
     /// With at most so many jobs that wait.
     #[must_use]
     pub fn queue_capacity(mut self, jobs: usize) -> CacheSettings {
@@ -216,8 +229,13 @@ impl DiskSettings {
             capacity_bytes,
             writes: DiskWrites::default(),
             policy: PolicyKind::default(),
+            close_within: close_within(),
         }
     }
+}
+
+fn close_within() -> Duration {
+    Duration::from_secs(30)
 }
 
 fn host_bytes() -> u64 {

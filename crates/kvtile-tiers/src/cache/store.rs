@@ -1,4 +1,8 @@
 //! Stores: the engine's blocks to host memory.
+//!
+//! A chain is kept from its first block on. A store never evicts the ancestors of its blocks, so where a
+//! chain is longer than there is room, its head stays and its tail is not taken; and a block whose
+//! ancestors are in no tier is not taken either, since no lookup would find it.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -10,8 +14,8 @@ use kvtile_blocks::{
 use kvtile_transfer::{LayoutHandle, TransferError, TransferOptions};
 
 use super::{
-    Completion, DiskWrites, Inner, Priority, StoreOptions, completion::Shared, demote::WriteJob,
-    host::ids, job::Job,
+    Completion, DiskWrites, Inner, StoreOptions, completion::Shared, host::ids, job::Job,
+    parent::Parent, Priority, QueueLabel,
 };
 use crate::error::TierError;
 
@@ -25,8 +29,12 @@ pub enum StoreStop {
     Deadline,
     /// The cache was closed.
     Closed,
-    /// All host memory is in use.
+    /// Host memory has no room: all of it is in use, or holds the first blocks of the same chain, which
+    /// stay.
     HostFull,
+    /// The block before the first one is in no tier, so these would never be found. An engine that has it
+    /// can store it too.
+    NoAncestors,
     /// The pool of host memory refused the keys.
     Pool(BlocksError),
     /// The copy from the engine was refused or failed.
@@ -51,10 +59,15 @@ pub struct StoreReport {
     pub stopped: Option<StoreStop>,
 }
 
+/// For a chain of fewer blocks the caller's thread looks which of them are there already.
+const PEEK_MAX: usize = 1024;
+
 /// A store that waits for its turn.
 pub(super) struct StoreJob {
     shared: Arc<Shared<StoreReport>>,
-    keys: Vec<BlockKey>,
+    /// Its number among the stores that are under way.
+    number: u64,
+    keys: Arc<[BlockKey]>,
     /// The block before the first one.
     parent: Option<BlockKey>,
     /// How many blocks stand before the first one in the chain.
@@ -73,14 +86,14 @@ pub(super) struct StoreJob {
 /// Starts storing.
 pub(super) fn start(
     inner: &Arc<Inner>,
-    (keys, first): (&[BlockKey], usize),
+    (all, first): (&[BlockKey], usize),
     blocks: &[usize],
     options: &StoreOptions,
 ) -> Result<Completion<StoreReport>, TierError> {
     let wanted = first.checked_add(blocks.len());
-    let Some(chain) = wanted.and_then(|end| keys.get(first..end)) else {
+    let Some(chain) = wanted.and_then(|end| all.get(first..end)) else {
         return Err(TierError::TooFewKeys {
-            keys: keys.len(),
+            keys: all.len(),
             first,
             blocks: blocks.len(),
         });
@@ -88,12 +101,23 @@ pub(super) fn start(
     let layout = inner.check_blocks(options.layout, blocks)?;
     let shared = Shared::new(0, 0);
     let completion = Completion::new(Arc::clone(&shared));
-    let present = inner.host.pool.peek(chain);
+    // What takes long for a long chain is left to the job.
+    let present = match chain.get(..PEEK_MAX) {
+        Some(_) => 0,
+        None => inner.host.pool.peek(chain),
+    };
     let position = first + present;
+    let keys: Arc<[BlockKey]> = chain.get(present..).unwrap_or_default().into();
+    let is_done = keys.is_empty();
+    let number = match is_done {
+        true => 0,
+        false => inner.chains.enter(Arc::clone(&keys)),
+    };
     let job = StoreJob {
         shared,
-        keys: chain.get(present..).unwrap_or_default().to_vec(),
-        parent: position.checked_sub(1).and_then(|at| keys.get(at)).copied(),
+        number,
+        parent: position.checked_sub(1).and_then(|at| all.get(at)).copied(),
+        keys,
         position,
         layout,
         sources: blocks.get(present..).unwrap_or_default().to_vec(),
@@ -105,12 +129,15 @@ pub(super) fn start(
         start: inner.clock.now(),
         deadline: inner.later(options.within),
     };
-    if job.keys.is_empty() {
-        job.finish(inner, Stored::default(), None);
+    if is_done {
+        job.finish(inner, &Stored::default(), None);
         return Ok(completion);
     }
-    inner.queue(options.priority, vec![Job::Store(job)])?;
-    Ok(completion)
+    let queued = inner.queue(options.priority, vec![Job::Store(Box::new(job))]);
+    if queued.is_err() {
+        inner.store_ended(number);
+    }
+    queued.map(|()| completion)
 }
 
 /// What a store has done so far.
@@ -122,20 +149,55 @@ struct Stored {
 }
 
 impl StoreJob {
-    pub(super) fn run(self, inner: &Inner) {
-        let mut done = Stored::default();
-        let stopped = if inner.is_past(self.deadline) {
-            Some(StoreStop::Deadline)
-        } else {
-            self.copy_all(inner, &mut done).err()
+    pub(super) fn run(self: Box<Self>, inner: &Inner) {
+        let (job, parent) = match (self.parent, Parent::hold(inner, self.parent.as_ref())) {
+            // An older store may be bringing it.
+            (Some(key), None) => match self.park(inner, &key) {
+                Ok(()) => return,
+                // It has ended between the two looks, or there is none.
+                Err(job) => (job, Parent::hold(inner, Some(&key))),
+            },
+            (_, parent) => (self, parent),
         };
-        self.finish(inner, done, stopped);
+        let _end = EndOfStore {
+            inner,
+            number: job.number,
+        };
+        job.copy_from(inner, parent);
     }
 
-    fn finish(&self, inner: &Inner, done: Stored, stopped: Option<StoreStop>) {
+    /// Waits without a thread for the older store that brings `key`, if there is one.
+    fn park(self: Box<Self>, inner: &Inner, key: &BlockKey) -> Result<(), Box<StoreJob>> {
+        inner.queue.park();
+        let parked = inner.chains.park(self.number, key, self);
+        if parked.is_err() {
+            inner.queue.unpark();
+        }
+        parked
+    }
+
+    fn copy_from(&self, inner: &Inner, parent: Option<Parent>) {
+        let mut done = Stored::default();
+        let stopped = match parent {
+            _ if inner.is_past(self.deadline) => Some(StoreStop::Deadline),
+            None => Some(StoreStop::NoAncestors),
+            Some(parent) => self.copy_all(inner, parent, &mut done).err(),
+        };
+        self.finish(inner, &done, stopped);
+    }
+
+    /// When it is its turn.
+    pub(super) fn priority(&self) -> Priority {
+        self.options.priority
+    }
+
+    fn finish(&self, inner: &Inner, done: &Stored, stopped: Option<StoreStop>) {
         let elapsed = inner.clock.now().saturating_sub(self.start);
-        let report = self.report(&done, elapsed, stopped);
+        let report = self.report(done, elapsed, stopped);
         inner.metrics.stored(Tier::Host, report.stored as u64);
+        if matches!(report.stopped, Some(StoreStop::HostFull | StoreStop::NoAncestors)) {
+            inner.metrics.left_out(Tier::Host, report.dropped as u64);
+        }
         self.shared.finish(report);
     }
 
@@ -151,7 +213,12 @@ impl StoreJob {
     }
 
     /// In pieces that host memory has room for.
-    fn copy_all(&self, inner: &Inner, done: &mut Stored) -> Result<(), StoreStop> {
+    fn copy_all(
+        &self,
+        inner: &Inner,
+        mut parent: Parent,
+        done: &mut Stored,
+    ) -> Result<(), StoreStop> {
         let mut at = 0;
         while at < self.keys.len() {
             if self.shared.is_cancelled() {
@@ -159,42 +226,63 @@ impl StoreJob {
             }
             let rest = self.keys.get(at..).unwrap_or_default();
             let present = inner.host.pool.peek(rest);
-            done.present += present;
-            at += present;
-            let wanted = rest.len() - present;
-            if wanted == 0 {
-                break;
+            let room = match present {
+                0 => self.room(inner, rest.len(), &mut parent),
+                _ => None,
+            };
+            let (blocks, held) = match room {
+                Some(room) => {
+                    let range = at..at + room.len();
+                    (range.len(), Some(self.copy(inner, range, room, done)?))
+                }
+                // Blocks without room in host memory may be on disk already.
+                None => {
+                    let present = present.max(inner.peek_disk(rest));
+                    done.present += present;
+                    (present, None)
+                }
+            };
+            if blocks == 0 {
+                return Err(StoreStop::HostFull);
             }
-            let room = self.room(inner, wanted).ok_or(StoreStop::HostFull)?;
-            at += self.copy(inner, at..at + room.len(), room, done)?;
+            at += blocks;
+            let last = at.checked_sub(1).and_then(|last| self.keys.get(last));
+            // A block that was there may have left since.
+            let next = held.or_else(|| Parent::hold(inner, last));
+            parent = next.ok_or(StoreStop::NoAncestors)?;
         }
         Ok(())
     }
 
-    /// Host blocks for up to `wanted` blocks.
-    fn room(&self, inner: &Inner, wanted: usize) -> Option<MutableBlocks> {
+    /// Host blocks for up to `wanted` blocks, without evicting their ancestors from all tiers.
+    fn room(&self, inner: &Inner, wanted: usize, parent: &mut Parent) -> Option<MutableBlocks> {
         let request = AllocateRequest {
             tenant: self.options.tenant,
             now: inner.tick(),
         };
-        let mut count = wanted;
-        while count > 0 {
-            match inner.host_room(count, &request) {
-                Ok(room) => return Some(room),
-                Err(_) => count /= 2,
+        loop {
+            let mut count = wanted;
+            while count > 0 {
+                match inner.host_room(count, &request) {
+                    Ok(room) => return Some(room),
+                    Err(_) => count /= 2,
+                }
+            }
+            // The ancestors are what is left. Those that are on disk may leave host memory.
+            if !parent.move_to_disk(inner) {
+                return None;
             }
         }
-        None
     }
 
-    /// Copies the blocks of `range` into `room` and registers them. Returns how many that were.
+    /// Copies the blocks of `range` into `room` and registers them. Returns the last one, pinned.
     fn copy(
         &self,
         inner: &Inner,
         range: Range<usize>,
         room: MutableBlocks,
         done: &mut Stored,
-    ) -> Result<usize, StoreStop> {
+    ) -> Result<Parent, StoreStop> {
         let keys = self.keys.get(range.clone()).unwrap_or_default();
         let sources = self.sources.get(range.clone()).unwrap_or_default();
         let transfer = inner.manager.execute_transfer(
@@ -228,19 +316,19 @@ impl StoreJob {
         let twice = registered.duplicates.len();
         done.stored += keys.len() - twice;
         done.present += twice;
-        drop(registered);
+        inner.anchor(&registered.blocks, parent);
+        let mut blocks = registered.blocks;
+        let last = blocks.split_off(blocks.len().saturating_sub(1));
+        drop(blocks);
         self.write_through(inner, keys);
-        Ok(keys.len())
+        Ok(Parent::Host(last))
     }
 
-    /// To disk as well, where the settings say so. Where the queue is full, the blocks go to disk
-    /// when they are evicted.
+    /// To disk as well, where the settings say so.
     fn write_through(&self, inner: &Inner, keys: &[BlockKey]) {
         let writes = inner.settings.disk.as_ref().map(|disk| disk.writes);
-        if writes == Some(DiskWrites::AtOnce) {
-            let keys = keys.to_vec();
-            let job = Job::Write(WriteJob { keys });
-            let _ = inner.queue(Priority::Background, vec![job]);
+        if let (Some(disk), Some(DiskWrites::AtOnce)) = (&inner.disk, writes) {
+            inner.spill(disk, keys);
         }
     }
 }
@@ -252,5 +340,40 @@ impl Drop for StoreJob {
         let closed = Some(StoreStop::Closed);
         self.shared
             .finish(self.report(&nothing, Duration::ZERO, closed));
+    }
+}
+
+/// Ends a store when it is dropped, whatever became of it: those that waited for it go on.
+struct EndOfStore<'a> {
+    inner: &'a Inner,
+    number: u64,
+}
+
+impl Drop for EndOfStore<'_> {
+    fn drop(&mut self) {
+        self.inner.store_ended(self.number);
+    }
+}
+
+impl Inner {
+    /// A store has ended; what is parked for it waits for its turn again.
+    fn store_ended(&self, number: u64) {
+        let parked = self.chains.leave(number);
+        if parked.is_empty() {
+            return;
+        }
+        for _ in &parked {
+            self.metrics.queued(QueueLabel::Store);
+        }
+        let jobs = parked.into_iter();
+        let jobs = jobs.map(|job| (job.priority(), Job::Store(job))).collect();
+        for job in self.queue.resume(jobs) {
+            self.metrics.unqueued(job.label());
+        }
+    }
+
+    /// How many leading blocks are on disk.
+    fn peek_disk(&self, keys: &[BlockKey]) -> usize {
+        self.disk.as_ref().map_or(0, |disk| disk.pool.peek(keys))
     }
 }

@@ -1,31 +1,41 @@
 //! The disk tier: slots of a folder and the pool that knows which block is in which.
 
 use std::sync::{
-    Arc, PoisonError, RwLock, RwLockReadGuard,
-    atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+use std::time::Duration;
+
+use kvtile_blocks::{
+    BlockId, BlockKey,
+    pool::{BlockPool, Claim, PinnedBlocks},
 };
 
-use kvtile_blocks::{BlockId, BlockKey, pool::BlockPool};
-
-use super::{Inner, flights::Flights, rate::Rate};
-use crate::disk::{LostBlock, Miss, SlotStore};
-
-/// Fewer written blocks than this wait for the next idle moment to be synced.
-pub(super) const BLOCKS_PER_SYNC: usize = 64;
+use super::{
+    Inner, QueueLabel,
+    flights::Flights,
+    health::Health,
+    rate::Rate,
+    spill::{Due, Spill},
+};
+use crate::disk::{LostBlock, Miss, SlotState, SlotStore};
 
 /// Blocks on disk. The id of a block in the pool is the number of its slot.
 pub(super) struct Stored {
     pub(super) pool: Arc<BlockPool>,
     pub(super) store: SlotStore,
     pub(super) rate: Rate,
-    /// Blocks that are being written. Whoever has such a flight boards no other.
+    /// Blocks that are being written. A thread with such a flight boards no other.
     pub(super) writes: Flights,
-    /// Read by those who evict host blocks, until these are on disk.
+    /// Whether it takes blocks.
+    pub(super) health: Health,
+    /// What is to be written and synced by the disk's own thread.
+    pub(super) spill: Spill,
+    /// Read while host blocks are evicted, until these are on disk.
     demotions: RwLock<()>,
-    /// Whether something was written or erased since the last sync.
-    dirty: AtomicBool,
-    /// Blocks written since the last sync.
-    written: AtomicUsize,
+    /// Held while host blocks are evicted and written, so that no thread evicts the parent of a block
+    /// that another one is about to write.
+    turn: Mutex<()>,
     /// Whose block is in which slot.
     tenants: Box<[AtomicU32]>,
     /// Blocks that were removed because they were lost or could not be read.
@@ -48,23 +58,23 @@ impl Stored {
             store,
             rate: Rate::default(),
             writes: Flights::default(),
+            health: Health::default(),
+            spill: Spill::default(),
             demotions: RwLock::new(()),
-            dirty: AtomicBool::new(false),
-            written: AtomicUsize::new(0),
+            turn: Mutex::new(()),
             tenants: (0..slots).map(|_| AtomicU32::new(0)).collect(),
             damaged: AtomicU64::new(0),
         }
     }
 
-    /// Says that host blocks are about to be evicted, until they are on disk. Whoever has said so
-    /// says it no second time.
+    /// Says that host blocks are about to be evicted, until they are on disk. A thread says it once.
     pub(super) fn demoting(&self) -> RwLockReadGuard<'_, ()> {
         self.demotions
             .read()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for those who have said so.
+    /// Waits for all demotions that have begun.
     pub(super) fn wait_for_demotions(&self) {
         drop(
             self.demotions
@@ -73,16 +83,15 @@ impl Stored {
         );
     }
 
-    /// A block was written to a slot.
-    pub(super) fn wrote(&self, slot: BlockId, tenant: u32) {
-        self.describe(slot, tenant);
-        self.written.fetch_add(1, Ordering::Relaxed);
-        self.touched();
+    /// The turn to evict host blocks and write them.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Blocks written since the last sync.
-    pub(super) fn written(&self) -> usize {
-        self.written.load(Ordering::Relaxed)
+    /// A block was written to a slot.
+    pub(super) fn wrote(&self, slot: BlockId, tenant: u32, now: Duration) {
+        self.describe(slot, tenant);
+        self.spill.wrote(now);
     }
 
     /// Notes whose block is in a slot.
@@ -98,36 +107,46 @@ impl Stored {
         tenant.map_or(0, |tenant| tenant.load(Ordering::Relaxed))
     }
 
-    pub(super) fn is_dirty(&self) -> bool {
-        self.dirty.load(Ordering::Acquire)
-    }
-
-    pub(super) fn touched(&self) {
-        self.dirty.store(true, Ordering::Release);
-    }
-
     /// Whether a block is on disk.
     pub(super) fn has(&self, key: &BlockKey) -> bool {
         self.pool.peek(std::slice::from_ref(key)) == 1
     }
 
+    /// Pins a block on disk; `None` where it is not there. No policy learns of it.
+    pub(super) fn hold(&self, key: &BlockKey) -> Option<PinnedBlocks> {
+        let pinned = self
+            .pool
+            .pin(std::slice::from_ref(key), &Claim::default())
+            .blocks;
+        (!pinned.is_empty()).then_some(pinned)
+    }
+
+    /// Whether a block is on disk and outlives a crash.
+    pub(super) fn is_durable(&self, key: &BlockKey) -> bool {
+        let pinned = self.hold(key);
+        let slot = pinned.as_ref().and_then(|pinned| pinned.ids().first());
+        slot.is_some_and(|slot| {
+            self.store.state(slot.0) == SlotState::Durable && self.store.key(slot.0) == Some(*key)
+        })
+    }
+
     /// Empties slots whose blocks the pool has given up, so that others may be written there.
-    pub(super) fn forget(&self, slots: &[BlockId]) {
+    pub(super) fn forget(&self, slots: &[BlockId], now: Duration) {
         let slots: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
-        self.touched();
+        self.spill.touched(now);
         if let Err(error) = self.store.erase(&slots) {
             log::error!("slots of the pool are not those of the folder: {error}");
         }
     }
 
     /// A block that could not be read is offered no more.
-    pub(super) fn drop_bad(&self, slot: BlockId, key: &BlockKey, miss: &Miss) {
+    pub(super) fn drop_bad(&self, slot: BlockId, key: &BlockKey, miss: &Miss, now: Duration) {
         log::warn!(
             "block {key} in slot {} of the disk tier is lost: {miss}",
             slot.0
         );
         self.remove_damaged(std::slice::from_ref(key));
-        self.forget(&[slot]);
+        self.forget(&[slot], now);
     }
 
     fn remove_damaged(&self, keys: &[BlockKey]) {
@@ -153,12 +172,15 @@ impl Stored {
 impl Inner {
     /// Waits until everything written before is durable. What the disk lost is offered no more.
     pub(super) fn sync_disk(&self, disk: &Stored) -> Synced {
-        disk.dirty.store(false, Ordering::Release);
-        disk.written.store(0, Ordering::Relaxed);
+        disk.spill.sync_begins();
         let synced = disk.store.sync();
-        if let Some(error) = &synced.failure {
-            log::warn!("the disk tier could not be synced: {error}");
-            disk.touched();
+        let now = self.clock.now();
+        match &synced.failure {
+            Some(error) => {
+                disk.health.failed(now, error);
+                disk.spill.touched(now);
+            }
+            None => disk.health.succeeded(now),
         }
         let mut lost = disk.store.take_lost();
         lost.extend(synced.lost);
@@ -167,6 +189,60 @@ impl Inner {
             lost: lost.len(),
             durable: synced.failure.is_none(),
         }
+    }
+
+    /// Serves the disk until it is closed: writes what is to be written, and syncs in time.
+    pub(super) fn serve_disk(&self, disk: &Stored) {
+        loop {
+            let paused = disk.health.paused_until();
+            let due = disk.spill.wait(|| self.clock.now(), paused);
+            if due == Due::Closed {
+                return;
+            }
+            self.serve(disk, due);
+        }
+    }
+
+    /// Does what is due at the disk; false where nothing is.
+    pub(super) fn step_disk(&self, disk: &Stored) -> bool {
+        let due = disk
+            .spill
+            .due(self.clock.now(), disk.health.paused_until());
+        self.serve(disk, due);
+        matches!(due, Due::Write(_) | Due::Sync)
+    }
+
+    fn serve(&self, disk: &Stored, due: Due) {
+        match due {
+            Due::Write(key) => {
+                self.metrics.unqueued(QueueLabel::Spill);
+                self.write_key(disk, &key);
+            }
+            Due::Sync => {
+                // After a failure one attempt at a time ends the pause.
+                if disk.health.allows(self.clock.now()) {
+                    self.sync_disk(disk);
+                }
+            }
+            Due::Nothing | Due::Closed => {}
+        }
+    }
+
+    /// Host blocks are to be written to disk, behind the back of the caller.
+    pub(super) fn spill(&self, disk: &Stored, keys: &[BlockKey]) {
+        for _ in keys {
+            self.metrics.queued(QueueLabel::Spill);
+        }
+        let is_there = |key: &BlockKey| self.host.pool.peek(std::slice::from_ref(key)) == 1;
+        for _ in 0..disk.spill.push(keys, self.spill_keys_max(), is_there) {
+            self.metrics.unqueued(QueueLabel::Spill);
+        }
+    }
+
+    /// Above so many, keys of blocks that have left host memory are dropped from the list of those to
+    /// write: no more than half of them can be there.
+    pub(super) fn spill_keys_max(&self) -> usize {
+        self.host.pool.blocks().saturating_mul(2)
     }
 
     /// What the disk had taken and lost is offered no more.

@@ -61,6 +61,7 @@ pub(super) const PINNED: &str = "kvtile_pinned_blocks";
 pub(super) const PINS: &str = "kvtile_pins_total";
 pub(super) const PINS_OVERDUE: &str = "kvtile_pins_overdue_total";
 pub(super) const STORED: &str = "kvtile_stored_blocks_total";
+pub(super) const LEFT_OUT: &str = "kvtile_left_out_blocks_total";
 pub(super) const PRESENT: &str = "kvtile_present_blocks";
 pub(super) const CAPACITY: &str = "kvtile_capacity_blocks";
 pub(super) const EVICTED: &str = "kvtile_evicted_blocks_total";
@@ -123,6 +124,7 @@ pub const CATALOGUE: &[Metric] = &[
     counter(PINS, Unit::Blocks, TIER, None, "Blocks that were pinned, each time"),
     counter(PINS_OVERDUE, Unit::Blocks, TIER, Some(PINS), "Pins that outlived their deadline and were reported"),
     counter(STORED, Unit::Blocks, TIER, None, "Blocks that were stored"),
+    counter(LEFT_OUT, Unit::Blocks, TIER, Some(STORED), "Blocks that were to be stored and were not: no room, a tier that fails, or ancestors in no tier"),
     gauge(PRESENT, Unit::Blocks, TIER, Some(CAPACITY), "Blocks that can be found"),
     gauge(CAPACITY, Unit::Blocks, TIER, None, "Blocks that have room"),
     counter(EVICTED, Unit::Blocks, &["tier", "reason"], Some(STORED), "Blocks that left a tier, and why"),

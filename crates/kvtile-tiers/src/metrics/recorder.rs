@@ -48,6 +48,7 @@ struct Place {
     pins: Counter,
     overdue: Counter,
     stored: Counter,
+    left_out: Counter,
     present: Gauge,
     capacity: Gauge,
     evicted: CounterBy<EvictionReason>,
@@ -114,6 +115,7 @@ impl Place {
             pins: count(names::PINS),
             overdue: count(names::PINS_OVERDUE),
             stored: count(names::STORED),
+            left_out: count(names::LEFT_OUT),
             present: gauge(names::PRESENT),
             capacity: gauge(names::CAPACITY),
             evicted: By::new(|reason: EvictionReason| {
@@ -237,6 +239,11 @@ impl CacheMetrics {
         self.tiers.with(tier, |place| place.stored.add(blocks));
     }
 
+    /// Blocks were to be stored in a tier and were not.
+    pub fn left_out(&self, tier: Tier, blocks: u64) {
+        self.tiers.with(tier, |place| place.left_out.add(blocks));
+    }
+
     /// Blocks left a tier.
     pub fn evicted(&self, tier: Tier, reason: EvictionReason, blocks: u64) {
         self.tiers.with(tier, |place| {
@@ -294,6 +301,7 @@ impl CacheMetrics {
             pins: tiers(|place| place.pins.value()),
             pins_overdue: tiers(|place| place.overdue.value()),
             stored: tiers(|place| place.stored.value()),
+            left_out: tiers(|place| place.left_out.value()),
             present: tiers(|place| place.present.value()),
             capacity: tiers(|place| place.capacity.value()),
             evicted: evicted.filter(|(_, reasons)| !reasons.is_empty()).collect(),

@@ -30,6 +30,9 @@ pub struct CacheStats {
     pub pins_overdue: BTreeMap<Tier, u64>,
     /// Blocks that were ever stored.
     pub stored: BTreeMap<Tier, u64>,
+    /// Blocks that were to be stored and were not, because the tier has no room for them or fails, or
+    /// because their ancestors are in no tier.
+    pub left_out: BTreeMap<Tier, u64>,
     /// Blocks that are there now.
     pub present: BTreeMap<Tier, u64>,
     /// Blocks that have room.

@@ -7,7 +7,9 @@ use kvtile_layout::{
     Shape, Unit, Word,
     identity::{Fingerprint, LogicalIdentity, Rope},
 };
-use kvtile_tiers::cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions};
+use kvtile_tiers::cache::{
+    Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions, StoreReport,
+};
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
 
 /// Blocks of the engine of these tests.
@@ -139,16 +141,21 @@ impl<'a> Engine<'a> {
     /// Computes the whole chain into the blocks from `block` on and stores it. Returns how many
     /// blocks were stored.
     pub(crate) fn store(&self, keys: &[BlockKey], block: usize) -> usize {
-        let blocks: Vec<usize> = (block..block + keys.len()).collect();
-        for (key, &block) in keys.iter().zip(&blocks) {
-            self.compute(key, block);
-        }
-        let stored = self.cache.store(keys, 0, &blocks, &StoreOptions::default());
-        let completion = stored.unwrap();
-        while self.cache.step() {}
-        let report = completion.wait();
+        let report = self.store_from(keys, 0, block);
         assert!(report.stopped.is_none(), "{report:?}");
         report.stored
+    }
+
+    /// Computes the chain from its block `first` on into the blocks from `block` on, and stores that.
+    pub(crate) fn store_from(&self, keys: &[BlockKey], first: usize, block: usize) -> StoreReport {
+        let blocks: Vec<usize> = (block..block + keys.len() - first).collect();
+        for (key, &block) in keys[first..].iter().zip(&blocks) {
+            self.compute(key, block);
+        }
+        let options = StoreOptions::default();
+        let completion = self.cache.store(keys, first, &blocks, &options).unwrap();
+        while self.cache.step() {}
+        completion.wait()
     }
 
     /// Loads what is stored of `keys` to the blocks from `block` on, and checks every byte of it.

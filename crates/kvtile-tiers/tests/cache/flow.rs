@@ -169,30 +169,28 @@ fn blocks_are_written_to_disk_at_once_or_after_uses() {
 }
 
 #[test]
-fn a_block_whose_write_found_no_place_in_the_queue_goes_to_disk_when_it_leaves() {
+fn blocks_that_are_to_be_written_take_no_place_in_the_queue() {
     let folder = tempfile::tempdir().unwrap();
-    let settings = with_disk(4, folder.path(), DISK)
+    let settings = with_disk(8, folder.path(), DISK)
         .disk_writes(DiskWrites::AtOnce)
         .workers(0)
         .queue_capacity(1);
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
     let keys = chain(3, 6);
-    let blocks = [0, 1, 2, 3, 4, 5];
-    for (key, block) in keys.iter().zip(blocks) {
-        engine.compute(key, block);
-    }
-    // Host memory is smaller than the chain, so it comes in two pieces; each wants to be written,
-    // and the queue has one place.
-    let store = cache.store(&keys, 0, &blocks, &StoreOptions::default());
-    assert!(cache.step());
-    assert_eq!(store.unwrap().wait().stored, 6);
+    let store = |first: usize| {
+        engine.compute(&keys[first], first);
+        let store = cache.store(&keys, first, &[first], &StoreOptions::default());
+        assert!(cache.step());
+        assert_eq!(store.unwrap().wait().stored, 1);
+    };
+    (0..6).for_each(store);
     let refused: u64 = cache.stats().queues.iter().map(|queue| queue.refused).sum();
-    assert_eq!(refused, 1);
-    cache.evict(Tier::Host, 4).unwrap();
+    assert_eq!((refused, moved(&cache, Tier::Host, Tier::Disk)), (0, 0));
     while cache.step() {}
     assert_eq!(moved(&cache, Tier::Host, Tier::Disk), 6);
     assert_eq!(engine.load(&keys, 20), 6);
+    assert!(cache.stats().queues.iter().all(|queue| queue.depth == 0));
 }
 
 #[test]

@@ -8,6 +8,7 @@
 )]
 
 mod bounds;
+mod chains;
 mod common;
 mod crash;
 mod flow;

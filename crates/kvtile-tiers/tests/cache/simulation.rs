@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use kvtile_blocks::events::Tier;
 use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
 use kvtile_tiers::{
-    cache::{Cache, Clock, DiskWrites, LoadOptions, LookupOptions, StoreOptions},
+    cache::{Cache, Clock, DiskWrites, LoadOptions, LookupOptions, StoreOptions, StoreStop},
     disk::medium::Medium,
 };
 
@@ -96,7 +96,14 @@ fn live(
         let keys = chain(numbers.below(CHAINS), 1 + numbers.index(5));
         match numbers.below(12) {
             0..=3 => {
-                engine.store(&keys, 0);
+                // Where the disk takes nothing, a chain that is longer than host memory keeps its head.
+                let report = engine.store_from(&keys, 0, 0);
+                let stopped = report.stopped.as_ref();
+                assert!(
+                    stopped.is_none_or(|stop| matches!(stop, StoreStop::HostFull)),
+                    "{report:?}"
+                );
+                assert_eq!(report.stored + report.present + report.dropped, keys.len());
             }
             4..=6 => {
                 engine.load(&keys, 20);

@@ -1,0 +1,110 @@
+//! Stores that are under way, so that a store whose ancestors another one brings waits for it.
+//!
+//! An engine stores a long prompt in pieces, as it computes them, and several threads take them from the
+//! queue. A piece whose ancestors are in no tier is not kept, so one that comes early is parked until the
+//! piece before it has ended. Only older stores are waited for, so no two wait for each other.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kvtile_blocks::BlockKey;
+
+/// A store that has not ended.
+struct Entry<J> {
+    number: u64,
+    keys: Arc<[BlockKey]>,
+    /// Jobs that are parked until it has ended.
+    parked: Vec<J>,
+}
+
+struct State<J> {
+    next: u64,
+    /// Oldest first.
+    entries: Vec<Entry<J>>,
+}
+
+/// Stores that have not ended, and jobs that wait for them.
+pub(super) struct Chains<J>(Mutex<State<J>>);
+
+impl<J> Default for Chains<J> {
+    fn default() -> Chains<J> {
+        Chains(Mutex::new(State {
+            next: 0,
+            entries: Vec::new(),
+        }))
+    }
+}
+
+impl<J> Chains<J> {
+    fn lock(&self) -> MutexGuard<'_, State<J>> {
+        // Nothing that holds the lock can leave it half changed.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A store of these keys begins. [`Chains::leave`] must follow.
+    pub(super) fn enter(&self, keys: Arc<[BlockKey]>) -> u64 {
+        let mut state = self.lock();
+        let number = state.next;
+        state.next += 1;
+        state.entries.push(Entry {
+            number,
+            keys,
+            parked: Vec::new(),
+        });
+        number
+    }
+
+    /// Parks the job of store `number` until an older store that brings `key` has ended. The job comes
+    /// back where there is none.
+    pub(super) fn park(&self, number: u64, key: &BlockKey, job: J) -> Result<(), J> {
+        let mut state = self.lock();
+        let older = state.entries.iter_mut().filter(|entry| entry.number < number);
+        match older.rev().find(|entry| entry.keys.contains(key)) {
+            Some(entry) => {
+                entry.parked.push(job);
+                Ok(())
+            }
+            None => Err(job),
+        }
+    }
+
+    /// A store has ended. Returns the jobs that waited for it.
+    pub(super) fn leave(&self, number: u64) -> Vec<J> {
+        let mut state = self.lock();
+        let at = state.entries.iter().position(|entry| entry.number == number);
+        at.map_or_else(Vec::new, |at| state.entries.remove(at).parked)
+    }
+
+    /// All stores end. Returns the jobs that waited.
+    pub(super) fn close(&self) -> Vec<J> {
+        let entries = std::mem::take(&mut self.lock().entries);
+        entries.into_iter().flat_map(|entry| entry.parked).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys(numbers: std::ops::Range<u8>) -> Arc<[BlockKey]> {
+        numbers.map(|number| BlockKey::from_bytes([number; 16])).collect()
+    }
+
+    #[test]
+    fn only_older_stores_are_waited_for_and_the_newest_of_them() {
+        let chains = Chains::default();
+        let first = chains.enter(keys(0..4));
+        let again = chains.enter(keys(2..4));
+        let second = chains.enter(keys(4..8));
+        let parent = keys(3..4)[0];
+        assert_eq!(chains.park(second, &parent, "second"), Ok(()));
+        assert_eq!(chains.park(first, &keys(5..6)[0], "first"), Err("first"));
+        assert_eq!(chains.park(second, &keys(9..10)[0], "second"), Err("second"));
+        assert!(chains.leave(first).is_empty());
+        assert_eq!(chains.leave(again), ["second"]);
+        assert!(chains.leave(again).is_empty());
+        let third = chains.enter(keys(8..9));
+        assert_eq!(chains.park(third, &keys(7..8)[0], "third"), Ok(()));
+        assert_eq!(chains.close(), ["third"]);
+        assert!(chains.leave(second).is_empty());
+    }
+}

@@ -1,0 +1,223 @@
+//! What is to go to the disk tier besides what is evicted: host blocks to write, and a sync for what was
+//! written. A thread of its own does both, so that neither waits behind loads.
+//!
+//! It knows keys and times. Whether a block is still there, and how it is written, is not its business.
+
+use std::{
+    collections::VecDeque,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use kvtile_blocks::BlockKey;
+
+/// A sync begins when so many blocks were written since the last one.
+pub const SYNC_BLOCKS: usize = 64;
+
+/// A sync begins when a block was written, or erased, so long ago and was not synced.
+pub const SYNC_WITHIN: Duration = Duration::from_millis(250);
+
+/// How long the thread sleeps at most before it looks at the clock of the cache.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Host blocks to write, in the order in which they were stored.
+    keys: VecDeque<BlockKey>,
+    /// When the first of what is not synced was written or erased.
+    dirty_since: Option<Duration>,
+    /// Blocks written since the last sync began.
+    written: usize,
+    closed: bool,
+}
+
+impl State {
+    fn is_sync_due(&self, now: Duration) -> bool {
+        let is_old = |since: Duration| now.saturating_sub(since) >= SYNC_WITHIN;
+        self.written >= SYNC_BLOCKS || self.dirty_since.is_some_and(is_old)
+    }
+}
+
+/// What there is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// A block to write, if it is still there and not on disk.
+    Write(BlockKey),
+    /// A sync.
+    Sync,
+    /// Nothing now.
+    Nothing,
+    /// Nothing any more.
+    Closed,
+}
+
+/// What is to go to the disk.
+#[derive(Debug, Default)]
+pub(super) struct Spill {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Spill {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds the lock can leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Blocks are to be written. Above `keys_max` of them, those that `is_there` denies are dropped from
+    /// the list. Returns how many were.
+    pub(super) fn push(
+        &self,
+        keys: &[BlockKey],
+        keys_max: usize,
+        is_there: impl Fn(&BlockKey) -> bool,
+    ) -> usize {
+        let mut state = self.lock();
+        state.keys.extend(keys);
+        let before = state.keys.len();
+        if before > keys_max {
+            state.keys.retain(is_there);
+        }
+        let dropped = before - state.keys.len();
+        drop(state);
+        self.changed.notify_all();
+        dropped
+    }
+
+    /// A block was written.
+    pub(super) fn wrote(&self, now: Duration) {
+        let mut state = self.lock();
+        state.written += 1;
+        state.dirty_since.get_or_insert(now);
+        let wakes = state.written == 1 || state.written == SYNC_BLOCKS;
+        drop(state);
+        if wakes {
+            self.changed.notify_all();
+        }
+    }
+
+    /// Something else than a block waits for a sync.
+    pub(super) fn touched(&self, now: Duration) {
+        let mut state = self.lock();
+        let wakes = state.dirty_since.is_none();
+        state.dirty_since.get_or_insert(now);
+        drop(state);
+        if wakes {
+            self.changed.notify_all();
+        }
+    }
+
+    /// A sync begins, of everything written up to now.
+    pub(super) fn sync_begins(&self) {
+        let mut state = self.lock();
+        state.dirty_since = None;
+        state.written = 0;
+    }
+
+    /// Whether something waits for a sync.
+    pub(super) fn is_dirty(&self) -> bool {
+        self.lock().dirty_since.is_some()
+    }
+
+    /// Blocks written since the last sync began.
+    pub(super) fn written(&self) -> usize {
+        self.lock().written
+    }
+
+    /// What is to be done at `now`; nothing before `paused_until`.
+    pub(super) fn due(&self, now: Duration, paused_until: Option<Duration>) -> Due {
+        Spill::due_of(&mut self.lock(), now, paused_until)
+    }
+
+    fn due_of(state: &mut State, now: Duration, paused_until: Option<Duration>) -> Due {
+        if state.closed {
+            return Due::Closed;
+        }
+        if paused_until.is_some_and(|until| now < until) {
+            return Due::Nothing;
+        }
+        if state.is_sync_due(now) {
+            return Due::Sync;
+        }
+        state.keys.pop_front().map_or(Due::Nothing, Due::Write)
+    }
+
+    /// The same, waited for; `Nothing` after a while.
+    pub(super) fn wait(
+        &self,
+        now: impl Fn() -> Duration,
+        paused_until: Option<Duration>,
+    ) -> Due {
+        let mut state = self.lock();
+        let due = Spill::due_of(&mut state, now(), paused_until);
+        if due != Due::Nothing {
+            return due;
+        }
+        // Where nothing is dirty, only a change of the list can bring something to do.
+        let idle = state.dirty_since.is_none() && state.keys.is_empty();
+        let waited = match idle {
+            true => self.changed.wait(state),
+            false => {
+                let waited = self.changed.wait_timeout(state, PATIENCE);
+                waited
+                    .map(|(state, _)| state)
+                    .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0))
+            }
+        };
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        Spill::due_of(&mut state, now(), paused_until)
+    }
+
+    /// Nothing is done any more. Returns how many blocks were waiting.
+    pub(super) fn close(&self) -> usize {
+        let mut state = self.lock();
+        state.closed = true;
+        let left = std::mem::take(&mut state.keys).len();
+        drop(state);
+        self.changed.notify_all();
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(number: u8) -> BlockKey {
+        BlockKey::from_bytes([number; 16])
+    }
+
+    #[test]
+    fn a_sync_is_due_after_so_many_blocks_or_so_much_time_and_before_any_write() {
+        let spill = Spill::default();
+        let start = Duration::from_secs(9);
+        spill.push(&[key(1)], 10, |_| true);
+        for _ in 1..SYNC_BLOCKS {
+            spill.wrote(start);
+        }
+        assert_eq!(spill.due(start, None), Due::Write(key(1)));
+        assert_eq!(spill.due(start, None), Due::Nothing);
+        assert_eq!(spill.due(start + SYNC_WITHIN, None), Due::Sync);
+        spill.wrote(start);
+        spill.push(&[key(2)], 10, |_| true);
+        assert_eq!(spill.due(start, None), Due::Sync);
+        spill.sync_begins();
+        assert_eq!(spill.due(start + SYNC_WITHIN, None), Due::Write(key(2)));
+        spill.touched(start);
+        assert_eq!(spill.due(start + SYNC_WITHIN, Some(start + SYNC_WITHIN * 2)), Due::Nothing);
+        assert_eq!(spill.due(start + SYNC_WITHIN * 2, Some(start + SYNC_WITHIN * 2)), Due::Sync);
+    }
+
+    #[test]
+    fn the_list_keeps_what_is_there_and_its_order() {
+        let spill = Spill::default();
+        assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
+        assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);
+        for number in [1, 3, 4] {
+            assert_eq!(spill.due(Duration::ZERO, None), Due::Write(key(number)));
+        }
+        spill.push(&[key(5)], 3, |_| true);
+        assert_eq!(spill.close(), 1);
+        assert_eq!(spill.due(Duration::ZERO, None), Due::Closed);
+    }
+}

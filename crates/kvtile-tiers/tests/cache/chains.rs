@@ -1,0 +1,299 @@
+//! Chains that are longer than a tier, or that come in pieces: what is kept is always their head.
+
+use std::{path::Path, sync::Barrier, thread};
+
+use kvtile_blocks::{BlockKey, events::Tier, policy::PolicyKind};
+use kvtile_tiers::cache::{
+    Cache, CacheSettings, DiskWrites, LookupOptions, Priority, StoreOptions, StoreStop,
+};
+
+use super::common::{Engine, chain, engine_layout, settings, with_disk};
+
+const POLICIES: [PolicyKind; 4] = [
+    PolicyKind::Gittins,
+    PolicyKind::Lru,
+    PolicyKind::Arc,
+    PolicyKind::S3Fifo,
+];
+
+const WRITES: [DiskWrites; 3] = [
+    DiskWrites::OnEviction,
+    DiskWrites::AtOnce,
+    DiskWrites::AfterUses(1),
+];
+
+fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
+    let found = cache.lookup(keys, &LookupOptions::default());
+    found.blocks()
+}
+
+/// Stores a chain in pieces. Returns how many blocks were said to be stored and dropped.
+fn store_in_pieces(cache: &Cache, keys: &[BlockKey], piece: usize) -> (usize, usize) {
+    let engine = Engine::new(cache);
+    let (mut stored, mut dropped) = (0, 0);
+    for first in (0..keys.len()).step_by(piece) {
+        let end = (first + piece).min(keys.len());
+        let report = engine.store_from(&keys[..end], first, 0);
+        assert_eq!(report.present, 0);
+        stored += report.stored;
+        dropped += report.dropped;
+        let is_short = report.dropped > 0;
+        let says_why = matches!(
+            report.stopped,
+            Some(StoreStop::HostFull | StoreStop::NoAncestors)
+        );
+        assert_eq!(is_short, says_why, "{report:?}");
+    }
+    (stored, dropped)
+}
+
+#[test]
+fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pieces() {
+    for policy in POLICIES {
+        for (blocks, room) in [(17, 16), (40, 16), (60, 1), (60, 59), (16, 16)] {
+            for piece in [1, 3, 16, 60] {
+                let settings = settings(room as u64).policies(policy, policy).workers(0);
+                let cache = Cache::open(settings, engine_layout()).unwrap();
+                let mut engine = Engine::new(&cache);
+                let what = format!("{policy:?}: {blocks} blocks, room for {room}, pieces of {piece}");
+                // What is there before leaves; what is begun stays.
+                engine.store(&chain(9, room.min(5)), 0);
+                let keys = chain(1, blocks);
+                for round in 0..3 {
+                    let known = found(&cache, &keys);
+                    if round > 0 {
+                        assert_eq!(known, room.min(blocks), "{what}, round {round}");
+                    }
+                    let report = engine.store_from(&keys, known.min(blocks - 1), 0);
+                    assert_eq!(report.stored + report.present + report.dropped, blocks - known.min(blocks - 1));
+                    if round == 0 {
+                        let again = Cache::open(
+                            CacheSettings::clone(&super::common::settings(room as u64))
+                                .policies(policy, policy)
+                                .workers(0),
+                            engine_layout(),
+                        );
+                        let again = again.unwrap();
+                        let (stored, dropped) = store_in_pieces(&again, &keys, piece);
+                        assert_eq!((stored, dropped), (room.min(blocks), blocks - room.min(blocks)), "{what}");
+                        assert_eq!(found(&again, &keys), room.min(blocks), "{what}");
+                        assert_eq!(Engine::new(&again).load(&keys, 0), room.min(blocks), "{what}");
+                        again.check_integrity();
+                    }
+                }
+                cache.check_integrity();
+            }
+        }
+    }
+}
+
+fn two_tiers(folder: &Path, host: u64, disk: u64, writes: DiskWrites, policy: PolicyKind) -> CacheSettings {
+    with_disk(host, folder, disk)
+        .disk_writes(writes)
+        .policies(policy, policy)
+        .workers(0)
+}
+
+#[test]
+fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_restart_as_the_disk_holds() {
+    let folders = tempfile::tempdir().unwrap();
+    let mut number = 0;
+    for policy in POLICIES {
+        for writes in WRITES {
+            for (blocks, host, disk_bytes) in
+                [(50, 8, 120_000), (50, 30, 120_000), (50, 8, 2 << 20), (20, 30, 120_000), (60, 1, 120_000)]
+            {
+                for piece in [1, 7, 60] {
+                    number += 1;
+                    let folder = folders.path().join(number.to_string());
+                    let open = || {
+                        let settings = two_tiers(&folder, host, disk_bytes, writes, policy);
+                        Cache::open(settings, engine_layout()).unwrap()
+                    };
+                    let keys = chain(1, blocks);
+                    let what = format!("{policy:?}, {writes:?}: {blocks} blocks in pieces of {piece}, room for {host}");
+                    let cache = open();
+                    let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
+                    let host = host as usize;
+                    let what = format!("{what} and {slots}");
+                    store_in_pieces(&cache, &keys, piece);
+                    let known = found(&cache, &keys);
+                    let least = match writes {
+                        // Blocks go to disk when they were used, and these were not.
+                        DiskWrites::AfterUses(_) => host.min(blocks),
+                        _ => host.max(slots).min(blocks),
+                    };
+                    assert!(known >= least, "{what}: {known} of {least}");
+                    let mut engine = Engine::new(&cache);
+                    assert_eq!(engine.load(&keys, 0), known, "{what}");
+                    cache.check_integrity();
+                    let written = cache.store_stats().unwrap().writes;
+                    assert!(written <= blocks as u64, "{what}: {written} writes");
+                    drop(engine);
+                    let flushed = cache.close();
+                    let cache = open();
+                    let again = found(&cache, &keys);
+                    let least = slots.min(known);
+                    assert!(again >= least, "{what}: {again} of {least} after a restart, {flushed:?}");
+                    assert_eq!(Engine::new(&cache).load(&keys, 0), again, "{what}");
+                    cache.check_integrity();
+                    drop(cache);
+                    std::fs::remove_dir_all(&folder).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_block_whose_ancestors_are_in_no_tier_is_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    for settings in [settings(16), with_disk(16, folder.path(), 4 << 20)] {
+        let cache = Cache::open(settings.workers(0), engine_layout()).unwrap();
+        let engine = Engine::new(&cache);
+        let keys = chain(1, 8);
+        let report = engine.store_from(&keys, 3, 0);
+        assert_eq!((report.stored, report.dropped), (0, 5));
+        assert!(matches!(report.stopped, Some(StoreStop::NoAncestors)));
+        assert_eq!(cache.pool_stats(Tier::Host).unwrap().cached, 0);
+        assert_eq!(cache.stats().left_out[&Tier::Host], 5);
+        engine.store(&keys[..3], 0);
+        assert_eq!(engine.store_from(&keys, 3, 0).stored, 5);
+        assert_eq!(found(&cache, &keys), 8);
+    }
+}
+
+/// Blocks go to disk and leave host memory; the engine has them itself and stores what follows.
+#[test]
+fn the_disk_keeps_what_blocks_in_host_memory_follow() {
+    for policy in POLICIES {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = two_tiers(folder.path(), 16, 120_000, DiskWrites::OnEviction, policy);
+        let cache = Cache::open(settings, engine_layout()).unwrap();
+        let mut engine = Engine::new(&cache);
+        let keys = chain(1, 12);
+        engine.store(&keys[..8], 0);
+        cache.evict(Tier::Host, 8).unwrap();
+        assert_eq!(engine.store_from(&keys, 8, 0).stored, 4);
+        let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
+        let evicted = cache.evict(Tier::Disk, slots).unwrap();
+        assert_eq!(evicted, 0, "{policy:?}: all blocks on disk are followed by others");
+        assert_eq!(engine.load(&keys, 20), 12, "{policy:?}");
+        cache.evict(Tier::Host, 16).unwrap();
+        assert_eq!(cache.evict(Tier::Disk, 4).unwrap(), 4, "nothing is pinned for ever");
+        assert_eq!(engine.load(&keys, 20), 8, "{policy:?}");
+        cache.check_integrity();
+    }
+}
+
+/// With several threads, and with a later piece before an earlier one.
+#[test]
+fn pieces_of_a_chain_may_come_at_once_and_in_any_order_of_the_queue() {
+    for round in 0..40 {
+        let cache = Cache::open(settings(64).workers(3), engine_layout()).unwrap();
+        let engine = Engine::new(&cache);
+        let keys = chain(round, 48);
+        for (at, key) in keys.iter().enumerate() {
+            engine.compute(key, at);
+        }
+        let pieces: Vec<_> = (0..48)
+            .step_by(4)
+            .map(|first| {
+                let priority = match (first / 4) % 3 {
+                    0 => Priority::Background,
+                    1 => Priority::Low,
+                    _ => Priority::Urgent,
+                };
+                let options = StoreOptions {
+                    priority,
+                    ..StoreOptions::default()
+                };
+                let blocks = [first, first + 1, first + 2, first + 3];
+                cache.store(&keys, first, &blocks, &options).unwrap()
+            })
+            .collect();
+        for piece in pieces {
+            let report = piece.wait();
+            assert_eq!((report.stored, report.dropped), (4, 0), "{report:?}");
+        }
+        assert_eq!(found(&cache, &keys), 48);
+        let stats = cache.stats();
+        assert!(stats.queues.iter().all(|queue| queue.depth == 0), "{stats:?}");
+        cache.check_integrity();
+    }
+}
+
+#[test]
+fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
+    let settings = settings(64).workers(0).queue_capacity(4);
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let keys = chain(1, 16);
+    let store = |first: usize, priority| {
+        let options = StoreOptions {
+            priority,
+            ..StoreOptions::default()
+        };
+        let blocks: Vec<usize> = (first..first + 4).collect();
+        cache.store(&keys, first, &blocks, &options)
+    };
+    let first = store(0, Priority::Background).unwrap();
+    let later: Vec<_> = [4, 8, 12].map(|first| store(first, Priority::Urgent).unwrap()).into();
+    // The later ones are taken first, and wait.
+    for _ in 0..3 {
+        assert!(cache.step());
+        assert!(!first.is_complete());
+    }
+    assert!(store(0, Priority::Urgent).is_err(), "the queue is full");
+    first.cancel();
+    assert!(cache.step());
+    assert!(matches!(first.wait().stopped, Some(StoreStop::Cancelled)));
+    while cache.step() {}
+    for piece in later {
+        assert!(matches!(piece.wait().stopped, Some(StoreStop::NoAncestors)));
+    }
+    let parked = [store(0, Priority::Background), store(4, Priority::Urgent)].map(Result::unwrap);
+    assert!(cache.step());
+    drop(cache);
+    for piece in parked {
+        assert!(matches!(piece.wait().stopped, Some(StoreStop::Closed)));
+    }
+}
+
+#[test]
+fn two_requests_store_long_chains_at_once_and_both_keep_their_heads() {
+    for policy in POLICIES {
+        let cache = Cache::open(settings(24).policies(policy, policy), engine_layout()).unwrap();
+        let barrier = Barrier::new(2);
+        thread::scope(|scope| {
+            for number in 0..2 {
+                let (cache, barrier) = (&cache, &barrier);
+                scope.spawn(move || {
+                    let engine = Engine::new(cache);
+                    let keys = chain(number, 30);
+                    barrier.wait();
+                    for first in (0..30).step_by(5) {
+                        let block = usize::try_from(number).unwrap() * 32;
+                        engine.store_from(&keys[..first + 5], first, block);
+                    }
+                });
+            }
+        });
+        let heads = [0, 1].map(|number| found(&cache, &chain(number, 30)));
+        assert_eq!(heads[0] + heads[1], 24, "{policy:?}: {heads:?}: no block is there that cannot be found");
+        cache.check_integrity();
+    }
+}
+
+#[test]
+fn a_chain_of_a_million_keys_is_taken_at_once() {
+    let cache = Cache::open(settings(4).workers(0), engine_layout()).unwrap();
+    let keys = chain(1, 1_000_000);
+    // All of them stand in host memory's way: nothing is looked up on this thread.
+    let lookups = cache.pool_stats(Tier::Host).unwrap().lookups;
+    let refused = cache.store(&keys, 999_990, &[0, 1, 2], &StoreOptions::default());
+    let store = refused.unwrap();
+    assert!(!store.is_complete());
+    assert_eq!(cache.pool_stats(Tier::Host).unwrap().lookups, lookups);
+    while cache.step() {}
+    assert!(matches!(store.wait().stopped, Some(StoreStop::NoAncestors)));
+}
