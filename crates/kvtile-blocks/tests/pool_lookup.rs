@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use kvtile_blocks::policy::{EvictionPolicy, Insertion, Offer, PolicyKind, PolicySettings, Visit};
+use kvtile_blocks::policy::{
+    EvictionPolicy, Insertion, PolicyKind, PolicySettings, Refusal, Visit,
+};
 use kvtile_blocks::pool::{AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings};
 use kvtile_blocks::{BlockId, BlockKey, Tick};
 use std::sync::Arc;
@@ -98,7 +100,7 @@ fn holding_blocks_is_no_visit() {
 /// A policy that says when it evicts, and goes on when it is told to.
 struct Slow {
     inner: Box<dyn EvictionPolicy>,
-    begun: Sender<()>,
+    begun: Option<Sender<()>>,
     go_on: Receiver<()>,
 }
 
@@ -115,15 +117,20 @@ impl EvictionPolicy for Slow {
         self.inner.inserted(insertion);
     }
 
-    fn evict(
-        &mut self,
-        wanted: usize,
-        now: Tick,
-        offer: &mut dyn FnMut(BlockId) -> Offer,
-    ) -> usize {
-        self.begun.send(()).unwrap();
-        self.go_on.recv_timeout(PATIENCE).unwrap();
-        self.inner.evict(wanted, now, offer)
+    fn candidate(&mut self, now: Tick) -> Option<BlockId> {
+        if let Some(begun) = self.begun.take() {
+            begun.send(()).unwrap();
+            self.go_on.recv_timeout(PATIENCE).unwrap();
+        }
+        self.inner.candidate(now)
+    }
+
+    fn evicted(&mut self, block: BlockId, key: &BlockKey) {
+        self.inner.evicted(block, key);
+    }
+
+    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+        self.inner.refused(block, refusal);
     }
 
     fn removed(&mut self, block: BlockId) {
@@ -134,8 +141,8 @@ impl EvictionPolicy for Slow {
         self.inner.released(block);
     }
 
-    fn keeps_prefixes(&self) -> bool {
-        self.inner.keeps_prefixes()
+    fn became_leaf(&mut self, block: BlockId) {
+        self.inner.became_leaf(block);
     }
 
     fn len(&self) -> usize {
@@ -165,7 +172,7 @@ fn pitfall_30_33_finding_and_releasing_wait_for_nobody_who_evicts() {
         let inner = policy.build(blocks);
         Box::new(Slow {
             inner,
-            begun,
+            begun: Some(begun),
             go_on,
         })
     };

@@ -121,6 +121,14 @@ impl BlockPool {
         self.registered(KeyWords::new(key)).is_some()
     }
 
+    /// Whether a block that is stored now follows this key, which need not be stored itself. It takes the
+    /// lock of the children's table for one search.
+    #[must_use]
+    pub fn has_child(&self, key: &BlockKey) -> bool {
+        let children = self.children.lock();
+        children.has_key(self.of_keys(), KeyWords::new(key))
+    }
+
     /// Pins those of the keys that are stored, in any order and with any gaps between them, and leaves out
     /// the others. It takes no lock (a claim with a deadline takes the ledger's once), and the policy does
     /// not count it as a use: it is for moving blocks, and for holding what a store builds on while it
