@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use kvtile_blocks::policy::{EvictionPolicy, Insertion, Offer, PolicyKind, PolicySettings, Visit};
+use kvtile_blocks::policy::{
+    EvictionPolicy, Insertion, PolicyKind, PolicySettings, Refusal, Visit,
+};
 use kvtile_blocks::pool::{AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings};
 use kvtile_blocks::{BlockId, BlockKey, Tick};
 use std::sync::Arc;
@@ -52,10 +54,53 @@ fn pitfall_26_keys_that_differ_in_any_one_bit_are_different_blocks() {
     pool.check_integrity();
 }
 
+/// A store asks which of its ancestors are there and holds them while it allocates.
+#[test]
+fn has_and_pin_answer_for_each_key_and_are_no_use_of_a_block() {
+    for kind in PolicyKind::ALL {
+        let policy = PolicySettings::from(kind);
+        let settings = PoolSettings {
+            blocks: 6,
+            ..PoolSettings::default()
+        };
+        let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
+        drop(store(&pool, &[key(1)]));
+        drop(store(&pool, &[key(2)]));
+        let ask = [9, 2, 2, 8, 1].map(key);
+        let is_there = ask.map(|key| pool.has(&key));
+        assert_eq!(is_there, [false, true, true, false, true], "{kind}");
+        let held = pool.pin(&ask, &Claim::default());
+        assert_eq!(held.positions, [1, 2, 4], "{kind}");
+        assert!(held.blocks.keys().eq([2, 2, 1].map(key)), "{kind}");
+        // All that is free can be had, and nothing that is held.
+        let rest = pool.allocate(4, &AllocateRequest::default()).unwrap();
+        assert!(pool.allocate(1, &AllocateRequest::default()).is_err());
+        assert!(pool.has(&key(1)) && pool.has(&key(2)), "{kind}");
+        drop((rest, held));
+        drop(pool.evict(usize::MAX, Tick(0)));
+        assert!(!pool.has(&key(1)) && !pool.has(&key(2)), "{kind}");
+        assert!(pool.pin(&ask, &Claim::default()).blocks.is_empty());
+        pool.check_integrity();
+    }
+}
+
+#[test]
+fn holding_blocks_is_no_visit() {
+    let policy = PolicySettings::from(PolicyKind::Lru);
+    let pool = BlockPool::new(PoolSettings::default(), |blocks| policy.build(blocks)).unwrap();
+    drop(store(&pool, &[key(1)]));
+    drop(store(&pool, &[key(2)]));
+    assert!(pool.has(&key(1)));
+    drop(pool.pin(&[key(1)], &Claim::default()));
+    assert_eq!(pool.stats().lookups, 0);
+    drop(pool.evict(1, Tick(0)));
+    assert!(!pool.has(&key(1)) && pool.has(&key(2)));
+}
+
 /// A policy that says when it evicts, and goes on when it is told to.
 struct Slow {
     inner: Box<dyn EvictionPolicy>,
-    begun: Sender<()>,
+    begun: Option<Sender<()>>,
     go_on: Receiver<()>,
 }
 
@@ -72,15 +117,20 @@ impl EvictionPolicy for Slow {
         self.inner.inserted(insertion);
     }
 
-    fn evict(
-        &mut self,
-        wanted: usize,
-        now: Tick,
-        offer: &mut dyn FnMut(BlockId) -> Offer,
-    ) -> usize {
-        self.begun.send(()).unwrap();
-        self.go_on.recv_timeout(PATIENCE).unwrap();
-        self.inner.evict(wanted, now, offer)
+    fn candidate(&mut self, now: Tick) -> Option<BlockId> {
+        if let Some(begun) = self.begun.take() {
+            begun.send(()).unwrap();
+            self.go_on.recv_timeout(PATIENCE).unwrap();
+        }
+        self.inner.candidate(now)
+    }
+
+    fn evicted(&mut self, block: BlockId, key: &BlockKey) {
+        self.inner.evicted(block, key);
+    }
+
+    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+        self.inner.refused(block, refusal);
     }
 
     fn removed(&mut self, block: BlockId) {
@@ -91,8 +141,8 @@ impl EvictionPolicy for Slow {
         self.inner.released(block);
     }
 
-    fn keeps_prefixes(&self) -> bool {
-        self.inner.keeps_prefixes()
+    fn became_leaf(&mut self, block: BlockId) {
+        self.inner.became_leaf(block);
     }
 
     fn len(&self) -> usize {
@@ -122,7 +172,7 @@ fn pitfall_30_33_finding_and_releasing_wait_for_nobody_who_evicts() {
         let inner = policy.build(blocks);
         Box::new(Slow {
             inner,
-            begun,
+            begun: Some(begun),
             go_on,
         })
     };

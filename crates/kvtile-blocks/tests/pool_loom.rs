@@ -4,8 +4,10 @@
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "tests")]
 
-use kvtile_blocks::policy::{EvictionPolicy, Insertion, Offer, Visit};
-use kvtile_blocks::pool::{AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings};
+use kvtile_blocks::policy::{EvictionPolicy, Insertion, Refusal, Visit};
+use kvtile_blocks::pool::{
+    AllocateRequest, BlockPool, Claim, PinnedBlocks, PoolSettings, Quota, TenantId,
+};
 use kvtile_blocks::{BlockId, BlockKey, Tick};
 use loom::thread;
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 struct Fifo {
     queue: Vec<BlockId>,
     aside: Vec<BlockId>,
+    followed: Vec<BlockId>,
     /// The block that holds what nobody asks for.
     unasked: Option<BlockId>,
 }
@@ -30,7 +33,8 @@ impl EvictionPolicy for Fifo {
 
     fn visited(&mut self, visit: &Visit<'_>) {
         for block in visit.blocks {
-            let known = self.queue.contains(block) || self.aside.contains(block);
+            let all = [&self.queue, &self.aside, &self.followed];
+            let known = all.iter().any(|blocks| blocks.contains(block));
             assert!(known, "only what is stored is visited");
             let unasked = self.unasked == Some(*block);
             assert!(
@@ -49,26 +53,26 @@ impl EvictionPolicy for Fifo {
         }
     }
 
-    fn evict(
-        &mut self,
-        wanted: usize,
-        _now: Tick,
-        offer: &mut dyn FnMut(BlockId) -> Offer,
-    ) -> usize {
-        let mut taken = 0;
-        while taken < wanted && !self.queue.is_empty() {
-            let block = self.queue.remove(0);
-            match offer(block) {
-                Offer::Taken(_) => taken += 1,
-                Offer::Pinned => self.aside.push(block),
-            }
+    fn candidate(&mut self, _now: Tick) -> Option<BlockId> {
+        self.queue.first().copied()
+    }
+
+    fn evicted(&mut self, block: BlockId, _key: &BlockKey) {
+        self.removed(block);
+    }
+
+    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+        self.queue.retain(|&other| other != block);
+        match refusal {
+            Refusal::Pinned => self.aside.push(block),
+            Refusal::Followed => self.followed.push(block),
         }
-        taken
     }
 
     fn removed(&mut self, block: BlockId) {
         self.queue.retain(|&other| other != block);
         self.aside.retain(|&other| other != block);
+        self.followed.retain(|&other| other != block);
     }
 
     fn released(&mut self, block: BlockId) {
@@ -80,12 +84,15 @@ impl EvictionPolicy for Fifo {
         self.queue.push(block);
     }
 
-    fn keeps_prefixes(&self) -> bool {
-        false
+    fn became_leaf(&mut self, block: BlockId) {
+        if self.followed.contains(&block) {
+            self.followed.retain(|&other| other != block);
+            self.queue.push(block);
+        }
     }
 
     fn len(&self) -> usize {
-        self.queue.len() + self.aside.len()
+        self.queue.len() + self.aside.len() + self.followed.len()
     }
 
     fn check_integrity(&self) {
@@ -112,9 +119,36 @@ fn pool(blocks: usize) -> Arc<BlockPool> {
     BlockPool::new(settings, |_| Box::new(Fifo::default())).unwrap()
 }
 
+/// Two tenants, of which the second one has a policy of its own.
+fn pool_of_two() -> Arc<BlockPool> {
+    let settings = PoolSettings {
+        blocks: 2,
+        quotas: vec![Quota {
+            tenant: TenantId(1),
+            blocks: 1,
+        }],
+        visit_queue_blocks: 2,
+        ..PoolSettings::default()
+    };
+    BlockPool::new(settings, |_| Box::new(Fifo::default())).unwrap()
+}
+
 fn register(pool: &Arc<BlockPool>, number: u8) -> Option<PinnedBlocks> {
-    let blocks = pool.allocate(1, &AllocateRequest::default()).ok()?;
-    let complete = blocks.complete(&[key(number)], None).unwrap();
+    register_behind(pool, TenantId(0), number, None)
+}
+
+fn register_behind(
+    pool: &Arc<BlockPool>,
+    tenant: TenantId,
+    number: u8,
+    parent: Option<u8>,
+) -> Option<PinnedBlocks> {
+    let request = AllocateRequest {
+        tenant,
+        ..AllocateRequest::default()
+    };
+    let blocks = pool.allocate(1, &request).ok()?;
+    let complete = blocks.complete(&[key(number)], parent.map(key)).unwrap();
     Some(complete.register(&Claim::default()).unwrap().blocks)
 }
 
@@ -267,4 +301,49 @@ fn a_removed_block_is_free_after_its_last_pin() {
         assert_eq!(pool.census().free, 1);
         pool.check_integrity();
     });
+}
+
+/// The child has another tenant, so another lock, than its parent.
+#[test]
+fn a_parent_leaves_before_its_child_comes_or_not_at_all() {
+    model(|| {
+        let pool = pool_of_two();
+        drop(register(&pool, 1));
+        let other = Arc::clone(&pool);
+        let evictor = thread::spawn(move || drop(other.evict(1, Tick(0))));
+        let child = register_behind(&pool, TenantId(1), 2, Some(1)).unwrap();
+        assert!(pool.has_child(&key(1)));
+        evictor.join().unwrap();
+        pool.check_integrity();
+        let parent = pool.has(&key(1));
+        drop(pool.evict(1, Tick(0)));
+        assert_eq!(pool.has(&key(1)), parent, "it has a child");
+        drop(child);
+        drop(pool.evict(2, Tick(0)));
+        assert_eq!(pool.cached(), 0, "nothing is kept any more");
+        pool.check_integrity();
+    });
+}
+
+#[test]
+fn a_parent_that_was_refused_is_offered_again_when_its_child_has_left() {
+    for removes in [false, true] {
+        model(move || {
+            let pool = pool_of_two();
+            drop(register(&pool, 1));
+            drop(register_behind(&pool, TenantId(1), 2, Some(1)));
+            let other = Arc::clone(&pool);
+            let evictor = thread::spawn(move || drop(other.evict(1, Tick(0))));
+            if removes {
+                pool.remove(&[key(2)]);
+            } else {
+                drop(pool.evict(1, Tick(0)));
+            }
+            evictor.join().unwrap();
+            pool.check_integrity();
+            drop(pool.evict(2, Tick(0)));
+            assert_eq!(pool.cached(), 0, "nothing is kept any more");
+            pool.check_integrity();
+        });
+    }
 }

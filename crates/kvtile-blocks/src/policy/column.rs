@@ -34,6 +34,11 @@ impl<T: Clone> Column<T> {
         self.0.len()
     }
 
+    /// The entries, to be changed.
+    pub(super) fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
+        self.0.iter_mut()
+    }
+
     /// The entries.
     pub(super) fn iter(&self) -> std::slice::Iter<'_, T> {
         self.0.iter()

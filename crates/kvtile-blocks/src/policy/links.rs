@@ -1,4 +1,5 @@
-//! Doubly linked lists that run through an array: an entry is in at most one of them.
+//! Doubly linked lists that run through an array: an entry is in at most one of them. One that is in
+//! none has a number in the same place.
 
 use super::column::{Column, NONE};
 
@@ -66,19 +67,19 @@ impl Links {
         list.len += 1;
     }
 
-    /// Puts `entry`, which is in no list, so that it goes just before `place`, which is in `list`.
-    pub(super) fn push_before(&mut self, list: &mut List, place: u32, entry: u32) {
-        let older = self.0[place].older;
+    /// Notes a number for `entry`, which is in no list, in the place of its links.
+    pub(super) fn set_number(&mut self, entry: u32, number: u64) {
+        let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
         self.0[entry] = Link {
-            older,
-            newer: place,
+            older: u32::from_le_bytes([a, b, c, d]),
+            newer: u32::from_le_bytes([e, f, g, h]),
         };
-        self.0[place].older = entry;
-        match older {
-            NONE => list.oldest = entry,
-            older => self.0[older].newer = entry,
-        }
-        list.len += 1;
+    }
+
+    /// The number that was noted for `entry`, which is in no list.
+    pub(super) fn number(&self, entry: u32) -> u64 {
+        let Link { older, newer } = self.0[entry];
+        u64::from(newer) << u32::BITS | u64::from(older)
     }
 
     /// Takes `entry`, which is in `list`, out of it.

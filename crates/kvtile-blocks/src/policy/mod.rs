@@ -8,9 +8,14 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `gittins` | the default: the leaf whose best expected hits per time is lowest, learned |
-//! | `lru`, `s3_fifo`, `adaptive` | what others use, to compare with |
+//! | `lru`, `s3_fifo`, `adaptive` | the policies that other caches use, over leaves |
 //! | `settings` | which one, as plain data |
+//! | `queue` | queues of blocks some of which may not go now |
 //! | `column`, `links`, `ghosts` | arrays by block, lists through them, and who has left |
+//!
+//! The pool evicts leaves alone: a block that a cached block follows is refused when a policy offers it,
+//! and the pool says when the last of those has left. So no policy has to know chains, and each gives
+//! its own order to the leaves.
 
 mod adaptive;
 mod column;
@@ -18,6 +23,7 @@ mod ghosts;
 mod gittins;
 mod links;
 mod lru;
+mod queue;
 mod s3_fifo;
 mod settings;
 #[cfg(test)]
@@ -47,7 +53,8 @@ pub struct Hints {
     pub partial_tail: bool,
 }
 
-/// Blocks that a request found: a prefix of its chain, from the first block on.
+/// Blocks that a request found: neighbours in its chain. Where other tiers hold the first blocks of the
+/// chain, they are not its first ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Visit<'a> {
     /// The blocks, in the order of the chain; all of them are stored.
@@ -75,20 +82,19 @@ pub struct Insertion<'a> {
     pub now: Tick,
 }
 
-/// What became of a block that a policy offered.
+/// Why a block stays that a policy offered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Offer {
-    /// It is gone; this was its key. The policy forgets it (and may remember the key).
-    Taken(BlockKey),
-    /// It is in use. The policy keeps it, and does not offer it again until
-    /// [`released`](EvictionPolicy::released) is called for it.
+pub enum Refusal {
+    /// It is in use. [`released`](EvictionPolicy::released) tells the end of that.
     Pinned,
+    /// A cached block names it as its parent, be it of this policy or of another one of the same pool.
+    /// [`became_leaf`](EvictionPolicy::became_leaf) tells the end of that.
+    Followed,
 }
 
-/// Decides which blocks go. Every implementation passes the same conformance tests.
+/// Decides in which order blocks go. Every implementation passes the same conformance tests.
 ///
-/// It is built for a number of blocks, and every id is below that. Whoever uses a block uses the
-/// blocks before it in its chain too: what is offered and in use has ancestors that are in use.
+/// It is built for a number of blocks, and every id is below that.
 pub trait EvictionPolicy: Send {
     /// The name, as in settings and tables.
     fn name(&self) -> &'static str;
@@ -99,16 +105,27 @@ pub trait EvictionPolicy: Send {
     /// Blocks were stored.
     fn inserted(&mut self, insertion: &Insertion<'_>);
 
-    /// Offers blocks, the least worth keeping first, until `wanted` of them were taken or nothing
-    /// is left to offer. Returns how many were taken.
-    fn evict(&mut self, wanted: usize, now: Tick, offer: &mut dyn FnMut(BlockId) -> Offer)
-    -> usize;
+    /// The block that is least worth keeping of those that may go, as far as the policy knows. The caller
+    /// answers with [`evicted`](EvictionPolicy::evicted) or [`refused`](EvictionPolicy::refused). `None`
+    /// where all blocks were refused.
+    fn candidate(&mut self, now: Tick) -> Option<BlockId>;
 
-    /// A block is gone though it was not offered (cleared, or removed by its owner).
+    /// The candidate is gone; this was its key, which the policy may remember.
+    fn evicted(&mut self, block: BlockId, key: &BlockKey);
+
+    /// The candidate stays. The policy offers it again when it was released or has become a leaf. One that
+    /// others follow may be offered again after it was visited, too.
+    fn refused(&mut self, block: BlockId, refusal: Refusal);
+
+    /// A block is gone that was not offered (cleared, or removed by its owner).
     fn removed(&mut self, block: BlockId);
 
-    /// A block that was offered and [`Offer::Pinned`] is not in use any more.
+    /// A block that was refused as [`Refusal::Pinned`] is not in use any more.
     fn released(&mut self, block: BlockId);
+
+    /// The last cached block that followed this one is gone. It is said of each block, whether it was
+    /// refused or not.
+    fn became_leaf(&mut self, block: BlockId);
 
     /// What there is to study, once enough has happened since the last time. Studying takes part
     /// of a millisecond and needs nothing of the policy: call [`Lesson::study`] without the lock
@@ -122,10 +139,6 @@ pub trait EvictionPolicy: Send {
     fn learn(&mut self, learned: Learned) {
         drop(learned);
     }
-
-    /// Whether a block is never offered before the blocks that follow it in their chains. Then
-    /// chains are stored from the first block on, each with its parent.
-    fn keeps_prefixes(&self) -> bool;
 
     /// How many blocks it knows as stored.
     fn len(&self) -> usize;

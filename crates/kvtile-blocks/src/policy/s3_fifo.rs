@@ -1,14 +1,15 @@
-//! S3-FIFO (Yang et al., SOSP 2023): a small queue that new blocks have to survive, a main queue
-//! with second chances, and the keys of those who did not survive.
+//! S3-FIFO (Yang et al., SOSP 2023), over leaves: a small queue that new blocks have to survive, a main
+//! queue with second chances, and the keys of those that did not survive.
 //!
 //! The small queue has a tenth of the blocks; a block that was used at least twice in it moves on;
-//! as many keys are remembered as there are blocks. It knows nothing of chains.
+//! as many keys are remembered as there are blocks. The paper's rule names the queue to shorten: the
+//! small one while it has its tenth, else the main one. Here the oldest leaf of that queue goes that has
+//! no chance left, and where it has none, the oldest leaf of the other one. A queue's length counts all of
+//! its blocks. Where the small queue is long enough and has no leaf, what follows its blocks has
+//! survived it, and they move to the main queue as well.
 
 use super::{
-    EvictionPolicy, Insertion, Offer, Visit,
-    column::Column,
-    ghosts::Ghosts,
-    links::{Links, List},
+    EvictionPolicy, Insertion, Refusal, Visit, column::Column, ghosts::Ghosts, queue::Queues,
 };
 use crate::{BlockId, BlockKey, Tick};
 
@@ -21,99 +22,69 @@ const USES_ENOUGH: u8 = 2;
 /// The small queue has one block in so many.
 const SMALL_PART: usize = 10;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Stand {
-    Out,
-    Small,
-    Main,
-    /// Offered from the small queue, and in use.
-    SmallAside,
-    /// Offered from the main queue, and in use.
-    MainAside,
-}
+/// Blocks that were stored a short time ago.
+const SMALL: u8 = 0;
 
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    stand: Stand,
-    uses: u8,
-}
+/// Blocks that survived the small queue, or came back.
+const MAIN: u8 = 1;
 
 /// Three FIFO queues.
 #[derive(Debug)]
 pub struct S3Fifo {
-    links: Links,
-    small: List,
-    main: List,
-    entries: Column<Entry>,
+    queues: Queues,
+    uses: Column<u8>,
     ghosts: Ghosts<()>,
     blocks: usize,
     small_blocks: usize,
-    len: usize,
 }
 
 impl S3Fifo {
     /// For a pool of `blocks` blocks.
     #[must_use]
     pub fn new(blocks: u32) -> S3Fifo {
-        let blocks = blocks as usize;
-        let entry = Entry {
-            stand: Stand::Out,
-            uses: 0,
-        };
         S3Fifo {
-            links: Links::new(blocks),
-            small: List::new(),
-            main: List::new(),
-            entries: Column::new(blocks, entry),
+            queues: Queues::new(blocks, 2),
+            uses: Column::new(blocks as usize, 0),
             ghosts: Ghosts::new(),
-            blocks,
-            small_blocks: (blocks / SMALL_PART).max(1),
-            len: 0,
+            blocks: blocks as usize,
+            small_blocks: (blocks as usize / SMALL_PART).max(1),
         }
     }
 
-    fn put(&mut self, block: u32, stand: Stand, uses: u8) {
-        self.entries[block] = Entry { stand, uses };
-        match stand {
-            Stand::Small => self.links.push(&mut self.small, block),
-            Stand::Main => self.links.push(&mut self.main, block),
-            Stand::Out | Stand::SmallAside | Stand::MainAside => {}
+    /// The small queue's block that is to go, if it is long enough.
+    fn small_candidate(&mut self) -> Option<BlockId> {
+        let long = self.queues.len(SMALL) >= self.small_blocks;
+        if !long && self.queues.len(MAIN) > 0 {
+            return None;
         }
-    }
-
-    /// The block that would go next, out of its queue.
-    fn next(&mut self) -> Option<(u32, Stand)> {
-        if self.small.len() >= self.small_blocks || self.main.len() == 0 {
-            while let Some(block) = self.small.oldest() {
-                self.links.remove(&mut self.small, block);
-                if self.entries[block].uses < USES_ENOUGH {
-                    return Some((block, Stand::Small));
-                }
-                self.put(block, Stand::Main, 0);
-                if self.main.len() > self.blocks - self.small_blocks {
-                    break;
-                }
+        while let Some(block) = self.queues.next(SMALL) {
+            if self.uses[block.0] < USES_ENOUGH {
+                return Some(block);
+            }
+            self.uses[block.0] = 0;
+            self.queues.push(MAIN, block);
+            if self.queues.len(MAIN) > self.blocks - self.small_blocks {
+                return None;
             }
         }
-        while let Some(block) = self.main.oldest() {
-            self.links.remove(&mut self.main, block);
-            let uses = self.entries[block].uses;
-            if uses == 0 {
-                return Some((block, Stand::Main));
-            }
-            self.put(block, Stand::Main, uses - 1);
+        // All blocks are looked at for this, so there have to be many.
+        if long && self.queues.followed(SMALL) >= self.small_blocks.div_ceil(2) {
+            self.queues.move_followed(SMALL, MAIN);
         }
-        // Only the small queue is left, and it is shorter than it should be.
-        let block = self.small.oldest()?;
-        self.links.remove(&mut self.small, block);
-        Some((block, Stand::Small))
+        None
     }
 
-    fn remember(&mut self, key: &BlockKey) {
-        self.ghosts.push(key, ());
-        if self.ghosts.len() > self.blocks {
-            self.ghosts.pop();
+    /// The main queue's block that is to go.
+    fn main_candidate(&mut self) -> Option<BlockId> {
+        while let Some(block) = self.queues.next(MAIN) {
+            let uses = &mut self.uses[block.0];
+            if *uses == 0 {
+                return Some(block);
+            }
+            *uses -= 1;
+            self.queues.push(MAIN, block);
         }
+        None
     }
 }
 
@@ -124,87 +95,62 @@ impl EvictionPolicy for S3Fifo {
 
     fn visited(&mut self, visit: &Visit<'_>) {
         for block in visit.blocks {
-            let uses = &mut self.entries[block.0].uses;
+            let uses = &mut self.uses[block.0];
             *uses = (*uses + 1).min(USES_MAX);
         }
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
-        for (block, key) in insertion.blocks.iter().zip(insertion.keys).rev() {
-            assert_eq!(self.entries[block.0].stand, Stand::Out, "stored twice");
-            let stand = match self.ghosts.take(key) {
-                Some(()) => Stand::Main,
-                None => Stand::Small,
+        for (&block, key) in insertion.blocks.iter().zip(insertion.keys).rev() {
+            assert_eq!(self.queues.of(block), None, "stored twice");
+            let queue = match self.ghosts.take(key) {
+                Some(()) => MAIN,
+                None => SMALL,
             };
-            self.put(block.0, stand, 0);
-            self.len += 1;
+            self.uses[block.0] = 0;
+            self.queues.push(queue, block);
         }
     }
 
-    fn evict(
-        &mut self,
-        wanted: usize,
-        _now: Tick,
-        offer: &mut dyn FnMut(BlockId) -> Offer,
-    ) -> usize {
-        let mut taken = 0;
-        while taken < wanted
-            && let Some((block, from)) = self.next()
-        {
-            let uses = self.entries[block].uses;
-            match (offer(BlockId(block)), from) {
-                (Offer::Taken(key), _) => {
-                    self.put(block, Stand::Out, 0);
-                    self.len -= 1;
-                    taken += 1;
-                    if from == Stand::Small {
-                        self.remember(&key);
-                    }
-                }
-                (Offer::Pinned, Stand::Small) => self.put(block, Stand::SmallAside, uses),
-                (Offer::Pinned, _) => self.put(block, Stand::MainAside, uses),
+    fn candidate(&mut self, _now: Tick) -> Option<BlockId> {
+        let small = self.small_candidate();
+        let candidate = small.or_else(|| self.main_candidate());
+        // Only the small queue is left, and it is shorter than it should be.
+        candidate.or_else(|| self.queues.next(SMALL))
+    }
+
+    fn evicted(&mut self, block: BlockId, key: &BlockKey) {
+        if self.queues.remove(block) == Some(SMALL) {
+            self.ghosts.push(key, ());
+            if self.ghosts.len() > self.blocks {
+                self.ghosts.pop();
             }
         }
-        taken
+    }
+
+    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+        self.queues.refuse(block, refusal);
     }
 
     fn removed(&mut self, block: BlockId) {
-        match self.entries[block.0].stand {
-            Stand::Out => return,
-            Stand::Small => self.links.remove(&mut self.small, block.0),
-            Stand::Main => self.links.remove(&mut self.main, block.0),
-            Stand::SmallAside | Stand::MainAside => {}
-        }
-        self.put(block.0, Stand::Out, 0);
-        self.len -= 1;
+        self.queues.remove(block);
     }
 
     fn released(&mut self, block: BlockId) {
-        let uses = self.entries[block.0].uses;
-        match self.entries[block.0].stand {
-            Stand::SmallAside => self.put(block.0, Stand::Small, uses),
-            Stand::MainAside => self.put(block.0, Stand::Main, uses),
-            Stand::Out | Stand::Small | Stand::Main => {}
-        }
+        self.queues.released(block);
     }
 
-    fn keeps_prefixes(&self) -> bool {
-        false
+    fn became_leaf(&mut self, block: BlockId) {
+        self.queues.became_leaf(block);
     }
 
     fn len(&self) -> usize {
-        self.len
+        self.queues.total()
     }
 
     fn check_integrity(&self) {
-        self.links.check(&self.small);
-        self.links.check(&self.main);
+        self.queues.check();
         self.ghosts.check();
         assert!(self.ghosts.len() <= self.blocks, "too many ghosts");
-        let count = |stand| self.entries.iter().filter(|e| e.stand == stand).count();
-        assert_eq!(count(Stand::Small), self.small.len(), "small queue");
-        assert_eq!(count(Stand::Main), self.main.len(), "main queue");
-        let aside = count(Stand::SmallAside) + count(Stand::MainAside);
-        assert_eq!(self.small.len() + self.main.len() + aside, self.len);
     }
 }

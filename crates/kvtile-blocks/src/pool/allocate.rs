@@ -15,8 +15,9 @@ impl BlockPool {
     /// their due.
     ///
     /// # Errors
-    /// Where too many blocks are in use. Policies that keep prefixes do not give up a block before
-    /// those that follow it, so the ancestors of a pinned block stay although nobody has pinned them.
+    /// Where too many blocks are in use. A block is not evicted before the cached blocks that follow it,
+    /// so the ancestors of a pinned block stay although nobody has pinned them, and a block of a tenant at
+    /// its quota stays where a cached block of another tenant follows it.
     pub fn allocate(
         self: &Arc<Self>,
         count: usize,
@@ -118,7 +119,7 @@ impl BlockPool {
             let wanted = (used + count - ids.len()).saturating_sub(share.limit);
             let wanted = wanted.clamp(1, count - ids.len());
             let evicted = self.evict_from(index, wanted, request.now, Reason::Quota, ids);
-            if evicted == 0 {
+            if evicted.blocks == 0 {
                 share.discharge(ids.len());
                 return Err(BlocksError::QuotaExhausted {
                     tenant: request.tenant,

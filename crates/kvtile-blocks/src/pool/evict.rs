@@ -1,11 +1,12 @@
 //! Taking blocks out of the cache: those that the policy gives up, those that are named, and all.
 
 use super::BlockPool;
+use super::children::Children;
 use super::owned::{EvictedBlocks, Owned};
 use super::share::{Share, ShareCore};
 use super::slot::{KeyWords, Phase};
 use super::sync::Held;
-use crate::policy::Offer;
+use crate::policy::Refusal;
 use crate::{BlockId, BlockKey, Tick};
 use std::sync::Arc;
 
@@ -20,6 +21,14 @@ pub(super) enum Reason {
     Request,
 }
 
+/// What evicting from a share came to.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct EvictedFrom {
+    pub(super) blocks: usize,
+    /// Whether blocks of other shares have no children any more.
+    pub(super) leaves_elsewhere: bool,
+}
+
 /// What became of keys that were to be removed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
@@ -30,7 +39,8 @@ pub struct Removed {
 }
 
 impl BlockPool {
-    /// Evicts up to `count` blocks, as the policies want it. Fewer come where the others are in use.
+    /// Evicts up to `count` blocks, as the policies want it. A block that a cached block follows is not
+    /// evicted before that one. Fewer come where the others are in use, or what follows them is.
     pub fn evict(self: &Arc<Self>, count: usize, now: Tick) -> EvictedBlocks {
         let mut ids = Vec::new();
         self.evict_fairly(count, now, Reason::Request, &mut ids, |_, _| {});
@@ -49,12 +59,12 @@ impl BlockPool {
         ids: &mut Vec<BlockId>,
         evicted_from: impl Fn(&Share, usize),
     ) -> usize {
-        let mut evicted = 0;
         if self.shares.len() == 1 {
-            evicted = self.evict_from(0, count, now, reason, ids);
-            evicted_from(self.share(0), evicted);
-            return evicted;
+            let taken = self.evict_from(0, count, now, reason, ids);
+            evicted_from(self.share(0), taken.blocks);
+            return taken.blocks;
         }
+        let mut evicted = 0;
         let mut dry = vec![false; self.shares.len()];
         while evicted < count {
             let excess = |share: &Share| share.used() as i128 - share.due as i128;
@@ -68,10 +78,13 @@ impl BlockPool {
             let wanted = usize::try_from(excess(share)).unwrap_or(0);
             let wanted = wanted.clamp(1, count - evicted);
             let taken = self.evict_from(index, wanted, now, reason, ids);
-            evicted_from(share, taken);
-            evicted += taken;
+            evicted_from(share, taken.blocks);
+            evicted += taken.blocks;
+            if taken.leaves_elsewhere {
+                dry.fill(false);
+            }
             if let Some(dry) = dry.get_mut(index) {
-                *dry = taken < wanted;
+                *dry = taken.blocks < wanted;
             }
         }
         evicted
@@ -85,34 +98,103 @@ impl BlockPool {
         now: Tick,
         reason: Reason,
         ids: &mut Vec<BlockId>,
-    ) -> usize {
-        let mut core = self.share(index).lock();
-        let ShareCore {
-            policy,
-            listed,
-            keys,
-            ..
-        } = &mut *core;
+    ) -> EvictedFrom {
         let start = ids.len();
-        keys.clear();
-        policy.evict(wanted, now, &mut |id| self.offered(id, keys, ids));
+        let mut core = self.share(index).lock();
+        core.keys.clear();
+        let leaves = self.take_leaves(index, &mut core, (wanted, now), ids);
         if let Some(events) = &self.events {
-            events.log.removed(events.tier, keys);
+            events.log.removed(events.tier, &core.keys);
         }
         for &id in ids.iter().skip(start) {
-            listed.remove(id);
+            core.listed.remove(id);
             self.index.unlink(&self.slots, id);
             let slot = self.slots.of(id);
             slot.set_state(slot.state().with_phase(Phase::Evicted));
         }
-        let evicted = ids.len() - start;
-        self.counters.evict(reason, evicted);
-        evicted
+        drop(core);
+        for &parent in &leaves {
+            self.tell_leaf(parent);
+        }
+        let blocks = ids.len() - start;
+        self.counters.evict(reason, blocks);
+        EvictedFrom {
+            blocks,
+            leaves_elsewhere: !leaves.is_empty(),
+        }
     }
 
-    /// Takes a block that the policy offers, unless somebody uses it; then it is marked, so that the
-    /// last user tells the policy.
-    fn offered(&self, id: BlockId, keys: &mut Vec<BlockKey>, ids: &mut Vec<BlockId>) -> Offer {
+    /// Takes the leaves that the policy offers. The blocks of other shares that have no children any more.
+    fn take_leaves(
+        &self,
+        index: usize,
+        core: &mut ShareCore,
+        (wanted, now): (usize, Tick),
+        ids: &mut Vec<BlockId>,
+    ) -> Vec<BlockId> {
+        let mut children = self.children.lock();
+        let mut elsewhere = Vec::new();
+        let mut taken = 0;
+        while taken < wanted {
+            let Some(id) = core.policy.candidate(now) else {
+                let leaves = children.cut_cycles(self.of_keys());
+                if leaves.is_empty() {
+                    break;
+                }
+                for parent in leaves {
+                    self.note_leaf(index, core, parent, &mut elsewhere);
+                }
+                continue;
+            };
+            if let Err(refusal) = self.claim_leaf(&children, id) {
+                core.policy.refused(id, refusal);
+                continue;
+            }
+            let key = self.slots.of(id).key().key();
+            core.keys.push(key);
+            ids.push(id);
+            taken += 1;
+            core.policy.evicted(id, &key);
+            if let Some(parent) = children.unlist(self.of_keys(), id) {
+                self.note_leaf(index, core, parent, &mut elsewhere);
+            }
+        }
+        elsewhere
+    }
+
+    /// Tells the policy of a block that has no children any more, if that is the policy of this share; else
+    /// the block is for later.
+    fn note_leaf(
+        &self,
+        index: usize,
+        core: &mut ShareCore,
+        parent: BlockId,
+        elsewhere: &mut Vec<BlockId>,
+    ) {
+        if self.slots.of(parent).share() == index {
+            core.policy.became_leaf(parent);
+        } else {
+            elsewhere.push(parent);
+        }
+    }
+
+    /// Tells a block's policy that the block has no children any more. The caller has no policy's lock, so
+    /// the block may have got some again, or have left: what counts is what it is now.
+    fn tell_leaf(&self, block: BlockId) {
+        let index = self.slots.of(block).share();
+        let mut core = self.share(index).lock();
+        let here = self.slots.of(block).share() == index && core.listed.contains(block);
+        if here && !self.children.lock().has(block) {
+            core.policy.became_leaf(block);
+        }
+    }
+
+    /// Takes a block that the policy offers, unless a cached block follows it or somebody uses it; then
+    /// it is marked, so that the last user tells the policy.
+    fn claim_leaf(&self, children: &Children, id: BlockId) -> Result<(), Refusal> {
+        if children.has(id) {
+            return Err(Refusal::Followed);
+        }
         let slot = self.slots.of(id);
         let mut state = slot.state();
         loop {
@@ -124,15 +206,11 @@ impl BlockPool {
                 state.with_phase(Phase::Evicting).with_parked(false)
             };
             match slot.exchange(state, new) {
-                Ok(()) if used => return Offer::Pinned,
-                Ok(()) => break,
+                Ok(()) if used => return Err(Refusal::Pinned),
+                Ok(()) => return Ok(()),
                 Err(actual) => state = actual,
             }
         }
-        let key = slot.key().key();
-        keys.push(key);
-        ids.push(id);
-        Offer::Taken(key)
     }
 
     /// Makes blocks impossible to find, for example because their bytes are bad. Whoever has pinned
@@ -148,7 +226,7 @@ impl BlockPool {
                 let mut core = self.share(index).lock();
                 let listed = core.listed.contains(id);
                 if self.slots.of(id).share() == index
-                    && let Some(pinned) = self.withdraw(&mut core, id, words)
+                    && let Some((pinned, leaf)) = self.withdraw(&mut core, id, words)
                 {
                     if let Some(events) = self.events.as_ref().filter(|_| listed) {
                         events.log.removed(events.tier, &[*key]);
@@ -157,6 +235,10 @@ impl BlockPool {
                     removed.blocks += 1;
                     removed.pinned += usize::from(pinned);
                     withdrawn.push(id);
+                    drop(core);
+                    if let Some(parent) = leaf {
+                        self.tell_leaf(parent);
+                    }
                     break;
                 }
             }
@@ -178,7 +260,8 @@ impl BlockPool {
             let listed: Vec<BlockId> = core.listed.iter().collect();
             for id in listed {
                 let key = self.slots.of(id).key();
-                if let Some(pinned) = self.withdraw(core, id, key) {
+                // A parent that is a leaf now goes as well.
+                if let Some((pinned, _)) = self.withdraw(core, id, key) {
                     removed.pinned += usize::from(pinned);
                     withdrawn.push(id);
                 }
@@ -210,10 +293,17 @@ impl BlockPool {
     }
 
     /// Takes a registered block from its policy, and pins it while it goes; says whether others have
-    /// pinned it. One that is not listed yet is pinned by whoever registers it, who then finds that it
-    /// is gone and does not report it either.
-    fn withdraw(&self, core: &mut ShareCore, id: BlockId, key: KeyWords) -> Option<bool> {
+    /// pinned it, and which block has no children any more. One that is not listed yet is pinned by whoever
+    /// registers it, who then finds that it is gone and does not report it either.
+    fn withdraw(
+        &self,
+        core: &mut ShareCore,
+        id: BlockId,
+        key: KeyWords,
+    ) -> Option<(bool, Option<BlockId>)> {
         let slot = self.slots.of(id);
+        // Those who look for a parent find it listed and registered, or neither.
+        let mut children = self.children.lock();
         let mut state = slot.state();
         loop {
             if !state.is_registered() || slot.key() != key {
@@ -225,10 +315,12 @@ impl BlockPool {
                 Err(actual) => state = actual,
             }
         }
+        let mut leaf = None;
         if core.listed.contains(id) {
             core.policy.removed(id);
             core.listed.remove(id);
+            leaf = children.unlist(self.of_keys(), id);
         }
-        Some(state.references() > 0)
+        Some((state.references() > 0, leaf))
     }
 }

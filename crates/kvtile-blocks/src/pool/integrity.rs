@@ -13,6 +13,9 @@ impl BlockPool {
         self.check_free();
         self.check_index();
         self.check_shares();
+        let children = self.children.lock();
+        assert_eq!(children.len(), self.cached(), "what is cached is listed");
+        children.check(self.of_keys());
     }
 
     fn check_free(&self) {

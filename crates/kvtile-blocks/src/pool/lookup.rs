@@ -111,12 +111,28 @@ impl BlockPool {
     /// nobody is told.
     #[must_use]
     pub fn peek(&self, keys: &[BlockKey]) -> usize {
-        let stored = |key: &&BlockKey| self.registered(KeyWords::new(key)).is_some();
-        keys.iter().take_while(stored).count()
+        keys.iter().take_while(|key| self.has(key)).count()
     }
 
-    /// Pins those of the keys that are stored, whether or not they follow each other. No policy is
-    /// told: it is for whoever moves blocks, not for whoever uses them.
+    /// Whether a block with this key is stored now, whatever is stored before it. It takes no lock and
+    /// pins nothing, and the policy does not count it as a use.
+    #[must_use]
+    pub fn has(&self, key: &BlockKey) -> bool {
+        self.registered(KeyWords::new(key)).is_some()
+    }
+
+    /// Whether a block that is stored now follows this key, which need not be stored itself. It takes the
+    /// lock of the children's table for one search.
+    #[must_use]
+    pub fn has_child(&self, key: &BlockKey) -> bool {
+        let children = self.children.lock();
+        children.has_key(self.of_keys(), KeyWords::new(key))
+    }
+
+    /// Pins those of the keys that are stored, in any order and with any gaps between them, and leaves out
+    /// the others. It takes no lock (a claim with a deadline takes the ledger's once), and the policy does
+    /// not count it as a use: it is for moving blocks, and for holding what a store builds on while it
+    /// allocates.
     pub fn pin(self: &Arc<Self>, keys: &[BlockKey], claim: &Claim) -> Pinned {
         let mut ids = Vec::new();
         let mut positions = Vec::new();

@@ -18,15 +18,20 @@
 //! | `index` | from keys to blocks, read without locks |
 //! | `share` | a policy, its lock, and what it has been told |
 //! | `visits` | what was found, until the policy hears of it |
+//! | `children` | which cached blocks others follow |
 //! | `ledger` | pins with deadlines |
 //! | `owned`, `pinned` | the guards |
 //! | `allocate`, `lookup`, `register`, `evict`, `restore` | what the pool does |
 //! | `stats`, `integrity` | what it counts, and what must hold |
 //! | `sync` | atomics and locks, or `loom`'s |
 //!
+//! **Only leaves are evicted.** A block with a cached child stays, whatever its policy says and
+//! whoever owns the child; so what is cached of a chain is what it began with, or follows a block that was
+//! removed or never here.
+//!
 //! **Locks**, each taken before those after it: the slow path of allocation; the policies' locks, in
-//! order; one stripe of the index; then any of the free list, a queue of visits, the ledger, and the
-//! event log. Matching takes only the queue's and, for a claim with a deadline, the ledger's;
+//! order; the children's; one stripe of the index; then any of the free list, a queue of visits, the
+//! ledger, and the event log. Matching takes only the queue's and, for a claim with a deadline, the ledger's;
 //! releasing takes none, except for blocks that the policy wanted in the meantime.
 //!
 //! **Order of events.** A block is reported as stored while whoever registers it pins it, and as
@@ -34,6 +39,7 @@
 //! about to leave waits until it has left.
 
 mod allocate;
+mod children;
 mod evict;
 mod index;
 mod integrity;
@@ -64,6 +70,7 @@ pub use stats::{Census, PoolStats, TenantStats};
 
 use crate::policy::EvictionPolicy;
 use crate::{BlockId, BlocksError, Tick};
+use children::{Blocks, Children};
 use index::Index;
 use ledger::Ledger;
 use share::Share;
@@ -81,6 +88,7 @@ pub struct BlockPool {
     free: Lock<Vec<BlockId>>,
     /// The first one is of all tenants without a quota, the others follow the settings.
     shares: Vec<Share>,
+    children: Lock<Children>,
     /// One at a time gathers blocks for an allocation that the free ones do not cover.
     gathering: Lock<()>,
     ledger: Ledger,
@@ -146,6 +154,7 @@ impl BlockPool {
             index: Index::new(blocks),
             free: Lock::new(free.into_iter().rev().collect()),
             shares,
+            children: Lock::new(Children::new(blocks)),
             gathering: Lock::new(()),
             ledger: Ledger::new(),
             counters: Counters::new(),
@@ -191,6 +200,14 @@ impl BlockPool {
             }
         }
         studied
+    }
+
+    /// Where the children's table finds blocks.
+    fn of_keys(&self) -> Blocks<'_> {
+        Blocks {
+            slots: &self.slots,
+            index: &self.index,
+        }
     }
 
     fn share_index(&self, tenant: TenantId) -> u32 {

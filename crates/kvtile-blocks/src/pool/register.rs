@@ -177,9 +177,14 @@ impl BlockPool {
                     hints,
                     now,
                 });
+                let mut children = self.children.lock();
+                let mut previous = known;
                 for &id in blocks {
                     core.listed.insert(id);
+                    children.list(self.of_keys(), previous, id);
+                    previous = Some(id);
                 }
+                drop(children);
                 if let Some(events) = &self.events {
                     events.log.stored(events.tier, parent, &core.keys);
                 }

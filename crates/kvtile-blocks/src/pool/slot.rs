@@ -106,7 +106,7 @@ impl State {
 }
 
 /// A key as two words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct KeyWords {
     low: u64,
     high: u64,

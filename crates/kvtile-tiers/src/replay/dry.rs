@@ -13,13 +13,11 @@ use crate::TierError;
 
 /// A pool whose blocks hold nothing.
 ///
-/// Policies that know chains get them from the first block on; where room is made by giving up the
-/// end of the chain that is being stored, the rest of it is not stored. The others get the last block
-/// of a request first: then the head of a chain is the last to go, which is how one uses them best.
+/// A chain is stored from the first block on; where room is made by giving up the end of the chain that is
+/// being stored, the rest of it is not stored.
 #[derive(Debug)]
 pub struct DryCache {
     pool: Arc<BlockPool>,
-    keeps_prefixes: bool,
     keys: Vec<BlockKey>,
 }
 
@@ -33,17 +31,9 @@ impl DryCache {
             blocks: capacity as usize,
             ..PoolSettings::default()
         };
-        let mut keeps_prefixes = false;
-        let pool = BlockPool::new(settings, |blocks| {
-            let policy = policy.build(blocks);
-            keeps_prefixes = policy.keeps_prefixes();
-            policy
-        })?;
-        Ok(DryCache {
-            pool,
-            keeps_prefixes,
-            keys: Vec::new(),
-        })
+        let pool = BlockPool::new(settings, |blocks| policy.build(blocks))?;
+        let keys = Vec::new();
+        Ok(DryCache { pool, keys })
     }
 
     /// The pool.
@@ -52,8 +42,8 @@ impl DryCache {
         &self.pool
     }
 
-    /// From the first block on; how many were stored before.
-    fn store_forward(&self, claim: &Claim) -> Result<usize, TierError> {
+    /// Uses and stores the keys; how many were stored before.
+    fn store_all(&self, claim: &Claim) -> Result<usize, TierError> {
         let hits = self.pool.match_prefix(&self.keys, claim).len();
         let mut parent = hits.checked_sub(1).and_then(|last| self.keys.get(last));
         let missing = self.keys.get(hits..).unwrap_or_default();
@@ -64,18 +54,6 @@ impl DryCache {
                 break;
             }
             parent = Some(key);
-        }
-        Ok(hits)
-    }
-
-    /// From the last block on.
-    fn store_backward(&self, claim: &Claim) -> Result<usize, TierError> {
-        let hits = self.pool.peek(&self.keys);
-        for key in self.keys.iter().rev() {
-            let one = std::slice::from_ref(key);
-            if self.pool.match_prefix(one, claim).is_empty() {
-                self.store(key, None, claim)?;
-            }
         }
         Ok(hits)
     }
@@ -92,7 +70,7 @@ impl DryCache {
             ..AllocateRequest::default()
         };
         let block = self.pool.allocate(1, &request)?;
-        if parent.is_some_and(|parent| self.pool.peek(std::slice::from_ref(parent)) == 0) {
+        if parent.is_some_and(|parent| !self.pool.has(parent)) {
             return Ok(false);
         }
         let block = block.complete(std::slice::from_ref(key), parent.copied());
@@ -112,11 +90,7 @@ impl ReplayTarget for DryCache {
         };
         claim.hints.output_tokens = request.output_tokens;
         claim.hints.partial_tail = request.partial_tail;
-        let hits = if self.keeps_prefixes {
-            self.store_forward(&claim)?
-        } else {
-            self.store_backward(&claim)?
-        };
+        let hits = self.store_all(&claim)?;
         self.pool.maintain();
         Ok(hits)
     }

@@ -21,7 +21,7 @@ mod runs;
 
 pub use lesson::{Learned, Lesson};
 
-use super::{EvictionPolicy, Hints, Insertion, Offer, Visit, ghosts::Ghosts};
+use super::{EvictionPolicy, Hints, Insertion, Refusal, Visit, ghosts::Ghosts};
 use crate::{BlockId, BlockKey, Tick};
 use class::{COUNT_MAX, Class};
 use leaves::{Candidate, Leaves, NEVER, PRIORITY_MAX};
@@ -46,6 +46,9 @@ const PASSED_BLOCKS_MAX: u32 = 1024;
 
 /// Runs and ghosts that are looked at for a lesson.
 const SAMPLE_MAX: usize = 16_384;
+
+/// No run.
+const NO_RUN: u32 = u32::MAX;
 
 /// A block that was evicted.
 #[derive(Clone, Copy, Debug, Default)]
@@ -333,6 +336,24 @@ impl Gittins {
         }
     }
 
+    /// The run whose last block was offered.
+    fn offered(&self, block: BlockId) -> u32 {
+        let of_run = |run: &u32| self.runs.get(*run).tail == block.0;
+        let run = self.runs.of(block.0).filter(of_run).unwrap_or(NO_RUN);
+        assert!(run != NO_RUN, "{block:?} is the end of a run, and offered");
+        run
+    }
+
+    /// What a block was refused for has ended.
+    fn bring_back(&mut self, block: BlockId, refusal: Refusal) {
+        if let Some(run) = self.runs.of(block.0)
+            && self.runs.aside(block.0) == Some(refusal)
+        {
+            self.runs.set_aside(block.0, None);
+            self.list(run);
+        }
+    }
+
     fn remember(&mut self, key: &BlockKey, ghost: Ghost) {
         // Room is made first: one more would be a place more for each eighth.
         if self.ghosts.len() >= GHOSTS_MIN.max(self.blocks / 2)
@@ -423,35 +444,27 @@ impl EvictionPolicy for Gittins {
         }
     }
 
-    fn evict(
-        &mut self,
-        wanted: usize,
-        now: Tick,
-        offer: &mut dyn FnMut(BlockId) -> Offer,
-    ) -> usize {
-        let mut taken = 0;
-        while taken < wanted
-            && let Some(run) = self.victim(now)
-        {
-            let entry = *self.runs.get(run);
-            match offer(BlockId(entry.tail)) {
-                Offer::Taken(key) => {
-                    let ghost = Ghost {
-                        touch: lower_half(entry.touch),
-                        class: entry.label.class,
-                        count: entry.label.count,
-                    };
-                    self.remember(&key, ghost);
-                    self.forget_tail(run);
-                    taken += 1;
-                }
-                Offer::Pinned => {
-                    self.unlist(run);
-                    self.runs.set_aside(entry.tail, true);
-                }
-            }
-        }
-        taken
+    fn candidate(&mut self, now: Tick) -> Option<BlockId> {
+        let run = self.victim(now)?;
+        Some(BlockId(self.runs.get(run).tail))
+    }
+
+    fn evicted(&mut self, block: BlockId, key: &BlockKey) {
+        let run = self.offered(block);
+        let entry = self.runs.get(run);
+        let ghost = Ghost {
+            touch: lower_half(entry.touch),
+            class: entry.label.class,
+            count: entry.label.count,
+        };
+        self.remember(key, ghost);
+        self.forget_tail(run);
+    }
+
+    fn refused(&mut self, block: BlockId, refusal: Refusal) {
+        let run = self.offered(block);
+        self.unlist(run);
+        self.runs.set_aside(block.0, Some(refusal));
     }
 
     fn removed(&mut self, block: BlockId) {
@@ -477,11 +490,11 @@ impl EvictionPolicy for Gittins {
     }
 
     fn released(&mut self, block: BlockId) {
-        let Some(run) = self.runs.of(block.0) else {
-            return;
-        };
-        self.runs.set_aside(block.0, false);
-        self.list(run);
+        self.bring_back(block, Refusal::Pinned);
+    }
+
+    fn became_leaf(&mut self, block: BlockId) {
+        self.bring_back(block, Refusal::Followed);
     }
 
     fn lesson(&mut self) -> Option<Lesson> {
@@ -495,10 +508,6 @@ impl EvictionPolicy for Gittins {
 
     fn learn(&mut self, learned: Learned) {
         self.learned = learned;
-    }
-
-    fn keeps_prefixes(&self) -> bool {
-        true
     }
 
     fn len(&self) -> usize {

@@ -11,7 +11,10 @@
 //! when it goes, is not decided here.
 
 use super::class::Class;
-use crate::policy::column::{Column, NONE};
+use crate::policy::{
+    Refusal,
+    column::{Column, NONE},
+};
 
 /// What is known of a run as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,8 +62,8 @@ struct Place {
 #[derive(Debug)]
 pub(super) struct Runs {
     places: Column<Place>,
-    /// Whether a block was offered and is in use.
-    aside: Column<bool>,
+    /// Why a block was refused, while that lasts.
+    aside: Column<Option<Refusal>>,
     /// Grows to the largest number of runs there ever was.
     runs: Column<Run>,
     free: u32,
@@ -75,7 +78,7 @@ impl Runs {
         };
         Runs {
             places: Column::new(blocks, place),
-            aside: Column::new(blocks, false),
+            aside: Column::new(blocks, None),
             runs: Column::empty(),
             free: NONE,
         }
@@ -110,15 +113,20 @@ impl Runs {
         self.of(self.parent(self.runs[run].head)?)
     }
 
-    /// Says whether a block is in use.
-    pub(super) fn set_aside(&mut self, block: u32, aside: bool) {
-        self.aside[block] = aside;
+    /// Says why a block was refused, if that lasts.
+    pub(super) fn set_aside(&mut self, block: u32, refusal: Option<Refusal>) {
+        self.aside[block] = refusal;
     }
 
-    /// Whether a run may be offered: nothing follows it, and its last block is not in use.
+    /// Why a block was refused, if that lasts.
+    pub(super) fn aside(&self, block: u32) -> Option<Refusal> {
+        self.aside[block]
+    }
+
+    /// Whether a run may be offered: nothing follows it here, and its last block was not refused.
     pub(super) fn is_free_leaf(&self, run: u32) -> bool {
         let Run { children, tail, .. } = self.runs[run];
-        children == 0 && !self.aside[tail]
+        children == 0 && self.aside[tail].is_none()
     }
 
     /// The runs that follow a run.
@@ -157,7 +165,7 @@ impl Runs {
         let parent = parent.unwrap_or(NONE);
         let run = self.allocate(run);
         self.places[block] = Place { run, parent };
-        self.aside[block] = false;
+        self.aside[block] = None;
         self.attach(run);
         run
     }
@@ -166,7 +174,7 @@ impl Runs {
     pub(super) fn extend(&mut self, run: u32, block: u32) {
         let parent = self.runs[run].tail;
         self.places[block] = Place { run, parent };
-        self.aside[block] = false;
+        self.aside[block] = None;
         let run = &mut self.runs[run];
         run.tail = block;
         run.len += 1;
@@ -208,7 +216,7 @@ impl Runs {
     pub(super) fn shorten(&mut self, run: u32) -> Shortened {
         let Run { tail, len, .. } = self.runs[run];
         let parent = self.places[tail].parent;
-        self.aside[tail] = false;
+        self.aside[tail] = None;
         if len > 1 {
             self.forget(tail);
             let run = &mut self.runs[run];

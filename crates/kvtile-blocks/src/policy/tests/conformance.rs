@@ -1,10 +1,11 @@
-//! Random operations against a model that knows which blocks are stored, who follows whom and who
-//! is in use, and watches that a policy offers what it may offer, and never forgets a block.
+//! Random operations against a model that knows which blocks are stored, which follow which and which
+//! are in use, and does what a pool does: it refuses what is followed or in use, watches that a policy
+//! offers what it may offer, and that it never forgets a block. LRU is held to its order as well.
 
 use std::collections::BTreeMap;
 
 use super::{
-    BlockId, BlockKey, EvictionPolicy, Hints, Insertion, Offer, PolicyKind, PolicySettings, Tick,
+    BlockId, BlockKey, EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Tick,
     Visit,
 };
 
@@ -30,8 +31,13 @@ struct Stored {
     key: BlockKey,
     parent: Option<u32>,
     pins: u32,
-    /// Offered and refused since it was pinned.
-    refused: bool,
+    /// Blocks that follow it and that the policy does not know: another tenant's, or some that were
+    /// stored before it.
+    strangers: u32,
+    /// Offered and refused, and that has not ended.
+    refused: Option<Refusal>,
+    /// When it was used last: a number for each use of a block, the last block of a request first.
+    used: u64,
 }
 
 struct Model {
@@ -43,6 +49,9 @@ struct Model {
     random: Random,
     now: u64,
     keys: u64,
+    uses: u64,
+    /// Whether the block used longest ago has to go.
+    least_recently_used: bool,
 }
 
 impl Model {
@@ -55,6 +64,8 @@ impl Model {
             random: Random(seed),
             now: 0,
             keys: 0,
+            uses: 0,
+            least_recently_used: kind == PolicyKind::Lru,
         }
     }
 
@@ -76,6 +87,66 @@ impl Model {
         key
     }
 
+    /// Whether a cached block follows this one.
+    fn is_followed(&self, id: u32) -> bool {
+        let children = || self.blocks.values().any(|block| block.parent == Some(id));
+        self.blocks[&id].strangers > 0 || children()
+    }
+
+    /// The blocks that a request used, of a chain.
+    fn used(&mut self, chain: &[u32]) {
+        for id in chain.iter().rev() {
+            self.uses += 1;
+            let block = self.blocks.get_mut(id).unwrap();
+            block.used = self.uses;
+            // The policy may offer it again now.
+            if block.refused == Some(Refusal::Followed) {
+                block.refused = None;
+            }
+        }
+    }
+
+    /// A block has left, and the blocks around it are told.
+    fn forget(&mut self, id: u32) {
+        let block = self.blocks.remove(&id).unwrap();
+        for child in self.blocks.values_mut().filter(|b| b.parent == Some(id)) {
+            child.parent = None;
+        }
+        self.free.push(id);
+        if let Some(parent) = block.parent {
+            self.lost_child(parent);
+        }
+    }
+
+    /// A block that followed this one has left.
+    fn lost_child(&mut self, id: u32) {
+        if self.is_followed(id) {
+            return;
+        }
+        let block = self.blocks.get_mut(&id).unwrap();
+        if block.refused == Some(Refusal::Followed) {
+            block.refused = None;
+        }
+        self.policy.became_leaf(BlockId(id));
+    }
+
+    /// Blocks that the policy does not know come behind one that it knows, or leave.
+    fn strangers(&mut self) {
+        let any: Vec<u32> = self.blocks.keys().copied().collect();
+        if any.is_empty() {
+            return;
+        }
+        let id = any[self.random.below(any.len())];
+        let come = self.random.below(2) == 0;
+        let strangers = &mut self.blocks.get_mut(&id).unwrap().strangers;
+        if come {
+            *strangers += 1;
+        } else if *strangers > 0 {
+            *strangers -= 1;
+            self.lost_child(id);
+        }
+    }
+
     /// The chain that ends at a block, from its first block on.
     fn chain(&self, block: u32) -> Vec<u32> {
         let mut chain = vec![block];
@@ -95,14 +166,20 @@ impl Model {
         }
     }
 
-    /// A request: it finds part of a chain, makes room, and stores some more behind it.
+    /// A request: it finds part of a chain, sometimes without what it begins with, makes room, and stores
+    /// some more behind it.
     fn request(&mut self) {
         let any = self.blocks.keys().copied().collect::<Vec<u32>>();
         let found = match any.is_empty() || self.random.below(4) == 0 {
             true => Vec::new(),
             false => {
                 let at = self.random.below(any.len());
-                self.chain(any[at])
+                let mut chain = self.chain(any[at]);
+                if self.random.below(3) == 0 {
+                    let elsewhere = self.random.below(chain.len());
+                    chain.drain(..elsewhere);
+                }
+                chain
             }
         };
         let more = self.random.below(9);
@@ -114,6 +191,7 @@ impl Model {
             hints,
             now: Tick(self.now),
         });
+        self.used(&found);
         self.policy.check_integrity();
         self.pin(found.clone());
         let missing = more.saturating_sub(self.free.len());
@@ -140,10 +218,17 @@ impl Model {
                     key,
                     parent,
                     pins: 0,
-                    refused: false,
+                    strangers: 0,
+                    refused: None,
+                    used: 0,
                 };
                 assert!(self.blocks.insert(id.0, stored).is_none());
                 parent = Some(id.0);
+            }
+            let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
+            self.used(&ids);
+            if self.random.below(8) == 0 {
+                self.blocks.get_mut(&ids[0]).unwrap().strangers += 1;
             }
             left -= part;
         }
@@ -172,53 +257,56 @@ impl Model {
         for id in chain {
             let block = self.blocks.get_mut(&id).unwrap();
             block.pins -= 1;
-            if block.pins == 0 && std::mem::take(&mut block.refused) {
+            if block.pins == 0 && block.refused == Some(Refusal::Pinned) {
+                block.refused = None;
+                self.uses += 1;
+                block.used = self.uses;
                 self.policy.released(BlockId(id));
             }
         }
     }
 
     fn evict(&mut self, wanted: usize) -> usize {
-        let keeps_prefixes = self.policy.keeps_prefixes();
-        let Model {
-            policy,
-            blocks,
-            free,
-            ..
-        } = self;
-        let evicted = policy.evict(wanted, Tick(self.now), &mut |id| {
-            let children = blocks.values().any(|block| block.parent == Some(id.0));
-            let block = blocks.get_mut(&id.0).expect("offers what is not stored");
-            assert!(
-                !block.refused,
-                "{id:?} is offered again though it is in use"
-            );
-            if block.pins > 0 {
-                block.refused = true;
-                return Offer::Pinned;
+        let mut evicted = 0;
+        while evicted < wanted
+            && let Some(BlockId(id)) = self.policy.candidate(Tick(self.now))
+        {
+            let followed = self.is_followed(id);
+            let block = self.blocks.get_mut(&id).expect("it offers what is stored");
+            assert_eq!(block.refused, None, "{id} is offered again");
+            if followed || block.pins > 0 {
+                let refusal = match followed {
+                    true => Refusal::Followed,
+                    false => Refusal::Pinned,
+                };
+                block.refused = Some(refusal);
+                self.policy.refused(BlockId(id), refusal);
+                continue;
             }
-            assert!(
-                !(keeps_prefixes && children),
-                "{id:?} goes before what follows it"
-            );
-            let key = block.key;
-            blocks.remove(&id.0);
-            for block in blocks.values_mut().filter(|b| b.parent == Some(id.0)) {
-                block.parent = None;
+            let (key, used) = (block.key, block.used);
+            if self.least_recently_used {
+                let longest_ago = self.leaves().all(|leaf| leaf.used >= used);
+                assert!(longest_ago, "{id} is not the leaf used longest ago");
             }
-            free.push(id.0);
-            Offer::Taken(key)
-        });
-        let could = blocks.values().filter(|block| block.pins == 0).count();
-        assert!(
-            evicted == wanted || could == 0,
-            "{could} blocks were not offered"
-        );
+            self.policy.evicted(BlockId(id), &key);
+            self.forget(id);
+            self.policy.check_integrity();
+            evicted += 1;
+        }
+        let could = self.leaves().count();
+        assert!(evicted == wanted || could == 0, "{could} were not offered");
         self.policy.check_integrity();
         evicted
     }
 
-    /// The owner takes away a block that nobody uses.
+    /// The blocks that may go.
+    fn leaves(&self) -> impl Iterator<Item = &Stored> {
+        let unused = self.blocks.iter().filter(|(_, block)| block.pins == 0);
+        let leaves = unused.filter(|(id, _)| !self.is_followed(**id));
+        leaves.map(|(_, block)| block)
+    }
+
+    /// The owner takes away a block that nobody uses, wherever it is in its chain.
     fn remove(&mut self) {
         let free = self.blocks.iter().filter(|(_, block)| block.pins == 0);
         let any: Vec<u32> = free.map(|(&id, _)| id).collect();
@@ -227,16 +315,12 @@ impl Model {
         }
         let id = any[self.random.below(any.len())];
         self.policy.removed(BlockId(id));
-        self.blocks.remove(&id);
-        for block in self.blocks.values_mut().filter(|b| b.parent == Some(id)) {
-            block.parent = None;
-        }
-        self.free.push(id);
+        self.forget(id);
     }
 
     fn step(&mut self) {
         self.now += self.random.next() % 1000;
-        match self.random.below(15) {
+        match self.random.below(17) {
             0..=8 => self.request(),
             9..=11 => self.unpin(),
             12 => {
@@ -244,6 +328,7 @@ impl Model {
                 self.evict(wanted);
             }
             13 => self.remove(),
+            14 | 15 => self.strangers(),
             _ => {
                 if let Some(lesson) = self.policy.lesson() {
                     self.policy.learn(lesson.study());
@@ -269,6 +354,12 @@ fn every_policy_offers_what_it_may_and_forgets_nothing() {
             }
             while !model.pins.is_empty() {
                 model.unpin();
+            }
+            let followed: Vec<u32> = model.blocks.keys().copied().collect();
+            for id in followed {
+                if std::mem::take(&mut model.blocks.get_mut(&id).unwrap().strangers) > 0 {
+                    model.lost_child(id);
+                }
             }
             let left = model.blocks.len();
             assert_eq!(

@@ -2,5 +2,5 @@
 
 mod conformance;
 
-use super::{EvictionPolicy, Hints, Insertion, Offer, PolicyKind, PolicySettings, Visit};
+use super::{EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Visit};
 use crate::{BlockId, BlockKey, Tick};

@@ -1,0 +1,230 @@
+//! Queues of blocks some of which may not go now: what LRU, ARC and S3-FIFO have in common. It knows no
+//! chains, no uses and no ghosts.
+//!
+//! A block that was refused leaves the line and stays in the queue: it counts in its length. One that was
+//! refused because a cached block follows it keeps its turn, so when it has become a leaf it goes before all
+//! that stand in line, as those had their turn later:
+//!
+//! ```text
+//!            next to go                                              newest
+//! leaves   ┌ by turn ┐   line  ┌ oldest ─────────────────────────────────┐ ◄── push
+//!          └────▲────┘         └──┬──────────────────────────────────────┘        ▲
+//!               │ became_leaf     │ refuse                                         │ released
+//!               └──── followed ◄──┴──► pinned ────────────────────────────────────┘
+//! ```
+
+use std::collections::BTreeSet;
+
+use super::{
+    Refusal,
+    column::Column,
+    links::{Links, List},
+};
+use crate::BlockId;
+
+/// Where a block stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stand {
+    /// In no queue.
+    Out,
+    /// In the line of its queue.
+    InLine,
+    /// Refused, as a cached block follows it.
+    Followed,
+    /// Followed no more, and before all that stand in line.
+    Leaf,
+    /// Refused, as it is in use.
+    Pinned,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    stand: Stand,
+    queue: u8,
+}
+
+#[derive(Clone, Debug)]
+struct Queue {
+    line: List,
+    /// Blocks that became leaves after they were refused, by their turn.
+    leaves: BTreeSet<(u64, u32)>,
+    len: usize,
+    followed: usize,
+}
+
+/// Some queues; a block is in at most one of them.
+#[derive(Debug)]
+pub(super) struct Queues {
+    links: Links,
+    entries: Column<Entry>,
+    queues: Column<Queue>,
+    turns: u64,
+}
+
+impl Queues {
+    /// `queues` empty queues for `blocks` blocks.
+    pub(super) fn new(blocks: u32, queues: u8) -> Queues {
+        let (stand, queue) = (Stand::Out, 0);
+        let empty = Queue {
+            line: List::new(),
+            leaves: BTreeSet::new(),
+            len: 0,
+            followed: 0,
+        };
+        Queues {
+            links: Links::new(blocks as usize),
+            entries: Column::new(blocks as usize, Entry { stand, queue }),
+            queues: Column::new(usize::from(queues), empty),
+            turns: 0,
+        }
+    }
+
+    /// Blocks of a queue, wherever they stand.
+    pub(super) fn len(&self, queue: u8) -> usize {
+        self.queues[u32::from(queue)].len
+    }
+
+    /// Blocks of all queues.
+    pub(super) fn total(&self) -> usize {
+        self.queues.iter().map(|queue| queue.len).sum()
+    }
+
+    /// Blocks of a queue that were refused as others follow them, and still are.
+    pub(super) fn followed(&self, queue: u8) -> usize {
+        self.queues[u32::from(queue)].followed
+    }
+
+    /// The queue of a block.
+    pub(super) fn of(&self, block: BlockId) -> Option<u8> {
+        let Entry { stand, queue } = self.entries[block.0];
+        (stand != Stand::Out).then_some(queue)
+    }
+
+    /// Puts a block at the new end of a queue, wherever it stands. One that was refused because it is in
+    /// use changes its queue alone.
+    pub(super) fn push(&mut self, queue: u8, block: BlockId) {
+        let pinned = self.entries[block.0].stand == Stand::Pinned;
+        self.remove(block);
+        let stand = if pinned { Stand::Pinned } else { Stand::InLine };
+        self.entries[block.0] = Entry { stand, queue };
+        let queue = &mut self.queues[u32::from(queue)];
+        queue.len += 1;
+        if !pinned {
+            self.links.push(&mut queue.line, block.0);
+        }
+    }
+
+    /// The block of a queue that is next to go, if any may.
+    pub(super) fn next(&self, queue: u8) -> Option<BlockId> {
+        let queue = &self.queues[u32::from(queue)];
+        let leaf = queue.leaves.first().map(|&(_, block)| block);
+        leaf.or_else(|| queue.line.oldest()).map(BlockId)
+    }
+
+    /// Puts aside the block that [`next`](Queues::next) named.
+    pub(super) fn refuse(&mut self, block: BlockId, refusal: Refusal) {
+        let Entry { stand, queue } = self.entries[block.0];
+        let queue = &mut self.queues[u32::from(queue)];
+        let turn = match stand {
+            Stand::Leaf => {
+                let turn = self.links.number(block.0);
+                queue.leaves.remove(&(turn, block.0));
+                turn
+            }
+            _ => {
+                assert_eq!(stand, Stand::InLine, "{block:?} was offered");
+                self.links.remove(&mut queue.line, block.0);
+                self.turns += 1;
+                self.turns
+            }
+        };
+        self.links.set_number(block.0, turn);
+        self.entries[block.0].stand = match refusal {
+            Refusal::Pinned => Stand::Pinned,
+            Refusal::Followed => {
+                queue.followed += 1;
+                Stand::Followed
+            }
+        };
+    }
+
+    /// A block is not in use any more: if it was refused for that, it is the newest of its queue.
+    pub(super) fn released(&mut self, block: BlockId) {
+        let Entry { stand, queue } = self.entries[block.0];
+        if stand == Stand::Pinned {
+            self.entries[block.0].stand = Stand::InLine;
+            let line = &mut self.queues[u32::from(queue)].line;
+            self.links.push(line, block.0);
+        }
+    }
+
+    /// Nothing follows a block any more: if it was refused for that, it has its turn again.
+    pub(super) fn became_leaf(&mut self, block: BlockId) {
+        let Entry { stand, queue } = self.entries[block.0];
+        if stand == Stand::Followed {
+            self.entries[block.0].stand = Stand::Leaf;
+            let queue = &mut self.queues[u32::from(queue)];
+            queue.followed -= 1;
+            queue.leaves.insert((self.links.number(block.0), block.0));
+        }
+    }
+
+    /// Takes a block out of its queue; which one that was.
+    pub(super) fn remove(&mut self, block: BlockId) -> Option<u8> {
+        let Entry { stand, queue: of } = self.entries[block.0];
+        let queue = &mut self.queues[u32::from(of)];
+        match stand {
+            Stand::Out => return None,
+            Stand::InLine => self.links.remove(&mut queue.line, block.0),
+            Stand::Leaf => {
+                queue.leaves.remove(&(self.links.number(block.0), block.0));
+            }
+            Stand::Followed => queue.followed -= 1,
+            Stand::Pinned => {}
+        }
+        queue.len -= 1;
+        self.entries[block.0].stand = Stand::Out;
+        Some(of)
+    }
+
+    /// Moves the blocks of a queue that others follow to another one; they keep their turns. It looks at
+    /// all blocks.
+    pub(super) fn move_followed(&mut self, from: u8, to: u8) {
+        let mut moved = 0;
+        for entry in self.entries.iter_mut() {
+            if entry.stand == Stand::Followed && entry.queue == from {
+                entry.queue = to;
+                moved += 1;
+            }
+        }
+        let source = &mut self.queues[u32::from(from)];
+        source.len -= moved;
+        source.followed -= moved;
+        let target = &mut self.queues[u32::from(to)];
+        target.len += moved;
+        target.followed += moved;
+    }
+
+    /// Asserts what must hold between the parts.
+    pub(super) fn check(&self) {
+        for (number, queue) in (0_u8..).zip(self.queues.iter()) {
+            self.links.check(&queue.line);
+            let of = self.entries.iter().filter(|entry| entry.queue == number);
+            let count = |stand| of.clone().filter(|entry| entry.stand == stand).count();
+            let line = queue.line.len();
+            assert_eq!(count(Stand::InLine), line, "line of queue {number}");
+            assert_eq!(count(Stand::Followed), queue.followed, "queue {number}");
+            assert_eq!(count(Stand::Leaf), queue.leaves.len(), "queue {number}");
+            let stored = of.clone().filter(|entry| entry.stand != Stand::Out);
+            assert_eq!(stored.count(), queue.len, "length of queue {number}");
+            for block in self.links.iter(&queue.line) {
+                let Entry { stand, queue } = self.entries[block];
+                assert_eq!((stand, queue), (Stand::InLine, number), "block {block}");
+            }
+            for &(turn, block) in &queue.leaves {
+                assert_eq!(turn, self.links.number(block), "turn of {block}");
+                assert_eq!(self.entries[block].stand, Stand::Leaf, "block {block}");
+            }
+        }
+    }
+}

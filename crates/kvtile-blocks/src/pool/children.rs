@@ -1,0 +1,251 @@
+//! Which cached blocks others follow: for each cached block the number of cached blocks that name it as
+//! their parent, and the same for parents that are not in the pool, by key. It is one table for all tenants
+//! and all policies, so the rule that only leaves are evicted holds in one place. It knows neither policies
+//! nor pins.
+//!
+//! ```text
+//! counts   by block id   cached children; UNLISTED where the block is not cached
+//! absent   by key        cached children of a parent that is not cached
+//! ```
+//!
+//! A child counts with its parent's key, so the order in which the two come and go does not matter: a parent
+//! that is cached after its children takes their count over from `absent`, and one that is removed before
+//! them leaves it there.
+//!
+//! Keys are the caller's, and a hostile one can make a block its own ancestor. No leaf is in such a cycle.
+//! A block that names itself has no parent here; a longer cycle is cut when a policy has nothing else to
+//! offer ([`Children::cut_cycles`]).
+
+use super::index::Index;
+use super::slot::{KeyWords, Slots};
+use crate::BlockId;
+use std::collections::{HashMap, HashSet};
+
+/// The count of a block that is not cached.
+const UNLISTED: u32 = u32::MAX;
+
+/// Where blocks are found by their keys.
+#[derive(Clone, Copy)]
+pub(super) struct Blocks<'p> {
+    pub(super) slots: &'p Slots,
+    pub(super) index: &'p Index,
+}
+
+impl Blocks<'_> {
+    /// The registered block with this key.
+    fn registered(self, key: KeyWords) -> Option<BlockId> {
+        let registered = |id| {
+            let registered = self.slots.get(id).state().is_registered();
+            registered.then_some(BlockId(id))
+        };
+        self.index.find(self.slots, key, registered)
+    }
+
+    /// The key of the block before this one, unless it is the block itself.
+    fn parent_key(self, id: BlockId) -> Option<KeyWords> {
+        let parent = KeyWords::new(&self.slots.parent(id)?);
+        (parent != self.slots.of(id).key()).then_some(parent)
+    }
+}
+
+/// The cached children of all blocks of a pool.
+#[derive(Debug)]
+pub(super) struct Children {
+    counts: Box<[u32]>,
+    absent: HashMap<KeyWords, u32>,
+    /// Cached blocks that their parents do not count, because they would close a cycle.
+    cut: HashSet<BlockId>,
+    /// Whether a block with children was put behind a cached parent since cycles were looked for: nothing
+    /// else closes one.
+    joined: bool,
+}
+
+impl Children {
+    pub(super) fn new(blocks: usize) -> Children {
+        Children {
+            counts: vec![UNLISTED; blocks].into_boxed_slice(),
+            absent: HashMap::new(),
+            cut: HashSet::new(),
+            joined: false,
+        }
+    }
+
+    /// Whether a cached block names this cached one as its parent.
+    pub(super) fn has(&self, id: BlockId) -> bool {
+        !matches!(self.counts.get(id.index()), Some(&(0 | UNLISTED)) | None)
+    }
+
+    /// Whether a cached block names this key as its parent, which need not be cached.
+    pub(super) fn has_key(&self, blocks: Blocks<'_>, key: KeyWords) -> bool {
+        match self.listed(blocks, None, key) {
+            Some(id) => self.has(id),
+            None => self.absent.contains_key(&key),
+        }
+    }
+
+    /// A registered block is cached from now on. `before` may be its parent, and saves the search then.
+    pub(super) fn list(&mut self, blocks: Blocks<'_>, before: Option<BlockId>, id: BlockId) {
+        let adopted = match self.absent.is_empty() {
+            true => 0,
+            false => self.absent.remove(&blocks.slots.of(id).key()).unwrap_or(0),
+        };
+        let count = self.count(id);
+        assert_eq!(*count, UNLISTED, "{id:?} is cached once");
+        *count = adopted;
+        let Some(key) = blocks.parent_key(id) else {
+            return;
+        };
+        match self.listed(blocks, before, key) {
+            Some(parent) => {
+                *self.count(parent) += 1;
+                self.joined |= adopted > 0;
+            }
+            None => *self.absent.entry(key).or_insert(0) += 1,
+        }
+    }
+
+    /// A block is cached no more. Its parent, if that has no cached children from now on.
+    pub(super) fn unlist(&mut self, blocks: Blocks<'_>, id: BlockId) -> Option<BlockId> {
+        let left = std::mem::replace(self.count(id), UNLISTED);
+        assert!(left != UNLISTED, "{id:?} leaves the cache once");
+        if left > 0 {
+            let key = blocks.slots.of(id).key();
+            let before = self.absent.insert(key, left);
+            assert_eq!(before, None, "children of {id:?} were counted with it");
+        }
+        if !self.cut.is_empty() && self.cut.remove(&id) {
+            return None;
+        }
+        let key = blocks.parent_key(id)?;
+        if let Some(parent) = self.listed(blocks, None, key) {
+            return self.discount(parent).then_some(parent);
+        }
+        let count = self.absent.get_mut(&key);
+        let left = count.map(|count| {
+            *count -= 1;
+            *count
+        });
+        assert!(left.is_some(), "a parent of {id:?} counts it");
+        if left == Some(0) {
+            self.absent.remove(&key);
+        }
+        None
+    }
+
+    /// Cuts each cycle of cached blocks; the blocks that have no children from now on. It looks at all blocks, but only where a cycle may have come about since the last time.
+    pub(super) fn cut_cycles(&mut self, blocks: Blocks<'_>) -> Vec<BlockId> {
+        let mut leaves = Vec::new();
+        if !std::mem::take(&mut self.joined) {
+            return leaves;
+        }
+        // The walk on which a block was met first.
+        let mut walks = vec![NO_WALK; self.counts.len()];
+        for walk in (0_u32..).take(self.counts.len()) {
+            let mut at = BlockId(walk);
+            while self.is_listed(at)
+                && let Some(met) = walks.get_mut(at.index())
+                && *met == NO_WALK
+            {
+                *met = walk;
+                let Some(parent) = self.counted_parent(blocks, at) else {
+                    break;
+                };
+                if walks.get(parent.index()) == Some(&walk) {
+                    self.cut_cycle(blocks, parent, &mut leaves);
+                    break;
+                }
+                at = parent;
+            }
+        }
+        leaves
+    }
+
+    /// Cuts the cycle of which this block is a part, between all of its blocks: policies know some of them
+    /// as parents of others, and which ones is not known here.
+    fn cut_cycle(&mut self, blocks: Blocks<'_>, block: BlockId, leaves: &mut Vec<BlockId>) {
+        let mut at = block;
+        while let Some(parent) = self.counted_parent(blocks, at) {
+            self.cut.insert(at);
+            if self.discount(parent) {
+                leaves.push(parent);
+            }
+            at = parent;
+        }
+    }
+
+    /// Asserts that the counts are those of the blocks that are cached.
+    pub(super) fn check(&self, blocks: Blocks<'_>) {
+        let ids = || (0_u32..).take(self.counts.len()).map(BlockId);
+        let mut counts = vec![0_u32; self.counts.len()];
+        let mut absent: HashMap<KeyWords, u32> = HashMap::new();
+        for id in ids().filter(|&id| self.is_listed(id)) {
+            assert!(blocks.slots.of(id).state().is_registered(), "{id:?}");
+            let Some(key) = blocks.parent_key(id).filter(|_| !self.cut.contains(&id)) else {
+                continue;
+            };
+            let parent = self.listed(blocks, None, key);
+            match parent.and_then(|parent| counts.get_mut(parent.index())) {
+                Some(count) => *count += 1,
+                None => *absent.entry(key).or_insert(0) += 1,
+            }
+        }
+        for (id, count) in ids().zip(counts) {
+            let counted = self.counts.get(id.index()).copied();
+            let expected = if self.is_listed(id) { count } else { UNLISTED };
+            assert_eq!(counted, Some(expected), "children of {id:?}");
+        }
+        assert_eq!(self.absent, absent, "children of parents that are not here");
+        let cut = |id: &BlockId| self.is_listed(*id);
+        assert!(self.cut.iter().all(cut), "only cached blocks are cut off");
+    }
+
+    /// How many blocks are cached; for tests.
+    pub(super) fn len(&self) -> usize {
+        let listed = self.counts.iter().filter(|&&count| count != UNLISTED);
+        listed.count()
+    }
+
+    fn is_listed(&self, id: BlockId) -> bool {
+        let count = self.counts.get(id.index());
+        count.is_some_and(|&count| count != UNLISTED)
+    }
+
+    /// The cached block with this key.
+    fn listed(
+        &self,
+        blocks: Blocks<'_>,
+        before: Option<BlockId>,
+        key: KeyWords,
+    ) -> Option<BlockId> {
+        let id = before
+            .filter(|&id| blocks.slots.of(id).key() == key)
+            .or_else(|| blocks.registered(key))?;
+        self.is_listed(id).then_some(id)
+    }
+
+    fn counted_parent(&self, blocks: Blocks<'_>, id: BlockId) -> Option<BlockId> {
+        let key = blocks.parent_key(id).filter(|_| !self.cut.contains(&id))?;
+        self.listed(blocks, None, key)
+    }
+
+    /// One child less; whether there is none any more.
+    fn discount(&mut self, parent: BlockId) -> bool {
+        let count = self.count(parent);
+        assert!(!matches!(*count, 0 | UNLISTED), "children of {parent:?}");
+        *count -= 1;
+        *count == 0
+    }
+
+    /// # Panics
+    /// Where the block is not of this pool: the pool asks for its own blocks alone.
+    #[expect(
+        clippy::indexing_slicing,
+        reason = "ids come from the pool's own lists, which hold ids below the number of slots"
+    )]
+    fn count(&mut self, id: BlockId) -> &mut u32 {
+        &mut self.counts[id.index()]
+    }
+}
+
+/// A block that no walk has met; there are fewer blocks than that.
+const NO_WALK: u32 = u32::MAX;
