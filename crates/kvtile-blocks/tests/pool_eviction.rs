@@ -587,6 +587,10 @@ impl EvictionPolicy for Refusals {
         self.inner.became_leaf(block);
     }
 
+    fn copy(&self) -> Box<dyn EvictionPolicy> {
+        self.inner.copy()
+    }
+
     fn len(&self) -> usize {
         self.inner.len()
     }

@@ -145,6 +145,10 @@ impl EvictionPolicy for Slow {
         self.inner.became_leaf(block);
     }
 
+    fn copy(&self) -> Box<dyn EvictionPolicy> {
+        self.inner.copy()
+    }
+
     fn len(&self) -> usize {
         self.inner.len()
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// First in, first out, without any atomics of its own.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Fifo {
     queue: Vec<BlockId>,
     aside: Vec<BlockId>,
@@ -89,6 +89,10 @@ impl EvictionPolicy for Fifo {
             self.followed.retain(|&other| other != block);
             self.queue.push(block);
         }
+    }
+
+    fn copy(&self) -> Box<dyn EvictionPolicy> {
+        Box::new(self.clone())
     }
 
     fn len(&self) -> usize {

@@ -19,7 +19,7 @@ const ONCE: u8 = 0;
 const AGAIN: u8 = 1;
 
 /// Adaptive replacement.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct AdaptiveReplacement {
     queues: Queues,
     once_ghosts: Ghosts<()>,
@@ -128,6 +128,10 @@ impl EvictionPolicy for AdaptiveReplacement {
 
     fn became_leaf(&mut self, block: BlockId) {
         self.queues.became_leaf(block);
+    }
+
+    fn copy(&self) -> Box<dyn EvictionPolicy> {
+        Box::new(self.clone())
     }
 
     fn len(&self) -> usize {

@@ -9,7 +9,7 @@ use crate::{BlockId, BlockKey, Tick};
 const USED: u8 = 0;
 
 /// Least recently used.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lru {
     queues: Queues,
 }
@@ -63,6 +63,10 @@ impl EvictionPolicy for Lru {
 
     fn became_leaf(&mut self, block: BlockId) {
         self.queues.became_leaf(block);
+    }
+
+    fn copy(&self) -> Box<dyn EvictionPolicy> {
+        Box::new(self.clone())
     }
 
     fn len(&self) -> usize {

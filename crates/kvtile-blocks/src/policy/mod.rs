@@ -140,6 +140,9 @@ pub trait EvictionPolicy: Send {
         drop(learned);
     }
 
+    /// A copy, which goes on by itself: what it would do next can be tried out.
+    fn copy(&self) -> Box<dyn EvictionPolicy>;
+
     /// How many blocks it knows as stored.
     fn len(&self) -> usize;
 

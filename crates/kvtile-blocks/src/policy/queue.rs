@@ -53,7 +53,7 @@ struct Queue {
 }
 
 /// Some queues; a block is in at most one of them.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Queues {
     links: Links,
     entries: Column<Entry>,

@@ -29,7 +29,7 @@ const SMALL: u8 = 0;
 const MAIN: u8 = 1;
 
 /// Three FIFO queues.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct S3Fifo {
     queues: Queues,
     uses: Column<u8>,
@@ -142,6 +142,10 @@ impl EvictionPolicy for S3Fifo {
 
     fn became_leaf(&mut self, block: BlockId) {
         self.queues.became_leaf(block);
+    }
+
+    fn copy(&self) -> Box<dyn EvictionPolicy> {
+        Box::new(self.clone())
     }
 
     fn len(&self) -> usize {

@@ -21,7 +21,7 @@
 //! | `children` | which cached blocks others follow |
 //! | `ledger` | pins with deadlines |
 //! | `owned`, `pinned` | the guards |
-//! | `allocate`, `lookup`, `register`, `evict`, `restore` | what the pool does |
+//! | `allocate`, `lookup`, `register`, `evict`, `order`, `restore` | what the pool does |
 //! | `stats`, `integrity` | what it counts, and what must hold |
 //! | `sync` | atomics and locks, or `loom`'s |
 //!
@@ -45,6 +45,7 @@ mod index;
 mod integrity;
 mod ledger;
 mod lookup;
+mod order;
 mod owned;
 mod pinned;
 mod register;

@@ -2,6 +2,7 @@
 
 use super::BlockPool;
 use super::settings::TenantId;
+use super::share::ShareCore;
 use super::slot::{KeyWords, Phase};
 use crate::events::StoredBlock;
 use crate::policy::Hints;
@@ -117,20 +118,29 @@ impl BlockPool {
     #[must_use]
     pub fn snapshot(&self) -> Vec<StoredEntry> {
         let mut entries = Vec::new();
-        for (index, share) in self.shares.iter().enumerate() {
-            let quota = index
-                .checked_sub(1)
-                .and_then(|i| self.settings.quotas.get(i));
-            let tenant = quota.map_or_else(TenantId::default, |quota| quota.tenant);
-            let core = share.lock();
-            entries.extend(core.listed.iter().map(|block| StoredEntry {
-                block,
-                key: self.slots.of(block).key().key(),
-                parent: self.slots.parent(block),
-                tenant,
-            }));
+        for share in 0..self.shares.len() {
+            let core = self.share(share).lock();
+            entries.extend(self.entries(share, &core));
         }
         entries
+    }
+
+    /// What is cached of a share, in no order.
+    pub(super) fn entries<'a>(
+        &'a self,
+        share: usize,
+        core: &'a ShareCore,
+    ) -> impl Iterator<Item = StoredEntry> + 'a {
+        let quota = share
+            .checked_sub(1)
+            .and_then(|quota| self.settings.quotas.get(quota));
+        let tenant = quota.map_or_else(TenantId::default, |quota| quota.tenant);
+        core.listed.iter().map(move |block| StoredEntry {
+            block,
+            key: self.slots.of(block).key().key(),
+            parent: self.slots.parent(block),
+            tenant,
+        })
     }
 
     /// Adds what is cached to the list for a snapshot of the event log; nothing where the pool reports

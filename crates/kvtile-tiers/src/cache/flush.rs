@@ -73,11 +73,10 @@ impl Inner {
     /// The keys of host blocks that a lookup finds, those first that are worth most; no block comes before
     /// its ancestors.
     fn keys_by_worth(&self, disk: &Stored, belonging_only: bool) -> Vec<BlockKey> {
-        let mut order = self.host.pool.snapshot();
-        order.sort_by_key(|entry| self.host.facts(entry.block).0);
+        let order = self.host.pool.eviction_order(self.tick());
         let mut found = HashSet::with_capacity(order.len());
         let mut keys = Vec::with_capacity(order.len());
-        for entry in order {
+        for entry in order.into_iter().rev() {
             // Where the disk lost an ancestor, no lookup comes as far as this block.
             let follows = |parent: BlockKey| found.contains(&parent) || disk.has(&parent);
             if entry.parent.is_none_or(follows) {

@@ -18,7 +18,7 @@ const SETS: usize = CLASSES * 9;
 pub(super) const NEVER: u32 = u32::MAX;
 
 /// The runs that may go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Leaves {
     sets: Vec<BTreeSet<(u64, u32)>>,
     /// A bit for each set that is not empty.

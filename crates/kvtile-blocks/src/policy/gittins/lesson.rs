@@ -100,14 +100,14 @@ pub(super) fn add(table: &mut Table<CLASSES>, class: Class, age: u64, blocks: f3
 }
 
 /// Counts that wait to be studied.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Lesson {
     observed: Observations,
     live: Table<CLASSES>,
 }
 
 /// What blocks of each class are worth at each age.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Learned {
     scores: Table<CLASSES>,
 }

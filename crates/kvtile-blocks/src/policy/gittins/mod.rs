@@ -71,7 +71,7 @@ fn lower_half(clock: u64) -> u32 {
 }
 
 /// The learned policy over leaves.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Gittins {
     runs: Runs,
     leaves: Leaves,
@@ -508,6 +508,10 @@ impl EvictionPolicy for Gittins {
 
     fn learn(&mut self, learned: Learned) {
         self.learned = learned;
+    }
+
+    fn copy(&self) -> Box<dyn EvictionPolicy> {
+        Box::new(self.clone())
     }
 
     fn len(&self) -> usize {

@@ -59,7 +59,7 @@ struct Place {
 }
 
 /// The tree.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Runs {
     places: Column<Place>,
     /// Why a block was refused, while that lasts.
