@@ -1,6 +1,6 @@
 //! What can go wrong in a tier.
 
-use std::{io, sync::Arc};
+use std::{fmt, io, sync::Arc};
 
 use kvtile_blocks::{BlockKey, BlocksError, events::Tier};
 use kvtile_layout::{
@@ -9,6 +9,8 @@ use kvtile_layout::{
 };
 use kvtile_transfer::TransferError;
 use thiserror::Error;
+
+use crate::disk::medium::{FoundInstead, NotPlain};
 
 /// Why a tier refused something. Every message names the values and what to do.
 #[derive(Clone, Debug, Error)]
@@ -248,6 +250,29 @@ pub enum TierError {
         /// The slot.
         slot: u32,
     },
+    /// A file of an open folder, or the folder itself, is no longer what its name stands for: what is
+    /// written to it is gone with the process, and so is what was durable before.
+    #[error(
+        "{file} {change} while the store had it open; nothing in it outlives this process. Close \
+         the cache and open it again"
+    )]
+    FileGone {
+        /// The file, or the folder.
+        file: String,
+        /// What became of it.
+        change: FileChange,
+    },
+    /// Something else stands where a file of the disk tier belongs. It was not opened.
+    #[error(
+        "{file} is {found}; a disk tier opens only plain files of its own folder. Remove it, or give \
+         another folder"
+    )]
+    NotAPlainFile {
+        /// The file.
+        file: String,
+        /// What was found.
+        found: FoundInstead,
+    },
     /// The disk, a quota or a file size limit has no room.
     #[error("no room to {operation} {file}")]
     DiskFull {
@@ -270,6 +295,34 @@ pub enum TierError {
     },
 }
 
+/// What became of a file that a store has open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FileChange {
+    /// It was removed or renamed.
+    Removed,
+    /// Another one was put in its place.
+    Replaced,
+    /// It was made shorter.
+    Cut {
+        /// Its length now, in bytes.
+        length_bytes: u64,
+    },
+    /// Something else was written into it.
+    Overwritten,
+}
+
+impl fmt::Display for FileChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FileChange::Removed => f.write_str("was removed or renamed"),
+            FileChange::Replaced => f.write_str("was replaced by another one"),
+            FileChange::Cut { length_bytes } => write!(f, "was cut to {length_bytes} bytes"),
+            FileChange::Overwritten => f.write_str("was overwritten"),
+        }
+    }
+}
+
 impl From<LayoutError> for TierError {
     fn from(error: LayoutError) -> TierError {
         TierError::Transfer(error.into())
@@ -283,6 +336,11 @@ impl TierError {
     }
 
     pub(crate) fn file(operation: &'static str, file: String, error: io::Error) -> TierError {
+        let inner = error.get_ref();
+        if let Some(NotPlain { found }) = inner.and_then(|inner| inner.downcast_ref()) {
+            let found = *found;
+            return TierError::NotAPlainFile { file, found };
+        }
         let full = [
             io::ErrorKind::StorageFull,
             io::ErrorKind::QuotaExceeded,

@@ -18,4 +18,4 @@ mod error;
 pub mod metrics;
 pub mod replay;
 
-pub use error::TierError;
+pub use error::{FileChange, TierError};

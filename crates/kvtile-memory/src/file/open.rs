@@ -106,6 +106,32 @@ impl FileOptions {
             self.check_writable(path)?;
         }
         let (opened, have) = self.open_existing(path)?;
+        self.fit(opened, have, size)
+    }
+
+    /// As [`FileOptions::open`], of a file that is open already, for reading and, unless the options
+    /// say otherwise, for writing. `path` is what the file is called in messages; it is not opened.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileOptions::open`].
+    pub fn open_fd(
+        self,
+        fd: OwnedFd,
+        path: impl AsRef<Path>,
+        size: usize,
+    ) -> Result<FileMemory, MemoryError> {
+        let path = path.as_ref();
+        check_size(size)?;
+        if self.extend || self.preallocate {
+            self.check_writable(path)?;
+        }
+        let (opened, have) = self.adopt(fd, path)?;
+        self.fit(opened, have, size)
+    }
+
+    /// Lets the file grow where it may, and makes it a region.
+    fn fit(self, opened: Opened, have: u64, size: usize) -> Result<FileMemory, MemoryError> {
         if have < size as u64 {
             if !self.extend {
                 return Err(MemoryError::FileTooSmall {
@@ -114,7 +140,7 @@ impl FileOptions {
                     need: size as u64,
                 });
             }
-            check_limit(path, size)?;
+            check_limit(&opened.path, size)?;
             opened.grow(size)?;
         }
         self.finish(opened, size)
@@ -195,22 +221,30 @@ impl FileOptions {
     /// Opens a regular file and tells its length.
     fn open_existing(self, path: &Path) -> Result<(Opened, u64), MemoryError> {
         let error = |errno| MemoryError::of_path("open", path, 0, errno);
-        let access = if self.read_only {
-            OFlags::RDONLY
-        } else {
-            OFlags::RDWR
-        };
         // Without NONBLOCK, a pipe would hold us up before we see what it is.
-        let flags = access | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+        let flags = self.access() | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())).map_err(error)?;
+        self.adopt(fd, path)
+    }
+
+    fn access(self) -> OFlags {
+        match self.read_only {
+            true => OFlags::RDONLY,
+            false => OFlags::RDWR,
+        }
+    }
+
+    /// Takes an open regular file and tells its length.
+    fn adopt(self, fd: OwnedFd, path: &Path) -> Result<(Opened, u64), MemoryError> {
+        let error = |errno| MemoryError::of_path("open", path, 0, errno);
         let stat = rustix::fs::fstat(&fd).map_err(error)?;
         if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
             return Err(MemoryError::NotAFile {
                 path: path.to_path_buf(),
             });
         }
-        // Left on, it would make asynchronous reads fail instead of wait.
-        rustix::fs::fcntl_setfl(&fd, access).map_err(error)?;
+        // Left on, NONBLOCK would make asynchronous reads fail instead of wait.
+        rustix::fs::fcntl_setfl(&fd, self.access()).map_err(error)?;
         let opened = Opened {
             fd,
             path: path.to_path_buf(),

@@ -20,7 +20,7 @@ use std::{
 };
 
 use file::SimulatedFile;
-use kvtile_tiers::disk::medium::{LockError, Medium, MediumFile, MediumLock, OpenFile};
+use kvtile_tiers::disk::medium::{LockError, Medium, MediumFile, MediumLock, OpenFile, Standing};
 
 /// How often operations fail: once in so many times, never where it is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -55,6 +55,8 @@ struct State {
     /// Writes and syncs until the power goes.
     fuse: Option<u64>,
     locked: bool,
+    /// What has become of the folder's own name.
+    folder: Standing,
     /// Processes that had the disk before have no part in it any more.
     process: u64,
 }
@@ -80,6 +82,7 @@ impl SimulatedDisk {
             read_only: false,
             fuse: None,
             locked: false,
+            folder: Standing::Same,
             process: 0,
         };
         SimulatedDisk {
@@ -152,6 +155,27 @@ impl SimulatedDisk {
         if let Ok(file) = state.file(file) {
             file.cut(length);
         }
+    }
+
+    /// Removes a file under those who have it open, or moves it away and puts an empty one in its
+    /// place. Whether there was such a file.
+    pub fn lose(&self, file: &str, replace: bool) -> bool {
+        let mut state = self.state();
+        if state.file(file).is_err() {
+            return false;
+        }
+        state.change_name(NameChange::Removed(file.to_owned()));
+        if replace {
+            state.files.push(SimulatedFile::default());
+            let index = state.files.len() - 1;
+            state.change_name(NameChange::Named(file.to_owned(), index));
+        }
+        true
+    }
+
+    /// What has become of the folder's own name, from now on.
+    pub fn set_folder(&self, standing: Standing) {
+        self.state().folder = standing;
     }
 
     /// Bytes of all files together.
@@ -341,6 +365,12 @@ impl Medium for SimulatedDisk {
         Ok(())
     }
 
+    fn standing(&self) -> io::Result<Standing> {
+        let state = self.state();
+        state.alive()?;
+        Ok(state.folder)
+    }
+
     fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError> {
         let mut state = self.state();
         if writable {
@@ -381,7 +411,9 @@ impl Medium for SimulatedDisk {
         }
         Ok(Box::new(OpenedFile {
             disk: self.clone(),
+            name: file.to_owned(),
             index,
+            length,
             process,
         }))
     }
@@ -390,7 +422,10 @@ impl Medium for SimulatedDisk {
 #[derive(Debug)]
 struct OpenedFile {
     disk: SimulatedDisk,
+    name: String,
     index: usize,
+    /// As long as it was opened.
+    length: usize,
     process: u64,
 }
 
@@ -429,6 +464,20 @@ impl MediumFile for OpenedFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.state()?.sync(self.index)
+    }
+
+    fn standing(&self) -> io::Result<Standing> {
+        let state = self.state()?;
+        state.alive()?;
+        let length = state.files.get(self.index).map_or(0, SimulatedFile::len);
+        Ok(match state.names.get(&self.name) {
+            None => Standing::Removed,
+            Some(index) if *index != self.index => Standing::Replaced,
+            Some(_) if length < self.length => Standing::Cut {
+                length_bytes: length as u64,
+            },
+            Some(_) => Standing::Same,
+        })
     }
 
     fn is_direct(&self) -> bool {

@@ -25,7 +25,7 @@ const FORMAT: &str = "kvtile disk tier";
 const VERSION: u32 = 1;
 
 /// A longer one is not ours.
-const MANIFEST_BYTES_MAX: u64 = 64 << 20;
+pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
 /// What must be equal before a block of a folder may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::{
 use kvtile_blocks::events::Tier;
 use kvtile_tiers::{
     cache::{Cache, LookupOptions},
-    disk::medium::{FolderMedium, LockError, Medium, MediumFile, MediumLock, OpenFile},
+    disk::medium::{FolderMedium, LockError, Medium, MediumFile, MediumLock, OpenFile, Standing},
 };
 
 use super::common::{Engine, chain, engine_layout, with_disk};
@@ -87,6 +87,10 @@ impl Medium for GatedFolder {
         self.0.sync_folder()
     }
 
+    fn standing(&self) -> io::Result<Standing> {
+        self.0.standing()
+    }
+
     fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError> {
         self.0.lock(file, writable)
     }
@@ -109,6 +113,10 @@ impl MediumFile for GatedFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn standing(&self) -> io::Result<Standing> {
+        self.0.standing()
     }
 
     fn is_direct(&self) -> bool {

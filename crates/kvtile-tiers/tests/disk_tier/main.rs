@@ -8,6 +8,7 @@
 
 mod common;
 mod crash;
+mod gone;
 mod simulation;
 mod store;
 mod threads;

@@ -40,6 +40,8 @@ struct Model {
     versions: u64,
     /// Bits flipped and files cut since the last opening.
     damage: u64,
+    /// Whether a file was removed or replaced under the open store.
+    gone: bool,
 }
 
 struct Simulation {
@@ -95,6 +97,7 @@ impl Simulation {
                 erased: Vec::new(),
                 versions: 0,
                 damage: 0,
+                gone: false,
             },
             numbers,
             tell,
@@ -215,8 +218,9 @@ impl Simulation {
         self.tell(|| {
             let dropped = recovered.dropped;
             format!(
-                "opened: {} offered, {bad} bad, {missing} missing, {dropped:?}",
-                places.len()
+                "opened: {} offered, {bad} bad, {missing} missing, created: {}, {dropped:?}",
+                places.len(),
+                recovered.created
             )
         });
         // Erasures that the disk refuses leave more blocks than there are slots.
@@ -345,10 +349,14 @@ impl Simulation {
             assert_eq!(version.map(|version| key(version.number)), Some(lost.key));
         }
         self.settle(store);
-        if synced.failure.is_some() {
+        if let Some(failure) = synced.failure {
             assert!(self.troubled());
+            if self.model.gone && !self.disk.is_dead() && self.faults.read == 0 {
+                assert!(matches!(failure, TierError::FileGone { .. }), "{failure}");
+            }
             return;
         }
+        assert!(!self.model.gone, "durable in files that are gone");
         for version in self.model.erased.drain(..) {
             self.model.possible.remove(&version);
         }
@@ -381,13 +389,23 @@ impl Simulation {
         if !self.damaging {
             return;
         }
-        match self.numbers.below(4) {
+        match self.numbers.below(5) {
             0 => self.disk.set_read_only(true),
             1 => self.disk.set_read_only(false),
             2 => {
                 let file = ["slots", "records"][self.numbers.index(2)];
                 self.tell(|| format!("a bit of {file} flips"));
                 self.model.damage += u64::from(self.disk.flip(file));
+            }
+            3 => {
+                let file = ["slots", "records", "manifest.json"][self.numbers.index(3)];
+                // One that is empty would be refused at the next opening, which is another test's.
+                let replace = file != "manifest.json" && self.numbers.once_in(2);
+                self.tell(|| format!("{file} is lost, replaced: {replace}"));
+                if self.disk.lose(file, replace) {
+                    self.model.gone = true;
+                    self.model.damage += NUMBERS;
+                }
             }
             _ => {
                 let bytes = self.numbers.index(60_000);
@@ -418,6 +436,7 @@ impl Simulation {
             _ => {}
         }
         drop(store);
+        self.model.gone = false;
         let before = self.settings;
         if self.numbers.once_in(4) {
             self.settings = room_for(2 + self.numbers.below(14), &self.identity);

@@ -13,7 +13,7 @@
 
 mod folder;
 
-pub use folder::FolderMedium;
+pub use folder::{FolderMedium, FoundInstead, NotPlain};
 
 use std::{fmt, io};
 
@@ -29,6 +29,22 @@ pub struct OpenFile {
     pub direct: bool,
     /// Whether the room for all bytes is to be reserved now, where the file system can.
     pub preallocate: bool,
+}
+
+/// What has become of a name under which something was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It still stands for what was opened.
+    Same,
+    /// Nothing has that name any more.
+    Removed,
+    /// Something else has that name.
+    Replaced,
+    /// The file is shorter than it was when it was opened.
+    Cut {
+        /// Its length now, in bytes.
+        length_bytes: u64,
+    },
 }
 
 /// One folder of files.
@@ -86,6 +102,13 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// What the file system says.
     fn sync_folder(&self) -> io::Result<()>;
 
+    /// What has become of the folder's own name since its files were opened. Files may lie in it and
+    /// be out of reach, because the folder was removed, renamed or replaced.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn standing(&self) -> io::Result<Standing>;
+
     /// Takes the lock of this name until the guard is dropped or the process ends. Whoever may
     /// write to the folder leaves the number of the process in it.
     ///
@@ -121,6 +144,13 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     /// What the file system says. What was written since the last sync that succeeded may be lost
     /// then, and a second call does not tell again.
     fn sync_data(&self) -> io::Result<()>;
+
+    /// What has become of the name in the folder that the file was opened by. Reads and writes of a
+    /// file without a name go on and fail nowhere; what they wrote is gone with the process.
+    ///
+    /// # Errors
+    /// What the file system says.
+    fn standing(&self) -> io::Result<Standing>;
 
     /// Whether transfers pass by the page cache.
     fn is_direct(&self) -> bool;

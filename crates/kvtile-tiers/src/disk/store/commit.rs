@@ -26,7 +26,9 @@ impl SlotStore {
     /// from several threads take turns; one that finds nothing left to do returns at once.
     ///
     /// A failure is told in the report, and the store goes on: blocks that the disk did not take
-    /// are lost, everything else is tried again by the next sync.
+    /// are lost, everything else is tried again by the next sync. Where the folder or one of its
+    /// files was removed, replaced or cut since the store was opened, nothing is durable, what was
+    /// before included ([`TierError::FileGone`]).
     pub fn sync(&self) -> Synced {
         let turn = self.turn();
         let commit = self.table().take_commit();
@@ -73,7 +75,7 @@ impl SlotStore {
     }
 
     fn commit(&self, commit: Commit, _turn: MutexGuard<'_, ()>) -> Synced {
-        let (outcome, failure) = self.bring(&commit);
+        let (outcome, failure) = self.bring_to_files(&commit);
         self.counters.syncs.add(u64::from(!commit.is_empty()));
         self.counters
             .sync_failures
@@ -93,6 +95,27 @@ impl SlotStore {
             erased: finished.erased,
             lost: finished.lost.iter().map(lost).collect(),
             failure,
+        }
+    }
+
+    /// As [`bring`](SlotStore::bring), if the files are there, before and after: what writes to a file
+    /// that was cut would give it its length back.
+    fn bring_to_files(&self, commit: &Commit) -> (Outcome, Option<TierError>) {
+        let untouched = Outcome {
+            blocks: true,
+            records: false,
+            refused: Vec::new(),
+        };
+        if let Err(gone) = self.check_files() {
+            return (untouched, Some(gone));
+        }
+        let (mut outcome, failure) = self.bring(commit);
+        match self.check_files() {
+            Ok(()) => (outcome, failure),
+            Err(gone) => {
+                outcome.records = false;
+                (outcome, Some(gone))
+            }
         }
     }
 

@@ -20,6 +20,7 @@ mod commit;
 mod open;
 mod report;
 mod scan;
+mod standing;
 mod stats;
 mod table;
 
@@ -42,6 +43,7 @@ use kvtile_memory::AlignedBuffer;
 
 use self::{
     report::Miss::{Buffer, Checksum, Io, Replaced, Truncated},
+    standing::HeldManifest,
     stats::Counters,
     table::{Begin, Entry, Pending, Placed, Table},
 };
@@ -59,6 +61,7 @@ use crate::error::TierError;
 pub struct SlotStore {
     medium: Arc<dyn Medium>,
     manifest: Manifest,
+    held_manifest: HeldManifest,
     slots: Box<dyn MediumFile>,
     records: Box<dyn MediumFile>,
     table: Mutex<Table>,
@@ -126,12 +129,18 @@ impl SlotStore {
     /// page cache where the file system has direct I/O.
     ///
     /// It waits for a sync only where more places were erased since the last one than are kept in
-    /// reserve.
+    /// reserve. Nothing is written where the folder or one of its files was removed, replaced or cut
+    /// since the store was opened ([`TierError::FileGone`]); what was written before can still be
+    /// read.
     pub fn write(&self, batch: &[SlotWrite<'_>]) -> Written {
         let mut failed = Vec::new();
+        let files = match batch.is_empty() {
+            true => Ok(()),
+            false => self.check_files(),
+        };
         for write in batch {
             self.counters.writes.add(1);
-            match self.write_one(write) {
+            match files.clone().and_then(|()| self.write_one(write)) {
                 Ok(()) => self.counters.written_bytes.add(write.bytes.len() as u64),
                 Err(error) => {
                     self.counters.write_failures.add(1);
@@ -303,6 +312,27 @@ impl SlotStore {
     #[must_use]
     pub fn is_durable(&self, ticket: Ticket) -> bool {
         self.table().durable_epoch() >= ticket.0
+    }
+
+    /// Which of these blocks, each with the slot that it was written to, outlive a crash now: the slot
+    /// holds the block, a sync has brought it to the disk, and the folder with all of its files is
+    /// still there. Blocks that were lost, erased or replaced, or that no sync has reached, are not.
+    ///
+    /// # Errors
+    /// None of them is durable, because the folder or one of its files is gone
+    /// ([`TierError::FileGone`]), or cannot be looked at.
+    pub fn are_durable(&self, blocks: &[(u32, BlockKey)]) -> Result<Vec<bool>, TierError> {
+        let durable = {
+            let table = self.table();
+            let durable = |(slot, key): &(u32, BlockKey)| {
+                table
+                    .entry(*slot)
+                    .is_some_and(|entry| entry.state == SlotState::Durable && entry.key == *key)
+            };
+            blocks.iter().map(durable).collect()
+        };
+        // Last, so that files that went meanwhile are seen.
+        self.check_files().map(|()| durable)
     }
 
     /// What happened since the store was opened, and what it holds.

@@ -16,6 +16,7 @@ use super::{
     },
     Dropped, Recovered, Scan, Scanned, SlotStore, SlotStoreSettings, StoredBlock,
     commit::Changes,
+    standing::HeldManifest,
     stats::Counters,
     table::Table,
 };
@@ -59,7 +60,8 @@ impl SlotStore {
             Some(manifest) => opening.open(manifest, identity)?,
             None => opening.create(identity)?,
         };
-        Ok(opened.into_store(Arc::clone(&medium), lock))
+        let held_manifest = HeldManifest::open(&*medium)?;
+        Ok(opened.into_store(Arc::clone(&medium), lock, held_manifest))
     }
 }
 
@@ -141,7 +143,6 @@ impl Opening<'_> {
         let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
         scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
         self.sync_file(&*records, RECORDS_FILE)?;
-        self.medium.sync_folder().map_err(failed)?;
         let mut found = Found::of(scan, &manifest, lengths);
         let places = self.places(&manifest)?;
         let resized = manifest.resized(self.settings.capacity_bytes, places);
@@ -155,6 +156,8 @@ impl Opening<'_> {
             },
             false => self.resize(records, &manifest, &resized)?,
         };
+        // Last: a file that was missing has just been made.
+        self.medium.sync_folder().map_err(failed)?;
         Ok(Opened {
             manifest: resized,
             files,
@@ -345,6 +348,7 @@ impl Opened {
         self,
         medium: Arc<dyn Medium>,
         lock: Box<dyn MediumLock>,
+        held_manifest: HeldManifest,
     ) -> (SlotStore, Recovered) {
         let Found {
             stored,
@@ -371,6 +375,7 @@ impl Opened {
             table: Mutex::new(Table::new((slots, places), &stored, stale, next)),
             medium,
             manifest: self.manifest,
+            held_manifest,
             slots: self.files.slots,
             records: self.files.records,
             commit: Mutex::new(()),

@@ -86,7 +86,10 @@ pub struct Synced {
     pub erased: usize,
     /// Blocks that could not be brought to the disk; their slots are empty.
     pub lost: Vec<LostBlock>,
-    /// Why not everything is durable. What was not lost is tried again by the next sync.
+    /// Why not everything is durable that this sync was to bring to the disk, or why nothing is:
+    /// [`TierError::FileGone`]. What was not lost is tried again by the next sync.
+    /// [`SlotStore::are_durable`](super::SlotStore::are_durable) tells it for single blocks, those
+    /// that other syncs lost included.
     pub failure: Option<TierError>,
 }
 

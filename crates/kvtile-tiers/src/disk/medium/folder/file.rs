@@ -1,0 +1,112 @@
+//! A data file of a folder.
+
+use std::{fs::File, io, sync::Arc};
+
+use kvtile_memory::{DirectIo, FileMemory, MemoryError};
+use rustix::{
+    fd::OwnedFd,
+    fs::{fstat, fsync, ftruncate},
+};
+
+use super::{
+    super::{MediumFile, OpenFile, Standing},
+    plain::{Access, FileNumber, open_plain, stat_name},
+};
+
+#[derive(Debug)]
+pub(super) struct FolderFile {
+    memory: FileMemory,
+    folder: Arc<File>,
+    name: String,
+    number: FileNumber,
+}
+
+impl FolderFile {
+    /// Opens the file `name` of `folder`; `called` is its name in messages.
+    pub(super) fn open(
+        folder: Arc<File>,
+        (name, called): (&str, &str),
+        how: &OpenFile,
+    ) -> io::Result<FolderFile> {
+        let size = usize::try_from(how.length_bytes).map_err(io::Error::other)?;
+        let access = match how.writable {
+            true => Access::Write,
+            false => Access::Read,
+        };
+        let fd = open_plain(&folder, name, access)?;
+        if how.writable {
+            cut(&fd, how.length_bytes)?;
+        }
+        let number = FileNumber::of(&fstat(&fd)?);
+        let memory = FileMemory::options()
+            .read_only(!how.writable)
+            .extend(how.writable)
+            .direct_io(how.direct)
+            .preallocate(how.preallocate && how.writable)
+            .open_fd(fd, called, size)
+            .map_err(into_io)?;
+        Ok(FolderFile {
+            memory,
+            folder,
+            name: name.to_owned(),
+            number,
+        })
+    }
+}
+
+/// Cuts the file where it is longer.
+fn cut(fd: &OwnedFd, length_bytes: u64) -> io::Result<()> {
+    if length(&fstat(fd)?) > length_bytes {
+        ftruncate(fd, length_bytes)?;
+        fsync(fd)?;
+    }
+    Ok(())
+}
+
+/// Length of a file in bytes.
+pub(super) fn length(stat: &rustix::fs::Stat) -> u64 {
+    u64::try_from(stat.st_size).unwrap_or(0)
+}
+
+impl MediumFile for FolderFile {
+    fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        self.memory.read_exact_at(offset, buffer).map_err(into_io)
+    }
+
+    fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.memory.write_all_at(offset, bytes).map_err(into_io)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.memory.sync_data().map_err(into_io)
+    }
+
+    fn standing(&self) -> io::Result<Standing> {
+        Ok(match stat_name(&self.folder, &self.name)? {
+            None => Standing::Removed,
+            Some(stat) if FileNumber::of(&stat) != self.number => Standing::Replaced,
+            Some(stat) if length(&stat) < self.memory.len() => Standing::Cut {
+                length_bytes: length(&stat),
+            },
+            Some(_) => Standing::Same,
+        })
+    }
+
+    fn is_direct(&self) -> bool {
+        matches!(self.memory.direct_io(), DirectIo::Active { .. })
+    }
+}
+
+/// The kernel's own error where there is one.
+fn into_io(error: MemoryError) -> io::Error {
+    match error {
+        MemoryError::PermissionDenied { source, .. }
+        | MemoryError::OutOfSpace { source, .. }
+        | MemoryError::Io { source, .. } => source,
+        MemoryError::UnexpectedEnd { .. }
+        | MemoryError::FileTooSmall { .. }
+        | MemoryError::OutOfBounds { .. } => io::Error::new(io::ErrorKind::UnexpectedEof, error),
+        MemoryError::NotFound { .. } => io::Error::new(io::ErrorKind::NotFound, error),
+        error => io::Error::other(error),
+    }
+}

@@ -1,0 +1,178 @@
+//! A folder of the file system.
+
+mod file;
+mod lock;
+mod plain;
+
+pub use plain::{FoundInstead, NotPlain};
+
+use std::{
+    fs::{self, File},
+    io::{self, Read, Write},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustix::{
+    fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, renameat, stat, unlinkat},
+    io::{Errno, retry_on_intr},
+};
+
+use self::{
+    file::{FolderFile, length},
+    plain::{Access, FILE_MODE, FileNumber, check_plain, open_plain, stat_name},
+};
+use super::{LockError, Medium, MediumFile, MediumLock, OpenFile, Standing};
+
+/// A folder that only the user may enter.
+const FOLDER_MODE: u32 = 0o700;
+
+/// A folder of the file system, with direct I/O where it has that. From the first use on it is one
+/// folder, whatever becomes of its path; clones are the same folder.
+#[derive(Clone, Debug)]
+pub struct FolderMedium {
+    path: PathBuf,
+    /// The same, whatever the working directory will be.
+    absolute: PathBuf,
+    folder: Arc<Mutex<Option<Arc<File>>>>,
+}
+
+impl FolderMedium {
+    /// The folder at `path`, which need not exist and may be a link to a folder.
+    #[must_use]
+    pub fn new(path: impl Into<PathBuf>) -> FolderMedium {
+        let path = path.into();
+        FolderMedium {
+            // An empty path has none; opening it says so.
+            absolute: std::path::absolute(&path).unwrap_or_else(|_| path.clone()),
+            path,
+            folder: Arc::default(),
+        }
+    }
+
+    /// The open folder, in which all names are looked up.
+    fn folder(&self) -> io::Result<Arc<File>> {
+        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(folder) = &*folder {
+            return Ok(Arc::clone(folder));
+        }
+        let opened = Arc::new(open_folder(&self.absolute)?);
+        *folder = Some(Arc::clone(&opened));
+        Ok(opened)
+    }
+
+    fn path(&self, file: &str) -> PathBuf {
+        self.path.join(file)
+    }
+}
+
+fn open_folder(path: &Path) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty()))?;
+    Ok(opened.into())
+}
+
+impl Medium for FolderMedium {
+    fn name(&self) -> String {
+        self.path.display().to_string()
+    }
+
+    fn create(&self) -> io::Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        builder
+            .recursive(true)
+            .mode(FOLDER_MODE)
+            .create(&self.absolute)?;
+        // It may have been removed and made anew since it was used last.
+        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.folder().map(drop)
+    }
+
+    fn names(&self) -> io::Result<Vec<String>> {
+        let folder = match self.folder() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            folder => folder?,
+        };
+        let mut names = Vec::new();
+        for entry in Dir::read_from(&*folder)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name != "." && name != ".." {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn length(&self, file: &str) -> io::Result<Option<u64>> {
+        let folder = match self.folder() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            folder => folder?,
+        };
+        let Some(stat) = stat_name(&folder, file)? else {
+            return Ok(None);
+        };
+        check_plain(&stat, Access::Read)?;
+        Ok(Some(length(&stat)))
+    }
+
+    fn read(&self, file: &str, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        let opened = open_plain(&*self.folder()?, file, Access::Read)?;
+        File::from(opened)
+            .take(bytes_max.saturating_add(1))
+            .read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > bytes_max {
+            let problem = format!("longer than {bytes_max} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        Ok(bytes)
+    }
+
+    fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
+        // Made anew: whatever has the name is not opened, however it came there.
+        self.remove(file)?;
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+        let folder = self.folder()?;
+        let made = retry_on_intr(|| openat(&*folder, file, flags, FILE_MODE))?;
+        let mut made = File::from(made);
+        made.write_all(bytes)?;
+        made.sync_all()
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let folder = self.folder()?;
+        Ok(renameat(&*folder, from, &*folder, to)?)
+    }
+
+    fn remove(&self, file: &str) -> io::Result<()> {
+        match unlinkat(&*self.folder()?, file, AtFlags::empty()) {
+            Err(Errno::NOENT) => Ok(()),
+            removed => Ok(removed?),
+        }
+    }
+
+    fn sync_folder(&self) -> io::Result<()> {
+        self.folder()?.sync_all()
+    }
+
+    fn standing(&self) -> io::Result<Standing> {
+        let ours = FileNumber::of(&fstat(&*self.folder()?)?);
+        Ok(match stat(&self.absolute) {
+            Ok(now) if FileNumber::of(&now) == ours => Standing::Same,
+            Ok(_) => Standing::Replaced,
+            Err(Errno::NOENT | Errno::NOTDIR) => Standing::Removed,
+            Err(errno) => return Err(errno.into()),
+        })
+    }
+
+    fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError> {
+        lock::take(&*self.folder()?, file, writable)
+    }
+
+    fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {
+        let called = self.path(file).display().to_string();
+        let opened = FolderFile::open(self.folder()?, (file, &called), how)?;
+        Ok(Box::new(opened))
+    }
+}
