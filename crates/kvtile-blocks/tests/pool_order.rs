@@ -65,7 +65,12 @@ fn filled(kind: PolicyKind, quotas: Vec<Quota>, seed: u64) -> Arc<BlockPool> {
         let missing = &keys[found.len()..];
         if let Ok(room) = pool.allocate(missing.len(), &request) {
             let parent = keys[..found.len()].last().copied();
-            drop(room.complete(missing, parent).unwrap().register(&claim).unwrap());
+            drop(
+                room.complete(missing, parent)
+                    .unwrap()
+                    .register(&claim)
+                    .unwrap(),
+            );
         }
         drop(found);
         pool.maintain();
@@ -104,7 +109,9 @@ fn blocks_come_in_the_order_in_which_they_are_evicted_and_nothing_changes() {
             let mut evicted = Vec::new();
             loop {
                 let one = pool.evict(1, now);
-                let Some(block) = one.iter().next() else { break };
+                let Some(block) = one.iter().next() else {
+                    break;
+                };
                 evicted.push(block.key);
             }
             let order: Vec<BlockKey> = order.iter().map(|entry| entry.key).collect();

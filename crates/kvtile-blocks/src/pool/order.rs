@@ -96,7 +96,10 @@ fn next(
         let policy = policies.get_mut(at)?;
         let block = policy.candidate(now)?;
         let place = ids.get(&block).and_then(|place| places.get_mut(*place));
-        assert!(place.is_some(), "a policy offers {block:?}, which is not cached");
+        assert!(
+            place.is_some(),
+            "a policy offers {block:?}, which is not cached"
+        );
         let place = place?;
         if place.children > 0 {
             policy.refused(block, Refusal::Followed);
@@ -135,5 +138,10 @@ fn rest(places: &mut [Place], order: &mut Vec<StoredEntry>) {
         }
     }
     // Keys of a hostile caller that name each other in a circle: none of them is a leaf.
-    order.extend(places.iter().filter(|place| !place.is_out).map(|place| place.entry));
+    order.extend(
+        places
+            .iter()
+            .filter(|place| !place.is_out)
+            .map(|place| place.entry),
+    );
 }

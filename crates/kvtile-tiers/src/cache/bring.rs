@@ -75,7 +75,12 @@ impl Inner {
     }
 
     /// Reads a slot into a host block and verifies it.
-    pub(super) fn read(&self, disk: &Stored, wanted: &Wanted, block: BlockId) -> Result<(), LoadStop> {
+    pub(super) fn read(
+        &self,
+        disk: &Stored,
+        wanted: &Wanted,
+        block: BlockId,
+    ) -> Result<(), LoadStop> {
         let lease = self.host.lease(&self.manager, block, LeaseMode::Write);
         let mut lease = lease.map_err(LoadStop::Transfer)?;
         let bytes = lease.block_mut(block.index() as u64);

@@ -57,7 +57,10 @@ impl<J> Chains<J> {
     /// back where there is none.
     pub(super) fn park(&self, number: u64, key: &BlockKey, job: J) -> Result<(), J> {
         let mut state = self.lock();
-        let older = state.entries.iter_mut().filter(|entry| entry.number < number);
+        let older = state
+            .entries
+            .iter_mut()
+            .filter(|entry| entry.number < number);
         match older.rev().find(|entry| entry.keys.contains(key)) {
             Some(entry) => {
                 entry.parked.push(job);
@@ -70,7 +73,10 @@ impl<J> Chains<J> {
     /// A store has ended. Returns the jobs that waited for it.
     pub(super) fn leave(&self, number: u64) -> Vec<J> {
         let mut state = self.lock();
-        let at = state.entries.iter().position(|entry| entry.number == number);
+        let at = state
+            .entries
+            .iter()
+            .position(|entry| entry.number == number);
         at.map_or_else(Vec::new, |at| state.entries.remove(at).parked)
     }
 
@@ -86,7 +92,9 @@ mod tests {
     use super::*;
 
     fn keys(numbers: std::ops::Range<u8>) -> Arc<[BlockKey]> {
-        numbers.map(|number| BlockKey::from_bytes([number; 16])).collect()
+        numbers
+            .map(|number| BlockKey::from_bytes([number; 16]))
+            .collect()
     }
 
     #[test]
@@ -98,7 +106,10 @@ mod tests {
         let parent = keys(3..4)[0];
         assert_eq!(chains.park(second, &parent, "second"), Ok(()));
         assert_eq!(chains.park(first, &keys(5..6)[0], "first"), Err("first"));
-        assert_eq!(chains.park(second, &keys(9..10)[0], "second"), Err("second"));
+        assert_eq!(
+            chains.park(second, &keys(9..10)[0], "second"),
+            Err("second")
+        );
         assert!(chains.leave(first).is_empty());
         assert_eq!(chains.leave(again), ["second"]);
         assert!(chains.leave(again).is_empty());

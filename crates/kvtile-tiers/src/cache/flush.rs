@@ -56,7 +56,7 @@ impl Inner {
         // What left host memory before it was listed, or before it was held, other threads write.
         disk.wait_for_demotions();
         let synced = self.sync_disk(disk);
-        let volatile = keys.iter().filter(|key| !disk.is_durable(key)).count();
+        let volatile = keys.len() - disk.durable(&keys);
         let has_failed = disk.health.failures() != failures_before;
         let no_room = progress.no_room.min(volatile);
         let late = progress.late.min(volatile - no_room);
@@ -100,7 +100,9 @@ impl Inner {
         let slots = disk.pool.blocks();
         let (wanted, rest) = keys.split_at(keys.len().min(slots));
         // First those that are there: what is written for others may not push them out.
-        progress.kept.extend(wanted.iter().filter_map(|key| disk.hold(key)));
+        progress
+            .kept
+            .extend(wanted.iter().filter_map(|key| disk.hold(key)));
         for (at, key) in wanted.iter().enumerate() {
             if self.is_past(deadline) {
                 let left = wanted.get(at..).unwrap_or_default();

@@ -267,7 +267,11 @@ impl LoadPart {
     /// Brings its pieces in order, up to the first block that does not come.
     pub(super) fn run(mut self, inner: &Inner) {
         while let Some(piece) = self.pieces.front() {
-            let left: usize = self.pieces.iter().map(|piece| piece.segment.blocks.len()).sum();
+            let left: usize = self
+                .pieces
+                .iter()
+                .map(|piece| piece.segment.blocks.len())
+                .sum();
             let stopped = if self.load.shared.is_cancelled() {
                 inner.metrics.lost(MissReason::Cancelled, left as u64);
                 Err((0, LoadStop::Cancelled))

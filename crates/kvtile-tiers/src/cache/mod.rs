@@ -72,7 +72,8 @@ use crate::{
     metrics::{CacheMetrics, CacheStats, Queue as QueueLabel},
 };
 
-/// How urgent a job is; later ones of the list come first.
+/// How urgent a job is; later ones of the list come first. One turn in eight goes to the job that waits for
+/// the longest time, whatever its priority, so that none waits for ever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Priority {

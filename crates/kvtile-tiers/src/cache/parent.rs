@@ -3,7 +3,11 @@
 //! Policies evict leaves only, and a host block whose parent is on disk alone pins it there, so a pinned
 //! block keeps all of its ancestors.
 
-use kvtile_blocks::{BlockKey, pool::{Claim, PinnedBlocks}};
+use kvtile_blocks::{
+    BlockKey,
+    events::Tier,
+    pool::{Claim, PinnedBlocks},
+};
 
 use super::{DiskWrites, Inner};
 
@@ -38,6 +42,35 @@ impl Parent {
         let disk = inner.disk.as_ref()?;
         let _pinned = disk.hold(key)?;
         Some(Parent::Disk { _pinned })
+    }
+
+    /// Pins the last of the leading blocks that a tier has: how many these are, and the last one; `None`
+    /// where it has not even the first.
+    pub(super) fn hold_leading(
+        inner: &Inner,
+        tier: Tier,
+        keys: &[BlockKey],
+    ) -> Option<(usize, Parent)> {
+        let pool = match (tier, &inner.disk) {
+            (Tier::Host, _) => &inner.host.pool,
+            (_, Some(disk)) => &disk.pool,
+            (_, None) => return None,
+        };
+        let there = keys.get(..pool.peek(keys)).unwrap_or_default();
+        let claim = Claim {
+            now: inner.tick(),
+            ..Claim::default()
+        };
+        let mut pinned = pool.pin(there, &claim);
+        let leading = pinned.positions.iter().zip(0..);
+        let leading = leading.take_while(|(at, place)| *at == place).count();
+        drop(pinned.blocks.split_off(leading));
+        let last = pinned.blocks.split_off(leading.checked_sub(1)?);
+        let parent = match tier {
+            Tier::Host => Parent::Host(last),
+            _ => Parent::Disk { _pinned: last },
+        };
+        Some((leading, parent))
     }
 
     /// Brings the chain to the disk where its blocks are to go there anyway, and pins it there instead of

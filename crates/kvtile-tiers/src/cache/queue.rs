@@ -3,47 +3,58 @@
 //! No caller waits for a place: what finds none is refused, and its caller goes on without the cache.
 
 use std::{
-    cmp::Reverse,
-    collections::BinaryHeap,
+    collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use super::Priority;
 
-/// A job, and when its turn is: the higher priority first, the older one first among equals.
-struct Waiting<J> {
-    turn: (Priority, Reverse<u64>),
-    job: J,
-}
+/// One turn in so many goes to the job that waits for the longest time, whatever its priority: a cache that
+/// never runs out of loads stores all the same.
+const FAIR_TURN: u64 = 8;
 
-impl<J> PartialEq for Waiting<J> {
-    fn eq(&self, other: &Self) -> bool {
-        self.turn == other.turn
-    }
-}
-
-impl<J> Eq for Waiting<J> {}
-
-impl<J> PartialOrd for Waiting<J> {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl<J> Ord for Waiting<J> {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.turn.cmp(&other.turn)
-    }
-}
+/// Priorities there are.
+const PRIORITIES: usize = 4;
 
 struct State<J> {
-    waiting: BinaryHeap<Waiting<J>>,
+    /// For each priority, the jobs that wait, each with its number: the older one first.
+    waiting: [VecDeque<(u64, J)>; PRIORITIES],
     /// Jobs that were taken and are parked elsewhere until [`Queue::resume`].
     parked: usize,
     number: u64,
+    /// Jobs that were taken so far.
+    turns: u64,
     running: usize,
     closed: bool,
+}
+
+impl<J> State<J> {
+    fn len(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).sum()
+    }
+
+    fn push(&mut self, priority: Priority, job: J) {
+        self.number += 1;
+        let number = self.number;
+        if let Some(waiting) = self.waiting.get_mut(priority as usize) {
+            waiting.push_back((number, job));
+        }
+    }
+
+    /// The next job: of the highest priority, the older one first; now and then the oldest of all.
+    fn pop(&mut self) -> Option<J> {
+        let heads = self.waiting.iter().enumerate();
+        let heads = heads.filter_map(|(at, waiting)| Some((at, waiting.front()?.0)));
+        let (at, _) = match self.turns % FAIR_TURN {
+            0 => heads.min_by_key(|(_, number)| *number)?,
+            _ => heads.max_by_key(|(at, _)| *at)?,
+        };
+        let (_, job) = self.waiting.get_mut(at)?.pop_front()?;
+        self.turns += 1;
+        self.running += 1;
+        Some(job)
+    }
 }
 
 /// What a worker gets from a queue.
@@ -74,9 +85,11 @@ impl<J> Queue<J> {
     pub(super) fn new(capacity: usize) -> Queue<J> {
         Queue {
             state: Mutex::new(State {
-                waiting: BinaryHeap::new(),
+                waiting: Default::default(),
                 parked: 0,
                 number: 0,
+                // The first fair turn comes after others.
+                turns: 1,
                 running: 0,
                 closed: false,
             }),
@@ -96,14 +109,12 @@ impl<J> Queue<J> {
         if state.closed {
             return Err((Refused::Closed, jobs));
         }
-        let waiting = state.waiting.len() + state.parked;
+        let waiting = state.len() + state.parked;
         if waiting.saturating_add(jobs.len()) > self.capacity {
             return Err((Refused::Full { waiting }, jobs));
         }
         for job in jobs {
-            state.number += 1;
-            let turn = (priority, Reverse(state.number));
-            state.waiting.push(Waiting { turn, job });
+            state.push(priority, job);
         }
         drop(state);
         self.changed.notify_all();
@@ -125,15 +136,16 @@ impl<J> Queue<J> {
     /// Parked jobs wait again. They come back where the queue is closed.
     pub(super) fn resume(&self, jobs: Vec<(Priority, J)>) -> Vec<J> {
         let mut state = self.lock();
-        assert!(state.parked >= jobs.len(), "more jobs are resumed than were parked");
+        assert!(
+            state.parked >= jobs.len(),
+            "more jobs are resumed than were parked"
+        );
         state.parked -= jobs.len();
         if state.closed {
             return jobs.into_iter().map(|(_, job)| job).collect();
         }
         for (priority, job) in jobs {
-            state.number += 1;
-            let turn = (priority, Reverse(state.number));
-            state.waiting.push(Waiting { turn, job });
+            state.push(priority, job);
         }
         drop(state);
         self.changed.notify_all();
@@ -143,18 +155,15 @@ impl<J> Queue<J> {
     /// The next job, at once or not at all. [`Queue::done`] must follow.
     pub(super) fn try_next(&self) -> Option<J> {
         let mut state = self.lock();
-        let next = state.waiting.pop()?;
-        state.running += 1;
-        Some(next.job)
+        state.pop()
     }
 
     /// The next job, waited for. [`Queue::done`] must follow a job.
     pub(super) fn next(&self, patience: Duration) -> Next<J> {
         let mut state = self.lock();
         loop {
-            if let Some(next) = state.waiting.pop() {
-                state.running += 1;
-                return Next::Job(next.job);
+            if let Some(job) = state.pop() {
+                return Next::Job(job);
             }
             if state.closed {
                 return Next::Closed;
@@ -162,7 +171,7 @@ impl<J> Queue<J> {
             let waited = self.changed.wait_timeout(state, patience);
             let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
             state = guard;
-            if timeout.timed_out() && state.waiting.is_empty() && !state.closed {
+            if timeout.timed_out() && state.len() == 0 && !state.closed {
                 return Next::Idle;
             }
         }
@@ -183,6 +192,59 @@ impl<J> Queue<J> {
         let left = std::mem::take(&mut state.waiting);
         drop(state);
         self.changed.notify_all();
-        left.into_iter().map(|waiting| waiting.job).collect()
+        left.into_iter().flatten().map(|(_, job)| job).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn take(queue: &Queue<u32>) -> Option<u32> {
+        let job = queue.try_next()?;
+        queue.done();
+        Some(job)
+    }
+
+    #[test]
+    fn the_higher_priority_comes_first_and_the_older_job_among_equals() {
+        let queue = Queue::new(10);
+        queue.push(Priority::Low, vec![1, 2]).unwrap();
+        queue.push(Priority::Urgent, vec![3]).unwrap();
+        queue.push(Priority::Normal, vec![4, 5]).unwrap();
+        let order: Vec<u32> = std::iter::from_fn(|| take(&queue)).collect();
+        assert_eq!(order, [3, 4, 5, 1, 2]);
+    }
+
+    #[test]
+    fn the_lowest_priority_has_its_turns_however_many_others_come() {
+        let queue = Queue::new(10);
+        queue.push(Priority::Background, vec![1, 2, 3]).unwrap();
+        let mut turns = Vec::new();
+        for turn in 0..40 {
+            queue.push(Priority::Urgent, vec![100]).unwrap();
+            if take(&queue).is_some_and(|job| job < 100) {
+                turns.push(turn);
+                assert_eq!(take(&queue), Some(100));
+            }
+        }
+        assert_eq!(turns.len(), 3);
+        assert!(turns.iter().all(|turn| *turn < 24), "{turns:?}");
+    }
+
+    #[test]
+    fn parked_jobs_keep_their_places() {
+        let queue = Queue::new(2);
+        queue.push(Priority::Low, vec![1, 2]).unwrap();
+        assert_eq!(queue.try_next(), Some(1));
+        queue.park();
+        queue.done();
+        let refused = queue.push(Priority::Low, vec![3]).unwrap_err();
+        assert_eq!(refused.0, Refused::Full { waiting: 2 });
+        assert!(queue.resume(vec![(Priority::Urgent, 1)]).is_empty());
+        assert_eq!(take(&queue), Some(1));
+        assert_eq!(queue.close(), [2]);
+        queue.park();
+        assert_eq!(queue.resume(vec![(Priority::Low, 4)]), [4]);
     }
 }

@@ -143,11 +143,7 @@ impl Spill {
     }
 
     /// The same, waited for; `Nothing` after a while.
-    pub(super) fn wait(
-        &self,
-        now: impl Fn() -> Duration,
-        paused_until: Option<Duration>,
-    ) -> Due {
+    pub(super) fn wait(&self, now: impl Fn() -> Duration, paused_until: Option<Duration>) -> Due {
         let mut state = self.lock();
         let due = Spill::due_of(&mut state, now(), paused_until);
         if due != Due::Nothing {
@@ -204,8 +200,14 @@ mod tests {
         spill.sync_begins();
         assert_eq!(spill.due(start + SYNC_WITHIN, None), Due::Write(key(2)));
         spill.touched(start);
-        assert_eq!(spill.due(start + SYNC_WITHIN, Some(start + SYNC_WITHIN * 2)), Due::Nothing);
-        assert_eq!(spill.due(start + SYNC_WITHIN * 2, Some(start + SYNC_WITHIN * 2)), Due::Sync);
+        assert_eq!(
+            spill.due(start + SYNC_WITHIN, Some(start + SYNC_WITHIN * 2)),
+            Due::Nothing
+        );
+        assert_eq!(
+            spill.due(start + SYNC_WITHIN * 2, Some(start + SYNC_WITHIN * 2)),
+            Due::Sync
+        );
     }
 
     #[test]

@@ -14,8 +14,8 @@ use kvtile_blocks::{
 use kvtile_transfer::{LayoutHandle, TransferError, TransferOptions};
 
 use super::{
-    Completion, DiskWrites, Inner, StoreOptions, completion::Shared, host::ids, job::Job,
-    parent::Parent, Priority, QueueLabel,
+    Completion, DiskWrites, Inner, Priority, QueueLabel, StoreOptions, completion::Shared,
+    host::ids, job::Job, parent::Parent,
 };
 use crate::error::TierError;
 
@@ -59,7 +59,7 @@ pub struct StoreReport {
     pub stopped: Option<StoreStop>,
 }
 
-/// For a chain of fewer blocks the caller's thread looks which of them are there already.
+/// For up to so many blocks the caller's thread looks whether all of them are there already.
 const PEEK_MAX: usize = 1024;
 
 /// A store that waits for its turn.
@@ -76,8 +76,6 @@ pub(super) struct StoreJob {
     layout: LayoutHandle,
     /// Where they are in it.
     sources: Vec<usize>,
-    /// Blocks that were there when the store was asked for.
-    present: usize,
     options: StoreOptions,
     start: Duration,
     deadline: Option<Duration>,
@@ -102,13 +100,8 @@ pub(super) fn start(
     let shared = Shared::new(0, 0);
     let completion = Completion::new(Arc::clone(&shared));
     // What takes long for a long chain is left to the job.
-    let present = match chain.get(..PEEK_MAX) {
-        Some(_) => 0,
-        None => inner.host.pool.peek(chain),
-    };
-    let position = first + present;
-    let keys: Arc<[BlockKey]> = chain.get(present..).unwrap_or_default().into();
-    let is_done = keys.is_empty();
+    let is_done = blocks.len() <= PEEK_MAX && inner.host.pool.peek(chain) == chain.len();
+    let keys: Arc<[BlockKey]> = chain.into();
     let number = match is_done {
         true => 0,
         false => inner.chains.enter(Arc::clone(&keys)),
@@ -116,12 +109,11 @@ pub(super) fn start(
     let job = StoreJob {
         shared,
         number,
-        parent: position.checked_sub(1).and_then(|at| all.get(at)).copied(),
+        parent: first.checked_sub(1).and_then(|at| all.get(at)).copied(),
         keys,
-        position,
+        position: first,
         layout,
-        sources: blocks.get(present..).unwrap_or_default().to_vec(),
-        present,
+        sources: blocks.to_vec(),
         options: StoreOptions {
             hints: inner.hints(options.hints, options.lifetime),
             ..*options
@@ -130,7 +122,11 @@ pub(super) fn start(
         deadline: inner.later(options.within),
     };
     if is_done {
-        job.finish(inner, &Stored::default(), None);
+        let done = Stored {
+            present: job.keys.len(),
+            ..Stored::default()
+        };
+        job.finish(inner, &done, None);
         return Ok(completion);
     }
     let queued = inner.queue(options.priority, vec![Job::Store(Box::new(job))]);
@@ -195,7 +191,10 @@ impl StoreJob {
         let elapsed = inner.clock.now().saturating_sub(self.start);
         let report = self.report(done, elapsed, stopped);
         inner.metrics.stored(Tier::Host, report.stored as u64);
-        if matches!(report.stopped, Some(StoreStop::HostFull | StoreStop::NoAncestors)) {
+        if matches!(
+            report.stopped,
+            Some(StoreStop::HostFull | StoreStop::NoAncestors)
+        ) {
             inner.metrics.left_out(Tier::Host, report.dropped as u64);
         }
         self.shared.finish(report);
@@ -204,7 +203,7 @@ impl StoreJob {
     fn report(&self, done: &Stored, elapsed: Duration, stopped: Option<StoreStop>) -> StoreReport {
         StoreReport {
             stored: done.stored,
-            present: self.present + done.present,
+            present: done.present,
             dropped: self.keys.len() - done.stored - done.present,
             bytes: done.bytes,
             elapsed,
@@ -225,31 +224,24 @@ impl StoreJob {
                 return Err(StoreStop::Cancelled);
             }
             let rest = self.keys.get(at..).unwrap_or_default();
-            let present = inner.host.pool.peek(rest);
-            let room = match present {
-                0 => self.room(inner, rest.len(), &mut parent),
-                _ => None,
+            let (blocks, last) = match Parent::hold_leading(inner, Tier::Host, rest) {
+                Some(present) => present,
+                None => match self.room(inner, rest.len(), &mut parent) {
+                    Some(room) => {
+                        let range = at..at + room.len();
+                        at = range.end;
+                        parent = self.copy(inner, range, room, done)?;
+                        continue;
+                    }
+                    // Blocks without room in host memory may be on disk already.
+                    None => {
+                        Parent::hold_leading(inner, Tier::Disk, rest).ok_or(StoreStop::HostFull)?
+                    }
+                },
             };
-            let (blocks, held) = match room {
-                Some(room) => {
-                    let range = at..at + room.len();
-                    (range.len(), Some(self.copy(inner, range, room, done)?))
-                }
-                // Blocks without room in host memory may be on disk already.
-                None => {
-                    let present = present.max(inner.peek_disk(rest));
-                    done.present += present;
-                    (present, None)
-                }
-            };
-            if blocks == 0 {
-                return Err(StoreStop::HostFull);
-            }
+            done.present += blocks;
             at += blocks;
-            let last = at.checked_sub(1).and_then(|last| self.keys.get(last));
-            // A block that was there may have left since.
-            let next = held.or_else(|| Parent::hold(inner, last));
-            parent = next.ok_or(StoreStop::NoAncestors)?;
+            parent = last;
         }
         Ok(())
     }
@@ -370,10 +362,5 @@ impl Inner {
         for job in self.queue.resume(jobs) {
             self.metrics.unqueued(job.label());
         }
-    }
-
-    /// How many leading blocks are on disk.
-    fn peek_disk(&self, keys: &[BlockKey]) -> usize {
-        self.disk.as_ref().map_or(0, |disk| disk.pool.peek(keys))
     }
 }

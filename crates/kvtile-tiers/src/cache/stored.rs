@@ -18,7 +18,7 @@ use super::{
     rate::Rate,
     spill::{Due, Spill},
 };
-use crate::disk::{LostBlock, Miss, SlotState, SlotStore};
+use crate::disk::{LostBlock, Miss, SlotStore};
 
 /// Blocks on disk. The id of a block in the pool is the number of its slot.
 pub(super) struct Stored {
@@ -121,13 +121,16 @@ impl Stored {
         (!pinned.is_empty()).then_some(pinned)
     }
 
-    /// Whether a block is on disk and outlives a crash.
-    pub(super) fn is_durable(&self, key: &BlockKey) -> bool {
-        let pinned = self.hold(key);
-        let slot = pinned.as_ref().and_then(|pinned| pinned.ids().first());
-        slot.is_some_and(|slot| {
-            self.store.state(slot.0) == SlotState::Durable && self.store.key(slot.0) == Some(*key)
-        })
+    /// How many of these blocks are on disk and outlive a crash.
+    pub(super) fn durable(&self, keys: &[BlockKey]) -> usize {
+        let pinned = self.pool.pin(keys, &Claim::default()).blocks;
+        let slots = pinned.ids().iter().map(|slot| slot.0);
+        let blocks: Vec<(u32, BlockKey)> = slots.zip(pinned.keys()).collect();
+        match self.store.are_durable(&blocks) {
+            Ok(durable) => durable.into_iter().filter(|durable| *durable).count(),
+            // The sync before has reported why.
+            Err(_) => 0,
+        }
     }
 
     /// Empties slots whose blocks the pool has given up, so that others may be written there.
@@ -205,9 +208,7 @@ impl Inner {
 
     /// Does what is due at the disk; false where nothing is.
     pub(super) fn step_disk(&self, disk: &Stored) -> bool {
-        let due = disk
-            .spill
-            .due(self.clock.now(), disk.health.paused_until());
+        let due = disk.spill.due(self.clock.now(), disk.health.paused_until());
         self.serve(disk, due);
         matches!(due, Due::Write(_) | Due::Sync)
     }

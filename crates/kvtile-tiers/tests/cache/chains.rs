@@ -54,8 +54,9 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
             for piece in [1, 3, 16, 60] {
                 let settings = settings(room as u64).policies(policy, policy).workers(0);
                 let cache = Cache::open(settings, engine_layout()).unwrap();
-                let mut engine = Engine::new(&cache);
-                let what = format!("{policy:?}: {blocks} blocks, room for {room}, pieces of {piece}");
+                let engine = Engine::new(&cache);
+                let what =
+                    format!("{policy:?}: {blocks} blocks, room for {room}, pieces of {piece}");
                 // What is there before leaves; what is begun stays.
                 engine.store(&chain(9, room.min(5)), 0);
                 let keys = chain(1, blocks);
@@ -65,7 +66,10 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
                         assert_eq!(known, room.min(blocks), "{what}, round {round}");
                     }
                     let report = engine.store_from(&keys, known.min(blocks - 1), 0);
-                    assert_eq!(report.stored + report.present + report.dropped, blocks - known.min(blocks - 1));
+                    assert_eq!(
+                        report.stored + report.present + report.dropped,
+                        blocks - known.min(blocks - 1)
+                    );
                     if round == 0 {
                         let again = Cache::open(
                             CacheSettings::clone(&super::common::settings(room as u64))
@@ -75,9 +79,17 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
                         );
                         let again = again.unwrap();
                         let (stored, dropped) = store_in_pieces(&again, &keys, piece);
-                        assert_eq!((stored, dropped), (room.min(blocks), blocks - room.min(blocks)), "{what}");
+                        assert_eq!(
+                            (stored, dropped),
+                            (room.min(blocks), blocks - room.min(blocks)),
+                            "{what}"
+                        );
                         assert_eq!(found(&again, &keys), room.min(blocks), "{what}");
-                        assert_eq!(Engine::new(&again).load(&keys, 0), room.min(blocks), "{what}");
+                        assert_eq!(
+                            Engine::new(&again).load(&keys, 0),
+                            room.min(blocks),
+                            "{what}"
+                        );
                         again.check_integrity();
                     }
                 }
@@ -87,7 +99,13 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
     }
 }
 
-fn two_tiers(folder: &Path, host: u64, disk: u64, writes: DiskWrites, policy: PolicyKind) -> CacheSettings {
+fn two_tiers(
+    folder: &Path,
+    host: u64,
+    disk: u64,
+    writes: DiskWrites,
+    policy: PolicyKind,
+) -> CacheSettings {
     with_disk(host, folder, disk)
         .disk_writes(writes)
         .policies(policy, policy)
@@ -95,14 +113,19 @@ fn two_tiers(folder: &Path, host: u64, disk: u64, writes: DiskWrites, policy: Po
 }
 
 #[test]
-fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_restart_as_the_disk_holds() {
+fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_restart_as_the_disk_holds()
+ {
     let folders = tempfile::tempdir().unwrap();
     let mut number = 0;
     for policy in POLICIES {
         for writes in WRITES {
-            for (blocks, host, disk_bytes) in
-                [(50, 8, 120_000), (50, 30, 120_000), (50, 8, 2 << 20), (20, 30, 120_000), (60, 1, 120_000)]
-            {
+            for (blocks, host, disk_bytes) in [
+                (50, 8, 120_000),
+                (50, 30, 120_000),
+                (50, 8, 2 << 20),
+                (20, 30, 120_000),
+                (60, 1, 120_000),
+            ] {
                 for piece in [1, 7, 60] {
                     number += 1;
                     let folder = folders.path().join(number.to_string());
@@ -111,7 +134,9 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                         Cache::open(settings, engine_layout()).unwrap()
                     };
                     let keys = chain(1, blocks);
-                    let what = format!("{policy:?}, {writes:?}: {blocks} blocks in pieces of {piece}, room for {host}");
+                    let what = format!(
+                        "{policy:?}, {writes:?}: {blocks} blocks in pieces of {piece}, room for {host}"
+                    );
                     let cache = open();
                     let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
                     let host = host as usize;
@@ -134,7 +159,10 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                     let cache = open();
                     let again = found(&cache, &keys);
                     let least = slots.min(known);
-                    assert!(again >= least, "{what}: {again} of {least} after a restart, {flushed:?}");
+                    assert!(
+                        again >= least,
+                        "{what}: {again} of {least} after a restart, {flushed:?}"
+                    );
                     assert_eq!(Engine::new(&cache).load(&keys, 0), again, "{what}");
                     cache.check_integrity();
                     drop(cache);
@@ -177,10 +205,17 @@ fn the_disk_keeps_what_blocks_in_host_memory_follow() {
         assert_eq!(engine.store_from(&keys, 8, 0).stored, 4);
         let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
         let evicted = cache.evict(Tier::Disk, slots).unwrap();
-        assert_eq!(evicted, 0, "{policy:?}: all blocks on disk are followed by others");
+        assert_eq!(
+            evicted, 0,
+            "{policy:?}: all blocks on disk are followed by others"
+        );
         assert_eq!(engine.load(&keys, 20), 12, "{policy:?}");
         cache.evict(Tier::Host, 16).unwrap();
-        assert_eq!(cache.evict(Tier::Disk, 4).unwrap(), 4, "nothing is pinned for ever");
+        assert_eq!(
+            cache.evict(Tier::Disk, 4).unwrap(),
+            4,
+            "nothing is pinned for ever"
+        );
         assert_eq!(engine.load(&keys, 20), 8, "{policy:?}");
         cache.check_integrity();
     }
@@ -218,17 +253,22 @@ fn pieces_of_a_chain_may_come_at_once_and_in_any_order_of_the_queue() {
         }
         assert_eq!(found(&cache, &keys), 48);
         let stats = cache.stats();
-        assert!(stats.queues.iter().all(|queue| queue.depth == 0), "{stats:?}");
+        assert!(
+            stats.queues.iter().all(|queue| queue.depth == 0),
+            "{stats:?}"
+        );
         cache.check_integrity();
     }
 }
 
 #[test]
 fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
-    let settings = settings(64).workers(0).queue_capacity(4);
-    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let open = || {
+        let settings = settings(64).workers(0).queue_capacity(4);
+        Cache::open(settings, engine_layout()).unwrap()
+    };
     let keys = chain(1, 16);
-    let store = |first: usize, priority| {
+    let store = |cache: &Cache, first: usize, priority| {
         let options = StoreOptions {
             priority,
             ..StoreOptions::default()
@@ -236,14 +276,18 @@ fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
         let blocks: Vec<usize> = (first..first + 4).collect();
         cache.store(&keys, first, &blocks, &options)
     };
-    let first = store(0, Priority::Background).unwrap();
-    let later: Vec<_> = [4, 8, 12].map(|first| store(first, Priority::Urgent).unwrap()).into();
+    let cache = open();
+    let first = store(&cache, 0, Priority::Background).unwrap();
+    let later = [4, 8, 12].map(|first| store(&cache, first, Priority::Urgent).unwrap());
     // The later ones are taken first, and wait.
     for _ in 0..3 {
         assert!(cache.step());
         assert!(!first.is_complete());
     }
-    assert!(store(0, Priority::Urgent).is_err(), "the queue is full");
+    assert!(
+        store(&cache, 0, Priority::Urgent).is_err(),
+        "the queue is full"
+    );
     first.cancel();
     assert!(cache.step());
     assert!(matches!(first.wait().stopped, Some(StoreStop::Cancelled)));
@@ -251,7 +295,9 @@ fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
     for piece in later {
         assert!(matches!(piece.wait().stopped, Some(StoreStop::NoAncestors)));
     }
-    let parked = [store(0, Priority::Background), store(4, Priority::Urgent)].map(Result::unwrap);
+    let cache = open();
+    let background = store(&cache, 0, Priority::Background).unwrap();
+    let parked = [background, store(&cache, 4, Priority::Urgent).unwrap()];
     assert!(cache.step());
     drop(cache);
     for piece in parked {
@@ -279,7 +325,11 @@ fn two_requests_store_long_chains_at_once_and_both_keep_their_heads() {
             }
         });
         let heads = [0, 1].map(|number| found(&cache, &chain(number, 30)));
-        assert_eq!(heads[0] + heads[1], 24, "{policy:?}: {heads:?}: no block is there that cannot be found");
+        assert_eq!(
+            heads[0] + heads[1],
+            24,
+            "{policy:?}: {heads:?}: no block is there that cannot be found"
+        );
         cache.check_integrity();
     }
 }

@@ -9,9 +9,12 @@
 
 mod bounds;
 mod chains;
+mod closing;
 mod common;
 mod crash;
+mod durable;
 mod flow;
+mod layers;
 mod refusals;
 mod simulation;
 mod slow;

@@ -1,0 +1,202 @@
+//! Closing keeps what there is, gives everything back, and can be done from anywhere.
+
+use std::{
+    fs,
+    future::Future,
+    pin::pin,
+    sync::{Arc, Mutex, mpsc},
+    task::{Context, Wake, Waker},
+    time::Duration,
+};
+
+use kvtile_blocks::events::Tier;
+use kvtile_tiers::cache::{Cache, Clock, DiskWrites, LoadOptions, LookupOptions, StoreOptions};
+
+use super::{
+    bounds::VirtualClock,
+    common::{Engine, chain, engine_layout, with_disk},
+};
+
+const DISK: u64 = 4 << 20;
+
+#[test]
+fn closing_brings_what_is_in_host_memory_to_the_disk() {
+    for writes in [
+        DiskWrites::OnEviction,
+        DiskWrites::AtOnce,
+        DiskWrites::AfterUses(1),
+    ] {
+        for workers in [0, 2] {
+            for is_dropped in [false, true] {
+                let folder = tempfile::tempdir().unwrap();
+                let open = || {
+                    let settings = with_disk(32, folder.path(), DISK);
+                    let settings = settings.disk_writes(writes).workers(workers);
+                    Cache::open(settings, engine_layout()).unwrap()
+                };
+                let keys = chain(1, 20);
+                let cache = open();
+                let mut engine = Engine::new(&cache);
+                engine.store(&keys, 0);
+                let wanted = match writes {
+                    DiskWrites::AfterUses(_) => engine.load(&keys[..12], 40),
+                    _ => 20,
+                };
+                drop(engine);
+                if is_dropped {
+                    drop(cache);
+                } else {
+                    let report = cache.close();
+                    assert!(report.durable && report.wanted == wanted, "{report:?}");
+                }
+                let cache = open();
+                assert_eq!(
+                    Engine::new(&cache).load(&keys, 0),
+                    wanted,
+                    "{writes:?}, {workers}"
+                );
+            }
+        }
+    }
+}
+
+/// A clock that goes on by a second whenever it is looked at.
+struct Hasty(VirtualClock);
+
+impl Clock for Hasty {
+    fn now(&self) -> Duration {
+        self.0.advance(Duration::from_secs(1));
+        self.0.now()
+    }
+}
+
+#[test]
+fn closing_takes_no_longer_than_it_may_and_says_what_was_late() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = with_disk(32, folder.path(), DISK).workers(0);
+    let open = |seconds| {
+        let settings = settings.clone().close_within(Duration::from_secs(seconds));
+        let clock = Arc::new(Hasty(VirtualClock::default()));
+        Cache::builder(settings)
+            .clock(clock)
+            .open(engine_layout())
+            .unwrap()
+    };
+    let cache = open(40);
+    Engine::new(&cache).store(&chain(1, 20), 0);
+    let report = cache.close();
+    assert!(report.written > 0 && report.late > 0, "{report:?}");
+    assert_eq!(report.written + report.late, 20, "{report:?}");
+    assert!(!report.durable);
+    let cache = open(0);
+    assert_eq!(Engine::new(&cache).load(&chain(1, 20), 0), report.written);
+    Engine::new(&cache).store(&chain(2, 20), 0);
+    assert_eq!(cache.close().written, 0, "0 s are for nothing");
+}
+
+/// Bytes of this process that have pages.
+fn resident_bytes() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kibibytes = line.and_then(|line| line.split_whitespace().nth(1));
+    kibibytes.unwrap().parse::<u64>().unwrap() << 10
+}
+
+#[test]
+fn closing_gives_everything_back_while_matches_live() {
+    const HOST: u64 = 512 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let mut settings = with_disk(16, folder.path(), DISK).prefault();
+    settings.host_bytes = HOST;
+    let cache = Cache::open(settings, engine_layout()).unwrap();
+    let keys = chain(1, 8);
+    Engine::new(&cache).store(&keys, 0);
+    cache.evict(Tier::Host, 4).unwrap();
+    let nothing = cache.lookup(&chain(2, 3), &LookupOptions::default());
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    assert_eq!((nothing.blocks(), found.blocks()), (0, 8));
+    let before = resident_bytes();
+    drop(cache);
+    let given_back = before.saturating_sub(resident_bytes());
+    assert!(given_back > HOST / 2, "{given_back} bytes were given back");
+    assert_eq!((nothing.blocks(), found.blocks()), (0, 0));
+    assert_eq!((found.blocks_in(Tier::Host), found.tiers().count()), (0, 0));
+    let found = found.skip(1).truncate(3);
+    let again = Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
+    let again = again.expect("the folder is free");
+    assert_eq!(Engine::new(&again).load(&keys, 0), 8);
+    let error = again.load(found, &[], &LoadOptions::default()).unwrap_err();
+    assert!(error.to_string().contains("another cache"), "{error}");
+}
+
+/// Closes the cache when it is woken, on whatever thread that is.
+struct Closer {
+    cache: Mutex<Option<Cache>>,
+    closed: mpsc::Sender<()>,
+}
+
+impl Wake for Closer {
+    fn wake(self: Arc<Self>) {
+        let cache = self.cache.lock().unwrap().take();
+        if let Some(cache) = cache {
+            cache.close();
+            self.closed.send(()).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_cache_may_be_closed_on_its_own_threads() {
+    for is_load in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
+        let cache = open().unwrap();
+        let keys = chain(1, 8);
+        Engine::new(&cache).store(&keys, 0);
+        let (sender, closed) = mpsc::channel();
+        let closer = Arc::new(Closer {
+            cache: Mutex::new(None),
+            closed: sender,
+        });
+        let waker = Waker::from(Arc::clone(&closer));
+        let mut context = Context::from_waker(&waker);
+        // Behind a lock, so that the end does not come before the cache is in its place.
+        let mut place = closer.cache.lock().unwrap();
+        let (mut load, mut store) = (None, None);
+        if is_load {
+            let found = cache.lookup(&keys, &LookupOptions::default());
+            let blocks = [40, 41, 42, 43, 44, 45, 46, 47];
+            load = Some(cache.load(found, &blocks, &LoadOptions::default()).unwrap());
+        } else {
+            let keys = chain(2, 4);
+            store = Some(
+                cache
+                    .store(&keys, 0, &[20, 21, 22, 23], &StoreOptions::default())
+                    .unwrap(),
+            );
+        }
+        let is_over = match (&mut load, &mut store) {
+            (Some(load), _) => pin!(load).poll(&mut context).is_ready(),
+            (_, Some(store)) => pin!(store).poll(&mut context).is_ready(),
+            _ => unreachable!(),
+        };
+        *place = Some(cache);
+        drop(place);
+        if is_over {
+            // It had ended before: then it is closed here.
+            Arc::clone(&closer).wake();
+        }
+        closed
+            .recv_timeout(Duration::from_secs(30))
+            .expect("closing ends");
+        // The thread that closed it gives the folder back when it ends.
+        let patience = std::time::Instant::now() + Duration::from_secs(30);
+        let cache = loop {
+            match open() {
+                Ok(cache) => break cache,
+                Err(error) => assert!(std::time::Instant::now() < patience, "{error}"),
+            }
+        };
+        assert_eq!(Engine::new(&cache).load(&keys, 0), 8);
+    }
+}

@@ -1,0 +1,271 @@
+//! Durable means durable: what is said to outlive a crash does, soon and whatever else goes on, and what
+//! does not is said not to.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use kvtile_blocks::events::Tier;
+use kvtile_testkit::disk::{Faults, SimulatedDisk};
+use kvtile_tiers::{
+    cache::{
+        Cache, CacheBuilder, CacheSettings, Clock, DiskWrites, LoadOptions, LookupOptions,
+        SYNC_BLOCKS, SYNC_WITHIN,
+    },
+    disk::medium::Medium,
+};
+
+use super::{
+    bounds::VirtualClock,
+    common::{Engine, chain, engine_layout, with_disk},
+};
+
+const DISK: u64 = 4 << 20;
+
+fn on(disk: &SimulatedDisk, settings: CacheSettings) -> CacheBuilder {
+    Cache::builder(settings).medium(Arc::new(disk.clone()) as Arc<dyn Medium>)
+}
+
+fn simulated(host: u64, disk_bytes: u64) -> CacheSettings {
+    with_disk(host, Path::new("simulated"), disk_bytes)
+}
+
+/// How many leading blocks of chain 1 outlive a power cut now.
+fn after_a_crash(disk: &SimulatedDisk, cache: Cache) -> usize {
+    disk.crash();
+    drop(cache);
+    let cache = on(disk, simulated(64, DISK).workers(0))
+        .open(engine_layout())
+        .unwrap();
+    Engine::new(&cache).load(&chain(1, 64), 0)
+}
+
+/// A cache that never has nothing to do writes and syncs all the same.
+#[test]
+fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
+    let disk = SimulatedDisk::new(1);
+    let settings = simulated(64, DISK)
+        .disk_writes(DiskWrites::AtOnce)
+        .workers(1);
+    let cache = on(&disk, settings).open(engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    engine.store(&chain(9, 4), 60);
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for thread in 0..2 {
+            let (cache, is_over) = (&cache, &is_over);
+            scope.spawn(move || {
+                let keys = chain(9, 4);
+                let at = 44 + thread * 4;
+                while !is_over.load(Ordering::Relaxed) {
+                    let found = cache.lookup(&keys, &LookupOptions::default());
+                    let load = cache.load(
+                        found,
+                        &[at, at + 1, at + 2, at + 3],
+                        &LoadOptions::default(),
+                    );
+                    drop(load.map(|load| load.wait()));
+                }
+            });
+        }
+        let engine = Engine::new(&cache);
+        let keys = chain(1, 40);
+        let store = engine.store_from(&keys, 0, 0);
+        assert_eq!((store.stored, store.dropped), (40, 0), "{store:?}");
+        // The bound is a quarter of a second behind the writing; a loaded machine gets more.
+        let patience = Instant::now() + Duration::from_secs(30);
+        let syncs = || cache.store_stats().unwrap().syncs;
+        while cache.stats().stored.get(&Tier::Disk) != Some(&44) && Instant::now() < patience {
+            thread::sleep(Duration::from_millis(5));
+        }
+        let before = syncs();
+        while syncs() == before && Instant::now() < patience {
+            thread::sleep(SYNC_WITHIN / 5);
+        }
+        thread::sleep(SYNC_WITHIN);
+        is_over.store(true, Ordering::Relaxed);
+    });
+    drop(engine);
+    assert_eq!(after_a_crash(&disk, cache), 40);
+}
+
+/// The bounds, by the clock: in blocks and in time.
+#[test]
+fn a_sync_is_made_after_so_many_blocks_and_after_so_much_time() {
+    for (blocks, time, durable) in [
+        (8, Duration::ZERO, 0),
+        (8, SYNC_WITHIN, 8),
+        (SYNC_BLOCKS, Duration::ZERO, SYNC_BLOCKS),
+    ] {
+        let disk = SimulatedDisk::new(1);
+        let clock = Arc::new(VirtualClock::default());
+        let settings = simulated(64, DISK)
+            .disk_writes(DiskWrites::AtOnce)
+            .workers(0);
+        let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+        let cache = builder.open(engine_layout()).unwrap();
+        let engine = Engine::new(&cache);
+        let keys = chain(1, blocks);
+        assert_eq!(engine.store(&keys, 0), blocks);
+        clock.advance(time);
+        while cache.step() {}
+        drop(engine);
+        assert_eq!(
+            after_a_crash(&disk, cache),
+            durable,
+            "{blocks} blocks, {time:?}"
+        );
+    }
+}
+
+#[test]
+fn a_flush_that_brought_nothing_to_a_full_disk_says_so() {
+    let disk = SimulatedDisk::new(1);
+    let cache = on(&disk, simulated(16, DISK).workers(0))
+        .open(engine_layout())
+        .unwrap();
+    let engine = Engine::new(&cache);
+    engine.store(&chain(1, 16), 0);
+    disk.set_faults(Faults {
+        full: 1,
+        ..Faults::default()
+    });
+    let flushed = cache.flush();
+    assert_eq!(
+        (flushed.wanted, flushed.written, flushed.failed),
+        (16, 0, 16)
+    );
+    assert!(!flushed.durable, "{flushed:?}");
+    disk.set_faults(Faults::default());
+    let flushed = cache.flush();
+    assert_eq!(
+        (flushed.wanted, flushed.written, flushed.failed),
+        (16, 16, 0)
+    );
+    assert!(flushed.durable, "{flushed:?}");
+    drop(engine);
+    assert_eq!(after_a_crash(&disk, cache), 16);
+}
+
+/// Every combination of how much there is and how much has room: a flush writes each block once, the
+/// newest chains are there afterwards, and what has no room is said to have none.
+#[test]
+fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
+    let disk = SimulatedDisk::new(1);
+    let settings = simulated(48, 120_000).workers(0);
+    let cache = on(&disk, settings).open(engine_layout()).unwrap();
+    let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
+    let engine = Engine::new(&cache);
+    for number in 1..13 {
+        engine.store(&chain(number, 4), 0);
+        // What was stored is used again at once, so that age alone decides.
+        drop(cache.lookup(&chain(number, 4), &LookupOptions::default()));
+    }
+    let writes = || cache.store_stats().unwrap().writes;
+    assert!(writes() == 0 && slots < 48);
+    let flushed = cache.flush();
+    assert_eq!(
+        (flushed.wanted, flushed.written),
+        (48, slots),
+        "{flushed:?}"
+    );
+    assert_eq!(
+        (flushed.no_room, flushed.failed),
+        (48 - slots, 0),
+        "{flushed:?}"
+    );
+    assert!(!flushed.durable, "what has no room is not durable");
+    let again = cache.flush();
+    assert_eq!((again.written, again.no_room), (0, 48 - slots), "{again:?}");
+    for number in 13..20 {
+        let before = writes();
+        let keys = chain(number, 4);
+        engine.store(&keys, 0);
+        drop(cache.lookup(&keys, &LookupOptions::default()));
+        let evicted = writes() - before;
+        let flushed = cache.flush();
+        assert!(
+            writes() - before <= 4 + evicted + 4,
+            "{flushed:?}: {} writes",
+            writes() - before
+        );
+        let on_disk = cache.snapshot().blocks;
+        let is_there = |key| {
+            let mut blocks = on_disk.iter();
+            blocks.any(|block| block.tier == Tier::Disk && block.key == key)
+        };
+        assert!(
+            keys.iter().all(|key| is_there(*key)),
+            "chain {number} is the newest"
+        );
+        cache.check_integrity();
+    }
+}
+
+#[test]
+fn a_flush_of_a_folder_that_was_removed_is_not_durable() {
+    for gone in ["records", "slots", "manifest.json", ""] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache");
+        let cache = Cache::open(with_disk(16, &path, DISK).workers(0), engine_layout()).unwrap();
+        Engine::new(&cache).store(&chain(1, 8), 0);
+        assert!(cache.flush().durable);
+        match gone {
+            "" => fs::remove_dir_all(&path).unwrap(),
+            file => fs::remove_file(path.join(file)).unwrap(),
+        }
+        let flushed = cache.flush();
+        assert!(!flushed.durable, "without {gone:?}: {flushed:?}");
+        assert_eq!(flushed.failed, 8, "without {gone:?}: {flushed:?}");
+    }
+}
+
+/// A chain stops at its first failure, the tier is left alone for a while, and one attempt ends the pause.
+#[test]
+fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
+    for writes in [DiskWrites::AtOnce, DiskWrites::OnEviction] {
+        let mut failures = Vec::new();
+        for blocks in [16, 32, 64] {
+            let disk = SimulatedDisk::new(1);
+            let clock = Arc::new(VirtualClock::default());
+            let settings = simulated(64, DISK).disk_writes(writes).workers(0);
+            let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+            let cache = builder.open(engine_layout()).unwrap();
+            disk.set_faults(Faults {
+                full: 1,
+                ..Faults::default()
+            });
+            let engine = Engine::new(&cache);
+            engine.store(&chain(1, blocks), 0);
+            cache.evict(Tier::Host, blocks).unwrap();
+            failures.push(cache.store_stats().unwrap().write_failures);
+            if writes == DiskWrites::OnEviction {
+                assert_eq!(cache.stats().left_out[&Tier::Disk], blocks as u64);
+            }
+            // The disk has room again: after the pause blocks go there.
+            disk.set_faults(Faults::default());
+            engine.store(&chain(2, 8), 0);
+            cache.evict(Tier::Host, 8).unwrap();
+            while cache.step() {}
+            assert_eq!(
+                cache.pool_stats(Tier::Disk).unwrap().cached,
+                0,
+                "it is left alone"
+            );
+            clock.advance(Duration::from_secs(2));
+            engine.store(&chain(3, 8), 0);
+            while cache.step() {}
+            cache.evict(Tier::Host, 8).unwrap();
+            assert_eq!(cache.pool_stats(Tier::Disk).unwrap().cached, 8);
+            cache.check_integrity();
+        }
+        assert_eq!(failures, [1, 1, 1], "{writes:?}");
+    }
+}

@@ -1,0 +1,167 @@
+//! A layer that is said to be there is there, for every block that was asked for, in whatever way and at
+//! whatever point a load falls short.
+
+use std::{fs, path::Path, sync::Arc, time::Duration};
+
+use kvtile_blocks::{BlockKey, events::Tier};
+use kvtile_tiers::cache::{
+    Cache, CacheSettings, Clock, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions,
+};
+
+use super::{
+    bounds::VirtualClock,
+    common::{Engine, chain, engine_layout, with_disk},
+};
+
+const BLOCKS: usize = 12;
+const LAYERS: usize = 3;
+const AT: usize = 30;
+
+/// A cache whose chain is in host memory, from `head` on on disk, and from `tail` on in host memory again.
+fn alternating(
+    settings: CacheSettings,
+    clock: &Arc<VirtualClock>,
+    (head, tail): (usize, usize),
+) -> Cache {
+    let builder = Cache::builder(settings.workers(0)).clock(Arc::clone(clock) as Arc<dyn Clock>);
+    let cache = builder.open(engine_layout()).unwrap();
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, BLOCKS);
+    engine.store(&keys[..tail], 0);
+    cache.evict(Tier::Host, BLOCKS).unwrap();
+    assert_eq!(engine.load(&keys[..head], 0), head);
+    assert_eq!(engine.store_from(&keys, tail, 0).stored, BLOCKS - tail);
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let tiers: Vec<bool> = found.tiers().map(|tier| tier == Tier::Disk).collect();
+    let expected: Vec<bool> = (0..BLOCKS).map(|at| (head..tail).contains(&at)).collect();
+    assert_eq!(tiers, expected);
+    drop((found, engine));
+    cache
+}
+
+/// What is said of each layer, checked against the bytes: a layer that is there for one block and not for
+/// another may not be said to be there.
+fn check(load: &Completion<LoadReport>, engine: &mut Engine<'_>, keys: &[BlockKey], what: &str) {
+    let said = (0..LAYERS).map(|layer| {
+        let said = load.clone().wait_layer_timeout(layer, Duration::ZERO);
+        said.is_some_and(|end| end.is_ok())
+    });
+    let said: Vec<bool> = said.collect();
+    if said.iter().all(|said| *said) {
+        for (at, key) in keys.iter().enumerate() {
+            assert!(
+                engine.holds(key, AT + at),
+                "{what}: block {at} is said to be there"
+            );
+        }
+    }
+    if let Some(report) = load.try_result() {
+        let came = report.blocks == report.wanted;
+        assert_eq!(said, [came; LAYERS], "{what}: {report:?}");
+        assert_eq!(came, report.stopped.is_none(), "{what}: {report:?}");
+        for (at, key) in keys.iter().enumerate().take(report.blocks) {
+            assert!(engine.holds(key, AT + at), "{what}: block {at}: {report:?}");
+        }
+    }
+}
+
+/// The ways in which a load can fall short.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Nothing,
+    Cancelled,
+    Deadline,
+    Closed,
+    Damaged,
+    Cut,
+}
+
+const FAULTS: [Fault; 6] = [
+    Fault::Nothing,
+    Fault::Cancelled,
+    Fault::Deadline,
+    Fault::Closed,
+    Fault::Damaged,
+    Fault::Cut,
+];
+
+fn damage(folder: &Path, fault: Fault) {
+    let path = folder.join("slots");
+    let mut bytes = fs::read(&path).unwrap();
+    let middle = bytes.len() / 4096 / 2 * 4096;
+    match fault {
+        Fault::Damaged => bytes.iter_mut().skip(middle).for_each(|byte| *byte ^= 1),
+        _ => bytes.truncate(middle),
+    }
+    // In place: the cache has the file open.
+    let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
+    file.set_len(bytes.len() as u64).unwrap();
+}
+
+fn play(queue: usize, on_disk: (usize, usize), fault: Fault, after: usize) {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(VirtualClock::default());
+    let settings = with_disk(16, folder.path(), 4 << 20).queue_capacity(queue);
+    let cache = alternating(settings, &clock, on_disk);
+    let keys = chain(1, BLOCKS);
+    let mut engine = Engine::new(&cache);
+    let blocks: Vec<usize> = (AT..AT + BLOCKS).collect();
+    blocks.iter().for_each(|&block| engine.poison(block));
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    let options = LoadOptions {
+        within: Some(Duration::from_millis(5)),
+        ..LoadOptions::default()
+    };
+    let load = cache.load(found, &blocks, &options).unwrap();
+    let what = format!("queue of {queue}, on disk {on_disk:?}, {fault:?} after {after} steps");
+    check(&load, &mut engine, &keys, &what);
+    for _ in 0..after {
+        cache.step();
+        check(&load, &mut engine, &keys, &what);
+    }
+    match fault {
+        Fault::Nothing => {}
+        Fault::Cancelled => load.cancel(),
+        Fault::Deadline => clock.advance(Duration::from_millis(6)),
+        Fault::Closed => {
+            drop(engine);
+            drop(cache);
+            let report = load.wait();
+            let came = report.blocks == BLOCKS;
+            assert!(
+                came || matches!(report.stopped, Some(LoadStop::Closed)),
+                "{what}: {report:?}"
+            );
+            for layer in 0..LAYERS {
+                assert_eq!(load.wait_layer(layer).is_ok(), came, "{what}");
+            }
+            return;
+        }
+        Fault::Damaged | Fault::Cut => damage(folder.path(), fault),
+    }
+    while cache.step() {
+        check(&load, &mut engine, &keys, &what);
+    }
+    check(&load, &mut engine, &keys, &what);
+    assert!(load.is_complete(), "{what}");
+    let report = load.wait();
+    assert!(
+        fault != Fault::Nothing || report.blocks == BLOCKS,
+        "{what}: {report:?}"
+    );
+    cache.check_integrity();
+}
+
+#[test]
+fn a_layer_is_there_only_when_it_is_for_all_blocks_that_were_asked_for() {
+    for on_disk in [(4, 8), (1, 11), (0, 8), (4, 12), (0, 12), (12, 12)] {
+        for queue in [1, 2, 3, 256] {
+            for fault in FAULTS {
+                for after in 0..4 {
+                    play(queue, on_disk, fault, after);
+                }
+            }
+        }
+    }
+}
