@@ -27,9 +27,14 @@ use crate::{
 /// ``"L|BH(kCN,vNC)"`` is one tensor a layer, in it blocks, heads, then K with the token fastest beside V
 /// with the content fastest. ``kvtile layout WORD`` draws any word.
 ///
-/// Tensors are never copied and kept alive as long as the layout, and whatever uses it, lives. Their
-/// strides are taken as they are: views with gaps, transposed views and views of one storage are fine.
-/// Their sizes say nothing, as engines' shapes are not always what is in memory: the word does.
+/// The order of a word is that of memory, which is not always the shape that numpy and torch show. So a
+/// tensor comes with its dimensions in the order of memory, the slowest first. A view in another order
+/// can be read in two ways and is refused: the error names both, and by which dimensions to permute it.
+/// Sizes that are those of the word's axes in another order are refused as well; flat tensors and fused
+/// dimensions are fine, as engines' shapes are not always what is in memory.
+///
+/// Tensors are never copied and kept alive as long as the layout, and whatever uses it, lives. Gaps
+/// that their strides leave are left, and views of one storage are fine.
 ///
 /// Args:
 ///     word: the layout.
@@ -40,8 +45,9 @@ use crate::{
 ///
 /// Raises:
 ///     LayoutError: a word that is none, or that does not fit the shape.
-///     TensorError: a tensor of another dtype, device, number of bytes, or with strides that cut what the
-///         word keeps together; the message names the tensor and what is wrong with it.
+///     TensorError: a tensor of another dtype, device, number of bytes, one that can be read in two
+///         orders, or with strides that cut what the word keeps together; the message names the tensor
+///         and what is wrong with it.
 #[pyclass(name = "Layout", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyLayout {
