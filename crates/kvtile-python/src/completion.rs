@@ -15,6 +15,7 @@ use kvtile::{
 use pyo3::prelude::*;
 
 use crate::{
+    arguments::{number, object, time},
     error::{Failure, python},
     guard,
     layout::LayoutInner,
@@ -154,9 +155,13 @@ impl PyCompletion {
     ///     WaitTimeoutError: the end did not come in time; what is under way goes on.
     ///     TransferError: a copy failed. Loads and stores do not raise: their reports say what came.
     #[pyo3(signature = (timeout=None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+    fn wait(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = time::timeout)] timeout: Option<Duration>,
+    ) -> PyResult<Py<PyAny>> {
         let ending = self.ending()?;
-        match guard::wait(py, seconds(timeout)?, |turn| ending.wait(turn))? {
+        match guard::wait(py, timeout, |turn| ending.wait(turn))? {
             Some(Ok(outcome)) => outcome.into_object(py),
             Some(Err(failure)) => Err(failure.into_exception(py)),
             None => Err(too_late(timeout)),
@@ -176,9 +181,14 @@ impl PyCompletion {
     ///     WaitTimeoutError: it did not come in time.
     ///     TransferError: the copy failed.
     #[pyo3(signature = (layer, timeout=None))]
-    fn wait_layer(&self, py: Python<'_>, layer: usize, timeout: Option<f64>) -> PyResult<bool> {
+    fn wait_layer(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number::layer)] layer: usize,
+        #[pyo3(from_py_with = time::timeout)] timeout: Option<Duration>,
+    ) -> PyResult<bool> {
         let ending = self.ending()?;
-        match guard::wait(py, seconds(timeout)?, |turn| ending.wait_layer(layer, turn))? {
+        match guard::wait(py, timeout, |turn| ending.wait_layer(layer, turn))? {
             Some(Ok(there)) => Ok(there),
             Some(Err(failure)) => Err(failure.into_exception(py)),
             None => Err(too_late(timeout)),
@@ -214,8 +224,12 @@ impl PyCompletion {
     /// Calls ``callback(completion)`` at the end, on a thread of kvtile, or now if it has come.
     ///
     /// The callback must not wait for anything of kvtile. What it raises is printed and ignored.
-    fn add_done_callback(slf: &Bound<'_, Self>, callback: Py<PyAny>) -> PyResult<()> {
+    fn add_done_callback(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = object::callback)] callback: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         let py = slf.py();
+        let callback = callback.unbind();
         let bell = Arc::new(Bell {
             callback: Mutex::new(Some((callback, slf.clone().unbind()))),
         });
@@ -277,19 +291,7 @@ impl Wake for Bell {
     }
 }
 
-/// Seconds as a duration.
-pub(crate) fn seconds(seconds: Option<f64>) -> PyResult<Option<Duration>> {
-    let duration = |seconds: f64| {
-        // Longer than a lifetime is for ever.
-        let seconds = seconds.min(1e10);
-        Duration::try_from_secs_f64(seconds).map_err(|_| {
-            python::RequestError::new_err(format!("{seconds} seconds is no time; give 0 or more"))
-        })
-    };
-    seconds.map(duration).transpose()
-}
-
-fn too_late(timeout: Option<f64>) -> PyErr {
-    let seconds = timeout.unwrap_or_default();
+fn too_late(timeout: Option<Duration>) -> PyErr {
+    let seconds = timeout.unwrap_or_default().as_secs_f64();
     python::WaitTimeoutError::new_err(format!("the end did not come within {seconds} seconds"))
 }

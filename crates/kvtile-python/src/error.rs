@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 pub(crate) mod python {
     use pyo3::import_exception;
 
+    import_exception!(kvtile._errors, ArgumentError);
     import_exception!(kvtile._errors, BusyError);
     import_exception!(kvtile._errors, ClosedError);
     import_exception!(kvtile._errors, DiskError);

@@ -10,9 +10,16 @@ use kvtile::{
     presets,
     transfer::LayoutHandle,
 };
-use pyo3::prelude::*;
+use pyo3::{
+    prelude::*,
+    types::{PyList, PyTuple},
+};
 
 use crate::{
+    arguments::{
+        object,
+        text::{self, Text},
+    },
     error::{Failure, python, raise},
     guard,
     shape::PyShape,
@@ -126,12 +133,12 @@ impl PyLayout {
     #[pyo3(signature = (word, *, shape, tensors=None))]
     fn new(
         py: Python<'_>,
-        word: &str,
-        shape: &Bound<'_, PyShape>,
+        #[pyo3(from_py_with = text::word)] word: Text,
+        #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
-        let word = Word::parse(word).map_err(|error| raise(py, LayoutError::from(error)))?;
-        build(py, word, None, shape, tensors)
+        let word = Word::parse(&word).map_err(|error| raise(py, LayoutError::from(error)))?;
+        build(py, word, None, &shape, tensors)
     }
 
     /// The layout of an engine by name, for instance ``"vllm:LBHNC/cpu/bf16/vec"``.
@@ -152,22 +159,24 @@ impl PyLayout {
     #[pyo3(signature = (name, *, shape, tensors=None))]
     fn preset(
         py: Python<'_>,
-        name: &str,
-        shape: &Bound<'_, PyShape>,
+        #[pyo3(from_py_with = text::name)] name: Text,
+        #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
-        let preset = presets::find(&canonical(name)).map_err(|error| raise(py, error))?;
+        let preset = presets::find(&canonical(&name)).map_err(|error| raise(py, error))?;
         let Some(word) = preset.word() else {
             let refused = preset.resolve(&shape.get().0, 1);
             return Err(match refused {
                 Err(error) => raise(py, error),
-                Ok(_) => python::LayoutError::new_err(format!("{name} has no word; give digits")),
+                Ok(_) => {
+                    python::LayoutError::new_err(format!("{} has no word; give digits", &*name))
+                }
             });
         };
         if let Some(example) = &preset.shape {
             check_planes(&preset.name, example.planes(), shape.get().0.planes())?;
         }
-        build(py, word.clone(), Some(preset.name.clone()), shape, tensors)
+        build(py, word.clone(), Some(preset.name.clone()), &shape, tensors)
     }
 
     /// The word.
@@ -287,14 +296,13 @@ fn build(
 
 /// The tensors, whose elements are what the planes are made of.
 fn described(shape: &Shape, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
-    let list = match tensors.extract::<Vec<Bound<'_, PyAny>>>() {
-        Ok(list)
-            if tensors.is_instance_of::<pyo3::types::PyList>()
-                || tensors.is_instance_of::<pyo3::types::PyTuple>() =>
-        {
-            list
-        }
-        _ => vec![tensors.clone()],
+    // Anything else is one tensor: to go through it would take it apart.
+    let list: Vec<Bound<'_, PyAny>> = match tensors.cast::<PyList>() {
+        Ok(list) => list.iter().collect(),
+        Err(_) => match tensors.cast::<PyTuple>() {
+            Ok(tuple) => tuple.iter().collect(),
+            Err(_) => vec![tensors.clone()],
+        },
     };
     let mut found = Vec::with_capacity(list.len());
     for (index, object) in list.iter().enumerate() {

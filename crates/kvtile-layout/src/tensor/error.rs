@@ -215,19 +215,18 @@ pub enum TensorError {
         "tensor {tensor} can be read in two ways as {word}: along its dimensions as it shows them, \
          {shown:?}, or along its memory, {memory:?}; a word speaks of memory, slowest first: give the \
          view with its dimensions in that order, which are its dimensions {order:?}, under the word \
-         of that order"
+         of that order",
+        memory = permuted(.shown, .order)
     )]
     TwoOrders {
         /// The tensor.
         tensor: usize,
         /// The word.
-        word: String,
+        word: Box<str>,
         /// Its sizes as it shows them.
-        shown: Vec<usize>,
-        /// Its sizes from the slowest stride to the fastest.
-        memory: Vec<usize>,
-        /// The dimension at each place of `memory`: what to permute the view by.
-        order: Vec<usize>,
+        shown: Box<[usize]>,
+        /// Its dimensions from the slowest stride to the fastest: what to permute the view by.
+        order: Box<[usize]>,
     },
     /// Tensors whose sizes are those of the word in another order.
     #[error(
@@ -237,11 +236,11 @@ pub enum TensorError {
     )]
     SizesInOtherOrder {
         /// The word.
-        word: String,
+        word: Box<str>,
         /// The sizes, slowest first.
-        sizes: Vec<usize>,
+        sizes: Box<[usize]>,
         /// Axes of the word with their extents, slowest first.
-        of_word: String,
+        of_word: Box<str>,
     },
     /// Strides with a gap that the word has no place for.
     #[error(
@@ -268,4 +267,10 @@ pub enum TensorError {
         /// The axis.
         axis: Axis,
     },
+}
+
+/// Sizes in another order of the dimensions.
+fn permuted(sizes: &[usize], order: &[usize]) -> Vec<usize> {
+    let sizes = order.iter().filter_map(|&dim| sizes.get(dim).copied());
+    sizes.collect()
 }

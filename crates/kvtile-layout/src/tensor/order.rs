@@ -36,13 +36,11 @@ pub(super) fn check_dimensions(
             _ => dim,
         })
         .collect();
-    let sizes = order.iter().filter_map(|&dim| view.shape.get(dim).copied());
     Err(TensorError::TwoOrders {
         tensor,
-        word: word.to_string(),
-        shown: view.shape.clone(),
-        memory: sizes.collect(),
-        order,
+        word: word.to_string().into(),
+        shown: view.shape.clone().into(),
+        order: order.into(),
     }
     .into())
 }
@@ -65,9 +63,9 @@ pub(super) fn check_sizes(
     };
     let of_word = axes.iter().map(|(axis, n)| format!("{axis} {n}"));
     Err(TensorError::SizesInOtherOrder {
-        word: word.to_string(),
-        sizes: view.shape.clone(),
-        of_word: of_word.collect::<Vec<_>>().join(", "),
+        word: word.to_string().into(),
+        sizes: view.shape.clone().into(),
+        of_word: of_word.collect::<Vec<_>>().join(", ").into(),
     }
     .into())
 }
@@ -122,7 +120,7 @@ fn axes_of(piece: &Piece, dense: &StridedLayout) -> Option<Vec<(String, u64)>> {
         }
         axes.push((step, "K".to_owned(), offsets.len() as u64));
     }
-    axes.sort_by(|a, b| b.0.cmp(&a.0));
+    axes.sort_by_key(|(step, _, _)| std::cmp::Reverse(*step));
     let axes = axes.into_iter().map(|(_, axis, extent)| (axis, extent));
     Some(axes.filter(|(_, extent)| *extent > 1).collect())
 }

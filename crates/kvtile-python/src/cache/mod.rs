@@ -8,10 +8,14 @@ mod stats;
 pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
 pub(crate) use found::PyMatch;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use kvtile::{
     blocks::{
+        BlockKey,
         events::Tier,
         policy::Hints,
         pool::{OwnerId, TenantId},
@@ -19,14 +23,18 @@ use kvtile::{
     tiers::cache::{Cache, LoadOptions, LookupOptions, Priority, StoreOptions},
     transfer::LayoutHandle,
 };
-use pyo3::{prelude::*, pybacked::PyBackedBytes, types::PyDict};
+use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
-    completion::{Ending, PyCompletion, seconds},
+    arguments::{
+        flag, list, number, object,
+        text::{self, Text},
+        time,
+    },
+    completion::{Ending, PyCompletion},
     error::{Failure, python},
     guard,
     identity::PyIdentity,
-    keys::keys_of,
     layout::{LayoutInner, PyLayout},
     report::PyFlushReport,
     transfer::manager,
@@ -130,8 +138,8 @@ impl PyCache {
     #[new]
     #[pyo3(signature = (identity, layout, **settings))]
     fn new(
-        identity: &Bound<'_, PyIdentity>,
-        layout: &Bound<'_, PyLayout>,
+        #[pyo3(from_py_with = object::identity)] identity: Bound<'_, PyIdentity>,
+        #[pyo3(from_py_with = object::engine)] layout: Bound<'_, PyLayout>,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyCache> {
         let py = identity.py();
@@ -175,21 +183,20 @@ impl PyCache {
     fn lookup(
         &self,
         py: Python<'_>,
-        keys: Vec<PyBackedBytes>,
-        owner: u64,
-        hold: Option<f64>,
-        priority: i8,
-        lifetime: Option<f64>,
-        output_tokens: u32,
-        partial_tail: bool,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = number::owner)] owner: u64,
+        #[pyo3(from_py_with = time::hold)] hold: Option<Duration>,
+        #[pyo3(from_py_with = number::priority)] priority: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+        #[pyo3(from_py_with = number::output_tokens)] output_tokens: u32,
+        #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
     ) -> PyResult<PyMatch> {
         let options = LookupOptions {
             owner: OwnerId(owner),
-            hold: seconds(hold)?,
+            hold,
             hints: hints(priority, output_tokens, partial_tail),
-            lifetime: seconds(lifetime)?,
+            lifetime,
         };
-        let keys = keys_of(&keys);
         let found = self.with(py, |cache| Ok::<_, Failure>(cache.lookup(&keys, &options)))?;
         Ok(PyMatch::new(found))
     }
@@ -211,24 +218,29 @@ impl PyCache {
     /// Raises:
     ///     BusyError: no place in the queue: compute the blocks instead.
     ///     RequestError: more ids than blocks, ids that do not exist or come twice.
-    #[pyo3(signature = (found, blocks, *, priority="normal", within=None, layout=None))]
+    #[pyo3(
+        signature = (
+            found, blocks, *, priority=Text::Borrowed("normal"), within=None, layout=None
+        ),
+        text_signature = "($self, found, blocks, *, priority='normal', within=None, layout=None)"
+    )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn load(
         &self,
         py: Python<'_>,
-        found: &Bound<'_, PyMatch>,
-        blocks: Vec<usize>,
-        priority: &str,
-        within: Option<f64>,
-        layout: Option<&Bound<'_, PyLayout>>,
+        #[pyo3(from_py_with = object::found)] found: Bound<'_, PyMatch>,
+        #[pyo3(from_py_with = list::blocks)] blocks: Vec<usize>,
+        #[pyo3(from_py_with = text::priority)] priority: Text,
+        #[pyo3(from_py_with = time::within)] within: Option<Duration>,
+        #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
         let mut options = LoadOptions {
-            priority: priority_of(priority)?,
-            within: seconds(within)?,
+            priority: priority_of(&priority)?,
+            within,
             layout: None,
         };
         let found = found.get().take()?;
-        let layouts = self.layouts(layout)?;
+        let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
         let load = self.with(py, move |cache| -> Result<_, Failure> {
             options.layout = handle_of(other)?;
@@ -259,36 +271,39 @@ impl PyCache {
     /// Raises:
     ///     BusyError: no place in the queue: go on without storing them.
     ///     RequestError: fewer keys than blocks, ids that do not exist or come twice.
-    #[pyo3(signature = (
-        keys, blocks, *, first=0, tenant=0, priority="low", within=None, keep=0, lifetime=None,
-        output_tokens=0, partial_tail=false, layout=None
-    ))]
+    #[pyo3(
+        signature = (
+            keys, blocks, *, first=0, tenant=0, priority=Text::Borrowed("low"), within=None, keep=0,
+            lifetime=None, output_tokens=0, partial_tail=false, layout=None
+        ),
+        text_signature = "($self, keys, blocks, *, first=0, tenant=0, priority='low', within=None, \
+                          keep=0, lifetime=None, output_tokens=0, partial_tail=False, layout=None)"
+    )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn store(
         &self,
         py: Python<'_>,
-        keys: Vec<PyBackedBytes>,
-        blocks: Vec<usize>,
-        first: usize,
-        tenant: u32,
-        priority: &str,
-        within: Option<f64>,
-        keep: i8,
-        lifetime: Option<f64>,
-        output_tokens: u32,
-        partial_tail: bool,
-        layout: Option<&Bound<'_, PyLayout>>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = list::blocks)] blocks: Vec<usize>,
+        #[pyo3(from_py_with = number::first)] first: usize,
+        #[pyo3(from_py_with = number::tenant)] tenant: u32,
+        #[pyo3(from_py_with = text::priority)] priority: Text,
+        #[pyo3(from_py_with = time::within)] within: Option<Duration>,
+        #[pyo3(from_py_with = number::keep)] keep: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+        #[pyo3(from_py_with = number::output_tokens)] output_tokens: u32,
+        #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
+        #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
         let mut options = StoreOptions {
             tenant: TenantId(tenant),
-            priority: priority_of(priority)?,
-            within: seconds(within)?,
+            priority: priority_of(&priority)?,
+            within,
             hints: hints(keep, output_tokens, partial_tail),
-            lifetime: seconds(lifetime)?,
+            lifetime,
             layout: None,
         };
-        let keys = keys_of(&keys);
-        let layouts = self.layouts(layout)?;
+        let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
         let store = self.with(py, move |cache| -> Result<_, Failure> {
             options.layout = handle_of(other)?;
@@ -304,8 +319,11 @@ impl PyCache {
     ///
     /// Raises:
     ///     BusyError: no place in the queue.
-    fn prefetch(&self, py: Python<'_>, keys: Vec<PyBackedBytes>) -> PyResult<PyCompletion> {
-        let keys = keys_of(&keys);
+    fn prefetch(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+    ) -> PyResult<PyCompletion> {
         let load = self.with(py, |cache| cache.prefetch(&keys))?;
         Ok(PyCompletion::new(Ending::Load(load), self.layouts(None)?))
     }
@@ -315,8 +333,13 @@ impl PyCache {
     ///
     /// Raises:
     ///     RequestError: a tier that the cache does not have.
-    fn evict(&self, py: Python<'_>, tier: &str, blocks: usize) -> PyResult<usize> {
-        let tier = tier_of(tier)?;
+    fn evict(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = text::tier)] tier: Text,
+        #[pyo3(from_py_with = number::blocks)] blocks: usize,
+    ) -> PyResult<usize> {
+        let tier = tier_of(&tier)?;
         self.with(py, |cache| cache.evict(tier, blocks))
     }
 
@@ -345,11 +368,15 @@ impl PyCache {
     ///
     /// Raises:
     ///     RequestError: a tier that the cache does not have.
-    fn pool_stats(&self, py: Python<'_>, tier: &str) -> PyResult<Py<PyAny>> {
-        let name = tier_of(tier)?;
+    fn pool_stats(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = text::tier)] tier: Text,
+    ) -> PyResult<Py<PyAny>> {
+        let name = tier_of(&tier)?;
         let stats = self.with(py, |cache| Ok::<_, Failure>(cache.pool_stats(name)))?;
         let stats = stats.ok_or_else(|| {
-            python::RequestError::new_err(format!("this cache has no {tier} tier"))
+            python::RequestError::new_err(format!("this cache has no {} tier", &*tier))
         })?;
         stats::object(py, &stats::of_pool(&stats))
     }
