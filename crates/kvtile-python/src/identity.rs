@@ -102,7 +102,7 @@ impl PyIdentity {
         let identity = serde_json::from_str(&text);
         identity
             .map(PyIdentity)
-            .map_err(|error| IdentityError::new_err(format!("no identity: {error}")))
+            .map_err(|error| IdentityError::new_err(format!("no identity: {}", plain(&error))))
     }
 
     /// All of it as JSON.
@@ -163,6 +163,25 @@ impl PyIdentity {
             self.fingerprint()
         )
     }
+}
+
+/// What is wrong with JSON, without the names that its fields' types have in Rust.
+fn plain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let mut words: Vec<&str> = Vec::new();
+    let mut rest = text.split(' ');
+    while let Some(word) = rest.next() {
+        words.push(match word.trim_end_matches(',') {
+            "struct" | "enum" => {
+                rest.next();
+                "an object"
+            }
+            "u8" | "u16" | "u32" | "u64" | "usize" | "i64" => "a whole number",
+            "f64" => "a number",
+            _ => word,
+        });
+    }
+    words.join(" ")
 }
 
 /// What else the values depend on: text by text.

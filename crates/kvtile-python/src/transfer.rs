@@ -12,7 +12,7 @@ use crate::{
     arguments::{flag, list, object, range},
     completion::{Ending, PyCompletion},
     error::{Failure, python},
-    guard,
+    guard::{self, Ended},
     layout::{LayoutInner, PyLayout},
     report::PyTransferReport,
 };
@@ -65,6 +65,7 @@ pub(crate) fn retire(handle: LayoutHandle) {
 ///     LayoutError: planes that differ, ranges or ids that do not exist, a block written twice.
 ///     TransferError: read-only tensors as destination, blocks that another copy uses, source and
 ///         destination that share bytes.
+///     RequestError: in the callback of a copy, as it would wait for its own thread.
 #[pyfunction]
 #[pyo3(signature = (
     src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false
@@ -87,6 +88,11 @@ pub(crate) fn copy_blocks(
         heads,
         verify,
     };
+    if guard::called_back() == Some(Ended::Copy) {
+        let text = "the callback of a copy runs on the thread that copies, and copy_blocks would wait for it; use \
+                    copy_blocks_async there";
+        return Err(python::RequestError::new_err(text));
+    }
     let (completion, layouts) = begin(&src, &dst, &src_blocks, dst_blocks.as_deref(), asked)?;
     let ended = guard::wait(py, None, |turn| completion.wait_timeout(turn));
     guard::discard((completion, layouts));

@@ -61,7 +61,7 @@ fn shown(value: &Bound<'_, PyAny>) -> String {
         || value.is_exact_instance_of::<PyBool>()
         || value.is_exact_instance_of::<PyInt>()
         || value.is_exact_instance_of::<PyFloat>()
-        || value.is_exact_instance_of::<PyString>();
+        || (value.is_exact_instance_of::<PyString>() && value.len().is_ok_and(|len| len < 48));
     let text = match simple {
         // Numbers of many digits have no text.
         true => value.repr().ok().map(|text| text.to_string()),

@@ -32,13 +32,16 @@ use crate::{
         time,
     },
     completion::{Ending, PyCompletion},
-    error::{Failure, python},
+    error::{Failure, python, raise},
     guard,
     identity::PyIdentity,
     layout::{LayoutInner, PyLayout},
     report::PyFlushReport,
     transfer::manager,
 };
+
+/// Blocks in host memory start at multiples of this.
+const HOST_PAGE_BYTES: u64 = 4096;
 
 /// The cache while it is open.
 type Slot = Mutex<Option<Arc<Cache>>>;
@@ -56,7 +59,7 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 /// Args:
 ///     identity: what the blocks mean; blocks of anything else are never served.
 ///     layout: the engine's layout over its tensors.
-///     host_bytes: host memory for blocks.
+///     host_bytes: host memory for blocks, each of which takes ``host_bytes_per_block``.
 ///     prefault: whether all of that memory is there when the cache opens, which takes longer then; otherwise
 ///         its pages come when they are first used, and storing is slower until all have come.
 ///     disk: folder of the disk tier; none unless said. One cache at a time may have it.
@@ -391,6 +394,15 @@ impl PyCache {
     #[getter]
     fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.with(py, |cache| Ok::<_, Failure>(cache.disk_bytes_per_second()))
+    }
+
+    /// Bytes of host memory that one block takes: whole pages of 4,096 bytes.
+    #[getter]
+    fn host_bytes_per_block(&self, py: Python<'_>) -> PyResult<u64> {
+        let layout = self.layout.as_ref().map(|layout| layout.strided().shape());
+        let layout = layout.ok_or_else(|| python::ClosedError::new_err("the cache is closed"))?;
+        let bytes = layout.block_bytes().map_err(|error| raise(py, error))?;
+        Ok(bytes.next_multiple_of(HOST_PAGE_BYTES))
     }
 
     /// Events of all tiers from now on.

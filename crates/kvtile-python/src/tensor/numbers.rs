@@ -28,15 +28,23 @@ impl Numbers {
     }
 
     fn value(&self, element: &[u8]) -> i128 {
-        let fill = match (self.signed, element.last()) {
-            (true, Some(highest)) if *highest >= 0x80 => 0xFF,
-            _ => 0,
-        };
-        let mut wide = [fill; 16];
-        for (to, from) in wide.iter_mut().zip(element) {
-            *to = *from;
+        fn read<const WIDTH: usize, T: Into<i128>>(
+            element: &[u8],
+            from: fn([u8; WIDTH]) -> T,
+        ) -> Option<i128> {
+            element.first_chunk().map(|bytes| from(*bytes).into())
         }
-        i128::from_le_bytes(wide)
+        let value = match (self.width, self.signed) {
+            (1, true) => read(element, i8::from_ne_bytes),
+            (2, true) => read(element, i16::from_ne_bytes),
+            (4, true) => read(element, i32::from_ne_bytes),
+            (8, true) => read(element, i64::from_ne_bytes),
+            (1, false) => read(element, u8::from_ne_bytes),
+            (2, false) => read(element, u16::from_ne_bytes),
+            (4, false) => read(element, u32::from_ne_bytes),
+            _ => read(element, u64::from_ne_bytes),
+        };
+        value.unwrap_or_default()
     }
 }
 

@@ -45,7 +45,10 @@ pub use demote::FlushReport;
 pub use found::Match;
 pub use load::{LoadReport, LoadStop};
 pub use open::CacheBuilder;
-pub use settings::{CacheSettings, DiskSettings, DiskWrites};
+pub use settings::{
+    CacheSettings, DiskSettings, DiskWrites, EVENT_CAPACITY_MAX, HOST_BYTES_MAX,
+    QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
+};
 pub use store::{StoreReport, StoreStop};
 
 use counts::Seen;

@@ -72,7 +72,8 @@ impl<J> Queue<J> {
     pub(super) fn new(capacity: usize) -> Queue<J> {
         Queue {
             state: Mutex::new(State {
-                waiting: BinaryHeap::with_capacity(capacity),
+                // It grows with the jobs: a capacity is a limit, not a size.
+                waiting: BinaryHeap::new(),
                 number: 0,
                 running: 0,
                 closed: false,
