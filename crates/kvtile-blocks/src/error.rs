@@ -78,14 +78,15 @@ pub enum BlocksError {
     },
     /// A tenant may hold nothing.
     #[error(
-        "{tenant:?} has a quota of 0 blocks; leave it out, or give it as many as a request needs"
+        "tenant {} has a quota of 0 blocks; leave it out, or give it as many as a request needs",
+        tenant.0
     )]
     QuotaOfNothing {
         /// Whose.
         tenant: TenantId,
     },
     /// A tenant has two limits.
-    #[error("{tenant:?} has two quotas; give one")]
+    #[error("tenant {} has two quotas; give one", tenant.0)]
     TwoQuotas {
         /// Whose.
         tenant: TenantId,
@@ -112,8 +113,9 @@ pub enum BlocksError {
     },
     /// An allocation needs more blocks than its tenant may hold.
     #[error(
-        "{wanted} blocks wanted for {tenant:?}, which holds {used} of at most {limit}, and too few of \
-         them can be evicted; release some, or raise its quota"
+        "{wanted} blocks wanted for tenant {}, which holds {used} of at most {limit}, and too few of \
+         them can be evicted; release some, or raise its quota",
+        tenant.0
     )]
     QuotaExhausted {
         /// Whose quota it is.
@@ -148,7 +150,8 @@ pub enum BlocksError {
     AnotherPool,
     /// A block that comes back from before a restart is in use, or there is no such block.
     #[error(
-        "{block:?} cannot be restored: it is not free, or not one of the pool's {blocks} blocks"
+        "block {} cannot be restored: it is not free, or not one of the pool's {blocks} blocks",
+        block.0
     )]
     NotRestorable {
         /// The block.

@@ -54,7 +54,7 @@ pub enum MemoryError {
         size: usize,
     },
     /// The storage kind cannot be used for this sort of region.
-    #[error("storage kind {kind:?} cannot be borrowed by address; open files as FileMemory")]
+    #[error("{kind} cannot be borrowed by address; open files as files")]
     UnsupportedKind {
         /// The kind asked for.
         kind: StorageKind,

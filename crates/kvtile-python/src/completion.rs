@@ -15,8 +15,9 @@ use kvtile::{
 use pyo3::prelude::*;
 
 use crate::{
+    arguments::{number, object, time},
     error::{Failure, python},
-    guard,
+    guard::{self, Ended},
     layout::LayoutInner,
     report::{PyLoadReport, PyStoreReport, PyTransferReport},
 };
@@ -127,6 +128,17 @@ impl PyCompletion {
         let ending = self.ending.as_ref();
         ending.ok_or_else(|| python::ClosedError::new_err("the completion is being dropped"))
     }
+
+    /// Refuses to wait without end on a thread that may have to bring that end about.
+    fn check_wait(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
+        if timeout.is_some() || guard::called_back().is_none() || self.done(py)? {
+            return Ok(());
+        }
+        Err(python::RequestError::new_err(
+            "a callback runs on a thread of kvtile, which would wait for itself; give a timeout, add a \
+             callback, or wait on a thread of your own",
+        ))
+    }
 }
 
 impl Drop for PyCompletion {
@@ -152,11 +164,17 @@ impl PyCompletion {
     ///
     /// Raises:
     ///     WaitTimeoutError: the end did not come in time; what is under way goes on.
+    ///     RequestError: a callback waits without a timeout for what has not ended.
     ///     TransferError: a copy failed. Loads and stores do not raise: their reports say what came.
     #[pyo3(signature = (timeout=None))]
-    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+    fn wait(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = time::timeout)] timeout: Option<Duration>,
+    ) -> PyResult<Py<PyAny>> {
         let ending = self.ending()?;
-        match guard::wait(py, seconds(timeout)?, |turn| ending.wait(turn))? {
+        self.check_wait(py, timeout)?;
+        match guard::wait(py, timeout, |turn| ending.wait(turn))? {
             Some(Ok(outcome)) => outcome.into_object(py),
             Some(Err(failure)) => Err(failure.into_exception(py)),
             None => Err(too_late(timeout)),
@@ -174,11 +192,18 @@ impl PyCompletion {
     ///
     /// Raises:
     ///     WaitTimeoutError: it did not come in time.
+    ///     RequestError: a callback waits without a timeout for what has not ended.
     ///     TransferError: the copy failed.
     #[pyo3(signature = (layer, timeout=None))]
-    fn wait_layer(&self, py: Python<'_>, layer: usize, timeout: Option<f64>) -> PyResult<bool> {
+    fn wait_layer(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number::layer)] layer: usize,
+        #[pyo3(from_py_with = time::timeout)] timeout: Option<Duration>,
+    ) -> PyResult<bool> {
         let ending = self.ending()?;
-        match guard::wait(py, seconds(timeout)?, |turn| ending.wait_layer(layer, turn))? {
+        self.check_wait(py, timeout)?;
+        match guard::wait(py, timeout, |turn| ending.wait_layer(layer, turn))? {
             Some(Ok(there)) => Ok(there),
             Some(Err(failure)) => Err(failure.into_exception(py)),
             None => Err(too_late(timeout)),
@@ -213,11 +238,21 @@ impl PyCompletion {
 
     /// Calls ``callback(completion)`` at the end, on a thread of kvtile, or now if it has come.
     ///
-    /// The callback must not wait for anything of kvtile. What it raises is printed and ignored.
-    fn add_done_callback(slf: &Bound<'_, Self>, callback: Py<PyAny>) -> PyResult<()> {
+    /// There it may call everything of kvtile but wait without a timeout for what has not ended, and
+    /// copy_blocks where it is the callback of a copy: both would wait for their own thread, and are
+    /// refused. What it raises is printed and ignored.
+    fn add_done_callback(
+        slf: &Bound<'_, Self>,
+        #[pyo3(from_py_with = object::callback)] callback: Bound<'_, PyAny>,
+    ) -> PyResult<()> {
         let py = slf.py();
+        let callback = callback.unbind();
         let bell = Arc::new(Bell {
             callback: Mutex::new(Some((callback, slf.clone().unbind()))),
+            ended: match slf.get().ending()? {
+                Ending::Copy(_) => Ended::Copy,
+                Ending::Load(_) | Ending::Store(_) => Ended::Job,
+            },
         });
         let this = slf.get();
         let mut ending = this.ending()?.clone();
@@ -255,6 +290,7 @@ impl PyCompletion {
 /// Calls somebody back, once.
 struct Bell {
     callback: Mutex<Option<(Py<PyAny>, Py<PyCompletion>)>>,
+    ended: Ended,
 }
 
 impl Bell {
@@ -273,23 +309,12 @@ impl Bell {
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
         // Where there is no interpreter any more, nobody waits.
-        let _ = Python::try_attach(|py| self.ring(py));
+        let ring = || Python::try_attach(|py| self.ring(py));
+        guard::call_back(self.ended, || drop(ring()));
     }
 }
 
-/// Seconds as a duration.
-pub(crate) fn seconds(seconds: Option<f64>) -> PyResult<Option<Duration>> {
-    let duration = |seconds: f64| {
-        // Longer than a lifetime is for ever.
-        let seconds = seconds.min(1e10);
-        Duration::try_from_secs_f64(seconds).map_err(|_| {
-            python::RequestError::new_err(format!("{seconds} seconds is no time; give 0 or more"))
-        })
-    };
-    seconds.map(duration).transpose()
-}
-
-fn too_late(timeout: Option<f64>) -> PyErr {
-    let seconds = timeout.unwrap_or_default();
+fn too_late(timeout: Option<Duration>) -> PyErr {
+    let seconds = timeout.unwrap_or_default().as_secs_f64();
     python::WaitTimeoutError::new_err(format!("the end did not come within {seconds} seconds"))
 }

@@ -14,6 +14,7 @@ use pyo3::prelude::*;
 pub(crate) mod python {
     use pyo3::import_exception;
 
+    import_exception!(kvtile._errors, ArgumentError);
     import_exception!(kvtile._errors, BusyError);
     import_exception!(kvtile._errors, ClosedError);
     import_exception!(kvtile._errors, DiskError);
@@ -112,6 +113,20 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
         TierError::Busy { .. } => python::BusyError::new_err(text),
         TierError::Closed => python::ClosedError::new_err(text),
         TierError::InUse { .. } => python::FolderInUseError::new_err(text),
+        TierError::StorageNotContiguous { .. }
+        | TierError::HostTooSmall { .. }
+        | TierError::CapacityTooSmall { .. }
+        | TierError::BlockBytes { .. }
+        | TierError::RecomputeRate { .. }
+        | TierError::CapacityTooLarge { .. }
+        | TierError::SettingOutOfRange { .. }
+        | TierError::NoFolder
+        | TierError::ZeroUses
+        | TierError::Blocks(
+            BlocksError::PoolSize { .. }
+            | BlocksError::QuotaOfNothing { .. }
+            | BlocksError::TwoQuotas { .. },
+        ) => python::SettingsError::new_err(text),
         TierError::Blocks(_)
         | TierError::TooManyDestinations { .. }
         | TierError::OtherCache
@@ -119,14 +134,6 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
         | TierError::EngineBlockOutOfRange { .. }
         | TierError::EngineBlockTwice { .. }
         | TierError::NoSuchTier { .. } => python::RequestError::new_err(text),
-        TierError::StorageNotContiguous { .. }
-        | TierError::HostTooSmall { .. }
-        | TierError::CapacityTooSmall { .. }
-        | TierError::BlockBytes { .. }
-        | TierError::RecomputeRate { .. }
-        | TierError::NoQueue
-        | TierError::NoEvents
-        | TierError::ZeroUses => python::SettingsError::new_err(text),
         _ => python::DiskError::new_err(text),
     }
 }

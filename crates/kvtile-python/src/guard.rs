@@ -6,6 +6,7 @@
 
 use std::{
     any::Any,
+    cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::OnceLock,
     time::{Duration, Instant},
@@ -72,6 +73,33 @@ pub(crate) fn discard<T: Send>(value: T) {
         // The interpreter is gone, and nobody can wait for it.
         drop(value);
     }
+}
+
+/// What ended, when a thread of the library calls Python back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// A copy.
+    Copy,
+    /// A load or a store of a cache.
+    Job,
+}
+
+thread_local! {
+    /// Whether this thread calls Python back just now.
+    static CALLED_BACK: Cell<Option<Ended>> = const { Cell::new(None) };
+}
+
+/// Calls Python back, on the thread on which something ended.
+pub(crate) fn call_back(ended: Ended, call: impl FnOnce()) {
+    let before = CALLED_BACK.replace(Some(ended));
+    call();
+    CALLED_BACK.set(before);
+}
+
+/// What ended on this thread, where it calls Python back just now. Such a thread must not wait for what
+/// it may have to do itself.
+pub(crate) fn called_back() -> Option<Ended> {
+    CALLED_BACK.get()
 }
 
 /// Waits for what `poll` waits for in short turns, and looks for signals between them. `None` where

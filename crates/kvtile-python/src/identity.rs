@@ -9,10 +9,15 @@ use kvtile::identity::{LogicalIdentity, Real, Rope, RopeParam};
 use kvtile::layout::LayoutError;
 use pyo3::{
     prelude::*,
-    types::{PyBool, PyDict},
+    types::{PyBool, PyDict, PyList, PyString, PyTuple},
 };
 
 use crate::{
+    arguments::{
+        number, object,
+        text::{self, Text},
+        time::real,
+    },
     error::{python::IdentityError, raise},
     shape::PyShape,
 };
@@ -43,19 +48,21 @@ impl PyIdentity {
     #[pyo3(signature = (model, revision, shape, *, rope=None, extra=None))]
     fn new(
         py: Python<'_>,
-        model: &str,
-        revision: &str,
-        shape: &Bound<'_, PyShape>,
-        rope: Option<&Bound<'_, PyDict>>,
-        extra: Option<BTreeMap<String, String>>,
+        #[pyo3(from_py_with = text::model)] model: Text,
+        #[pyo3(from_py_with = text::revision)] revision: Text,
+        #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
+        #[pyo3(from_py_with = object::rope)] rope: Option<Bound<'_, PyDict>>,
+        #[pyo3(from_py_with = object::extra)] extra: Option<Bound<'_, PyDict>>,
     ) -> PyResult<PyIdentity> {
-        let rope = rope.map(rope_of).transpose()?;
-        let identity = LogicalIdentity::new(model, revision, &shape.get().0, rope);
+        let rope = rope.as_ref().map(rope_of).transpose()?;
+        let identity = LogicalIdentity::new(&model, &revision, &shape.get().0, rope);
+        let extra = texts_of(extra)?;
         let identity = identity.and_then(|identity| {
-            let mut extra = extra.unwrap_or_default().into_iter();
-            extra.try_fold(identity, |identity, (key, value)| {
-                identity.with_extra(&key, &value)
-            })
+            extra
+                .into_iter()
+                .try_fold(identity, |identity, (key, value)| {
+                    identity.with_extra(&key, &value)
+                })
         });
         identity.map(PyIdentity).map_err(|error| raise(py, error))
     }
@@ -79,7 +86,7 @@ impl PyIdentity {
     #[pyo3(signature = (config, *, page_size, **settings))]
     fn from_hf_config(
         config: &Bound<'_, PyAny>,
-        page_size: u64,
+        #[pyo3(from_py_with = number::page_size)] page_size: u64,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
         let helper = config.py().import("kvtile._hf")?.getattr("identity_of")?;
@@ -91,11 +98,11 @@ impl PyIdentity {
     /// Raises:
     ///     IdentityError: text that is none.
     #[staticmethod]
-    fn from_json(text: &str) -> PyResult<PyIdentity> {
-        let identity = serde_json::from_str(text);
+    fn from_json(#[pyo3(from_py_with = text::text)] text: Text) -> PyResult<PyIdentity> {
+        let identity = serde_json::from_str(&text);
         identity
             .map(PyIdentity)
-            .map_err(|error| IdentityError::new_err(format!("no identity: {error}")))
+            .map_err(|error| IdentityError::new_err(format!("no identity: {}", plain(&error))))
     }
 
     /// All of it as JSON.
@@ -134,7 +141,10 @@ impl PyIdentity {
     }
 
     /// The first field that differs and both values, as a person reads it; None where both are equal.
-    fn difference(&self, other: &Bound<'_, PyIdentity>) -> Option<String> {
+    fn difference(
+        &self,
+        #[pyo3(from_py_with = object::other)] other: Bound<'_, PyIdentity>,
+    ) -> Option<String> {
         let difference = self.0.first_difference(&other.get().0);
         difference.map(|difference| difference.to_string())
     }
@@ -155,6 +165,36 @@ impl PyIdentity {
     }
 }
 
+/// What is wrong with JSON, without the names that its fields' types have in Rust.
+fn plain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let mut words: Vec<&str> = Vec::new();
+    let mut rest = text.split(' ');
+    while let Some(word) = rest.next() {
+        words.push(match word.trim_end_matches(',') {
+            "struct" | "enum" => {
+                rest.next();
+                "an object"
+            }
+            "u8" | "u16" | "u32" | "u64" | "usize" | "i64" => "a whole number",
+            "f64" => "a number",
+            _ => word,
+        });
+    }
+    words.join(" ")
+}
+
+/// What else the values depend on: text by text.
+fn texts_of(extra: Option<Bound<'_, PyDict>>) -> PyResult<BTreeMap<String, String>> {
+    let mut texts = BTreeMap::new();
+    for (name, value) in extra.iter().flatten() {
+        let name = text::read("a name in extra", &name)?;
+        let value = text::read(&format!("extra[{:?}]", &*name), &value)?;
+        texts.insert(name.to_string(), value.to_string());
+    }
+    Ok(texts)
+}
+
 /// A rotary embedding from the words of Hugging Face.
 fn rope_of(rope: &Bound<'_, PyDict>) -> PyResult<Rope> {
     let py = rope.py();
@@ -162,12 +202,13 @@ fn rope_of(rope: &Bound<'_, PyDict>) -> PyResult<Rope> {
     let mut base = None;
     let mut params = Vec::new();
     for (name, value) in rope {
-        let name: String = name.extract()?;
-        match name.as_str() {
-            "rope_type" | "type" | "kind" => kind = value.extract()?,
-            "rope_theta" | "base" => base = Some(value.extract::<f64>()?),
+        let name = text::read("a name in rope", &name)?;
+        let field = format!("rope[{:?}]", &*name);
+        match &*name {
+            "rope_type" | "type" | "kind" => kind = text::read(&field, &value)?.to_string(),
+            "rope_theta" | "base" => base = Some(number_of(&field, &value)?),
             _ if value.is_none() => {}
-            _ => params.push((name, param(&value)?)),
+            _ => params.push((name, param(&field, &value)?)),
         }
     }
     let Some(base) = base else {
@@ -182,19 +223,29 @@ fn rope_of(rope: &Bound<'_, PyDict>) -> PyResult<Rope> {
     made.map_err(|error| raise(py, error))
 }
 
-fn param(value: &Bound<'_, PyAny>) -> PyResult<RopeParam> {
-    let real =
-        |number: f64| Real::new(number).map_err(|error: LayoutError| raise(value.py(), error));
+fn number_of(field: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let number = real(field, "a number", value)?;
+    number.ok_or_else(|| IdentityError::new_err(format!("{field} is larger than any number")))
+}
+
+fn param(field: &str, value: &Bound<'_, PyAny>) -> PyResult<RopeParam> {
+    let real_of = |value: &Bound<'_, PyAny>| {
+        let number = Real::new(number_of(field, value)?);
+        number.map_err(|error: LayoutError| raise(value.py(), error))
+    };
     if value.is_instance_of::<PyBool>() {
         return Ok(RopeParam::Text(value.str()?.to_string()));
     }
-    if let Ok(text) = value.extract::<String>() {
-        return Ok(RopeParam::Text(text));
+    if value.is_instance_of::<PyString>() {
+        return Ok(RopeParam::Text(text::read(field, value)?.to_string()));
     }
-    if let Ok(number) = value.extract::<f64>() {
-        return Ok(RopeParam::Number(real(number)?));
+    if let Ok(list) = value.cast::<PyList>() {
+        let numbers: PyResult<Vec<Real>> = list.iter().map(|number| real_of(&number)).collect();
+        return Ok(RopeParam::Numbers(numbers?));
     }
-    let numbers: Vec<f64> = value.extract()?;
-    let numbers: PyResult<Vec<Real>> = numbers.into_iter().map(real).collect();
-    Ok(RopeParam::Numbers(numbers?))
+    if let Ok(tuple) = value.cast::<PyTuple>() {
+        let numbers: PyResult<Vec<Real>> = tuple.iter().map(|number| real_of(&number)).collect();
+        return Ok(RopeParam::Numbers(numbers?));
+    }
+    real_of(value).map(RopeParam::Number)
 }

@@ -14,6 +14,10 @@ use pyo3::{
 };
 
 use crate::{
+    arguments::{
+        list, number, object, optional,
+        text::{self, Text},
+    },
     error::{Failure, python::RequestError},
     guard,
     identity::PyIdentity,
@@ -42,17 +46,23 @@ pub(crate) struct PyTokenHasher(BlockHasher);
 #[pymethods]
 impl PyTokenHasher {
     #[new]
-    #[pyo3(signature = (identity, *, salt="", profile="blake3", seed=None, page_size=None))]
+    #[pyo3(
+        signature = (
+            identity, *, salt=Text::Borrowed(""), profile=Text::Borrowed("blake3"), seed=None,
+            page_size=None
+        ),
+        text_signature = "(identity, *, salt='', profile='blake3', seed=None, page_size=None)"
+    )]
     fn new(
         py: Python<'_>,
-        identity: &Bound<'_, PyIdentity>,
-        salt: &str,
-        profile: &str,
-        seed: Option<u64>,
-        page_size: Option<usize>,
+        #[pyo3(from_py_with = object::identity)] identity: Bound<'_, PyIdentity>,
+        #[pyo3(from_py_with = text::salt)] salt: Text,
+        #[pyo3(from_py_with = text::profile)] profile: Text,
+        #[pyo3(from_py_with = optional::seed)] seed: Option<u64>,
+        #[pyo3(from_py_with = optional::page_size)] page_size: Option<usize>,
     ) -> PyResult<PyTokenHasher> {
         let identity = &identity.get().0;
-        let profile = match (profile, seed) {
+        let profile = match (&*profile, seed) {
             ("blake3", None) => Profile::Blake3,
             ("xxh3", None) => Profile::Xxh3,
             ("router", Some(seed)) => Profile::Router { seed },
@@ -76,7 +86,7 @@ impl PyTokenHasher {
         let settings = KeySettings {
             profile,
             page_size: page_size.unwrap_or(of_identity),
-            salt: salt.to_owned(),
+            salt: salt.to_string(),
         };
         let hasher = BlockHasher::new(&settings, identity.fingerprint().as_bytes());
         hasher
@@ -93,7 +103,8 @@ impl PyTokenHasher {
     /// The keys of all full blocks of ``tokens``; tokens after the last full block have none.
     ///
     /// Args:
-    ///     tokens: token ids: a list, or an array or tensor of one dimension.
+    ///     tokens: token ids, 0 to 2**32 - 1: a list, or a flat array or tensor of whole numbers. Text and
+    ///         bytes are none; ``memoryview(data)`` of bytes is one token a byte.
     ///     parent: the key of the block before; None at the start of a prompt.
     ///     extra: what every block depends on beside its tokens, such as the name of an adapter.
     ///
@@ -102,13 +113,11 @@ impl PyTokenHasher {
     #[pyo3(signature = (tokens, *, parent=None, extra=Vec::new()))]
     fn keys<'py>(
         &self,
-        tokens: &Bound<'py, PyAny>,
-        parent: Option<PyBackedBytes>,
-        extra: Vec<PyBackedBytes>,
+        py: Python<'py>,
+        #[pyo3(from_py_with = list::tokens)] tokens: Vec<u32>,
+        #[pyo3(from_py_with = list::parent)] parent: Option<BlockKey>,
+        #[pyo3(from_py_with = list::extra)] extra: Vec<PyBackedBytes>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let py = tokens.py();
-        let tokens = token_ids(tokens)?;
-        let parent = parent.map(|key| BlockKey::from_opaque(&key));
         let keys = guard::run(py, || -> Result<Vec<BlockKey>, BlocksError> {
             let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
             let mut keys = Vec::new();
@@ -157,16 +166,16 @@ impl PyTokenSequence {
     #[new]
     #[pyo3(signature = (hasher, tokens=None, *, extra=Vec::new()))]
     fn new(
-        hasher: &Bound<'_, PyTokenHasher>,
-        tokens: Option<&Bound<'_, PyAny>>,
-        extra: Vec<PyBackedBytes>,
+        py: Python<'_>,
+        #[pyo3(from_py_with = object::hasher)] hasher: Bound<'_, PyTokenHasher>,
+        #[pyo3(from_py_with = list::optional_tokens)] tokens: Option<Vec<u32>>,
+        #[pyo3(from_py_with = list::extra)] extra: Vec<PyBackedBytes>,
     ) -> PyResult<PyTokenSequence> {
-        let py = hasher.py();
         let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
         let sequence = TokenSequence::new(hasher.get().0.clone(), ExtraKeys::new(&extra));
         let mut sequence = sequence.map_err(|error| Failure::from(error).into_exception(py))?;
         if let Some(tokens) = tokens {
-            sequence.extend(&token_ids(tokens)?);
+            sequence.extend(&tokens);
         }
         Ok(PyTokenSequence(Mutex::new(sequence)))
     }
@@ -175,9 +184,11 @@ impl PyTokenSequence {
     ///
     /// Returns:
     ///     The keys of the blocks that they complete.
-    fn extend<'py>(&self, tokens: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyList>> {
-        let py = tokens.py();
-        let tokens = token_ids(tokens)?;
+    fn extend<'py>(
+        &self,
+        py: Python<'py>,
+        #[pyo3(from_py_with = list::tokens)] tokens: Vec<u32>,
+    ) -> PyResult<Bound<'py, PyList>> {
         let keys = guard::call(py, || self.lock().extend(&tokens).to_vec())?;
         list_of(py, &keys)
     }
@@ -190,15 +201,19 @@ impl PyTokenSequence {
     fn mark(
         &self,
         py: Python<'_>,
-        start: usize,
-        stop: usize,
-        content: PyBackedBytes,
+        #[pyo3(from_py_with = number::start)] start: usize,
+        #[pyo3(from_py_with = number::stop)] stop: usize,
+        #[pyo3(from_py_with = list::content)] content: PyBackedBytes,
     ) -> PyResult<()> {
         guard::run(py, || self.lock().mark(start..stop, &content))
     }
 
     /// Keeps the first ``length`` tokens.
-    fn truncate(&self, py: Python<'_>, length: usize) -> PyResult<()> {
+    fn truncate(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number::length)] length: usize,
+    ) -> PyResult<()> {
         guard::call(py, || self.lock().truncate(length))
     }
 
@@ -229,21 +244,7 @@ impl PyTokenSequence {
     }
 }
 
-/// Token ids of a list, an array or a tensor.
-fn token_ids(tokens: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
-    // A list of numbers, where a tensor would give tensors.
-    match tokens.getattr_opt("tolist")? {
-        Some(tolist) => tolist.call0()?.extract(),
-        None => tokens.extract(),
-    }
-}
-
 /// Keys as Python has them.
 pub(crate) fn list_of<'py>(py: Python<'py>, keys: &[BlockKey]) -> PyResult<Bound<'py, PyList>> {
     PyList::new(py, keys.iter().map(|key| PyBytes::new(py, key.as_bytes())))
-}
-
-/// Keys that Python gives: 16 bytes as they are, others hashed, so that an engine's own may be given.
-pub(crate) fn keys_of(keys: &[PyBackedBytes]) -> Vec<BlockKey> {
-    keys.iter().map(|key| BlockKey::from_opaque(key)).collect()
 }

@@ -10,9 +10,16 @@ use kvtile::{
     presets,
     transfer::LayoutHandle,
 };
-use pyo3::prelude::*;
+use pyo3::{
+    prelude::*,
+    types::{PyList, PyTuple},
+};
 
 use crate::{
+    arguments::{
+        object,
+        text::{self, Text},
+    },
     error::{Failure, python, raise},
     guard,
     shape::PyShape,
@@ -27,9 +34,14 @@ use crate::{
 /// ``"L|BH(kCN,vNC)"`` is one tensor a layer, in it blocks, heads, then K with the token fastest beside V
 /// with the content fastest. ``kvtile layout WORD`` draws any word.
 ///
-/// Tensors are never copied and kept alive as long as the layout, and whatever uses it, lives. Their
-/// strides are taken as they are: views with gaps, transposed views and views of one storage are fine.
-/// Their sizes say nothing, as engines' shapes are not always what is in memory: the word does.
+/// The order of a word is that of memory, which is not always the shape that numpy and torch show. So a
+/// tensor comes with its dimensions in the order of memory, the slowest first. A view in another order
+/// can be read in two ways and is refused: the error names both, and by which dimensions to permute it.
+/// Sizes that are those of the word's axes in another order are refused as well; flat tensors and fused
+/// dimensions are fine, as engines' shapes are not always what is in memory.
+///
+/// Tensors are never copied and kept alive as long as the layout, and whatever uses it, lives. Gaps
+/// that their strides leave are left, and views of one storage are fine.
 ///
 /// Args:
 ///     word: the layout.
@@ -40,8 +52,9 @@ use crate::{
 ///
 /// Raises:
 ///     LayoutError: a word that is none, or that does not fit the shape.
-///     TensorError: a tensor of another dtype, device, number of bytes, or with strides that cut what the
-///         word keeps together; the message names the tensor and what is wrong with it.
+///     TensorError: a tensor of another dtype, device, number of bytes, one that can be read in two
+///         orders, or with strides that cut what the word keeps together; the message names the tensor
+///         and what is wrong with it.
 #[pyclass(name = "Layout", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyLayout {
@@ -120,12 +133,12 @@ impl PyLayout {
     #[pyo3(signature = (word, *, shape, tensors=None))]
     fn new(
         py: Python<'_>,
-        word: &str,
-        shape: &Bound<'_, PyShape>,
+        #[pyo3(from_py_with = text::word)] word: Text,
+        #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
-        let word = Word::parse(word).map_err(|error| raise(py, LayoutError::from(error)))?;
-        build(py, word, None, shape, tensors)
+        let word = Word::parse(&word).map_err(|error| raise(py, LayoutError::from(error)))?;
+        build(py, word, None, &shape, tensors)
     }
 
     /// The layout of an engine by name, for instance ``"vllm:LBHNC/cpu/bf16/vec"``.
@@ -146,22 +159,24 @@ impl PyLayout {
     #[pyo3(signature = (name, *, shape, tensors=None))]
     fn preset(
         py: Python<'_>,
-        name: &str,
-        shape: &Bound<'_, PyShape>,
+        #[pyo3(from_py_with = text::name)] name: Text,
+        #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
-        let preset = presets::find(&canonical(name)).map_err(|error| raise(py, error))?;
+        let preset = presets::find(&canonical(&name)).map_err(|error| raise(py, error))?;
         let Some(word) = preset.word() else {
             let refused = preset.resolve(&shape.get().0, 1);
             return Err(match refused {
                 Err(error) => raise(py, error),
-                Ok(_) => python::LayoutError::new_err(format!("{name} has no word; give digits")),
+                Ok(_) => {
+                    python::LayoutError::new_err(format!("{} has no word; give digits", &*name))
+                }
             });
         };
         if let Some(example) = &preset.shape {
             check_planes(&preset.name, example.planes(), shape.get().0.planes())?;
         }
-        build(py, word.clone(), Some(preset.name.clone()), shape, tensors)
+        build(py, word.clone(), Some(preset.name.clone()), &shape, tensors)
     }
 
     /// The word.
@@ -281,14 +296,13 @@ fn build(
 
 /// The tensors, whose elements are what the planes are made of.
 fn described(shape: &Shape, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
-    let list = match tensors.extract::<Vec<Bound<'_, PyAny>>>() {
-        Ok(list)
-            if tensors.is_instance_of::<pyo3::types::PyList>()
-                || tensors.is_instance_of::<pyo3::types::PyTuple>() =>
-        {
-            list
-        }
-        _ => vec![tensors.clone()],
+    // Anything else is one tensor: to go through it would take it apart.
+    let list: Vec<Bound<'_, PyAny>> = match tensors.cast::<PyList>() {
+        Ok(list) => list.iter().collect(),
+        Err(_) => match tensors.cast::<PyTuple>() {
+            Ok(tuple) => tuple.iter().collect(),
+            Err(_) => vec![tensors.clone()],
+        },
     };
     let mut found = Vec::with_capacity(list.len());
     for (index, object) in list.iter().enumerate() {

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `guard` | the one way into the library: other Python threads go on, panics and forks are refused |
 //! | `error` | Rust errors to Python exceptions |
+//! | `arguments` | what Python gives, checked by name, kind and limits |
 //! | `dtype`, `shape` | data types, planes and shapes |
 //! | `tensor` | whose memory it is: DLPack, array interface, buffers; the only unsafe code here |
 //! | `layout` | words and presets over tensors |
@@ -14,6 +15,7 @@
 //!
 //! It holds no logic of blocks or layouts: what it knows, it asks the library `kvtile`.
 
+mod arguments;
 mod cache;
 mod completion;
 mod dtype;

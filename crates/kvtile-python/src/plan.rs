@@ -1,12 +1,11 @@
 //! What a copy comes to, worked out and not done.
 
-use kvtile::layout::{
-    AxisRange, BlockPair, CopyPlan, LayoutError, RangePair, Selection, StridedLayout,
-};
+use kvtile::layout::{BlockPair, CopyPlan, LayoutError, RangePair, Selection, StridedLayout};
 use pyo3::prelude::*;
 
 use crate::{
-    error::{Failure, python},
+    arguments::{list, object, range},
+    error::Failure,
     guard,
     layout::{LayoutInner, PyLayout},
 };
@@ -59,18 +58,15 @@ impl Side {
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub(crate) fn plan(
     py: Python<'_>,
-    src: &Bound<'_, PyLayout>,
-    dst: &Bound<'_, PyLayout>,
-    src_blocks: Option<Vec<usize>>,
-    dst_blocks: Option<Vec<usize>>,
-    layers: Option<Range>,
-    tokens: Option<Range>,
-    heads: Option<Range>,
+    #[pyo3(from_py_with = object::src)] src: Bound<'_, PyLayout>,
+    #[pyo3(from_py_with = object::dst)] dst: Bound<'_, PyLayout>,
+    #[pyo3(from_py_with = list::optional_src_blocks)] src_blocks: Option<Vec<usize>>,
+    #[pyo3(from_py_with = list::dst_blocks)] dst_blocks: Option<Vec<usize>>,
+    #[pyo3(from_py_with = range::layers)] layers: Option<RangePair>,
+    #[pyo3(from_py_with = range::tokens)] tokens: Option<RangePair>,
+    #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
 ) -> PyResult<PyPlan> {
     let (src, dst) = (src.get().shared()?, dst.get().shared()?);
-    let layers = layers.map(Range::pair).transpose()?;
-    let tokens = tokens.map(Range::pair).transpose()?;
-    let heads = heads.map(Range::pair).transpose()?;
     guard::run(py, || -> Result<PyPlan, Failure> {
         let (from, to) = (src.strided(), dst.strided());
         let common = from.shape().num_blocks().min(to.shape().num_blocks());
@@ -159,44 +155,4 @@ impl PyPlan {
     fn __str__(&self) -> String {
         self.plan.to_string()
     }
-}
-
-/// Entries of an axis: ``(start, stop)`` on both sides, or one such pair for each.
-#[derive(FromPyObject)]
-pub(crate) enum Range {
-    /// The same entries on both sides.
-    Same((u64, u64)),
-    /// Source and destination.
-    Each(((u64, u64), (u64, u64))),
-}
-
-impl Range {
-    /// As the library has it.
-    pub(crate) fn pair(self) -> PyResult<RangePair> {
-        let (source, destination) = match self {
-            Range::Same(both) => (range(both)?, range(both)?),
-            Range::Each((source, destination)) => (range(source)?, range(destination)?),
-        };
-        if source.count != destination.count {
-            return Err(python::LayoutError::new_err(format!(
-                "a range of {} entries into one of {}",
-                source.count, destination.count
-            )));
-        }
-        Ok(RangePair {
-            source: source.start,
-            destination: destination.start,
-            count: source.count,
-        })
-    }
-}
-
-fn range((start, stop): (u64, u64)) -> PyResult<AxisRange> {
-    let count = stop.checked_sub(start).filter(|&count| count > 0);
-    let count = count.ok_or_else(|| {
-        python::LayoutError::new_err(format!(
-            "({start}, {stop}) is no range; the stop comes after the start"
-        ))
-    })?;
-    Ok(AxisRange::new(start, count))
 }

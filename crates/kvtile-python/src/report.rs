@@ -88,7 +88,7 @@ impl PyLoadReport {
     }
 
     /// Why not all of them came: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"lost"`` (not what was
-    /// written, or not readable), ``"evicted"``, ``"too_many_pieces"``, ``"host_full"``, ``"pool"`` or
+    /// written, or not readable), ``"evicted"``, ``"host_full"``, ``"pool"`` or
     /// ``"transfer"``; None where all came.
     #[getter]
     fn stopped(&self) -> Option<&'static str> {
@@ -98,7 +98,6 @@ impl PyLoadReport {
             LoadStop::Closed => "closed",
             LoadStop::Lost => "lost",
             LoadStop::Evicted => "evicted",
-            LoadStop::TooManyPieces => "too_many_pieces",
             LoadStop::HostFull => "host_full",
             LoadStop::Pool(_) => "pool",
             LoadStop::Transfer(_) => "transfer",
@@ -171,8 +170,10 @@ impl PyStoreReport {
         self.0.elapsed.as_secs_f64()
     }
 
-    /// Why not all of them were stored: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"``,
-    /// ``"pool"`` or ``"transfer"``; None where all were.
+    /// Why not all of them were stored: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"`` (all host
+    /// memory is in use, or holds the first blocks of the same chain, which stay), ``"no_ancestors"`` (the block
+    /// before the first one is in no tier, so these would never be found), ``"pool"`` or ``"transfer"``; None where
+    /// all were.
     #[getter]
     fn stopped(&self) -> Option<&'static str> {
         self.0.stopped.as_ref().map(|stop| match stop {
@@ -180,6 +181,7 @@ impl PyStoreReport {
             StoreStop::Deadline => "deadline",
             StoreStop::Closed => "closed",
             StoreStop::HostFull => "host_full",
+            StoreStop::NoAncestors => "no_ancestors",
             StoreStop::Pool(_) => "pool",
             StoreStop::Transfer(_) => "transfer",
             _ => "other",
@@ -219,19 +221,38 @@ pub(crate) struct PyFlushReport(pub(crate) FlushReport);
 
 #[pymethods]
 impl PyFlushReport {
-    /// Blocks that were written by this call.
+    /// Blocks that were in host memory when the flush began.
+    #[getter]
+    fn wanted(&self) -> usize {
+        self.0.wanted
+    }
+
+    /// Blocks that were written by this call; the others were on disk already.
     #[getter]
     fn written(&self) -> usize {
         self.0.written
     }
 
-    /// Blocks that could not be written, or that the disk lost.
+    /// Blocks that are not on disk because it has no room for them; they are worth less than those that are.
+    #[getter]
+    fn no_room(&self) -> usize {
+        self.0.no_room
+    }
+
+    /// Blocks that are not on disk because the time was over.
+    #[getter]
+    fn late(&self) -> usize {
+        self.0.late
+    }
+
+    /// Blocks that are not on disk because it failed, or that it lost.
     #[getter]
     fn failed(&self) -> usize {
         self.0.failed
     }
 
-    /// Whether everything that is on disk is durable.
+    /// Whether all blocks that were in host memory, or on their way from there to the disk, outlive a crash now.
+    /// False without a disk tier.
     #[getter]
     fn durable(&self) -> bool {
         self.0.durable
@@ -239,12 +260,18 @@ impl PyFlushReport {
 
     fn __repr__(&self) -> String {
         let FlushReport {
+            wanted,
             written,
+            no_room,
+            late,
             failed,
             durable,
             ..
         } = self.0;
         let durable = if durable { "True" } else { "False" };
-        format!("FlushReport(written={written}, failed={failed}, durable={durable})")
+        format!(
+            "FlushReport(wanted={wanted}, written={written}, no_room={no_room}, late={late}, failed={failed}, \
+             durable={durable})"
+        )
     }
 }

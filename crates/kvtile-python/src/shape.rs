@@ -6,6 +6,12 @@ use kvtile::layout::{Axis, AxisRange, Plane, Shape, Shard, Unit};
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
+    arguments::{
+        Refusal, flag, number,
+        number::whole,
+        object, optional,
+        text::{self, Text},
+    },
     dtype::unit_of,
     error::{python::LayoutError, raise},
 };
@@ -32,16 +38,16 @@ impl PyPlane {
     #[new]
     #[pyo3(signature = (name, dtype, *, unit_bytes=None, opaque=false, per_page=false, **axes))]
     fn new(
-        name: &str,
+        #[pyo3(from_py_with = text::name)] name: Text,
         dtype: &Bound<'_, PyAny>,
-        unit_bytes: Option<u64>,
-        opaque: bool,
-        per_page: bool,
+        #[pyo3(from_py_with = optional::unit_bytes)] unit_bytes: Option<u64>,
+        #[pyo3(from_py_with = flag::opaque)] opaque: bool,
+        #[pyo3(from_py_with = flag::per_page)] per_page: bool,
         axes: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyPlane> {
         let py = dtype.py();
         let unit = unit(dtype, unit_bytes, opaque)?;
-        let mut plane = Plane::new(name, unit).map_err(|error| raise(py, error))?;
+        let mut plane = Plane::new(&name, unit).map_err(|error| raise(py, error))?;
         for (axis, extent) in axes.into_iter().flatten() {
             let letter: String = axis.extract()?;
             let mut letters = letter.chars();
@@ -50,7 +56,8 @@ impl PyPlane {
                     "{letter:?} is no axis of plane {name}; axes are single capital letters, such as H and C"
                 )));
             };
-            plane = plane.extent(axis, extent.extract()?);
+            let limits = (0, i128::from(i64::MAX));
+            plane = plane.extent(axis, whole(&letter, &extent, limits, Refusal::Layout)?);
         }
         if per_page {
             plane = plane.per_page();
@@ -100,11 +107,11 @@ fn unit(dtype: &Bound<'_, PyAny>, bytes: Option<u64>, opaque: bool) -> PyResult<
         (None, false) => unit_of(dtype),
         (None, true) => Err(LayoutError::new_err("an opaque plane needs unit_bytes")),
         (Some(bytes), true) => {
-            let codec: String = dtype.extract()?;
+            let codec = text::read("dtype", dtype)?;
             Unit::opaque(&codec, bytes).map_err(|error| raise(py, error))
         }
         (Some(bytes), false) => {
-            let codec: String = dtype.extract()?;
+            let codec = text::read("dtype", dtype)?;
             Unit::new(&codec, bytes, 1).map_err(|error| raise(py, error))
         }
     }
@@ -148,17 +155,17 @@ impl PyShape {
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         py: Python<'_>,
-        num_blocks: u64,
-        num_layers: u64,
-        page_size: u64,
-        num_heads: Option<u64>,
-        head_size: Option<u64>,
+        #[pyo3(from_py_with = number::num_blocks)] num_blocks: u64,
+        #[pyo3(from_py_with = number::num_layers)] num_layers: u64,
+        #[pyo3(from_py_with = number::page_size)] page_size: u64,
+        #[pyo3(from_py_with = optional::num_heads)] num_heads: Option<u64>,
+        #[pyo3(from_py_with = optional::head_size)] head_size: Option<u64>,
         dtype: Option<&Bound<'_, PyAny>>,
-        planes: Option<Vec<Bound<'_, PyPlane>>>,
-        first_layer: u64,
-        total_layers: Option<u64>,
-        first_head: u64,
-        total_heads: Option<u64>,
+        #[pyo3(from_py_with = object::planes)] planes: Option<Vec<Bound<'_, PyPlane>>>,
+        #[pyo3(from_py_with = number::first_layer)] first_layer: u64,
+        #[pyo3(from_py_with = optional::total_layers)] total_layers: Option<u64>,
+        #[pyo3(from_py_with = number::first_head)] first_head: u64,
+        #[pyo3(from_py_with = optional::total_heads)] total_heads: Option<u64>,
     ) -> PyResult<PyShape> {
         let shape = match (planes, num_heads, head_size, dtype) {
             (Some(planes), None, None, None) => {
@@ -204,7 +211,7 @@ impl PyShape {
     #[pyo3(signature = (config, *, page_size, **settings))]
     fn from_hf_config(
         config: &Bound<'_, PyAny>,
-        page_size: u64,
+        #[pyo3(from_py_with = number::page_size)] page_size: u64,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
         let helper = config.py().import("kvtile._hf")?.getattr("shape_of")?;
@@ -248,7 +255,11 @@ impl PyShape {
     }
 
     /// The same shape with another number of blocks.
-    fn with_num_blocks(&self, py: Python<'_>, num_blocks: u64) -> PyResult<PyShape> {
+    fn with_num_blocks(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number::num_blocks)] num_blocks: u64,
+    ) -> PyResult<PyShape> {
         let shape = self.0.with_num_blocks(num_blocks);
         shape.map(PyShape).map_err(|error| raise(py, error))
     }

@@ -2,17 +2,18 @@
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use kvtile::transfer::{
-    LayoutHandle, TransferCompletion, TransferError, TransferManager, TransferOptions,
+use kvtile::{
+    layout::RangePair,
+    transfer::{LayoutHandle, TransferCompletion, TransferError, TransferManager, TransferOptions},
 };
 use pyo3::prelude::*;
 
 use crate::{
+    arguments::{flag, list, object, range},
     completion::{Ending, PyCompletion},
     error::{Failure, python},
-    guard,
+    guard::{self, Ended},
     layout::{LayoutInner, PyLayout},
-    plan::Range,
     report::PyTransferReport,
 };
 
@@ -64,6 +65,7 @@ pub(crate) fn retire(handle: LayoutHandle) {
 ///     LayoutError: planes that differ, ranges or ids that do not exist, a block written twice.
 ///     TransferError: read-only tensors as destination, blocks that another copy uses, source and
 ///         destination that share bytes.
+///     RequestError: in the callback of a copy, as it would wait for its own thread.
 #[pyfunction]
 #[pyo3(signature = (
     src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false
@@ -71,14 +73,14 @@ pub(crate) fn retire(handle: LayoutHandle) {
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub(crate) fn copy_blocks(
     py: Python<'_>,
-    src: &Bound<'_, PyLayout>,
-    dst: &Bound<'_, PyLayout>,
-    src_blocks: Vec<usize>,
-    dst_blocks: Option<Vec<usize>>,
-    layers: Option<Range>,
-    tokens: Option<Range>,
-    heads: Option<Range>,
-    verify: bool,
+    #[pyo3(from_py_with = object::src)] src: Bound<'_, PyLayout>,
+    #[pyo3(from_py_with = object::dst)] dst: Bound<'_, PyLayout>,
+    #[pyo3(from_py_with = list::src_blocks)] src_blocks: Vec<usize>,
+    #[pyo3(from_py_with = list::dst_blocks)] dst_blocks: Option<Vec<usize>>,
+    #[pyo3(from_py_with = range::layers)] layers: Option<RangePair>,
+    #[pyo3(from_py_with = range::tokens)] tokens: Option<RangePair>,
+    #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
+    #[pyo3(from_py_with = flag::verify)] verify: bool,
 ) -> PyResult<PyTransferReport> {
     let asked = Asked {
         layers,
@@ -86,7 +88,12 @@ pub(crate) fn copy_blocks(
         heads,
         verify,
     };
-    let (completion, layouts) = begin(src, dst, &src_blocks, dst_blocks.as_deref(), asked)?;
+    if guard::called_back() == Some(Ended::Copy) {
+        let text = "the callback of a copy runs on the thread that copies, and copy_blocks would wait for it; use \
+                    copy_blocks_async there";
+        return Err(python::RequestError::new_err(text));
+    }
+    let (completion, layouts) = begin(&src, &dst, &src_blocks, dst_blocks.as_deref(), asked)?;
     let ended = guard::wait(py, None, |turn| completion.wait_timeout(turn));
     guard::discard((completion, layouts));
     match ended? {
@@ -114,14 +121,14 @@ pub(crate) fn copy_blocks(
 ))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub(crate) fn copy_blocks_async(
-    src: &Bound<'_, PyLayout>,
-    dst: &Bound<'_, PyLayout>,
-    src_blocks: Vec<usize>,
-    dst_blocks: Option<Vec<usize>>,
-    layers: Option<Range>,
-    tokens: Option<Range>,
-    heads: Option<Range>,
-    verify: bool,
+    #[pyo3(from_py_with = object::src)] src: Bound<'_, PyLayout>,
+    #[pyo3(from_py_with = object::dst)] dst: Bound<'_, PyLayout>,
+    #[pyo3(from_py_with = list::src_blocks)] src_blocks: Vec<usize>,
+    #[pyo3(from_py_with = list::dst_blocks)] dst_blocks: Option<Vec<usize>>,
+    #[pyo3(from_py_with = range::layers)] layers: Option<RangePair>,
+    #[pyo3(from_py_with = range::tokens)] tokens: Option<RangePair>,
+    #[pyo3(from_py_with = range::heads)] heads: Option<RangePair>,
+    #[pyo3(from_py_with = flag::verify)] verify: bool,
 ) -> PyResult<PyCompletion> {
     let asked = Asked {
         layers,
@@ -129,31 +136,31 @@ pub(crate) fn copy_blocks_async(
         heads,
         verify,
     };
-    let (completion, layouts) = begin(src, dst, &src_blocks, dst_blocks.as_deref(), asked)?;
+    let (completion, layouts) = begin(&src, &dst, &src_blocks, dst_blocks.as_deref(), asked)?;
     Ok(PyCompletion::new(Ending::Copy(completion), layouts))
 }
 
 /// What is said of a copy beside its blocks.
 struct Asked {
-    layers: Option<Range>,
-    tokens: Option<Range>,
-    heads: Option<Range>,
+    layers: Option<RangePair>,
+    tokens: Option<RangePair>,
+    heads: Option<RangePair>,
     verify: bool,
 }
 
 impl Asked {
-    fn options(self) -> PyResult<TransferOptions> {
+    fn options(self) -> TransferOptions {
         let mut options = TransferOptions::new().verify(self.verify);
         if let Some(layers) = self.layers {
-            options = options.layers(layers.pair()?);
+            options = options.layers(layers);
         }
         if let Some(tokens) = self.tokens {
-            options = options.tokens(tokens.pair()?);
+            options = options.tokens(tokens);
         }
         if let Some(heads) = self.heads {
-            options = options.heads(heads.pair()?);
+            options = options.heads(heads);
         }
-        Ok(options)
+        options
     }
 }
 
@@ -169,7 +176,7 @@ fn begin(
 ) -> PyResult<Begun> {
     let py = src.py();
     let (src, dst) = (src.get().shared()?, dst.get().shared()?);
-    let options = asked.options()?;
+    let options = asked.options();
     let completion = guard::run(py, || -> Result<_, Failure> {
         let (from, to) = (src.handle()?, dst.handle()?);
         let destination = dst_blocks.unwrap_or(src_blocks);

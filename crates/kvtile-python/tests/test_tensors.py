@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import mmap
 import weakref
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import kvtile
-from helpers import layout, shape
+from helpers import EXTENTS, layout, shape
 
 
 def dense(dtype="float32", **changes: int) -> np.ndarray:
@@ -55,11 +56,9 @@ def test_buffers_are_read_and_written() -> None:
     del kept
 
 
-def test_transposed_and_padded_views_are_what_their_strides_say() -> None:
+def test_padded_views_are_what_their_strides_say() -> None:
     numbers = np.arange(5 * 2 * 2 * 4 * 2 * 8, dtype=np.float32)
     blocks_last = np.ascontiguousarray(numbers.reshape(5, 2, 2, 4, 2, 8))
-    # A view whose dimensions are in another order than memory: the word is about memory.
-    assert (copied(blocks_last.transpose(1, 0, 5, 2, 4, 3)) == numbers).all()
     # Blocks with a gap after each.
     pool = np.zeros((5, 3, 2, 4, 2, 8), np.float32)
     pool[:, :2] = blocks_last
@@ -70,6 +69,68 @@ def test_transposed_and_padded_views_are_what_their_strides_say() -> None:
     src = kvtile.Layout("BLKNHC", shape=shape(), tensors=blocks_last)
     kvtile.copy_blocks(src, dst, range(5))
     assert (pool[1::2] == blocks_last).all() and not pool[::2].any()
+
+
+def as_array(array: np.ndarray) -> object:
+    return array
+
+
+def as_dlpack(array: np.ndarray) -> object:
+    return OnlyDlpack(array)
+
+
+def as_buffer(array: np.ndarray) -> object:
+    return memoryview(array)
+
+
+def as_torch(array: np.ndarray) -> object:
+    return pytest.importorskip("torch").from_numpy(array)
+
+
+@pytest.mark.parametrize("given", [as_array, as_dlpack, as_buffer, as_torch])
+@pytest.mark.parametrize("word", ["L|BKNHC", "L|BKHNC", "L|KBNHC", "BLKNHC", "LK|BNHC", "L|BHNKC"])
+def test_a_view_in_another_order_than_memory_is_refused_at_every_entry(given, word: str) -> None:
+    plain = shape()
+    letters = word.split("|")[-1]
+    extents = {**EXTENTS, "K": 2}
+    sizes = [extents[letter] for letter in letters]
+    count = kvtile.Layout(word, shape=plain).num_regions
+    random = np.random.default_rng(8)
+    for order in itertools.permutations(range(len(sizes))):
+        if random.random() > 0.1 and order != tuple(range(len(sizes))):
+            continue
+        memory = [np.arange(np.prod(sizes), dtype=np.float32).reshape(sizes) for _ in range(count)]
+        views = [given(array.transpose(order)) for array in memory]
+        if order == tuple(range(len(sizes))):
+            kvtile.Layout(word, shape=plain, tensors=views)
+            continue
+        with pytest.raises(kvtile.TensorError, match="read in two ways") as refused:
+            kvtile.Layout(word, shape=plain, tensors=views)
+        # Both readings, and how to say which.
+        back = [order.index(dim) for dim in range(len(sizes))]
+        for text in (word, str([sizes[dim] for dim in order]), str(sizes), str(back)):
+            assert text in str(refused.value)
+
+
+def test_presets_refuse_views_in_another_order_as_words_do() -> None:
+    tensors = [np.zeros((5, 2, 16, 4), np.float32).transpose(0, 1, 3, 2) for _ in range(2)]
+    with pytest.raises(kvtile.TensorError, match="read in two ways"):
+        kvtile.Layout.preset("vllm:LBHNC/cpu/float32/vec", shape=shape(), tensors=tensors)
+    tensors = [np.zeros((5, 2, 4, 16), np.float32) for _ in range(2)]
+    kvtile.Layout.preset("vllm:LBHNC/cpu/float32/vec", shape=shape(), tensors=tensors)
+
+
+def test_sizes_of_the_axes_in_another_order_are_refused() -> None:
+    keys = kvtile.Plane("k", "float32", H=2, C=8)
+    plain = kvtile.Shape(num_blocks=5, num_layers=2, page_size=4, planes=[keys])
+    heads_first = [np.zeros((5, 2, 4, 8), np.float32) for _ in range(2)]
+    with pytest.raises(kvtile.TensorError, match="B 5, N 4, H 2, C 8 in memory"):
+        kvtile.Layout("L|BNHC", shape=plain, tensors=heads_first)
+    kvtile.Layout("L|BHNC", shape=plain, tensors=heads_first)
+    kvtile.Layout("L|BNHC", shape=plain, tensors=[array.reshape(-1) for array in heads_first])
+    # As numpy shows it, this is B, N, H, C; its memory is not.
+    with pytest.raises(kvtile.TensorError, match=r"read in two ways.*\[0, 2, 1, 3\]"):
+        kvtile.Layout("L|BNHC", shape=plain, tensors=[array.transpose(0, 2, 1, 3) for array in heads_first])
 
 
 def test_strides_that_cut_what_the_word_keeps_together_are_refused() -> None:

@@ -62,12 +62,21 @@ pub enum TierError {
         /// What was given.
         rate: f64,
     },
-    /// A queue without places.
-    #[error("a cache needs a queue of at least 1 job")]
-    NoQueue,
-    /// An event log without places.
-    #[error("a cache keeps at least 1 event")]
-    NoEvents,
+    /// A number of the settings outside its limits.
+    #[error("{setting} is {value}; give {least} to {most}")]
+    SettingOutOfRange {
+        /// The setting.
+        setting: &'static str,
+        /// What was given.
+        value: u64,
+        /// The least that it may be.
+        least: u64,
+        /// The most that it may be.
+        most: u64,
+    },
+    /// A disk tier whose folder has no name.
+    #[error("the path of the disk tier's folder is empty; give the path of a folder")]
+    NoFolder,
     /// Blocks that are to be written to disk after no use at all.
     #[error("0 uses is before a block is stored; say at once, or at least 1")]
     ZeroUses,
@@ -207,6 +216,21 @@ pub enum TierError {
         block_bytes: u64,
         /// The least that would do.
         needed_bytes: u64,
+    },
+    /// A capacity for more blocks than a disk tier counts.
+    #[error(
+        "{capacity_bytes} bytes of disk are more than {blocks_max} blocks of {block_bytes} bytes; \
+         give at most {most_bytes}"
+    )]
+    CapacityTooLarge {
+        /// The capacity given.
+        capacity_bytes: u64,
+        /// Bytes of a block.
+        block_bytes: u64,
+        /// The most blocks.
+        blocks_max: u32,
+        /// The most that would do.
+        most_bytes: u64,
     },
     /// A block size that no slot can have.
     #[error("blocks of {block_bytes} bytes cannot be stored; a block has 1 byte to 1 TiB")]

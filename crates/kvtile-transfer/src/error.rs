@@ -51,7 +51,7 @@ pub enum TransferError {
     },
     /// Two regions of one layout that share bytes.
     #[error(
-        "regions {first} and {second} share bytes in {kind:?}; each region is a place of its own"
+        "regions {first} and {second} share bytes in {kind}; each region is a place of its own"
     )]
     RegionsOverlap {
         /// Index of a region.
@@ -62,7 +62,7 @@ pub enum TransferError {
         kind: StorageKind,
     },
     /// Regions of different kinds in one layout.
-    #[error("one layout over {first:?} and {second:?}; its regions must be of one kind")]
+    #[error("one layout over {first} and {second}; its regions must be of one kind")]
     MixedStorage {
         /// Kind of the first region.
         first: StorageKind,
@@ -70,7 +70,7 @@ pub enum TransferError {
         second: StorageKind,
     },
     /// Memory that the CPU of this process cannot reach.
-    #[error("{kind:?} cannot be read or written by the executors of this process")]
+    #[error("{kind} cannot be read or written by this process")]
     NotReachable {
         /// The kind.
         kind: StorageKind,
@@ -119,7 +119,7 @@ pub enum TransferError {
         size: u64,
     },
     /// A location that contradicts the memory type that NIXL was told.
-    #[error("location {location:?} contradicts NIXL memory type {mem_type:?}, device {device_id}")]
+    #[error("location {location} contradicts NIXL memory type {mem_type:?}, device {device_id}")]
     DescriptorLocation {
         /// The location.
         location: StorageKind,
@@ -208,10 +208,11 @@ pub enum TransferError {
          them; copy them to memory of this process first"
     )]
     SharedPages,
-    /// Whole blocks between pages of different sizes.
+    /// Whole blocks between pages of different sizes. A
+    /// [`Selection::sequence`](kvtile_layout::Selection::sequence) goes through both.
     #[error(
-        "pages of {source_page_size} tokens into pages of {destination_page_size}: select tokens, \
-         for instance with Selection::sequence"
+        "pages of {source_page_size} tokens into pages of {destination_page_size}: whole blocks are \
+         copied between pages of one size; say which tokens of each block"
     )]
     PageSizesDiffer {
         /// Tokens a block of the source.

@@ -65,7 +65,8 @@ pub use pinned::PinnedBlocks;
 pub use register::Registered;
 pub use restore::{Restored, StoredEntry};
 pub use settings::{
-    AllocateRequest, Claim, Duplicates, EventSink, OwnerId, PoolSettings, Quota, TenantId,
+    AllocateRequest, Claim, Duplicates, EventSink, OwnerId, POOL_BLOCKS_MAX, PoolSettings, Quota,
+    TenantId,
 };
 pub use stats::{Census, PoolStats, TenantStats};
 

@@ -6,6 +6,10 @@ use crate::{BlocksError, Tick};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
+/// The most blocks of a pool: what is kept of each of them, some hundred bytes, would be too much
+/// memory for more.
+pub const POOL_BLOCKS_MAX: usize = 1 << 26;
+
 /// Who blocks are charged to, and whose quota they count against.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
@@ -43,14 +47,14 @@ pub struct Quota {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolSettings {
-    /// How many blocks there are; their ids are `0..blocks`.
+    /// How many blocks there are, 1 to [`POOL_BLOCKS_MAX`]; their ids are `0..blocks`.
     pub blocks: usize,
     /// What registering a key does that is registered already.
     pub duplicates: Duplicates,
     /// Tenants with a limit. Each has its own policy; all others share one, without a limit.
     pub quotas: Vec<Quota>,
     /// How many found blocks may wait until the policy is told of them. When as many wait and the
-    /// policy is busy, it is not told, which is counted.
+    /// policy is busy, it is not told, which is counted. No more than there are blocks.
     pub visit_queue_blocks: usize,
 }
 
@@ -67,12 +71,10 @@ impl Default for PoolSettings {
 
 impl PoolSettings {
     pub(super) fn validate(&self) -> Result<(), BlocksError> {
-        // The largest id of all ends the lists.
-        let blocks_max = u32::MAX as usize;
-        if self.blocks == 0 || self.blocks >= blocks_max {
+        if self.blocks == 0 || self.blocks > POOL_BLOCKS_MAX {
             return Err(BlocksError::PoolSize {
                 blocks: self.blocks,
-                blocks_max: blocks_max - 1,
+                blocks_max: POOL_BLOCKS_MAX,
             });
         }
         for (index, quota) in self.quotas.iter().enumerate() {

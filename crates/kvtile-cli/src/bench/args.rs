@@ -42,12 +42,13 @@ pub(crate) struct BenchArgs {
     /// Layout that is written
     #[arg(value_name = "DESTINATION")]
     destination: Option<String>,
-    /// Bytes to move in each row, for instance 64MiB; may be given several times [default: in
-    /// cache, 64MiB, 512MiB for the first model]
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    /// Bytes to move in each row, for instance 64MiB,1GiB, with commas between them or the option
+    /// several times [default: in cache, 64MiB, 512MiB for the first model]
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = parse_bytes)]
     bytes: Vec<u64>,
-    /// Threads that copy; may be given several times [default: 1 2]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    /// Threads that copy, with commas between them or the option several times [default: 1,2]
+    #[arg(long, value_name = "N", value_delimiter = ',',
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Vec<u32>,
     /// Rounds of which the median counts [default: 3 to 7, as time allows]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -55,7 +56,7 @@ pub(crate) struct BenchArgs {
     /// Less than a minute: fewer pairs, models and bytes
     #[arg(long)]
     quick: bool,
-    /// Only rows whose text has this in it; of several, all
+    /// Only rows whose text has this in it, commas too; give the option several times for rows that have all
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
     /// Measure the plain ways too: loops of memcpy, ndarray, torch where it is installed

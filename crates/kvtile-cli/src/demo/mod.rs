@@ -18,7 +18,7 @@ use std::{
 
 use clap::Args;
 use kvtile::{
-    blocks::BlocksError,
+    blocks::{BlocksError, key::PAGE_SIZE_MAX},
     layout::{LayoutError, Word},
     tiers::TierError,
 };
@@ -72,13 +72,13 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "WORD", default_value = "BHLKNC")]
     store_layout: String,
     /// Tokens of a block
-    #[arg(long, value_name = "N", default_value = "16")]
+    #[arg(long, value_name = "N", default_value = "16", value_parser = up_to::<PAGE_SIZE_MAX>)]
     page_size: NonZeroUsize,
     /// Tokens to answer and to compare, past the end of the answer too
-    #[arg(long, value_name = "N", default_value = "32")]
+    #[arg(long, value_name = "N", default_value = "32", value_parser = up_to::<65_536>)]
     tokens: NonZeroUsize,
     /// Threads that compute [default: as many as there are processors]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = up_to::<1024>)]
     threads: Option<NonZeroUsize>,
     /// Keep the folder of the disk tier, to look at it
     #[arg(long)]
@@ -92,6 +92,13 @@ pub(crate) struct DemoArgs {
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     json: bool,
+}
+
+/// A number of 1 to `MOST`.
+fn up_to<const MOST: usize>(text: &str) -> Result<NonZeroUsize, String> {
+    let number = text.parse::<NonZeroUsize>().ok();
+    let number = number.filter(|number| number.get() <= MOST);
+    number.ok_or_else(|| format!("give a number of 1 to {MOST}"))
 }
 
 impl DemoArgs {

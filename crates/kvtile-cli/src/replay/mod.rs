@@ -14,7 +14,10 @@ use std::{
 
 use clap::Args;
 use kvtile::{
-    blocks::policy::{PolicyKind, PolicySettings},
+    blocks::{
+        policy::{PolicyKind, PolicySettings},
+        pool::POOL_BLOCKS_MAX,
+    },
     tiers::{
         cache::CacheSettings,
         replay::{DryCache, RealCache, Totals, Trace, TraceLimits, belady, infinite, replay},
@@ -24,9 +27,6 @@ use metrics_exporter_prometheus::PrometheusBuilder;
 
 use self::report::{Bytes, Report, Run};
 use crate::{error::CliError, files, output};
-
-/// More blocks than any cache has.
-const CAPACITY_MAX: u32 = 1 << 30;
 
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
@@ -46,7 +46,7 @@ stores a request's blocks together, so its hits may differ a little from those o
 
 Examples:
   kvtile replay conversation.jsonl --dry
-  kvtile replay conversation.jsonl --dry --policy gittins --policy lru --capacity 10000
+  kvtile replay conversation.jsonl --dry --policy gittins,lru --capacity 10000
   kvtile replay conversation.jsonl --dry --html page.html
   kvtile replay conversation.jsonl --policy gittins --capacity 2000 --disk folder --disk-bytes 500000000
   kvtile replay conversation.jsonl --policy gittins --capacity 2000 --prometheus metrics.txt
@@ -76,13 +76,13 @@ pub(crate) struct ReplayArgs {
     /// Bytes that the disk tier of a run has at most
     #[arg(long, value_name = "BYTES", requires = "disk")]
     disk_bytes: Option<u64>,
-    /// Policy; may be given several times [default: gittins lru arc s3-fifo]
-    #[arg(long, value_name = "NAME")]
+    /// Policies, with commas between them or the option several times [default: gittins,lru,arc,s3-fifo]
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
     policy: Vec<String>,
-    /// Blocks that the cache holds; may be given several times
+    /// Blocks that the cache holds, with commas between them or the option several times
     #[arg(long, value_name = "BLOCKS", value_delimiter = ',',
           default_values_t = [1000, 2000, 5000, 10_000, 20_000, 30_000],
-          value_parser = clap::value_parser!(u32).range(1..=i64::from(CAPACITY_MAX)))]
+          value_parser = clap::value_parser!(u32).range(1..=POOL_BLOCKS_MAX as i64))]
     capacity: Vec<u32>,
     /// Tokens of a block of the trace
     #[arg(long, value_name = "TOKENS", default_value_t = 512,

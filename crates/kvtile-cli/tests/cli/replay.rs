@@ -124,6 +124,27 @@ fn what_is_no_trace_is_refused_with_its_line() {
     kvtile(&["replay", &path, "--disk", "folder"]).fails(2);
     kvtile(&["replay", &path, "--block-bytes", "33"]).fails(1);
     kvtile(&["replay", &path, "--dry", "--policy", "fifo"]).fails(2);
+    kvtile(&["replay", &path, "--dry", "--policy", "lru,fifo"]).fails(2);
+    for number in [
+        "-1",
+        "67108865",
+        "4294967296",
+        "4611686018427387904",
+        "1.5",
+        "nan",
+        "",
+    ] {
+        for option in [
+            "--capacity",
+            "--page-size",
+            "--prefill-rate",
+            "--block-bytes",
+        ] {
+            if (option, number) != ("--prefill-rate", "67108865") {
+                kvtile(&["replay", &path, option, number]).fails(2);
+            }
+        }
+    }
     kvtile(&["replay", &path, "--dry", "--capacity", "0"]).fails(2);
 }
 
@@ -243,5 +264,65 @@ fn what_the_cache_counts_is_written_for_prometheus() {
     ] {
         let refused = kvtile(&[&run[..], more, &["--prometheus", page_name]].concat());
         assert!(refused.fails(2).contains(problem), "{more:?}");
+    }
+}
+
+#[test]
+fn lists_have_commas_or_the_option_several_times() {
+    let runs = |args: &[&str]| {
+        let all = [&["replay", SHIPPED, "--dry", "--json"], args].concat();
+        let json = kvtile(&all).json();
+        let run = |run: &serde_json::Value| (run["policy"].clone(), run["capacity_blocks"].clone());
+        json["runs"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(run)
+            .collect::<Vec<_>>()
+    };
+    let commas = runs(&["--policy", "lru,arc", "--capacity", "50,100"]);
+    assert_eq!(commas.len(), 4);
+    let apart = [
+        "--policy",
+        "lru",
+        "--policy",
+        "arc",
+        "--capacity",
+        "50",
+        "--capacity",
+        "100",
+    ];
+    assert_eq!(commas, runs(&apart));
+    assert_eq!(
+        commas,
+        runs(&["--policy", "lru", "--policy", "arc", "--capacity", "50,100"])
+    );
+}
+
+#[test]
+fn timestamps_may_have_fractions_and_nothing_else_may() {
+    let folder = tempfile::tempdir().unwrap();
+    let trace = |text: &str| {
+        let path = folder.path().join("trace.jsonl");
+        std::fs::write(&path, text).unwrap();
+        kvtile(&["replay", path.to_str().unwrap(), "--dry", "--capacity", "5"])
+    };
+    let row = |timestamp: &str, tokens: &str, id: &str| {
+        format!(
+            r#"{{"timestamp": {timestamp}, "input_length": {tokens}, "output_length": 1, "hash_ids": [{id}]}}"#
+        )
+    };
+    trace(&row("12.75", "512", "1")).ok();
+    for (timestamp, tokens, id, problem) in [
+        ("-1", "512", "1", "timestamp of 0 milliseconds"),
+        ("-0.5", "512", "1", "timestamp of 0 milliseconds"),
+        ("1e300", "512", "1", "timestamp of 0 milliseconds"),
+        ("\"1\"", "512", "1", "timestamp of 0 milliseconds"),
+        ("1", "511.5", "1", "511.5"),
+        ("1", "512", "1.5", "1.5"),
+    ] {
+        let refused = trace(&row(timestamp, tokens, id)).fails(2);
+        assert!(refused.contains(problem), "{refused}");
+        assert!(refused.contains("line 1"), "{refused}");
     }
 }

@@ -210,6 +210,38 @@ pub enum TensorError {
         /// What the word needs.
         expected: u64,
     },
+    /// A tensor whose dimensions are not in the order of its memory.
+    #[error(
+        "tensor {tensor} can be read in two ways as {word}: along its dimensions as it shows them, \
+         {shown:?}, or along its memory, {memory:?}; a word speaks of memory, slowest first: give the \
+         view with its dimensions in that order, which are its dimensions {order:?}, under the word \
+         of that order",
+        memory = permuted(.shown, .order)
+    )]
+    TwoOrders {
+        /// The tensor.
+        tensor: usize,
+        /// The word.
+        word: Box<str>,
+        /// Its sizes as it shows them.
+        shown: Box<[usize]>,
+        /// Its dimensions from the slowest stride to the fastest: what to permute the view by.
+        order: Box<[usize]>,
+    },
+    /// Tensors whose sizes are those of the word in another order.
+    #[error(
+        "tensors of sizes {sizes:?} can be read in two ways: {word} is {of_word} in memory, and the \
+         sizes are the same in another order; give the word of the order that memory has, or, where \
+         the sizes do not say what is in memory, give the tensors flat"
+    )]
+    SizesInOtherOrder {
+        /// The word.
+        word: Box<str>,
+        /// The sizes, slowest first.
+        sizes: Box<[usize]>,
+        /// Axes of the word with their extents, slowest first.
+        of_word: Box<str>,
+    },
     /// Strides with a gap that the word has no place for.
     #[error(
         "the strides of the tensors leave a gap inside {what} of plane {plane}; the word keeps \
@@ -235,4 +267,10 @@ pub enum TensorError {
         /// The axis.
         axis: Axis,
     },
+}
+
+/// Sizes in another order of the dimensions.
+fn permuted(sizes: &[usize], order: &[usize]) -> Vec<usize> {
+    let sizes = order.iter().filter_map(|&dim| sizes.get(dim).copied());
+    sizes.collect()
 }

@@ -7,6 +7,7 @@
 
 mod error;
 mod layout;
+mod order;
 mod place;
 mod search;
 mod shapes;

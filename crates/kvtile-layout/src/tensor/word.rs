@@ -7,10 +7,11 @@
 //! number ──► where that byte of the tensor is
 //! ```
 //!
-//! The sizes of a tensor mean nothing here, as engines' shapes are not always what is in memory:
-//! only the order of its strides counts, and the gaps that they leave.
+//! A word speaks of memory. Sizes mean little here, as engines' shapes are not always what is in
+//! memory: what counts are strides and the gaps that they leave. Where a tensor could be read in two
+//! orders it is refused (`order`).
 
-use super::{TensorError, TensorView, strides::check_tensor};
+use super::{TensorError, TensorView, order, strides::check_tensor};
 use crate::{
     error::LayoutError,
     shape::{BYTES_MAX, Plane, Shape},
@@ -19,13 +20,19 @@ use crate::{
 };
 
 /// The layout of `word` where tensor `i` holds what the word's region `i` holds: its elements,
-/// taken slowest stride first, are the bytes of that region, and gaps that the strides leave are
-/// left. Roles, layers and planes of the tensors are not looked at.
+/// taken in the order of its dimensions, are the bytes of that region, and gaps that the strides
+/// leave are left. Roles, layers and planes of the tensors are not looked at.
+///
+/// The word's order is that of memory, so the dimensions have to be in the order of memory too, the
+/// slowest first: what an engine shows in another order is permuted to it, which moves no byte.
+/// Sizes need not be those of the word's axes: flat tensors and fused dimensions are fine.
 ///
 /// # Errors
 /// What [`StridedLayout::resolve`] refuses; not one tensor a region; tensors that do not look
 /// alike, or that do not have the bytes of their region; strides that are zero, negative or
-/// overlapping; a gap inside what the word keeps together; regions at uneven distances.
+/// overlapping; dimensions in another order than their strides, and sizes that are those of the
+/// word's axes in another order, both of which could be read in two ways; a gap inside what the
+/// word keeps together; regions at uneven distances.
 pub fn word_over_tensors(
     word: &Word,
     shape: &Shape,
@@ -47,7 +54,9 @@ pub fn word_over_tensors(
         check_tensor(tensor, view)?;
         check_alike(tensor, view, first)?;
         check_bytes(tensor, view, bytes)?;
+        order::check_dimensions(tensor, view, word)?;
     }
+    order::check_sizes(first, word, &dense)?;
     let dims = Dims::of(first)?;
     let mut planes = Vec::new();
     for (plane, piece) in dense.planes() {

@@ -1,4 +1,5 @@
-//! Words over tensors: strides with and without gaps, and regions that are tensors.
+//! Words over tensors: strides with and without gaps, regions that are tensors, and tensors that can
+//! be read in two orders.
 
 use super::*;
 
@@ -32,6 +33,23 @@ fn naive_place(view: &TensorView, element: u64) -> u64 {
     place
 }
 
+/// The same along the dimensions as shown, the last one fastest.
+fn naive_place_as_shown(view: &TensorView, element: u64) -> u64 {
+    let dims = view.strides.iter().zip(&view.shape).rev();
+    let (mut rest, mut place) = (element, 0);
+    for (stride, &size) in dims {
+        place += rest % size as u64 * stride.unsigned_abs() as u64;
+        rest /= size as u64;
+    }
+    place
+}
+
+/// Whether both readings of a tensor are the same.
+fn reads_one_way(view: &TensorView) -> bool {
+    let elements: usize = view.shape.iter().product();
+    (0..elements as u64).all(|at| naive_place(view, at) == naive_place_as_shown(view, at))
+}
+
 /// All indices of a plane of `shape`.
 fn indices(shape: &Shape) -> Vec<UnitIndex> {
     let axes = [
@@ -49,8 +67,9 @@ fn indices(shape: &Shape) -> Vec<UnitIndex> {
 }
 
 proptest! {
-    /// Tensors of any sizes and order of dimensions, with gaps anywhere: without gaps they are
-    /// taken, and whatever is taken lies where unravelling says.
+    /// Tensors of any sizes and order of dimensions, with gaps anywhere: those whose memory is in
+    /// another order than they show are refused, of the others those without gaps are taken, and
+    /// whatever is taken lies where unravelling says.
     #[test]
     fn a_word_over_tensors_is_the_word_unravelled_along_the_strides(
         word in prop::sample::select(&WORDS[..]),
@@ -92,6 +111,23 @@ proptest! {
         };
         let parsed = Word::parse(word).unwrap();
         let made = word_over_tensors(&parsed, &shape, &views, &regions, 1);
+        if !reads_one_way(&views[0]) {
+            let refused = matches!(made, Err(LayoutError::Tensor(TensorError::TwoOrders { .. })));
+            prop_assert!(refused, "{:?}", made);
+            // Permuted as the error says, it is in the order of memory.
+            let Err(LayoutError::Tensor(TensorError::TwoOrders { order, .. })) = made else {
+                return Ok(());
+            };
+            let by = |numbers: &[isize]| order.iter().map(|&dim| numbers[dim]).collect::<Vec<_>>();
+            let memory: Vec<usize> = order.iter().map(|&dim| sizes[dim]).collect();
+            let permuted = TensorView::new(&memory, &by(&strides), BF16);
+            prop_assert!(reads_one_way(&permuted));
+            return Ok(());
+        }
+        if let Err(LayoutError::Tensor(TensorError::SizesInOtherOrder { .. })) = made {
+            prop_assert!(is_other_order(word, &sizes), "{:?} under {}", sizes, word);
+            return Ok(());
+        }
         if gaps == [0; 4] {
             prop_assert!(made.is_ok(), "{:?}", made);
         }
@@ -105,6 +141,139 @@ proptest! {
                 prop_assert_eq!((found.region, found.offset), (view.region, view.byte_offset + place));
             }
         }
+    }
+}
+
+/// Whether the sizes are the extents of a word of single axes in another order, in the shape of the
+/// property above.
+fn is_other_order(word: &str, sizes: &[usize]) -> bool {
+    let inside = word.split('|').next_back().unwrap();
+    let extents = inside.chars().map(|letter| match letter {
+        'B' => 3,
+        'L' | 'K' | 'H' => 2,
+        'N' => 4,
+        _ => 8,
+    });
+    let (extents, sizes): (Vec<usize>, Vec<usize>) = (
+        extents.collect(),
+        sizes.iter().copied().filter(|&size| size > 1).collect(),
+    );
+    let sorted = |sizes: &[usize]| {
+        let mut sizes = sizes.to_vec();
+        sizes.sort_unstable();
+        sizes
+    };
+    extents != sizes && sorted(&extents) == sorted(&sizes)
+}
+
+proptest! {
+    /// The sizes of a word's axes in every order, and every view of them: only the word's own order
+    /// in the order of memory is taken, and whole axes may be fused.
+    #[test]
+    fn the_axes_of_a_word_are_taken_in_its_own_order_alone(
+        word in prop::sample::select(&["L|BKHNC", "L|KBNHC", "LK|BNHC", "BLKNHC", "BHLKNC", "L|BHNKC"][..]),
+        order in Just((0..6usize).collect::<Vec<_>>()).prop_shuffle(),
+        permuted in any::<bool>(),
+        bytes in any::<bool>(),
+    ) {
+        let shape = Shape::key_value(3, 2, 4, 2, 8, &bf16()).unwrap();
+        let inside = word.split('|').next_back().unwrap();
+        let extents: Vec<usize> = inside.chars().map(|letter| match letter {
+            'B' => 3,
+            'L' | 'K' | 'H' => 2,
+            'N' => 4,
+            _ => 8,
+        }).collect();
+        let order: Vec<usize> = order.into_iter().filter(|&dim| dim < extents.len()).collect();
+        // In memory in `order`; or in the word's order, and shown in `order`.
+        let mut sizes: Vec<usize> = order.iter().map(|&dim| extents[dim]).collect();
+        let mut view = dense(&sizes);
+        if permuted {
+            let strides = dense(&extents).strides;
+            let shown: Vec<isize> = order.iter().map(|&dim| strides[dim]).collect();
+            view = TensorView::new(&sizes, &shown, BF16);
+        } else if bytes {
+            *sizes.last_mut().unwrap() *= BF16;
+            view = dense(&sizes);
+            view.element_bytes = 1;
+        }
+        let regions = resolve(word, &shape).region_bytes().to_vec();
+        let views: Vec<TensorView> =
+            (0..regions.len() as u64).map(|region| view.clone().at(region, 0)).collect();
+        let made = word_over_tensors(&Word::parse(word).unwrap(), &shape, &views, &regions, 1);
+        let taken = if permuted {
+            reads_one_way(&view)
+        } else {
+            // Of bytes only the fastest axis in its place makes the same sizes in another order.
+            let moved = bytes && extents.last() != order.last().map(|&dim| &extents[dim]);
+            moved || !is_other_order(word, &dense(&order.iter().map(|&dim| extents[dim]).collect::<Vec<_>>()).shape)
+        };
+        prop_assert_eq!(made.is_ok(), taken, "{:?}", made);
+    }
+}
+
+#[test]
+fn a_transposed_view_is_refused_with_both_readings_whatever_its_sizes() {
+    let shape = Shape::new(
+        10,
+        3,
+        16,
+        vec![
+            Plane::new("k", bf16())
+                .unwrap()
+                .extent(Axis::H, 4)
+                .extent(Axis::C, 8),
+        ],
+    )
+    .unwrap();
+    let word = Word::parse("L|BNHC").unwrap();
+    let over =
+        |view: TensorView| word_over_tensors(&word, &shape, &per_layer(&view, 3), &[1 << 20; 3], 1);
+    // Memory is B, H, N, C, and numpy shows B, N, H, C.
+    let refused = refusal(over(TensorView::new(
+        &[10, 16, 4, 8],
+        &[512, 8, 128, 1],
+        BF16,
+    )));
+    assert_eq!(
+        refused.to_string(),
+        "tensor 0 can be read in two ways as L|BNHC: along its dimensions as it shows them, \
+         [10, 16, 4, 8], or along its memory, [10, 4, 16, 8]; a word speaks of memory, slowest first: \
+         give the view with its dimensions in that order, which are its dimensions [0, 2, 1, 3], under \
+         the word of that order"
+    );
+    // Permuted as it says, the sizes still say that the word is not of that order.
+    let refused = refusal(over(dense(&[10, 4, 16, 8])));
+    assert_eq!(
+        refused.to_string(),
+        "tensors of sizes [10, 4, 16, 8] can be read in two ways: L|BNHC is B 10, N 16, H 4, C 8 in \
+         memory, and the sizes are the same in another order; give the word of the order that memory \
+         has, or, where the sizes do not say what is in memory, give the tensors flat"
+    );
+    over(dense(&[10, 16, 4, 8])).unwrap();
+    over(dense(&[10, 512])).unwrap();
+    // Equal sizes decide nothing.
+    let square = one_layer(10, 8, 8, 8);
+    let view = TensorView::new(&[10, 2, 8, 8, 8], &[1024, 512, 8, 64, 1], BF16);
+    let word = Word::parse("BKNHC").unwrap();
+    let refused = refusal(word_over_tensors(&word, &square, &[view], &[1 << 20], 1));
+    assert!(
+        matches!(refused, TensorError::TwoOrders { .. }),
+        "{refused}"
+    );
+}
+
+#[test]
+fn dimensions_of_size_one_say_no_order() {
+    let shape = one_layer(10, 1, 4, 8);
+    let word = Word::parse("BKNHC").unwrap();
+    // One token: where it is shown means nothing, whatever its stride says.
+    for (sizes, strides) in [
+        ([10, 2, 1, 4, 8], [64, 32, 1, 8, 1]),
+        ([10, 2, 4, 1, 8], [64, 32, 8, 900, 1]),
+    ] {
+        let view = TensorView::new(&sizes, &strides, BF16);
+        word_over_tensors(&word, &shape, &[view], &[1 << 20], 1).unwrap();
     }
 }
 

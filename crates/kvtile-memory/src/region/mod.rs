@@ -10,7 +10,7 @@ pub use view::RegionView;
 
 use serde::{Deserialize, Serialize};
 use std::any::Any;
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 use std::sync::Arc;
 
 /// One contiguous piece of memory or of a file.
@@ -91,6 +91,17 @@ pub enum StorageKind {
     Device(u32),
     /// A file; the number is its file descriptor in the process that describes it.
     Disk(u64),
+}
+
+impl fmt::Display for StorageKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            StorageKind::System => f.write_str("memory of this process"),
+            StorageKind::Pinned => f.write_str("pinned memory of this process"),
+            StorageKind::Device(device) => write!(f, "memory of device {device}"),
+            StorageKind::Disk(file) => write!(f, "the file with descriptor {file}"),
+        }
+    }
 }
 
 impl StorageKind {

@@ -2,7 +2,8 @@
 
 ``Layout`` says where an engine's KV lies, over its own tensors. ``copy_blocks`` moves blocks between
 layouts, ``plan`` says what that comes to. ``Cache`` keeps blocks in host memory and on disk, and serves them
-only where ``Identity`` says that they mean the same. Everything that kvtile raises is a ``KvtileError``.
+only where ``Identity`` says that they mean the same. Everything that kvtile raises is a ``KvtileError``; only a
+call with a missing, superfluous or unknown argument is Python's own ``TypeError``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import atexit as _atexit
 
 from kvtile import _errors, _kvtile
 from kvtile._errors import (
+    ArgumentError,
     BusyError,
     ClosedError,
     DiskError,
@@ -52,6 +54,7 @@ from kvtile._kvtile import (
 )
 
 __all__ = [
+    "ArgumentError",
     "BusyError",
     "Cache",
     "ClosedError",

@@ -6,12 +6,16 @@ import asyncio
 from collections.abc import Generator
 from typing import Any
 
+from kvtile._errors import RequestError
 from kvtile._kvtile import Completion
 
 
 def iterate(completion: Completion[Any]) -> Generator[Any, None, Any]:
     """What ``await completion`` goes through, on the running loop."""
-    loop = asyncio.get_running_loop()
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise RequestError("a completion is awaited in a coroutine of asyncio; elsewhere call wait()") from None
     future: asyncio.Future[Any] = loop.create_future()
 
     def settle() -> None:

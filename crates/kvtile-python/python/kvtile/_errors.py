@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = [
+    "ArgumentError",
     "BusyError",
     "ClosedError",
     "DiskError",
@@ -23,6 +24,10 @@ __all__ = [
 
 class KvtileError(Exception):
     """Everything that kvtile raises of its own."""
+
+
+class ArgumentError(KvtileError, TypeError):
+    """An argument of another type than the function takes; the message names the argument."""
 
 
 class LayoutError(KvtileError, ValueError):

@@ -8,7 +8,10 @@ use kvtile::blocks::{
 };
 use pyo3::{prelude::*, types::PyBytes};
 
-use crate::guard;
+use crate::{
+    arguments::{number, object},
+    guard,
+};
 
 /// One change of one tier.
 #[pyclass(name = "Event", module = "kvtile", frozen, eq)]
@@ -94,7 +97,11 @@ impl PySubscriber {
     ///     LaggedError: events were overwritten before they were read; told once for each gap. Take a
     ///         snapshot of the cache to know what is stored.
     #[pyo3(signature = (count=1024))]
-    fn poll(&self, py: Python<'_>, count: usize) -> PyResult<Vec<PyEvent>> {
+    fn poll(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = number::count)] count: usize,
+    ) -> PyResult<Vec<PyEvent>> {
         guard::run(py, || -> Result<Vec<PyEvent>, BlocksError> {
             let mut events = Vec::new();
             let mut subscriber = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,7 +111,11 @@ impl PySubscriber {
     }
 
     /// Goes on at the first event that has to be applied on top of a snapshot of the same cache.
-    fn resynchronise(&self, py: Python<'_>, snapshot: &Bound<'_, PySnapshot>) -> PyResult<()> {
+    fn resynchronise(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = object::snapshot)] snapshot: Bound<'_, PySnapshot>,
+    ) -> PyResult<()> {
         let snapshot = snapshot.get();
         guard::call(py, || {
             let mut subscriber = self.0.lock().unwrap_or_else(PoisonError::into_inner);

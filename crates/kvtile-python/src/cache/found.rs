@@ -6,7 +6,14 @@ use kvtile::{blocks::events::Tier, tiers::cache::Match};
 use pyo3::{prelude::*, types::PyTuple};
 
 use super::tier_of;
-use crate::{error::python::ClosedError, guard};
+use crate::{
+    arguments::{
+        number,
+        text::{self, Text},
+    },
+    error::python::ClosedError,
+    guard,
+};
 
 /// The longest stored prefix of a request. Its blocks are pinned until it is loaded or released.
 ///
@@ -62,19 +69,25 @@ impl PyMatch {
     }
 
     /// Of its blocks, those in ``tier``.
-    fn blocks_in(&self, tier: &str) -> PyResult<usize> {
-        let tier = tier_of(tier)?;
+    fn blocks_in(&self, #[pyo3(from_py_with = text::tier)] tier: Text) -> PyResult<usize> {
+        let tier = tier_of(&tier)?;
         self.read(|found| found.blocks_in(tier))
     }
 
     /// Leaves out the first ``blocks`` blocks, which the engine has itself, and returns the match.
-    fn skip<'py>(slf: Bound<'py, Self>, blocks: usize) -> PyResult<Bound<'py, Self>> {
+    fn skip<'py>(
+        slf: Bound<'py, Self>,
+        #[pyo3(from_py_with = number::blocks)] blocks: usize,
+    ) -> PyResult<Bound<'py, Self>> {
         slf.get().change(slf.py(), |found| found.skip(blocks))?;
         Ok(slf)
     }
 
     /// Keeps only the first ``blocks`` blocks, and returns the match.
-    fn truncate<'py>(slf: Bound<'py, Self>, blocks: usize) -> PyResult<Bound<'py, Self>> {
+    fn truncate<'py>(
+        slf: Bound<'py, Self>,
+        #[pyo3(from_py_with = number::blocks)] blocks: usize,
+    ) -> PyResult<Bound<'py, Self>> {
         slf.get().change(slf.py(), |found| found.truncate(blocks))?;
         Ok(slf)
     }

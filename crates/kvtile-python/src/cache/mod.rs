@@ -8,29 +8,41 @@ mod stats;
 pub(crate) use events::{PyEvent, PySnapshot, PySubscriber};
 pub(crate) use found::PyMatch;
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::{
+    cell::Cell,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use kvtile::{
     blocks::{
+        BlockKey,
         events::Tier,
         policy::Hints,
         pool::{OwnerId, TenantId},
     },
-    tiers::cache::{Cache, LoadOptions, LookupOptions, Priority, StoreOptions},
+    tiers::cache::{Cache, FlushReport, LoadOptions, LookupOptions, Priority, StoreOptions},
     transfer::LayoutHandle,
 };
-use pyo3::{prelude::*, pybacked::PyBackedBytes, types::PyDict};
+use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
-    completion::{Ending, PyCompletion, seconds},
-    error::{Failure, python},
+    arguments::{
+        flag, list, number, object,
+        text::{self, Text},
+        time,
+    },
+    completion::{Ending, PyCompletion},
+    error::{Failure, python, raise},
     guard,
     identity::PyIdentity,
-    keys::keys_of,
     layout::{LayoutInner, PyLayout},
     report::PyFlushReport,
     transfer::manager,
 };
+
+/// Blocks in host memory start at multiples of this.
+const HOST_PAGE_BYTES: u64 = 4096;
 
 /// The cache while it is open.
 type Slot = Mutex<Option<Arc<Cache>>>;
@@ -42,19 +54,22 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 ///
 /// An engine looks up the keys of a prompt, loads what is found into its blocks, computes the rest, and
 /// stores that. No call waits for a copy or a disk: what cannot be queued raises BusyError, and the
-/// engine computes instead. Use it in a ``with`` statement, or close it: its threads end with it, and
-/// what is only in host memory is lost unless it was flushed.
+/// engine computes instead. Use it in a ``with`` statement, or close it: closing brings what is only in host
+/// memory to the disk tier, where there is one. A kill loses what was not synced: a sync begins at the latest
+/// when 64 blocks were written, or 250 ms after the first of them, whatever else the cache does.
 ///
 /// Args:
 ///     identity: what the blocks mean; blocks of anything else are never served.
 ///     layout: the engine's layout over its tensors.
-///     host_bytes: host memory for blocks.
+///     host_bytes: host memory for blocks, each of which takes ``host_bytes_per_block``.
 ///     prefault: whether all of that memory is there when the cache opens, which takes longer then; otherwise
 ///         its pages come when they are first used, and storing is slower until all have come.
 ///     disk: folder of the disk tier; none unless said. One cache at a time may have it.
 ///     disk_bytes: what all files of the folder take at most.
-///     disk_writes: ``"on_eviction"`` from host memory, ``"at_once"``, or the number of uses after which
-///         a block is written.
+///     disk_writes: ``"on_eviction"`` from host memory, ``"at_once"`` (in the order of stores, as fast as the disk
+///         takes them), or the number of uses after which a block is written.
+///     close_within: seconds that closing may take to write blocks that are only in host memory; 30 unless
+///         said, and with 0 they are lost.
 ///     policy, disk_policy: which block goes first: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
 ///     storage_word: the order of a block in host memory and on disk, ``"BHLKNC"`` unless said.
 ///     quotas: blocks of host memory that tenants may have at most, by tenant.
@@ -96,7 +111,34 @@ impl PyCache {
     ) -> PyResult<T> {
         guard::check_fork()?;
         let cache = self.cache()?;
-        guard::run(py, move || work(&cache))
+        guard::run(py, move || {
+            let _call = Call::enter();
+            work(&cache)
+        })
+    }
+}
+
+/// How long closing waits before it looks again whether the calls of other threads have ended.
+const CALLS_INTERVAL: Duration = Duration::from_millis(1);
+
+thread_local! {
+    /// Calls of caches that this thread is in: what the library logs may call back into Python.
+    static IN_CALLS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// A call of a cache, until it is dropped.
+struct Call;
+
+impl Call {
+    fn enter() -> Call {
+        IN_CALLS.set(IN_CALLS.get() + 1);
+        Call
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        IN_CALLS.set(IN_CALLS.get() - 1);
     }
 }
 
@@ -115,10 +157,26 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     guard::call(py, || {
         let open = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
         for slot in open.iter().filter_map(Weak::upgrade) {
-            let cache = lock(&slot).take();
-            drop(cache);
+            drop(close(&slot));
         }
     })
+}
+
+/// Closes a cache, once the calls of other threads have ended; nothing where it is closed already, or
+/// where this very thread is inside a call of the cache, which closes it when it ends.
+fn close(slot: &Slot) -> Option<(bool, FlushReport)> {
+    let mut cache = lock(slot).take()?;
+    loop {
+        match Arc::try_unwrap(cache) {
+            Ok(cache) => {
+                let has_disk = cache.pool_stats(Tier::Disk).is_some();
+                return Some((has_disk, cache.close()));
+            }
+            Err(_) if IN_CALLS.get() > 0 => return None,
+            Err(shared) => cache = shared,
+        }
+        std::thread::sleep(CALLS_INTERVAL);
+    }
 }
 
 fn lock(slot: &Slot) -> MutexGuard<'_, Option<Arc<Cache>>> {
@@ -130,8 +188,8 @@ impl PyCache {
     #[new]
     #[pyo3(signature = (identity, layout, **settings))]
     fn new(
-        identity: &Bound<'_, PyIdentity>,
-        layout: &Bound<'_, PyLayout>,
+        #[pyo3(from_py_with = object::identity)] identity: Bound<'_, PyIdentity>,
+        #[pyo3(from_py_with = object::engine)] layout: Bound<'_, PyLayout>,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyCache> {
         let py = identity.py();
@@ -175,21 +233,20 @@ impl PyCache {
     fn lookup(
         &self,
         py: Python<'_>,
-        keys: Vec<PyBackedBytes>,
-        owner: u64,
-        hold: Option<f64>,
-        priority: i8,
-        lifetime: Option<f64>,
-        output_tokens: u32,
-        partial_tail: bool,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = number::owner)] owner: u64,
+        #[pyo3(from_py_with = time::hold)] hold: Option<Duration>,
+        #[pyo3(from_py_with = number::priority)] priority: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+        #[pyo3(from_py_with = number::output_tokens)] output_tokens: u32,
+        #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
     ) -> PyResult<PyMatch> {
         let options = LookupOptions {
             owner: OwnerId(owner),
-            hold: seconds(hold)?,
+            hold,
             hints: hints(priority, output_tokens, partial_tail),
-            lifetime: seconds(lifetime)?,
+            lifetime,
         };
-        let keys = keys_of(&keys);
         let found = self.with(py, |cache| Ok::<_, Failure>(cache.lookup(&keys, &options)))?;
         Ok(PyMatch::new(found))
     }
@@ -211,24 +268,29 @@ impl PyCache {
     /// Raises:
     ///     BusyError: no place in the queue: compute the blocks instead.
     ///     RequestError: more ids than blocks, ids that do not exist or come twice.
-    #[pyo3(signature = (found, blocks, *, priority="normal", within=None, layout=None))]
+    #[pyo3(
+        signature = (
+            found, blocks, *, priority=Text::Borrowed("normal"), within=None, layout=None
+        ),
+        text_signature = "($self, found, blocks, *, priority='normal', within=None, layout=None)"
+    )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn load(
         &self,
         py: Python<'_>,
-        found: &Bound<'_, PyMatch>,
-        blocks: Vec<usize>,
-        priority: &str,
-        within: Option<f64>,
-        layout: Option<&Bound<'_, PyLayout>>,
+        #[pyo3(from_py_with = object::found)] found: Bound<'_, PyMatch>,
+        #[pyo3(from_py_with = list::blocks)] blocks: Vec<usize>,
+        #[pyo3(from_py_with = text::priority)] priority: Text,
+        #[pyo3(from_py_with = time::within)] within: Option<Duration>,
+        #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
         let mut options = LoadOptions {
-            priority: priority_of(priority)?,
-            within: seconds(within)?,
+            priority: priority_of(&priority)?,
+            within,
             layout: None,
         };
         let found = found.get().take()?;
-        let layouts = self.layouts(layout)?;
+        let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
         let load = self.with(py, move |cache| -> Result<_, Failure> {
             options.layout = handle_of(other)?;
@@ -259,36 +321,39 @@ impl PyCache {
     /// Raises:
     ///     BusyError: no place in the queue: go on without storing them.
     ///     RequestError: fewer keys than blocks, ids that do not exist or come twice.
-    #[pyo3(signature = (
-        keys, blocks, *, first=0, tenant=0, priority="low", within=None, keep=0, lifetime=None,
-        output_tokens=0, partial_tail=false, layout=None
-    ))]
+    #[pyo3(
+        signature = (
+            keys, blocks, *, first=0, tenant=0, priority=Text::Borrowed("low"), within=None, keep=0,
+            lifetime=None, output_tokens=0, partial_tail=false, layout=None
+        ),
+        text_signature = "($self, keys, blocks, *, first=0, tenant=0, priority='low', within=None, \
+                          keep=0, lifetime=None, output_tokens=0, partial_tail=False, layout=None)"
+    )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn store(
         &self,
         py: Python<'_>,
-        keys: Vec<PyBackedBytes>,
-        blocks: Vec<usize>,
-        first: usize,
-        tenant: u32,
-        priority: &str,
-        within: Option<f64>,
-        keep: i8,
-        lifetime: Option<f64>,
-        output_tokens: u32,
-        partial_tail: bool,
-        layout: Option<&Bound<'_, PyLayout>>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+        #[pyo3(from_py_with = list::blocks)] blocks: Vec<usize>,
+        #[pyo3(from_py_with = number::first)] first: usize,
+        #[pyo3(from_py_with = number::tenant)] tenant: u32,
+        #[pyo3(from_py_with = text::priority)] priority: Text,
+        #[pyo3(from_py_with = time::within)] within: Option<Duration>,
+        #[pyo3(from_py_with = number::keep)] keep: i8,
+        #[pyo3(from_py_with = time::lifetime)] lifetime: Option<Duration>,
+        #[pyo3(from_py_with = number::output_tokens)] output_tokens: u32,
+        #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
+        #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
         let mut options = StoreOptions {
             tenant: TenantId(tenant),
-            priority: priority_of(priority)?,
-            within: seconds(within)?,
+            priority: priority_of(&priority)?,
+            within,
             hints: hints(keep, output_tokens, partial_tail),
-            lifetime: seconds(lifetime)?,
+            lifetime,
             layout: None,
         };
-        let keys = keys_of(&keys);
-        let layouts = self.layouts(layout)?;
+        let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
         let store = self.with(py, move |cache| -> Result<_, Failure> {
             options.layout = handle_of(other)?;
@@ -304,8 +369,11 @@ impl PyCache {
     ///
     /// Raises:
     ///     BusyError: no place in the queue.
-    fn prefetch(&self, py: Python<'_>, keys: Vec<PyBackedBytes>) -> PyResult<PyCompletion> {
-        let keys = keys_of(&keys);
+    fn prefetch(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = list::keys)] keys: Vec<BlockKey>,
+    ) -> PyResult<PyCompletion> {
         let load = self.with(py, |cache| cache.prefetch(&keys))?;
         Ok(PyCompletion::new(Ending::Load(load), self.layouts(None)?))
     }
@@ -315,8 +383,13 @@ impl PyCache {
     ///
     /// Raises:
     ///     RequestError: a tier that the cache does not have.
-    fn evict(&self, py: Python<'_>, tier: &str, blocks: usize) -> PyResult<usize> {
-        let tier = tier_of(tier)?;
+    fn evict(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = text::tier)] tier: Text,
+        #[pyo3(from_py_with = number::blocks)] blocks: usize,
+    ) -> PyResult<usize> {
+        let tier = tier_of(&tier)?;
         self.with(py, |cache| cache.evict(tier, blocks))
     }
 
@@ -329,7 +402,11 @@ impl PyCache {
         self.with(py, Cache::clear)
     }
 
-    /// Brings everything to the disk that is only in host memory, and waits until it is durable.
+    /// Brings everything to the disk that is only in host memory, as far as the disk has room, and waits until it
+    /// is durable. Where not all of it has room, the blocks go there that are worth most.
+    ///
+    /// Returns:
+    ///     A FlushReport; ``durable`` says whether all blocks that were in host memory outlive a crash now.
     fn flush(&self, py: Python<'_>) -> PyResult<PyFlushReport> {
         let report = self.with(py, |cache| Ok::<_, Failure>(cache.flush()))?;
         Ok(PyFlushReport(report))
@@ -345,11 +422,15 @@ impl PyCache {
     ///
     /// Raises:
     ///     RequestError: a tier that the cache does not have.
-    fn pool_stats(&self, py: Python<'_>, tier: &str) -> PyResult<Py<PyAny>> {
-        let name = tier_of(tier)?;
+    fn pool_stats(
+        &self,
+        py: Python<'_>,
+        #[pyo3(from_py_with = text::tier)] tier: Text,
+    ) -> PyResult<Py<PyAny>> {
+        let name = tier_of(&tier)?;
         let stats = self.with(py, |cache| Ok::<_, Failure>(cache.pool_stats(name)))?;
         let stats = stats.ok_or_else(|| {
-            python::RequestError::new_err(format!("this cache has no {tier} tier"))
+            python::RequestError::new_err(format!("this cache has no {} tier", &*tier))
         })?;
         stats::object(py, &stats::of_pool(&stats))
     }
@@ -364,6 +445,15 @@ impl PyCache {
     #[getter]
     fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.with(py, |cache| Ok::<_, Failure>(cache.disk_bytes_per_second()))
+    }
+
+    /// Bytes of host memory that one block takes: whole pages of 4,096 bytes.
+    #[getter]
+    fn host_bytes_per_block(&self, py: Python<'_>) -> PyResult<u64> {
+        let layout = self.layout.as_ref().map(|layout| layout.strided().shape());
+        let layout = layout.ok_or_else(|| python::ClosedError::new_err("the cache is closed"))?;
+        let bytes = layout.block_bytes().map_err(|error| raise(py, error))?;
+        Ok(bytes.next_multiple_of(HOST_PAGE_BYTES))
     }
 
     /// Events of all tiers from now on.
@@ -383,13 +473,21 @@ impl PyCache {
         self.with(py, |cache| Ok::<_, Failure>(cache.step()))
     }
 
-    /// Ends its threads; what has not begun ends as closed. Closing twice is fine.
-    fn close(&self, py: Python<'_>) -> PyResult<()> {
+    /// Brings what is only in host memory to the disk tier, where there is one, within ``close_within`` seconds
+    /// and the time of one sync, and gives everything back: threads, host memory, the folder. What has not
+    /// begun ends as closed, and matches have no blocks any more. Closing twice is fine.
+    ///
+    /// It waits for calls of other threads to end. From a callback it gives everything back when the callback
+    /// returns.
+    ///
+    /// Returns:
+    ///     A FlushReport of what became of the blocks in host memory; None without a disk tier, where the cache
+    ///     was closed already, or from inside another call of the cache, at whose end it closes.
+    fn close(&self, py: Python<'_>) -> PyResult<Option<PyFlushReport>> {
         let slot = self.slot.as_ref();
-        guard::call(py, || {
-            let cache = slot.and_then(|slot| lock(slot).take());
-            drop(cache);
-        })
+        let closed = guard::call(py, || slot.and_then(|slot| close(slot)))?;
+        let report = closed.filter(|(has_disk, _)| *has_disk);
+        Ok(report.map(|(_, report)| PyFlushReport(report)))
     }
 
     /// Whether it was closed.
@@ -409,7 +507,7 @@ impl PyCache {
         py: Python<'_>,
         _exception: &Bound<'_, pyo3::types::PyTuple>,
     ) -> PyResult<()> {
-        self.close(py)
+        self.close(py).map(drop)
     }
 
     fn __repr__(&self) -> String {

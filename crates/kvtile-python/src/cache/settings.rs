@@ -1,6 +1,6 @@
 //! The settings of a cache as keywords.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use kvtile::{
     blocks::{
@@ -11,9 +11,19 @@ use kvtile::{
     layout::{LayoutError, Word},
     tiers::cache::{CacheSettings, DiskSettings, DiskWrites},
 };
-use pyo3::{exceptions::PyTypeError, prelude::*, types::PyDict};
+use pyo3::{
+    prelude::*,
+    types::{PyBool, PyDict, PyInt, PyString},
+};
 
-use crate::error::{Failure, python::SettingsError, raise};
+use crate::{
+    arguments::{Refusal, flag, number::whole, object::mapping, text, time::{self, real}, wrong_type},
+    error::{
+        Failure,
+        python::{ArgumentError, SettingsError},
+        raise,
+    },
+};
 
 /// What is said of the disk tier, which may be said in any order.
 #[derive(Default)]
@@ -22,6 +32,7 @@ struct Disk {
     bytes: Option<u64>,
     writes: Option<DiskWrites>,
     policy: Option<PolicyKind>,
+    close_within: Option<Duration>,
 }
 
 /// The settings that keywords say; others than these are refused.
@@ -32,27 +43,28 @@ pub(super) fn read(
     let mut settings = CacheSettings::new(identity);
     let mut disk = Disk::default();
     for (name, value) in keywords.into_iter().flatten() {
-        let name: String = name.extract()?;
+        let name = text::read("the name of a setting", &name)?;
         if value.is_none() {
             check_name(&name)?;
             continue;
         }
-        match name.as_str() {
-            "host_bytes" => settings.host_bytes = value.extract()?,
-            "prefault" => settings.prefault = value.extract()?,
-            "disk" => disk.folder = Some(value.extract()?),
-            "disk_bytes" => disk.bytes = Some(value.extract()?),
+        match &*name {
+            "host_bytes" => settings.host_bytes = number(&name, &value)?,
+            "prefault" => settings.prefault = flag::read(&name, &value)?,
+            "disk" => disk.folder = Some(folder_of(&value)?),
+            "disk_bytes" => disk.bytes = Some(number(&name, &value)?),
             "disk_writes" => disk.writes = Some(writes_of(&value)?),
-            "disk_policy" => disk.policy = Some(policy_of(&value)?),
-            "policy" => settings.policy = policy_of(&value)?,
+            "close_within" => disk.close_within = time::close_within(&value)?,
+            "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
+            "policy" => settings.policy = policy_of(&name, &value)?,
             "storage_word" => settings.storage_word = Some(word_of(&value)?),
-            "quotas" => settings.quotas = quotas_of(&value.cast_into::<PyDict>()?)?,
-            "workers" => settings.workers = value.extract()?,
-            "queue_capacity" => settings.queue_capacity = value.extract()?,
+            "quotas" => settings.quotas = quotas_of(&value)?,
+            "workers" => settings.workers = number(&name, &value)?,
+            "queue_capacity" => settings.queue_capacity = number(&name, &value)?,
             "recompute_tokens_per_second" => {
-                settings.recompute_tokens_per_second = Some(value.extract()?);
+                settings.recompute_tokens_per_second = Some(rate_of(&name, &value)?);
             }
-            "event_capacity" => settings.event_capacity = value.extract()?,
+            "event_capacity" => settings.event_capacity = number(&name, &value)?,
             _ => return Err(check_name(&name).err().unwrap_or_else(|| unknown(&name))),
         }
     }
@@ -61,13 +73,14 @@ pub(super) fn read(
 }
 
 /// All keywords.
-const NAMES: [&str; 13] = [
+const NAMES: [&str; 14] = [
     "host_bytes",
     "prefault",
     "disk",
     "disk_bytes",
     "disk_writes",
     "disk_policy",
+    "close_within",
     "policy",
     "storage_word",
     "quotas",
@@ -85,7 +98,7 @@ fn check_name(name: &str) -> PyResult<()> {
 }
 
 fn unknown(name: &str) -> PyErr {
-    PyTypeError::new_err(format!(
+    ArgumentError::new_err(format!(
         "a cache has no setting {name:?}; it has {}",
         NAMES.join(", ")
     ))
@@ -93,52 +106,85 @@ fn unknown(name: &str) -> PyErr {
 
 impl Disk {
     fn settings(self) -> PyResult<Option<DiskSettings>> {
+        let says_nothing = self.says_nothing();
         match (self.folder, self.bytes) {
             (Some(folder), Some(bytes)) => {
                 let mut disk = DiskSettings::new(folder, bytes);
                 disk.writes = self.writes.unwrap_or_default();
                 disk.policy = self.policy.unwrap_or_default();
+                if let Some(time) = self.close_within {
+                    disk.close_within = time;
+                }
                 Ok(Some(disk))
             }
-            (None, None) if self.writes.is_none() && self.policy.is_none() => Ok(None),
+            (None, None) if says_nothing => Ok(None),
             (Some(_), None) => Err(SettingsError::new_err(
                 "a disk tier needs disk_bytes: what all its files take at most",
             )),
             (None, _) => Err(SettingsError::new_err(
-                "disk_bytes, disk_writes and disk_policy say nothing without disk, the folder",
+                "disk_bytes, disk_writes, disk_policy and close_within say nothing without disk, the folder",
             )),
         }
     }
+
+    fn says_nothing(&self) -> bool {
+        self.writes.is_none() && self.policy.is_none() && self.close_within.is_none()
+    }
+}
+
+/// A whole number of any size that the library has; its own limits are narrower.
+fn number<T: TryFrom<i128>>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<T> {
+    whole(name, value, (0, i128::from(i64::MAX)), Refusal::Setting)
+}
+
+fn folder_of(value: &Bound<'_, PyAny>) -> PyResult<PathBuf> {
+    let folder = value.extract::<PathBuf>();
+    folder.map_err(|_| wrong_type("disk", "the path of a folder", value))
+}
+
+fn rate_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
+    let rate = real(name, "a number of tokens per second", value)?;
+    rate.ok_or_else(|| SettingsError::new_err(format!("{name} is larger than any number")))
 }
 
 fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<DiskWrites> {
-    if let Ok(uses) = value.extract::<u32>() {
-        return Ok(DiskWrites::AfterUses(uses));
+    let wanted = "\"on_eviction\", \"at_once\" or a number of uses";
+    if value.is_instance_of::<PyString>() {
+        return match &*text::read("disk_writes", value)? {
+            "on_eviction" => Ok(DiskWrites::OnEviction),
+            "at_once" => Ok(DiskWrites::AtOnce),
+            other => Err(SettingsError::new_err(format!(
+                "disk_writes is {wanted}, not {other:?}"
+            ))),
+        };
     }
-    match value.extract::<String>()?.as_str() {
-        "on_eviction" => Ok(DiskWrites::OnEviction),
-        "at_once" => Ok(DiskWrites::AtOnce),
-        other => Err(SettingsError::new_err(format!(
-            "disk_writes is \"on_eviction\", \"at_once\" or a number of uses, not {other:?}"
-        ))),
+    if value.is_instance_of::<PyBool>() || !value.is_instance_of::<PyInt>() {
+        return Err(wrong_type("disk_writes", wanted, value));
     }
+    let limits = (1, i128::from(u32::MAX));
+    whole("disk_writes", value, limits, Refusal::Setting).map(DiskWrites::AfterUses)
 }
 
-fn policy_of(value: &Bound<'_, PyAny>) -> PyResult<PolicyKind> {
-    let policy = value.extract::<String>()?.parse::<PolicyKind>();
+fn policy_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<PolicyKind> {
+    let policy = text::read(name, value)?.parse::<PolicyKind>();
     policy.map_err(|error| SettingsError::new_err(error.to_string()))
 }
 
 fn word_of(value: &Bound<'_, PyAny>) -> PyResult<Word> {
-    let word = Word::parse(&value.extract::<String>()?);
+    let word = Word::parse(&text::read("storage_word", value)?);
     word.map_err(|error| raise(value.py(), Failure::from(LayoutError::from(error))))
 }
 
-fn quotas_of(quotas: &Bound<'_, PyDict>) -> PyResult<Vec<Quota>> {
+fn quotas_of(value: &Bound<'_, PyAny>) -> PyResult<Vec<Quota>> {
+    let Some(quotas) = mapping("quotas", value)? else {
+        return Ok(Vec::new());
+    };
     let quota = |(tenant, blocks): (Bound<'_, PyAny>, Bound<'_, PyAny>)| {
+        let limits = (0, i128::from(u32::MAX));
+        let tenant = whole("a tenant of quotas", &tenant, limits, Refusal::Setting)?;
         Ok(Quota {
-            tenant: TenantId(tenant.extract()?),
-            blocks: blocks.extract()?,
+            tenant: TenantId(tenant),
+            blocks: number(&format!("quotas[{tenant}]"), &blocks)?,
         })
     };
     quotas.iter().map(quota).collect()

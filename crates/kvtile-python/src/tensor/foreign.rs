@@ -21,7 +21,7 @@ use pyo3::{
     types::{PyCapsule, PyCapsuleMethods},
 };
 
-use super::{Extent, dlpack::broken};
+use super::{Extent, Tensor, dlpack::broken};
 
 /// Most dimensions that a tensor may say it has.
 const DIMENSIONS_MAX: i32 = 16;
@@ -190,6 +190,42 @@ pub(super) fn buffer_address(view: &Bound<'_, PyAny>) -> PyResult<usize> {
     // SAFETY: `raw` was filled by `PyObject_GetBuffer` and is given back once.
     unsafe { PyBuffer_Release(&raw mut raw) };
     Ok(address)
+}
+
+/// The elements of one dimension of `tensor`, one after the other; `None` where they would lie beyond
+/// the end of the address space. `tensor` keeps its memory as it is meanwhile.
+pub(super) fn read_elements(
+    tensor: &Tensor,
+    size: usize,
+    stride: isize,
+    width: usize,
+) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if size == 0 || tensor.address == 0 {
+        return Some(bytes);
+    }
+    let step = stride.checked_mul(isize::try_from(width).ok()?)?;
+    let last = isize::try_from(size - 1).ok()?.checked_mul(step)?;
+    tensor
+        .address
+        .checked_add_signed(last)?
+        .checked_add(width)?;
+    bytes.try_reserve_exact(size.checked_mul(width)?).ok()?;
+    let (at, runs, run) = match step.unsigned_abs() == width && step > 0 {
+        true => (tensor.address, 1, size * width),
+        false => (tensor.address, size, width),
+    };
+    for index in 0..runs {
+        let offset = isize::try_from(index).ok()?.checked_mul(step)?;
+        let pointer = std::ptr::with_exposed_provenance::<u8>(at.checked_add_signed(offset)?);
+        // SAFETY: the tensor said that it has `size` elements of `width` bytes, `step` bytes apart
+        // from its address on, and its owners keep them there as long as it is borrowed here. Each
+        // run is one of them, or all of them where they lie side by side, and its address was computed
+        // without overflow. This thread has the interpreter, so no Python code writes them meanwhile.
+        let element = unsafe { std::slice::from_raw_parts(pointer, run) };
+        bytes.extend_from_slice(element);
+    }
+    Some(bytes)
 }
 
 /// The memory of an extent as a region, which lives as long as its owners.

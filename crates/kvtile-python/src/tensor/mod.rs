@@ -9,12 +9,14 @@ mod buffer;
 mod dlpack;
 mod foreign;
 mod memory;
+mod numbers;
 mod storage;
 
 pub(crate) use memory::{Backing, back};
+pub(crate) use numbers::{Numbers, is_tensor, numbers};
 
 use kvtile::layout::Unit;
-use pyo3::prelude::*;
+use pyo3::{exceptions::PyException, prelude::*};
 
 use crate::error::python::TensorError;
 
@@ -78,14 +80,7 @@ impl Tensor {
 /// What `object` says about itself; `index` is for the message.
 pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
     let refused = |what: String| TensorError::new_err(format!("tensor {index}: {what}"));
-    let found = match array::describe(object)? {
-        Some(found) => Some(found),
-        None => dlpack::describe(object)?,
-    };
-    let found = match found {
-        Some(found) => Some(found),
-        None => buffer::describe(object)?,
-    };
+    let found = protocols(object)?;
     match found {
         Some(Ok(mut tensor)) => {
             tensor.storage = storage::of(object)?;
@@ -97,6 +92,22 @@ pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tens
             object.get_type().name()?
         ))),
     }
+}
+
+/// What `object` says in the first of the protocols that it has. An object whose protocol cannot be read
+/// is a tensor that cannot be used.
+fn protocols(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
+    for describe in [array::describe, dlpack::describe, buffer::describe] {
+        match describe(object) {
+            Ok(None) => {}
+            Ok(found) => return Ok(found),
+            Err(error) if error.is_instance_of::<PyException>(object.py()) => {
+                return Ok(Some(Err(format!("it cannot be read: {error}"))));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(None)
 }
 
 /// Strides of tensors without gaps, the last dimension fastest.

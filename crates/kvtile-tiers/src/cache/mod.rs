@@ -53,7 +53,10 @@ pub use flush::FlushReport;
 pub use found::Match;
 pub use load::{LoadReport, LoadStop};
 pub use open::CacheBuilder;
-pub use settings::{CacheSettings, DiskSettings, DiskWrites};
+pub use settings::{
+    CacheSettings, DiskSettings, DiskWrites, EVENT_CAPACITY_MAX, HOST_BYTES_MAX,
+    QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
+};
 pub use spill::{SYNC_BLOCKS, SYNC_WITHIN};
 pub use store::{StoreReport, StoreStop};
 

@@ -85,6 +85,7 @@ impl<J> Queue<J> {
     pub(super) fn new(capacity: usize) -> Queue<J> {
         Queue {
             state: Mutex::new(State {
+                // They grow with the jobs: a capacity is a limit, not a size.
                 waiting: Default::default(),
                 parked: 0,
                 number: 0,

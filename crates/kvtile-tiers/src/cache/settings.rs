@@ -11,6 +11,21 @@ use crate::error::TierError;
 /// Host memory unless something else is said: 1 GiB.
 const HOST_BYTES: u64 = 1 << 30;
 
+/// Most bytes of host memory that a cache may be given: 64 TiB.
+pub const HOST_BYTES_MAX: u64 = 1 << 46;
+
+/// Most threads that move blocks.
+pub const WORKERS_MAX: usize = 1024;
+
+/// Most jobs that may wait.
+pub const QUEUE_CAPACITY_MAX: usize = 1 << 24;
+
+/// Most events that are kept. Their memory is taken when the cache opens.
+pub const EVENT_CAPACITY_MAX: usize = 1 << 24;
+
+/// Most tenants with a quota, as each has a policy of its own over all blocks.
+pub const QUOTAS_MAX: usize = 1024;
+
 /// Settings of a [`Cache`](super::Cache).
 ///
 /// ```
@@ -28,7 +43,8 @@ const HOST_BYTES: u64 = 1 << 30;
 pub struct CacheSettings {
     /// What the blocks mean. Blocks of anything else are never served.
     pub identity: LogicalIdentity,
-    /// Bytes of host memory for blocks (default 1 GiB). With a disk there is one block more, for
+    /// Bytes of host memory for blocks (default 1 GiB, at most [`HOST_BYTES_MAX`], and room for one
+    /// block at least). A block takes whole pages of 4,096 bytes. With a disk there is one block more, for
     /// what is read while all others are in use.
     #[serde(default = "host_bytes")]
     pub host_bytes: u64,
@@ -47,21 +63,23 @@ pub struct CacheSettings {
     /// Which host block goes first (default: the learned leaf policy).
     #[serde(default)]
     pub policy: PolicyKind,
-    /// Tenants that may have only so many blocks of host memory (default: none).
+    /// Tenants that may have only so many blocks of host memory (default: none, at most
+    /// [`QUOTAS_MAX`]), each at least one.
     #[serde(default)]
     pub quotas: Vec<Quota>,
-    /// Threads that move blocks (default 2). With 0 nothing moves until somebody calls
+    /// Threads that move blocks (default 2, at most [`WORKERS_MAX`]). With 0 nothing moves until somebody calls
     /// [`Cache::step`](super::Cache::step).
     #[serde(default = "workers")]
     pub workers: usize,
-    /// Jobs that wait at most (default 256); more are refused, and nobody waits.
+    /// Jobs that wait at most (default 256; 1 to [`QUEUE_CAPACITY_MAX`]); more are refused, and nobody waits.
     #[serde(default = "queue_capacity")]
     pub queue_capacity: usize,
-    /// Tokens per second at which the engine computes KV itself. Where it is given, blocks whose
+    /// Tokens per second at which the engine computes KV itself, a finite number above 0. Where it is given, blocks whose
     /// loading from disk would take longer than computing them count as missing.
     #[serde(default)]
     pub recompute_tokens_per_second: Option<f64>,
-    /// Events that are kept for subscribers that lag (default 65,536).
+    /// Events that are kept for subscribers that lag (default 65,536; 1 to
+    /// [`EVENT_CAPACITY_MAX`]).
     #[serde(default = "event_capacity")]
     pub event_capacity: usize,
 }
@@ -73,7 +91,8 @@ pub struct CacheSettings {
 pub struct DiskSettings {
     /// The folder. It is made where it is not there; one cache at a time may have it.
     pub folder: PathBuf,
-    /// Bytes that the folder takes at most, all its files together.
+    /// Bytes that the folder takes at most, all its files together: room for two blocks at least,
+    /// for [`SLOTS_MAX`](crate::disk::SLOTS_MAX) at most.
     pub capacity_bytes: u64,
     /// When host blocks are written to it (default: when they are evicted).
     #[serde(default)]
@@ -198,7 +217,11 @@ impl CacheSettings {
     }
 
     pub(super) fn events(&self) -> Result<NonZeroUsize, TierError> {
-        NonZeroUsize::new(self.event_capacity).ok_or(TierError::NoEvents)
+        let range = (1, EVENT_CAPACITY_MAX as u64);
+        let events = self.event_capacity;
+        NonZeroUsize::new(events)
+            .filter(|events| events.get() <= EVENT_CAPACITY_MAX)
+            .ok_or(out_of_range("event_capacity", events as u64, range))
     }
 
     /// Refuses values that mean nothing.
@@ -207,14 +230,20 @@ impl CacheSettings {
         if let Some(rate) = rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
             return Err(TierError::RecomputeRate { rate });
         }
-        if self.queue_capacity == 0 {
-            return Err(TierError::NoQueue);
-        }
+        let queue = (1, QUEUE_CAPACITY_MAX as u64);
+        check_range("queue_capacity", self.queue_capacity as u64, queue)?;
+        check_range("workers", self.workers as u64, (0, WORKERS_MAX as u64))?;
+        check_range("host_bytes", self.host_bytes, (0, HOST_BYTES_MAX))?;
+        let quotas = self.quotas.len() as u64;
+        check_range("the number of quotas", quotas, (0, QUOTAS_MAX as u64))?;
         self.events()?;
-        if let Some(disk) = &self.disk
-            && disk.writes == DiskWrites::AfterUses(0)
-        {
-            return Err(TierError::ZeroUses);
+        if let Some(disk) = &self.disk {
+            if disk.writes == DiskWrites::AfterUses(0) {
+                return Err(TierError::ZeroUses);
+            }
+            if disk.folder.as_os_str().is_empty() {
+                return Err(TierError::NoFolder);
+            }
         }
         Ok(())
     }
@@ -236,6 +265,22 @@ impl DiskSettings {
 
 fn close_within() -> Duration {
     Duration::from_secs(30)
+}
+
+fn check_range(setting: &'static str, value: u64, range: (u64, u64)) -> Result<(), TierError> {
+    match (range.0..=range.1).contains(&value) {
+        true => Ok(()),
+        false => Err(out_of_range(setting, value, range)),
+    }
+}
+
+fn out_of_range(setting: &'static str, value: u64, (least, most): (u64, u64)) -> TierError {
+    TierError::SettingOutOfRange {
+        setting,
+        value,
+        least,
+        most,
+    }
 }
 
 fn host_bytes() -> u64 {

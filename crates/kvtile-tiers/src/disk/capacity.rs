@@ -25,6 +25,9 @@ const RESERVE_SHARE: u32 = 64;
 /// More erased slots are never needed between two syncs.
 const RESERVE_MAX: u32 = 1024;
 
+/// The most slots: what is kept in memory of each of them would be too much for more.
+pub const SLOTS_MAX: u32 = 1 << 26;
+
 /// The fewest slots: one that holds a block, and an erased one.
 const PHYSICAL_MIN: u32 = 2;
 
@@ -75,8 +78,16 @@ pub(super) fn physical_slots(
             needed_bytes: needed.unwrap_or(u64::MAX),
         });
     }
-    // The last number is left for "none".
-    let (mut most, mut too_many) = (PHYSICAL_MIN, u32::MAX);
+    if total_bytes(SLOTS_MAX + 1, slot_bytes, manifest_bytes).is_some_and(|b| b <= capacity_bytes) {
+        let most = total_bytes(SLOTS_MAX, slot_bytes, manifest_bytes);
+        return Err(TierError::CapacityTooLarge {
+            capacity_bytes,
+            block_bytes,
+            blocks_max: SLOTS_MAX,
+            most_bytes: most.unwrap_or(u64::MAX),
+        });
+    }
+    let (mut most, mut too_many) = (PHYSICAL_MIN, SLOTS_MAX + 1);
     while too_many - most > 1 {
         let middle = most + (too_many - most) / 2;
         if fits(middle) {
@@ -113,15 +124,22 @@ mod tests {
     }
 
     #[test]
-    fn absurd_sizes_are_refused_and_absurd_capacities_are_not_used() {
+    fn absurd_sizes_and_absurd_capacities_are_refused() {
         assert!(matches!(slot_bytes(0), Err(TierError::BlockBytes { .. })));
         assert!(slot_bytes(u64::MAX).is_err());
-        assert_eq!(physical_slots(u64::MAX, 4096, 2000).unwrap(), u32::MAX - 1);
+        let absurd = physical_slots(u64::MAX, 4096, 2000);
+        let Err(TierError::CapacityTooLarge { most_bytes, .. }) = absurd else {
+            panic!("{absurd:?}");
+        };
+        assert_eq!(physical_slots(most_bytes, 4096, 2000).unwrap(), SLOTS_MAX);
+        assert!(physical_slots(most_bytes + 2 * PAGE_BYTES, 4096, 2000).is_err());
+        // The largest blocks of all: the addresses end first.
+        assert!(physical_slots(u64::MAX, 1 << 40, 2000).unwrap() < SLOTS_MAX);
     }
 
     #[test]
     fn there_is_always_an_erased_slot_and_one_that_holds_a_block() {
-        for physical in [2, 3, 64, 200, 1_000_000, u32::MAX - 1] {
+        for physical in [2, 3, 64, 200, 1_000_000, SLOTS_MAX] {
             let reserve = reserve(physical);
             assert!(reserve >= 1 && reserve < physical && reserve <= RESERVE_MAX);
         }

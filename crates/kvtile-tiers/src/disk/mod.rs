@@ -19,6 +19,7 @@ pub mod medium;
 mod record;
 mod store;
 
+pub use capacity::SLOTS_MAX;
 pub use folder::clear;
 pub use inspect::Inspection;
 pub use manifest::{Created, Manifest, StoreIdentity};

@@ -28,11 +28,18 @@ impl Workload {
 /// Tokens of a block of generated traces.
 const PAGE_SIZE: u32 = 512;
 
-/// Makes up `requests` requests.
+/// Most requests that are made up, as all of them are in memory.
+const REQUESTS_MAX: usize = 1 << 20;
+
+/// Makes up `requests` requests, at most 2^20.
 ///
 /// # Errors
-/// [`TraceError::Empty`] for no requests.
+/// [`TraceError::Empty`] for no requests, [`TraceError::TooManyRequests`].
 pub fn generate(workload: Workload, requests: usize, seed: u64) -> Result<Trace, TraceError> {
+    if requests > REQUESTS_MAX {
+        let max = REQUESTS_MAX;
+        return Err(TraceError::TooManyRequests { requests, max });
+    }
     Trace::of_rows(&rows(workload, requests, seed), PAGE_SIZE)
 }
 

@@ -26,6 +26,9 @@ pub struct RealCache {
     compared: u64,
 }
 
+/// No block is larger.
+const BLOCK_BYTES_MAX: u64 = 1 << 40;
+
 /// The identity of blocks that stand for those of a trace.
 fn shape(blocks: u64, block_bytes: u64) -> Result<Shape, TierError> {
     let unit = Unit::new("u8", 1, 1)?;
@@ -37,7 +40,7 @@ impl RealCache {
     /// a policy).
     ///
     /// # Errors
-    /// Block sizes that are odd or 0, and what [`Cache::open`] refuses.
+    /// Block sizes that are odd, 0 or above 1 TiB, and what [`Cache::open`] refuses.
     pub fn open(
         trace: &Trace,
         (block_bytes, host_blocks): (u64, u32),
@@ -45,6 +48,9 @@ impl RealCache {
     ) -> Result<RealCache, TierError> {
         if block_bytes == 0 || !block_bytes.is_multiple_of(2) {
             return Err(TierError::OddBlockBytes { block_bytes });
+        }
+        if block_bytes > BLOCK_BYTES_MAX {
+            return Err(TierError::BlockBytes { block_bytes });
         }
         let longest = trace.requests().map(|request| request.blocks.len()).max();
         let blocks = longest.unwrap_or(0).max(1) as u64;
@@ -57,7 +63,8 @@ impl RealCache {
             .build()?;
         let identity = LogicalIdentity::new("a trace", "1", &shape, None)?;
         let stride = block_bytes.next_multiple_of(4096);
-        let settings = CacheSettings::new(identity).host_bytes(stride * u64::from(host_blocks));
+        let host_bytes = stride.saturating_mul(u64::from(host_blocks));
+        let settings = CacheSettings::new(identity).host_bytes(host_bytes);
         Ok(RealCache {
             cache: Cache::open(adjust(settings), engine)?,
             keys: Vec::new(),

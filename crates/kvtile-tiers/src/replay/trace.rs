@@ -1,18 +1,23 @@
 //! Traces of requests: one JSON object a line, `timestamp` in milliseconds, `input_length` and
 //! `output_length` in tokens, and `hash_ids`, one for each block of the input, the last of which may
-//! be partial. The format is that of the traces published with Mooncake (FAST 2025).
+//! be partial. The format is that of the traces published with Mooncake (FAST 2025). Timestamps may
+//! have fractions, as those of other tools have, which are cut off; tokens and ids are whole.
 //!
 //! Ids are chained: an id stands for a block and all blocks before it, so it always follows the
 //! same one. A trace where that is not so was made for something else, and is refused.
 
 use std::{
     collections::HashMap,
+    fmt,
     io::{self, BufRead},
     ops::Range,
+    time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
-use thiserror::Error;
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, Unexpected, Visitor},
+};
 
 /// What a trace may ask of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +41,7 @@ impl Default for TraceLimits {
 }
 
 /// Why a trace was refused.
-#[derive(Debug, Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TraceError {
     /// The source could not be read.
@@ -102,6 +107,14 @@ pub enum TraceError {
         /// The limit.
         max: usize,
     },
+    /// More requests were to be made up than memory is for.
+    #[error("{requests} requests to make up; at most {max}")]
+    TooManyRequests {
+        /// What was asked for.
+        requests: usize,
+        /// The limit.
+        max: usize,
+    },
     /// There is nothing to replay.
     #[error("the trace has no request with blocks")]
     Empty,
@@ -113,10 +126,38 @@ pub enum TraceError {
 /// A line of a trace.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Row {
+    #[serde(deserialize_with = "milliseconds")]
     pub(super) timestamp: u64,
     pub(super) input_length: u32,
     pub(super) output_length: u32,
     pub(super) hash_ids: Vec<u64>,
+}
+
+/// Whole milliseconds of a time of 0 or more.
+fn milliseconds<'de, D: Deserializer<'de>>(source: D) -> Result<u64, D::Error> {
+    struct Milliseconds;
+
+    impl Visitor<'_> for Milliseconds {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a timestamp of 0 milliseconds or more, below 2^53")
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<u64, E> {
+            Ok(value)
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<u64, E> {
+            // Above 2^53 not every whole number is one of these.
+            match (0.0..9_007_199_254_740_992.0).contains(&value) {
+                true => Ok(Duration::from_secs_f64(value.trunc()).as_secs()),
+                false => Err(E::invalid_value(Unexpected::Float(value), &self)),
+            }
+        }
+    }
+
+    source.deserialize_any(Milliseconds)
 }
 
 #[derive(Clone, Debug)]

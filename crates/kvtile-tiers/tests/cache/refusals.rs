@@ -58,8 +58,34 @@ fn settings_that_mean_nothing_are_refused() {
     }
     let small = open(settings(0)).unwrap_err();
     assert!(matches!(small, TierError::HostTooSmall { .. }), "{small}");
-    let none = open(settings(8).queue_capacity(0)).unwrap_err();
-    assert!(matches!(none, TierError::NoQueue));
+    let sets: [fn(&mut CacheSettings, u64); 5] = [
+        |settings, number| settings.queue_capacity = usize::try_from(number).unwrap(),
+        |settings, number| settings.event_capacity = usize::try_from(number).unwrap(),
+        |settings, number| settings.workers = usize::try_from(number).unwrap(),
+        |settings, number| settings.host_bytes = number,
+        |settings, number| settings.disk.as_mut().unwrap().capacity_bytes = number,
+    ];
+    for set in sets {
+        for number in [1 << 47, 1 << 62, u64::MAX] {
+            let mut settings = with_disk(8, folder.path(), DISK);
+            set(&mut settings, number);
+            // Before memory or a thread is taken for it.
+            let error = open(settings).unwrap_err();
+            assert!(error.to_string().contains(&number.to_string()), "{error}");
+        }
+    }
+    for (queue, events) in [(0, 1), (1, 0), ((1 << 24) + 1, 1), (1, (1 << 24) + 1)] {
+        let mut settings = settings(8).queue_capacity(queue);
+        settings.event_capacity = events;
+        let refused = open(settings).unwrap_err();
+        assert!(
+            matches!(refused, TierError::SettingOutOfRange { .. }),
+            "{refused}"
+        );
+    }
+    let nameless = open(with_disk(8, std::path::Path::new(""), DISK)).unwrap_err();
+    assert!(matches!(nameless, TierError::NoFolder), "{nameless}");
+    assert!(!std::path::Path::new("lock").exists());
     let uses = with_disk(8, folder.path(), DISK).disk_writes(DiskWrites::AfterUses(0));
     assert!(matches!(open(uses).unwrap_err(), TierError::ZeroUses));
     let word: Word = "LBKNHC".parse().unwrap();

@@ -79,6 +79,11 @@ impl Medium for FolderMedium {
     }
 
     fn create(&self) -> io::Result<()> {
+        // Its files would be those of the working directory.
+        if self.path.as_os_str().is_empty() {
+            let problem = "its path is empty; give the path of a folder";
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
+        }
         let mut builder = fs::DirBuilder::new();
         builder
             .recursive(true)

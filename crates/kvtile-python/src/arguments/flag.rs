@@ -1,0 +1,24 @@
+//! True and False, and nothing that is merely taken for one of them.
+
+use pyo3::{prelude::*, types::PyBool};
+
+use super::wrong_type;
+
+macro_rules! flags {
+    ($($name:ident)*) => {
+        $(
+            pub(crate) fn $name(value: &Bound<'_, PyAny>) -> PyResult<bool> {
+                read(stringify!($name), value)
+            }
+        )*
+    };
+}
+
+flags! { opaque per_page verify partial_tail }
+
+/// True or False.
+pub(crate) fn read(name: &str, value: &Bound<'_, PyAny>) -> PyResult<bool> {
+    let flag = value.cast::<PyBool>();
+    let flag = flag.map_err(|_| wrong_type(name, "True or False", value))?;
+    Ok(flag.is_true())
+}

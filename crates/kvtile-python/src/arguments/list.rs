@@ -1,0 +1,187 @@
+//! Lists: block ids, tokens, keys, tensors. Arrays and tensors of whole numbers are read in one go, others are
+//! refused by their type: none is taken apart element by element.
+
+use kvtile::blocks::BlockKey;
+use pyo3::{
+    prelude::*,
+    pybacked::PyBackedBytes,
+    types::{PyBool, PyByteArray, PyBytes, PyList, PyRange, PySequence, PyString, PyTuple},
+};
+
+use super::{Refusal, number::whole, wrong_type};
+use crate::{
+    error::python::ArgumentError,
+    tensor::{self, Numbers},
+};
+
+const COUNT_MAX: u64 = (1 << 63) - 1;
+
+/// Block ids.
+pub(crate) fn blocks(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    numbers("blocks", "block ids", value, COUNT_MAX, Refusal::Request)
+}
+
+/// Block ids of a source.
+pub(crate) fn src_blocks(value: &Bound<'_, PyAny>) -> PyResult<Vec<usize>> {
+    numbers("src_blocks", "block ids", value, COUNT_MAX, Refusal::Layout)
+}
+
+/// Block ids of a source, or None.
+pub(crate) fn optional_src_blocks(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => src_blocks(value).map(Some),
+    }
+}
+
+/// Block ids of a destination, or None.
+pub(crate) fn dst_blocks(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<usize>>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => numbers("dst_blocks", "block ids", value, COUNT_MAX, Refusal::Layout).map(Some),
+    }
+}
+
+/// Token ids.
+pub(crate) fn tokens(value: &Bound<'_, PyAny>) -> PyResult<Vec<u32>> {
+    numbers(
+        "tokens",
+        "token ids",
+        value,
+        u64::from(u32::MAX),
+        Refusal::Request,
+    )
+}
+
+/// Token ids, or None.
+pub(crate) fn optional_tokens(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u32>>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => tokens(value).map(Some),
+    }
+}
+
+/// Keys: 16 bytes as they are, others hashed, so that an engine's own may be given.
+pub(crate) fn keys(value: &Bound<'_, PyAny>) -> PyResult<Vec<BlockKey>> {
+    let keys = bytes_of("keys", value)?;
+    Ok(keys.iter().map(|key| BlockKey::from_opaque(key)).collect())
+}
+
+/// What all blocks depend on.
+pub(crate) fn extra(value: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>> {
+    bytes_of("extra", value)
+}
+
+/// The key of the block before, or None.
+pub(crate) fn parent(value: &Bound<'_, PyAny>) -> PyResult<Option<BlockKey>> {
+    match value.is_none() {
+        true => Ok(None),
+        false => bytes("parent", value).map(|key| Some(BlockKey::from_opaque(&key))),
+    }
+}
+
+/// The hash of content.
+pub(crate) fn content(value: &Bound<'_, PyAny>) -> PyResult<PyBackedBytes> {
+    bytes("content", value)
+}
+
+/// The elements of a list or another sequence of objects; arrays, text and bytes are none.
+pub(crate) fn items<'py>(
+    name: &str,
+    wanted: &str,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<Vec<Bound<'py, PyAny>>> {
+    if let Ok(list) = value.cast::<PyList>() {
+        return Ok(list.iter().collect());
+    }
+    if let Ok(tuple) = value.cast::<PyTuple>() {
+        return Ok(tuple.iter().collect());
+    }
+    let refused = || wrong_type(name, wanted, value);
+    if is_text(value) || tensor::is_tensor(value)? {
+        return Err(refused());
+    }
+    let sequence = value.cast::<PySequence>().map_err(|_| refused())?;
+    sequence.try_iter()?.collect()
+}
+
+fn is_text(value: &Bound<'_, PyAny>) -> bool {
+    value.is_instance_of::<PyString>()
+        || value.is_instance_of::<PyBytes>()
+        || value.is_instance_of::<PyByteArray>()
+}
+
+fn bytes(name: &str, value: &Bound<'_, PyAny>) -> PyResult<PyBackedBytes> {
+    let bytes = value.extract::<PyBackedBytes>();
+    bytes.map_err(|_| wrong_type(name, "bytes", value))
+}
+
+fn bytes_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>> {
+    let items = items(name, "a list of bytes", value)?;
+    let item = |(index, item): (usize, &Bound<'_, PyAny>)| {
+        let bytes = item.extract::<PyBackedBytes>();
+        bytes.map_err(|_| wrong_type(&format!("{name}[{index}]"), "bytes", item))
+    };
+    items.iter().enumerate().map(item).collect()
+}
+
+/// Whole numbers of a list, a range, an array or a tensor of one dimension.
+fn numbers<T: TryFrom<u64> + TryFrom<i128>>(
+    name: &str,
+    what: &str,
+    value: &Bound<'_, PyAny>,
+    most: u64,
+    refusal: Refusal,
+) -> PyResult<Vec<T>> {
+    let wanted = format!("a list or a flat array of {what}");
+    let plain = value.is_instance_of::<PyList>()
+        || value.is_instance_of::<PyTuple>()
+        || value.is_instance_of::<PyRange>();
+    if !plain && is_text(value) {
+        return Err(wrong_type(name, &wanted, value));
+    }
+    let outside = |index: usize, number: i128| {
+        refusal.error(format!(
+            "{name}[{index}] is {number}; {what} are 0 to {most}"
+        ))
+    };
+    if !plain && let Some(found) = tensor::numbers(value)? {
+        let found = match found {
+            Ok(found) => found,
+            Err(problem) => {
+                let text = format!("{name} is {wanted} and this is not: {problem}");
+                return Err(ArgumentError::new_err(text));
+            }
+        };
+        return within(&found, most).map_err(|(index, number)| outside(index, number));
+    }
+    let items = match value.cast::<PyRange>() {
+        Ok(range) => range.try_iter()?.collect::<PyResult<Vec<_>>>()?,
+        Err(_) => items(name, &wanted, value)?,
+    };
+    let mut numbers = Vec::with_capacity(items.len());
+    for (index, item) in items.iter().enumerate() {
+        // Most are plain numbers within the limits.
+        let simple = item.extract::<u64>().ok().filter(|number| *number <= most);
+        let simple = simple.filter(|_| !item.is_instance_of::<PyBool>());
+        match simple.and_then(|number| T::try_from(number).ok()) {
+            Some(number) => numbers.push(number),
+            None => {
+                let limits = (0, i128::from(most));
+                numbers.push(whole(&format!("{name}[{index}]"), item, limits, refusal)?);
+            }
+        }
+    }
+    Ok(numbers)
+}
+
+/// The numbers of an array, or the first one that is outside, with its place.
+fn within<T: TryFrom<u64>>(found: &Numbers, most: u64) -> Result<Vec<T>, (usize, i128)> {
+    let mut numbers = Vec::with_capacity(found.len());
+    for (index, number) in found.iter().enumerate() {
+        let small = u64::try_from(number).ok().filter(|number| *number <= most);
+        let small = small.and_then(|number| T::try_from(number).ok());
+        numbers.push(small.ok_or((index, number))?);
+    }
+    Ok(numbers)
+}

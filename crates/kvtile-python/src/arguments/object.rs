@@ -1,0 +1,107 @@
+//! Objects of this package, and what is called back.
+
+use pyo3::{
+    PyTypeInfo,
+    prelude::*,
+    types::{PyDict, PyDictMethods, PyMapping, PyMappingMethods},
+};
+
+use super::wrong_type;
+use crate::{
+    cache::{PyMatch, PySnapshot},
+    identity::PyIdentity,
+    keys::PyTokenHasher,
+    layout::PyLayout,
+    shape::{PyPlane, PyShape},
+};
+
+macro_rules! objects {
+    ($($name:ident: $kind:ty, $wanted:literal;)*) => {
+        $(
+            pub(crate) fn $name<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, $kind>> {
+                read::<$kind>(stringify!($name), $wanted, value)
+            }
+        )*
+    };
+}
+
+objects! {
+    src: PyLayout, "a Layout";
+    dst: PyLayout, "a Layout";
+    engine: PyLayout, "a Layout";
+    shape: PyShape, "a Shape";
+    identity: PyIdentity, "an Identity";
+    other: PyIdentity, "an Identity";
+    hasher: PyTokenHasher, "a TokenHasher";
+    found: PyMatch, "a Match";
+    snapshot: PySnapshot, "a Snapshot";
+}
+
+fn read<'py, T: PyTypeInfo>(
+    name: &str,
+    wanted: &str,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, T>> {
+    let object = value.cast::<T>().cloned();
+    object.map_err(|_| wrong_type(name, wanted, value))
+}
+
+/// A Layout or None.
+pub(crate) fn layout<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyLayout>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    read("layout", "a Layout or None", value).map(Some)
+}
+
+/// Planes in a list, or None.
+pub(crate) fn planes<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Vec<Bound<'py, PyPlane>>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    let planes = super::list::items("planes", "a list of Plane objects", value)?;
+    let planes = planes.iter().enumerate();
+    planes
+        .map(|(index, plane)| read(&format!("planes[{index}]"), "a Plane", plane))
+        .collect::<PyResult<_>>()
+        .map(Some)
+}
+
+/// A dict or another mapping, or None.
+pub(crate) fn mapping<'py>(
+    name: &str,
+    value: &Bound<'py, PyAny>,
+) -> PyResult<Option<Bound<'py, PyDict>>> {
+    if value.is_none() {
+        return Ok(None);
+    }
+    if let Ok(dict) = value.cast::<PyDict>() {
+        return Ok(Some(dict.clone()));
+    }
+    let mapping = value.cast::<PyMapping>();
+    let mapping = mapping.map_err(|_| wrong_type(name, "a dict", value))?;
+    let dict = PyDict::new(value.py());
+    for item in mapping.items()? {
+        let (key, value): (Bound<'py, PyAny>, Bound<'py, PyAny>) = item.extract()?;
+        dict.set_item(key, value)?;
+    }
+    Ok(Some(dict))
+}
+
+/// The fields of a rotary embedding.
+pub(crate) fn rope<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyDict>>> {
+    mapping("rope", value)
+}
+
+/// What else the values of an identity depend on.
+pub(crate) fn extra<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyDict>>> {
+    mapping("extra", value)
+}
+
+/// Something to call.
+pub(crate) fn callback<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
+    match value.is_callable() {
+        true => Ok(value.clone()),
+        false => Err(wrong_type("callback", "a function", value)),
+    }
+}

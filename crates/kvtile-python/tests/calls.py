@@ -1,0 +1,250 @@
+"""Every public callable of the package with arguments that are right, for tests that make them wrong."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import kvtile
+
+# Reports, events and the like are made by the library alone: they have no constructor.
+MADE_BY_KVTILE = {
+    "Completion",
+    "Event",
+    "FlushReport",
+    "LoadReport",
+    "Match",
+    "Plan",
+    "Snapshot",
+    "StoreReport",
+    "Subscriber",
+    "TransferReport",
+}
+
+# What Python itself asks of an object, with whatever it likes.
+LEFT_TO_PYTHON = {"__exit__", "__class_getitem__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
+
+SETTINGS = {
+    "host_bytes": 1 << 20,
+    "prefault": False,
+    "disk": None,
+    "disk_bytes": 8 << 20,
+    "disk_writes": "at_once",
+    "disk_policy": "lru",
+    "policy": "arc",
+    "storage_word": "BHLKNC",
+    "quotas": {1: 4},
+    "workers": 0,
+    "queue_capacity": 4,
+    "recompute_tokens_per_second": 100.0,
+    "event_capacity": 16,
+}
+
+
+@dataclass
+class World:
+    """An engine of 8 blocks of 64 KiB, and everything that can be made of it."""
+
+    folder: Path
+    caches: list[kvtile.Cache] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.shape = kvtile.Shape(num_blocks=8, num_layers=2, page_size=4, num_heads=2, head_size=512, dtype="float32")
+        size = self.shape.block_bytes * 8 // 4
+        self.tensor = np.zeros(size, "float32")
+        self.layout = kvtile.Layout("BLKNHC", shape=self.shape, tensors=self.tensor)
+        self.other = kvtile.Layout("BHLKNC", shape=self.shape, tensors=np.zeros(size, "float32"))
+        self.identity = kvtile.Identity("a/model", "1", self.shape, rope={"rope_theta": 1e4})
+        self.hasher = kvtile.TokenHasher(self.identity)
+        self.keys = self.hasher.keys(range(16))
+        self.cache = self.open(workers=1)
+        self.cache.store(self.keys, [0, 1, 2, 3]).wait()
+
+    def open(self, **settings: Any) -> kvtile.Cache:
+        cache = kvtile.Cache(self.identity, self.layout, **{"host_bytes": 4 << 20, **settings})
+        self.caches.append(cache)
+        return cache
+
+    def settings(self) -> dict[str, Any]:
+        return {**SETTINGS, "disk": str(self.folder / f"disk-{len(self.caches)}")}
+
+    def close(self) -> None:
+        for cache in self.caches:
+            cache.close()
+
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+
+
+def shape_settings() -> dict[str, Any]:
+    counts = {"num_blocks": 8, "num_layers": 2, "page_size": 4, "num_heads": 2, "head_size": 8, "dtype": "float32"}
+    shard = {"first_layer": 0, "total_layers": 2, "first_head": 0, "total_heads": 2}
+    return {**counts, **shard}
+
+
+def config() -> dict[str, Any]:
+    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "head_dim": 8, "hidden_size": 32}
+    rope = {"rope_theta": 1e4, "rope_scaling": None, "max_position_embeddings": 64}
+    names = {"_name_or_path": "a", "_commit_hash": "1", "dtype": "float32", "model_type": "llama"}
+    return {**sizes, **rope, **names, "num_key_value_heads": 2}
+
+
+def calls(world: World) -> dict[str, Callable[[], Call]]:
+    """For each callable by name what makes it and its arguments; a call of its own each time."""
+    w = world
+    ranges = {"layers": (0, 1), "tokens": (0, 2), "heads": ((0, 1), (1, 2))}
+    copy = {"src": w.layout, "dst": w.other, "src_blocks": [0], "dst_blocks": [1], **ranges, "verify": False}
+    hints = {"lifetime": 5.0, "output_tokens": 0, "partial_tail": False}
+
+    def sequence() -> kvtile.TokenSequence:
+        return kvtile.TokenSequence(w.hasher, range(4))
+
+    def found() -> kvtile.Match:
+        return w.cache.lookup(w.keys)
+
+    def store() -> kvtile.Completion:
+        return w.cache.store(w.keys, [0, 1, 2, 3])
+
+    def fresh() -> kvtile.Cache:
+        return w.open(workers=0)
+
+    bare = {
+        "Completion": (store, ["done", "cancel", "__await__", "__repr__"]),
+        "Match": (found, ["release", "__enter__", "__len__", "__repr__"]),
+        "TokenSequence": (sequence, ["__len__", "__repr__"]),
+        "Cache": (
+            fresh,
+            ["clear", "flush", "stats", "overdue", "subscribe", "snapshot", "step", "close", "__enter__", "__repr__"],
+        ),
+        "Snapshot": (w.cache.snapshot, ["__len__"]),
+        "Identity": (lambda: w.identity, ["to_json", "__repr__", "__hash__"]),
+        "Layout": (lambda: w.layout, ["describe", "__repr__"]),
+        "Shape": (lambda: w.shape, ["__repr__", "__hash__"]),
+        "Plane": (lambda: w.shape.planes[0], ["__repr__", "__hash__"]),
+        "TokenHasher": (lambda: w.hasher, ["__repr__"]),
+        "Plan": (lambda: kvtile.plan(w.layout, w.other), ["__str__", "__repr__", "_repr_html_"]),
+        "TransferReport": (lambda: kvtile.copy_blocks(w.layout, w.other, [0]), ["__repr__"]),
+        "StoreReport": (lambda: store().wait(), ["__repr__"]),
+        "LoadReport": (lambda: w.cache.prefetch(w.keys).wait(), ["__repr__"]),
+        "FlushReport": (w.cache.flush, ["__repr__"]),
+        "Event": (lambda: events(w), ["__repr__"]),
+    }
+    made: dict[str, Callable[[], Call]] = {
+        "Plane": lambda: (
+            kvtile.Plane,
+            {"name": "k", "dtype": "x", "unit_bytes": 4, "opaque": False, "per_page": False, "H": 2, "C": 8},
+        ),
+        "Shape": lambda: (kvtile.Shape, shape_settings()),
+        "Shape of planes": lambda: (
+            kvtile.Shape,
+            {"num_blocks": 1, "num_layers": 1, "page_size": 1, "planes": [kvtile.Plane("k", "f32", C=8)]},
+        ),
+        "Shape.with_num_blocks": lambda: (w.shape.with_num_blocks, {"num_blocks": 3}),
+        "Shape.from_hf_config": lambda: (kvtile.Shape.from_hf_config, {"config": config(), "page_size": 4}),
+        "Layout": lambda: (kvtile.Layout, {"word": "BLKNHC", "shape": w.shape, "tensors": [w.tensor]}),
+        "Layout.preset": lambda: (
+            kvtile.Layout.preset,
+            {
+                "name": "vllm:LBHNC/cpu/float32/vec",
+                "shape": w.shape,
+                "tensors": [w.tensor[: w.tensor.size // 2], w.tensor[w.tensor.size // 2 :]],
+            },
+        ),
+        "Identity": lambda: (
+            kvtile.Identity,
+            {
+                "model": "a",
+                "revision": "1",
+                "shape": w.shape,
+                "rope": {"rope_type": "default", "rope_theta": 1e4},
+                "extra": {"lora": "x"},
+            },
+        ),
+        "Identity.from_hf_config": lambda: (kvtile.Identity.from_hf_config, {"config": config(), "page_size": 4}),
+        "Identity.from_json": lambda: (kvtile.Identity.from_json, {"text": w.identity.to_json()}),
+        "Identity.difference": lambda: (w.identity.difference, {"other": w.identity}),
+        "TokenHasher": lambda: (
+            kvtile.TokenHasher,
+            {"identity": w.identity, "salt": "", "profile": "router", "seed": 1, "page_size": 4},
+        ),
+        "TokenHasher.keys": lambda: (w.hasher.keys, {"tokens": [1, 2, 3, 4], "parent": w.keys[0], "extra": [b"a"]}),
+        "TokenSequence": lambda: (kvtile.TokenSequence, {"hasher": w.hasher, "tokens": [1, 2], "extra": [b"a"]}),
+        "TokenSequence.extend": lambda: (sequence().extend, {"tokens": [1, 2]}),
+        "TokenSequence.mark": lambda: (sequence().mark, {"start": 4, "stop": 8, "content": b"x"}),
+        "TokenSequence.truncate": lambda: (sequence().truncate, {"length": 2}),
+        "plan": lambda: (kvtile.plan, {name: copy[name] for name in copy if name != "verify"}),
+        "copy_blocks": lambda: (kvtile.copy_blocks, copy),
+        "copy_blocks_async": lambda: (kvtile.copy_blocks_async, copy),
+        "Completion.wait": lambda: (store().wait, {"timeout": 5.0}),
+        "Completion.wait_layer": lambda: (store().wait_layer, {"layer": 0, "timeout": 5.0}),
+        "Completion.add_done_callback": lambda: (store().add_done_callback, {"callback": lambda _: None}),
+        "Match.blocks_in": lambda: (found().blocks_in, {"tier": "host"}),
+        "Match.skip": lambda: (found().skip, {"blocks": 1}),
+        "Match.truncate": lambda: (found().truncate, {"blocks": 1}),
+        "Subscriber.poll": lambda: (w.cache.subscribe().poll, {"count": 4}),
+        "Subscriber.resynchronise": lambda: (w.cache.subscribe().resynchronise, {"snapshot": w.cache.snapshot()}),
+        "Cache": lambda: (kvtile.Cache, {"identity": w.identity, "layout": w.layout, **w.settings()}),
+        "Cache.lookup": lambda: (
+            w.cache.lookup,
+            {"keys": w.keys, "owner": 1, "hold": 5.0, "priority": 0, **hints},
+        ),
+        "Cache.load": lambda: (
+            w.cache.load,
+            {"found": found(), "blocks": [4, 5], "priority": "low", "within": 5.0, "layout": w.other},
+        ),
+        "Cache.store": lambda: (
+            w.cache.store,
+            {
+                "keys": w.keys,
+                "blocks": [0, 1],
+                "first": 1,
+                "tenant": 1,
+                "priority": "low",
+                "within": 5.0,
+                "keep": 0,
+                **hints,
+                "layout": w.other,
+            },
+        ),
+        "Cache.prefetch": lambda: (w.cache.prefetch, {"keys": w.keys}),
+        "Cache.evict": lambda: (fresh().evict, {"tier": "host", "blocks": 1}),
+        "Cache.pool_stats": lambda: (w.cache.pool_stats, {"tier": "host"}),
+    }
+    for name, (maker, methods) in bare.items():
+        for method in methods:
+            made[f"{name}.{method}"] = lambda maker=maker, method=method: (getattr(maker(), method), {})
+    return made
+
+
+def events(world: World) -> kvtile.Event:
+    """An event that has happened."""
+    cache = world.open(workers=1)
+    subscriber = cache.subscribe()
+    cache.store(world.keys, [0]).wait()
+    return subscriber.poll()[0]
+
+
+def public() -> set[str]:
+    """The names of everything public that can be called: functions, constructors, methods."""
+    names = set()
+    for name in kvtile.__all__:
+        value = getattr(kvtile, name)
+        if not inspect.isclass(value):
+            if callable(value):
+                names.add(name)
+            continue
+        if issubclass(value, Exception):
+            continue
+        if name not in MADE_BY_KVTILE:
+            names.add(name)
+        for member, attribute in vars(value).items():
+            plain = not member.startswith("_") or member in vars(value)
+            special = member in {"__new__", "__doc__", "__module__"} or member in LEFT_TO_PYTHON
+            if plain and not special and callable(getattr(value, member)):
+                names.add(f"{name}.{member}")
+    return names
