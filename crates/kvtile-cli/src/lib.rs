@@ -59,7 +59,7 @@ pub fn run(invocation: &Invocation) -> u8 {
     match cli.run(&invocation.restart) {
         Ok(()) => 0,
         Err(error) => {
-            eprintln!("error: {}", error.text());
+            output::print_error(&format!("error: {}\n", error.text()));
             error.exit_code()
         }
     }

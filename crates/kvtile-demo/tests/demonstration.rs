@@ -151,7 +151,7 @@ fn the_second_request_stores_only_what_is_new() {
         report.flushed.blocks as u64 * report.prompt.block_bytes
     );
     // The folder is free, and what is in it is whole.
-    let inspection = Inspection::open_alone(&first.request().store.folder).unwrap();
+    let inspection = Inspection::open(&first.request().store.folder).unwrap();
     assert_eq!(inspection.blocks().len(), report.flushed.blocks);
 }
 

@@ -11,6 +11,7 @@ pub mod identity;
 mod plan;
 pub mod presets;
 mod shape;
+mod shown;
 mod strided;
 pub mod tensor;
 pub mod tradition;
@@ -24,6 +25,7 @@ pub use plan::{
     Nest, PairBase, PlanClass, PlanSettings, RangePair, Selection,
 };
 pub use shape::{AxisRange, BYTES_MAX, PLANES_MAX, Plane, PlaneName, Shape, Shard};
+pub use shown::Shown;
 pub use strided::{
     Digit, Location, Piece, PlaneDigits, REGIONS_MAX, Span, Step, StridedLayout, UnitIndex,
 };

@@ -42,6 +42,7 @@ pub mod machine;
 mod mapping;
 mod options;
 mod prefault;
+mod process;
 mod region;
 mod shared;
 mod system;
@@ -51,6 +52,7 @@ pub use borrowed::BorrowedMemory;
 pub use error::{MemoryError, MemoryLimit};
 pub use file::{DirectIo, Division, FileMemory, FileOptions, Preallocation, file_of};
 pub use options::{AllocateOptions, HugePages, Prefault, Progress};
+pub use process::{ProcessFile, ProcessMark};
 pub use region::{
     MemType, MemoryDescriptor, MemoryRegion, NixlDescriptor, OwnedMemoryRegion, RegionView,
     StorageKind,

@@ -112,6 +112,7 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
         TierError::EngineDiffers { .. } => python::IdentityError::new_err(text),
         TierError::Busy { .. } => python::BusyError::new_err(text),
         TierError::Closed => python::ClosedError::new_err(text),
+        TierError::Forked { .. } => python::ForkError::new_err(text),
         TierError::InUse { .. } => python::FolderInUseError::new_err(text),
         TierError::StorageNotContiguous { .. }
         | TierError::HostTooSmall { .. }

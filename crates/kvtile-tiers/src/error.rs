@@ -4,13 +4,13 @@ use std::{fmt, io, sync::Arc};
 
 use kvtile_blocks::{BlockKey, BlocksError, events::Tier};
 use kvtile_layout::{
-    LayoutError,
+    LayoutError, Shown,
     identity::{Difference, Fingerprint},
 };
 use kvtile_transfer::TransferError;
 use thiserror::Error;
 
-use crate::disk::medium::{FoundInstead, NotPlain};
+use crate::disk::medium::{FoundInstead, LockHolder, NotLocal, NotPlain};
 
 /// Why a tier refused something. Every message names the values and what to do.
 #[derive(Clone, Debug, Error)]
@@ -161,15 +161,33 @@ pub enum TierError {
     #[error("what was cleared is not yet erased on the disk; its sync failed")]
     NotDurable,
     /// Another process, or another part of this one, has the folder.
-    #[error(
-        "{folder} is in use{by}; give each process a folder of its own, or stop the other one",
-        by = .pid.map_or(String::new(), |pid| format!(" by process {pid}"))
-    )]
+    #[error("{folder} is in use{}", in_use(.holder))]
     InUse {
         /// The folder.
         folder: String,
-        /// The process that has it, where it said so.
-        pid: Option<u32>,
+        /// The process that has it, as far as can be seen.
+        holder: LockHolder,
+    },
+    /// A store that is used in a child of the process that opened it.
+    #[error(
+        "the store was opened by process {opened_by}, and this is a child of it made by fork; open a \
+         folder of its own in the child"
+    )]
+    Forked {
+        /// The process that opened it.
+        opened_by: u32,
+    },
+    /// A folder on a file system that is not known to be local. Nothing was touched.
+    #[error(
+        "{folder} is on {file_system}, which is not known to be a local file system: its locks may be \
+         unknown to other machines, and two caches would write over each other's blocks. Give a \
+         folder on a disk of this machine (ext4, xfs, btrfs or another local file system)"
+    )]
+    NotLocal {
+        /// The folder, or the file.
+        folder: String,
+        /// What the file system is called.
+        file_system: String,
     },
     /// A folder with files that are not a disk tier's. Nothing was touched.
     #[error("{folder} is no disk tier and holds {found:?}; give an empty folder or a new one")]
@@ -319,6 +337,27 @@ pub enum TierError {
     },
 }
 
+/// By which process, and what to do.
+fn in_use(holder: &LockHolder) -> String {
+    let advice = "give each process a folder of its own, or stop that process";
+    let named = |pid: u32| match &holder.program {
+        Some(program) => format!("process {pid} ({})", Shown(program)),
+        None => format!("process {pid}"),
+    };
+    match (holder.pid, holder.opened_by) {
+        (Some(pid), Some(opened_by)) if pid != opened_by => format!(
+            " by {}, which has it from process {opened_by}, which opened it; {advice}",
+            named(pid)
+        ),
+        (Some(pid), _) => format!(" by {}; {advice}", named(pid)),
+        (None, Some(opened_by)) => format!(
+            " by a process that cannot be seen from here (another user's, or in another container); \
+             its lock says that process {opened_by} opened it; {advice}"
+        ),
+        (None, None) => format!(" by a process that cannot be seen from here; {advice}"),
+    }
+}
+
 /// What became of a file that a store has open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -361,6 +400,12 @@ impl TierError {
 
     pub(crate) fn file(operation: &'static str, file: String, error: io::Error) -> TierError {
         let inner = error.get_ref();
+        if let Some(NotLocal { file_system }) = inner.and_then(|inner| inner.downcast_ref()) {
+            return TierError::NotLocal {
+                folder: file,
+                file_system: file_system.clone(),
+            };
+        }
         if let Some(NotPlain { found }) = inner.and_then(|inner| inner.downcast_ref()) {
             let found = *found;
             return TierError::NotAPlainFile { file, found };

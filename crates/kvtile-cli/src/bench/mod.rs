@@ -9,7 +9,9 @@ use std::path::Path;
 use args::Other;
 pub(crate) use args::{BenchArgs, EXAMPLES};
 use indicatif::ProgressBar;
+use kvtile::layout::Shown;
 use kvtile_bench::{Progress, Report};
+use serde_json::Value;
 
 use crate::{
     error::CliError,
@@ -51,7 +53,23 @@ fn read(path: &Path) -> Result<Report, CliError> {
         path: path.to_owned(),
         source,
     })?;
+    // What is no JSON, the report says itself.
+    let parsed = serde_json::from_str(&text);
+    let text = parsed.map_or(text, |value| shown(value).to_string());
     Ok(Report::parse(&text)?)
+}
+
+/// The same results, with texts as they may be shown.
+fn shown(value: Value) -> Value {
+    match value {
+        Value::String(text) => Value::String(Shown(&text).to_string()),
+        Value::Array(values) => Value::Array(values.into_iter().map(shown).collect()),
+        Value::Object(fields) => {
+            let fields = fields.into_iter();
+            Value::Object(fields.map(|(name, value)| (name, shown(value))).collect())
+        }
+        other => other,
+    }
 }
 
 /// The bar on standard error.

@@ -15,10 +15,13 @@ use std::{
     path::Path,
 };
 
-use kvtile::tiers::disk::{Inspection, StoredBlock};
+use kvtile::tiers::disk::{Inspection, Miss, StoredBlock};
 use serde::Serialize;
 
-use super::{read_all, report::BadBlock};
+use super::{
+    read_all,
+    report::{BadBlock, ReadBlocks},
+};
 use crate::error::CliError;
 
 /// Readers take no longer header.
@@ -30,7 +33,7 @@ const HEADER_ALIGNMENT: usize = 8;
 /// What was written.
 pub(super) struct Exported {
     pub(super) blocks: usize,
-    pub(super) bad: Vec<BadBlock>,
+    pub(super) read: ReadBlocks,
 }
 
 #[derive(Serialize)]
@@ -87,7 +90,7 @@ pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, C
     }
     out.seek(SeekFrom::Start(8 + room as u64))
         .map_err(failed("write"))?;
-    let (mut whole, mut bad) = (Vec::new(), Vec::new());
+    let (mut whole, mut read_blocks) = (Vec::new(), ReadBlocks::default());
     read_all(inspection, "exporting blocks", |block, read| {
         match read {
             _ if newest.get(&block.key) != Some(&block.sequence) => {}
@@ -95,7 +98,8 @@ pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, C
                 out.write_all(bytes).map_err(failed("write"))?;
                 whole.push(block);
             }
-            Err(miss) => bad.push(BadBlock::of(&block, &miss)),
+            Err(Miss::Replaced) => read_blocks.replaced += 1,
+            Err(miss) => read_blocks.bad.push(BadBlock::of(&block, &miss)),
         }
         Ok(())
     })?;
@@ -116,7 +120,7 @@ pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, C
         .map_err(|error| failed("create")(error.error))?;
     Ok(Exported {
         blocks: whole.len(),
-        bad,
+        read: read_blocks,
     })
 }
 

@@ -10,12 +10,13 @@ use std::{
 };
 
 use clap::{Args, Subcommand};
+use kvtile::layout::Shown;
 use kvtile::tiers::{
     TierError,
     disk::{self, Inspection, Miss, StoredBlock, medium::FolderMedium},
 };
 
-use self::report::{BadBlock, Checked, Stat, failed_json};
+use self::report::{BadBlock, Checked, ReadBlocks, Stat, failed_json};
 use crate::{
     error::CliError,
     output::{self, Screen},
@@ -24,7 +25,8 @@ use crate::{
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
 A folder keeps the blocks of one model in one layout, each with its key and a checksum. It belongs
-to one process at a time: stat works beside it, the others are refused while it is in use.
+to one process at a time. stat, verify and export only read: they work beside it, in folders that may
+only be read, and say that it is in use; clear is refused then.
 
 Exit codes: 0 done and whole, 1 damaged, refused or in use, 2 a request that makes no sense.
 
@@ -109,25 +111,28 @@ fn stat(folder: &FolderArgs) -> Result<(), CliError> {
 }
 
 fn verify(folder: &FolderArgs) -> Result<(), CliError> {
-    let inspection = Inspection::open_alone(&folder.dir)?;
-    let mut bad = Vec::new();
+    let inspection = Inspection::open(&folder.dir)?;
+    let (mut bad, mut replaced) = (Vec::new(), 0);
     read_all(&inspection, "checking blocks", |block, read| {
-        if let Err(miss) = read {
+        if let Err(Miss::Replaced) = read {
+            replaced += 1;
+        } else if let Err(miss) = read {
             bad.push(BadBlock::of(&block, &miss));
         }
         Ok(())
     })?;
-    let checked = Checked::of(&folder.dir, &inspection, bad, None);
+    let read = ReadBlocks { bad, replaced };
+    let checked = Checked::of(&folder.dir, &inspection, read, None);
     finish(folder, &checked)
 }
 
 fn export(folder: &FolderArgs, file: &Path) -> Result<(), CliError> {
-    let inspection = Inspection::open_alone(&folder.dir)?;
+    let inspection = Inspection::open(&folder.dir)?;
     let exported = export::export(&inspection, file)?;
     let checked = Checked::of(
         &folder.dir,
         &inspection,
-        exported.bad,
+        exported.read,
         Some((file, exported.blocks)),
     );
     finish(folder, &checked)
@@ -192,7 +197,8 @@ fn confirm(dir: &Path) -> Result<(), CliError> {
         Err(TierError::ManifestDamaged { .. } | TierError::NotAStore { .. }) => Held(None),
         Err(error) => return Err(error.into()),
     };
-    eprint!("Remove {held} in {}? [y/N] ", dir.display());
+    let dir_name = dir.display().to_string();
+    output::print_error(&format!("Remove {held} in {}? [y/N] ", Shown(&dir_name)));
     let mut answer = String::new();
     std::io::stdin().read_line(&mut answer)?;
     match answer.trim() {

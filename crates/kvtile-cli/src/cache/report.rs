@@ -9,9 +9,10 @@ use std::{
 
 use kvtile::{
     identity::{Fingerprint, LogicalIdentity},
+    layout::Shown,
     tiers::{
         TierError,
-        disk::{Inspection, Miss, StoredBlock},
+        disk::{FolderUsage, Inspection, Miss, StoredBlock},
     },
 };
 use serde::Serialize;
@@ -41,9 +42,42 @@ pub(super) struct Stat<'a> {
     created_unix_seconds: u64,
     age_seconds: u64,
     created_by: &'a str,
-    in_use: bool,
+    #[serde(flatten)]
+    usage: Usage,
+}
+
+/// Whether a cache uses the folder.
+#[derive(Serialize)]
+struct Usage {
+    /// Null where it cannot be told.
+    in_use: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     used_by_process: Option<u32>,
+    #[serde(skip)]
+    text: String,
+}
+
+impl Usage {
+    fn of(inspection: &Inspection) -> Usage {
+        let (in_use, used_by_process, text) = match inspection.usage() {
+            FolderUsage::Unused => (Some(false), None, "by no process".to_owned()),
+            FolderUsage::Used(holder) => {
+                let text = match (holder.pid, &holder.program) {
+                    (Some(pid), Some(program)) => format!("by process {pid} ({program})"),
+                    (Some(pid), None) => format!("by process {pid}"),
+                    (None, _) => "by a process that cannot be seen from here".to_owned(),
+                };
+                (Some(true), holder.pid, text)
+            }
+            FolderUsage::Unknown(error) => (None, None, format!("cannot be told: {error}")),
+            _ => (None, None, "cannot be told".to_owned()),
+        };
+        Usage {
+            in_use,
+            used_by_process,
+            text,
+        }
+    }
 }
 
 impl<'a> Stat<'a> {
@@ -72,14 +106,13 @@ impl<'a> Stat<'a> {
             created_unix_seconds: created.unix_seconds,
             age_seconds: now.saturating_sub(created.unix_seconds),
             created_by: &created.kvtile,
-            in_use: inspection.used_by().is_some(),
-            used_by_process: inspection.used_by().flatten(),
+            usage: Usage::of(inspection),
         }
     }
 
     /// All of it, for a person.
     pub(super) fn text(&self, screen: Screen) -> String {
-        let mut text = screen.bold(&self.path.display().to_string());
+        let mut text = path_text(screen, self.path);
         text.push('\n');
         let mut table = Table::bare([Align::Left, Align::Left]);
         let mut fact = |name: &str, value: String| table.row([name.to_owned(), value]);
@@ -113,15 +146,14 @@ impl<'a> Stat<'a> {
             let (torn, unreadable) = (self.torn, self.unreadable);
             fact("records", format!("{torn} torn, {unreadable} unreadable"));
         }
-        let user = match (self.in_use, self.used_by_process) {
-            (false, _) => "by nobody".to_owned(),
-            (true, None) => "by somebody".to_owned(),
-            (true, Some(process)) => format!("by process {process}"),
-        };
-        fact("used", user);
+        fact("used", self.usage.text.clone());
         text.push_str(&table.text());
         text
     }
+}
+
+fn path_text(screen: Screen, path: &Path) -> String {
+    screen.bold(&Shown(&path.display().to_string()).to_string())
 }
 
 /// `3 days`, as coarse as people say it.
@@ -154,6 +186,14 @@ impl BadBlock {
     }
 }
 
+/// What reading every block found.
+#[derive(Default)]
+pub(super) struct ReadBlocks {
+    pub(super) bad: Vec<BadBlock>,
+    /// Blocks that the cache that uses the folder replaced or erased meanwhile.
+    pub(super) replaced: usize,
+}
+
 /// What reading every block found, and where they were written to.
 #[derive(Serialize)]
 pub(super) struct Checked<'a> {
@@ -162,8 +202,12 @@ pub(super) struct Checked<'a> {
     verdict: &'static str,
     checked: usize,
     bad: Vec<BadBlock>,
+    /// Blocks that were replaced or erased while they were read, which is no damage.
+    replaced: usize,
     torn: &'a [u32],
     unreadable: &'a [u32],
+    #[serde(flatten)]
+    usage: Usage,
     #[serde(skip_serializing_if = "Option::is_none")]
     exported: Option<ExportedTo<'a>>,
 }
@@ -178,18 +222,21 @@ impl<'a> Checked<'a> {
     pub(super) fn of(
         path: &'a Path,
         inspection: &'a Inspection,
-        bad: Vec<BadBlock>,
+        read: ReadBlocks,
         exported: Option<(&'a Path, usize)>,
     ) -> Checked<'a> {
         let (torn, unreadable) = (inspection.torn(), inspection.unreadable());
+        let ReadBlocks { bad, replaced } = read;
         let whole = bad.is_empty() && torn.is_empty() && unreadable.is_empty();
         Checked {
             path,
             verdict: if whole { "whole" } else { "damaged" },
             checked: inspection.blocks().len(),
             bad,
+            replaced,
             torn,
             unreadable,
+            usage: Usage::of(inspection),
             exported: exported.map(|(file, blocks)| ExportedTo { file, blocks }),
         }
     }
@@ -211,19 +258,32 @@ impl<'a> Checked<'a> {
 
     /// All of it, for a person.
     pub(super) fn text(&self, screen: Screen) -> String {
-        let mut text = screen.bold(&self.path.display().to_string());
-        let whole = self.checked - self.bad.len();
+        let mut text = path_text(screen, self.path);
+        let whole = self.checked - self.bad.len() - self.replaced;
         let _ = writeln!(
             text,
             "\n  {} of {} blocks are whole",
             thousands(whole as u64),
             thousands(self.checked as u64)
         );
+        if self.usage.in_use != Some(false) {
+            let used = Shown(&self.usage.text);
+            let _ = writeln!(
+                text,
+                "  used {used}; what it writes meanwhile may be missing here"
+            );
+        }
+        if self.replaced > 0 {
+            let replaced = thousands(self.replaced as u64);
+            let _ = writeln!(text, "  {replaced} were replaced while they were read");
+        }
         for bad in self.bad.iter().take(BAD_SHOWN) {
             let _ = writeln!(
                 text,
                 "    {} in slot {}: {}",
-                bad.key, bad.slot, bad.problem
+                bad.key,
+                bad.slot,
+                Shown(&bad.problem)
             );
         }
         for slot in self.torn.iter().take(BAD_SHOWN) {
@@ -237,7 +297,7 @@ impl<'a> Checked<'a> {
                 text,
                 "  {} blocks are in {}",
                 thousands(*blocks as u64),
-                file.display()
+                Shown(&file.display().to_string())
             );
         }
         text
@@ -249,6 +309,7 @@ pub(super) fn failed_json(path: &Path, error: &TierError) -> impl Serialize {
     let verdict = match error {
         TierError::NotAStore { .. } => "not a disk tier",
         TierError::InUse { .. } => "in use",
+        TierError::NotLocal { .. } | TierError::NotAPlainFile { .. } => "refused",
         TierError::ManifestDamaged { .. } => "damaged",
         TierError::FolderDiffers { .. } | TierError::ForeignFolder { .. } => "refused",
         _ => "unreadable",

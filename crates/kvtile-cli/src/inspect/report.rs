@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
 use kvtile::{
     identity::{Difference, Fingerprint, LogicalIdentity},
-    layout::{Shape, Word},
+    layout::{Shape, Shown, Word},
     saved::{BlockCheck, SavedCache},
     transfer::TransferError,
 };
@@ -182,16 +182,17 @@ impl<'a> Report<'a> {
         let first = against.differences.first()?;
         Some(format!(
             "refused against {}: {} differs: {} here, {} there",
-            against.path.display(),
-            first.field,
-            first.here,
-            first.there
+            Shown(&against.path.display().to_string()),
+            Shown(&first.field),
+            Shown(&first.here),
+            Shown(&first.there)
         ))
     }
 
     /// All of it, for a person.
     pub(super) fn text(&self, screen: Screen) -> String {
-        let mut text = screen.bold(&self.path.display().to_string());
+        let path = self.path.display().to_string();
+        let mut text = screen.bold(&Shown(&path).to_string());
         text.push('\n');
         let mut table = Table::bare([Align::Left, Align::Left]);
         let mut fact = |name: &str, value: String| table.row([name.to_owned(), value]);
@@ -218,7 +219,7 @@ impl<'a> Report<'a> {
         }
         text.push_str(&table.text());
         for bad in self.blocks.iter().flat_map(|b| &b.bad).take(BAD_SHOWN) {
-            let _ = writeln!(text, "    {}", bad.problem);
+            let _ = writeln!(text, "    {}", Shown(&bad.problem));
         }
         if let Some(against) = self.against.as_ref().filter(|against| !against.equal) {
             text.push('\n');

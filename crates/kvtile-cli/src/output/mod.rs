@@ -4,6 +4,7 @@ mod bytes;
 mod html;
 mod progress;
 mod table;
+mod terminal;
 
 use std::io::{self, Write};
 
@@ -67,6 +68,18 @@ impl Screen {
 
 /// Writes `text` to standard output. A reader who has left (`| head`) is no error.
 pub(crate) fn print(text: &str) -> Result<(), CliError> {
+    let colours = Screen::of_stdout().colours;
+    write_out(&terminal::for_terminal(text, colours))
+}
+
+/// Writes a line, or a question without an end of line, to standard error.
+pub(crate) fn print_error(text: &str) {
+    let text = terminal::for_terminal(text, false);
+    // Where nobody reads, there is nobody to tell.
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+fn write_out(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
@@ -81,5 +94,5 @@ pub(crate) fn print(text: &str) -> Result<(), CliError> {
 pub(crate) fn print_json(report: &impl Serialize) -> Result<(), CliError> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
-    print(&text)
+    write_out(&terminal::json_for_terminal(&text))
 }

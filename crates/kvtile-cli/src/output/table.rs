@@ -1,6 +1,8 @@
-//! Plain tables: columns as wide as what stands in them, two spaces apart.
+//! Plain tables: columns as wide as what stands in them, two spaces apart. Cells may hold text from
+//! files: what a terminal would obey is escaped, line breaks included.
 
 use console::measure_text_width;
+use kvtile::layout::Shown;
 
 /// Which side a column keeps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +40,8 @@ impl Table {
 
     /// One more row.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.to_vec());
+        let shown = cells.iter().map(|cell| Shown(cell).to_string());
+        self.rows.push(shown.collect());
     }
 
     /// The table as lines.

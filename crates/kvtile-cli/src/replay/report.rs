@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use kvtile::layout::Shown;
 use kvtile::tiers::{
     metrics::MoveStats,
     replay::{Totals, Trace},
@@ -146,7 +147,7 @@ impl Report {
         let facts = &self.trace;
         let mut text = format!(
             "{}: {} requests, {} references to {} blocks of {} tokens\n",
-            facts.name,
+            Shown(&facts.name),
             thousands(facts.requests),
             thousands(facts.block_references),
             thousands(facts.distinct_blocks),

@@ -20,6 +20,7 @@
 use std::fmt;
 
 use super::{Fingerprint, Real};
+use crate::Shown;
 
 /// The value of a field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,6 +172,12 @@ impl fmt::Display for Difference {
             ours,
             theirs,
         } = self;
-        write!(f, "{field} differs: {ours} here, {theirs} there")
+        write!(
+            f,
+            "{} differs: {} here, {} there",
+            Shown(field),
+            Shown(ours),
+            Shown(theirs)
+        )
     }
 }

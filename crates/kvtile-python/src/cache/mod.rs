@@ -157,7 +157,7 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     guard::call(py, || {
         let open = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
         for slot in open.iter().filter_map(Weak::upgrade) {
-            drop(close(&slot));
+            close(&slot);
         }
     })
 }

@@ -20,7 +20,9 @@ use std::{
 };
 
 use file::SimulatedFile;
-use kvtile_tiers::disk::medium::{LockError, Medium, MediumFile, MediumLock, OpenFile, Standing};
+use kvtile_tiers::disk::medium::{
+    LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing,
+};
 
 /// How often operations fail: once in so many times, never where it is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -371,21 +373,23 @@ impl Medium for SimulatedDisk {
         Ok(state.folder)
     }
 
-    fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError> {
+    fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
         let mut state = self.state();
-        if writable {
-            state.make_file(file)?;
-        } else {
-            state.file(file)?;
-        }
+        state.make_file(file)?;
         if state.locked {
-            return Err(LockError::Held { pid: None });
+            return Err(LockError::Held(LockHolder::default()));
         }
         state.locked = true;
         Ok(Box::new(SimulatedLock {
             disk: self.clone(),
             process: state.process,
         }))
+    }
+
+    fn holder(&self, _file: &str) -> io::Result<Option<LockHolder>> {
+        let state = self.state();
+        state.alive()?;
+        Ok(state.locked.then(LockHolder::default))
     }
 
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {

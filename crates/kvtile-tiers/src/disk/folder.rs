@@ -1,12 +1,12 @@
 //! The names in a folder, its lock, and how it is emptied.
 
 use super::{
-    manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE},
-    medium::{LockError, Medium, MediumLock},
+    manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
+    medium::{LockError, Medium, MediumLock, NotPlain},
 };
 use crate::error::TierError;
 
-/// The lock of the one process that uses the folder.
+/// Which process uses the folder.
 pub(super) const LOCK_FILE: &str = "lock";
 
 /// One record a slot.
@@ -52,17 +52,24 @@ pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
 
 /// Takes the lock of the folder, to write in it.
 pub(super) fn lock(medium: &dyn Medium) -> Result<Box<dyn MediumLock>, TierError> {
-    let lock = medium.lock(LOCK_FILE, true);
+    let lock = medium.lock(LOCK_FILE);
     lock.map_err(|error| lock_error(medium, error))
 }
 
-pub(super) fn lock_error(medium: &dyn Medium, error: LockError) -> TierError {
+fn lock_error(medium: &dyn Medium, error: LockError) -> TierError {
     match error {
-        LockError::Held { pid } => TierError::InUse {
+        LockError::Held(holder) => TierError::InUse {
             folder: medium.name(),
-            pid,
+            holder,
         },
-        LockError::Io(error) => TierError::file("lock", medium.name(), error),
+        LockError::Io(error) => {
+            let inner = error.get_ref();
+            let name = match inner.is_some_and(|inner| inner.is::<NotPlain>()) {
+                true => file_name(medium, LOCK_FILE),
+                false => medium.name(),
+            };
+            TierError::file("lock", name, error)
+        }
     }
 }
 

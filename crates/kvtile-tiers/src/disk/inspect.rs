@@ -1,15 +1,18 @@
 //! Looking into a folder without using it: what it holds, and whether that is whole.
 //!
-//! It writes nothing, needs no identity and works in folders that may only be read.
+//! It writes nothing, takes no lock, needs no identity, and works in folders that may only be read: an
+//! image, another user's, a mount for reading, a network file system. A cache may use the folder
+//! meanwhile. Each block is verified by its checksum, so none is given that is a mixture; a block that
+//! the cache replaced after the records were read is [`Miss::Replaced`], which is no damage.
 
-use std::{io, path::Path};
+use std::path::Path;
 
 use super::{
     capacity,
-    folder::{self, LOCK_FILE, RECORDS_FILE, SLOTS_FILE},
+    folder::{LOCK_FILE, RECORDS_FILE, SLOTS_FILE},
     manifest::{MANIFEST_FILE, Manifest, file_name},
-    medium::{FolderMedium, LockError, Medium, MediumFile, MediumLock, OpenFile},
-    record::{Record, content_checksum},
+    medium::{FolderMedium, LockHolder, Medium, MediumFile, OpenFile},
+    record::{Decoded, RECORD_BYTES, RECORD_STRIDE, Record, content_checksum},
     store::{Miss, Scan, Scanned, StoredBlock, is_end},
 };
 use crate::error::TierError;
@@ -19,58 +22,51 @@ use crate::error::TierError;
 pub struct Inspection {
     medium: FolderMedium,
     manifest: Manifest,
+    records: Option<Box<dyn MediumFile>>,
     slots: Option<Box<dyn MediumFile>>,
     stored: Vec<(u32, Record)>,
     torn: Vec<u32>,
     unreadable: Vec<u32>,
     files_bytes: u64,
-    used_by: Option<Option<u32>>,
-    /// Held where the folder was taken.
-    _lock: Option<Box<dyn MediumLock>>,
+    usage: FolderUsage,
+}
+
+/// Whether a cache uses a folder.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum FolderUsage {
+    /// None does.
+    Unused,
+    /// One does, and may write while the folder is looked into.
+    Used(LockHolder),
+    /// It cannot be told from here, for instance on a network file system.
+    Unknown(TierError),
 }
 
 impl Inspection {
-    /// Looks into a folder that may be in use; what is being written meanwhile may look torn.
+    /// Looks into a folder, which may be in use.
     ///
     /// # Errors
     /// No disk tier there, a damaged manifest, or what the file system says.
     pub fn open(path: &Path) -> Result<Inspection, TierError> {
-        Inspection::new(FolderMedium::new(path), false)
-    }
-
-    /// Looks into a folder and keeps others from using it meanwhile.
-    ///
-    /// # Errors
-    /// As [`open`](Inspection::open); the folder is in use.
-    pub fn open_alone(path: &Path) -> Result<Inspection, TierError> {
-        Inspection::new(FolderMedium::new(path), true)
-    }
-
-    fn new(medium: FolderMedium, alone: bool) -> Result<Inspection, TierError> {
-        let Some(before) = Manifest::read(&medium)? else {
+        let medium = FolderMedium::new(path);
+        let Some(manifest) = Manifest::read(&medium)? else {
             let folder = medium.name();
             return Err(TierError::NotAStore { folder });
         };
-        let (lock, used_by) = match medium.lock(LOCK_FILE, false) {
-            Ok(lock) => (Some(lock), None),
-            Err(LockError::Held { pid }) if !alone => (None, Some(pid)),
-            // A copy of a folder need not have its lock.
-            Err(LockError::Io(error)) if error.kind() == io::ErrorKind::NotFound => (None, None),
-            Err(error) => return Err(folder::lock_error(&medium, error)),
-        };
-        // It may have been given another size before it was taken.
-        let manifest = match &lock {
-            Some(_) => Manifest::read(&medium)?.unwrap_or(before),
-            None => before,
+        let usage = match medium.holder(LOCK_FILE) {
+            Ok(None) => FolderUsage::Unused,
+            Ok(Some(holder)) => FolderUsage::Used(holder),
+            Err(error) => FolderUsage::Unknown(TierError::file("lock", medium.name(), error)),
         };
         let mut inspection = Inspection {
+            records: None,
             slots: None,
             stored: Vec::new(),
             torn: Vec::new(),
             unreadable: Vec::new(),
             files_bytes: 0,
-            used_by,
-            _lock: lock.filter(|_| alone),
+            usage,
             manifest,
             medium,
         };
@@ -79,27 +75,51 @@ impl Inspection {
     }
 
     fn scan(&mut self) -> Result<(), TierError> {
-        for file in [MANIFEST_FILE, LOCK_FILE, RECORDS_FILE, SLOTS_FILE] {
+        for file in [MANIFEST_FILE, RECORDS_FILE, SLOTS_FILE] {
             self.files_bytes += self.length(file)?;
         }
+        // It need not be there, and nothing is read from it.
+        self.files_bytes += self.length(LOCK_FILE).unwrap_or(0);
         let records = capacity::records_bytes(self.manifest.slots());
         let records = records.min(self.length(RECORDS_FILE)?);
-        if let Some(file) = self.file(RECORDS_FILE, records)? {
+        self.records = self.file(RECORDS_FILE, records)?;
+        if let Some(file) = &self.records {
             let scanned = Scanned {
                 store: self.manifest.store(),
                 places: self.manifest.slots(),
                 write_back: false,
             };
-            let scan = Scan::read(&*file, scanned);
+            let scan = Scan::read(&**file, scanned);
             (self.stored, self.torn, self.unreadable) = (scan.stored, scan.torn, scan.unreadable);
         } else {
             self.unreadable = (0..self.manifest.slots()).collect();
         }
+        self.read_torn_again();
         let slots = self.manifest.data_bytes().min(self.length(SLOTS_FILE)?);
         self.slots = self.file(SLOTS_FILE, slots)?;
         self.stored
             .sort_by_key(|(_, record)| (record.position, record.sequence));
         Ok(())
+    }
+
+    /// A cache may have been writing a record just when it was read.
+    fn read_torn_again(&mut self) {
+        for slot in std::mem::take(&mut self.torn) {
+            match self.record(slot) {
+                Some(Decoded::Stored(record)) => self.stored.push((slot, record)),
+                Some(Decoded::Empty) => {}
+                Some(Decoded::Torn) | None => self.torn.push(slot),
+            }
+        }
+    }
+
+    /// The record of a slot as it is now; `None` where it cannot be read.
+    fn record(&self, slot: u32) -> Option<Decoded> {
+        let mut bytes = [0; RECORD_BYTES];
+        let offset = u64::from(slot) * RECORD_STRIDE;
+        let read = self.records.as_ref()?.read_exact_at(offset, &mut bytes);
+        read.ok()?;
+        Some(Record::decode(&bytes, self.manifest.store(), slot))
     }
 
     fn length(&self, file: &str) -> Result<u64, TierError> {
@@ -163,16 +183,17 @@ impl Inspection {
         self.files_bytes
     }
 
-    /// Whether somebody uses the folder, and which process if it says so.
+    /// Whether a cache used the folder when it was opened here.
     #[must_use]
-    pub fn used_by(&self) -> Option<Option<u32>> {
-        self.used_by
+    pub fn usage(&self) -> &FolderUsage {
+        &self.usage
     }
 
     /// Reads the `index`-th of [`blocks`](Inspection::blocks) and verifies it.
     ///
     /// # Errors
-    /// Why there is no such block. What `buffer` holds then must not be used.
+    /// Why there is no such block; [`Miss::Replaced`] where a cache has replaced or erased it since the
+    /// folder was opened here. What `buffer` holds then must not be used.
     pub fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), Miss> {
         let (block_bytes, found_bytes) = (self.manifest.block_bytes(), buffer.len() as u64);
         if found_bytes != block_bytes {
@@ -182,8 +203,17 @@ impl Inspection {
             }));
         }
         let (slot, record) = self.stored.get(index).ok_or(Miss::Empty)?;
+        let read = self.read_verified(*slot, record, buffer);
+        // It is damaged only if its record still speaks of it.
+        match (&read, self.record(*slot)) {
+            (Err(_), Some(now)) if now != Decoded::Stored(*record) => Err(Miss::Replaced),
+            _ => read,
+        }
+    }
+
+    fn read_verified(&self, slot: u32, record: &Record, buffer: &mut [u8]) -> Result<(), Miss> {
         let slots = self.slots.as_ref().ok_or(Miss::Truncated)?;
-        let offset = u64::from(*slot) * self.manifest.slot_bytes();
+        let offset = u64::from(slot) * self.manifest.slot_bytes();
         slots
             .read_exact_at(offset, buffer)
             .map_err(|error| match is_end(&error) {

@@ -6,7 +6,10 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crc_fast::CrcAlgorithm;
-use kvtile_layout::identity::{Difference, Fingerprint, LayoutIdentity, LogicalIdentity};
+use kvtile_layout::{
+    Shown,
+    identity::{Difference, Fingerprint, LayoutIdentity, LogicalIdentity},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{capacity, medium::Medium, record::StoreId};
@@ -221,7 +224,7 @@ impl Manifest {
     fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<Manifest, TierError> {
         let damaged = |problem: String| TierError::ManifestDamaged {
             folder: medium.name(),
-            problem,
+            problem: Shown(&problem).to_string(),
         };
         check_version(bytes, medium)?;
         let file: ManifestFile =
@@ -272,7 +275,7 @@ fn check_version(bytes: &[u8], medium: &dyn Medium) -> Result<(), TierError> {
     let any: AnyVersion =
         serde_json::from_slice(bytes).map_err(|error| TierError::ManifestDamaged {
             folder: medium.name(),
-            problem: error.to_string(),
+            problem: Shown(&error.to_string()).to_string(),
         })?;
     if any.manifest.format == FORMAT && any.manifest.version != VERSION {
         return Err(TierError::FolderDiffers {

@@ -4,7 +4,7 @@
 //! manifest.json   version, identity in full, layout of a block, sizes; replaced in one step
 //! records         64 bytes a slot: key, parent, position, tenant, sequence, checksums
 //! slots           one block a slot, at multiples of 4096
-//! lock            held by the one process that uses the folder
+//! lock            which process uses the folder; the lock itself is on the folder
 //! ```
 //!
 //! [`SlotStore`] keeps blocks in slots and says which ones are durable. Everything is bounded by
@@ -21,7 +21,7 @@ mod store;
 
 pub use capacity::SLOTS_MAX;
 pub use folder::clear;
-pub use inspect::Inspection;
+pub use inspect::{FolderUsage, Inspection};
 pub use manifest::{Created, Manifest, StoreIdentity};
 pub use store::{
     Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotState, SlotStore, SlotStoreSettings,

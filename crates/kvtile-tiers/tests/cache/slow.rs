@@ -10,7 +10,9 @@ use std::{
 use kvtile_blocks::events::Tier;
 use kvtile_tiers::{
     cache::{Cache, LookupOptions},
-    disk::medium::{FolderMedium, LockError, Medium, MediumFile, MediumLock, OpenFile, Standing},
+    disk::medium::{
+        FolderMedium, LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing,
+    },
 };
 
 use super::common::{Engine, chain, engine_layout, with_disk};
@@ -91,8 +93,12 @@ impl Medium for GatedFolder {
         self.0.standing()
     }
 
-    fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError> {
-        self.0.lock(file, writable)
+    fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
+        self.0.lock(file)
+    }
+
+    fn holder(&self, file: &str) -> io::Result<Option<LockHolder>> {
+        self.0.holder(file)
     }
 
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {

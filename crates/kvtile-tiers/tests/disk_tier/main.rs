@@ -9,6 +9,10 @@
 mod common;
 mod crash;
 mod gone;
+mod links;
+mod local;
+mod lock;
+mod read_only;
 mod simulation;
 mod store;
 mod threads;

@@ -176,7 +176,10 @@ fn a_second_store_is_refused_with_the_process_that_has_the_folder() {
     let identity = usual();
     let (store, _) = open(folder.path(), 4, &identity).unwrap();
     match open(folder.path(), 4, &identity) {
-        Err(TierError::InUse { pid, .. }) => assert_eq!(pid, Some(std::process::id())),
+        Err(TierError::InUse { holder, .. }) => {
+            assert_eq!(holder.pid, Some(std::process::id()));
+            assert_eq!(holder.opened_by, holder.pid);
+        }
         other => panic!("{other:?}"),
     }
     drop(store);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use kvtile_layout::{
-    Shape, Word,
+    Shape, Shown, Word,
     identity::{LayoutIdentity, LogicalIdentity},
 };
 use serde::{Deserialize, Serialize};
@@ -191,12 +191,12 @@ impl Reader<'_> {
 
 pub(super) fn not_one(problem: &str) -> TransferError {
     TransferError::NotASavedCache {
-        problem: problem.to_owned(),
+        problem: Shown(problem).to_string(),
     }
 }
 
 pub(super) fn damaged(problem: &str) -> TransferError {
     TransferError::Damaged {
-        problem: problem.to_owned(),
+        problem: Shown(problem).to_string(),
     }
 }

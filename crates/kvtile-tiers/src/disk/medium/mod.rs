@@ -9,11 +9,11 @@
 //!   part, or not at all; afterwards they stay.
 //! - Names change (created, renamed, removed) in the order of the calls, and stay after
 //!   [`Medium::sync_folder`].
-//! - A lock ends with its process, however that ends.
+//! - A lock ends with its process, however that ends; children do not have it.
 
 mod folder;
 
-pub use folder::{FolderMedium, FoundInstead, NotPlain};
+pub use folder::{FolderMedium, FoundInstead, NotLocal, NotPlain};
 
 use std::{fmt, io};
 
@@ -109,12 +109,19 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// What the file system says.
     fn standing(&self) -> io::Result<Standing>;
 
-    /// Takes the lock of this name until the guard is dropped or the process ends. Whoever may
-    /// write to the folder leaves the number of the process in it.
+    /// Takes the lock of the folder, to write in it, until the guard is dropped or the process ends;
+    /// the process leaves its number in the file `lock`.
     ///
     /// # Errors
-    /// Somebody else holds it, or what the file system says.
-    fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError>;
+    /// Another process, or another part of this one, holds it, or what the file system says;
+    /// [`NotLocal`] on a file system whose locks may not reach all that can write there.
+    fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError>;
+
+    /// Who holds the lock, if it is held. It takes and writes nothing.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn holder(&self, file: &str) -> io::Result<Option<LockHolder>>;
 
     /// Opens a data file.
     ///
@@ -159,14 +166,24 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
 /// A lock that is held while this lives.
 pub trait MediumLock: fmt::Debug + Send + Sync {}
 
+/// Which process holds a lock, as far as can be seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LockHolder {
+    /// A process that has the lock now. Other users' processes and those of other containers cannot be
+    /// seen.
+    pub pid: Option<u32>,
+    /// What that process runs.
+    pub program: Option<String>,
+    /// The process that took the lock, as it wrote down. It may have ended, and left the lock to a
+    /// child.
+    pub opened_by: Option<u32>,
+}
+
 /// Why a lock was not taken.
 #[derive(Debug)]
 pub enum LockError {
     /// Another process, or another part of this one, holds it.
-    Held {
-        /// The process, where it said so.
-        pid: Option<u32>,
-    },
+    Held(LockHolder),
     /// The file system refused.
     Io(io::Error),
 }

@@ -30,6 +30,15 @@ impl SlotStore {
     /// files was removed, replaced or cut since the store was opened, nothing is durable, what was
     /// before included ([`TierError::FileGone`]).
     pub fn sync(&self) -> Synced {
+        if let Err(error) = self.check_process() {
+            return Synced {
+                durable: Ticket(0),
+                blocks: 0,
+                erased: 0,
+                lost: Vec::new(),
+                failure: Some(error),
+            };
+        }
         let turn = self.turn();
         let commit = self.table().take_commit();
         self.commit(commit, turn)

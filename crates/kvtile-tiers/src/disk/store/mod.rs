@@ -39,7 +39,7 @@ use std::{
 };
 
 use kvtile_blocks::BlockKey;
-use kvtile_memory::AlignedBuffer;
+use kvtile_memory::{AlignedBuffer, ProcessMark};
 
 use self::{
     report::Miss::{Buffer, Checksum, Io, Replaced, Truncated},
@@ -70,6 +70,8 @@ pub struct SlotStore {
     /// Blocks that were lost and that nobody was told of yet.
     unreported: Mutex<Vec<LostBlock>>,
     counters: Counters,
+    /// The process that opened it: a child has neither its lock nor its threads.
+    process: ProcessMark,
     /// Held while the store lives.
     _lock: Box<dyn MediumLock>,
 }
@@ -134,6 +136,17 @@ impl SlotStore {
     /// read.
     pub fn write(&self, batch: &[SlotWrite<'_>]) -> Written {
         let mut failed = Vec::new();
+        if let Err(error) = self.check_process() {
+            // The table is not asked: a thread that the child does not have may hold it.
+            let fail = |write: &SlotWrite<'_>| FailedWrite {
+                slot: write.slot,
+                error: error.clone(),
+            };
+            return Written {
+                ticket: Ticket(u64::MAX),
+                failed: batch.iter().map(fail).collect(),
+            };
+        }
         let files = match batch.is_empty() {
             true => Ok(()),
             false => self.check_files(),
@@ -322,6 +335,7 @@ impl SlotStore {
     /// None of them is durable, because the folder or one of its files is gone
     /// ([`TierError::FileGone`]), or cannot be looked at.
     pub fn are_durable(&self, blocks: &[(u32, BlockKey)]) -> Result<Vec<bool>, TierError> {
+        self.check_process()?;
         let durable = {
             let table = self.table();
             let durable = |(slot, key): &(u32, BlockKey)| {
@@ -356,6 +370,17 @@ impl SlotStore {
         let table = self.table();
         assert_eq!(table.slots(), self.slots(), "slots of manifest and table");
         table.check_integrity();
+    }
+
+    /// Fails in a child of the process that opened the store: its lock stayed behind, and another
+    /// process may have the folder by now.
+    fn check_process(&self) -> Result<(), TierError> {
+        match self.process.is_current() {
+            true => Ok(()),
+            false => Err(TierError::Forked {
+                opened_by: self.process.id(),
+            }),
+        }
     }
 
     fn offset(&self, place: u32) -> u64 {

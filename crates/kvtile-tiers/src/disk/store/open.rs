@@ -6,6 +6,8 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+use kvtile_memory::ProcessMark;
+
 use super::{
     super::{
         capacity, folder,
@@ -381,6 +383,7 @@ impl Opened {
             commit: Mutex::new(()),
             unreported: Mutex::default(),
             counters: Counters::default(),
+            process: ProcessMark::now(),
             _lock: lock,
         };
         (store, recovered)

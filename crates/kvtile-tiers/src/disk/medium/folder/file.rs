@@ -10,6 +10,7 @@ use rustix::{
 
 use super::{
     super::{MediumFile, OpenFile, Standing},
+    local::check_local,
     plain::{Access, FileNumber, open_plain, stat_name},
 };
 
@@ -35,6 +36,8 @@ impl FolderFile {
         };
         let fd = open_plain(&folder, name, access)?;
         if how.writable {
+            // Another file system may be mounted on the file alone.
+            check_local(&fd)?;
             cut(&fd, how.length_bytes)?;
         }
         let number = FileNumber::of(&fstat(&fd)?);

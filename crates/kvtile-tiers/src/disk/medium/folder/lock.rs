@@ -1,12 +1,26 @@
 //! The lock of a folder.
+//!
+//! It is a `flock` on the folder itself, so that no file has to be there for it, and none can be
+//! removed to get around it. The file `lock` only says which process took it. Children that the process
+//! makes by `fork` do not have the lock ([`ProcessFile`]): it ends with the process that took it.
 
 use std::{
-    fs::{File, TryLockError},
-    io::{Read, Seek, Write},
+    fs::{self, File, TryLockError},
+    io::{self, Read, Write},
+    os::unix::fs::MetadataExt,
+    thread,
+    time::Duration,
+};
+
+use kvtile_memory::ProcessFile;
+use rustix::{
+    fs::{Mode, OFlags, ftruncate, openat},
+    io::retry_on_intr,
 };
 
 use super::{
-    super::{LockError, MediumLock},
+    super::{LockError, LockHolder, MediumLock},
+    local::check_local,
     plain::{Access, open_plain},
 };
 
@@ -16,55 +30,104 @@ const LOCK_BYTES_MAX: u64 = 256;
 /// What stands before the number of the process in a lock.
 const LOCK_TEXT: &str = "kvtile disk tier, used by process ";
 
-/// Takes the lock `name` of the folder.
-pub(super) fn take(
-    folder: &File,
-    name: &str,
-    writable: bool,
-) -> Result<Box<dyn MediumLock>, LockError> {
-    let access = match writable {
-        true => Access::Write,
-        false => Access::Read,
-    };
-    // Not truncated: what the holder wrote must stay readable.
-    let mut lock = File::from(open_plain(folder, name, access)?);
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            return Err(LockError::Held { pid: holder(&lock) });
-        }
-        Err(TryLockError::Error(error)) => return Err(error.into()),
-    }
-    if writable {
-        let text = format!("{LOCK_TEXT}{}\n", std::process::id());
-        lock.set_len(0)?;
-        lock.rewind()?;
-        lock.write_all(text.as_bytes())?;
-    }
-    Ok(Box::new(FolderLock { lock }))
-}
+/// A reader that asks who has the folder has the lock for a moment.
+const TRIES: u32 = 20;
 
-/// Who holds a lock, where it says so.
-fn holder(lock: &File) -> Option<u32> {
-    let mut text = String::new();
-    lock.take(LOCK_BYTES_MAX).read_to_string(&mut text).ok()?;
-    text.strip_prefix(LOCK_TEXT)?.trim_end().parse().ok()
-}
+/// How long to wait for it.
+const TRY_AFTER: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 struct FolderLock {
-    /// The kernel gives the lock back with the last descriptor.
-    lock: File,
+    _lock: ProcessFile,
 }
 
 impl MediumLock for FolderLock {}
 
-impl Drop for FolderLock {
-    /// A child that is just being made has the descriptor too, for a moment; nobody should be refused
-    /// because of it.
-    fn drop(&mut self) {
-        if let Err(error) = self.lock.unlock() {
-            log::warn!("the lock of a folder ends with its descriptor only: {error}");
+/// Takes the lock of the folder, to write in it, and leaves the number of the process in `name`.
+pub(super) fn take(folder: &File, name: &str) -> Result<Box<dyn MediumLock>, LockError> {
+    check_local(folder)?;
+    let lock = open(folder)?;
+    let Some(file) = lock.file() else {
+        return Err(io::Error::other("the process forked and goes on in the child").into());
+    };
+    let mut tries = 0;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+            Err(TryLockError::WouldBlock) if tries < TRIES => thread::sleep(TRY_AFTER),
+            Err(TryLockError::WouldBlock) => return Err(LockError::Held(holder(folder, name))),
         }
+        tries += 1;
     }
+    let text = format!("{LOCK_TEXT}{}\n", std::process::id());
+    let mut says = File::from(open_plain(folder, name, Access::Write)?);
+    ftruncate(&says, 0).map_err(io::Error::from)?;
+    says.write_all(text.as_bytes())?;
+    Ok(Box::new(FolderLock { _lock: lock }))
+}
+
+/// Which process has the folder now, for one that only looks; `None` where there is none.
+pub(super) fn look(folder: &File, name: &str) -> io::Result<Option<LockHolder>> {
+    // Elsewhere a lock says nothing of other machines.
+    check_local(folder)?;
+    let lock = open(folder)?;
+    match lock.file().map(File::try_lock_shared) {
+        Some(Err(TryLockError::WouldBlock)) => Ok(Some(holder(folder, name))),
+        Some(Err(TryLockError::Error(error))) => Err(error),
+        Some(Ok(())) | None => Ok(None),
+    }
+}
+
+/// The folder, opened once more: locks of two openings keep each other away, in one process too.
+fn open(folder: &File) -> io::Result<ProcessFile> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    ProcessFile::open(|| Ok(retry_on_intr(|| openat(folder, ".", flags, Mode::empty()))?))
+}
+
+/// Which process has the lock, by what the system shows and by what the file says.
+fn holder(folder: &File, name: &str) -> LockHolder {
+    let opened_by = said_in(folder, name);
+    let pid = match opened_by {
+        Some(pid) if has_lock(pid, folder) => Some(pid),
+        _ => processes().find(|pid| has_lock(*pid, folder)),
+    };
+    let comm = |pid| fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    LockHolder {
+        pid,
+        program: pid.and_then(comm).map(|name| name.trim_end().to_owned()),
+        opened_by,
+    }
+}
+
+/// The process that took the lock last, as the file says.
+fn said_in(folder: &File, name: &str) -> Option<u32> {
+    let mut text = String::new();
+    let file = File::from(open_plain(folder, name, Access::Read).ok()?);
+    file.take(LOCK_BYTES_MAX).read_to_string(&mut text).ok()?;
+    text.strip_prefix(LOCK_TEXT)?.trim_end().parse().ok()
+}
+
+/// All processes that can be seen.
+fn processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// Whether a process has an open file that locks the folder, as far as that can be seen.
+fn has_lock(pid: u32, folder: &File) -> bool {
+    let Ok(ours) = folder.metadata() else {
+        return false;
+    };
+    let infos = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    let mut infos = infos.into_iter().flatten().flatten();
+    infos.any(|info| {
+        // `lock:	1: FLOCK  ADVISORY  WRITE 17947 fe:00:10045161 0 EOF`; the device there is not that of
+        // `stat` on every file system, so only files with such a line are looked at.
+        let locks = fs::read_to_string(info.path())
+            .is_ok_and(|text| text.contains("FLOCK") && text.contains("WRITE"));
+        let name = info.file_name();
+        let file = || fs::metadata(format!("/proc/{pid}/fd/{}", name.display())).ok();
+        locks && file().is_some_and(|it| (it.dev(), it.ino()) == (ours.dev(), ours.ino()))
+    })
 }

@@ -1,9 +1,11 @@
 //! A folder of the file system.
 
 mod file;
+mod local;
 mod lock;
 mod plain;
 
+pub use local::NotLocal;
 pub use plain::{FoundInstead, NotPlain};
 
 use std::{
@@ -14,16 +16,19 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use kvtile_layout::Shown;
 use rustix::{
+    fd::OwnedFd,
     fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, renameat, stat, unlinkat},
     io::{Errno, retry_on_intr},
 };
 
 use self::{
     file::{FolderFile, length},
+    local::check_local,
     plain::{Access, FILE_MODE, FileNumber, check_plain, open_plain, stat_name},
 };
-use super::{LockError, Medium, MediumFile, MediumLock, OpenFile, Standing};
+use super::{LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing};
 
 /// A folder that only the user may enter.
 const FOLDER_MODE: u32 = 0o700;
@@ -73,9 +78,25 @@ fn open_folder(path: &Path) -> io::Result<File> {
     Ok(opened.into())
 }
 
+/// The folder, or the nearest one above it that is there: where it would be made.
+fn nearest(path: &Path) -> io::Result<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::CLOEXEC;
+    let mut problem = Errno::NOENT;
+    for folder in path.ancestors() {
+        match retry_on_intr(|| rustix::fs::open(folder, flags, Mode::empty())) {
+            Ok(fd) => return Ok(fd),
+            Err(errno) => problem = errno,
+        }
+        if problem != Errno::NOENT {
+            break;
+        }
+    }
+    Err(problem.into())
+}
+
 impl Medium for FolderMedium {
     fn name(&self) -> String {
-        self.path.display().to_string()
+        Shown(&self.path.display().to_string()).to_string()
     }
 
     fn create(&self) -> io::Result<()> {
@@ -84,6 +105,7 @@ impl Medium for FolderMedium {
             let problem = "its path is empty; give the path of a folder";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
         }
+        check_local(nearest(&self.absolute)?)?;
         let mut builder = fs::DirBuilder::new();
         builder
             .recursive(true)
@@ -171,8 +193,12 @@ impl Medium for FolderMedium {
         })
     }
 
-    fn lock(&self, file: &str, writable: bool) -> Result<Box<dyn MediumLock>, LockError> {
-        lock::take(&*self.folder()?, file, writable)
+    fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
+        lock::take(&*self.folder()?, file)
+    }
+
+    fn holder(&self, file: &str) -> io::Result<Option<LockHolder>> {
+        lock::look(&*self.folder()?, file)
     }
 
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {

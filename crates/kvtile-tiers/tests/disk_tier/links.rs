@@ -1,0 +1,201 @@
+//! Names in a folder that stand for something else: nothing behind them is read or written.
+
+use std::{
+    fs,
+    os::unix::fs::{FileTypeExt, MetadataExt, symlink},
+    path::{Path, PathBuf},
+};
+
+use crate::common::{check_offered, room_for, store_chain, usual};
+use kvtile_tiers::{
+    TierError,
+    disk::{
+        Inspection, Recovered, SlotStore,
+        medium::{FolderMedium, FoundInstead},
+    },
+};
+
+const FILES: [&str; 5] = [
+    "manifest.json",
+    "manifest.json.partial",
+    "records",
+    "slots",
+    "lock",
+];
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Trap {
+    Link,
+    Dangling,
+    LinkToFolder,
+    HardLink,
+    Folder,
+    Pipe,
+    Socket,
+}
+
+const TRAPS: [Trap; 7] = [
+    Trap::Link,
+    Trap::Dangling,
+    Trap::LinkToFolder,
+    Trap::HardLink,
+    Trap::Folder,
+    Trap::Pipe,
+    Trap::Socket,
+];
+
+impl Trap {
+    /// Puts it in the place of `path`, with a file of somebody else behind it.
+    fn set(self, path: &Path, victim: &Path) {
+        if path.exists() {
+            fs::remove_file(path).unwrap();
+        }
+        match self {
+            Trap::Link => symlink(victim, path).unwrap(),
+            Trap::Dangling => symlink(victim.with_extension("new"), path).unwrap(),
+            Trap::LinkToFolder => symlink(victim.parent().unwrap(), path).unwrap(),
+            Trap::HardLink => fs::hard_link(victim, path).unwrap(),
+            Trap::Folder => fs::create_dir(path).unwrap(),
+            Trap::Pipe => {
+                let kind = rustix::fs::FileType::Fifo;
+                let mode = rustix::fs::Mode::from_raw_mode(0o600);
+                rustix::fs::mknodat(rustix::fs::CWD, path, kind, mode, 0).unwrap();
+            }
+            Trap::Socket => drop(std::os::unix::net::UnixListener::bind(path).unwrap()),
+        }
+    }
+
+    fn found(self) -> FoundInstead {
+        match self {
+            Trap::Link | Trap::Dangling | Trap::LinkToFolder => FoundInstead::SymbolicLink,
+            Trap::HardLink => FoundInstead::HardLink { names: 2 },
+            Trap::Folder => FoundInstead::Folder,
+            Trap::Pipe => FoundInstead::Pipe,
+            Trap::Socket => FoundInstead::Socket,
+        }
+    }
+}
+
+fn open(path: &Path) -> Result<(SlotStore, Recovered), TierError> {
+    let identity = usual();
+    SlotStore::create_or_open(path, &room_for(8, &identity), &identity)
+}
+
+/// A store with two blocks, and a file that is not its.
+fn tier(parent: &Path) -> (PathBuf, PathBuf) {
+    let path = parent.join("tier");
+    let (store, _) = open(&path).unwrap();
+    store_chain(&store, &usual(), 0, 2);
+    let victim = parent.join("others").join("victim");
+    fs::create_dir(parent.join("others")).unwrap();
+    fs::write(&victim, b"precious").unwrap();
+    (path, victim)
+}
+
+fn check_untouched(victim: &Path, what: &str) {
+    assert_eq!(fs::read(victim).unwrap(), b"precious", "{what}");
+    let beside = fs::read_dir(victim.parent().unwrap()).unwrap().count();
+    assert_eq!(beside, 1, "{what}: a file was made behind the link");
+}
+
+/// Every file, every kind of thing in its place, in a folder that is whole.
+#[test]
+fn what_is_no_plain_file_is_refused_by_name_and_nothing_behind_it_is_touched() {
+    for file in FILES {
+        for trap in TRAPS {
+            let parent = tempfile::tempdir().unwrap();
+            let (path, victim) = tier(parent.path());
+            trap.set(&path.join(file), &victim);
+            let opened = open(&path);
+            let what = format!("{trap:?} as {file}");
+            check_untouched(&victim, &what);
+            match (file, trap, opened) {
+                // What is left of a manifest is removed, never opened.
+                ("manifest.json.partial", Trap::Folder, Err(TierError::File { .. })) => {}
+                ("manifest.json.partial", _, Ok((store, recovered))) => {
+                    check_offered(&store, &recovered, &usual());
+                    assert!(!path.join(file).exists());
+                }
+                // It is only read.
+                ("manifest.json", Trap::HardLink, Err(TierError::ManifestDamaged { .. })) => {}
+                (_, _, Err(TierError::NotAPlainFile { file: named, found })) => {
+                    assert_eq!(
+                        (named.as_str(), found),
+                        (path.join(file).to_str().unwrap(), trap.found())
+                    );
+                }
+                (_, _, opened) => panic!("{what}: {opened:?}"),
+            }
+        }
+    }
+}
+
+/// The same in a folder whose making did not end, and in one that is cleared.
+#[test]
+fn unfinished_folders_and_clearing_touch_nothing_behind_a_name() {
+    for file in FILES {
+        for trap in TRAPS {
+            for clear in [false, true] {
+                let parent = tempfile::tempdir().unwrap();
+                let (path, victim) = tier(parent.path());
+                if !clear {
+                    fs::remove_file(path.join("manifest.json")).unwrap();
+                }
+                trap.set(&path.join(file), &victim);
+                let what = format!("{trap:?} as {file}, clear: {clear}");
+                let done = match clear {
+                    true => kvtile_tiers::disk::clear(&FolderMedium::new(&path)),
+                    false => open(&path).map(drop),
+                };
+                check_untouched(&victim, &what);
+                if file == "lock" {
+                    assert!(
+                        matches!(done, Err(TierError::NotAPlainFile { .. })),
+                        "{what}: {done:?}"
+                    );
+                }
+                assert_eq!(
+                    fs::metadata(&victim).unwrap().mode() & 0o777,
+                    0o644,
+                    "{what}"
+                );
+            }
+        }
+    }
+}
+
+/// Readers follow no links either; a second name of a file does not harm them.
+#[test]
+fn inspections_follow_no_links_and_read_files_with_other_names() {
+    for file in ["manifest.json", "records", "slots"] {
+        let parent = tempfile::tempdir().unwrap();
+        let (path, _) = tier(parent.path());
+        let away = parent.path().join("away");
+        fs::hard_link(path.join(file), &away).unwrap();
+        let inspection = Inspection::open(&path).unwrap();
+        assert_eq!(inspection.blocks().len(), 2);
+        fs::remove_file(path.join(file)).unwrap();
+        symlink(&away, path.join(file)).unwrap();
+        assert!(matches!(
+            Inspection::open(&path),
+            Err(TierError::NotAPlainFile { .. })
+        ));
+    }
+}
+
+/// The folder itself may be reached through links.
+#[test]
+fn a_link_to_the_folder_is_the_folder() {
+    let parent = tempfile::tempdir().unwrap();
+    let (path, _) = tier(parent.path());
+    let link = parent.path().join("link");
+    symlink(&path, &link).unwrap();
+    let (store, recovered) = open(&link).unwrap();
+    check_offered(&store, &recovered, &usual());
+    assert!(
+        !fs::symlink_metadata(path.join("lock"))
+            .unwrap()
+            .file_type()
+            .is_socket()
+    );
+}

@@ -1,0 +1,249 @@
+//! Folders that one may only read: another user's, and a mount for reading.
+
+use std::{
+    fs,
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt, chown},
+        process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use crate::common::{content, key, room_for, store_chain, usual, write};
+use kvtile_tiers::{
+    TierError,
+    disk::{FolderUsage, Inspection, Miss, SlotStore},
+};
+use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
+
+/// Where the reader that is another user finds its folder.
+const FOLDER: &str = "KVTILE_DISK_READER_FOLDER";
+const BLOCKS: u64 = 3;
+
+fn tier(path: &Path) -> SlotStore {
+    let identity = usual();
+    let settings = room_for(8, &identity);
+    let (store, _) = SlotStore::create_or_open(path, &settings, &identity).unwrap();
+    store_chain(&store, &identity, 0, BLOCKS);
+    store
+}
+
+/// Everything that there is to see of a folder: names, sizes, times, numbers.
+fn seen(path: &Path) -> Vec<(PathBuf, u64, i64, i64, u64)> {
+    let entries = fs::read_dir(path)
+        .unwrap()
+        .map(|entry| entry.unwrap().path());
+    let mut all: Vec<_> = entries.chain([path.to_owned()]).collect();
+    all.sort();
+    let look = |path: PathBuf| {
+        let at = fs::metadata(&path).unwrap();
+        (path, at.len(), at.mtime_nsec(), at.ctime_nsec(), at.ino())
+    };
+    all.into_iter().map(look).collect()
+}
+
+/// Reads all blocks of a folder.
+fn check_read(path: &Path) -> Inspection {
+    let identity = usual();
+    let inspection = Inspection::open(path).unwrap();
+    assert_eq!(inspection.blocks().len() as u64, BLOCKS);
+    assert!(inspection.torn().is_empty() && inspection.unreadable().is_empty());
+    let mut buffer = content(99, &identity);
+    for index in 0..usize::try_from(BLOCKS).unwrap() {
+        inspection.read(index, &mut buffer).unwrap();
+        assert!(buffer == content(index as u64, &identity));
+    }
+    inspection
+}
+
+#[test]
+fn looking_writes_nothing_and_needs_no_lock_file() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(tier(folder.path()));
+    for file in ["lock", "manifest.json.partial"] {
+        let before = seen(folder.path());
+        let inspection = check_read(folder.path());
+        assert!(matches!(inspection.usage(), FolderUsage::Unused));
+        assert_eq!(seen(folder.path()), before);
+        drop(fs::remove_file(folder.path().join(file)));
+    }
+}
+
+#[test]
+fn another_user_reads_a_folder_that_is_not_writable_for_it() {
+    let parent = tempfile::tempdir().unwrap();
+    let path = parent.path().join("tier");
+    drop(tier(&path));
+    if !rustix_is_root(&path) {
+        println!("skipped: only the superuser becomes another user");
+        return;
+    }
+    for entry in fs::read_dir(&path).unwrap() {
+        fs::set_permissions(entry.unwrap().path(), fs::Permissions::from_mode(0o444)).unwrap();
+    }
+    let open_to_all = fs::Permissions::from_mode(0o555);
+    fs::set_permissions(&path, open_to_all.clone()).unwrap();
+    fs::set_permissions(parent.path(), open_to_all).unwrap();
+    // With a lock that it may not read either.
+    for lock in [0o444, 0o000] {
+        fs::set_permissions(path.join("lock"), fs::Permissions::from_mode(lock)).unwrap();
+        let before = seen(&path);
+        let mut reader = Command::new(std::env::current_exe().unwrap());
+        reader.args([
+            "--exact",
+            "read_only::the_reader_that_is_another_user",
+            "--nocapture",
+        ]);
+        reader
+            .env(FOLDER, &path)
+            .current_dir("/")
+            .uid(65_534)
+            .gid(65_534);
+        let ran = match reader.output() {
+            Ok(ran) => ran,
+            Err(error) => {
+                println!("skipped: another user cannot start this test: {error}");
+                return;
+            }
+        };
+        let said = String::from_utf8_lossy(&ran.stdout).into_owned();
+        assert!(
+            ran.status.success() && said.contains("read all of it"),
+            "{said}"
+        );
+        assert_eq!(seen(&path), before);
+    }
+    // So that it can be removed by those who may not override modes.
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
+    fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o700)).unwrap();
+}
+
+/// Whether this process may give files to others.
+fn rustix_is_root(path: &Path) -> bool {
+    chown(path, Some(0), None).is_ok() && fs::metadata(path).unwrap().uid() == 0
+}
+
+/// Not a test by itself: the reader. It does nothing unless it is told where.
+#[test]
+fn the_reader_that_is_another_user() {
+    let Ok(folder) = std::env::var(FOLDER) else {
+        return;
+    };
+    let path = Path::new(&folder);
+    check_read(path);
+    let identity = usual();
+    let opened = SlotStore::create_or_open(path, &room_for(8, &identity), &identity);
+    assert!(matches!(opened, Err(TierError::File { .. })), "{opened:?}");
+    println!("read all of it");
+}
+
+#[test]
+fn a_mount_for_reading_is_read_and_opening_it_says_why_not() {
+    let parent = tempfile::tempdir().unwrap();
+    let (path, at) = (parent.path().join("tier"), parent.path().join("mount"));
+    drop(tier(&path));
+    fs::create_dir(&at).unwrap();
+    if let Err(errno) = mount_bind(&path, &at) {
+        println!("skipped: no mount can be made here: {errno}");
+        return;
+    }
+    let flags = MountFlags::RDONLY | MountFlags::BIND;
+    let remounted = mount_remount(&at, flags, "");
+    let checked = std::panic::catch_unwind(|| {
+        check_read(&at);
+        let identity = usual();
+        let opened = SlotStore::create_or_open(&at, &room_for(8, &identity), &identity);
+        assert!(matches!(opened, Err(TierError::File { .. })), "{opened:?}");
+        // Used through the other mount, and seen through this one.
+        let (store, _) =
+            SlotStore::create_or_open(&path, &room_for(8, &identity), &identity).unwrap();
+        assert!(matches!(check_read(&at).usage(), FolderUsage::Used(_)));
+        drop(store);
+    });
+    unmount(&at, UnmountFlags::DETACH).unwrap();
+    remounted.unwrap();
+    assert!(checked.is_ok());
+}
+
+/// A cache writes while a reader reads: a block is what it was, or the reader is told that it was
+/// replaced; nothing is called damaged.
+#[test]
+fn a_reader_beside_a_writer_gets_whole_blocks_or_hears_that_they_were_replaced() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = usual();
+    let store = tier(folder.path());
+    let inspection = check_read(folder.path());
+    let FolderUsage::Used(holder) = inspection.usage() else {
+        panic!("{:?}", inspection.usage());
+    };
+    assert_eq!(holder.pid, Some(std::process::id()));
+    // Erased, its place written again, and its record erased on the disk.
+    store.erase(&[1]).unwrap();
+    assert!(store.sync().failure.is_none());
+    // All places that were never used come first.
+    for (number, slot) in (10..).zip([1, 3, 4, 5, 6, 3]) {
+        let bytes = content(number, &identity);
+        if store.key(slot).is_some() {
+            store.erase(&[slot]).unwrap();
+        }
+        assert!(
+            store
+                .write(&[write(slot, number, &bytes)])
+                .failed
+                .is_empty()
+        );
+    }
+    let mut buffer = content(99, &identity);
+    inspection.read(0, &mut buffer).unwrap();
+    assert!(matches!(
+        inspection.read(1, &mut buffer),
+        Err(Miss::Replaced)
+    ));
+    inspection.read(2, &mut buffer).unwrap();
+    assert_eq!(store.key(0), Some(key(0)));
+}
+
+#[test]
+fn readers_that_never_stop_see_no_damage_while_a_store_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let identity = usual();
+    let store = tier(folder.path());
+    let ends = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            let mut read = 0;
+            let mut buffer = content(99, &identity);
+            while !ends.load(std::sync::atomic::Ordering::Relaxed) {
+                let inspection = Inspection::open(folder.path()).unwrap();
+                assert!(inspection.torn().is_empty(), "a record is torn");
+                for (index, block) in inspection.blocks().enumerate() {
+                    match inspection.read(index, &mut buffer) {
+                        Ok(()) => {
+                            let number = u64::from(block.position);
+                            assert!(buffer == content(number, &identity), "block {number}");
+                            read += 1;
+                        }
+                        Err(Miss::Replaced) => {}
+                        Err(miss) => panic!("{miss}"),
+                    }
+                }
+            }
+            read
+        });
+        for number in 10..200 {
+            let slot = u32::try_from(number % 7).unwrap();
+            store.erase(&[slot]).unwrap();
+            let bytes = content(number, &identity);
+            assert!(
+                store
+                    .write(&[write(slot, number, &bytes)])
+                    .failed
+                    .is_empty()
+            );
+            assert!(store.sync().failure.is_none());
+        }
+        ends.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(reader.join().unwrap() > 0);
+    });
+}
