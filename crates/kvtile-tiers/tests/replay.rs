@@ -11,7 +11,7 @@ trait Naive {
     fn has(&self, block: u32) -> bool;
     fn len(&self) -> usize;
     fn touch(&mut self, block: u32);
-    fn insert(&mut self, block: u32);
+    fn insert(&mut self, block: u32, parent: Option<u32>);
     /// Gives up a leaf, and says which.
     fn evict(&mut self, leaves: &Leaves) -> u32;
     /// The last block behind this one has left.
@@ -54,7 +54,7 @@ impl Naive for NaiveLru {
         self.0.push_back(block);
     }
 
-    fn insert(&mut self, block: u32) {
+    fn insert(&mut self, block: u32, _parent: Option<u32>) {
         self.0.push_back(block);
     }
 
@@ -98,7 +98,7 @@ impl Naive for NaiveArc {
         self.again.push_back(block);
     }
 
-    fn insert(&mut self, block: u32) {
+    fn insert(&mut self, block: u32, _parent: Option<u32>) {
         let (once, again) = (
             self.once_ghosts.len() as f64,
             self.again_ghosts.len() as f64,
@@ -145,40 +145,29 @@ impl Naive for NaiveArc {
 }
 
 /// A block in a queue of S3-FIFO.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Queued {
     block: u32,
     uses: u8,
-    /// When its turn came first while it was followed.
-    passed: Option<u64>,
+    /// It had its turn and was followed then, and since then it has not moved on.
+    passed: bool,
     /// It was followed then, and still is.
     waits: bool,
 }
 
-impl Queued {
-    fn new(block: u32, uses: u8) -> Queued {
-        Queued {
-            block,
-            uses,
-            passed: None,
-            waits: false,
-        }
-    }
-}
+const SMALL: usize = 0;
+const MAIN: usize = 1;
 
 #[derive(Default)]
 struct NaiveS3Fifo {
     capacity: usize,
     /// Those that were passed stand in front.
-    small: VecDeque<Queued>,
-    main: VecDeque<Queued>,
+    queues: [VecDeque<Queued>; 2],
     ghosts: VecDeque<u32>,
-    turns: u64,
-}
-
-/// The place of the next block that has its turn.
-fn next(queue: &VecDeque<Queued>) -> Option<usize> {
-    queue.iter().position(|queued| !queued.waits)
+    /// The block that was stored last, and where the next one goes if it follows that: before this block
+    /// of the queue.
+    stored: Option<u32>,
+    latest: [Option<u32>; 2],
 }
 
 impl NaiveS3Fifo {
@@ -186,43 +175,66 @@ impl NaiveS3Fifo {
         (self.capacity / 10).max(1)
     }
 
+    fn find(&self, block: u32) -> Option<(usize, usize)> {
+        let at = |queue: usize| self.queues[queue].iter().position(|q| q.block == block);
+        let found = [SMALL, MAIN].into_iter().zip([SMALL, MAIN].map(at));
+        found.filter_map(|(queue, at)| Some((queue, at?))).next()
+    }
+
+    /// The place of the next block that has its turn.
+    fn next(&self, queue: usize) -> Option<usize> {
+        self.queues[queue].iter().position(|queued| !queued.waits)
+    }
+
+    fn leave_line(&mut self, queue: usize, at: usize) {
+        if self.latest[queue] == Some(self.queues[queue][at].block) {
+            self.latest[queue] = self.queues[queue].get(at + 1).map(|queued| queued.block);
+        }
+    }
+
+    fn remove(&mut self, queue: usize, at: usize) -> Queued {
+        self.leave_line(queue, at);
+        let queued = self.queues[queue].remove(at).unwrap();
+        if self.stored == Some(queued.block) {
+            self.stored = None;
+        }
+        queued
+    }
+
+    fn move_to_main(&mut self, queue: usize, at: usize, uses: u8) {
+        let block = self.remove(queue, at).block;
+        let queued = Queued {
+            block,
+            uses,
+            ..Queued::default()
+        };
+        self.queues[MAIN].push_back(queued);
+    }
+
     fn turn_of_small(&mut self) -> Option<usize> {
-        let long = self.small.len() >= self.small_room();
-        if !long && !self.main.is_empty() {
+        let len = self.queues[SMALL].iter().filter(|queued| !queued.waits);
+        if len.count() < self.small_room() && !self.queues[MAIN].is_empty() {
             return None;
         }
-        while let Some(at) = next(&self.small) {
-            if self.small[at].uses < 2 {
+        while let Some(at) = self.next(SMALL) {
+            if self.queues[SMALL][at].uses < 2 {
                 return Some(at);
             }
-            let block = self.small.remove(at).unwrap().block;
-            self.main.push_back(Queued::new(block, 0));
-            if self.main.len() > self.capacity - self.small_room() {
+            self.move_to_main(SMALL, at, 0);
+            if self.queues[MAIN].len() > self.capacity - self.small_room() {
                 return None;
             }
-        }
-        if long && self.small.len() >= self.small_room().div_ceil(2) {
-            // All of it was passed; who was passed first is before all others.
-            let main = self
-                .main
-                .drain(..)
-                .partition(|queued| queued.passed.is_some());
-            let (mut passed, rest): (Vec<Queued>, Vec<Queued>) = main;
-            passed.extend(self.small.drain(..));
-            passed.sort_by_key(|queued| queued.passed);
-            self.main.extend(passed.into_iter().chain(rest));
         }
         None
     }
 
     fn turn_of_main(&mut self) -> Option<usize> {
-        while let Some(at) = next(&self.main) {
-            let Queued { block, uses, .. } = self.main[at];
+        while let Some(at) = self.next(MAIN) {
+            let uses = self.queues[MAIN][at].uses;
             if uses == 0 {
                 return Some(at);
             }
-            self.main.remove(at);
-            self.main.push_back(Queued::new(block, uses - 1));
+            self.move_to_main(MAIN, at, uses - 1);
         }
         None
     }
@@ -230,59 +242,64 @@ impl NaiveS3Fifo {
 
 impl Naive for NaiveS3Fifo {
     fn has(&self, block: u32) -> bool {
-        let mut all = self.small.iter().chain(&self.main);
-        all.any(|queued| queued.block == block)
+        self.find(block).is_some()
     }
 
     fn len(&self) -> usize {
-        self.small.len() + self.main.len()
+        self.queues.iter().map(VecDeque::len).sum()
     }
 
     fn touch(&mut self, block: u32) {
-        let mut all = self.small.iter_mut().chain(&mut self.main);
-        let queued = all.find(|queued| queued.block == block).unwrap();
+        let (queue, at) = self.find(block).unwrap();
+        let queued = &mut self.queues[queue][at];
         queued.uses = (queued.uses + 1).min(3);
-    }
-
-    fn insert(&mut self, block: u32) {
-        let queued = Queued::new(block, 0);
-        if self.ghosts.contains(&block) {
-            self.ghosts.retain(|&other| other != block);
-            self.main.push_back(queued);
-        } else {
-            self.small.push_back(queued);
+        if queue == SMALL && queued.passed && queued.uses >= 2 {
+            self.move_to_main(queue, at, 0);
         }
     }
 
+    fn insert(&mut self, block: u32, parent: Option<u32>) {
+        if parent.is_none() || parent != self.stored {
+            self.latest = [None; 2];
+        }
+        self.stored = Some(block);
+        let queue = match self.ghosts.contains(&block) {
+            true => MAIN,
+            false => SMALL,
+        };
+        self.ghosts.retain(|&other| other != block);
+        let before = self.latest[queue].replace(block);
+        let queue = &mut self.queues[queue];
+        let at = queue.iter().position(|queued| Some(queued.block) == before);
+        let queued = Queued {
+            block,
+            ..Queued::default()
+        };
+        queue.insert(at.unwrap_or(queue.len()), queued);
+    }
+
     fn became_leaf(&mut self, block: u32) {
-        let mut all = self.small.iter_mut().chain(&mut self.main);
-        let queued = all.find(|queued| queued.block == block).unwrap();
-        queued.waits = false;
+        let (queue, at) = self.find(block).unwrap();
+        self.queues[queue][at].waits = false;
     }
 
     fn evict(&mut self, leaves: &Leaves) -> u32 {
         loop {
-            let (small, at) = match self.turn_of_small() {
-                Some(at) => (true, at),
+            let (queue, at) = match self.turn_of_small() {
+                Some(at) => (SMALL, at),
                 None => match self.turn_of_main() {
-                    Some(at) => (false, at),
-                    None => (true, next(&self.small).unwrap()),
+                    Some(at) => (MAIN, at),
+                    None => (SMALL, self.next(SMALL).unwrap()),
                 },
             };
-            let queue = if small {
-                &mut self.small
-            } else {
-                &mut self.main
-            };
-            let block = queue[at].block;
-            if !leaves.is_leaf(block) {
-                self.turns += 1;
-                queue[at].passed.get_or_insert(self.turns);
-                queue[at].waits = true;
+            if !leaves.is_leaf(self.queues[queue][at].block) {
+                self.leave_line(queue, at);
+                let queued = &mut self.queues[queue][at];
+                (queued.passed, queued.waits) = (true, true);
                 continue;
             }
-            queue.remove(at);
-            if small {
+            let block = self.remove(queue, at).block;
+            if queue == SMALL {
                 self.ghosts.push_back(block);
                 if self.ghosts.len() > self.capacity {
                     self.ghosts.pop_front();
@@ -317,14 +334,15 @@ fn naive_hits(trace: &Trace, capacity: usize, cache: &mut dyn Naive) -> u64 {
                     }
                 }
             }
-            if let Some(parent) = at.checked_sub(1).map(|before| blocks[before]) {
+            let parent = at.checked_sub(1).map(|before| blocks[before]);
+            if let Some(parent) = parent {
                 if !cache.has(parent) {
                     break;
                 }
                 parents.insert(blocks[at], parent);
                 *leaves.children.entry(parent).or_default() += 1;
             }
-            cache.insert(blocks[at]);
+            cache.insert(blocks[at], parent);
         }
     }
     hits
