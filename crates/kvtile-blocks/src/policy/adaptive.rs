@@ -72,13 +72,12 @@ impl EvictionPolicy for AdaptiveReplacement {
     }
 
     fn visited(&mut self, visit: &Visit<'_>) {
-        for &block in visit.blocks.iter().rev() {
-            self.queues.push(AGAIN, block);
-        }
+        self.queues.push_chain(AGAIN, visit.blocks);
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
-        for (&block, key) in insertion.blocks.iter().zip(insertion.keys).rev() {
+        let mut parent = insertion.parent;
+        for (&block, key) in insertion.blocks.iter().zip(insertion.keys) {
             assert_eq!(self.queues.of(block), None, "stored twice");
             // The ratio of the ghosts counts the one that comes back.
             let (once, again) = (self.once_ghosts.len(), self.again_ghosts.len());
@@ -91,8 +90,9 @@ impl EvictionPolicy for AdaptiveReplacement {
             } else {
                 ONCE
             };
-            self.queues.push(queue, block);
+            self.queues.store(queue, parent, block);
             self.forget();
+            parent = Some(block);
         }
     }
 

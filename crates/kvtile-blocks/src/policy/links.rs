@@ -67,6 +67,21 @@ impl Links {
         list.len += 1;
     }
 
+    /// Puts `entry`, which is in no list, so that it goes just before `place`, which is in `list`.
+    pub(super) fn push_before(&mut self, list: &mut List, place: u32, entry: u32) {
+        let older = self.0[place].older;
+        self.0[entry] = Link {
+            older,
+            newer: place,
+        };
+        self.0[place].older = entry;
+        match older {
+            NONE => list.oldest = entry,
+            older => self.0[older].newer = entry,
+        }
+        list.len += 1;
+    }
+
     /// Notes a number for `entry`, which is in no list, in the place of its links.
     pub(super) fn set_number(&mut self, entry: u32, number: u64) {
         let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
@@ -94,6 +109,11 @@ impl Links {
             newer => self.0[newer].older = older,
         }
         list.len -= 1;
+    }
+
+    /// The entry that goes after `entry`, which is in a list; [`NONE`] behind the newest.
+    pub(super) fn newer(&self, entry: u32) -> u32 {
+        self.0[entry].newer
     }
 
     /// The entries of `list`, the oldest first.

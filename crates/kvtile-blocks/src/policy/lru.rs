@@ -29,15 +29,15 @@ impl EvictionPolicy for Lru {
     }
 
     fn visited(&mut self, visit: &Visit<'_>) {
-        for &block in visit.blocks.iter().rev() {
-            self.queues.push(USED, block);
-        }
+        self.queues.push_chain(USED, visit.blocks);
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
-        for &block in insertion.blocks.iter().rev() {
+        let mut parent = insertion.parent;
+        for &block in insertion.blocks {
             assert_eq!(self.queues.of(block), None, "stored twice");
-            self.queues.push(USED, block);
+            self.queues.store(USED, parent, block);
+            parent = Some(block);
         }
     }
 

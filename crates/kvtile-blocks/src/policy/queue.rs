@@ -1,5 +1,7 @@
 //! Queues of blocks some of which may not go now: what LRU, ARC and S3-FIFO have in common. It knows no
-//! chains, no uses and no ghosts.
+//! uses and no ghosts, and of chains only the one that was used or stored last: what is stored behind it
+//! stands before it in line, so that the deepest block has its turn first, however many calls store a
+//! chain.
 //!
 //! A block that was refused leaves the line and stays in the queue: it counts in its length. One that was
 //! refused because a cached block follows it keeps its turn, so when it has become a leaf it goes before all
@@ -17,7 +19,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Refusal,
-    column::Column,
+    column::{Column, NONE},
     links::{Links, List},
 };
 use crate::BlockId;
@@ -50,6 +52,8 @@ struct Queue {
     leaves: BTreeSet<(u64, u32)>,
     len: usize,
     followed: usize,
+    /// Of the chain that was used or stored last: the block that stands before its others in line.
+    latest: u32,
 }
 
 /// Some queues; a block is in at most one of them.
@@ -59,6 +63,18 @@ pub(super) struct Queues {
     entries: Column<Entry>,
     queues: Column<Queue>,
     turns: u64,
+    /// The last block of the chain that was used or stored last.
+    chain_end: u32,
+}
+
+impl Queue {
+    fn leave_line(&mut self, links: &mut Links, block: u32) {
+        if self.latest == block {
+            // Behind it in line stands the block before it in the chain.
+            self.latest = links.newer(block);
+        }
+        links.remove(&mut self.line, block);
+    }
 }
 
 impl Queues {
@@ -70,12 +86,14 @@ impl Queues {
             leaves: BTreeSet::new(),
             len: 0,
             followed: 0,
+            latest: NONE,
         };
         Queues {
             links: Links::new(blocks as usize),
             entries: Column::new(blocks as usize, Entry { stand, queue }),
             queues: Column::new(usize::from(queues), empty),
             turns: 0,
+            chain_end: NONE,
         }
     }
 
@@ -114,11 +132,55 @@ impl Queues {
         }
     }
 
+    /// Puts blocks of a chain at the new end of a queue, wherever they stand, the last one first.
+    pub(super) fn push_chain(&mut self, queue: u8, chain: &[BlockId]) {
+        self.leave_chain();
+        for &block in chain.iter().rev() {
+            self.push(queue, block);
+        }
+        if let Some(end) = chain.last() {
+            self.chain_end = end.0;
+            if self.entries[end.0].stand == Stand::InLine {
+                self.queues[u32::from(queue)].latest = end.0;
+            }
+        }
+    }
+
+    /// Puts a block that is in no queue at the new end of one; behind what stands there of its chain if the
+    /// chain is the one that was used or stored last.
+    pub(super) fn store(&mut self, queue: u8, parent: Option<BlockId>, block: BlockId) {
+        if parent.is_none_or(|parent| parent.0 != self.chain_end) {
+            self.leave_chain();
+        }
+        self.chain_end = block.0;
+        let of = &mut self.queues[u32::from(queue)];
+        match std::mem::replace(&mut of.latest, block.0) {
+            NONE => self.links.push(&mut of.line, block.0),
+            latest => self.links.push_before(&mut of.line, latest, block.0),
+        }
+        of.len += 1;
+        let stand = Stand::InLine;
+        self.entries[block.0] = Entry { stand, queue };
+    }
+
+    /// What comes from now on stands behind all that is there.
+    fn leave_chain(&mut self) {
+        self.chain_end = NONE;
+        for queue in self.queues.iter_mut() {
+            queue.latest = NONE;
+        }
+    }
+
     /// The block of a queue that is next to go, if any may.
     pub(super) fn next(&self, queue: u8) -> Option<BlockId> {
         let queue = &self.queues[u32::from(queue)];
         let leaf = queue.leaves.first().map(|&(_, block)| block);
         leaf.or_else(|| queue.line.oldest()).map(BlockId)
+    }
+
+    /// Whether a block had its turn and was followed then.
+    pub(super) fn was_passed(&self, block: BlockId) -> bool {
+        matches!(self.entries[block.0].stand, Stand::Followed | Stand::Leaf)
     }
 
     /// Puts aside the block that [`next`](Queues::next) named.
@@ -133,7 +195,7 @@ impl Queues {
             }
             _ => {
                 assert_eq!(stand, Stand::InLine, "{block:?} was offered");
-                self.links.remove(&mut queue.line, block.0);
+                queue.leave_line(&mut self.links, block.0);
                 self.turns += 1;
                 self.turns
             }
@@ -152,6 +214,7 @@ impl Queues {
     pub(super) fn released(&mut self, block: BlockId) {
         let Entry { stand, queue } = self.entries[block.0];
         if stand == Stand::Pinned {
+            self.leave_chain();
             self.entries[block.0].stand = Stand::InLine;
             let line = &mut self.queues[u32::from(queue)].line;
             self.links.push(line, block.0);
@@ -175,7 +238,7 @@ impl Queues {
         let queue = &mut self.queues[u32::from(of)];
         match stand {
             Stand::Out => return None,
-            Stand::InLine => self.links.remove(&mut queue.line, block.0),
+            Stand::InLine => queue.leave_line(&mut self.links, block.0),
             Stand::Leaf => {
                 queue.leaves.remove(&(self.links.number(block.0), block.0));
             }
@@ -183,26 +246,11 @@ impl Queues {
             Stand::Pinned => {}
         }
         queue.len -= 1;
+        if self.chain_end == block.0 {
+            self.chain_end = NONE;
+        }
         self.entries[block.0].stand = Stand::Out;
         Some(of)
-    }
-
-    /// Moves the blocks of a queue that others follow to another one; they keep their turns. It looks at
-    /// all blocks.
-    pub(super) fn move_followed(&mut self, from: u8, to: u8) {
-        let mut moved = 0;
-        for entry in self.entries.iter_mut() {
-            if entry.stand == Stand::Followed && entry.queue == from {
-                entry.queue = to;
-                moved += 1;
-            }
-        }
-        let source = &mut self.queues[u32::from(from)];
-        source.len -= moved;
-        source.followed -= moved;
-        let target = &mut self.queues[u32::from(to)];
-        target.len += moved;
-        target.followed += moved;
     }
 
     /// Asserts what must hold between the parts.
@@ -220,6 +268,10 @@ impl Queues {
             for block in self.links.iter(&queue.line) {
                 let Entry { stand, queue } = self.entries[block];
                 assert_eq!((stand, queue), (Stand::InLine, number), "block {block}");
+            }
+            if queue.latest != NONE {
+                let Entry { stand, queue } = self.entries[queue.latest];
+                assert_eq!((stand, queue), (Stand::InLine, number), "latest");
             }
             for &(turn, block) in &queue.leaves {
                 assert_eq!(turn, self.links.number(block), "turn of {block}");

@@ -4,9 +4,9 @@
 //! The small queue has a tenth of the blocks; a block that was used at least twice in it moves on;
 //! as many keys are remembered as there are blocks. The paper's rule names the queue to shorten: the
 //! small one while it has its tenth, else the main one. Here the oldest leaf of that queue goes that has
-//! no chance left, and where it has none, the oldest leaf of the other one. A queue's length counts all of
-//! its blocks. Where the small queue is long enough and has no leaf, what follows its blocks has
-//! survived it, and they move to the main queue as well.
+//! no chance left, and where it has none, the oldest leaf of the other one. A block of the small queue
+//! that has its turn while others follow it waits for them to go. It does not count in the tenth, which new
+//! blocks need for themselves, and with its second use it moves on, as it would have done in its turn.
 
 use super::{
     EvictionPolicy, Insertion, Refusal, Visit, column::Column, ghosts::Ghosts, queue::Queues,
@@ -51,25 +51,26 @@ impl S3Fifo {
         }
     }
 
+    /// A block has survived the small queue.
+    fn move_on(&mut self, block: BlockId) {
+        self.uses[block.0] = 0;
+        self.queues.push(MAIN, block);
+    }
+
     /// The small queue's block that is to go, if it is long enough.
     fn small_candidate(&mut self) -> Option<BlockId> {
-        let long = self.queues.len(SMALL) >= self.small_blocks;
-        if !long && self.queues.len(MAIN) > 0 {
+        let len = self.queues.len(SMALL) - self.queues.followed(SMALL);
+        if len < self.small_blocks && self.queues.len(MAIN) > 0 {
             return None;
         }
         while let Some(block) = self.queues.next(SMALL) {
             if self.uses[block.0] < USES_ENOUGH {
                 return Some(block);
             }
-            self.uses[block.0] = 0;
-            self.queues.push(MAIN, block);
+            self.move_on(block);
             if self.queues.len(MAIN) > self.blocks - self.small_blocks {
                 return None;
             }
-        }
-        // All blocks are looked at for this, so there have to be many.
-        if long && self.queues.followed(SMALL) >= self.small_blocks.div_ceil(2) {
-            self.queues.move_followed(SMALL, MAIN);
         }
         None
     }
@@ -94,21 +95,27 @@ impl EvictionPolicy for S3Fifo {
     }
 
     fn visited(&mut self, visit: &Visit<'_>) {
-        for block in visit.blocks {
+        for &block in visit.blocks.iter().rev() {
             let uses = &mut self.uses[block.0];
             *uses = (*uses + 1).min(USES_MAX);
+            let enough = *uses >= USES_ENOUGH;
+            if enough && self.queues.of(block) == Some(SMALL) && self.queues.was_passed(block) {
+                self.move_on(block);
+            }
         }
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
-        for (&block, key) in insertion.blocks.iter().zip(insertion.keys).rev() {
+        let mut parent = insertion.parent;
+        for (&block, key) in insertion.blocks.iter().zip(insertion.keys) {
             assert_eq!(self.queues.of(block), None, "stored twice");
             let queue = match self.ghosts.take(key) {
                 Some(()) => MAIN,
                 None => SMALL,
             };
             self.uses[block.0] = 0;
-            self.queues.push(queue, block);
+            self.queues.store(queue, parent, block);
+            parent = Some(block);
         }
     }
 

@@ -189,8 +189,8 @@ impl BlockPool {
         }
     }
 
-    /// Takes a block that the policy offers, unless a cached block follows it or somebody uses it; then
-    /// it is marked, so that the last user tells the policy.
+    /// Takes a block that the policy offers, unless a cached block follows it or it is pinned. A pinned one
+    /// is marked, so that the release of its last pin reaches the policy.
     fn claim_leaf(&self, children: &Children, id: BlockId) -> Result<(), Refusal> {
         if children.has(id) {
             return Err(Refusal::Followed);

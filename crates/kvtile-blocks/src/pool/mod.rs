@@ -25,9 +25,9 @@
 //! | `stats`, `integrity` | what it counts, and what must hold |
 //! | `sync` | atomics and locks, or `loom`'s |
 //!
-//! **Only leaves are evicted.** A block with a cached child stays, whatever its policy says and
-//! whoever owns the child; so what is cached of a chain is what it began with, or follows a block that was
-//! removed or never here.
+//! **Only leaves are evicted.** A block with a cached child stays, whatever its policy offers and whichever
+//! tenant the child is charged to. So eviction shortens chains from their ends; only [`BlockPool::remove`]
+//! takes a block out of the middle of one.
 //!
 //! **Locks**, each taken before those after it: the slow path of allocation; the policies' locks, in
 //! order; the children's; one stripe of the index; then any of the free list, a queue of visits, the

@@ -36,7 +36,7 @@ struct Stored {
     strangers: u32,
     /// Offered and refused, and that has not ended.
     refused: Option<Refusal>,
-    /// When it was used last: a number for each use of a block, the last block of a request first.
+    /// The request that used it last, by number; one that lets go of a block uses it once more.
     used: u64,
 }
 
@@ -93,10 +93,9 @@ impl Model {
         self.blocks[&id].strangers > 0 || children()
     }
 
-    /// The blocks that a request used, of a chain.
-    fn used(&mut self, chain: &[u32]) {
-        for id in chain.iter().rev() {
-            self.uses += 1;
+    /// The request used these blocks.
+    fn used(&mut self, blocks: &[u32]) {
+        for id in blocks {
             let block = self.blocks.get_mut(id).unwrap();
             block.used = self.uses;
             // The policy may offer it again now.
@@ -191,6 +190,7 @@ impl Model {
             hints,
             now: Tick(self.now),
         });
+        self.uses += 1;
         self.used(&found);
         self.policy.check_integrity();
         self.pin(found.clone());
