@@ -7,7 +7,7 @@ from typing import Any
 from kvtile._errors import IdentityError
 from kvtile._hf.config import BY_HAND, Config, short
 from kvtile._hf.fields import empty
-from kvtile._hf.models import kv_heads, table, windowed_from
+from kvtile._hf.models import WIDTH_FOLLOWS, kv_heads, table, windowed_from
 
 # Fields by which a config asks for something that is not plain, wherever they stand: for each what it is.
 _OTHER_KINDS = {
@@ -65,10 +65,13 @@ def heads_and_size(config: Config) -> tuple[int, int]:
         )
     if heads % total:
         raise IdentityError(f"the config's {heads} attention heads do not share {total} KV heads evenly")
+    hidden = config.number("hidden_size")
     size = fields.get("head_dim")
-    if name == "mpt" or name == "gpt_bigcode" or size is None:
-        size = config.number("hidden_size") // heads
-    size = config.positive("head_dim", size)
+    if name in WIDTH_FOLLOWS and size not in (None, hidden // heads):
+        raise IdentityError(
+            f"the config has head_dim {short(size)}, and {name} models of transformers have {hidden // heads}; {BY_HAND}"
+        )
+    size = config.positive("head_dim", hidden // heads if size is None else size)
     other = fields.get("v_head_dim")
     if other is not None and other != size:
         raise IdentityError(f"its values have {short(other)} elements a head and its keys {size}; make a Shape with planes")

@@ -18,14 +18,20 @@ from typing import Any
 Fields = dict[str, Any]
 
 PLAIN = (
-    "apertus arcee aria_text biogpt bitnet bloom codegen cohere dbrx dots1 ernie4_5 ernie4_5_moe exaone4 falcon flex_olmo "
-    "gemma glm glm4 glm4_moe gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj granite granitemoe "
-    "granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hyperclovax jais2 jetmoe llama minimax_m2 ministral3 "
-    "mistral mixtral mpt nanochat nemotron olmo olmo2 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_5_vl_text "
-    "qwen2_moe qwen2_vl_text qwen3 qwen3_moe qwen3_vl_moe_text qwen3_vl_text seed_oss smollm3 solar_open stablelm "
-    "starcoder2 xglm"
+    "apertus arcee aria_text biogpt bitnet bloom codegen cohere diffllama dots1 ernie4_5 ernie4_5_moe exaone4 "
+    "falcon flex_olmo gemma glm glm4 glm4_moe glm4v_moe_text glm4v_text glm_ocr_text gpt2 gpt_bigcode gpt_neo "
+    "gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe "
+    "hy_v3 hyperclovax jais2 jetmoe llama minimax_m2 ministral3 mistral mixtral mpt nanochat nemotron olmo olmo2 "
+    "olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe "
+    "qwen3_vl_moe_text qwen3_vl_text seed_oss smollm3 solar_open stablelm starcoder2 xglm"
 ).split()
 """Model types, as ``model_type`` of a config says them."""
+
+WIDTH_FOLLOWS = frozenset(
+    "biogpt bitnet bloom codegen falcon glm4v_text gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj mpt olmoe opt "
+    "persimmon qwen2_5_vl_text qwen2_vl_text stablelm xglm".split()
+)
+"""Types whose heads share the hidden size evenly, whatever ``head_dim`` a config has."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +61,6 @@ def kv_heads(model_type: str, fields: Fields, heads: int) -> Any:
         return 1 if fields["multi_query"] else heads
     if model_type == "gpt_bigcode":
         return 1 if fields["multi_query"] else heads
-    if model_type == "dbrx":
-        return fields["attn_config"].get("kv_n_heads")
     if "num_key_value_heads" in table()[model_type].fields:
         return fields["num_key_value_heads"] or heads
     return heads
@@ -117,10 +121,6 @@ def _hyperclovax(fields: Fields) -> None:
         fields["attention_multiplier"] = head**-0.5
 
 
-def _dbrx(fields: Fields) -> None:
-    fields["ffn_config"]["hidden_size"] = fields["hidden_size"]
-
-
 DERIVED: dict[str, Callable[[Fields], None]] = {
     "smollm3": _smollm3,
     "hy_v3": _hy_v3,
@@ -131,6 +131,5 @@ DERIVED: dict[str, Callable[[Fields], None]] = {
     "opt": _opt,
     "jetmoe": _jetmoe,
     "hyperclovax": _hyperclovax,
-    "dbrx": _dbrx,
 }
 """What the config classes fill in from other fields."""
