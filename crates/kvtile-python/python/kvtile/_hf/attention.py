@@ -74,7 +74,7 @@ def heads_and_size(config: Config) -> tuple[int, int]:
     size = config.positive("head_dim", hidden // heads if size is None else size)
     other = fields.get("v_head_dim")
     if other is not None and other != size:
-        raise IdentityError(f"its values have {short(other)} elements a head and its keys {size}; make a Shape with planes")
+        raise IdentityError(f"its values have {short(other)} elements a head (v_head_dim) and its keys {size}; make a Shape with planes")
     return total, size
 
 

@@ -35,7 +35,7 @@ _UNIMPORTANT = frozenset(
     "chunk_size_feed_forward pruned_heads gradient_checkpointing tie_encoder_decoder is_encoder_decoder "
     "slow_but_exact init_device allow_global_per_layer_attribute_access tie_last_hidden_states "
     # Training.
-    "initializer_range initializer_factor init_std init_method_std router_jitter_noise input_jitter_noise "
+    "initializer_range initializer_factor init_std init_method_std input_jitter_noise moe_loss_weight "
     "router_aux_loss_coef router_z_loss_coef aux_loss_coef is_decoder "
     # What comes after the last layer, and sizes that only weights have.
     "tie_word_embeddings vocab_size logit_scale logits_scaling final_logit_softcapping lm_head_multiplier lm_head_bias "

@@ -28,7 +28,7 @@ PLAIN = (
 """Model types, as ``model_type`` of a config says them."""
 
 WIDTH_FOLLOWS = frozenset(
-    "biogpt bitnet bloom codegen falcon glm4v_text gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj mpt olmoe opt "
+    "biogpt bitnet bloom codegen falcon glm4v_text gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj helium mpt olmoe opt "
     "persimmon qwen2_5_vl_text qwen2_vl_text stablelm xglm".split()
 )
 """Types whose heads share the hidden size evenly, whatever ``head_dim`` a config has."""
@@ -69,7 +69,8 @@ def kv_heads(model_type: str, fields: Fields, heads: int) -> Any:
 def windowed_from(model_type: str, fields: Fields) -> int:
     """The first layer that has a sliding window where the config has one and does not name the layers' types."""
     if model_type in {"qwen2", "qwen3", "dots1", "qwen2_vl_text", "qwen2_5_vl_text"}:
-        return int(fields["max_window_layers"] or 0)
+        first = fields["max_window_layers"]
+        return first if isinstance(first, int) else 0
     return 0
 
 
