@@ -10,7 +10,7 @@ from typing import Any
 
 from kvtile._errors import IdentityError
 from kvtile._hf.fields import ROPE, SHAPE, empty, text, unimportant
-from kvtile._hf.models import DERIVED, PLAIN, table
+from kvtile._hf.models import DERIVED, LAYERS, PLAIN, table
 
 BY_HAND = "make a Shape and an Identity by hand if its KV is one group of full causal attention"
 LARGEST = (1 << 31) - 1
@@ -71,7 +71,7 @@ class Config:
         if derive is not None:
             try:
                 derive(fields)
-            except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+            except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
                 raise IdentityError(f"the config of this {self.model_type} model does not make sense: {error}") from error
         return fields
 
@@ -81,11 +81,12 @@ class Config:
 
     def positive(self, name: str, value: Any) -> int:
         """A value that must be a positive whole number."""
+        largest = LAYERS if name == "num_hidden_layers" else LARGEST
         if value is None:
             raise IdentityError(f"the config has no {name}; add it, or make a Shape and an Identity by hand")
-        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
             raise IdentityError(
-                f"the config's {name} is {short(value)}, and a positive whole number up to {LARGEST} is needed"
+                f"the config's {name} is {short(value)}, and a positive whole number up to {largest} is needed"
             )
         return value
 
