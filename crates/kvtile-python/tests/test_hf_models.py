@@ -222,3 +222,16 @@ def test_fields_that_do_not_count_do_not_change_kv(name: str) -> None:
     for (keys, values), (keys_, values_) in zip(kv(model, TOKENS), kv(again, TOKENS), strict=True):
         torch.testing.assert_close(keys, keys_, msg=lambda text: f"{name}: {changes}: {text}")
         torch.testing.assert_close(values, values_)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mixtral", "gpt2", "falcon", "gemma", "mistral", "phi3", "granite", "smollm3"])
+def test_a_loaded_model_has_the_config_of_its_file(name: str, tmp_path: Path) -> None:
+    tiny_model(tiny_config(name)).save_pretrained(tmp_path)
+    file = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="sdpa")
+    with torch.no_grad():
+        loaded.generate(torch.tensor([TOKENS[:4]]), max_new_tokens=2, do_sample=False)
+    assert kv_fields(loaded.config) == kv_fields(file)
+    assert rope_of(loaded.config) == rope_of(file)
+    made = {"page_size": 16, "model": "m", "revision": "1", "dtype": "float32"}
+    assert identity_of(loaded.config, **made) == identity_of(file, **made)
