@@ -53,7 +53,10 @@ def length_dependence(config: Config, max_model_len: int | None = None) -> str |
 
 def _depends_on_length(config: Config, rope: Mapping[str, Any], max_model_len: int | None) -> str | None:
     kind = rope["rope_type"]
-    if kind in _STATIC or max_model_len is not None:
+    if max_model_len is not None:
+        config.positive("max_model_len", max_model_len)
+        return None
+    if kind in _STATIC:
         return None
     return (
         f"this {config.model_type} model's rotary embedding is {kind}, whose angles depend on the length of the whole "
