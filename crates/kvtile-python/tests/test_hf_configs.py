@@ -411,7 +411,7 @@ def test_types_that_are_not_listed_are_read_only_when_the_engine_vouches_for_the
 def test_the_fields_of_a_type_change_its_digest() -> None:
     # These count only together with others: windows that are off, and LongRoPE.
     seen_elsewhere = (
-        "sliding_window max_window_layers window_size layer_types attention_types use_sliding_window "
+        "sliding_window max_window_layers window_size layer_types attention_types use_sliding_window sliding_window_pattern "
         "original_max_position_embeddings"
     ).split()
     for name in PLAIN:

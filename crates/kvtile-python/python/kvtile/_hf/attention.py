@@ -69,6 +69,11 @@ def _window(config: Config) -> int | None:
     window = fields.get("sliding_window")
     if "use_sliding_window" in known and not fields.get("use_sliding_window"):
         window = None
+    if name == "exaone4" and window is not None:
+        raise IdentityError(
+            f"it has sliding_window {short(window)}: its layers are of several kinds, and those without a window have no "
+            "rotary embedding"
+        )
     kinds = fields.get("layer_types", fields.get("attention_layers"))
     if kinds is None and name == "gpt_neo":
         kinds = fields["attention_layers"]

@@ -109,7 +109,8 @@ def _partial(config: Config, usual: float) -> Any:
     fields = config.fields
     if config.model_type == "minimax_m2" and fields.get("rotary_dim"):
         return config.number("rotary_dim") / config.number("head_dim")
-    return fields.get("rotary_pct", fields.get("partial_rotary_factor", usual))
+    part = fields.get("rotary_pct", fields.get("partial_rotary_factor", usual))
+    return 1.0 if part is None else part
 
 
 def _checked(config: Config, rope: dict[str, Any]) -> dict[str, Any]:
