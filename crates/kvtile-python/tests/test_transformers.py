@@ -30,7 +30,7 @@ def llama(seed: int = 0, **changes):
 
 def prompt(seed: int, length: int):
     choose = random.Random(seed)
-    return torch.tensor([[choose.randrange(211) for _ in range(length)]])
+    return torch.tensor([[choose.randrange(1, 211) for _ in range(length)]])
 
 
 OPTIONS = {"max_new_tokens": 12, "do_sample": False}
