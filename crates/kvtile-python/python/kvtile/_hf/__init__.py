@@ -1,0 +1,161 @@
+"""What a Hugging Face config says of a model's KV. Nothing is guessed: unknown model types and what is missing are
+refused by name.
+
+``models`` has the list of known types, ``config`` reads fields, ``rope`` the rotary embedding, ``attention`` refuses
+what is not full causal attention, ``fields`` says which fields change KV.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from kvtile._errors import IdentityError
+from kvtile._hf import rope as _rope
+from kvtile._hf.attention import heads_and_size, refuse_other_kinds
+from kvtile._hf.config import Config
+from kvtile._hf.fields import text
+from kvtile._kvtile import Identity, Shape
+
+__all__ = ["config_digest", "identity_of", "kv_fields", "length_dependence", "length_limit", "rope_of", "shape_of"]
+
+
+def identity_of(
+    config: Any,
+    page_size: int,
+    *,
+    dtype: Any = None,
+    model: str | None = None,
+    revision: str | None = None,
+    tp_rank: int = 0,
+    tp_size: int = 1,
+    layers: tuple[int, int] | None = None,
+    extra: Mapping[str, str] | None = None,
+    max_model_len: int | None = None,
+    text_only: bool = False,
+) -> Identity:
+    """The identity of a model's KV: see Identity.from_hf_config."""
+    read = Config(config, text_only=text_only)
+    name = model or read.name
+    if not name:
+        raise IdentityError("the config does not name its model; give model=")
+    commit = revision or read.commit
+    if not commit:
+        raise IdentityError("the config does not say which weights it is for; give revision=, a commit or a digest")
+    shape = _shape(read, page_size, 1, dtype, tp_rank, tp_size, layers)
+    more = {**_kv_fields(read, max_model_len), **(extra or {})}
+    return Identity(str(name), str(commit), shape, rope=_rope.rope_of(read, max_model_len), extra=more)
+
+
+def shape_of(
+    config: Any,
+    page_size: int,
+    *,
+    num_blocks: int = 1,
+    dtype: Any = None,
+    tp_rank: int = 0,
+    tp_size: int = 1,
+    layers: tuple[int, int] | None = None,
+    text_only: bool = False,
+) -> Shape:
+    """The shape of a model's KV, or of the part that one rank holds."""
+    return _shape(Config(config, text_only=text_only), page_size, num_blocks, dtype, tp_rank, tp_size, layers)
+
+
+def rope_of(config: Any, *, max_model_len: int | None = None, text_only: bool = False) -> dict[str, Any] | None:
+    """The rotary embedding, in the words of ``rope_parameters``; None for model types without.
+
+    Args:
+        max_model_len: the context length of an engine that chooses by it, as vLLM does; where it is not given,
+            embeddings that depend on the length of the sequence are refused.
+    """
+    return _rope.rope_of(Config(config, text_only=text_only), max_model_len)
+
+
+def length_dependence(config: Any, *, max_model_len: int | None = None, text_only: bool = False) -> str | None:
+    """Why a model's KV is no function of its prefix, in one sentence; None where it is one."""
+    return _rope.length_dependence(Config(config, text_only=text_only), max_model_len)
+
+
+def length_limit(config: Any, *, text_only: bool = False) -> int | None:
+    """How many tokens a sequence may have for all of it to be seen: the window of a model whose window is no smaller
+    than its context; None for models without a window.
+    """
+    return refuse_other_kinds(Config(config, text_only=text_only))
+
+
+def kv_fields(
+    config: Any, *, max_model_len: int | None = None, text_only: bool = False, known: bool = True
+) -> dict[str, str]:
+    """What of a config changes KV: text by the field's name, the same for a dict and for an object.
+
+    Args:
+        max_model_len: as for rope_of.
+        known: refuse model types that are not in the list. Where it is False all fields of an unknown type count, and
+            max_model_len; it is for engines that themselves know that KV is a function of its prefix.
+    """
+    read = Config(config, text_only=text_only, known=known)
+    if read.listed:
+        return _kv_fields(read, max_model_len)
+    context = {} if max_model_len is None else {"config.max_model_len": str(max_model_len)}
+    return {"config.model_type": str(read.model_type), **read.kv_fields(), **context}
+
+
+def config_digest(
+    config: Any, *, max_model_len: int | None = None, text_only: bool = False, known: bool = True
+) -> str:
+    """128 bits of kv_fields, as hexadecimal text."""
+    fields = kv_fields(config, max_model_len=max_model_len, text_only=text_only, known=known)
+    written = "".join(f"{name}={len(value)}:{value}\n" for name, value in sorted(fields.items()))
+    return hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
+
+
+def _kv_fields(read: Config, max_model_len: int | None) -> dict[str, str]:
+    refuse_other_kinds(read)
+    heads, size = heads_and_size(read)
+    return {
+        "config.model_type": str(read.model_type),
+        "config.num_hidden_layers": str(read.number("num_hidden_layers")),
+        "config.num_key_value_heads": str(heads),
+        "config.head_dim": str(size),
+        "config.rope": text(_rope.rope_of(read, max_model_len)),
+        **read.kv_fields(),
+    }
+
+
+def _shape(
+    read: Config,
+    page_size: int,
+    num_blocks: int,
+    dtype: Any,
+    tp_rank: int,
+    tp_size: int,
+    layers: tuple[int, int] | None,
+) -> Shape:
+    refuse_other_kinds(read)
+    total_layers = read.number("num_hidden_layers")
+    total_heads, head_size = heads_and_size(read)
+    dtype = dtype or read.dtype
+    if dtype is None:
+        raise IdentityError("the config does not say its dtype; give dtype=")
+    if not 0 <= tp_rank < tp_size or (total_heads % tp_size and tp_size % total_heads):
+        raise IdentityError(
+            f"rank {tp_rank} of {tp_size} over {total_heads} KV heads: the size divides the heads or is a "
+            "multiple of them, and the rank is below it"
+        )
+    heads = max(1, total_heads // tp_size)
+    first_head = tp_rank * heads if tp_size <= total_heads else tp_rank * total_heads // tp_size
+    first_layer, end_layer = layers or (0, total_layers)
+    return Shape(
+        num_blocks=num_blocks,
+        num_layers=end_layer - first_layer,
+        page_size=page_size,
+        num_heads=heads,
+        head_size=head_size,
+        dtype=dtype,
+        first_layer=first_layer,
+        total_layers=total_layers,
+        first_head=first_head,
+        total_heads=total_heads,
+    )

@@ -1,0 +1,117 @@
+"""What of a known type's fields makes its attention something else than full and causal, and how many heads KV has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvtile._errors import IdentityError
+from kvtile._hf.config import BY_HAND, Config, short
+from kvtile._hf.fields import empty
+from kvtile._hf.models import WIDTH_FOLLOWS, kv_heads, table, windowed_from
+
+# Fields by which a config asks for something that is not plain, wherever they stand: for each what it is.
+_OTHER_KINDS = {
+    "kv_lora_rank": "its KV is a latent, whose planes only its engine knows; make a Shape with planes",
+    "attention_chunk_size": "its attention ends at chunks",
+    "cross_attention_layers": "some of its layers read something else than text",
+    "add_cross_attention": "its layers read something else than text",
+    "use_bidirectional_attention": "its attention is not causal: KV depends on later tokens",
+    "prefix_lm": "its attention is not causal inside of a prefix: KV depends on later tokens",
+    "num_kv_shared_layers": "some of its layers use the keys and values of other layers",
+    "per_layer_config": "its layers differ from each other",
+    "block_configs": "its layers differ from each other",
+    "layers_block_type": "it has recurrent layers",
+    "dual_chunk_attention_config": "its keys depend on chunks of the sequence",
+    "sparse_attention_config": "it has sparse attention, which keeps more than keys and values",
+    "index_topk": "it has sparse attention, which keeps more than keys and values",
+}
+# Names that other types use for the number of KV heads.
+_OTHER_HEADS = ("num_kv_heads", "n_head_kv", "multi_query", "multi_query_group_num", "num_query_groups", "kv_n_heads")
+
+
+def refuse_other_kinds(config: Config) -> int | None:
+    """Refuses what is not full causal attention.
+
+    Returns:
+        The window of a model whose window is no smaller than its context: sequences up to it are seen whole.
+    """
+    fields = config.fields
+    nested = fields.get("attn_config") if isinstance(fields.get("attn_config"), dict) else {}
+    for name, what in _OTHER_KINDS.items():
+        for value in (fields.get(name), nested.get(name)):
+            if not empty(value) and value not in (False, 0):
+                raise IdentityError(f"{what} ({name} is {short(value)}); kvtile's reader of configs has full causal attention only")
+    if fields.get("is_causal") is False:
+        raise IdentityError("its attention is not causal (is_causal is False): KV depends on later tokens")
+    return _window(config)
+
+
+def heads_and_size(config: Config) -> tuple[int, int]:
+    """The heads of keys and values, and the elements of each."""
+    fields, name = config.fields, str(config.model_type)
+    heads = config.number("num_attention_heads")
+    known = table()[name].fields
+    for other in _OTHER_HEADS:
+        if other not in known and not empty(fields.get(other)):
+            raise IdentityError(
+                f"the config has {other} {short(fields[other])}, which {name} models of transformers do not read; "
+                f"how many heads its KV has is not known; {BY_HAND}"
+            )
+    total = config.positive("number of KV heads", kv_heads(name, fields, heads))
+    said = fields.get("num_key_value_heads")
+    if said is not None and said != total:
+        raise IdentityError(
+            f"the config has num_key_value_heads {short(said)}, and {name} models of transformers have {total}; {BY_HAND}"
+        )
+    if heads % total:
+        raise IdentityError(f"the config's {heads} attention heads do not share {total} KV heads evenly")
+    hidden = config.number("hidden_size")
+    size = fields.get("head_dim")
+    if name in WIDTH_FOLLOWS and size not in (None, hidden // heads):
+        raise IdentityError(
+            f"the config has head_dim {short(size)}, and {name} models of transformers have {hidden // heads}; {BY_HAND}"
+        )
+    size = config.positive("head_dim", hidden // heads if size is None else size)
+    other = fields.get("v_head_dim")
+    if other is not None and other != size:
+        raise IdentityError(f"its values have {short(other)} elements a head and its keys {size}; make a Shape with planes")
+    return total, size
+
+
+def _window(config: Config) -> int | None:
+    fields, name = config.fields, str(config.model_type)
+    known = table()[name].fields
+    window = fields.get("sliding_window")
+    if "use_sliding_window" in known and not fields.get("use_sliding_window"):
+        window = None
+    kinds = fields.get("layer_types", fields.get("attention_layers"))
+    if kinds is None and name == "gpt_neo":
+        kinds = fields["attention_layers"]
+    if not empty(kinds):
+        if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
+            raise IdentityError(f"the config's layer_types are {short(kinds)}, and a list of names is needed")
+        if name == "gpt_neo":
+            kinds = ["sliding_attention" if kind == "local" else "full_attention" for kind in kinds]
+            window = fields.get("window_size")
+        kinds = ["full_attention" if kind == "attention" else kind for kind in kinds]
+        others = sorted(set(kinds) - {"full_attention", "sliding_attention"})
+        if others:
+            raise IdentityError(
+                f"it has layers of other kinds than full attention ({', '.join(others)}), which keep something else"
+            )
+        if "sliding_attention" not in kinds and ("layer_types" in known or name == "gpt_neo"):
+            return None
+    elif isinstance(window, int) and windowed_from(name, fields) >= config.number("num_hidden_layers"):
+        return None
+    if empty(window) or window is False:
+        if not empty(kinds) and "sliding_attention" in kinds:
+            raise IdentityError("it has layers with a sliding window (layer_types), and sliding_window does not say how wide")
+        return None
+    width = config.positive("sliding_window", window)
+    context = fields.get("max_position_embeddings")
+    if not isinstance(context, int) or width < context:
+        raise IdentityError(
+            f"its attention has a sliding window of {width} tokens and a context of {short(context)}: layers with a window "
+            "keep their last tokens only"
+        )
+    return width

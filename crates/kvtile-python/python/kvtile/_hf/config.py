@@ -1,0 +1,184 @@
+"""A model's config as kvtile reads it: the fields of its text part, by the usual names, defaults filled in."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kvtile._errors import IdentityError
+from kvtile._hf.fields import ROPE, SHAPE, empty, text, unimportant
+from kvtile._hf.models import DERIVED, PLAIN, table
+
+BY_HAND = "make a Shape and an Identity by hand if its KV is one group of full causal attention"
+# Parts of a config that read something else than text.
+_MEDIA = re.compile(r"(vision|visual|image|img|video|audio|speech|acoustic|codec|vq|protein|encoder)\w*(_config|_tower|_model)$")
+
+
+class Config:
+    """The fields of a known model type.
+
+    Args:
+        config: a ``PretrainedConfig``, or the ``config.json`` as a dict.
+        text_only: the text part is meant, where the model takes images or sound as well.
+        known: refuse model types that are not in the list.
+    """
+
+    def __init__(self, config: Any, *, text_only: bool = False, known: bool = True) -> None:
+        outer = _fields(config)
+        inner = _text_part(outer, text_only=text_only, known=known)
+        self.name = _first(outer, inner, "_name_or_path", "name_or_path")
+        self.commit = _first(outer, inner, "_commit_hash")
+        self.dtype = _first(inner, outer, "dtype", "torch_dtype")
+        self.model_type = inner.get("model_type")
+        self.listed = isinstance(self.model_type, str) and self.model_type in table()
+        if known:
+            self._refuse_unknown(config, inner)
+        self.fields = self._filled(inner)
+
+    def _refuse_unknown(self, config: Any, fields: Mapping[str, Any]) -> None:
+        if not self.model_type:
+            raise IdentityError("the config has no model_type, by which kvtile knows how a model keeps its KV; add it")
+        if type(config).__module__.startswith("transformers_modules."):
+            raise IdentityError(
+                f"the config of this {self.model_type} model comes with code of its own ({type(config).__qualname__}), and "
+                f"kvtile knows what transformers' own models keep; load it without trust_remote_code, or {BY_HAND}"
+            )
+        if not self.listed:
+            because = _other_kind(fields)
+            raise IdentityError(
+                f"model type {self.model_type!r} is not one that is known to keep plain keys and values"
+                f"{f' ({because})' if because else ''}; {BY_HAND} (docs/models.md has the list)"
+            )
+
+    def _filled(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        if not self.listed:
+            return dict(given)
+        model = table()[str(self.model_type)]
+        fields = copy.deepcopy(dict(model.fields))
+        for name, value in given.items():
+            usual = model.aliases.get(name, name)
+            default = model.fields.get(usual)
+            if isinstance(value, Mapping) and isinstance(default, Mapping):
+                fields[usual] = {**default, **{key: each for key, each in value.items() if not unimportant(key)}}
+            elif value is not None or not isinstance(default, Mapping):
+                fields[usual] = value
+        derive = DERIVED.get(str(self.model_type))
+        if derive is not None:
+            try:
+                derive(fields)
+            except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+                raise IdentityError(f"the config of this {self.model_type} model does not make sense: {error}") from error
+        return fields
+
+    def number(self, name: str) -> int:
+        """A field that must be a positive whole number."""
+        return self.positive(name, self.fields.get(name))
+
+    def positive(self, name: str, value: Any) -> int:
+        """A value that must be a positive whole number."""
+        if value is None:
+            raise IdentityError(f"the config has no {name}; add it, or make a Shape and an Identity by hand")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise IdentityError(f"the config's {name} is {short(value)}, and a positive whole number is needed")
+        return value
+
+    def kv_fields(self) -> dict[str, str]:
+        """The fields that change KV beside shape and rotary embedding, as text."""
+        left_out = ROPE | SHAPE if self.listed else frozenset()
+        return {
+            f"config.{name}": text(value)
+            for name, value in self.fields.items()
+            if name not in left_out and not unimportant(name) and not empty(value)
+        }
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    """What a config says, as a dict of its own names."""
+    if isinstance(config, Mapping):
+        return dict(config)
+    if hasattr(config, "to_dict"):
+        fields = {**config.to_dict(), "_commit_hash": getattr(config, "_commit_hash", None)}
+        # A field that a later transformers brought, at its default, is none that an older config file lacks.
+        if dataclasses.is_dataclass(config):
+            model = table().get(fields.get("model_type") or "")
+            for field in dataclasses.fields(config):
+                if model and model.aliases.get(field.name, field.name) not in model.fields:
+                    if field.name in fields and text(fields[field.name]) == text(field.default):
+                        del fields[field.name]
+        return fields
+    fields = {name: getattr(config, name) for name in dir(type(config)) if not name.startswith("__")}
+    return {name: value for name, value in {**fields, **vars(config)}.items() if not callable(value)}
+
+
+def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dict[str, Any]:
+    """The fields of the text part; a model of several parts is refused unless its text alone is meant."""
+    name = outer.get("model_type")
+    if outer.get("is_encoder_decoder"):
+        raise IdentityError(
+            f"{_named(name)} is an encoder-decoder, whose decoder reads more than its prefix; kvtile keeps decoders' KV only"
+        )
+    media = sorted(key for key, value in outer.items() if _MEDIA.search(key) and not empty(value))
+    part = outer.get("text_config")
+    if hasattr(part, "to_dict"):
+        part = _fields(part)
+    composite = bool(media) or (part is not None and name not in (None, "") and name not in PLAIN)
+    if composite and known and not text_only:
+        parts = f" ({', '.join(media)})" if media else ""
+        raise IdentityError(
+            f"{_named(name)} takes images, sound or more beside text{parts}, on which KV depends and which keys made of tokens "
+            "do not have; where only text is given, say so with text_only=True"
+        )
+    if part is None:
+        fields = {key: value for key, value in outer.items() if key not in media}
+        if media and f"{name}_text" in PLAIN:
+            fields["model_type"] = f"{name}_text"
+        return fields
+    if not isinstance(part, Mapping):
+        raise IdentityError(f"the config's text_config is {short(part)}, and a dict or a config is needed")
+    fields = dict(part)
+    for key in ("quantization_config", "compression_config"):
+        if fields.get(key) is None and outer.get(key) is not None:
+            fields[key] = outer[key]
+    return fields
+
+
+def _other_kind(fields: Mapping[str, Any]) -> str | None:
+    """What the fields of an unknown type say of its KV; a help for the reader, nothing rests on it."""
+    if fields.get("kv_lora_rank"):
+        return "its KV is a latent (kv_lora_rank), whose planes only its engine knows; make a Shape with planes"
+    if isinstance(fields.get("layer_types"), (list, tuple)):
+        kinds = sorted({str(kind) for kind in fields["layer_types"]})
+        if kinds != ["full_attention"]:
+            return f"its layers are of the kinds {', '.join(kinds)}"
+    for name, what in {
+        "sliding_window": "it has a sliding window",
+        "attention_chunk_size": "its attention ends at chunks",
+        "cross_attention_layers": "some of its layers read something else than text",
+        "block_configs": "its layers differ from each other",
+        "hybrid_override_pattern": "it has recurrent layers",
+        "layers_block_type": "it has recurrent layers",
+        "sparse_attention_config": "it has sparse attention",
+    }.items():
+        if not empty(fields.get(name)) and fields[name] is not False:
+            return f"{what} ({name})"
+    return None
+
+
+def _first(*sources: Any) -> Any:
+    """The first value that is there: of the sources, in order, under any of the names."""
+    maps = [source for source in sources if isinstance(source, Mapping)]
+    names = [source for source in sources if isinstance(source, str)]
+    return next((each[name] for each in maps for name in names if each.get(name)), None)
+
+
+def _named(name: Any) -> str:
+    return f"model type {name!r}" if name else "the model"
+
+
+def short(value: Any) -> str:
+    """A value as an error shows it."""
+    written = repr(value)
+    return written if len(written) <= 60 else f"{written[:57]}..."

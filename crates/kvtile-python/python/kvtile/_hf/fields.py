@@ -1,0 +1,86 @@
+"""Which fields of a config change KV, and how a field's value is written so that equal ones are equal text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+# Long values (quantisation lists modules by name) are named by a digest.
+_LONG = 200
+
+ROPE = frozenset(
+    "rope_parameters rope_scaling rope_theta partial_rotary_factor rotary_emb_base rotary_pct rotary_dim "
+    "original_max_position_embeddings".split()
+)
+"""Fields that say how positions are rotated; ``rope_of`` reads them."""
+
+SHAPE = frozenset(
+    "num_hidden_layers num_key_value_heads num_kv_heads n_head_kv multi_query head_dim v_head_dim "
+    "layer_types sliding_window use_sliding_window max_window_layers attention_layers window_size".split()
+)
+"""Fields that say how much KV there is and which part of it is seen; the shape and the refusals read them."""
+
+_UNIMPORTANT = frozenset(
+    # How a config is stored and where it is from.
+    "_name_or_path name_or_path _commit_hash transformers_version architectures auto_map model_type tokenizer_class "
+    "dtype torch_dtype torchscript use_bfloat16 task_specific_params kwargs "
+    # What is returned, and by which code the same is computed.
+    "return_dict use_return_dict output_hidden_states output_attentions output_router_logits use_cache "
+    "attn_implementation experts_implementation _attn_implementation _attn_implementation_internal _experts_implementation "
+    "_experts_implementation_internal _attn_implementation_autoset _output_attentions base_model_tp_plan "
+    "base_model_pp_plan base_model_ep_plan base_model_fsdp_plan ignore_keys_at_rope_validation pretraining_tp "
+    "chunk_size_feed_forward pruned_heads gradient_checkpointing tie_encoder_decoder is_encoder_decoder "
+    "slow_but_exact init_device allow_global_per_layer_attribute_access tie_last_hidden_states "
+    # Training.
+    "initializer_range initializer_factor init_std init_method_std router_jitter_noise input_jitter_noise "
+    "router_aux_loss_coef router_z_loss_coef aux_loss_coef is_decoder "
+    # What comes after the last layer, and sizes that only weights have.
+    "tie_word_embeddings vocab_size logit_scale logits_scaling final_logit_softcapping lm_head_multiplier lm_head_bias "
+    "num_logits_to_keep num_mtp_layers num_nextn_predict_layers id2label label2id num_labels problem_type finetuning_task "
+    # Context: KV of a position does not depend on how many there may be; where it does, rope_of says so.
+    "max_position_embeddings n_ctx max_seq_len "
+    # Generation.
+    "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_beams do_sample "
+    "max_length min_length early_stopping num_beam_groups diversity_penalty num_return_sequences bad_words_ids "
+    "encoder_no_repeat_ngram_size exponential_decay_length_penalty remove_invalid_values return_dict_in_generate "
+    "output_scores suppress_tokens begin_suppress_tokens max_new_tokens prefix".split()
+)
+_UNIMPORTANT_KINDS = re.compile(r"dropout|pdrop$|layerdrop|drop_?path|_token_ids?$|_token_index$|^summary_")
+
+
+def unimportant(name: str) -> bool:
+    """Whether a field cannot change KV."""
+    return name in _UNIMPORTANT or _UNIMPORTANT_KINDS.search(name) is not None
+
+
+def text(value: Any) -> str:
+    """A value as text: equal values give equal text, whether they come from JSON or from an object."""
+    plain = _plain(value)
+    written = plain if isinstance(plain, str) else json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    if len(written) <= _LONG:
+        return written
+    return f"blake2b:{hashlib.blake2b(written.encode(), digest_size=16).hexdigest()}"
+
+
+def empty(value: Any) -> bool:
+    """Whether a value says nothing: None, or a list or dict of nothing."""
+    return value is None or (isinstance(value, (list, tuple, dict)) and not value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items() if not empty(each)}
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_plain(each) for each in value), key=repr)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return value
+    if hasattr(value, "to_dict"):
+        return _plain(value.to_dict())
+    return str(value).removeprefix("torch.")

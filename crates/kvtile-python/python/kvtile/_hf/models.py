@@ -1,0 +1,135 @@
+"""The model types that are known to be plain: one group of layers, full causal attention in each, keys and values of
+one head size. What is not in the list is refused by its name.
+
+``models.json`` has the fields that each type has and their defaults, as the config classes of transformers give them;
+``tests/hf_defaults.py`` writes it from an installed transformers, and a test compares it. The rules here are what the
+classes and the models compute from the fields. That each type is plain is tested with a small random model of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Fields = dict[str, Any]
+
+PLAIN = (
+    "apertus arcee aria_text biogpt bitnet bloom codegen cohere diffllama dots1 ernie4_5 ernie4_5_moe exaone4 "
+    "falcon flex_olmo gemma glm glm4 glm4_moe glm4v_moe_text glm4v_text glm_ocr_text gpt2 gpt_bigcode gpt_neo "
+    "gpt_neox gpt_neox_japanese gptj granite granitemoe granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe "
+    "hy_v3 hyperclovax jais2 jetmoe llama minimax_m2 ministral3 mistral mixtral mpt nanochat nemotron olmo olmo2 "
+    "olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe "
+    "qwen3_vl_moe_text qwen3_vl_text seed_oss smollm3 solar_open stablelm starcoder2 xglm"
+).split()
+"""Model types, as ``model_type`` of a config says them."""
+
+WIDTH_FOLLOWS = frozenset(
+    "biogpt bitnet bloom codegen falcon glm4v_text gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj mpt olmoe opt "
+    "persimmon qwen2_5_vl_text qwen2_vl_text stablelm xglm".split()
+)
+"""Types whose heads share the hidden size evenly, whatever ``head_dim`` a config has."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What a model type's config has."""
+
+    fields: Mapping[str, Any]
+    """Fields and their defaults, by the names that most types use for them."""
+    aliases: Mapping[str, str]
+    """This type's own names, and the names that most types use for the same."""
+    rope: Mapping[str, Any] | None
+    """The rotary embedding of a config that says nothing of it; None for types without."""
+
+
+@cache
+def table() -> dict[str, Model]:
+    """All plain model types."""
+    rows = json.loads(Path(__file__).with_name("models.json").read_text(encoding="utf-8"))["models"]
+    return {name: Model(**row) for name, row in rows.items()}
+
+
+def kv_heads(model_type: str, fields: Fields, heads: int) -> Any:
+    """The heads that keys and values have."""
+    if model_type == "falcon":
+        if fields["new_decoder_architecture"]:
+            return fields["num_kv_heads"] or heads
+        return 1 if fields["multi_query"] else heads
+    if model_type == "gpt_bigcode":
+        return 1 if fields["multi_query"] else heads
+    if "num_key_value_heads" in table()[model_type].fields:
+        return fields["num_key_value_heads"] or heads
+    return heads
+
+
+def windowed_from(model_type: str, fields: Fields) -> int:
+    """The first layer that has a sliding window where the config has one and does not name the layers' types."""
+    if model_type in {"qwen2", "qwen3", "dots1", "qwen2_vl_text", "qwen2_5_vl_text"}:
+        return int(fields["max_window_layers"] or 0)
+    return 0
+
+
+def _smollm3(fields: Fields) -> None:
+    if fields["no_rope_layers"] is None and isinstance(fields["num_hidden_layers"], int):
+        step = fields["no_rope_layer_interval"]
+        fields["no_rope_layers"] = [int((at + 1) % step != 0) for at in range(fields["num_hidden_layers"])]
+    del fields["no_rope_layer_interval"]
+
+
+def _hy_v3(fields: Fields) -> None:
+    if fields["mlp_layer_types"] is None and isinstance(fields["num_hidden_layers"], int):
+        fields["mlp_layer_types"] = ["dense", *["sparse"] * (fields["num_hidden_layers"] - 1)]
+
+
+def _ernie(fields: Fields) -> None:
+    if fields["moe_layer_end_index"] == -1 and isinstance(fields["num_hidden_layers"], int):
+        fields["moe_layer_end_index"] = fields["num_hidden_layers"] - 1
+
+
+def _gemma(fields: Fields) -> None:
+    if fields["hidden_act"] == "gelu":
+        fields["hidden_act"] = "gelu_pytorch_tanh"
+
+
+def _gpt_neo(fields: Fields) -> None:
+    kinds = fields.pop("attention_types", None) or [[["global", "local"], 12]]
+    if not fields.get("attention_layers"):
+        fields["attention_layers"] = [kind for group, times in kinds for _ in range(times) for kind in group]
+
+
+def _falcon(fields: Fields) -> None:
+    if fields["ffn_hidden_size"] is None:
+        fields["ffn_hidden_size"] = 4 * fields["hidden_size"]
+
+
+def _opt(fields: Fields) -> None:
+    if fields["word_embed_proj_dim"] is None:
+        fields["word_embed_proj_dim"] = fields["hidden_size"]
+
+
+def _jetmoe(fields: Fields) -> None:
+    fields["num_attention_heads"] = fields["num_key_value_heads"] * fields["num_experts_per_tok"]
+
+
+def _hyperclovax(fields: Fields) -> None:
+    if fields["attention_multiplier"] is None:
+        head = fields["head_dim"] or fields["hidden_size"] // fields["num_attention_heads"]
+        fields["attention_multiplier"] = head**-0.5
+
+
+DERIVED: dict[str, Callable[[Fields], None]] = {
+    "smollm3": _smollm3,
+    "hy_v3": _hy_v3,
+    "ernie4_5_moe": _ernie,
+    "gemma": _gemma,
+    "gpt_neo": _gpt_neo,
+    "falcon": _falcon,
+    "opt": _opt,
+    "jetmoe": _jetmoe,
+    "hyperclovax": _hyperclovax,
+}
+"""What the config classes fill in from other fields."""
