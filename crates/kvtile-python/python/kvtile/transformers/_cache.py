@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError
 from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
 from kvtile.transformers._first_layer import check_first_layer, first_layer
+from kvtile.transformers._loaded import Loaded
 from kvtile.transformers._model import check_kind, state_of, weights_digest
 from kvtile.transformers._options import ends_of, padding_of, read_request
 from kvtile.transformers._prompts import Prompt, end_of_answer, prompts_of, token_lists
@@ -257,6 +258,7 @@ class PrefixCache:
                     for layer, pair in zip(past.layers, layers, strict=True):
                         layer.lazy_initialization(*pair)
                         layer.keys, layer.values = pair
+                    Loaded.of(self.identity, rows, length).mark(past)
         _log.debug("%d of %d tokens of %d prompts were known", past.get_seq_length(), rows[0].end, len(rows))
         return past
 
@@ -319,10 +321,9 @@ class PrefixCache:
         tokens: list[int] = []
         positions: list[int] = []
         halves: list[tuple[Any, Any]] = []
-        layer = past.layers[0]
+        layer, loaded = past.layers[0], Loaded.in_cache(past, self.identity)
         for at, (row, row_tokens, row_keys) in enumerate(zip(prompts, kept, keys, strict=True)):
-            with self.cache.lookup(row_keys) as found:
-                begin = found.blocks * self._page_size
+            begin = loaded.known(at, row) if loaded is not None else 0
             end = len(row_keys) * self._page_size
             if begin < end:
                 tokens += row_tokens[begin:end]
