@@ -20,7 +20,7 @@ from transformers.cache_utils import DynamicLayer
 
 from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError
 from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
-from kvtile.transformers._first_layer import check_first_layer, first_layer
+from kvtile.transformers._first_layer import TOLERANCES, check_first_layer, first_layer
 from kvtile.transformers._loaded import Loaded
 from kvtile.transformers._model import check_kind, state_of, weights_digest
 from kvtile.transformers._options import ends_of, padding_of, read_request
@@ -340,6 +340,8 @@ class PrefixCache:
         if others:
             raise IdentityError(f"its cache has layers of other kinds than full attention ({', '.join(sorted(others))})")
         _, halves, heads, _, head_size = self._sizes(1, 1)
+        if self._dtype not in TOLERANCES:
+            raise IdentityError(f"the model computes in {self._dtype}; load it in one of {', '.join(map(str, TOLERANCES))}")
         for name, half in zip(("keys", "values"), first_layer(model, [0, 1], [0, 1]), strict=True):
             if tuple(half.shape) != (2, heads, head_size) or half.dtype != self._dtype:
                 raise IdentityError(

@@ -14,9 +14,9 @@ from transformers import DynamicCache
 
 from kvtile._errors import IdentityError, RequestError
 
-# How far keys or values of a token may be from those computed again, as a part of their length. bfloat16 rounds to 0.004,
-# and another token or position differs by 0.1 and more.
-TOLERANCE = 0.02
+# How far keys or values of a token may be from those computed again, as a part of their length: some times what rounding
+# in a dtype comes to. Another token or position differs by 0.1 and more.
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 5e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 _AT_ONCE = 4096
 
 
@@ -72,16 +72,17 @@ def check_first_layer(model: Any, tokens: list[int], positions: list[int], keys:
     Raises:
         RequestError: with the first token that differs.
     """
+    tolerance = TOLERANCES[keys.dtype]
     for name, found, computed in zip(("key", "value"), (keys, values), first_layer(model, tokens, positions), strict=True):
-        found, computed = found.flatten(1).float(), computed.flatten(1).float()
+        found, computed = found.flatten(1).double(), computed.flatten(1).double()
         length = computed.norm(dim=1)
         apart = (found - computed).norm(dim=1)
         # Written so that what is no number is refused as well.
-        wrong = ~(apart <= TOLERANCE * length + 1e-6)
+        wrong = ~(apart <= tolerance * length )
         if wrong.any():
             at = int(wrong.nonzero()[0])
             raise RequestError(
                 f"the cache holds KV of something else: in its first layer the {name} of token {tokens[at]} at position "
-                f"{positions[at]} is {float(apart[at] / length[at]):.2f} of its length away from what the model computes; "
+                f"{positions[at]} is {float(apart[at] / length[at]):.2g} of its length away from what the model computes; "
                 "give the cache that generate worked on, and the inputs and outputs of that call"
             )

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 
 from kvtile._errors import IdentityError, KvtileError
 from kvtile._kvtile import Identity
@@ -126,14 +127,20 @@ def _modules(model: Any) -> list[Any]:
     return found
 
 
-def _configs(modules: list[Any]) -> list[Any]:
-    """The distinct configs of modules."""
+def _configs(modules: list[Any]) -> list[dict[str, Any]]:
+    """What the distinct configs of modules say. They compare equal where their attention is another, so their fields do."""
     found: dict[int, Any] = {}
     for module in modules:
         config = vars(module).get("config")
-        if config is not None:
+        if isinstance(config, PreTrainedConfig):
             found.setdefault(id(config), config)
-    return list(found.values())
+    return [_fields(config) for config in found.values()]
+
+
+def _fields(config: Any) -> dict[str, Any]:
+    return {
+        name: _fields(value) if isinstance(value, PreTrainedConfig) else value for name, value in vars(config).items()
+    }
 
 
 def _tensors_of(modules: list[Any], loose: list[tuple[int, str]]) -> tuple[list[Any], bytes]:
@@ -153,8 +160,11 @@ def _tensors_of(modules: list[Any], loose: list[tuple[int, str]]) -> tuple[list[
         for tensor in tensors:
             places.append((id(tensor), -1 if tensor.is_inference() else tensor._version))
             for plain in [tensor] if type(tensor) in _PLAIN else [part for _, part in plain_parts("", tensor)]:
-                places.append((plain.data_ptr(), plain.dtype, plain.shape))
-                samples.setdefault(plain.dtype, []).append(_sample(plain))
+                if plain.device.type == "cpu":
+                    places.append((plain.data_ptr(), plain.dtype, plain.shape))
+                    samples.setdefault(plain.dtype, []).append(_sample(plain))
+                else:
+                    places.append(plain.device)
         values = [torch.cat(each).view(torch.uint8).numpy().tobytes() for each in samples.values()]
     return places, b"".join(values)
 
