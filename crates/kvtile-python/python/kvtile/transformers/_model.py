@@ -191,17 +191,16 @@ def _changed_buffers(module: Any, expected: Any, plain: Any) -> set[str]:
 
 def _buffers_of_class(expected: Any, plain: Any) -> dict[str, Any]:
     """The buffers that a class computes, such as the frequencies of a rotary embedding; none where it does not say them."""
-    if expected._parameters or expected._modules:
-        return {}
     try:
         with torch.no_grad():
-            expected.to_empty(device="cpu")
-            for _, buffer in own_tensors(expected):
-                buffer.zero_()
+            for name, buffer in expected._buffers.items():
+                if buffer is not None:
+                    expected._buffers[name] = torch.zeros_like(buffer, device="cpu")
+            # Its parameters are on the meta device, where nothing is computed.
             plain._init_weights(expected)
     except Exception:  # the code of a model's class may raise what it likes
         return {}
-    return dict(own_tensors(expected))
+    return {name: buffer for name, buffer in expected._buffers.items() if buffer is not None}
 
 
 def _close(ours: Any, theirs: Any) -> bool:
