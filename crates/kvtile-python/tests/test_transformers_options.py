@@ -30,8 +30,8 @@ DICT = {"return_dict_in_generate": True}
 
 
 def words() -> Any:
-    """A tokenizer with a character for each token."""
-    vocabulary = {chr(0x4E00 + number): number for number in range(211)}
+    """A tokenizer with a character for each token, and a word that transformers looks for when it reads stop strings."""
+    vocabulary = {**{chr(0x4E00 + number): number for number in range(210)}, "abcdef": 210}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=chr(0x4E00)))
     )

@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -58,21 +59,19 @@ def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _sums(tensor: Any) -> bytes:
-    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
-    count = flat.numel() // 8
-    if flat.storage_offset() % 8:
-        flat = flat.clone()
-    words = flat[: count * 8].view(torch.int64)
+    """The sums of a tensor's chunks, and the bytes that fill no word. NumPy, as it shares no small product among threads."""
+    flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
+    words = flat[: flat.size // 8 * 8].view(np.int64)
     factors = _factors()
-    chunks = count // _CHUNK
-    sums = torch.mv(words[: chunks * _CHUNK].view(chunks, _CHUNK), factors) if chunks else words[:0]
+    chunks = words.size // _CHUNK
+    sums = words[: chunks * _CHUNK].reshape(chunks, _CHUNK) @ factors
     tail = words[chunks * _CHUNK :]
-    rest = (tail * factors[: tail.numel()]).sum().view(1)
-    return torch.cat([sums, rest]).numpy().tobytes() + flat[count * 8 :].numpy().tobytes()
+    rest = tail @ factors[: tail.size]
+    return sums.tobytes() + rest.tobytes() + flat[words.size * 8 :].tobytes()
 
 
 @functools.cache
 def _factors() -> Any:
     """Odd numbers, the same in every process."""
     stream = hashlib.shake_256(b"kvtile digest of tensors").digest(8 * _CHUNK)
-    return torch.frombuffer(bytearray(stream), dtype=torch.int64) | 1
+    return np.frombuffer(stream, np.int64) | 1

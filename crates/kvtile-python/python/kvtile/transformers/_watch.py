@@ -1,8 +1,8 @@
 """Notices before each request whether a model is still the one that a cache was opened for.
 
-The whole answer reads all weights. In between a mark is compared that takes about a millisecond: which modules there are,
-their numbers, where each tensor lies, how often torch has changed it, and sixteen of its values. Where the mark is another,
-the whole is read again.
+The whole answer reads all weights. In between a mark is compared that takes some milliseconds at most: which modules there
+are, their numbers, where each tensor lies, how often torch has changed it, and some of its values. Where the mark is
+another, the whole is read again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from kvtile._kvtile import Identity
 from kvtile.transformers._digest import plain_parts
 from kvtile.transformers._model import KNOWN_TO_TORCH, check_moment, is_plain, tensors_in
 
-_SAMPLES = 16
+_SAMPLES = 8
 
 
 class ModelWatch:
@@ -143,10 +143,9 @@ def _fields(config: Any) -> dict[str, Any]:
     }
 
 
-def _tensors_of(modules: list[Any], loose: list[tuple[int, str]]) -> tuple[list[Any], bytes]:
+def _tensors_of(modules: list[Any], loose: list[tuple[int, str]]) -> list[Any]:
     """Where tensors lie and how often they changed; some of their values."""
-    places: list[Any] = []
-    samples: dict[Any, list[Any]] = {}
+    found: list[Any] = []
     tensors = [
         tensor
         for module in modules
@@ -158,23 +157,21 @@ def _tensors_of(modules: list[Any], loose: list[tuple[int, str]]) -> tuple[list[
         tensors += [tensor for _, tensor in tensors_in(key, vars(modules[at]).get(key))]
     with torch.no_grad():
         for tensor in tensors:
-            places.append((id(tensor), -1 if tensor.is_inference() else tensor._version))
+            found.append((id(tensor), -1 if tensor.is_inference() else tensor._version))
             for plain in [tensor] if type(tensor) in _PLAIN else [part for _, part in plain_parts("", tensor)]:
                 if plain.device.type == "cpu":
-                    places.append((plain.data_ptr(), plain.dtype, plain.shape))
-                    samples.setdefault(plain.dtype, []).append(_sample(plain))
+                    found.append((plain.data_ptr(), plain.dtype, plain.shape, _sample(plain)))
                 else:
-                    places.append(plain.device)
-        values = [torch.cat(each).view(torch.uint8).numpy().tobytes() for each in samples.values()]
-    return places, b"".join(values)
+                    found.append(plain.device)
+    return found
 
 
 _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
-def _sample(tensor: Any) -> Any:
-    """Values of a tensor at even distances."""
+def _sample(tensor: Any) -> list[Any]:
+    """Values of a tensor at even distances; one by one, as torch would share even these among threads."""
     count = tensor.numel()
     if count <= _SAMPLES or not tensor.is_contiguous():
-        return tensor.reshape(-1)[:: max(1, count // _SAMPLES)]
-    return tensor.as_strided((_SAMPLES,), (count // _SAMPLES,), tensor.storage_offset())
+        return tensor.reshape(-1)[:: max(1, count // _SAMPLES)].tolist()
+    return tensor.as_strided((_SAMPLES,), (count // _SAMPLES,), tensor.storage_offset()).tolist()
