@@ -268,7 +268,8 @@ def test_what_leaves_kv_as_it_is_is_no_change() -> None:
         lambda: model.generate(tokens, output_hidden_states=True, return_dict_in_generate=True, **GREEDY),
         lambda: setattr(model.generation_config, "top_k", 5),
         lambda: setattr(model.config, "use_cache", False),
-        lambda: setattr(model.config, "_name_or_path", model.config._name_or_path),
+        lambda: setattr(model.config, "_commit_hash", "0123456789abcdef"),
+        lambda: torch.use_deterministic_algorithms(False),
     ]
     with PrefixCache(model, **SETTINGS) as cache:
         cache.generate(model, tokens, **GREEDY)
@@ -456,3 +457,57 @@ def test_a_model_in_another_memory_is_refused() -> None:
     model.model.layers[2].mlp = model.model.layers[2].mlp.to("meta")
     with pytest.raises(kvtile.TensorError, match=r"model\.layers\.2\.mlp\.\w+\.weight is on meta"):
         PrefixCache(model, **SETTINGS)
+
+
+def test_a_compiled_model_is_the_model() -> None:
+    model, tokens = llama(), prompt(1, 40)
+    plain = identity(model)
+    compiled = torch.compile(model, backend="eager")
+    with PrefixCache(compiled, **SETTINGS) as cache:
+        assert cache.identity == plain
+        wanted = model.generate(tokens, **GREEDY)
+        for _ in range(2):
+            assert torch.equal(cache.generate(compiled, tokens, **GREEDY), wanted)
+        assert cache.stats()["hits"] == {"host": 4}
+
+
+# What shows each row of the document's table of models: names of changes and of refused models above, or of tests.
+ROWS: dict[str, list[str]] = {
+    "weights, merged adapters": [*(name for name in CHANGES if name.startswith("weights")), "an adapter, merged"],
+    "adapters (peft)": [name for name in CHANGES if name.startswith("an adapter")],
+    "prompt and prefix tuning": ["prompt_tuned"],
+    "dtype": ["weights, cast"],
+    "quantised weights": ["the class of a module", "a bias more"],
+    "dynamic quantisation": ["quantised"],
+    "fields of the config": [name for name in CHANGES if name.startswith("config")],
+    "RoPE of type": ["test_models_whose_kv_is_no_function_of_a_prefix_are_refused_at_opening"],
+    "sliding windows": ["sliding", "recurrent"],
+    "encoders": ["encoder_decoder", "without_head", "with_images"],
+    "attributes of modules": ["an epsilon", "the scale of attention", "causal or not", "an activation"],
+    "hooks and": ["test_code_of_the_callers_in_a_model_is_refused_or_named"],
+    "`attn_implementation`": ["test_what_leaves_kv_as_it_is_is_no_change"],
+    "other attention functions": ["config, an unknown attention"],
+    "`torch.set_float32": ["test_the_precision_of_products_is_in_the_identity"],
+    "`torch.autocast`": ["test_autocast_is_refused"],
+    "training mode with dropout": ["test_dropout_is_refused_for_as_long_as_it_drops_out"],
+    "training mode without": ["test_what_leaves_kv_as_it_is_is_no_change", "test_a_compiled_model_is_the_model"],
+    "`device_map`": ["test_a_model_in_another_memory_is_refused"],
+    "`_name_or_path`": ["test_the_name_of_a_model_is_in_its_identity"],
+    "`_commit_hash`": ["test_what_leaves_kv_as_it_is_is_no_change"],
+}
+
+
+def test_the_name_of_a_model_is_in_its_identity() -> None:
+    model, other = llama(), llama()
+    other.config._name_or_path = "a/name"
+    assert identity(model).difference(identity(other)).startswith("model")
+
+
+def test_each_row_of_the_document_is_shown() -> None:
+    text = (Path(__file__).parents[3] / "docs/transformers.md").read_text()
+    table = text.split("| of the model | what `PrefixCache` does |\n| --- | --- |\n")[1].split("\n\n")[0]
+    shown = CHANGES.keys() | {make.__name__ for make, _ in REFUSED} | globals().keys()
+    for row in table.splitlines():
+        (proofs,) = [proofs for start, proofs in ROWS.items() if row.startswith(f"| {start}")]
+        assert proofs and set(proofs) <= shown, row
+    assert len(table.splitlines()) == len(ROWS)

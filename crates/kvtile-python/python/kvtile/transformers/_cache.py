@@ -22,7 +22,7 @@ from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, R
 from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
 from kvtile.transformers._first_layer import TOLERANCES, check_first_layer, first_layer
 from kvtile.transformers._loaded import Loaded
-from kvtile.transformers._model import check_kind, state_of, weights_digest
+from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
 from kvtile.transformers._options import ends_of, padding_of, read_request
 from kvtile.transformers._prompts import Prompt, end_of_answer, prompts_of, token_lists
 from kvtile.transformers._watch import ModelWatch
@@ -81,7 +81,7 @@ class PrefixCache:
                 model.config,
                 page_size=page_size,
                 dtype=model.dtype,
-                model=model.config._name_or_path or type(model).__name__,
+                model=model.config._name_or_path or type(bare(model)).__name__,
                 revision=revision or weights_digest(model),
                 extra={**extra, **state_of(model)},
             )
@@ -300,7 +300,7 @@ class PrefixCache:
         layers = getattr(past, "layers", None)
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
             raise RequestError(f"a {type(past).__name__} is no DynamicCache with layers of full attention")
-        length = past.get_seq_length()
+        length = int(past.get_seq_length())
         _, halves, heads, _, head_size = self._sizes(rows, length)
         sizes = (rows, heads, length, head_size)
         if len(layers) * 2 != halves:

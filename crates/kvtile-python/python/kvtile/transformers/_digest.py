@@ -67,7 +67,7 @@ def _sums(tensor: Any) -> bytes:
     sums = words[: chunks * _CHUNK].reshape(chunks, _CHUNK) @ factors
     tail = words[chunks * _CHUNK :]
     rest = tail @ factors[: tail.size]
-    return sums.tobytes() + rest.tobytes() + flat[words.size * 8 :].tobytes()
+    return bytes(sums.tobytes() + rest.tobytes() + flat[words.size * 8 :].tobytes())
 
 
 @functools.cache

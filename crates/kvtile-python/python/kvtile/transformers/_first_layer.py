@@ -13,6 +13,7 @@ import torch
 from transformers import DynamicCache
 
 from kvtile._errors import IdentityError, RequestError
+from kvtile.transformers._model import bare
 
 # How far keys or values of a token may be from those computed again, as a part of their length: some times what rounding
 # in a dtype comes to. Another token or position differs by 0.1 and more.
@@ -44,7 +45,7 @@ def first_layer(model: Any, tokens: list[int], positions: list[int]) -> tuple[An
         try:
             # Each token is a sequence of its own: nothing attends, and a mask has one element.
             with torch.no_grad():
-                model(
+                bare(model)(
                     input_ids=torch.tensor(tokens[at : at + _AT_ONCE])[:, None],
                     position_ids=torch.tensor(positions[at : at + _AT_ONCE])[:, None],
                     past_key_values=cache,

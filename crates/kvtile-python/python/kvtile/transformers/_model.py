@@ -205,7 +205,7 @@ def _buffers_of_class(expected: Any, plain: Any) -> dict[str, Any]:
 
 def _close(ours: Any, theirs: Any) -> bool:
     """Equal but for how another processor rounds."""
-    return ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=0.0)
+    return bool(ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=0.0))
 
 
 def _tensors(model: Any) -> dict[str, Any]:

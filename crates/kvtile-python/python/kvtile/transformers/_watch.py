@@ -173,5 +173,5 @@ def _sample(tensor: Any) -> list[Any]:
     """Values of a tensor at even distances; one by one, as torch would share even these among threads."""
     count = tensor.numel()
     if count <= _SAMPLES or not tensor.is_contiguous():
-        return tensor.reshape(-1)[:: max(1, count // _SAMPLES)].tolist()
-    return tensor.as_strided((_SAMPLES,), (count // _SAMPLES,), tensor.storage_offset()).tolist()
+        return list(tensor.reshape(-1)[:: max(1, count // _SAMPLES)].tolist())
+    return list(tensor.as_strided((_SAMPLES,), (count // _SAMPLES,), tensor.storage_offset()).tolist())
