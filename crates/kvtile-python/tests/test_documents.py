@@ -36,7 +36,7 @@ def test_the_examples_of_a_document_run(name: str) -> None:
 def test_the_examples_with_a_model_run() -> None:
     torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    from test_transformers import llama, prompt
+    from tiny import llama, prompt
 
     inputs = prompt(1, 40)
     both = {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}

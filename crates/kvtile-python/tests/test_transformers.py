@@ -12,28 +12,9 @@ import kvtile
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
+from tiny import GREEDY, llama, padded, prompt  # noqa: E402
+
 from kvtile.transformers import PrefixCache  # noqa: E402
-
-
-def llama(seed: int = 0, **changes):
-    """A tiny Llama with random weights."""
-    config = transformers.LlamaConfig(
-        vocab_size=211, hidden_size=48, intermediate_size=96, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=512, **changes,
-    )
-    torch.manual_seed(seed)
-    model = transformers.LlamaForCausalLM(config)
-    model.generation_config.eos_token_id = None
-    model.generation_config.pad_token_id = 0
-    return model.eval()
-
-
-def prompt(seed: int, length: int):
-    choose = random.Random(seed)
-    return torch.tensor([[choose.randrange(211) for _ in range(length)]])
-
-
-OPTIONS = {"max_new_tokens": 12, "do_sample": False}
 
 
 def test_the_same_tokens_come_with_and_without_the_cache() -> None:
@@ -44,8 +25,8 @@ def test_the_same_tokens_come_with_and_without_the_cache() -> None:
         for number in range(12):
             shared = choose.randrange(0, 60)
             inputs = torch.cat([base[:, :shared], prompt(100 + number, choose.randrange(1, 30))], dim=1)
-            wanted = model.generate(inputs, **OPTIONS)
-            assert torch.equal(cache.generate(model, inputs, **OPTIONS), wanted), number
+            wanted = model.generate(inputs, **GREEDY)
+            assert torch.equal(cache.generate(model, inputs, **GREEDY), wanted), number
         assert sum(cache.stats()["hits"].values()) > 10
 
 
@@ -54,8 +35,9 @@ def test_restored_blocks_are_what_the_model_computes() -> None:
     inputs = {"input_ids": prompt(3, 41), "attention_mask": torch.ones(1, 41, dtype=torch.long)}
     with PrefixCache(model, host_gib=0.05, page_size=8) as cache:
         assert cache.prefill(inputs).get_seq_length() == 0
-        outputs = model.generate(**inputs, past_key_values=cache.prefill(inputs), **OPTIONS)
-        (report,) = cache.save(inputs, outputs)
+        past = cache.prefill(inputs)
+        outputs = model.generate(**inputs, past_key_values=past, **GREEDY)
+        (report,) = cache.save(inputs, outputs, past)
         assert report.stored == (41 + 11) // 8
         past = cache.prefill(inputs)
         assert past.get_seq_length() == 40
@@ -64,19 +46,10 @@ def test_restored_blocks_are_what_the_model_computes() -> None:
         for ours, theirs in zip(past.layers, computed.layers, strict=True):
             assert torch.equal(ours.keys, theirs.keys[:, :, :40])
             assert torch.equal(ours.values, theirs.values[:, :, :40])
-        again = model.generate(**inputs, past_key_values=past, **OPTIONS)
+        again = model.generate(**inputs, past_key_values=past, **GREEDY)
         assert torch.equal(again, outputs)
         # The answer was kept too: a longer conversation begins with it.
         assert cache.prefill(torch.cat([outputs, prompt(4, 3)], dim=1)).get_seq_length() == 48
-
-
-def padded(prompts: list[list[int]]):
-    """A batch as a tokenizer with ``padding_side="left"`` gives it."""
-    width = max(map(len, prompts))
-    return {
-        "input_ids": torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in prompts]),
-        "attention_mask": torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in prompts]),
-    }
 
 
 def test_batches_continue_each_row_from_what_is_known_of_it() -> None:
@@ -91,7 +64,7 @@ def test_batches_continue_each_row_from_what_is_known_of_it() -> None:
                 for row in range(choose.randrange(1, 5))
             ]
             inputs = padded(prompts)
-            wanted = model.generate(**inputs, **OPTIONS)
+            wanted = model.generate(**inputs, **GREEDY)
             past = cache.prefill(inputs)
             # What is restored is what a prompt alone has at these places.
             for row, tokens in enumerate(prompts):
@@ -106,9 +79,9 @@ def test_batches_continue_each_row_from_what_is_known_of_it() -> None:
                             restored[row, :, start:], computed[0, :, : length - start], rtol=1e-3, atol=1e-4
                         )
                 known += length - start
-            outputs = model.generate(**inputs, past_key_values=past, **OPTIONS)
+            outputs = model.generate(**inputs, past_key_values=past, **GREEDY)
             assert torch.equal(outputs, wanted), number
-            assert len(cache.save(inputs, outputs)) == len(prompts)
+            assert len(cache.save(inputs, outputs, past)) == len(prompts)
     assert known > 300
 
 
@@ -126,24 +99,25 @@ def test_answers_that_end_before_others_are_kept_up_to_their_end() -> None:
     model = llama()
     prompts = [prompt(seed, 20)[0].tolist() for seed in (1, 2)]
     inputs = padded(prompts)
-    free = model.generate(**inputs, **OPTIONS)
+    free = model.generate(**inputs, **GREEDY)
     # The first answer ends with its second token.
     model.generation_config.eos_token_id = int(free[0, 21])
     with PrefixCache(model, host_gib=0.05, page_size=4) as cache:
-        outputs = cache.generate(model, inputs, **OPTIONS)
+        outputs = cache.generate(model, inputs, **GREEDY)
         assert outputs.shape[1] > 24 and not outputs[0, 22:].any(), "the first is filled up"
-        assert cache.prefill(outputs[:1]).get_seq_length() == 20
-        assert cache.prefill(outputs[1:]).get_seq_length() == (outputs.shape[1] - 1) // 4 * 4
+        first, second = ({"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in outputs)
+        assert cache.prefill(first).get_seq_length() == 20
+        assert cache.prefill(second).get_seq_length() == (outputs.shape[1] - 1) // 4 * 4
 
 
 def test_a_later_process_continues_from_the_disk(tmp_path: Path) -> None:
     inputs, settings = prompt(5, 50), {"disk": tmp_path / "kv", "host_gib": 0.05, "disk_gib": 0.1, "page_size": 8}
     model = llama()
     with PrefixCache(model, **settings) as cache:
-        wanted = cache.generate(model, inputs, **OPTIONS)
+        wanted = cache.generate(model, inputs, **GREEDY)
     same = llama()
     with PrefixCache(same, **settings) as cache:
-        assert torch.equal(cache.generate(same, inputs, **OPTIONS), wanted)
+        assert torch.equal(cache.generate(same, inputs, **GREEDY), wanted)
         assert cache.stats()["hits"] == {"disk": 6}
 
 
@@ -151,7 +125,7 @@ def test_another_model_never_reads_them(tmp_path: Path) -> None:
     settings = {"disk": tmp_path / "kv", "host_gib": 0.05, "disk_gib": 0.1}
     PrefixCache(llama(), **settings).close()
     rope = {"rope_type": "default", "rope_theta": 5e5}
-    for other, field in [(llama(1), "revision"), (llama(rope_parameters=rope), "rope.base"),
+    for other, field in [(llama(1), "revision"), (llama(rope_parameters=rope), "config.rope"),
                          (llama().to(torch.bfloat16), "revision")]:
         with pytest.raises(kvtile.IdentityError, match=field):
             PrefixCache(other, **settings)
@@ -174,34 +148,73 @@ def test_bfloat16_is_kept_as_it_is() -> None:
         assert torch.equal(past.layers[2].values, computed.layers[2].values[:, :, :32])
 
 
-def test_what_cannot_be_right_is_refused() -> None:
+def test_inputs_that_are_no_batch_of_prompts_are_refused() -> None:
+    tokens = prompt(1, 4)
+    wrong = [
+        ({"input_ids": tokens, "attention_mask": torch.tensor([[1, 1, 1, 0]])}, "pad on the left"),
+        ({"input_ids": tokens, "attention_mask": torch.tensor([[1, 0, 1, 1]])}, "pad on the left"),
+        ({"input_ids": tokens, "attention_mask": torch.zeros(1, 4)}, "no tokens"),
+        ({"input_ids": tokens, "attention_mask": torch.ones(1, 3)}, "not of the size"),
+        ({"input_ids": tokens, "attention_mask": torch.full((1, 4), -1e9)}, "0 and 1"),
+        ({"input_ids": tokens, "attention_mask": torch.ones(1, 1, 4, 4)}, "0 and 1"),
+        ({"input_ids": tokens, "attention_mask": 1}, "0 and 1"),
+        ({"inputs_embeds": torch.ones(1, 4, 48)}, "inputs_embeds, and no input_ids"),
+        ({}, "no input_ids"),
+        ([[1, 2, 3], [4, 5]], "several lengths"),
+        ([], "no tokens"),
+        ([[]], "no tokens"),
+        (torch.zeros(1, 0, dtype=torch.long), "no tokens"),
+        (torch.tensor([[0, 5, 6]]), "padding token 0 and no attention_mask"),
+        (torch.ones(1, 4), "whole numbers"),
+        ([[1, -1]], "whole numbers"),
+        ([[1, None]], "whole numbers"),
+        ([1, [2]], "whole numbers"),
+        ("a text", "str are not token ids"),
+        (b"bytes", "bytes are not token ids"),
+        (7, "and not 7"),
+        (None, "and not None"),
+    ]
     model = llama()
     with PrefixCache(model, host_gib=0.05) as cache:
-        for mask in ([1, 1, 1, 0], [1, 0, 1, 1]):
-            with pytest.raises(kvtile.RequestError, match="pad on the left"):
-                cache.prefill({"input_ids": prompt(1, 4), "attention_mask": torch.tensor([mask])})
-        with pytest.raises(kvtile.RequestError, match="no tokens"):
-            cache.prefill({"input_ids": prompt(1, 4), "attention_mask": torch.zeros(1, 4)})
-        with pytest.raises(kvtile.RequestError, match="not of the size"):
-            cache.prefill({"input_ids": prompt(1, 4), "attention_mask": torch.ones(1, 3)})
-        with pytest.raises(kvtile.RequestError, match="several lengths"):
-            cache.prefill([[1, 2, 3], [4, 5]])
-        with pytest.raises(kvtile.RequestError, match="1 prompts have 2 outputs"):
-            cache.save(prompt(1, 4), torch.ones(2, 5, dtype=torch.long))
-        for options in ({"num_beams": 2}, {"num_return_sequences": 3, "do_sample": True}):
-            with pytest.raises(kvtile.RequestError, match="one sequence for each prompt"):
-                cache.generate(model, prompt(1, 4), **options)
-        with pytest.raises(kvtile.RequestError, match="do not begin"):
-            cache.save(prompt(1, 4), prompt(2, 8))
-        with pytest.raises(kvtile.RequestError, match="nothing was prefilled"):
-            cache.save(prompt(1, 4), prompt(1, 4))
-        cache.prefill(prompt(1, 4))
-        with pytest.raises(kvtile.RequestError, match="holds 0 tokens"):
-            cache.save(prompt(1, 4), prompt(1, 4))
-        with pytest.raises(kvtile.IdentityError, match="another model"):
-            cache.generate(llama(1), prompt(1, 4))
+        for inputs, message in wrong:
+            with pytest.raises(kvtile.RequestError, match=message):
+                cache.prefill(inputs)
+            with pytest.raises(kvtile.RequestError, match=message):
+                cache.save(inputs, prompt(1, 8), transformers.DynamicCache())
         assert "LlamaForCausalLM" in repr(cache)
-    with pytest.raises(kvtile.IdentityError, match="sliding"):
-        PrefixCache(transformers.MistralForCausalLM(transformers.MistralConfig(
-            vocab_size=99, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
-            num_key_value_heads=1, sliding_window=8)))
+
+
+def test_tokens_may_come_in_any_form() -> None:
+    model, tokens = llama(), prompt(1, 20)
+    forms = [
+        tokens, tokens[0], tokens.int(), tokens.numpy(), tokens.tolist(), tokens[0].tolist(), [tokens[0]],
+        {"input_ids": tokens}, transformers.BatchEncoding({"input_ids": tokens, "attention_mask": torch.ones(1, 20)}),
+        {"input_ids": tokens, "attention_mask": torch.ones(1, 20, dtype=torch.bool)},
+        {"input_ids": tokens, "attention_mask": [1] * 20},
+    ]  # fmt: skip
+    with PrefixCache(model, host_gib=0.05, page_size=4) as cache:
+        cache.generate(model, tokens, **GREEDY)
+        assert [cache.prefill(form).get_seq_length() for form in forms] == [16] * len(forms)
+
+
+def test_what_does_not_fit_a_request_is_refused() -> None:
+    model, tokens = llama(), prompt(1, 4)
+    with PrefixCache(model, host_gib=0.05) as cache:
+        for inputs, outputs, past, message in [
+            (tokens, torch.ones(2, 5, dtype=torch.long), transformers.DynamicCache(), "1 prompts have 2 outputs"),
+            (tokens, prompt(2, 8), transformers.DynamicCache(), "do not begin"),
+            (tokens, tokens, None, "give past_key_values"),
+            (tokens, tokens, cache.prefill(tokens), "holds 0 tokens"),
+            (tokens, tokens, transformers.StaticCache(model.config, 16), "StaticCache is no DynamicCache"),
+            (tokens, tokens, "a text", "str is no DynamicCache"),
+        ]:
+            with pytest.raises(kvtile.RequestError, match=message):
+                cache.save(inputs, outputs, past)
+        with pytest.raises(kvtile.IdentityError, match="another model"):
+            cache.generate(llama(1), tokens)
+        with pytest.raises(kvtile.RequestError, match="input_ids: among the inputs and among the options"):
+            cache.generate(model, tokens, input_ids=tokens)
+    with pytest.raises(kvtile.ClosedError):
+        cache.generate(model, tokens)
+    with pytest.raises(kvtile.ClosedError):
+        cache.prefill(prompt(1, 40))

@@ -1,0 +1,367 @@
+"""The prefix cache: what is known of prompts, and what is kept of them.
+
+An object of this class has no state of a request. What belongs to one is in the ``DynamicCache`` that ``prefill`` gives out,
+and that ``save`` takes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError
+from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
+from kvtile.transformers._first_layer import TOLERANCES, check_first_layer, first_layer
+from kvtile.transformers._loaded import Loaded
+from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
+from kvtile.transformers._options import ends_of, padding_of, read_request
+from kvtile.transformers._prompts import Prompt, end_of_answer, prompts_of, token_lists
+from kvtile.transformers._watch import ModelWatch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["PrefixCache"]
+
+_GIB = 1 << 30
+# The caller waits for what it asked for, so that a large batch is no reason to be refused.
+_QUEUE = 1 << 16
+_WORD = "LK|HBNC"  # DynamicCache: for each layer keys and values of one sequence, [heads, tokens, head size]
+
+_log = logging.getLogger("kvtile.transformers")
+
+
+class PrefixCache:
+    """Keeps the KV of one model's prompts, and continues from it. Several threads may use it at once.
+
+    Args:
+        model: a causal language model of transformers on the CPU, whose layers all have full attention.
+        disk: folder that keeps blocks for later processes; none unless said.
+        host_gib: host memory for blocks, in GiB.
+        disk_gib: what the folder takes at most, in GiB.
+        page_size: tokens a block: prefixes are found in steps of it.
+        revision: a name for the weights, such as a commit, that the caller answers for; a digest of all weights as they
+            are in memory unless said. Adapters and other changes of the model are found and told apart in both cases,
+            weights that were changed in place before only with the digest.
+        salt: keeps tenants apart: prefixes are found only by those who have the same one.
+        extra: whatever else the KV depends on. An entry ``hooks`` says what hooks of the caller's in the model do.
+
+    Raises:
+        IdentityError: a model whose KV is not that of plain causal attention, or a folder of another model.
+        TensorError: a model that is not on the CPU.
+        DiskError: a folder that cannot be used.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        *,
+        disk: str | os.PathLike[str] | None = None,
+        host_gib: float = 1.0,
+        disk_gib: float = 8.0,
+        page_size: int = 16,
+        revision: str | None = None,
+        salt: str = "",
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        extra = dict(extra or {})
+
+        def identity_of(model: Any) -> Identity:
+            check_kind(model, hooks="hooks" in extra)
+            return Identity.from_hf_config(
+                model.config,
+                page_size=page_size,
+                dtype=model.dtype,
+                model=model.config._name_or_path or type(bare(model)).__name__,
+                revision=revision or weights_digest(model),
+                extra={**extra, **state_of(model)},
+            )
+
+        self._watch = ModelWatch(model, identity_of)
+        self.identity = self._watch.identity
+        self._shape = Shape.from_hf_config(model.config, page_size=page_size, dtype=model.dtype)
+        self._dtype = model.dtype
+        self._page_size = page_size
+        self._hasher = TokenHasher(self.identity, salt=salt)
+        self._warned: set[str] = set()
+        self._warned_lock = threading.Lock()
+        self._check_layers(model)
+        # Blocks come from and go to each request's own tensors; the engine of the cache is one block.
+        engine = torch.zeros(self._sizes(1, page_size), dtype=self._dtype)[0]
+        self.cache = Cache(
+            self.identity,
+            self._layout(list(engine), 1),
+            host_bytes=int(host_gib * _GIB),
+            disk=disk,
+            disk_bytes=None if disk is None else int(disk_gib * _GIB),
+            disk_writes=None if disk is None else "at_once",
+            queue_capacity=_QUEUE,
+        )
+
+    def prefill(self, inputs: Any) -> DynamicCache:
+        """What is known of the KV of a prompt, or of a batch, as the ``past_key_values`` of a ``generate`` or ``forward``.
+
+        Args:
+            inputs: what the tokenizer gives, or token ids, ``[prompts, tokens]`` or ``[tokens]``. Shorter prompts of a
+                batch are padded on the left, and the attention mask says so.
+
+        Returns:
+            A ``DynamicCache`` of the longest prefix that is stored, in whole blocks, the last token never among
+            them; an empty one where nothing is. In a batch the rows go on together: from where the one goes on
+            that is known least far.
+
+        Raises:
+            IdentityError: the model has changed since the cache was opened.
+            RequestError: inputs that are no batch of tokens with padding on the left; a model that drops out; autocast.
+        """
+        model = self._watch.check()
+        return self._prefill(model, self._prompts(model, inputs))
+
+    def save(self, inputs: Any, outputs: Any, past_key_values: Any = None) -> list[StoreReport]:
+        """Keeps the KV of prompts and their answers, in whole blocks; what is there already is not copied.
+
+        Args:
+            inputs: as for prefill.
+            outputs: what ``generate`` returned: a tensor of token ids, or an output with ``sequences``.
+            past_key_values: the cache that ``generate`` worked on; that of the outputs unless said.
+
+        Returns:
+            What was stored, of each prompt.
+
+        Raises:
+            IdentityError: the model has changed since the cache was opened.
+            RequestError: outputs that do not continue the inputs, or a cache that is not theirs: the first layer of what
+                is new is computed again and compared.
+        """
+        model = self._watch.check()
+        past = getattr(outputs, "past_key_values", None)
+        if past is None:
+            past = past_key_values
+        elif past_key_values is not None and past_key_values is not past:
+            raise RequestError("the outputs have another cache than the past_key_values; give the outputs alone")
+        if past is None:
+            raise RequestError("give past_key_values, the cache that generate worked on")
+        return self._save(model, self._prompts(model, inputs), outputs, past, ends_of(model, {}))
+
+    def generate(self, model: Any, inputs: Any, **options: Any) -> Any:
+        """``model.generate`` that continues from what is known of the prompt, and keeps what it computed.
+
+        A request that cannot be cached is computed by ``model.generate`` alone, and the first of each kind is logged as a
+        warning; keeping never fails a request.
+
+        Args:
+            model: the model that the cache was made for.
+            inputs: as for prefill.
+            options: those of ``model.generate``.
+
+        Returns:
+            What ``model.generate`` returns.
+
+        Raises:
+            IdentityError: another model, or one that has changed since the cache was opened.
+            ClosedError: the cache is closed.
+        """
+        if model is not self._watch.model():
+            raise IdentityError("this cache was made for another model; make one for this model")
+        if self.cache.closed:
+            raise ClosedError("the cache is closed; use model.generate, or make a new PrefixCache")
+        named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": torch.as_tensor(token_lists(inputs))}
+        twice = sorted(set(named) & set(options))
+        if twice:
+            raise RequestError(f"{', '.join(twice)}: among the inputs and among the options")
+        asked = {**named, **options}
+        prompts, past = self._begin(model, asked)
+        if past is None:
+            return model.generate(**asked)
+        outputs = model.generate(**asked, past_key_values=past)
+        try:
+            self._watch.check()
+            self._save(model, prompts, outputs, past, ends_of(model, asked))
+        except KvtileError as error:
+            self._warn(f"an answer was not kept: {error}", type(error).__name__)
+        return outputs
+
+    def stats(self) -> dict[str, Any]:
+        """What the cache counted, as Cache.stats."""
+        return self.cache.stats()
+
+    def close(self) -> None:
+        """Brings everything to the disk, where there is one, and ends the cache's threads."""
+        if not self.cache.closed:
+            self.cache.flush()
+            self.cache.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvtile.transformers.PrefixCache for {self.identity!r}>"
+
+    def _begin(self, model: Any, asked: Mapping[str, Any]) -> tuple[list[Prompt], DynamicCache | None]:
+        """The prompts of a request and what is known of them; no cache where it is computed without."""
+        read = read_request(model, asked)
+        if isinstance(read, tuple):
+            kind, why = read
+            self._warn(f"computed without the cache: {why}", kind)
+            return [], None
+        try:
+            self._watch.check()
+            return read, self._prefill(model, read)
+        except (IdentityError, ClosedError, ForkError):
+            raise
+        except KvtileError as error:
+            self._warn(f"computed without the cache: {error}", type(error).__name__)
+            return [], None
+
+    def _prompts(self, model: Any, inputs: Any) -> list[Prompt]:
+        return prompts_of(inputs, padding_of(model, {}))
+
+    def _prefill(self, model: Any, rows: list[Prompt]) -> DynamicCache:
+        past = DynamicCache(config=model.config)
+        # One token is left to be computed: it gives the first logits.
+        keys = [self._hasher.keys(row.tokens)[: (len(row.tokens) - 1) // self._page_size] for row in rows]
+        with contextlib.ExitStack() as stack:
+            found = [stack.enter_context(self.cache.lookup(keys_)) for keys_ in keys]
+            length = min(row.start + match.blocks * self._page_size for row, match in zip(rows, found, strict=True))
+            blocks = [max(0, -(-(length - row.start) // self._page_size)) for row in rows]
+            width = max(row.start + count * self._page_size for row, count in zip(rows, blocks, strict=True))
+            if any(blocks):
+                pool = torch.zeros(self._sizes(len(rows), width), dtype=self._dtype)
+                loads = [
+                    (row, self._load(match, count, pool[at, :, :, row.start :]))
+                    for at, (row, match, count) in enumerate(zip(rows, found, blocks, strict=True))
+                    if count
+                ]
+                came = [row.start + load.wait().blocks * self._page_size for row, load in loads]
+                # What lies before the first of them is padding, which nothing attends to.
+                length = min(length, *came)
+                if any(length > row.start for row in rows):
+                    # Rows are apart in memory while they come; here each layer gets all of its rows.
+                    layers = pool[..., :length, :].unflatten(1, (-1, 2)).permute(1, 2, 0, 3, 4, 5)
+                    for layer, pair in zip(past.layers, layers, strict=True):
+                        layer.lazy_initialization(*pair)
+                        layer.keys, layer.values = pair
+                    Loaded.of(self.identity, rows, length).mark(past)
+        _log.debug("%d of %d tokens of %d prompts were known", past.get_seq_length(), rows[0].end, len(rows))
+        return past
+
+    def _load(self, found: Match, blocks: int, halves: Any) -> Completion[LoadReport]:
+        """Begins to load so many blocks to the first tokens of a row."""
+        halves = list(halves[:, :, : blocks * self._page_size])
+        return self.cache.load(found, range(blocks), layout=self._layout(halves, blocks))
+
+    def _save(
+        self, model: Any, prompts: list[Prompt], outputs: Any, past: Any, ends: set[int]
+    ) -> list[StoreReport]:
+        answered = token_lists(getattr(outputs, "sequences", outputs))
+        if len(answered) != len(prompts):
+            raise RequestError(f"{len(prompts)} prompts have {len(answered)} outputs; there must be one of each")
+        if any(tokens[row.start : row.end] != row.tokens for row, tokens in zip(prompts, answered, strict=True)):
+            raise RequestError("the outputs do not begin with the inputs")
+        length = self._length(past, len(prompts))
+        if not prompts[0].end <= length <= len(answered[0]):
+            raise RequestError(
+                f"the cache holds {length} tokens, which is not what {prompts[0].end} tokens of inputs and "
+                f"{len(answered[0])} of outputs leave; give past_key_values, the cache that generate worked on"
+            )
+        kept = [
+            tokens[row.start : end_of_answer(tokens, row.end, length, ends)]
+            for row, tokens in zip(prompts, answered, strict=True)
+        ]
+        keys = [self._hasher.keys(tokens) for tokens in kept]
+        self._check_content(model, prompts, kept, keys, past)
+        halves = [half for layer in past.layers for half in (layer.keys, layer.values)]
+        stores = []
+        for at, (row, keys_) in enumerate(zip(prompts, keys, strict=True)):
+            stop = row.start + len(keys_) * self._page_size
+            layout = self._layout([half[at, :, row.start : stop] for half in halves], len(keys_)) if keys_ else None
+            stores.append(self.cache.store(keys_, range(len(keys_)), layout=layout))
+        return [store.wait() for store in stores]
+
+    def _length(self, past: Any, rows: int) -> int:
+        """How many tokens a cache holds, padding included; refuses what is not a DynamicCache of this model's sizes."""
+        layers = getattr(past, "layers", None)
+        if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+            raise RequestError(f"a {type(past).__name__} is no DynamicCache with layers of full attention")
+        length = int(past.get_seq_length())
+        _, halves, heads, _, head_size = self._sizes(rows, length)
+        sizes = (rows, heads, length, head_size)
+        if len(layers) * 2 != halves:
+            raise RequestError(f"the cache has {len(layers)} layers, and the model {halves // 2}")
+        for at, layer in enumerate(layers if length else ()):
+            for name, half in (("keys", layer.keys), ("values", layer.values)):
+                if tuple(half.shape) != sizes or half.dtype != self._dtype or half.device.type != "cpu":
+                    raise RequestError(
+                        f"{name} of layer {at} are {tuple(half.shape)} of {half.dtype} on {half.device}, and "
+                        f"{rows} prompts with {length} tokens of this model are {sizes} of {self._dtype} on the CPU"
+                    )
+        return length
+
+    def _check_content(
+        self, model: Any, prompts: list[Prompt], kept: list[list[int]], keys: list[Any], past: Any
+    ) -> None:
+        """Whether what is new in a cache was computed of these tokens."""
+        tokens: list[int] = []
+        positions: list[int] = []
+        halves: list[tuple[Any, Any]] = []
+        layer, loaded = past.layers[0], Loaded.in_cache(past, self.identity)
+        for at, (row, row_tokens, row_keys) in enumerate(zip(prompts, kept, keys, strict=True)):
+            begin = loaded.known(at, row) if loaded is not None else 0
+            end = len(row_keys) * self._page_size
+            if begin < end:
+                tokens += row_tokens[begin:end]
+                positions += range(begin, end)
+                columns = slice(row.start + begin, row.start + end)
+                halves.append((layer.keys[at, :, columns], layer.values[at, :, columns]))
+        if halves:
+            first = [torch.cat(half, dim=1).transpose(0, 1) for half in zip(*halves, strict=True)]
+            check_first_layer(model, tokens, positions, *first)
+
+    def _check_layers(self, model: Any) -> None:
+        """Whether the model's own cache is what this cache reads and writes."""
+        others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} - {"DynamicLayer"}
+        if others:
+            raise IdentityError(f"its cache has layers of other kinds than full attention ({', '.join(sorted(others))})")
+        _, halves, heads, _, head_size = self._sizes(1, 1)
+        if self._dtype not in TOLERANCES:
+            raise IdentityError(f"the model computes in {self._dtype}; load it in one of {', '.join(map(str, TOLERANCES))}")
+        for name, half in zip(("keys", "values"), first_layer(model, [0, 1], [0, 1]), strict=True):
+            if tuple(half.shape) != (2, heads, head_size) or half.dtype != self._dtype:
+                raise IdentityError(
+                    f"the config says {heads} KV heads of {head_size} in {self._dtype}, and {name} of the first layer are "
+                    f"{half.shape[1]} of {half.shape[2]} in {half.dtype}"
+                )
+
+    def _warn(self, message: str, kind: str) -> None:
+        """Logs the first of a kind."""
+        with self._warned_lock:
+            known = kind in self._warned
+            self._warned.add(kind)
+        if not known:
+            _log.warning("%s (further ones of this kind are not logged)", message)
+
+    def _layout(self, halves: list[Any], blocks: int) -> Layout:
+        return Layout(_WORD, shape=self._shape.with_num_blocks(blocks), tensors=halves)
+
+    def _sizes(self, rows: int, tokens: int) -> tuple[int, int, int, int, int]:
+        """Keys and values of all layers for so many tokens of each row: rows, halves, heads, tokens, head size."""
+        halves, heads = 2 * self._shape.num_layers, self._shape.num_heads
+        head_bytes = self._shape.block_bytes // (halves * heads * self._page_size)
+        return rows, halves, heads, tokens, head_bytes // self._dtype.itemsize
