@@ -30,6 +30,7 @@ BLOCKS = 40
 # Whole chains of blocks of kvtile's host memory.
 HOST_BLOCKS = 24
 POISON = -1.0
+CONFIG = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64), lora_config=None)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +110,9 @@ class Request:
     lora_request: Any = None
     cache_salt: str | None = None
     mm_features: Any = None
+    prompt_embeds: Any = None
+    prompt_is_token_ids: Any = None
+    resumable: bool = False
     skip_reading_prefix_cache: bool = False
 
     @property
@@ -137,7 +141,7 @@ class Engine:
         for number, kv in enumerate(self.kv):
             caches = {name: Tensor(array) for name, array in zip(self.names, kv, strict=True)}
             rank = sides.rank.Rank(number, ranks)
-            self.workers.append(sides.worker.Worker(SimpleNamespace(), caches, settings, rank))
+            self.workers.append(sides.worker.Worker(CONFIG, caches, settings, rank))
         self.scheduler = sides.scheduler.Scheduler(settings, PAGE)
         self.scheduler.greet(
             {rank: pickle.loads(pickle.dumps(worker.hello())) for rank, worker in enumerate(self.workers)}
