@@ -88,6 +88,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if isinstance(connector_output.kv_connector_worker_meta, Report):
             self.scheduler.take(connector_output.kv_connector_worker_meta)
         self.scheduler.finishing -= connector_output.finished_sending or set()
+        self.scheduler.loading -= connector_output.finished_recving or set()
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """However a request ends, its blocks stay until its stores end."""
@@ -106,8 +107,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def reset_cache(self) -> bool | None:
         """Forgets all blocks, on disk too, with the next step; later ones are for this process alone."""
-        self.scheduler.clear()
-        return True
+        return self.scheduler.clear()
 
     # The worker's side.
 

@@ -65,6 +65,8 @@ class Scheduler:
         self.announced: dict[str, int] = {}
         # Requests that have ended and whose blocks vLLM keeps until their stores end.
         self.finishing: set[str] = set()
+        # Requests whose loads are on their way while they wait.
+        self.loading: set[str] = set()
         self.tracked: dict[str, Tracked] = {}
         # What has happened since somebody asked last; None where nobody will.
         self.changes: list[Change] | None = None
@@ -139,6 +141,8 @@ class Scheduler:
         keys = tracked.keys.of(end)
         load = LoadOrder(request.request_id, keys, tracked.first, ids, tracked.in_step, tracked.adapter)
         self._orders.loads.append(load)
+        if not tracked.in_step:
+            self.loading.add(request.request_id)
 
     def orders(self, output: SchedulerOutput) -> Orders:
         """What the workers do in this step."""
@@ -229,8 +233,8 @@ class Scheduler:
             if said.disk_seconds:
                 self._disk_seconds[rank] = said.disk_seconds
 
-    def clear(self) -> None:
-        """Forgets all blocks with the next step.
+    def clear(self) -> bool:
+        """Forgets all blocks with the next step. False where requests still wait for some of them, which they will use.
 
         vLLM asks for this when its weights have become other ones, which the identity does not know: what is stored from
         now on is for this process alone, and of requests that are on their way nothing is.
@@ -241,6 +245,7 @@ class Scheduler:
         self._epoch = secrets.token_bytes(16)
         self.tracked.clear()
         logger.info("kvtile has forgotten all blocks; those that follow are kept for this process alone")
+        return not self.loading
 
     def _track(self, request: Request) -> Tracked:
         tracked = self.tracked.get(request.request_id)
