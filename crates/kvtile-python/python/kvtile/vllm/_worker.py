@@ -92,7 +92,7 @@ class Worker:
     def _warn_of_little_room(self, config: VllmConfig) -> None:
         """A prompt that is longer than all tiers is never found whole."""
         page_size, longest = self.identity.page_size, config.model_config.max_model_len
-        blocks = {tier: self.cache.pool_stats(tier)["blocks"] for tier in (TIERS if self.has_disk else TIERS[:1])}
+        blocks = {tier: self.cache.pool_stats(tier)["blocks"] for tier in TIERS if tier == "host" or self.has_disk}
         if max(blocks.values()) * page_size >= longest:
             return
         needed = -(-longest // page_size) * self._block_bytes * self.ranks / (1 << 30)
@@ -275,8 +275,8 @@ class Worker:
         self._subscriber.resynchronise(snapshot)
         for tier in TIERS:
             yield "cleared", tier, b"", None
-        for tier, key, parent in snapshot.blocks:
-            yield "stored", tier, key, parent
+        for where, key, parent in snapshot.blocks:
+            yield "stored", where, key, parent
 
     def _loaded(self, request: str, load: Load, report: LoadReport) -> None:
         self.stats.add(
