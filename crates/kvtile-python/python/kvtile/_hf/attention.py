@@ -6,25 +6,9 @@ from typing import Any
 
 from kvtile._errors import IdentityError
 from kvtile._hf.config import BY_HAND, Config, short
-from kvtile._hf.fields import empty
+from kvtile._hf.fields import OTHER_KINDS, empty
 from kvtile._hf.models import WIDTH_FOLLOWS, kv_heads, table, windowed_from
 
-# Fields by which a config asks for something that is not plain, wherever they stand: for each what it is.
-_OTHER_KINDS = {
-    "kv_lora_rank": "its KV is a latent, whose planes only its engine knows; make a Shape with planes",
-    "attention_chunk_size": "its attention ends at chunks",
-    "cross_attention_layers": "some of its layers read something else than text",
-    "add_cross_attention": "its layers read something else than text",
-    "use_bidirectional_attention": "its attention is not causal: KV depends on later tokens",
-    "prefix_lm": "its attention is not causal inside of a prefix: KV depends on later tokens",
-    "num_kv_shared_layers": "some of its layers use the keys and values of other layers",
-    "per_layer_config": "its layers differ from each other",
-    "block_configs": "its layers differ from each other",
-    "layers_block_type": "it has recurrent layers",
-    "dual_chunk_attention_config": "its keys depend on chunks of the sequence",
-    "sparse_attention_config": "it has sparse attention, which keeps more than keys and values",
-    "index_topk": "it has sparse attention, which keeps more than keys and values",
-}
 # Names that other types use for the number of KV heads.
 _OTHER_HEADS = ("num_kv_heads", "n_head_kv", "multi_query", "multi_query_group_num", "num_query_groups", "kv_n_heads")
 
@@ -37,7 +21,7 @@ def refuse_other_kinds(config: Config) -> int | None:
     """
     fields = config.fields
     nested = fields.get("attn_config") if isinstance(fields.get("attn_config"), dict) else {}
-    for name, what in _OTHER_KINDS.items():
+    for name, what in OTHER_KINDS.items():
         for value in (fields.get(name), nested.get(name)):
             if not empty(value) and value not in (False, 0):
                 raise IdentityError(f"{what} ({name} is {short(value)}); kvtile's reader of configs has full causal attention only")
@@ -74,7 +58,7 @@ def heads_and_size(config: Config) -> tuple[int, int]:
     size = config.positive("head_dim", hidden // heads if size is None else size)
     other = fields.get("v_head_dim")
     if other is not None and other != size:
-        raise IdentityError(f"its values have {short(other)} elements a head and its keys {size}; make a Shape with planes")
+        raise IdentityError(f"its values have {short(other)} elements a head (v_head_dim) and its keys {size}; make a Shape with planes")
     return total, size
 
 

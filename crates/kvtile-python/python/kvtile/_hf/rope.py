@@ -83,6 +83,7 @@ def _parameters(config: Config) -> dict[str, Any] | None:
         # What the config says beside the rotary embedding counts more than what it says in it.
         original = fields.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         rope["original_max_position_embeddings"] = original or context
+    rope.pop("max_position_embeddings", None)
     if rope["rope_type"] in ("dynamic", "longrope"):
         rope["max_position_embeddings"] = context
     return _checked(config, rope)
@@ -93,8 +94,8 @@ def _kind(config: Config, kind: Any) -> str:
         return "longrope"
     # Positions of text are the same in all sections.
     kind = "default" if kind == "mrope" else kind
-    if kind in _STATIC or kind in ("dynamic", "longrope"):
-        return str(kind)
+    if isinstance(kind, str) and kind in (*_STATIC, "dynamic", "longrope"):
+        return kind
     raise IdentityError(
         f"the config's rotary embedding is of the kind {short(kind)}, and kvtile knows {', '.join(sorted(_STATIC))}, "
         "and where the engine's context length is given dynamic and longrope"
@@ -113,7 +114,7 @@ def _checked(config: Config, rope: dict[str, Any]) -> dict[str, Any]:
     kind = rope["rope_type"]
     needs = _STATIC.get(kind, _LONG if kind == "longrope" else ())
     if kind == "yarn" and rope.get("factor") is None:
-        rope["factor"] = _number("max_position_embeddings", rope.get("max_position_embeddings")) / _number(
+        rope["factor"] = _number("max_position_embeddings", config.fields.get("max_position_embeddings")) / _number(
             "original_max_position_embeddings", rope["original_max_position_embeddings"]
         )
     for name in needs:
