@@ -60,10 +60,12 @@ def identity(config: Any, rank: Rank | None = None, settings: Settings | None = 
 
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "pytorch_model.bin", "old.pt", "older.pth", "one.gguf", "config.json", "model.safetensors.index.json",
-             "params.json", "quantize_config.json", "preprocessor_config.json", "modeling_own.py"],
+             "params.json", "quantize_config.json", "preprocessor_config.json", "modeling_own.py",
+             "whisper-large-v3/model.safetensors"],
 )
 def test_a_byte_of_a_file_that_counts_is_another_model(tmp_path: Path, file: str) -> None:
     model = folder(tmp_path / "model", model__safetensors=b"weights")
+    (model / file).parent.mkdir(exist_ok=True)
     (model / file).write_bytes(b'{"one": 1}')
     one = weights_digest(model)
     (model / file).write_bytes(b'{"one": 2}')
@@ -72,10 +74,11 @@ def test_a_byte_of_a_file_that_counts_is_another_model(tmp_path: Path, file: str
     assert weights_digest(model) == one
 
 
-@pytest.mark.parametrize("file", ["tokenizer.json", "generation_config.json", "README.md", "special_tokens_map.json"])
+@pytest.mark.parametrize("file", ["tokenizer.json", "generation_config.json", "README.md", "special_tokens_map.json", "original/consolidated.00.pth", ".cache/one.json"])
 def test_files_that_do_not_change_kv_do_not_count(tmp_path: Path, file: str) -> None:
     model = folder(tmp_path / "model")
     before = weights_digest(model)
+    (model / file).parent.mkdir(exist_ok=True)
     (model / file).write_text("{}")
     assert weights_digest(model) == before
 
@@ -165,6 +168,17 @@ def test_code_of_another_repository_needs_a_commit() -> None:
         assert revision_of(config) == COMMIT
     finally:
         del config.model_config.hf_config.auto_map
+
+
+@pytest.mark.parametrize("field", ["audio_model_id", "text_model_id"])
+def test_weights_of_another_repository_need_a_revision(field: str) -> None:
+    config = config_of("org/model", revision=COMMIT)
+    setattr(config.model_config.hf_config, field, "org/tower")
+    try:
+        with pytest.raises(kvtile.IdentityError, match=f"comes from org/tower .{field}."):
+            revision_of(config)
+    finally:
+        delattr(config.model_config.hf_config, field)
 
 
 def test_what_the_shape_the_weights_and_the_config_say_is_in_the_identity(tmp_path: Path) -> None:

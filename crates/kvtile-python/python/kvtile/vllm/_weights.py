@@ -35,6 +35,7 @@ def revision_of(config: VllmConfig) -> str:
     """
     model = config.model_config
     _refuse_code_of_another_repository(config)
+    _refuse_weights_of_another_repository(config)
     path = Path(model.model)
     if path.is_dir():
         return commit_of(path) or f"blake2b:{weights_digest(path)}"
@@ -66,6 +67,17 @@ def _refuse_code_of_another_repository(config: VllmConfig) -> None:
             )
 
 
+def _refuse_weights_of_another_repository(config: VllmConfig) -> None:
+    """Parts that vLLM loads from the newest commit of other repositories (model_executor/models/ultravox.py)."""
+    for field in ("audio_model_id", "text_model_id"):
+        other = getattr(config.model_config.hf_config, field, None)
+        if other is not None:
+            raise IdentityError(
+                f"a part of the weights comes from {other} ({field}), and at which commit is not said; give \"revision\" in "
+                "kv_connector_extra_config, which names both"
+            )
+
+
 def commit_of(folder: Path) -> str | None:
     """The commit of a snapshot in the hub's cache, where every file that counts is one of its blobs, which are named by
     what is in them; None for other folders."""
@@ -79,9 +91,11 @@ def commit_of(folder: Path) -> str | None:
 
 
 def files_that_count(folder: Path) -> list[Path]:
-    """A folder's weights, the configs that say how they are read, and code, in a fixed order."""
-    found = {file for kind in (*_WEIGHTS, "*.json", "*.py") for file in folder.glob(kind)}
-    return sorted(file for file in found if file.name not in _NO_MATTER and file.is_file())
+    """A folder's weights, the configs that say how they are read, and code, in a fixed order; those of folders in it as
+    well, but for ``original``, from which vLLM loads nothing, and hidden ones."""
+    found = {file for kind in (*_WEIGHTS, "*.json", "*.py") for file in folder.rglob(kind)}
+    inside = {file: file.relative_to(folder).parts for file in found if file.name not in _NO_MATTER and file.is_file()}
+    return sorted(file for file, parts in inside.items() if parts[0] != "original" and not any(part[0] == "." for part in parts))
 
 
 def weights_digest(folder: Path) -> str:
@@ -93,18 +107,19 @@ def weights_digest(folder: Path) -> str:
             "kv_connector_extra_config"
         )
     start = time.monotonic()
-    digest = digest_of_files(files)
+    digest = digest_of_files(files, folder)
     seconds = time.monotonic() - start
     if seconds > 5:
         logger.info('the digest of the weights took %.0f s; "revision" in kv_connector_extra_config saves it', seconds)
     return digest
 
 
-def digest_of_files(files: list[Path]) -> str:
-    """A digest over the names, sizes and bytes of files."""
+def digest_of_files(files: list[Path], folder: Path | None = None) -> str:
+    """A digest over the names (inside a folder), sizes and bytes of files."""
     digest = hashlib.blake2b(digest_size=16)
     for file in files:
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        name = file.name if folder is None else file.relative_to(folder).as_posix()
+        digest.update(f"{name}\0{file.stat().st_size}\0".encode())
         with file.open("rb") as stream:
             while chunk := stream.read(_CHUNK):
                 digest.update(chunk)
