@@ -223,3 +223,10 @@ def test_the_page_has_every_option_where_it_belongs() -> None:
     rows = re.findall(r"^\| `(\w+)` \| ([^|]+?) \| ([^|]+?) \|$", PAGE.read_text(), re.MULTILINE)
     said = {(name, effect, field) for name, effect, fields in rows for field in re.findall(r"`(\w+)`", fields)}
     assert said == {(name, effect.name.lower(), field) for name, fields in OPTIONS.items() for field, effect in fields.items()}
+
+
+def test_the_page_has_every_variable_that_counts() -> None:
+    rows = re.findall(r"^\| (\w+) \| (`VLLM[^|]+?) \|$", PAGE.read_text(), re.MULTILINE)
+    said = {effect: re.findall(r"`(\w+)`", names) for effect, names in rows}
+    counting = (Effect.IDENTITY, Effect.COVERED, Effect.REFUSED)
+    assert said == {effect.name.lower(): ENVIRONMENT[effect].split() for effect in counting}

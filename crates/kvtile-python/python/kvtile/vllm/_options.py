@@ -252,7 +252,6 @@ ENVIRONMENT: dict[Effect, str] = {
         VLLM_ROCM_FP8_MFMA_PAGE_ATTN VLLM_MAX_TOKENS_PER_EXPERT_FP4_MOE""",
     Effect.COVERED: "VLLM_KV_CACHE_LAYOUT VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT VLLM_MODEL_REDIRECT_PATH VLLM_MLA_DISABLE",
     Effect.REFUSED: "VLLM_TEST_FORCE_LOAD_FORMAT",
-    # The rest says which kernels are used, which round differently, or has nothing to do with the model.
-    Effect.NOTHING: "CMAKE_* CUDA_* FORCE_COLOR LD_LIBRARY_PATH LOCAL_RANK MAX_JOBS MOONCAKE_* NO_COLOR NVCC_THREADS S3_* VERBOSE VLLM_*",
 }
-"""The same of environment variables, by name or by the pattern that all others follow."""
+"""The same of environment variables; all others say which kernels are used, which round differently, or have nothing to do
+with the model."""
