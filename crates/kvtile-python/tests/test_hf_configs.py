@@ -411,7 +411,7 @@ def test_types_that_are_not_listed_are_read_only_when_the_engine_vouches_for_the
 def test_the_fields_of_a_type_change_its_digest() -> None:
     # These count only together with others: windows that are off, and LongRoPE.
     seen_elsewhere = (
-        "sliding_window max_window_layers window_size layer_types attention_types use_sliding_window "
+        "sliding_window max_window_layers window_size layer_types attention_types use_sliding_window sliding_window_pattern "
         "original_max_position_embeddings"
     ).split()
     for name in PLAIN:
@@ -432,14 +432,22 @@ def test_the_fields_of_a_type_change_its_digest() -> None:
             assert changed != digest, (name, field)
 
 
+def row(name: str) -> str:
+    """A type's row in the document, without its note."""
+    model = table()[name]
+    heads = "grouped" if "num_key_value_heads" in model.fields else "all"
+    heads = "by kind" if name in ("falcon", "gpt_bigcode") else heads
+    rope = "none"
+    if model.rope is not None:
+        kind = model.rope["preset"].get("rope_type")
+        base = model.rope["preset"].get("rope_theta", model.rope["rope_theta"])
+        part = model.rope["partial_rotary_factor"]
+        rope = f"{base:,.0f}{f', {part:g} of a head' if part != 1 else ''}{f', `{kind}`' if kind else ''}"
+    return f"| `{name}` | {heads} | {rope} |"
+
+
 def test_the_document_has_the_list() -> None:
     text = (ROOT / "docs/models.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)` \| (.*?) \| (.*?) \|", text, re.MULTILINE)
-    assert [row[0] for row in rows] == PLAIN
-    for name, heads, rope in rows:
-        model = table()[name]
-        expected = "several, or one for all" if name in ("falcon", "gpt_bigcode") else (
-            "grouped" if "num_key_value_heads" in model.fields else "all"
-        )  # fmt: skip
-        assert heads == expected, name
-        assert (rope == "none") == (model.rope is None), name
+    assert re.findall(r"^\| `\w+` \| .*? \| .*? \|", text, re.MULTILINE)[-len(PLAIN) :] == [row(name) for name in PLAIN]
+    source = json.loads((ROOT / "crates/kvtile-python/python/kvtile/_hf/models.json").read_text(encoding="utf-8"))["source"]
+    assert f"transformers {'.'.join(source.split()[-1].split('.')[:2])} " in text

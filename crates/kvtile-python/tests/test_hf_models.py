@@ -235,3 +235,40 @@ def test_a_loaded_model_has_the_config_of_its_file(name: str, tmp_path: Path) ->
     assert rope_of(loaded.config) == rope_of(file)
     made = {"page_size": 16, "model": "m", "revision": "1", "dtype": "float32"}
     assert identity_of(loaded.config, **made) == identity_of(file, **made)
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if "sliding_window" in table()[name].fields])
+def test_windows_that_are_read_as_none_do_not_change_kv(name: str) -> None:
+    full, sliding = ["full_attention"] * 2, ["sliding_attention"] * 2
+    base = tiny_config(name, **({} if name == "exaone4" else {"sliding_window": None}))
+    model = tiny_model(base)
+    expected = kv(model, TOKENS)
+    accepted = 0
+    for changes in (
+        {"sliding_window": 16},
+        {"sliding_window": 128},
+        {"sliding_window": 16, "use_sliding_window": False},
+        {"sliding_window": 128, "use_sliding_window": True},
+        {"sliding_window": 128, "use_sliding_window": True, "max_window_layers": 0},
+        {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 2},
+        {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1},
+        {"sliding_window": 16, "layer_types": full},
+        {"sliding_window": 16, "use_sliding_window": True, "layer_types": full},
+        {"sliding_window": 128, "use_sliding_window": True, "layer_types": sliding},
+        {"sliding_window": None, "layer_types": full},
+    ):
+        if not set(changes) <= {*table()[name].fields, "sliding_window"}:
+            continue
+        config = tiny_config(name, **changes)
+        try:
+            fields = kv_fields(config)
+        except kvtile.IdentityError:
+            continue
+        accepted += 1
+        assert fields == kv_fields(base) == kv_fields(json.loads(config.to_json_string()))
+        again = tiny_model(config)
+        again.load_state_dict(model.state_dict())
+        for (keys, values), (keys_, values_) in zip(expected, kv(again, TOKENS), strict=True):
+            torch.testing.assert_close(keys, keys_, msg=lambda text: f"{changes}: {text}")
+            torch.testing.assert_close(values, values_)
+    assert accepted

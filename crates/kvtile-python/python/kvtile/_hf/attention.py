@@ -20,7 +20,8 @@ def refuse_other_kinds(config: Config) -> int | None:
         The window of a model whose window is no smaller than its context: sequences up to it are seen whole.
     """
     fields = config.fields
-    nested = fields.get("attn_config") if isinstance(fields.get("attn_config"), dict) else {}
+    nested = fields.get("attn_config")
+    nested = nested if isinstance(nested, dict) else {}
     for name, what in OTHER_KINDS.items():
         for value in (fields.get(name), nested.get(name)):
             if not empty(value) and value not in (False, 0):
@@ -35,10 +36,10 @@ def heads_and_size(config: Config) -> tuple[int, int]:
     fields, name = config.fields, str(config.model_type)
     heads = config.number("num_attention_heads")
     known = table()[name].fields
-    for other in _OTHER_HEADS:
-        if other not in known and not empty(fields.get(other)):
+    for alien in _OTHER_HEADS:
+        if alien not in known and not empty(fields.get(alien)):
             raise IdentityError(
-                f"the config has {other} {short(fields[other])}, which {name} models of transformers do not read; "
+                f"the config has {alien} {short(fields[alien])}, which {name} models of transformers do not read; "
                 f"how many heads its KV has is not known; {BY_HAND}"
             )
     total = config.positive("number of KV heads", kv_heads(name, fields, heads))
@@ -68,10 +69,16 @@ def _window(config: Config) -> int | None:
     window = fields.get("sliding_window")
     if "use_sliding_window" in known and not fields.get("use_sliding_window"):
         window = None
+    if name == "exaone4" and window is not None:
+        raise IdentityError(
+            f"it has sliding_window {short(window)}: its layers are of several kinds, and those without a window have no "
+            "rotary embedding"
+        )
     kinds = fields.get("layer_types", fields.get("attention_layers"))
     if kinds is None and name == "gpt_neo":
         kinds = fields["attention_layers"]
-    if not empty(kinds):
+    kinds = None if empty(kinds) else kinds
+    if kinds is not None:
         if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
             raise IdentityError(f"the config's layer_types are {short(kinds)}, and a list of names is needed")
         if name == "gpt_neo":
@@ -88,7 +95,7 @@ def _window(config: Config) -> int | None:
     elif isinstance(window, int) and windowed_from(name, fields) >= config.number("num_hidden_layers"):
         return None
     if empty(window) or window is False:
-        if not empty(kinds) and "sliding_attention" in kinds:
+        if kinds is not None and "sliding_attention" in kinds:
             raise IdentityError("it has layers with a sliding window (layer_types), and sliding_window does not say how wide")
         return None
     width = config.positive("sliding_window", window)

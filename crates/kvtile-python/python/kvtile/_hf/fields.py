@@ -36,7 +36,7 @@ OTHER_KINDS = {
 
 SHAPE = frozenset(OTHER_KINDS) | frozenset(
     "num_hidden_layers num_key_value_heads num_kv_heads n_head_kv multi_query head_dim v_head_dim "
-    "layer_types sliding_window use_sliding_window max_window_layers attention_layers window_size is_causal".split()
+    "layer_types sliding_window sliding_window_pattern use_sliding_window max_window_layers attention_layers window_size is_causal".split()
 )
 """Fields that say how much KV there is and which part of it is seen; the shape and the refusals read them."""
 

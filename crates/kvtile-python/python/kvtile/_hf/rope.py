@@ -53,7 +53,10 @@ def length_dependence(config: Config, max_model_len: int | None = None) -> str |
 
 def _depends_on_length(config: Config, rope: Mapping[str, Any], max_model_len: int | None) -> str | None:
     kind = rope["rope_type"]
-    if kind in _STATIC or max_model_len is not None:
+    if max_model_len is not None:
+        config.positive("max_model_len", max_model_len)
+        return None
+    if kind in _STATIC:
         return None
     return (
         f"this {config.model_type} model's rotary embedding is {kind}, whose angles depend on the length of the whole "
@@ -106,7 +109,8 @@ def _partial(config: Config, usual: float) -> Any:
     fields = config.fields
     if config.model_type == "minimax_m2" and fields.get("rotary_dim"):
         return config.number("rotary_dim") / config.number("head_dim")
-    return fields.get("rotary_pct", fields.get("partial_rotary_factor", usual))
+    part = fields.get("rotary_pct", fields.get("partial_rotary_factor", usual))
+    return 1.0 if part is None else part
 
 
 def _checked(config: Config, rope: dict[str, Any]) -> dict[str, Any]:
