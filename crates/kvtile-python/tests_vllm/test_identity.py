@@ -252,5 +252,25 @@ def test_a_model_type_that_kvtile_does_not_know_has_all_of_its_config_there() ->
         assert of().difference(of(**change)) is not None
 
 
+def test_blocks_mean_the_same_in_transformers() -> None:
+    from transformers import AutoConfig
+
+    given = {"dtype": "float32", "model": "a-model", "revision": "a-revision"}
+    theirs = kvtile.Identity.from_hf_config(AutoConfig.from_pretrained(MODEL), page_size=32, **given)
+    ours = identity(engine_config(), settings=Settings(model="a-model", revision="a-revision"))
+    assert ours.difference(theirs) is None
+
+
+def test_the_quantisation_of_a_composite_model_is_in_the_identity() -> None:
+    """Its config is one level above that of its text."""
+    settings = Settings(model="m", revision="r")
+    config = engine_config()
+    hf = config.model_config.hf_config
+    config.model_config.hf_config = composite = copy.copy(hf)
+    before = identity(config, settings=settings)
+    composite.quantization_config = {"quant_method": "fp8"}
+    assert (before.difference(identity(config, settings=settings)) or "").startswith("extra.vllm.hf_config.quantization_config")
+
+
 def test_the_model_of_the_tests_is_known_by_its_content() -> None:
     assert revision_of(engine_config()) == f"blake2b:{weights_digest(MODEL)}"

@@ -110,6 +110,10 @@ def _from_model(config: VllmConfig) -> dict[str, str]:
     if callable(model.hf_overrides) or model.hf_config_path:
         # Neither a function nor a path says what it makes of the config.
         found["vllm.hf_config"] = _digest(text_of(_plain(model.hf_config.to_dict())))
+    quantised = getattr(model.hf_config, "quantization_config", None)
+    if quantised and model.hf_config is not model.hf_text_config:
+        # The text's own config does not have it.
+        found["vllm.hf_config.quantization_config"] = _short(text_of(quantised))
     if _is_quantised(config.cache_config.cache_dtype):
         # What the cache rounds was computed in this type.
         found["vllm.ModelConfig.dtype"] = text_of(model.dtype)

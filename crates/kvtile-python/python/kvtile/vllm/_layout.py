@@ -10,7 +10,7 @@ from vllm.logger import init_logger
 
 from kvtile import Identity, Layout, Plane, Shape
 from kvtile._errors import LayoutError, SettingsError
-from kvtile._hf import kv_fields, rope_of
+from kvtile._hf import identity_of, kv_fields
 from kvtile._hf.config import Config
 from kvtile.vllm._extras import extras_of, refuse_options
 from kvtile.vllm._weights import revision_of
@@ -74,7 +74,7 @@ def layout_and_identity(
             head_size=model.get_head_size(), dtype=dtype, total_heads=total, first_head=rank.number * total // rank.size,
         )
         layout = Layout.preset(f"vllm:LBHNC/cpu/{dtype}/{isa}", shape=shape, tensors=tensors)
-        return layout, identity_of_shape(config, settings, layout.shape, {})
+        return layout, _identity(config, settings, layout, dtype, rank)
     logger.warning(
         "the order of elements of vLLM's KV is not known for %s, instruction set %s, shape %s: blocks are kept whole, "
         "for this very backend",
@@ -85,23 +85,36 @@ def layout_and_identity(
     layout, extra = _opaque(tensors, page_size, isa)
     if rank.size != 1:
         extra["rank"] = str(rank)
-    return layout, identity_of_shape(config, settings, layout.shape, extra)
+    return layout, _identity_by_fields(config, settings, layout, extra)
 
 
-def identity_of_shape(config: VllmConfig, settings: Settings, shape: Shape, extra: Mapping[str, str]) -> Identity:
-    """What blocks of a shape mean: the weights, what the config says of KV, and the options that change it."""
-    model, limit = config.model_config, config.model_config.max_model_len
-    hf = model.hf_text_config
+def _identity(config: VllmConfig, settings: Settings, layout: Layout, dtype: str, rank: Rank) -> Identity:
+    """What blocks mean whose order is known: what the model's config says, and the options that change KV."""
+    model = config.model_config
+    hf, limit = model.hf_text_config, model.max_model_len
     # vLLM has said that the attention is full; of types that kvtile does not know, all of the config counts.
-    listed = Config(hf, known=False).listed
-    fields = kv_fields(hf, max_model_len=limit, known=False)
+    if not Config(hf, known=False).listed:
+        return _identity_by_fields(config, settings, layout, {})
+    return identity_of(
+        hf, layout.shape.page_size, dtype=dtype, model=_name(config, settings), revision=settings.revision or revision_of(config),
+        tp_rank=rank.number, tp_size=rank.size, extra=extras_of(config, os.environ), max_model_len=limit,
+    )
+
+
+def _identity_by_fields(
+    config: VllmConfig, settings: Settings, layout: Layout, extra: Mapping[str, str]
+) -> Identity:
+    """The same where the shape does not say all, or the model's type is not known."""
+    model = config.model_config
+    fields = kv_fields(model.hf_text_config, max_model_len=model.max_model_len, known=False)
     return Identity(
-        settings.model or str(model.model),
-        settings.revision or revision_of(config),
-        shape,
-        rope=rope_of(hf, max_model_len=limit) if listed else None,
+        _name(config, settings), settings.revision or revision_of(config), layout.shape,
         extra={**fields, **extras_of(config, os.environ), **extra},
     )
+
+
+def _name(config: VllmConfig, settings: Settings) -> str:
+    return settings.model or str(config.model_config.model)
 
 
 def _opaque(tensors: list[torch.Tensor], page_size: int, isa: str) -> tuple[Layout, dict[str, str]]:
