@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -108,9 +109,13 @@ def engine(told: dict[str, Any]) -> Any:
 def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
     """One batch of prompts, all in flight at once."""
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
 
+    for source, destination in turn.get("copies", ()):
+        shutil.copytree(source, destination, dirs_exist_ok=True)
+    lora = LoRARequest(**turn["lora"]) if "lora" in turn else None
     if turn.get("forget", True):
-        llm.reset_prefix_cache()
+        llm.reset_prefix_cache(reset_connector=turn.get("forget_all", False))
     sampling = SamplingParams(
         temperature=0, max_tokens=turn.get("max_tokens", 16), ignore_eos=True, detokenize=False,
         # Whether nothing that was computed before is used, by vLLM or by kvtile.
@@ -120,7 +125,7 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
     if turn.get("abort"):
         return abort(llm, prompts, sampling)
     start = time.monotonic()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    outputs = llm.generate(prompts, sampling, use_tqdm=False, lora_request=lora)
     metrics = {metric.name: metric for metric in llm.get_metrics()}
     return {
         "tokens": [list(output.outputs[0].token_ids) for output in outputs],
@@ -174,7 +179,7 @@ def counts(llm: Any) -> dict[str, Any]:
         llm.llm_engine.step()
     open_ones = (
         worker.loads, worker.step_loads, worker.stores, worker.held,
-        scheduler.tracked, scheduler.announced, scheduler.finishing,
+        scheduler.tracked, scheduler.announced, scheduler.finishing, scheduler.loading,
     )
     return {
         "stats": worker.cache.stats(),

@@ -13,6 +13,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from kvtile._errors import ClosedError, InternalError
 from kvtile.vllm._events import events_of
 from kvtile.vllm._layout import refuse_what_is_not_supported
 from kvtile.vllm._messages import Hello, Orders, Report
@@ -46,7 +47,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def __init__(self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig) -> None:
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         self._settings = Settings.read(vllm_config.kv_transfer_config.kv_connector_extra_config)
-        refuse_what_is_not_supported(vllm_config, kv_cache_config)
+        refuse_what_is_not_supported(vllm_config, kv_cache_config, self._settings)
         # What cannot be loaded is computed; vLLM's default is that the request fails.
         vllm_config.kv_transfer_config.kv_load_failure_policy = "recompute"
         self._opened: Worker | None = None
@@ -67,7 +68,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         hellos = {rank: hello for rank, hello in metadata.items() if isinstance(hello, Hello)}
         ranks = self._vllm_config.parallel_config.tensor_parallel_size
         if sorted(hellos) != list(range(ranks)):
-            raise RuntimeError(f"kvtile.vllm: of {ranks} workers, those of ranks {sorted(hellos)} have opened their caches")
+            raise InternalError(f"kvtile.vllm: of {ranks} workers, those of ranks {sorted(hellos)} have opened their caches")
         self.scheduler.greet(hellos)
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
@@ -87,6 +88,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if isinstance(connector_output.kv_connector_worker_meta, Report):
             self.scheduler.take(connector_output.kv_connector_worker_meta)
         self.scheduler.finishing -= connector_output.finished_sending or set()
+        self.scheduler.loading -= connector_output.finished_recving or set()
 
     def request_finished(self, request: Request, block_ids: list[int]) -> tuple[bool, dict[str, Any] | None]:
         """However a request ends, its blocks stay until its stores end."""
@@ -104,20 +106,23 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
         return events_of(changes, self.scheduler.page_size)
 
     def reset_cache(self) -> bool | None:
-        """Forgets all blocks, on disk too, with the next step."""
-        self.scheduler.clear()
-        return True
+        """Forgets all blocks, on disk too, with the next step; later ones are for this process alone."""
+        return self.scheduler.clear()
 
     # The worker's side.
 
     @property
     def _worker(self) -> Worker:
         if self._opened is None:
-            raise RuntimeError("kvtile.vllm: vLLM has not told its connector of its KV cache")
+            raise ClosedError("kvtile.vllm: vLLM uses its connector before it has registered its KV cache, or after the end")
         return self._opened
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
-        """Opens the cache over vLLM's tensors."""
+        """Opens the cache over vLLM's tensors.
+
+        Raises SettingsError for a second engine: vLLM gives it the connector of the first (one a process), with which it
+        would read and write the first one's blocks.
+        """
         self._opened = open_worker(self._vllm_config, kv_caches, self._settings)
 
     def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
@@ -194,5 +199,5 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def _orders(self) -> Orders:
         metadata = self._get_connector_metadata()
         if not isinstance(metadata, Orders):
-            raise TypeError(f"kvtile.vllm: {type(metadata).__name__} is not the metadata of this connector")
+            raise InternalError(f"kvtile.vllm: {type(metadata).__name__} is not the metadata of this connector")
         return metadata

@@ -7,10 +7,11 @@ yet is a miss.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 from kvtile.vllm._messages import Change, Keys
 
-TIERS = ("host", "disk")
+TIERS: tuple[Literal["host"], Literal["disk"]] = ("host", "disk")
 
 
 class Directory:

@@ -1,19 +1,19 @@
-"""How vLLM's KV lies in memory, and what it means: from the tensors that it reports and the backend in use."""
+"""How vLLM's KV lies in memory, and what it means: from the tensors that it reports, the backend and its options."""
 
 from __future__ import annotations
 
-import hashlib
-import re
-import time
+import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
 from kvtile import Identity, Layout, Plane, Shape
-from kvtile._errors import IdentityError, LayoutError
-from kvtile._hf import rope_of
+from kvtile._errors import LayoutError, SettingsError
+from kvtile._hf import identity_of, kv_fields
+from kvtile._hf.config import Config
+from kvtile.vllm._extras import extras_of, refuse_options
+from kvtile.vllm._weights import revision_of
 
 if TYPE_CHECKING:
     import torch
@@ -27,31 +27,21 @@ logger = init_logger("vllm.kvtile")
 
 # Instruction sets of the CPU backend of which the order of elements was checked.
 _CHECKED = {("float32", "vec"), ("float32", "vec16"), ("bfloat16", "vec"), ("bfloat16", "vec16")}
-_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.gguf")
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-_CHUNK = 1 << 22
 
 
-def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None) -> None:
-    """Raises ValueError, in one sentence, for engines whose KV this connector cannot keep yet."""
-    parallel = config.parallel_config
-    for name, size in (
-        ("pipeline parallelism", parallel.pipeline_parallel_size),
-        ("prefill context parallelism", getattr(parallel, "prefill_context_parallel_size", 1)),
-        ("decode context parallelism", getattr(parallel, "decode_context_parallel_size", 1)),
-    ):
-        if size != 1:
-            raise ValueError(f"kvtile.vllm: {name} of {size} is not supported yet; tensor parallelism is")
+def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None, settings: Settings) -> None:
+    """Raises SettingsError, in one sentence, for engines whose KV this connector cannot keep."""
+    refuse_options(config, settings.revision, os.environ)
     if kv is None:
-        raise ValueError("kvtile.vllm: this vLLM does not tell its connectors of its KV cache (kv_cache_config)")
+        raise SettingsError("kvtile.vllm: this vLLM does not tell its connectors of its KV cache (kv_cache_config)")
     groups = kv.kv_cache_groups
     if len(groups) != 1:
-        raise ValueError(
+        raise SettingsError(
             f"kvtile.vllm: the model has {len(groups)} groups of KV (a hybrid model), which is not supported yet"
         )
     spec = groups[0].kv_cache_spec
     if type(spec).__name__ != "FullAttentionSpec" or getattr(spec, "sliding_window", None):
-        raise ValueError(
+        raise SettingsError(
             f"kvtile.vllm: the model's KV is {type(spec).__name__}"
             f"{' with a sliding window' if getattr(spec, 'sliding_window', None) else ''}; "
             "only full attention is supported yet"
@@ -71,19 +61,20 @@ def layout_and_identity(
     first = tensors[0]
     dtype = str(first.dtype).removeprefix("torch.")
     page_size = config.cache_config.block_size
-    model = settings.model or str(config.model_config.model)
-    hf = config.model_config.hf_text_config
-    revision = settings.revision or revision_of(config)
+    model = config.model_config
     if first.device.type != "cpu":
-        raise ValueError(f"kvtile.vllm: the KV cache is on {first.device}; only the CPU's memory is supported yet")
+        raise SettingsError(f"kvtile.vllm: the KV cache is on {first.device}; only the CPU's memory is supported yet")
     isa = _instruction_set(config, first, page_size)
-    heads = config.model_config.get_num_kv_heads(config.parallel_config)
-    expected = (first.shape[0], heads, page_size, 2 * config.model_config.get_head_size())
+    heads = model.get_num_kv_heads(config.parallel_config)
+    expected = (first.shape[0], heads, page_size, 2 * model.get_head_size())
     if (dtype, isa) in _CHECKED and tuple(first.shape) == expected:
-        part = {"page_size": page_size, "dtype": dtype, "tp_rank": rank.number, "tp_size": rank.size}
-        shape = Shape.from_hf_config(hf, num_blocks=first.shape[0], **part)
+        total = model.get_total_num_kv_heads()
+        shape = Shape(
+            num_blocks=first.shape[0], num_layers=len(tensors), page_size=page_size, num_heads=heads,
+            head_size=model.get_head_size(), dtype=dtype, total_heads=total, first_head=rank.number * total // rank.size,
+        )
         layout = Layout.preset(f"vllm:LBHNC/cpu/{dtype}/{isa}", shape=shape, tensors=tensors)
-        return layout, Identity.from_hf_config(hf, model=model, revision=revision, **part)
+        return layout, _identity(config, settings, layout, dtype, rank)
     logger.warning(
         "the order of elements of vLLM's KV is not known for %s, instruction set %s, shape %s: blocks are kept whole, "
         "for this very backend",
@@ -94,7 +85,36 @@ def layout_and_identity(
     layout, extra = _opaque(tensors, page_size, isa)
     if rank.size != 1:
         extra["rank"] = str(rank)
-    return layout, Identity(model, revision, layout.shape, rope=rope_of(hf), extra=extra)
+    return layout, _identity_by_fields(config, settings, layout, extra)
+
+
+def _identity(config: VllmConfig, settings: Settings, layout: Layout, dtype: str, rank: Rank) -> Identity:
+    """What blocks mean whose order is known: what the model's config says, and the options that change KV."""
+    model = config.model_config
+    hf, limit = model.hf_text_config, model.max_model_len
+    # vLLM has said that the attention is full; of types that kvtile does not know, all of the config counts.
+    if not Config(hf, known=False).listed:
+        return _identity_by_fields(config, settings, layout, {})
+    return identity_of(
+        hf, layout.shape.page_size, dtype=dtype, model=_name(config, settings), revision=settings.revision or revision_of(config),
+        tp_rank=rank.number, tp_size=rank.size, extra=extras_of(config, os.environ), max_model_len=limit,
+    )
+
+
+def _identity_by_fields(
+    config: VllmConfig, settings: Settings, layout: Layout, extra: Mapping[str, str]
+) -> Identity:
+    """The same where the shape does not say all, or the model's type is not known."""
+    model = config.model_config
+    fields = kv_fields(model.hf_text_config, max_model_len=model.max_model_len, known=False)
+    return Identity(
+        _name(config, settings), settings.revision or revision_of(config), layout.shape,
+        extra={**fields, **extras_of(config, os.environ), **extra},
+    )
+
+
+def _name(config: VllmConfig, settings: Settings) -> str:
+    return settings.model or str(config.model_config.model)
 
 
 def _opaque(tensors: list[torch.Tensor], page_size: int, isa: str) -> tuple[Layout, dict[str, str]]:
@@ -133,35 +153,3 @@ def _instruction_set(config: VllmConfig, tensor: torch.Tensor, page_size: int) -
     cache_dtype = config.cache_config.cache_dtype
     return str(cpu_attn._get_attn_isa(tensor.dtype, page_size, config.model_config.get_head_size(), cache_dtype))
 
-
-def revision_of(config: VllmConfig) -> str:
-    """Which weights a model has: the revision that was asked for, the commit of the hub's cache, or a digest."""
-    model = config.model_config
-    if model.revision and _COMMIT.fullmatch(model.revision):
-        return str(model.revision)
-    commit = getattr(model.hf_config, "_commit_hash", None)
-    if commit:
-        return str(commit)
-    folder = Path(model.model)
-    if not folder.is_dir():
-        raise IdentityError(
-            f"which weights {model.model} stands for is not known (revision {model.revision!r}); give a commit as the "
-            'revision, or "revision" in kv_connector_extra_config'
-        )
-    return f"blake2b:{weights_digest(folder)}"
-
-
-def weights_digest(folder: Path) -> str:
-    """A digest over all bytes of a folder's weights and its config."""
-    files = sorted({*folder.glob("config.json"), *(file for kind in _WEIGHTS for file in folder.glob(kind))})
-    start = time.monotonic()
-    digest = hashlib.blake2b(digest_size=16)
-    for file in files:
-        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
-        with file.open("rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    seconds = time.monotonic() - start
-    if seconds > 5:
-        logger.info('the digest of the weights took %.0f s; "revision" in kv_connector_extra_config saves it', seconds)
-    return digest.hexdigest()

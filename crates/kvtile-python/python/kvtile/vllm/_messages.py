@@ -12,6 +12,8 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from kvtile._errors import InternalError
+
 # The keys of blocks by rank: each rank keeps its own heads of a block, under a key that says so.
 Keys = dict[int, list[bytes]]
 # What happened ("stored", "removed", "cleared"), in which tier, to which block, and which one is before it.
@@ -31,6 +33,7 @@ class LoadOrder:
     blocks: list[int]
     # Whether the step that loads them also computes with them, layer by layer.
     in_step: bool
+    adapter: tuple[int, bytes] | None = None
 
 
 @dataclass
@@ -41,6 +44,7 @@ class StoreOrder:
     keys: Keys
     first: int
     blocks: list[int]
+    adapter: tuple[int, bytes] | None = None
 
 
 @dataclass
@@ -77,6 +81,8 @@ class RankReport:
     ended: dict[str, int] = field(default_factory=dict)
     # From which block on a request is to be stored again.
     store_from: dict[str, int] = field(default_factory=dict)
+    # Requests of which blocks found no room.
+    without_room: set[str] = field(default_factory=set)
     # Whether attention waits for its layers.
     loads_in_step: bool = True
     # Seconds that the disk takes for a block, once it has given some.
@@ -92,5 +98,5 @@ class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """With what happened at other workers."""
         if not isinstance(other, Report):
-            raise TypeError(f"kvtile.vllm: {type(other).__name__} is not the report of this connector")
+            raise InternalError(f"kvtile.vllm: {type(other).__name__} is not the report of this connector")
         return Report(self.ranks | other.ranks)

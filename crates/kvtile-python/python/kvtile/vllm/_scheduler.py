@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from kvtile import Identity, TokenHasher, TokenSequence
+from vllm.logger import init_logger
+
+from kvtile import Identity, TokenHasher
+from kvtile._errors import InternalError
+from kvtile.vllm._adapters import Adapter, Digests
 from kvtile.vllm._directory import Directory, leading_tiers
+from kvtile.vllm._keys import RequestKeys
 from kvtile.vllm._messages import Change, Hello, Keys, LoadOrder, Orders, Report, StoreOrder
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
@@ -17,14 +23,19 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
+# Below vLLM's own, so that it is seen where that is.
+logger = init_logger("vllm.kvtile")
+
 
 @dataclass
 class Tracked:
     """A request that has not ended.
 
     Attributes:
-        sequences: its tokens and the keys of its full blocks, by rank.
+        keys: the keys of its full blocks; None where they are not kept.
+        adapter: the adapter that it is computed with.
         stored: leading blocks that need not be stored.
+        has_room: whether the tiers have room for more of it.
         first: the block from which on it is loaded.
         found: leading blocks that the workers had when it was scheduled.
         in_step: whether it is loaded by the step that computes with it.
@@ -32,8 +43,10 @@ class Tracked:
     """
 
     request: Request
-    sequences: dict[int, TokenSequence]
+    keys: RequestKeys | None
+    adapter: Adapter | None = None
     stored: int = 0
+    has_room: bool = True
     first: int = 0
     found: int = 0
     in_step: bool = False
@@ -52,6 +65,8 @@ class Scheduler:
         self.announced: dict[str, int] = {}
         # Requests that have ended and whose blocks vLLM keeps until their stores end.
         self.finishing: set[str] = set()
+        # Requests whose loads are on their way while they wait.
+        self.loading: set[str] = set()
         self.tracked: dict[str, Tracked] = {}
         # What has happened since somebody asked last; None where nobody will.
         self.changes: list[Change] | None = None
@@ -61,6 +76,10 @@ class Scheduler:
         self._orders = Orders()
         self._loads_in_step = True
         self._disk_seconds: dict[int, float] = {}
+        self._adapters = Digests()
+        self._unknown_adapters: set[str] = set()
+        # What blocks depend on since they were forgotten, when the weights may have become other ones.
+        self._epoch: bytes | None = None
 
     def greet(self, hellos: Mapping[int, Hello]) -> None:
         """The workers have opened their caches."""
@@ -72,13 +91,14 @@ class Scheduler:
 
     def matched(self, request: Request, computed: int) -> tuple[int, bool]:
         """Tokens that can be loaded beyond those that vLLM has itself, and whether that takes longer than a step."""
-        if not request.prompt_token_ids or request.pooling_params is not None:
-            return 0, False
         tracked = self._track(request)
+        if tracked.keys is None:
+            return 0, False
         # The last token is always computed: its logits are wanted.
-        full = (request.num_tokens - 1) // self.page_size
-        keys = self._keys(tracked, full)
+        keys = tracked.keys.of((request.num_tokens - 1) // self.page_size)
+        full = len(next(iter(keys.values())))
         tracked.loaded = False
+        tracked.has_room = True
         if request.skip_reading_prefix_cache:
             tracked.stored = tracked.found = 0
             return 0, False
@@ -113,12 +133,16 @@ class Scheduler:
         if not external:
             return
         tracked = self.tracked[request.request_id]
+        if tracked.keys is None:
+            raise InternalError(f"kvtile.vllm: request {request.request_id} has no keys, and vLLM loads {external} tokens of it")
         tracked.loaded = True
         end = tracked.first + external // self.page_size
         ids = list(blocks.get_block_ids()[0][tracked.first : end])
-        keys = self._keys(tracked, end)
-        load = LoadOrder(request.request_id, keys, tracked.first, ids, tracked.in_step)
+        keys = tracked.keys.of(end)
+        load = LoadOrder(request.request_id, keys, tracked.first, ids, tracked.in_step, tracked.adapter)
         self._orders.loads.append(load)
+        if not tracked.in_step:
+            self.loading.add(request.request_id)
 
     def orders(self, output: SchedulerOutput) -> Orders:
         """What the workers do in this step."""
@@ -128,8 +152,8 @@ class Scheduler:
         computed = {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
         for name in computed:
             tracked = self.tracked.get(name)
-            if tracked is not None and tracked.found and not tracked.loaded:
-                orders.uses.append(self._keys(tracked, tracked.found))
+            if tracked is not None and tracked.keys is not None and tracked.found and not tracked.loaded:
+                orders.uses.append(tracked.keys.of(tracked.found))
         cached = output.scheduled_cached_reqs
         computed.update(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
         for name, scheduled in output.num_scheduled_tokens.items():
@@ -142,16 +166,38 @@ class Scheduler:
 
     def _full_blocks(self, tracked: Tracked, computed: int, output: SchedulerOutput) -> StoreOrder | None:
         """Blocks of a request that are full after a step and were not before."""
-        request = tracked.request
+        request, keys = tracked.request, tracked.keys
+        if keys is None or not tracked.has_room:
+            return None
+        if request.resumable:
+            same = keys.follow()
+            tracked.stored = tracked.stored if same is None else min(tracked.stored, same)
         # Tokens that were only guessed have no block: their KV may be wrong.
         full = min(computed, request.num_tokens) // self.page_size
+        full = full if keys.limit is None else min(full, keys.limit)
         if full <= tracked.stored:
             return None
         table = output.kv_connector_block_state.get_block_ids(request.request_id)
         if table is None:
             return None
-        first, tracked.stored = tracked.stored, full
-        return StoreOrder(request.request_id, self._keys(tracked, full), first, list(table[0][first:full]))
+        of_request = keys.of(full)
+        first = self._first_to_store(tracked, of_request)
+        tracked.stored = full
+        ids = list(table[0][first:full])
+        return StoreOrder(request.request_id, of_request, first, ids, tracked.adapter)
+
+    def _first_to_store(self, tracked: Tracked, keys: Keys) -> int:
+        """A block is worth nothing without those before it: where they have left the tiers, they are stored again, from
+        the first one that is in none."""
+        first = tracked.stored
+        if not first or self.announced.get(tracked.request.request_id):
+            # What is being stored is in no tier yet.
+            return first
+        last = {rank: of_rank[first - 1 : first] for rank, of_rank in keys.items()}
+        if leading_tiers(self.directories, last):
+            return first
+        before = {rank: of_rank[:first] for rank, of_rank in keys.items()}
+        return len(leading_tiers(self.directories, before))
 
     def finished(self, request: Request) -> bool:
         """However a request ends: whether vLLM keeps its blocks, because they are still read."""
@@ -178,46 +224,54 @@ class Scheduler:
                 tracked = self.tracked.get(name)
                 if tracked is not None:
                     tracked.stored = min(tracked.stored, first)
+            for name in said.without_room:
+                tracked = self.tracked.get(name)
+                if tracked is not None:
+                    # The tail of a chain whose head fills the tiers would be offered with every block.
+                    tracked.has_room = False
             self._loads_in_step &= said.loads_in_step
             if said.disk_seconds:
                 self._disk_seconds[rank] = said.disk_seconds
 
-    def clear(self) -> None:
-        """Forgets all blocks with the next step."""
+    def clear(self) -> bool:
+        """Forgets all blocks with the next step. False where requests still wait for some of them, which they will use.
+
+        vLLM asks for this when its weights have become other ones, which the identity does not know: what is stored from
+        now on is for this process alone, and of requests that are on their way nothing is.
+        """
         for directory in self.directories.values():
             directory.clear()
         self._orders.clear = True
-
-    def _keys(self, tracked: Tracked, blocks: int) -> Keys:
-        """Those of a request's leading blocks."""
-        tokens = tracked.request.all_token_ids
-        keys: dict[TokenSequence, list[bytes]] = {}
-        for sequence in tracked.sequences.values():
-            if sequence not in keys:
-                sequence.extend(tokens[len(sequence) : blocks * self.page_size])
-                keys[sequence] = sequence.keys[:blocks]
-        return {rank: keys[sequence] for rank, sequence in tracked.sequences.items()}
+        self._epoch = secrets.token_bytes(16)
+        self.tracked.clear()
+        logger.info("kvtile has forgotten all blocks; those that follow are kept for this process alone")
+        return not self.loading
 
     def _track(self, request: Request) -> Tracked:
         tracked = self.tracked.get(request.request_id)
-        if tracked is None:
+        if tracked is None or tracked.request is not request:
             if not self._hashers:
-                raise RuntimeError("kvtile.vllm: vLLM schedules a request before its workers have opened their caches")
-            extra = extra_of(request)
-            made = {hasher: TokenSequence(hasher, extra=extra) for hasher in self._hashers.values()}
-            sequences = {rank: made[hasher] for rank, hasher in self._hashers.items()}
-            tracked = self.tracked[request.request_id] = Tracked(request, sequences)
+                raise InternalError("kvtile.vllm: vLLM schedules a request before its workers have opened their caches")
+            tracked = self.tracked[request.request_id] = self._begin(request)
+        elif tracked.keys is not None and request.resumable:
+            tracked.keys.follow()
         return tracked
 
-
-def extra_of(request: Request) -> list[bytes]:
-    """What makes the KV of equal tokens differ: adapters, images, and who may share."""
-    extra = []
-    if request.lora_request is not None:
-        extra.append(f"lora:{request.lora_request.lora_name}:{request.lora_request.lora_path}".encode())
-    if request.cache_salt:
-        extra.append(f"salt:{request.cache_salt}".encode())
-    for feature in request.mm_features or ():
-        position = feature.mm_position
-        extra.append(f"mm:{feature.identifier}:{position.offset}:{position.length}".encode())
-    return extra
+    def _begin(self, request: Request) -> Tracked:
+        lora = request.lora_request
+        if request.pooling_params is not None:
+            return Tracked(request, None)
+        common = [] if self._epoch is None else [b"epoch:" + self._epoch]
+        if lora is None:
+            return Tracked(request, RequestKeys(request, self._hashers, common))
+        digest = self._adapters.of(lora)
+        if digest is None:
+            if lora.lora_path not in self._unknown_adapters:
+                self._unknown_adapters.add(lora.lora_path)
+                logger.warning(
+                    "requests with the adapter %s are not kept: its files cannot be read from %s",
+                    lora.lora_name, lora.lora_path,
+                )
+            return Tracked(request, None)
+        keys = RequestKeys(request, self._hashers, [b"adapter:" + digest, *common])
+        return Tracked(request, keys, (lora.lora_int_id, digest))

@@ -16,9 +16,11 @@ from kvtile import (
     KvtileError,
     LaggedError,
     LoadReport,
+    SettingsError,
     StoreReport,
     WaitTimeoutError,
 )
+from kvtile.vllm._adapters import LOADED
 from kvtile.vllm._directory import TIERS
 from kvtile.vllm._layout import in_order, layout_and_identity
 from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, RankReport, StoreOrder
@@ -64,6 +66,7 @@ class Worker:
     ) -> None:
         layout, self.identity = layout_and_identity(config, caches, settings, rank)
         self.rank = rank.number
+        self.ranks = rank.size
         self.cache = Cache(self.identity, layout, **settings.of_cache(rank))
         self.has_disk = settings.disk_path is not None
         self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
@@ -81,8 +84,22 @@ class Worker:
         self._closed = False
         atexit.register(self.close)
         on_disk = self.cache.pool_stats("disk")["cached"] if self.has_disk else 0
+        self._warn_of_little_room(config)
         logger.info(
             "kvtile keeps the KV of %s (%s): %s; %d blocks on disk", self.identity.model, layout, settings, on_disk
+        )
+
+    def _warn_of_little_room(self, config: VllmConfig) -> None:
+        """A prompt that is longer than all tiers is never found whole."""
+        page_size, longest = self.identity.page_size, config.model_config.max_model_len
+        blocks = {tier: self.cache.pool_stats(tier)["blocks"] for tier in TIERS if tier == "host" or self.has_disk}
+        if max(blocks.values()) * page_size >= longest:
+            return
+        needed = -(-longest // page_size) * self._block_bytes * self.ranks / (1 << 30)
+        room = ", ".join(f"{tier} {count * page_size} tokens" for tier, count in blocks.items())
+        logger.warning(
+            "kvtile has room for less than one sequence of max_model_len, %d tokens (%s): of longer ones only the beginning is "
+            "kept; %.1f GiB as host_gib or disk_gib hold one", longest, room, needed,
         )
 
     def hello(self) -> Hello:
@@ -104,7 +121,9 @@ class Worker:
         load = Load(order.blocks, order.first)
         (self.step_loads if order.in_step else self.loads)[order.request] = load
         found = self.cache.lookup(order.keys[self.rank])
-        if found.blocks > order.first:
+        if order.adapter is not None and not LOADED.may_be(order.adapter):
+            reason = "vLLM has another adapter loaded than its files have now"
+        elif found.blocks > order.first:
             try:
                 found = found.skip(order.first)
                 load.completion = self.cache.load(found, order.blocks[: found.blocks])
@@ -159,6 +178,12 @@ class Worker:
 
     def _start_store(self, order: StoreOrder) -> None:
         """The blocks keep what they hold until the store ends."""
+        if order.adapter is not None and not LOADED.is_loaded(order.adapter):
+            # They belong to another adapter than their keys say, and so will those that follow.
+            self.stats.add(dropped_blocks=len(order.blocks))
+            self._report.without_room.add(order.request)
+            self._store_ended(order.request)
+            return
         try:
             completion = self.cache.store(order.keys[self.rank], order.blocks, first=order.first)
         except KvtileError as error:
@@ -191,6 +216,8 @@ class Worker:
                     dropped_blocks=report.dropped,
                     stored_bytes=report.bytes,
                 )
+                if report.dropped:
+                    self._report.without_room.add(request)
                 self._store_ended(request)
             if not completions:
                 del self.stores[request]
@@ -228,7 +255,8 @@ class Worker:
         report.changes.extend(self._changes())
         rate = self.cache.disk_bytes_per_second
         report.disk_seconds = self._block_bytes / rate if rate else None
-        if not report.changes and not report.ended and not report.store_from and report.loads_in_step:
+        nothing = not (report.changes or report.ended or report.store_from or report.without_room)
+        if nothing and report.loads_in_step:
             return None
         self._report = RankReport()
         return report
@@ -247,8 +275,8 @@ class Worker:
         self._subscriber.resynchronise(snapshot)
         for tier in TIERS:
             yield "cleared", tier, b"", None
-        for tier, key, parent in snapshot.blocks:
-            yield "stored", tier, key, parent
+        for where, key, parent in snapshot.blocks:
+            yield "stored", where, key, parent
 
     def _loaded(self, request: str, load: Load, report: LoadReport) -> None:
         self.stats.add(
@@ -295,11 +323,17 @@ class Worker:
 
 
 def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Worker:
-    """Opens the cache, when vLLM tells of its tensors. What this engine had before is closed."""
+    """Opens the cache over an engine's tensors."""
     name = _name(config)
     with _workers_lock:
         if name in _workers:
-            _workers.pop(name).close()
+            raise SettingsError(
+                f"kvtile.vllm: engine {name} has its cache in this process already; vLLM has one connector a process, so end "
+                "the first engine before the next one begins (llm.llm_engine.engine_core.shutdown()), or give each a process "
+                "(VLLM_ENABLE_V1_MULTIPROCESSING=1)"
+            )
+        if config.lora_config is not None:
+            LOADED.watch()
         worker = _workers[name] = Worker(config, caches, settings, rank_of(config))
         return worker
 
@@ -321,5 +355,5 @@ def close_worker(config: VllmConfig) -> None:
 def _name(config: VllmConfig) -> str:
     transfer = config.kv_transfer_config
     if transfer is None or not transfer.engine_id:
-        raise ValueError("kvtile.vllm: vLLM has given its connector no engine_id")
+        raise SettingsError("kvtile.vllm: vLLM has given its connector no engine_id")
     return str(transfer.engine_id)

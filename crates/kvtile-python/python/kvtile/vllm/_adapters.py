@@ -1,0 +1,141 @@
+"""Adapters (LoRA) by what is in their files, and which of these vLLM has loaded.
+
+The scheduler reads the files of a request's adapter when the request comes; each worker notes the digest of the files
+that vLLM loads, when it loads them. Where the two differ, because the files were written again meanwhile, the worker
+neither loads nor stores blocks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from kvtile.vllm._weights import digest_of_files
+
+# Those that vLLM reads (vllm/lora/lora_model.py, peft_helper.py), in its order: the first of the weights counts.
+_CONFIG = "adapter_config.json"
+_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
+
+# What a file is by everything but its bytes.
+Signature = tuple[tuple[str, int, int, int, int, int], ...]
+# The number that vLLM knows an adapter by, and the digest of its files.
+Adapter = tuple[int, bytes]
+
+
+def folder_of(path: str) -> Path | None:
+    """Where vLLM reads an adapter from (vllm/lora/utils.py:get_adapter_absolute_path); None for one that is not on this
+    machine yet."""
+    expanded = Path(os.path.expanduser(path))
+    if expanded.is_dir():
+        return expanded.absolute()
+    if os.path.isabs(path) or path.startswith("~") or os.environ.get("VLLM_USE_MODELSCOPE", "0").lower() in ("1", "true"):
+        return None
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(path, local_files_only=True))
+    except (OSError, ValueError, HFValidationError):
+        return None
+
+
+def _files(folder: Path) -> list[Path]:
+    weights = [folder / name for name in _WEIGHTS if (folder / name).is_file()]
+    return [folder / _CONFIG, *weights[:1]] if weights else []
+
+
+def _signature(files: list[Path]) -> Signature:
+    """Raises OSError for files that are not there."""
+    stats = [(file.name, file.stat()) for file in files]
+    return tuple((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
+
+
+@dataclass
+class Digests:
+    """Digests of adapters' files, read again when the files are others."""
+
+    _known: dict[Path, tuple[Signature, bytes]] = field(default_factory=dict)
+
+    def of(self, request: Any) -> bytes | None:
+        """That of a LoRARequest's files as they are now; None where they cannot be read whole."""
+        try:
+            folder = folder_of(request.lora_path)
+            files = _files(folder) if folder is not None else []
+            if folder is None or not files:
+                return None
+            before = _signature(files)
+            known = self._known.get(folder)
+            if known is not None and known[0] == before:
+                return self._with_form(request, known[1])
+            digest = bytes.fromhex(digest_of_files(files))
+            if _signature(files) != before:
+                return None
+        except OSError:
+            return None
+        self._known[folder] = before, digest
+        return self._with_form(request, digest)
+
+    @staticmethod
+    def _with_form(request: Any, digest: bytes) -> bytes:
+        """The same file is read in two ways (LoRARequest.is_3d_lora_weight)."""
+        form = b"\1" if getattr(request, "is_3d_lora_weight", False) else b"\0"
+        return hashlib.blake2b(digest + form, digest_size=16).digest()
+
+
+class LoadedAdapters:
+    """What vLLM's workers in this process have loaded, by their managers and numbers."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._managers: WeakKeyDictionary[Any, dict[int, bytes | None]] = WeakKeyDictionary()
+        self._digests = Digests()
+        self._watching = False
+
+    def watch(self) -> None:
+        """Notes from now on what vLLM loads. Before this, nothing may have been loaded."""
+        from vllm.lora.worker_manager import WorkerLoRAManager
+
+        with self._lock:
+            load = getattr(WorkerLoRAManager, "_load_adapter", None)
+            if self._watching or load is None:
+                return
+            self._watching = True
+        loaded = self
+
+        def noting(manager: Any, request: Any) -> Any:
+            before = loaded._digests.of(request)
+            # What is loaded now is not what was, even if this fails.
+            loaded.note(manager, request.lora_int_id, None)
+            adapter = load(manager, request)
+            # The same before and after: what was read in between.
+            same = before is not None and before == loaded._digests.of(request)
+            loaded.note(manager, request.lora_int_id, before if same else None)
+            return adapter
+
+        WorkerLoRAManager._load_adapter = noting
+
+    def note(self, manager: Any, number: int, digest: bytes | None) -> None:
+        """An adapter has been loaded; None for files that are not known."""
+        with self._lock:
+            self._managers.setdefault(manager, {})[number] = digest
+
+    def may_be(self, adapter: Adapter) -> bool:
+        """Whether vLLM has no other one under this number; it may have none yet."""
+        number, digest = adapter
+        with self._lock:
+            return all(found.get(number, digest) == digest for found in self._managers.values())
+
+    def is_loaded(self, adapter: Adapter) -> bool:
+        """Whether vLLM has this very one under this number."""
+        with self._lock:
+            found = any(adapter[0] in adapters for adapters in self._managers.values())
+        return found and self.may_be(adapter)
+
+
+LOADED = LoadedAdapters()
+"""vLLM's managers of adapters are found by none but themselves, so there is one for the process."""
