@@ -32,6 +32,7 @@ use crate::{
         time,
     },
     completion::{Ending, PyCompletion},
+    ending,
     error::{Failure, python, raise},
     guard,
     identity::PyIdentity,
@@ -118,7 +119,7 @@ impl Drop for PyCache {
     }
 }
 
-/// Closes what is still open, before the interpreter ends.
+/// Closes what is still open, before the interpreter ends, and keeps other threads away from then on.
 pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     if guard::check_fork().is_err() {
         return Ok(());
@@ -129,7 +130,9 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
             let cache = lock(&slot).take();
             drop(cache);
         }
-    })
+    })?;
+    ending::begin(py);
+    Ok(())
 }
 
 fn lock(slot: &Slot) -> MutexGuard<'_, Option<Arc<Cache>>> {
