@@ -16,6 +16,7 @@ use pyo3::prelude::*;
 
 use crate::{
     arguments::{number, object, time},
+    ending,
     error::{Failure, python},
     guard::{self, Ended},
     layout::LayoutInner,
@@ -272,7 +273,10 @@ impl PyCompletion {
     }
 
     fn __await__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        let module = slf.py().import("kvtile._await")?;
+        let module = slf.py().import("kvtile._await");
+        // Nothing can be imported any more while the interpreter ends.
+        let module =
+            module.map_err(|_| python::ClosedError::new_err("the interpreter is ending"))?;
         Ok(module.getattr("iterate")?.call1((slf,))?.unbind())
     }
 
@@ -309,8 +313,9 @@ impl Bell {
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
         // Where there is no interpreter any more, nobody waits.
-        let ring = || Python::try_attach(|py| self.ring(py));
-        guard::call_back(self.ended, || drop(ring()));
+        guard::call_back(self.ended, || {
+            ending::attach(|py| self.ring(py));
+        });
     }
 }
 

@@ -12,7 +12,28 @@ use pyo3::prelude::*;
 
 /// The exceptions as Python has them.
 pub(crate) mod python {
-    use pyo3::import_exception;
+    use pyo3::{import_exception, prelude::*};
+
+    /// Finds all of them now, because nothing can be imported any more while the interpreter ends.
+    pub(crate) fn load(py: Python<'_>) {
+        let _ = [
+            py.get_type::<ArgumentError>(),
+            py.get_type::<BusyError>(),
+            py.get_type::<ClosedError>(),
+            py.get_type::<DiskError>(),
+            py.get_type::<FolderInUseError>(),
+            py.get_type::<ForkError>(),
+            py.get_type::<IdentityError>(),
+            py.get_type::<InternalError>(),
+            py.get_type::<LaggedError>(),
+            py.get_type::<LayoutError>(),
+            py.get_type::<RequestError>(),
+            py.get_type::<SettingsError>(),
+            py.get_type::<TensorError>(),
+            py.get_type::<TransferError>(),
+            py.get_type::<WaitTimeoutError>(),
+        ];
+    }
 
     import_exception!(kvtile._errors, ArgumentError);
     import_exception!(kvtile._errors, BusyError);

@@ -14,7 +14,7 @@ use std::{
 
 use pyo3::prelude::*;
 
-use crate::error::Failure;
+use crate::{ending, error::Failure};
 
 /// How long a wait goes on before it looks whether Ctrl-C was pressed.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
@@ -35,7 +35,12 @@ where
     E: Into<Failure> + Send,
 {
     check_fork()?;
-    let outcome = py.detach(|| catch_unwind(AssertUnwindSafe(work)));
+    let outcome = py.detach(|| {
+        let outcome = catch_unwind(AssertUnwindSafe(work));
+        ending::wait_to_return();
+        outcome
+    });
+    ending::returned();
     match outcome {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => Err(error.into().into_exception(py)),
@@ -58,16 +63,20 @@ pub(crate) fn check_fork() -> PyResult<()> {
 }
 
 /// Drops something of the library. In the child of a fork it is left as it is: to drop it there would
-/// wait for threads that the child does not have.
+/// wait for threads that the child does not have. So it is while another thread ends the interpreter.
 pub(crate) fn discard<T: Send>(value: T) {
-    if is_fork() {
+    if is_fork() || ending::elsewhere() {
         std::mem::forget(value);
         return;
     }
     let mut value = Some(value);
     let dropped = Python::try_attach(|py| {
         let value = value.take();
-        py.detach(|| drop(value));
+        py.detach(|| {
+            drop(value);
+            ending::wait_to_return();
+        });
+        ending::returned();
     });
     if dropped.is_none() {
         // The interpreter is gone, and nobody can wait for it.

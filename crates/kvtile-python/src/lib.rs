@@ -3,6 +3,7 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `guard` | the one way into the library: other Python threads go on, panics and forks are refused |
+//! | `ending` | the end of the interpreter, after which threads do not come back |
 //! | `error` | Rust errors to Python exceptions |
 //! | `arguments` | what Python gives, checked by name, kind and limits |
 //! | `dtype`, `shape` | data types, planes and shapes |
@@ -19,6 +20,7 @@ mod arguments;
 mod cache;
 mod completion;
 mod dtype;
+mod ending;
 mod error;
 mod guard;
 mod identity;
@@ -58,7 +60,8 @@ mod _kvtile {
     #[pymodule_export]
     use crate::transfer::{copy_blocks, copy_blocks_async};
 
-    /// Closes all caches of this process.
+    /// Closes all caches of this process, which is about to end: from then on other threads do not come
+    /// back from kvtile.
     #[pyfunction]
     fn close_all(py: Python<'_>) -> PyResult<()> {
         crate::cache::close_all(py)
@@ -86,6 +89,7 @@ mod _kvtile {
 }
 
 fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    error::python::load(module.py());
     // A second interpreter in this process may have taken the logger already.
     let _ = pyo3_log::try_init();
     #[cfg(debug_assertions)]

@@ -49,7 +49,7 @@ impl PyPlane {
         let unit = unit(dtype, unit_bytes, opaque)?;
         let mut plane = Plane::new(&name, unit).map_err(|error| raise(py, error))?;
         for (axis, extent) in axes.into_iter().flatten() {
-            let letter: String = axis.extract()?;
+            let letter = text::read("the name of an axis", &axis)?;
             let mut letters = letter.chars();
             let (Some(axis), None) = (letters.next().and_then(Axis::new), letters.next()) else {
                 return Err(LayoutError::new_err(format!(

@@ -4,7 +4,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use kvtile_blocks::policy::{PolicyKind, PolicySettings};
-use kvtile_tiers::replay::{DryCache, Trace, Workload, belady, generate, infinite, replay};
+use kvtile_tiers::replay::{
+    DryCache, RealCache, Trace, Workload, belady, generate, infinite, replay,
+};
 
 /// A cache that is written for being read, not for speed: queues are searched from end to end.
 trait Naive {
@@ -424,4 +426,27 @@ fn one_long_scan_does_not_empty_the_cache_of_the_default() {
         hits(&trace, PolicyKind::Lru, 2000),
     );
     assert!(default * 100 > lru * 103, "{default} against {lru}");
+}
+
+#[test]
+fn more_requests_than_memory_is_for_are_not_made_up() {
+    for requests in [(1 << 20) + 1, 1 << 36, usize::MAX] {
+        let refused = generate(Workload::Chat, requests, 1).unwrap_err();
+        assert!(
+            refused.to_string().contains(&requests.to_string()),
+            "{refused}"
+        );
+    }
+}
+
+#[test]
+fn blocks_of_any_size_are_replayed_or_refused() {
+    let trace = generate(Workload::Chat, 20, 1).unwrap();
+    for bytes in [0, 1, 3, (1 << 40) + 2, 1 << 62, u64::MAX - 1, u64::MAX] {
+        for blocks in [0, 1, u32::MAX] {
+            let refused = RealCache::open(&trace, (bytes, blocks), |settings| settings);
+            assert!(refused.is_err(), "{bytes} bytes, {blocks} blocks");
+        }
+    }
+    assert!(RealCache::open(&trace, (4096, u32::MAX), |settings| settings).is_err());
 }

@@ -33,6 +33,7 @@ use crate::{
         time,
     },
     completion::{Ending, PyCompletion},
+    ending,
     error::{Failure, python, raise},
     guard,
     identity::PyIdentity,
@@ -149,7 +150,7 @@ impl Drop for PyCache {
     }
 }
 
-/// Closes what is still open, before the interpreter ends.
+/// Closes what is still open, before the interpreter ends, and keeps other threads away from then on.
 pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     if guard::check_fork().is_err() {
         return Ok(());
@@ -159,7 +160,9 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
         for slot in open.iter().filter_map(Weak::upgrade) {
             close(&slot);
         }
-    })
+    })?;
+    ending::begin(py);
+    Ok(())
 }
 
 /// Closes a cache, once the calls of other threads have ended; nothing where it is closed already, or

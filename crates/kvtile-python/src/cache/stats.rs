@@ -4,7 +4,10 @@ use kvtile::{
     blocks::pool::{PinReport, PoolStats},
     tiers::cache::Cache,
 };
-use pyo3::prelude::*;
+use pyo3::{
+    prelude::*,
+    types::{PyBool, PyDict, PyFloat, PyList, PyString},
+};
 use serde_json::{Value, json};
 
 /// What the cache counted, and what is worked out of it.
@@ -65,6 +68,26 @@ pub(super) fn of_pins(pins: &[PinReport]) -> Value {
 
 /// As Python has it.
 pub(super) fn object(py: Python<'_>, value: &Value) -> PyResult<Py<PyAny>> {
-    let loads = py.import("json")?.getattr("loads")?;
-    Ok(loads.call1((value.to_string(),))?.unbind())
+    let object = match value {
+        Value::Null => py.None().into_bound(py),
+        Value::Bool(flag) => PyBool::new(py, *flag).to_owned().into_any(),
+        Value::Number(number) => match (number.as_u64(), number.as_i64()) {
+            (Some(number), _) => number.into_pyobject(py)?.into_any(),
+            (None, Some(number)) => number.into_pyobject(py)?.into_any(),
+            (None, None) => PyFloat::new(py, number.as_f64().unwrap_or(f64::NAN)).into_any(),
+        },
+        Value::String(text) => PyString::new(py, text).into_any(),
+        Value::Array(values) => {
+            let values: PyResult<Vec<_>> = values.iter().map(|value| object(py, value)).collect();
+            PyList::new(py, values?)?.into_any()
+        }
+        Value::Object(fields) => {
+            let dict = PyDict::new(py);
+            for (name, value) in fields {
+                dict.set_item(name, object(py, value)?)?;
+            }
+            dict.into_any()
+        }
+    };
+    Ok(object.unbind())
 }

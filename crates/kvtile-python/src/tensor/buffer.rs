@@ -1,7 +1,7 @@
 //! The buffer protocol: bytearray, mmap, array.array, ctypes and whatever else `memoryview` takes.
 
 use kvtile::layout::Unit;
-use pyo3::{exceptions::PyTypeError, prelude::*};
+use pyo3::{exceptions::PyTypeError, prelude::*, types::PyMemoryView};
 
 use super::{Tensor, foreign::buffer_address, in_elements};
 use crate::dtype::unit_named;
@@ -9,12 +9,8 @@ use crate::dtype::unit_named;
 /// The tensor, why it is none that can be used, or `None` for an object without a buffer.
 pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
     let py = object.py();
-    let view = match py
-        .import("builtins")?
-        .getattr("memoryview")?
-        .call1((object,))
-    {
-        Ok(view) => view,
+    let view = match PyMemoryView::from(object) {
+        Ok(view) => view.into_any(),
         Err(error) if error.is_instance_of::<PyTypeError>(py) => return Ok(None),
         Err(error) => return Err(error),
     };

@@ -1,0 +1,79 @@
+//! The end of the interpreter. Python stops the threads that want it back once it has begun to end, by
+//! unwinding them, and that aborts the process where there are frames of Rust. So from then on threads
+//! other than the one that ends it do not come back from the library: they stay where they are until
+//! the process is gone, and are as good as stopped. This module does not know what is called.
+
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering, fence},
+    },
+    thread::{self, ThreadId},
+    time::{Duration, Instant},
+};
+
+use pyo3::prelude::*;
+
+use crate::guard;
+
+/// How long the end waits for threads that are on their way back to Python.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The thread that ends the interpreter, once it has begun.
+static ENDING: OnceLock<ThreadId> = OnceLock::new();
+
+/// Threads on their way back to Python, and callbacks.
+static RETURNING: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether the interpreter is being ended by another thread than this one.
+pub(crate) fn elsewhere() -> bool {
+    let this = thread::current().id();
+    ENDING.get().is_some_and(|ending| *ending != this)
+}
+
+/// Before a thread takes the interpreter back; [`returned`] follows. It does not come back from here
+/// where the interpreter is being ended.
+pub(crate) fn wait_to_return() {
+    if enter() || guard::called_back().is_some() {
+        return;
+    }
+    returned();
+    loop {
+        thread::park();
+    }
+}
+
+/// The thread has the interpreter again.
+pub(crate) fn returned() {
+    RETURNING.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Calls Python from a thread of the library, and not where the interpreter is being ended.
+pub(crate) fn attach<T>(call: impl FnOnce(Python<'_>) -> T) -> Option<T> {
+    let value = match enter() {
+        true => Python::try_attach(call),
+        false => None,
+    };
+    returned();
+    value
+}
+
+/// Counts this thread; whether it may go on.
+fn enter() -> bool {
+    RETURNING.fetch_add(1, Ordering::SeqCst);
+    // Either this thread sees the end, or the end sees that it is counted.
+    fence(Ordering::SeqCst);
+    !elsewhere()
+}
+
+/// Begins the end: waits for threads that are on their way, with the interpreter left to them.
+pub(crate) fn begin(py: Python<'_>) {
+    let _ = ENDING.set(thread::current().id());
+    fence(Ordering::SeqCst);
+    py.detach(|| {
+        let start = Instant::now();
+        while RETURNING.load(Ordering::SeqCst) != 0 && start.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}

@@ -1,0 +1,259 @@
+"""Calls everything public from one kind of place, and prints for each what came of it.
+
+    python places.py PLACE FOLDER
+
+Each call has a line ``NAME ok`` or ``NAME <exception>``; what hangs ends the process with its stacks.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import gc
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+SECONDS = 120
+FILLING = 256
+
+
+# What kvtile raises; filled before the interpreter ends, when nothing can be imported any more.
+RAISED: list[type[BaseException]] = []
+
+
+def attempt(name: str, call: Callable[[], Any], raised: list[type[BaseException]] = RAISED) -> None:
+    """One call, whose end is printed."""
+    try:
+        call()
+    except tuple(raised) as error:
+        outcome = type(error).__name__
+    except BaseException as error:  # whatever else is a failure of the test
+        outcome = f"WRONG {type(error).__name__}: {error}"
+    else:
+        outcome = "ok"
+    # In one piece, whatever other threads print.
+    os.write(1, f"{name} {outcome}\n".encode())
+
+
+def open_world(folder: Path) -> Any:
+    """What is called, with a layout for stores that take a while."""
+    import numpy as np
+
+    import kvtile
+    from calls import World, calls
+
+    RAISED.append(kvtile.KvtileError)
+    world = World(folder)
+    large = world.shape.with_num_blocks(FILLING)
+    tensor = np.zeros(FILLING * large.block_bytes // 4, "float32")
+    world.large = kvtile.Layout("BLKNHC", shape=large, tensors=tensor)
+    world.cache = world.open(workers=1, host_bytes=64 << 20)
+    world.cache.store(world.keys, [0, 1, 2, 3]).wait()
+    world.calls = lambda: calls(world)
+    return world
+
+
+def each(world: Any, left_out: set[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Every public callable with its arguments, by name."""
+    for name, make in world.calls().items():
+        if name not in left_out:
+
+            def call(make: Callable[[], Any] = make) -> None:
+                function, arguments = make()
+                function(**arguments)
+
+            yield name, call
+
+
+class Deleted:
+    """Does something when it is deleted."""
+
+    def __init__(self, name: str, call: Callable[[], Any]) -> None:
+        self.name, self.call = name, call
+
+    def __del__(self) -> None:
+        attempt(self.name, self.call)
+
+
+@contextlib.contextmanager
+def busy(world: Any) -> Iterator[Callable[[Callable[[Any], None]], threading.Event]]:
+    """The cache's only worker waits meanwhile, so that what is stored ends after this, on the worker."""
+    held, go = threading.Event(), threading.Event()
+    here = threading.get_ident()
+
+    def hold(_: Any) -> None:
+        # Where it had ended already, this is the main thread, which is not to wait.
+        if threading.get_ident() != here:
+            held.set()
+            go.wait(SECONDS)
+
+    while not held.is_set():
+        world.cache.clear()
+        world.cache.store(world.keys, [0, 1, 2, 3]).wait()
+        # Long enough for the callback to be there before the end.
+        keys = [os.urandom(16) for _ in range(FILLING)]
+        world.cache.store(keys, range(FILLING), layout=world.large).add_done_callback(hold)
+        held.wait(0.5)
+    done = []
+
+    def later(callback: Callable[[Any], None]) -> threading.Event:
+        over = threading.Event()
+
+        def call(completion: Any) -> None:
+            assert threading.get_ident() != here
+            try:
+                callback(completion)
+            finally:
+                over.set()
+
+        # What is stored already ends at once, on this thread.
+        world.cache.store([os.urandom(16)], [0]).add_done_callback(call)
+        done.append(over)
+        return over
+
+    yield later
+    go.set()
+    for over in done:
+        assert over.wait(SECONDS)
+
+
+def on_worker(world: Any, call: Callable[[], Any]) -> None:
+    """Calls it in a callback, on the cache's worker."""
+    with busy(world) as later:
+        later(lambda _: call())
+
+
+def callbacks(world: Any, left_out: set[str]) -> None:
+    for name, call in each(world, left_out):
+        on_worker(world, lambda name=name, call=call: attempt(name, call))
+
+
+def callbacks_of_steps(world: Any, left_out: set[str]) -> None:
+    world.cache = world.open(workers=0)
+    world.cache.store(world.keys, [0, 1, 2, 3])
+    for name, call in each(world, left_out | {"StoreReport.__repr__", "LoadReport.__repr__", "Event.__repr__"}):
+        world.cache.store(world.keys, [0]).add_done_callback(lambda _, name=name, call=call: attempt(name, call))
+        while world.cache.step():
+            pass
+
+
+def callbacks_of_copies(world: Any, left_out: set[str]) -> None:
+    import numpy as np
+
+    import kvtile
+
+    large = world.shape.with_num_blocks(512)
+    source, destination = (
+        kvtile.Layout(word, shape=large, tensors=np.zeros(512 * large.block_bytes // 4, "float32"))
+        for word in ("BLKNHC", "BHLKNC")
+    )
+    for name, call in each(world, left_out):
+        over = threading.Event()
+
+        def callback(_: Any, name: str = name, call: Callable[[], Any] = call, over: threading.Event = over) -> None:
+            attempt(name, call)
+            over.set()
+
+        kvtile.copy_blocks_async(source, destination, range(512)).add_done_callback(callback)
+        assert over.wait(SECONDS), name
+
+
+def deletions(world: Any, left_out: set[str]) -> None:
+    for name, call in each(world, left_out):
+        Deleted(name, call)
+        cycle: list[Any] = [Deleted(name, call)]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+
+
+def deletions_on_workers(world: Any, left_out: set[str]) -> None:
+    for name, call in each(world, left_out):
+        holder = [Deleted(name, call)]
+        on_worker(world, holder.clear)
+
+
+def threads(world: Any, left_out: set[str]) -> None:
+    """Every callable from four threads at once, against each other."""
+
+    def work() -> None:
+        for name, call in each(world, left_out):
+            attempt(name, call)
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+
+
+def at_exit(world: Any, left_out: set[str]) -> None:
+    # Registered after kvtile's own, so it is called before it.
+    atexit.register(lambda: [attempt(name, call) for name, call in each(world, left_out)])
+
+
+KEPT: list[Any] = []
+
+
+def deletions_at_exit(world: Any, left_out: set[str]) -> None:
+    KEPT.extend(Deleted(name, call) for name, call in each(world, left_out))
+
+
+def threads_at_exit(world: Any, left_out: set[str]) -> None:
+    """Threads that are still calling when the interpreter ends."""
+
+    def work(name: str, call: Callable[[], Any]) -> None:
+        attempt(name, call)
+        while True:
+            with contextlib.suppress(Exception):
+                call()
+
+    for name, call in each(world, left_out):
+        threading.Thread(target=work, args=(name, call), daemon=True).start()
+    threading.Event().wait(1)
+
+
+PLACES = {
+    function.__name__: function
+    for function in (
+        callbacks,
+        callbacks_of_steps,
+        callbacks_of_copies,
+        deletions,
+        deletions_on_workers,
+        threads,
+        at_exit,
+        deletions_at_exit,
+        threads_at_exit,
+    )
+}
+
+
+def after_exit(folder: Path) -> None:
+    """Calls everything when kvtile has closed its caches already."""
+    world: list[Any] = []
+    # Registered before kvtile's own, so it is called after it.
+    atexit.register(lambda: [attempt(name, call) for name, call in each(world[0], set())])
+    world.append(open_world(folder))
+
+
+def main() -> None:
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    place, folder, *left_out = sys.argv[1:]
+    if place == "after_exit":
+        after_exit(Path(folder))
+        return
+    world = open_world(Path(folder))
+    PLACES[place](world, set(left_out))
+    if "exit" not in place:
+        world.close()
+    print("the end", flush=True)
+
+
+if __name__ == "__main__":
+    main()
