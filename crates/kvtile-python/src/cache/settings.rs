@@ -17,7 +17,14 @@ use pyo3::{
 };
 
 use crate::{
-    arguments::{Refusal, flag, number::whole, object::mapping, text, time::{self, real}, wrong_type},
+    arguments::{
+        Refusal, flag,
+        number::whole,
+        object::mapping,
+        text,
+        time::{self, real},
+        wrong_type,
+    },
     error::{
         Failure,
         python::{ArgumentError, SettingsError},

@@ -139,7 +139,7 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                     );
                     let cache = open();
                     let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
-                    let host = host as usize;
+                    let host = usize::try_from(host).unwrap();
                     let what = format!("{what} and {slots}");
                     store_in_pieces(&cache, &keys, piece);
                     let known = found(&cache, &keys);

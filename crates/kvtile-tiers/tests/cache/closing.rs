@@ -175,11 +175,13 @@ fn a_cache_may_be_closed_on_its_own_threads() {
                     .unwrap(),
             );
         }
-        let is_over = match (&mut load, &mut store) {
-            (Some(load), _) => pin!(load).poll(&mut context).is_ready(),
-            (_, Some(store)) => pin!(store).poll(&mut context).is_ready(),
-            _ => unreachable!(),
-        };
+        let load = load
+            .as_mut()
+            .map(|load| pin!(load).poll(&mut context).is_ready());
+        let store = store
+            .as_mut()
+            .map(|store| pin!(store).poll(&mut context).is_ready());
+        let is_over = load.or(store).unwrap();
         *place = Some(cache);
         drop(place);
         if is_over {
