@@ -117,7 +117,12 @@ impl Children {
             return None;
         }
         let key = blocks.parent_key(id)?;
-        if let Some(parent) = self.listed(blocks, None, key) {
+        // Blocks of a chain that were allocated together have neighbouring ids, which saves the search.
+        let neighbours = [id.0.wrapping_add(1), id.0.wrapping_sub(1)].map(BlockId);
+        let mut neighbours = neighbours.into_iter();
+        let near =
+            neighbours.find(|&near| self.is_listed(near) && blocks.slots.of(near).key() == key);
+        if let Some(parent) = near.or_else(|| self.listed(blocks, None, key)) {
             return self.discount(parent).then_some(parent);
         }
         let count = self.absent.get_mut(&key);

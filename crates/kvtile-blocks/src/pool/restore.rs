@@ -36,7 +36,8 @@ const BATCH: usize = 1_024;
 impl BlockPool {
     /// Brings back blocks of a tier that was opened again: inactive ones, to be found at once. Those
     /// that are to be evicted first come first, parents before the blocks that follow them: a policy
-    /// learns of a parent only if it is there already. It is meant for a pool that nobody uses yet:
+    /// learns of a parent only if it is there already. In any other order, too, a block is not evicted
+    /// before the blocks that follow it. It is meant for a pool that nobody uses yet:
     /// until it returns, none of the free blocks can be allocated.
     ///
     /// # Errors
