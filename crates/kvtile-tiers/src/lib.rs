@@ -6,6 +6,7 @@
 //! | `disk` | blocks in a folder: slots, their records, what survives a crash |
 //! | `metrics` | what a cache counts: names, units, labels, and the counters |
 //! | `replay` | request traces through a cache, and the bounds that no cache beats |
+//! | `room` | how much room a chain gets, in the cache and in the dry replay alike |
 //!
 //! Which block is worth keeping is decided by the policies of `kvtile-blocks`; how bytes are moved
 //! and permuted is the business of `kvtile-transfer`.
@@ -17,5 +18,6 @@ pub mod disk;
 mod error;
 pub mod metrics;
 pub mod replay;
+mod room;
 
 pub use error::{FileChange, TierError};

@@ -17,7 +17,7 @@ use super::{
     Completion, DiskWrites, Inner, Priority, QueueLabel, StoreOptions, completion::Shared,
     host::ids, job::Job, parent::Parent,
 };
-use crate::error::TierError;
+use crate::{error::TierError, room::chain_room};
 
 /// Why a store ended before its last block.
 #[derive(Clone, Debug)]
@@ -253,12 +253,9 @@ impl StoreJob {
             now: inner.tick(),
         };
         loop {
-            let mut count = wanted;
-            while count > 0 {
-                match inner.host_room(count, &request) {
-                    Ok(room) => return Some(room),
-                    Err(_) => count /= 2,
-                }
+            let room = chain_room(wanted, |blocks| inner.host_room(blocks, &request));
+            if room.is_some() {
+                return room;
             }
             // The ancestors are what is left. Those that are on disk may leave host memory.
             if !parent.move_to_disk(inner) {
@@ -299,9 +296,11 @@ impl StoreJob {
         let parent = before.copied().or(self.parent);
         let complete = room.complete(keys, parent);
         let complete = complete.map_err(|rejected| StoreStop::Pool(rejected.error))?;
+        let mut hints = self.options.hints;
+        hints.partial_tail &= range.end == self.keys.len();
         let registered = complete.register(&Claim {
             now: inner.tick(),
-            hints: self.options.hints,
+            hints,
             ..Claim::default()
         });
         let registered = registered.map_err(|rejected| StoreStop::Pool(rejected.error))?;

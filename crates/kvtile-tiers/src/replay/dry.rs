@@ -9,12 +9,10 @@ use kvtile_blocks::{
 };
 
 use super::{run::ReplayTarget, trace::Request};
-use crate::TierError;
+use crate::{TierError, room::chain_room};
 
-/// A pool whose blocks hold nothing.
-///
-/// A chain is stored from the first block on; where room is made by giving up the end of the chain that is
-/// being stored, the rest of it is not stored.
+/// A pool whose blocks hold nothing, with the rule of the cache: a chain is stored from the first block on,
+/// its ancestors stay, and where there is no room for all of it, its head is kept.
 #[derive(Debug)]
 pub struct DryCache {
     pool: Arc<BlockPool>,
@@ -45,38 +43,30 @@ impl DryCache {
     /// Uses and stores the keys; how many were stored before.
     fn store_all(&self, claim: &Claim) -> Result<usize, TierError> {
         let hits = self.pool.match_prefix(&self.keys, claim).len();
-        let mut parent = hits.checked_sub(1).and_then(|last| self.keys.get(last));
-        let missing = self.keys.get(hits..).unwrap_or_default();
-        for (at, key) in missing.iter().enumerate() {
-            let mut claim = *claim;
-            claim.hints.partial_tail &= at + 1 == missing.len();
-            if !self.store(key, parent, &claim)? {
-                break;
-            }
-            parent = Some(key);
-        }
-        Ok(hits)
-    }
-
-    /// Stores a block; false where its parent was given up for it.
-    fn store(
-        &self,
-        key: &BlockKey,
-        parent: Option<&BlockKey>,
-        claim: &Claim,
-    ) -> Result<bool, TierError> {
         let request = AllocateRequest {
             now: claim.now,
             ..AllocateRequest::default()
         };
-        let block = self.pool.allocate(1, &request)?;
-        if parent.is_some_and(|parent| !self.pool.has(parent)) {
-            return Ok(false);
+        let mut at = hits;
+        let before = at.checked_sub(1).and_then(|at| self.keys.get(at..=at));
+        let mut parent = before.map(|key| self.pool.pin(key, claim).blocks);
+        while at < self.keys.len() {
+            let allocate = |blocks| self.pool.allocate(blocks, &request);
+            let Some(room) = chain_room(self.keys.len() - at, allocate) else {
+                break;
+            };
+            let keys = self.keys.get(at..at + room.len()).unwrap_or_default();
+            let before = at.checked_sub(1).and_then(|at| self.keys.get(at));
+            at += room.len();
+            let mut claim = *claim;
+            claim.hints.partial_tail &= at == self.keys.len();
+            let room = room.complete(keys, before.copied());
+            let room = room.map_err(BlocksError::from)?;
+            let mut blocks = room.register(&claim).map_err(BlocksError::from)?.blocks;
+            parent = Some(blocks.split_off(blocks.len().saturating_sub(1)));
         }
-        let block = block.complete(std::slice::from_ref(key), parent.copied());
-        let block = block.map_err(BlocksError::from)?;
-        drop(block.register(claim).map_err(BlocksError::from)?);
-        Ok(true)
+        drop(parent);
+        Ok(hits)
     }
 }
 
