@@ -3,7 +3,7 @@
 use std::{fmt::Write as _, path::PathBuf};
 
 use kvtile::{
-    layout::LayoutError,
+    layout::{LayoutError, Shown},
     memory::MemoryError,
     tiers::{TierError, replay::TraceError},
     transfer::TransferError,
@@ -136,9 +136,12 @@ impl CliError {
     /// The message with what caused it, each said once.
     pub(crate) fn text(&self) -> String {
         let mut text = self.to_string();
+        if self.is_of_files() {
+            text = Shown(&text).to_string();
+        }
         let mut cause = std::error::Error::source(self);
         while let Some(error) = cause {
-            let problem = error.to_string();
+            let problem = Shown(&error.to_string()).to_string();
             if !text.contains(&problem) {
                 // Writing to a string cannot fail.
                 let _ = write!(text, "\n  because: {problem}");
@@ -149,6 +152,20 @@ impl CliError {
             let _ = write!(text, "\n  hint: {hint}");
         }
         text
+    }
+
+    /// Whether the message has names or texts of files in it. The others may have several lines: they
+    /// point at the place in a word.
+    fn is_of_files(&self) -> bool {
+        !matches!(
+            self,
+            CliError::Layout(_)
+                | CliError::Transfer(TransferError::Layout(_))
+                | CliError::Option { .. }
+                | CliError::NothingLeft { .. }
+                | CliError::Bench(_)
+                | CliError::Demo(_)
+        )
     }
 
     fn hint(&self) -> Option<&'static str> {

@@ -1,5 +1,5 @@
 //! Locks and children: a child made by `fork` neither keeps a lock nor gives it back.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
     fs::{File, TryLockError},

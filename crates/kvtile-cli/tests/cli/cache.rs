@@ -67,7 +67,7 @@ fn stat_tells_what_a_folder_holds_even_while_it_is_used() {
     let folder = tempfile::tempdir().unwrap();
     let path = tier(folder.path());
     let report = kvtile(&["cache", "stat", text(&path)]).ok();
-    for part in ["toy", "0123abc", "5 of ", "used", "by nobody", "1 MiB"] {
+    for part in ["toy", "0123abc", "5 of ", "used", "by no process", "1 MiB"] {
         assert!(report.contains(part), "{part:?} is missing in\n{report}");
     }
     let store = open(&path);
@@ -79,14 +79,22 @@ fn stat_tells_what_a_folder_holds_even_while_it_is_used() {
     assert_eq!(json["used_by_process"], std::process::id());
     assert_eq!(json["identity"]["model"], "toy");
     assert!(json["files_bytes"].as_u64().unwrap() <= 1 << 20);
-    for command in ["verify", "clear"] {
-        let args = ["cache", command, text(&path), "--yes"];
-        let error = kvtile(&args[..if command == "clear" { 4 } else { 3 }]).fails(1);
-        assert!(
-            error.contains(&format!("process {}", std::process::id())),
-            "{error}"
-        );
+    let args = ["cache", "clear", text(&path), "--yes"];
+    let error = kvtile(&args).fails(1);
+    let process = format!("process {}", std::process::id());
+    assert!(error.contains(&process), "{error}");
+    let verify = kvtile(&["cache", "verify", text(&path)]).ok();
+    for part in ["5 of 5 blocks are whole", &process] {
+        assert!(verify.contains(part), "{part:?} is missing in\n{verify}");
     }
+    let file = folder.path().join("beside.safetensors");
+    let args = ["cache", "export", text(&path), text(&file), "--json"];
+    let json = kvtile(&args).json();
+    assert_eq!(
+        (&json["in_use"], &json["replaced"]),
+        (&true.into(), &0.into())
+    );
+    assert_eq!(json["exported"]["blocks"], 5);
     drop(store);
 }
 

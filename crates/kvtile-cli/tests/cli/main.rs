@@ -9,3 +9,4 @@ mod layout;
 mod plan;
 mod program;
 mod replay;
+mod terminal;
