@@ -264,7 +264,7 @@ impl PyCompletion {
         })?;
         if ended {
             guard::discard(ending);
-            bell.ring(py);
+            ending::run_python(py, || bell.ring(py));
         } else {
             let mut polled = this.polled.lock().unwrap_or_else(PoisonError::into_inner);
             polled.push(ending);
@@ -273,11 +273,9 @@ impl PyCompletion {
     }
 
     fn __await__(slf: &Bound<'_, Self>) -> PyResult<Py<PyAny>> {
-        let module = slf.py().import("kvtile._await");
-        // Nothing can be imported any more while the interpreter ends.
-        let module =
-            module.map_err(|_| python::ClosedError::new_err("the interpreter is ending"))?;
-        Ok(module.getattr("iterate")?.call1((slf,))?.unbind())
+        let module = ending::import(slf.py(), "kvtile._await")?;
+        let iterate = module.getattr("iterate")?;
+        Ok(ending::run_python(slf.py(), || iterate.call1((slf,)))?.unbind())
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

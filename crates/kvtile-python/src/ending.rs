@@ -14,7 +14,7 @@ use std::{
 
 use pyo3::prelude::*;
 
-use crate::guard;
+use crate::{error::python::ClosedError, guard};
 
 /// How long the end waits for threads that are on their way back to Python.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,14 +38,38 @@ pub(crate) fn wait_to_return() {
         return;
     }
     returned();
+    stay();
+}
+
+/// Until the process is gone.
+fn stay() {
     loop {
         thread::park();
     }
 }
 
+/// A module of this package that is in Python. Nothing can be imported any more while the interpreter
+/// ends.
+pub(crate) fn import<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyModule>> {
+    let module = run_python(py, || py.import(name));
+    module.map_err(|error| ClosedError::new_err(format!("{name} cannot be imported: {error}")))
+}
+
 /// The thread has the interpreter again.
 pub(crate) fn returned() {
     RETURNING.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Runs code of Python on a thread of Python. It is waited for where the interpreter is being ended
+/// meanwhile, and not begun afterwards.
+pub(crate) fn run_python<T>(py: Python<'_>, call: impl FnOnce() -> T) -> T {
+    if !enter() && guard::called_back().is_none() {
+        returned();
+        py.detach(stay);
+    }
+    let value = call();
+    returned();
+    value
 }
 
 /// Calls Python from a thread of the library, and not where the interpreter is being ended.

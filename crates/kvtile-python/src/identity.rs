@@ -18,6 +18,7 @@ use crate::{
         text::{self, Text},
         time::real,
     },
+    ending,
     error::{python::IdentityError, raise},
     shape::PyShape,
 };
@@ -94,8 +95,9 @@ impl PyIdentity {
         #[pyo3(from_py_with = number::page_size)] page_size: u64,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
-        let helper = config.py().import("kvtile._hf")?.getattr("identity_of")?;
-        Ok(helper.call((config, page_size), settings)?.unbind())
+        let helper = ending::import(config.py(), "kvtile._hf")?.getattr("identity_of")?;
+        let call = || helper.call((config, page_size), settings);
+        Ok(ending::run_python(config.py(), call)?.unbind())
     }
 
     /// The identity that ``to_json`` wrote.

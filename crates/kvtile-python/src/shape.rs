@@ -13,6 +13,7 @@ use crate::{
         text::{self, Text},
     },
     dtype::unit_of,
+    ending,
     error::{python::LayoutError, raise},
 };
 
@@ -215,8 +216,9 @@ impl PyShape {
         #[pyo3(from_py_with = number::page_size)] page_size: u64,
         settings: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<Py<PyAny>> {
-        let helper = config.py().import("kvtile._hf")?.getattr("shape_of")?;
-        Ok(helper.call((config, page_size), settings)?.unbind())
+        let helper = ending::import(config.py(), "kvtile._hf")?.getattr("shape_of")?;
+        let call = || helper.call((config, page_size), settings);
+        Ok(ending::run_python(config.py(), call)?.unbind())
     }
 
     /// Blocks.

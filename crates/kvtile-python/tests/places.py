@@ -21,6 +21,9 @@ from typing import Any
 SECONDS = 120
 FILLING = 256
 
+# They wait for an end that comes with a step, on the thread that waits.
+UNSTEPPED = frozenset({"StoreReport.__repr__", "LoadReport.__repr__", "Event.__repr__"})
+
 
 # What kvtile raises; filled before the interpreter ends, when nothing can be imported any more.
 RAISED: list[type[BaseException]] = []
@@ -58,7 +61,7 @@ def open_world(folder: Path) -> Any:
     return world
 
 
-def each(world: Any, left_out: set[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+def each(world: Any, left_out: frozenset[str] = frozenset()) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Every public callable with its arguments, by name."""
     for name, make in world.calls().items():
         if name not in left_out:
@@ -128,21 +131,21 @@ def on_worker(world: Any, call: Callable[[], Any]) -> None:
         later(lambda _: call())
 
 
-def callbacks(world: Any, left_out: set[str]) -> None:
-    for name, call in each(world, left_out):
+def callbacks(world: Any) -> None:
+    for name, call in each(world):
         on_worker(world, lambda name=name, call=call: attempt(name, call))
 
 
-def callbacks_of_steps(world: Any, left_out: set[str]) -> None:
+def callbacks_of_steps(world: Any) -> None:
     world.cache = world.open(workers=0)
     world.cache.store(world.keys, [0, 1, 2, 3])
-    for name, call in each(world, left_out | {"StoreReport.__repr__", "LoadReport.__repr__", "Event.__repr__"}):
+    for name, call in each(world, UNSTEPPED):
         world.cache.store(world.keys, [0]).add_done_callback(lambda _, name=name, call=call: attempt(name, call))
         while world.cache.step():
             pass
 
 
-def callbacks_of_copies(world: Any, left_out: set[str]) -> None:
+def callbacks_of_copies(world: Any) -> None:
     import numpy as np
 
     import kvtile
@@ -152,7 +155,7 @@ def callbacks_of_copies(world: Any, left_out: set[str]) -> None:
         kvtile.Layout(word, shape=large, tensors=np.zeros(512 * large.block_bytes // 4, "float32"))
         for word in ("BLKNHC", "BHLKNC")
     )
-    for name, call in each(world, left_out):
+    for name, call in each(world):
         over = threading.Event()
 
         def callback(_: Any, name: str = name, call: Callable[[], Any] = call, over: threading.Event = over) -> None:
@@ -163,8 +166,8 @@ def callbacks_of_copies(world: Any, left_out: set[str]) -> None:
         assert over.wait(SECONDS), name
 
 
-def deletions(world: Any, left_out: set[str]) -> None:
-    for name, call in each(world, left_out):
+def deletions(world: Any) -> None:
+    for name, call in each(world):
         Deleted(name, call)
         cycle: list[Any] = [Deleted(name, call)]
         cycle.append(cycle)
@@ -172,17 +175,17 @@ def deletions(world: Any, left_out: set[str]) -> None:
         gc.collect()
 
 
-def deletions_on_workers(world: Any, left_out: set[str]) -> None:
-    for name, call in each(world, left_out):
+def deletions_on_workers(world: Any) -> None:
+    for name, call in each(world):
         holder = [Deleted(name, call)]
         on_worker(world, holder.clear)
 
 
-def threads(world: Any, left_out: set[str]) -> None:
+def threads(world: Any) -> None:
     """Every callable from four threads at once, against each other."""
 
     def work() -> None:
-        for name, call in each(world, left_out):
+        for name, call in each(world):
             attempt(name, call)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
@@ -192,19 +195,19 @@ def threads(world: Any, left_out: set[str]) -> None:
         worker.join()
 
 
-def at_exit(world: Any, left_out: set[str]) -> None:
+def at_exit(world: Any) -> None:
     # Registered after kvtile's own, so it is called before it.
-    atexit.register(lambda: [attempt(name, call) for name, call in each(world, left_out)])
+    atexit.register(lambda: [attempt(name, call) for name, call in each(world)])
 
 
 KEPT: list[Any] = []
 
 
-def deletions_at_exit(world: Any, left_out: set[str]) -> None:
-    KEPT.extend(Deleted(name, call) for name, call in each(world, left_out))
+def deletions_at_exit(world: Any) -> None:
+    KEPT.extend(Deleted(name, call) for name, call in each(world))
 
 
-def threads_at_exit(world: Any, left_out: set[str]) -> None:
+def threads_at_exit(world: Any) -> None:
     """Threads that are still calling when the interpreter ends."""
 
     def work(name: str, call: Callable[[], Any]) -> None:
@@ -213,7 +216,7 @@ def threads_at_exit(world: Any, left_out: set[str]) -> None:
             with contextlib.suppress(Exception):
                 call()
 
-    for name, call in each(world, left_out):
+    for name, call in each(world):
         threading.Thread(target=work, args=(name, call), daemon=True).start()
     threading.Event().wait(1)
 
@@ -238,18 +241,18 @@ def after_exit(folder: Path) -> None:
     """Calls everything when kvtile has closed its caches already."""
     world: list[Any] = []
     # Registered before kvtile's own, so it is called after it.
-    atexit.register(lambda: [attempt(name, call) for name, call in each(world[0], set())])
+    atexit.register(lambda: [attempt(name, call) for name, call in each(world[0])])
     world.append(open_world(folder))
 
 
 def main() -> None:
     faulthandler.dump_traceback_later(SECONDS, exit=True)
-    place, folder, *left_out = sys.argv[1:]
+    place, folder = sys.argv[1:]
     if place == "after_exit":
         after_exit(Path(folder))
         return
     world = open_world(Path(folder))
-    PLACES[place](world, set(left_out))
+    PLACES[place](world)
     if "exit" not in place:
         world.close()
     print("the end", flush=True)

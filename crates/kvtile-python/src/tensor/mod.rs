@@ -18,7 +18,7 @@ pub(crate) use numbers::{Numbers, is_tensor, numbers};
 use kvtile::layout::Unit;
 use pyo3::{exceptions::PyException, prelude::*};
 
-use crate::error::python::TensorError;
+use crate::{ending, error::python::TensorError};
 
 /// A range of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,7 +98,7 @@ pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tens
 /// is a tensor that cannot be used.
 fn protocols(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
     for describe in [array::describe, dlpack::describe, buffer::describe] {
-        match describe(object) {
+        match ending::run_python(object.py(), || describe(object)) {
             Ok(None) => {}
             Ok(found) => return Ok(found),
             Err(error) if error.is_instance_of::<PyException>(object.py()) => {
