@@ -130,6 +130,9 @@ fn requests_that_make_no_sense_are_refused() {
     for args in [
         ["--bytes", "0"],
         ["--bytes", "99999GiB"],
+        ["--bytes", "64KiB,0"],
+        ["--threads", "1,1025"],
+        ["--rounds", "4294967296"],
         ["--rounds", "0"],
         ["--threads", "0"],
         ["--filter", "tape"],

@@ -327,3 +327,15 @@ fn timestamps_may_have_fractions_and_nothing_else_may() {
         assert!(refused.contains("line 1"), "{refused}");
     }
 }
+
+#[test]
+fn the_demonstration_refuses_numbers_that_it_has_no_use_for() {
+    for option in ["--threads", "--tokens", "--page-size"] {
+        for number in ["0", "-1", "65537", "4294967296", "1.5"] {
+            // As one argument, so that a sign does not begin an option.
+            let given = format!("{option}={number}");
+            let refused = kvtile(&["demo", "--tiny", &given]).fails(2);
+            assert!(refused.contains(option), "{refused}");
+        }
+    }
+}
