@@ -92,8 +92,12 @@ AS_ASKED = {("Cache", "host_bytes", 1 << 31)}
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("arguments"))
-    yield made
+    folder = tmp_path_factory.mktemp("arguments")
+    made = World(folder)
+    # Any text may be the name of a folder of the disk tier.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield made
     made.close()
 
 
