@@ -60,10 +60,12 @@ impl PyIdentity {
         identity.map(PyIdentity).map_err(|error| raise(py, error))
     }
 
-    /// The identity of a model's KV from its Hugging Face config.
+    /// The identity of a model's KV from its Hugging Face config, for the model types that ``docs/models.md`` lists.
+    ///
+    /// What of the config changes KV is in ``extra``, one entry a field, named ``config.`` and the field.
     ///
     /// Args:
-    ///     config: a ``PretrainedConfig``, or the ``config.json`` as a dict.
+    ///     config: a ``PretrainedConfig``, or the ``config.json`` as a dict; both give the same identity.
     ///     page_size: tokens a block.
     ///     dtype: of the KV; the config's dtype unless said.
     ///     model: the name; the config's ``_name_or_path`` unless said.
@@ -71,10 +73,13 @@ impl PyIdentity {
     ///     tp_rank, tp_size: which heads are held here, under tensor parallelism.
     ///     layers: ``(start, stop)`` of the layers held here, under pipeline parallelism; all unless said.
     ///     extra: as for Identity.
+    ///     max_model_len: the context length of an engine that chooses its rotary embedding by it, as vLLM
+    ///         does; without it, embeddings that depend on the length of a sequence are refused.
+    ///     text_only: read the text part of a model that takes images or sound too, of which only text is kept.
     ///
     /// Raises:
-    ///     IdentityError: a config that lacks something, or a model whose KV is more than keys and values
-    ///         of full attention (latent, sliding-window, recurrent).
+    ///     IdentityError: a model type that is not known, a config that lacks something, or a model whose KV
+    ///         is not one group of full causal attention (latent, sliding-window, recurrent, in both directions).
     #[staticmethod]
     #[pyo3(signature = (config, *, page_size, **settings))]
     fn from_hf_config(

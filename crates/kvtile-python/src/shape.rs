@@ -197,6 +197,7 @@ impl PyShape {
     ///     dtype: of the KV; the config's dtype unless said.
     ///     tp_rank, tp_size: which heads are held here, under tensor parallelism.
     ///     layers: ``(start, stop)`` of the layers held here, under pipeline parallelism; all unless said.
+    ///     text_only: as for Identity.from_hf_config.
     ///
     /// Raises:
     ///     IdentityError: as for Identity.from_hf_config.

@@ -112,6 +112,7 @@ def test_exceptions_are_a_small_hierarchy() -> None:
 
 
 LLAMA = {
+    "model_type": "llama",
     "_name_or_path": "a/llama",
     "_commit_hash": "0e9e39f",
     "num_hidden_layers": 8,
@@ -120,7 +121,13 @@ LLAMA = {
     "hidden_size": 1024,
     "torch_dtype": "bfloat16",
     "rope_theta": 500000.0,
-    "rope_scaling": {"type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+    "rope_scaling": {
+        "type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    },
 }
 
 
@@ -138,12 +145,13 @@ def test_identities_come_from_configs_of_hugging_face() -> None:
     nested = {"text_config": LLAMA, "_name_or_path": "a/llama", "_commit_hash": "0e9e39f"}
     assert identity == kvtile.Identity.from_hf_config(nested, page_size=16)
     newer = {key: value for key, value in LLAMA.items() if not key.startswith("rope")}
-    rope = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "original_max_position_embeddings": 8192}
+    rope = {"rope_theta": 500000.0, **LLAMA["rope_scaling"], "rope_type": "llama3"}
+    del rope["type"]
     assert identity == kvtile.Identity.from_hf_config({**newer, "rope_parameters": rope}, page_size=16)
     shape = kvtile.Shape.from_hf_config(LLAMA, page_size=16, num_blocks=7)
     assert (shape.num_blocks, shape.num_layers, shape.num_heads) == (7, 8, 4)
     assert shape.block_bytes == 8 * 2 * 16 * 4 * 64 * 2
-    by_hand = kvtile.Identity("a/llama", "0e9e39f", shape, rope=rope)
+    by_hand = kvtile.Identity("a/llama", "0e9e39f", shape, rope=rope, extra=identity.extra)
     assert by_hand == identity and hash(by_hand) == hash(identity)
     assert by_hand.fingerprint == identity.fingerprint and "a/llama" in repr(identity)
     assert kvtile.Identity.from_json(identity.to_json()) == identity
@@ -189,7 +197,7 @@ def test_ranks_hold_parts_of_the_model() -> None:
         ({"num_hidden_layers": None}, "num_hidden_layers"),
         ({"rope_theta": None}, "rope_theta"),
         ({"kv_lora_rank": 512}, "latent"),
-        ({"sliding_window": 4096}, "sliding window"),
+        ({"sliding_window": 1024}, "sliding window"),
         ({"layer_types": ["full_attention", "linear_attention"]}, "linear_attention"),
         ({"rope_scaling": {"full_attention": {"rope_theta": 1.0}}}, "several kinds"),
     ],

@@ -109,6 +109,7 @@ class Shape:
         tp_rank: int = ...,
         tp_size: int = ...,
         layers: tuple[int, int] | None = ...,
+        text_only: bool = ...,
     ) -> Shape: ...
     @property
     def num_blocks(self) -> int: ...
@@ -228,6 +229,8 @@ class Identity:
         tp_size: int = ...,
         layers: tuple[int, int] | None = ...,
         extra: Mapping[str, str] | None = ...,
+        max_model_len: int | None = ...,
+        text_only: bool = ...,
     ) -> Identity: ...
     @staticmethod
     def from_json(text: str) -> Identity: ...

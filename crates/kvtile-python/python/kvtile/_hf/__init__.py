@@ -44,8 +44,10 @@ def identity_of(
     if not commit:
         raise IdentityError("the config does not say which weights it is for; give revision=, a commit or a digest")
     shape = _shape(read, page_size, 1, dtype, tp_rank, tp_size, layers)
-    more = {**_kv_fields(read, max_model_len), **(extra or {})}
-    return Identity(str(name), str(commit), shape, rope=_rope.rope_of(read, max_model_len), extra=more)
+    # What the shape and the rotary embedding say, the identity has from them.
+    said = {f"config.{field}" for field in ("rope", "num_hidden_layers", "num_key_value_heads", "head_dim")}
+    more = {name: value for name, value in _kv_fields(read, max_model_len).items() if name not in said}
+    return Identity(str(name), str(commit), shape, rope=_rope.rope_of(read, max_model_len), extra={**more, **(extra or {})})
 
 
 def shape_of(

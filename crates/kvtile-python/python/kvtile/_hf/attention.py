@@ -6,25 +6,9 @@ from typing import Any
 
 from kvtile._errors import IdentityError
 from kvtile._hf.config import BY_HAND, Config, short
-from kvtile._hf.fields import empty
+from kvtile._hf.fields import OTHER_KINDS, empty
 from kvtile._hf.models import WIDTH_FOLLOWS, kv_heads, table, windowed_from
 
-# Fields by which a config asks for something that is not plain, wherever they stand: for each what it is.
-_OTHER_KINDS = {
-    "kv_lora_rank": "its KV is a latent, whose planes only its engine knows; make a Shape with planes",
-    "attention_chunk_size": "its attention ends at chunks",
-    "cross_attention_layers": "some of its layers read something else than text",
-    "add_cross_attention": "its layers read something else than text",
-    "use_bidirectional_attention": "its attention is not causal: KV depends on later tokens",
-    "prefix_lm": "its attention is not causal inside of a prefix: KV depends on later tokens",
-    "num_kv_shared_layers": "some of its layers use the keys and values of other layers",
-    "per_layer_config": "its layers differ from each other",
-    "block_configs": "its layers differ from each other",
-    "layers_block_type": "it has recurrent layers",
-    "dual_chunk_attention_config": "its keys depend on chunks of the sequence",
-    "sparse_attention_config": "it has sparse attention, which keeps more than keys and values",
-    "index_topk": "it has sparse attention, which keeps more than keys and values",
-}
 # Names that other types use for the number of KV heads.
 _OTHER_HEADS = ("num_kv_heads", "n_head_kv", "multi_query", "multi_query_group_num", "num_query_groups", "kv_n_heads")
 
@@ -36,8 +20,9 @@ def refuse_other_kinds(config: Config) -> int | None:
         The window of a model whose window is no smaller than its context: sequences up to it are seen whole.
     """
     fields = config.fields
-    nested = fields.get("attn_config") if isinstance(fields.get("attn_config"), dict) else {}
-    for name, what in _OTHER_KINDS.items():
+    nested = fields.get("attn_config")
+    nested = nested if isinstance(nested, dict) else {}
+    for name, what in OTHER_KINDS.items():
         for value in (fields.get(name), nested.get(name)):
             if not empty(value) and value not in (False, 0):
                 raise IdentityError(f"{what} ({name} is {short(value)}); kvtile's reader of configs has full causal attention only")
@@ -51,10 +36,10 @@ def heads_and_size(config: Config) -> tuple[int, int]:
     fields, name = config.fields, str(config.model_type)
     heads = config.number("num_attention_heads")
     known = table()[name].fields
-    for other in _OTHER_HEADS:
-        if other not in known and not empty(fields.get(other)):
+    for alien in _OTHER_HEADS:
+        if alien not in known and not empty(fields.get(alien)):
             raise IdentityError(
-                f"the config has {other} {short(fields[other])}, which {name} models of transformers do not read; "
+                f"the config has {alien} {short(fields[alien])}, which {name} models of transformers do not read; "
                 f"how many heads its KV has is not known; {BY_HAND}"
             )
     total = config.positive("number of KV heads", kv_heads(name, fields, heads))
@@ -74,7 +59,7 @@ def heads_and_size(config: Config) -> tuple[int, int]:
     size = config.positive("head_dim", hidden // heads if size is None else size)
     other = fields.get("v_head_dim")
     if other is not None and other != size:
-        raise IdentityError(f"its values have {short(other)} elements a head and its keys {size}; make a Shape with planes")
+        raise IdentityError(f"its values have {short(other)} elements a head (v_head_dim) and its keys {size}; make a Shape with planes")
     return total, size
 
 
@@ -84,10 +69,16 @@ def _window(config: Config) -> int | None:
     window = fields.get("sliding_window")
     if "use_sliding_window" in known and not fields.get("use_sliding_window"):
         window = None
+    if name == "exaone4" and window is not None:
+        raise IdentityError(
+            f"it has sliding_window {short(window)}: its layers are of several kinds, and those without a window have no "
+            "rotary embedding"
+        )
     kinds = fields.get("layer_types", fields.get("attention_layers"))
     if kinds is None and name == "gpt_neo":
         kinds = fields["attention_layers"]
-    if not empty(kinds):
+    kinds = None if empty(kinds) else kinds
+    if kinds is not None:
         if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
             raise IdentityError(f"the config's layer_types are {short(kinds)}, and a list of names is needed")
         if name == "gpt_neo":
@@ -104,7 +95,7 @@ def _window(config: Config) -> int | None:
     elif isinstance(window, int) and windowed_from(name, fields) >= config.number("num_hidden_layers"):
         return None
     if empty(window) or window is False:
-        if not empty(kinds) and "sliding_attention" in kinds:
+        if kinds is not None and "sliding_attention" in kinds:
             raise IdentityError("it has layers with a sliding window (layer_types), and sliding_window does not say how wide")
         return None
     width = config.positive("sliding_window", window)

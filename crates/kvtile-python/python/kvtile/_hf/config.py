@@ -10,9 +10,11 @@ from typing import Any
 
 from kvtile._errors import IdentityError
 from kvtile._hf.fields import ROPE, SHAPE, empty, text, unimportant
-from kvtile._hf.models import DERIVED, PLAIN, table
+from kvtile._hf.models import DERIVED, LAYERS, PLAIN, table
 
 BY_HAND = "make a Shape and an Identity by hand if its KV is one group of full causal attention"
+LARGEST = (1 << 31) - 1
+"""No size in a config is larger."""
 # Parts of a config that read something else than text.
 _MEDIA = re.compile(r"(vision|visual|image|img|video|audio|speech|acoustic|codec|vq|protein|encoder)\w*(_config|_tower|_model)$")
 
@@ -69,7 +71,7 @@ class Config:
         if derive is not None:
             try:
                 derive(fields)
-            except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+            except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
                 raise IdentityError(f"the config of this {self.model_type} model does not make sense: {error}") from error
         return fields
 
@@ -79,10 +81,13 @@ class Config:
 
     def positive(self, name: str, value: Any) -> int:
         """A value that must be a positive whole number."""
+        largest = LAYERS if name == "num_hidden_layers" else LARGEST
         if value is None:
             raise IdentityError(f"the config has no {name}; add it, or make a Shape and an Identity by hand")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise IdentityError(f"the config's {name} is {short(value)}, and a positive whole number is needed")
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
+            raise IdentityError(
+                f"the config's {name} is {short(value)}, and a positive whole number up to {largest} is needed"
+            )
         return value
 
     def kv_fields(self) -> dict[str, str]:
@@ -118,7 +123,7 @@ def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dic
     name = outer.get("model_type")
     if outer.get("is_encoder_decoder"):
         raise IdentityError(
-            f"{_named(name)} is an encoder-decoder, whose decoder reads more than its prefix; kvtile keeps decoders' KV only"
+            f"{_named(name)} is an encoder-decoder (is_encoder_decoder), whose decoder reads more than its prefix; kvtile keeps decoders' KV only"
         )
     media = sorted(key for key, value in outer.items() if _MEDIA.search(key) and not empty(value))
     part = outer.get("text_config")
@@ -127,9 +132,11 @@ def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dic
     composite = bool(media) or (part is not None and name not in (None, "") and name not in PLAIN)
     if composite and known and not text_only:
         parts = f" ({', '.join(media)})" if media else ""
+        inner = part.get("model_type") if isinstance(part, Mapping) else f"{name}_text"
+        hint = "; where only text is given, say so with text_only=True" if inner in PLAIN else ""
         raise IdentityError(
             f"{_named(name)} takes images, sound or more beside text{parts}, on which KV depends and which keys made of tokens "
-            "do not have; where only text is given, say so with text_only=True"
+            f"do not have{hint}"
         )
     if part is None:
         fields = {key: value for key, value in outer.items() if key not in media}

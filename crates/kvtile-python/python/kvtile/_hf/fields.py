@@ -17,25 +17,41 @@ ROPE = frozenset(
 )
 """Fields that say how positions are rotated; ``rope_of`` reads them."""
 
-SHAPE = frozenset(
+OTHER_KINDS = {
+    "kv_lora_rank": "its KV is a latent, whose planes only its engine knows; make a Shape with planes",
+    "attention_chunk_size": "its attention ends at chunks",
+    "cross_attention_layers": "some of its layers read something else than text",
+    "add_cross_attention": "its layers read something else than text",
+    "use_bidirectional_attention": "its attention is not causal: KV depends on later tokens",
+    "prefix_lm": "its attention is not causal inside of a prefix: KV depends on later tokens",
+    "num_kv_shared_layers": "some of its layers use the keys and values of other layers",
+    "per_layer_config": "its layers differ from each other",
+    "block_configs": "its layers differ from each other",
+    "layers_block_type": "it has recurrent layers",
+    "dual_chunk_attention_config": "its keys depend on chunks of the sequence",
+    "sparse_attention_config": "it has sparse attention, which keeps more than keys and values",
+    "index_topk": "it has sparse attention, which keeps more than keys and values",
+}
+"""Fields by which a config asks for something that is not plain, wherever they stand, and what it is."""
+
+SHAPE = frozenset(OTHER_KINDS) | frozenset(
     "num_hidden_layers num_key_value_heads num_kv_heads n_head_kv multi_query head_dim v_head_dim "
-    "layer_types sliding_window use_sliding_window max_window_layers attention_layers window_size".split()
+    "layer_types sliding_window sliding_window_pattern use_sliding_window max_window_layers attention_layers window_size is_causal".split()
 )
 """Fields that say how much KV there is and which part of it is seen; the shape and the refusals read them."""
 
 _UNIMPORTANT = frozenset(
     # How a config is stored and where it is from.
-    "_name_or_path name_or_path _commit_hash transformers_version architectures auto_map model_type tokenizer_class "
+    "name_or_path transformers_version architectures auto_map model_type tokenizer_class "
     "dtype torch_dtype torchscript use_bfloat16 task_specific_params kwargs "
     # What is returned, and by which code the same is computed.
     "return_dict use_return_dict output_hidden_states output_attentions output_router_logits use_cache "
-    "attn_implementation experts_implementation _attn_implementation _attn_implementation_internal _experts_implementation "
-    "_experts_implementation_internal _attn_implementation_autoset _output_attentions base_model_tp_plan "
+    "attn_implementation experts_implementation base_model_tp_plan tf_legacy_loss "
     "base_model_pp_plan base_model_ep_plan base_model_fsdp_plan ignore_keys_at_rope_validation pretraining_tp "
     "chunk_size_feed_forward pruned_heads gradient_checkpointing tie_encoder_decoder is_encoder_decoder "
     "slow_but_exact init_device allow_global_per_layer_attribute_access tie_last_hidden_states "
     # Training.
-    "initializer_range initializer_factor init_std init_method_std router_jitter_noise input_jitter_noise "
+    "initializer_range initializer_factor init_std init_method_std input_jitter_noise moe_loss_weight "
     "router_aux_loss_coef router_z_loss_coef aux_loss_coef is_decoder "
     # What comes after the last layer, and sizes that only weights have.
     "tie_word_embeddings vocab_size logit_scale logits_scaling final_logit_softcapping lm_head_multiplier lm_head_bias "
@@ -53,7 +69,7 @@ _UNIMPORTANT_KINDS = re.compile(r"dropout|pdrop$|layerdrop|drop_?path|_token_ids
 
 def unimportant(name: str) -> bool:
     """Whether a field cannot change KV."""
-    return name in _UNIMPORTANT or _UNIMPORTANT_KINDS.search(name) is not None
+    return name in _UNIMPORTANT or name.startswith("_") or _UNIMPORTANT_KINDS.search(name) is not None
 
 
 def text(value: Any) -> str:

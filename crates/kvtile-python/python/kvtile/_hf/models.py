@@ -27,8 +27,11 @@ PLAIN = (
 ).split()
 """Model types, as ``model_type`` of a config says them."""
 
+LAYERS = 1 << 16
+"""No model has more layers."""
+
 WIDTH_FOLLOWS = frozenset(
-    "biogpt bitnet bloom codegen falcon glm4v_text gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj mpt olmoe opt "
+    "biogpt bitnet bloom codegen falcon glm4v_text gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj helium mpt olmoe opt "
     "persimmon qwen2_5_vl_text qwen2_vl_text stablelm xglm".split()
 )
 """Types whose heads share the hidden size evenly, whatever ``head_dim`` a config has."""
@@ -69,25 +72,33 @@ def kv_heads(model_type: str, fields: Fields, heads: int) -> Any:
 def windowed_from(model_type: str, fields: Fields) -> int:
     """The first layer that has a sliding window where the config has one and does not name the layers' types."""
     if model_type in {"qwen2", "qwen3", "dots1", "qwen2_vl_text", "qwen2_5_vl_text"}:
-        return int(fields["max_window_layers"] or 0)
+        first = fields["max_window_layers"]
+        return first if isinstance(first, int) else 0
     return 0
 
 
+def _layers(fields: Fields) -> int:
+    layers = fields["num_hidden_layers"]
+    if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers!r:.60}, and a positive whole number up to {LAYERS} is needed")
+    return layers
+
+
 def _smollm3(fields: Fields) -> None:
-    if fields["no_rope_layers"] is None and isinstance(fields["num_hidden_layers"], int):
+    if fields["no_rope_layers"] is None:
         step = fields["no_rope_layer_interval"]
-        fields["no_rope_layers"] = [int((at + 1) % step != 0) for at in range(fields["num_hidden_layers"])]
+        fields["no_rope_layers"] = [int((at + 1) % step != 0) for at in range(_layers(fields))]
     del fields["no_rope_layer_interval"]
 
 
 def _hy_v3(fields: Fields) -> None:
-    if fields["mlp_layer_types"] is None and isinstance(fields["num_hidden_layers"], int):
-        fields["mlp_layer_types"] = ["dense", *["sparse"] * (fields["num_hidden_layers"] - 1)]
+    if fields["mlp_layer_types"] is None:
+        fields["mlp_layer_types"] = ["dense", *["sparse"] * (_layers(fields) - 1)]
 
 
 def _ernie(fields: Fields) -> None:
-    if fields["moe_layer_end_index"] == -1 and isinstance(fields["num_hidden_layers"], int):
-        fields["moe_layer_end_index"] = fields["num_hidden_layers"] - 1
+    if fields["moe_layer_end_index"] == -1:
+        fields["moe_layer_end_index"] = _layers(fields) - 1
 
 
 def _gemma(fields: Fields) -> None:
@@ -97,6 +108,8 @@ def _gemma(fields: Fields) -> None:
 
 def _gpt_neo(fields: Fields) -> None:
     kinds = fields.pop("attention_types", None) or [[["global", "local"], 12]]
+    if sum(times * len(group) for group, times in kinds) > LAYERS:
+        raise ValueError(f"its attention_types have more than {LAYERS} layers")
     if not fields.get("attention_layers"):
         fields["attention_layers"] = [kind for group, times in kinds for _ in range(times) for kind in group]
 

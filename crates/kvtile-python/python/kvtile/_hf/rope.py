@@ -53,7 +53,10 @@ def length_dependence(config: Config, max_model_len: int | None = None) -> str |
 
 def _depends_on_length(config: Config, rope: Mapping[str, Any], max_model_len: int | None) -> str | None:
     kind = rope["rope_type"]
-    if kind in _STATIC or max_model_len is not None:
+    if max_model_len is not None:
+        config.positive("max_model_len", max_model_len)
+        return None
+    if kind in _STATIC:
         return None
     return (
         f"this {config.model_type} model's rotary embedding is {kind}, whose angles depend on the length of the whole "
@@ -83,6 +86,7 @@ def _parameters(config: Config) -> dict[str, Any] | None:
         # What the config says beside the rotary embedding counts more than what it says in it.
         original = fields.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         rope["original_max_position_embeddings"] = original or context
+    rope.pop("max_position_embeddings", None)
     if rope["rope_type"] in ("dynamic", "longrope"):
         rope["max_position_embeddings"] = context
     return _checked(config, rope)
@@ -93,8 +97,8 @@ def _kind(config: Config, kind: Any) -> str:
         return "longrope"
     # Positions of text are the same in all sections.
     kind = "default" if kind == "mrope" else kind
-    if kind in _STATIC or kind in ("dynamic", "longrope"):
-        return str(kind)
+    if isinstance(kind, str) and kind in (*_STATIC, "dynamic", "longrope"):
+        return kind
     raise IdentityError(
         f"the config's rotary embedding is of the kind {short(kind)}, and kvtile knows {', '.join(sorted(_STATIC))}, "
         "and where the engine's context length is given dynamic and longrope"
@@ -105,7 +109,8 @@ def _partial(config: Config, usual: float) -> Any:
     fields = config.fields
     if config.model_type == "minimax_m2" and fields.get("rotary_dim"):
         return config.number("rotary_dim") / config.number("head_dim")
-    return fields.get("rotary_pct", fields.get("partial_rotary_factor", usual))
+    part = fields.get("rotary_pct", fields.get("partial_rotary_factor", usual))
+    return 1.0 if part is None else part
 
 
 def _checked(config: Config, rope: dict[str, Any]) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def _checked(config: Config, rope: dict[str, Any]) -> dict[str, Any]:
     kind = rope["rope_type"]
     needs = _STATIC.get(kind, _LONG if kind == "longrope" else ())
     if kind == "yarn" and rope.get("factor") is None:
-        rope["factor"] = _number("max_position_embeddings", rope.get("max_position_embeddings")) / _number(
+        rope["factor"] = _number("max_position_embeddings", config.fields.get("max_position_embeddings")) / _number(
             "original_max_position_embeddings", rope["original_max_position_embeddings"]
         )
     for name in needs:
