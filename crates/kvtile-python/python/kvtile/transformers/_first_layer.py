@@ -25,7 +25,7 @@ class _Computed(Exception):  # noqa: N818  it ends a forward pass, and is no err
     """The keys and values of the first layer are known."""
 
 
-class _FirstLayer(DynamicCache):
+class _FirstLayer(DynamicCache):  # type: ignore[misc]
     """A cache that takes the keys and values of the first layer, and ends the forward pass."""
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:

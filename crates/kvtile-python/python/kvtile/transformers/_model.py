@@ -28,6 +28,7 @@ _NO_MATTER = {
     "loss_type",
     "_is_hf_initialized",
     "_output_capturing_hooks_installed",
+    "_is_torch_compile",
 }
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype)
 # Implementations of the same attention; others have a name of their own in the identity.
