@@ -50,7 +50,6 @@ print("the end", flush=True)
 """
 
 
-@pytest.mark.xfail(strict=True, reason="closing joins the thread that closes")
 @pytest.mark.parametrize(
     ("close", "after"),
     [
