@@ -146,9 +146,14 @@ def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
         ]
         for _ in range(steps):
             core.step()
-        core.abort_request(names)
+        # These are vLLM's own names, which have something random at their end.
+        core.abort_request(names, internal=True)
         for _ in range(50):
-            core.step()
+            outputs = core.step()
+            if any(output.finished for output in outputs):
+                raise RuntimeError(f"requests that were given up went on to their end: {outputs}")
+        if core.has_unfinished_requests():
+            raise RuntimeError("requests that were given up are still there")
         llm.reset_prefix_cache()
     return {}
 
