@@ -313,13 +313,9 @@ class Worker:
             return
         self._closed = True
         atexit.unregister(self.close)
-        try:
-            if self.has_disk:
-                report = self.cache.flush()
-                if report.failed or not report.durable:
-                    logger.warning("not everything could be brought to the disk: %s", report)
-        finally:
-            self.cache.close()
+        report = self.cache.close()
+        if report is not None and not report.durable:
+            logger.warning("not everything in host memory could be brought to the disk: %s", report)
 
 
 def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Worker:
