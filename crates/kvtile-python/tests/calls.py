@@ -36,6 +36,7 @@ SETTINGS = {
     "disk_bytes": 8 << 20,
     "disk_writes": "at_once",
     "disk_policy": "lru",
+    "close_within": 5.0,
     "policy": "arc",
     "storage_word": "BHLKNC",
     "quotas": {1: 4},

@@ -141,8 +141,12 @@ def test_blocks_whose_lifetime_is_over_leave_first(engine: Engine, cache: kvtile
 
 def test_keys_of_an_engine_are_taken_as_they_are(engine: Engine, cache: kvtile.Cache) -> None:
     keys = [bytes([i]) * 32 for i in range(3)]
-    cache.store(keys, [0, 1], first=1).wait(10)
-    assert len(cache.lookup(keys)) == 0 and len(cache.lookup(keys[1:])) == 2
+    # The block before the first one is nowhere, so no lookup would find these.
+    report = cache.store(keys, [0, 1], first=1).wait(10)
+    assert (report.stored, report.dropped, report.stopped) == (0, 2, "no_ancestors")
+    assert cache.store(keys, [2, 0, 1]).wait(10).stored == 3
+    assert len(cache.lookup(keys)) == 3 and len(cache.lookup(keys[1:])) == 2
+    assert len(cache.lookup([key[:-1] + b"x" for key in keys])) == 0
 
 
 @pytest.mark.parametrize(

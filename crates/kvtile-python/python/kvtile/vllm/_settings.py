@@ -25,8 +25,8 @@ class Settings:
             used, and everything is slower until all have come.
         disk_path: a folder for blocks that outlive the process; None for none.
         disk_gib: GiB that the folder has at most, of all ranks together; needed with ``disk_path``.
-        disk_writes: when blocks go to disk: ``"at_once"`` (a kill loses what was written in the last 250 ms), ``"on_eviction"``, or the number
-            of uses after which.
+        disk_writes: when blocks go to disk: ``"at_once"`` (a kill loses what was written in the last 250 ms),
+            ``"on_eviction"``, or the number of uses after which.
         policy: what is evicted first, ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
         workers: threads that move blocks, for each rank.
         recompute_tokens_per_second: prompt tokens that the engine computes in a second; blocks on disk that
