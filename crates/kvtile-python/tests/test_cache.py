@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -231,6 +232,58 @@ def test_blocks_outlive_the_process_on_disk_and_only_for_their_identity(tmp_path
     with pytest.raises(OSError, match='holds "kv"') as raised:
         kvtile.Cache(engine.identity, engine.layout, **{**settings, "disk": tmp_path})
     assert isinstance(raised.value, kvtile.DiskError)
+
+
+@pytest.mark.parametrize("writes", ["on_eviction", "at_once", 1])
+def test_closing_brings_what_is_in_host_memory_to_the_disk_unless_it_may_not(tmp_path: Path, writes: str | int) -> None:
+    engine = Engine()
+    settings = {"host_bytes": 1 << 20, "disk": tmp_path / "kv", "disk_bytes": 16 << 20, "disk_writes": writes}
+    keys = engine.hasher.keys(tokens(6 * PAGE))
+    with kvtile.Cache(engine.identity, engine.layout, close_within=0, **settings) as cache:
+        cache.store(keys, range(6)).wait(10)
+        cache.lookup(keys[:4]).release()
+        lost = cache.lookup(keys)
+        assert cache.close() is not None and cache.close() is None
+        assert len(lost) == 0 and lost.tiers == []
+    cache = kvtile.Cache(engine.identity, engine.layout, **settings)
+    if writes != "at_once":
+        assert len(cache.lookup(keys)) == 0
+    cache.store(keys, range(6)).wait(10)
+    cache.lookup(keys[:4]).release()
+    report = cache.close()
+    # Blocks that are to be used before they are written are not written for being there at the end.
+    wanted = 4 if writes == 1 else 6
+    assert report is not None and report.durable and report.wanted == wanted, report
+    with kvtile.Cache(engine.identity, engine.layout, **settings) as cache:
+        assert cache.lookup(keys).tiers == ["disk"] * wanted
+    with kvtile.Cache(engine.identity, engine.layout, host_bytes=1 << 20) as cache:
+        assert cache.close() is None
+    with pytest.raises(kvtile.SettingsError, match="close_within"):
+        kvtile.Cache(engine.identity, engine.layout, close_within=1)
+
+
+def test_closing_waits_for_the_calls_of_other_threads(tmp_path: Path) -> None:
+    engine = Engine()
+    settings = {"host_bytes": 1 << 20, "disk": tmp_path / "kv", "disk_bytes": 16 << 20}
+    keys = engine.hasher.keys(tokens(6 * PAGE))
+    for _ in range(20):
+        cache = kvtile.Cache(engine.identity, engine.layout, **settings)
+        cache.store(keys, range(6)).wait(10)
+
+        def call(cache: kvtile.Cache = cache) -> None:
+            with contextlib.suppress(kvtile.ClosedError):
+                while True:
+                    cache.flush()
+
+        threads = [threading.Thread(target=call) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        cache.close()
+        # The folder is free at once, whatever the others were about to call.
+        kvtile.Cache(engine.identity, engine.layout, **settings).close()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
 
 
 def test_what_was_flipped_on_disk_is_computed_again_and_counted(tmp_path: Path) -> None:

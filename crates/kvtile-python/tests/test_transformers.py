@@ -121,6 +121,14 @@ def test_a_later_process_continues_from_the_disk(tmp_path: Path) -> None:
         assert cache.stats()["hits"] == {"disk": 6}
 
 
+def test_closing_may_be_given_a_time(tmp_path: Path) -> None:
+    model = llama()
+    with PrefixCache(model, disk=tmp_path / "kv", disk_gib=0.1, host_gib=0.05, close_within=5) as cache:
+        cache.generate(model, prompt(5, 50), **GREEDY)
+    with pytest.raises(kvtile.SettingsError, match="close_within"):
+        PrefixCache(model, host_gib=0.05, close_within=5)
+
+
 def test_another_model_never_reads_them(tmp_path: Path) -> None:
     settings = {"disk": tmp_path / "kv", "host_gib": 0.05, "disk_gib": 0.1}
     PrefixCache(llama(), **settings).close()

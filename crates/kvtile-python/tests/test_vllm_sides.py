@@ -705,3 +705,13 @@ def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest
     assert worker.cache.closed
     sides.worker.open_worker(config, {}, None)
     sides.worker.close_worker(config)
+
+
+def test_settings_that_say_nothing_are_refused_and_all_others_reach_the_cache(sides: Any, tmp_path: Path) -> None:
+    read, rank = sides.settings.Settings.read, sides.rank.Rank(0, 1)
+    for given in ({"close_within": 5.0}, {"disk_path": "kv"}, {"disk_gib": 1.0}, {"hostgib": 1}, {"workers": "two"}):
+        with pytest.raises(kvtile.SettingsError):
+            read(given)
+    given = {"disk_path": str(tmp_path), "disk_gib": 1.0, "close_within": 5.0, "disk_writes": 2, "workers": 3}
+    told = read(given).of_cache(rank)
+    assert (told["close_within"], told["disk_writes"], told["workers"], told["disk_bytes"]) == (5.0, 2, 3, 1 << 30)

@@ -48,6 +48,7 @@ class PrefixCache:
         disk: folder that keeps blocks for later processes; none unless said.
         host_gib: host memory for blocks, in GiB.
         disk_gib: what the folder takes at most, in GiB.
+        close_within: seconds that closing may take to write blocks that are only in host memory; 30 unless said.
         page_size: tokens a block: prefixes are found in steps of it.
         revision: a name for the weights, such as a commit, that the caller answers for; a digest of all weights as they
             are in memory unless said. Adapters and other changes of the model are found and told apart in both cases,
@@ -68,6 +69,7 @@ class PrefixCache:
         disk: str | os.PathLike[str] | None = None,
         host_gib: float = 1.0,
         disk_gib: float = 8.0,
+        close_within: float | None = None,
         page_size: int = 16,
         revision: str | None = None,
         salt: str = "",
@@ -104,6 +106,7 @@ class PrefixCache:
             disk=disk,
             disk_bytes=None if disk is None else int(disk_gib * _GIB),
             disk_writes=None if disk is None else "at_once",
+            close_within=close_within,
             queue_capacity=_QUEUE,
         )
 

@@ -27,6 +27,7 @@ class Settings:
         disk_gib: GiB that the folder has at most, of all ranks together; needed with ``disk_path``.
         disk_writes: when blocks go to disk: ``"at_once"`` (a kill loses what was written in the last 250 ms),
             ``"on_eviction"``, or the number of uses after which.
+        close_within: seconds that closing may take to write blocks that are only in host memory; 30 unless given.
         policy: what is evicted first, ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
         workers: threads that move blocks, for each rank.
         recompute_tokens_per_second: prompt tokens that the engine computes in a second; blocks on disk that
@@ -41,6 +42,7 @@ class Settings:
     disk_path: str | None = None
     disk_gib: float | None = None
     disk_writes: str | int = "at_once"
+    close_within: float | None = None
     policy: str | None = None
     workers: int | None = None
     recompute_tokens_per_second: float | None = None
@@ -67,6 +69,8 @@ class Settings:
         settings = cls(**given)
         if (settings.disk_path is None) != (settings.disk_gib is None):
             raise SettingsError("kv_connector_extra_config: disk_path and disk_gib go together")
+        if settings.disk_path is None and settings.close_within is not None:
+            raise SettingsError("kv_connector_extra_config: close_within says nothing without disk_path")
         return settings
 
     def of_cache(self, rank: Rank) -> dict[str, Any]:
@@ -83,6 +87,7 @@ class Settings:
                 "disk": str(rank.folder(Path(self.disk_path))),
                 "disk_bytes": int(self.disk_gib * _GIB) // rank.size,
                 "disk_writes": self.disk_writes,
+                "close_within": self.close_within,
             }
         return {name: value for name, value in told.items() if value is not None}
 
