@@ -63,8 +63,24 @@ pub(crate) fn optional_tokens(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u
 
 /// Keys: 16 bytes as they are, others hashed, so that an engine's own may be given.
 pub(crate) fn keys(value: &Bound<'_, PyAny>) -> PyResult<Vec<BlockKey>> {
-    let keys = bytes_of("keys", value)?;
-    Ok(keys.iter().map(|key| BlockKey::from_opaque(key)).collect())
+    // A chain may have a million keys, and its caller waits: nothing is kept of each but the key.
+    let key = |(index, item): (usize, Bound<'_, PyAny>)| match item.cast::<PyBytes>() {
+        Ok(bytes) => Ok(BlockKey::from_opaque(bytes.as_bytes())),
+        Err(_) => {
+            let bytes = item.extract::<PyBackedBytes>();
+            let bytes = bytes.map_err(|_| wrong_type(&format!("keys[{index}]"), "bytes", &item))?;
+            Ok(BlockKey::from_opaque(&bytes))
+        }
+    };
+    if let Ok(list) = value.cast::<PyList>() {
+        let mut keys = Vec::with_capacity(list.len());
+        for item in list.iter().enumerate() {
+            keys.push(key(item)?);
+        }
+        return Ok(keys);
+    }
+    let items = items("keys", "a list of bytes", value)?;
+    items.into_iter().enumerate().map(key).collect()
 }
 
 /// What all blocks depend on.
