@@ -79,7 +79,7 @@ def check_first_layer(model: Any, tokens: list[int], positions: list[int], keys:
         length = computed.norm(dim=1)
         apart = (found - computed).norm(dim=1)
         # Written so that what is no number is refused as well.
-        wrong = ~(apart <= tolerance * length )
+        wrong = ~(apart <= tolerance * length)
         if wrong.any():
             at = int(wrong.nonzero()[0])
             raise RequestError(
