@@ -202,7 +202,7 @@ impl Inner {
     }
 
     fn write_unless_paused(&self, disk: &Stored, last: &Leaving) -> Result<usize, Unwritten> {
-        if !disk.health.allows(self.clock.now()) {
+        if !disk.takes_blocks(self.clock.now()) {
             disk.health.left_out(1);
             return Err(Unwritten::Paused);
         }

@@ -1,7 +1,8 @@
-//! Whether a tier takes blocks. After a failure it is left alone for a while, longer with every failure,
-//! so that a full disk costs one attempt and one line of the log now and then, not one for each block.
+//! Whether one kind of operation of a tier works: its writes, or its syncs. After a failure the operation is
+//! left alone for a while, longer with every failure, so that a full disk costs one attempt and one line of
+//! the log now and then, not one for each block.
 //!
-//! It does not know what a tier is, nor who writes to it.
+//! It does not know what the operation does, nor which thread does it.
 
 use std::{
     sync::{Mutex, MutexGuard, PoisonError},
@@ -16,9 +17,13 @@ const DELAY_MIN: Duration = Duration::from_secs(1);
 /// How long at most.
 const DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// The health of the disk tier.
-#[derive(Debug, Default)]
-pub(super) struct Health(Mutex<State>);
+/// The health of one kind of operation.
+#[derive(Debug)]
+pub(super) struct Health {
+    /// What it is, as the log names it.
+    what: &'static str,
+    state: Mutex<State>,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -38,12 +43,20 @@ struct State {
 }
 
 impl Health {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock can leave it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// That of an operation that works.
+    pub(super) fn new(what: &'static str) -> Health {
+        Health {
+            what,
+            state: Mutex::default(),
+        }
     }
 
-    /// Whether the tier may be tried now. One caller at a time learns that a pause is over.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds the lock can leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the operation may be tried now. One caller at a time learns that a pause is over.
     pub(super) fn allows(&self, now: Duration) -> bool {
         let mut state = self.lock();
         if state.failing_since.is_none() {
@@ -57,7 +70,7 @@ impl Health {
         true
     }
 
-    /// When the tier may be tried again; `None` where it does not fail.
+    /// When the operation may be tried again; `None` where it does not fail.
     pub(super) fn paused_until(&self) -> Option<Duration> {
         let state = self.lock();
         state.failing_since.map(|_| state.retry_at)
@@ -68,12 +81,12 @@ impl Health {
         self.lock().failures
     }
 
-    /// Blocks were not written because the tier fails.
+    /// Blocks were left out because the operation fails.
     pub(super) fn left_out(&self, blocks: u64) {
         self.lock().left_out += blocks;
     }
 
-    /// An attempt failed: the tier is left alone from now on.
+    /// An attempt failed: the operation is left alone from now on.
     pub(super) fn failed(&self, now: Duration, error: &TierError) {
         let mut state = self.lock();
         state.failed += 1;
@@ -98,8 +111,9 @@ impl Health {
         drop(state);
         let cause = cause_of(error);
         log::warn!(
-            "the disk tier fails: {error}{cause}; {failed} attempts failed and {left_out} blocks were left out so \
-             far; it is tried again in {} s",
+            "{} fail: {error}{cause}; {failed} attempts failed and {left_out} blocks were left out so far; \
+             the next attempt is in {} s",
+            self.what,
             delay.as_secs()
         );
     }
@@ -117,7 +131,8 @@ impl Health {
         let was = std::mem::replace(&mut *state, healthy);
         drop(state);
         log::warn!(
-            "the disk tier works again after {:.1} s: {} attempts failed, and {} blocks were left out",
+            "{} work again after {:.1} s: {} attempts failed, and {} blocks were left out",
+            self.what,
             now.saturating_sub(since).as_secs_f64(),
             was.failed,
             was.left_out
@@ -136,8 +151,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failing_tier_is_tried_once_a_pause_and_pauses_grow() {
-        let health = Health::default();
+    fn a_failing_operation_is_tried_once_a_pause_and_pauses_grow() {
+        let health = Health::new("writes to the disk tier");
         let seconds = Duration::from_secs;
         assert!(health.allows(seconds(0)) && health.paused_until().is_none());
         let mut now = seconds(5);
@@ -158,7 +173,7 @@ mod tests {
 
     #[test]
     fn failures_of_attempts_that_were_under_way_do_not_make_the_pause_longer() {
-        let health = Health::default();
+        let health = Health::new("writes to the disk tier");
         let now = Duration::from_secs(1);
         health.failed(now, &TierError::NotDurable);
         health.failed(now + DELAY_MIN / 2, &TierError::NotDurable);

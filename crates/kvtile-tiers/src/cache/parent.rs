@@ -84,7 +84,7 @@ impl Parent {
         };
         let writes = inner.settings.disk.as_ref().map(|disk| disk.writes);
         let may_write = !matches!(writes, Some(DiskWrites::AfterUses(_)) | None)
-            && disk.health.allows(inner.clock.now());
+            && disk.takes_blocks(inner.clock.now());
         if !may_write && !disk.has(&key) {
             return false;
         }

@@ -51,6 +51,13 @@ pub(super) enum Due {
     Closed,
 }
 
+/// Until when writes and syncs are left alone, since they failed.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Pauses {
+    pub(super) writes: Option<Duration>,
+    pub(super) syncs: Option<Duration>,
+}
+
 /// What is to go to the disk.
 #[derive(Debug, Default)]
 pub(super) struct Spill {
@@ -124,28 +131,29 @@ impl Spill {
         self.lock().written
     }
 
-    /// What is to be done at `now`; nothing before `paused_until`.
-    pub(super) fn due(&self, now: Duration, paused_until: Option<Duration>) -> Due {
-        Spill::due_of(&mut self.lock(), now, paused_until)
+    /// What is to be done at `now`; nothing that is paused.
+    pub(super) fn due(&self, now: Duration, pauses: Pauses) -> Due {
+        Spill::due_of(&mut self.lock(), now, pauses)
     }
 
-    fn due_of(state: &mut State, now: Duration, paused_until: Option<Duration>) -> Due {
+    fn due_of(state: &mut State, now: Duration, pauses: Pauses) -> Due {
+        let is_paused = |until: Option<Duration>| until.is_some_and(|until| now < until);
         if state.closed {
             return Due::Closed;
         }
-        if paused_until.is_some_and(|until| now < until) {
-            return Due::Nothing;
-        }
-        if state.is_sync_due(now) {
+        if state.is_sync_due(now) && !is_paused(pauses.syncs) {
             return Due::Sync;
+        }
+        if is_paused(pauses.writes) {
+            return Due::Nothing;
         }
         state.keys.pop_front().map_or(Due::Nothing, Due::Write)
     }
 
     /// The same, waited for; `Nothing` after a while.
-    pub(super) fn wait(&self, now: impl Fn() -> Duration, paused_until: Option<Duration>) -> Due {
+    pub(super) fn wait(&self, now: impl Fn() -> Duration, pauses: Pauses) -> Due {
         let mut state = self.lock();
-        let due = Spill::due_of(&mut state, now(), paused_until);
+        let due = Spill::due_of(&mut state, now(), pauses);
         if due != Due::Nothing {
             return due;
         }
@@ -161,7 +169,7 @@ impl Spill {
             }
         };
         let mut state = waited.unwrap_or_else(PoisonError::into_inner);
-        Spill::due_of(&mut state, now(), paused_until)
+        Spill::due_of(&mut state, now(), pauses)
     }
 
     /// Nothing is done any more. Returns how many blocks were waiting.
@@ -191,23 +199,35 @@ mod tests {
         for _ in 1..SYNC_BLOCKS {
             spill.wrote(start);
         }
-        assert_eq!(spill.due(start, None), Due::Write(key(1)));
-        assert_eq!(spill.due(start, None), Due::Nothing);
-        assert_eq!(spill.due(start + SYNC_WITHIN, None), Due::Sync);
+        assert_eq!(spill.due(start, Pauses::default()), Due::Write(key(1)));
+        assert_eq!(spill.due(start, Pauses::default()), Due::Nothing);
+        assert_eq!(spill.due(start + SYNC_WITHIN, Pauses::default()), Due::Sync);
         spill.wrote(start);
         spill.push(&[key(2)], 10, |_| true);
-        assert_eq!(spill.due(start, None), Due::Sync);
+        assert_eq!(spill.due(start, Pauses::default()), Due::Sync);
         spill.sync_begins();
-        assert_eq!(spill.due(start + SYNC_WITHIN, None), Due::Write(key(2)));
+        assert_eq!(
+            spill.due(start + SYNC_WITHIN, Pauses::default()),
+            Due::Write(key(2))
+        );
         spill.touched(start);
-        assert_eq!(
-            spill.due(start + SYNC_WITHIN, Some(start + SYNC_WITHIN * 2)),
-            Due::Nothing
-        );
-        assert_eq!(
-            spill.due(start + SYNC_WITHIN * 2, Some(start + SYNC_WITHIN * 2)),
-            Due::Sync
-        );
+        let (now, later) = (start + SYNC_WITHIN, start + SYNC_WITHIN * 2);
+        let syncs = Pauses {
+            writes: Some(later),
+            syncs: Some(later),
+        };
+        assert_eq!(spill.due(now, syncs), Due::Nothing);
+        assert_eq!(spill.due(later, syncs), Due::Sync);
+        // What was written is synced while writes are left alone.
+        let writes = Pauses {
+            syncs: None,
+            ..syncs
+        };
+        assert_eq!(spill.due(now, writes), Due::Sync);
+        spill.sync_begins();
+        spill.push(&[key(3)], 10, |_| true);
+        assert_eq!(spill.due(now, writes), Due::Nothing);
+        assert_eq!(spill.due(later, writes), Due::Write(key(3)));
     }
 
     #[test]
@@ -216,10 +236,13 @@ mod tests {
         assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
         assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);
         for number in [1, 3, 4] {
-            assert_eq!(spill.due(Duration::ZERO, None), Due::Write(key(number)));
+            assert_eq!(
+                spill.due(Duration::ZERO, Pauses::default()),
+                Due::Write(key(number))
+            );
         }
         spill.push(&[key(5)], 3, |_| true);
         assert_eq!(spill.close(), 1);
-        assert_eq!(spill.due(Duration::ZERO, None), Due::Closed);
+        assert_eq!(spill.due(Duration::ZERO, Pauses::default()), Due::Closed);
     }
 }

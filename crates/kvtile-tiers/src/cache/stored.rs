@@ -16,7 +16,7 @@ use super::{
     flights::Flights,
     health::Health,
     rate::Rate,
-    spill::{Due, Spill},
+    spill::{Due, Pauses, Spill},
 };
 use crate::disk::{LostBlock, Miss, SlotStore};
 
@@ -29,6 +29,9 @@ pub(super) struct Stored {
     pub(super) writes: Flights,
     /// Whether it takes blocks.
     pub(super) health: Health,
+    /// Whether it syncs. Where it does not, nothing is written either; where writes fail, what was written
+    /// is synced all the same.
+    syncs: Health,
     /// What is to be written and synced by the disk's own thread.
     pub(super) spill: Spill,
     /// Read while host blocks are evicted, until these are on disk.
@@ -58,7 +61,8 @@ impl Stored {
             store,
             rate: Rate::default(),
             writes: Flights::default(),
-            health: Health::default(),
+            health: Health::new("writes to the disk tier"),
+            syncs: Health::new("syncs of the disk tier"),
             spill: Spill::default(),
             demotions: RwLock::new(()),
             turn: Mutex::new(()),
@@ -81,6 +85,19 @@ impl Stored {
                 .write()
                 .unwrap_or_else(PoisonError::into_inner),
         );
+    }
+
+    /// Whether a block may be written now, of the disk's own accord.
+    pub(super) fn takes_blocks(&self, now: Duration) -> bool {
+        self.syncs.paused_until().is_none() && self.health.allows(now)
+    }
+
+    fn pauses(&self) -> Pauses {
+        let syncs = self.syncs.paused_until();
+        Pauses {
+            writes: self.health.paused_until().max(syncs),
+            syncs,
+        }
     }
 
     /// The turn to evict host blocks and write them.
@@ -180,10 +197,10 @@ impl Inner {
         let now = self.clock.now();
         match &synced.failure {
             Some(error) => {
-                disk.health.failed(now, error);
+                disk.syncs.failed(now, error);
                 disk.spill.touched(now);
             }
-            None => disk.health.succeeded(now),
+            None => disk.syncs.succeeded(now),
         }
         let mut lost = disk.store.take_lost();
         lost.extend(synced.lost);
@@ -197,8 +214,7 @@ impl Inner {
     /// Serves the disk until it is closed: writes what is to be written, and syncs in time.
     pub(super) fn serve_disk(&self, disk: &Stored) {
         loop {
-            let paused = disk.health.paused_until();
-            let due = disk.spill.wait(|| self.clock.now(), paused);
+            let due = disk.spill.wait(|| self.clock.now(), disk.pauses());
             if due == Due::Closed {
                 return;
             }
@@ -208,7 +224,7 @@ impl Inner {
 
     /// Does what is due at the disk; false where nothing is.
     pub(super) fn step_disk(&self, disk: &Stored) -> bool {
-        let due = disk.spill.due(self.clock.now(), disk.health.paused_until());
+        let due = disk.spill.due(self.clock.now(), disk.pauses());
         self.serve(disk, due);
         matches!(due, Due::Write(_) | Due::Sync)
     }
@@ -221,7 +237,7 @@ impl Inner {
             }
             Due::Sync => {
                 // After a failure one attempt at a time ends the pause.
-                if disk.health.allows(self.clock.now()) {
+                if disk.syncs.allows(self.clock.now()) {
                     self.sync_disk(disk);
                 }
             }

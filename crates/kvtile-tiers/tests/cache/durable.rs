@@ -269,3 +269,30 @@ fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
         assert_eq!(failures, [1, 1, 1], "{writes:?}");
     }
 }
+
+/// A disk that takes no more blocks is left alone; what it took before becomes durable in time.
+#[test]
+fn blocks_that_were_written_are_synced_while_further_writes_fail() {
+    let disk = SimulatedDisk::new(1);
+    let clock = Arc::new(VirtualClock::default());
+    let settings = simulated(64, DISK)
+        .disk_writes(DiskWrites::AtOnce)
+        .workers(0);
+    let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
+    let cache = builder.open(engine_layout()).unwrap();
+    let engine = Engine::new(&cache);
+    assert_eq!(engine.store(&chain(1, 8), 0), 8);
+    disk.set_faults(Faults {
+        full: 1,
+        ..Faults::default()
+    });
+    engine.store(&chain(2, 8), 0);
+    assert_eq!(cache.store_stats().unwrap().write_failures, 1);
+    disk.set_faults(Faults::default());
+    // Writes are left alone for a second.
+    clock.advance(SYNC_WITHIN);
+    while cache.step() {}
+    assert_eq!(cache.pool_stats(Tier::Disk).unwrap().cached, 8);
+    drop(engine);
+    assert_eq!(after_a_crash(&disk, cache), 8);
+}
