@@ -67,9 +67,23 @@ pub(crate) fn run_python<T>(py: Python<'_>, call: impl FnOnce() -> T) -> T {
         returned();
         py.detach(stay);
     }
+    let stopped = StayWhereUnwound;
     let value = call();
+    std::mem::forget(stopped);
     returned();
     value
+}
+
+/// Keeps a thread that Python unwinds, because the end did not wait for it any longer.
+struct StayWhereUnwound;
+
+impl Drop for StayWhereUnwound {
+    fn drop(&mut self) {
+        // Panics of Rust go on: they are caught, and the thread goes on.
+        if !thread::panicking() {
+            stay();
+        }
+    }
 }
 
 /// Calls Python from a thread of the library, and not where the interpreter is being ended.

@@ -246,8 +246,8 @@ def test_closing_brings_what_is_in_host_memory_to_the_disk_unless_it_may_not(tmp
         assert cache.close() is not None and cache.close() is None
         assert len(lost) == 0 and lost.tiers == []
     cache = kvtile.Cache(engine.identity, engine.layout, **settings)
-    if writes != "at_once":
-        assert len(cache.lookup(keys)) == 0
+    # What was used once may have been written before the end.
+    assert len(cache.lookup(keys)) <= {"on_eviction": 0, 1: 4, "at_once": 6}[writes]
     cache.store(keys, range(6)).wait(10)
     cache.lookup(keys[:4]).release()
     report = cache.close()
