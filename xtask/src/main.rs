@@ -225,14 +225,20 @@ fn sanitize() -> Result<(), Failure> {
     .run()
 }
 
-/// The models of the block pool. They have a folder of their own, as everything below them is built
-/// with other flags.
+/// The models of the block pool and of completions. They have a folder of their own, as everything
+/// below them is built with other flags.
 fn loom() -> Result<(), Failure> {
-    let test = ["test", "--locked", "-p", "kvtile-blocks", "--release"];
-    let models = ["--test", "pool_loom", "--target-dir", "target/loom"];
-    Step::cargo(test.into_iter().chain(models))
-        .env("RUSTFLAGS", "--cfg loom")
-        .run()
+    for (package, models) in [
+        ("kvtile-blocks", "pool_loom"),
+        ("kvtile-transfer", "completion_loom"),
+    ] {
+        let test = ["test", "--locked", "-p", package, "--release"];
+        let models = ["--test", models, "--target-dir", "target/loom"];
+        Step::cargo(test.into_iter().chain(models))
+            .env("RUSTFLAGS", "--cfg loom")
+            .run()?;
+    }
+    Ok(())
 }
 
 fn fuzz(seconds: u32) -> Result<(), Failure> {

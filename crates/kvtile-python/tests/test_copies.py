@@ -147,3 +147,24 @@ def test_a_plan_reads_like_a_plan() -> None:
         kvtile.plan(src, dst, [0], [5])
     with pytest.raises(kvtile.TensorError, match="no tensors"):
         kvtile.copy_blocks(src, dst, [0])
+
+
+def test_a_callback_comes_at_the_end_and_not_with_a_layer() -> None:
+    shape = kvtile.Shape(num_blocks=256, num_layers=8, page_size=16, num_heads=2, head_size=64, dtype="float32")
+    src, dst = (
+        kvtile.Layout("L|BKNHC", shape=shape, tensors=[np.zeros(256 * 4096, "float32") for _ in range(8)])
+        for _ in range(2)
+    )
+    for _ in range(20):
+        ended: list[bool] = []
+        over = threading.Event()
+
+        def callback(copy: kvtile.Completion, ended: list[bool] = ended, over: threading.Event = over) -> None:
+            ended.append(copy.done())
+            over.set()
+
+        copy = kvtile.copy_blocks_async(src, dst, range(256))
+        copy.add_done_callback(callback)
+        assert over.wait(10)
+        copy.wait(10)
+        assert ended == [True]

@@ -5,11 +5,13 @@
 //! | `physical` | a layout, the regions under it, and the typed builder that brings them together |
 //! | `descriptor` | what another process is told of a layout: JSON, and hostile when it comes in |
 //! | `manager` | registered layouts, leases on their blocks, transfers and their completions |
+//! | `completion` | how work that takes time announces layers and its end |
 //! | `execute` | moving the bytes: the only unsafe code here |
 //! | `saved` | caches in files: layout, identity, checksums and blocks |
 //!
 //! It knows nothing of token hashes or of policies: which block is worth keeping is decided above.
 
+pub mod completion;
 mod descriptor;
 mod error;
 mod execute;

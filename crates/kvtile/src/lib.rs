@@ -55,7 +55,8 @@ pub mod layout {
 pub mod transfer {
     pub use kvtile_transfer::{
         BlockLease, FileIo, FillPattern, LayoutHandle, LeaseMode, TransferCompletion,
-        TransferError, TransferManager, TransferOptions, TransferReport,
+        TransferError, TransferManager, TransferManagerBuilder, TransferOptions, TransferReport,
+        completion::{Completer, Completion},
     };
 }
 

@@ -14,12 +14,14 @@ use std::{
 };
 
 use kvtile_blocks::{BlockId, BlockKey, BlocksError, events::Tier, pool::PinnedBlocks};
-use kvtile_transfer::{LayoutHandle, TransferError, TransferOptions};
+use kvtile_transfer::{
+    LayoutHandle, TransferError, TransferOptions,
+    completion::{Completer, Completion},
+};
 
 use super::{
-    Clock, Completion, Inner, LoadOptions, LookupOptions, Match, Priority,
+    Clock, Inner, LoadOptions, LookupOptions, Match, Priority,
     bring::{Brought, Wanted},
-    completion::Shared,
     found::{self, Segment},
     host::ids,
     job::Job,
@@ -83,7 +85,7 @@ struct Outcome {
 
 /// What the parts of a load share.
 pub(super) struct Load {
-    shared: Arc<Shared<LoadReport>>,
+    completer: Completer<LoadReport>,
     outcome: Mutex<Outcome>,
     left: AtomicUsize,
     wanted: usize,
@@ -162,7 +164,7 @@ fn begin(
     let per_part = pieces.len().div_ceil(inner.settings.queue_capacity).max(1);
     let parts = pieces.len().div_ceil(per_part);
     let load = Arc::new(Load {
-        shared: Shared::new(layers, wanted),
+        completer: Completer::new(layers, wanted),
         outcome: Mutex::default(),
         left: AtomicUsize::new(parts),
         wanted,
@@ -170,7 +172,7 @@ fn begin(
         start: inner.clock.now(),
         deadline: inner.later(options.within),
     });
-    let completion = Completion::new(Arc::clone(&load.shared));
+    let completion = load.completer.completion();
     if pieces.is_empty() {
         load.finish();
         return Ok(completion);
@@ -246,7 +248,7 @@ impl Load {
             stopped: stopped.map(|(_, stop)| stop),
         };
         drop(outcome);
-        self.shared.finish(report);
+        self.completer.finish(report);
     }
 
     /// Block `index` did not come.
@@ -272,7 +274,7 @@ impl LoadPart {
                 .iter()
                 .map(|piece| piece.segment.blocks.len())
                 .sum();
-            let stopped = if self.load.shared.is_cancelled() {
+            let stopped = if self.load.completer.is_cancelled() {
                 inner.metrics.lost(MissReason::Cancelled, left as u64);
                 Err((0, LoadStop::Cancelled))
             } else if inner.is_past(self.load.deadline) {
@@ -327,7 +329,7 @@ impl Piece {
             let mut read = 0;
             let mut stop = None;
             for block in wanted.get(done..).unwrap_or_default() {
-                if load.shared.is_cancelled() {
+                if load.completer.is_cancelled() {
                     stop = Some(LoadStop::Cancelled);
                     break;
                 }
@@ -424,7 +426,7 @@ impl Piece {
         let transfer = transfer.map_err(LoadStop::Transfer)?;
         for layer in 0..inner.layers {
             transfer.wait_layer(layer).map_err(LoadStop::Transfer)?;
-            load.shared.layer_came(layer, host.len());
+            load.completer.layer_came(layer, host.len());
         }
         let report = transfer.wait().map_err(LoadStop::Transfer)?;
         let route = (Tier::Host, Tier::Device);

@@ -17,7 +17,6 @@ mod bring;
 mod chains;
 mod clock;
 mod close;
-mod completion;
 mod counts;
 mod demote;
 mod flights;
@@ -48,7 +47,6 @@ use kvtile_blocks::{
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
 pub use clock::{Clock, SystemClock};
-pub use completion::Completion;
 pub use flush::FlushReport;
 pub use found::Match;
 pub use load::{LoadReport, LoadStop};
@@ -59,6 +57,8 @@ pub use settings::{
 };
 pub use spill::{SYNC_BLOCKS, SYNC_WITHIN};
 pub use store::{StoreReport, StoreStop};
+
+pub use kvtile_transfer::completion::Completion;
 
 use chains::Chains;
 use counts::Seen;

@@ -11,11 +11,13 @@ use kvtile_blocks::{
     events::Tier,
     pool::{AllocateRequest, Claim, MutableBlocks},
 };
-use kvtile_transfer::{LayoutHandle, TransferError, TransferOptions};
+use kvtile_transfer::{
+    LayoutHandle, TransferError, TransferOptions,
+    completion::{Completer, Completion},
+};
 
 use super::{
-    Completion, DiskWrites, Inner, Priority, QueueLabel, StoreOptions, completion::Shared,
-    host::ids, job::Job, parent::Parent,
+    DiskWrites, Inner, Priority, QueueLabel, StoreOptions, host::ids, job::Job, parent::Parent,
 };
 use crate::{error::TierError, room::chain_room};
 
@@ -64,7 +66,7 @@ const PEEK_MAX: usize = 1024;
 
 /// A store that waits for its turn.
 pub(super) struct StoreJob {
-    shared: Arc<Shared<StoreReport>>,
+    completer: Completer<StoreReport>,
     /// Its number among the stores that are under way.
     number: u64,
     keys: Arc<[BlockKey]>,
@@ -97,8 +99,8 @@ pub(super) fn start(
         });
     };
     let layout = inner.check_blocks(options.layout, blocks)?;
-    let shared = Shared::new(0, 0);
-    let completion = Completion::new(Arc::clone(&shared));
+    let completer = Completer::new(0, 0);
+    let completion = completer.completion();
     // What takes long for a long chain is left to the job.
     let is_done = blocks.len() <= PEEK_MAX && inner.host.pool.peek(chain) == chain.len();
     let keys: Arc<[BlockKey]> = chain.into();
@@ -107,7 +109,7 @@ pub(super) fn start(
         false => inner.chains.enter(Arc::clone(&keys)),
     };
     let job = StoreJob {
-        shared,
+        completer,
         number,
         parent: first.checked_sub(1).and_then(|at| all.get(at)).copied(),
         keys,
@@ -197,7 +199,7 @@ impl StoreJob {
         ) {
             inner.metrics.left_out(Tier::Host, report.dropped as u64);
         }
-        self.shared.finish(report);
+        self.completer.finish(report);
     }
 
     fn report(&self, done: &Stored, elapsed: Duration, stopped: Option<StoreStop>) -> StoreReport {
@@ -220,7 +222,7 @@ impl StoreJob {
     ) -> Result<(), StoreStop> {
         let mut at = 0;
         while at < self.keys.len() {
-            if self.shared.is_cancelled() {
+            if self.completer.is_cancelled() {
                 return Err(StoreStop::Cancelled);
             }
             let rest = self.keys.get(at..).unwrap_or_default();
@@ -329,7 +331,7 @@ impl Drop for StoreJob {
     fn drop(&mut self) {
         let nothing = Stored::default();
         let closed = Some(StoreStop::Closed);
-        self.shared
+        self.completer
             .finish(self.report(&nothing, Duration::ZERO, closed));
     }
 }

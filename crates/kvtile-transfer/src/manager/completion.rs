@@ -1,16 +1,16 @@
-//! Completions: how the end of a transfer, or of a layer of it, is learned.
+//! Completions of transfers: what the end of one means for its layers.
 
 use std::{
-    collections::BTreeMap,
     future::Future,
-    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    task::{Context, Poll},
+    time::Duration,
 };
 
-use crate::error::TransferError;
+use crate::{
+    completion::{Completer, Completion},
+    error::TransferError,
+};
 
 /// What a finished transfer did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,164 +25,8 @@ pub struct TransferReport {
     pub verified: bool,
 }
 
-#[derive(Debug, Default)]
-struct Progress {
-    layers_done: usize,
-    result: Option<Result<TransferReport, TransferError>>,
-    /// One for each waiter that was polled and found nothing yet: the last waker it had.
-    wakers: BTreeMap<u64, Waker>,
-    next_waiter: u64,
-}
-
-/// The state that a transfer and its completions share.
-#[derive(Debug)]
-pub(super) struct Shared {
-    layers: usize,
-    progress: Mutex<Progress>,
-    changed: Condvar,
-}
-
-impl Shared {
-    pub(super) fn new(layers: usize) -> Arc<Shared> {
-        Arc::new(Shared {
-            layers,
-            progress: Mutex::new(Progress::default()),
-            changed: Condvar::new(),
-        })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Progress> {
-        // Nothing that holds the lock can leave it half changed.
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits until `ready` finds what it looks for.
-    fn wait<T>(&self, ready: impl Fn(&Progress) -> Option<T>) -> T {
-        let mut progress = self.lock();
-        loop {
-            if let Some(value) = ready(&progress) {
-                return value;
-            }
-            progress = self
-                .changed
-                .wait(progress)
-                .unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Waits until `ready` finds what it looks for, but not longer than `timeout`.
-    fn wait_timeout<T>(
-        &self,
-        timeout: Duration,
-        ready: impl Fn(&Progress) -> Option<T>,
-    ) -> Option<T> {
-        let start = Instant::now();
-        let mut progress = self.lock();
-        loop {
-            if let Some(value) = ready(&progress) {
-                return Some(value);
-            }
-            let left = timeout
-                .checked_sub(start.elapsed())
-                .filter(|d| !d.is_zero())?;
-            progress = self
-                .changed
-                .wait_timeout(progress, left)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
-    }
-
-    pub(super) fn layer_done(&self) {
-        let mut progress = self.lock();
-        progress.layers_done += 1;
-        self.wake(progress);
-    }
-
-    pub(super) fn finish(&self, result: Result<TransferReport, TransferError>) {
-        let mut progress = self.lock();
-        if progress.result.is_none() {
-            if result.is_ok() {
-                progress.layers_done = self.layers;
-            }
-            progress.result = Some(result);
-        }
-        self.wake(progress);
-    }
-
-    fn wake(&self, mut progress: MutexGuard<'_, Progress>) {
-        let wakers = std::mem::take(&mut progress.wakers);
-        drop(progress);
-        self.changed.notify_all();
-        for waker in wakers.into_values() {
-            // A waker of others that panics must not keep the rest from being woken.
-            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
-        }
-    }
-}
-
-/// One who waits by being polled: has at most one waker in the list, and none when it is gone.
-#[derive(Debug)]
-struct Waiter {
-    shared: Arc<Shared>,
-    /// Its number, once it was polled and found nothing.
-    key: Option<u64>,
-}
-
-impl Waiter {
-    fn new(shared: Arc<Shared>) -> Waiter {
-        Waiter { shared, key: None }
-    }
-
-    /// Wakers are the code of others: they are cloned and dropped outside the lock.
-    fn poll<T>(
-        &mut self,
-        context: &Context<'_>,
-        ready: impl Fn(&Progress) -> Option<T>,
-    ) -> Poll<T> {
-        let waker = context.waker().clone();
-        let mut progress = self.shared.lock();
-        if let Some(value) = ready(&progress) {
-            drop(progress);
-            return Poll::Ready(value);
-        }
-        let key = *self.key.get_or_insert_with(|| {
-            progress.next_waiter += 1;
-            progress.next_waiter
-        });
-        let previous = progress.wakers.insert(key, waker);
-        drop(progress);
-        drop(previous);
-        Poll::Pending
-    }
-}
-
-impl Clone for Waiter {
-    fn clone(&self) -> Waiter {
-        Waiter::new(Arc::clone(&self.shared))
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if let Some(key) = self.key {
-            let waker = self.shared.lock().wakers.remove(&key);
-            drop(waker);
-        }
-    }
-}
-
-/// How much of a transfer is known.
-#[derive(Clone, Debug)]
-enum State {
-    /// It had ended before anybody could wait: nothing to share, nothing to lock.
-    Ended {
-        layers: usize,
-        result: Result<TransferReport, TransferError>,
-    },
-    /// It ends, or ended, on another thread.
-    Pending(Waiter),
-}
+/// How a transfer ended.
+pub(super) type End = Result<TransferReport, TransferError>;
 
 /// The completion of a transfer: a future, and more.
 ///
@@ -191,24 +35,21 @@ enum State {
 #[derive(Clone, Debug)]
 #[must_use = "a transfer that nobody waits for may fail unseen"]
 pub struct TransferCompletion {
-    state: State,
+    completion: Completion<End>,
 }
 
 impl TransferCompletion {
     /// Of a transfer that ends on another thread.
-    pub(super) fn pending(shared: Arc<Shared>) -> TransferCompletion {
+    pub(super) fn pending(completer: &Completer<End>) -> TransferCompletion {
         TransferCompletion {
-            state: State::Pending(Waiter::new(shared)),
+            completion: completer.completion(),
         }
     }
 
     /// Of a transfer that has ended already.
-    pub(super) fn ended(
-        layers: usize,
-        result: Result<TransferReport, TransferError>,
-    ) -> TransferCompletion {
+    pub(super) fn ended(layers: usize, end: End) -> TransferCompletion {
         TransferCompletion {
-            state: State::Ended { layers, result },
+            completion: Completion::ended(layers, end),
         }
     }
 
@@ -217,57 +58,39 @@ impl TransferCompletion {
     /// # Errors
     /// What made the transfer fail.
     pub fn wait(&self) -> Result<TransferReport, TransferError> {
-        match &self.state {
-            State::Ended { result, .. } => result.clone(),
-            State::Pending(waiter) => waiter.shared.wait(|progress| progress.result.clone()),
-        }
+        self.completion.wait()
     }
 
     /// Waits for the end, but not longer than `timeout`; `None` where it did not come.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
-        match &self.state {
-            State::Ended { result, .. } => Some(result.clone()),
-            State::Pending(waiter) => {
-                let result = |progress: &Progress| progress.result.clone();
-                waiter.shared.wait_timeout(timeout, result)
-            }
-        }
+        self.completion.wait_timeout(timeout)
     }
 
     /// The result, if the transfer has ended.
     #[must_use]
     pub fn try_result(&self) -> Option<Result<TransferReport, TransferError>> {
-        match &self.state {
-            State::Ended { result, .. } => Some(result.clone()),
-            State::Pending(waiter) => waiter.shared.lock().result.clone(),
-        }
+        self.completion.try_result()
     }
 
     /// Whether the transfer has ended.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        match &self.state {
-            State::Ended { .. } => true,
-            State::Pending(waiter) => waiter.shared.lock().result.is_some(),
-        }
+        self.completion.is_complete()
     }
 
     /// Layers of the transfer.
     #[must_use]
     pub fn num_layers(&self) -> usize {
-        match &self.state {
-            State::Ended { layers, .. } => *layers,
-            State::Pending(waiter) => waiter.shared.layers,
-        }
+        self.completion.num_layers()
     }
 
     /// Layers that are at their destination.
     #[must_use]
     pub fn layers_done(&self) -> usize {
-        match &self.state {
-            State::Ended { layers, result } => result.as_ref().map_or(0, |_| *layers),
-            State::Pending(waiter) => waiter.shared.lock().layers_done,
+        match self.completion.try_result() {
+            Some(Ok(_)) => self.num_layers(),
+            Some(Err(_)) | None => self.completion.layers_announced(),
         }
     }
 
@@ -278,10 +101,7 @@ impl TransferCompletion {
     /// What made the transfer fail before this layer was done; a layer that it does not have.
     pub fn wait_layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
-        match &self.state {
-            State::Ended { result, .. } => result.clone().map(|_| ()),
-            State::Pending(waiter) => waiter.shared.wait(|progress| layer_result(progress, layer)),
-        }
+        layer_end(self.completion.wait_layer(layer))
     }
 
     /// The same as [`TransferCompletion::wait_layer`], but not longer than `timeout`; `None` where
@@ -295,13 +115,8 @@ impl TransferCompletion {
         timeout: Duration,
     ) -> Result<Option<()>, TransferError> {
         self.check_layer(layer)?;
-        match &self.state {
-            State::Ended { result, .. } => result.clone().map(|_| Some(())),
-            State::Pending(waiter) => {
-                let ready = |progress: &Progress| layer_result(progress, layer);
-                waiter.shared.wait_timeout(timeout, ready).transpose()
-            }
-        }
+        let waited = self.completion.wait_layer_timeout(layer, timeout);
+        waited.map(layer_end).transpose()
     }
 
     /// The same as [`TransferCompletion::wait_layer`], to await.
@@ -310,14 +125,7 @@ impl TransferCompletion {
     /// As for [`TransferCompletion::wait_layer`].
     pub async fn layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
-        match &self.state {
-            State::Ended { result, .. } => result.clone().map(|_| ()),
-            State::Pending(waiter) => {
-                let mut waiter = waiter.clone();
-                let ready = |progress: &Progress| layer_result(progress, layer);
-                std::future::poll_fn(|context| waiter.poll(context, ready)).await
-            }
-        }
+        layer_end(self.completion.layer(layer).await)
     }
 
     fn check_layer(&self, layer: usize) -> Result<(), TransferError> {
@@ -329,14 +137,11 @@ impl TransferCompletion {
     }
 }
 
-fn layer_result(progress: &Progress, layer: usize) -> Option<Result<(), TransferError>> {
-    if progress.layers_done > layer {
-        return Some(Ok(()));
-    }
-    match &progress.result {
-        Some(Err(error)) => Some(Err(error.clone())),
-        Some(Ok(_)) => Some(Ok(())),
-        None => None,
+/// A layer that was not announced is at its destination where the transfer ended well.
+fn layer_end(layer: Result<(), End>) -> Result<(), TransferError> {
+    match layer {
+        Ok(()) | Err(Ok(_)) => Ok(()),
+        Err(Err(error)) => Err(error),
     }
 }
 
@@ -344,15 +149,14 @@ impl Future for TransferCompletion {
     type Output = Result<TransferReport, TransferError>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match &mut self.state {
-            State::Ended { result, .. } => Poll::Ready(result.clone()),
-            State::Pending(waiter) => waiter.poll(context, |progress| progress.result.clone()),
-        }
+        Pin::new(&mut self.completion).poll(context)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+
     use super::*;
 
     fn results() -> [Result<TransferReport, TransferError>; 2] {
@@ -367,10 +171,10 @@ mod tests {
 
     /// The same end, known from the start and learned later.
     fn both(result: &Result<TransferReport, TransferError>) -> [TransferCompletion; 2] {
-        let shared = Shared::new(3);
-        let pending = TransferCompletion::pending(Arc::clone(&shared));
+        let completer = Completer::new(3, 1);
+        let pending = TransferCompletion::pending(&completer);
         assert!(!pending.is_complete() && pending.try_result().is_none());
-        shared.finish(result.clone());
+        completer.finish(result.clone());
         [TransferCompletion::ended(3, result.clone()), pending]
     }
 
@@ -422,14 +226,14 @@ mod tests {
 
     #[test]
     fn a_layer_is_waited_for_no_longer_than_said() {
-        let shared = Shared::new(2);
-        let done = TransferCompletion::pending(Arc::clone(&shared));
+        let completer = Completer::new(2, 1);
+        let done = TransferCompletion::pending(&completer);
         let wait = |layer| {
             done.wait_layer_timeout(layer, Duration::from_millis(1))
                 .unwrap()
         };
         assert_eq!((wait(0), wait(1)), (None, None));
-        shared.layer_done();
+        completer.layer_came(0, 1);
         assert_eq!((wait(0), wait(1)), (Some(()), None));
     }
 

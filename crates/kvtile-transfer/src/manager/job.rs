@@ -7,8 +7,8 @@ use std::{
     time::Instant,
 };
 
-use super::completion::{Shared, TransferReport};
-use crate::{error::TransferError, execute::LeasedTransfer};
+use super::completion::{End, TransferReport};
+use crate::{completion::Completer, error::TransferError, execute::LeasedTransfer};
 
 /// What a transfer needs of its manager: borrowed while it runs at once, shared while it waits its
 /// turn.
@@ -74,7 +74,7 @@ pub(super) struct Job {
 }
 
 /// Tells the completion that the transfer panicked, unless it was told something else before.
-struct Ending(Arc<Shared>);
+struct Ending(Completer<End>);
 
 impl Drop for Ending {
     fn drop(&mut self) {
@@ -83,18 +83,26 @@ impl Drop for Ending {
 }
 
 impl Job {
-    pub(super) fn new(transfer: LeasedTransfer<'static>, verify: bool, shared: Arc<Shared>) -> Job {
+    pub(super) fn new(
+        transfer: LeasedTransfer<'static>,
+        verify: bool,
+        completer: Completer<End>,
+    ) -> Job {
         Job {
             transfer,
             verify,
-            ending: Ending(shared),
+            ending: Ending(completer),
         }
     }
 
     /// Moves the bytes, gives the leases back, and then tells the completion.
     pub(super) fn run(self) {
         let ending = self.ending;
-        let outcome = run(self.transfer, self.verify, || ending.0.layer_done());
+        let mut layer = 0;
+        let outcome = run(self.transfer, self.verify, || {
+            ending.0.layer_came(layer, 1);
+            layer += 1;
+        });
         ending.0.finish(outcome);
     }
 }

@@ -31,8 +31,9 @@ pub use options::TransferOptions;
 pub(crate) use pairs::{Ids, Pairs};
 pub(crate) use routes::RouteKey;
 
-use self::{completion::Shared, job::Job, worker::Worker};
+use self::{job::Job, worker::Worker};
 use crate::{
+    completion::Completer,
     error::TransferError,
     execute::{BlockLease, Executor, LeaseMode, Planned, Route},
     physical::PhysicalLayout,
@@ -256,9 +257,9 @@ impl TransferManager {
         let (ledger, executor) = (Arc::clone(&self.ledger), Arc::clone(&self.executor));
         let (ledger, executor) = (Held::Shared(ledger), Held::Shared(executor));
         let transfer = planned.into_owned().lease(ledger, executor, read_next)?;
-        let shared = Shared::new(layers);
-        let job = Job::new(transfer, verify, Arc::clone(&shared));
-        self.worker.run(job);
-        Ok(TransferCompletion::pending(shared))
+        let completer = Completer::new(layers, 1);
+        let completion = TransferCompletion::pending(&completer);
+        self.worker.run(Job::new(transfer, verify, completer));
+        Ok(completion)
     }
 }
