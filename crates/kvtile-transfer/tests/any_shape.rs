@@ -1,5 +1,5 @@
 //! Any shape that resolves can be bound: layouts that no layout config describes are built, copied
-//! and saved like all others, and only who asks for the config is told that there is none.
+//! and saved like all others. Their config and descriptor are typed errors.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -92,7 +92,7 @@ fn records_with_a_scale_of_each_page_are_copied_between_memories_and_files() {
     }
 }
 
-/// The first constraint that fails is named, to whoever asks for the view, and nothing else fails.
+/// Every part of the traditional view names the constraint that fails; nothing else fails.
 #[test]
 fn a_layout_without_a_config_says_which_constraint_fails() {
     let layout = built(&state(), Word::parse("BLs").unwrap());
