@@ -1,12 +1,12 @@
 //! Any shape that resolves can be bound: layouts that no layout config describes are built, copied
 //! and saved like all others. Their config and descriptor are typed errors.
-#![expect(clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod common;
 
 use common::{PLACES, over_image};
 use kvtile_layout::{
-    Axis, LayoutError, Plane, Shape, Unit, Word,
+    Axis, LayoutError, Plane, PlaneDigits, Shape, StridedLayout, Unit, Word,
     identity::LogicalIdentity,
     tradition::{BlockDimension, ConfigError, LayoutKind, LayoutSpec},
 };
@@ -71,7 +71,10 @@ fn copies_everywhere(shape: &Shape, from: &str, to: &str) {
             assert_eq!((report.bytes, report.verified), (bytes, true));
             drop(manager.unregister(handles.0).unwrap());
             drop(manager.unregister(handles.1).unwrap());
-            let what = format!("{} to {}, {from_place:?} to {to_place:?}", from.word, to.word);
+            let what = format!(
+                "{} to {}, {from_place:?} to {to_place:?}",
+                from.word, to.word
+            );
             assert!(a_store.image() == from_image, "source of {what}");
             assert!(b_store.image() == expected, "{what}");
         }
@@ -90,6 +93,42 @@ fn records_with_a_scale_of_each_page_are_copied_between_memories_and_files() {
     for (from, to) in [("BL(kNC,ks)", "L|B(ks,kCN)"), ("LB(k,ks)NC", "BLKNC")] {
         copies_everywhere(&quantised(), from, to);
     }
+}
+
+/// Digits, as layouts over imported tensors have them, need no config either.
+#[test]
+fn digits_over_odd_pages_are_bound() {
+    let strided = StridedLayout::resolve(&Word::parse("L|Bs").unwrap(), &state(), 1).unwrap();
+    let planes = strided.planes().map(|(plane, piece)| PlaneDigits {
+        plane: plane.name().to_string(),
+        region: piece.region(),
+        offset: piece.offset(),
+        digits: piece.digits().to_vec(),
+    });
+    let digits = LayoutSpec::Digits {
+        planes: planes.collect(),
+        region_bytes: strided.region_bytes().to_vec(),
+    };
+    let (given, word) = (
+        built(&state(), digits),
+        built(&state(), Word::parse("BLs").unwrap()),
+    );
+    assert_eq!(given.strided().region_bytes(), strided.region_bytes());
+    assert!(given.config().is_err());
+    let manager = TransferManager::new();
+    let (from, to) = (
+        manager.register(given).unwrap(),
+        manager.register(word).unwrap(),
+    );
+    let pattern = FillPattern::Distinct { seed: 9 };
+    manager.fill(from, &[2], pattern).unwrap();
+    let options = TransferOptions::new().verify(true);
+    let done = manager.execute_transfer(from, &[2], to, &[5], options);
+    assert_eq!(done.unwrap().wait().unwrap().bytes, 2 * 4100);
+    assert_eq!(
+        manager.block_digest(from, 2).unwrap(),
+        manager.block_digest(to, 5).unwrap()
+    );
 }
 
 /// Every part of the traditional view names the constraint that fails; nothing else fails.
@@ -117,7 +156,7 @@ fn a_layout_without_a_config_says_which_constraint_fails() {
             "{text}"
         );
         let TransferError::NoLayoutConfig { constraint } = error else {
-            unreachable!("{error}");
+            panic!("{error}");
         };
         assert_eq!(constraint, failed);
     }

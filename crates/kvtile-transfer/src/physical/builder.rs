@@ -250,7 +250,8 @@ impl HasLayout {
         let strided = match &self.counts {
             Counts::Config(config) => {
                 let (shape, inner) = (self.spec.shape(config)?, config.inner_shape());
-                self.spec.resolve(&shape, inner, config.alignment() as u64)?
+                self.spec
+                    .resolve(&shape, inner, config.alignment() as u64)?
             }
             Counts::Shape { shape, alignment } => {
                 self.spec.resolve(shape, InnerShape::Unknown, *alignment)?

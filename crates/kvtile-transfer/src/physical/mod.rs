@@ -291,12 +291,13 @@ impl PhysicalLayout {
     ) -> Result<MemoryDescriptor, TransferError> {
         let (block, layer) = (block_id as u64, layer_id as u64);
         let span = self.strided().plane_span(block, layer, outer_id)?;
-        let base = usize::try_from(span.start.region)
-            .ok()
-            .and_then(|region| match &self.inner.place {
-                Place::Local { bound, .. } => bound.regions().get(region).map(|r| r.addr()),
-                Place::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
-            });
+        let base =
+            usize::try_from(span.start.region)
+                .ok()
+                .and_then(|region| match &self.inner.place {
+                    Place::Local { bound, .. } => bound.regions().get(region).map(|r| r.addr()),
+                    Place::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
+                });
         memory_of_span(span, base)
     }
 
