@@ -92,6 +92,22 @@ def test_a_verified_copy_says_so() -> None:
     assert "bytes=" in repr(report)
 
 
+def test_pages_of_bytes_that_no_tokens_divide_are_copied() -> None:
+    state = kvtile.Plane("s", "state", unit_bytes=4100, opaque=True, per_page=True)
+    held = kvtile.Shape(num_blocks=8, num_layers=2, page_size=16, planes=[state])
+    source = np.zeros((8, 2, 4100), np.uint8)
+    targets = [np.zeros((8, 4100), np.uint8) for _ in range(2)]
+    fill([source.reshape(-1), *(target.reshape(-1) for target in targets)], 3)
+    expected = [target.copy() for target in targets]
+    src = kvtile.Layout("BLs", shape=held, tensors=source)
+    dst = kvtile.Layout("L|Bs", shape=held, tensors=targets)
+    report = kvtile.copy_blocks(src, dst, [7, 0, 3], [1, 6, 2], verify=True)
+    assert report.bytes == 3 * 2 * 4100
+    for layer in range(2):
+        expected[layer][[1, 6, 2]] = source[[7, 0, 3], layer]
+        assert (targets[layer] == expected[layer]).all()
+
+
 def test_other_threads_run_while_blocks_are_copied() -> None:
     large = kvtile.Shape(num_blocks=256, num_layers=4, page_size=16, num_heads=8, head_size=64, dtype="float32")
     src = kvtile.Layout("BLKNHC", shape=large, tensors=np.ones(256 * large.block_bytes // 4, "float32"))

@@ -85,6 +85,14 @@ pub enum TransferError {
         agent: String,
     },
 
+    /// A layout that no layout config describes: it can be used, and it has no config, no descriptor
+    /// and no [`Layout`](crate::Layout) view.
+    #[error("no layout config describes this layout, and so no descriptor does: {constraint}")]
+    NoLayoutConfig {
+        /// The constraint of a config that the layout does not meet.
+        constraint: LayoutError,
+    },
+
     // Descriptors.
     /// Text that is not the JSON of a descriptor.
     #[error("not a layout descriptor: {problem}")]
@@ -130,8 +138,12 @@ pub enum TransferError {
     },
 
     // Transfers.
-    /// A remote layout where only local ones can be used.
-    #[error("this layout is remote (agent {agent:?}): its addresses mean nothing here")]
+    /// A remote layout whose bytes were to be read or written. Its addresses and sizes can be
+    /// computed; reaching them is the work of a transport.
+    #[error(
+        "this layout is remote (agent {agent:?}): its memory is in another process, and this one \
+         cannot read or write it"
+    )]
     RemoteLayout {
         /// Name of the agent that owns it.
         agent: String,

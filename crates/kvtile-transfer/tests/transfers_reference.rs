@@ -5,12 +5,12 @@
 mod common;
 
 use common::{PLACES, Place, over_image};
-use kvtile_layout::LayoutError;
+use kvtile_layout::{LayoutError, tradition::ConfigError};
 use kvtile_testkit::{
     generate::{TransferCase, config, transfers},
     naive_copy,
 };
-use kvtile_transfer::{TransferError, TransferManager, TransferOptions};
+use kvtile_transfer::{PhysicalLayout, TransferError, TransferManager, TransferOptions};
 use proptest::prelude::*;
 
 /// How a case is executed.
@@ -34,22 +34,39 @@ fn manners() -> impl Strategy<Value = Manner> {
     )
 }
 
-/// Whether the case was one that may be refused.
-fn executed(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> bool {
+/// What became of a case.
+struct Outcome {
+    /// It was copied; if not, the planner refused it.
+    executed: bool,
+    /// No layout config describes its source or its destination.
+    no_config: bool,
+}
+
+/// Whether no config describes `layout`; the error says which constraint of a config it does not
+/// meet.
+fn has_no_config(layout: &PhysicalLayout) -> bool {
+    match layout.config() {
+        Ok(_) => false,
+        Err(TransferError::NoLayoutConfig {
+            constraint: LayoutError::Config(ConfigError::NoInnerDim { bytes, page_size }),
+        }) => {
+            assert_ne!(bytes % page_size, 0);
+            true
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Every layout of a case is built, whatever its planes: a word that resolves can be bound. Only
+/// the planner may refuse a case, and only a pair of words that cut an axis at moduli without a
+/// common refinement, or into more pieces than a plan may have.
+fn run(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> Outcome {
     let (src, dst) = (case.src.reference().unwrap(), case.dst.reference().unwrap());
     let from_image = src.filled(1).unwrap();
     let to_image = dst.filled(2).unwrap();
-    let sides = (
-        over_image(&case.src, &from_image, manner.from, folder),
-        over_image(&case.dst, &to_image, manner.to, folder),
-    );
-    let ((from, from_store), (to, to_store)) = match sides {
-        (Ok(from), Ok(to)) => (from, to),
-        (Err(error), _) | (_, Err(error)) => {
-            assert!(matches!(error, TransferError::Layout(_)), "{error}");
-            return false;
-        }
-    };
+    let (from, from_store) = over_image(&case.src, &from_image, manner.from, folder).unwrap();
+    let (to, to_store) = over_image(&case.dst, &to_image, manner.to, folder).unwrap();
+    let no_config = has_no_config(&from) | has_no_config(&to);
     let manager = TransferManager::new();
     let (from, to) = (
         manager.register(from).unwrap(),
@@ -61,7 +78,7 @@ fn executed(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> bo
     }
     let mut expected = to_image.clone();
     let started = manager.execute_selection(from, to, case.selection.selection(), options);
-    let done = match started {
+    let executed = match started {
         Ok(completion) => {
             let report = completion.wait().unwrap();
             let bytes =
@@ -85,24 +102,35 @@ fn executed(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> bo
         to_store.image() == expected,
         "the destination is not what the naive copy makes"
     );
-    done
+    Outcome {
+        executed,
+        no_config,
+    }
 }
 
 #[test]
 fn a_transfer_copies_what_the_naive_copy_copies_and_nothing_else() {
     let folder = common::folder();
     let mut runner = proptest::test_runner::TestRunner::new(config(1200));
-    let (mut done, mut all) = (0, 0);
-    let counts = std::cell::RefCell::new((&mut done, &mut all));
+    let (mut done, mut all, mut copied_without_config) = (0, 0, 0);
+    let counts = std::cell::RefCell::new((&mut done, &mut all, &mut copied_without_config));
     runner
         .run(&(transfers(), manners()), |(case, manner)| {
-            let executed = executed(&case, manner, folder.path());
+            let outcome = run(&case, manner, folder.path());
             let mut counts = counts.borrow_mut();
-            *counts.0 += u32::from(executed);
+            *counts.0 += u32::from(outcome.executed);
             *counts.1 += 1;
+            *counts.2 += u32::from(outcome.executed && outcome.no_config);
             Ok(())
         })
         .unwrap();
     assert!(done * 10 > all * 6, "only {done} of {all} were executed");
-    eprintln!("{done} of {all} transfers executed, the others refused");
+    assert!(
+        copied_without_config * 20 > all,
+        "only {copied_without_config} of {all} copied a layout that no config describes"
+    );
+    eprintln!(
+        "{done} of {all} transfers executed, {copied_without_config} of them of layouts that no \
+         config describes, the others refused by the planner"
+    );
 }

@@ -82,8 +82,8 @@ pub enum ConfigError {
     },
     /// A shape whose blocks have no whole number of bytes a token.
     #[error(
-        "{bytes} bytes a layer and block are no multiple of the {page_size} tokens; a layout \
-         config cannot describe this shape"
+        "{bytes} bytes a layer and block are no multiple of the {page_size} tokens, and a layout \
+         config counts whole elements of each token"
     )]
     NoInnerDim {
         /// Bytes of one layer and block.

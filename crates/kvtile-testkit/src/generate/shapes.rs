@@ -7,7 +7,8 @@ use super::choices::Choices;
 const NAMES: [&str; 10] = ["k", "v", "ks", "vs", "c", "r", "s", "i", "conv", "ssm"];
 
 /// A shape of at most `bytes_max` bytes: one to four planes whose units have 1, 2, 3, 4, 7, 8 or
-/// 34 bytes, with or without heads, content and declared axes, some with one entry a page.
+/// 34 bytes, with or without heads, content and declared axes, some with one entry a page. One shape
+/// in three has an odd plane as well, and some have nothing else: see [`odd_plane`].
 pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, LayoutError> {
     let num_blocks = 1 + choices.below(5);
     let num_layers = 1 + choices.below(4);
@@ -35,6 +36,12 @@ pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, Layo
             false => plane,
         });
     }
+    if choices.once_in(3) {
+        if choices.once_in(2) {
+            planes.clear();
+        }
+        planes.push(odd_plane(choices)?);
+    }
     let mut capped = Shape::new(num_blocks, num_layers, page_size, planes.clone());
     for cap in [12, 8, 6, 4, 3, 2, 1] {
         match capped.as_ref().map(Shape::total_bytes) {
@@ -50,6 +57,26 @@ pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, Layo
         );
     }
     capped
+}
+
+/// What caches hold beside keys and values, with bytes that the tokens of a page seldom divide: a
+/// recurrent state, scales of a page, and records of 34 bytes for 32 values.
+fn odd_plane(choices: &mut Choices) -> Result<Plane, LayoutError> {
+    let odd = choices.pick(&[1, 3, 5]);
+    Ok(match choices.below(5) {
+        0 => {
+            let bytes = choices.pick(&[41, 1025, 410]);
+            Plane::new("state", Unit::opaque("state", bytes)?)?.per_page()
+        }
+        1 => Plane::new("scale", Unit::raw(4)?)?
+            .extent(Axis::C, odd)
+            .per_page(),
+        2 => Plane::new("scale", Unit::raw(1)?)?.per_page(),
+        3 => Plane::new("record", Unit::new("q8_0", 34, 32)?)?
+            .extent(Axis::C, odd)
+            .per_page(),
+        _ => Plane::new("record", Unit::new("q8_0", 34, 32)?)?.extent(Axis::C, odd),
+    })
 }
 
 fn unit(choices: &mut Choices) -> Result<Unit, LayoutError> {

@@ -16,6 +16,7 @@ mod durable;
 mod flow;
 mod layers;
 mod refusals;
+mod shapes;
 mod simulation;
 mod slow;
 mod threads;

@@ -115,15 +115,16 @@ impl PhysicalLayout {
     /// What another process is told of this layout.
     ///
     /// # Errors
-    /// None for layouts that were built here; remote ones describe themselves as they came.
+    /// [`TransferError::NoLayoutConfig`] where no config describes the layout, which can be used all
+    /// the same. Remote layouts describe themselves as they came.
     pub fn to_descriptor(&self) -> Result<LayoutDescriptor, TransferError> {
         Ok(LayoutDescriptor {
             version: LayoutDescriptor::CURRENT_VERSION,
-            layout_config: self.config().clone(),
+            layout_config: self.config()?.clone(),
             location: self.location(),
             nixl_metadata: self.nixl_metadata().clone(),
             memory_descriptors: self.memory_descriptors(),
-            layout_type_details: self.serialization_details(),
+            layout_type_details: self.serialization_details()?,
             logical_fingerprint: self.logical_fingerprint(),
         })
     }

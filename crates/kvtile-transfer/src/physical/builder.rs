@@ -13,17 +13,14 @@ use std::{
 use kvtile_layout::{
     Shape, StridedLayout,
     identity::Fingerprint,
-    tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutSpec, LayoutTypeDetails},
+    tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutSpec},
 };
 use kvtile_memory::{
     FileMemory, OwnedMemoryRegion, Prefault, RegionView, SharedMemory, SystemMemory,
 };
 
-use super::{
-    Bound, FullyContiguousLayout, LayerSeparateLayout, Layout, NixlMetadata, PhysicalLayout,
-    WordLayout,
-};
-use crate::error::TransferError;
+use super::{NixlMetadata, PhysicalLayout, view::TraditionalView};
+use crate::{error::TransferError, execute::BoundLayout};
 
 /// Where scratch files go: on a disk, not in memory.
 const SCRATCH_FOLDER: &str = "/var/tmp";
@@ -227,7 +224,8 @@ impl PhysicalLayoutBuilder<HasLayout> {
 }
 
 impl PhysicalLayoutBuilder<HasMemory> {
-    /// Resolves the order, allocates, and binds one to the other.
+    /// Resolves the order, allocates, and binds one to the other. Whatever resolves can be bound: a
+    /// [`LayoutConfig`] that describes the shape is not needed.
     ///
     /// # Errors
     /// An order that does not fit; memory or a file that cannot be had; regions that are too few,
@@ -235,20 +233,12 @@ impl PhysicalLayoutBuilder<HasMemory> {
     /// registered ones are asked for. Nothing stays allocated, and no file stays behind.
     pub fn build(self) -> Result<PhysicalLayout, TransferError> {
         let HasMemory { layout, memory } = self.state;
-        let (config, strided) = layout.resolve()?;
-        let spec = layout.spec;
-        let details = LayoutTypeDetails::describing(&spec, strided.shape(), &config)?;
+        let strided = layout.resolve()?;
         let (regions, nixl) = memory.regions(&strided)?;
-        let bound = Bound::of_strided(config, details, Arc::new(strided), regions)?;
-        let executable = Arc::clone(&bound.layout);
-        let layout: Arc<dyn Layout> = match spec {
-            LayoutSpec::FullyContiguous => Arc::new(FullyContiguousLayout(bound)),
-            LayoutSpec::LayerSeparate(dim) => Arc::new(LayerSeparateLayout(bound, dim)),
-            _ => Arc::new(WordLayout(bound)),
-        };
+        let bound = BoundLayout::new(Arc::new(strided), regions)?;
         Ok(PhysicalLayout::local(
-            layout,
-            executable,
+            Arc::new(bound),
+            layout.into_view(),
             nixl,
             self.logical,
         ))
@@ -256,20 +246,26 @@ impl PhysicalLayoutBuilder<HasMemory> {
 }
 
 impl HasLayout {
-    fn resolve(&self) -> Result<(LayoutConfig, StridedLayout), TransferError> {
-        let (config, shape, inner, alignment) = match &self.counts {
+    fn resolve(&self) -> Result<StridedLayout, TransferError> {
+        let strided = match &self.counts {
             Counts::Config(config) => {
-                let alignment = config.alignment() as u64;
-                let shape = self.spec.shape(config)?;
-                (config.clone(), shape, config.inner_shape(), alignment)
+                let (shape, inner) = (self.spec.shape(config)?, config.inner_shape());
+                self.spec
+                    .resolve(&shape, inner, config.alignment() as u64)?
             }
             Counts::Shape { shape, alignment } => {
-                let config = LayoutConfig::from_shape(shape, *alignment)?;
-                (config, shape.clone(), InnerShape::Unknown, *alignment)
+                self.spec.resolve(shape, InnerShape::Unknown, *alignment)?
             }
         };
-        let strided = self.spec.resolve(&shape, inner, alignment)?;
-        Ok((config, strided))
+        Ok(strided)
+    }
+
+    fn into_view(self) -> TraditionalView {
+        let config = match self.counts {
+            Counts::Config(config) => Some(config),
+            Counts::Shape { .. } => None,
+        };
+        TraditionalView::new(self.spec, config)
     }
 }
 

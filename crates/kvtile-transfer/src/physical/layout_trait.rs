@@ -3,14 +3,18 @@
 use std::fmt::Debug;
 
 use kvtile_layout::{
-    StridedLayout,
+    Span, StridedLayout,
     tradition::{LayoutConfig, LayoutTypeDetails},
 };
 use kvtile_memory::{MemoryDescriptor, OwnedMemoryRegion};
 
 use crate::error::TransferError;
 
-/// A layout with its regions: maps block, layer and plane to memory.
+/// A layout with its regions, as the block-manager tradition sees it: maps block, layer and plane to
+/// memory.
+///
+/// It is a view that a layout has where a [`LayoutConfig`] describes it
+/// ([`PhysicalLayout::layout`](crate::PhysicalLayout::layout)); nothing that moves bytes needs it.
 ///
 /// Addresses are addresses of this process for memory, and file offsets for files.
 pub trait Layout: Send + Sync + Debug {
@@ -40,21 +44,10 @@ pub trait Layout: Send + Sync + Debug {
         let span = self
             .strided()
             .plane_span(block_id as u64, layer_id as u64, outer_id)?;
-        let outside = TransferError::OutsidePlan {
-            region: span.start.region,
-        };
         let region = usize::try_from(span.start.region)
             .ok()
             .and_then(|index| self.memory_regions().get(index));
-        let (Some(region), Ok(offset), Ok(size)) = (
-            region,
-            usize::try_from(span.start.offset),
-            usize::try_from(span.bytes),
-        ) else {
-            return Err(outside);
-        };
-        let addr = region.addr().checked_add(offset).ok_or(outside)?;
-        Ok(MemoryDescriptor { addr, size })
+        memory_of_span(span, region.map(|region| region.addr()))
     }
 
     /// Bytes that each region must have.
@@ -100,4 +93,23 @@ pub trait Layout: Send + Sync + Debug {
     fn dtype_width_bytes(&self) -> usize {
         self.config().dtype_width_bytes()
     }
+}
+
+/// Address and size of `span`, whose region starts at `base`: an address, or an offset in a file.
+pub(super) fn memory_of_span(
+    span: Span,
+    base: Option<usize>,
+) -> Result<MemoryDescriptor, TransferError> {
+    let outside = TransferError::OutsidePlan {
+        region: span.start.region,
+    };
+    let (Some(base), Ok(offset), Ok(size)) = (
+        base,
+        usize::try_from(span.start.offset),
+        usize::try_from(span.bytes),
+    ) else {
+        return Err(outside);
+    };
+    let addr = base.checked_add(offset).ok_or(outside)?;
+    Ok(MemoryDescriptor { addr, size })
 }

@@ -13,10 +13,10 @@ use crate::{error::TransferError, execute::BoundLayout};
 
 /// A configuration, its digits and the regions they are bound to.
 #[derive(Debug, Clone)]
-pub(crate) struct Bound {
-    pub(crate) config: LayoutConfig,
-    pub(crate) details: LayoutTypeDetails,
-    pub(crate) layout: Arc<BoundLayout>,
+pub(super) struct Bound {
+    pub(super) config: LayoutConfig,
+    pub(super) details: LayoutTypeDetails,
+    pub(super) layout: Arc<BoundLayout>,
 }
 
 impl Bound {
@@ -29,20 +29,10 @@ impl Bound {
         let alignment = config.alignment() as u64;
         let strided = spec.resolve(&shape, config.inner_shape(), alignment)?;
         let details = LayoutTypeDetails::describing(spec, &shape, &config)?;
-        Bound::of_strided(config, details, Arc::new(strided), regions)
-    }
-
-    /// Binds what was resolved, and checked to be describable, before any memory was asked for.
-    pub(crate) fn of_strided(
-        config: LayoutConfig,
-        details: LayoutTypeDetails,
-        strided: Arc<StridedLayout>,
-        regions: Vec<OwnedMemoryRegion>,
-    ) -> Result<Bound, TransferError> {
         Ok(Bound {
             config,
             details,
-            layout: Arc::new(BoundLayout::new(strided, regions)?),
+            layout: Arc::new(BoundLayout::new(Arc::new(strided), regions)?),
         })
     }
 }

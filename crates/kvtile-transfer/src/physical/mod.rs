@@ -1,12 +1,17 @@
 //! Physical layouts: a layout, the memory under it, and who may use it.
 //!
 //! A [`PhysicalLayout`] is either local (its regions are here and the executors can move their
-//! bytes) or remote (it came from a descriptor: its addresses belong to another process, and local
-//! executors refuse it). It is cheap to clone; clones are the same layout.
+//! bytes) or remote (it came from a descriptor: its addresses belong to another process; they can be
+//! computed, and the executors refuse them). It is cheap to clone; clones are the same layout.
+//!
+//! What a local layout needs is digits and regions. A config, descriptor details and the trait
+//! [`Layout`] are a view of it (`view`), which it has where the block-manager tradition can describe
+//! it.
 
 mod builder;
 mod layout_trait;
 mod layouts;
+mod view;
 
 use std::sync::Arc;
 
@@ -20,9 +25,11 @@ use kvtile_memory::{
     MemType, MemoryDescriptor, OwnedMemoryRegion, RegionView, SharedMemory, StorageKind,
 };
 pub use layout_trait::Layout;
-pub(crate) use layouts::Bound;
+use layout_trait::memory_of_span;
+use layouts::Bound;
 pub use layouts::{FullyContiguousLayout, LayerSeparateLayout, WordLayout};
 use serde::{Deserialize, Serialize};
+use view::TraditionalView;
 
 use crate::{error::TransferError, execute::BoundLayout};
 
@@ -68,8 +75,8 @@ pub(crate) struct Remote {
 #[derive(Debug)]
 enum Place {
     Local {
-        layout: Arc<dyn Layout>,
         bound: Arc<BoundLayout>,
+        view: TraditionalView,
     },
     Remote(Box<Remote>),
 }
@@ -96,15 +103,15 @@ impl PhysicalLayout {
     }
 
     fn local(
-        layout: Arc<dyn Layout>,
         bound: Arc<BoundLayout>,
+        view: TraditionalView,
         nixl: Option<NixlMetadata>,
         logical: Option<Fingerprint>,
     ) -> PhysicalLayout {
         let location = bound.kind();
         PhysicalLayout {
             inner: Arc::new(Inner {
-                place: Place::Local { layout, bound },
+                place: Place::Local { bound, view },
                 location,
                 nixl: nixl.unwrap_or_else(|| NixlMetadata::without_agent(location)),
                 logical,
@@ -128,12 +135,16 @@ impl PhysicalLayout {
         }
     }
 
-    /// The layout with its regions; `None` for a remote one.
-    #[must_use]
-    pub fn layout(&self) -> Option<&Arc<dyn Layout>> {
+    /// The layout with its regions, as the block-manager tradition sees it. It is worked out when it
+    /// is first asked for.
+    ///
+    /// # Errors
+    /// A layout that no [`LayoutConfig`] describes ([`TransferError::NoLayoutConfig`], with the
+    /// constraint that fails); a remote one, whose regions are not here.
+    pub fn layout(&self) -> Result<&Arc<dyn Layout>, TransferError> {
         match &self.inner.place {
-            Place::Local { layout, .. } => Some(layout),
-            Place::Remote(_) => None,
+            Place::Local { bound, view } => view.get(bound),
+            Place::Remote(_) => Err(self.remote_error()),
         }
     }
 
@@ -160,7 +171,7 @@ impl PhysicalLayout {
     #[must_use]
     pub fn strided(&self) -> &StridedLayout {
         match &self.inner.place {
-            Place::Local { layout, .. } => layout.strided(),
+            Place::Local { bound, .. } => bound.layout(),
             Place::Remote(remote) => &remote.strided,
         }
     }
@@ -171,28 +182,34 @@ impl PhysicalLayout {
         self.strided().shape()
     }
 
-    /// The configuration.
-    #[must_use]
-    pub fn config(&self) -> &LayoutConfig {
+    /// The configuration, where one describes the layout.
+    ///
+    /// # Errors
+    /// [`TransferError::NoLayoutConfig`], with the constraint of a config that the layout does not
+    /// meet.
+    pub fn config(&self) -> Result<&LayoutConfig, TransferError> {
         match &self.inner.place {
-            Place::Local { layout, .. } => layout.config(),
-            Place::Remote(remote) => &remote.config,
+            Place::Local { bound, view } => Ok(view.get(bound)?.config()),
+            Place::Remote(remote) => Ok(&remote.config),
         }
     }
 
     /// What a descriptor says about the order.
-    #[must_use]
-    pub fn serialization_details(&self) -> LayoutTypeDetails {
+    ///
+    /// # Errors
+    /// As for [`PhysicalLayout::config`], without which there is no descriptor.
+    pub fn serialization_details(&self) -> Result<LayoutTypeDetails, TransferError> {
         match &self.inner.place {
-            Place::Local { layout, .. } => layout.serialization_details(),
-            Place::Remote(remote) => remote.details.clone(),
+            Place::Local { bound, view } => Ok(view.get(bound)?.serialization_details()),
+            Place::Remote(remote) => Ok(remote.details.clone()),
         }
     }
 
-    /// The family.
+    /// The family; [`LayoutKind::Strided`] where no config describes the layout.
     #[must_use]
     pub fn kind(&self) -> LayoutKind {
-        self.serialization_details().kind()
+        let details = self.serialization_details();
+        details.map_or(LayoutKind::Strided, |details| details.kind())
     }
 
     /// Where the bytes are.
@@ -222,7 +239,10 @@ impl PhysicalLayout {
     /// The regions; empty for a remote layout.
     #[must_use]
     pub fn memory_regions(&self) -> &[OwnedMemoryRegion] {
-        self.layout().map_or(&[], |layout| layout.memory_regions())
+        match &self.inner.place {
+            Place::Local { bound, .. } => bound.regions(),
+            Place::Remote(_) => &[],
+        }
     }
 
     /// The shared memory under the regions, where the layout was built with
@@ -245,8 +265,8 @@ impl PhysicalLayout {
     #[must_use]
     pub fn memory_descriptors(&self) -> Vec<MemoryDescriptor> {
         match &self.inner.place {
-            Place::Local { layout, .. } => layout
-                .memory_regions()
+            Place::Local { bound, .. } => bound
+                .regions()
                 .iter()
                 .map(|region| MemoryDescriptor {
                     addr: region.addr(),
@@ -257,20 +277,28 @@ impl PhysicalLayout {
         }
     }
 
-    /// Address and size of the bytes of one block, layer and plane: [`Layout::memory_region`].
+    /// Address and size of the bytes of one block, layer and plane, wherever they are: an address of
+    /// this process, an offset in a file, or for a remote layout what its owner calls them, which is
+    /// what a transport to that process needs.
     ///
     /// # Errors
-    /// An index out of range; bytes that are not contiguous; a remote layout.
+    /// An index out of range; bytes that are not contiguous.
     pub fn memory_region(
         &self,
         block_id: usize,
         layer_id: usize,
         outer_id: usize,
     ) -> Result<MemoryDescriptor, TransferError> {
-        match &self.inner.place {
-            Place::Local { layout, .. } => layout.memory_region(block_id, layer_id, outer_id),
-            Place::Remote(_) => Err(self.remote_error()),
-        }
+        let (block, layer) = (block_id as u64, layer_id as u64);
+        let span = self.strided().plane_span(block, layer, outer_id)?;
+        let base =
+            usize::try_from(span.start.region)
+                .ok()
+                .and_then(|region| match &self.inner.place {
+                    Place::Local { bound, .. } => bound.regions().get(region).map(|r| r.addr()),
+                    Place::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
+                });
+        memory_of_span(span, base)
     }
 
     /// Whether both are the same layout over the same memory, as clones are.

@@ -231,3 +231,24 @@ pub(crate) fn in_memory(shape: &Shape, word: &str) -> PhysicalLayout {
         .build()
         .unwrap()
 }
+
+/// Demands that `remote`, which came from the descriptor of `local`, places every plane of every block
+/// and layer where `local` has it, or refuses it for the same reason.
+pub(crate) fn same_addresses(remote: &PhysicalLayout, local: &PhysicalLayout) {
+    assert!(remote.is_remote() && !local.is_remote());
+    let shape = local.shape();
+    let [blocks, layers] =
+        [shape.num_blocks(), shape.num_layers()].map(|count| usize::try_from(count).unwrap());
+    // One past the last of each, too.
+    for block in 0..=blocks {
+        for layer in 0..=layers {
+            for plane in 0..=shape.planes().len() {
+                let place = |layout: &PhysicalLayout| {
+                    let found = layout.memory_region(block, layer, plane);
+                    found.map_err(|error| error.to_string())
+                };
+                assert_eq!(place(remote), place(local));
+            }
+        }
+    }
+}

@@ -228,7 +228,7 @@ impl World {
             return None;
         }
         let (handle, layout) = &self.layouts[choices.index(self.layouts.len())];
-        let num_blocks = layout.config().num_blocks();
+        let num_blocks = layout.config().unwrap().num_blocks();
         let count = 1 + choices.index(num_blocks);
         let blocks = choices.shuffled((0..num_blocks).collect());
         let blocks: Vec<usize> = blocks.into_iter().take(count).collect();
