@@ -1,6 +1,6 @@
 //! Any shape that resolves can be bound: layouts that no layout config describes are built, copied
 //! and saved like all others. Their config and descriptor are typed errors.
-#![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
 

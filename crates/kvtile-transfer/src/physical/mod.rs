@@ -76,7 +76,7 @@ pub(crate) struct Remote {
 enum Place {
     Local {
         bound: Arc<BoundLayout>,
-        view: TraditionalView,
+        view: Box<TraditionalView>,
     },
     Remote(Box<Remote>),
 }
@@ -111,7 +111,10 @@ impl PhysicalLayout {
         let location = bound.kind();
         PhysicalLayout {
             inner: Arc::new(Inner {
-                place: Place::Local { bound, view },
+                place: Place::Local {
+                    bound,
+                    view: Box::new(view),
+                },
                 location,
                 nixl: nixl.unwrap_or_else(|| NixlMetadata::without_agent(location)),
                 logical,
@@ -291,13 +294,11 @@ impl PhysicalLayout {
     ) -> Result<MemoryDescriptor, TransferError> {
         let (block, layer) = (block_id as u64, layer_id as u64);
         let span = self.strided().plane_span(block, layer, outer_id)?;
-        let base =
-            usize::try_from(span.start.region)
-                .ok()
-                .and_then(|region| match &self.inner.place {
-                    Place::Local { bound, .. } => bound.regions().get(region).map(|r| r.addr()),
-                    Place::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
-                });
+        let region = usize::try_from(span.start.region).ok();
+        let base = region.and_then(|region| match &self.inner.place {
+            Place::Local { bound, .. } => bound.regions().get(region).map(|r| r.addr()),
+            Place::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
+        });
         memory_of_span(span, base)
     }
 
