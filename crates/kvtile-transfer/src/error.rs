@@ -90,7 +90,7 @@ pub enum TransferError {
     #[error("no layout config describes this layout, and so no descriptor does: {constraint}")]
     NoLayoutConfig {
         /// The constraint of a config that the layout does not meet.
-        constraint: LayoutError,
+        constraint: Box<LayoutError>,
     },
 
     // Descriptors.

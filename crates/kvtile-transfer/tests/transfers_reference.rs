@@ -47,9 +47,11 @@ struct Outcome {
 fn has_no_config(layout: &PhysicalLayout) -> bool {
     match layout.config() {
         Ok(_) => false,
-        Err(TransferError::NoLayoutConfig {
-            constraint: LayoutError::Config(ConfigError::NoInnerDim { bytes, page_size }),
-        }) => {
+        Err(TransferError::NoLayoutConfig { constraint }) => {
+            let LayoutError::Config(ConfigError::NoInnerDim { bytes, page_size }) = *constraint
+            else {
+                panic!("{constraint}");
+            };
             assert_ne!(bytes % page_size, 0);
             true
         }

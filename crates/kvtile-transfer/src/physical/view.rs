@@ -47,7 +47,9 @@ impl TraditionalView {
             Ok((config, details))
         };
         let (config, details) =
-            described().map_err(|constraint| TransferError::NoLayoutConfig { constraint })?;
+            described().map_err(|constraint| TransferError::NoLayoutConfig {
+                constraint: Box::new(constraint),
+            })?;
         let bound = Bound {
             config,
             details,
