@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeMap,
     future::Future,
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
@@ -78,7 +79,8 @@ impl<T: Clone> Shared<T> {
         drop(progress);
         self.changed.notify_all();
         for waker in wakers.into_values() {
-            waker.wake();
+            // A waker of others that panics must not keep the rest from being woken, nor end the thread.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
     }
 
