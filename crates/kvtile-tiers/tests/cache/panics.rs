@@ -81,7 +81,7 @@ fn with_medium(settings: CacheSettings, operation: Operation) -> (Cache, Armed) 
 fn closed(cache: Cache) -> FlushReport {
     let (sender, report) = mpsc::channel();
     thread::spawn(move || sender.send(cache.close()));
-    report.recv_timeout(BOUND).expect("closing ends")
+    report.recv_timeout(BOUND).unwrap()
 }
 
 fn until(what: &str, is_so: impl Fn() -> bool) {
