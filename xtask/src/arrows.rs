@@ -51,17 +51,58 @@ const PURE: [(&str, &[&str]); 2] = [
     ),
 ];
 
-/// Crates that nothing here is built with: runtimes, bindings to hardware, and error types that
-/// are no types.
-const FORBIDDEN: [&str; 8] = [
-    "anyhow",
-    "async-std",
-    "cudarc",
-    "eyre",
-    "nixl-sys",
-    "openssl",
-    "reqwest",
-    "tokio",
+/// What a crate may refuse to be built and tested with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Async runtimes: right in a crate for networks, wrong wherever a caller brings its own threads.
+    Runtime,
+    /// Clients of networks and object stores, and TLS.
+    Network,
+    /// Bindings to accelerators and network cards, which need their libraries to be built.
+    Hardware,
+    /// Error types that are no types.
+    Untyped,
+}
+
+impl Kind {
+    const ALL: &[Kind] = &[Kind::Runtime, Kind::Network, Kind::Hardware, Kind::Untyped];
+
+    /// The crates of this kind.
+    fn crates(self) -> &'static [&'static str] {
+        match self {
+            Kind::Runtime => &["async-std", "compio", "monoio", "smol", "tokio"],
+            Kind::Network => &[
+                "hyper",
+                "native-tls",
+                "object_store",
+                "openssl",
+                "redis",
+                "reqwest",
+                "rustls",
+                "tonic",
+                "ureq",
+            ],
+            Kind::Hardware => &["cudarc", "cust", "nixl-sys", "rdma-sys"],
+            Kind::Untyped => &["anyhow", "color-eyre", "eyre"],
+        }
+    }
+}
+
+/// Every crate of the workspace and what it refuses, dev-dependencies included. A crate for networks has a
+/// row without [`Kind::Runtime`] and [`Kind::Network`].
+const REFUSED: [(&str, &[Kind]); 12] = [
+    ("kvtile-layout", Kind::ALL),
+    ("kvtile-memory", Kind::ALL),
+    ("kvtile-transfer", Kind::ALL),
+    ("kvtile-blocks", Kind::ALL),
+    ("kvtile-tiers", Kind::ALL),
+    ("kvtile", Kind::ALL),
+    ("kvtile-demo", Kind::ALL),
+    ("kvtile-bench", Kind::ALL),
+    ("kvtile-cli", Kind::ALL),
+    ("kvtile-python", Kind::ALL),
+    ("kvtile-testkit", Kind::ALL),
+    ("xtask", Kind::ALL),
 ];
 
 pub(crate) fn check(packages: &[Package]) -> Vec<String> {
@@ -92,14 +133,7 @@ pub(crate) fn check(packages: &[Package]) -> Vec<String> {
                 ));
             }
         }
-        for dependency in package.normal.iter().chain(&package.dev) {
-            if FORBIDDEN.contains(&dependency.as_str()) {
-                broken.push(format!(
-                    "{} uses {dependency}, which is forbidden",
-                    package.name
-                ));
-            }
-        }
+        broken.extend(refused(package, &REFUSED));
     }
     for (name, _) in ARROWS {
         if !names.contains(&name) {
@@ -110,6 +144,24 @@ pub(crate) fn check(packages: &[Package]) -> Vec<String> {
     }
     broken.extend(minimum_versions(packages));
     broken
+}
+
+/// The dependencies of `package` that its row of `table` refuses.
+fn refused(package: &Package, table: &[(&str, &[Kind])]) -> Vec<String> {
+    let Some((_, kinds)) = table.iter().find(|(name, _)| *name == package.name) else {
+        return vec![format!(
+            "{} has no row in the table of what a crate refuses",
+            package.name
+        )];
+    };
+    let dependencies = package.normal.iter().chain(&package.dev);
+    let refused = |name: &String| {
+        let kind = kinds
+            .iter()
+            .find(|kind| kind.crates().contains(&name.as_str()));
+        kind.map(|kind| format!("{} may not use {name} ({kind:?})", package.name))
+    };
+    dependencies.filter_map(refused).collect()
 }
 
 /// No dependency needs a newer Rust than the one we state.
@@ -186,6 +238,34 @@ mod tests {
         let mut packages = workspace();
         packages[0].normal.push("rayon".into());
         assert_eq!(check(&packages).len(), 1);
+    }
+
+    #[test]
+    fn what_a_crate_refuses_is_stated_per_crate() {
+        let mut packages = workspace();
+        packages[4].normal.push("tokio".into());
+        packages[6].dev.push("anyhow".into());
+        assert_eq!(
+            check(&packages),
+            [
+                "kvtile-tiers may not use tokio (Runtime)",
+                "kvtile-demo may not use anyhow (Untyped)"
+            ]
+        );
+        let table: [(&str, &[Kind]); 1] = [("kvtile-remote", &[Kind::Hardware, Kind::Untyped])];
+        let remote = package("kvtile-remote", true, &["tokio", "object_store", "cudarc"]);
+        assert_eq!(
+            refused(&remote, &table),
+            ["kvtile-remote may not use cudarc (Hardware)"]
+        );
+        let unknown = package("kvtile-else", true, &[]);
+        assert_eq!(refused(&unknown, &table).len(), 1);
+    }
+
+    #[test]
+    fn every_crate_has_a_row_in_both_tables() {
+        let names: Vec<&str> = ARROWS.iter().map(|(name, _)| *name).collect();
+        assert_eq!(REFUSED.map(|(name, _)| name).to_vec(), names);
     }
 
     #[test]

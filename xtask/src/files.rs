@@ -67,11 +67,35 @@ fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The code of a file: without comments and without its tests.
-fn code(text: &str) -> impl Iterator<Item = (usize, &str)> {
-    let lines = text.lines().take_while(|line| *line != "#[cfg(test)]");
-    let numbered = lines.enumerate().map(|(i, line)| (i + 1, line));
-    numbered.filter(|(_, line)| !line.trim_start().starts_with("//"))
+/// The lines of a file without its tests, each with its number. An item is a test of its own where
+/// `#[cfg(test)]` stands in the first column before it; what comes behind that item is code again.
+fn without_tests(text: &str) -> Vec<(usize, &str)> {
+    let mut kept = Vec::new();
+    let mut lines = text.lines().enumerate().map(|(i, line)| (i + 1, line));
+    while let Some((number, line)) = lines.next() {
+        if line != "#[cfg(test)]" {
+            kept.push((number, line));
+            continue;
+        }
+        // The item ends with its first line, or with what closes it in the first column.
+        let mut is_item = false;
+        for (_, line) in lines.by_ref() {
+            let is_attribute = !is_item && (line.starts_with("#[") || line.starts_with("//"));
+            is_item |= !is_attribute && !line.is_empty();
+            let closes = line.starts_with(['}', ')', ']']);
+            if is_item && (line.ends_with(';') && !line.starts_with(' ') || closes) {
+                break;
+            }
+        }
+    }
+    kept
+}
+
+/// The code among these lines: without comments.
+pub(crate) fn code(text: &str) -> Vec<(usize, &str)> {
+    let mut lines = without_tests(text);
+    lines.retain(|(_, line)| !line.trim_start().starts_with("//"));
+    lines
 }
 
 fn check_file(path: &Path, text: &str) -> Vec<String> {
@@ -79,7 +103,7 @@ fn check_file(path: &Path, text: &str) -> Vec<String> {
     let name = path.display();
     let source = path.components().any(|c| c.as_os_str() == "src");
     let inside = |folders: &[&str]| folders.iter().any(|folder| path.starts_with(folder));
-    let lines = text.lines().take_while(|l| *l != "#[cfg(test)]").count();
+    let lines = without_tests(text).len();
     if source && lines > LINES_MAX {
         broken.push(format!(
             "{name}: {lines} lines; past {LINES_MAX} it is two concepts"
@@ -156,6 +180,33 @@ mod tests {
         let text = "//! Header.\nfn f() { std::env::var(\"A\").ok(); }\n";
         assert_eq!(broken("crates/kvtile-transfer/src/a.rs", text), 1);
         assert_eq!(broken("crates/kvtile-cli/src/a.rs", text), 0);
+    }
+
+    #[test]
+    fn code_behind_the_tests_of_a_file_has_the_same_rules() {
+        let bad = "use std::time::Instant;\n";
+        for tests in [
+            "#[cfg(test)]\nmod tests;\n",
+            "#[cfg(test)]\n#[path = \"a.rs\"]\nmod tests;\n",
+            "#[cfg(test)]\nuse a::{\n    b,\n    c,\n};\n",
+            "#[cfg(test)]\nmod tests {\n    use std::time::Instant;\n    fn f() {\n    }\n}\n",
+            "#[cfg(test)]\nimpl A {\n    fn f() -> std::time::Instant;\n}\n",
+        ] {
+            let text = format!("//! Header.\n{tests}{bad}");
+            assert_eq!(broken("crates/kvtile-layout/src/a.rs", &text), 1, "{text}");
+            let text = format!("//! Header.\n{bad}{tests}");
+            assert_eq!(broken("crates/kvtile-layout/src/a.rs", &text), 1, "{text}");
+        }
+        let long = format!(
+            "//! Header.\n#[cfg(test)]\nmod tests;\n{}",
+            "\n".repeat(700)
+        );
+        assert_eq!(broken("crates/kvtile/src/a.rs", &long), 1);
+        let tests = format!(
+            "//! Header.\n#[cfg(test)]\nmod tests {{\n{}}}\n",
+            "\n".repeat(700)
+        );
+        assert_eq!(broken("crates/kvtile/src/a.rs", &tests), 0);
     }
 
     #[test]

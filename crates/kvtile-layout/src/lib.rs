@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod axis;
+mod broken;
 mod error;
 pub mod identity;
 mod plan;
@@ -19,6 +20,7 @@ mod unit;
 mod word;
 
 pub use axis::Axis;
+pub use broken::broken;
 pub use error::LayoutError;
 pub use plan::{
     AxisSet, BlockMap, BlockPair, ClassNests, CopyPlan, CopyPlanner, LayerPlans, Loop, MapPair,

@@ -88,14 +88,15 @@ impl PyLoadReport {
     }
 
     /// Why not all of them came: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"lost"`` (not what was
-    /// written, or not readable), ``"evicted"``, ``"host_full"``, ``"pool"`` or
-    /// ``"transfer"``; None where all came.
+    /// written, or not readable), ``"evicted"``, ``"host_full"``, ``"pool"``, ``"transfer"`` or
+    /// ``"panicked"`` (a defect of kvtile); None where all came.
     #[getter]
     fn stopped(&self) -> Option<&'static str> {
         self.0.stopped.as_ref().map(|stop| match stop {
             LoadStop::Cancelled => "cancelled",
             LoadStop::Deadline => "deadline",
             LoadStop::Closed => "closed",
+            LoadStop::Panicked => "panicked",
             LoadStop::Lost => "lost",
             LoadStop::Evicted => "evicted",
             LoadStop::HostFull => "host_full",
@@ -172,14 +173,15 @@ impl PyStoreReport {
 
     /// Why not all of them were stored: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"`` (all host
     /// memory is in use, or holds the first blocks of the same chain, which stay), ``"no_ancestors"`` (the block
-    /// before the first one is in no tier, so these would never be found), ``"pool"`` or ``"transfer"``; None where
-    /// all were.
+    /// before the first one is in no tier, so these would never be found), ``"pool"``, ``"transfer"`` or
+    /// ``"panicked"`` (a defect of kvtile); None where all were.
     #[getter]
     fn stopped(&self) -> Option<&'static str> {
         self.0.stopped.as_ref().map(|stop| match stop {
             StoreStop::Cancelled => "cancelled",
             StoreStop::Deadline => "deadline",
             StoreStop::Closed => "closed",
+            StoreStop::Panicked => "panicked",
             StoreStop::HostFull => "host_full",
             StoreStop::NoAncestors => "no_ancestors",
             StoreStop::Pool(_) => "pool",

@@ -157,6 +157,13 @@ pub enum TierError {
         /// The tier.
         tier: Tier,
     },
+    /// A part of the cache panicked: a medium, a clock, or kvtile itself. The log of the process has what it
+    /// said.
+    #[error("{what} panicked; its outcome is taken for a failure")]
+    Panicked {
+        /// What did.
+        what: &'static str,
+    },
     /// The disk could not be brought to forget its blocks; a crash may bring some of them back.
     #[error("what was cleared is not yet erased on the disk; its sync failed")]
     NotDurable,

@@ -270,6 +270,15 @@ pub enum TransferError {
         /// The region.
         region: u64,
     },
+    /// Something is not where a transfer put it. Never happens; it ends the transfer, whose destination
+    /// blocks are undefined then.
+    #[error("{what} {index} of a transfer is missing; this is a defect of kvtile")]
+    Missing {
+        /// What is missing.
+        what: &'static str,
+        /// Its number.
+        index: u64,
+    },
     /// The worker panicked. Never happens; reported all the same.
     #[error(
         "a transfer panicked; the destination blocks are undefined; this is a defect of kvtile"

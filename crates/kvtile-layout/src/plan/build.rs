@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     axis::Axis,
+    broken::broken,
     error::LayoutError,
     shape::checked,
     strided::{Digit, Piece, Step, StridedLayout},
@@ -50,10 +51,13 @@ impl Builder<'_> {
         for pair in self.frame.planes(self.source, self.destination) {
             self.plane_nests(&pair, key, &mut nests)?;
         }
+        let bytes = bytes_of(&nests)?;
         let nests = join(nests, self.frame.source_order);
-        let bytes = nests.iter().try_fold(0u64, |sum, nest| {
-            checked(sum.checked_add(nest.bytes()), "bytes of a plan")
-        })?;
+        assert_eq!(
+            bytes_of(&nests)?,
+            bytes,
+            "bytes of a class after its nests were joined, and before: {key:?}"
+        );
         Ok(Built {
             nests: Arc::new(ClassNests::new(nests)),
             bytes,
@@ -78,7 +82,8 @@ impl Builder<'_> {
             },
             loops: block_loop(pair, &key.class),
         }];
-        for range in self.ranges_of(pair, key)? {
+        let ranges = self.ranges_of(pair, key)?;
+        for &range in &ranges {
             let segments = cut(range, pair.source, pair.destination)?;
             if parts.len().saturating_mul(segments.len()) > NESTS_MAX {
                 return Err(LayoutError::TooManyPieces {
@@ -88,6 +93,7 @@ impl Builder<'_> {
             }
             parts = combine(&parts, &segments)?;
         }
+        let before = nests.len();
         for part in parts {
             let mut nest = Nest {
                 source: part.source,
@@ -100,6 +106,14 @@ impl Builder<'_> {
             normalise(&mut nest, self.frame.source_order);
             nests.push(nest);
         }
+        let counts = ranges.iter().map(|range| range.count);
+        let units = counts.fold(key.class.blocks, u64::saturating_mul);
+        assert_eq!(
+            bytes_of(nests.get(before..).unwrap_or_default())?,
+            units.saturating_mul(plane.unit().bytes()),
+            "bytes of plane {} in the nests of {key:?}",
+            plane.name()
+        );
         Ok(())
     }
 
@@ -153,14 +167,26 @@ impl Builder<'_> {
     }
 }
 
+/// Bytes that the nests move for one pair.
+fn bytes_of(nests: &[Nest]) -> Result<u64, LayoutError> {
+    nests.iter().try_fold(0u64, |sum, nest| {
+        checked(sum.checked_add(nest.bytes()), "bytes of a plan")
+    })
+}
+
 /// The loop over the blocks of a progression.
 fn block_loop(pair: &PlanePair<'_>, key: &ClassKey) -> Vec<Loop> {
     if key.blocks < 2 {
         return Vec::new();
     }
     let step = |piece: &Piece, stride: u64| {
+        // Without a digit all blocks lie at one place.
         let digit: Option<&Digit> = piece.digits_of(Axis::B).next();
-        digit.and_then(|d| d.step.times(stride)).unwrap_or_default()
+        let step = digit.map_or(Some(Step::default()), |d| d.step.times(stride));
+        let Some(step) = step else {
+            broken(format_args!("a step of {stride} blocks along {digit:?}"))
+        };
+        step
     };
     vec![Loop {
         extent: key.blocks,

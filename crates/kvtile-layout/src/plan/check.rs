@@ -4,7 +4,7 @@ use super::{
     BlockPair,
     frame::{Frame, Side},
 };
-use crate::error::LayoutError;
+use crate::{broken::broken, error::LayoutError};
 
 /// Words of a bitmap of blocks that are not worth avoiding, 512 KiB.
 const BITMAP_WORDS_MIN: u64 = 1 << 16;
@@ -69,23 +69,26 @@ impl Seen {
         }
         let mut repeated = false;
         for block in blocks.clone() {
-            if let Some(word) = self.words.get_mut(word_of(block)) {
-                let bit = 1 << (block % 64);
-                repeated |= *word & bit != 0;
-                *word |= bit;
-            }
+            let word = self.word_of(block);
+            let bit = 1 << (block % 64);
+            repeated |= *word & bit != 0;
+            *word |= bit;
         }
         for block in blocks {
-            if let Some(word) = self.words.get_mut(word_of(block)) {
-                *word = 0;
-            }
+            *self.word_of(block) = 0;
         }
         repeated
     }
-}
 
-fn word_of(block: u64) -> usize {
-    usize::try_from(block / 64).unwrap_or(usize::MAX)
+    /// The word with the bit of a block, which was checked to be one of the shape's.
+    fn word_of(&mut self, block: u64) -> &mut u64 {
+        let words = self.words.len();
+        let at = usize::try_from(block / 64).ok();
+        let Some(word) = at.and_then(|at| self.words.get_mut(at)) else {
+            broken(format_args!("block {block} in a bitmap of {words} words"))
+        };
+        word
+    }
 }
 
 #[inline]

@@ -68,6 +68,10 @@ pub(super) fn cut(
         });
         done += count;
     }
+    assert_eq!(
+        done, range.count,
+        "entries of {axis} in segments, and in the range"
+    );
     Ok(segments)
 }
 
@@ -109,6 +113,10 @@ fn loops(
 ) -> Vec<Loop> {
     let mut lows: Vec<u64> = vec![1];
     lows.extend(moduli.iter().copied().filter(|&m| m <= modulus));
+    assert!(
+        count.is_multiple_of(modulus) && lows.last() == Some(&modulus),
+        "{count} entries of {axis} in digits of {lows:?} up to {modulus}"
+    );
     let highs = lows.iter().copied().skip(1).chain([count]);
     lows.iter()
         .zip(highs)

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::{BlockMap, MapPair, PlanSettings, RangePair, map::MapKind};
 use crate::{
     axis::Axis,
+    broken::broken,
     error::LayoutError,
     shape::{Plane, Shape},
     strided::{Piece, StridedLayout},
@@ -44,6 +45,26 @@ struct MatchedPlane {
     maps: [usize; MapKind::ALL.len()],
 }
 
+impl MatchedPlane {
+    /// The pieces of both sides. A plane without one is never left out: its bytes would be missing.
+    fn pieces<'a>(
+        &self,
+        source: &'a StridedLayout,
+        destination: &'a StridedLayout,
+    ) -> (&'a Piece, &'a Piece) {
+        let from = source.pieces().get(self.source);
+        let to = destination.pieces().get(self.destination);
+        let (Some(from), Some(to)) = (from, to) else {
+            broken(format_args!(
+                "{self:?} between layouts of {} and {} pieces",
+                source.pieces().len(),
+                destination.pieces().len()
+            ))
+        };
+        (from, to)
+    }
+}
+
 /// A plane and its pieces on both sides.
 pub(super) struct PlanePair<'a> {
     pub(super) plane: &'a Plane,
@@ -55,7 +76,14 @@ pub(super) struct PlanePair<'a> {
 impl PlanePair<'_> {
     /// The index of its map of one kind; planes with equal maps share one.
     pub(super) fn map(&self, kind: MapKind) -> usize {
-        self.maps.get(kind.index()).copied().unwrap_or_default()
+        let Some(&map) = self.maps.get(kind.index()) else {
+            broken(format_args!(
+                "{kind:?} is number {} of {} kinds of maps",
+                kind.index(),
+                self.maps.len()
+            ))
+        };
+        map
     }
 }
 
@@ -98,13 +126,18 @@ impl Frame {
         source: &'a StridedLayout,
         destination: &'a StridedLayout,
     ) -> impl Iterator<Item = PlanePair<'a>> {
-        self.planes.iter().filter_map(|matched| {
-            Some(PlanePair {
-                plane: destination.shape().planes().get(matched.destination)?,
-                source: source.pieces().get(matched.source)?,
-                destination: destination.pieces().get(matched.destination)?,
+        self.planes.iter().map(|matched| {
+            let (from, to) = matched.pieces(source, destination);
+            let plane = destination.shape().planes().get(matched.destination);
+            let Some(plane) = plane else {
+                broken(format_args!("{matched:?} in {}", destination.describe()))
+            };
+            PlanePair {
+                plane,
+                source: from,
+                destination: to,
                 maps: matched.maps,
-            })
+            }
         })
     }
 }
@@ -151,13 +184,7 @@ fn maps(
 ) -> Vec<MapPair> {
     let mut maps: Vec<MapPair> = Vec::new();
     for plane in planes {
-        let pieces = (
-            source.pieces().get(plane.source),
-            destination.pieces().get(plane.destination),
-        );
-        let (Some(from), Some(to)) = pieces else {
-            continue;
-        };
+        let (from, to) = plane.pieces(source, destination);
         for (index, kind) in plane.maps.iter_mut().zip(MapKind::ALL) {
             let map = MapPair {
                 source: BlockMap::new(from, kind),

@@ -37,6 +37,7 @@ pub use selection::{BlockPair, PlanSettings, RangePair, Selection};
 
 use crate::{
     axis::Axis,
+    broken::broken,
     strided::{Location, Step},
 };
 
@@ -185,14 +186,18 @@ impl CopyPlan {
     }
 
     /// The bases of one pair for one nest, on both sides, the nest's own start included.
+    ///
+    /// # Panics
+    /// A nest whose map this plan does not have: it is of another plan.
     #[inline]
     #[must_use]
     pub fn start(&self, nest: &Nest, pair: &PairBase) -> (Location, Location) {
         let Some(map) = self.maps.get(nest.map) else {
-            return (
-                at(Step::default(), nest.source),
-                at(Step::default(), nest.destination),
-            );
+            broken(format_args!(
+                "map {} of a plan of {} maps",
+                nest.map,
+                self.maps.len()
+            ))
         };
         let source = map.source.base(pair.source_block, pair.source_token);
         let destination = map

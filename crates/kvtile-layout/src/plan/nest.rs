@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{AxisSet, Loop, Nest};
-use crate::{axis::Axis, strided::Step};
+use crate::{axis::Axis, broken::broken, strided::Step};
 
 /// Sorts the loops of `nest` from the longest step to the shortest and merges every loop into its
 /// inner neighbour, or into the run, where both sides continue.
@@ -78,9 +78,11 @@ fn per_group(nests: Vec<Nest>, merge: impl Fn(Vec<Nest>) -> Vec<Nest>) -> Vec<Ne
             order.push(Vec::new());
             order.len() - 1
         });
-        if let Some(group) = order.get_mut(at) {
-            group.push(nest);
-        }
+        let groups = order.len();
+        let Some(group) = order.get_mut(at) else {
+            broken(format_args!("group {at} of {groups} groups of nests"))
+        };
+        group.push(nest);
     }
     order
         .into_iter()
@@ -148,8 +150,11 @@ fn stack(group: Vec<Nest>, source_order: bool) -> Vec<Nest> {
             });
             normalise(&mut nest, source_order);
         }
-        let taken = usize::try_from(count).unwrap_or(1);
-        rest = rest.get(taken..).unwrap_or_default();
+        let taken = usize::try_from(count).ok();
+        let Some(left) = taken.and_then(|taken| rest.get(taken..)) else {
+            broken(format_args!("{count} of {} nests stacked", rest.len()))
+        };
+        rest = left;
         stacked.push(nest);
     }
     stacked

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use super::{BlockPair, PairBase, frame::Frame};
+use crate::broken::broken;
 
 /// Classes of a plan that are looked through one by one.
 const SEARCHED_MAX: usize = 8;
@@ -88,13 +89,16 @@ impl Classes {
     }
 
     /// The pairs of the class with this key.
-    fn pairs_of(&mut self, key: ClassKey, token_base: bool) -> Option<&mut Vec<PairBase>> {
+    fn pairs_of(&mut self, key: ClassKey, token_base: bool) -> &mut Vec<PairBase> {
         if self.classes.get(self.last).is_none_or(|c| c.key != key) {
             self.last = self.find(key);
         }
-        let class = self.classes.get_mut(self.last)?;
+        let (last, classes) = (self.last, self.classes.len());
+        let Some(class) = self.classes.get_mut(last) else {
+            broken(format_args!("class {last} of {classes} for {key:?}"))
+        };
         class.token_bases |= token_base;
-        Some(&mut class.pairs)
+        &mut class.pairs
     }
 
     fn find(&mut self, key: ClassKey) -> usize {
@@ -265,13 +269,11 @@ impl Stretch {
             destination_stride: run.strides.1,
             ..self.single
         };
-        if let Some(pairs) = classes.pairs_of(key, self.has_base()) {
-            pairs.push(PairBase {
-                source_block: run.first.0,
-                destination_block: run.first.1,
-                ..self.base
-            });
-        }
+        classes.pairs_of(key, self.has_base()).push(PairBase {
+            source_block: run.first.0,
+            destination_block: run.first.1,
+            ..self.base
+        });
     }
 
     fn has_base(&self) -> bool {
@@ -283,12 +285,11 @@ impl Stretch {
         if self.singles.is_empty() {
             return;
         }
-        if let Some(pairs) = classes.pairs_of(self.single, self.has_base()) {
-            if pairs.is_empty() {
-                *pairs = std::mem::take(&mut self.singles);
-            } else {
-                pairs.append(&mut self.singles);
-            }
+        let pairs = classes.pairs_of(self.single, self.has_base());
+        if pairs.is_empty() {
+            *pairs = std::mem::take(&mut self.singles);
+        } else {
+            pairs.append(&mut self.singles);
         }
     }
 

@@ -10,7 +10,7 @@ use super::{
     map::MapKind,
     pairs::{Class, Classes},
 };
-use crate::{error::LayoutError, shape::checked, strided::StridedLayout};
+use crate::{broken::broken, error::LayoutError, shape::checked, strided::StridedLayout};
 
 /// Most classes whose nests a planner keeps: progressions of every length have nests of their own.
 const BUILT_MAX: usize = 256;
@@ -157,15 +157,20 @@ impl Bindings {
         layer: bool,
     ) -> Result<CopyPlan, LayoutError> {
         let frame = builder.frame;
+        let wanted = pairs.len() as u64;
         self.seen.check(frame, pairs.clone())?;
         self.classes.group(frame, pairs);
         self.nests.clear();
-        let mut bytes = 0u64;
+        let (mut bytes, mut selected) = (0u64, 0u64);
         for index in 0..self.classes.len() {
             let Some(class) = self.classes.get(index) else {
-                continue;
+                broken(format_args!(
+                    "class {index} of {} classes",
+                    self.classes.len()
+                ))
             };
             let count = class.pairs.len() as u64;
+            selected = selected.saturating_add(count.saturating_mul(class.key.blocks));
             let key = NestKey {
                 class: class.key,
                 kind: MapKind::new(class.token_bases, layer),
@@ -176,6 +181,11 @@ impl Bindings {
             bytes = checked(all, "bytes of a plan")?;
             self.nests.push(built);
         }
+        assert_eq!(
+            (self.nests.len(), selected),
+            (self.classes.len(), wanted),
+            "classes with nests and pairs in them, and what was selected"
+        );
         let classes = self.classes.drain().zip(self.nests.drain(..));
         Ok(CopyPlan {
             classes: classes.map(planned).collect(),

@@ -14,6 +14,7 @@ mod dense;
 mod disjoint;
 mod from_digits;
 mod resolve;
+mod sound;
 
 pub use dense::Span;
 pub use from_digits::PlaneDigits;

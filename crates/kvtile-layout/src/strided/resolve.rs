@@ -6,6 +6,7 @@
 use super::{Digit, Piece, REGIONS_MAX, Step, StridedLayout, names};
 use crate::{
     axis::Axis,
+    broken::broken,
     error::LayoutError,
     shape::{Plane, PlaneName, Shape, checked},
     word::{AxisItem, Item, StrideRule, Word},
@@ -36,12 +37,13 @@ impl StridedLayout {
         let placed = resolver.place(&items, &all, word.has_regions())?;
         let mut pieces: Vec<Option<Piece>> = vec![None; shape.planes().len()];
         for (plane, piece) in placed.pieces {
-            if let Some(slot) = pieces.get_mut(plane) {
-                *slot = Some(piece);
-            }
+            let Some(slot) = pieces.get_mut(plane) else {
+                broken(format_args!("a piece of plane {plane} in {word}"))
+            };
+            *slot = Some(piece);
         }
         let pieces: Option<Vec<Piece>> = pieces.into_iter().collect();
-        Ok(StridedLayout {
+        let layout = StridedLayout {
             shape: shape.clone(),
             pieces: pieces.ok_or_else(|| LayoutError::PlanesNotSeparated {
                 word: word.to_string(),
@@ -51,7 +53,9 @@ impl StridedLayout {
             alignment,
             word: Some(word.clone()),
             injective: true,
-        })
+        };
+        layout.assert_sound();
+        Ok(layout)
     }
 }
 
@@ -258,7 +262,13 @@ struct Placed {
 impl Placed {
     /// Bytes of the one region that byte-phase items have.
     fn bytes(&self) -> u64 {
-        self.regions.first().copied().unwrap_or(0)
+        let [bytes] = self.regions.as_slice() else {
+            broken(format_args!(
+                "{} regions where bytes are placed",
+                self.regions.len()
+            ))
+        };
+        *bytes
     }
 }
 
@@ -322,11 +332,7 @@ impl Resolver<'_> {
                     .join(", "),
             });
         };
-        let bytes = self
-            .shape
-            .planes()
-            .get(*plane)
-            .map_or(0, |p| p.unit().bytes());
+        let bytes = self.plane(*plane).unit().bytes();
         let piece = Piece {
             region: 0,
             offset: 0,
@@ -360,7 +366,10 @@ impl Resolver<'_> {
         };
         let mut offset = 0u64;
         for part in parts {
-            let bytes = self.strided(Axis::K, part.bytes(), rule)?;
+            let bytes = match enumerating {
+                true => 0,
+                false => self.strided(Axis::K, part.bytes(), rule)?,
+            };
             let region = all.regions.len() as u64;
             for (plane, mut piece) in part.pieces {
                 if enumerating {
@@ -445,8 +454,26 @@ impl Resolver<'_> {
 
     /// The modulus below the digit that `item` is for `plane`.
     fn low(&self, item: AxisItem, plane: usize) -> u64 {
-        let path = self.paths.get(plane);
-        path.map_or(1, |path| path.low(item.axis, item.modulus))
+        let Some(path) = self.paths.get(plane) else {
+            broken(format_args!(
+                "plane {plane} of {} paths through {}",
+                self.paths.len(),
+                self.word
+            ))
+        };
+        path.low(item.axis, item.modulus)
+    }
+
+    fn plane(&self, index: usize) -> &Plane {
+        let planes = self.shape.planes();
+        let Some(plane) = planes.get(index) else {
+            broken(format_args!(
+                "plane {index} of {} in {}",
+                planes.len(),
+                self.word
+            ))
+        };
+        plane
     }
 
     /// Extent of the digit that `item` is, which must be the same for all planes of `set`. What
@@ -454,9 +481,7 @@ impl Resolver<'_> {
     fn digit_extent(&self, item: AxisItem, set: &[usize]) -> Result<u64, LayoutError> {
         let mut shared: Option<(&Plane, u64)> = None;
         for &i in set {
-            let Some(plane) = self.shape.planes().get(i) else {
-                continue;
-            };
+            let plane = self.plane(i);
             let low = self.low(item, i);
             let whole = self.shape.extent(plane, item.axis);
             let extent = match item.modulus {

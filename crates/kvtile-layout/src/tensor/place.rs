@@ -3,6 +3,7 @@
 use super::{DimRole, TensorError, TensorView, strides::with_strides, view::joined};
 use crate::{
     axis::Axis,
+    broken::broken,
     error::LayoutError,
     shape::{BYTES_MAX, Plane, PlaneName, Shape},
     strided::{Digit, PlaneDigits, Step, names},
@@ -119,7 +120,11 @@ impl<'a> Placement<'a> {
             self.view.shape.get(dim),
             self.view.strides.get(dim),
         ) else {
-            return Ok(());
+            broken(format_args!(
+                "dimension {dim} of tensor {} with {} roles",
+                self.tensor,
+                self.roles.len()
+            ))
         };
         let stride = if size == 1 { 0 } else { stride.unsigned_abs() };
         let stride = self.bytes(Axis::K, stride as u64, self.view.element_bytes as u64)?;

@@ -13,6 +13,7 @@
 
 use super::{TensorError, TensorView, order, strides::check_tensor};
 use crate::{
+    broken::broken,
     error::LayoutError,
     shape::{BYTES_MAX, Plane, Shape},
     strided::{Digit, Piece, PlaneDigits, Step, StridedLayout},
@@ -200,15 +201,16 @@ fn place(
             let Some((dim, entries)) = dims.entries(step) else {
                 return Err(gap(name).into());
             };
-            if let Some(used) = used.get_mut(dim) {
-                *used = used.saturating_add(entries.saturating_mul(extent - 1));
-            }
-            let stride = dims.0.get(dim).map_or(0, |dim| dim.stride);
+            let (Some(used), Some(Dim { stride, .. })) = (used.get_mut(dim), dims.0.get(dim))
+            else {
+                broken(format_args!("dimension {dim} of {dims:?}"))
+            };
+            *used = used.saturating_add(entries.saturating_mul(extent - 1));
             if let Some(digit) = digit {
                 digits.push(Digit {
                     low: digit.low * low,
                     extent,
-                    step: Step::bytes(entries.saturating_mul(stride)),
+                    step: Step::bytes(entries.saturating_mul(*stride)),
                     ..*digit
                 });
             } else if dim > 0 {

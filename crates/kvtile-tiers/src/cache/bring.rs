@@ -7,6 +7,7 @@ use kvtile_blocks::{
     events::Tier,
     pool::{AllocateRequest, Claim, PinnedBlocks, TenantId},
 };
+use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
 use super::{Inner, LoadStop, stored::Stored};
@@ -57,8 +58,12 @@ impl Inner {
         };
         let room = self.host_room(1, &request);
         let room = room.map_err(|_| LoadStop::HostFull)?;
-        let Some(&block) = room.ids().first() else {
-            return Err(LoadStop::HostFull);
+        let [block] = *room.ids() else {
+            broken(format_args!(
+                "{} host blocks for block {}",
+                room.len(),
+                wanted.key
+            ))
         };
         self.read(disk, wanted, block)?;
         self.host.describe(block, wanted.position, tenant.0);

@@ -8,6 +8,7 @@ use kvtile_blocks::{
     events::Tier,
     pool::{AllocateRequest, Claim, EvictedBlock, MutableBlocks, PinnedBlocks, TenantId},
 };
+use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
 use super::{DiskWrites, Inner, spill::SYNC_BLOCKS, stored::Stored};
@@ -119,7 +120,9 @@ impl Inner {
             return;
         };
         let Some(&first) = blocks.ids().first() else {
-            return;
+            broken(format_args!(
+                "no block was registered behind parent {parent}"
+            ))
         };
         if self.host.pool.peek(std::slice::from_ref(&parent)) == 0
             && let Some(pinned) = disk.hold(&parent)
@@ -269,8 +272,9 @@ impl Inner {
             let slots: Vec<BlockId> = leaving.iter().map(|evicted| evicted.block).collect();
             disk.forget(&slots, self.clock.now());
         })?;
-        assert_eq!(room.len(), 1, "blocks of an allocation of one");
-        let slot = room.ids().first().copied().unwrap_or(BlockId(u32::MAX));
+        let [slot] = *room.ids() else {
+            broken(format_args!("{} slots for block {key}", room.len()))
+        };
         let lease = self
             .host
             .lease(&self.manager, leaving.block, LeaseMode::Read)?;

@@ -11,6 +11,7 @@ use kvtile_blocks::{
     BlockId,
     pool::{BlockPool, PinnedBlocks},
 };
+use kvtile_layout::broken;
 use kvtile_transfer::{BlockLease, LayoutHandle, LeaseMode, TransferError, TransferManager};
 
 /// Host memory for blocks.
@@ -83,33 +84,39 @@ impl Host {
 
     /// Notes what is known of a block that will be registered.
     pub(super) fn describe(&self, block: BlockId, position: u32, tenant: u32) {
-        if let Some(facts) = self.facts.get(block.index()) {
-            facts.position.store(position, Ordering::Relaxed);
-            facts.tenant.store(tenant, Ordering::Relaxed);
-            facts.uses.store(0, Ordering::Relaxed);
-        }
+        let facts = self.facts_of(block);
+        facts.position.store(position, Ordering::Relaxed);
+        facts.tenant.store(tenant, Ordering::Relaxed);
+        facts.uses.store(0, Ordering::Relaxed);
+    }
+
+    fn facts_of(&self, block: BlockId) -> &Facts {
+        let Some(facts) = self.facts.get(block.index()) else {
+            broken(format_args!(
+                "host block {} of {}",
+                block.index(),
+                self.facts.len()
+            ))
+        };
+        facts
     }
 
     /// How many blocks stand before it in its chain, and whose it is.
     pub(super) fn facts(&self, block: BlockId) -> (u32, u32) {
-        self.facts.get(block.index()).map_or((0, 0), |facts| {
-            let position = facts.position.load(Ordering::Relaxed);
-            (position, facts.tenant.load(Ordering::Relaxed))
-        })
+        let facts = self.facts_of(block);
+        let position = facts.position.load(Ordering::Relaxed);
+        (position, facts.tenant.load(Ordering::Relaxed))
     }
 
     /// How often it was found.
     pub(super) fn uses(&self, block: BlockId) -> u32 {
-        let facts = self.facts.get(block.index());
-        facts.map_or(0, |facts| facts.uses.load(Ordering::Relaxed))
+        self.facts_of(block).uses.load(Ordering::Relaxed)
     }
 
     /// Counts one more use; returns how many there were.
     pub(super) fn used(&self, block: BlockId) -> u32 {
-        self.facts.get(block.index()).map_or(0, |facts| {
-            let uses = facts.uses.fetch_add(1, Ordering::Relaxed);
-            uses.saturating_add(1)
-        })
+        let uses = self.facts_of(block).uses.fetch_add(1, Ordering::Relaxed);
+        uses.saturating_add(1)
     }
 
     /// A lease on the bytes of one block.

@@ -14,6 +14,7 @@ use std::{
 };
 
 use kvtile_blocks::{BlockId, BlockKey, BlocksError, events::Tier, pool::PinnedBlocks};
+use kvtile_layout::broken;
 use kvtile_transfer::{
     LayoutHandle, TransferError, TransferOptions,
     completion::{Completer, Completion},
@@ -42,6 +43,8 @@ pub enum LoadStop {
     Deadline,
     /// The cache was closed.
     Closed,
+    /// A part of it panicked. Never happens; reported all the same.
+    Panicked,
     /// A block on disk is not what was written, or cannot be read.
     Lost,
     /// A block on disk was evicted before it was read.
@@ -113,6 +116,8 @@ pub(super) struct LoadPart {
     pieces: VecDeque<Piece>,
     /// Whether it goes to host memory and no further.
     is_prefetch: bool,
+    /// Whether it has begun: what is left of it when it is dropped was lost to a panic then.
+    has_begun: bool,
 }
 
 /// Starts loading.
@@ -184,6 +189,7 @@ fn begin(
             load: Arc::clone(&load),
             pieces: pieces.by_ref().take(per_part).collect(),
             is_prefetch,
+            has_begun: false,
         }));
     }
     if let Err(error) = inner.queue(options.priority, jobs) {
@@ -209,11 +215,19 @@ fn cut(
     let mut pieces = Vec::new();
     let mut add = |segment: Segment, first: usize| {
         let blocks = first..first + segment.blocks.len();
-        let ids = destinations.map(|(layout, ids)| (layout, ids.get(blocks)));
+        let destinations = destinations.map(|(layout, ids)| {
+            let Some(mine) = ids.get(blocks.clone()) else {
+                broken(format_args!(
+                    "blocks {blocks:?} of {} destinations",
+                    ids.len()
+                ))
+            };
+            (layout, mine.to_vec())
+        });
         pieces.push(Piece {
             first,
             position: position + first,
-            destinations: ids.map(|(layout, ids)| (layout, ids.unwrap_or_default().to_vec())),
+            destinations,
             segment,
         });
     };
@@ -268,6 +282,7 @@ impl Load {
 impl LoadPart {
     /// Brings its pieces in order, up to the first block that does not come.
     pub(super) fn run(mut self, inner: &Inner) {
+        self.has_begun = true;
         while let Some(piece) = self.pieces.front() {
             let left: usize = self
                 .pieces
@@ -328,7 +343,7 @@ impl Piece {
             let mut host: Vec<PinnedBlocks> = Vec::new();
             let mut read = 0;
             let mut stop = None;
-            for block in wanted.get(done..).unwrap_or_default() {
+            for block in wanted.iter().skip(done) {
                 if load.completer.is_cancelled() {
                     stop = Some(LoadStop::Cancelled);
                     break;
@@ -415,7 +430,13 @@ impl Piece {
         let Some((layout, destinations)) = &self.destinations else {
             return Ok(());
         };
-        let there = destinations.get(at..at + host.len()).unwrap_or_default();
+        let Some(there) = destinations.get(at..at + host.len()) else {
+            broken(format_args!(
+                "{} blocks from {at} on of {} destinations",
+                host.len(),
+                destinations.len()
+            ))
+        };
         let transfer = inner.manager.execute_transfer(
             inner.host.handle,
             &ids(host),
@@ -438,9 +459,13 @@ impl Piece {
 
 impl Drop for LoadPart {
     fn drop(&mut self) {
-        // Pieces that were never begun: the cache was closed, or its queue was full.
+        // Pieces that were never begun (the cache was closed, or its queue was full), or not ended.
         if let Some(piece) = self.pieces.front() {
-            self.load.stop(piece.first, LoadStop::Closed);
+            let stop = match self.has_begun {
+                false => LoadStop::Closed,
+                true => LoadStop::Panicked,
+            };
+            self.load.stop(piece.first, stop);
         }
         self.pieces.clear();
         if self.load.left.fetch_sub(1, Ordering::AcqRel) == 1 {

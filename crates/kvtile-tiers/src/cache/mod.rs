@@ -36,7 +36,12 @@ mod spill;
 mod store;
 mod stored;
 
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::Duration,
+};
 
 use kvtile_blocks::{
     BlockKey, Tick,
@@ -288,19 +293,26 @@ impl Inner {
         })
     }
 
-    fn run(&self, job: Job) {
+    /// Does a job. One that panics has ended its completion by then; what it panicked with is the result.
+    fn run(&self, job: Job) -> thread::Result<()> {
         self.metrics.unqueued(job.label());
-        job.run(self);
+        let ran = catch_unwind(AssertUnwindSafe(|| job.run(self)));
         self.queue.done();
+        ran
     }
 
     /// Serves the queue until it is closed.
     fn work(&self) {
         loop {
-            match self.queue.next(PATIENCE) {
+            let ran = match self.queue.next(PATIENCE) {
                 Next::Job(job) => self.run(job),
-                Next::Idle => self.look_after(),
+                Next::Idle => catch_unwind(AssertUnwindSafe(|| self.look_after())),
                 Next::Closed => return,
+            };
+            if ran.is_err() {
+                log::error!(
+                    "a job of the cache panicked and was given up; this is a defect; the cache goes on"
+                );
             }
         }
     }
@@ -467,7 +479,10 @@ impl Cache {
     /// without threads of their own.
     pub fn step(&self) -> bool {
         if let Some(job) = self.inner.queue.try_next() {
-            self.inner.run(job);
+            // On this thread a panic is the caller's to see.
+            if let Err(panic) = self.inner.run(job) {
+                resume_unwind(panic);
+            }
             return true;
         }
         let disk = self.inner.disk.as_ref();

@@ -172,6 +172,11 @@ impl Spill {
         Spill::due_of(&mut state, now(), pauses)
     }
 
+    /// Whether it was closed.
+    pub(super) fn is_closed(&self) -> bool {
+        self.lock().closed
+    }
+
     /// Nothing is done any more. Returns how many blocks were waiting.
     pub(super) fn close(&self) -> usize {
         let mut state = self.lock();

@@ -11,6 +11,7 @@ use kvtile_blocks::{
     events::Tier,
     pool::{AllocateRequest, Claim, MutableBlocks},
 };
+use kvtile_layout::broken;
 use kvtile_transfer::{
     LayoutHandle, TransferError, TransferOptions,
     completion::{Completer, Completion},
@@ -31,6 +32,8 @@ pub enum StoreStop {
     Deadline,
     /// The cache was closed.
     Closed,
+    /// It panicked. Never happens; reported all the same.
+    Panicked,
     /// Host memory has no room: all of it is in use, or holds the first blocks of the same chain, which
     /// stay.
     HostFull,
@@ -81,6 +84,8 @@ pub(super) struct StoreJob {
     options: StoreOptions,
     start: Duration,
     deadline: Option<Duration>,
+    /// Whether it has begun: one that is dropped without an end has panicked then.
+    has_begun: bool,
 }
 
 /// Starts storing.
@@ -122,6 +127,7 @@ pub(super) fn start(
         },
         start: inner.clock.now(),
         deadline: inner.later(options.within),
+        has_begun: false,
     };
     if is_done {
         let done = Stored {
@@ -147,26 +153,35 @@ struct Stored {
 }
 
 impl StoreJob {
-    pub(super) fn run(self: Box<Self>, inner: &Inner) {
+    pub(super) fn run(mut self: Box<Self>, inner: &Inner) {
+        // Whatever becomes of it, stores that are parked until it ends go on.
+        let mut end = EndOfStore {
+            inner,
+            number: Some(self.number),
+        };
+        self.has_begun = true;
         let (job, parent) = match (self.parent, Parent::hold(inner, self.parent.as_ref())) {
             // An older store may be bringing it.
             (Some(key), None) => match self.park(inner, &key) {
-                Ok(()) => return,
+                Ok(()) => {
+                    end.number = None;
+                    return;
+                }
                 // It has ended between the two looks, or there is none.
-                Err(job) => (job, Parent::hold(inner, Some(&key))),
+                Err(mut job) => {
+                    job.has_begun = true;
+                    (job, Parent::hold(inner, Some(&key)))
+                }
             },
             (_, parent) => (self, parent),
-        };
-        let _end = EndOfStore {
-            inner,
-            number: job.number,
         };
         job.copy_from(inner, parent);
     }
 
     /// Waits without a thread for the older store that brings `key`, if there is one.
-    fn park(self: Box<Self>, inner: &Inner, key: &BlockKey) -> Result<(), Box<StoreJob>> {
+    fn park(mut self: Box<Self>, inner: &Inner, key: &BlockKey) -> Result<(), Box<StoreJob>> {
         inner.queue.park();
+        self.has_begun = false;
         let parked = inner.chains.park(self.number, key, self);
         if parked.is_err() {
             inner.queue.unpark();
@@ -225,7 +240,7 @@ impl StoreJob {
             if self.completer.is_cancelled() {
                 return Err(StoreStop::Cancelled);
             }
-            let rest = self.keys.get(at..).unwrap_or_default();
+            let (_, rest) = self.keys.split_at(at);
             let (blocks, last) = match Parent::hold_leading(inner, Tier::Host, rest) {
                 Some(present) => present,
                 None => match self.room(inner, rest.len(), &mut parent) {
@@ -274,8 +289,17 @@ impl StoreJob {
         room: MutableBlocks,
         done: &mut Stored,
     ) -> Result<Parent, StoreStop> {
-        let keys = self.keys.get(range.clone()).unwrap_or_default();
-        let sources = self.sources.get(range.clone()).unwrap_or_default();
+        let parts = self
+            .keys
+            .get(range.clone())
+            .zip(self.sources.get(range.clone()));
+        let Some((keys, sources)) = parts else {
+            broken(format_args!(
+                "blocks {range:?} of {} keys and {} sources",
+                self.keys.len(),
+                self.sources.len()
+            ))
+        };
         let transfer = inner.manager.execute_transfer(
             self.layout,
             sources,
@@ -327,24 +351,30 @@ impl StoreJob {
 }
 
 impl Drop for StoreJob {
-    /// One that was never done ends too: the cache was closed, or the queue was full.
+    /// One that was never done ends too: the cache was closed, the queue was full, or it panicked.
     fn drop(&mut self) {
         let nothing = Stored::default();
-        let closed = Some(StoreStop::Closed);
+        let stop = match self.has_begun {
+            false => StoreStop::Closed,
+            true => StoreStop::Panicked,
+        };
         self.completer
-            .finish(self.report(&nothing, Duration::ZERO, closed));
+            .finish(self.report(&nothing, Duration::ZERO, Some(stop)));
     }
 }
 
 /// Ends a store when it is dropped, whatever became of it: those that waited for it go on.
 struct EndOfStore<'a> {
     inner: &'a Inner,
-    number: u64,
+    /// None where the store waits and has not ended.
+    number: Option<u64>,
 }
 
 impl Drop for EndOfStore<'_> {
     fn drop(&mut self) {
-        self.inner.store_ended(self.number);
+        if let Some(number) = self.number {
+            self.inner.store_ended(number);
+        }
     }
 }
 

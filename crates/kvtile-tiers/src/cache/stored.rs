@@ -1,5 +1,6 @@
 //! The disk tier: slots of a folder and the pool that knows which block is in which.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard,
     atomic::{AtomicU32, AtomicU64, Ordering},
@@ -18,7 +19,13 @@ use super::{
     rate::Rate,
     spill::{Due, Pauses, Spill},
 };
-use crate::disk::{LostBlock, Miss, SlotStore};
+use crate::{
+    disk::{LostBlock, Miss, SlotStore},
+    error::TierError,
+};
+
+/// How long the disk's thread rests where even its clock panics.
+const AFTER_PANIC: Duration = Duration::from_millis(50);
 
 /// Blocks on disk. The id of a block in the pool is the number of its slot.
 pub(super) struct Stored {
@@ -214,11 +221,35 @@ impl Inner {
     /// Serves the disk until it is closed: writes what is to be written, and syncs in time.
     pub(super) fn serve_disk(&self, disk: &Stored) {
         loop {
-            let due = disk.spill.wait(|| self.clock.now(), disk.pauses());
-            if due == Due::Closed {
-                return;
+            let turn = || {
+                let due = disk.spill.wait(|| self.clock.now(), disk.pauses());
+                self.serve(disk, due);
+                due
+            };
+            match catch_unwind(AssertUnwindSafe(turn)) {
+                Ok(Due::Closed) => return,
+                Ok(_) => {}
+                // Where the clock panics, this is how the thread learns that it is to end.
+                Err(_) if disk.spill.is_closed() => return,
+                Err(_) => self.disk_panicked(disk),
             }
-            self.serve(disk, due);
+        }
+    }
+
+    /// A turn of the disk's thread panicked: as after a failure, disk and syncs are left alone for a while, and
+    /// what was not synced stays to be synced.
+    fn disk_panicked(&self, disk: &Stored) {
+        let error = TierError::Panicked {
+            what: "the thread of the disk tier",
+        };
+        log::error!("{error}; this is a defect; the cache goes on");
+        let noted = catch_unwind(AssertUnwindSafe(|| {
+            let now = self.clock.now();
+            disk.syncs.failed(now, &error);
+            disk.spill.touched(now);
+        }));
+        if noted.is_err() {
+            std::thread::sleep(AFTER_PANIC);
         }
     }
 

@@ -174,7 +174,11 @@ impl Job<'_> {
         let mut pipeline = Pipeline::new(&local.kernel, binding.manner, scratch)?;
         let mut cell = cells.start % each;
         let mut left = cells.end.saturating_sub(cells.start);
-        let first = usize::try_from(cells.start / each).unwrap_or(usize::MAX);
+        let first = cells.start / each;
+        let first = usize::try_from(first).map_err(|_| TransferError::Missing {
+            what: "pair",
+            index: first,
+        })?;
         let mut checked = Ok(());
         for pair in self.class.pairs.iter().skip(first) {
             if left == 0 || checked.is_err() {
@@ -199,7 +203,13 @@ impl Job<'_> {
         }
         // SAFETY: as above: what is in the pipeline was checked.
         unsafe { pipeline.drain() };
-        checked
+        match (checked, left) {
+            (Ok(()), 1..) => Err(TransferError::Missing {
+                what: "pairs for the last cells:",
+                index: left,
+            }),
+            (checked, _) => checked,
+        }
     }
 }
 

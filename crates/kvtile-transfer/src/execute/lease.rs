@@ -165,8 +165,8 @@ impl BlockLease {
                 Backing::File => {
                     let (file, base) = bound.file(span.start.region)?;
                     for start in (0..span.bytes).step_by(READ_BYTES) {
-                        let bytes = (span.bytes - start).min(READ_BYTES as u64);
-                        buffer.resize(usize::try_from(bytes).unwrap_or(0), 0);
+                        let left = usize::try_from(span.bytes - start);
+                        buffer.resize(left.map_or(READ_BYTES, |left| left.min(READ_BYTES)), 0);
                         file.read_exact_at(base + span.start.offset + start, &mut buffer)?;
                         digest.update(&buffer);
                     }

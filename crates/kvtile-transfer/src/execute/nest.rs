@@ -6,7 +6,7 @@
 //!
 //! Knows strides and kernels; where the bytes are is told with every execution.
 
-use kvtile_layout::Loop;
+use kvtile_layout::{LayoutError, Loop, Step, broken};
 
 use super::{
     kernel::{Gather, GatherLoop, Kernels, LINE_BYTES, Level, Stores, Stride, Transpose},
@@ -152,7 +152,10 @@ fn merge(loops: &mut Vec<Loop>, mut run_bytes: u64) -> u64 {
 }
 
 fn size(bytes: u64) -> Result<usize, TransferError> {
-    usize::try_from(bytes).map_err(|_| TransferError::OutsidePlan { region: 0 })
+    let too_large = LayoutError::TooLarge {
+        what: "an extent or a stride of a nest",
+    };
+    usize::try_from(bytes).map_err(|_| too_large.into())
 }
 
 pub(super) fn is_local(l: &Loop) -> bool {
@@ -175,7 +178,7 @@ fn take_matrix(
         return Ok(None);
     };
     let (Some(columns), Some(rows)) = (loops.get(column).copied(), loops.get(row).copied()) else {
-        return Ok(None);
+        broken(format_args!("loops {column} and {row} of {}", loops.len()))
     };
     let mut matrix = Transpose {
         element: size(run_bytes)?,
@@ -229,7 +232,9 @@ fn take_tile(
         let Some(index) = left.iter().position(continues) else {
             break;
         };
-        let Some(next) = left.get(index) else { break };
+        let Some(next) = left.get(index) else {
+            broken(format_args!("loop {index} of {}", left.len()))
+        };
         let extent = size(next.extent)?;
         if tile.bytes.saturating_mul(extent) > STAGE_BYTES {
             break;
@@ -257,8 +262,8 @@ fn cut(matrix: &mut Transpose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Lo
     let kept = divisor(matrix.columns, wanted);
     let part = |whole: Loop, kept: usize| Loop {
         extent: whole.extent / kept as u64,
-        source: whole.source.times(kept as u64).unwrap_or_default(),
-        destination: whole.destination.times(kept as u64).unwrap_or_default(),
+        source: times(whole.source, kept),
+        destination: times(whole.destination, kept),
         axes: whole.axes,
     };
     if kept < matrix.columns && kept > 0 {
@@ -271,6 +276,14 @@ fn cut(matrix: &mut Transpose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Lo
         loops.push(part(rows, kept));
         matrix.rows = kept;
     }
+}
+
+/// `count` steps of a loop that has more of them, all inside its layout.
+fn times(step: Step, count: usize) -> Step {
+    let Some(steps) = step.times(count as u64) else {
+        broken(format_args!("{count} steps of {step:?} in a loop"))
+    };
+    steps
 }
 
 /// The largest divisor of `extent` up to `max`; `extent` itself where that is no more than 1.
@@ -307,13 +320,12 @@ fn take_gather(loops: &mut Vec<Loop>, run: usize) -> Result<Option<Gather>, Tran
         };
         gather.loops.insert(0, inner);
         if kept < extent {
-            let step = |step: kvtile_layout::Step| step.times(kept as u64).unwrap_or_default();
             loops.insert(
                 index,
                 Loop {
                     extent: whole.extent / kept as u64,
-                    source: step(whole.source),
-                    destination: step(whole.destination),
+                    source: times(whole.source, kept),
+                    destination: times(whole.destination, kept),
                     axes: whole.axes,
                 },
             );

@@ -6,6 +6,7 @@
 //!                                               +-> stage --+   what is put together first
 //! ```
 
+use kvtile_layout::broken;
 use kvtile_memory::AlignedBuffer;
 
 use super::{
@@ -198,7 +199,9 @@ impl<'k> Pipeline<'k> {
     /// As for [`Pipeline::push`], for the first `count` hops.
     unsafe fn run(&mut self, count: usize) {
         let kernels = self.manner.kernels;
-        let hops = self.hops.get(..count).unwrap_or_default();
+        let Some(hops) = self.hops.get(..count) else {
+            broken(format_args!("{count} of {} hops", self.hops.len()))
+        };
         match (self.kernel, self.stage.as_deref_mut()) {
             (Kernel::Run(bytes), _) => {
                 // SAFETY: passed on to the caller.

@@ -12,7 +12,7 @@
 
 use std::sync::OnceLock;
 
-use kvtile_layout::{ClassNests, Loop, Nest, Step};
+use kvtile_layout::{ClassNests, Loop, Nest, Step, broken};
 
 use super::{
     kernel::LINE_BYTES,
@@ -41,7 +41,10 @@ pub(super) fn program_of(nests: &ClassNests, manner: Manner) -> Result<&Program,
     let programs = nests.made::<Programs>();
     let kept = programs.and_then(|programs| programs.of_manners.get(manner.index()));
     // Nobody else keeps anything with nests, and every manner has its place.
-    let kept = kept.ok_or(TransferError::OutsidePlan { region: 0 })?;
+    let kept = kept.ok_or(TransferError::Missing {
+        what: "the program of manner",
+        index: manner.index() as u64,
+    })?;
     if let Some(program) = kept.get() {
         return Ok(program);
     }
@@ -84,7 +87,10 @@ impl Program {
     /// destination; what it gets wrong costs time, nothing else.
     pub(super) fn parts(&self, index: usize, at_line: impl FnOnce() -> bool) -> &[Part] {
         match self.parts.get(index) {
-            None => &[],
+            None => broken(format_args!(
+                "nest {index} of a program of {} nests",
+                self.parts.len()
+            )),
             Some(Variants {
                 at_lines: Some(parts),
                 ..
@@ -193,7 +199,6 @@ fn order(loops: &mut [Loop], mut bytes: u64) {
         bytes = bytes.saturating_mul(l.extent);
         outer -= 1;
     }
-    if let Some(outer) = loops.get_mut(..outer) {
-        outer.sort_by_key(|l| std::cmp::Reverse((l.destination, l.source)));
-    }
+    let (outer, _) = loops.split_at_mut(outer);
+    outer.sort_by_key(|l| std::cmp::Reverse((l.destination, l.source)));
 }

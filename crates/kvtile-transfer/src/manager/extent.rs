@@ -1,6 +1,6 @@
 //! Extents: the bytes of regions and of blocks as ranges of addresses.
 
-use kvtile_layout::StridedLayout;
+use kvtile_layout::{StridedLayout, broken};
 
 use crate::{
     error::TransferError,
@@ -45,15 +45,17 @@ pub(super) fn block_extents(
 ) -> Result<Vec<Extent>, TransferError> {
     let mut found = Vec::new();
     for span in stored_spans(layout, blocks, RUNS_MAX)? {
-        let region = usize::try_from(span.start.region).unwrap_or(usize::MAX);
-        if let Some(region) = regions.get(region) {
-            let start = region.start.saturating_add(span.start.offset);
-            found.push(Extent {
-                space: region.space,
-                start,
-                end: start.saturating_add(span.bytes),
-            });
-        }
+        let index = usize::try_from(span.start.region).ok();
+        // One that was left out would overlap nothing.
+        let Some(region) = index.and_then(|index| regions.get(index)) else {
+            broken(format_args!("{span:?} in {} regions", regions.len()))
+        };
+        let start = region.start.saturating_add(span.start.offset);
+        found.push(Extent {
+            space: region.space,
+            start,
+            end: start.saturating_add(span.bytes),
+        });
     }
     found.sort_unstable();
     Ok(found)

@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{MutexGuard, PoisonError},
     thread,
 };
@@ -84,7 +85,18 @@ impl SlotStore {
     }
 
     fn commit(&self, commit: Commit, _turn: MutexGuard<'_, ()>) -> Synced {
-        let (outcome, failure) = self.bring_to_files(&commit);
+        // What was taken from the table goes back to it, also where a medium panics: nobody knows then
+        // what is on the disk.
+        let brought = catch_unwind(AssertUnwindSafe(|| self.bring_to_files(&commit)));
+        let (outcome, failure) = brought.unwrap_or_else(|_| {
+            let unknown = Outcome {
+                blocks: false,
+                records: false,
+                refused: Vec::new(),
+            };
+            let what = "a sync of the disk tier";
+            (unknown, Some(TierError::Panicked { what }))
+        });
         self.counters.syncs.add(u64::from(!commit.is_empty()));
         self.counters
             .sync_failures

@@ -35,6 +35,7 @@ pub(super) use scan::{Scan, Scanned, is_end};
 
 use std::{
     io,
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -178,7 +179,17 @@ impl SlotStore {
         }
         let placed = self.begin(write)?;
         let (slot, place) = (write.slot, placed.place);
-        let written = self.slots.write_all_at(self.offset(place), write.bytes);
+        let offset = self.offset(place);
+        // The slot is taken: a medium that panics must not leave it so.
+        let written = catch_unwind(AssertUnwindSafe(|| {
+            self.slots.write_all_at(offset, write.bytes)
+        }));
+        let Ok(written) = written else {
+            self.table().failed(slot, place, placed.write);
+            return Err(TierError::Panicked {
+                what: "a write to the disk tier",
+            });
+        };
         if let Err(error) = written {
             self.table().failed(slot, place, placed.write);
             return Err(self.failed("write", error));

@@ -90,7 +90,10 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         self.start_run()?;
         self.start_round()?;
         while self.step()? {}
-        Ok(())
+        match self.rounds.iter().position(Option::is_some) {
+            None => Ok(()),
+            Some(slot) => Err(missing("the end of round", slot)),
+        }
     }
 
     /// The run of a tile as one piece, if it is between memory and a file and gains nothing from
@@ -173,7 +176,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             // Staging that is taken belongs to a round that waits for a piece, or did until now.
             if !self.step()? {
                 let staged = self.worker.staging.take(bytes, max)?;
-                break staged.ok_or(TransferError::OutsidePlan { region: 0 })?;
+                break staged.ok_or_else(|| missing("staging of round", self.rounds.len()))?;
             }
         };
         let reads = windows.reads.clone();
@@ -181,14 +184,13 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             self.rounds.resize_with(staged.slot + 1, || None);
         }
         let slot = staged.slot;
-        if let Some(place) = self.rounds.get_mut(slot) {
-            *place = Some(UnderWay {
-                windows,
-                staged,
-                left: 0,
-                is_written: false,
-            });
-        }
+        let place = self.rounds.get_mut(slot);
+        *place.ok_or_else(|| missing("the place of round", slot))? = Some(UnderWay {
+            windows,
+            staged,
+            left: 0,
+            is_written: false,
+        });
         if reads.is_empty() {
             self.permute(slot)?;
         } else {
@@ -204,9 +206,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         windows: &[Window],
         direction: Direction,
     ) -> Result<(), TransferError> {
-        let Some(Some(round)) = self.rounds.get_mut(slot) else {
-            return Ok(());
-        };
+        let round = round_in(&mut self.rounds, slot)?;
         let layout = match direction {
             Direction::Read => self.source,
             Direction::Write => self.destination,
@@ -228,9 +228,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
 
     /// Everything that the round in `slot` reads is there: permutes it and queues its writes.
     fn permute(&mut self, slot: usize) -> Result<(), TransferError> {
-        let Some(Some(round)) = self.rounds.get_mut(slot) else {
-            return Ok(());
-        };
+        let round = round_in(&mut self.rounds, slot)?;
         round.is_written = true;
         let (source, destination) = (self.source, self.destination);
         // SAFETY: the slot has the bytes asked for, is this round's alone, and its reads are
@@ -242,17 +240,16 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         }?;
         let writes = std::mem::take(&mut round.windows.writes);
         if writes.is_empty() {
-            self.end_round(slot);
-            return Ok(());
+            return self.end_round(slot);
         }
         self.queue_windows(slot, &writes, Direction::Write)
     }
 
-    fn end_round(&mut self, slot: usize) {
-        if let Some(round) = self.rounds.get_mut(slot) {
-            *round = None;
-        }
+    fn end_round(&mut self, slot: usize) -> Result<(), TransferError> {
+        let round = self.rounds.get_mut(slot).and_then(Option::take);
+        round.ok_or_else(|| missing("round", slot))?;
         self.worker.staging.give_back(slot);
+        Ok(())
     }
 
     /// Does what can be done without waiting, and puts in flight what may be.
@@ -263,7 +260,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
                 // SAFETY: as in `submit`; the piece is not in flight.
                 match unsafe { piece.start() }? {
                     None => self.arrived(piece)?,
-                    Some(rest) => self.put_back(rest),
+                    Some(rest) => self.put_back(rest)?,
                 }
                 continue;
             }
@@ -285,18 +282,20 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     }
 
     /// What the page cache did not have is read piece by piece, before everything else.
-    fn put_back(&mut self, rest: Piece<'a>) {
+    fn put_back(&mut self, rest: Piece<'a>) -> Result<(), TransferError> {
         let mut pieces = Vec::new();
         rest.chop(self.limits.piece_bytes.max(1), &mut |piece| {
             pieces.push(piece);
         });
-        let slot = rest.round.and_then(|slot| self.rounds.get_mut(slot));
-        if let Some(Some(round)) = slot {
+        if let Some(slot) = rest.round {
+            let round = round_in(&mut self.rounds, slot)?;
+            // The piece that these come from is counted already.
             round.left += pieces.len().saturating_sub(1);
         }
         for piece in pieces.into_iter().rev() {
             self.pending.push_front(piece);
         }
+        Ok(())
     }
 
     /// Puts a piece in flight. The queue has room.
@@ -337,14 +336,20 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             return Ok(true);
         }
         let completion = self.worker.queue().next();
-        let Some(Completion { token, result }) = completion else {
-            return Ok(false);
-        };
+        // Bytes are in flight, so the queue has a completion for them.
+        let flying = self.flying_bytes as u64;
+        let completion = completion.ok_or(TransferError::Missing {
+            what: "the completion of bytes in flight:",
+            index: flying,
+        })?;
+        let Completion { token, result } = completion;
         let place = usize::try_from(token).ok();
         let place = place.and_then(|token| self.flying.get_mut(token));
-        let Some(piece) = place.and_then(Option::take) else {
-            return Ok(true);
-        };
+        let piece = place.and_then(Option::take);
+        let piece = piece.ok_or(TransferError::Missing {
+            what: "the piece of completion",
+            index: token,
+        })?;
         self.flying_bytes = self.flying_bytes.saturating_sub(piece.bytes);
         let done = result.unwrap_or(0);
         if done < piece.bytes {
@@ -362,16 +367,12 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         let Some(slot) = piece.round else {
             return Ok(());
         };
-        let Some(Some(round)) = self.rounds.get_mut(slot) else {
-            return Ok(());
-        };
-        round.left = round.left.saturating_sub(1);
+        let round = round_in(&mut self.rounds, slot)?;
+        let left = round.left.checked_sub(1);
+        round.left = left.ok_or_else(|| missing("a piece to wait for in round", slot))?;
         match (round.left, round.is_written) {
             (0, false) => self.permute(slot),
-            (0, true) => {
-                self.end_round(slot);
-                Ok(())
-            }
+            (0, true) => self.end_round(slot),
             _ => Ok(()),
         }
     }
@@ -383,6 +384,24 @@ impl Drop for Pipeline<'_, '_> {
             queue.drain();
         }
         self.worker.staging.give_back_all();
+    }
+}
+
+/// The round in `slot`. One that is not there is never passed over: its bytes would be missing, and the
+/// transfer would be reported as done. An error and no panic, since reads and writes may be in flight; the
+/// pipeline waits for these when it is dropped.
+fn round_in<'r, 'a>(
+    rounds: &'r mut [Option<UnderWay<'a>>],
+    slot: usize,
+) -> Result<&'r mut UnderWay<'a>, TransferError> {
+    let round = rounds.get_mut(slot).and_then(Option::as_mut);
+    round.ok_or_else(|| missing("round", slot))
+}
+
+fn missing(what: &'static str, index: usize) -> TransferError {
+    TransferError::Missing {
+        what,
+        index: index as u64,
     }
 }
 

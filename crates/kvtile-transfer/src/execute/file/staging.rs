@@ -122,14 +122,19 @@ impl Staging {
         }
         self.make_large_enough(index, bytes, max)?;
         let slot = self.slots.get_mut(index);
-        Ok(slot.and_then(|slot| {
+        let placed = slot.and_then(|slot| {
             let memory = slot.memory.as_ref()?;
             slot.is_taken = true;
             Some(Staged {
                 slot: index,
                 start: std::ptr::with_exposed_provenance_mut(memory.addr()),
             })
-        }))
+        });
+        // `None` means that others are to end first; memory that is not there is no such thing.
+        placed.map(Some).ok_or(TransferError::Missing {
+            what: "staging memory of slot",
+            index: index as u64,
+        })
     }
 
     /// Bytes of all slots.

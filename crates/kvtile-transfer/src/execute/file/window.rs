@@ -27,6 +27,7 @@ impl Window {
     }
 
     pub(super) fn len(&self) -> usize {
+        // Its region was bound, so its bytes are counted in a `usize`.
         usize::try_from(self.to - self.from).unwrap_or(usize::MAX)
     }
 }

@@ -10,6 +10,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use kvtile_layout::broken;
 use kvtile_memory::OwnedMemoryRegion;
 
 use super::{
@@ -247,12 +248,11 @@ impl Ledger {
         }
         entry.leases += 1;
         for block in blocks {
-            if let Some(state) = at_mut(&mut entry.blocks, block) {
-                *state = match mode {
-                    LeaseMode::Read => state.saturating_add(1),
-                    LeaseMode::Write => WRITER,
-                };
-            }
+            let state = at_mut(&mut entry.blocks, block);
+            *state = match mode {
+                LeaseMode::Read => state.saturating_add(1),
+                LeaseMode::Write => WRITER,
+            };
         }
         self.next_lease += 1;
         Ok(Ticket {
@@ -290,16 +290,32 @@ impl Ledger {
     pub(crate) fn release(&mut self, ticket: &Ticket, blocks: Ids<'_>) {
         self.shared.retain(|lease| lease.lease != ticket.lease);
         let Some(entry) = self.entries.get_mut(&ticket.layout) else {
-            return;
+            broken(format_args!(
+                "{ticket:?} of a layout that is not registered"
+            ))
         };
-        entry.leases = entry.leases.saturating_sub(1);
+        assert!(entry.leases > 0, "{ticket:?} of a layout without leases");
+        entry.leases -= 1;
         for block in blocks {
-            if let Some(state) = at_mut(&mut entry.blocks, block) {
-                *state = match ticket.mode {
-                    LeaseMode::Read => state.saturating_sub(1),
-                    LeaseMode::Write => 0,
-                };
-            }
+            let state = at_mut(&mut entry.blocks, block);
+            let found = *state;
+            *state = match ticket.mode {
+                LeaseMode::Read => {
+                    assert!(
+                        found > 0 && found < WRITER,
+                        "block {block} of {ticket:?} is in state {found}"
+                    );
+                    found - 1
+                }
+                // Several pairs may fill one block.
+                LeaseMode::Write => {
+                    assert!(
+                        found == WRITER || found == 0,
+                        "block {block} of {ticket:?} is in state {found}"
+                    );
+                    0
+                }
+            };
         }
     }
 
@@ -410,13 +426,21 @@ fn check_shared(
     Ok(())
 }
 
+/// The state of a block that was checked to be in range: one without a state would never be held.
 fn at(blocks: &[u32], block: u64) -> u32 {
-    let index = usize::try_from(block).unwrap_or(usize::MAX);
-    blocks.get(index).copied().unwrap_or(0)
+    let index = usize::try_from(block).ok();
+    let Some(&state) = index.and_then(|index| blocks.get(index)) else {
+        broken(format_args!("block {block} among {} states", blocks.len()))
+    };
+    state
 }
 
-fn at_mut(blocks: &mut [u32], block: u64) -> Option<&mut u32> {
-    blocks.get_mut(usize::try_from(block).unwrap_or(usize::MAX))
+fn at_mut(blocks: &mut [u32], block: u64) -> &mut u32 {
+    let (index, states) = (usize::try_from(block).ok(), blocks.len());
+    let Some(state) = index.and_then(|index| blocks.get_mut(index)) else {
+        broken(format_args!("block {block} among {states} states"))
+    };
+    state
 }
 
 /// The state of every block: all free. A remote layout has none, since nobody can lease it.
