@@ -3,7 +3,7 @@
 use crate::metadata::Package;
 
 /// Every crate of the workspace and the crates of ours that it may be built with.
-const ARROWS: [(&str, &[&str]); 12] = [
+const ARROWS: [(&str, &[&str]); 13] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     ("kvtile-transfer", &["kvtile-layout", "kvtile-memory"]),
@@ -29,7 +29,11 @@ const ARROWS: [(&str, &[&str]); 12] = [
     ),
     ("kvtile-demo", &["kvtile"]),
     ("kvtile-bench", &["kvtile", "kvtile-blocks"]),
-    ("kvtile-cli", &["kvtile", "kvtile-bench", "kvtile-demo"]),
+    ("kvtile-cli", &["kvtile"]),
+    (
+        "kvtile-program",
+        &["kvtile", "kvtile-bench", "kvtile-cli", "kvtile-demo"],
+    ),
     ("kvtile-python", &["kvtile", "kvtile-cli"]),
     ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
     ("xtask", &[]),
@@ -50,6 +54,13 @@ const PURE: [(&str, &[&str]); 2] = [
         ],
     ),
 ];
+
+/// The crate of the Python package.
+const WHEEL: &str = "kvtile-python";
+
+/// What the Python package is not built with, neither itself nor through a crate of ours: the model of
+/// the demonstration and the rivals of the benchmark.
+const NOT_IN_THE_WHEEL: [&str; 2] = ["kvtile-bench", "kvtile-demo"];
 
 /// What a crate may refuse to be built and tested with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +101,7 @@ impl Kind {
 
 /// Every crate of the workspace and what it refuses, dev-dependencies included. A crate for networks has a
 /// row without [`Kind::Runtime`] and [`Kind::Network`].
-const REFUSED: [(&str, &[Kind]); 12] = [
+const REFUSED: [(&str, &[Kind]); 13] = [
     ("kvtile-layout", Kind::ALL),
     ("kvtile-memory", Kind::ALL),
     ("kvtile-transfer", Kind::ALL),
@@ -100,6 +111,7 @@ const REFUSED: [(&str, &[Kind]); 12] = [
     ("kvtile-demo", Kind::ALL),
     ("kvtile-bench", Kind::ALL),
     ("kvtile-cli", Kind::ALL),
+    ("kvtile-program", Kind::ALL),
     ("kvtile-python", Kind::ALL),
     ("kvtile-testkit", Kind::ALL),
     ("xtask", Kind::ALL),
@@ -142,6 +154,7 @@ pub(crate) fn check(packages: &[Package]) -> Vec<String> {
             ));
         }
     }
+    broken.extend(of_the_wheel(&ours));
     broken.extend(minimum_versions(packages));
     broken
 }
@@ -162,6 +175,27 @@ fn refused(package: &Package, table: &[(&str, &[Kind])]) -> Vec<String> {
         kind.map(|kind| format!("{} may not use {name} ({kind:?})", package.name))
     };
     dependencies.filter_map(refused).collect()
+}
+
+/// Whatever the table allows, the Python package does not reach what its users do not use.
+fn of_the_wheel(ours: &[&Package]) -> Vec<String> {
+    let mut reached = vec![WHEEL];
+    let mut next = 0;
+    while let Some(&name) = reached.get(next) {
+        next += 1;
+        let package = ours.iter().find(|package| package.name == name);
+        for dependency in package.into_iter().flat_map(|package| &package.normal) {
+            if !reached.contains(&dependency.as_str()) {
+                reached.push(dependency);
+            }
+        }
+    }
+    let unwanted = NOT_IN_THE_WHEEL
+        .iter()
+        .filter(|name| reached.contains(name));
+    unwanted
+        .map(|name| format!("{WHEEL} is built with {name}, which its users do not use"))
+        .collect()
 }
 
 /// No dependency needs a newer Rust than the one we state.
@@ -231,6 +265,18 @@ mod tests {
         packages[0].normal.push("kvtile-memory".into());
         let broken = check(&packages);
         assert!(broken.contains(&"kvtile-layout may not depend on kvtile-memory".to_owned()));
+    }
+
+    #[test]
+    fn the_wheel_does_not_reach_the_demonstration_by_any_way() {
+        let mut packages = workspace();
+        let cli = packages.iter_mut().find(|p| p.name == "kvtile-cli");
+        cli.unwrap().normal.push("kvtile-program".into());
+        let broken = check(&packages);
+        for name in NOT_IN_THE_WHEEL {
+            let line = format!("kvtile-python is built with {name}, which its users do not use");
+            assert!(broken.contains(&line), "{broken:?}");
+        }
     }
 
     #[test]

@@ -19,7 +19,11 @@ const UNSAFE_PLACES: [&str; 3] = [
 ];
 
 /// Folders whose code may read the environment.
-const ENVIRONMENT_FOLDERS: [&str; 2] = ["crates/kvtile-cli/src", "xtask/src"];
+const ENVIRONMENT_FOLDERS: [&str; 3] = [
+    "crates/kvtile-cli/src",
+    "crates/kvtile-program/src",
+    "xtask/src",
+];
 
 /// Folders whose code does no I/O, reads no clock and starts no thread.
 const PURE_FOLDERS: [&str; 2] = ["crates/kvtile-blocks/src", "crates/kvtile-layout/src"];

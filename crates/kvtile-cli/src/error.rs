@@ -1,6 +1,6 @@
-//! What the program says when it cannot do what it was asked, and its exit codes.
+//! What a program says when it cannot do what it was asked, and its exit codes.
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{error::Error as StdError, fmt::Write as _, path::PathBuf};
 
 use kvtile::{
     layout::{LayoutError, Shown},
@@ -8,20 +8,43 @@ use kvtile::{
     tiers::{TierError, replay::TraceError},
     transfer::TransferError,
 };
-use kvtile_bench::BenchError;
-use kvtile_demo::DemoError;
 use thiserror::Error;
 
 /// Exit code of a failure.
-const FAILURE: u8 = 1;
+pub const FAILURE: u8 = 1;
 
 /// Exit code of a request that makes no sense, as `clap` has it too.
-const USAGE: u8 = 2;
+pub const USAGE: u8 = 2;
+
+/// The error of a program, as its user is shown it.
+pub trait Failure {
+    /// [`USAGE`] where the request makes no sense, [`FAILURE`] where it failed.
+    fn exit_code(&self) -> u8;
+
+    /// The message with its causes and what to do.
+    fn text(&self) -> String;
+}
+
+/// `message` with the causes of `error` below it, each said once.
+#[must_use]
+pub fn with_causes(message: String, error: &dyn StdError) -> String {
+    let mut text = message;
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let problem = Shown(&error.to_string()).to_string();
+        if !text.contains(&problem) {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "\n  because: {problem}");
+        }
+        cause = error.source();
+    }
+    text
+}
 
 /// Why a command ended without doing what it was asked.
 #[derive(Debug, Error)]
 #[non_exhaustive]
-pub(crate) enum CliError {
+pub enum CliError {
     /// A word, a shape or a selection that the user gave does not work out.
     #[error(transparent)]
     Layout(#[from] LayoutError),
@@ -60,9 +83,14 @@ pub(crate) enum CliError {
         /// Bytes of the header.
         header_bytes: usize,
     },
-    /// The demonstration failed.
-    #[error(transparent)]
-    Demo(#[from] DemoError),
+    /// A command of the program alone was asked of the library.
+    #[error(
+        "`{command}` is a command of the Rust program `kvtile`; the Python package comes without it"
+    )]
+    InProgramOnly {
+        /// The command.
+        command: &'static str,
+    },
     /// Memory could not be had.
     #[error(transparent)]
     Memory(#[from] MemoryError),
@@ -93,9 +121,6 @@ pub(crate) enum CliError {
         /// Why.
         problem: String,
     },
-    /// The benchmark failed.
-    #[error(transparent)]
-    Bench(#[from] BenchError),
     /// A trace of requests is none.
     #[error("{path} cannot be replayed", path = .path.display())]
     Trace {
@@ -115,45 +140,33 @@ pub(crate) enum CliError {
     Json(#[from] serde_json::Error),
 }
 
-impl CliError {
-    /// 2 where the request makes no sense, 1 where it failed.
-    pub(crate) fn exit_code(&self) -> u8 {
+impl Failure for CliError {
+    fn exit_code(&self) -> u8 {
         match self {
             CliError::Layout(_)
             | CliError::Option { .. }
             | CliError::NothingLeft { .. }
-            | CliError::NotConfirmed { .. }
-            | CliError::Bench(
-                BenchError::Layout(_)
-                | BenchError::NothingLeft { .. }
-                | BenchError::TooManyBytes { .. }
-                | BenchError::Threads { .. },
-            ) => USAGE,
+            | CliError::InProgramOnly { .. }
+            | CliError::NotConfirmed { .. } => USAGE,
             _ => FAILURE,
         }
     }
 
-    /// The message with what caused it, each said once.
-    pub(crate) fn text(&self) -> String {
-        let mut text = self.to_string();
+    fn text(&self) -> String {
+        let mut message = self.to_string();
         if self.is_of_files() {
-            text = Shown(&text).to_string();
+            message = Shown(&message).to_string();
         }
-        let mut cause = std::error::Error::source(self);
-        while let Some(error) = cause {
-            let problem = Shown(&error.to_string()).to_string();
-            if !text.contains(&problem) {
-                // Writing to a string cannot fail.
-                let _ = write!(text, "\n  because: {problem}");
-            }
-            cause = error.source();
-        }
+        let mut text = with_causes(message, self);
         if let Some(hint) = self.hint() {
+            // Writing to a string cannot fail.
             let _ = write!(text, "\n  hint: {hint}");
         }
         text
     }
+}
 
+impl CliError {
     /// Whether the message has names or texts of files in it. The others may have several lines: they
     /// point at the place in a word.
     fn is_of_files(&self) -> bool {
@@ -163,8 +176,6 @@ impl CliError {
                 | CliError::Transfer(TransferError::Layout(_))
                 | CliError::Option { .. }
                 | CliError::NothingLeft { .. }
-                | CliError::Bench(_)
-                | CliError::Demo(_)
         )
     }
 
@@ -187,6 +198,14 @@ impl CliError {
             CliError::Transfer(TransferError::Damaged { .. }) => {
                 Some("nothing of it can be used; delete it and save the cache again")
             }
+            CliError::InProgramOnly { command: "demo" } => Some(
+                "in a checkout of kvtile: `cargo run --release -- demo`, or \
+                 `cargo install --path crates/kvtile-program` and then `kvtile demo`",
+            ),
+            CliError::InProgramOnly { .. } => Some(
+                "in a checkout of kvtile: `cargo run --release -- bench`, or \
+                 `cargo install --path crates/kvtile-program` and then `kvtile bench`",
+            ),
             _ => None,
         }
     }

@@ -9,7 +9,7 @@ use crate::{error::CliError, layout::Known, shape_args::ShapeArgs};
 
 /// A layout that was asked for.
 #[derive(Clone, Debug)]
-pub(crate) enum Asked {
+pub enum Asked {
     /// By a word.
     Word(Word),
     /// By the name of a known layout, `engine:…`.
@@ -17,8 +17,11 @@ pub(crate) enum Asked {
 }
 
 impl Asked {
-    /// Names of known layouts have a colon, words never have.
-    pub(crate) fn parse(text: &str) -> Result<Asked, CliError> {
+    /// Reads a word or a name: names of known layouts have a colon, words never have.
+    ///
+    /// # Errors
+    /// The text is no word, or no known layout has this name.
+    pub fn parse(text: &str) -> Result<Asked, CliError> {
         if text.contains(':') {
             return Ok(Asked::Known(presets::find(text)?));
         }
@@ -35,7 +38,7 @@ impl Asked {
     }
 
     /// The shape that a known layout is for.
-    pub(crate) fn example(&self) -> Option<&Shape> {
+    pub fn example(&self) -> Option<&Shape> {
         match self {
             Asked::Word(_) => None,
             Asked::Known(preset) => preset.shape.as_ref(),

@@ -1,62 +1,70 @@
-//! The program kvtile: explains layouts and plans, measures, inspects saved caches, and tells what
-//! the machine offers.
+//! The commands of the program kvtile: they explain layouts and plans, inspect saved caches and the
+//! folders of disk tiers, replay traces, and report what the machine offers.
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | `cli` | the command line as a whole |
-//! | `layout`, `plan`, `bench`, `inspect`, `cache`, `replay`, `doctor`, `demo` | one command each |
+//! | `cli` | the command line of the library, and the commands that every program has |
+//! | `layout`, `plan`, `inspect`, `cache`, `replay`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
-//! | `shape_args`, `known`, `ranges` | what the user may say: shapes, layouts, ranges |
-//! | `output` | text, tables, JSON, progress |
+//! | [`shape_args`], [`known`], `ranges` | what the user may say: shapes, layouts, ranges |
+//! | [`output`], [`files`] | text, tables, JSON, progress, files |
+//! | [`error`] | what a program says when it fails, and its exit codes |
 //!
-//! Everything it knows it asks the library; only this crate reads the environment. It is a library
-//! itself so that the Python package can be the same program.
+//! The commands know only what the library says; only this crate and the program read the environment.
+//!
+//! The Python package runs this library as it is ([`run`]). The program `kvtile` of `kvtile-program`
+//! adds the demonstration and the benchmark: its command line has [`Command`] as a part, and
+//! [`run_program`] runs it. So the demonstration's model and the benchmark's rivals are in the
+//! program alone.
 
 use std::ffi::OsString;
 
 use clap::Parser;
 
-mod bench;
 mod cache;
 mod cli;
-mod demo;
 mod doctor;
 mod draw;
-mod error;
-mod files;
+pub mod error;
+pub mod files;
 mod inspect;
-mod known;
+pub mod known;
 mod layout;
-mod output;
+pub mod output;
 mod plan;
 mod ranges;
 mod replay;
-mod shape_args;
+pub mod shape_args;
 
+pub use cli::{ABOUT, Command};
 pub use plan::plan_picture;
 
-/// How the program was started.
-#[derive(Clone, Debug)]
-pub struct Invocation {
-    /// The arguments, the name of the program first.
-    pub arguments: Vec<OsString>,
-    /// What starts the same program in another process, the file first.
-    pub restart: Vec<OsString>,
+use self::error::Failure;
+
+/// Runs the commands of this library with `arguments`, the name of the program first, and returns
+/// the exit code (see [`run_program`]).
+#[must_use]
+pub fn run(arguments: &[OsString]) -> u8 {
+    run_program(arguments, cli::Cli::run)
 }
 
-/// Does what the arguments say and returns the exit code: 0 done, 1 failed or refused, 2 a request
-/// that makes no sense. What it has to say goes to standard output and standard error.
+/// Parses `arguments`, the name of the program first, as the command line `P`, runs it, and returns
+/// the exit code: 0 done, 1 failed or refused, 2 a request that makes no sense. Results go to
+/// standard output, errors to standard error.
 #[must_use]
-pub fn run(invocation: &Invocation) -> u8 {
-    let cli = match cli::Cli::try_parse_from(&invocation.arguments) {
-        Ok(cli) => cli,
+pub fn run_program<P: Parser, E: Failure>(
+    arguments: &[OsString],
+    run: impl FnOnce(P) -> Result<(), E>,
+) -> u8 {
+    let program = match P::try_parse_from(arguments) {
+        Ok(program) => program,
         Err(said) => {
-            // Help and versions come this way as well. Where nobody reads, there is nobody to tell.
+            // Help and versions come this way as well. A closed output is no error here.
             let _ = said.print();
             return u8::try_from(said.exit_code()).unwrap_or(2);
         }
     };
-    match cli.run(&invocation.restart) {
+    match run(program) {
         Ok(()) => 0,
         Err(error) => {
             output::print_error(&format!("error: {}\n", error.text()));

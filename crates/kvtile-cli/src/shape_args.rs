@@ -16,39 +16,40 @@ opaque/NAME/BYTES; `:page` behind it makes it one entry a page instead of one a 
 /// What a layout holds: blocks, layers, tokens, planes.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Shape")]
-pub(crate) struct ShapeArgs {
+pub struct ShapeArgs {
     /// Take layers, heads and planes of a well-known model (see `kvtile layout models`)
     #[arg(long, value_name = "NAME")]
-    pub(crate) model: Option<String>,
+    pub model: Option<String>,
     /// Tensor-parallel size: this rank holds a share of the heads
     #[arg(long, value_name = "N")]
-    pub(crate) tp: Option<u64>,
+    pub tp: Option<u64>,
     /// Tensor-parallel rank, counted from 0
     #[arg(long, value_name = "N", requires = "tp")]
-    pub(crate) rank: Option<u64>,
+    pub rank: Option<u64>,
     /// Blocks [default: 128]
     #[arg(long, value_name = "N")]
-    pub(crate) blocks: Option<u64>,
+    pub blocks: Option<u64>,
     /// Layers [default: 32, or the model's]
     #[arg(long, value_name = "N")]
-    pub(crate) layers: Option<u64>,
+    pub layers: Option<u64>,
     /// Tokens a block [default: 16]
     #[arg(long, value_name = "N")]
-    pub(crate) page_size: Option<u64>,
+    pub page_size: Option<u64>,
     /// KV heads [default: 8, or the model's]
     #[arg(long, value_name = "N")]
-    pub(crate) heads: Option<u64>,
+    pub heads: Option<u64>,
     /// Elements of one head of one token [default: 128, or the model's]
     #[arg(long, value_name = "N")]
-    pub(crate) head_size: Option<u64>,
+    pub head_size: Option<u64>,
     /// Data type of K and V [default: bf16]
     #[arg(long, value_name = "TYPE")]
-    pub(crate) dtype: Option<String>,
+    pub dtype: Option<String>,
+    /// The planes, where no model and no data type says them.
     #[arg(long = "plane", value_name = "PLANE", help = PLANE_HELP)]
-    pub(crate) planes: Vec<String>,
+    pub planes: Vec<String>,
     /// Bytes that block strides are rounded up to: a power of two
     #[arg(long, value_name = "BYTES", default_value_t = 1)]
-    pub(crate) alignment: u64,
+    pub alignment: u64,
 }
 
 /// What one side of a plan has otherwise than the other.
@@ -78,7 +79,7 @@ impl ShapeArgs {
     ///
     /// # Errors
     /// Options that contradict each other, or sizes that no layout can have.
-    pub(crate) fn shape(&self, example: Option<&Shape>) -> Result<Shape, CliError> {
+    pub fn shape(&self, example: Option<&Shape>) -> Result<Shape, CliError> {
         let model = self.model.as_deref().map(presets::find_model).transpose()?;
         let planes = self.whole_planes(model, example)?;
         let layers = self
@@ -108,7 +109,8 @@ impl ShapeArgs {
     }
 
     /// What a reader calls the shape: the model, or that there is none.
-    pub(crate) fn title(&self) -> String {
+    #[must_use]
+    pub fn title(&self) -> String {
         let tp = self.tp.map_or(String::new(), |tp| format!(" tp {tp}"));
         let model = self.model.as_deref().unwrap_or("a shape of its own");
         format!("{model}{tp}")

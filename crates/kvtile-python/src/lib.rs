@@ -67,19 +67,13 @@ mod _kvtile {
         crate::cache::close_all(py)
     }
 
-    /// Is the program kvtile, with these arguments after its name; returns the exit code.
+    /// Runs the commands of the program kvtile, with these arguments after its name; returns the exit
+    /// code.
     #[pyfunction]
-    fn run_program(
-        py: Python<'_>,
-        arguments: Vec<OsString>,
-        restart: Vec<OsString>,
-    ) -> PyResult<u8> {
+    fn run_program(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<u8> {
         let name = OsString::from("kvtile");
-        let invocation = kvtile_cli::Invocation {
-            arguments: std::iter::once(name).chain(arguments).collect(),
-            restart,
-        };
-        crate::guard::call(py, || kvtile_cli::run(&invocation))
+        let arguments: Vec<OsString> = std::iter::once(name).chain(arguments).collect();
+        crate::guard::call(py, || kvtile_cli::run(&arguments))
     }
 
     #[pymodule_init]

@@ -1,4 +1,4 @@
-"""python -m kvtile is the program kvtile."""
+"""python -m kvtile is the program kvtile, without the demonstration and the benchmark."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import kvtile
 
@@ -38,7 +40,17 @@ def test_the_script_of_that_name_is_the_same() -> None:
     assert told.stdout == f"kvtile {kvtile.__version__}\n"
 
 
-def test_a_command_starts_itself_in_a_second_process() -> None:
-    shown = program("demo", "--tiny", "--json")
-    assert shown.returncode == 0, shown.stderr
-    assert json.loads(shown.stdout)
+def test_the_help_lists_the_commands_that_are_there() -> None:
+    told = program("--help").stdout
+    commands = told.split("Commands:")[1].split("Options:")[0]
+    names = [line.split()[0] for line in commands.splitlines() if line.strip()]
+    assert names == ["layout", "plan", "inspect", "replay", "cache", "doctor", "help"]
+
+
+@pytest.mark.parametrize("command", ["demo", "bench"])
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("--tiny", "--json"), ("blocks", "--rounds", "1")])
+def test_commands_of_the_rust_program_say_where_they_are(command: str, arguments: tuple[str, ...]) -> None:
+    refused = program(command, *arguments)
+    assert refused.returncode == 2 and refused.stdout == ""
+    assert refused.stderr.startswith(f"error: `{command}` is a command of the Rust program")
+    assert f"cargo run --release -- {command}" in refused.stderr

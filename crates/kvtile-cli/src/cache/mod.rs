@@ -38,7 +38,7 @@ Examples:
 
 /// Arguments of `kvtile cache`.
 #[derive(Args, Debug)]
-pub(crate) struct CacheArgs {
+pub struct CacheArgs {
     #[command(subcommand)]
     command: CacheCommand,
 }

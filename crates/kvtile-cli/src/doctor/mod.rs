@@ -27,7 +27,7 @@ Examples:
 
 /// Arguments of `kvtile doctor`.
 #[derive(Args, Debug)]
-pub(crate) struct DoctorArgs {
+pub struct DoctorArgs {
     /// Folder to try direct I/O in, once for each [default: the current one and /var/tmp]
     #[arg(long = "folder", value_name = "FOLDER")]
     folders: Vec<PathBuf>,

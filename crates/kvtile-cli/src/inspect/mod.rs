@@ -41,7 +41,7 @@ Examples:
 
 /// Arguments of `kvtile inspect`.
 #[derive(Args, Debug)]
-pub(crate) struct InspectArgs {
+pub struct InspectArgs {
     /// The saved cache
     #[arg(value_name = "FILE")]
     file: PathBuf,

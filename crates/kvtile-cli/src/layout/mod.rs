@@ -43,7 +43,7 @@ Examples:
 
 /// Arguments of `kvtile layout`.
 #[derive(Args, Debug)]
-pub(crate) struct LayoutArgs {
+pub struct LayoutArgs {
     /// Layout words such as BLKNHC, or names of known layouts; or `list [NAME]` for the known
     /// layouts, `models [NAME]` for the known models
     #[arg(value_name = "WORD", required = true)]

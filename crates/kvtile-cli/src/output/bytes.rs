@@ -1,7 +1,7 @@
 //! Sizes and counts as people read them.
 
 /// `1.5 MiB (1,572,864 bytes)`, or `96 bytes`.
-pub(crate) fn bytes(count: u64) -> String {
+pub fn bytes(count: u64) -> String {
     let exact = match count {
         1 => "1 byte".to_owned(),
         _ => format!("{} bytes", thousands(count)),
@@ -13,7 +13,7 @@ pub(crate) fn bytes(count: u64) -> String {
 }
 
 /// `1.5 MiB`, `96 B`.
-pub(crate) fn count(count: u64) -> String {
+pub fn count(count: u64) -> String {
     binary(count).unwrap_or_else(|| format!("{count} B"))
 }
 
@@ -41,7 +41,7 @@ fn binary(count: u64) -> Option<String> {
 }
 
 /// `1,572,864`.
-pub(crate) fn thousands(count: u64) -> String {
+pub fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
     for (i, digit) in digits.chars().enumerate() {

@@ -2,10 +2,10 @@
 //! markup.
 
 /// The style of all pages; each adds what is its own.
-pub(crate) const PAGE_STYLE: &str = include_str!("page.css");
+pub const PAGE_STYLE: &str = include_str!("page.css");
 
 /// Text that is no markup; whoever wrote it may say anything.
-pub(crate) fn escaped(text: &str) -> String {
+pub fn escaped(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     text.replace('>', "&gt;").replace('"', "&quot;")
 }

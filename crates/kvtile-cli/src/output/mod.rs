@@ -8,12 +8,12 @@ mod terminal;
 
 use std::io::{self, Write};
 
-pub(crate) use bytes::{bytes, count, thousands};
+pub use bytes::{bytes, count, thousands};
 use console::Term;
-pub(crate) use html::{PAGE_STYLE, escaped};
-pub(crate) use progress::progress;
+pub use html::{PAGE_STYLE, escaped};
+pub use progress::progress;
 use serde::Serialize;
-pub(crate) use table::{Align, Table};
+pub use table::{Align, Table};
 
 use crate::error::CliError;
 
@@ -25,16 +25,16 @@ const COLUMNS_MAX: usize = 120;
 
 /// How the reader reads.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Screen {
+pub struct Screen {
     /// Columns that may be used.
-    pub(crate) columns: usize,
+    pub columns: usize,
     /// Whether colours are wanted and understood.
-    pub(crate) colours: bool,
+    pub colours: bool,
 }
 
 impl Screen {
     /// Asks the terminal, `NO_COLOR` and `COLUMNS`.
-    pub(crate) fn of_stdout() -> Screen {
+    pub fn of_stdout() -> Screen {
         let term = Term::stdout();
         let asked = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
         let terminal = term.size_checked().map(|(_, columns)| usize::from(columns));
@@ -47,17 +47,17 @@ impl Screen {
     }
 
     /// `text` in bold, where the reader sees it.
-    pub(crate) fn bold(self, text: &str) -> String {
+    pub fn bold(self, text: &str) -> String {
         self.ansi("1", text)
     }
 
     /// `text` in a dim colour, where the reader sees it.
-    pub(crate) fn dim(self, text: &str) -> String {
+    pub fn dim(self, text: &str) -> String {
         self.ansi("2", text)
     }
 
     /// `text` between the given attributes, where the reader sees them.
-    pub(crate) fn ansi(self, attributes: &str, text: &str) -> String {
+    pub fn ansi(self, attributes: &str, text: &str) -> String {
         if self.colours {
             format!("\u{1b}[{attributes}m{text}\u{1b}[0m")
         } else {
@@ -66,14 +66,17 @@ impl Screen {
     }
 }
 
-/// Writes `text` to standard output. A reader who has left (`| head`) is no error.
-pub(crate) fn print(text: &str) -> Result<(), CliError> {
+/// Writes `text` to standard output. A reader that has left (`| head`) is no error.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn print(text: &str) -> Result<(), CliError> {
     let colours = Screen::of_stdout().colours;
     write_out(&terminal::for_terminal(text, colours))
 }
 
 /// Writes a line, or a question without an end of line, to standard error.
-pub(crate) fn print_error(text: &str) {
+pub fn print_error(text: &str) {
     let text = terminal::for_terminal(text, false);
     // Where nobody reads, there is nobody to tell.
     let _ = io::stderr().lock().write_all(text.as_bytes());
@@ -91,7 +94,10 @@ fn write_out(text: &str) -> Result<(), CliError> {
 }
 
 /// Writes `report` as indented JSON.
-pub(crate) fn print_json(report: &impl Serialize) -> Result<(), CliError> {
+///
+/// # Errors
+/// The report cannot be JSON, or the output cannot be written.
+pub fn print_json(report: &impl Serialize) -> Result<(), CliError> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
     write_out(&terminal::json_for_terminal(&text))

@@ -6,14 +6,16 @@ use kvtile::layout::Shown;
 
 /// Which side a column keeps to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Align {
+pub enum Align {
+    /// The left one.
     Left,
+    /// The right one.
     Right,
 }
 
 /// A table under construction.
 #[derive(Debug)]
-pub(crate) struct Table {
+pub struct Table {
     aligns: Vec<Align>,
     rows: Vec<Vec<String>>,
     indent: usize,
@@ -21,7 +23,7 @@ pub(crate) struct Table {
 
 impl Table {
     /// A table with this first row.
-    pub(crate) fn new<const N: usize>(header: [(&str, Align); N]) -> Table {
+    pub fn new<const N: usize>(header: [(&str, Align); N]) -> Table {
         Table {
             aligns: header.iter().map(|(_, align)| *align).collect(),
             rows: vec![header.iter().map(|(text, _)| (*text).to_owned()).collect()],
@@ -30,7 +32,7 @@ impl Table {
     }
 
     /// A table without a header.
-    pub(crate) fn bare<const N: usize>(aligns: [Align; N]) -> Table {
+    pub fn bare<const N: usize>(aligns: [Align; N]) -> Table {
         Table {
             aligns: aligns.to_vec(),
             rows: Vec::new(),
@@ -39,13 +41,13 @@ impl Table {
     }
 
     /// One more row.
-    pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
+    pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         let shown = cells.iter().map(|cell| Shown(cell).to_string());
         self.rows.push(shown.collect());
     }
 
     /// The table as lines.
-    pub(crate) fn text(&self) -> String {
+    pub fn text(&self) -> String {
         let widths: Vec<usize> = (0..self.aligns.len())
             .map(|column| {
                 let cells = self.rows.iter().filter_map(|row| row.get(column));

@@ -37,7 +37,7 @@ Examples:
 
 /// Arguments of `kvtile plan`.
 #[derive(Args, Debug)]
-pub(crate) struct PlanArgs {
+pub struct PlanArgs {
     /// Layout that is read: a word, or the name of a known layout
     #[arg(value_name = "SOURCE")]
     source: String,

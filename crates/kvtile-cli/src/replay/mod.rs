@@ -54,7 +54,7 @@ Examples:
 
 /// Arguments of `kvtile replay`.
 #[derive(Args, Debug)]
-pub(crate) struct ReplayArgs {
+pub struct ReplayArgs {
     /// The trace
     #[arg(value_name = "TRACE")]
     trace: PathBuf,

@@ -3,7 +3,7 @@
 use kvtile_demo::demonstration::DemoReport;
 
 use super::table;
-use crate::output::{Align, Screen, Table};
+use kvtile_cli::output::{Align, Screen, Table};
 
 /// Columns of a remark.
 const WIDTH: usize = 74;

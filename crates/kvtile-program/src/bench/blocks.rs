@@ -5,8 +5,9 @@ use kvtile_bench::{
     BenchError,
     blocks::{self, BlocksSettings},
 };
+use kvtile_cli::output;
 
-use crate::{error::CliError, output};
+use crate::error::ProgramError;
 
 /// Arguments of `kvtile bench blocks`.
 #[derive(Args, Debug)]
@@ -23,7 +24,7 @@ pub(super) struct BlocksArgs {
 }
 
 /// Measures and shows it.
-pub(super) fn run(args: &BlocksArgs) -> Result<(), CliError> {
+pub(super) fn run(args: &BlocksArgs) -> Result<(), ProgramError> {
     let settings = BlocksSettings {
         rounds: args.rounds,
         blocks: args.pool as usize / 128 * 128,
@@ -31,7 +32,7 @@ pub(super) fn run(args: &BlocksArgs) -> Result<(), CliError> {
     };
     let report = blocks::run(&settings).map_err(BenchError::from)?;
     if args.json {
-        return output::print_json(&report);
+        return Ok(output::print_json(&report)?);
     }
-    output::print(&report.to_string())
+    Ok(output::print(&report.to_string())?)
 }

@@ -3,16 +3,16 @@
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use kvtile_cli::{
+    error::CliError,
+    output::{self, Screen, count, thousands},
+};
 use kvtile_demo::{
     demonstration::{Event, ModelReport, OpenReport, PrefixReport, RequestReport},
     fetch::{Progress, SMOLLM2_135M_INSTRUCT, Stage},
 };
 
 use super::lines::{Speech, step, time, under};
-use crate::{
-    error::CliError,
-    output::{self, Screen, count, thousands},
-};
 
 /// Prints events: lines on standard output, bars on standard error.
 #[derive(Debug)]

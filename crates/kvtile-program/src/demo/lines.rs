@@ -1,6 +1,6 @@
 //! How the demonstration looks: steps in columns, text that arrives in pieces.
 
-use crate::output::{Screen, count};
+use kvtile_cli::output::{Screen, count};
 
 /// Columns before what a step did.
 const LABEL: usize = 14;

@@ -9,7 +9,7 @@ use super::{
     summary,
     table::{self, Row},
 };
-use crate::output::{PAGE_STYLE, count, escaped, thousands};
+use kvtile_cli::output::{PAGE_STYLE, count, escaped, thousands};
 
 const STYLE: &str = include_str!("style.css");
 /// The picture, in its own units.

@@ -11,16 +11,17 @@ pub(crate) use args::{BenchArgs, EXAMPLES};
 use indicatif::ProgressBar;
 use kvtile::layout::Shown;
 use kvtile_bench::{Progress, Report};
-use serde_json::Value;
-
-use crate::{
+use kvtile_cli::{
     error::CliError,
     files,
     output::{self, Screen},
 };
+use serde_json::Value;
+
+use crate::error::ProgramError;
 
 /// Measures, or reads what was measured, and shows it.
-pub(crate) fn run(args: &BenchArgs) -> Result<(), CliError> {
+pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
     if let Some(Other::Blocks(args)) = args.other() {
         return blocks::run(args);
     }
@@ -38,16 +39,16 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), CliError> {
         files::write(path, &report.html())?;
     }
     if args.json() {
-        return output::print_json(&report);
+        return Ok(output::print_json(&report)?);
     }
     let emphasis: fn(&str) -> String = match Screen::of_stdout().colours {
         true => |text| format!("\u{1b}[33;1m{text}\u{1b}[0m"),
         false => str::to_owned,
     };
-    output::print(&report.text(emphasis))
+    Ok(output::print(&report.text(emphasis))?)
 }
 
-fn read(path: &Path) -> Result<Report, CliError> {
+fn read(path: &Path) -> Result<Report, ProgramError> {
     let text = std::fs::read_to_string(path).map_err(|source| CliError::File {
         operation: "read",
         path: path.to_owned(),

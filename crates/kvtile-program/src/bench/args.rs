@@ -7,9 +7,9 @@ use kvtile_bench::{
     Settings,
     matrix::{Model, Order, Pair},
 };
+use kvtile_cli::{error::CliError, known::Asked, shape_args::ShapeArgs};
 
 use super::blocks::BlocksArgs;
-use crate::{error::CliError, known::Asked, shape_args::ShapeArgs};
 
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\

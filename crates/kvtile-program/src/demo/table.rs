@@ -3,7 +3,7 @@
 use kvtile_demo::demonstration::{DemoReport, Part, RequestReport};
 
 use super::lines::time;
-use crate::output::thousands;
+use kvtile_cli::output::thousands;
 
 /// A row: what it says, and that of each request.
 pub(super) struct Row {

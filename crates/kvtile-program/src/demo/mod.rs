@@ -22,17 +22,18 @@ use kvtile::{
     layout::{LayoutError, Word},
     tiers::TierError,
 };
+use kvtile_cli::{
+    error::CliError,
+    files,
+    output::{self, Screen},
+};
 use kvtile_demo::{
     DemoError,
     demonstration::{self, Event, ModelSource, Settings},
 };
 
 use self::{interrupt::OnInterrupt, narrate::Narrator};
-use crate::{
-    error::CliError,
-    files,
-    output::{self, Screen},
-};
+use crate::error::ProgramError;
 
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
@@ -102,7 +103,7 @@ fn up_to<const MOST: usize>(text: &str) -> Result<NonZeroUsize, String> {
 }
 
 impl DemoArgs {
-    fn settings(&self) -> Result<Settings, CliError> {
+    fn settings(&self) -> Result<Settings, ProgramError> {
         let model = match (&self.model, self.tiny) {
             (Some(path), _) => ModelSource::File(path.clone()),
             (None, true) => ModelSource::Tiny,
@@ -123,8 +124,8 @@ impl DemoArgs {
     }
 }
 
-/// Runs the demonstration, whose second process `restart` starts.
-pub(crate) fn run(args: &DemoArgs, restart: &[OsString]) -> Result<(), CliError> {
+/// Runs the demonstration, whose second process is this program once more.
+pub(crate) fn run(args: &DemoArgs) -> Result<(), ProgramError> {
     let settings = args.settings()?;
     let screen = Screen::of_stdout();
     if args.json {
@@ -135,13 +136,8 @@ pub(crate) fn run(args: &DemoArgs, restart: &[OsString]) -> Result<(), CliError>
         output::print(&format!("{title}\n\n{process}\n"))?;
     }
     let interrupt = OnInterrupt::install();
-    let mut restart = restart.iter();
-    let mut second = Command::new(
-        restart
-            .next()
-            .map_or("kvtile".as_ref(), OsString::as_os_str),
-    );
-    second.args(restart).arg("demo-resume");
+    let mut second = Command::new(this_program());
+    second.arg("demo-resume");
     let mut narrator = Narrator::new(screen, args.json);
     let mut unheard = None;
     let report = demonstration::run(&settings, second, &mut |event| {
@@ -155,7 +151,7 @@ pub(crate) fn run(args: &DemoArgs, restart: &[OsString]) -> Result<(), CliError>
     narrator.clear();
     let report = report.map_err(|error| told(error, args))?;
     if let Some(error) = unheard {
-        return Err(error);
+        return Err(error.into());
     }
     if args.json {
         output::print_json(&report)?;
@@ -164,42 +160,49 @@ pub(crate) fn run(args: &DemoArgs, restart: &[OsString]) -> Result<(), CliError>
     }
     // Last: a file that cannot be written costs nobody the figures.
     match &args.html {
-        Some(path) => files::write(path, &page::page(&report)),
+        Some(path) => Ok(files::write(path, &page::page(&report))?),
         None => Ok(()),
     }
 }
 
+/// The file of this program, or its name where the system does not say which file it is.
+fn this_program() -> OsString {
+    std::env::current_exe().map_or_else(|_| "kvtile".into(), Into::into)
+}
+
 /// Is the second process: a request on standard input, lines of JSON on standard output.
-pub(crate) fn resume() -> Result<(), CliError> {
+pub(crate) fn resume() -> Result<(), ProgramError> {
     let input = io::stdin();
     if input.is_terminal() {
         let problem = "it is started by `kvtile demo`; to run it alone, give it the resume.json \
                        that `kvtile demo --keep` leaves as standard input";
-        return Err(CliError::Option {
+        let refused = CliError::Option {
             option: "demo-resume",
             value: String::new(),
             problem: problem.to_owned(),
-        });
+        };
+        return Err(refused.into());
     }
     Ok(demonstration::serve(input.lock(), io::stdout())?)
 }
 
 /// What does not fit is the user's request, like everywhere in this program.
-fn told(error: DemoError, args: &DemoArgs) -> CliError {
+fn told(error: DemoError, args: &DemoArgs) -> ProgramError {
+    let option = |option, value: String, error: DemoError| CliError::Option {
+        option,
+        value,
+        problem: error.to_string(),
+    };
     match error {
-        DemoError::Layout(error) => CliError::Layout(error),
-        DemoError::Tier(error @ TierError::StorageNotContiguous { .. }) => CliError::Option {
-            option: "--store-layout",
-            value: args.store_layout.clone(),
-            problem: error.to_string(),
-        },
-        error @ (DemoError::PrefixTooShort { .. }
-        | DemoError::Blocks(BlocksError::PageSizeOutOfRange { .. })) => CliError::Option {
-            option: "--page-size",
-            value: args.page_size.to_string(),
-            problem: error.to_string(),
-        },
-        error => CliError::Demo(error),
+        DemoError::Layout(error) => error.into(),
+        DemoError::Tier(TierError::StorageNotContiguous { .. }) => {
+            option("--store-layout", args.store_layout.clone(), error).into()
+        }
+        DemoError::PrefixTooShort { .. }
+        | DemoError::Blocks(BlocksError::PageSizeOutOfRange { .. }) => {
+            option("--page-size", args.page_size.to_string(), error).into()
+        }
+        error => ProgramError::Demo(error),
     }
 }
 

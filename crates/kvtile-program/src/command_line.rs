@@ -1,0 +1,62 @@
+//! The command line as a whole.
+
+use clap::{Parser, Subcommand};
+use kvtile_cli::ABOUT;
+
+use crate::{bench, demo, error::ProgramError};
+
+const LONG_ABOUT: &str = "\
+kvtile keeps the key/value cache of language models in blocks, in any layout and any memory, and \
+moves the blocks between layouts at the speed of the memory. This program explains layouts, shows \
+how blocks get from one to another, measures that on this machine, and looks into saved caches.";
+
+const EXAMPLES: &str = "\
+Start here:
+  kvtile demo                                   a real model, two processes, three layouts
+  kvtile layout 'L|BH(kCN,vNC)'                 what a layout is, drawn
+  kvtile layout list vllm                       layouts of real engines
+  kvtile plan 'L|KBNHC' BHLKNC                  how blocks get from one to the other
+  kvtile bench --quick                          how fast, against memcpy on this machine
+  kvtile inspect cache.kvtile                   what a saved cache holds, and whether it is whole
+  kvtile replay trace.jsonl --dry               which policy would have kept what was asked for
+  kvtile cache stat DIR                         what the folder of a disk tier holds
+  kvtile doctor                                 what this machine offers, and what to change
+
+Words contain | and parentheses: quote them in a shell. Every command has --help with examples and
+--json for programs. Exit codes: 0 done, 1 failed or refused, 2 a request that makes no sense.";
+
+/// The program's arguments.
+#[derive(Parser, Debug)]
+#[command(name = "kvtile", version, about = ABOUT, long_about = LONG_ABOUT)]
+#[command(after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Watch a real model find the KV of a prefix in memory and, after a restart, on disk
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::DemoArgs),
+    /// The second process of the demonstration
+    #[command(hide = true)]
+    DemoResume,
+    /// Measure copies between layouts against memcpy of the same bytes
+    #[command(after_help = bench::EXAMPLES)]
+    Bench(Box<bench::BenchArgs>),
+    #[command(flatten)]
+    Library(kvtile_cli::Command),
+}
+
+impl CommandLine {
+    /// Does what the arguments ask for.
+    pub(crate) fn run(self) -> Result<(), ProgramError> {
+        match self.command {
+            Command::Demo(args) => demo::run(&args),
+            Command::DemoResume => demo::resume(),
+            Command::Bench(args) => bench::run(&args),
+            Command::Library(command) => Ok(command.run()?),
+        }
+    }
+}

@@ -1,0 +1,49 @@
+//! What the demonstration and the benchmark say when they fail, beside what every command says.
+
+use kvtile::layout::LayoutError;
+use kvtile_bench::BenchError;
+use kvtile_cli::error::{CliError, FAILURE, Failure, USAGE, with_causes};
+use kvtile_demo::DemoError;
+use thiserror::Error;
+
+/// Why a command of the program ended without doing what it was asked.
+#[derive(Debug, Error)]
+pub(crate) enum ProgramError {
+    /// As every command fails.
+    #[error(transparent)]
+    Cli(#[from] CliError),
+    /// The demonstration failed.
+    #[error(transparent)]
+    Demo(#[from] DemoError),
+    /// The benchmark failed.
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+}
+
+impl From<LayoutError> for ProgramError {
+    fn from(error: LayoutError) -> ProgramError {
+        ProgramError::Cli(error.into())
+    }
+}
+
+impl Failure for ProgramError {
+    fn exit_code(&self) -> u8 {
+        match self {
+            ProgramError::Cli(error) => error.exit_code(),
+            ProgramError::Bench(
+                BenchError::Layout(_)
+                | BenchError::NothingLeft { .. }
+                | BenchError::TooManyBytes { .. }
+                | BenchError::Threads { .. },
+            ) => USAGE,
+            _ => FAILURE,
+        }
+    }
+
+    fn text(&self) -> String {
+        match self {
+            ProgramError::Cli(error) => error.text(),
+            other => with_causes(other.to_string(), other),
+        }
+    }
+}
