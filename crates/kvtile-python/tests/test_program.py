@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,8 @@ def test_the_script_of_that_name_is_the_same() -> None:
 def test_the_help_lists_the_commands_that_are_there() -> None:
     told = program("--help").stdout
     commands = told.split("Commands:")[1].split("Options:")[0]
-    names = [line.split()[0] for line in commands.splitlines() if line.strip()]
+    # Descriptions go on in further lines, with more space before them.
+    names = re.findall(r"^  (\w+)", commands, re.MULTILINE)
     assert names == ["layout", "plan", "inspect", "replay", "cache", "doctor", "help"]
 
 
