@@ -1,4 +1,4 @@
-//! What a program says when it cannot do what it was asked, and its exit codes.
+//! Errors of the commands: their messages, hints and exit codes.
 
 use std::{error::Error as StdError, fmt::Write as _, path::PathBuf};
 
@@ -83,7 +83,7 @@ pub enum CliError {
         /// Bytes of the header.
         header_bytes: usize,
     },
-    /// A command of the program alone was asked of the library.
+    /// A command that the program has and this library has not.
     #[error(
         "`{command}` is a command of the Rust program `kvtile`; the Python package comes without it"
     )]

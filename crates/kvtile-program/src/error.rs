@@ -6,7 +6,7 @@ use kvtile_cli::error::{CliError, FAILURE, Failure, USAGE, with_causes};
 use kvtile_demo::DemoError;
 use thiserror::Error;
 
-/// Why a command of the program ended without doing what it was asked.
+/// Why a command of the program failed.
 #[derive(Debug, Error)]
 pub(crate) enum ProgramError {
     /// As every command fails.

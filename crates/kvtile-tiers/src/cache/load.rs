@@ -43,7 +43,7 @@ pub enum LoadStop {
     Deadline,
     /// The cache was closed.
     Closed,
-    /// A part of it panicked. Never happens; reported all the same.
+    /// A thread panicked while it loaded a part: a defect of kvtile or of a medium.
     Panicked,
     /// A block on disk is not what was written, or cannot be read.
     Lost,

@@ -73,7 +73,7 @@ impl<T> Shared<T> {
         drop(progress);
         self.changed.notify_all();
         for waiting in woken {
-            // A waker is code of the user; one that panics must not keep the others from being woken.
+            // The user's waker may panic; the remaining wakers run all the same.
             let _ = catch_unwind(AssertUnwindSafe(|| waiting.waker.wake()));
         }
     }
@@ -161,7 +161,7 @@ impl<T: Clone> Completer<T> {
     /// Layer `layer` of `blocks` further blocks is at the destination. Each block counts once for each layer.
     ///
     /// # Panics
-    /// Where the work has layers and not this one, or the layer came for more blocks than were asked for.
+    /// If `layer` is out of range (work of zero layers excepted), or more blocks come for it than the work has.
     pub fn layer_came(&self, layer: usize, blocks: usize) {
         let mut progress = self.shared.lock();
         let layers = progress.missing.len();
@@ -188,14 +188,14 @@ impl<T: Clone> Completer<T> {
         self.shared.wake(progress, None);
     }
 
-    /// Whether a completion asked for an early end.
+    /// Whether a completion requested cancellation.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.shared.is_cancelled.load(Ordering::Acquire)
     }
 }
 
-/// One who waits by being polled: has at most one waker in the list, and none once it is dropped.
+/// A polled waiter: keeps at most one waker in the list, and removes it on drop.
 struct Waiter<T> {
     shared: Arc<Shared<T>>,
     /// Its number, once it was polled and found nothing.
