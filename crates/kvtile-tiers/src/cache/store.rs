@@ -32,7 +32,7 @@ pub enum StoreStop {
     Deadline,
     /// The cache was closed.
     Closed,
-    /// It panicked. Never happens; reported all the same.
+    /// A thread panicked while it stored: a defect of kvtile or of a medium.
     Panicked,
     /// Host memory has no room: all of it is in use, or holds the first blocks of the same chain, which
     /// stay.

@@ -85,7 +85,7 @@ impl SlotStore {
     }
 
     fn commit(&self, commit: Commit, _turn: MutexGuard<'_, ()>) -> Synced {
-        // What was taken from the table goes back to it, also where a medium panics: nobody knows then
+        // What was taken from the table goes back to it, also where a medium panics: it is unknown then
         // what is on the disk.
         let brought = catch_unwind(AssertUnwindSafe(|| self.bring_to_files(&commit)));
         let (outcome, failure) = brought.unwrap_or_else(|_| {
