@@ -159,4 +159,19 @@ pub enum BlocksError {
         /// Blocks of the pool.
         blocks: usize,
     },
+    /// A name that a tier cannot have.
+    #[error(
+        "{name:?} is no name of a tier; give 1 to {} of the letters a to z, digits, -, _ and .",
+        crate::events::TIER_NAME_BYTES_MAX
+    )]
+    TierName {
+        /// What was given, at most its first 64 characters.
+        name: String,
+    },
+    /// A text that names no kind of tier.
+    #[error("{text:?} is no kind of tier; there are device, host, disk, object and remote")]
+    TierKind {
+        /// What was given, at most its first 64 characters.
+        text: String,
+    },
 }

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use kvtile_blocks::BlockKey;
-use kvtile_blocks::events::{Event, EventKind, EventLog, Mirror, StoredBlock, Subscriber, Tier};
+use kvtile_blocks::events::{Event, EventKind, EventLog, Mirror, StoredBlock, Subscriber, TierId};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,19 +42,19 @@ fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
 }
 
 /// Removes what does not count for the comparison: the order of a list.
-fn sorted(mirror: &Mirror, tier: Tier) -> BTreeMap<BlockKey, Option<BlockKey>> {
+fn sorted(mirror: &Mirror, tier: TierId) -> BTreeMap<BlockKey, Option<BlockKey>> {
     mirror.blocks(tier).collect()
 }
 
 /// A tier whose blocks lie in several maps, each under its own lock, as a sharded pool has them.
 struct Owner {
     log: Arc<EventLog>,
-    tier: Tier,
+    tier: TierId,
     shards: Vec<Mutex<BTreeMap<BlockKey, Option<BlockKey>>>>,
 }
 
 impl Owner {
-    fn new(log: &Arc<EventLog>, tier: Tier) -> Owner {
+    fn new(log: &Arc<EventLog>, tier: TierId) -> Owner {
         Owner {
             log: Arc::clone(log),
             tier,
@@ -152,7 +152,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
     for seed in 0..20 {
         println!("seed {seed}");
         let log = log(64);
-        let owners = [Owner::new(&log, Tier::Host), Owner::new(&log, Tier::Disk)];
+        let owners = [Owner::new(&log, TierId::HOST), Owner::new(&log, TierId::DISK)];
         let done = AtomicBool::new(false);
         let (mirror, lagged) = std::thread::scope(|scope| {
             let follower = scope.spawn(|| follow(&owners, &done));
@@ -191,7 +191,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
 #[test]
 fn pitfall_31_stored_and_removed_alternate_for_each_block_whichever_threads_write() {
     let log = log(1 << 16);
-    let owner = Owner::new(&log, Tier::Host);
+    let owner = Owner::new(&log, TierId::HOST);
     let mut subscriber = log.subscribe();
     std::thread::scope(|scope| {
         for seed in 0..3 {

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use kvtile_blocks::events::{EventLog, Mirror, Tier};
+use kvtile_blocks::events::{EventLog, Mirror, TierId};
 use kvtile_blocks::policy::{PolicyKind, PolicySettings};
 use kvtile_blocks::pool::{
     AllocateRequest, BlockPool, Claim, CompleteBlocks, Duplicates, EventSink, EvictedBlocks,
@@ -82,7 +82,7 @@ impl World {
         let log = Arc::new(EventLog::new(NonZeroUsize::new(4096).unwrap()).unwrap());
         let sink = EventSink {
             log: Arc::clone(&log),
-            tier: Tier::Host,
+            tier: TierId::HOST,
         };
         let policy = PolicySettings::from(kind);
         let pool = BlockPool::with_events(settings, |blocks| policy.build(blocks), sink).unwrap();
@@ -438,11 +438,11 @@ impl World {
         for event in self.subscriber_events() {
             assert!(self.mirror.apply(&event));
         }
-        assert_eq!(self.mirror.len(Tier::Host), self.stored.len());
+        assert_eq!(self.mirror.len(TierId::HOST), self.stored.len());
         assert!(
             self.stored
                 .keys()
-                .all(|key| self.mirror.contains(Tier::Host, key))
+                .all(|key| self.mirror.contains(TierId::HOST, key))
         );
         assert!(self.log.next_sequence() > 0 || self.stored.is_empty());
     }

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use kvtile_blocks::events::{Event, EventKind, EventLog, Tier};
+use kvtile_blocks::events::{Event, EventKind, EventLog, TierId};
 use kvtile_blocks::policy::{PolicyKind, PolicySettings};
 use kvtile_blocks::pool::{
     AllocateRequest, BlockPool, Claim, EventSink, PinnedBlocks, PoolSettings,
@@ -108,7 +108,7 @@ fn run(kind: PolicyKind, seed: u64, removing: bool) {
     let mut subscriber = log.subscribe();
     let sink = EventSink {
         log: Arc::clone(&log),
-        tier: Tier::Host,
+        tier: TierId::HOST,
     };
     let settings = PoolSettings {
         blocks: BLOCKS,

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use kvtile::blocks::{BlocksError, events::Tier};
+use kvtile::blocks::{BlocksError, events::TierId};
 use kvtile::layout::LayoutError;
 use kvtile::tiers::TierError;
 use kvtile::tiers::cache::{LoadStop, StoreStop};

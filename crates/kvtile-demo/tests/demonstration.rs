@@ -6,7 +6,7 @@
 use std::num::NonZeroUsize;
 use std::path::Path;
 
-use kvtile::blocks::events::Tier;
+use kvtile::blocks::events::TierId;
 use kvtile::layout::{Shape, Unit, Word};
 use kvtile::tiers::TierError;
 use kvtile::tiers::cache::LoadStop;
@@ -207,7 +207,7 @@ fn damaged_and_foreign_folders_are_refused_and_never_continued() {
     else {
         panic!("{error}");
     };
-    assert_eq!((tier, expected), (Tier::Disk, request.prefix_blocks));
+    assert_eq!((tier, expected), (TierId::DISK, request.prefix_blocks));
     assert!(found < 10, "{found}");
 
     // None of that did any harm.

@@ -1,8 +1,8 @@
 //! What can go wrong in a tier.
 
-use std::{fmt, io, sync::Arc};
+use std::{fmt, io, sync::Arc, time::Duration};
 
-use kvtile_blocks::{BlockKey, BlocksError, events::Tier};
+use kvtile_blocks::{BlockKey, BlocksError, events::TierId};
 use kvtile_layout::{
     LayoutError, Shown,
     identity::{Difference, Fingerprint},
@@ -148,14 +148,44 @@ pub enum TierError {
         /// Jobs that can wait.
         capacity: usize,
     },
+    /// A batch of a tier over a lease of another number of blocks than one.
+    #[error("a lease of {blocks} blocks was given for one block")]
+    NotOneBlock {
+        /// Blocks of the lease.
+        blocks: usize,
+    },
+    /// Two tiers of one cache with the same name.
+    #[error("two tiers are named {tier}; give each of them a name of its own")]
+    TierTwice {
+        /// The name.
+        tier: TierId,
+    },
+    /// A tier that did not answer in time. It is left alone for a while.
+    #[error("the {tier} tier did not {operation} within {} ms", within.as_millis())]
+    Late {
+        /// The tier.
+        tier: TierId,
+        /// What it was to do.
+        operation: &'static str,
+        /// How long the cache waited.
+        within: Duration,
+    },
+    /// A tier broke its contract: a defect of its implementation.
+    #[error("the {tier} tier {what}; this is a defect of the tier")]
+    TierBroken {
+        /// The tier.
+        tier: TierId,
+        /// What it did.
+        what: &'static str,
+    },
     /// The cache is being closed.
     #[error("the cache is closed")]
     Closed,
     /// A tier that the cache does not have.
-    #[error("this cache has no {} tier", tier.name())]
+    #[error("this cache has no {tier} tier")]
     NoSuchTier {
         /// The tier.
-        tier: Tier,
+        tier: TierId,
     },
     /// A part of the cache panicked: a medium, a clock, or kvtile itself. The log of the process has what it
     /// said.

@@ -1,7 +1,7 @@
 //! The bounded log: a ring that is allocated once, under one mutex. It knows no subscriber; each of
 //! them keeps its own place.
 
-use super::{Event, EventKind, Snapshot, StoredBlock, Subscriber, Tier};
+use super::{Event, EventKind, Snapshot, StoredBlock, Subscriber, TierId};
 use crate::{BlockKey, BlocksError};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +15,7 @@ pub struct EventLog {
 #[derive(Debug)]
 struct Ring {
     /// Grows to its capacity, which is allocated at the start, and is then overwritten in turn.
-    entries: Vec<(Tier, EventKind)>,
+    entries: Vec<(TierId, EventKind)>,
     capacity: usize,
     /// Where the next event goes: `next_sequence % capacity`.
     cursor: usize,
@@ -55,7 +55,7 @@ impl EventLog {
     }
 
     /// Blocks that follow each other were stored: the first one after `parent`.
-    pub fn stored(&self, tier: Tier, parent: Option<BlockKey>, keys: &[BlockKey]) {
+    pub fn stored(&self, tier: TierId, parent: Option<BlockKey>, keys: &[BlockKey]) {
         let mut ring = self.lock();
         let mut parent = parent;
         for &key in keys {
@@ -65,7 +65,7 @@ impl EventLog {
     }
 
     /// Blocks were removed, in this order.
-    pub fn removed(&self, tier: Tier, keys: &[BlockKey]) {
+    pub fn removed(&self, tier: TierId, keys: &[BlockKey]) {
         let mut ring = self.lock();
         for &key in keys {
             ring.push(tier, EventKind::Removed { key });
@@ -73,13 +73,13 @@ impl EventLog {
     }
 
     /// A tier was emptied.
-    pub fn cleared(&self, tier: Tier) {
+    pub fn cleared(&self, tier: TierId) {
         self.lock().push(tier, EventKind::Cleared);
     }
 
     /// Any changes of one tier, in this order. The lock is held while the iterator runs, which
     /// must therefore not use this log.
-    pub fn append(&self, tier: Tier, kinds: impl IntoIterator<Item = EventKind>) {
+    pub fn append(&self, tier: TierId, kinds: impl IntoIterator<Item = EventKind>) {
         let mut ring = self.lock();
         for kind in kinds {
             ring.push(tier, kind);
@@ -180,7 +180,7 @@ impl EventLog {
 }
 
 impl Ring {
-    fn push(&mut self, tier: Tier, kind: EventKind) {
+    fn push(&mut self, tier: TierId, kind: EventKind) {
         match self.entries.get_mut(self.cursor) {
             Some(entry) => *entry = (tier, kind),
             None => self.entries.push((tier, kind)),

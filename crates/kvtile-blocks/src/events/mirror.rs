@@ -1,14 +1,17 @@
 //! What a subscriber knows to be stored: a snapshot and the events after it. It is what a router
 //! keeps; no pool uses it.
 
-use super::{Event, EventKind, Snapshot, Tier};
+use super::{Event, EventKind, Snapshot, TierId};
 use crate::BlockKey;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+
+/// Blocks, each with the one before it.
+type Blocks = HashMap<BlockKey, Option<BlockKey>>;
 
 /// The blocks of all tiers of one log, as far as the events that were applied.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
-    tiers: [HashMap<BlockKey, Option<BlockKey>>; Tier::ALL.len()],
+    tiers: BTreeMap<TierId, Blocks>,
     /// The next event to apply.
     next: u64,
     /// From here on the state is exact.
@@ -31,7 +34,8 @@ impl Mirror {
             ..Mirror::default()
         };
         for block in &snapshot.blocks {
-            mirror.tier_mut(block.tier).insert(block.key, block.parent);
+            let blocks = mirror.tiers.entry(block.tier).or_default();
+            blocks.insert(block.key, block.parent);
         }
         mirror
     }
@@ -47,7 +51,7 @@ impl Mirror {
             return true;
         }
         self.next += 1;
-        let blocks = self.tier_mut(event.tier);
+        let blocks = self.tiers.entry(event.tier).or_default();
         match event.kind {
             EventKind::Stored { key, parent } => {
                 blocks.insert(key, parent);
@@ -69,46 +73,30 @@ impl Mirror {
 
     /// Whether a tier holds a block.
     #[must_use]
-    pub fn contains(&self, tier: Tier, key: &BlockKey) -> bool {
-        self.tier(tier).contains_key(key)
+    pub fn contains(&self, tier: TierId, key: &BlockKey) -> bool {
+        self.tier(tier)
+            .is_some_and(|blocks| blocks.contains_key(key))
     }
 
     /// The blocks of a tier, each with the one before it, in no order.
-    pub fn blocks(&self, tier: Tier) -> impl Iterator<Item = (BlockKey, Option<BlockKey>)> {
-        self.tier(tier).iter().map(|(&key, &parent)| (key, parent))
+    pub fn blocks(&self, tier: TierId) -> impl Iterator<Item = (BlockKey, Option<BlockKey>)> {
+        let blocks = self.tier(tier).into_iter().flatten();
+        blocks.map(|(&key, &parent)| (key, parent))
     }
 
     /// How many blocks a tier holds.
     #[must_use]
-    pub fn len(&self, tier: Tier) -> usize {
-        self.tier(tier).len()
+    pub fn len(&self, tier: TierId) -> usize {
+        self.tier(tier).map_or(0, HashMap::len)
     }
 
     /// Whether a tier holds nothing.
     #[must_use]
-    pub fn is_empty(&self, tier: Tier) -> bool {
-        self.tier(tier).is_empty()
+    pub fn is_empty(&self, tier: TierId) -> bool {
+        self.tier(tier).is_none_or(HashMap::is_empty)
     }
 
-    fn tier(&self, tier: Tier) -> &HashMap<BlockKey, Option<BlockKey>> {
-        let [device, host, disk, object, remote] = &self.tiers;
-        match tier {
-            Tier::Device => device,
-            Tier::Host => host,
-            Tier::Disk => disk,
-            Tier::Object => object,
-            Tier::Remote => remote,
-        }
-    }
-
-    fn tier_mut(&mut self, tier: Tier) -> &mut HashMap<BlockKey, Option<BlockKey>> {
-        let [device, host, disk, object, remote] = &mut self.tiers;
-        match tier {
-            Tier::Device => device,
-            Tier::Host => host,
-            Tier::Disk => disk,
-            Tier::Object => object,
-            Tier::Remote => remote,
-        }
+    fn tier(&self, tier: TierId) -> Option<&Blocks> {
+        self.tiers.get(&tier)
     }
 }

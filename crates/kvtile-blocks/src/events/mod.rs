@@ -31,74 +31,16 @@
 mod log;
 mod mirror;
 mod subscriber;
+mod tier;
 #[cfg(test)]
 mod tests;
 
 pub use log::EventLog;
 pub use mirror::Mirror;
 pub use subscriber::{Lagged, Subscriber};
+pub use tier::{TIER_NAME_BYTES_MAX, TierId, TierKind};
 
 use crate::BlockKey;
-use std::fmt;
-
-/// A kind of place that has its own capacity.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
-)]
-#[serde(rename_all = "lowercase")]
-pub enum Tier {
-    /// Memory of the accelerator, or whatever the engine computes in.
-    Device,
-    /// Memory of the machine.
-    Host,
-    /// A folder on a disk of the machine.
-    Disk,
-    /// An object store.
-    Object,
-    /// Another machine.
-    Remote,
-}
-
-impl Tier {
-    /// All tiers, the fastest first.
-    pub const ALL: [Tier; 5] = [
-        Tier::Device,
-        Tier::Host,
-        Tier::Disk,
-        Tier::Object,
-        Tier::Remote,
-    ];
-
-    /// The name in settings, tables and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Tier::Device => "device",
-            Tier::Host => "host",
-            Tier::Disk => "disk",
-            Tier::Object => "object",
-            Tier::Remote => "remote",
-        }
-    }
-
-    /// Its place in [`Tier::ALL`].
-    #[must_use]
-    pub const fn index(self) -> usize {
-        match self {
-            Tier::Device => 0,
-            Tier::Host => 1,
-            Tier::Disk => 2,
-            Tier::Object => 3,
-            Tier::Remote => 4,
-        }
-    }
-}
-
-impl fmt::Display for Tier {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,7 +67,7 @@ pub struct Event {
     /// Its place in the log: one more than that of the event before it, whichever tier that was.
     pub sequence: u64,
     /// Where it happened.
-    pub tier: Tier,
+    pub tier: TierId,
     /// What happened.
     pub kind: EventKind,
 }
@@ -134,7 +76,7 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredBlock {
     /// Where it is.
-    pub tier: Tier,
+    pub tier: TierId,
     /// Its key.
     pub key: BlockKey,
     /// The key of the block before it in its chain, `None` for the first one.

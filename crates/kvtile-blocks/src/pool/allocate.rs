@@ -1,7 +1,7 @@
 //! Giving out free blocks, making room where there are not enough, and taking blocks back.
 
 use super::evict::Reason;
-use super::owned::{EvictedBlock, MutableBlocks, Owned};
+use super::owned::{EvictedBlock, EvictedBlocks, MutableBlocks, Owned};
 use super::settings::AllocateRequest;
 use super::slot::Phase;
 use super::{BlockPool, TenantId};
@@ -60,16 +60,80 @@ impl BlockPool {
             return Err(error);
         }
         let ids = gathered.take();
+        Ok(self.hand_out(ids, share))
+    }
+
+    /// Evicts what an allocation of `count` blocks would evict now, and holds it: the caller writes the blocks
+    /// to a slower tier, drops them, and allocates with [`BlockPool::allocate_free`]. Where too many blocks are
+    /// in use, fewer come than are missing.
+    pub fn make_room(self: &Arc<Self>, count: usize, request: &AllocateRequest) -> EvictedBlocks {
+        let index = self.share_index(request.tenant) as usize;
+        let count = count.min(self.blocks());
+        let mut evicted = EvictedBlocks(Owned {
+            pool: Arc::clone(self),
+            ids: Vec::new(),
+        });
+        let ids = &mut evicted.0.ids;
+        let _gathering = self.gathering.lock();
+        let share = self.share(index);
+        let beyond = share.used().saturating_add(count);
+        let beyond = beyond.saturating_sub(share.limit).min(count);
+        if beyond > 0 {
+            self.evict_from(index, beyond, request.now, Reason::Quota, ids);
+        }
+        let missing = count.saturating_sub(self.free.lock().len() + ids.len());
+        if missing > 0 {
+            self.evict_fairly(missing, request.now, Reason::Room, ids, |_, _| {});
+        }
+        evicted
+    }
+
+    /// Blocks to fill, all of them free ones: it evicts none.
+    ///
+    /// # Errors
+    /// Where fewer blocks are free, or a quota has no room for so many.
+    pub fn allocate_free(
+        self: &Arc<Self>,
+        count: usize,
+        request: &AllocateRequest,
+    ) -> Result<MutableBlocks, BlocksError> {
+        let share = self.share_index(request.tenant);
+        let charged = self.share(share as usize);
+        let refused = |error| {
+            self.counters.refuse_allocation();
+            Err(error)
+        };
+        if !charged.try_charge(count) {
+            return refused(BlocksError::QuotaExhausted {
+                tenant: request.tenant,
+                wanted: count,
+                limit: charged.limit,
+                used: charged.used(),
+            });
+        }
+        let mut free = self.free.lock();
+        let Some(start) = free.len().checked_sub(count) else {
+            drop(free);
+            charged.discharge(count);
+            return refused(self.exhausted(count, 0));
+        };
+        let ids: Vec<BlockId> = free.drain(start..).collect();
+        drop(free);
+        Ok(self.hand_out(ids, share))
+    }
+
+    /// Blocks that were gathered and charged are the caller's from now on.
+    fn hand_out(self: &Arc<Self>, ids: Vec<BlockId>, share: u32) -> MutableBlocks {
         for &id in &ids {
             let slot = self.slots.of(id);
             slot.set_share(share);
             slot.set_state(slot.state().next_generation(Phase::Mutable));
         }
-        self.counters.allocate(count);
-        Ok(MutableBlocks(Owned {
+        self.counters.allocate(ids.len());
+        MutableBlocks(Owned {
             pool: Arc::clone(self),
             ids,
-        }))
+        })
     }
 
     /// Charges the blocks and gathers them; on an error they are charged to nobody.

@@ -1,6 +1,6 @@
 //! How large a pool is and what it does, as plain data.
 
-use crate::events::{EventLog, Tier};
+use crate::events::{EventLog, TierId};
 use crate::policy::Hints;
 use crate::{BlocksError, Tick};
 use serde::{Deserialize, Serialize};
@@ -100,7 +100,7 @@ pub struct EventSink {
     /// The log.
     pub log: Arc<EventLog>,
     /// The tier that the pool serves.
-    pub tier: Tier,
+    pub tier: TierId,
 }
 
 /// For whom blocks are allocated.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use kvtile::blocks::BlockKey;
-use kvtile::blocks::events::Tier;
+use kvtile::blocks::events::TierId;
 use kvtile::blocks::key::{BlockHasher, ExtraKeys, KeySettings};
 use kvtile::blocks::sequence::TokenSequence;
 use kvtile::tiers::cache::{
@@ -73,9 +73,9 @@ impl Engine {
             folder: store.folder.clone(),
             layout: store.layout.to_string(),
             fingerprint: fingerprint.to_string(),
-            host_blocks: count(Tier::Host),
-            disk_blocks: count(Tier::Disk),
-            found_blocks: stats.present.get(&Tier::Disk).copied().unwrap_or_default(),
+            host_blocks: count(TierId::HOST),
+            disk_blocks: count(TierId::DISK),
+            found_blocks: stats.present.get(&TierId::DISK).copied().unwrap_or_default(),
             seconds: started.elapsed().as_secs_f64(),
         };
         let engine = Self {

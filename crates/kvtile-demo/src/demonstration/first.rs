@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::Path;
 
-use kvtile::blocks::events::Tier;
+use kvtile::blocks::events::TierId;
 use kvtile::layout::StridedLayout;
 use kvtile::tiers::TierError;
 
@@ -198,7 +198,7 @@ impl Prompts {
         model: ModelFile,
         folder: &Path,
     ) -> Result<ResumeRequest, DemoError> {
-        let last = self.request(QUESTIONS.len() - 1, Some(Tier::Disk));
+        let last = self.request(QUESTIONS.len() - 1, Some(TierId::DISK));
         let page_size = settings.page_size;
         // What a prompt shares with those before it is stored once.
         let stored = |(index, prompt): (usize, &Vec<u32>)| match (index, self.shared.get(index)) {
@@ -252,13 +252,13 @@ fn answer(
     let all_stored = keep(engine, &first, &low, events)?;
     let uncached = request::uncached(served);
 
-    let second = prompts.request(1, Some(Tier::Host));
+    let second = prompts.request(1, Some(TierId::HOST));
     let served = request::serve(engine, model, &second, &high, events)?;
     let rest_stored = keep(engine, &second, &high, events)?;
     let recomputed = request::recompute(engine, model, &second, &low, events)?;
     let compared = request::compare(served, recomputed, events)?;
 
-    let third = prompts.request(2, Some(Tier::Disk));
+    let third = prompts.request(2, Some(TierId::DISK));
     let expected = request::recompute(engine, model, &third, &low, events)?;
     Ok(Answered {
         requests: [uncached, compared],

@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 use std::time::Instant;
 
-use kvtile::blocks::events::Tier;
+use kvtile::blocks::events::TierId;
 use kvtile::tiers::cache::LoadReport;
 
 use super::engine::Engine;
@@ -84,7 +84,7 @@ pub(super) fn serve(
     let keys = keys.keys().get(..usable).unwrap_or_default();
     let expected = match request.tier {
         Some(tier) => (request.prefix_blocks, tier),
-        None => (0, Tier::Host),
+        None => (0, TierId::HOST),
     };
     let loaded = engine.load(request.number, keys, expected, blocks)?;
     let mut run = Run::begin(engine, request, blocks, loaded.blocks)?;
@@ -200,7 +200,7 @@ fn prefix(
         layout: engine.order.word().to_owned(),
         recomputed: part(request.prefix_blocks - loaded.blocks),
         host: part(loaded.from_host),
-        disk: part(loaded.from_disk),
+        disk: part(loaded.blocks_from(TierId::DISK)),
         bytes: request.prefix_blocks as u64 * engine.block_bytes(),
         seconds,
     }

@@ -1,6 +1,6 @@
 //! The second process: it knows the model and the folder, and answers the last request.
 
-use kvtile::blocks::events::Tier;
+use kvtile::blocks::events::TierId;
 
 use super::engine::Engine;
 use super::model::Loaded;
@@ -37,7 +37,7 @@ pub fn resume(
         question: &request.question,
         tokens: &tokens,
         prefix_blocks: request.prefix_blocks,
-        tier: Some(Tier::Disk),
+        tier: Some(TierId::DISK),
         answer_tokens: request.answer_tokens.get(),
     };
     // Not the blocks of the folder in their order: a block table says where tokens are.

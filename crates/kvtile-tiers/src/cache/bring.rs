@@ -1,63 +1,167 @@
-//! From disk to host memory: one block at a time, verified, and read once however many loads want it.
+//! From a tier to host memory: a batch at a time, verified, and each block read once however many loads
+//! want it.
 
-use std::time::Duration;
+use std::{any::Any, sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     BlockId, BlockKey,
-    events::Tier,
-    pool::{AllocateRequest, Claim, PinnedBlocks, TenantId},
+    events::TierId,
+    pool::{AllocateRequest, Claim, MutableBlocks, PinnedBlocks, TenantId},
 };
 use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
-use super::{Inner, LoadStop, stored::Stored};
-use crate::{disk::Miss, metrics::MissReason};
+use super::{
+    Inner, LoadStop,
+    below::{Below, name},
+    flights::Flight,
+};
+use crate::{
+    error::TierError,
+    metrics::MissReason,
+    room::chain_room,
+    tier::{BlockRead, Came, ReadReport, TierMiss, content_checksum},
+};
 
-/// A block on disk that is wanted in host memory.
+/// Most blocks that are read in one batch.
+const BATCH_BLOCKS_MAX: u64 = 64;
+
+/// Most bytes that are read in one batch, where that is more than one block.
+const BATCH_BYTES_MAX: u64 = 64 << 20;
+
+/// A block of a tier that is wanted in host memory.
+#[derive(Clone, Copy)]
 pub(super) struct Wanted {
-    pub(super) slot: BlockId,
     pub(super) key: BlockKey,
     pub(super) parent: Option<BlockKey>,
     pub(super) position: u32,
+    pub(super) tenant: u32,
 }
 
-/// A block in host memory, pinned there.
+/// Leading blocks of a batch, in host memory.
+#[derive(Default)]
 pub(super) struct Brought {
-    pub(super) block: PinnedBlocks,
-    /// Otherwise another load had brought it.
-    pub(super) was_read: bool,
+    /// Pinned there, one guard a block.
+    pub(super) blocks: Vec<PinnedBlocks>,
+    /// How many of them were read; others were there.
+    pub(super) read: usize,
+    /// Why not all of them came.
+    pub(super) stop: Option<LoadStop>,
+}
+
+/// A block of a batch: there already, or to be read by this load.
+enum Step<'a> {
+    There(PinnedBlocks),
+    Read(Flight<'a>),
 }
 
 impl Inner {
+    /// Blocks that are read in one batch.
+    pub(super) fn batch_blocks(&self) -> usize {
+        let blocks = (BATCH_BYTES_MAX / self.block_bytes).clamp(1, BATCH_BLOCKS_MAX);
+        usize::try_from(blocks).unwrap_or(1)
+    }
+
     /// Counts what arrived.
-    pub(super) fn moved(&self, (from, to): (Tier, Tier), blocks: u64, bytes: u64, time: Duration) {
+    pub(super) fn moved(
+        &self,
+        (from, to): (TierId, TierId),
+        blocks: u64,
+        bytes: u64,
+        time: Duration,
+    ) {
         let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         self.metrics.moved(from, to, blocks, bytes, nanoseconds);
     }
 
-    /// One block from disk to host memory, pinned there.
-    pub(super) fn bring_one(&self, disk: &Stored, wanted: &Wanted) -> Result<Brought, LoadStop> {
+    /// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there.
+    ///
+    /// Flights are boarded in the order of positions, which is the same for all loads of a block, so no two
+    /// loads wait for each other.
+    pub(super) fn bring(&self, below: &Below, wanted: &[Wanted]) -> Brought {
+        let tenant = wanted.first().map_or(0, |first| first.tenant);
+        let same = wanted.iter().take_while(|block| block.tenant == tenant);
         let claim = Claim {
             now: self.tick(),
             ..Claim::default()
         };
-        let key = std::slice::from_ref(&wanted.key);
-        let _flight = self.flights.board(wanted.key);
-        // Another load may have brought it while this one waited.
-        let there = self.host.pool.pin(key, &claim).blocks;
-        if !there.is_empty() {
-            return Ok(Brought {
-                block: there,
-                was_read: false,
-            });
+        let mut steps = Vec::with_capacity(wanted.len());
+        let mut missing = Vec::new();
+        for block in same {
+            let flight = self.flights.board(block.key);
+            // Another load may have brought it while this one waited.
+            let there = self.host.pool.pin(std::slice::from_ref(&block.key), &claim);
+            if there.blocks.is_empty() {
+                missing.push(*block);
+                steps.push(Step::Read(flight));
+            } else {
+                steps.push(Step::There(there.blocks));
+            }
         }
-        let tenant = TenantId(disk.tenant(wanted.slot));
         let request = AllocateRequest {
-            tenant,
+            tenant: TenantId(tenant),
             now: claim.now,
         };
-        let room = self.host_room(1, &request);
-        let room = room.map_err(|_| LoadStop::HostFull)?;
+        let room = match missing.is_empty() {
+            true => None,
+            false => chain_room(missing.len(), |blocks| self.host_room(blocks, &request)),
+        };
+        let mut read = match room {
+            Some(room) => self.read_into(below, &missing, room),
+            None => Vec::new(),
+        }
+        .into_iter();
+        let mut brought = Brought::default();
+        for step in steps {
+            match step {
+                Step::There(block) => brought.blocks.push(block),
+                Step::Read(flight) => {
+                    match read.next() {
+                        Some(Ok(block)) => {
+                            brought.blocks.push(block);
+                            brought.read += 1;
+                        }
+                        Some(Err(stop)) => brought.stop = Some(stop),
+                        None => brought.stop = Some(LoadStop::HostFull),
+                    }
+                    drop(flight);
+                }
+            }
+            if brought.stop.is_some() {
+                break;
+            }
+        }
+        brought
+    }
+
+    /// Reads the leading blocks into `room`, as many as it has, and registers those that came.
+    fn read_into(
+        &self,
+        below: &Below,
+        blocks: &[Wanted],
+        room: MutableBlocks,
+    ) -> Vec<Result<PinnedBlocks, LoadStop>> {
+        let (blocks, _) = blocks.split_at(room.len().min(blocks.len()));
+        let ids = room.ids().to_vec();
+        let room = Arc::new(room);
+        let came = self.read(below, blocks, &ids, &(Arc::clone(&room) as Arc<_>));
+        let room = Arc::try_unwrap(room);
+        let Ok(mut room) = room else {
+            // The tier still has the memory: it did not answer in time, or did not drop what it had.
+            let stop = came.into_iter().find_map(Result::err);
+            let stop = stop.unwrap_or(LoadStop::Late);
+            return vec![Err(stop)];
+        };
+        let mut registered = Vec::with_capacity(came.len());
+        for (block, came) in blocks.iter().zip(came) {
+            let one = room.take(0..1);
+            registered.push(came.and_then(|()| self.register(block, one)));
+        }
+        registered
+    }
+
+    /// Makes a block that was read findable in host memory.
+    fn register(&self, wanted: &Wanted, room: MutableBlocks) -> Result<PinnedBlocks, LoadStop> {
         let [block] = *room.ids() else {
             broken(format_args!(
                 "{} host blocks for block {}",
@@ -65,52 +169,138 @@ impl Inner {
                 wanted.key
             ))
         };
-        self.read(disk, wanted, block)?;
-        self.host.describe(block, wanted.position, tenant.0);
-        let complete = room.complete(key, wanted.parent);
+        self.host.describe(block, wanted.position, wanted.tenant);
+        let complete = room.complete(std::slice::from_ref(&wanted.key), wanted.parent);
         let complete = complete.map_err(|rejected| LoadStop::Pool(rejected.error))?;
-        let registered = complete.register(&claim);
-        self.metrics.stored(Tier::Host, 1);
+        let registered = complete.register(&Claim {
+            now: self.tick(),
+            ..Claim::default()
+        });
+        self.metrics.stored(TierId::HOST, 1);
         let registered = registered.map_err(|rejected| LoadStop::Pool(rejected.error))?;
         self.anchor(&registered.blocks, wanted.parent);
-        Ok(Brought {
-            block: registered.blocks,
-            was_read: true,
-        })
+        Ok(registered.blocks)
     }
 
-    /// Reads a slot into a host block and verifies it.
+    /// Reads blocks of a tier into the host blocks `ids` and verifies them: what came of each, in their order.
+    /// `place` keeps the host blocks from being given out for as long as the tier has them.
     pub(super) fn read(
         &self,
-        disk: &Stored,
-        wanted: &Wanted,
-        block: BlockId,
-    ) -> Result<(), LoadStop> {
-        let lease = self.host.lease(&self.manager, block, LeaseMode::Write);
-        let mut lease = lease.map_err(LoadStop::Transfer)?;
-        let bytes = lease.block_mut(block.index() as u64);
-        let bytes = bytes.map_err(LoadStop::Transfer)?;
-        let start = self.clock.now();
-        let Err(miss) = disk.store.read(wanted.slot.0, &wanted.key, bytes) else {
-            let time = self.clock.now().saturating_sub(start);
-            disk.rate.measured(self.block_bytes, time);
-            self.metrics.checked(Tier::Disk, 1, 0);
-            self.moved((Tier::Disk, Tier::Host), 1, self.block_bytes, time);
-            return Ok(());
-        };
-        self.metrics.move_failed(Tier::Disk, Tier::Host);
-        match &miss {
-            Miss::Empty | Miss::WrongKey | Miss::Replaced => {
-                self.metrics.lost(MissReason::Evicted, 1);
-                return Err(LoadStop::Evicted);
+        below: &Below,
+        blocks: &[Wanted],
+        ids: &[BlockId],
+        place: &Arc<dyn Any + Send + Sync>,
+    ) -> Vec<Result<(), LoadStop>> {
+        let mut reads = Vec::with_capacity(blocks.len());
+        for (block, &id) in blocks.iter().zip(ids) {
+            let lent = (id, LeaseMode::Write);
+            match self.host.lend(&self.manager, lent, Arc::clone(place)) {
+                Ok(into) => reads.push(BlockRead {
+                    name: name(block.key),
+                    into,
+                }),
+                Err(error) => return vec![Err(stop_of(error))],
             }
-            Miss::Checksum | Miss::Torn | Miss::Truncated => {
-                self.metrics.checked(Tier::Disk, 1, 1);
+        }
+        let report = match below.read(reads) {
+            Ok(report) => report,
+            Err(error) => {
+                self.metrics.move_failed(below.id, TierId::HOST);
+                below.reads.failed(self.clock.now(), &error);
+                self.metrics.lost(MissReason::Late, blocks.len() as u64);
+                return vec![Err(LoadStop::Late)];
+            }
+        };
+        below.reads.succeeded(self.clock.now());
+        self.settle(below, blocks, ids, &report)
+    }
+
+    /// Counts what came of a batch, and verifies what the tier does not.
+    fn settle(
+        &self,
+        below: &Below,
+        blocks: &[Wanted],
+        ids: &[BlockId],
+        report: &ReadReport,
+    ) -> Vec<Result<(), LoadStop>> {
+        let ended = blocks.iter().zip(ids).zip(report.blocks.iter());
+        let verified = ended.map(|((block, &id), outcome)| match outcome {
+            Ok(came) => self.verify(below, block, id, *came),
+            Err(miss) => Err(miss.clone()),
+        });
+        let verified: Vec<Result<(), TierMiss>> = verified.collect();
+        let came = verified.iter().filter(|block| block.is_ok()).count() as u64;
+        if came > 0 {
+            let route = (below.id, TierId::HOST);
+            self.moved(route, came, came * self.block_bytes, report.elapsed);
+            self.metrics.checked(below.id, came, 0);
+        }
+        let lost = |miss| self.lost(below, &miss);
+        verified.into_iter().map(|block| block.map_err(lost)).collect()
+    }
+
+    /// Compares a block that the tier did not verify with the checksum that was written with it. One that is
+    /// not what was written is given up.
+    fn verify(
+        &self,
+        below: &Below,
+        wanted: &Wanted,
+        id: BlockId,
+        came: Came,
+    ) -> Result<(), TierMiss> {
+        if below.abilities.verifies {
+            return Ok(());
+        }
+        let damaged = |what: &str| {
+            below.tier.forget(super::below::GROUP, &[wanted.key]);
+            below.spill.touched(self.clock.now());
+            Err(TierMiss::Damaged {
+                what: what.to_owned(),
+            })
+        };
+        let Some(checksum) = came.checksum else {
+            return damaged("it came without its checksum");
+        };
+        let place: Arc<dyn Any + Send + Sync> = Arc::new(());
+        let lent = self.host.lend(&self.manager, (id, LeaseMode::Read), place);
+        let lent = lent.map_err(TierMiss::Failed)?;
+        let bytes = lent.bytes().map_err(|error| TierMiss::Failed(error.into()))?;
+        match content_checksum(&wanted.key, wanted.position, bytes) == checksum {
+            true => Ok(()),
+            false => damaged("it fails its checksum"),
+        }
+    }
+
+    /// Counts a block that did not come, and says why it did not.
+    fn lost(&self, below: &Below, miss: &TierMiss) -> LoadStop {
+        self.metrics.move_failed(below.id, TierId::HOST);
+        match miss {
+            TierMiss::Absent => {
+                self.metrics.lost(MissReason::Evicted, 1);
+                return LoadStop::Evicted;
+            }
+            TierMiss::Damaged { .. } => {
+                self.metrics.checked(below.id, 1, 1);
                 self.metrics.lost(MissReason::Checksum, 1);
             }
-            _ => self.metrics.lost(MissReason::ReadFailed, 1),
+            TierMiss::Failed(error) => {
+                self.metrics.lost(MissReason::ReadFailed, 1);
+                below.spill.touched(self.clock.now());
+                return match error {
+                    TierError::Panicked { .. } => LoadStop::Panicked,
+                    TierError::Closed => LoadStop::Closed,
+                    _ => LoadStop::Lost,
+                };
+            }
         }
-        disk.drop_bad(wanted.slot, &wanted.key, &miss, self.clock.now());
-        Err(LoadStop::Lost)
+        below.spill.touched(self.clock.now());
+        LoadStop::Lost
+    }
+}
+
+fn stop_of(error: TierError) -> LoadStop {
+    match error {
+        TierError::Transfer(error) => LoadStop::Transfer(error),
+        _ => LoadStop::Lost,
     }
 }

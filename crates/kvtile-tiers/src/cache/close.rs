@@ -1,16 +1,16 @@
-//! Closing: what is in host memory to the disk, then everything is given back.
+//! Closing: what is in host memory to the tiers below, then everything is given back.
 
-use std::{thread, time::Duration};
+use std::thread;
 
 use super::{Cache, FlushReport};
 
 impl Cache {
     /// Closes the cache as dropping it does, and says what became of the blocks in host memory.
     ///
-    /// Jobs that wait end as closed, those under way come to their end. With a disk tier, what is only in
-    /// host memory is brought to it, within [`DiskSettings::close_within`](super::DiskSettings::close_within)
-    /// and the time of one sync; with [`DiskWrites::AfterUses`](super::DiskWrites::AfterUses) only blocks with
-    /// so many uses are. Then threads, host memory and the folder are given back, also while matches live:
+    /// Jobs that wait end as closed, those under way come to their end. What is only in host memory is brought
+    /// to the tiers below, to each within [`TierSettings::close_within`](crate::tier::TierSettings::close_within)
+    /// and the time of one sync; with [`TierWrites::AfterUses`](crate::tier::TierWrites::AfterUses) only blocks
+    /// with so many uses are. Then threads, host memory and the folder are given back, also while matches live:
     /// these have no blocks any more.
     ///
     /// Called on a thread of the cache itself (by a waker), it does not wait for that thread, which gives
@@ -26,8 +26,8 @@ impl Cache {
         self.is_closed = true;
         drop(self.inner.queue.close());
         drop(self.inner.chains.close());
-        if let Some(disk) = &self.inner.disk {
-            for _ in 0..disk.spill.close() {
+        for below in &self.inner.below {
+            for _ in 0..below.spill.close() {
                 self.inner.metrics.unqueued(super::QueueLabel::Spill);
             }
         }
@@ -43,26 +43,18 @@ impl Cache {
         report
     }
 
-    /// What is in host memory to the disk, and what the disk has to its platter.
+    /// What is in host memory to the tiers below, and what these have to where it outlives the process.
     fn last_flush(&self) -> FlushReport {
-        let Some(disk) = &self.inner.disk else {
-            return FlushReport::default();
-        };
-        let within = self.inner.settings.disk.as_ref();
-        let within = within.map_or(Duration::ZERO, |disk| disk.close_within);
-        if within.is_zero() {
-            if disk.spill.is_dirty() {
-                self.inner.sync_disk(disk);
-            }
+        if self.inner.below.is_empty() {
             return FlushReport::default();
         }
-        let report = self.inner.flush(Some(within), true);
-        if !report.durable {
+        let report = self.inner.flush(true);
+        let lost = report.no_room + report.late + report.failed;
+        if lost > 0 {
             log::warn!(
-                "of {} blocks in host memory {} are not on disk after the cache was closed: no room for {}, no time \
+                "of {} blocks in host memory {lost} are on no tier after the cache was closed: no room for {}, no time \
                  for {}, and {} failed",
                 report.wanted,
-                report.no_room + report.late + report.failed,
                 report.no_room,
                 report.late,
                 report.failed

@@ -1,69 +1,50 @@
-//! What a cache tells of itself.
+//! What a cache reports of itself.
 
 use std::sync::{Mutex, PoisonError};
 
-use kvtile_blocks::{
-    events::Tier,
-    pool::{BlockPool, PoolStats},
-};
+use kvtile_blocks::events::TierId;
 
 use super::Inner;
 use crate::{
-    disk::SlotStoreStats,
     metrics::{CacheStats, EvictionReason, Queue},
+    tier::TierStats,
 };
 
-/// What the pools had counted when they were last looked at.
-#[derive(Default)]
-pub(super) struct Seen {
-    host: Mutex<Evicted>,
-    disk: Mutex<Evicted>,
-}
+/// What the tiers had counted when they were last looked at: host memory, then those below it.
+pub(super) struct Seen(Vec<Mutex<TierStats>>);
 
-#[derive(Clone, Copy, Default)]
-struct Evicted {
-    capacity: u64,
-    quota: u64,
-    removed: u64,
-    damaged: u64,
-}
-
-impl Evicted {
-    fn of(stats: &PoolStats, damaged: u64) -> Evicted {
-        let removed = stats.evicted_on_request + stats.removed_blocks + stats.cleared_blocks;
-        Evicted {
-            capacity: stats.evicted_for_room,
-            quota: stats.evicted_for_quota,
-            removed: removed.saturating_sub(damaged),
-            damaged,
-        }
+impl Seen {
+    /// Of so many tiers below host memory.
+    pub(super) fn new(below: usize) -> Seen {
+        Seen((0..=below).map(|_| Mutex::default()).collect())
     }
 }
 
 impl Inner {
-    /// The counters, after what the pools counted by themselves was added.
+    /// The counters, after what the tiers counted by themselves was added.
     pub(super) fn stats(&self) -> CacheStats {
         self.observe();
         self.metrics.stats()
     }
 
-    /// Adds what the pools counted since the last time.
+    /// Adds what the tiers counted since the last time.
     pub(super) fn observe(&self) {
-        self.observe_pool(Tier::Host, (&self.host.pool, 0), &self.seen.host);
-        if let Some(disk) = &self.disk {
-            // Counted first: what is damaged from here on is only counted the next time.
-            let damaged = disk.damaged();
-            self.observe_pool(Tier::Disk, (&disk.pool, damaged), &self.seen.disk);
+        let host = || TierStats::of_pool(self.host.pool.stats(), 0);
+        let mut seen = self.seen.0.iter();
+        if let Some(seen) = seen.next() {
+            self.observe_tier(TierId::HOST, seen, host);
+        }
+        for (below, seen) in self.below.iter().zip(seen) {
+            self.observe_tier(below.id, seen, || below.tier.stats());
         }
     }
 
-    fn observe_pool(&self, tier: Tier, (pool, damaged): (&BlockPool, u64), seen: &Mutex<Evicted>) {
+    fn observe_tier(&self, tier: TierId, seen: &Mutex<TierStats>, stats: impl FnOnce() -> TierStats) {
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let stats = pool.stats();
-        let now = Evicted::of(&stats, damaged);
+        let now = stats();
         let gone = [
-            (EvictionReason::Capacity, now.capacity, seen.capacity),
-            (EvictionReason::Quota, now.quota, seen.quota),
+            (EvictionReason::Capacity, now.evicted_for_room, seen.evicted_for_room),
+            (EvictionReason::Quota, now.evicted_for_quota, seen.evicted_for_quota),
             (EvictionReason::Removed, now.removed, seen.removed),
             (EvictionReason::Damaged, now.damaged, seen.damaged),
         ];
@@ -71,21 +52,16 @@ impl Inner {
             self.metrics
                 .evicted(tier, reason, now.saturating_sub(before));
         }
+        self.metrics.filled(tier, now.present, now.capacity);
         *seen = now;
-        let (present, room) = (stats.cached as u64, stats.blocks as u64);
-        self.metrics.filled(tier, present, room);
     }
 
-    pub(super) fn pool_stats(&self, tier: Tier) -> Option<PoolStats> {
-        match tier {
-            Tier::Host => Some(self.host.pool.stats()),
-            Tier::Disk => self.disk.as_ref().map(|disk| disk.pool.stats()),
-            _ => None,
+    pub(super) fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
+        if tier == TierId::HOST {
+            return Some(TierStats::of_pool(self.host.pool.stats(), 0));
         }
-    }
-
-    pub(super) fn store_stats(&self) -> Option<SlotStoreStats> {
-        self.disk.as_ref().map(|disk| disk.store.stats())
+        let below = self.below.iter().find(|below| below.id == tier)?;
+        Some(below.tier.stats())
     }
 
     /// All kinds of jobs wait in one queue, and blocks that are to be written in another.

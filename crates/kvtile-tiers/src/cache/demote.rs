@@ -1,50 +1,58 @@
-//! From host memory to disk: when room is needed, and when the settings say so.
+//! Room in host memory: what leaves it goes to the tiers below that are to have it.
 //!
-//! What is on disk are whole prefixes, always: a block is written after the blocks before it in its chain,
-//! and only where all of them are on disk. So a restart finds everything that was written.
+//! A block is written to a tier after the blocks before it in its chain, and only where all of them are on
+//! that tier. So a restart finds everything that was written. What has left host memory and is on its way
+//! stays findable ([`super::departures`]).
+
+use std::{any::Any, collections::HashMap, sync::Arc};
 
 use kvtile_blocks::{
     BlockId, BlockKey, BlocksError,
-    events::Tier,
-    pool::{AllocateRequest, Claim, EvictedBlock, MutableBlocks, PinnedBlocks, TenantId},
+    events::TierId,
+    pool::{AllocateRequest, Claim, EvictedBlock, EvictedBlocks, MutableBlocks, PinnedBlocks},
 };
 use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
-use super::{DiskWrites, Inner, spill::SYNC_BLOCKS, stored::Stored};
-use crate::{disk::SlotWrite, error::TierError};
+use super::{
+    Inner,
+    below::{Below, name},
+    spill::SYNC_BLOCKS,
+};
+use crate::{
+    error::TierError,
+    tier::{BlockWrite, NotWritten, TierWrites, Wrote},
+};
 
-/// A host block that is written to disk.
-#[derive(Clone, Copy)]
+/// How often room is made before an allocation fails, where other threads take what was freed.
+const TRIES: usize = 8;
+
+/// A host block that is written to a tier.
 struct Leaving {
     block: BlockId,
     key: BlockKey,
     parent: Option<BlockKey>,
     /// How many blocks stand before it in its chain.
     position: u32,
-}
-
-/// One that is pinned meanwhile.
-struct Held {
-    leaving: Leaving,
-    _pin: PinnedBlocks,
+    tenant: u32,
+    /// Keeps the block where it is.
+    place: Arc<dyn Any + Send + Sync>,
 }
 
 /// Why a block was not written.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) enum Unwritten {
-    /// A block before it in its chain is neither in host memory nor on disk.
+    /// A block before it in its chain is neither in host memory nor on the tier, or it is not in host memory
+    /// itself.
     NoAncestor,
-    /// All slots hold its ancestors, or blocks in use.
+    /// All of the tier's room holds its ancestors, or blocks in use.
     NoRoom,
-    /// The disk failed lately and is left alone for a while.
-    Paused,
-    /// The disk failed.
+    /// The write failed.
     Failed,
 }
 
 impl Inner {
-    /// Host blocks to fill. What has to leave for them goes to disk first, where the settings say
+    /// Host blocks to fill. What has to leave for them goes to the tiers below first, where the settings say
     /// so.
     pub(super) fn host_room(
         &self,
@@ -52,71 +60,74 @@ impl Inner {
         request: &AllocateRequest,
     ) -> Result<MutableBlocks, BlocksError> {
         let pool = &self.host.pool;
-        let Some(disk) = &self.disk else {
+        if self.below.is_empty() {
             return pool.allocate(blocks, request);
-        };
-        let _demoting = disk.demoting();
-        let _turn = (pool.free_blocks() < blocks).then(|| disk.turn());
-        pool.allocate_with(blocks, request, |leaving| {
-            self.demote(disk, leaving.iter().copied());
-        })
+        }
+        if pool.free_blocks() >= blocks
+            && let Ok(room) = pool.allocate_free(blocks, request)
+        {
+            return Ok(room);
+        }
+        let _demoting = self.demoting();
+        let _turn = self.turn();
+        let mut tries = 0;
+        loop {
+            let evicted = self.take_out(|| pool.make_room(blocks, request));
+            let is_end = evicted.leaving.is_empty();
+            self.demote(evicted);
+            tries += 1;
+            match pool.allocate_free(blocks, request) {
+                Err(_) if !is_end && tries < TRIES => {}
+                room => return room,
+            }
+        }
     }
 
     /// Evicts up to `blocks` blocks.
-    pub(super) fn evict(&self, tier: Tier, blocks: usize) -> Result<usize, TierError> {
-        match (tier, &self.disk) {
-            (Tier::Host, _) => Ok(self.evict_host(blocks)),
-            (Tier::Disk, Some(disk)) => {
-                let leaving = disk.pool.evict(blocks, self.tick());
-                disk.forget(leaving.ids(), self.clock.now());
-                Ok(leaving.len())
-            }
-            _ => Err(TierError::NoSuchTier { tier }),
+    pub(super) fn evict(&self, tier: TierId, blocks: usize) -> Result<usize, TierError> {
+        if tier == TierId::HOST {
+            let _demoting = self.demoting();
+            let _turn = self.turn();
+            let evicted = self.take_out(|| self.host.pool.evict(blocks, self.tick()));
+            let count = evicted.leaving.len();
+            self.demote(evicted);
+            return Ok(count);
+        }
+        let below = self.below.iter().find(|below| below.id == tier);
+        let below = below.ok_or(TierError::NoSuchTier { tier })?;
+        let count = below.tier.evict(blocks, self.tick());
+        below.spill.touched(self.clock.now());
+        Ok(count)
+    }
+
+    /// Whether a block that leaves host memory is to be on a tier.
+    pub(super) fn belongs_on(&self, below: &Below, block: BlockId) -> bool {
+        match below.settings.writes {
+            TierWrites::OnEviction | TierWrites::AtOnce => true,
+            TierWrites::AfterUses(uses) => self.host.uses(block) >= uses,
         }
     }
 
-    fn evict_host(&self, blocks: usize) -> usize {
-        let turns = self
-            .disk
-            .as_ref()
-            .map(|disk| (disk.demoting(), disk.turn()));
-        let leaving = self.host.pool.evict(blocks, self.tick());
-        if let Some(disk) = &self.disk {
-            self.demote(disk, leaving.iter());
-        }
-        drop(turns);
-        leaving.len()
-    }
-
-    /// Whether a block that leaves host memory is to be on disk.
-    pub(super) fn belongs_on_disk(&self, block: BlockId) -> bool {
-        match self.settings.disk.as_ref().map(|disk| disk.writes) {
-            None => false,
-            Some(DiskWrites::OnEviction | DiskWrites::AtOnce) => true,
-            Some(DiskWrites::AfterUses(uses)) => self.host.uses(block) >= uses,
-        }
-    }
-
-    /// Forgets everything, but for blocks on disk that are in use.
+    /// Forgets everything, but for blocks of tiers that are in use.
     pub(super) fn clear(&self) -> Result<usize, TierError> {
         let mut gone = self.host.pool.clear().blocks;
         self.host.weigh_all_anchors();
-        if let Some(disk) = &self.disk {
-            let leaving = disk.pool.evict(usize::MAX, self.tick());
-            disk.forget(leaving.ids(), self.clock.now());
-            gone += leaving.len();
-            drop(leaving);
-            if !self.sync_disk(disk).durable {
-                return Err(TierError::NotDurable);
-            }
+        let mut is_durable = true;
+        for below in &self.below {
+            gone += below.tier.clear(self.tick());
+            below.spill.touched(self.clock.now());
+            is_durable &= self.sync(below).failure.is_none();
         }
-        Ok(gone)
+        match is_durable {
+            true => Ok(gone),
+            false => Err(TierError::NotDurable),
+        }
     }
 
-    /// Pins the parent of a block that was just registered in host memory, where the parent is on disk
-    /// and not in host memory: the disk gives up no block that one in host memory follows.
+    /// Pins the parent of a block that was just registered in host memory, where the parent is in a tier below
+    /// and not in host memory: the tier gives up no block that one in host memory follows.
     pub(super) fn anchor(&self, blocks: &PinnedBlocks, parent: Option<BlockKey>) {
-        let Some((disk, parent)) = self.disk.as_ref().zip(parent) else {
+        let Some(parent) = parent.filter(|_| !self.below.is_empty()) else {
             return;
         };
         let Some(&first) = blocks.ids().first() else {
@@ -124,70 +135,121 @@ impl Inner {
                 "no block was registered behind parent {parent}"
             ))
         };
-        if self.host.pool.peek(std::slice::from_ref(&parent)) == 0
-            && let Some(pinned) = disk.hold(&parent)
-        {
-            self.host.anchor(first, pinned);
-        }
-    }
-
-    /// Writes a host block that is still there and not on disk yet, after its ancestors.
-    pub(super) fn write_key(&self, disk: &Stored, key: &BlockKey) {
-        if disk.has(key) {
+        if self.host.pool.has(&parent) {
             return;
         }
-        if let Some(held) = self.hold(key) {
-            // What was not written is written when it is evicted, if the disk takes blocks then.
-            let _ = self.write_unless_paused(disk, &held.leaving);
+        let hold = self.below.iter().find_map(|below| below.hold_one(&parent));
+        if let Some(hold) = hold {
+            self.host.anchor(first, hold);
         }
     }
 
-    /// Writes a host block and its ancestors as far as they are not on disk, whether or not the disk
-    /// failed lately. Returns how many blocks were written, and the last one, pinned on disk.
-    pub(super) fn write_now(
+    /// Writes host blocks that are not on a tier yet, each after its ancestors, whether or not the tier failed
+    /// lately. For each key: whether the block was written now, or why it is not there.
+    pub(super) fn write_keys(
         &self,
-        disk: &Stored,
-        key: &BlockKey,
-    ) -> Result<(usize, PinnedBlocks), Unwritten> {
-        let mut written = 0;
-        if !disk.has(key) {
-            let held = self.hold(key).ok_or(Unwritten::NoAncestor)?;
-            written = self.write_chain(disk, &held.leaving)?;
-        }
-        let pinned = disk.hold(key).ok_or(Unwritten::NoRoom)?;
-        Ok((written, pinned))
-    }
-
-    /// Writes evicted blocks that belong on disk and are not there yet, each after its parent.
-    fn demote(&self, disk: &Stored, leaving: impl Iterator<Item = EvictedBlock>) {
-        let mut blocks = Vec::new();
+        below: &Below,
+        keys: &[BlockKey],
+    ) -> Vec<Result<Wrote, Unwritten>> {
         let mut wanted = Vec::new();
-        for EvictedBlock { block, key, parent } in leaving {
-            blocks.push(block);
-            if self.belongs_on_disk(block) && !disk.has(&key) {
-                let (position, _) = self.host.facts(block);
-                wanted.push(Leaving {
-                    block,
-                    key,
-                    parent,
-                    position,
-                });
+        let mut absent = Vec::new();
+        for key in keys.iter().filter(|key| !below.has(key)) {
+            match self.hold(key) {
+                Some(held) => wanted.push(held),
+                None => absent.push(*key),
             }
         }
-        wanted.sort_by_key(|leaving| leaving.position);
-        let mut left_out = 0;
-        for leaving in &wanted {
-            left_out += u64::from(self.write_unless_paused(disk, leaving).is_err());
+        let mut outcomes = self.write_all(below, wanted);
+        outcomes.extend(absent.into_iter().map(|key| (key, Err(Unwritten::NoAncestor))));
+        let outcome = |key: &BlockKey| match outcomes.get(key) {
+            Some(outcome) => outcome.clone(),
+            None => Ok(Wrote::Present),
+        };
+        keys.iter().map(outcome).collect()
+    }
+
+    /// Takes blocks out of host memory. Those that are to be written to a tier are on their way from then on.
+    fn take_out(&self, evict: impl FnOnce() -> EvictedBlocks) -> Evicted {
+        let mut departures = self.departures.lock();
+        let evicted = evict();
+        let leaving: Vec<EvictedBlock> = evicted.iter().collect();
+        let now = self.clock.now();
+        let mut routes: Vec<Vec<EvictedBlock>> = Vec::with_capacity(self.below.len());
+        let mut left_out: Vec<u64> = Vec::with_capacity(self.below.len());
+        for (at, below) in self.below.iter().enumerate() {
+            let wanted = leaving.iter().filter(|evicted| {
+                self.belongs_on(below, evicted.block) && !below.has(&evicted.key)
+            });
+            let wanted: Vec<EvictedBlock> = wanted.copied().collect();
+            if !wanted.is_empty() && !below.takes_blocks(now) {
+                below.writes.left_out(wanted.len() as u64);
+                left_out.push(wanted.len() as u64);
+                routes.push(Vec::new());
+                continue;
+            }
+            for block in &wanted {
+                let (_, tenant) = self.host.facts(block.block);
+                departures.depart(block.key, (at, block.parent, tenant));
+            }
+            left_out.push(0);
+            routes.push(wanted);
         }
-        self.metrics.left_out(Tier::Disk, left_out);
-        self.host.weigh_anchors(blocks.into_iter());
-        if self.settings.workers == 0 && disk.spill.written() >= SYNC_BLOCKS {
-            self.sync_disk(disk);
+        Evicted {
+            blocks: Arc::new(evicted),
+            leaving,
+            routes,
+            left_out,
+        }
+    }
+
+    /// Writes evicted blocks to the tiers that they go to, each after its parent.
+    fn demote(&self, evicted: Evicted) {
+        let Evicted {
+            blocks: place,
+            leaving,
+            routes,
+            left_out,
+        } = evicted;
+        let routes = self.below.iter().zip(routes).zip(left_out);
+        for ((below, wanted), left_out) in routes {
+            let mut left_out = left_out;
+            let _arrival = Arrival {
+                inner: self,
+                keys: wanted.iter().map(|block| block.key).collect(),
+            };
+            if !wanted.is_empty() {
+                let blocks = wanted.iter().map(|evicted| {
+                    let (position, tenant) = self.host.facts(evicted.block);
+                    Leaving {
+                        block: evicted.block,
+                        key: evicted.key,
+                        parent: evicted.parent,
+                        position,
+                        tenant,
+                        place: Arc::clone(&place) as Arc<dyn Any + Send + Sync>,
+                    }
+                });
+                let outcomes = self.write_all(below, blocks.collect());
+                left_out += wanted
+                    .iter()
+                    .filter(|block| !matches!(outcomes.get(&block.key), Some(Ok(_))))
+                    .count() as u64;
+            }
+            self.metrics.left_out(below.id, left_out);
+        }
+        self.host.weigh_anchors(leaving.iter().map(|evicted| evicted.block));
+        drop(place);
+        if self.settings.workers == 0 {
+            for below in &self.below {
+                if below.spill.written() >= SYNC_BLOCKS {
+                    self.sync(below);
+                }
+            }
         }
     }
 
     /// Pins a host block, for as long as it takes to write it.
-    fn hold(&self, key: &BlockKey) -> Option<Held> {
+    fn hold(&self, key: &BlockKey) -> Option<Leaving> {
         let claim = Claim {
             now: self.tick(),
             ..Claim::default()
@@ -195,118 +257,158 @@ impl Inner {
         let keys = std::slice::from_ref(key);
         let pin = self.host.pool.pin(keys, &claim).blocks;
         let block = pin.ids().first().copied()?;
-        let leaving = Leaving {
+        let parent = pin.parents().next()?;
+        let (position, tenant) = self.host.facts(block);
+        Some(Leaving {
             block,
             key: *key,
-            parent: pin.parents().next()?,
-            position: self.host.facts(block).0,
-        };
-        Some(Held { leaving, _pin: pin })
-    }
-
-    fn write_unless_paused(&self, disk: &Stored, last: &Leaving) -> Result<usize, Unwritten> {
-        if !disk.takes_blocks(self.clock.now()) {
-            disk.health.left_out(1);
-            return Err(Unwritten::Paused);
-        }
-        self.write_chain(disk, last)
-    }
-
-    /// Writes a block, after those before it that are in host memory and not on disk, up to the first
-    /// failure. Returns how many were written.
-    fn write_chain(&self, disk: &Stored, last: &Leaving) -> Result<usize, Unwritten> {
-        let mut before: Vec<Held> = Vec::new();
-        let mut at = *last;
-        while let Some(key) = at.parent.filter(|key| !disk.has(key)) {
-            let held = self.hold(&key).ok_or(Unwritten::NoAncestor)?;
-            // A chain that ran in circles would have no end.
-            if held.leaving.position >= at.position {
-                return Err(Unwritten::NoAncestor);
-            }
-            at = held.leaving;
-            before.push(held);
-        }
-        let mut written = 0;
-        let chain = before.iter().rev().map(|held| &held.leaving);
-        for leaving in chain.chain([last]) {
-            written += usize::from(self.write(disk, leaving)?);
-        }
-        Ok(written)
-    }
-
-    /// Writes one block whose parent is on disk, and makes it findable there; false where it is there
-    /// already.
-    fn write(&self, disk: &Stored, leaving: &Leaving) -> Result<bool, Unwritten> {
-        // Two threads that wrote the same block would give one slot up while it holds the block.
-        let _flight = disk.writes.board(leaving.key);
-        if disk.has(&leaving.key) {
-            return Ok(false);
-        }
-        let parent = leaving.parent.map(|key| disk.hold(&key));
-        if matches!(parent, Some(None)) {
-            return Err(Unwritten::NoAncestor);
-        }
-        match self.try_write(disk, leaving) {
-            Ok(()) => {
-                self.metrics.stored(Tier::Disk, 1);
-                disk.health.succeeded(self.clock.now());
-                Ok(true)
-            }
-            Err(TierError::Blocks(BlocksError::Exhausted { .. })) => Err(Unwritten::NoRoom),
-            Err(error) => {
-                self.metrics.move_failed(Tier::Host, Tier::Disk);
-                disk.health.failed(self.clock.now(), &error);
-                Err(Unwritten::Failed)
-            }
-        }
-    }
-
-    fn try_write(&self, disk: &Stored, leaving: &Leaving) -> Result<(), TierError> {
-        let key = leaving.key;
-        let (position, tenant) = self.host.facts(leaving.block);
-        let request = AllocateRequest {
-            tenant: TenantId(tenant),
-            now: self.tick(),
-        };
-        let room = disk.pool.allocate_with(1, &request, |leaving| {
-            let slots: Vec<BlockId> = leaving.iter().map(|evicted| evicted.block).collect();
-            disk.forget(&slots, self.clock.now());
-        })?;
-        let [slot] = *room.ids() else {
-            broken(format_args!("{} slots for block {key}", room.len()))
-        };
-        let lease = self
-            .host
-            .lease(&self.manager, leaving.block, LeaseMode::Read)?;
-        let write = SlotWrite {
-            slot: slot.0,
-            key,
-            parent: leaving.parent,
+            parent,
             position,
             tenant,
-            bytes: lease.block(leaving.block.index() as u64)?,
-        };
-        let start = self.clock.now();
-        let written = disk.store.write(&[write]);
-        self.drop_lost(disk, &disk.store.take_lost());
-        if let Some(failed) = written.failed.into_iter().next() {
-            return Err(failed.error);
+            place: Arc::new(pin),
+        })
+    }
+
+    /// Writes blocks to a tier in one batch, with those before them that are in host memory and not there.
+    /// The outcome of each block of the batch.
+    fn write_all(
+        &self,
+        below: &Below,
+        wanted: Vec<Leaving>,
+    ) -> HashMap<BlockKey, Result<Wrote, Unwritten>> {
+        let mut batch: HashMap<BlockKey, Leaving> = HashMap::with_capacity(wanted.len());
+        let mut outcomes = HashMap::new();
+        let mut parents: Vec<Option<BlockKey>> = Vec::new();
+        for leaving in wanted {
+            parents.push(leaving.parent);
+            batch.insert(leaving.key, leaving);
         }
-        drop(lease);
-        let time = self.clock.now().saturating_sub(start);
-        self.moved((Tier::Host, Tier::Disk), 1, self.block_bytes, time);
-        disk.wrote(slot, tenant, self.clock.now());
-        let complete = room.complete(std::slice::from_ref(&key), leaving.parent);
-        let complete = complete.map_err(|rejected| rejected.error)?;
-        let registered = complete.register(&Claim {
-            now: self.tick(),
-            ..Claim::default()
+        while let Some(parent) = parents.pop() {
+            let Some(key) = parent.filter(|key| !batch.contains_key(key) && !below.has(key)) else {
+                continue;
+            };
+            // Without its ancestor a block is refused by the tier.
+            if let Some(held) = self.hold(&key) {
+                parents.push(held.parent);
+                batch.insert(key, held);
+            }
+        }
+        let order = by_chains(batch.into_values().collect());
+        let mut writes = Vec::with_capacity(order.len());
+        let mut keys = Vec::with_capacity(order.len());
+        for leaving in order {
+            let lent = (leaving.block, LeaseMode::Read);
+            match self.host.lend(&self.manager, lent, leaving.place) {
+                Ok(from) => {
+                    keys.push(leaving.key);
+                    writes.push(BlockWrite {
+                        name: name(leaving.key),
+                        parent: leaving.parent,
+                        position: leaving.position,
+                        tenant: leaving.tenant,
+                        from,
+                    });
+                }
+                Err(error) => {
+                    log::warn!("block {} cannot be written: {error}", leaving.key);
+                    outcomes.insert(leaving.key, Err(Unwritten::Failed));
+                }
+            }
+        }
+        outcomes.extend(self.write_batch(below, writes, keys));
+        outcomes
+    }
+
+    /// Hands a batch to a tier, waits for it, and counts what became of it.
+    fn write_batch(
+        &self,
+        below: &Below,
+        writes: Vec<BlockWrite>,
+        keys: Vec<BlockKey>,
+    ) -> Vec<(BlockKey, Result<Wrote, Unwritten>)> {
+        if writes.is_empty() {
+            return Vec::new();
+        }
+        let report = match below.write(writes) {
+            Ok(report) => report,
+            Err(error) => {
+                self.metrics.move_failed(TierId::HOST, below.id);
+                below.writes.failed(self.clock.now(), &error);
+                // What comes late is to be synced too.
+                below.spill.touched(self.clock.now());
+                let failed = |key| (key, Err(Unwritten::Failed));
+                return keys.into_iter().map(failed).collect();
+            }
+        };
+        let now = self.clock.now();
+        let new = |outcome: &Result<Wrote, NotWritten>| matches!(outcome, Ok(Wrote::New));
+        let written = report.blocks.iter().filter(|outcome| new(outcome)).count();
+        if written > 0 {
+            let bytes = written as u64 * self.block_bytes;
+            let route = (TierId::HOST, below.id);
+            self.moved(route, written as u64, bytes, report.elapsed);
+            self.metrics.stored(below.id, written as u64);
+            below.spill.wrote(written, now);
+        }
+        let mut failure = None;
+        let ended = keys.into_iter().zip(report.blocks.iter());
+        let outcomes = ended.map(|(key, outcome)| {
+            let outcome = match outcome {
+                Ok(wrote) => Ok(*wrote),
+                Err(NotWritten::NoParent) => Err(Unwritten::NoAncestor),
+                Err(NotWritten::NoRoom) => Err(Unwritten::NoRoom),
+                Err(NotWritten::Failed(error)) => {
+                    self.metrics.move_failed(TierId::HOST, below.id);
+                    failure = Some(error.clone());
+                    Err(Unwritten::Failed)
+                }
+            };
+            (key, outcome)
         });
-        let registered = registered.map_err(|rejected| rejected.error)?;
-        assert!(
-            registered.duplicates.is_empty(),
-            "block {key} was written while another thread wrote it"
-        );
-        Ok(())
+        let outcomes = outcomes.collect();
+        match failure {
+            Some(error) => below.writes.failed(now, &error),
+            None if written > 0 => below.writes.succeeded(now),
+            None => {}
+        }
+        outcomes
+    }
+}
+
+/// Blocks of one chain one after the other, none before its parent.
+fn by_chains(mut blocks: Vec<Leaving>) -> Vec<Leaving> {
+    blocks.sort_by_key(|leaving| (leaving.position, leaving.key));
+    let mut chains: HashMap<BlockKey, usize> = HashMap::with_capacity(blocks.len());
+    for leaving in &blocks {
+        let before = leaving.parent.and_then(|parent| chains.get(&parent));
+        let chain = before.copied().unwrap_or(chains.len());
+        chains.insert(leaving.key, chain);
+    }
+    // The sort is stable: blocks of one chain stay in the order of their positions.
+    blocks.sort_by_key(|leaving| chains.get(&leaving.key).copied());
+    blocks
+}
+
+/// Blocks that were taken out of host memory.
+struct Evicted {
+    blocks: Arc<EvictedBlocks>,
+    leaving: Vec<EvictedBlock>,
+    /// For each tier, those that are on their way to it.
+    routes: Vec<Vec<EvictedBlock>>,
+    /// For each tier, how many belong there and are not written because it failed lately.
+    left_out: Vec<u64>,
+}
+
+/// Ends the way of blocks to a tier when it is dropped, whatever became of them.
+struct Arrival<'a> {
+    inner: &'a Inner,
+    keys: Vec<BlockKey>,
+}
+
+impl Drop for Arrival<'_> {
+    fn drop(&mut self) {
+        if !self.keys.is_empty() {
+            self.inner.departures.lock().arrive(self.keys.iter());
+        }
     }
 }

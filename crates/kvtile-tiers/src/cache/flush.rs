@@ -1,87 +1,133 @@
-//! Flushes: what is in host memory to the disk, what is worth most first, and durable.
+//! Flushes: what is in host memory to the tiers below, what is worth most first, and durable.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
-use kvtile_blocks::{BlockKey, pool::PinnedBlocks};
+use kvtile_blocks::BlockKey;
 
-use super::{Inner, demote::Unwritten, stored::Stored};
+use super::{
+    Inner,
+    below::{Below, GROUP},
+    demote::Unwritten,
+};
+use crate::tier::{Hold, Wrote};
 
 /// A flush gives up after so many failures of the disk in a row.
 const FAILURES_MAX: usize = 4;
 
-/// What a flush came to. Each block that it was to bring is durable, or one of those that have a reason.
+/// What a flush came to. Each block that it was to bring is durable on some tier, or one of those that have a
+/// reason.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlushReport {
     /// Blocks that were in host memory when the flush began.
     pub wanted: usize,
-    /// Blocks that were written by this call; the others were on disk already.
+    /// Blocks that were written by this call, once for each tier; the others were there already.
     pub written: usize,
-    /// Blocks that are not on disk because it has no room for them; they are worth less than those that are.
+    /// Blocks that are not on a tier because it has no room for them; they are worth less than those that are.
     pub no_room: usize,
-    /// Blocks that are not on disk because the time was over.
+    /// Blocks that are on no tier because the time was over.
     pub late: usize,
-    /// Blocks that are not on disk because it failed, or that it lost.
+    /// Blocks that are on no tier because it failed, or that it lost.
     pub failed: usize,
-    /// Whether all blocks that were in host memory, or on their way from there to the disk, outlive a
-    /// crash now. Without a disk tier nothing does.
+    /// Whether all blocks that were in host memory, or on their way from there to a tier, outlive a
+    /// crash now. Without a tier below host memory nothing does.
     pub durable: bool,
 }
 
-/// What a flush has done so far.
-#[derive(Default)]
+/// Blocks that are written in one batch, so that a flush sees its time.
+const BATCH_BLOCKS: usize = 64;
+
+/// What a flush of one tier came to.
 struct Progress {
+    /// The keys that were to be on the tier, and whether each is durable there.
+    durable: Vec<(BlockKey, bool)>,
     written: usize,
     no_room: usize,
     late: usize,
     failures: usize,
-    /// What is to be on disk in the end, pinned there.
-    kept: Vec<PinnedBlocks>,
+    /// What is to be on the tier in the end, pinned there.
+    kept: Vec<Box<dyn Hold>>,
+    is_synced: bool,
 }
 
 impl Inner {
-    /// Brings blocks of host memory to the disk that are not there, and waits until they are durable.
+    /// Brings blocks of host memory to the tiers below that are not there, and waits until they are durable.
     ///
-    /// The disk's room goes to those that the policy of host memory would give up last; each is written
-    /// at most once. `within` bounds the writing, not the sync behind it. `belonging_only` leaves out
-    /// those that the settings would not write when they are evicted.
-    pub(super) fn flush(&self, within: Option<Duration>, belonging_only: bool) -> FlushReport {
-        let Some(disk) = &self.disk else {
-            return FlushReport::default();
+    /// The room of a tier goes to the blocks that the policy of host memory would give up last. When the
+    /// cache is closing, `close_within` bounds the writing to each tier, not the sync behind it, and what the
+    /// settings would not write on eviction is left out.
+    pub(super) fn flush(&self, is_closing: bool) -> FlushReport {
+        let mut report = FlushReport {
+            durable: !self.below.is_empty(),
+            ..FlushReport::default()
         };
-        let deadline = self.later(within);
-        let keys = self.keys_by_worth(disk, belonging_only);
-        let failures_before = disk.health.failures();
-        let progress = self.write_by_worth(disk, &keys, deadline);
-        // What left host memory before it was listed, or before it was held, other threads write.
-        disk.wait_for_demotions();
-        let synced = self.sync_disk(disk);
-        let volatile = keys.len() - disk.durable(&keys);
-        let has_failed = disk.health.failures() != failures_before;
-        let no_room = progress.no_room.min(volatile);
-        let late = progress.late.min(volatile - no_room);
-        FlushReport {
-            wanted: keys.len(),
-            written: progress.written.saturating_sub(synced.lost),
-            no_room,
-            late,
-            failed: volatile - no_room - late,
-            durable: synced.durable && volatile == 0 && !has_failed,
+        // The blocks that were to be somewhere, and whether they are durable anywhere.
+        let mut blocks: HashMap<BlockKey, bool> = HashMap::new();
+        for below in &self.below {
+            let within = below.settings.close_within;
+            if is_closing && within.is_zero() {
+                if below.spill.is_dirty() {
+                    self.sync(below);
+                }
+                report.durable = false;
+                continue;
+            }
+            let deadline = self.later(is_closing.then_some(within));
+            let progress = self.flush_tier(below, deadline, is_closing);
+            report.written += progress.written;
+            report.no_room += progress.no_room;
+            report.late += progress.late;
+            report.durable &= progress.is_synced && progress.failures == 0;
+            for (key, is_durable) in progress.durable {
+                *blocks.entry(key).or_default() |= is_durable;
+            }
         }
+        let volatile = blocks.values().filter(|durable| !**durable).count();
+        report.wanted = blocks.len();
+        report.no_room = report.no_room.min(volatile);
+        report.late = report.late.min(volatile - report.no_room);
+        report.failed = volatile - report.no_room - report.late;
+        report.durable &= volatile == 0;
+        report
+    }
+
+    fn flush_tier(
+        &self,
+        below: &Below,
+        deadline: Option<Duration>,
+        belonging_only: bool,
+    ) -> Progress {
+        let keys = self.keys_by_worth(below, belonging_only);
+        let failures_before = below.writes.failures();
+        let mut progress = self.write_by_worth(below, &keys, deadline);
+        // What left host memory before it was listed, or before it was held, other threads write.
+        self.wait_for_demotions();
+        let synced = self.sync(below);
+        progress.written = progress.written.saturating_sub(synced.lost);
+        progress.is_synced = synced.failure.is_none();
+        let has_failed = below.writes.failures() != failures_before;
+        progress.failures = progress.failures.max(usize::from(has_failed));
+        let durable = below.tier.durable(GROUP, &keys);
+        progress.durable = keys.into_iter().zip(durable).collect();
+        progress.kept.clear();
+        progress
     }
 
     /// The keys of host blocks that a lookup finds, those first that are worth most; no block comes before
     /// its ancestors.
-    fn keys_by_worth(&self, disk: &Stored, belonging_only: bool) -> Vec<BlockKey> {
+    fn keys_by_worth(&self, below: &Below, belonging_only: bool) -> Vec<BlockKey> {
         let order = self.host.pool.eviction_order(self.tick());
         let mut found = HashSet::with_capacity(order.len());
         let mut keys = Vec::with_capacity(order.len());
         for entry in order.into_iter().rev() {
-            // Where the disk lost an ancestor, no lookup comes as far as this block.
-            let follows = |parent: BlockKey| found.contains(&parent) || disk.has(&parent);
+            // Where the tier lost an ancestor, no lookup comes as far as this block.
+            let follows = |parent: BlockKey| found.contains(&parent) || below.has(&parent);
             if entry.parent.is_none_or(follows) {
                 found.insert(entry.key);
-                let belongs = || self.belongs_on_disk(entry.block) || disk.has(&entry.key);
+                let belongs = || self.belongs_on(below, entry.block) || below.has(&entry.key);
                 if !belonging_only || belongs() {
                     keys.push(entry.key);
                 }
@@ -92,39 +138,55 @@ impl Inner {
 
     fn write_by_worth(
         &self,
-        disk: &Stored,
+        below: &Below,
         keys: &[BlockKey],
         deadline: Option<Duration>,
     ) -> Progress {
-        let mut progress = Progress::default();
-        let slots = disk.pool.blocks();
-        let (wanted, rest) = keys.split_at(keys.len().min(slots));
+        let mut progress = Progress {
+            durable: Vec::new(),
+            written: 0,
+            no_room: 0,
+            late: 0,
+            failures: 0,
+            kept: Vec::new(),
+            is_synced: false,
+        };
+        let stats = below.tier.stats();
+        let most = match below.abilities.is_bounded {
+            true => usize::try_from(stats.capacity).unwrap_or(usize::MAX),
+            false => usize::MAX,
+        };
+        let (wanted, rest) = keys.split_at(keys.len().min(most));
+        let absent = |keys: &[BlockKey]| keys.iter().filter(|key| !below.has(key)).count();
         // First those that are there: what is written for others may not push them out.
-        progress
-            .kept
-            .extend(wanted.iter().filter_map(|key| disk.hold(key)));
-        for (at, key) in wanted.iter().enumerate() {
+        let there = wanted.iter().filter_map(|key| below.hold_one(key));
+        progress.kept.extend(there);
+        let mut left = wanted;
+        while !left.is_empty() {
             if self.is_past(deadline) {
-                let left = wanted.get(at..).unwrap_or_default();
-                progress.late += left.iter().filter(|key| !disk.has(key)).count();
+                progress.late += absent(left);
                 break;
             }
             if progress.failures >= FAILURES_MAX {
                 break;
             }
-            match self.write_now(disk, key) {
-                Ok((written, pinned)) => {
-                    progress.failures = 0;
-                    progress.written += written;
-                    progress.kept.push(pinned);
+            let (batch, after) = left.split_at(left.len().min(BATCH_BLOCKS));
+            left = after;
+            let outcomes = self.write_keys(below, batch);
+            for (key, outcome) in batch.iter().zip(outcomes) {
+                match outcome {
+                    Ok(wrote) => {
+                        progress.written += usize::from(wrote == Wrote::New);
+                        progress.kept.extend(below.hold_one(key));
+                    }
+                    Err(Unwritten::NoRoom) => progress.no_room += 1,
+                    // It has left host memory since, or its ancestor was not written: the end shows it.
+                    Err(Unwritten::NoAncestor) => {}
+                    Err(Unwritten::Failed) => progress.failures += 1,
                 }
-                Err(Unwritten::NoRoom) => progress.no_room += 1,
-                // It has left host memory since, or its ancestor was not written: the end shows it.
-                Err(Unwritten::NoAncestor | Unwritten::Paused) => {}
-                Err(Unwritten::Failed) => progress.failures += 1,
             }
         }
-        progress.no_room += rest.iter().filter(|key| !disk.has(key)).count();
+        progress.no_room += absent(rest);
         progress
     }
 }

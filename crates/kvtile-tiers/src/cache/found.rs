@@ -3,31 +3,69 @@
 use std::{
     fmt,
     sync::{Arc, Weak},
+    time::Duration,
 };
 
 use kvtile_blocks::{
     BlockKey,
-    events::Tier,
+    events::TierId,
     pool::{Claim, PinnedBlocks},
 };
+use kvtile_layout::broken;
 
-use super::{DiskWrites, Inner, LookupOptions};
-use crate::metrics::{CacheMetrics, MissReason};
+use super::{Inner, LookupOptions, below::Below, departures::Departure};
+use crate::{
+    metrics::{CacheMetrics, MissReason},
+    tier::{Hold, TierWrites},
+};
+
+/// Where the blocks of a segment are, held there.
+pub(super) enum Place {
+    /// In host memory.
+    Host(PinnedBlocks),
+    /// In a tier below, at this position in the list of tiers.
+    Below(usize, Box<dyn Hold>),
+    /// On their way from host memory to a tier below.
+    Leaving(usize, Vec<Departure>),
+}
 
 /// Neighbouring blocks of a match that are in one tier.
 pub(super) struct Segment {
-    pub(super) tier: Tier,
-    pub(super) blocks: PinnedBlocks,
+    pub(super) tier: TierId,
+    pub(super) keys: Vec<BlockKey>,
+    pub(super) place: Place,
     metrics: Arc<CacheMetrics>,
 }
 
 impl Segment {
-    fn new(inner: &Inner, tier: Tier, blocks: PinnedBlocks) -> Segment {
-        inner.metrics.pinned(tier, blocks.len() as u64);
+    fn new(inner: &Inner, keys: &[BlockKey], place: Place) -> Segment {
+        let tier = match &place {
+            Place::Host(_) => TierId::HOST,
+            Place::Below(at, _) | Place::Leaving(at, _) => inner.tier(*at).id,
+        };
+        inner.metrics.pinned(tier, keys.len() as u64);
         Segment {
             tier,
-            blocks,
+            keys: keys.to_vec(),
+            place,
             metrics: Arc::clone(&inner.metrics),
+        }
+    }
+
+    /// How many blocks it has.
+    pub(super) fn blocks(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// The key of the block before the one at `index`, and the tenant of that one.
+    pub(super) fn facts(&self, index: usize) -> (Option<BlockKey>, u32) {
+        match &self.place {
+            Place::Host(_) => broken(format_args!("the facts of a host block are in host memory")),
+            Place::Below(_, hold) => (hold.parent(index), hold.tenant(index)),
+            Place::Leaving(_, blocks) => match blocks.get(index) {
+                Some(block) => (block.parent, block.tenant),
+                None => broken(format_args!("block {index} of {}", blocks.len())),
+            },
         }
     }
 
@@ -35,7 +73,12 @@ impl Segment {
     pub(super) fn split_off(&mut self, blocks: usize) -> Segment {
         Segment {
             tier: self.tier,
-            blocks: self.blocks.split_off(blocks),
+            keys: self.keys.split_off(blocks),
+            place: match &mut self.place {
+                Place::Host(pinned) => Place::Host(pinned.split_off(blocks)),
+                Place::Below(at, hold) => Place::Below(*at, hold.split_off(blocks)),
+                Place::Leaving(at, leaving) => Place::Leaving(*at, leaving.split_off(blocks)),
+            },
             metrics: Arc::clone(&self.metrics),
         }
     }
@@ -43,7 +86,7 @@ impl Segment {
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        let blocks = self.blocks.len() as u64;
+        let blocks = self.blocks() as u64;
         self.metrics.unpinned(self.tier, blocks);
     }
 }
@@ -73,20 +116,20 @@ impl Match {
     /// Blocks that were found; none once the cache is closed.
     #[must_use]
     pub fn blocks(&self) -> usize {
-        self.open_segments().map(|s| s.blocks.len()).sum()
+        self.open_segments().map(|s| s.blocks()).sum()
     }
 
     /// Of these, those in `tier`.
     #[must_use]
-    pub fn blocks_in(&self, tier: Tier) -> usize {
+    pub fn blocks_in(&self, tier: TierId) -> usize {
         let segments = self.open_segments().filter(|s| s.tier == tier);
-        segments.map(|s| s.blocks.len()).sum()
+        segments.map(|s| s.blocks()).sum()
     }
 
     /// The tier of each block.
-    pub fn tiers(&self) -> impl Iterator<Item = Tier> + '_ {
+    pub fn tiers(&self) -> impl Iterator<Item = TierId> + '_ {
         let segments = self.open_segments();
-        segments.flat_map(|s| std::iter::repeat_n(s.tier, s.blocks.len()))
+        segments.flat_map(|s| std::iter::repeat_n(s.tier, s.blocks()))
     }
 
     fn open_segments(&self) -> impl Iterator<Item = &Segment> {
@@ -119,11 +162,11 @@ impl Match {
         let mut rest = Vec::new();
         let mut kept = Vec::new();
         for mut segment in self.segments.drain(..) {
-            if keep < segment.blocks.len() {
+            if keep < segment.blocks() {
                 rest.push(segment.split_off(keep));
             }
-            keep -= keep.min(segment.blocks.len());
-            if !segment.blocks.is_empty() {
+            keep -= keep.min(segment.blocks());
+            if !segment.keys.is_empty() {
                 kept.push(segment);
             }
         }
@@ -141,83 +184,137 @@ pub(super) fn lookup(inner: &Arc<Inner>, keys: &[BlockKey], options: &LookupOpti
         now,
         hints: inner.hints(options.hints, options.lifetime),
     };
-    let mut segments: Vec<Segment> = Vec::new();
-    let mut rest = keys;
-    loop {
-        let before = rest.len();
-        let host = inner.host.pool.match_prefix(rest, &claim);
-        rest = rest.get(host.len()..).unwrap_or_default();
-        if !host.is_empty() {
-            segments.push(Segment::new(inner, Tier::Host, host));
-        }
-        if let Some(disk) = &inner.disk
-            && !rest.is_empty()
-        {
-            let found = disk.pool.match_prefix(rest, &claim);
-            rest = rest.get(found.len()..).unwrap_or_default();
-            if !found.is_empty() {
-                segments.push(Segment::new(inner, Tier::Disk, found));
-            }
-        }
-        if rest.is_empty() || rest.len() == before {
-            break;
-        }
-    }
     let mut found = Match {
         cache: Arc::downgrade(inner),
-        segments,
+        segments: segments(inner, keys, &claim),
         first: 0,
     };
     let everywhere = found.blocks();
     leave_out_slow(inner, &mut found);
-    let count = |tier| (tier, found.blocks_in(tier) as u64);
     let slower = (everywhere - found.blocks()) as u64;
     let absent = (keys.len() - everywhere) as u64;
     let misses = [
         (MissReason::Absent, absent),
         (MissReason::SlowerThanComputing, slower),
     ];
-    let hits = [count(Tier::Host), count(Tier::Disk)];
+    let mut hits: Vec<(TierId, u64)> = Vec::with_capacity(1 + inner.below.len());
+    hits.push((TierId::HOST, 0));
+    hits.extend(inner.below.iter().map(|below| (below.id, 0)));
+    for segment in &found.segments {
+        if let Some((_, count)) = hits.iter_mut().find(|(tier, _)| *tier == segment.tier) {
+            *count += segment.blocks() as u64;
+        }
+    }
     inner.metrics.looked_up(&hits, &misses);
     count_uses(inner, &found);
     found
 }
 
-/// Cuts the match before its first disk block, where reading the disk blocks takes longer than
-/// computing everything from there on.
+/// The leading blocks, wherever they are. A block that moves between host memory and a tier meanwhile is not
+/// missed: where something moved, what is missing is looked up once more while nothing can move.
+fn segments(inner: &Inner, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
+    let mark = inner.departures.mark();
+    let mut segments = Vec::new();
+    let mut at = advance(inner, keys, claim, &mut segments);
+    let is_still = |mark: u64| mark % 2 == 0 && inner.departures.mark() == mark;
+    if at == keys.len() || inner.below.is_empty() || is_still(mark) {
+        return segments;
+    }
+    let locked = inner.departures.lock();
+    loop {
+        let (_, rest) = keys.split_at(at);
+        at += advance(inner, rest, claim, &mut segments);
+        let (_, rest) = keys.split_at(at);
+        let leaving: Vec<Departure> = rest.iter().map_while(|key| locked.get(key)).collect();
+        let Some(first) = leaving.first() else {
+            return segments;
+        };
+        let tier = first.tier;
+        let same = leaving.iter().take_while(|block| block.tier == tier).count();
+        let (mine, _) = rest.split_at(same);
+        let leaving = leaving.into_iter().take(same).collect();
+        segments.push(Segment::new(inner, mine, Place::Leaving(tier, leaving)));
+        at += same;
+    }
+}
+
+/// Adds the leading blocks of `keys` that host memory and the tiers have, and returns how many.
+fn advance(inner: &Inner, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<Segment>) -> usize {
+    let now = inner.clock.now();
+    let mut at = 0;
+    loop {
+        let before = at;
+        let (_, rest) = keys.split_at(at);
+        let host = inner.host.pool.match_prefix(rest, claim);
+        if !host.is_empty() {
+            let (mine, _) = rest.split_at(host.len());
+            at += host.len();
+            segments.push(Segment::new(inner, mine, Place::Host(host)));
+        }
+        for (tier, below) in inner.below.iter().enumerate() {
+            let (_, rest) = keys.split_at(at);
+            if rest.is_empty() {
+                return at;
+            }
+            if let Some(hold) = below.find(rest, claim, now) {
+                let (mine, _) = rest.split_at(hold.blocks().min(rest.len()));
+                at += mine.len();
+                segments.push(Segment::new(inner, mine, Place::Below(tier, hold)));
+            }
+        }
+        if at == keys.len() || at == before {
+            return at;
+        }
+    }
+}
+
+/// Cuts the match before its first block that is not in host memory, where reading those blocks takes longer
+/// than computing everything from there on.
 fn leave_out_slow(inner: &Inner, found: &mut Match) {
     let Some(tokens_per_second) = inner.settings.recompute_tokens_per_second else {
         return;
     };
-    let rate = inner.disk.as_ref().and_then(|d| d.rate.bytes_per_second());
-    let on_disk = found.blocks_in(Tier::Disk);
-    let Some(bytes_per_second) = rate.filter(|_| on_disk > 0) else {
-        return;
-    };
-    let before: usize = found.tiers().take_while(|tier| *tier != Tier::Disk).count();
+    let is_below = |tier: &TierId| *tier != TierId::HOST;
+    let mut reading = Duration::ZERO;
+    for below in &inner.below {
+        let blocks = found.blocks_in(below.id);
+        if blocks > 0
+            && let Some(time) = below.tier.estimate(blocks)
+        {
+            reading += time;
+        }
+    }
+    let before = found.tiers().take_while(|tier| !is_below(tier)).count();
     let behind = found.blocks() - before;
-    let reading = (on_disk as u64 * inner.block_bytes) as f64 / bytes_per_second;
     let computing = (behind as u64 * inner.page_size) as f64 / tokens_per_second;
-    if reading > computing {
+    if reading.as_secs_f64() > computing {
         drop(found.split(before));
     }
 }
 
-/// Blocks that were used often enough go to the disk, where the settings say so.
+/// Blocks that were used often enough go to the tiers whose settings say so.
 fn count_uses(inner: &Arc<Inner>, found: &Match) {
-    let Some(disk) = &inner.disk else { return };
-    let Some(DiskWrites::AfterUses(uses)) = inner.settings.disk.as_ref().map(|disk| disk.writes)
-    else {
-        return;
+    let after = |below: &Below| match below.settings.writes {
+        TierWrites::AfterUses(uses) => Some(uses),
+        _ => None,
     };
-    let mut wanted = Vec::new();
-    for segment in found.segments.iter().filter(|s| s.tier == Tier::Host) {
-        let blocks = segment.blocks.ids().iter().zip(segment.blocks.keys());
-        for (&block, key) in blocks {
-            if inner.host.used(block) == uses && !disk.has(&key) {
-                wanted.push(key);
+    if !inner.below.iter().any(|below| after(below).is_some()) {
+        return;
+    }
+    let mut used = Vec::new();
+    for segment in &found.segments {
+        if let Place::Host(pinned) = &segment.place {
+            for (&block, key) in pinned.ids().iter().zip(&segment.keys) {
+                used.push((*key, inner.host.used(block)));
             }
         }
     }
-    inner.spill(disk, &wanted);
+    for below in &inner.below {
+        if let Some(uses) = after(below) {
+            let often = used.iter().filter(|(_, count)| *count == uses);
+            let wanted: Vec<BlockKey> = often.map(|(key, _)| *key).collect();
+            let wanted: Vec<BlockKey> = wanted.into_iter().filter(|key| !below.has(key)).collect();
+            inner.spill(below, &wanted);
+        }
+    }
 }

@@ -21,7 +21,7 @@ const DELAY_MAX: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Health {
     /// What it is, as the log names it.
-    what: &'static str,
+    what: String,
     state: Mutex<State>,
 }
 
@@ -44,7 +44,7 @@ struct State {
 
 impl Health {
     /// That of an operation that works.
-    pub(super) fn new(what: &'static str) -> Health {
+    pub(super) fn new(what: String) -> Health {
         Health {
             what,
             state: Mutex::default(),
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_failing_operation_is_tried_once_a_pause_and_pauses_grow() {
-        let health = Health::new("writes to the disk tier");
+        let health = Health::new("writes to the disk tier".to_owned());
         let seconds = Duration::from_secs;
         assert!(health.allows(seconds(0)) && health.paused_until().is_none());
         let mut now = seconds(5);
@@ -173,7 +173,7 @@ mod tests {
 
     #[test]
     fn failures_of_attempts_that_were_under_way_do_not_make_the_pause_longer() {
-        let health = Health::new("writes to the disk tier");
+        let health = Health::new("writes to the disk tier".to_owned());
         let now = Duration::from_secs(1);
         health.failed(now, &TierError::NotDurable);
         health.failed(now + DELAY_MIN / 2, &TierError::NotDurable);

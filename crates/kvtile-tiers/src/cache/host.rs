@@ -3,28 +3,55 @@
 
 use std::collections::HashMap;
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Condvar, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU32, Ordering},
 };
+use std::{any::Any, time::Duration};
 
-use kvtile_blocks::{
-    BlockId,
-    pool::{BlockPool, PinnedBlocks},
-};
+use kvtile_blocks::{BlockId, pool::BlockPool};
 use kvtile_layout::broken;
-use kvtile_transfer::{BlockLease, LayoutHandle, LeaseMode, TransferError, TransferManager};
+use kvtile_transfer::{LayoutHandle, LeaseMode, TransferManager};
+
+use crate::{
+    error::TierError,
+    tier::{Hold, HostBlock},
+};
 
 /// Host memory for blocks.
 pub(super) struct Host {
     pub(super) pool: Arc<BlockPool>,
     pub(super) handle: LayoutHandle,
     facts: Box<[Facts]>,
-    /// A block that is not the pool's: what is read from disk while all others are in use passes
+    /// A block that is not the pool's: what is read from a tier while all others are in use passes
     /// through it.
-    spare: Option<Mutex<BlockId>>,
-    /// For blocks whose parent is on disk and not here: the parent, pinned there. So the disk gives up no
+    spare: Option<Arc<Spare>>,
+    /// For blocks whose parent is in a tier and not here: the parent, pinned there. So the tier gives up no
     /// block that one in host memory follows.
-    anchors: Mutex<HashMap<BlockId, PinnedBlocks>>,
+    anchors: Mutex<HashMap<BlockId, Box<dyn Hold>>>,
+}
+
+/// The block that is kept for reads while all others are in use.
+struct Spare {
+    block: BlockId,
+    is_free: Mutex<bool>,
+    freed: Condvar,
+}
+
+/// The spare block, until this is dropped.
+pub(super) struct SpareBlock(Arc<Spare>);
+
+impl SpareBlock {
+    pub(super) fn block(&self) -> BlockId {
+        self.0.block
+    }
+}
+
+impl Drop for SpareBlock {
+    fn drop(&mut self) {
+        let free = self.0.is_free.lock();
+        *free.unwrap_or_else(PoisonError::into_inner) = true;
+        self.0.freed.notify_one();
+    }
 }
 
 /// Of a stored block; written by the one who registers it, before others can see it.
@@ -43,18 +70,24 @@ impl Host {
             facts: (0..pool.blocks()).map(|_| Facts::default()).collect(),
             pool,
             handle,
-            spare: spare.map(Mutex::new),
+            spare: spare.map(|block| {
+                Arc::new(Spare {
+                    block,
+                    is_free: Mutex::new(true),
+                    freed: Condvar::new(),
+                })
+            }),
             anchors: Mutex::default(),
         }
     }
 
-    fn anchors(&self) -> MutexGuard<'_, HashMap<BlockId, PinnedBlocks>> {
+    fn anchors(&self) -> MutexGuard<'_, HashMap<BlockId, Box<dyn Hold>>> {
         // Nothing that holds the lock can leave it half changed.
         self.anchors.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Pins a block's parent on disk for as long as the block is in host memory.
-    pub(super) fn anchor(&self, block: BlockId, parent: PinnedBlocks) {
+    pub(super) fn anchor(&self, block: BlockId, parent: Box<dyn Hold>) {
         let before = self.anchors().insert(block, parent);
         drop(before);
     }
@@ -65,7 +98,7 @@ impl Host {
         if anchors.is_empty() {
             return;
         }
-        let weighed: Vec<PinnedBlocks> = blocks.filter_map(|id| anchors.remove(&id)).collect();
+        let weighed: Vec<Box<dyn Hold>> = blocks.filter_map(|id| anchors.remove(&id)).collect();
         drop(anchors);
         drop(weighed);
     }
@@ -76,10 +109,14 @@ impl Host {
         drop(all);
     }
 
-    /// The block that is not the pool's, for as long as the guard lives.
-    pub(super) fn spare(&self) -> Option<MutexGuard<'_, BlockId>> {
+    /// The block that is not the pool's, waited for at most so long.
+    pub(super) fn spare(&self, within: Duration) -> Option<SpareBlock> {
         let spare = self.spare.as_ref()?;
-        Some(spare.lock().unwrap_or_else(PoisonError::into_inner))
+        let free = spare.is_free.lock();
+        let free = free.unwrap_or_else(PoisonError::into_inner);
+        let waited = spare.freed.wait_timeout_while(free, within, |free| !*free);
+        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        std::mem::replace(&mut *free, false).then(|| SpareBlock(Arc::clone(spare)))
     }
 
     /// Notes what is known of a block that will be registered.
@@ -119,14 +156,15 @@ impl Host {
         uses.saturating_add(1)
     }
 
-    /// A lease on the bytes of one block.
-    pub(super) fn lease(
+    /// The bytes of one block, for a batch of a tier; `place` keeps the block from being given out.
+    pub(super) fn lend(
         &self,
         manager: &TransferManager,
-        block: BlockId,
-        mode: LeaseMode,
-    ) -> Result<BlockLease, TransferError> {
-        manager.lease(self.handle, &[block.index()], mode)
+        (block, mode): (BlockId, LeaseMode),
+        place: Arc<dyn Any + Send + Sync>,
+    ) -> Result<HostBlock, TierError> {
+        let lease = manager.lease(self.handle, &[block.index()], mode)?;
+        HostBlock::new(lease, place)
     }
 }
 

@@ -1,8 +1,8 @@
 //! Loads: blocks of a match to the engine, or from disk to host memory.
 //!
-//! A load is cut into parts, so that several threads read the disk at once. Each part brings its
-//! blocks to host memory where they are not there, and copies them from there. Where others use all
-//! of host memory, they pass through a block that is kept for this.
+//! A load is cut into parts, so that several threads read and copy at once. Each part brings its
+//! blocks to host memory where they are not there, in batches, and copies them from there. Where all of host
+//! memory is in use, they pass through a block that is kept for this.
 
 use std::{
     collections::VecDeque,
@@ -13,7 +13,7 @@ use std::{
     time::Duration,
 };
 
-use kvtile_blocks::{BlockId, BlockKey, BlocksError, events::Tier, pool::PinnedBlocks};
+use kvtile_blocks::{BlockId, BlockKey, BlocksError, events::TierId};
 use kvtile_layout::broken;
 use kvtile_transfer::{
     LayoutHandle, TransferError, TransferOptions,
@@ -23,10 +23,9 @@ use kvtile_transfer::{
 use super::{
     Clock, Inner, LoadOptions, LookupOptions, Match, Priority,
     bring::{Brought, Wanted},
-    found::{self, Segment},
+    found::{self, Place, Segment},
     host::ids,
     job::Job,
-    stored::Stored,
 };
 use crate::{error::TierError, metrics::MissReason};
 
@@ -45,10 +44,12 @@ pub enum LoadStop {
     Closed,
     /// A thread panicked while it loaded a part: a defect of kvtile or of a medium.
     Panicked,
-    /// A block on disk is not what was written, or cannot be read.
+    /// A block of a tier is not what was written, or cannot be read.
     Lost,
-    /// A block on disk was evicted before it was read.
+    /// A block of a tier was evicted before it was read.
     Evicted,
+    /// A tier did not answer in time.
+    Late,
     /// All host memory is in use; only prefetching ends so.
     HostFull,
     /// The pool of host memory refused a key.
@@ -67,8 +68,9 @@ pub struct LoadReport {
     pub wanted: usize,
     /// Blocks that came from host memory.
     pub from_host: usize,
-    /// Blocks that were read from disk.
-    pub from_disk: usize,
+    /// Blocks that were read from tiers below host memory: each tier that gave some, in the order of the
+    /// cache's tiers.
+    pub from_below: Vec<(TierId, usize)>,
     /// Payload bytes that were copied to the engine.
     pub bytes: u64,
     /// From the call to the end.
@@ -77,12 +79,25 @@ pub struct LoadReport {
     pub stopped: Option<LoadStop>,
 }
 
+impl LoadReport {
+    /// Blocks that came from a tier.
+    #[must_use]
+    pub fn blocks_from(&self, tier: TierId) -> usize {
+        if tier == TierId::HOST {
+            return self.from_host;
+        }
+        let of = |(one, blocks): &(TierId, usize)| (*one == tier).then_some(*blocks);
+        self.from_below.iter().find_map(of).unwrap_or(0)
+    }
+}
+
 #[derive(Default)]
 struct Outcome {
     /// The first block that did not come, and why.
     stopped: Option<(usize, LoadStop)>,
     from_host: usize,
-    from_disk: usize,
+    /// For each tier of the cache.
+    from_below: Vec<usize>,
     bytes: u64,
 }
 
@@ -92,6 +107,8 @@ pub(super) struct Load {
     outcome: Mutex<Outcome>,
     left: AtomicUsize,
     wanted: usize,
+    /// The tiers of the cache below host memory.
+    tiers: Vec<TierId>,
     clock: Arc<dyn Clock>,
     start: Duration,
     deadline: Option<Duration>,
@@ -170,9 +187,13 @@ fn begin(
     let parts = pieces.len().div_ceil(per_part);
     let load = Arc::new(Load {
         completer: Completer::new(layers, wanted),
-        outcome: Mutex::default(),
+        outcome: Mutex::new(Outcome {
+            from_below: vec![0; inner.below.len()],
+            ..Outcome::default()
+        }),
         left: AtomicUsize::new(parts),
         wanted,
+        tiers: inner.below.iter().map(|below| below.id).collect(),
         clock: Arc::clone(&inner.clock),
         start: inner.clock.now(),
         deadline: inner.later(options.within),
@@ -199,7 +220,7 @@ fn begin(
     Ok(completion)
 }
 
-/// The pieces that a match is brought in: its segments, those on disk cut so that several threads
+/// The pieces that a match is brought in: its segments, those below host memory cut so that several threads
 /// read at once.
 fn cut(
     inner: &Inner,
@@ -207,14 +228,14 @@ fn cut(
     destinations: Option<(LayoutHandle, &[usize])>,
 ) -> Vec<Piece> {
     let (position, mut first) = (found.first, 0);
-    let on_disk = found.blocks_in(Tier::Disk);
+    let below = found.blocks() - found.blocks_in(TierId::HOST);
     let most = inner.settings.workers.max(1) * PARTS_PER_WORKER;
     let others = found.segments.len().saturating_sub(1);
     let most = most.min(inner.settings.queue_capacity.saturating_sub(others));
-    let chunk = on_disk.div_ceil(most.max(1)).max(1);
+    let chunk = below.div_ceil(most.max(1)).max(1);
     let mut pieces = Vec::new();
     let mut add = |segment: Segment, first: usize| {
-        let blocks = first..first + segment.blocks.len();
+        let blocks = first..first + segment.blocks();
         let destinations = destinations.map(|(layout, ids)| {
             let Some(mine) = ids.get(blocks.clone()) else {
                 broken(format_args!(
@@ -233,12 +254,12 @@ fn cut(
     };
     for mut segment in found.segments.drain(..) {
         let mut start = first;
-        first += segment.blocks.len();
-        if destinations.is_none() && segment.tier == Tier::Host {
+        first += segment.blocks();
+        if destinations.is_none() && segment.tier == TierId::HOST {
             // It is where it should be; nothing is to be done, and nothing stays pinned.
             continue;
         }
-        while segment.tier == Tier::Disk && segment.blocks.len() > chunk {
+        while segment.tier != TierId::HOST && segment.blocks() > chunk {
             let rest = segment.split_off(chunk);
             add(std::mem::replace(&mut segment, rest), start);
             start += chunk;
@@ -256,13 +277,18 @@ impl Load {
             blocks: stopped.as_ref().map_or(self.wanted, |(first, _)| *first),
             wanted: self.wanted,
             from_host: outcome.from_host,
-            from_disk: outcome.from_disk,
+            from_below: self.from_below(&outcome.from_below),
             bytes: outcome.bytes,
             elapsed: self.clock.now().saturating_sub(self.start),
             stopped: stopped.map(|(_, stop)| stop),
         };
         drop(outcome);
         self.completer.finish(report);
+    }
+
+    fn from_below(&self, blocks: &[usize]) -> Vec<(TierId, usize)> {
+        let tiers = self.tiers.iter().copied().zip(blocks.iter().copied());
+        tiers.filter(|(_, blocks)| *blocks > 0).collect()
     }
 
     /// Block `index` did not come.
@@ -272,6 +298,14 @@ impl Load {
         if earlier {
             outcome.stopped = Some((index, stop));
         }
+    }
+
+    /// Blocks were read from the tier at this position of the list.
+    fn came_from(&self, tier: usize, blocks: usize) {
+        self.count(|outcome| match outcome.from_below.get_mut(tier) {
+            Some(count) => *count += blocks,
+            None => broken(format_args!("tier {tier} of {}", self.tiers.len())),
+        });
     }
 
     fn count(&self, count: impl FnOnce(&mut Outcome)) {
@@ -287,7 +321,7 @@ impl LoadPart {
             let left: usize = self
                 .pieces
                 .iter()
-                .map(|piece| piece.segment.blocks.len())
+                .map(|piece| piece.segment.blocks())
                 .sum();
             let stopped = if self.load.completer.is_cancelled() {
                 inner.metrics.lost(MissReason::Cancelled, left as u64);
@@ -318,64 +352,61 @@ impl LoadPart {
 impl Piece {
     /// Brings the blocks; on an error says how many came.
     fn bring(&self, inner: &Inner, load: &Load) -> Result<(), (usize, LoadStop)> {
-        let blocks = &self.segment.blocks;
-        match (self.segment.tier, &inner.disk) {
-            (Tier::Disk, Some(disk)) => self.bring_from_disk(inner, load, disk),
-            _ => {
+        match &self.segment.place {
+            Place::Host(blocks) => {
                 self.copy(inner, load, blocks.ids(), 0)
                     .map_err(|stop| (0, stop))?;
                 load.count(|outcome| outcome.from_host += blocks.len());
                 Ok(())
             }
+            Place::Below(tier, _) => self.bring_from(inner, load, *tier),
+            Place::Leaving(tier, _) => {
+                let within = inner.tier(*tier).settings.answer_within;
+                for (at, key) in self.segment.keys.iter().enumerate() {
+                    if !inner.departures.wait(key, within) {
+                        let left = self.segment.blocks() - at;
+                        inner.metrics.lost(MissReason::Late, left as u64);
+                        return Err((at, LoadStop::Late));
+                    }
+                }
+                self.bring_from(inner, load, *tier)
+            }
         }
     }
 
-    /// As many blocks at a time as host memory has room for.
-    fn bring_from_disk(
+    /// In batches, as far as host memory has room.
+    fn bring_from(
         &self,
         inner: &Inner,
         load: &Load,
-        disk: &Stored,
+        tier: usize,
     ) -> Result<(), (usize, LoadStop)> {
+        let below = inner.tier(tier);
         let wanted = self.wanted();
+        let most = inner.batch_blocks();
         let mut done = 0;
         while done < wanted.len() {
-            let mut host: Vec<PinnedBlocks> = Vec::new();
-            let mut read = 0;
-            let mut stop = None;
-            for block in wanted.iter().skip(done) {
-                if load.completer.is_cancelled() {
-                    stop = Some(LoadStop::Cancelled);
-                    break;
-                }
-                match inner.bring_one(disk, block) {
-                    Ok(Brought { block, was_read }) => {
-                        host.push(block);
-                        read += usize::from(was_read);
-                    }
-                    Err(why) => {
-                        stop = Some(why);
-                        break;
-                    }
-                }
+            if load.completer.is_cancelled() {
+                return Err((done, LoadStop::Cancelled));
             }
-            let ids: Vec<BlockId> = host.iter().flat_map(|one| one.ids()).copied().collect();
+            let (_, rest) = wanted.split_at(done);
+            let (batch, _) = rest.split_at(rest.len().min(most));
+            let Brought { blocks, read, stop } = inner.bring(below, batch);
+            let ids: Vec<BlockId> = blocks.iter().flat_map(|one| one.ids()).copied().collect();
             let came = ids.len();
             if came > 0 {
                 let copied = self.copy(inner, load, &ids, done);
                 copied.map_err(|stop| (done, stop))?;
-                load.count(|outcome| {
-                    outcome.from_disk += read;
-                    outcome.from_host += came - read;
-                });
+                load.came_from(tier, read);
+                load.count(|outcome| outcome.from_host += came - read);
             }
             done += came;
-            drop(host);
+            drop(blocks);
             match (stop, wanted.get(done)) {
                 // What was brought is copied and not pinned any more: there is room again.
                 (Some(LoadStop::HostFull), _) if came > 0 => {}
                 (Some(LoadStop::HostFull), Some(block)) => {
-                    let passed = self.pass_through(inner, load, (disk, block), done);
+                    let passed = self.pass_through(inner, load, (tier, block), done);
                     passed.map_err(|stop| (done, stop))?;
                     done += 1;
                 }
@@ -386,37 +417,44 @@ impl Piece {
         Ok(())
     }
 
-    /// One block from disk to its destination, without a place in host memory: others use all of
-    /// it. It waits for its turn at the one block that is kept for this, and for nothing else.
+    /// One block from a tier to its destination, without a place in host memory: all of it is in use. It
+    /// waits for its turn at the one block that is kept for this.
     fn pass_through(
         &self,
         inner: &Inner,
         load: &Load,
-        (disk, block): (&Stored, &Wanted),
+        (tier, block): (usize, &Wanted),
         at: usize,
     ) -> Result<(), LoadStop> {
-        let spare = inner.host.spare().filter(|_| self.destinations.is_some());
-        let Some(spare) = spare else {
+        let below = inner.tier(tier);
+        let spare = match self.destinations {
+            Some(_) => inner.host.spare(below.settings.answer_within),
+            None => None,
+        };
+        let Some(spare) = spare.map(Arc::new) else {
             inner.metrics.lost(MissReason::HostFull, 1);
             return Err(LoadStop::HostFull);
         };
-        inner.read(disk, block, *spare)?;
-        self.copy(inner, load, &[*spare], at)?;
-        load.count(|outcome| outcome.from_disk += 1);
+        let id = spare.block();
+        let place = Arc::clone(&spare) as Arc<_>;
+        let came = inner.read(below, std::slice::from_ref(block), &[id], &place);
+        came.into_iter().collect::<Result<(), LoadStop>>()?;
+        self.copy(inner, load, &[id], at)?;
+        load.came_from(tier, 1);
         Ok(())
     }
 
     fn wanted(&self) -> Vec<Wanted> {
-        let blocks = &self.segment.blocks;
-        let chain = blocks.keys().zip(blocks.parents());
-        let slots = blocks.ids().iter().zip(chain).enumerate();
-        let of_block = |(index, (&slot, (key, parent)))| Wanted {
-            slot,
-            key,
-            parent,
-            position: u32::try_from(self.position + index).unwrap_or(u32::MAX),
+        let of_block = |(index, &key): (usize, &BlockKey)| {
+            let (parent, tenant) = self.segment.facts(index);
+            Wanted {
+                key,
+                parent,
+                position: u32::try_from(self.position + index).unwrap_or(u32::MAX),
+                tenant,
+            }
         };
-        slots.map(of_block).collect()
+        self.segment.keys.iter().enumerate().map(of_block).collect()
     }
 
     /// Copies host blocks to the destinations from `at` on, and reports each layer as it comes.
@@ -450,7 +488,7 @@ impl Piece {
             load.completer.layer_came(layer, host.len());
         }
         let report = transfer.wait().map_err(LoadStop::Transfer)?;
-        let route = (Tier::Host, Tier::Device);
+        let route = (TierId::HOST, TierId::DEVICE);
         inner.moved(route, host.len() as u64, report.bytes, report.elapsed);
         load.count(|outcome| outcome.bytes += report.bytes);
         Ok(())

@@ -13,12 +13,13 @@
 //! Which block is worth keeping is decided by the policies of `kvtile-blocks`; what a layout is and
 //! how bytes move is the business of `kvtile-transfer`.
 
+mod below;
 mod bring;
 mod chains;
-mod clock;
 mod close;
 mod counts;
 mod demote;
+mod departures;
 mod flights;
 mod flush;
 mod found;
@@ -29,55 +30,58 @@ mod load;
 mod open;
 mod parent;
 mod queue;
-mod rate;
 mod requests;
 mod settings;
 mod spill;
 mod store;
-mod stored;
+mod tend;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::Arc,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
     thread::{self, JoinHandle},
     time::Duration,
 };
 
 use kvtile_blocks::{
     BlockKey, Tick,
-    events::{EventLog, Snapshot, Subscriber, Tier},
+    events::{EventLog, Snapshot, Subscriber, TierId},
     policy::Hints,
     pool::{OwnerId, PinReport, PoolStats, TenantId},
 };
+use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
-pub use clock::{Clock, SystemClock};
+pub use crate::clock::{Clock, SystemClock};
+pub use crate::disk::DiskSettings;
+pub use crate::tier::{TierSettings, TierWrites};
 pub use flush::FlushReport;
 pub use found::Match;
 pub use load::{LoadReport, LoadStop};
 pub use open::CacheBuilder;
 pub use settings::{
-    CacheSettings, DiskSettings, DiskWrites, EVENT_CAPACITY_MAX, HOST_BYTES_MAX,
-    QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
+    CacheSettings, EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
 };
 pub use spill::{SYNC_BLOCKS, SYNC_WITHIN};
 pub use store::{StoreReport, StoreStop};
 
 pub use kvtile_transfer::completion::Completion;
 
+use below::Below;
 use chains::Chains;
 use counts::Seen;
+use departures::Departures;
 use flights::Flights;
 use host::Host;
 use job::Job;
 use queue::{Next, Queue, Refused};
 use store::StoreJob;
-use stored::Stored;
 
 use crate::{
-    disk::SlotStoreStats,
+    disk::DiskTier,
     error::TierError,
     metrics::{CacheMetrics, CacheStats, Queue as QueueLabel},
+    tier::{Tier, TierStats},
 };
 
 /// How urgent a job is; later ones of the list come first. One turn in eight goes to the job that waits for
@@ -201,7 +205,7 @@ impl Default for StoreOptions {
 /// cache is closed or dropped, within [`DiskSettings::close_within`], and by [`Cache::flush`] at any time. A
 /// kill or a crash loses what was not synced by then. A sync begins at the latest when [`SYNC_BLOCKS`] blocks
 /// were written or [`SYNC_WITHIN`] after the first of them, whatever else the cache does; with
-/// [`DiskWrites::AtOnce`] each stored block is written in the order of stores as fast as the disk takes them, by
+/// [`TierWrites::AtOnce`] each stored block is written in the order of stores as fast as the disk takes them, by
 /// a thread that does nothing else.
 #[derive(Debug)]
 pub struct Cache {
@@ -222,7 +226,15 @@ struct Inner {
     /// Whether the engine's layout is to be unregistered in the end.
     owns_engine: bool,
     host: Host,
-    disk: Option<Stored>,
+    /// The tiers below host memory, in the order in which blocks are looked for.
+    below: Vec<Below>,
+    /// Held while host blocks are evicted and written, so that no thread evicts the parent of a block
+    /// that another one is about to write.
+    turn: Mutex<()>,
+    /// Read while host blocks are evicted, until these are on their tiers.
+    demotions: RwLock<()>,
+    /// Blocks on their way from host memory to a tier.
+    departures: Departures,
     queue: Queue<Job>,
     /// Stores that are under way.
     chains: Chains<Box<StoreJob>>,
@@ -321,9 +333,34 @@ impl Inner {
     fn look_after(&self) {
         self.observe();
         self.host.pool.maintain();
-        if let Some(disk) = &self.disk {
-            disk.pool.maintain();
+        for below in &self.below {
+            below.tier.maintain();
         }
+    }
+
+    /// The tier at a position of the list.
+    fn tier(&self, at: usize) -> &Below {
+        let Some(below) = self.below.get(at) else {
+            broken(format_args!("tier {at} of {}", self.below.len()))
+        };
+        below
+    }
+
+    /// The turn to evict host blocks and write them.
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that host blocks are about to be evicted, until they are on their tiers. A thread says it once.
+    fn demoting(&self) -> RwLockReadGuard<'_, ()> {
+        let demotions = self.demotions.read();
+        demotions.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for all demotions that have begun.
+    fn wait_for_demotions(&self) {
+        let demotions = self.demotions.write();
+        drop(demotions.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -388,7 +425,7 @@ impl Cache {
     ///
     /// # Errors
     /// A tier that this cache does not have.
-    pub fn evict(&self, tier: Tier, blocks: usize) -> Result<usize, TierError> {
+    pub fn evict(&self, tier: TierId, blocks: usize) -> Result<usize, TierError> {
         self.inner.evict(tier, blocks)
     }
 
@@ -406,7 +443,7 @@ impl Cache {
     /// until it is durable; on the caller's thread. Where not all of it has room, those blocks go there
     /// that are worth most. Without a disk it does nothing.
     pub fn flush(&self) -> FlushReport {
-        self.inner.flush(None, false)
+        self.inner.flush(false)
     }
 
     /// What was counted since the cache was opened, and what it holds now.
@@ -415,23 +452,40 @@ impl Cache {
         self.inner.stats()
     }
 
-    /// What the pool of a tier counted and holds; `None` for a tier that the cache does not have.
+    /// The tiers of the cache: host memory, then those below it in the order in which blocks are looked for.
     #[must_use]
-    pub fn pool_stats(&self, tier: Tier) -> Option<PoolStats> {
-        self.inner.pool_stats(tier)
+    pub fn tiers(&self) -> Vec<TierId> {
+        let below = self.inner.below.iter().map(|below| below.id);
+        std::iter::once(TierId::HOST).chain(below).collect()
     }
 
-    /// What the folder of the disk tier counted and holds, where there is one.
+    /// What a tier counted and holds; `None` for a tier that the cache does not have.
     #[must_use]
-    pub fn store_stats(&self) -> Option<SlotStoreStats> {
-        self.inner.store_stats()
+    pub fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
+        self.inner.tier_stats(tier)
     }
 
-    /// Bytes per second at which the disk has given blocks lately, once it has given one.
+    /// What the pool of a tier counted and holds; `None` for a tier that the cache does not have, or that has
+    /// no pool.
     #[must_use]
-    pub fn disk_bytes_per_second(&self) -> Option<f64> {
-        let disk = self.inner.disk.as_ref()?;
-        disk.rate.bytes_per_second()
+    pub fn pool_stats(&self, tier: TierId) -> Option<PoolStats> {
+        self.tier_stats(tier)?.pool
+    }
+
+    /// A tier below host memory.
+    #[must_use]
+    pub fn tier(&self, tier: TierId) -> Option<&Arc<dyn Tier>> {
+        let below = self.inner.below.iter().find(|below| below.id == tier)?;
+        Some(&below.tier)
+    }
+
+    /// The first disk of the cache, where there is one.
+    #[must_use]
+    pub fn disk(&self) -> Option<&DiskTier> {
+        let tiers = self.inner.below.iter().map(|below| &below.tier);
+        tiers
+            .filter_map(|tier| tier.as_any().downcast_ref::<DiskTier>())
+            .next()
     }
 
     /// Pins that were held for longer than their owners said.
@@ -439,8 +493,8 @@ impl Cache {
     pub fn overdue(&self) -> Vec<PinReport> {
         let now = self.inner.tick();
         let mut pins = self.inner.host.pool.overdue(now);
-        if let Some(disk) = &self.inner.disk {
-            pins.extend(disk.pool.overdue(now));
+        for below in &self.inner.below {
+            pins.extend(below.tier.overdue(now));
         }
         pins
     }
@@ -457,8 +511,8 @@ impl Cache {
     pub fn snapshot(&self) -> Snapshot {
         self.inner.events.snapshot(|blocks| {
             self.inner.host.pool.list_stored(blocks);
-            if let Some(disk) = &self.inner.disk {
-                disk.pool.list_stored(blocks);
+            for below in &self.inner.below {
+                below.tier.list(blocks);
             }
         })
     }
@@ -485,18 +539,18 @@ impl Cache {
             }
             return true;
         }
-        let disk = self.inner.disk.as_ref();
-        disk.is_some_and(|disk| self.inner.step_disk(disk))
+        let mut below = self.inner.below.iter();
+        below.any(|below| self.inner.step_tier(below))
     }
 
     /// Does what is due from time to time: learning, and bringing written blocks to the disk. The
     /// threads of a cache do it by themselves.
     pub fn look_after(&self) {
         self.inner.look_after();
-        if let Some(disk) = &self.inner.disk
-            && disk.spill.is_dirty()
-        {
-            self.inner.sync_disk(disk);
+        for below in &self.inner.below {
+            if below.spill.is_dirty() {
+                self.inner.sync(below);
+            }
         }
     }
 
@@ -506,8 +560,8 @@ impl Cache {
     /// Where something does not hold.
     pub fn check_integrity(&self) {
         self.inner.host.pool.check_integrity();
-        if let Some(disk) = &self.inner.disk {
-            disk.check_integrity();
+        for below in &self.inner.below {
+            below.tier.check_integrity();
         }
     }
 }

@@ -1,28 +1,26 @@
 //! Opening a cache: what its parts are made of, and that they fit each other.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::{Arc, Mutex, RwLock};
 
 use kvtile_blocks::{
-    BlockId, Tick,
-    events::{EventLog, Tier},
+    BlockId,
+    events::{EventLog, TierId},
     policy::{EvictionPolicy, PolicyKind, PolicySettings},
-    pool::{BlockPool, EventSink, PoolSettings, StoredEntry, TenantId},
+    pool::{BlockPool, EventSink, PoolSettings},
 };
 use kvtile_layout::{LayoutError, Word, identity::LayoutIdentity, tradition::LayoutSpec};
 use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 
 use super::{
-    Cache, CacheSettings, Clock, DiskSettings, Inner, SystemClock, chains::Chains, counts::Seen,
-    flights::Flights, host::Host, queue::Queue, stored::Stored,
+    Cache, CacheSettings, Clock, Inner, SystemClock, below::Below, chains::Chains, counts::Seen,
+    departures::Departures, flights::Flights, host::Host, queue::Queue,
 };
 use crate::{
-    disk::{
-        SlotStore, SlotStoreSettings, StoreIdentity, StoredBlock,
-        medium::{FolderMedium, Medium},
-    },
+    disk::{DiskTier, medium::Medium},
     error::TierError,
     metrics::CacheMetrics,
+    tier::{OpenTier, StoreIdentity, Tier, TierContext, TierSettings},
 };
 
 /// Blocks in memory start at multiples of this, for direct I/O.
@@ -38,6 +36,7 @@ pub struct CacheBuilder {
     settings: CacheSettings,
     clock: Arc<dyn Clock>,
     medium: Option<Arc<dyn Medium>>,
+    tiers: Vec<(TierSettings, OpenTier)>,
 }
 
 impl Cache {
@@ -58,6 +57,7 @@ impl Cache {
             settings,
             clock: Arc::new(SystemClock::default()),
             medium: None,
+            tiers: Vec::new(),
         }
     }
 }
@@ -75,10 +75,21 @@ impl CacheBuilder {
         self
     }
 
+    /// Adds a tier below those that there are. It is opened with the cache, which looks for blocks in its tiers
+    /// in the order in which they were added, the disk of the settings first.
+    pub fn tier(
+        mut self,
+        settings: TierSettings,
+        open: impl FnOnce(&TierContext) -> Result<Arc<dyn Tier>, TierError> + Send + 'static,
+    ) -> CacheBuilder {
+        self.tiers.push((settings, Box::new(open)));
+        self
+    }
+
     /// With a transfer manager of its own.
     ///
     /// # Errors
-    /// As for [`Cache::open`].
+    /// As for [`Cache::open`]; two tiers of one name; what a tier refuses.
     pub fn open(self, engine: PhysicalLayout) -> Result<Cache, TierError> {
         let manager = Arc::new(TransferManager::new());
         let handle = manager.register(engine)?;
@@ -109,21 +120,27 @@ impl CacheBuilder {
         check_identity(&settings, &layout)?;
         let events = Arc::new(EventLog::new(settings.events()?)?);
         let blocks = host_blocks(&settings, &layout)?;
-        let storage = host_layout(&settings, &layout, blocks)?;
+        let has_below = settings.disk.is_some() || !self.tiers.is_empty();
+        let storage = host_layout(&settings, &layout, (blocks, has_below))?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
-        let store = match &settings.disk {
-            None => None,
-            Some(disk) => {
-                let identity = StoreIdentity {
-                    logical: settings.identity.clone(),
-                    block_layout: LayoutIdentity::of_block(storage.strided()),
-                    block_bytes,
-                };
-                Some(open_disk(disk, self.medium, &identity, &events)?)
-            }
+        let context = TierContext {
+            identity: StoreIdentity {
+                logical: settings.identity.clone(),
+                block_layout: LayoutIdentity::of_block(storage.strided()),
+                block_bytes,
+            },
+            events: Arc::clone(&events),
+            clock: Arc::clone(&self.clock),
+            threads: settings.workers,
         };
-        let sink = sink(&events, Tier::Host);
+        let below = open_below(&settings, self.medium, self.tiers, &context)?;
+        let tiers = below.iter().map(|below| below.id);
+        let tiers: Vec<TierId> = [TierId::DEVICE, TierId::HOST].into_iter().chain(tiers).collect();
+        let sink = EventSink {
+            log: Arc::clone(&events),
+            tier: TierId::HOST,
+        };
         let pool = PoolSettings {
             blocks: blocks as usize,
             quotas: settings.quotas.clone(),
@@ -138,14 +155,17 @@ impl CacheBuilder {
             block_bytes,
             engine_blocks: layout.shape().num_blocks(),
             owns_engine,
-            host: Host::new(pool, handle, store.is_some().then_some(BlockId(blocks))),
-            disk: store,
+            host: Host::new(pool, handle, has_below.then_some(BlockId(blocks))),
+            turn: Mutex::new(()),
+            demotions: RwLock::new(()),
+            departures: Departures::default(),
+            seen: Seen::new(below.len()),
+            below,
             queue: Queue::new(settings.queue_capacity),
             chains: Chains::default(),
             flights: Flights::default(),
             clock: self.clock,
-            metrics: Arc::new(CacheMetrics::new()),
-            seen: Seen::default(),
+            metrics: Arc::new(CacheMetrics::new(&tiers)),
             events,
             manager,
             settings,
@@ -159,12 +179,13 @@ impl CacheBuilder {
         for number in 0..cache.inner.settings.workers {
             cache.spawn(format!("kvtile-cache-{number}"), |inner| inner.work())?;
         }
-        if cache.inner.settings.workers > 0 && cache.inner.disk.is_some() {
-            cache.spawn("kvtile-cache-disk".to_owned(), |inner| {
-                if let Some(disk) = &inner.disk {
-                    inner.serve_disk(disk);
-                }
-            })?;
+        let tended = match cache.inner.settings.workers {
+            0 => 0,
+            _ => cache.inner.below.len(),
+        };
+        for tier in 0..tended {
+            let name = format!("kvtile-cache-{}", cache.inner.tier(tier).id.name());
+            cache.spawn(name, move |inner| inner.serve_tier(inner.tier(tier)))?;
         }
         Ok(cache)
     }
@@ -232,18 +253,18 @@ fn host_blocks(settings: &CacheSettings, engine: &PhysicalLayout) -> Result<u32,
     Ok(u32::try_from(blocks).unwrap_or(u32::MAX).min(u32::MAX - 2))
 }
 
-/// Storage for these blocks, and with a disk for one more: what is read while all others are in
+/// Storage for these blocks, and with a tier below for one more: what is read while all others are in
 /// use passes through it.
 fn host_layout(
     settings: &CacheSettings,
     engine: &PhysicalLayout,
-    blocks: u32,
+    (blocks, has_below): (u32, bool),
 ) -> Result<PhysicalLayout, TierError> {
     let word = match &settings.storage_word {
         Some(word) => word.clone(),
         None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
     };
-    let all = u64::from(blocks) + u64::from(settings.disk.is_some());
+    let all = u64::from(blocks) + u64::from(has_below);
     let shape = engine.shape().with_num_blocks(all)?;
     let prefault = match settings.prefault {
         true => Prefault::Populate { threads: 0 },
@@ -263,56 +284,35 @@ fn host_layout(
     Ok(storage)
 }
 
-fn open_disk(
-    settings: &DiskSettings,
+/// Opens the tiers below host memory, in their order.
+fn open_below(
+    settings: &CacheSettings,
     medium: Option<Arc<dyn Medium>>,
-    identity: &StoreIdentity,
-    events: &Arc<EventLog>,
-) -> Result<Stored, TierError> {
-    let folder = || Arc::new(FolderMedium::new(&settings.folder)) as Arc<dyn Medium>;
-    let medium = medium.unwrap_or_else(folder);
-    let kept = SlotStoreSettings::new(settings.capacity_bytes);
-    let (store, recovered) = SlotStore::create_or_open_on(medium, &kept, identity)?;
-    if recovered.dropped.total() > 0 {
-        log::warn!(
-            "left out when the disk tier was opened: {:?}",
-            recovered.dropped
-        );
+    tiers: Vec<(TierSettings, OpenTier)>,
+    context: &TierContext,
+) -> Result<Vec<Below>, TierError> {
+    let mut below: Vec<Below> = Vec::new();
+    if let Some(disk) = &settings.disk {
+        let tier = match medium {
+            Some(medium) => DiskTier::open_on(medium, disk, context)?,
+            None => DiskTier::open(disk, context)?,
+        };
+        below.push(Below::new(Arc::new(tier), disk.tier()));
     }
-    let pool = PoolSettings {
-        blocks: store.slots() as usize,
-        ..PoolSettings::default()
-    };
-    let restored = recovered
-        .entries
-        .iter()
-        .map(|entry: &StoredBlock| StoredEntry {
-            block: BlockId(entry.slot),
-            key: entry.key,
-            parent: entry.parent,
-            tenant: TenantId(entry.tenant),
-        });
-    let sink = sink(events, Tier::Disk);
-    let pool = BlockPool::with_events(pool, policy(settings.policy), sink)?;
-    let superfluous = pool.restore(restored, Tick(0))?.superfluous;
-    let stored = Stored::new(pool, store);
-    for entry in &recovered.entries {
-        stored.describe(BlockId(entry.slot), entry.tenant);
+    for (settings, open) in tiers {
+        settings.check()?;
+        let tier = open(context)?;
+        let id = tier.id();
+        let known = [TierId::DEVICE, TierId::HOST];
+        if known.contains(&id) || below.iter().any(|below| below.id == id) {
+            return Err(TierError::TierTwice { tier: id });
+        }
+        below.push(Below::new(tier, settings));
     }
-    if !superfluous.is_empty() {
-        stored.forget(&superfluous, Duration::ZERO);
-    }
-    Ok(stored)
+    Ok(below)
 }
 
 /// Makes the policies of a pool.
 fn policy(kind: PolicyKind) -> impl FnMut(u32) -> Box<dyn EvictionPolicy> {
     move |blocks| PolicySettings::from(kind).build(blocks)
-}
-
-fn sink(events: &Arc<EventLog>, tier: Tier) -> EventSink {
-    EventSink {
-        log: Arc::clone(events),
-        tier,
-    }
 }

@@ -1,15 +1,15 @@
 //! The parent of blocks that are being stored, held so that its whole chain stays in some tier.
 //!
-//! Policies evict leaves only, and a host block whose parent is on disk alone pins it there, so a pinned
+//! Policies evict leaves only, and a host block whose parent is in a tier alone pins it there, so a pinned
 //! block keeps all of its ancestors.
 
 use kvtile_blocks::{
     BlockKey,
-    events::Tier,
     pool::{Claim, PinnedBlocks},
 };
 
-use super::{DiskWrites, Inner};
+use super::{Inner, below::Below};
+use crate::tier::{Hold, TierWrites};
 
 /// The block before one that is being stored.
 pub(super) enum Parent {
@@ -17,10 +17,10 @@ pub(super) enum Parent {
     Root,
     /// It is pinned in host memory.
     Host(PinnedBlocks),
-    /// It is pinned on disk.
-    Disk {
+    /// It is pinned in a tier below.
+    Below {
         /// Held, not read.
-        _pinned: PinnedBlocks,
+        _hold: Box<dyn Hold>,
     },
 }
 
@@ -39,24 +39,15 @@ impl Parent {
         if !pinned.is_empty() {
             return Some(Parent::Host(pinned));
         }
-        let disk = inner.disk.as_ref()?;
-        let _pinned = disk.hold(key)?;
-        Some(Parent::Disk { _pinned })
+        let _hold = inner.below.iter().find_map(|below| below.hold_one(key))?;
+        Some(Parent::Below { _hold })
     }
 
-    /// Pins the last of the leading blocks that a tier has: how many these are, and the last one; `None`
+    /// Pins the last of the leading blocks that host memory has: how many these are, and the last one; `None`
     /// where it has not even the first.
-    pub(super) fn hold_leading(
-        inner: &Inner,
-        tier: Tier,
-        keys: &[BlockKey],
-    ) -> Option<(usize, Parent)> {
-        let pool = match (tier, &inner.disk) {
-            (Tier::Host, _) => &inner.host.pool,
-            (_, Some(disk)) => &disk.pool,
-            (_, None) => return None,
-        };
-        let there = keys.get(..pool.peek(keys)).unwrap_or_default();
+    pub(super) fn hold_leading(inner: &Inner, keys: &[BlockKey]) -> Option<(usize, Parent)> {
+        let pool = &inner.host.pool;
+        let (there, _) = keys.split_at(pool.peek(keys));
         let claim = Claim {
             now: inner.tick(),
             ..Claim::default()
@@ -66,34 +57,51 @@ impl Parent {
         let leading = leading.take_while(|(at, place)| *at == place).count();
         drop(pinned.blocks.split_off(leading));
         let last = pinned.blocks.split_off(leading.checked_sub(1)?);
-        let parent = match tier {
-            Tier::Host => Parent::Host(last),
-            _ => Parent::Disk { _pinned: last },
-        };
-        Some((leading, parent))
+        Some((leading, Parent::Host(last)))
     }
 
-    /// Brings the chain to the disk where its blocks are to go there anyway, and pins it there instead of
+    /// The same of the first tier below that has any.
+    pub(super) fn hold_leading_below(inner: &Inner, keys: &[BlockKey]) -> Option<(usize, Parent)> {
+        let mut hold = inner.below.iter().find_map(|below| below.hold(keys))?;
+        let leading = hold.blocks();
+        let _hold = hold.split_off(leading.checked_sub(1)?);
+        Some((leading, Parent::Below { _hold }))
+    }
+
+    /// Brings the chain to a tier below where its blocks are to go there anyway, and pins it there instead of
     /// in host memory. False where nothing changed.
-    pub(super) fn move_to_disk(&mut self, inner: &Inner) -> bool {
-        let (Parent::Host(pinned), Some(disk)) = (&*self, &inner.disk) else {
+    pub(super) fn move_below(&mut self, inner: &Inner) -> bool {
+        let Parent::Host(pinned) = &*self else {
             return false;
         };
         let Some(key) = pinned.keys().next() else {
             return false;
         };
-        let writes = inner.settings.disk.as_ref().map(|disk| disk.writes);
-        let may_write = !matches!(writes, Some(DiskWrites::AfterUses(_)) | None)
-            && disk.takes_blocks(inner.clock.now());
-        if !may_write && !disk.has(&key) {
-            return false;
-        }
-        match inner.write_now(disk, &key) {
-            Ok((_, _pinned)) => {
-                *self = Parent::Disk { _pinned };
+        let moved = inner
+            .below
+            .iter()
+            .find_map(|below| write_below(inner, below, &key));
+        match moved {
+            Some(_hold) => {
+                *self = Parent::Below { _hold };
                 true
             }
-            Err(_) => false,
+            None => false,
         }
     }
+}
+
+/// The block on a tier, written there where it may be.
+fn write_below(inner: &Inner, below: &Below, key: &BlockKey) -> Option<Box<dyn Hold>> {
+    if let Some(hold) = below.hold_one(key) {
+        return Some(hold);
+    }
+    let may_write = !matches!(below.settings.writes, TierWrites::AfterUses(_))
+        && below.takes_blocks(inner.clock.now());
+    if !may_write {
+        return None;
+    }
+    let written = inner.write_keys(below, std::slice::from_ref(key));
+    written.into_iter().next()?.ok()?;
+    below.hold_one(key)
 }

@@ -1,4 +1,4 @@
-//! What a cache is told: plain values with defaults, to be written down and read back.
+//! The settings of a cache: plain values with defaults, to be written down and read back.
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -6,7 +6,7 @@ use kvtile_blocks::{policy::PolicyKind, pool::Quota};
 use kvtile_layout::{Word, identity::LogicalIdentity};
 use serde::{Deserialize, Serialize};
 
-use crate::error::TierError;
+use crate::{disk::DiskSettings, error::TierError, tier::TierWrites};
 
 /// Host memory unless something else is said: 1 GiB.
 const HOST_BYTES: u64 = 1 << 30;
@@ -84,42 +84,6 @@ pub struct CacheSettings {
     pub event_capacity: usize,
 }
 
-/// Settings of the disk tier.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[non_exhaustive]
-pub struct DiskSettings {
-    /// The folder. It is made where it is not there; one cache at a time may have it.
-    pub folder: PathBuf,
-    /// Bytes that the folder takes at most, all its files together: room for two blocks at least,
-    /// for [`SLOTS_MAX`](crate::disk::SLOTS_MAX) at most.
-    pub capacity_bytes: u64,
-    /// When host blocks are written to it (default: when they are evicted).
-    #[serde(default)]
-    pub writes: DiskWrites,
-    /// Which stored block goes first (default: the learned leaf policy).
-    #[serde(default)]
-    pub policy: PolicyKind,
-    /// How long closing the cache may take to write blocks that are only in host memory (default 30 s; with
-    /// 0 it writes none). What there is no time for is lost, and the log says how much that is.
-    #[serde(default = "close_within")]
-    pub close_within: Duration,
-}
-
-/// When host blocks are written to disk.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum DiskWrites {
-    /// When they have to leave host memory.
-    #[default]
-    OnEviction,
-    /// As soon as they are stored.
-    AtOnce,
-    /// When they were found so many times.
-    AfterUses(u32),
-}
-
 impl CacheSettings {
     /// The defaults for one identity: 1 GiB of host memory, no disk.
     #[must_use]
@@ -193,7 +157,7 @@ impl CacheSettings {
 
     /// With disk writes at another time; without a disk it says nothing.
     #[must_use]
-    pub fn disk_writes(mut self, writes: DiskWrites) -> CacheSettings {
+    pub fn disk_writes(mut self, writes: TierWrites) -> CacheSettings {
         if let Some(disk) = &mut self.disk {
             disk.writes = writes;
         }
@@ -238,33 +202,13 @@ impl CacheSettings {
         check_range("the number of quotas", quotas, (0, QUOTAS_MAX as u64))?;
         self.events()?;
         if let Some(disk) = &self.disk {
-            if disk.writes == DiskWrites::AfterUses(0) {
-                return Err(TierError::ZeroUses);
-            }
+            disk.tier().check()?;
             if disk.folder.as_os_str().is_empty() {
                 return Err(TierError::NoFolder);
             }
         }
         Ok(())
     }
-}
-
-impl DiskSettings {
-    /// Written on eviction.
-    #[must_use]
-    pub fn new(folder: impl Into<PathBuf>, capacity_bytes: u64) -> DiskSettings {
-        DiskSettings {
-            folder: folder.into(),
-            capacity_bytes,
-            writes: DiskWrites::default(),
-            policy: PolicyKind::default(),
-            close_within: close_within(),
-        }
-    }
-}
-
-fn close_within() -> Duration {
-    Duration::from_secs(30)
 }
 
 fn check_range(setting: &'static str, value: u64, range: (u64, u64)) -> Result<(), TierError> {

@@ -1,4 +1,4 @@
-//! What is to go to the disk tier besides what is evicted: host blocks to write, and a sync for what was
+//! What is to go to a tier besides what is evicted: host blocks to write, and a sync for what was
 //! written. A thread of its own does both, so that neither waits behind loads.
 //!
 //! It knows keys and times. Whether a block is still there, and how it is written, is not its business.
@@ -39,10 +39,10 @@ impl State {
 }
 
 /// What there is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// A block to write, if it is still there and not on disk.
-    Write(BlockKey),
+    /// Blocks to write, those that are still there and not on the tier; at most [`SYNC_BLOCKS`].
+    Write(Vec<BlockKey>),
     /// A sync.
     Sync,
     /// Nothing now.
@@ -91,12 +91,13 @@ impl Spill {
         dropped
     }
 
-    /// A block was written.
-    pub(super) fn wrote(&self, now: Duration) {
+    /// Blocks were written.
+    pub(super) fn wrote(&self, blocks: usize, now: Duration) {
         let mut state = self.lock();
-        state.written += 1;
+        let before = state.written;
+        state.written += blocks;
         state.dirty_since.get_or_insert(now);
-        let wakes = state.written == 1 || state.written == SYNC_BLOCKS;
+        let wakes = before == 0 || (before < SYNC_BLOCKS && state.written >= SYNC_BLOCKS);
         drop(state);
         if wakes {
             self.changed.notify_all();
@@ -147,7 +148,11 @@ impl Spill {
         if is_paused(pauses.writes) {
             return Due::Nothing;
         }
-        state.keys.pop_front().map_or(Due::Nothing, Due::Write)
+        if state.keys.is_empty() {
+            return Due::Nothing;
+        }
+        let blocks = state.keys.len().min(SYNC_BLOCKS);
+        Due::Write(state.keys.drain(..blocks).collect())
     }
 
     /// The same, waited for; `Nothing` after a while.
@@ -202,18 +207,18 @@ mod tests {
         let start = Duration::from_secs(9);
         spill.push(&[key(1)], 10, |_| true);
         for _ in 1..SYNC_BLOCKS {
-            spill.wrote(start);
+            spill.wrote(1, start);
         }
-        assert_eq!(spill.due(start, Pauses::default()), Due::Write(key(1)));
+        assert_eq!(spill.due(start, Pauses::default()), Due::Write(vec![key(1)]));
         assert_eq!(spill.due(start, Pauses::default()), Due::Nothing);
         assert_eq!(spill.due(start + SYNC_WITHIN, Pauses::default()), Due::Sync);
-        spill.wrote(start);
+        spill.wrote(1, start);
         spill.push(&[key(2)], 10, |_| true);
         assert_eq!(spill.due(start, Pauses::default()), Due::Sync);
         spill.sync_begins();
         assert_eq!(
             spill.due(start + SYNC_WITHIN, Pauses::default()),
-            Due::Write(key(2))
+            Due::Write(vec![key(2)])
         );
         spill.touched(start);
         let (now, later) = (start + SYNC_WITHIN, start + SYNC_WITHIN * 2);
@@ -232,7 +237,7 @@ mod tests {
         spill.sync_begins();
         spill.push(&[key(3)], 10, |_| true);
         assert_eq!(spill.due(now, writes), Due::Nothing);
-        assert_eq!(spill.due(later, writes), Due::Write(key(3)));
+        assert_eq!(spill.due(later, writes), Due::Write(vec![key(3)]));
     }
 
     #[test]
@@ -240,12 +245,10 @@ mod tests {
         let spill = Spill::default();
         assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
         assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);
-        for number in [1, 3, 4] {
-            assert_eq!(
-                spill.due(Duration::ZERO, Pauses::default()),
-                Due::Write(key(number))
-            );
-        }
+        assert_eq!(
+            spill.due(Duration::ZERO, Pauses::default()),
+            Due::Write(vec![key(1), key(3), key(4)])
+        );
         spill.push(&[key(5)], 3, |_| true);
         assert_eq!(spill.close(), 1);
         assert_eq!(spill.due(Duration::ZERO, Pauses::default()), Due::Closed);

@@ -8,7 +8,7 @@ use std::{ops::Range, sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     BlockKey, BlocksError,
-    events::Tier,
+    events::TierId,
     pool::{AllocateRequest, Claim, MutableBlocks},
 };
 use kvtile_layout::broken;
@@ -18,9 +18,9 @@ use kvtile_transfer::{
 };
 
 use super::{
-    DiskWrites, Inner, Priority, QueueLabel, StoreOptions, host::ids, job::Job, parent::Parent,
+    Inner, Priority, QueueLabel, StoreOptions, host::ids, job::Job, parent::Parent,
 };
-use crate::{error::TierError, room::chain_room};
+use crate::{error::TierError, room::chain_room, tier::TierWrites};
 
 /// Why a store ended before its last block.
 #[derive(Clone, Debug)]
@@ -207,12 +207,12 @@ impl StoreJob {
     fn finish(&self, inner: &Inner, done: &Stored, stopped: Option<StoreStop>) {
         let elapsed = inner.clock.now().saturating_sub(self.start);
         let report = self.report(done, elapsed, stopped);
-        inner.metrics.stored(Tier::Host, report.stored as u64);
+        inner.metrics.stored(TierId::HOST, report.stored as u64);
         if matches!(
             report.stopped,
             Some(StoreStop::HostFull | StoreStop::NoAncestors)
         ) {
-            inner.metrics.left_out(Tier::Host, report.dropped as u64);
+            inner.metrics.left_out(TierId::HOST, report.dropped as u64);
         }
         self.completer.finish(report);
     }
@@ -241,7 +241,7 @@ impl StoreJob {
                 return Err(StoreStop::Cancelled);
             }
             let (_, rest) = self.keys.split_at(at);
-            let (blocks, last) = match Parent::hold_leading(inner, Tier::Host, rest) {
+            let (blocks, last) = match Parent::hold_leading(inner, rest) {
                 Some(present) => present,
                 None => match self.room(inner, rest.len(), &mut parent) {
                     Some(room) => {
@@ -250,9 +250,9 @@ impl StoreJob {
                         parent = self.copy(inner, range, room, done)?;
                         continue;
                     }
-                    // Blocks without room in host memory may be on disk already.
+                    // Blocks without room in host memory may be in a tier already.
                     None => {
-                        Parent::hold_leading(inner, Tier::Disk, rest).ok_or(StoreStop::HostFull)?
+                        Parent::hold_leading_below(inner, rest).ok_or(StoreStop::HostFull)?
                     }
                 },
             };
@@ -274,8 +274,8 @@ impl StoreJob {
             if room.is_some() {
                 return room;
             }
-            // The ancestors are what is left. Those that are on disk may leave host memory.
-            if !parent.move_to_disk(inner) {
+            // The ancestors are what is left. Those that are in a tier below may leave host memory.
+            if !parent.move_below(inner) {
                 return None;
             }
         }
@@ -310,7 +310,7 @@ impl StoreJob {
         let report = transfer.and_then(|transfer| transfer.wait());
         let report = report.map_err(StoreStop::Transfer)?;
         done.bytes += report.bytes;
-        let route = (Tier::Device, Tier::Host);
+        let route = (TierId::DEVICE, TierId::HOST);
         inner.moved(route, keys.len() as u64, report.bytes, report.elapsed);
         let tenant = self.options.tenant.0;
         for (index, &block) in room.ids().iter().enumerate() {
@@ -341,11 +341,12 @@ impl StoreJob {
         Ok(Parent::Host(last))
     }
 
-    /// To disk as well, where the settings say so.
+    /// To the tiers as well that are written at once.
     fn write_through(&self, inner: &Inner, keys: &[BlockKey]) {
-        let writes = inner.settings.disk.as_ref().map(|disk| disk.writes);
-        if let (Some(disk), Some(DiskWrites::AtOnce)) = (&inner.disk, writes) {
-            inner.spill(disk, keys);
+        for below in &inner.below {
+            if below.settings.writes == TierWrites::AtOnce {
+                inner.spill(below, keys);
+            }
         }
     }
 }

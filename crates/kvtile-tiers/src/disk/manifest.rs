@@ -13,7 +13,7 @@ use kvtile_layout::{
 use serde::{Deserialize, Serialize};
 
 use super::{capacity, medium::Medium, record::StoreId};
-use crate::error::TierError;
+use crate::{error::TierError, tier::StoreIdentity};
 
 /// Name of the manifest.
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
@@ -29,17 +29,6 @@ const VERSION: u32 = 1;
 
 /// A longer one is not ours.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
-
-/// What must be equal before a block of a folder may be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoreIdentity {
-    /// What the values of a block mean.
-    pub logical: LogicalIdentity,
-    /// How one block lies ([`LayoutIdentity::of_block`]).
-    pub block_layout: LayoutIdentity,
-    /// Bytes of one block.
-    pub block_bytes: u64,
-}
 
 /// What a folder says of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

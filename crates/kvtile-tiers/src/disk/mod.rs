@@ -17,13 +17,19 @@ mod inspect;
 mod manifest;
 pub mod medium;
 mod record;
+mod settings;
 mod store;
+mod tier;
 
 pub use capacity::SLOTS_MAX;
 pub use folder::clear;
 pub use inspect::{FolderUsage, Inspection};
-pub use manifest::{Created, Manifest, StoreIdentity};
+pub use manifest::{Created, Manifest};
+
+pub use crate::tier::StoreIdentity;
+pub use settings::DiskSettings;
 pub use store::{
     Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotState, SlotStore, SlotStoreSettings,
     SlotStoreStats, SlotWrite, StoredBlock, Synced, Ticket, Written,
 };
+pub use tier::DiskTier;

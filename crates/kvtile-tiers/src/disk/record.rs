@@ -14,8 +14,10 @@
 //! that a record that strays to another slot or folder is none. Records are as long as a power of
 //! two and never cross a sector.
 
-use crc_fast::{CrcAlgorithm, Digest};
+use crc_fast::CrcAlgorithm;
 use kvtile_blocks::BlockKey;
+
+pub(super) use crate::tier::content_checksum;
 
 /// Bytes of a record.
 pub(super) const RECORD_BYTES: usize = 64;
@@ -116,15 +118,6 @@ impl Record {
             content,
         })
     }
-}
-
-/// The checksum of a block's content. The key is in it, so that no block passes for another.
-pub(super) fn content_checksum(key: &BlockKey, position: u32, bytes: &[u8]) -> u64 {
-    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
-    digest.update(key.as_bytes());
-    digest.update(&position.to_le_bytes());
-    digest.update(bytes);
-    digest.finalize()
 }
 
 fn seal(store: &StoreId, slot: u32, record: &[u8; RECORD_BYTES]) -> u64 {

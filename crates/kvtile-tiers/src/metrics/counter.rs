@@ -71,15 +71,25 @@ pub(super) struct By<L, C> {
 }
 
 impl<L: Label, C> By<L, C> {
-    pub(super) fn new(make: impl FnMut(L) -> C) -> By<L, C> {
-        let labels = L::ALL.iter().copied();
-        let cells = labels.clone().zip(labels.map(make)).collect();
-        By { cells }
+    /// One for each value of a closed label.
+    pub(super) fn all(make: impl FnMut(L) -> C) -> By<L, C> {
+        By::of(L::ALL, make)
+    }
+}
+
+impl<L: Copy + Ord, C> By<L, C> {
+    /// One for each of these values.
+    pub(super) fn of(labels: &[L], mut make: impl FnMut(L) -> C) -> By<L, C> {
+        let cells = labels.iter().map(|label| (*label, make(*label)));
+        By {
+            cells: cells.collect(),
+        }
     }
 
-    /// What happens to the one of a value. Every value has one.
+    /// What happens to the one of a value; nothing for a value that was not named at the start.
     pub(super) fn with<R>(&self, label: L, use_it: impl FnOnce(&C) -> R) -> Option<R> {
-        self.cells.get(label.index()).map(|(_, cell)| use_it(cell))
+        let cell = self.cells.iter().find(|(one, _)| *one == label);
+        cell.map(|(_, cell)| use_it(cell))
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = (L, &C)> {

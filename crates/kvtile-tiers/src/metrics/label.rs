@@ -1,30 +1,14 @@
-//! The values of labels. A tier is one too; it belongs to the events of `kvtile-blocks`.
+//! The values of labels, but for tiers: which there are, each cache knows by itself.
 
-use kvtile_blocks::events::Tier;
 use serde::{Deserialize, Serialize};
 
 /// A closed set of values of a label.
 pub(super) trait Label: Copy + Ord + 'static {
-    /// All of them, in the order of their indexes.
+    /// All of them.
     const ALL: &'static [Self];
 
     /// As it stands in metrics and in JSON.
     fn name(self) -> &'static str;
-
-    /// Its place in `ALL`.
-    fn index(self) -> usize;
-}
-
-impl Label for Tier {
-    const ALL: &'static [Tier] = &Tier::ALL;
-
-    fn name(self) -> &'static str {
-        Tier::name(self)
-    }
-
-    fn index(self) -> usize {
-        Tier::index(self)
-    }
 }
 
 /// An enum whose variants are the values of a label, in snake case everywhere.
@@ -59,10 +43,6 @@ macro_rules! label {
             fn name(self) -> &'static str {
                 $name::name(self)
             }
-
-            fn index(self) -> usize {
-                self as usize
-            }
         }
     };
 }
@@ -90,6 +70,8 @@ label! {
         Cancelled = "cancelled",
         /// The load was not done by its deadline.
         Deadline = "deadline",
+        /// The tier that has it did not answer in time.
+        Late = "late",
     }
 }
 

@@ -9,15 +9,15 @@
 //! each of them a tier: no label stands for a direction.
 //!
 //! ```
-//! use kvtile_blocks::events::Tier;
+//! use kvtile_blocks::events::TierId;
 //! use kvtile_tiers::metrics::{CacheMetrics, MissReason};
 //!
 //! let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
 //! let page = recorder.handle();
 //! metrics::with_local_recorder(&recorder, || {
-//!     let metrics = CacheMetrics::new();
-//!     metrics.looked_up(&[(Tier::Host, 3), (Tier::Disk, 1)], &[(MissReason::Absent, 4)]);
-//!     metrics.moved(Tier::Disk, Tier::Host, 1, 131_072, 80_000);
+//!     let metrics = CacheMetrics::new(&[TierId::HOST, TierId::DISK]);
+//!     metrics.looked_up(&[(TierId::HOST, 3), (TierId::DISK, 1)], &[(MissReason::Absent, 4)]);
+//!     metrics.moved(TierId::DISK, TierId::HOST, 1, 131_072, 80_000);
 //!     assert_eq!(metrics.stats().hit_ratio(), Some(0.5));
 //! });
 //! assert!(page.render().contains("kvtile_lookup_hit_blocks_total{tier=\"disk\"} 1"));

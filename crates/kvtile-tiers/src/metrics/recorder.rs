@@ -5,7 +5,7 @@ use super::catalogue as names;
 use super::counter::{By, Counter, Gauge};
 use super::label::Label;
 use super::{CacheStats, EvictionReason, MissReason, MoveStats, Queue, QueueStats};
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use metrics::{counter, gauge, histogram};
 use std::fmt;
 
@@ -16,12 +16,12 @@ type CounterBy<L> = By<L, Counter>;
 pub struct CacheMetrics {
     lookups: Counter,
     lookup_blocks: Counter,
-    hits: CounterBy<Tier>,
+    hits: CounterBy<TierId>,
     misses: CounterBy<MissReason>,
     lost_hits: CounterBy<MissReason>,
-    routes: By<Tier, By<Tier, Route>>,
+    routes: By<TierId, By<TierId, Route>>,
     queues: By<Queue, Waiting>,
-    tiers: By<Tier, Place>,
+    tiers: By<TierId, Place>,
 }
 
 /// What happens between two tiers.
@@ -57,14 +57,20 @@ struct Place {
 }
 
 fn count_by<L: Label>(name: &'static str, label: &'static str) -> CounterBy<L> {
-    By::new(|value: L| Counter::new(counter!(name, label => value.name())))
+    By::all(|value: L| Counter::new(counter!(name, label => value.name())))
+}
+
+fn count_by_tier(name: &'static str, tiers: &[TierId]) -> CounterBy<TierId> {
+    By::of(tiers, |tier| {
+        Counter::new(counter!(name, "tier" => tier.to_string()))
+    })
 }
 
 impl Route {
-    fn new(source: Tier, destination: Tier) -> Route {
+    fn new(source: TierId, destination: TierId) -> Route {
         let of = |name: &'static str| {
             Counter::new(counter!(
-                name, "source" => source.name(), "destination" => destination.name()
+                name, "source" => source.to_string(), "destination" => destination.to_string()
             ))
         };
         Route {
@@ -76,12 +82,12 @@ impl Route {
             nanoseconds: Counter::new(metrics::Counter::noop()),
             seconds: histogram!(
                 names::MOVE_SECONDS,
-                "source" => source.name(), "destination" => destination.name()
+                "source" => source.to_string(), "destination" => destination.to_string()
             ),
         }
     }
 
-    fn stats(&self, source: Tier, destination: Tier) -> MoveStats {
+    fn stats(&self, source: TierId, destination: TierId) -> MoveStats {
         MoveStats {
             source,
             destination,
@@ -107,9 +113,9 @@ impl Waiting {
 }
 
 impl Place {
-    fn new(tier: Tier) -> Place {
-        let count = |name: &'static str| Counter::new(counter!(name, "tier" => tier.name()));
-        let gauge = |name: &'static str| Gauge::new(gauge!(name, "tier" => tier.name()));
+    fn new(tier: TierId) -> Place {
+        let count = |name: &'static str| Counter::new(counter!(name, "tier" => tier.to_string()));
+        let gauge = |name: &'static str| Gauge::new(gauge!(name, "tier" => tier.to_string()));
         Place {
             pinned: gauge(names::PINNED),
             pins: count(names::PINS),
@@ -118,8 +124,8 @@ impl Place {
             left_out: count(names::LEFT_OUT),
             present: gauge(names::PRESENT),
             capacity: gauge(names::CAPACITY),
-            evicted: By::new(|reason: EvictionReason| {
-                let labels = [("tier", tier.name()), ("reason", reason.name())];
+            evicted: By::all(|reason: EvictionReason| {
+                let labels = [("tier", tier.to_string()), ("reason", reason.name().to_owned())];
                 Counter::new(counter!(names::EVICTED, &labels))
             }),
             checked: count(names::CHECKED),
@@ -129,24 +135,27 @@ impl Place {
 }
 
 impl CacheMetrics {
-    /// Counters at zero, and their handles at the recorder that is installed now.
+    /// Counters at zero for these tiers, and their handles at the recorder that is installed now. What happens
+    /// to other tiers is not counted.
     #[must_use]
-    pub fn new() -> CacheMetrics {
+    pub fn new(tiers: &[TierId]) -> CacheMetrics {
         names::describe();
         CacheMetrics {
             lookups: Counter::new(counter!(names::LOOKUPS)),
             lookup_blocks: Counter::new(counter!(names::LOOKUP_BLOCKS)),
-            hits: count_by(names::HITS, "tier"),
+            hits: count_by_tier(names::HITS, tiers),
             misses: count_by(names::MISSES, "reason"),
             lost_hits: count_by(names::LOST_HITS, "reason"),
-            routes: By::new(|source| By::new(|destination| Route::new(source, destination))),
-            queues: By::new(Waiting::new),
-            tiers: By::new(Place::new),
+            routes: By::of(tiers, |source| {
+                By::of(tiers, |destination| Route::new(source, destination))
+            }),
+            queues: By::all(Waiting::new),
+            tiers: By::of(tiers, Place::new),
         }
     }
 
     /// A lookup ended: each of its blocks is a hit of one tier, or a miss for one reason.
-    pub fn looked_up(&self, hits: &[(Tier, u64)], misses: &[(MissReason, u64)]) {
+    pub fn looked_up(&self, hits: &[(TierId, u64)], misses: &[(MissReason, u64)]) {
         self.lookups.add(1);
         for &(tier, blocks) in hits {
             self.lookup_blocks.add(blocks);
@@ -166,8 +175,8 @@ impl CacheMetrics {
     /// A transfer arrived.
     pub fn moved(
         &self,
-        source: Tier,
-        destination: Tier,
+        source: TierId,
+        destination: TierId,
         blocks: u64,
         bytes: u64,
         nanoseconds: u64,
@@ -182,7 +191,7 @@ impl CacheMetrics {
     }
 
     /// A transfer failed, and nothing of it arrived.
-    pub fn move_failed(&self, source: Tier, destination: Tier) {
+    pub fn move_failed(&self, source: TierId, destination: TierId) {
         self.route(source, destination, |route| {
             route.moves.add(1);
             route.failures.add(1);
@@ -217,7 +226,7 @@ impl CacheMetrics {
     }
 
     /// Blocks were pinned.
-    pub fn pinned(&self, tier: Tier, blocks: u64) {
+    pub fn pinned(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| {
             place.pins.add(blocks);
             place.pinned.add(blocks);
@@ -225,34 +234,34 @@ impl CacheMetrics {
     }
 
     /// Pins were released.
-    pub fn unpinned(&self, tier: Tier, blocks: u64) {
+    pub fn unpinned(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| place.pinned.subtract(blocks));
     }
 
     /// Pins outlived their deadline and were reported, each once.
-    pub fn overdue(&self, tier: Tier, pins: u64) {
+    pub fn overdue(&self, tier: TierId, pins: u64) {
         self.tiers.with(tier, |place| place.overdue.add(pins));
     }
 
     /// Blocks were stored.
-    pub fn stored(&self, tier: Tier, blocks: u64) {
+    pub fn stored(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| place.stored.add(blocks));
     }
 
     /// Blocks were to be stored in a tier and were not.
-    pub fn left_out(&self, tier: Tier, blocks: u64) {
+    pub fn left_out(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| place.left_out.add(blocks));
     }
 
     /// Blocks left a tier.
-    pub fn evicted(&self, tier: Tier, reason: EvictionReason, blocks: u64) {
+    pub fn evicted(&self, tier: TierId, reason: EvictionReason, blocks: u64) {
         self.tiers.with(tier, |place| {
             place.evicted.with(reason, |counter| counter.add(blocks));
         });
     }
 
     /// How many blocks a tier has, and has room for.
-    pub fn filled(&self, tier: Tier, present: u64, capacity: u64) {
+    pub fn filled(&self, tier: TierId, present: u64, capacity: u64) {
         self.tiers.with(tier, |place| {
             place.present.set(present);
             place.capacity.set(capacity);
@@ -260,7 +269,7 @@ impl CacheMetrics {
     }
 
     /// Checksums were compared, and so many did not match.
-    pub fn checked(&self, tier: Tier, blocks: u64, failures: u64) {
+    pub fn checked(&self, tier: TierId, blocks: u64, failures: u64) {
         self.tiers.with(tier, |place| {
             place.checked.add(blocks);
             place.checksum_failures.add(failures);
@@ -272,7 +281,7 @@ impl CacheMetrics {
     pub fn stats(&self) -> CacheStats {
         let routes = self.routes.iter().flat_map(|(source, to)| {
             let stats =
-                move |(destination, route): (Tier, &Route)| route.stats(source, destination);
+                move |(destination, route): (TierId, &Route)| route.stats(source, destination);
             to.iter().map(stats)
         });
         let queues = self.queues.iter().map(|(queue, waiting)| QueueStats {
@@ -310,14 +319,8 @@ impl CacheMetrics {
         }
     }
 
-    fn route(&self, source: Tier, destination: Tier, count: impl FnOnce(&Route)) {
+    fn route(&self, source: TierId, destination: TierId, count: impl FnOnce(&Route)) {
         self.routes.with(source, |to| to.with(destination, count));
-    }
-}
-
-impl Default for CacheMetrics {
-    fn default() -> CacheMetrics {
-        CacheMetrics::new()
     }
 }
 

@@ -1,7 +1,7 @@
 //! The numbers of a cache at one moment, as plain data.
 
 use super::{EvictionReason, MissReason, Queue};
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ pub struct CacheStats {
     /// Blocks that were looked up: the sum of all hits and misses.
     pub lookup_blocks: u64,
     /// Blocks that were found, by the fastest tier that had them.
-    pub hits: BTreeMap<Tier, u64>,
+    pub hits: BTreeMap<TierId, u64>,
     /// Blocks that were not offered, by reason.
     pub misses: BTreeMap<MissReason, u64>,
     /// Hits that could not be loaded, by reason.
@@ -23,35 +23,35 @@ pub struct CacheStats {
     /// What waits.
     pub queues: Vec<QueueStats>,
     /// Pins now.
-    pub pinned: BTreeMap<Tier, u64>,
+    pub pinned: BTreeMap<TierId, u64>,
     /// Pins that were ever taken.
-    pub pins: BTreeMap<Tier, u64>,
+    pub pins: BTreeMap<TierId, u64>,
     /// Pins that outlived their deadline.
-    pub pins_overdue: BTreeMap<Tier, u64>,
+    pub pins_overdue: BTreeMap<TierId, u64>,
     /// Blocks that were ever stored.
-    pub stored: BTreeMap<Tier, u64>,
+    pub stored: BTreeMap<TierId, u64>,
     /// Blocks that were to be stored and were not, because the tier has no room for them or fails, or
     /// because their ancestors are in no tier.
-    pub left_out: BTreeMap<Tier, u64>,
+    pub left_out: BTreeMap<TierId, u64>,
     /// Blocks that are there now.
-    pub present: BTreeMap<Tier, u64>,
+    pub present: BTreeMap<TierId, u64>,
     /// Blocks that have room.
-    pub capacity: BTreeMap<Tier, u64>,
+    pub capacity: BTreeMap<TierId, u64>,
     /// Blocks that left, by tier and reason.
-    pub evicted: BTreeMap<Tier, BTreeMap<EvictionReason, u64>>,
+    pub evicted: BTreeMap<TierId, BTreeMap<EvictionReason, u64>>,
     /// Blocks whose checksum was compared.
-    pub checked: BTreeMap<Tier, u64>,
+    pub checked: BTreeMap<TierId, u64>,
     /// Blocks whose checksum did not match.
-    pub checksum_failures: BTreeMap<Tier, u64>,
+    pub checksum_failures: BTreeMap<TierId, u64>,
 }
 
 /// What went from one tier to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveStats {
     /// From here.
-    pub source: Tier,
+    pub source: TierId,
     /// To there.
-    pub destination: Tier,
+    pub destination: TierId,
     /// Transfers, failed ones among them.
     pub moves: u64,
     /// Transfers that failed.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kvtile_blocks::{
-    events::Tier,
+    events::TierId,
     pool::{Quota, TenantId},
 };
 use kvtile_tiers::{
@@ -75,7 +75,7 @@ fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
     assert!(matches!(report.stopped, Some(LoadStop::Lost)));
     let stats = cache.stats();
     assert_eq!(stats.lost_hits[&MissReason::Checksum], 1);
-    assert_eq!(stats.checksum_failures[&Tier::Disk], 1);
+    assert_eq!(stats.checksum_failures[&TierId::DISK], 1);
     assert_eq!(engine.load(&keys, 20), 3, "what follows it cannot be used");
     assert_eq!(engine.store(&keys, 30), 3, "computed and stored again");
     assert_eq!(engine.load(&keys, 20), 6);
@@ -111,7 +111,7 @@ fn the_disk_stays_within_its_capacity() {
     }
     cache.flush();
     cache.check_integrity();
-    let pool = cache.pool_stats(Tier::Disk).unwrap();
+    let pool = cache.pool_stats(TierId::DISK).unwrap();
     assert!(pool.evicted_for_room > 100, "{pool:?}");
     let kept = (0..60).filter(|number| engine.load(&chain(*number, 4), 10) > 0);
     assert!(kept.count() >= 10);
@@ -129,7 +129,7 @@ fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
     // Nothing was measured yet: the first ones are loaded.
     assert_eq!(engine.load(&keys[..2], 0), 2);
     let found = cache.lookup(&keys, &LookupOptions::default());
-    assert_eq!((found.blocks(), found.blocks_in(Tier::Host)), (2, 2));
+    assert_eq!((found.blocks(), found.blocks_in(TierId::HOST)), (2, 2));
     assert_eq!(cache.stats().misses[&MissReason::SlowerThanComputing], 6);
 }
 
@@ -233,9 +233,9 @@ fn blocks_whose_lifetime_is_over_leave_first() {
     };
     assert_eq!(cache.lookup(&extended, &longer).blocks(), 4);
     clock.advance(Duration::from_secs(4));
-    assert_eq!(cache.evict(Tier::Host, 4).unwrap(), 4);
+    assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4);
     assert_eq!(blocks(), [4, 0, 4]);
     clock.advance(Duration::from_secs(58));
-    assert_eq!(cache.evict(Tier::Host, 4).unwrap(), 4);
+    assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4);
     assert_eq!(blocks(), [4, 0, 0]);
 }

@@ -2,9 +2,9 @@
 
 use std::{path::Path, sync::Barrier, thread};
 
-use kvtile_blocks::{BlockKey, events::Tier, policy::PolicyKind};
+use kvtile_blocks::{BlockKey, events::TierId, policy::PolicyKind};
 use kvtile_tiers::cache::{
-    Cache, CacheSettings, DiskWrites, LookupOptions, Priority, StoreOptions, StoreStop,
+    Cache, CacheSettings, TierWrites, LookupOptions, Priority, StoreOptions, StoreStop,
 };
 
 use super::common::{Engine, chain, engine_layout, settings, with_disk};
@@ -16,10 +16,10 @@ const POLICIES: [PolicyKind; 4] = [
     PolicyKind::S3Fifo,
 ];
 
-const WRITES: [DiskWrites; 3] = [
-    DiskWrites::OnEviction,
-    DiskWrites::AtOnce,
-    DiskWrites::AfterUses(1),
+const WRITES: [TierWrites; 3] = [
+    TierWrites::OnEviction,
+    TierWrites::AtOnce,
+    TierWrites::AfterUses(1),
 ];
 
 fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
@@ -103,7 +103,7 @@ fn two_tiers(
     folder: &Path,
     host: u64,
     disk: u64,
-    writes: DiskWrites,
+    writes: TierWrites,
     policy: PolicyKind,
 ) -> CacheSettings {
     with_disk(host, folder, disk)
@@ -138,21 +138,21 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                         "{policy:?}, {writes:?}: {blocks} blocks in pieces of {piece}, room for {host}"
                     );
                     let cache = open();
-                    let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
+                    let slots = cache.pool_stats(TierId::DISK).unwrap().blocks;
                     let host = usize::try_from(host).unwrap();
                     let what = format!("{what} and {slots}");
                     store_in_pieces(&cache, &keys, piece);
                     let known = found(&cache, &keys);
                     let least = match writes {
                         // Blocks go to disk when they were used, and these were not.
-                        DiskWrites::AfterUses(_) => host.min(blocks),
+                        TierWrites::AfterUses(_) => host.min(blocks),
                         _ => host.max(slots).min(blocks),
                     };
                     assert!(known >= least, "{what}: {known} of {least}");
                     let mut engine = Engine::new(&cache);
                     assert_eq!(engine.load(&keys, 0), known, "{what}");
                     cache.check_integrity();
-                    let written = cache.store_stats().unwrap().writes;
+                    let written = cache.disk().unwrap().store_stats().writes;
                     assert!(written <= blocks as u64, "{what}: {written} writes");
                     drop(engine);
                     let flushed = cache.close();
@@ -183,8 +183,8 @@ fn a_block_whose_ancestors_are_in_no_tier_is_not_kept() {
         let report = engine.store_from(&keys, 3, 0);
         assert_eq!((report.stored, report.dropped), (0, 5));
         assert!(matches!(report.stopped, Some(StoreStop::NoAncestors)));
-        assert_eq!(cache.pool_stats(Tier::Host).unwrap().cached, 0);
-        assert_eq!(cache.stats().left_out[&Tier::Host], 5);
+        assert_eq!(cache.pool_stats(TierId::HOST).unwrap().cached, 0);
+        assert_eq!(cache.stats().left_out[&TierId::HOST], 5);
         engine.store(&keys[..3], 0);
         assert_eq!(engine.store_from(&keys, 3, 0).stored, 5);
         assert_eq!(found(&cache, &keys), 8);
@@ -196,23 +196,23 @@ fn a_block_whose_ancestors_are_in_no_tier_is_not_kept() {
 fn the_disk_keeps_what_blocks_in_host_memory_follow() {
     for policy in POLICIES {
         let folder = tempfile::tempdir().unwrap();
-        let settings = two_tiers(folder.path(), 16, 120_000, DiskWrites::OnEviction, policy);
+        let settings = two_tiers(folder.path(), 16, 120_000, TierWrites::OnEviction, policy);
         let cache = Cache::open(settings, engine_layout()).unwrap();
         let mut engine = Engine::new(&cache);
         let keys = chain(1, 12);
         engine.store(&keys[..8], 0);
-        cache.evict(Tier::Host, 8).unwrap();
+        cache.evict(TierId::HOST, 8).unwrap();
         assert_eq!(engine.store_from(&keys, 8, 0).stored, 4);
-        let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
-        let evicted = cache.evict(Tier::Disk, slots).unwrap();
+        let slots = cache.pool_stats(TierId::DISK).unwrap().blocks;
+        let evicted = cache.evict(TierId::DISK, slots).unwrap();
         assert_eq!(
             evicted, 0,
             "{policy:?}: all blocks on disk are followed by others"
         );
         assert_eq!(engine.load(&keys, 20), 12, "{policy:?}");
-        cache.evict(Tier::Host, 16).unwrap();
+        cache.evict(TierId::HOST, 16).unwrap();
         assert_eq!(
-            cache.evict(Tier::Disk, 4).unwrap(),
+            cache.evict(TierId::DISK, 4).unwrap(),
             4,
             "nothing is pinned for ever"
         );
@@ -339,11 +339,11 @@ fn a_chain_of_a_million_keys_is_taken_at_once() {
     let cache = Cache::open(settings(4).workers(0), engine_layout()).unwrap();
     let keys = chain(1, 1_000_000);
     // All of them stand in host memory's way: nothing is looked up on this thread.
-    let lookups = cache.pool_stats(Tier::Host).unwrap().lookups;
+    let lookups = cache.pool_stats(TierId::HOST).unwrap().lookups;
     let refused = cache.store(&keys, 999_990, &[0, 1, 2], &StoreOptions::default());
     let store = refused.unwrap();
     assert!(!store.is_complete());
-    assert_eq!(cache.pool_stats(Tier::Host).unwrap().lookups, lookups);
+    assert_eq!(cache.pool_stats(TierId::HOST).unwrap().lookups, lookups);
     while cache.step() {}
     assert!(matches!(store.wait().stopped, Some(StoreStop::NoAncestors)));
 }

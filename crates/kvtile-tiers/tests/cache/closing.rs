@@ -9,8 +9,8 @@ use std::{
     time::Duration,
 };
 
-use kvtile_blocks::events::Tier;
-use kvtile_tiers::cache::{Cache, Clock, DiskWrites, LoadOptions, LookupOptions, StoreOptions};
+use kvtile_blocks::events::TierId;
+use kvtile_tiers::cache::{Cache, Clock, TierWrites, LoadOptions, LookupOptions, StoreOptions};
 
 use super::{
     bounds::VirtualClock,
@@ -22,9 +22,9 @@ const DISK: u64 = 4 << 20;
 #[test]
 fn closing_brings_what_is_in_host_memory_to_the_disk() {
     for writes in [
-        DiskWrites::OnEviction,
-        DiskWrites::AtOnce,
-        DiskWrites::AfterUses(1),
+        TierWrites::OnEviction,
+        TierWrites::AtOnce,
+        TierWrites::AfterUses(1),
     ] {
         for workers in [0, 2] {
             for is_dropped in [false, true] {
@@ -39,7 +39,7 @@ fn closing_brings_what_is_in_host_memory_to_the_disk() {
                 let mut engine = Engine::new(&cache);
                 engine.store(&keys, 0);
                 let wanted = match writes {
-                    DiskWrites::AfterUses(_) => engine.load(&keys[..12], 40),
+                    TierWrites::AfterUses(_) => engine.load(&keys[..12], 40),
                     _ => 20,
                 };
                 drop(engine);
@@ -111,7 +111,7 @@ fn closing_gives_everything_back_while_matches_live() {
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let keys = chain(1, 8);
     Engine::new(&cache).store(&keys, 0);
-    cache.evict(Tier::Host, 4).unwrap();
+    cache.evict(TierId::HOST, 4).unwrap();
     let nothing = cache.lookup(&chain(2, 3), &LookupOptions::default());
     let found = cache.lookup(&keys, &LookupOptions::default());
     assert_eq!((nothing.blocks(), found.blocks()), (0, 8));
@@ -120,7 +120,7 @@ fn closing_gives_everything_back_while_matches_live() {
     let given_back = before.saturating_sub(resident_bytes());
     assert!(given_back > HOST / 2, "{given_back} bytes were given back");
     assert_eq!((nothing.blocks(), found.blocks()), (0, 0));
-    assert_eq!((found.blocks_in(Tier::Host), found.tiers().count()), (0, 0));
+    assert_eq!((found.blocks_in(TierId::HOST), found.tiers().count()), (0, 0));
     let found = found.skip(1).truncate(3);
     let again = Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
     let again = again.expect("the folder is free");

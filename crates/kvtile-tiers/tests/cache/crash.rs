@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::Numbers;
-use kvtile_tiers::cache::{Cache, CacheSettings, DiskWrites, LookupOptions};
+use kvtile_tiers::cache::{Cache, CacheSettings, TierWrites, LookupOptions};
 
 use super::common::{Engine, chain, engine_layout, number, with_disk};
 
@@ -33,9 +33,9 @@ const SECONDS: u64 = 30;
 
 fn settings(folder: &Path, first: u64) -> CacheSettings {
     let writes = if first.is_multiple_of(2) {
-        DiskWrites::OnEviction
+        TierWrites::OnEviction
     } else {
-        DiskWrites::AtOnce
+        TierWrites::AtOnce
     };
     with_disk(HOST_BLOCKS, folder, DISK).disk_writes(writes)
 }
@@ -107,7 +107,7 @@ fn check(folder: &Path, durable: &BTreeMap<u64, usize>, kill: u64) {
         );
         assert_eq!(engine.load(&keys, 0), found, "kill {kill}: chain {number}");
     }
-    assert_eq!(cache.pool_stats(Tier::Disk).unwrap().open_claims, 0);
+    assert_eq!(cache.pool_stats(TierId::DISK).unwrap().open_claims, 0);
     cache.check_integrity();
 }
 

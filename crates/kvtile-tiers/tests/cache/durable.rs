@@ -12,11 +12,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::{Faults, SimulatedDisk};
 use kvtile_tiers::{
     cache::{
-        Cache, CacheBuilder, CacheSettings, Clock, DiskWrites, LoadOptions, LookupOptions,
+        Cache, CacheBuilder, CacheSettings, Clock, TierWrites, LoadOptions, LookupOptions,
         SYNC_BLOCKS, SYNC_WITHIN,
     },
     disk::medium::Medium,
@@ -52,7 +52,7 @@ fn after_a_crash(disk: &SimulatedDisk, cache: Cache) -> usize {
 fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
     let disk = SimulatedDisk::new(1);
     let settings = simulated(64, DISK)
-        .disk_writes(DiskWrites::AtOnce)
+        .disk_writes(TierWrites::AtOnce)
         .workers(1);
     let cache = on(&disk, settings).open(engine_layout()).unwrap();
     let engine = Engine::new(&cache);
@@ -81,8 +81,8 @@ fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
         assert_eq!((store.stored, store.dropped), (40, 0), "{store:?}");
         // The bound is a quarter of a second behind the writing; a loaded machine gets more.
         let patience = Instant::now() + Duration::from_secs(30);
-        let syncs = || cache.store_stats().unwrap().syncs;
-        while cache.stats().stored.get(&Tier::Disk) != Some(&44) && Instant::now() < patience {
+        let syncs = || cache.disk().unwrap().store_stats().syncs;
+        while cache.stats().stored.get(&TierId::DISK) != Some(&44) && Instant::now() < patience {
             thread::sleep(Duration::from_millis(5));
         }
         let before = syncs();
@@ -107,7 +107,7 @@ fn a_sync_is_made_after_so_many_blocks_and_after_so_much_time() {
         let disk = SimulatedDisk::new(1);
         let clock = Arc::new(VirtualClock::default());
         let settings = simulated(64, DISK)
-            .disk_writes(DiskWrites::AtOnce)
+            .disk_writes(TierWrites::AtOnce)
             .workers(0);
         let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
         let cache = builder.open(engine_layout()).unwrap();
@@ -161,14 +161,14 @@ fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
     let disk = SimulatedDisk::new(1);
     let settings = simulated(48, 120_000).workers(0);
     let cache = on(&disk, settings).open(engine_layout()).unwrap();
-    let slots = cache.pool_stats(Tier::Disk).unwrap().blocks;
+    let slots = cache.pool_stats(TierId::DISK).unwrap().blocks;
     let engine = Engine::new(&cache);
     for number in 1..13 {
         engine.store(&chain(number, 4), 0);
         // What was stored is used again at once, so that age alone decides.
         drop(cache.lookup(&chain(number, 4), &LookupOptions::default()));
     }
-    let writes = || cache.store_stats().unwrap().writes;
+    let writes = || cache.disk().unwrap().store_stats().writes;
     assert!(writes() == 0 && slots < 48);
     let flushed = cache.flush();
     assert_eq!(
@@ -199,7 +199,7 @@ fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
         let on_disk = cache.snapshot().blocks;
         let is_there = |key| {
             let mut blocks = on_disk.iter();
-            blocks.any(|block| block.tier == Tier::Disk && block.key == key)
+            blocks.any(|block| block.tier == TierId::DISK && block.key == key)
         };
         assert!(
             keys.iter().all(|key| is_there(*key)),
@@ -230,7 +230,7 @@ fn a_flush_of_a_folder_that_was_removed_is_not_durable() {
 /// A chain stops at its first failure, the tier is left alone for a while, and one attempt ends the pause.
 #[test]
 fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
-    for writes in [DiskWrites::AtOnce, DiskWrites::OnEviction] {
+    for writes in [TierWrites::AtOnce, TierWrites::OnEviction] {
         let mut failures = Vec::new();
         for blocks in [16, 32, 64] {
             let disk = SimulatedDisk::new(1);
@@ -244,26 +244,26 @@ fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
             });
             let engine = Engine::new(&cache);
             engine.store(&chain(1, blocks), 0);
-            cache.evict(Tier::Host, blocks).unwrap();
-            failures.push(cache.store_stats().unwrap().write_failures);
-            if writes == DiskWrites::OnEviction {
-                assert_eq!(cache.stats().left_out[&Tier::Disk], blocks as u64);
+            cache.evict(TierId::HOST, blocks).unwrap();
+            failures.push(cache.disk().unwrap().store_stats().write_failures);
+            if writes == TierWrites::OnEviction {
+                assert_eq!(cache.stats().left_out[&TierId::DISK], blocks as u64);
             }
             // The disk has room again: after the pause blocks go there.
             disk.set_faults(Faults::default());
             engine.store(&chain(2, 8), 0);
-            cache.evict(Tier::Host, 8).unwrap();
+            cache.evict(TierId::HOST, 8).unwrap();
             while cache.step() {}
             assert_eq!(
-                cache.pool_stats(Tier::Disk).unwrap().cached,
+                cache.pool_stats(TierId::DISK).unwrap().cached,
                 0,
                 "it is left alone"
             );
             clock.advance(Duration::from_secs(2));
             engine.store(&chain(3, 8), 0);
             while cache.step() {}
-            cache.evict(Tier::Host, 8).unwrap();
-            assert_eq!(cache.pool_stats(Tier::Disk).unwrap().cached, 8);
+            cache.evict(TierId::HOST, 8).unwrap();
+            assert_eq!(cache.pool_stats(TierId::DISK).unwrap().cached, 8);
             cache.check_integrity();
         }
         assert_eq!(failures, [1, 1, 1], "{writes:?}");
@@ -276,7 +276,7 @@ fn blocks_that_were_written_are_synced_while_further_writes_fail() {
     let disk = SimulatedDisk::new(1);
     let clock = Arc::new(VirtualClock::default());
     let settings = simulated(64, DISK)
-        .disk_writes(DiskWrites::AtOnce)
+        .disk_writes(TierWrites::AtOnce)
         .workers(0);
     let builder = on(&disk, settings).clock(Arc::clone(&clock) as Arc<dyn Clock>);
     let cache = builder.open(engine_layout()).unwrap();
@@ -287,12 +287,12 @@ fn blocks_that_were_written_are_synced_while_further_writes_fail() {
         ..Faults::default()
     });
     engine.store(&chain(2, 8), 0);
-    assert_eq!(cache.store_stats().unwrap().write_failures, 1);
+    assert_eq!(cache.disk().unwrap().store_stats().write_failures, 1);
     disk.set_faults(Faults::default());
     // Writes are left alone for a second.
     clock.advance(SYNC_WITHIN);
     while cache.step() {}
-    assert_eq!(cache.pool_stats(Tier::Disk).unwrap().cached, 8);
+    assert_eq!(cache.pool_stats(TierId::DISK).unwrap().cached, 8);
     drop(engine);
     assert_eq!(after_a_crash(&disk, cache), 8);
 }

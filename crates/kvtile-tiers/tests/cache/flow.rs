@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use kvtile_blocks::events::{Mirror, Tier};
+use kvtile_blocks::events::{Mirror, TierId};
 use kvtile_layout::{Shape, Unit, Word};
 use kvtile_tiers::{
-    cache::{Cache, DiskWrites, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop},
+    cache::{Cache, TierWrites, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop},
     metrics::{MissReason, MoveStats},
 };
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout};
@@ -14,13 +14,13 @@ use super::common::{Engine, chain, engine_layout, settings, shape, with_disk};
 
 const DISK: u64 = 4 << 20;
 
-fn blocks_in(cache: &Cache, keys: &[kvtile_blocks::BlockKey], tier: Tier) -> usize {
+fn blocks_in(cache: &Cache, keys: &[kvtile_blocks::BlockKey], tier: TierId) -> usize {
     let found = cache.lookup(keys, &LookupOptions::default());
     found.blocks_in(tier)
 }
 
 /// Blocks that went from one tier to another.
-fn moved(cache: &Cache, source: Tier, destination: Tier) -> u64 {
+fn moved(cache: &Cache, source: TierId, destination: TierId) -> u64 {
     let stats = cache.stats();
     let route = |m: &&MoveStats| m.source == source && m.destination == destination;
     stats
@@ -44,7 +44,7 @@ fn stored_blocks_are_found_and_loaded() {
     cache.check_integrity();
     let stats = cache.stats();
     assert_eq!(
-        (stats.hits[&Tier::Host], stats.lookup_blocks),
+        (stats.hits[&TierId::HOST], stats.lookup_blocks),
         (12, 6 + 6 + 8 + 6)
     );
     assert_eq!(stats.misses[&MissReason::Absent], 6 + 2 + 6);
@@ -59,7 +59,7 @@ fn storing_again_copies_nothing() {
     assert_eq!(engine.store(&keys, 0), 4);
     assert_eq!(engine.store(&keys, 10), 0);
     assert_eq!(engine.store(&chain(1, 6), 20), 2, "only what is new");
-    assert_eq!(moved(&cache, Tier::Device, Tier::Host), 4 + 2);
+    assert_eq!(moved(&cache, TierId::DEVICE, TierId::HOST), 4 + 2);
 }
 
 /// Pitfall 34: a disk hit that is reported and never loaded.
@@ -77,12 +77,12 @@ fn blocks_survive_a_restart_on_disk() {
     }
     let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
-    assert_eq!(blocks_in(&cache, &keys, Tier::Disk), 9);
+    assert_eq!(blocks_in(&cache, &keys, TierId::DISK), 9);
     assert_eq!(engine.load(&keys, 0), 9);
     // Loading brought them back to host memory.
-    assert_eq!(blocks_in(&cache, &keys, Tier::Host), 9);
-    assert_eq!(moved(&cache, Tier::Disk, Tier::Host), 9);
-    assert!(cache.disk_bytes_per_second().is_some());
+    assert_eq!(blocks_in(&cache, &keys, TierId::HOST), 9);
+    assert_eq!(moved(&cache, TierId::DISK, TierId::HOST), 9);
+    assert!(cache.disk().unwrap().bytes_per_second().is_some());
     cache.check_integrity();
 }
 
@@ -99,14 +99,14 @@ fn what_leaves_host_memory_goes_to_disk_in_whole_prefixes() {
         assert_eq!(engine.load(&chain(number, 3), 10), 3, "chain {number}");
     }
     cache.check_integrity();
-    assert!(moved(&cache, Tier::Host, Tier::Disk) >= 20);
-    assert!(moved(&cache, Tier::Disk, Tier::Host) >= 20);
+    assert!(moved(&cache, TierId::HOST, TierId::DISK) >= 20);
+    assert!(moved(&cache, TierId::DISK, TierId::HOST) >= 20);
 }
 
 #[test]
 fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
     let folder = tempfile::tempdir().unwrap();
-    let writes = DiskWrites::AtOnce;
+    let writes = TierWrites::AtOnce;
     let settings = with_disk(3, folder.path(), DISK)
         .disk_writes(writes)
         .workers(1);
@@ -134,7 +134,7 @@ fn what_is_on_disk_can_be_loaded_while_all_host_memory_is_in_use() {
     assert_eq!(engine.store(&on_disk, 0), 5);
     assert_eq!(engine.store(&held, 10), 3);
     let all_of_it = cache.lookup(&held, &LookupOptions::default());
-    assert_eq!(all_of_it.blocks_in(Tier::Host), 3);
+    assert_eq!(all_of_it.blocks_in(TierId::HOST), 3);
     assert_eq!(engine.load(&on_disk, 20), 5);
     let prefetch = cache.prefetch(&on_disk).unwrap();
     while cache.step() {}
@@ -150,7 +150,7 @@ fn what_is_on_disk_can_be_loaded_while_all_host_memory_is_in_use() {
 
 #[test]
 fn blocks_are_written_to_disk_at_once_or_after_uses() {
-    for (writes, lookups) in [(DiskWrites::AtOnce, 0), (DiskWrites::AfterUses(2), 2)] {
+    for (writes, lookups) in [(TierWrites::AtOnce, 0), (TierWrites::AfterUses(2), 2)] {
         let folder = tempfile::tempdir().unwrap();
         let settings = with_disk(16, folder.path(), DISK)
             .disk_writes(writes)
@@ -160,11 +160,11 @@ fn blocks_are_written_to_disk_at_once_or_after_uses() {
         let keys = chain(3, 4);
         engine.store(&keys, 0);
         for _ in 0..lookups {
-            assert_eq!(moved(&cache, Tier::Host, Tier::Disk), 0, "{writes:?}");
+            assert_eq!(moved(&cache, TierId::HOST, TierId::DISK), 0, "{writes:?}");
             engine.load(&keys, 20);
         }
         while cache.step() {}
-        assert_eq!(moved(&cache, Tier::Host, Tier::Disk), 4, "{writes:?}");
+        assert_eq!(moved(&cache, TierId::HOST, TierId::DISK), 4, "{writes:?}");
     }
 }
 
@@ -172,7 +172,7 @@ fn blocks_are_written_to_disk_at_once_or_after_uses() {
 fn blocks_that_are_to_be_written_take_no_place_in_the_queue() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(8, folder.path(), DISK)
-        .disk_writes(DiskWrites::AtOnce)
+        .disk_writes(TierWrites::AtOnce)
         .workers(0)
         .queue_capacity(1);
     let cache = Cache::open(settings, engine_layout()).unwrap();
@@ -186,9 +186,9 @@ fn blocks_that_are_to_be_written_take_no_place_in_the_queue() {
     };
     (0..6).for_each(store);
     let refused: u64 = cache.stats().queues.iter().map(|queue| queue.refused).sum();
-    assert_eq!((refused, moved(&cache, Tier::Host, Tier::Disk)), (0, 0));
+    assert_eq!((refused, moved(&cache, TierId::HOST, TierId::DISK)), (0, 0));
     while cache.step() {}
-    assert_eq!(moved(&cache, Tier::Host, Tier::Disk), 6);
+    assert_eq!(moved(&cache, TierId::HOST, TierId::DISK), 6);
     assert_eq!(engine.load(&keys, 20), 6);
     assert!(cache.stats().queues.iter().all(|queue| queue.depth == 0));
 }
@@ -204,8 +204,8 @@ fn prefetching_brings_blocks_to_host_memory() {
     }
     let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
     let report = cache.prefetch(&keys).unwrap().wait();
-    assert_eq!((report.blocks, report.from_disk, report.bytes), (5, 5, 0));
-    assert_eq!(blocks_in(&cache, &keys, Tier::Host), 5);
+    assert_eq!((report.blocks, report.blocks_from(TierId::DISK), report.bytes), (5, 5, 0));
+    assert_eq!(blocks_in(&cache, &keys, TierId::HOST), 5);
 }
 
 #[test]
@@ -337,7 +337,7 @@ fn a_cancelled_load_touches_nothing() {
     assert_eq!(report.blocks, 0);
     assert!(!engine.holds(&keys[0], 20));
     // Its pins are gone: everything can be evicted.
-    assert_eq!(cache.evict(Tier::Host, 16).unwrap(), 3);
+    assert_eq!(cache.evict(TierId::HOST, 16).unwrap(), 3);
 }
 
 /// Pitfall 19: a completion that never resolves.
@@ -380,7 +380,7 @@ fn several_who_want_a_block_share_one_flight() {
     for load in loads {
         assert_eq!(load.wait().blocks, 12);
     }
-    let store = cache.store_stats().unwrap();
+    let store = cache.disk().unwrap().store_stats();
     assert_eq!(store.reads, 12, "each block was read once");
     let mut engine = Engine::new(&cache);
     for block in 0..48 {
@@ -408,13 +408,13 @@ fn events_and_snapshots_agree_with_what_is_stored() {
     let fresh = Mirror::from_snapshot(&cache.snapshot());
     for number in 0..5 {
         for key in chain(number, 3) {
-            for tier in [Tier::Host, Tier::Disk] {
+            for tier in [TierId::HOST, TierId::DISK] {
                 let (one, other) = (mirror.contains(tier, &key), fresh.contains(tier, &key));
                 assert_eq!(one, other, "{key} in {tier:?}");
             }
         }
     }
-    assert_eq!(fresh.len(Tier::Disk), 15);
+    assert_eq!(fresh.len(TierId::DISK), 15);
 }
 
 #[test]

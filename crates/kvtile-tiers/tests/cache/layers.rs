@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
-use kvtile_blocks::{BlockKey, events::Tier};
+use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_tiers::cache::{
     Cache, CacheSettings, Clock, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions,
 };
@@ -28,11 +28,11 @@ fn alternating(
     let mut engine = Engine::new(&cache);
     let keys = chain(1, BLOCKS);
     engine.store(&keys[..tail], 0);
-    cache.evict(Tier::Host, BLOCKS).unwrap();
+    cache.evict(TierId::HOST, BLOCKS).unwrap();
     assert_eq!(engine.load(&keys[..head], 0), head);
     assert_eq!(engine.store_from(&keys, tail, 0).stored, BLOCKS - tail);
     let found = cache.lookup(&keys, &LookupOptions::default());
-    let tiers: Vec<bool> = found.tiers().map(|tier| tier == Tier::Disk).collect();
+    let tiers: Vec<bool> = found.tiers().map(|tier| tier == TierId::DISK).collect();
     let expected: Vec<bool> = (0..BLOCKS).map(|at| (head..tail).contains(&at)).collect();
     assert_eq!(tiers, expected);
     drop((found, engine));

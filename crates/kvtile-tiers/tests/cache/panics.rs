@@ -13,9 +13,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{
-    Cache, CacheSettings, Clock, DiskWrites, FlushReport, LoadOptions, LoadStop, LookupOptions,
+    Cache, CacheSettings, Clock, TierWrites, FlushReport, LoadOptions, LoadStop, LookupOptions,
     StoreOptions, StoreStop, SystemClock,
 };
 
@@ -103,10 +103,10 @@ fn a_load_that_panics_ends_with_an_error_and_its_thread_does_the_next() {
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 4);
     assert_eq!(engine.store(&keys, 0), 4);
-    assert_eq!(cache.evict(Tier::Host, 4).unwrap(), 4);
+    assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4);
     armed.store(true, Ordering::SeqCst);
     let found = cache.lookup(&keys, &LookupOptions::default());
-    assert_eq!(found.blocks_in(Tier::Disk), 4);
+    assert_eq!(found.blocks_in(TierId::DISK), 4);
     let load = cache
         .load(found, &[20, 21, 22, 23], &LoadOptions::default())
         .unwrap();
@@ -196,7 +196,7 @@ fn a_waker_that_panics_keeps_neither_other_waiters_nor_jobs_from_their_end() {
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 2);
     engine.store(&keys, 0);
-    cache.evict(Tier::Host, 2).unwrap();
+    cache.evict(TierId::HOST, 2).unwrap();
     let closed_gate = gate.lock().unwrap();
     let found = cache.lookup(&keys, &LookupOptions::default());
     let load = cache
@@ -243,7 +243,7 @@ fn a_write_or_a_sync_that_panics_is_a_failure_and_leaves_the_disk_in_order() {
             flushed.durable && flushed.written == 4,
             "{operation:?}: {flushed:?}"
         );
-        assert_eq!(cache.evict(Tier::Host, 4).unwrap(), 4);
+        assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4);
         assert_eq!(engine.load(&keys, 30), 4);
         drop(engine);
         cache.check_integrity();
@@ -256,7 +256,7 @@ fn the_thread_of_the_disk_goes_on_after_a_panic() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(8, folder.path(), 4 << 20)
         .workers(1)
-        .disk_writes(DiskWrites::AtOnce);
+        .disk_writes(TierWrites::AtOnce);
     let (cache, armed) = with_clock(settings, "kvtile-cache-disk");
     // Without a step on this thread, which would do the work of the disk's.
     let store = |number, block| {
@@ -272,10 +272,10 @@ fn the_thread_of_the_disk_goes_on_after_a_panic() {
     // What comes now is written by the same thread, and brought to the disk in time.
     store(2, 4);
     until("what was stored is written", || {
-        cache.store_stats().unwrap().used >= 2
+        cache.disk().unwrap().store_stats().used >= 2
     });
     until("what was written is durable", || {
-        cache.store_stats().unwrap().syncs > 0
+        cache.disk().unwrap().store_stats().syncs > 0
     });
     assert!(cache.flush().durable);
     cache.check_integrity();
@@ -288,7 +288,7 @@ fn closing_ends_while_a_thread_still_panics() {
         let folder = tempfile::tempdir().unwrap();
         let settings = with_disk(8, folder.path(), 4 << 20)
             .workers(1)
-            .disk_writes(DiskWrites::AtOnce);
+            .disk_writes(TierWrites::AtOnce);
         let (cache, armed) = with_clock(settings, thread);
         armed.store(true, Ordering::SeqCst);
         let store = cache.store(&chain(1, 2), 0, &[0, 1], &StoreOptions::default());

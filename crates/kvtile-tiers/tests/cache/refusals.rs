@@ -3,7 +3,7 @@
 use kvtile_layout::Word;
 use kvtile_tiers::{
     TierError,
-    cache::{Cache, CacheSettings, DiskWrites, LoadOptions, LookupOptions, StoreOptions},
+    cache::{Cache, CacheSettings, TierWrites, LoadOptions, LookupOptions, StoreOptions},
 };
 
 use super::common::{
@@ -86,7 +86,7 @@ fn settings_that_mean_nothing_are_refused() {
     let nameless = open(with_disk(8, std::path::Path::new(""), DISK)).unwrap_err();
     assert!(matches!(nameless, TierError::NoFolder), "{nameless}");
     assert!(!std::path::Path::new("lock").exists());
-    let uses = with_disk(8, folder.path(), DISK).disk_writes(DiskWrites::AfterUses(0));
+    let uses = with_disk(8, folder.path(), DISK).disk_writes(TierWrites::AfterUses(0));
     assert!(matches!(open(uses).unwrap_err(), TierError::ZeroUses));
     let word: Word = "LBKNHC".parse().unwrap();
     let scattered = open(settings(8).storage_word(word)).unwrap_err();
@@ -141,7 +141,7 @@ fn a_full_queue_refuses_at_once_and_gives_everything_back() {
     for load in waiting {
         assert_eq!(load.wait().blocks, 3);
     }
-    let evicted = cache.evict(kvtile_blocks::events::Tier::Host, 16);
+    let evicted = cache.evict(kvtile_blocks::events::TierId::HOST, 16);
     assert_eq!(evicted.unwrap(), 3, "nothing stays pinned");
 }
 

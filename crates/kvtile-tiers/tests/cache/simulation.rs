@@ -5,10 +5,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
 use kvtile_tiers::{
-    cache::{Cache, Clock, DiskWrites, LoadOptions, LookupOptions, StoreOptions, StoreStop},
+    cache::{Cache, Clock, TierWrites, LoadOptions, LookupOptions, StoreOptions, StoreStop},
     disk::medium::Medium,
 };
 
@@ -35,9 +35,9 @@ fn a_cache_on_a_bad_disk_gives_no_wrong_byte_and_keeps_what_was_durable() {
 
 fn open(disk: &SimulatedDisk, clock: &Arc<VirtualClock>, numbers: &mut Numbers) -> Option<Cache> {
     let writes = [
-        DiskWrites::OnEviction,
-        DiskWrites::AtOnce,
-        DiskWrites::AfterUses(2),
+        TierWrites::OnEviction,
+        TierWrites::AtOnce,
+        TierWrites::AfterUses(2),
     ];
     let writes = writes[numbers.index(3)];
     let settings = with_disk(3, std::path::Path::new("simulated"), 60_000)
@@ -145,7 +145,7 @@ fn live(
         let listed = cache.snapshot().blocks;
         let is_there = |key| {
             let mut blocks = listed.iter();
-            blocks.any(|block| block.tier == Tier::Disk && block.key == key)
+            blocks.any(|block| block.tier == TierId::DISK && block.key == key)
         };
         let blocks = keys.iter().take_while(|key| is_there(**key)).count();
         (number, blocks)

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{Cache, LookupOptions};
 
 use super::{
@@ -58,7 +58,7 @@ fn a_flush_waits_for_what_another_thread_is_bringing_to_the_disk() {
     assert_eq!(Engine::new(&cache).store(&keys, 0), 4);
     thread::scope(|scope| {
         gate.set_closed(true);
-        scope.spawn(|| assert_eq!(cache.evict(Tier::Host, 4).unwrap(), 4));
+        scope.spawn(|| assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4));
         // The blocks have left host memory and are not on disk yet.
         gate.wait_for_one();
         scope.spawn(|| {
@@ -68,7 +68,7 @@ fn a_flush_waits_for_what_another_thread_is_bringing_to_the_disk() {
         let flushed = cache.flush();
         assert!(flushed.durable && flushed.failed == 0, "{flushed:?}");
         let found = cache.lookup(&keys, &LookupOptions::default());
-        assert_eq!(found.blocks_in(Tier::Disk), 4);
+        assert_eq!(found.blocks_in(TierId::DISK), 4);
     });
     cache.check_integrity();
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use kvtile_blocks::events::Tier;
+use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::Numbers;
 use kvtile_tiers::{
     TierError,
@@ -33,8 +33,8 @@ fn random_work_of_several_threads_gives_no_wrong_byte_and_leaks_nothing() {
         stats.hit_ratio().is_some_and(|ratio| ratio > 0.1),
         "{stats:?}"
     );
-    let host = cache.pool_stats(Tier::Host).unwrap();
-    assert_eq!(cache.evict(Tier::Host, 12).unwrap(), host.cached);
+    let host = cache.pool_stats(TierId::HOST).unwrap();
+    assert_eq!(cache.evict(TierId::HOST, 12).unwrap(), host.cached);
     assert!(
         cache
             .stats()
@@ -76,10 +76,10 @@ fn a_mixed_load_grows_nothing() {
         round += 1;
         if round % ROUNDS_PER_RESTART == 0 {
             ended(&cache);
-            let before = cache.pool_stats(Tier::Disk).unwrap().cached;
+            let before = cache.pool_stats(TierId::DISK).unwrap().cached;
             drop(cache);
             cache = open();
-            let after = cache.pool_stats(Tier::Disk).unwrap().cached;
+            let after = cache.pool_stats(TierId::DISK).unwrap().cached;
             assert_eq!(
                 after, before,
                 "blocks on disk, before a restart and after it"
@@ -191,9 +191,9 @@ fn work(cache: &Cache, thread: u64, seed: u64) {
         }
         if numbers.once_in(20) {
             let tier = if numbers.once_in(2) {
-                Tier::Host
+                TierId::HOST
             } else {
-                Tier::Disk
+                TierId::DISK
             };
             cache.evict(tier, 1 + numbers.index(4)).unwrap();
         }

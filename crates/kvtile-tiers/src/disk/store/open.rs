@@ -12,7 +12,7 @@ use super::{
     super::{
         capacity, folder,
         folder::{RECORDS_FILE, SLOTS_FILE},
-        manifest::{MANIFEST_PARTIAL_FILE, Manifest, StoreIdentity, file_name},
+        manifest::{MANIFEST_PARTIAL_FILE, Manifest, file_name},
         medium::{FolderMedium, Medium, MediumFile, MediumLock, OpenFile},
         record::{RECORD_STRIDE, Record, SEQUENCE_MAX},
     },
@@ -22,7 +22,7 @@ use super::{
     stats::Counters,
     table::Table,
 };
-use crate::error::TierError;
+use crate::{error::TierError, tier::StoreIdentity};
 
 impl SlotStore {
     /// Opens the folder at `path`, or makes it, and tells which blocks it holds.

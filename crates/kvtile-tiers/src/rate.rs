@@ -10,14 +10,14 @@ const WEIGHT: f64 = 0.2;
 
 /// An exponentially weighted mean of bytes per second; unknown until the first measurement.
 #[derive(Debug, Default)]
-pub(super) struct Rate {
+pub(crate) struct Rate {
     /// Bits of an `f64`; 0 (which is 0.0) while unknown.
     bytes_per_second: AtomicU64,
 }
 
 impl Rate {
     /// `bytes` took `time`.
-    pub(super) fn measured(&self, bytes: u64, time: Duration) {
+    pub(crate) fn measured(&self, bytes: u64, time: Duration) {
         let seconds = time.as_secs_f64();
         if bytes == 0 || seconds <= 0.0 {
             return;
@@ -35,7 +35,7 @@ impl Rate {
     }
 
     /// Bytes per second, once something was measured.
-    pub(super) fn bytes_per_second(&self) -> Option<f64> {
+    pub(crate) fn bytes_per_second(&self) -> Option<f64> {
         let rate = f64::from_bits(self.bytes_per_second.load(Ordering::Relaxed));
         (rate > 0.0).then_some(rate)
     }

@@ -1,0 +1,442 @@
+//! The disk as a tier: the slots of a folder, and the pool that knows which block is in which.
+
+mod read;
+mod threads;
+mod write;
+
+use std::{
+    any::Any,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kvtile_blocks::{
+    BlockId, BlockKey, Tick,
+    events::{StoredBlock as Stored, TierId, TierKind},
+    policy::PolicySettings,
+    pool::{
+        BlockPool, Claim, EventSink, PinReport, PinnedBlocks, PoolSettings, PoolStats, StoredEntry,
+        TenantId,
+    },
+};
+use kvtile_layout::broken;
+use kvtile_transfer::completion::{Completer, Completion};
+
+use self::threads::Threads;
+use super::{
+    DiskSettings, LostBlock, SlotStore, SlotStoreSettings, SlotStoreStats,
+    medium::{FolderMedium, Medium},
+};
+use crate::{
+    clock::Clock,
+    error::TierError,
+    rate::Rate,
+    tier::{
+        Abilities, Answers, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport, Tier,
+        TierContext, TierStats, WriteReport,
+    },
+};
+
+/// Blocks in a folder, behind the contract of tiers. It has one group, `GroupId(0)`.
+#[derive(Debug)]
+pub struct DiskTier {
+    disk: Arc<Disk>,
+    readers: Threads,
+    writer: Threads,
+    /// A sync does not stand before writes, nor behind them.
+    syncer: Threads,
+}
+
+/// What the threads of a disk tier share.
+struct Disk {
+    id: TierId,
+    /// The id of a block in the pool is the number of its slot.
+    pool: Arc<BlockPool>,
+    store: SlotStore,
+    /// Whose block is in which slot.
+    tenants: Box<[AtomicU32]>,
+    /// Blocks that were removed because they were lost or could not be read.
+    damaged: AtomicU64,
+    rate: Rate,
+    clock: Arc<dyn Clock>,
+    /// Held while a batch is written: two batches with the same block do not write it twice.
+    writing: Mutex<()>,
+}
+
+impl std::fmt::Debug for Disk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Disk")
+            .field("id", &self.id)
+            .field("store", &self.store)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Pinned blocks of the disk's pool.
+struct DiskHold {
+    disk: Arc<Disk>,
+    blocks: PinnedBlocks,
+}
+
+impl std::fmt::Debug for DiskHold {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("DiskHold").field(&self.blocks.len()).finish()
+    }
+}
+
+impl Hold for DiskHold {
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn parent(&self, index: usize) -> Option<BlockKey> {
+        self.blocks.parents().nth(index).flatten()
+    }
+
+    fn tenant(&self, index: usize) -> u32 {
+        let Some(&slot) = self.blocks.ids().get(index) else {
+            broken(format_args!("block {index} of {}", self.blocks.len()))
+        };
+        self.disk.tenant(slot)
+    }
+
+    fn split_off(&mut self, at: usize) -> Box<dyn Hold> {
+        Box::new(DiskHold {
+            disk: Arc::clone(&self.disk),
+            blocks: self.blocks.split_off(at),
+        })
+    }
+}
+
+impl Disk {
+    fn tenant(&self, slot: BlockId) -> u32 {
+        self.tenant_of(slot).load(Ordering::Relaxed)
+    }
+
+    fn describe(&self, slot: BlockId, tenant: u32) {
+        self.tenant_of(slot).store(tenant, Ordering::Relaxed);
+    }
+
+    fn tenant_of(&self, slot: BlockId) -> &AtomicU32 {
+        let Some(tenant) = self.tenants.get(slot.index()) else {
+            broken(format_args!("slot {} of {}", slot.0, self.tenants.len()))
+        };
+        tenant
+    }
+
+    fn tick(&self) -> Tick {
+        let millis = self.clock.now().as_millis();
+        Tick(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+
+    /// Pins the leading blocks of `keys` without the policy hearing of it.
+    fn pin(&self, keys: &[BlockKey]) -> PinnedBlocks {
+        let there = keys.get(..self.pool.peek(keys)).unwrap_or_default();
+        let claim = Claim {
+            now: self.tick(),
+            ..Claim::default()
+        };
+        let mut pinned = self.pool.pin(there, &claim);
+        let leading = pinned.positions.iter().zip(0..);
+        let leading = leading.take_while(|(at, place)| *at == place).count();
+        drop(pinned.blocks.split_off(leading));
+        pinned.blocks
+    }
+
+    /// Empties slots whose blocks the pool has given up, so that others may be written there.
+    fn erase(&self, slots: &[BlockId]) {
+        let slots: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
+        if let Err(error) = self.store.erase(&slots) {
+            broken(format_args!(
+                "slots of the pool are not those of the folder: {error}"
+            ))
+        }
+    }
+
+    /// Blocks that were lost, or could not be read, are not found any more.
+    fn remove_damaged(&self, keys: &[BlockKey]) {
+        let removed = self.pool.remove(keys).blocks as u64;
+        self.damaged.fetch_add(removed, Ordering::Relaxed);
+    }
+
+    /// What the disk had taken and lost cannot be found any more.
+    fn drop_lost(&self, lost: &[LostBlock]) {
+        if lost.is_empty() {
+            return;
+        }
+        log::warn!("the {} tier lost {} blocks that it had taken", self.id, lost.len());
+        let keys: Vec<BlockKey> = lost.iter().map(|lost| lost.key).collect();
+        self.remove_damaged(&keys);
+    }
+
+    fn sync(&self) -> SyncReport {
+        let synced = self.store.sync();
+        let mut lost = self.store.take_lost();
+        lost.extend(synced.lost);
+        self.drop_lost(&lost);
+        SyncReport {
+            lost: lost.len(),
+            failure: synced.failure,
+        }
+    }
+}
+
+impl DiskTier {
+    /// Opens the folder of `settings`, or makes it.
+    ///
+    /// # Errors
+    /// A name that a tier cannot have; a folder that is in use, of another identity or layout, on a file system
+    /// that is not local, or that cannot be read or written; a capacity without room for two blocks.
+    pub fn open(settings: &DiskSettings, context: &TierContext) -> Result<DiskTier, TierError> {
+        let medium = Arc::new(FolderMedium::new(&settings.folder));
+        DiskTier::open_on(medium, settings, context)
+    }
+
+    /// The same on another medium than the folder of the settings.
+    ///
+    /// # Errors
+    /// As for [`DiskTier::open`].
+    pub fn open_on(
+        medium: Arc<dyn Medium>,
+        settings: &DiskSettings,
+        context: &TierContext,
+    ) -> Result<DiskTier, TierError> {
+        let id = match &settings.name {
+            None => TierId::DISK,
+            Some(name) => TierId::new(TierKind::Disk, name)?,
+        };
+        let kept = SlotStoreSettings::new(settings.capacity_bytes);
+        let (store, recovered) = SlotStore::create_or_open_on(medium, &kept, &context.identity)?;
+        if recovered.dropped.total() > 0 {
+            log::warn!("left out when the {id} tier was opened: {:?}", recovered.dropped);
+        }
+        let pool = PoolSettings {
+            blocks: store.slots() as usize,
+            ..PoolSettings::default()
+        };
+        let policy = |blocks| PolicySettings::from(settings.policy).build(blocks);
+        let sink = EventSink {
+            log: Arc::clone(&context.events),
+            tier: id,
+        };
+        let pool = BlockPool::with_events(pool, policy, sink)?;
+        let restored = recovered.entries.iter().map(|entry| StoredEntry {
+            block: BlockId(entry.slot),
+            key: entry.key,
+            parent: entry.parent,
+            tenant: TenantId(entry.tenant),
+        });
+        let superfluous = pool.restore(restored, Tick(0))?.superfluous;
+        let disk = Arc::new(Disk {
+            id,
+            tenants: (0..store.slots()).map(|_| AtomicU32::new(0)).collect(),
+            pool,
+            store,
+            damaged: AtomicU64::new(0),
+            rate: Rate::default(),
+            clock: Arc::clone(&context.clock),
+            writing: Mutex::new(()),
+        });
+        for entry in &recovered.entries {
+            disk.describe(BlockId(entry.slot), entry.tenant);
+        }
+        if !superfluous.is_empty() {
+            disk.erase(&superfluous);
+        }
+        let few = usize::from(context.threads > 0);
+        // As many as parts of loads that are under way, and one more for each.
+        let readers = context.threads.saturating_mul(2).min(READERS_MAX);
+        Ok(DiskTier {
+            disk,
+            readers: Threads::new("kvtile-read", readers)?,
+            writer: Threads::new("kvtile-write", few)?,
+            syncer: Threads::new("kvtile-sync", few)?,
+        })
+    }
+
+    /// What its pool counted and holds.
+    #[must_use]
+    pub fn pool_stats(&self) -> PoolStats {
+        self.disk.pool.stats()
+    }
+
+    /// What its folder counted and holds.
+    #[must_use]
+    pub fn store_stats(&self) -> SlotStoreStats {
+        self.disk.store.stats()
+    }
+
+    /// Bytes per second at which it gave blocks lately, once it has given one.
+    #[must_use]
+    pub fn bytes_per_second(&self) -> Option<f64> {
+        self.disk.rate.bytes_per_second()
+    }
+
+    fn hold_of(&self, blocks: PinnedBlocks) -> Option<Box<dyn Hold>> {
+        if blocks.is_empty() {
+            return None;
+        }
+        let disk = Arc::clone(&self.disk);
+        Some(Box::new(DiskHold { disk, blocks }))
+    }
+}
+
+/// Most threads that read.
+const READERS_MAX: usize = 16;
+
+/// The only group of a disk tier.
+const GROUP: GroupId = GroupId(0);
+
+impl Tier for DiskTier {
+    fn id(&self) -> TierId {
+        self.disk.id
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            is_bounded: true,
+            evicts: true,
+            is_durable: true,
+            is_shared: false,
+            verifies: true,
+            answers: Answers::AtOnce,
+        }
+    }
+
+    fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>> {
+        (group == GROUP).then_some(())?;
+        self.hold_of(self.disk.pool.match_prefix(keys, claim))
+    }
+
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
+        (group == GROUP).then_some(())?;
+        self.hold_of(self.disk.pin(keys))
+    }
+
+    fn has(&self, group: GroupId, key: &BlockKey) -> bool {
+        group == GROUP && self.disk.pool.has(key)
+    }
+
+    fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
+        read::start(&self.disk, &self.readers, blocks)
+    }
+
+    fn write(&self, blocks: Vec<BlockWrite>) -> Completion<WriteReport> {
+        write::start(&self.disk, &self.writer, blocks)
+    }
+
+    fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        if group != GROUP {
+            return 0;
+        }
+        let pinned = self.disk.pool.pin(keys, &Claim::default()).blocks;
+        let slots = pinned.ids().to_vec();
+        let removed = self.disk.pool.remove(keys).blocks;
+        self.disk.erase(&slots);
+        drop(pinned);
+        removed
+    }
+
+    fn evict(&self, blocks: usize, now: Tick) -> usize {
+        let leaving = self.disk.pool.evict(blocks, now);
+        self.disk.erase(leaving.ids());
+        leaving.len()
+    }
+
+    fn clear(&self, now: Tick) -> usize {
+        self.evict(usize::MAX, now)
+    }
+
+    fn sync(&self) -> Completion<SyncReport> {
+        let completer = Completer::new(0, 0);
+        let completion = completer.completion();
+        let end = EndOfSync(completer);
+        let disk = Arc::clone(&self.disk);
+        self.syncer.run(move || {
+            let report = disk.sync();
+            end.0.finish(report);
+        });
+        completion
+    }
+
+    fn durable(&self, group: GroupId, keys: &[BlockKey]) -> Vec<bool> {
+        if group != GROUP {
+            return vec![false; keys.len()];
+        }
+        let claim = Claim::default();
+        let pinned = self.disk.pool.pin(keys, &claim);
+        let slots = pinned.blocks.ids().iter().map(|slot| slot.0);
+        let blocks: Vec<(u32, BlockKey)> = slots.zip(pinned.blocks.keys()).collect();
+        let mut durable = vec![false; keys.len()];
+        // Where the files cannot be looked at, none is; the sync before has reported why.
+        let known = self.disk.store.are_durable(&blocks).unwrap_or_default();
+        for (at, known) in pinned.positions.iter().zip(known) {
+            if let Some(one) = durable.get_mut(*at) {
+                *one = known;
+            }
+        }
+        durable
+    }
+
+    fn stats(&self) -> TierStats {
+        // Counted first: what is damaged from here on is only counted the next time.
+        let damaged = self.disk.damaged.load(Ordering::Relaxed);
+        TierStats::of_pool(self.disk.pool.stats(), damaged)
+    }
+
+    fn estimate(&self, blocks: usize) -> Option<Duration> {
+        let rate = self.disk.rate.bytes_per_second()?;
+        let bytes = blocks as f64 * self.disk.store.block_bytes() as f64;
+        Duration::try_from_secs_f64(bytes / rate).ok()
+    }
+
+    fn list(&self, blocks: &mut Vec<Stored>) {
+        self.disk.pool.list_stored(blocks);
+    }
+
+    fn overdue(&self, now: Tick) -> Vec<PinReport> {
+        self.disk.pool.overdue(now)
+    }
+
+    fn maintain(&self) {
+        self.disk.pool.maintain();
+    }
+
+    fn check_integrity(&self) {
+        let disk = &self.disk;
+        disk.pool.check_integrity();
+        disk.store.check_integrity();
+        for entry in disk.pool.snapshot() {
+            let (slot, key) = (entry.block, entry.key);
+            assert_eq!(disk.store.key(slot.0), Some(key), "slot {}", slot.0);
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Ends a sync when it is dropped, whatever became of it. An end that came before counts.
+struct EndOfSync(Completer<SyncReport>);
+
+impl Drop for EndOfSync {
+    fn drop(&mut self) {
+        self.0.finish(SyncReport {
+            lost: 0,
+            failure: Some(given_up("a sync of the disk tier")),
+        });
+    }
+}
+
+/// What work ended with that has no outcome of its own: it panicked, or was not begun before the tier was
+/// closed.
+fn given_up(what: &'static str) -> TierError {
+    match std::thread::panicking() {
+        true => TierError::Panicked { what },
+        false => TierError::Closed,
+    }
+}

@@ -1,0 +1,117 @@
+//! The threads of a disk tier: a list of work and those that take it from there.
+
+use std::{
+    collections::VecDeque,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+};
+
+use crate::error::TierError;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Work>,
+    is_closed: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that holds the lock can leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next work, waited for; `None` once it is closed.
+    fn next(&self) -> Option<Work> {
+        let mut state = self.lock();
+        loop {
+            if state.is_closed {
+                return None;
+            }
+            if let Some(work) = state.waiting.pop_front() {
+                return Some(work);
+            }
+            let waited = self.changed.wait(state);
+            state = waited.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// Some threads, or none: then work is done where it is handed over. When it is dropped, work that was not
+/// begun is dropped, and what was begun comes to its end.
+pub(super) struct Threads {
+    shared: Arc<Shared>,
+    handles: Vec<JoinHandle<()>>,
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Threads").field(&self.handles.len()).finish()
+    }
+}
+
+impl Threads {
+    pub(super) fn new(name: &str, threads: usize) -> Result<Threads, TierError> {
+        let mut started = Threads {
+            shared: Arc::default(),
+            handles: Vec::new(),
+        };
+        for number in 0..threads {
+            let shared = Arc::clone(&started.shared);
+            let thread = std::thread::Builder::new().name(format!("{name}-{number}"));
+            let serve = move || {
+                while let Some(work) = shared.next() {
+                    run(work);
+                }
+            };
+            let handle = thread.spawn(serve).map_err(TierError::thread)?;
+            started.handles.push(handle);
+        }
+        Ok(started)
+    }
+
+    /// How many parts a batch is best cut into.
+    pub(super) fn parts(&self) -> usize {
+        self.handles.len().max(1)
+    }
+
+    /// Hands work over.
+    pub(super) fn run(&self, work: impl FnOnce() + Send + 'static) {
+        if self.handles.is_empty() {
+            run(Box::new(work));
+            return;
+        }
+        self.shared.lock().waiting.push_back(Box::new(work));
+        self.shared.changed.notify_one();
+    }
+}
+
+/// Work that panics has ended its batch by being dropped.
+fn run(work: Work) {
+    if catch_unwind(AssertUnwindSafe(work)).is_err() {
+        log::error!("work of the disk tier panicked; this is a defect; the tier goes on");
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        state.is_closed = true;
+        let left = std::mem::take(&mut state.waiting);
+        drop(state);
+        self.shared.changed.notify_all();
+        drop(left);
+        for handle in self.handles.drain(..) {
+            // What panicked on it was caught and logged there.
+            let _ = handle.join();
+        }
+    }
+}

@@ -1,0 +1,254 @@
+//! Batches of writes: places for all of them, one write of the slot store, then each block after its parent
+//! becomes findable.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, PoisonError},
+};
+
+use kvtile_blocks::{
+    BlockId, BlockKey,
+    pool::{AllocateRequest, Claim, MutableBlocks, PinnedBlocks, TenantId},
+};
+use kvtile_layout::broken;
+use kvtile_transfer::completion::Completion;
+
+use super::{Disk, GROUP, given_up, threads::Threads};
+use crate::{
+    disk::SlotWrite,
+    error::TierError,
+    room::chain_room,
+    tier::{BlockWrite, Gather, NotWritten, WriteReport, Wrote},
+};
+
+type Outcome = Result<Wrote, NotWritten>;
+
+/// Starts writing.
+pub(super) fn start(
+    disk: &Arc<Disk>,
+    threads: &Threads,
+    blocks: Vec<BlockWrite>,
+) -> Completion<WriteReport> {
+    let lost = || Err(NotWritten::Failed(given_up("a write to the disk tier")));
+    let report = |blocks: Vec<Outcome>, elapsed| WriteReport {
+        blocks: blocks.into(),
+        elapsed,
+    };
+    let (completion, part) = Gather::begin(blocks.len(), lost, report);
+    if blocks.is_empty() {
+        return completion;
+    }
+    let disk = Arc::clone(disk);
+    threads.run(move || {
+        let start = disk.clock.now();
+        let outcomes = disk.write_all(&blocks);
+        drop(blocks);
+        let elapsed = disk.clock.now().saturating_sub(start);
+        part.end(outcomes, elapsed);
+    });
+    completion
+}
+
+/// What a batch has done so far.
+struct Batch<'a> {
+    blocks: &'a [BlockWrite],
+    outcomes: Vec<Option<Outcome>>,
+    /// Blocks of the tier that may not be evicted for others of the batch: parents, and what was written.
+    held: Vec<PinnedBlocks>,
+    /// Keys of the batch that are on the tier, or will be unless a write fails.
+    expected: HashSet<BlockKey>,
+}
+
+impl Batch<'_> {
+    /// The outcomes, once all blocks but repeated ones have theirs.
+    fn end(self) -> Vec<Outcome> {
+        let mut of_keys: HashMap<BlockKey, Outcome> = HashMap::new();
+        let ended = self.blocks.iter().zip(self.outcomes);
+        ended
+            .map(|(block, outcome)| {
+                let key = block.name.key;
+                if let Some(outcome) = outcome {
+                    of_keys.insert(key, outcome.clone());
+                    return outcome;
+                }
+                match of_keys.get(&key) {
+                    Some(Ok(_)) => Ok(Wrote::Present),
+                    Some(Err(error)) => Err(error.clone()),
+                    None => broken(format_args!("block {key} has no outcome")),
+                }
+            })
+            .collect()
+    }
+}
+
+impl Disk {
+    /// Writes a batch, as far as there is room.
+    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Outcome> {
+        let writing = self.writing.lock();
+        let _writing = writing.unwrap_or_else(PoisonError::into_inner);
+        let mut batch = Batch {
+            blocks,
+            outcomes: vec![None; blocks.len()],
+            held: Vec::new(),
+            expected: HashSet::new(),
+        };
+        let mut wanted = self.wanted(&mut batch);
+        while !wanted.is_empty() {
+            let tenant = tenant_of(&batch, &wanted);
+            let run = wanted.iter().map_while(|at| batch.blocks.get(*at));
+            let run = run.take_while(|block| block.tenant == tenant).count();
+            let Some(room) = self.slots(run, tenant) else {
+                for at in wanted {
+                    set(&mut batch.outcomes, at, Err(NotWritten::NoRoom));
+                }
+                break;
+            };
+            let rest = wanted.split_off(room.len());
+            self.write_run(&mut batch, &wanted, (room, tenant));
+            wanted = rest;
+        }
+        batch.end()
+    }
+
+    /// The positions of the blocks that are to be written: not there yet, and with a parent.
+    fn wanted(&self, batch: &mut Batch<'_>) -> Vec<usize> {
+        let mut wanted = Vec::new();
+        for (at, block) in batch.blocks.iter().enumerate() {
+            let key = block.name.key;
+            if block.name.group != GROUP {
+                set(&mut batch.outcomes, at, Err(NotWritten::NoParent));
+                continue;
+            }
+            if batch.expected.contains(&key) {
+                // Twice in one batch: the outcome of the first one is that of both.
+                continue;
+            }
+            let there = self.pin(std::slice::from_ref(&key));
+            if !there.is_empty() {
+                batch.held.push(there);
+                batch.expected.insert(key);
+                set(&mut batch.outcomes, at, Ok(Wrote::Present));
+                continue;
+            }
+            if let Some(parent) = block.parent.filter(|key| !batch.expected.contains(key)) {
+                let there = self.pin(std::slice::from_ref(&parent));
+                if there.is_empty() {
+                    set(&mut batch.outcomes, at, Err(NotWritten::NoParent));
+                    continue;
+                }
+                batch.held.push(there);
+            }
+            batch.expected.insert(key);
+            wanted.push(at);
+        }
+        wanted
+    }
+
+    /// Slots for up to `wanted` blocks. What has to leave for them is erased.
+    fn slots(&self, wanted: usize, tenant: u32) -> Option<MutableBlocks> {
+        let request = AllocateRequest {
+            tenant: TenantId(tenant),
+            now: self.tick(),
+        };
+        chain_room(wanted, |blocks| {
+            self.pool.allocate_with(blocks, &request, |leaving| {
+                let slots: Vec<BlockId> = leaving.iter().map(|evicted| evicted.block).collect();
+                self.erase(&slots);
+            })
+        })
+    }
+
+    /// Writes the blocks at the positions `run` into `room`, and registers each whose parent is there.
+    fn write_run(
+        &self,
+        batch: &mut Batch<'_>,
+        run: &[usize],
+        (mut room, tenant): (MutableBlocks, u32),
+    ) {
+        let mut writes = Vec::with_capacity(run.len());
+        let mut unreadable: Vec<(BlockId, TierError)> = Vec::new();
+        for (&at, &slot) in run.iter().zip(room.ids()) {
+            let Some(block) = batch.blocks.get(at) else {
+                broken(format_args!("block {at} of {}", batch.blocks.len()))
+            };
+            match block.from.bytes() {
+                Ok(bytes) => writes.push(SlotWrite {
+                    slot: slot.0,
+                    key: block.name.key,
+                    parent: block.parent,
+                    position: block.position,
+                    tenant: block.tenant,
+                    bytes,
+                }),
+                Err(error) => unreadable.push((slot, error.into())),
+            }
+        }
+        let written = self.store.write(&writes);
+        self.drop_lost(&self.store.take_lost());
+        let failed = written.failed.into_iter();
+        let mut failed: Vec<(BlockId, TierError)> = failed
+            .map(|failed| (BlockId(failed.slot), failed.error))
+            .collect();
+        failed.append(&mut unreadable);
+        for &at in run {
+            let one = room.take(0..1);
+            let [slot] = *one.ids() else {
+                broken(format_args!("{} slots for one block", one.len()))
+            };
+            let failure = failed.iter().find(|(failed, _)| *failed == slot);
+            let outcome = match failure {
+                Some((_, error)) => Err(NotWritten::Failed(error.clone())),
+                None => {
+                    self.describe(slot, tenant);
+                    self.register(batch, at, one)
+                }
+            };
+            if outcome.is_err() {
+                self.erase(&[slot]);
+            }
+            set(&mut batch.outcomes, at, outcome);
+        }
+    }
+
+    /// Makes a written block findable, where its parent is.
+    fn register(&self, batch: &mut Batch<'_>, at: usize, room: MutableBlocks) -> Outcome {
+        let Some(block) = batch.blocks.get(at) else {
+            broken(format_args!("block {at} of {}", batch.blocks.len()))
+        };
+        // The write of a parent in this batch may have failed, and a sync may have lost one.
+        if block.parent.is_some_and(|parent| !self.pool.has(&parent)) {
+            return Err(NotWritten::NoParent);
+        }
+        let key = block.name.key;
+        let failed = |error| NotWritten::Failed(TierError::Blocks(error));
+        let complete = room.complete(std::slice::from_ref(&key), block.parent);
+        let complete = complete.map_err(|rejected| failed(rejected.error))?;
+        let registered = complete.register(&Claim {
+            now: self.tick(),
+            ..Claim::default()
+        });
+        let registered = registered.map_err(|rejected| failed(rejected.error))?;
+        assert!(
+            registered.duplicates.is_empty(),
+            "block {key} was written while another thread wrote it"
+        );
+        batch.held.push(registered.blocks);
+        Ok(Wrote::New)
+    }
+}
+
+fn tenant_of(batch: &Batch<'_>, wanted: &[usize]) -> u32 {
+    let first = wanted.first().and_then(|at| batch.blocks.get(*at));
+    let Some(first) = first else {
+        broken(format_args!("no block of {} is wanted", batch.blocks.len()))
+    };
+    first.tenant
+}
+
+fn set(outcomes: &mut [Option<Outcome>], at: usize, outcome: Outcome) {
+    let blocks = outcomes.len();
+    let Some(one) = outcomes.get_mut(at) else {
+        broken(format_args!("the outcome of block {at} of {blocks}"))
+    };
+    *one = Some(outcome);
+}

@@ -1,0 +1,14 @@
+//! What blocks of a tier are.
+
+use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
+
+/// What must be equal before a block of a tier may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoreIdentity {
+    /// What the values of a block mean.
+    pub logical: LogicalIdentity,
+    /// How one block lies ([`LayoutIdentity::of_block`]).
+    pub block_layout: LayoutIdentity,
+    /// Bytes of one block.
+    pub block_bytes: u64,
+}
