@@ -152,7 +152,10 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
     for seed in 0..20 {
         println!("seed {seed}");
         let log = log(64);
-        let owners = [Owner::new(&log, TierId::HOST), Owner::new(&log, TierId::DISK)];
+        let owners = [
+            Owner::new(&log, TierId::HOST),
+            Owner::new(&log, TierId::DISK),
+        ];
         let done = AtomicBool::new(false);
         let (mirror, lagged) = std::thread::scope(|scope| {
             let follower = scope.spawn(|| follow(&owners, &done));

@@ -21,8 +21,8 @@ mod clock;
 pub mod disk;
 mod error;
 pub mod metrics;
-pub mod replay;
 mod rate;
+pub mod replay;
 mod room;
 pub mod tier;
 

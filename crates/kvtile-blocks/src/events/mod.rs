@@ -31,9 +31,9 @@
 mod log;
 mod mirror;
 mod subscriber;
-mod tier;
 #[cfg(test)]
 mod tests;
+mod tier;
 
 pub use log::EventLog;
 pub use mirror::Mirror;

@@ -91,7 +91,10 @@ fn a_subscriber_reads_only_what_comes_after_it_subscribed() {
     let mut subscriber = log.subscribe();
     assert_eq!(subscriber.next_sequence(), 1);
     log.cleared(TierId::HOST);
-    assert_eq!(poll_all(&mut subscriber).first().unwrap().tier, TierId::HOST);
+    assert_eq!(
+        poll_all(&mut subscriber).first().unwrap().tier,
+        TierId::HOST
+    );
 }
 
 #[test]

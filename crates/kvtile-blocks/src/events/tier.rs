@@ -94,9 +94,8 @@ impl TierId {
     /// # Errors
     /// Another name.
     pub fn new(kind: TierKind, name: &str) -> Result<TierId, BlocksError> {
-        let allowed = |byte: u8| {
-            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte)
-        };
+        let allowed =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
         let mut bytes = [0; TIER_NAME_BYTES_MAX];
         match bytes.get_mut(..name.len()) {
             Some(room) if !name.is_empty() && name.bytes().all(allowed) => {
@@ -182,7 +181,10 @@ mod tests {
             (TierId::DISK, "disk"),
             (scratch, "disk:scratch"),
             (longest, "remote:a-b_c.d12345678"),
-            (TierId::new(TierKind::Object, "host").unwrap(), "object:host"),
+            (
+                TierId::new(TierKind::Object, "host").unwrap(),
+                "object:host",
+            ),
         ] {
             assert_eq!(tier.to_string(), text);
             assert_eq!(text.parse::<TierId>().unwrap(), tier);
@@ -197,7 +199,10 @@ mod tests {
     #[test]
     fn ids_are_ordered_by_kind_and_name_and_differ_in_either() {
         let of = |text: &str| text.parse::<TierId>().unwrap();
-        let order = ["device", "host", "disk:a", "disk:b", "disk", "object", "remote"].map(of);
+        let order = [
+            "device", "host", "disk:a", "disk:b", "disk", "object", "remote",
+        ]
+        .map(of);
         // "disk" is named disk, which comes after a and b.
         assert!(order.is_sorted());
         assert_ne!(of("disk:x"), of("object:x"));

@@ -75,7 +75,11 @@ impl Engine {
             fingerprint: fingerprint.to_string(),
             host_blocks: count(TierId::HOST),
             disk_blocks: count(TierId::DISK),
-            found_blocks: stats.present.get(&TierId::DISK).copied().unwrap_or_default(),
+            found_blocks: stats
+                .present
+                .get(&TierId::DISK)
+                .copied()
+                .unwrap_or_default(),
             seconds: started.elapsed().as_secs_f64(),
         };
         let engine = Self {

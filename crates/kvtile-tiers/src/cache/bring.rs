@@ -155,7 +155,13 @@ impl Inner {
         let mut registered = Vec::with_capacity(came.len());
         for (block, came) in blocks.iter().zip(came) {
             let one = room.take(0..1);
-            registered.push(came.and_then(|()| self.register(block, one)));
+            let block = came.and_then(|()| self.register(block, one));
+            let is_end = block.is_err();
+            registered.push(block);
+            if is_end {
+                // No lookup would find what follows.
+                break;
+            }
         }
         registered
     }
@@ -236,7 +242,10 @@ impl Inner {
             self.metrics.checked(below.id, came, 0);
         }
         let lost = |miss| self.lost(below, &miss);
-        verified.into_iter().map(|block| block.map_err(lost)).collect()
+        verified
+            .into_iter()
+            .map(|block| block.map_err(lost))
+            .collect()
     }
 
     /// Compares a block that the tier did not verify with the checksum that was written with it. One that is
@@ -264,7 +273,9 @@ impl Inner {
         let place: Arc<dyn Any + Send + Sync> = Arc::new(());
         let lent = self.host.lend(&self.manager, (id, LeaseMode::Read), place);
         let lent = lent.map_err(TierMiss::Failed)?;
-        let bytes = lent.bytes().map_err(|error| TierMiss::Failed(error.into()))?;
+        let bytes = lent
+            .bytes()
+            .map_err(|error| TierMiss::Failed(error.into()))?;
         match content_checksum(&wanted.key, wanted.position, bytes) == checksum {
             true => Ok(()),
             false => damaged("it fails its checksum"),

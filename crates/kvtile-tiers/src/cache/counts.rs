@@ -39,12 +39,25 @@ impl Inner {
         }
     }
 
-    fn observe_tier(&self, tier: TierId, seen: &Mutex<TierStats>, stats: impl FnOnce() -> TierStats) {
+    fn observe_tier(
+        &self,
+        tier: TierId,
+        seen: &Mutex<TierStats>,
+        stats: impl FnOnce() -> TierStats,
+    ) {
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         let now = stats();
         let gone = [
-            (EvictionReason::Capacity, now.evicted_for_room, seen.evicted_for_room),
-            (EvictionReason::Quota, now.evicted_for_quota, seen.evicted_for_quota),
+            (
+                EvictionReason::Capacity,
+                now.evicted_for_room,
+                seen.evicted_for_room,
+            ),
+            (
+                EvictionReason::Quota,
+                now.evicted_for_quota,
+                seen.evicted_for_quota,
+            ),
             (EvictionReason::Removed, now.removed, seen.removed),
             (EvictionReason::Damaged, now.damaged, seen.damaged),
         ];

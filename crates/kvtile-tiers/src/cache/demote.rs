@@ -160,7 +160,11 @@ impl Inner {
             }
         }
         let mut outcomes = self.write_all(below, wanted);
-        outcomes.extend(absent.into_iter().map(|key| (key, Err(Unwritten::NoAncestor))));
+        outcomes.extend(
+            absent
+                .into_iter()
+                .map(|key| (key, Err(Unwritten::NoAncestor))),
+        );
         let outcome = |key: &BlockKey| match outcomes.get(key) {
             Some(outcome) => outcome.clone(),
             None => Ok(Wrote::Present),
@@ -237,7 +241,8 @@ impl Inner {
             }
             self.metrics.left_out(below.id, left_out);
         }
-        self.host.weigh_anchors(leaving.iter().map(|evicted| evicted.block));
+        self.host
+            .weigh_anchors(leaving.iter().map(|evicted| evicted.block));
         drop(place);
         if self.settings.workers == 0 {
             for below in &self.below {

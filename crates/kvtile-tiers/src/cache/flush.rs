@@ -37,9 +37,6 @@ pub struct FlushReport {
     pub durable: bool,
 }
 
-/// Blocks that are written in one batch, so that a flush sees its time.
-const BATCH_BLOCKS: usize = 64;
-
 /// What a flush of one tier came to.
 struct Progress {
     /// The keys that were to be on the tier, and whether each is durable there.
@@ -170,7 +167,7 @@ impl Inner {
             if progress.failures >= FAILURES_MAX {
                 break;
             }
-            let (batch, after) = left.split_at(left.len().min(BATCH_BLOCKS));
+            let (batch, after) = left.split_at(left.len().min(self.batch_blocks()));
             left = after;
             let outcomes = self.write_keys(below, batch);
             for (key, outcome) in batch.iter().zip(outcomes) {

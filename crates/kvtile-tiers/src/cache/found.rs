@@ -230,7 +230,10 @@ fn segments(inner: &Inner, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
             return segments;
         };
         let tier = first.tier;
-        let same = leaving.iter().take_while(|block| block.tier == tier).count();
+        let same = leaving
+            .iter()
+            .take_while(|block| block.tier == tier)
+            .count();
         let (mine, _) = rest.split_at(same);
         let leaving = leaving.into_iter().take(same).collect();
         segments.push(Segment::new(inner, mine, Place::Leaving(tier, leaving)));

@@ -318,11 +318,7 @@ impl LoadPart {
     pub(super) fn run(mut self, inner: &Inner) {
         self.has_begun = true;
         while let Some(piece) = self.pieces.front() {
-            let left: usize = self
-                .pieces
-                .iter()
-                .map(|piece| piece.segment.blocks())
-                .sum();
+            let left: usize = self.pieces.iter().map(|piece| piece.segment.blocks()).sum();
             let stopped = if self.load.completer.is_cancelled() {
                 inner.metrics.lost(MissReason::Cancelled, left as u64);
                 Err((0, LoadStop::Cancelled))
@@ -375,12 +371,7 @@ impl Piece {
     }
 
     /// In batches, as far as host memory has room.
-    fn bring_from(
-        &self,
-        inner: &Inner,
-        load: &Load,
-        tier: usize,
-    ) -> Result<(), (usize, LoadStop)> {
+    fn bring_from(&self, inner: &Inner, load: &Load, tier: usize) -> Result<(), (usize, LoadStop)> {
         let below = inner.tier(tier);
         let wanted = self.wanted();
         let most = inner.batch_blocks();

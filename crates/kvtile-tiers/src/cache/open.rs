@@ -136,7 +136,10 @@ impl CacheBuilder {
         };
         let below = open_below(&settings, self.medium, self.tiers, &context)?;
         let tiers = below.iter().map(|below| below.id);
-        let tiers: Vec<TierId> = [TierId::DEVICE, TierId::HOST].into_iter().chain(tiers).collect();
+        let tiers: Vec<TierId> = [TierId::DEVICE, TierId::HOST]
+            .into_iter()
+            .chain(tiers)
+            .collect();
         let sink = EventSink {
             log: Arc::clone(&events),
             tier: TierId::HOST,

@@ -209,7 +209,10 @@ mod tests {
         for _ in 1..SYNC_BLOCKS {
             spill.wrote(1, start);
         }
-        assert_eq!(spill.due(start, Pauses::default()), Due::Write(vec![key(1)]));
+        assert_eq!(
+            spill.due(start, Pauses::default()),
+            Due::Write(vec![key(1)])
+        );
         assert_eq!(spill.due(start, Pauses::default()), Due::Nothing);
         assert_eq!(spill.due(start + SYNC_WITHIN, Pauses::default()), Due::Sync);
         spill.wrote(1, start);

@@ -17,9 +17,7 @@ use kvtile_transfer::{
     completion::{Completer, Completion},
 };
 
-use super::{
-    Inner, Priority, QueueLabel, StoreOptions, host::ids, job::Job, parent::Parent,
-};
+use super::{Inner, Priority, QueueLabel, StoreOptions, host::ids, job::Job, parent::Parent};
 use crate::{error::TierError, room::chain_room, tier::TierWrites};
 
 /// Why a store ended before its last block.
@@ -251,9 +249,7 @@ impl StoreJob {
                         continue;
                     }
                     // Blocks without room in host memory may be in a tier already.
-                    None => {
-                        Parent::hold_leading_below(inner, rest).ok_or(StoreStop::HostFull)?
-                    }
+                    None => Parent::hold_leading_below(inner, rest).ok_or(StoreStop::HostFull)?,
                 },
             };
             done.present += blocks;

@@ -125,7 +125,10 @@ impl Place {
             present: gauge(names::PRESENT),
             capacity: gauge(names::CAPACITY),
             evicted: By::all(|reason: EvictionReason| {
-                let labels = [("tier", tier.to_string()), ("reason", reason.name().to_owned())];
+                let labels = [
+                    ("tier", tier.to_string()),
+                    ("reason", reason.name().to_owned()),
+                ];
                 Counter::new(counter!(names::EVICTED, &labels))
             }),
             checked: count(names::CHECKED),

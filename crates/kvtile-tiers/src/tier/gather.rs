@@ -64,16 +64,16 @@ impl<O, R: Clone> Gather<O, R> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn set(
-        &self,
-        blocks: Range<usize>,
-        mut outcome: impl FnMut() -> O,
-        elapsed: Duration,
-    ) {
+    fn set(&self, blocks: Range<usize>, mut outcome: impl FnMut() -> O, elapsed: Duration) {
         let mut state = self.lock();
         state.elapsed = state.elapsed.max(elapsed);
         let mut set = 0;
-        for one in state.outcomes.iter_mut().take(blocks.end).skip(blocks.start) {
+        for one in state
+            .outcomes
+            .iter_mut()
+            .take(blocks.end)
+            .skip(blocks.start)
+        {
             if one.is_none() {
                 *one = Some(outcome());
                 set += 1;
@@ -100,7 +100,11 @@ impl<O, R: Clone> Part<O, R> {
     /// Takes out the blocks behind the first `blocks`.
     #[must_use]
     pub fn split_off(&mut self, blocks: usize) -> Part<O, R> {
-        let middle = self.blocks.start.saturating_add(blocks).min(self.blocks.end);
+        let middle = self
+            .blocks
+            .start
+            .saturating_add(blocks)
+            .min(self.blocks.end);
         let rest = middle..self.blocks.end;
         self.blocks.end = middle;
         Part {
@@ -115,7 +119,11 @@ impl<O, R: Clone> Part<O, R> {
     /// If there are not as many outcomes as blocks.
     pub fn end(self, outcomes: Vec<O>, elapsed: Duration) {
         let blocks = self.blocks();
-        assert_eq!(outcomes.len(), blocks.len(), "outcomes of blocks {blocks:?}");
+        assert_eq!(
+            outcomes.len(),
+            blocks.len(),
+            "outcomes of blocks {blocks:?}"
+        );
         let mut outcomes = outcomes.into_iter();
         let lost = self.gather.lost;
         self.gather

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Barrier, thread};
 
 use kvtile_blocks::{BlockKey, events::TierId, policy::PolicyKind};
 use kvtile_tiers::cache::{
-    Cache, CacheSettings, TierWrites, LookupOptions, Priority, StoreOptions, StoreStop,
+    Cache, CacheSettings, LookupOptions, Priority, StoreOptions, StoreStop, TierWrites,
 };
 
 use super::common::{Engine, chain, engine_layout, settings, with_disk};

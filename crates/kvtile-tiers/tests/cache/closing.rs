@@ -10,7 +10,7 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_tiers::cache::{Cache, Clock, TierWrites, LoadOptions, LookupOptions, StoreOptions};
+use kvtile_tiers::cache::{Cache, Clock, LoadOptions, LookupOptions, StoreOptions, TierWrites};
 
 use super::{
     bounds::VirtualClock,
@@ -73,7 +73,7 @@ impl Clock for Hasty {
 #[test]
 fn closing_takes_no_longer_than_it_may_and_says_what_was_late() {
     let folder = tempfile::tempdir().unwrap();
-    let settings = with_disk(32, folder.path(), DISK).workers(0);
+    let settings = with_disk(128, folder.path(), 4 << 20).workers(0);
     let open = |seconds| {
         let settings = settings.clone().close_within(Duration::from_secs(seconds));
         let clock = Arc::new(Hasty(VirtualClock::default()));
@@ -82,15 +82,19 @@ fn closing_takes_no_longer_than_it_may_and_says_what_was_late() {
             .open(engine_layout())
             .unwrap()
     };
-    let cache = open(40);
-    Engine::new(&cache).store(&chain(1, 20), 0);
+    let cache = open(150);
+    // More than one batch.
+    for number in 0..5 {
+        Engine::new(&cache).store(&chain(number, 20), 0);
+    }
     let report = cache.close();
     assert!(report.written > 0 && report.late > 0, "{report:?}");
-    assert_eq!(report.written + report.late, 20, "{report:?}");
+    assert_eq!(report.written + report.late, 100, "{report:?}");
     assert!(!report.durable);
     let cache = open(0);
-    assert_eq!(Engine::new(&cache).load(&chain(1, 20), 0), report.written);
-    Engine::new(&cache).store(&chain(2, 20), 0);
+    let loaded = |number| Engine::new(&cache).load(&chain(number, 20), 0);
+    assert_eq!((0..5).map(loaded).sum::<usize>(), report.written);
+    Engine::new(&cache).store(&chain(9, 20), 0);
     assert_eq!(cache.close().written, 0, "0 s are for nothing");
 }
 
@@ -120,7 +124,10 @@ fn closing_gives_everything_back_while_matches_live() {
     let given_back = before.saturating_sub(resident_bytes());
     assert!(given_back > HOST / 2, "{given_back} bytes were given back");
     assert_eq!((nothing.blocks(), found.blocks()), (0, 0));
-    assert_eq!((found.blocks_in(TierId::HOST), found.tiers().count()), (0, 0));
+    assert_eq!(
+        (found.blocks_in(TierId::HOST), found.tiers().count()),
+        (0, 0)
+    );
     let found = found.skip(1).truncate(3);
     let again = Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
     let again = again.expect("the folder is free");

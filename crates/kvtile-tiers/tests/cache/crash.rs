@@ -15,7 +15,7 @@ use std::{
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::Numbers;
-use kvtile_tiers::cache::{Cache, CacheSettings, TierWrites, LookupOptions};
+use kvtile_tiers::cache::{Cache, CacheSettings, LookupOptions, TierWrites};
 
 use super::common::{Engine, chain, engine_layout, number, with_disk};
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use kvtile_blocks::events::{Mirror, TierId};
 use kvtile_layout::{Shape, Unit, Word};
 use kvtile_tiers::{
-    cache::{Cache, TierWrites, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop},
+    cache::{Cache, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop, TierWrites},
     metrics::{MissReason, MoveStats},
 };
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout};
@@ -204,7 +204,14 @@ fn prefetching_brings_blocks_to_host_memory() {
     }
     let cache = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
     let report = cache.prefetch(&keys).unwrap().wait();
-    assert_eq!((report.blocks, report.blocks_from(TierId::DISK), report.bytes), (5, 5, 0));
+    assert_eq!(
+        (
+            report.blocks,
+            report.blocks_from(TierId::DISK),
+            report.bytes
+        ),
+        (5, 5, 0)
+    );
     assert_eq!(blocks_in(&cache, &keys, TierId::HOST), 5);
 }
 

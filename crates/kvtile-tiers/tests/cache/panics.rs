@@ -15,8 +15,8 @@ use std::{
 
 use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{
-    Cache, CacheSettings, Clock, TierWrites, FlushReport, LoadOptions, LoadStop, LookupOptions,
-    StoreOptions, StoreStop, SystemClock,
+    Cache, CacheSettings, Clock, FlushReport, LoadOptions, LoadStop, LookupOptions, StoreOptions,
+    StoreStop, SystemClock, TierWrites,
 };
 
 use super::{
@@ -69,7 +69,10 @@ fn with_medium(settings: CacheSettings, operation: Operation) -> (Cache, Armed) 
     );
     let medium = HookedFolder::new(&folder, move |now| {
         // Syncs read as well, to see whether the files are whole; loads alone are meant.
-        let is_load = thread::current().name() == Some("kvtile-cache-0");
+        let thread = thread::current();
+        let is_load = thread
+            .name()
+            .is_some_and(|name| name.starts_with("kvtile-read"));
         let is_meant = now == operation && (now != Operation::Read || is_load);
         assert!(
             !is_meant || !hook.load(Ordering::SeqCst),

@@ -3,7 +3,7 @@
 use kvtile_layout::Word;
 use kvtile_tiers::{
     TierError,
-    cache::{Cache, CacheSettings, TierWrites, LoadOptions, LookupOptions, StoreOptions},
+    cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions, TierWrites},
 };
 
 use super::common::{

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
 use kvtile_tiers::{
-    cache::{Cache, Clock, TierWrites, LoadOptions, LookupOptions, StoreOptions, StoreStop},
+    cache::{Cache, Clock, LoadOptions, LookupOptions, StoreOptions, StoreStop, TierWrites},
     disk::medium::Medium,
 };
 

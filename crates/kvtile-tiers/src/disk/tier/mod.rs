@@ -167,7 +167,11 @@ impl Disk {
         if lost.is_empty() {
             return;
         }
-        log::warn!("the {} tier lost {} blocks that it had taken", self.id, lost.len());
+        log::warn!(
+            "the {} tier lost {} blocks that it had taken",
+            self.id,
+            lost.len()
+        );
         let keys: Vec<BlockKey> = lost.iter().map(|lost| lost.key).collect();
         self.remove_damaged(&keys);
     }
@@ -211,7 +215,10 @@ impl DiskTier {
         let kept = SlotStoreSettings::new(settings.capacity_bytes);
         let (store, recovered) = SlotStore::create_or_open_on(medium, &kept, &context.identity)?;
         if recovered.dropped.total() > 0 {
-            log::warn!("left out when the {id} tier was opened: {:?}", recovered.dropped);
+            log::warn!(
+                "left out when the {id} tier was opened: {:?}",
+                recovered.dropped
+            );
         }
         let pool = PoolSettings {
             blocks: store.slots() as usize,

@@ -72,7 +72,11 @@ impl Disk {
                 what: miss.to_string(),
             },
         };
-        log::warn!("block {key} in slot {} of the {} tier is lost: {miss}", slot.0, self.id);
+        log::warn!(
+            "block {key} in slot {} of the {} tier is lost: {miss}",
+            slot.0,
+            self.id
+        );
         self.remove_damaged(std::slice::from_ref(&key));
         self.erase(&[slot]);
         Err(outcome)

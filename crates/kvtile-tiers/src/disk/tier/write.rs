@@ -200,7 +200,7 @@ impl Disk {
                 Some((_, error)) => Err(NotWritten::Failed(error.clone())),
                 None => {
                     self.describe(slot, tenant);
-                    self.register(batch, at, one)
+                    self.register(batch, (at, slot), one)
                 }
             };
             if outcome.is_err() {
@@ -211,7 +211,12 @@ impl Disk {
     }
 
     /// Makes a written block findable, where its parent is.
-    fn register(&self, batch: &mut Batch<'_>, at: usize, room: MutableBlocks) -> Outcome {
+    fn register(
+        &self,
+        batch: &mut Batch<'_>,
+        (at, slot): (usize, BlockId),
+        room: MutableBlocks,
+    ) -> Outcome {
         let Some(block) = batch.blocks.get(at) else {
             broken(format_args!("block {at} of {}", batch.blocks.len()))
         };
@@ -232,6 +237,13 @@ impl Disk {
             registered.duplicates.is_empty(),
             "block {key} was written while another thread wrote it"
         );
+        // A sync that lost the block before it was registered did not find it in the pool; one that loses it
+        // from here on does.
+        if self.store.key(slot.0) != Some(key) {
+            self.remove_damaged(std::slice::from_ref(&key));
+            let slot = slot.0;
+            return Err(NotWritten::Failed(TierError::SyncFailedMeanwhile { slot }));
+        }
         batch.held.push(registered.blocks);
         Ok(Wrote::New)
     }
