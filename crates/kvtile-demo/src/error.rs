@@ -317,7 +317,7 @@ pub enum DemoError {
         /// The request.
         number: usize,
         /// Where the prefix must be.
-        tier: Tier,
+        tier: TierId,
         /// Blocks of the prefix.
         expected: usize,
         /// Blocks that the lookup found there.

@@ -1,10 +1,18 @@
 //! Reports: what copies, loads, stores and flushes came to.
 
+use std::collections::BTreeMap;
+
 use kvtile::{
+    blocks::events::TierId,
     tiers::cache::{FlushReport, LoadReport, LoadStop, StoreReport, StoreStop},
     transfer::TransferReport,
 };
 use pyo3::prelude::*;
+
+use crate::{
+    arguments::text::{self, Text},
+    cache::tier_of,
+};
 
 /// What a finished copy did.
 #[pyclass(name = "TransferReport", module = "kvtile", frozen)]
@@ -63,16 +71,22 @@ impl PyLoadReport {
         self.0.wanted
     }
 
-    /// Blocks that came from host memory.
-    #[getter(from_host)]
-    fn blocks_from_host(&self) -> usize {
-        self.0.from_host
+    /// Blocks that came from each tier, by its name; tiers that gave none are left out.
+    #[getter(from_tiers)]
+    fn blocks_by_tier(&self) -> BTreeMap<String, usize> {
+        let host = (TierId::HOST, self.0.from_host);
+        let tiers = std::iter::once(host).chain(self.0.from_below.iter().copied());
+        let gave = tiers.filter(|(_, blocks)| *blocks > 0);
+        gave.map(|(tier, blocks)| (tier.to_string(), blocks))
+            .collect()
     }
 
-    /// Blocks that were read from disk.
-    #[getter(from_disk)]
-    fn blocks_from_disk(&self) -> usize {
-        self.0.from_disk
+    /// Blocks that came from ``tier``; 0 for a tier that gave none.
+    ///
+    /// Raises:
+    ///     RequestError: a name that no tier has.
+    fn blocks_from(&self, #[pyo3(from_py_with = text::tier)] tier: Text) -> PyResult<usize> {
+        Ok(self.0.blocks_from(tier_of(&tier)?))
     }
 
     /// Payload bytes that were copied to the engine.
@@ -88,7 +102,7 @@ impl PyLoadReport {
     }
 
     /// Why not all of them came: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"lost"`` (not what was
-    /// written, or not readable), ``"evicted"``, ``"host_full"``, ``"pool"``, ``"transfer"`` or
+    /// written, or not readable), ``"evicted"``, ``"late"`` (a tier did not answer in time), ``"host_full"``, ``"pool"``, ``"transfer"`` or
     /// ``"panicked"`` (a defect of kvtile); None where all came.
     #[getter]
     fn stopped(&self) -> Option<&'static str> {
@@ -99,6 +113,7 @@ impl PyLoadReport {
             LoadStop::Panicked => "panicked",
             LoadStop::Lost => "lost",
             LoadStop::Evicted => "evicted",
+            LoadStop::Late => "late",
             LoadStop::HostFull => "host_full",
             LoadStop::Pool(_) => "pool",
             LoadStop::Transfer(_) => "transfer",
@@ -117,19 +132,18 @@ impl PyLoadReport {
     }
 
     fn __repr__(&self) -> String {
-        let LoadReport {
-            blocks,
-            wanted,
-            from_host,
-            from_disk,
-            ..
-        } = self.0;
+        let LoadReport { blocks, wanted, .. } = self.0;
+        let tiers = self.blocks_by_tier();
+        let tiers: Vec<String> = tiers
+            .iter()
+            .map(|(tier, blocks)| format!("{tier:?}: {blocks}"))
+            .collect();
         let stopped = self
             .stopped()
             .map_or("None".to_owned(), |stop| format!("{stop:?}"));
         format!(
-            "LoadReport(blocks={blocks}, wanted={wanted}, from_host={from_host}, \
-             from_disk={from_disk}, stopped={stopped})"
+            "LoadReport(blocks={blocks}, wanted={wanted}, from_tiers={{{}}}, stopped={stopped})",
+            tiers.join(", ")
         )
     }
 }

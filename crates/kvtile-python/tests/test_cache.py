@@ -79,7 +79,7 @@ def test_what_was_stored_is_found_and_loaded(engine: Engine, cache: kvtile.Cache
     load = cache.load(found, [10, 11, 12])
     assert load.wait_layer(0, 10) and load.wait_layer(1, 10)
     report = load.wait(10)
-    assert (report.blocks, report.wanted, report.from_host, report.stopped) == (3, 3, 3, None)
+    assert (report.blocks, report.wanted, report.from_tiers, report.stopped) == (3, 3, {"host": 3}, None)
     assert load.done() and "ended" in repr(load)
     for block in range(3):
         assert engine.block(block) == engine.block(block + 10)
@@ -215,11 +215,11 @@ def test_blocks_outlive_the_process_on_disk_and_only_for_their_identity(tmp_path
     other = Engine("BLKNHC")
     assert other.identity == engine.identity
     with kvtile.Cache(other.identity, other.layout, **settings) as cache:
-        assert cache.prefetch(keys[:2]).wait(10).from_disk == 2
+        assert cache.prefetch(keys[:2]).wait(10).blocks_from("disk") == 2
         found = cache.lookup(keys)
         assert found.tiers == ["host"] * 2 + ["disk"] * 4
         report = cache.load(found, range(6)).wait(10)
-        assert (report.blocks, report.from_host, report.from_disk) == (6, 2, 4)
+        assert (report.blocks, report.from_tiers) == (6, {"host": 2, "disk": 4})
         assert cache.stats()["checked"]["disk"] == 6
     same = Engine()
     kvtile.copy_blocks(other.layout, same.layout, range(6))

@@ -116,6 +116,10 @@ impl TierId {
 
     /// Its name, without its kind.
     #[must_use]
+    #[expect(
+        clippy::missing_panics_doc,
+        reason = "every constructor admits ASCII names only"
+    )]
     pub fn name(&self) -> &str {
         let length = self.name.iter().position(|byte| *byte == 0);
         let (name, _) = self.name.split_at(length.unwrap_or(TIER_NAME_BYTES_MAX));

@@ -116,7 +116,7 @@ impl Engine {
         &self,
         number: usize,
         keys: &[BlockKey],
-        (expected, tier): (usize, Tier),
+        (expected, tier): (usize, TierId),
         blocks: &[usize],
     ) -> Result<LoadReport, DemoError> {
         let found = self.cache.lookup(keys, &LookupOptions::default());

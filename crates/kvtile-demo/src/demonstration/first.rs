@@ -180,7 +180,7 @@ impl Prompts {
     }
 
     /// Request `index`, whose prefix must be in `tier`.
-    fn request(&self, index: usize, tier: Option<Tier>) -> Request<'_> {
+    fn request(&self, index: usize, tier: Option<TierId>) -> Request<'_> {
         Request {
             number: index + 1,
             question: QUESTIONS.get(index).copied().unwrap_or_default(),

@@ -29,7 +29,7 @@ pub(super) struct Request<'a> {
     /// Full blocks that it shares with other requests; fewer than the prompt fills.
     pub(super) prefix_blocks: usize,
     /// Where these blocks must be; `None` where nobody stored them yet.
-    pub(super) tier: Option<Tier>,
+    pub(super) tier: Option<TierId>,
     /// Tokens to answer.
     pub(super) answer_tokens: usize,
 }

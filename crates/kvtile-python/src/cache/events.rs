@@ -28,8 +28,8 @@ impl PyEvent {
 
     /// Where it happened: ``"host"`` or ``"disk"``.
     #[getter]
-    fn tier(&self) -> &'static str {
-        self.0.tier.name()
+    fn tier(&self) -> String {
+        self.0.tier.to_string()
     }
 
     /// What happened: ``"stored"``, ``"removed"``, or ``"cleared"`` for all blocks of the tier.
@@ -141,11 +141,7 @@ impl PySubscriber {
 pub(crate) struct PySnapshot(pub(super) Snapshot);
 
 /// A stored block: its tier, its key, and the key before it.
-type Stored<'py> = (
-    &'static str,
-    Bound<'py, PyBytes>,
-    Option<Bound<'py, PyBytes>>,
-);
+type Stored<'py> = (String, Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>);
 
 #[pymethods]
 impl PySnapshot {
@@ -168,7 +164,7 @@ impl PySnapshot {
         blocks
             .map(|block| {
                 let parent = block.parent.map(|parent| bytes(py, parent));
-                (block.tier.name(), bytes(py, block.key), parent)
+                (block.tier.to_string(), bytes(py, block.key), parent)
             })
             .collect()
     }

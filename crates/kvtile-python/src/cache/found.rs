@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kvtile::{blocks::events::Tier, tiers::cache::Match};
+use kvtile::{blocks::events::TierId, tiers::cache::Match};
 use pyo3::{prelude::*, types::PyTuple};
 
 use super::tier_of;
@@ -64,8 +64,8 @@ impl PyMatch {
 
     /// The tier of each block: ``"host"`` or ``"disk"``.
     #[getter]
-    fn tiers(&self) -> PyResult<Vec<&'static str>> {
-        self.read(|found| found.tiers().map(Tier::name).collect())
+    fn tiers(&self) -> PyResult<Vec<String>> {
+        self.read(|found| found.tiers().map(|tier| tier.to_string()).collect())
     }
 
     /// Of its blocks, those in ``tier``.
@@ -110,10 +110,21 @@ impl PyMatch {
     fn __repr__(&self) -> String {
         match &*self.lock() {
             Some(found) => {
-                let (host, disk) = (found.blocks_in(Tier::Host), found.blocks_in(Tier::Disk));
+                let mut tiers: Vec<(TierId, usize)> = Vec::new();
+                for tier in found.tiers() {
+                    match tiers.iter_mut().find(|(one, _)| *one == tier) {
+                        Some((_, blocks)) => *blocks += 1,
+                        None => tiers.push((tier, 1)),
+                    }
+                }
+                let tiers: Vec<String> = tiers
+                    .iter()
+                    .map(|(tier, blocks)| format!("{blocks} in {tier}"))
+                    .collect();
                 format!(
-                    "<kvtile.Match of {} blocks: {host} in host memory, {disk} on disk>",
-                    found.blocks()
+                    "<kvtile.Match of {} blocks: {}>",
+                    found.blocks(),
+                    tiers.join(", ")
                 )
             }
             None => "<kvtile.Match, loaded or released>".to_owned(),

@@ -17,11 +17,14 @@ use std::{
 use kvtile::{
     blocks::{
         BlockKey,
-        events::Tier,
+        events::TierId,
         policy::Hints,
         pool::{OwnerId, TenantId},
     },
-    tiers::cache::{Cache, FlushReport, LoadOptions, LookupOptions, Priority, StoreOptions},
+    tiers::{
+        cache::{Cache, FlushReport, LoadOptions, LookupOptions, Priority, StoreOptions},
+        disk::DiskTier,
+    },
     transfer::LayoutHandle,
 };
 use pyo3::{prelude::*, types::PyDict};
@@ -172,7 +175,7 @@ fn close(slot: &Slot) -> Option<(bool, FlushReport)> {
     loop {
         match Arc::try_unwrap(cache) {
             Ok(cache) => {
-                let has_disk = cache.pool_stats(Tier::Disk).is_some();
+                let has_disk = cache.pool_stats(TierId::DISK).is_some();
                 return Some((has_disk, cache.close()));
             }
             Err(_) if IN_CALLS.get() > 0 => return None,
@@ -433,7 +436,7 @@ impl PyCache {
         let name = tier_of(&tier)?;
         let stats = self.with(py, |cache| Ok::<_, Failure>(cache.pool_stats(name)))?;
         let stats = stats.ok_or_else(|| {
-            python::RequestError::new_err(format!("this cache has no {} tier", &*tier))
+            python::RequestError::new_err(format!("this cache has no {name} tier"))
         })?;
         stats::object(py, &stats::of_pool(&stats))
     }
@@ -447,7 +450,9 @@ impl PyCache {
     /// Bytes a second at which the disk has given blocks lately; None while it has given none.
     #[getter]
     fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
-        self.with(py, |cache| Ok::<_, Failure>(cache.disk_bytes_per_second()))
+        self.with(py, |cache| {
+            Ok::<_, Failure>(cache.disk().and_then(DiskTier::bytes_per_second))
+        })
     }
 
     /// Bytes of host memory that one block takes: whole pages of 4,096 bytes.
@@ -545,15 +550,7 @@ fn priority_of(name: &str) -> PyResult<Priority> {
 }
 
 /// A tier by its name.
-fn tier_of(name: &str) -> PyResult<Tier> {
-    Tier::ALL
-        .into_iter()
-        .find(|tier| tier.name() == name)
-        .ok_or_else(|| {
-            let names: Vec<&str> = Tier::ALL.iter().map(|tier| tier.name()).collect();
-            python::RequestError::new_err(format!(
-                "there is no tier {name:?}; there are {}",
-                names.join(", ")
-            ))
-        })
+pub(crate) fn tier_of(name: &str) -> PyResult<TierId> {
+    name.parse::<TierId>()
+        .map_err(|error| python::RequestError::new_err(error.to_string()))
 }

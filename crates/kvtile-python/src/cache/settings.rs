@@ -9,7 +9,7 @@ use kvtile::{
     },
     identity::LogicalIdentity,
     layout::{LayoutError, Word},
-    tiers::cache::{CacheSettings, DiskSettings, DiskWrites},
+    tiers::cache::{CacheSettings, DiskSettings, TierWrites},
 };
 use pyo3::{
     prelude::*,
@@ -37,7 +37,7 @@ use crate::{
 struct Disk {
     folder: Option<PathBuf>,
     bytes: Option<u64>,
-    writes: Option<DiskWrites>,
+    writes: Option<TierWrites>,
     policy: Option<PolicyKind>,
     close_within: Option<Duration>,
 }
@@ -154,12 +154,12 @@ fn rate_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<f64> {
     rate.ok_or_else(|| SettingsError::new_err(format!("{name} is larger than any number")))
 }
 
-fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<DiskWrites> {
+fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<TierWrites> {
     let wanted = "\"on_eviction\", \"at_once\" or a number of uses";
     if value.is_instance_of::<PyString>() {
         return match &*text::read("disk_writes", value)? {
-            "on_eviction" => Ok(DiskWrites::OnEviction),
-            "at_once" => Ok(DiskWrites::AtOnce),
+            "on_eviction" => Ok(TierWrites::OnEviction),
+            "at_once" => Ok(TierWrites::AtOnce),
             other => Err(SettingsError::new_err(format!(
                 "disk_writes is {wanted}, not {other:?}"
             ))),
@@ -169,7 +169,7 @@ fn writes_of(value: &Bound<'_, PyAny>) -> PyResult<DiskWrites> {
         return Err(wrong_type("disk_writes", wanted, value));
     }
     let limits = (1, i128::from(u32::MAX));
-    whole("disk_writes", value, limits, Refusal::Setting).map(DiskWrites::AfterUses)
+    whole("disk_writes", value, limits, Refusal::Setting).map(TierWrites::AfterUses)
 }
 
 fn policy_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<PolicyKind> {

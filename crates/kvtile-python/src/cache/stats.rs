@@ -2,7 +2,7 @@
 
 use kvtile::{
     blocks::pool::{PinReport, PoolStats},
-    tiers::cache::Cache,
+    tiers::{cache::Cache, disk::DiskTier},
 };
 use pyo3::{
     prelude::*,
@@ -18,7 +18,7 @@ pub(super) fn of_cache(cache: &Cache) -> Value {
         fields.insert("hit_ratio".to_owned(), json!(stats.hit_ratio()));
         fields.insert(
             "disk_bytes_per_second".to_owned(),
-            json!(cache.disk_bytes_per_second()),
+            json!(cache.disk().and_then(DiskTier::bytes_per_second)),
         );
     }
     value

@@ -216,7 +216,7 @@ fn segments(inner: &Inner, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
     let mark = inner.departures.mark();
     let mut segments = Vec::new();
     let mut at = advance(inner, keys, claim, &mut segments);
-    let is_still = |mark: u64| mark % 2 == 0 && inner.departures.mark() == mark;
+    let is_still = |mark: u64| mark.is_multiple_of(2) && inner.departures.mark() == mark;
     if at == keys.len() || inner.below.is_empty() || is_still(mark) {
         return segments;
     }

@@ -277,7 +277,7 @@ impl Load {
             blocks: stopped.as_ref().map_or(self.wanted, |(first, _)| *first),
             wanted: self.wanted,
             from_host: outcome.from_host,
-            from_below: self.from_below(&outcome.from_below),
+            from_below: self.by_tier(&outcome.from_below),
             bytes: outcome.bytes,
             elapsed: self.clock.now().saturating_sub(self.start),
             stopped: stopped.map(|(_, stop)| stop),
@@ -286,7 +286,7 @@ impl Load {
         self.completer.finish(report);
     }
 
-    fn from_below(&self, blocks: &[usize]) -> Vec<(TierId, usize)> {
+    fn by_tier(&self, blocks: &[usize]) -> Vec<(TierId, usize)> {
         let tiers = self.tiers.iter().copied().zip(blocks.iter().copied());
         tiers.filter(|(_, blocks)| *blocks > 0).collect()
     }

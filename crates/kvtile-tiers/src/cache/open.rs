@@ -135,21 +135,9 @@ impl CacheBuilder {
             threads: settings.workers,
         };
         let below = open_below(&settings, self.medium, self.tiers, &context)?;
-        let tiers = below.iter().map(|below| below.id);
-        let tiers: Vec<TierId> = [TierId::DEVICE, TierId::HOST]
-            .into_iter()
-            .chain(tiers)
-            .collect();
-        let sink = EventSink {
-            log: Arc::clone(&events),
-            tier: TierId::HOST,
-        };
-        let pool = PoolSettings {
-            blocks: blocks as usize,
-            quotas: settings.quotas.clone(),
-            ..PoolSettings::default()
-        };
-        let pool = BlockPool::with_events(pool, policy(settings.policy), sink)?;
+        let mut tiers = vec![TierId::DEVICE, TierId::HOST];
+        tiers.extend(below.iter().map(|below| below.id));
+        let pool = host_pool(&settings, blocks, &events)?;
         let handle = manager.register(storage)?;
         let inner = Arc::new(Inner {
             engine,
@@ -174,11 +162,19 @@ impl CacheBuilder {
             settings,
         });
         inner.count_queue_capacity();
-        let mut cache = Cache {
+        let cache = Cache {
             inner,
             workers: Vec::new(),
             is_closed: false,
         };
+        cache.start()
+    }
+}
+
+impl Cache {
+    /// Starts the threads: those of the queue, and one for each tier.
+    fn start(self) -> Result<Cache, TierError> {
+        let mut cache = self;
         for number in 0..cache.inner.settings.workers {
             cache.spawn(format!("kvtile-cache-{number}"), |inner| inner.work())?;
         }
@@ -192,9 +188,7 @@ impl CacheBuilder {
         }
         Ok(cache)
     }
-}
 
-impl Cache {
     /// Starts a thread. A cache that is dropped because there is none ends the threads that it has.
     fn spawn(
         &mut self,
@@ -237,6 +231,24 @@ pub(super) fn check_identity(
         }),
         _ => Ok(()),
     }
+}
+
+/// The pool of host memory.
+fn host_pool(
+    settings: &CacheSettings,
+    blocks: u32,
+    events: &Arc<EventLog>,
+) -> Result<Arc<BlockPool>, TierError> {
+    let pool = PoolSettings {
+        blocks: blocks as usize,
+        quotas: settings.quotas.clone(),
+        ..PoolSettings::default()
+    };
+    let sink = EventSink {
+        log: Arc::clone(events),
+        tier: TierId::HOST,
+    };
+    Ok(BlockPool::with_events(pool, policy(settings.policy), sink)?)
 }
 
 /// Blocks that host memory has room for.

@@ -56,8 +56,7 @@ struct Disk {
     /// The id of a block in the pool is the number of its slot.
     pool: Arc<BlockPool>,
     store: SlotStore,
-    /// Whose block is in which slot.
-    tenants: Box<[AtomicU32]>,
+    tenants: Tenants,
     /// Blocks that were removed because they were lost or could not be read.
     damaged: AtomicU64,
     rate: Rate,
@@ -75,9 +74,22 @@ impl std::fmt::Debug for Disk {
     }
 }
 
-/// Pinned blocks of the disk's pool.
+/// Whose block is in which slot.
+#[derive(Clone)]
+struct Tenants(Arc<[AtomicU32]>);
+
+impl Tenants {
+    fn of(&self, slot: BlockId) -> &AtomicU32 {
+        let Some(tenant) = self.0.get(slot.index()) else {
+            broken(format_args!("slot {} of {}", slot.0, self.0.len()))
+        };
+        tenant
+    }
+}
+
+/// Pinned blocks of the disk's pool. They do not keep the folder open.
 struct DiskHold {
-    disk: Arc<Disk>,
+    tenants: Tenants,
     blocks: PinnedBlocks,
 }
 
@@ -100,31 +112,21 @@ impl Hold for DiskHold {
         let Some(&slot) = self.blocks.ids().get(index) else {
             broken(format_args!("block {index} of {}", self.blocks.len()))
         };
-        self.disk.tenant(slot)
+        self.tenants.of(slot).load(Ordering::Relaxed)
     }
 
     fn split_off(&mut self, at: usize) -> Box<dyn Hold> {
         Box::new(DiskHold {
-            disk: Arc::clone(&self.disk),
+            tenants: self.tenants.clone(),
             blocks: self.blocks.split_off(at),
         })
     }
 }
 
 impl Disk {
-    fn tenant(&self, slot: BlockId) -> u32 {
-        self.tenant_of(slot).load(Ordering::Relaxed)
-    }
-
+    /// Notes whose block is in a slot.
     fn describe(&self, slot: BlockId, tenant: u32) {
-        self.tenant_of(slot).store(tenant, Ordering::Relaxed);
-    }
-
-    fn tenant_of(&self, slot: BlockId) -> &AtomicU32 {
-        let Some(tenant) = self.tenants.get(slot.index()) else {
-            broken(format_args!("slot {} of {}", slot.0, self.tenants.len()))
-        };
-        tenant
+        self.tenants.of(slot).store(tenant, Ordering::Relaxed);
     }
 
     fn tick(&self) -> Tick {
@@ -239,7 +241,7 @@ impl DiskTier {
         let superfluous = pool.restore(restored, Tick(0))?.superfluous;
         let disk = Arc::new(Disk {
             id,
-            tenants: (0..store.slots()).map(|_| AtomicU32::new(0)).collect(),
+            tenants: Tenants((0..store.slots()).map(|_| AtomicU32::new(0)).collect()),
             pool,
             store,
             damaged: AtomicU64::new(0),
@@ -286,8 +288,8 @@ impl DiskTier {
         if blocks.is_empty() {
             return None;
         }
-        let disk = Arc::clone(&self.disk);
-        Some(Box::new(DiskHold { disk, blocks }))
+        let tenants = self.disk.tenants.clone();
+        Some(Box::new(DiskHold { tenants, blocks }))
     }
 }
 
