@@ -13,8 +13,8 @@ use super::{
 use crate::{
     error::TierError,
     tier::{
-        Abilities, BlockName, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport, Tier,
-        TierSettings, WriteReport,
+        Abilities, Answer, BlockName, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport,
+        Tier, TierSettings, WriteReport,
     },
 };
 
@@ -118,6 +118,11 @@ impl Below {
             lost: 0,
             failure: Some(error),
         })
+    }
+
+    /// Waits for an answer, for at most the time of the settings.
+    pub(super) fn answer(&self, answer: &Completion<Answer>) -> Result<Answer, TierError> {
+        self.wait("answer", answer)
     }
 
     fn wait<T: Clone>(

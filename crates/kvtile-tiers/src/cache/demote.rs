@@ -173,13 +173,12 @@ impl Inner {
     }
 
     /// Takes blocks out of host memory. Those that are to be written to a tier are on their way from then on.
-    fn take_out(&self, evict: impl FnOnce() -> EvictedBlocks) -> Evicted {
+    fn take_out(&self, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_> {
         let mut departures = self.departures.lock();
         let evicted = evict();
         let leaving: Vec<EvictedBlock> = evicted.iter().collect();
         let now = self.clock.now();
-        let mut routes: Vec<Vec<EvictedBlock>> = Vec::with_capacity(self.below.len());
-        let mut left_out: Vec<u64> = Vec::with_capacity(self.below.len());
+        let mut routes: Vec<(Vec<EvictedBlock>, u64)> = Vec::with_capacity(self.below.len());
         for (at, below) in self.below.iter().enumerate() {
             let wanted = leaving.iter().filter(|evicted| {
                 self.belongs_on(below, evicted.block) && !below.has(&evicted.key)
@@ -187,40 +186,45 @@ impl Inner {
             let wanted: Vec<EvictedBlock> = wanted.copied().collect();
             if !wanted.is_empty() && !below.takes_blocks(now) {
                 below.writes.left_out(wanted.len() as u64);
-                left_out.push(wanted.len() as u64);
-                routes.push(Vec::new());
+                routes.push((Vec::new(), wanted.len() as u64));
                 continue;
             }
             for block in &wanted {
                 let (_, tenant) = self.host.facts(block.block);
                 departures.depart(block.key, (at, block.parent, tenant));
             }
-            left_out.push(0);
-            routes.push(wanted);
+            routes.push((wanted, 0));
         }
+        // The end of a way takes the lock again.
+        drop(departures);
+        let route = |(wanted, left_out): (Vec<EvictedBlock>, u64)| Route {
+            arrival: Arrival {
+                inner: self,
+                keys: wanted.iter().map(|block| block.key).collect(),
+            },
+            wanted,
+            left_out,
+        };
         Evicted {
             blocks: Arc::new(evicted),
             leaving,
-            routes,
-            left_out,
+            routes: routes.into_iter().map(route).collect(),
         }
     }
 
     /// Writes evicted blocks to the tiers that they go to, each after its parent.
-    fn demote(&self, evicted: Evicted) {
+    fn demote(&self, evicted: Evicted<'_>) {
         let Evicted {
             blocks: place,
             leaving,
             routes,
-            left_out,
         } = evicted;
-        let routes = self.below.iter().zip(routes).zip(left_out);
-        for ((below, wanted), left_out) in routes {
-            let mut left_out = left_out;
-            let _arrival = Arrival {
-                inner: self,
-                keys: wanted.iter().map(|block| block.key).collect(),
-            };
+        for (below, route) in self.below.iter().zip(routes) {
+            let Route {
+                wanted,
+                mut left_out,
+                arrival,
+            } = route;
             if !wanted.is_empty() {
                 let blocks = wanted.iter().map(|evicted| {
                     let (position, tenant) = self.host.facts(evicted.block);
@@ -240,6 +244,7 @@ impl Inner {
                     .count() as u64;
             }
             self.metrics.left_out(below.id, left_out);
+            drop(arrival);
         }
         self.host
             .weigh_anchors(leaving.iter().map(|evicted| evicted.block));
@@ -395,13 +400,20 @@ fn by_chains(mut blocks: Vec<Leaving>) -> Vec<Leaving> {
 }
 
 /// Blocks that were taken out of host memory.
-struct Evicted {
+struct Evicted<'a> {
     blocks: Arc<EvictedBlocks>,
     leaving: Vec<EvictedBlock>,
-    /// For each tier, those that are on their way to it.
-    routes: Vec<Vec<EvictedBlock>>,
-    /// For each tier, how many belong there and are not written because it failed lately.
-    left_out: Vec<u64>,
+    /// For each tier of the cache.
+    routes: Vec<Route<'a>>,
+}
+
+/// What goes to one tier.
+struct Route<'a> {
+    /// Blocks on their way to it.
+    wanted: Vec<EvictedBlock>,
+    /// How many more belong there and are not written, because it failed lately.
+    left_out: u64,
+    arrival: Arrival<'a>,
 }
 
 /// Ends the way of blocks to a tier when it is dropped, whatever became of them.

@@ -1,31 +1,15 @@
 //! What waits in the queue of a cache.
 
-use super::{Inner, QueueLabel, load::LoadPart, store::StoreJob};
+use super::{Inner, QueueLabel};
 
-/// Work for a thread of the cache. One that is dropped before it was done tells so to whom it
-/// concerns.
-pub(super) enum Job {
-    /// A part of a load.
-    Load(LoadPart),
-    /// A store.
-    Store(Box<StoreJob>),
-}
-
-impl Job {
+/// Work for a thread of the cache. Work that is dropped before it was done ends its completion with the reason.
+pub(super) trait Work: Send {
     /// What it counts as while it waits.
-    pub(super) fn label(&self) -> QueueLabel {
-        match self {
-            Job::Load(part) if part.is_prefetch() => QueueLabel::Prefetch,
-            Job::Load(_) => QueueLabel::Load,
-            Job::Store(_) => QueueLabel::Store,
-        }
-    }
+    fn label(&self) -> QueueLabel;
 
     /// Does it.
-    pub(super) fn run(self, inner: &Inner) {
-        match self {
-            Job::Load(part) => part.run(inner),
-            Job::Store(store) => store.run(inner),
-        }
-    }
+    fn run(self: Box<Self>, inner: &Inner);
 }
+
+/// One piece of it.
+pub(super) type Job = Box<dyn Work>;

@@ -21,11 +21,11 @@ use kvtile_transfer::{
 };
 
 use super::{
-    Clock, Inner, LoadOptions, LookupOptions, Match, Priority,
+    Clock, Inner, LoadOptions, LookupOptions, Match, Priority, QueueLabel,
     bring::{Brought, Wanted},
     found::{self, Place, Segment},
     host::ids,
-    job::Job,
+    job::{Job, Work},
 };
 use crate::{error::TierError, metrics::MissReason};
 
@@ -102,7 +102,7 @@ struct Outcome {
 }
 
 /// What the parts of a load share.
-pub(super) struct Load {
+struct Load {
     completer: Completer<LoadReport>,
     outcome: Mutex<Outcome>,
     left: AtomicUsize,
@@ -127,7 +127,7 @@ struct Piece {
 
 /// Neighbouring pieces of a load, which one job brings. The load learns of its end when it is dropped,
 /// whatever became of it.
-pub(super) struct LoadPart {
+struct LoadPart {
     load: Arc<Load>,
     /// Those that were not begun yet.
     pieces: VecDeque<Piece>,
@@ -204,9 +204,9 @@ fn begin(
         return Ok(completion);
     }
     let mut pieces = pieces.into_iter().peekable();
-    let mut jobs = Vec::with_capacity(parts);
+    let mut jobs: Vec<Job> = Vec::with_capacity(parts);
     while pieces.peek().is_some() {
-        jobs.push(Job::Load(LoadPart {
+        jobs.push(Box::new(LoadPart {
             load: Arc::clone(&load),
             pieces: pieces.by_ref().take(per_part).collect(),
             is_prefetch,
@@ -313,9 +313,16 @@ impl Load {
     }
 }
 
-impl LoadPart {
+impl Work for LoadPart {
+    fn label(&self) -> QueueLabel {
+        match self.is_prefetch {
+            true => QueueLabel::Prefetch,
+            false => QueueLabel::Load,
+        }
+    }
+
     /// Brings its pieces in order, up to the first block that does not come.
-    pub(super) fn run(mut self, inner: &Inner) {
+    fn run(mut self: Box<Self>, inner: &Inner) {
         self.has_begun = true;
         while let Some(piece) = self.pieces.front() {
             let left: usize = self.pieces.iter().map(|piece| piece.segment.blocks()).sum();
@@ -337,11 +344,6 @@ impl LoadPart {
                 }
             }
         }
-    }
-
-    /// Whether its blocks go to host memory and no further.
-    pub(super) fn is_prefetch(&self) -> bool {
-        self.is_prefetch
     }
 }
 

@@ -3,16 +3,17 @@
 //! ```text
 //!            lookup            load                     store
 //! engine ──────────────► Match ─────► queue ◄───────────────── engine's blocks
-//!                     pins on both    │ workers
+//!                     pins in all     │ workers
 //!                     tiers           ▼
-//!            engine's blocks ◄── host memory ◄── disk       one flight a block
-//!                                host memory ──► disk       on eviction, at once, after n uses
+//!            engine's blocks ◄── host memory ◄── tiers       batches, one flight a block
+//!                                host memory ──► tiers       on eviction, at once, after n uses
 //! ```
 //!
 //! No call of an engine waits: what cannot be queued is refused, and the engine computes instead.
 //! Which block is worth keeping is decided by the policies of `kvtile-blocks`; what a layout is and
 //! how bytes move is the business of `kvtile-transfer`.
 
+mod ask;
 mod below;
 mod bring;
 mod chains;
@@ -28,7 +29,9 @@ mod host;
 mod job;
 mod load;
 mod open;
+mod options;
 mod parent;
+mod parts;
 mod queue;
 mod requests;
 mod settings;
@@ -36,20 +39,13 @@ mod spill;
 mod store;
 mod tend;
 
-use std::{
-    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
-    thread::{self, JoinHandle},
-    time::Duration,
-};
+use std::{panic::resume_unwind, sync::Arc, thread::JoinHandle};
 
 use kvtile_blocks::{
-    BlockKey, Tick,
-    events::{EventLog, Snapshot, Subscriber, TierId},
-    policy::Hints,
-    pool::{OwnerId, PinReport, PoolStats, TenantId},
+    BlockKey,
+    events::{Snapshot, Subscriber, TierId},
+    pool::{PinReport, PoolStats},
 };
-use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
 pub use crate::clock::{Clock, SystemClock};
@@ -59,6 +55,7 @@ pub use flush::FlushReport;
 pub use found::Match;
 pub use load::{LoadReport, LoadStop};
 pub use open::CacheBuilder;
+pub use options::{LoadOptions, LookupOptions, Priority, StoreOptions};
 pub use settings::{
     CacheSettings, EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
 };
@@ -67,101 +64,16 @@ pub use store::{StoreReport, StoreStop};
 
 pub use kvtile_transfer::completion::Completion;
 
-use below::Below;
-use chains::Chains;
-use counts::Seen;
-use departures::Departures;
-use flights::Flights;
-use host::Host;
-use job::Job;
-use queue::{Next, Queue, Refused};
-use store::StoreJob;
+use parts::Inner;
 
 use crate::{
     disk::DiskTier,
     error::TierError,
-    metrics::{CacheMetrics, CacheStats, Queue as QueueLabel},
-    tier::{Tier, TierStats},
+    metrics::{CacheStats, Queue as QueueLabel},
+    tier::{Answer, Tier, TierStats},
 };
 
-/// How urgent a job is; later ones of the list come first. One turn in eight goes to the job that waits for
-/// the longest time, whatever its priority, so that none waits for ever.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Priority {
-    /// When there is nothing else: prefetching, writing to disk.
-    Background,
-    /// Storing, unless something else is said.
-    Low,
-    /// Loading, unless something else is said.
-    #[default]
-    Normal,
-    /// Before everything else.
-    Urgent,
-}
-
-/// What is said of a lookup beside its keys.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LookupOptions {
-    /// Who looks; reports of pins name it.
-    pub owner: OwnerId,
-    /// The match should be used or dropped within this time; one that is held for longer is
-    /// reported by [`Cache::overdue`].
-    pub hold: Option<Duration>,
-    /// What the caller knows of the request.
-    pub hints: Hints,
-    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
-    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
-    /// counts from the start of the cache's clock.
-    pub lifetime: Option<Duration>,
-}
-
-/// What is said of a load beside its blocks.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoadOptions {
-    /// When it is its turn.
-    pub priority: Priority,
-    /// Parts that have not begun after this time do not begin.
-    pub within: Option<Duration>,
-    /// Where the blocks go: another layout of the cache's transfer manager that holds the same, or the
-    /// engine's.
-    pub layout: Option<LayoutHandle>,
-}
-
-/// What is said of a store beside its blocks.
-#[derive(Clone, Copy, Debug)]
-pub struct StoreOptions {
-    /// Whose blocks they are.
-    pub tenant: TenantId,
-    /// When it is its turn.
-    pub priority: Priority,
-    /// If it has not begun after this time, it does not begin.
-    pub within: Option<Duration>,
-    /// What the caller knows of the blocks.
-    pub hints: Hints,
-    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
-    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
-    /// counts from the start of the cache's clock.
-    pub lifetime: Option<Duration>,
-    /// Where the blocks are: another layout of the cache's transfer manager that holds the same, or
-    /// the engine's.
-    pub layout: Option<LayoutHandle>,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        StoreOptions {
-            tenant: TenantId::default(),
-            priority: Priority::Low,
-            within: None,
-            hints: Hints::default(),
-            lifetime: None,
-            layout: None,
-        }
-    }
-}
-
-/// A cache of KV blocks in host memory and on disk, for one engine's layout.
+/// A cache of KV blocks in host memory and in tiers below it, for one engine's layout.
 ///
 /// ```
 /// use kvtile_blocks::{key::{BlockHasher, ExtraKeys, KeySettings}, sequence::TokenSequence};
@@ -201,11 +113,11 @@ impl Default for StoreOptions {
 ///
 /// # What outlives the cache
 ///
-/// Without a disk tier, nothing. With one, blocks that are only in host memory are brought to it when the
-/// cache is closed or dropped, within [`DiskSettings::close_within`], and by [`Cache::flush`] at any time. A
-/// kill or a crash loses what was not synced by then. A sync begins at the latest when [`SYNC_BLOCKS`] blocks
-/// were written or [`SYNC_WITHIN`] after the first of them, whatever else the cache does; with
-/// [`TierWrites::AtOnce`] each stored block is written in the order of stores as fast as the disk takes them, by
+/// Without a durable tier, nothing. With one, such as a disk, blocks that are only in host memory are brought to
+/// it when the cache is closed or dropped, within [`TierSettings::close_within`], and by [`Cache::flush`] at any
+/// time. A kill or a crash loses what was not synced by then. A sync begins at the latest when [`SYNC_BLOCKS`]
+/// blocks were written or [`SYNC_WITHIN`] after the first of them, whatever else the cache does; with
+/// [`TierWrites::AtOnce`] stored blocks are written in the order of stores as fast as the tier takes them, by
 /// a thread that does nothing else.
 #[derive(Debug)]
 pub struct Cache {
@@ -215,161 +127,12 @@ pub struct Cache {
     is_closed: bool,
 }
 
-/// What the threads of a cache share.
-struct Inner {
-    manager: Arc<TransferManager>,
-    engine: LayoutHandle,
-    layers: usize,
-    page_size: u64,
-    block_bytes: u64,
-    engine_blocks: u64,
-    /// Whether the engine's layout is to be unregistered in the end.
-    owns_engine: bool,
-    host: Host,
-    /// The tiers below host memory, in the order in which blocks are looked for.
-    below: Vec<Below>,
-    /// Held while host blocks are evicted and written, so that no thread evicts the parent of a block
-    /// that another one is about to write.
-    turn: Mutex<()>,
-    /// Read while host blocks are evicted, until these are on their tiers.
-    demotions: RwLock<()>,
-    /// Blocks on their way from host memory to a tier.
-    departures: Departures,
-    queue: Queue<Job>,
-    /// Stores that are under way.
-    chains: Chains<Box<StoreJob>>,
-    flights: Flights,
-    clock: Arc<dyn Clock>,
-    settings: CacheSettings,
-    metrics: Arc<CacheMetrics>,
-    seen: Seen,
-    events: Arc<EventLog>,
-}
-
-impl std::fmt::Debug for Inner {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").finish_non_exhaustive()
-    }
-}
-
-/// How long a worker waits for work before it looks after what is due.
-const PATIENCE: Duration = Duration::from_millis(200);
-
-impl Inner {
-    fn tick(&self) -> Tick {
-        self.tick_in(Duration::ZERO)
-    }
-
-    /// The tick that it is after some time.
-    fn tick_in(&self, time: Duration) -> Tick {
-        let millis = self.clock.now().saturating_add(time).as_millis();
-        Tick(u64::try_from(millis).unwrap_or(u64::MAX))
-    }
-
-    /// The same with the tick of their end, where somebody has given a lifetime.
-    fn hints(&self, mut hints: Hints, lifetime: Option<Duration>) -> Hints {
-        if let Some(lifetime) = lifetime {
-            hints.expires = Some(self.tick_in(lifetime));
-        }
-        hints
-    }
-
-    fn later(&self, time: Option<Duration>) -> Option<Duration> {
-        time.map(|time| self.clock.now().saturating_add(time))
-    }
-
-    fn is_past(&self, deadline: Option<Duration>) -> bool {
-        deadline.is_some_and(|deadline| self.clock.now() > deadline)
-    }
-
-    /// Queues all jobs or none, without waiting.
-    fn queue(&self, priority: Priority, jobs: Vec<Job>) -> Result<(), TierError> {
-        let labels: Vec<QueueLabel> = jobs.iter().map(Job::label).collect();
-        // Counted before a worker can take them.
-        labels.iter().for_each(|label| self.metrics.queued(*label));
-        self.queue.push(priority, jobs).map_err(|(refused, jobs)| {
-            drop(jobs);
-            labels
-                .iter()
-                .for_each(|label| self.metrics.unqueued(*label));
-            match refused {
-                Refused::Full { waiting } => {
-                    labels.iter().for_each(|label| self.metrics.refused(*label));
-                    TierError::Busy {
-                        waiting,
-                        capacity: self.settings.queue_capacity,
-                    }
-                }
-                Refused::Closed => TierError::Closed,
-            }
-        })
-    }
-
-    /// Does a job. One that panics has ended its completion by then; what it panicked with is the result.
-    fn run(&self, job: Job) -> thread::Result<()> {
-        self.metrics.unqueued(job.label());
-        let ran = catch_unwind(AssertUnwindSafe(|| job.run(self)));
-        self.queue.done();
-        ran
-    }
-
-    /// Serves the queue until it is closed.
-    fn work(&self) {
-        loop {
-            let ran = match self.queue.next(PATIENCE) {
-                Next::Job(job) => self.run(job),
-                Next::Idle => catch_unwind(AssertUnwindSafe(|| self.look_after())),
-                Next::Closed => return,
-            };
-            if ran.is_err() {
-                log::error!(
-                    "a job of the cache panicked and was given up; this is a defect; the cache goes on"
-                );
-            }
-        }
-    }
-
-    /// What is due from time to time: counting and learning.
-    fn look_after(&self) {
-        self.observe();
-        self.host.pool.maintain();
-        for below in &self.below {
-            below.tier.maintain();
-        }
-    }
-
-    /// The tier at a position of the list.
-    fn tier(&self, at: usize) -> &Below {
-        let Some(below) = self.below.get(at) else {
-            broken(format_args!("tier {at} of {}", self.below.len()))
-        };
-        below
-    }
-
-    /// The turn to evict host blocks and write them.
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Says that host blocks are about to be evicted, until they are on their tiers. A thread says it once.
-    fn demoting(&self) -> RwLockReadGuard<'_, ()> {
-        let demotions = self.demotions.read();
-        demotions.unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Waits for all demotions that have begun.
-    fn wait_for_demotions(&self) {
-        let demotions = self.demotions.write();
-        drop(demotions.unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
 impl Cache {
     /// Finds the longest prefix of `keys` that is stored, in any tier, and pins it.
     ///
     /// It does no I/O and never waits for a move. Looking for what is not stored takes no exclusive
     /// lock; what is found is entered in the list of pins, under a short one. Where the engine's rate
-    /// of computing is known ([`CacheSettings::recompute_tokens_per_second`]), blocks on disk that would take longer to
+    /// of computing is known ([`CacheSettings::recompute_tokens_per_second`]), blocks in tiers below host memory that would take longer to
     /// load than to compute are left out.
     pub fn lookup(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
         found::lookup(&self.inner, keys, options)
@@ -410,7 +173,17 @@ impl Cache {
         store::start(&self.inner, (keys, first), blocks, options)
     }
 
-    /// Starts bringing the leading blocks of `keys` that are on disk to host memory.
+    /// Asks tiers that answer later ([`Answers::Later`](crate::tier::Answers)) for the leading blocks of `keys`:
+    /// a lookup finds what they have once this has ended. It ends with the number of leading blocks that a
+    /// lookup would find then; at once where no tier answers later.
+    ///
+    /// # Errors
+    /// A full queue ([`TierError::Busy`]).
+    pub fn ask(&self, keys: &[BlockKey]) -> Result<Completion<Answer>, TierError> {
+        ask::start(&self.inner, keys)
+    }
+
+    /// Starts bringing the leading blocks of `keys` that are in tiers below to host memory.
     ///
     /// # Errors
     /// A full queue ([`TierError::Busy`]).
@@ -419,7 +192,7 @@ impl Cache {
     }
 
     /// Evicts up to `blocks` blocks from a tier, those least worth keeping first. What leaves host
-    /// memory goes to the disk as the settings say. Returns how many have gone.
+    /// memory goes to the tiers below as the settings say. Returns how many have gone.
     ///
     /// It does the I/O of that on the caller's thread.
     ///
@@ -430,18 +203,18 @@ impl Cache {
     }
 
     /// Forgets all blocks: those in host memory, where pinned ones stay as they are until their last
-    /// pin goes but are not found any more, and those on disk that nobody has pinned. Returns how many
+    /// pin goes but are not found any more, and those of the tiers below that are not pinned. Returns how many
     /// have gone.
     ///
     /// # Errors
-    /// A disk that cannot be brought to forget.
+    /// A tier that cannot be brought to forget ([`TierError::NotDurable`]).
     pub fn clear(&self) -> Result<usize, TierError> {
         self.inner.clear()
     }
 
-    /// Brings everything to the disk that is only in host memory, as far as the disk has room, and waits
+    /// Brings everything to the tiers below that is only in host memory, as far as they have room, and waits
     /// until it is durable; on the caller's thread. Where not all of it has room, those blocks go there
-    /// that are worth most. Without a disk it does nothing.
+    /// that are worth most. Without a tier below host memory it does nothing.
     pub fn flush(&self) -> FlushReport {
         self.inner.flush(false)
     }
@@ -543,7 +316,7 @@ impl Cache {
         below.any(|below| self.inner.step_tier(below))
     }
 
-    /// Does what is due from time to time: learning, and bringing written blocks to the disk. The
+    /// Does what is due from time to time: learning, and syncing the tiers. The
     /// threads of a cache do it by themselves.
     pub fn look_after(&self) {
         self.inner.look_after();

@@ -17,7 +17,12 @@ use kvtile_transfer::{
     completion::{Completer, Completion},
 };
 
-use super::{Inner, Priority, QueueLabel, StoreOptions, host::ids, job::Job, parent::Parent};
+use super::{
+    Inner, Priority, QueueLabel, StoreOptions,
+    host::ids,
+    job::{Job, Work},
+    parent::Parent,
+};
 use crate::{error::TierError, room::chain_room, tier::TierWrites};
 
 /// Why a store ended before its last block.
@@ -135,7 +140,7 @@ pub(super) fn start(
         job.finish(inner, &done, None);
         return Ok(completion);
     }
-    let queued = inner.queue(options.priority, vec![Job::Store(Box::new(job))]);
+    let queued = inner.queue(options.priority, vec![Box::new(job)]);
     if queued.is_err() {
         inner.store_ended(number);
     }
@@ -150,8 +155,12 @@ struct Stored {
     bytes: u64,
 }
 
-impl StoreJob {
-    pub(super) fn run(mut self: Box<Self>, inner: &Inner) {
+impl Work for StoreJob {
+    fn label(&self) -> QueueLabel {
+        QueueLabel::Store
+    }
+
+    fn run(mut self: Box<Self>, inner: &Inner) {
         // Whatever becomes of it, stores that are parked until it ends go on.
         let mut end = EndOfStore {
             inner,
@@ -175,7 +184,9 @@ impl StoreJob {
         };
         job.copy_from(inner, parent);
     }
+}
 
+impl StoreJob {
     /// Waits without a thread for the older store that brings `key`, if there is one.
     fn park(mut self: Box<Self>, inner: &Inner, key: &BlockKey) -> Result<(), Box<StoreJob>> {
         inner.queue.park();
@@ -386,7 +397,7 @@ impl Inner {
             self.metrics.queued(QueueLabel::Store);
         }
         let jobs = parked.into_iter();
-        let jobs = jobs.map(|job| (job.priority(), Job::Store(job))).collect();
+        let jobs = jobs.map(|job| (job.priority(), job as Job)).collect();
         for job in self.queue.resume(jobs) {
             self.metrics.unqueued(job.label());
         }

@@ -100,7 +100,9 @@ label! {
         Store = "store",
         /// Blocks that may be asked for soon.
         Prefetch = "prefetch",
-        /// Blocks on their way to the disk.
+        /// Blocks on their way to tiers.
         Spill = "spill",
+        /// Questions to tiers that answer later.
+        Ask = "ask",
     }
 }

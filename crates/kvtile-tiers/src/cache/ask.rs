@@ -1,0 +1,99 @@
+//! Questions to tiers that must be asked over a network, so that later lookups find what these have.
+
+use std::sync::Arc;
+
+use kvtile_blocks::BlockKey;
+use kvtile_transfer::completion::{Completer, Completion};
+
+use super::{Inner, Priority, QueueLabel, below::GROUP, job::Work};
+use crate::{
+    error::TierError,
+    tier::{Answer, Answers},
+};
+
+/// A question that waits for its turn.
+struct Question {
+    keys: Arc<[BlockKey]>,
+    completer: Completer<Answer>,
+}
+
+/// Starts asking.
+pub(super) fn start(inner: &Inner, keys: &[BlockKey]) -> Result<Completion<Answer>, TierError> {
+    let is_later = |answers| answers == Answers::Later;
+    let mut asked = inner.below.iter().map(|below| below.abilities.answers);
+    if !asked.any(is_later) {
+        return Ok(Completion::ended(0, Answer::of(inner.leading(keys))));
+    }
+    let completer = Completer::new(0, 0);
+    let completion = completer.completion();
+    let question = Question {
+        keys: keys.into(),
+        completer,
+    };
+    inner.queue(Priority::Normal, vec![Box::new(question)])?;
+    Ok(completion)
+}
+
+impl Work for Question {
+    fn label(&self) -> QueueLabel {
+        QueueLabel::Ask
+    }
+
+    fn run(self: Box<Self>, inner: &Inner) {
+        let mut failure = None;
+        // All are asked before any is waited for.
+        let asked = inner.below.iter().filter(|below| {
+            below.abilities.answers == Answers::Later && below.reads.allows(inner.clock.now())
+        });
+        let asked: Vec<_> = asked
+            .map(|below| (below, below.tier.ask(GROUP, &self.keys)))
+            .collect();
+        for (below, answer) in asked {
+            match below.answer(&answer) {
+                Ok(answer) => {
+                    below.reads.succeeded(inner.clock.now());
+                    failure = failure.or(answer.failure);
+                }
+                Err(error) => {
+                    below.reads.failed(inner.clock.now(), &error);
+                    failure = failure.or(Some(error));
+                }
+            }
+        }
+        self.completer.finish(Answer {
+            leading: inner.leading(&self.keys),
+            failure,
+        });
+    }
+}
+
+impl Drop for Question {
+    /// One that was never done ends too. An end that came before counts.
+    fn drop(&mut self) {
+        self.completer.finish(Answer {
+            leading: 0,
+            failure: Some(TierError::Closed),
+        });
+    }
+}
+
+impl Inner {
+    /// How many leading blocks of `keys` host memory and the tiers have, without a pin.
+    fn leading(&self, keys: &[BlockKey]) -> usize {
+        let mut at = 0;
+        loop {
+            let before = at;
+            let (_, rest) = keys.split_at(at);
+            at += self.host.pool.peek(rest);
+            for below in &self.below {
+                let (_, rest) = keys.split_at(at);
+                at += below
+                    .hold(rest)
+                    .map_or(0, |hold| hold.blocks().min(rest.len()));
+            }
+            if at == before || at == keys.len() {
+                return at;
+            }
+        }
+    }
+}

@@ -1,0 +1,175 @@
+//! The parts of a cache, as its threads share them, and what all of them need: the time, the queue, the tiers.
+
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
+    thread,
+    time::Duration,
+};
+
+use kvtile_blocks::{Tick, events::EventLog, policy::Hints};
+use kvtile_layout::broken;
+use kvtile_transfer::{LayoutHandle, TransferManager};
+
+use super::{
+    CacheSettings, Priority, QueueLabel,
+    below::Below,
+    chains::Chains,
+    counts::Seen,
+    departures::Departures,
+    flights::Flights,
+    host::Host,
+    job::Job,
+    queue::{Next, Queue, Refused},
+    store::StoreJob,
+};
+use crate::{clock::Clock, error::TierError, metrics::CacheMetrics};
+
+/// What the threads of a cache share.
+pub(super) struct Inner {
+    pub(super) manager: Arc<TransferManager>,
+    pub(super) engine: LayoutHandle,
+    pub(super) layers: usize,
+    pub(super) page_size: u64,
+    pub(super) block_bytes: u64,
+    pub(super) engine_blocks: u64,
+    /// Whether the engine's layout is to be unregistered in the end.
+    pub(super) owns_engine: bool,
+    pub(super) host: Host,
+    /// The tiers below host memory, in the order in which blocks are looked for.
+    pub(super) below: Vec<Below>,
+    /// Held while host blocks are evicted and written, so that no thread evicts the parent of a block
+    /// that another one is about to write.
+    pub(super) turn: Mutex<()>,
+    /// Read while host blocks are evicted, until these are on their tiers.
+    pub(super) demotions: RwLock<()>,
+    /// Blocks on their way from host memory to a tier.
+    pub(super) departures: Departures,
+    pub(super) queue: Queue<Job>,
+    /// Stores that are under way.
+    pub(super) chains: Chains<Box<StoreJob>>,
+    pub(super) flights: Flights,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) settings: CacheSettings,
+    pub(super) metrics: Arc<CacheMetrics>,
+    pub(super) seen: Seen,
+    pub(super) events: Arc<EventLog>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inner").finish_non_exhaustive()
+    }
+}
+
+/// How long a worker waits for work before it looks after what is due.
+const PATIENCE: Duration = Duration::from_millis(200);
+
+impl Inner {
+    pub(super) fn tick(&self) -> Tick {
+        self.tick_in(Duration::ZERO)
+    }
+
+    /// The tick that it is after some time.
+    pub(super) fn tick_in(&self, time: Duration) -> Tick {
+        let millis = self.clock.now().saturating_add(time).as_millis();
+        Tick(u64::try_from(millis).unwrap_or(u64::MAX))
+    }
+
+    /// The same with the tick of their end, where somebody has given a lifetime.
+    pub(super) fn hints(&self, mut hints: Hints, lifetime: Option<Duration>) -> Hints {
+        if let Some(lifetime) = lifetime {
+            hints.expires = Some(self.tick_in(lifetime));
+        }
+        hints
+    }
+
+    pub(super) fn later(&self, time: Option<Duration>) -> Option<Duration> {
+        time.map(|time| self.clock.now().saturating_add(time))
+    }
+
+    pub(super) fn is_past(&self, deadline: Option<Duration>) -> bool {
+        deadline.is_some_and(|deadline| self.clock.now() > deadline)
+    }
+
+    /// Queues all jobs or none, without waiting.
+    pub(super) fn queue(&self, priority: Priority, jobs: Vec<Job>) -> Result<(), TierError> {
+        let labels: Vec<QueueLabel> = jobs.iter().map(|job| job.label()).collect();
+        // Counted before a worker can take them.
+        labels.iter().for_each(|label| self.metrics.queued(*label));
+        self.queue.push(priority, jobs).map_err(|(refused, jobs)| {
+            drop(jobs);
+            labels
+                .iter()
+                .for_each(|label| self.metrics.unqueued(*label));
+            match refused {
+                Refused::Full { waiting } => {
+                    labels.iter().for_each(|label| self.metrics.refused(*label));
+                    TierError::Busy {
+                        waiting,
+                        capacity: self.settings.queue_capacity,
+                    }
+                }
+                Refused::Closed => TierError::Closed,
+            }
+        })
+    }
+
+    /// Does a job. One that panics has ended its completion by then; what it panicked with is the result.
+    pub(super) fn run(&self, job: Job) -> thread::Result<()> {
+        self.metrics.unqueued(job.label());
+        let ran = catch_unwind(AssertUnwindSafe(|| job.run(self)));
+        self.queue.done();
+        ran
+    }
+
+    /// Serves the queue until it is closed.
+    pub(super) fn work(&self) {
+        loop {
+            let ran = match self.queue.next(PATIENCE) {
+                Next::Job(job) => self.run(job),
+                Next::Idle => catch_unwind(AssertUnwindSafe(|| self.look_after())),
+                Next::Closed => return,
+            };
+            if ran.is_err() {
+                log::error!(
+                    "a job of the cache panicked and was given up; this is a defect; the cache goes on"
+                );
+            }
+        }
+    }
+
+    /// What is due from time to time: counting and learning.
+    pub(super) fn look_after(&self) {
+        self.observe();
+        self.host.pool.maintain();
+        for below in &self.below {
+            below.tier.maintain();
+        }
+    }
+
+    /// The tier at a position of the list.
+    pub(super) fn tier(&self, at: usize) -> &Below {
+        let Some(below) = self.below.get(at) else {
+            broken(format_args!("tier {at} of {}", self.below.len()))
+        };
+        below
+    }
+
+    /// The turn to evict host blocks and write them.
+    pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that host blocks are about to be evicted, until they are on their tiers. A thread says it once.
+    pub(super) fn demoting(&self) -> RwLockReadGuard<'_, ()> {
+        let demotions = self.demotions.read();
+        demotions.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for all demotions that have begun.
+    pub(super) fn wait_for_demotions(&self) {
+        let demotions = self.demotions.write();
+        drop(demotions.unwrap_or_else(PoisonError::into_inner));
+    }
+}
