@@ -68,6 +68,14 @@ impl PinnedBlocks {
         self.ids.iter().map(|&id| self.pool.slots.parent(id))
     }
 
+    /// The key of the block before the one at a position; `None` for the first of a chain, and for a position
+    /// that there is not.
+    #[must_use]
+    pub fn parent(&self, position: usize) -> Option<BlockKey> {
+        let id = *self.ids.get(position)?;
+        self.pool.slots.parent(id)
+    }
+
     /// Takes out the blocks from position `at` on; none where there are not so many.
     pub fn split_off(&mut self, at: usize) -> PinnedBlocks {
         self.take(at..usize::MAX)

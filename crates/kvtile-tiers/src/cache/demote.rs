@@ -110,6 +110,8 @@ impl Inner {
 
     /// Forgets everything, but for blocks of tiers that are in use.
     pub(super) fn clear(&self) -> Result<usize, TierError> {
+        // No block is on its way to a tier meanwhile.
+        let _turn = self.turn();
         let mut gone = self.host.pool.clear().blocks;
         self.host.weigh_all_anchors();
         let mut is_durable = true;

@@ -23,47 +23,67 @@ use crate::{
 pub(super) enum Place {
     /// In host memory.
     Host(PinnedBlocks),
-    /// In a tier below, at this position in the list of tiers.
-    Below(usize, Box<dyn Hold>),
+    /// In a tier below, at this position in the list of tiers, by their keys.
+    Below(usize, Vec<BlockKey>, Box<dyn Hold>),
     /// On their way from host memory to a tier below.
-    Leaving(usize, Vec<Departure>),
+    Leaving(usize, Vec<(BlockKey, Departure)>),
 }
 
 /// Neighbouring blocks of a match that are in one tier.
 pub(super) struct Segment {
     pub(super) tier: TierId,
-    pub(super) keys: Vec<BlockKey>,
     pub(super) place: Place,
     metrics: Arc<CacheMetrics>,
 }
 
 impl Segment {
-    fn new(inner: &Inner, keys: &[BlockKey], place: Place) -> Segment {
+    fn new(inner: &Inner, place: Place) -> Segment {
         let tier = match &place {
             Place::Host(_) => TierId::HOST,
-            Place::Below(at, _) | Place::Leaving(at, _) => inner.tier(*at).id,
+            Place::Below(at, ..) | Place::Leaving(at, _) => inner.tier(*at).id,
         };
-        inner.metrics.pinned(tier, keys.len() as u64);
-        Segment {
+        let segment = Segment {
             tier,
-            keys: keys.to_vec(),
             place,
             metrics: Arc::clone(&inner.metrics),
-        }
+        };
+        segment.metrics.pinned(tier, segment.blocks() as u64);
+        segment
     }
 
     /// How many blocks it has.
     pub(super) fn blocks(&self) -> usize {
-        self.keys.len()
+        match &self.place {
+            Place::Host(pinned) => pinned.len(),
+            Place::Below(_, keys, _) => keys.len(),
+            Place::Leaving(_, leaving) => leaving.len(),
+        }
+    }
+
+    /// The key of the block at `index`, where it is not in host memory.
+    pub(super) fn key(&self, index: usize) -> BlockKey {
+        let key = match &self.place {
+            Place::Host(_) => None,
+            Place::Below(_, keys, _) => keys.get(index).copied(),
+            Place::Leaving(_, leaving) => leaving.get(index).map(|(key, _)| *key),
+        };
+        match key {
+            Some(key) => key,
+            None => broken(format_args!(
+                "block {index} of {} in the {} tier has no key here",
+                self.blocks(),
+                self.tier
+            )),
+        }
     }
 
     /// The key of the block before the one at `index`, and the tenant of that one.
     pub(super) fn facts(&self, index: usize) -> (Option<BlockKey>, u32) {
         match &self.place {
             Place::Host(_) => broken(format_args!("the facts of a host block are in host memory")),
-            Place::Below(_, hold) => (hold.parent(index), hold.tenant(index)),
+            Place::Below(_, _, hold) => (hold.parent(index), hold.tenant(index)),
             Place::Leaving(_, blocks) => match blocks.get(index) {
-                Some(block) => (block.parent, block.tenant),
+                Some((_, block)) => (block.parent, block.tenant),
                 None => broken(format_args!("block {index} of {}", blocks.len())),
             },
         }
@@ -73,10 +93,11 @@ impl Segment {
     pub(super) fn split_off(&mut self, blocks: usize) -> Segment {
         Segment {
             tier: self.tier,
-            keys: self.keys.split_off(blocks),
             place: match &mut self.place {
                 Place::Host(pinned) => Place::Host(pinned.split_off(blocks)),
-                Place::Below(at, hold) => Place::Below(*at, hold.split_off(blocks)),
+                Place::Below(at, keys, hold) => {
+                    Place::Below(*at, keys.split_off(blocks), hold.split_off(blocks))
+                }
                 Place::Leaving(at, leaving) => Place::Leaving(*at, leaving.split_off(blocks)),
             },
             metrics: Arc::clone(&self.metrics),
@@ -166,7 +187,7 @@ impl Match {
                 rest.push(segment.split_off(keep));
             }
             keep -= keep.min(segment.blocks());
-            if !segment.keys.is_empty() {
+            if segment.blocks() > 0 {
                 kept.push(segment);
             }
         }
@@ -225,19 +246,16 @@ fn segments(inner: &Inner, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
         let (_, rest) = keys.split_at(at);
         at += advance(inner, rest, claim, &mut segments);
         let (_, rest) = keys.split_at(at);
-        let leaving: Vec<Departure> = rest.iter().map_while(|key| locked.get(key)).collect();
-        let Some(first) = leaving.first() else {
+        let on_their_way = |key: &BlockKey| Some((*key, locked.get(key)?));
+        let mut leaving: Vec<(BlockKey, Departure)> = rest.iter().map_while(on_their_way).collect();
+        let Some((_, first)) = leaving.first() else {
             return segments;
         };
         let tier = first.tier;
-        let same = leaving
-            .iter()
-            .take_while(|block| block.tier == tier)
-            .count();
-        let (mine, _) = rest.split_at(same);
-        let leaving = leaving.into_iter().take(same).collect();
-        segments.push(Segment::new(inner, mine, Place::Leaving(tier, leaving)));
-        at += same;
+        let same = leaving.iter().take_while(|(_, block)| block.tier == tier);
+        leaving.truncate(same.count());
+        at += leaving.len();
+        segments.push(Segment::new(inner, Place::Leaving(tier, leaving)));
     }
 }
 
@@ -250,9 +268,8 @@ fn advance(inner: &Inner, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
         let (_, rest) = keys.split_at(at);
         let host = inner.host.pool.match_prefix(rest, claim);
         if !host.is_empty() {
-            let (mine, _) = rest.split_at(host.len());
             at += host.len();
-            segments.push(Segment::new(inner, mine, Place::Host(host)));
+            segments.push(Segment::new(inner, Place::Host(host)));
         }
         for (tier, below) in inner.below.iter().enumerate() {
             let (_, rest) = keys.split_at(at);
@@ -262,7 +279,8 @@ fn advance(inner: &Inner, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
             if let Some(hold) = below.find(rest, claim, now) {
                 let (mine, _) = rest.split_at(hold.blocks().min(rest.len()));
                 at += mine.len();
-                segments.push(Segment::new(inner, mine, Place::Below(tier, hold)));
+                let place = Place::Below(tier, mine.to_vec(), hold);
+                segments.push(Segment::new(inner, place));
             }
         }
         if at == keys.len() || at == before {
@@ -307,8 +325,8 @@ fn count_uses(inner: &Arc<Inner>, found: &Match) {
     let mut used = Vec::new();
     for segment in &found.segments {
         if let Place::Host(pinned) = &segment.place {
-            for (&block, key) in pinned.ids().iter().zip(&segment.keys) {
-                used.push((*key, inner.host.used(block)));
+            for (&block, key) in pinned.ids().iter().zip(pinned.keys()) {
+                used.push((key, inner.host.used(block)));
             }
         }
     }

@@ -357,11 +357,11 @@ impl Piece {
                 load.count(|outcome| outcome.from_host += blocks.len());
                 Ok(())
             }
-            Place::Below(tier, _) => self.bring_from(inner, load, *tier),
+            Place::Below(tier, ..) => self.bring_from(inner, load, *tier),
             Place::Leaving(tier, _) => {
                 let within = inner.tier(*tier).settings.answer_within;
-                for (at, key) in self.segment.keys.iter().enumerate() {
-                    if !inner.departures.wait(key, within) {
+                for at in 0..self.segment.blocks() {
+                    if !inner.departures.wait(&self.segment.key(at), within) {
                         let left = self.segment.blocks() - at;
                         inner.metrics.lost(MissReason::Late, left as u64);
                         return Err((at, LoadStop::Late));
@@ -438,16 +438,16 @@ impl Piece {
     }
 
     fn wanted(&self) -> Vec<Wanted> {
-        let of_block = |(index, &key): (usize, &BlockKey)| {
+        let of_block = |index| {
             let (parent, tenant) = self.segment.facts(index);
             Wanted {
-                key,
+                key: self.segment.key(index),
                 parent,
                 position: u32::try_from(self.position + index).unwrap_or(u32::MAX),
                 tenant,
             }
         };
-        self.segment.keys.iter().enumerate().map(of_block).collect()
+        (0..self.segment.blocks()).map(of_block).collect()
     }
 
     /// Copies host blocks to the destinations from `at` on, and reports each layer as it comes.

@@ -105,7 +105,7 @@ impl Hold for DiskHold {
     }
 
     fn parent(&self, index: usize) -> Option<BlockKey> {
-        self.blocks.parents().nth(index).flatten()
+        self.blocks.parent(index)
     }
 
     fn tenant(&self, index: usize) -> u32 {
