@@ -168,8 +168,10 @@ pub enum BlocksError {
         /// What was given, at most its first 64 characters.
         name: String,
     },
-    /// A text that names no kind of tier.
-    #[error("{text:?} is no kind of tier; there are device, host, disk, object and remote")]
+    /// A text that begins with no kind of tier.
+    #[error(
+        "there is no tier {text:?}; a tier is named by its kind (device, host, disk, object or remote) or by kind:name"
+    )]
     TierKind {
         /// What was given, at most its first 64 characters.
         text: String,

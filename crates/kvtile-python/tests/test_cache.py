@@ -75,7 +75,7 @@ def test_what_was_stored_is_found_and_loaded(engine: Engine, cache: kvtile.Cache
 
     found = cache.lookup(keys)
     assert len(found) == found.blocks == found.blocks_in("host") == 3
-    assert found.tiers == ["host"] * 3 and "3 in host memory" in repr(found)
+    assert found.tiers == ["host"] * 3 and "3 in host" in repr(found)
     load = cache.load(found, [10, 11, 12])
     assert load.wait_layer(0, 10) and load.wait_layer(1, 10)
     report = load.wait(10)

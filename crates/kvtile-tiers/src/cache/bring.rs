@@ -213,8 +213,12 @@ impl Inner {
             Err(error) => {
                 self.metrics.move_failed(below.id, TierId::HOST);
                 below.reads.failed(self.clock.now(), &error);
-                self.metrics.lost(MissReason::Late, blocks.len() as u64);
-                return vec![Err(LoadStop::Late)];
+                let (reason, stop) = match error {
+                    TierError::Late { .. } => (MissReason::Late, LoadStop::Late),
+                    _ => (MissReason::ReadFailed, LoadStop::Lost),
+                };
+                self.metrics.lost(reason, blocks.len() as u64);
+                return vec![Err(stop)];
             }
         };
         below.reads.succeeded(self.clock.now());
