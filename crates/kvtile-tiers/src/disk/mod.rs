@@ -24,6 +24,6 @@ pub use folder::clear;
 pub use inspect::{FolderUsage, Inspection};
 pub use manifest::{Created, Manifest, StoreIdentity};
 pub use store::{
-    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotState, SlotStore, SlotStoreSettings,
-    SlotStoreStats, SlotWrite, StoredBlock, Synced, Ticket, Written,
+    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotRead, SlotState, SlotStore,
+    SlotStoreSettings, SlotStoreStats, SlotWrite, StoredBlock, Synced, Ticket, Written,
 };
