@@ -14,7 +14,7 @@ use kvtile::{
 use serde::Serialize;
 use tempfile::TempDir;
 
-use self::store::{BlockPlacement, StoreUnderTest};
+use self::store::{BlockMemory, BlockPlacement, StoreUnderTest};
 use crate::{
     error::BenchError,
     fio::{self, Direction, FioJob},
@@ -47,7 +47,7 @@ impl Default for DiskBenchSettings {
             folder: PathBuf::from("/var/tmp"),
             block_bytes: vec![8 << 10, 64 << 10, 512 << 10, 4 << 20],
             bytes: 256 << 20,
-            rounds: 5,
+            rounds: 3,
         }
     }
 }
@@ -78,6 +78,7 @@ pub struct DiskBenchRow {
     pub block_bytes: u64,
     direction: Direction,
     placement: BlockPlacement,
+    memory: BlockMemory,
     /// 10^9 bytes a second of the store, by the median.
     pub gb_per_s: f64,
     /// Longest round less shortest, as a part of the median.
@@ -101,7 +102,7 @@ impl DiskBenchRow {
 }
 
 /// Times of the store and of `fio`, round by round.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Turns {
     ours: Times,
     theirs: Times,
@@ -173,56 +174,88 @@ fn measure(
     }
     let mut rows = Vec::new();
     for placement in [BlockPlacement::SideBySide, BlockPlacement::Scattered] {
-        let (mut writes, mut reads) = (Turns::default(), Turns::default());
+        let mut all: Vec<(DiskWork, Turns)> = WORK.map(|work| (work, Turns::default())).to_vec();
         for round in 0..=settings.rounds {
-            for direction in [Direction::Write, Direction::Read] {
-                let mut theirs = None;
-                let first = round % 2 == 0;
+            for (work, turns) in &mut all {
                 let job = beside.map(|path| FioJob {
                     path,
                     bytes,
                     piece_bytes: block_bytes,
                     depth: DEPTH,
-                    direction,
+                    direction: work.direction,
                     is_random: placement == BlockPlacement::Scattered,
                 });
-                if let (true, Some(job)) = (first, &job) {
-                    theirs = Some(fio::run(job)?);
-                }
-                let ours = match direction {
-                    Direction::Write => store.write(placement)?,
-                    Direction::Read => store.read(placement, round == 0)?,
-                };
-                if let (false, Some(job)) = (first, &job) {
-                    theirs = Some(fio::run(job)?);
-                }
-                if round == 0 {
-                    continue;
-                }
-                let turns = match direction {
-                    Direction::Write => &mut writes,
-                    Direction::Read => &mut reads,
-                };
-                turns.ours.add(ours);
-                if let Some(theirs) = theirs {
-                    turns.theirs.add(theirs);
-                    turns.ratios.push(seconds(theirs) / seconds(ours));
-                }
+                turns.take(store, (*work, placement), job.as_ref(), round)?;
             }
             store.erase(placement)?;
         }
-        for (direction, turns) in [(Direction::Write, writes), (Direction::Read, reads)] {
-            rows.push(turns.row(store, direction, placement));
-        }
+        rows.extend(
+            all.into_iter()
+                .map(|(work, turns)| turns.row(store, work, placement)),
+        );
     }
     Ok(rows)
 }
 
+/// One row's work.
+#[derive(Clone, Copy, Debug)]
+struct DiskWork {
+    direction: Direction,
+    memory: BlockMemory,
+}
+
+/// What a round does, in this order.
+const WORK: [DiskWork; 3] = [
+    DiskWork {
+        direction: Direction::Write,
+        memory: BlockMemory::AsFio,
+    },
+    DiskWork {
+        direction: Direction::Write,
+        memory: BlockMemory::Own,
+    },
+    DiskWork {
+        direction: Direction::Read,
+        memory: BlockMemory::Own,
+    },
+];
+
 impl Turns {
+    /// Both in turns, another one first in each round. Round 0 does not count.
+    fn take(
+        &mut self,
+        store: &mut StoreUnderTest,
+        (work, placement): (DiskWork, BlockPlacement),
+        job: Option<&FioJob<'_>>,
+        round: u32,
+    ) -> Result<(), BenchError> {
+        let mut theirs = None;
+        let is_first = round.is_multiple_of(2);
+        if let (true, Some(job)) = (is_first, job) {
+            theirs = Some(fio::run(job)?);
+        }
+        let ours = match work.direction {
+            Direction::Write => store.write(placement, work.memory)?,
+            Direction::Read => store.read(placement, round == 0)?,
+        };
+        if let (false, Some(job)) = (is_first, job) {
+            theirs = Some(fio::run(job)?);
+        }
+        if round == 0 {
+            return Ok(());
+        }
+        self.ours.add(ours);
+        if let Some(theirs) = theirs {
+            self.theirs.add(theirs);
+            self.ratios.push(seconds(theirs) / seconds(ours));
+        }
+        Ok(())
+    }
+
     fn row(
         mut self,
         store: &StoreUnderTest,
-        direction: Direction,
+        work: DiskWork,
         placement: BlockPlacement,
     ) -> DiskBenchRow {
         let bytes = store.bytes() as f64;
@@ -235,8 +268,9 @@ impl Turns {
             .zip(self.ratios.last().copied());
         DiskBenchRow {
             block_bytes: store.block_bytes(),
-            direction,
+            direction: work.direction,
             placement,
+            memory: work.memory,
             gb_per_s: self.ours.gb_per_s(bytes),
             spread: self.ours.spread(),
             fio_gb_per_s: ratio.map(|_| self.theirs.gb_per_s(bytes)),

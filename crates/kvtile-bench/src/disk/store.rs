@@ -17,6 +17,7 @@ use kvtile::{
 };
 use serde::Serialize;
 
+use super::DEPTH;
 use crate::{error::BenchError, random::fill};
 
 /// What slots are aligned to, and buffers too.
@@ -30,6 +31,16 @@ pub(super) enum BlockPlacement {
     SideBySide,
     /// None beside another.
     Scattered,
+}
+
+/// Where the bytes of blocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BlockMemory {
+    /// Each has memory of its own, which no cache holds.
+    Own,
+    /// All take turns in as much memory as the requests of `fio` have, which a cache may hold.
+    AsFio,
 }
 
 pub(super) struct StoreUnderTest {
@@ -85,8 +96,8 @@ impl StoreUnderTest {
         // Every place is written once, so that the file system has given it out.
         let first: Vec<u32> = (0..tested.blocks).collect();
         let second: Vec<u32> = (tested.blocks..2 * tested.blocks).collect();
-        tested.write_slots(&first)?;
-        tested.write_slots(&second)?;
+        tested.write_slots(&first, BlockMemory::Own)?;
+        tested.write_slots(&second, BlockMemory::Own)?;
         tested.erase_slots(&second)?;
         Ok(tested)
     }
@@ -112,19 +123,29 @@ impl StoreUnderTest {
         }
     }
 
-    /// Writes the blocks of a round.
-    pub(super) fn write(&mut self, placement: BlockPlacement) -> Result<Duration, BenchError> {
+    /// Writes the blocks of a round. Those that were written before are erased.
+    pub(super) fn write(
+        &mut self,
+        placement: BlockPlacement,
+        memory: BlockMemory,
+    ) -> Result<Duration, BenchError> {
+        self.erase(placement)?;
         if placement == BlockPlacement::Scattered && !self.is_scattered {
             // Until now all were side by side.
             self.is_scattered = true;
-            self.write_slots(&self.slots(BlockPlacement::SideBySide))?;
+            self.write_slots(&self.slots(BlockPlacement::SideBySide), BlockMemory::Own)?;
             self.erase_slots(&self.slots(BlockPlacement::Scattered))?;
         }
-        self.write_slots(&self.slots(placement))
+        self.write_slots(&self.slots(placement), memory)
     }
 
-    fn write_slots(&self, slots: &[u32]) -> Result<Duration, BenchError> {
+    fn write_slots(&self, slots: &[u32], memory: BlockMemory) -> Result<Duration, BenchError> {
+        let different = match memory {
+            BlockMemory::Own => slots.len(),
+            BlockMemory::AsFio => DEPTH as usize,
+        };
         let blocks = self.content.chunks(self.block_bytes);
+        let blocks = blocks.take(different).cycle();
         let writes: Vec<SlotWrite<'_>> = slots
             .iter()
             .zip(blocks)

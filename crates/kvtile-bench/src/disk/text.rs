@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use super::{BlockPlacement, DiskBenchReport, DiskBenchRow};
+use super::{BlockMemory, BlockPlacement, DiskBenchReport, DiskBenchRow};
 use crate::{fio::Direction, lines::bytes};
 
 impl Display for DiskBenchReport {
@@ -21,11 +21,16 @@ impl Display for DiskBenchReport {
         )?;
         writeln!(
             f,
-            "\n  block    what   blocks          GB/s  spread  fio GB/s  spread  ratio  (lowest, highest)"
+            "\n  block    what    blocks          GB/s  spread  fio GB/s  spread  ratio  (lowest, highest)"
         )?;
         for row in &self.rows {
             line(f, row)?;
         }
+        writeln!(
+            f,
+            "\nwrite*: bytes of all blocks from as much memory as the requests of fio have, which a cache may \
+             hold; write: each block from memory of its own"
+        )?;
         for reason in &self.left_out {
             writeln!(f, "\n{reason}")?;
         }
@@ -34,9 +39,10 @@ impl Display for DiskBenchReport {
 }
 
 fn line(f: &mut fmt::Formatter<'_>, row: &DiskBenchRow) -> fmt::Result {
-    let direction = match row.direction {
-        Direction::Read => "read",
-        Direction::Write => "write",
+    let direction = match (row.direction, row.memory) {
+        (Direction::Read, _) => "read",
+        (Direction::Write, BlockMemory::Own) => "write",
+        (Direction::Write, BlockMemory::AsFio) => "write*",
     };
     let placement = match row.placement {
         BlockPlacement::SideBySide => "side by side",
@@ -44,7 +50,7 @@ fn line(f: &mut fmt::Formatter<'_>, row: &DiskBenchRow) -> fmt::Result {
     };
     write!(
         f,
-        "  {:7}  {direction:5}  {placement:12}  {:6.2}  {:6.2}",
+        "  {:7}  {direction:6}  {placement:12}  {:6.2}  {:6.2}",
         bytes(row.block_bytes),
         row.gb_per_s,
         row.spread
