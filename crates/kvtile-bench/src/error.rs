@@ -2,7 +2,12 @@
 
 use std::path::PathBuf;
 
-use kvtile::{layout::LayoutError, memory::MemoryError, transfer::TransferError};
+use kvtile::{
+    layout::LayoutError,
+    memory::MemoryError,
+    tiers::{TierError, disk::Miss},
+    transfer::TransferError,
+};
 use kvtile_blocks::BlocksError;
 use thiserror::Error;
 
@@ -22,6 +27,17 @@ pub enum BenchError {
     /// Keys or pools refused what was done with them.
     #[error(transparent)]
     Blocks(#[from] BlocksError),
+    /// The disk tier refused what was done with it.
+    #[error(transparent)]
+    Tier(#[from] TierError),
+    /// A block of the disk tier did not come back.
+    #[error("block {slot} of the disk tier did not come back: {miss}")]
+    Miss {
+        /// Its slot.
+        slot: u32,
+        /// Why not.
+        miss: Miss,
+    },
     /// Filters, or models and pairs that do not fit, leave nothing.
     #[error("nothing matches {filters:?}; there are {known}")]
     NothingLeft {

@@ -18,7 +18,7 @@ use crate::{
     class::Class,
     contender::{Contender, FlatCopy, Method, Orders, manager_with, spec_of},
     error::BenchError,
-    fio::{self, Direction},
+    fio::{self, Direction, FioJob},
     matrix::Cell,
     random::Random,
     row::{Place, Row},
@@ -28,6 +28,12 @@ use crate::{
 
 /// The part of what `fio` reaches that is good enough.
 const GOAL: f64 = 0.9;
+
+/// Bytes of one request of `fio`.
+const FIO_PIECE_BYTES: u64 = 1 << 20;
+
+/// Requests of `fio` in flight.
+const FIO_DEPTH: u32 = 8;
 
 /// Blocks that are poisoned before and compared after each counted round.
 const SAMPLED: usize = 4;
@@ -114,7 +120,7 @@ pub(crate) fn measure(
     let mut with_fio = with_fio && asked.direct;
     if with_fio {
         // The file that it reads, and writes over, is there from the start.
-        let first = fio::run(&files.beside, bytes, Direction::Write);
+        let first = fio::run(&files.beside(bytes, Direction::Write));
         outcome.left_out = first
             .err()
             .map(|error| format!("{}: {error}", asked.label()));
@@ -135,7 +141,7 @@ pub(crate) fn measure(
                 0 => (&mut ours, files.round(asked, &orders, compared)?),
                 1 => (&mut memcpy, flat.run(arenas, &orders, 1, false)?),
                 _ if with_fio => {
-                    let time = fio::run(&files.beside, bytes, asked.direction)?;
+                    let time = fio::run(&files.beside(bytes, asked.direction))?;
                     (&mut others, time)
                 }
                 _ => continue,
@@ -217,6 +223,18 @@ impl Files {
             beside: folder.path().join("fio"),
             _folder: folder,
         }))
+    }
+
+    /// What `fio` does with its own file.
+    fn beside(&self, bytes: u64, direction: Direction) -> FioJob<'_> {
+        FioJob {
+            path: &self.beside,
+            bytes,
+            piece_bytes: FIO_PIECE_BYTES,
+            depth: FIO_DEPTH,
+            direction,
+            is_random: false,
+        }
     }
 
     /// One transfer of all blocks; the first `compared` are poisoned before and compared after.

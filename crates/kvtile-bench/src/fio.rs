@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
 
@@ -14,14 +14,12 @@ use crate::error::BenchError;
 pub(crate) const NOT_INSTALLED: &str =
     "fio: not installed, so that direct files have nothing to compare with (apt-get install fio)";
 
-/// Bytes of one request.
-const PIECE_BYTES: u64 = 1 << 20;
-
 /// Shorter jobs measure how `fio` starts: a small file is gone through as often as comes to this.
 const JOB_BYTES: u64 = 256 << 20;
 
 /// Which way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Direction {
     Read,
     Write,
@@ -37,13 +35,28 @@ pub(crate) fn is_installed() -> bool {
     version.is_ok_and(|status| status.success())
 }
 
-#[derive(Deserialize)]
-struct Output {
-    jobs: Vec<Job>,
+/// What it is to do, past the page cache.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FioJob<'a> {
+    pub(crate) path: &'a Path,
+    /// Bytes of the file.
+    pub(crate) bytes: u64,
+    /// Bytes of one request.
+    pub(crate) piece_bytes: u64,
+    /// Requests in flight.
+    pub(crate) depth: u32,
+    pub(crate) direction: Direction,
+    /// Whether requests come in a random order.
+    pub(crate) is_random: bool,
 }
 
 #[derive(Deserialize)]
-struct Job {
+struct Output {
+    jobs: Vec<JobFigures>,
+}
+
+#[derive(Deserialize)]
+struct JobFigures {
     read: Done,
     write: Done,
 }
@@ -54,28 +67,32 @@ struct Done {
     bw_bytes: u64,
 }
 
-/// The time for `bytes` of a file, in pieces of 1 MiB, 8 in flight, past the page cache.
-pub(crate) fn run(path: &Path, bytes: u64, direction: Direction) -> Result<Duration, BenchError> {
+/// The time for all bytes of the file once.
+pub(crate) fn run(job: &FioJob<'_>) -> Result<Duration, BenchError> {
     let failed = |problem: String| BenchError::Program {
         program: "fio",
         problem,
     };
-    let how = match direction {
-        Direction::Read => "read",
-        Direction::Write => "write",
+    let (bytes, direction) = (job.bytes, job.direction);
+    let how = match (direction, job.is_random) {
+        (Direction::Read, false) => "read",
+        (Direction::Read, true) => "randread",
+        (Direction::Write, false) => "write",
+        (Direction::Write, true) => "randwrite",
     };
     // Where io_uring is forbidden, the older interface has as many in flight.
     let mut last = String::new();
     for engine in ["io_uring", "libaio"] {
         let output = Command::new("fio")
-            .args(["--name=kvtile", "--iodepth=8", "--direct=1"])
+            .args(["--name=kvtile", "--direct=1"])
+            .arg(format!("--iodepth={}", job.depth))
             .args(["--thread", "--output-format=json", "--overwrite=1"])
             .arg(format!("--ioengine={engine}"))
             .arg(format!("--rw={how}"))
-            .arg(format!("--bs={}", bytes.min(PIECE_BYTES)))
+            .arg(format!("--bs={}", bytes.min(job.piece_bytes)))
             .arg(format!("--size={bytes}"))
             .arg(format!("--loops={}", JOB_BYTES.div_ceil(bytes.max(1))))
-            .arg(format!("--filename={}", path.display()))
+            .arg(format!("--filename={}", job.path.display()))
             .output()
             .map_err(|error| failed(error.to_string()))?;
         let text = String::from_utf8_lossy(&output.stdout);

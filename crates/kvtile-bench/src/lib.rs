@@ -10,6 +10,7 @@
 //! | `contender`, `rivals` | everything that can copy: kvtile, `memcpy`, and what people use otherwise |
 //! | `memory_rows`, `file_rows`, `fixed_cost`, [`first_touch`] | the measurements |
 //! | [`blocks`] | keys from tokens and the operations of pools, in nanoseconds a block |
+//! | [`disk`] | the slot store of the disk tier against `fio` |
 //! | [`row`], [`report`], [`machine`] | what they came to, as it is stored |
 //! | `text`, `html` | what they came to, as people read it |
 //!
@@ -21,6 +22,7 @@ mod arena;
 pub mod blocks;
 pub mod class;
 mod contender;
+pub mod disk;
 mod error;
 mod file_rows;
 mod fio;

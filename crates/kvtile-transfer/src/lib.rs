@@ -21,7 +21,7 @@ pub mod saved;
 
 pub use descriptor::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor};
 pub use error::TransferError;
-pub use execute::{BlockLease, FileIo, LeaseMode};
+pub use execute::{BlockLease, FileBatch, FileIo, FileRead, FileWay, FileWrite, LeaseMode};
 pub use manager::{
     FillPattern, LayoutHandle, TransferCompletion, TransferManager, TransferManagerBuilder,
     TransferOptions, TransferReport,

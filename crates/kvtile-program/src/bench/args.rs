@@ -9,7 +9,7 @@ use kvtile_bench::{
 };
 use kvtile_cli::{error::CliError, known::Asked, shape_args::ShapeArgs};
 
-use super::blocks::BlocksArgs;
+use super::{blocks::BlocksArgs, disk::DiskArgs};
 
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
@@ -25,7 +25,8 @@ Examples:
   kvtile bench 'L|KBNHC' BHLKNC --bytes 1GiB --rounds 9 --threads 1
   kvtile bench vllm:LBHNC/cpu/bf16/vec BLKNHC --model qwen3-8b
   kvtile bench --folder /mnt/nvme --filter file --json
-  kvtile bench blocks                                   keys and pools, nanoseconds a block";
+  kvtile bench blocks                                   keys and pools, nanoseconds a block
+  kvtile bench disk --folder /mnt/nvme                  the disk tier against fio, three minutes";
 
 /// Model of a pair that the user gives without a shape.
 const MODEL: &str = "llama-3.1-8b";
@@ -89,6 +90,8 @@ pub(crate) struct BenchArgs {
 pub(super) enum Other {
     /// Keys from tokens and the operations of block pools, in nanoseconds a block
     Blocks(BlocksArgs),
+    /// The slot store of the disk tier against fio with the same piece size, in turns
+    Disk(DiskArgs),
 }
 
 impl BenchArgs {
@@ -185,7 +188,7 @@ fn order(asked: Asked) -> Order {
 }
 
 /// `64MiB`, `1GiB`, `1048576`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
     let problem = || "give bytes such as 1048576, 64MiB or 1GiB".to_owned();
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = text.get(digits.len()..).unwrap_or_default();

@@ -3,6 +3,7 @@
 
 mod args;
 mod blocks;
+mod disk;
 
 use std::path::Path;
 
@@ -22,8 +23,10 @@ use crate::error::ProgramError;
 
 /// Measures, or reads what was measured, and shows it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
-    if let Some(Other::Blocks(args)) = args.other() {
-        return blocks::run(args);
+    match args.other() {
+        Some(Other::Blocks(args)) => return blocks::run(args),
+        Some(Other::Disk(args)) => return disk::run(args),
+        None => {}
     }
     let report = match args.stored() {
         Some(path) => read(path)?,

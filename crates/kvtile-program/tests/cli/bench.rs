@@ -1,7 +1,7 @@
 //! `kvtile bench` as a user runs it, on amounts that say nothing about speed.
 use serde_json::Value;
 
-use crate::program::kvtile;
+use crate::program::{kvtile, program};
 
 /// A tiny model, so that every pair of the matrix is measured in little time.
 const TINY: [&str; 8] = [
@@ -187,4 +187,45 @@ fn blocks_are_measured_by_profile_and_by_policy() {
     ] {
         assert!(text.contains(word), "{text}");
     }
+}
+
+/// Without `fio` the store is measured alone, and the report says what is missing.
+#[test]
+fn the_disk_tier_is_measured_by_block_size_and_placement() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["bench", "disk", "--rounds", "1", "--bytes", "256KiB"];
+    let arguments = [&arguments[..], &["--block", "8KiB,64KiB", "--folder"]].concat();
+    let run = |more: &[&str]| {
+        let mut command = program();
+        command.env("PATH", "").args(&arguments).arg(folder.path());
+        let output = command.args(more).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let report: Value = serde_json::from_str(&run(&["--json"])).unwrap();
+    let rows = report["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 12);
+    for row in rows {
+        assert!(row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
+        assert!(row["ratio"].is_null(), "{row}");
+    }
+    let left_out = report["left_out"].to_string();
+    assert!(left_out.contains("fio: not installed"), "{left_out}");
+    let text = run(&[]);
+    for word in [
+        "8 KiB",
+        "64 KiB",
+        "side by side",
+        "scattered",
+        "fio: not installed",
+    ] {
+        assert!(text.contains(word), "{text}");
+    }
+    let left = std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 0, "files stay behind");
+    for wrong in [["--block", "8000"], ["--bytes", "0"]] {
+        kvtile(&[&["bench", "disk"], &wrong[..]].concat()).fails(2);
+    }
+    let nowhere = ["bench", "disk", "--folder", "/nonexistent"];
+    assert!(kvtile(&nowhere).fails(1).contains("/nonexistent"));
 }

@@ -29,7 +29,7 @@ pub use manifest::{Created, Manifest};
 pub use crate::tier::StoreIdentity;
 pub use settings::DiskSettings;
 pub use store::{
-    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotState, SlotStore, SlotStoreSettings,
-    SlotStoreStats, SlotWrite, StoredBlock, Synced, Ticket, Written,
+    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotRead, SlotState, SlotStore,
+    SlotStoreSettings, SlotStoreStats, SlotWrite, StoredBlock, Synced, Ticket, Written,
 };
 pub use tier::DiskTier;

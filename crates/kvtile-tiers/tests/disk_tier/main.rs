@@ -6,9 +6,12 @@
     reason = "tests"
 )]
 
+mod batches;
 mod common;
 mod crash;
 mod gone;
+#[path = "../cache/hooked.rs"]
+mod hooked;
 mod links;
 mod local;
 mod lock;

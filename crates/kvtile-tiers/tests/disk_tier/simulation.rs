@@ -12,7 +12,10 @@ use crate::common::{key, room_for, sized};
 use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
 use kvtile_tiers::{
     TierError,
-    disk::{Miss, Recovered, SlotState, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    disk::{
+        Miss, Recovered, SlotRead, SlotState, SlotStore, SlotStoreSettings, SlotWrite,
+        StoreIdentity,
+    },
 };
 
 /// Three sectors and a part of one.
@@ -256,7 +259,8 @@ impl Simulation {
             .filter(|(held, _)| held.is_none());
         let empty: Vec<u32> = empty.map(|(_, slot)| slot).collect();
         let mut batch = Vec::new();
-        for slot in empty.into_iter().take(1 + self.numbers.index(3)) {
+        let most = [3, 16][self.numbers.index(2)];
+        for slot in empty.into_iter().take(1 + self.numbers.index(most)) {
             let number = self.numbers.below(NUMBERS);
             let again = batch
                 .iter()
@@ -371,10 +375,24 @@ impl Simulation {
 
     fn read(&mut self, store: &SlotStore) {
         let mut bytes = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
-        for (held, slot) in self.model.slots.iter().zip(0..) {
-            let number = held.map_or(0, |version| version.number);
-            match (store.read(slot, &key(number), &mut bytes), held) {
-                (Ok(()), Some(version)) => assert_eq!(self.check_bytes(number, &bytes), *version),
+        let mut buffers = vec![bytes.clone(); self.model.slots.len()];
+        let number = |held: &Option<Version>| held.map_or(0, |version| version.number);
+        let mut reads: Vec<SlotRead<'_>> = (0..)
+            .zip(&self.model.slots)
+            .zip(&mut buffers)
+            .map(|((slot, held), buffer)| SlotRead {
+                slot,
+                key: key(number(held)),
+                buffer,
+            })
+            .collect();
+        let outcomes = store.read_many(&mut reads);
+        let read = outcomes.into_iter().zip(buffers);
+        for ((held, slot), (read, arrived)) in self.model.slots.iter().zip(0..).zip(read) {
+            match (read, held) {
+                (Ok(()), Some(version)) => {
+                    assert_eq!(self.check_bytes(version.number, &arrived), *version);
+                }
                 (Err(Miss::Empty), None) => {}
                 (Err(Miss::Io(_)), Some(_)) if self.faults.read > 0 || self.disk.is_dead() => {}
                 (Err(Miss::Checksum | Miss::Truncated), Some(_)) if self.model.damage > 0 => {}

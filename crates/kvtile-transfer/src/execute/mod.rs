@@ -44,7 +44,7 @@ use kvtile_layout::CopyPlan;
 
 pub(crate) use bound::{Backing, BoundLayout};
 pub(crate) use executor::{Executor, Hints};
-pub use file::FileIo;
+pub use file::{FileBatch, FileIo, FileRead, FileWay, FileWrite};
 pub(crate) use lease::stored_spans;
 pub use lease::{BlockLease, LeaseMode};
 pub(crate) use scratch::Scratch;

@@ -10,10 +10,13 @@
 //! - Names change (created, renamed, removed) in the order of the calls, and stay after
 //!   [`Medium::sync_folder`].
 //! - A lock ends with its process, however that ends; children do not have it.
+//! - What a batch was given belongs to the caller again when the call has returned or panicked: nothing
+//!   reads or writes it any more.
 
 mod folder;
 
 pub use folder::{FolderMedium, FoundInstead, NotLocal, NotPlain};
+pub use kvtile_transfer::{FileIo, FileRead, FileWay, FileWrite};
 
 use std::{fmt, io};
 
@@ -130,6 +133,22 @@ pub trait Medium: fmt::Debug + Send + Sync {
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>>;
 }
 
+/// Gets the index of each block of a batch of reads once, with its bytes or why there are none.
+pub type ReadLanded<'l> = dyn FnMut(usize, io::Result<&[u8]>) + 'l;
+
+/// Gets the index of each block of a batch of writes once, with its outcome.
+pub type WriteLanded<'l> = dyn FnMut(usize, io::Result<()>) + 'l;
+
+/// What batches of a file go through.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BatchIo {
+    /// One operation after the other.
+    OneByOne,
+    /// Many in flight.
+    InFlight(FileIo),
+}
+
 /// A data file, read and written by position from any number of threads.
 pub trait MediumFile: fmt::Debug + Send + Sync {
     /// Fills `buffer` from `offset`.
@@ -144,6 +163,28 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
     /// # Errors
     /// What the file system says. Any part may be written then.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Does all of `reads`, each as [`MediumFile::read_exact_at`] would, in any order and several at a
+    /// time. `landed` gets each as soon as it has ended, while others may be under way.
+    fn read_many(&self, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
+        for (index, read) in reads.iter_mut().enumerate() {
+            let outcome = self.read_exact_at(read.offset, read.bytes);
+            landed(index, outcome.map(|()| &*read.bytes));
+        }
+    }
+
+    /// Does all of `writes`, which do not meet, each as [`MediumFile::write_all_at`] would, in any order
+    /// and several at a time. `landed` gets each as soon as it has ended, while others may be under way.
+    fn write_many(&self, writes: &[FileWrite<'_>], landed: &mut WriteLanded<'_>) {
+        for (index, write) in writes.iter().enumerate() {
+            landed(index, self.write_all_at(write.offset, write.bytes));
+        }
+    }
+
+    /// What [`MediumFile::read_many`] and [`MediumFile::write_many`] go through now.
+    fn batch_io(&self) -> BatchIo {
+        BatchIo::OneByOne
+    }
 
     /// Waits until everything written before is on the disk.
     ///

@@ -17,16 +17,19 @@
 //! It does not know which block is worth keeping, who reads which one, nor how its bytes lie.
 
 mod commit;
+mod free;
 mod open;
+mod read;
 mod report;
 mod scan;
 mod standing;
 mod stats;
 mod table;
+mod write;
 
 pub use report::{
-    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotWrite, StoredBlock, Synced, Ticket,
-    Written,
+    Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotRead, SlotWrite, StoredBlock, Synced,
+    Ticket, Written,
 };
 pub use stats::SlotStoreStats;
 pub use table::SlotState;
@@ -35,25 +38,18 @@ pub(super) use scan::{Scan, Scanned, is_end};
 
 use std::{
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use kvtile_blocks::BlockKey;
 use kvtile_memory::{AlignedBuffer, ProcessMark};
 
-use self::{
-    report::Miss::{Buffer, Checksum, Io, Replaced, Truncated},
-    standing::HeldManifest,
-    stats::Counters,
-    table::{Begin, Entry, Pending, Placed, Table},
-};
+use self::{standing::HeldManifest, stats::Counters, table::Table};
 use super::{
     capacity::PAGE,
     folder::SLOTS_FILE,
     manifest::{Manifest, file_name},
-    medium::{Medium, MediumFile, MediumLock},
-    record::{Record, content_checksum},
+    medium::{BatchIo, Medium, MediumFile, MediumLock},
 };
 use crate::error::TierError;
 
@@ -127,112 +123,10 @@ impl SlotStore {
         self.slots.is_direct()
     }
 
-    /// Writes blocks to empty slots. They can be read when this returns, and are durable after
-    /// the next [`sync`](SlotStore::sync). Blocks whose address is a multiple of 4096 pass by the
-    /// page cache where the file system has direct I/O.
-    ///
-    /// It waits for a sync only where more places were erased since the last one than are kept in
-    /// reserve. Nothing is written where the folder or one of its files was removed, replaced or cut
-    /// since the store was opened ([`TierError::FileGone`]); what was written before can still be
-    /// read.
-    pub fn write(&self, batch: &[SlotWrite<'_>]) -> Written {
-        let mut failed = Vec::new();
-        if let Err(error) = self.check_process() {
-            // The table is not asked: a thread that the child does not have may hold it.
-            let fail = |write: &SlotWrite<'_>| FailedWrite {
-                slot: write.slot,
-                error: error.clone(),
-            };
-            return Written {
-                ticket: Ticket(u64::MAX),
-                failed: batch.iter().map(fail).collect(),
-            };
-        }
-        let files = match batch.is_empty() {
-            true => Ok(()),
-            false => self.check_files(),
-        };
-        for write in batch {
-            self.counters.writes.add(1);
-            match files.clone().and_then(|()| self.write_one(write)) {
-                Ok(()) => self.counters.written_bytes.add(write.bytes.len() as u64),
-                Err(error) => {
-                    self.counters.write_failures.add(1);
-                    let slot = write.slot;
-                    failed.push(FailedWrite { slot, error });
-                }
-            }
-        }
-        Written {
-            ticket: Ticket(self.table().epoch()),
-            failed,
-        }
-    }
-
-    fn write_one(&self, write: &SlotWrite<'_>) -> Result<(), TierError> {
-        let (block_bytes, found_bytes) = (self.block_bytes(), write.bytes.len() as u64);
-        if found_bytes != block_bytes {
-            return Err(TierError::WrongBlockBytes {
-                block_bytes,
-                found_bytes,
-            });
-        }
-        let placed = self.begin(write)?;
-        let (slot, place) = (write.slot, placed.place);
-        let offset = self.offset(place);
-        // The slot is taken: a medium that panics must not leave it so.
-        let written = catch_unwind(AssertUnwindSafe(|| {
-            self.slots.write_all_at(offset, write.bytes)
-        }));
-        let Ok(written) = written else {
-            self.table().failed(slot, place, placed.write);
-            return Err(TierError::Panicked {
-                what: "a write to the disk tier",
-            });
-        };
-        if let Err(error) = written {
-            self.table().failed(slot, place, placed.write);
-            return Err(self.failed("write", error));
-        }
-        let record = Record {
-            key: write.key,
-            parent: write.parent,
-            position: write.position,
-            tenant: write.tenant,
-            sequence: 0,
-            content: content_checksum(&write.key, write.position, write.bytes),
-        };
-        let pending = Pending {
-            slot,
-            place,
-            write: placed.write,
-            record,
-        };
-        match self.table().written(pending, placed.failed_syncs) {
-            true => Ok(()),
-            false => Err(TierError::SyncFailedMeanwhile { slot }),
-        }
-    }
-
-    /// A place for the write, after a sync where no erased one is left.
-    fn begin(&self, write: &SlotWrite<'_>) -> Result<Placed, TierError> {
-        let mut waits = 0;
-        loop {
-            let begun = self.table().begin(write.slot, write.key, write.position);
-            match begun {
-                Begin::Place(placed) => return Ok(placed),
-                Begin::Refused(error) => return Err(error),
-                Begin::NoPlace => {}
-            }
-            waits += 1;
-            self.counters.erasure_waits.add(u64::from(waits == 1));
-            // Other threads may take what was freed; there are places for all slots, so it is
-            // given up only where the disk frees none.
-            if !self.sync_erasures() {
-                let failures = self.counters.sync_failures.get();
-                return Err(TierError::NoErasedSlot { failures });
-            }
-        }
+    /// What batches of blocks go through: an io_uring, threads, or one block after the other.
+    #[must_use]
+    pub fn batch_io(&self) -> BatchIo {
+        self.slots.batch_io()
     }
 
     /// Empties slots. Those that are empty already stay so. Blocks that were durable may be offered
@@ -250,50 +144,6 @@ impl SlotStore {
         drop(table);
         self.counters.erased.add(erased as u64);
         Ok(())
-    }
-
-    /// Reads the block of `slot`, which must be `key`, and verifies it. Buffers whose address is a
-    /// multiple of 4096 are read past the page cache where the file system has direct I/O.
-    ///
-    /// # Errors
-    /// Why there is no such block. What `buffer` holds then must not be used.
-    pub fn read(&self, slot: u32, key: &BlockKey, buffer: &mut [u8]) -> Result<(), Miss> {
-        self.counters.reads.add(1);
-        let read = self.read_verified(slot, key, buffer);
-        match &read {
-            Ok(()) => self.counters.read_bytes.add(buffer.len() as u64),
-            Err(miss) => self.counters.count_miss(miss),
-        }
-        read
-    }
-
-    fn read_verified(&self, slot: u32, key: &BlockKey, buffer: &mut [u8]) -> Result<(), Miss> {
-        let (block_bytes, found_bytes) = (self.block_bytes(), buffer.len() as u64);
-        if found_bytes != block_bytes {
-            return Err(Buffer(TierError::WrongBlockBytes {
-                block_bytes,
-                found_bytes,
-            }));
-        }
-        let entry = self.table().find(slot, key)?;
-        let read = self.read_entry(&entry, buffer);
-        // A place that was given to another block meanwhile is no sign of damage.
-        if read.is_err() && !self.table().holds(slot, entry.write) {
-            return Err(Replaced);
-        }
-        read
-    }
-
-    fn read_entry(&self, entry: &Entry, buffer: &mut [u8]) -> Result<(), Miss> {
-        let read = self.slots.read_exact_at(self.offset(entry.place), buffer);
-        read.map_err(|error| match is_end(&error) {
-            true => Truncated,
-            false => Io(self.failed("read", error)),
-        })?;
-        match content_checksum(&entry.key, entry.position, buffer) == entry.content {
-            true => Ok(()),
-            false => Err(Checksum),
-        }
     }
 
     /// Reads every slot that holds a block and verifies it: the slot, and why it is bad where it

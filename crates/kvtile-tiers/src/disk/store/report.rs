@@ -51,6 +51,17 @@ pub struct SlotWrite<'a> {
     pub bytes: &'a [u8],
 }
 
+/// One block to read.
+#[derive(Debug)]
+pub struct SlotRead<'a> {
+    /// Where it is.
+    pub slot: u32,
+    /// The key that it must have.
+    pub key: BlockKey,
+    /// Where its bytes go; as long as a block.
+    pub buffer: &'a mut [u8],
+}
+
 /// Stands for everything written up to a moment. Tickets are ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub(super) u64);

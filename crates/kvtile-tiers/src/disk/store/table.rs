@@ -12,11 +12,11 @@
 //! A place is free only if its record on the disk is known to be erased. It does no I/O and knows
 //! no clock; the store calls it under one lock.
 
-use std::{collections::VecDeque, mem};
+use std::mem;
 
 use kvtile_blocks::BlockKey;
 
-use super::{super::record::Record, report::Miss};
+use super::{super::record::Record, free::FreePlaces, report::Miss};
 use crate::error::TierError;
 
 /// No place.
@@ -109,7 +109,7 @@ impl Commit {
 pub(super) struct Table {
     entries: Vec<Entry>,
     places: u32,
-    free: VecDeque<u32>,
+    free: FreePlaces,
     stale: Vec<u32>,
     pending: Vec<Pending>,
     /// Places that a sync is erasing.
@@ -156,10 +156,9 @@ impl Table {
             mark(*place);
         }
         stale.iter().copied().for_each(mark);
-        let free = taken.iter().zip(0..).filter(|(taken, _)| !**taken);
         Table {
             used: u32::try_from(recovered.len()).map_or(slots, |count| count.min(slots)),
-            free: free.map(|(_, place)| place).collect(),
+            free: FreePlaces::of(&taken),
             entries,
             places,
             stale,
@@ -228,6 +227,11 @@ impl Table {
         }
     }
 
+    /// So many writes are about to begin, whose blocks are to lie side by side.
+    pub(super) fn expect_writes(&mut self, count: usize) {
+        self.free.expect(count);
+    }
+
     /// Takes a place for a write; `None` where no erased one is left.
     pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> Begin {
         let slots = self.slots();
@@ -237,7 +241,7 @@ impl Table {
         if entry.state != SlotState::Empty {
             return Begin::Refused(TierError::SlotOccupied { slot });
         }
-        let Some(place) = self.free.pop_front() else {
+        let Some(place) = self.free.take() else {
             return Begin::NoPlace;
         };
         let write = self.next_write;
@@ -283,7 +287,7 @@ impl Table {
     pub(super) fn failed(&mut self, slot: u32, place: u32, write: u64) {
         if self.holds(slot, write) {
             self.clear(slot);
-            self.free.push_back(place);
+            self.free.insert(place);
         } else {
             self.give_up(place);
         }
@@ -292,7 +296,7 @@ impl Table {
     /// The place of a write that was erased while it was under way; its record was never written.
     fn give_up(&mut self, place: u32) {
         self.abandoned = self.abandoned.saturating_sub(1);
-        self.free.push_back(place);
+        self.free.insert(place);
     }
 
     fn clear(&mut self, slot: u32) {
@@ -359,7 +363,7 @@ impl Table {
             let (again, erased): (Vec<_>, Vec<_>) = commit.stale.into_iter().partition(refused);
             finished.erased = erased.len();
             self.stale.extend(again);
-            self.free.extend(erased);
+            erased.into_iter().for_each(|place| self.free.insert(place));
             finished.durable = kept.iter().filter(|pending| self.promote(pending)).count();
             self.durable_epoch = commit.epoch;
         } else {
@@ -401,7 +405,8 @@ impl Table {
                 used += 1;
             }
         }
-        self.free.iter().for_each(|place| see(*place, "free"));
+        self.free.check_integrity();
+        self.free.iter().for_each(|place| see(place, "free"));
         self.stale.iter().for_each(|place| see(*place, "stale"));
         let elsewhere = self.erasing + self.abandoned;
         assert_eq!(count + elsewhere, self.places as usize, "places are lost");

@@ -1,11 +1,11 @@
 //! How much a transfer has under way at once.
 
-use super::queue::Way;
+use super::queue::FileWay;
 
 /// Settings of a transfer; nothing outside this folder sets them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    pub(super) way: Way,
+    pub(super) way: FileWay,
     /// Bytes that a round moves at most: enough to merge small pieces into large ones, and small
     /// enough to stay in a shared cache.
     pub(super) round_bytes: u64,
@@ -35,7 +35,7 @@ impl Limits {
     /// permutations and writes overlap too.
     pub(super) fn for_transfer(bytes: u64) -> Limits {
         Limits {
-            way: Way::Best,
+            way: FileWay::Best,
             round_bytes: (bytes / 8).next_power_of_two().clamp(1 << 20, ROUND_BYTES),
             round_tiles: 1 << 15,
             round_read_bytes: 16 << 20,

@@ -20,12 +20,16 @@
 //! | `round` | tiles that share a slot of staging, and their permutation |
 //! | `pipeline` | rounds and runs under way, from the first read to the last write |
 //! | `limits` | how much of all this at once |
+//! | `batch` | many pieces of one file without a plan: joined, and in flight together |
 //!
 //! A destination window is exactly the bytes that tiles fill, so nothing else in the file is ever
 //! rewritten. Long runs between memory and file skip the staging. What is staged and what is in
 //! flight are bounded, however the pieces lie, and nothing is in flight any more when a transfer
 //! returns, fails or panics.
 
+mod batch;
+#[cfg(test)]
+mod batch_tests;
 mod limits;
 mod piece;
 mod pipeline;
@@ -46,7 +50,8 @@ use tiling::{Files, Tiling};
 use super::bound::BoundLayout;
 use crate::error::TransferError;
 
-pub use queue::FileIo;
+pub use batch::{FileBatch, FileRead, FileWrite};
+pub use queue::{FileIo, FileWay};
 
 /// Executes all of `plan`, where at least one side is in files.
 ///

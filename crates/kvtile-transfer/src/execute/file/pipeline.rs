@@ -9,7 +9,7 @@ use super::{
     super::bound::{Backing, BoundLayout},
     limits::Limits,
     piece::{Piece, piece},
-    queue::{CAPACITY, Completion, Direction, Operation},
+    queue::{CAPACITY, Completion, Direction, Operation, OperationMemory, Span},
     round::{Round, Windows},
     staging::{Staged, Worker},
     tiling::{Tile, TileNest},
@@ -316,8 +316,10 @@ impl<'a, 'w> Pipeline<'a, 'w> {
                 direction: piece.direction,
                 fd: piece.fd.as_raw_fd(),
                 offset: piece.offset,
-                address: piece.address,
-                bytes: piece.bytes,
+                memory: OperationMemory::One(Span {
+                    address: piece.address,
+                    bytes: piece.bytes,
+                }),
                 token: token as u64,
             });
         }

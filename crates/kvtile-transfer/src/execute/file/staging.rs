@@ -7,11 +7,14 @@ use std::sync::Mutex;
 
 use kvtile_memory::{MemoryRegion, SystemMemory};
 
-use super::queue::{FileQueue, Way};
+use super::queue::{FileQueue, FileWay};
 use crate::error::TransferError;
 
-/// Workers kept for later.
-const KEPT_MAX: usize = 2;
+/// Workers kept for later: as many threads as read at once have a queue without waiting for a new one.
+const KEPT_MAX: usize = 4;
+
+/// Workers that are kept with their staging memory.
+const STAGED_MAX: usize = 2;
 
 /// Staging memory is allocated in multiples of this: huge pages where there are any.
 const GRAIN_BYTES: usize = 2 << 20;
@@ -20,7 +23,7 @@ static POOL: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
 /// A queue, made when first needed, and the staging memory of rounds.
 pub(super) struct Worker {
-    way: Way,
+    way: FileWay,
     process: u32,
     queue: Option<FileQueue>,
     pub(super) staging: Staging,
@@ -28,7 +31,7 @@ pub(super) struct Worker {
 
 impl Worker {
     /// One from the pool, or a new one.
-    pub(super) fn take(way: Way) -> Worker {
+    pub(super) fn take(way: FileWay) -> Worker {
         let process = std::process::id();
         // Waiting could be for ever, if the lock was held when this process was forked.
         if let Ok(mut pool) = POOL.try_lock() {
@@ -50,12 +53,16 @@ impl Worker {
     }
 
     /// Back to the pool, if it can be used again.
-    pub(super) fn give_back(self) {
+    pub(super) fn give_back(mut self) {
         let is_sound = self.queue.as_ref().is_none_or(FileQueue::is_sound);
         if let Ok(mut pool) = POOL.try_lock()
             && is_sound
             && pool.len() < KEPT_MAX
         {
+            let staged = pool.iter().filter(|worker| worker.staging.total() > 0);
+            if staged.count() >= STAGED_MAX {
+                self.staging = Staging::default();
+            }
             pool.push(self);
         }
     }

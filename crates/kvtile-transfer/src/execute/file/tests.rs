@@ -19,7 +19,7 @@ use super::{
     copy_plan_within,
     limits::Limits,
     pipeline::Pipeline,
-    queue::Way,
+    queue::FileWay,
     staging::{Staging, Worker},
     tiling::{Files, Tiling},
 };
@@ -129,7 +129,7 @@ fn resolve(case: &LayoutCase) -> Arc<StridedLayout> {
 /// Limits that a few kilobytes reach.
 fn limits() -> impl Strategy<Value = Limits> {
     let size = |from: u32| (from..from + 7).prop_map(|bits| 1_u64 << bits);
-    let ways = prop::sample::select(vec![Way::Best, Way::Threads]);
+    let ways = prop::sample::select(vec![FileWay::Best, FileWay::Threads]);
     (ways, size(6), size(6), size(9), size(9), 1..50_usize).prop_map(
         |(way, round_bytes, direct_run_bytes, piece_bytes, staging, round_tiles)| {
             let usize = |bytes: u64| usize::try_from(bytes).unwrap();
@@ -204,7 +204,7 @@ struct Fixture {
 }
 
 impl Fixture {
-    fn new(way: Way, words: (&str, &str)) -> Fixture {
+    fn new(way: FileWay, words: (&str, &str)) -> Fixture {
         let shape = Shape::key_value(32, 4, 16, 4, 128, &Unit::raw(2).unwrap()).unwrap();
         let resolve = |word: &str| {
             let word = Word::parse(word).unwrap();
@@ -246,7 +246,7 @@ impl Fixture {
 }
 
 fn on_every_way(words: (&str, &str), test: impl Fn(&Fixture, bool, &Path)) {
-    for way in [Way::Best, Way::Threads] {
+    for way in [FileWay::Best, FileWay::Threads] {
         for direct in [false, true] {
             let folder = folder();
             test(&Fixture::new(way, words), direct, folder.path());

@@ -3,13 +3,14 @@
 use std::{fs::File, io, sync::Arc};
 
 use kvtile_memory::{DirectIo, FileMemory, MemoryError};
+use kvtile_transfer::{FileBatch, FileRead, FileWay, FileWrite};
 use rustix::{
     fd::OwnedFd,
     fs::{fstat, fsync, ftruncate},
 };
 
 use super::{
-    super::{MediumFile, OpenFile, Standing},
+    super::{BatchIo, MediumFile, OpenFile, ReadLanded, Standing, WriteLanded},
     local::check_local,
     plain::{Access, FileNumber, open_plain, stat_name},
 };
@@ -17,6 +18,7 @@ use super::{
 #[derive(Debug)]
 pub(super) struct FolderFile {
     memory: FileMemory,
+    batch: FileBatch,
     folder: Arc<File>,
     name: String,
     number: FileNumber,
@@ -28,6 +30,7 @@ impl FolderFile {
         folder: Arc<File>,
         (name, called): (&str, &str),
         how: &OpenFile,
+        way: FileWay,
     ) -> io::Result<FolderFile> {
         let size = usize::try_from(how.length_bytes).map_err(io::Error::other)?;
         let access = match how.writable {
@@ -50,6 +53,7 @@ impl FolderFile {
             .map_err(into_io)?;
         Ok(FolderFile {
             memory,
+            batch: FileBatch::new(way),
             folder,
             name: name.to_owned(),
             number,
@@ -78,6 +82,23 @@ impl MediumFile for FolderFile {
 
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.memory.write_all_at(offset, bytes).map_err(into_io)
+    }
+
+    fn read_many(&self, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
+        self.batch.read(&self.memory, reads, &mut |index, outcome| {
+            landed(index, outcome.map_err(into_io));
+        });
+    }
+
+    fn write_many(&self, writes: &[FileWrite<'_>], landed: &mut WriteLanded<'_>) {
+        self.batch
+            .write(&self.memory, writes, &mut |index, outcome| {
+                landed(index, outcome.map_err(into_io));
+            });
+    }
+
+    fn batch_io(&self) -> BatchIo {
+        BatchIo::InFlight(self.batch.io())
     }
 
     fn sync_data(&self) -> io::Result<()> {

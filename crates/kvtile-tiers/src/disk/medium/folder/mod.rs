@@ -28,7 +28,7 @@ use self::{
     local::check_local,
     plain::{Access, FILE_MODE, FileNumber, check_plain, open_plain, stat_name},
 };
-use super::{LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing};
+use super::{FileWay, LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing};
 
 /// A folder that only the user may enter.
 const FOLDER_MODE: u32 = 0o700;
@@ -41,6 +41,7 @@ pub struct FolderMedium {
     /// The same, whatever the working directory will be.
     absolute: PathBuf,
     folder: Arc<Mutex<Option<Arc<File>>>>,
+    way: FileWay,
 }
 
 impl FolderMedium {
@@ -53,7 +54,14 @@ impl FolderMedium {
             absolute: std::path::absolute(&path).unwrap_or_else(|_| path.clone()),
             path,
             folder: Arc::default(),
+            way: FileWay::Best,
         }
+    }
+
+    /// The same folder, with another way to have many reads and writes in flight.
+    #[must_use]
+    pub fn with_way(self, way: FileWay) -> FolderMedium {
+        FolderMedium { way, ..self }
     }
 
     /// The open folder, in which all names are looked up.
@@ -203,7 +211,7 @@ impl Medium for FolderMedium {
 
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>> {
         let called = self.path(file).display().to_string();
-        let opened = FolderFile::open(self.folder()?, (file, &called), how)?;
+        let opened = FolderFile::open(self.folder()?, (file, &called), how, self.way)?;
         Ok(Box::new(opened))
     }
 }

@@ -5,6 +5,7 @@
 //! transfer may end short or fail, and whoever waits for it decides what then. It knows neither
 //! plans nor staging.
 
+mod blocking;
 mod threads;
 mod uring;
 
@@ -18,6 +19,8 @@ use rustix::io::Errno;
 use threads::ThreadQueue;
 use uring::UringQueue;
 
+pub(super) use blocking::perform;
+
 /// Most operations in flight at once.
 pub(super) const CAPACITY: usize = 32;
 
@@ -28,14 +31,34 @@ pub(super) enum Direction {
     Write,
 }
 
+/// A stretch of memory. The kernel reads several of them in an array as `iovec`, which has these two
+/// fields in this order.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct Span {
+    pub(super) address: *mut u8,
+    pub(super) bytes: usize,
+}
+
+/// The memory of an operation.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum OperationMemory {
+    /// One stretch.
+    One(Span),
+    /// Several, one behind the other in the file; at most [`SPANS_MAX`].
+    Many { first: *const Span, count: usize },
+}
+
+/// Most stretches of one operation: what Linux takes in one system call (`UIO_MAXIOV`).
+pub(super) const SPANS_MAX: usize = 1024;
+
 /// One read or write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Operation {
     pub(super) direction: Direction,
     pub(super) fd: RawFd,
     pub(super) offset: u64,
-    pub(super) address: *mut u8,
-    pub(super) bytes: usize,
+    pub(super) memory: OperationMemory,
     /// Comes back with the completion.
     pub(super) token: u64,
 }
@@ -49,12 +72,12 @@ pub(super) struct Completion {
 }
 
 /// Which queue is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Way {
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileWay {
     /// An io_uring where there is one, threads elsewhere.
+    #[default]
     Best,
     /// Threads, whatever the kernel has.
-    #[cfg(test)]
     Threads,
 }
 
@@ -72,6 +95,17 @@ pub enum FileIo {
 }
 
 impl FileIo {
+    /// What a way comes to on this machine now.
+    #[must_use]
+    pub fn of(way: FileWay) -> FileIo {
+        match way {
+            FileWay::Best => FileIo::probe(),
+            FileWay::Threads => FileIo::Threads {
+                reason: "the settings ask for threads".to_owned(),
+            },
+        }
+    }
+
     /// Tries what a transfer would do now.
     #[must_use]
     pub fn probe() -> FileIo {
@@ -95,11 +129,10 @@ enum Kind {
 }
 
 impl FileQueue {
-    pub(super) fn new(way: Way) -> FileQueue {
+    pub(super) fn new(way: FileWay) -> FileQueue {
         let ring = match way {
-            Way::Best => UringQueue::new().ok(),
-            #[cfg(test)]
-            Way::Threads => None,
+            FileWay::Best => UringQueue::new().ok(),
+            FileWay::Threads => None,
         };
         FileQueue(match ring {
             Some(ring) => Kind::Uring(Box::new(ring)),
@@ -132,8 +165,8 @@ impl FileQueue {
     ///
     /// # Safety
     /// Until its completion was taken, or the queue was drained or dropped: the descriptor stays
-    /// open, the bytes stay mapped and initialised, nobody else writes them, and nobody else reads
-    /// those of a read.
+    /// open, the bytes and an array of spans stay mapped and initialised, nobody else writes them,
+    /// and nobody else reads the bytes of a read.
     pub(super) unsafe fn submit(&mut self, operation: Operation) {
         match &mut self.0 {
             Kind::Uring(queue) => {
@@ -159,6 +192,14 @@ impl FileQueue {
         match &mut self.0 {
             Kind::Uring(queue) => queue.next(),
             Kind::Threads(queue) => queue.next(),
+        }
+    }
+
+    /// A completion that is there already.
+    pub(super) fn ready(&mut self) -> Option<Completion> {
+        match &mut self.0 {
+            Kind::Uring(queue) => queue.ready(),
+            Kind::Threads(queue) => queue.ready(),
         }
     }
 

@@ -10,20 +10,23 @@ use kvtile_memory::AlignedBuffer;
 use proptest::prelude::*;
 use rustix::fs::OFlags;
 
-use super::{CAPACITY, Completion, Direction, FileIo, FileQueue, Kind, Operation, Way};
+use super::{
+    CAPACITY, Completion, Direction, FileIo, FileQueue, FileWay, Kind, Operation, OperationMemory,
+    Span,
+};
 
 const FILE_BYTES: usize = 64 << 10;
 
 /// Runs `test` on a queue of each kind.
 fn on_every_queue(test: impl Fn(&mut FileQueue)) {
-    let mut ring = FileQueue::new(Way::Best);
+    let mut ring = FileQueue::new(FileWay::Best);
     if matches!(ring.0, Kind::Threads(_)) {
         eprintln!("no io_uring here: {:?}", FileIo::probe());
     }
     test(&mut ring);
     assert_eq!(ring.in_flight(), 0, "a test takes every completion");
     assert!(ring.is_sound());
-    let mut threads = FileQueue::new(Way::Threads);
+    let mut threads = FileQueue::new(FileWay::Threads);
     assert!(matches!(threads.0, Kind::Threads(_)));
     test(&mut threads);
     assert_eq!(threads.in_flight(), 0, "a test takes every completion");
@@ -57,8 +60,10 @@ fn submit(
         direction,
         fd: file.as_raw_fd(),
         offset: offset as u64,
-        address: bytes.as_mut_ptr(),
-        bytes: bytes.len(),
+        memory: OperationMemory::One(Span {
+            address: bytes.as_mut_ptr(),
+            bytes: bytes.len(),
+        }),
         token: token as u64,
     };
     assert!(queue.has_room());
@@ -269,7 +274,7 @@ fn draining_and_dropping_wait_for_what_is_in_flight() {
         .custom_flags(flags)
         .open(&path);
     let file = direct.unwrap_or_else(|_| File::open(&path).unwrap());
-    for way in [Way::Best, Way::Threads] {
+    for way in [FileWay::Best, FileWay::Threads] {
         for is_drained in [true, false] {
             let mut queue = FileQueue::new(way);
             let mut buffer = AlignedBuffer::new(16 * BYTES, 4096).unwrap();
@@ -305,7 +310,7 @@ fn a_queue_goes_from_thread_to_thread() {
     let path = folder.path().join("file");
     std::fs::write(&path, content(8)).unwrap();
     let file = open(&path);
-    for way in [Way::Best, Way::Threads] {
+    for way in [FileWay::Best, FileWay::Threads] {
         let mut queue = FileQueue::new(way);
         for round in 0..4 {
             queue = std::thread::scope(|scope| {

@@ -2,14 +2,11 @@
 
 use std::{
     collections::VecDeque,
-    os::fd::BorrowedFd,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
 };
 
-use rustix::io::{Errno, pread, pwrite};
-
-use super::{Completion, Direction, Operation};
+use super::{Completion, Operation, perform};
 
 /// Threads at most. They wait, they do not compute: more of them than cores is no load.
 const THREADS_MAX: usize = 8;
@@ -38,8 +35,8 @@ struct State {
     is_closed: bool,
 }
 
-// SAFETY: an operation is numbers and an address; that its bytes may be used from another thread
-// is the promise of who submits it.
+// SAFETY: an operation is numbers and addresses; that the bytes and spans there may be used from
+// another thread is the promise of the code that submits it.
 unsafe impl Send for Operation {}
 
 impl Shared {
@@ -97,6 +94,13 @@ impl ThreadQueue {
         }
     }
 
+    /// A completion that is there already.
+    pub(super) fn ready(&mut self) -> Option<Completion> {
+        let completion = self.shared.lock().done.pop_front()?;
+        self.in_flight -= 1;
+        Some(completion)
+    }
+
     /// Waits for any completion; `None` if nothing is in flight.
     pub(super) fn next(&mut self) -> Option<Completion> {
         if self.in_flight == 0 {
@@ -131,33 +135,6 @@ impl Drop for ThreadQueue {
         for thread in self.threads.drain(..) {
             // It has nothing to tell: what it does cannot panic.
             let _ = thread.join();
-        }
-    }
-}
-
-/// One system call.
-///
-/// # Safety
-/// As for [`super::FileQueue::submit`], for the duration of the call.
-unsafe fn perform(operation: Operation) -> Result<usize, Errno> {
-    let Operation {
-        address,
-        bytes,
-        offset,
-        ..
-    } = operation;
-    // SAFETY: the caller keeps the descriptor open.
-    let fd = unsafe { BorrowedFd::borrow_raw(operation.fd) };
-    match operation.direction {
-        Direction::Read => {
-            // SAFETY: the caller keeps the bytes mapped and initialised and everybody else away.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(address, bytes) };
-            pread(fd, bytes, offset)
-        }
-        Direction::Write => {
-            // SAFETY: the caller keeps the bytes mapped and initialised and writers away.
-            let bytes = unsafe { std::slice::from_raw_parts(address.cast_const(), bytes) };
-            pwrite(fd, bytes, offset)
         }
     }
 }

@@ -7,10 +7,10 @@
 
 use std::{collections::VecDeque, io, time::Duration};
 
-use io_uring::{IoUring, Probe, cqueue, opcode, types::Fd};
+use io_uring::{IoUring, Probe, cqueue, opcode, squeue, types::Fd};
 use rustix::io::Errno;
 
-use super::{CAPACITY, Completion, Direction, Operation};
+use super::{CAPACITY, Completion, Direction, Operation, OperationMemory, SPANS_MAX, Span};
 
 /// Longest read or write that the kernel takes.
 const OPERATION_BYTES_MAX: u32 = 1 << 30;
@@ -61,7 +61,13 @@ impl UringQueue {
         let mut probe = Probe::new();
         let asked = self.ring.submitter().register_probe(&mut probe);
         asked.map_err(|error| errno_of(&error))?;
-        if !probe.is_supported(opcode::Read::CODE) || !probe.is_supported(opcode::Write::CODE) {
+        let codes = [
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::Readv::CODE,
+            opcode::Writev::CODE,
+        ];
+        if !codes.iter().all(|code| probe.is_supported(*code)) {
             return Err(Errno::NOSYS);
         }
         let entry = opcode::Nop::new().build().user_data(TRIAL);
@@ -88,18 +94,7 @@ impl UringQueue {
     /// # Safety
     /// As for [`super::FileQueue::submit`].
     pub(super) unsafe fn submit(&mut self, operation: Operation) {
-        let fd = Fd(operation.fd);
-        let bytes = u32::try_from(operation.bytes);
-        let bytes = bytes.map_or(OPERATION_BYTES_MAX, |bytes| bytes.min(OPERATION_BYTES_MAX));
-        let entry = match operation.direction {
-            Direction::Read => opcode::Read::new(fd, operation.address, bytes)
-                .offset(operation.offset)
-                .build(),
-            Direction::Write => opcode::Write::new(fd, operation.address, bytes)
-                .offset(operation.offset)
-                .build(),
-        };
-        let entry = entry.user_data(operation.token);
+        let entry = entry(&operation).user_data(operation.token);
         self.waiting.push_back(operation.token);
         // SAFETY: the caller keeps descriptor and bytes until the completion was taken or the queue
         // drained or dropped; taking every completion is how draining and dropping wait.
@@ -142,12 +137,18 @@ impl UringQueue {
         }
     }
 
+    /// A completion that is there already.
+    pub(super) fn ready(&mut self) -> Option<Completion> {
+        let completed = self.ring.completion().next()?;
+        self.taken = self.taken.saturating_sub(1);
+        Some(completion(&completed))
+    }
+
     /// Waits for any completion; `None` if nothing is in flight.
     pub(super) fn next(&mut self) -> Option<Completion> {
         loop {
-            if let Some(completed) = self.ring.completion().next() {
-                self.taken = self.taken.saturating_sub(1);
-                return Some(completion(&completed));
+            if let Some(completion) = self.ready() {
+                return Some(completion);
             }
             if self.in_flight() == 0 {
                 return None;
@@ -173,6 +174,44 @@ impl Drop for UringQueue {
         // Closing a ring does not wait for what is in flight.
         while self.next().is_some() {}
     }
+}
+
+/// The submission of an operation, without its token.
+fn entry(operation: &Operation) -> squeue::Entry {
+    let (fd, offset) = (Fd(operation.fd), operation.offset);
+    match (operation.direction, operation.memory) {
+        (Direction::Read, OperationMemory::One(Span { address, bytes })) => {
+            opcode::Read::new(fd, address, length(bytes))
+                .offset(offset)
+                .build()
+        }
+        (Direction::Write, OperationMemory::One(Span { address, bytes })) => {
+            opcode::Write::new(fd, address, length(bytes))
+                .offset(offset)
+                .build()
+        }
+        (Direction::Read, OperationMemory::Many { first, count }) => {
+            opcode::Readv::new(fd, first.cast(), vectors(count))
+                .offset(offset)
+                .build()
+        }
+        (Direction::Write, OperationMemory::Many { first, count }) => {
+            opcode::Writev::new(fd, first.cast(), vectors(count))
+                .offset(offset)
+                .build()
+        }
+    }
+}
+
+/// Bytes that the kernel takes at once.
+fn length(bytes: usize) -> u32 {
+    let bytes = u32::try_from(bytes);
+    bytes.map_or(OPERATION_BYTES_MAX, |bytes| bytes.min(OPERATION_BYTES_MAX))
+}
+
+/// Spans that the kernel takes at once. What it does not take ends the operation short.
+fn vectors(count: usize) -> u32 {
+    u32::try_from(count.min(SPANS_MAX)).unwrap_or(0)
 }
 
 fn completion(entry: &cqueue::Entry) -> Completion {
@@ -209,8 +248,10 @@ mod tests {
                 direction: Direction::Read,
                 fd: zeroes.as_raw_fd(),
                 offset: 0,
-                address: buffer.as_mut_ptr(),
-                bytes: buffer.len(),
+                memory: OperationMemory::One(Span {
+                    address: buffer.as_mut_ptr(),
+                    bytes: buffer.len(),
+                }),
                 token: index as u64,
             };
             // SAFETY: the buffers and the file outlive the queue's use of them: all completions

@@ -1,0 +1,283 @@
+//! The slot store of the disk tier against `fio` with the same piece size, in turns.
+//!
+//! How it is measured stands in `docs/benchmarks/README.md`.
+
+mod store;
+mod text;
+
+use std::path::{Path, PathBuf};
+
+use kvtile::{
+    tiers::disk::{SlotStore, medium::BatchIo},
+    transfer::FileIo,
+};
+use serde::Serialize;
+use tempfile::TempDir;
+
+use self::store::{BlockMemory, BlockPlacement, StoreUnderTest};
+use crate::{
+    error::BenchError,
+    fio::{self, Direction, FioJob},
+    machine::MachineFacts,
+    times::{Times, seconds},
+};
+
+/// The part of what `fio` reaches that is good enough.
+const GOAL: f64 = 0.9;
+
+/// Requests of `fio` in flight: as many as the store has.
+const DEPTH: u32 = 32;
+
+/// What is measured.
+#[derive(Clone, Debug)]
+pub struct DiskBenchSettings {
+    /// The folder in which files are made and removed.
+    pub folder: PathBuf,
+    /// Bytes of a block, a multiple of 4096 each.
+    pub block_bytes: Vec<u64>,
+    /// Bytes that are written and read in each round.
+    pub bytes: u64,
+    /// Rounds, of which the median counts.
+    pub rounds: u32,
+}
+
+impl Default for DiskBenchSettings {
+    fn default() -> DiskBenchSettings {
+        DiskBenchSettings {
+            folder: PathBuf::from("/var/tmp"),
+            block_bytes: vec![8 << 10, 64 << 10, 512 << 10, 4 << 20],
+            bytes: 256 << 20,
+            rounds: 3,
+        }
+    }
+}
+
+/// What it came to.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskBenchReport {
+    /// Where.
+    pub machine: MachineFacts,
+    /// What the store's batches go through.
+    pub through: String,
+    /// Whether the store's blocks pass by the page cache.
+    pub direct: bool,
+    /// Bytes that were written and read in each round.
+    pub bytes: u64,
+    /// Rounds, of which the median counts.
+    pub rounds: u32,
+    /// The figures.
+    pub rows: Vec<DiskBenchRow>,
+    /// What could not be measured, and why.
+    pub left_out: Vec<String>,
+}
+
+/// One block size in one direction.
+#[derive(Clone, Debug, Serialize)]
+pub struct DiskBenchRow {
+    /// Bytes of a block.
+    pub block_bytes: u64,
+    direction: Direction,
+    placement: BlockPlacement,
+    memory: BlockMemory,
+    /// 10^9 bytes a second of the store, by the median.
+    pub gb_per_s: f64,
+    /// Longest round less shortest, as a part of the median.
+    pub spread: f64,
+    /// The same of `fio`.
+    pub fio_gb_per_s: Option<f64>,
+    /// The same of `fio`.
+    pub fio_spread: Option<f64>,
+    /// The store over `fio`: the middle of the ratios of all rounds.
+    pub ratio: Option<f64>,
+    /// The lowest and the highest of these ratios.
+    pub ratio_range: Option<(f64, f64)>,
+    /// What the ratio should be.
+    pub goal: f64,
+}
+
+impl DiskBenchRow {
+    fn misses(&self) -> bool {
+        self.ratio.is_some_and(|ratio| ratio < self.goal)
+    }
+}
+
+/// Times of the store and of `fio`, round by round.
+#[derive(Clone, Default)]
+struct Turns {
+    ours: Times,
+    theirs: Times,
+    ratios: Vec<f64>,
+}
+
+/// Measures everything, one block size after the other.
+///
+/// # Errors
+/// A folder that cannot be used, a store that refuses or loses a block, `fio` that fails.
+pub fn run(settings: &DiskBenchSettings) -> Result<DiskBenchReport, BenchError> {
+    let with_fio = fio::is_installed();
+    let mut report = DiskBenchReport {
+        machine: MachineFacts::probe(),
+        through: String::new(),
+        direct: false,
+        bytes: settings.bytes,
+        rounds: settings.rounds,
+        rows: Vec::new(),
+        left_out: Vec::new(),
+    };
+    if !with_fio {
+        report.left_out.push(fio::NOT_INSTALLED.to_owned());
+    }
+    for &block_bytes in &settings.block_bytes {
+        let folder = TempDir::new_in(&settings.folder).map_err(|source| BenchError::File {
+            operation: "create a folder in",
+            path: settings.folder.clone(),
+            source,
+        })?;
+        let mut store = StoreUnderTest::new(folder.path(), block_bytes, settings.bytes)?;
+        (report.through, report.direct) = facts(store.store());
+        let beside = with_fio.then(|| folder.path().join("fio"));
+        let rows = measure(&mut store, beside.as_deref(), settings)?;
+        report.rows.extend(rows);
+    }
+    if !report.direct {
+        let note = "the file system has no direct I/O: the store goes through the page cache";
+        report.left_out.push(note.to_owned());
+    }
+    Ok(report)
+}
+
+fn facts(store: &SlotStore) -> (String, bool) {
+    let through = match store.batch_io() {
+        BatchIo::InFlight(FileIo::IoUring) => "io_uring".to_owned(),
+        BatchIo::InFlight(FileIo::Threads { reason }) => format!("threads ({reason})"),
+        _ => "one operation after the other".to_owned(),
+    };
+    (through, store.is_direct())
+}
+
+fn measure(
+    store: &mut StoreUnderTest,
+    beside: Option<&Path>,
+    settings: &DiskBenchSettings,
+) -> Result<Vec<DiskBenchRow>, BenchError> {
+    let (block_bytes, bytes) = (store.block_bytes(), store.bytes());
+    if let Some(path) = beside {
+        // The file that it reads, and writes over, is there from the start.
+        fio::run(&FioJob {
+            path,
+            bytes,
+            piece_bytes: 1 << 20,
+            depth: DEPTH,
+            direction: Direction::Write,
+            is_random: false,
+        })?;
+    }
+    let mut rows = Vec::new();
+    for placement in [BlockPlacement::SideBySide, BlockPlacement::Scattered] {
+        let mut all: Vec<(DiskWork, Turns)> = WORK.map(|work| (work, Turns::default())).to_vec();
+        for round in 0..=settings.rounds {
+            for (work, turns) in &mut all {
+                let job = beside.map(|path| FioJob {
+                    path,
+                    bytes,
+                    piece_bytes: block_bytes,
+                    depth: DEPTH,
+                    direction: work.direction,
+                    is_random: placement == BlockPlacement::Scattered,
+                });
+                turns.take(store, (*work, placement), job.as_ref(), round)?;
+            }
+            store.erase(placement)?;
+        }
+        rows.extend(
+            all.into_iter()
+                .map(|(work, turns)| turns.row(store, work, placement)),
+        );
+    }
+    Ok(rows)
+}
+
+/// One row's work.
+#[derive(Clone, Copy, Debug)]
+struct DiskWork {
+    direction: Direction,
+    memory: BlockMemory,
+}
+
+/// What a round does, in this order.
+const WORK: [DiskWork; 3] = [
+    DiskWork {
+        direction: Direction::Write,
+        memory: BlockMemory::AsFio,
+    },
+    DiskWork {
+        direction: Direction::Write,
+        memory: BlockMemory::Own,
+    },
+    DiskWork {
+        direction: Direction::Read,
+        memory: BlockMemory::Own,
+    },
+];
+
+impl Turns {
+    /// Both in turns, another one first in each round. Round 0 does not count.
+    fn take(
+        &mut self,
+        store: &mut StoreUnderTest,
+        (work, placement): (DiskWork, BlockPlacement),
+        job: Option<&FioJob<'_>>,
+        round: u32,
+    ) -> Result<(), BenchError> {
+        let mut theirs = None;
+        let is_first = round.is_multiple_of(2);
+        if let (true, Some(job)) = (is_first, job) {
+            theirs = Some(fio::run(job)?);
+        }
+        let ours = match work.direction {
+            Direction::Write => store.write(placement, work.memory)?,
+            Direction::Read => store.read(placement, round == 0)?,
+        };
+        if let (false, Some(job)) = (is_first, job) {
+            theirs = Some(fio::run(job)?);
+        }
+        if round == 0 {
+            return Ok(());
+        }
+        self.ours.add(ours);
+        if let Some(theirs) = theirs {
+            self.theirs.add(theirs);
+            self.ratios.push(seconds(theirs) / seconds(ours));
+        }
+        Ok(())
+    }
+
+    fn row(
+        mut self,
+        store: &StoreUnderTest,
+        work: DiskWork,
+        placement: BlockPlacement,
+    ) -> DiskBenchRow {
+        let bytes = store.bytes() as f64;
+        self.ratios.sort_unstable_by(f64::total_cmp);
+        let ratio = self.ratios.get(self.ratios.len() / 2).copied();
+        let range = self
+            .ratios
+            .first()
+            .copied()
+            .zip(self.ratios.last().copied());
+        DiskBenchRow {
+            block_bytes: store.block_bytes(),
+            direction: work.direction,
+            placement,
+            memory: work.memory,
+            gb_per_s: self.ours.gb_per_s(bytes),
+            spread: self.ours.spread(),
+            fio_gb_per_s: ratio.map(|_| self.theirs.gb_per_s(bytes)),
+            fio_spread: ratio.map(|_| self.theirs.spread()),
+            ratio,
+            ratio_range: range,
+            goal: GOAL,
+        }
+    }
+}

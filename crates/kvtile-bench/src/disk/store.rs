@@ -1,0 +1,240 @@
+//! The store that is measured, and what is written to it and read from it.
+//!
+//! It has twice the slots that a round uses. Blocks that lie side by side fill its second half; scattered
+//! ones lie in every second slot, between blocks that stay where they are.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use kvtile::{
+    blocks::BlockKey,
+    identity::{LayoutIdentity, LogicalIdentity},
+    layout::{LayoutError, Shape, StridedLayout, Unit, Word},
+    memory::AlignedBuffer,
+    tiers::disk::{SlotRead, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+};
+use serde::Serialize;
+
+use super::DEPTH;
+use crate::{error::BenchError, random::fill};
+
+/// What slots are aligned to, and buffers too.
+const PAGE: usize = 4096;
+
+/// How the blocks of a round lie on the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BlockPlacement {
+    /// One behind the other, as those of one chain.
+    SideBySide,
+    /// None beside another.
+    Scattered,
+}
+
+/// Where the bytes of blocks are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum BlockMemory {
+    /// Each has memory of its own, which no cache holds.
+    Own,
+    /// All take turns in as much memory as the requests of `fio` have, which a cache may hold.
+    AsFio,
+}
+
+pub(super) struct StoreUnderTest {
+    store: SlotStore,
+    /// Blocks of a round.
+    blocks: u32,
+    block_bytes: usize,
+    /// The bytes of all blocks of a round.
+    content: AlignedBuffer,
+    arrived: AlignedBuffer,
+    /// Whether every second slot stays filled.
+    is_scattered: bool,
+}
+
+impl StoreUnderTest {
+    /// A store in `folder` that is full but for the blocks of a round, of `bytes` bytes in all.
+    pub(super) fn new(
+        folder: &Path,
+        block_bytes: u64,
+        bytes: u64,
+    ) -> Result<StoreUnderTest, BenchError> {
+        let too_many = || BenchError::TooManyBytes {
+            bytes,
+            needed: bytes.saturating_mul(2),
+            available: u64::from(u32::MAX),
+        };
+        let blocks = u32::try_from(bytes / block_bytes.max(1)).map_err(|_| too_many())?;
+        let blocks = blocks.max(1);
+        let size = usize::try_from(block_bytes).map_err(|_| too_many())?;
+        let all = size.checked_mul(blocks as usize).ok_or_else(too_many)?;
+        // Room for the slots, the reserve, the records, and what is left over is not used.
+        let slots = 2 * u64::from(blocks) + 8;
+        let places = slots + slots / 32;
+        let capacity = places * (block_bytes.next_multiple_of(PAGE as u64) + 64) + (64 << 10);
+        let settings = SlotStoreSettings {
+            preallocate: true,
+            ..SlotStoreSettings::new(capacity)
+        };
+        let (store, _) =
+            SlotStore::create_or_open(&folder.join("store"), &settings, &identity(block_bytes)?)?;
+        let mut content = AlignedBuffer::new(all, PAGE)?;
+        fill(&mut content, block_bytes);
+        let mut arrived = AlignedBuffer::new(all, PAGE)?;
+        arrived.fill(0xa5);
+        let tested = StoreUnderTest {
+            store,
+            blocks,
+            block_bytes: size,
+            content,
+            arrived,
+            is_scattered: false,
+        };
+        // Every place is written once, so that the file system has given it out.
+        let first: Vec<u32> = (0..tested.blocks).collect();
+        let second: Vec<u32> = (tested.blocks..2 * tested.blocks).collect();
+        tested.write_slots(&first, BlockMemory::Own)?;
+        tested.write_slots(&second, BlockMemory::Own)?;
+        tested.erase_slots(&second)?;
+        Ok(tested)
+    }
+
+    pub(super) fn store(&self) -> &SlotStore {
+        &self.store
+    }
+
+    /// Bytes of a round.
+    pub(super) fn bytes(&self) -> u64 {
+        u64::from(self.blocks) * self.block_bytes()
+    }
+
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.block_bytes as u64
+    }
+
+    /// The slots of a round.
+    fn slots(&self, placement: BlockPlacement) -> Vec<u32> {
+        match placement {
+            BlockPlacement::SideBySide => (self.blocks..2 * self.blocks).collect(),
+            BlockPlacement::Scattered => (0..self.blocks).map(|index| 2 * index).collect(),
+        }
+    }
+
+    /// Writes the blocks of a round. Those that were written before are erased.
+    pub(super) fn write(
+        &mut self,
+        placement: BlockPlacement,
+        memory: BlockMemory,
+    ) -> Result<Duration, BenchError> {
+        self.erase(placement)?;
+        if placement == BlockPlacement::Scattered && !self.is_scattered {
+            // Until now all were side by side.
+            self.is_scattered = true;
+            self.write_slots(&self.slots(BlockPlacement::SideBySide), BlockMemory::Own)?;
+            self.erase_slots(&self.slots(BlockPlacement::Scattered))?;
+        }
+        self.write_slots(&self.slots(placement), memory)
+    }
+
+    fn write_slots(&self, slots: &[u32], memory: BlockMemory) -> Result<Duration, BenchError> {
+        let different = match memory {
+            BlockMemory::Own => slots.len(),
+            BlockMemory::AsFio => DEPTH as usize,
+        };
+        let blocks = self.content.chunks(self.block_bytes);
+        let blocks = blocks.take(different).cycle();
+        let writes: Vec<SlotWrite<'_>> = slots
+            .iter()
+            .zip(blocks)
+            .map(|(slot, bytes)| SlotWrite {
+                slot: *slot,
+                key: key(*slot),
+                parent: None,
+                position: 0,
+                tenant: 0,
+                bytes,
+            })
+            .collect();
+        let begun = Instant::now();
+        let written = self.store.write(&writes);
+        let elapsed = begun.elapsed();
+        match written.failed.into_iter().next() {
+            Some(failed) => Err(failed.error.into()),
+            None => Ok(elapsed),
+        }
+    }
+
+    /// Reads the blocks of a round; each is compared where `compared` says so.
+    pub(super) fn read(
+        &mut self,
+        placement: BlockPlacement,
+        compared: bool,
+    ) -> Result<Duration, BenchError> {
+        let slots = self.slots(placement);
+        let buffers = self.arrived.chunks_mut(self.block_bytes);
+        let mut reads: Vec<SlotRead<'_>> = slots
+            .iter()
+            .zip(buffers)
+            .map(|(slot, buffer)| SlotRead {
+                slot: *slot,
+                key: key(*slot),
+                buffer,
+            })
+            .collect();
+        let begun = Instant::now();
+        let outcomes = self.store.read_many(&mut reads);
+        let elapsed = begun.elapsed();
+        for (slot, outcome) in slots.iter().zip(outcomes) {
+            let slot = *slot;
+            outcome.map_err(|miss| BenchError::Miss { slot, miss })?;
+        }
+        let blocks = self.content.chunks(self.block_bytes);
+        let changed = reads
+            .iter()
+            .zip(blocks)
+            .find(|(read, block)| *read.buffer != **block);
+        if let (true, Some((read, _))) = (compared, changed) {
+            return Err(BenchError::WrongCopy {
+                row: "disk".to_owned(),
+                method: "kvtile",
+                block: u64::from(read.slot),
+            });
+        }
+        Ok(elapsed)
+    }
+
+    /// Makes room for the next round.
+    pub(super) fn erase(&self, placement: BlockPlacement) -> Result<(), BenchError> {
+        self.erase_slots(&self.slots(placement))
+    }
+
+    fn erase_slots(&self, slots: &[u32]) -> Result<(), BenchError> {
+        self.store.erase(slots)?;
+        self.store
+            .sync()
+            .failure
+            .map_or(Ok(()), |failure| Err(failure.into()))
+    }
+}
+
+fn key(slot: u32) -> BlockKey {
+    let mut bytes = [0x5a; 16];
+    bytes[..4].copy_from_slice(&slot.to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+/// An identity of blocks of any size: the store does not look into them.
+fn identity(block_bytes: u64) -> Result<StoreIdentity, BenchError> {
+    let shape = Shape::key_value(1, 1, 16, 1, 64, &Unit::new("bf16", 2, 1)?)?;
+    let logical = LogicalIdentity::new("benchmark", "none", &shape, None)?;
+    let word: Word = "BHLKNC".parse().map_err(LayoutError::from)?;
+    let layout = StridedLayout::resolve(&word, &shape, 1)?;
+    Ok(StoreIdentity {
+        logical,
+        block_layout: LayoutIdentity::of_block(&layout),
+        block_bytes,
+    })
+}

@@ -1,0 +1,233 @@
+//! Writing blocks, many at a time.
+//!
+//! A batch is written in rounds. A round takes places for as many blocks as there are erased ones, writes
+//! them all at once, and then says of each that it is there. What finds no erased place waits for a sync,
+//! and a slot that is named a second time waits for what became of the first; both begin a new round, so a
+//! batch comes to the same as its blocks one by one.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use kvtile_layout::broken;
+
+use super::{
+    super::{
+        medium::FileWrite,
+        record::{Record, content_checksum},
+    },
+    FailedWrite, SlotStore, SlotWrite, Ticket, Written,
+    table::{Begin, Entry, Pending, Placed},
+};
+use crate::error::TierError;
+
+/// What became of a block whose write was begun: its checksum, or why it is not written.
+type Landed = Result<u64, TierError>;
+
+impl SlotStore {
+    /// Writes blocks to empty slots, many at a time. They can be read when this returns, and are durable
+    /// after the next [`sync`](SlotStore::sync). Blocks whose address is a multiple of 4096 pass by the
+    /// page cache where the file system has direct I/O. The blocks of one batch lie side by side in the
+    /// order of the batch where there is room for that.
+    ///
+    /// It waits for a sync only where more places were erased since the last one than are kept in
+    /// reserve. Nothing is written where the folder or one of its files was removed, replaced or cut
+    /// since the store was opened ([`TierError::FileGone`]); what was written before can still be
+    /// read.
+    pub fn write(&self, batch: &[SlotWrite<'_>]) -> Written {
+        if let Err(error) = self.check_process() {
+            // The table is not looked at: a thread that the child does not have may hold it.
+            let fail = |write: &SlotWrite<'_>| FailedWrite {
+                slot: write.slot,
+                error: error.clone(),
+            };
+            return Written {
+                ticket: Ticket(u64::MAX),
+                failed: batch.iter().map(fail).collect(),
+            };
+        }
+        let files = match batch.is_empty() {
+            true => Ok(()),
+            false => self.check_files(),
+        };
+        let failures = match files {
+            Ok(()) => self.write_rounds(batch),
+            Err(error) => vec![Some(error); batch.len()],
+        };
+        let failed: Vec<FailedWrite> = batch
+            .iter()
+            .zip(failures)
+            .filter_map(|(write, error)| {
+                let slot = write.slot;
+                error.map(|error| FailedWrite { slot, error })
+            })
+            .collect();
+        let (all, failed_count) = (batch.len() as u64, failed.len() as u64);
+        self.counters.writes.add(all);
+        self.counters.write_failures.add(failed_count);
+        let bytes = (all - failed_count) * self.block_bytes();
+        self.counters.written_bytes.add(bytes);
+        Written {
+            ticket: Ticket(self.table().epoch()),
+            failed,
+        }
+    }
+
+    /// Why each block of the batch is not written, where it is not.
+    fn write_rounds(&self, batch: &[SlotWrite<'_>]) -> Vec<Option<TierError>> {
+        let mut failures = vec![None; batch.len()];
+        let mut next = 0;
+        let mut waits = false;
+        while next < batch.len() {
+            let (round, end) = self.begin_round(batch, next, &mut failures);
+            if end > next {
+                waits = false;
+            }
+            next = end;
+            if !round.is_empty() {
+                self.write_round(batch, &round, &mut failures);
+            } else if next < batch.len() {
+                self.counters.erasure_waits.add(u64::from(!waits));
+                waits = true;
+                // Other threads may take what was freed; there are places for all slots, so it is
+                // given up only where the disk frees none.
+                if !self.sync_erasures() {
+                    let syncs_failed = self.counters.sync_failures.get();
+                    if let Some(failure) = failures.get_mut(next) {
+                        *failure = Some(TierError::NoErasedSlot {
+                            failures: syncs_failed,
+                        });
+                    }
+                    (next, waits) = (next + 1, false);
+                }
+            }
+        }
+        failures
+    }
+
+    /// Takes places for the blocks from `first` on, as many as one round can have: their indices and
+    /// places, and the index of the first block that is left to the next round.
+    fn begin_round(
+        &self,
+        batch: &[SlotWrite<'_>],
+        first: usize,
+        failures: &mut [Option<TierError>],
+    ) -> (Vec<(usize, Placed)>, usize) {
+        let block_bytes = self.block_bytes();
+        let mut round: Vec<(usize, Placed)> = Vec::new();
+        let mut table = self.table();
+        table.expect_writes(batch.len() - first);
+        for (index, write) in batch.iter().enumerate().skip(first) {
+            let found_bytes = write.bytes.len() as u64;
+            let begun = match found_bytes == block_bytes {
+                true => table.begin(write.slot, write.key, write.position),
+                false => Begin::Refused(TierError::WrongBlockBytes {
+                    block_bytes,
+                    found_bytes,
+                }),
+            };
+            match begun {
+                Begin::Place(placed) => round.push((index, placed)),
+                Begin::NoPlace => return (round, index),
+                Begin::Refused(TierError::SlotOccupied { slot })
+                    if is_in_round(&round, table.entry(slot)) =>
+                {
+                    return (round, index);
+                }
+                Begin::Refused(error) => {
+                    if let Some(failure) = failures.get_mut(index) {
+                        *failure = Some(error);
+                    }
+                }
+            }
+        }
+        (round, batch.len())
+    }
+
+    /// Writes the blocks of a round, and says of each what became of it.
+    fn write_round(
+        &self,
+        batch: &[SlotWrite<'_>],
+        round: &[(usize, Placed)],
+        failures: &mut [Option<TierError>],
+    ) {
+        let landed = self.write_to_places(batch, round);
+        let mut table = self.table();
+        for ((index, placed), landed) in round.iter().zip(landed) {
+            let Some(write) = batch.get(*index) else {
+                broken(format_args!("block {index} of {}", batch.len()));
+            };
+            let (slot, place) = (write.slot, placed.place);
+            let error = match landed {
+                Err(error) => {
+                    table.failed(slot, place, placed.write);
+                    Some(error)
+                }
+                Ok(content) => {
+                    let pending = Pending {
+                        slot,
+                        place,
+                        write: placed.write,
+                        record: record(write, content),
+                    };
+                    let counts = table.written(pending, placed.failed_syncs);
+                    (!counts).then_some(TierError::SyncFailedMeanwhile { slot })
+                }
+            };
+            if let Some(failure) = failures.get_mut(*index) {
+                *failure = error;
+            }
+        }
+    }
+
+    /// Writes the bytes of a round.
+    fn write_to_places(&self, batch: &[SlotWrite<'_>], round: &[(usize, Placed)]) -> Vec<Landed> {
+        let blocks: Vec<&SlotWrite<'_>> = round
+            .iter()
+            .filter_map(|(index, _)| batch.get(*index))
+            .collect();
+        let writes: Vec<FileWrite<'_>> = blocks
+            .iter()
+            .zip(round)
+            .map(|(write, (_, placed))| FileWrite {
+                offset: self.offset(placed.place),
+                bytes: write.bytes,
+            })
+            .collect();
+        // Slots are taken: a medium that panics must not leave them so. What has not landed by then
+        // is not written.
+        let panicked = TierError::Panicked {
+            what: "a write to the disk tier",
+        };
+        let mut landed: Vec<Landed> = vec![Err(panicked); writes.len()];
+        // The log has what the panic said.
+        let _ = catch_unwind(AssertUnwindSafe(|| {
+            self.slots.write_many(&writes, &mut |index, outcome| {
+                // Checksums are computed while other blocks are written.
+                let outcome = outcome.map_err(|error| self.failed("write", error));
+                if let (Some(landed), Some(write)) = (landed.get_mut(index), blocks.get(index)) {
+                    *landed =
+                        outcome.map(|()| content_checksum(&write.key, write.position, write.bytes));
+                }
+            });
+        }));
+        landed
+    }
+}
+
+/// Whether what the slot holds is written in this round; write numbers of a round ascend.
+fn is_in_round(round: &[(usize, Placed)], held: Option<&Entry>) -> bool {
+    held.is_some_and(|held| {
+        let found = round.binary_search_by_key(&held.write, |(_, placed)| placed.write);
+        found.is_ok()
+    })
+}
+
+fn record(write: &SlotWrite<'_>, content: u64) -> Record {
+    Record {
+        key: write.key,
+        parent: write.parent,
+        position: write.position,
+        tenant: write.tenant,
+        sequence: 0,
+        content,
+    }
+}

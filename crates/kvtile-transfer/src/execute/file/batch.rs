@@ -1,0 +1,455 @@
+//! Many pieces of one file at a time: neighbours are joined, and many operations are in flight.
+//!
+//! ```text
+//! pieces           a b c   d     e        in the order of the caller
+//! parts            what is direct of each piece, its edges, and cuts of what is long
+//! runs             [b a c] [d] [e ...     parts that are neighbours in the file, as one operation
+//! queue            up to its capacity of runs in flight
+//! ```
+//!
+//! A piece is reported as soon as all of its parts have ended, while other runs are in flight. A run
+//! that ends short or fails is finished part by part by the blocking calls of [`FileMemory`], so that
+//! each piece has an outcome of its own.
+
+use std::{
+    ops::Range,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+};
+
+use kvtile_layout::broken;
+use kvtile_memory::{Division, FileMemory, MemoryError};
+
+use super::{
+    queue::{
+        Completion, Direction, FileIo, FileQueue, FileWay, Operation, OperationMemory, SPANS_MAX,
+        Span, perform,
+    },
+    staging::Worker,
+};
+
+/// Gets the index of each piece that was read, and its bytes or its error.
+type ReadLanded<'l> = dyn FnMut(usize, Result<&[u8], MemoryError>) + 'l;
+
+/// Gets the index of each piece that has ended.
+type Landed<'l> = dyn FnMut(usize, Result<(), MemoryError>) + 'l;
+
+/// Bytes that neighbours are joined to, and that long pieces are cut to. From 256 KiB on it made no
+/// difference on a virtual disk. A multiple of that, and no more pages than a request of a block device
+/// has segments (254 with virtio, 127 with many NVMe drives and pages of 4 KiB each): a longer one is cut
+/// by the kernel, and io_uring then has a thread of the kernel submit it.
+const RUN_BYTES: usize = 512 << 10;
+
+/// A piece of a file to be read.
+#[derive(Debug)]
+pub struct FileRead<'a> {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// Where it goes, and how long it is.
+    pub bytes: &'a mut [u8],
+}
+
+/// A piece of a file to be written.
+#[derive(Clone, Copy, Debug)]
+pub struct FileWrite<'a> {
+    /// Where it begins in the file.
+    pub offset: u64,
+    /// What is written there.
+    pub bytes: &'a [u8],
+}
+
+/// Reads and writes many pieces of a file at a time, each as [`FileMemory::read_exact_at`] and
+/// [`FileMemory::write_all_at`] would. Pieces that are neighbours in the file become one operation,
+/// wherever their memory lies; the pieces of one call need no order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FileBatch {
+    way: FileWay,
+}
+
+impl FileBatch {
+    /// Through the queue that `way` asks for.
+    #[must_use]
+    pub fn new(way: FileWay) -> FileBatch {
+        FileBatch { way }
+    }
+
+    /// What batches go through on this machine now.
+    #[must_use]
+    pub fn io(&self) -> FileIo {
+        FileIo::of(self.way)
+    }
+
+    /// Reads all of `reads`. `landed` gets the index of each piece once, as soon as that piece has
+    /// ended, with its bytes or its error; other pieces may still be under way then. No buffer is
+    /// written any more when this returns, also where `landed` panics.
+    pub fn read(&self, file: &FileMemory, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
+        let pieces: Vec<(u64, Span)> = reads
+            .iter_mut()
+            .map(|read| {
+                let (address, bytes) = (read.bytes.as_mut_ptr(), read.bytes.len());
+                (read.offset, Span { address, bytes })
+            })
+            .collect();
+        let spans: Vec<Span> = pieces.iter().map(|(_, span)| *span).collect();
+        let mut landed = |index: usize, outcome: Result<(), MemoryError>| {
+            let Some(span) = spans.get(index) else {
+                broken(format_args!("piece {index} of {}", spans.len()));
+            };
+            // SAFETY: the span is the buffer of `reads[index]`, which is borrowed for this whole
+            // function and used through this address alone. All of its parts have ended, so nothing
+            // writes it any more; the slice ends with the call.
+            let bytes = unsafe { std::slice::from_raw_parts(span.address, span.bytes) };
+            landed(index, outcome.map(|()| bytes));
+        };
+        // SAFETY: the spans are the buffers of `reads`, which are borrowed exclusively until this
+        // returns, do not meet, and are used through these addresses alone.
+        unsafe { self.transfer(file, Direction::Read, &pieces, &mut landed) }
+    }
+
+    /// Writes all of `writes`. `landed` gets the index of each piece once, as soon as that piece has
+    /// ended; other pieces may still be under way then. Where pieces of one call meet in the file,
+    /// any of them may be there in the end. No buffer is read any more when this returns, also where
+    /// `landed` panics.
+    pub fn write(
+        &self,
+        file: &FileMemory,
+        writes: &[FileWrite<'_>],
+        landed: &mut dyn FnMut(usize, Result<(), MemoryError>),
+    ) {
+        let pieces: Vec<(u64, Span)> = writes
+            .iter()
+            .map(|write| {
+                let (address, bytes) = (write.bytes.as_ptr().cast_mut(), write.bytes.len());
+                (write.offset, Span { address, bytes })
+            })
+            .collect();
+        // SAFETY: the spans are the bytes of `writes`, which are borrowed until this returns, and
+        // writes only read them.
+        unsafe { self.transfer(file, Direction::Write, &pieces, landed) }
+    }
+
+    /// # Safety
+    /// Until this returns or unwinds the spans of `pieces` stay mapped and initialised, nobody else
+    /// writes them, and nobody else reads those of a read or shares them between two pieces.
+    unsafe fn transfer(
+        &self,
+        file: &FileMemory,
+        direction: Direction,
+        pieces: &[(u64, Span)],
+        landed: &mut Landed<'_>,
+    ) {
+        let mut flight = Flight::new(file, direction, pieces);
+        for (index, (offset, span)) in pieces.iter().enumerate() {
+            if let Err(error) = flight.cut(index, *offset, *span) {
+                landed(index, Err(error));
+            } else if flight.left.get(index) == Some(&0) {
+                landed(index, Ok(()));
+            }
+        }
+        flight.join();
+        if direction == Direction::Write {
+            // Writes to the page cache are copies: a queue would have a thread of the kernel do them.
+            // SAFETY: passed on to the caller.
+            unsafe { flight.run_here(|is_direct| !is_direct, landed) };
+        }
+        if flight.runs.len() - flight.next <= 1 {
+            // SAFETY: passed on to the caller.
+            return unsafe { flight.run_here(|_| true, landed) };
+        }
+        let mut worker = Worker::take(self.way);
+        // SAFETY: passed on to the caller.
+        unsafe { flight.fly(worker.queue(), landed) };
+        worker.give_back();
+    }
+}
+
+/// A part of a piece, transferred through one descriptor.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    piece: usize,
+    fd: BorrowedFd<'a>,
+    is_direct: bool,
+    offset: u64,
+    span: Span,
+}
+
+/// Parts that are neighbours in the file.
+struct Run {
+    parts: Range<usize>,
+    /// Their memory, in `spans`; parts that are neighbours there as well share one.
+    spans: Range<usize>,
+    bytes: usize,
+}
+
+/// A batch on its way.
+struct Flight<'a> {
+    file: &'a FileMemory,
+    direction: Direction,
+    parts: Vec<Part<'a>>,
+    spans: Vec<Span>,
+    runs: Vec<Run>,
+    /// The first run that was not started.
+    next: usize,
+    /// Parts of each piece that have not ended.
+    left: Vec<usize>,
+    /// What went wrong with a piece, the first time, until it is reported.
+    errors: Vec<(usize, MemoryError)>,
+}
+
+/// Waits for what is in flight when it is dropped, also while a panic unwinds.
+struct Drained<'q>(&'q mut FileQueue);
+
+impl Drop for Drained<'_> {
+    fn drop(&mut self) {
+        self.0.drain();
+    }
+}
+
+impl<'a> Flight<'a> {
+    fn new(file: &'a FileMemory, direction: Direction, pieces: &[(u64, Span)]) -> Flight<'a> {
+        Flight {
+            file,
+            direction,
+            parts: Vec::with_capacity(pieces.len()),
+            spans: Vec::with_capacity(pieces.len()),
+            runs: Vec::new(),
+            next: 0,
+            left: vec![0; pieces.len()],
+            errors: Vec::new(),
+        }
+    }
+
+    /// Cuts a piece into its direct part and its edges, and what is long into several.
+    fn cut(&mut self, piece: usize, offset: u64, span: Span) -> Result<(), MemoryError> {
+        let division = self.file.divide(offset, span.address, span.bytes)?;
+        let whole = Part {
+            piece,
+            fd: self.file.as_fd(),
+            is_direct: false,
+            offset,
+            span,
+        };
+        let Division::Direct {
+            fd,
+            head,
+            middle,
+            alignment,
+        } = division
+        else {
+            self.chop(whole, RUN_BYTES);
+            return Ok(());
+        };
+        self.chop(whole.of(0, head), RUN_BYTES);
+        let direct = Part {
+            fd,
+            is_direct: true,
+            ..whole.of(head, middle)
+        };
+        self.chop(direct, RUN_BYTES.next_multiple_of(alignment.max(1)));
+        let tail = head + middle;
+        self.chop(whole.of(tail, span.bytes - tail), RUN_BYTES);
+        Ok(())
+    }
+
+    fn chop(&mut self, part: Part<'a>, bytes: usize) {
+        for from in (0..part.span.bytes).step_by(bytes) {
+            self.parts
+                .push(part.of(from, bytes.min(part.span.bytes - from)));
+            if let Some(left) = self.left.get_mut(part.piece) {
+                *left += 1;
+            }
+        }
+    }
+
+    /// Puts the parts in the order of the file and joins neighbours. Buffered ones come first.
+    fn join(&mut self) {
+        self.parts
+            .sort_unstable_by_key(|part| (part.is_direct, part.offset, part.piece));
+        let mut before: Option<Part<'a>> = None;
+        for (index, part) in self.parts.iter().enumerate() {
+            let run = self.runs.last_mut();
+            let joined = run.zip(before).filter(|(run, before)| {
+                before.is_direct == part.is_direct
+                    && before.end() == part.offset
+                    && run.bytes + part.span.bytes <= RUN_BYTES
+                    && run.spans.len() < SPANS_MAX
+            });
+            before = Some(*part);
+            let Some((run, last)) = joined else {
+                let first = self.spans.len();
+                self.spans.push(part.span);
+                self.runs.push(Run {
+                    parts: index..index + 1,
+                    spans: first..first + 1,
+                    bytes: part.span.bytes,
+                });
+                continue;
+            };
+            run.parts.end = index + 1;
+            run.bytes += part.span.bytes;
+            let continues = last.span.address.wrapping_add(last.span.bytes) == part.span.address;
+            match self.spans.last_mut() {
+                Some(span) if continues => span.bytes += part.span.bytes,
+                _ => {
+                    self.spans.push(part.span);
+                    run.spans.end = self.spans.len();
+                }
+            }
+        }
+    }
+
+    /// Run `index` as an operation, and whether it is direct; `None` where there is no such run.
+    fn operation(&self, index: usize) -> Option<(Operation, bool)> {
+        let run = self.runs.get(index)?;
+        let first = self.parts.get(run.parts.start)?;
+        let memory = match self.spans.get(run.spans.clone())? {
+            [one] => OperationMemory::One(*one),
+            many => OperationMemory::Many {
+                first: many.as_ptr(),
+                count: many.len(),
+            },
+        };
+        let operation = Operation {
+            direction: self.direction,
+            fd: first.fd.as_raw_fd(),
+            offset: first.offset,
+            memory,
+            token: index as u64,
+        };
+        Some((operation, first.is_direct))
+    }
+
+    /// Does what comes next in this thread, as long as `is_meant` says so of its being direct.
+    ///
+    /// # Safety
+    /// As for [`FileBatch::transfer`].
+    unsafe fn run_here(&mut self, is_meant: impl Fn(bool) -> bool, landed: &mut Landed<'_>) {
+        while let Some((operation, is_direct)) = self.operation(self.next)
+            && is_meant(is_direct)
+        {
+            // SAFETY: passed on to the caller; the file stays open, and `spans` unchanged.
+            let result = unsafe { perform(operation) };
+            let run = self.next;
+            self.next += 1;
+            // SAFETY: passed on to the caller; the run has ended.
+            unsafe { self.ended(run, result.unwrap_or(0), landed) };
+        }
+    }
+
+    /// Does what is left through `queue`, which is empty before and after.
+    ///
+    /// # Safety
+    /// As for [`FileBatch::transfer`].
+    unsafe fn fly(&mut self, queue: &mut FileQueue, landed: &mut Landed<'_>) {
+        let drained = Drained(queue);
+        let mut ended: Vec<Completion> = Vec::new();
+        loop {
+            // What has ended makes room first, so that the disk has work while it is looked at.
+            while drained.0.has_room()
+                && let Some((operation, _)) = self.operation(self.next)
+            {
+                // SAFETY: the descriptor is the file's, which `self` borrows. `spans` is not changed
+                // before `self` is dropped, and the bytes are the promise of the caller. Both outlive
+                // what is in flight: `drained` takes every completion before this function returns or
+                // unwinds, and `self` and the caller's buffers live longer than that.
+                unsafe { drained.0.submit(operation) };
+                self.next += 1;
+            }
+            drained.0.flush();
+            for Completion { token, result } in ended.drain(..) {
+                let run = usize::try_from(token).unwrap_or(usize::MAX);
+                // SAFETY: passed on to the caller; the completion of the run was taken.
+                unsafe { self.ended(run, result.unwrap_or(0), landed) };
+            }
+            let Some(completion) = drained.0.next() else {
+                return;
+            };
+            ended.push(completion);
+            while let Some(completion) = drained.0.ready() {
+                ended.push(completion);
+            }
+        }
+    }
+
+    /// Run `index` has ended after `done` bytes. What is missing is done by calls that block, which
+    /// know what may be tried again, and tell for each part what went wrong.
+    ///
+    /// # Safety
+    /// As for [`FileBatch::transfer`], and the run is not in flight.
+    unsafe fn ended(&mut self, index: usize, done: usize, landed: &mut Landed<'_>) {
+        let Some(run) = self.runs.get(index) else {
+            broken(format_args!("run {index} of {}", self.runs.len()));
+        };
+        let mut before = 0;
+        for index in run.parts.clone() {
+            let Some(part) = self.parts.get(index).copied() else {
+                broken(format_args!("part {index} of {}", self.parts.len()));
+            };
+            let here = done.saturating_sub(before).min(part.span.bytes);
+            before += part.span.bytes;
+            let outcome = match here == part.span.bytes {
+                true => Ok(()),
+                // SAFETY: passed on to the caller; the run is not in flight.
+                false => unsafe { self.finish(part.of(here, part.span.bytes - here)) },
+            };
+            if let Err(error) = outcome {
+                self.errors.push((part.piece, error));
+            }
+            self.part_ended(part.piece, landed);
+        }
+    }
+
+    /// Transfers a part with calls that block.
+    ///
+    /// # Safety
+    /// As for [`FileBatch::transfer`], and no run with this part is in flight.
+    unsafe fn finish(&self, part: Part<'_>) -> Result<(), MemoryError> {
+        let Span { address, bytes } = part.span;
+        match self.direction {
+            Direction::Read => {
+                // SAFETY: the caller keeps the bytes mapped and initialised and everybody else
+                // away; the kernel is done with them.
+                let bytes = unsafe { std::slice::from_raw_parts_mut(address, bytes) };
+                self.file.read_exact_at(part.offset, bytes)
+            }
+            Direction::Write => {
+                // SAFETY: the caller keeps the bytes mapped and initialised and writers away.
+                let bytes = unsafe { std::slice::from_raw_parts(address.cast_const(), bytes) };
+                self.file.write_all_at(part.offset, bytes)
+            }
+        }
+    }
+
+    fn part_ended(&mut self, piece: usize, landed: &mut Landed<'_>) {
+        let left = self.left.get(piece).and_then(|left| left.checked_sub(1));
+        let (Some(left), Some(place)) = (left, self.left.get_mut(piece)) else {
+            broken(format_args!("a part of piece {piece} ended twice"));
+        };
+        *place = left;
+        if left > 0 {
+            return;
+        }
+        let first = self.errors.iter().position(|(of, _)| *of == piece);
+        let outcome = first.map(|index| self.errors.swap_remove(index).1);
+        // Others of the same piece say no more than the first.
+        self.errors.retain(|(of, _)| *of != piece);
+        landed(piece, outcome.map_or(Ok(()), Err));
+    }
+}
+
+impl<'a> Part<'a> {
+    /// `bytes` bytes from `from` on.
+    fn of(self, from: usize, bytes: usize) -> Part<'a> {
+        Part {
+            offset: self.offset + from as u64,
+            span: Span {
+                address: self.span.address.wrapping_add(from),
+                bytes,
+            },
+            ..self
+        }
+    }
+
+    fn end(&self) -> u64 {
+        self.offset + self.span.bytes as u64
+    }
+}
