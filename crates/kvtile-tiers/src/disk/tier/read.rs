@@ -1,16 +1,21 @@
-//! Batches of reads: verified, several at a time.
+//! Batches of reads: many in flight at a time, each block verified as it arrives.
 
 use std::{sync::Arc, time::Duration};
 
+use kvtile_blocks::{BlockId, BlockKey, pool::PinnedBlocks};
+use kvtile_layout::broken;
 use kvtile_transfer::completion::Completion;
 
 use super::{Disk, GROUP, given_up, threads::Threads};
 use crate::{
-    disk::Miss,
+    disk::{Miss, SlotRead},
     tier::{BlockRead, Came, Gather, ReadReport, TierMiss},
 };
 
-/// Starts reading, in as many parts as there are threads.
+/// Blocks from which on a batch is read by several threads: one keeps so many in flight.
+const BLOCKS_PER_THREAD: usize = 32;
+
+/// Starts reading, in parts for several threads where the batch is large.
 pub(super) fn start(
     disk: &Arc<Disk>,
     threads: &Threads,
@@ -22,19 +27,19 @@ pub(super) fn start(
         elapsed,
     };
     let (completion, mut part) = Gather::begin(blocks.len(), lost, report);
-    let length = blocks.len().div_ceil(threads.parts()).max(1);
+    let parts = blocks.len().div_ceil(BLOCKS_PER_THREAD);
+    let parts = parts.clamp(1, threads.parts());
+    let length = blocks.len().div_ceil(parts).max(1);
     while !blocks.is_empty() {
         let rest = blocks.split_off(blocks.len().min(length));
-        let mine = std::mem::replace(&mut blocks, rest);
+        let mut mine = std::mem::replace(&mut blocks, rest);
         let rest = part.split_off(mine.len());
         let ending = std::mem::replace(&mut part, rest);
         let disk = Arc::clone(disk);
         threads.run(move || {
             let start = disk.clock.now();
-            let mut outcomes = Vec::with_capacity(mine.len());
-            for block in mine {
-                outcomes.push(disk.read(block));
-            }
+            let outcomes = disk.read_all(&mut mine);
+            drop(mine);
             let elapsed = disk.clock.now().saturating_sub(start);
             let came = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
             disk.measured(came, elapsed);
@@ -44,41 +49,90 @@ pub(super) fn start(
     completion
 }
 
+/// A block of a batch that is on the disk, pinned there.
+struct There {
+    /// Its position in the batch.
+    at: usize,
+    key: BlockKey,
+    slot: BlockId,
+    _pin: PinnedBlocks,
+}
+
 impl Disk {
     fn measured(&self, blocks: usize, elapsed: Duration) {
         let bytes = blocks as u64 * self.store.block_bytes();
         self.rate.measured(bytes, elapsed);
     }
 
-    /// Reads one block and verifies it.
-    fn read(&self, mut block: BlockRead) -> Result<Came, TierMiss> {
-        let key = block.name.key;
-        if block.name.group != GROUP {
-            return Err(TierMiss::Absent);
+    /// Reads and verifies blocks. Those that are damaged, or cannot be read, are given up.
+    fn read_all(&self, blocks: &mut [BlockRead]) -> Vec<Result<Came, TierMiss>> {
+        let mut outcomes: Vec<Result<Came, TierMiss>> =
+            blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
+        let mut there = Vec::with_capacity(blocks.len());
+        let mut reads = Vec::with_capacity(blocks.len());
+        for (at, block) in blocks.iter_mut().enumerate() {
+            let key = block.name.key;
+            let pin = match block.name.group == GROUP {
+                true => self.pin(std::slice::from_ref(&key)),
+                false => continue,
+            };
+            let Some(&slot) = pin.ids().first() else {
+                continue;
+            };
+            match block.into.bytes_mut() {
+                Ok(buffer) => {
+                    reads.push(SlotRead {
+                        slot: slot.0,
+                        key,
+                        buffer,
+                    });
+                    there.push(There {
+                        at,
+                        key,
+                        slot,
+                        _pin: pin,
+                    });
+                }
+                Err(error) => set(&mut outcomes, at, Err(TierMiss::Failed(error.into()))),
+            }
         }
-        let pinned = self.pin(std::slice::from_ref(&key));
-        let Some(&slot) = pinned.ids().first() else {
-            return Err(TierMiss::Absent);
-        };
-        let bytes = block.into.bytes_mut();
-        let bytes = bytes.map_err(|error| TierMiss::Failed(error.into()))?;
-        let Err(miss) = self.store.read(slot.0, &key, bytes) else {
-            return Ok(Came::default());
-        };
-        let outcome = match miss.clone() {
-            Miss::Empty | Miss::WrongKey | Miss::Replaced => return Err(TierMiss::Absent),
+        let read = self.store.read_many(&mut reads);
+        for (there, read) in there.iter().zip(read) {
+            let outcome = match read {
+                Ok(()) => Ok(Came::default()),
+                Err(miss) => Err(self.missed(there, miss)),
+            };
+            set(&mut outcomes, there.at, outcome);
+        }
+        outcomes
+    }
+
+    /// What a miss of the slot store is; a block that is lost is given up.
+    fn missed(&self, there: &There, miss: Miss) -> TierMiss {
+        let what = miss.to_string();
+        let outcome = match miss {
+            Miss::Empty | Miss::WrongKey | Miss::Replaced => return TierMiss::Absent,
             Miss::Io(error) | Miss::Buffer(error) => TierMiss::Failed(error),
-            Miss::Checksum | Miss::Torn | Miss::Truncated => TierMiss::Damaged {
-                what: miss.to_string(),
-            },
+            Miss::Checksum | Miss::Torn | Miss::Truncated => {
+                TierMiss::Damaged { what: what.clone() }
+            }
         };
         log::warn!(
-            "block {key} in slot {} of the {} tier is lost: {miss}",
-            slot.0,
+            "block {} in slot {} of the {} tier is lost: {what}",
+            there.key,
+            there.slot.0,
             self.id
         );
-        self.remove_damaged(std::slice::from_ref(&key));
-        self.erase(&[slot]);
-        Err(outcome)
+        self.remove_damaged(std::slice::from_ref(&there.key));
+        self.erase(&[there.slot]);
+        outcome
     }
+}
+
+fn set(outcomes: &mut [Result<Came, TierMiss>], at: usize, outcome: Result<Came, TierMiss>) {
+    let blocks = outcomes.len();
+    let Some(one) = outcomes.get_mut(at) else {
+        broken(format_args!("the outcome of block {at} of {blocks}"))
+    };
+    *one = outcome;
 }
