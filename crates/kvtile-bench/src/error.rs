@@ -22,6 +22,14 @@ pub enum BenchError {
     /// Keys or pools refused what was done with them.
     #[error(transparent)]
     Blocks(#[from] BlocksError),
+    /// A rival cannot be made as the benchmark needs it.
+    #[error("{name}: {source}")]
+    Rival {
+        /// Which one.
+        name: &'static str,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Filters, or models and pairs that do not fit, leave nothing.
     #[error("nothing matches {filters:?}; there are {known}")]
     NothingLeft {
