@@ -106,8 +106,6 @@ impl BlockPool {
         if let Some(events) = &self.events {
             events.log.removed(events.tier, &core.keys);
         }
-        self.index
-            .warm(&self.slots, ids.get(start..).unwrap_or(&[]));
         for &id in ids.iter().skip(start) {
             core.listed.remove(id);
             self.index.unlink(&self.slots, id);

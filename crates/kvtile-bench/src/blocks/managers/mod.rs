@@ -63,19 +63,28 @@ pub trait PoolContender: Send + Sync {
 
     /// Lets go of everything that it keeps.
     fn let_go(&mut self);
+
+    /// Does what a thread of its own does when it has time. False where there is no such thing.
+    fn maintain(&mut self) -> bool {
+        false
+    }
 }
 
 /// Makes a contender for these chains.
 pub type MakeContender = fn(&[HashChain]) -> Result<Box<dyn PoolContender>, BenchError>;
 
 /// Operations in the order in which a round does them.
-const OPERATIONS: [&str; 5] = [
+const OPERATIONS: [&str; 6] = [
     "register",
     "match active",
     "match inactive and release",
     "the same on two threads",
+    MAINTAIN,
     "evict and allocate",
 ];
+
+/// The operation that some have.
+const MAINTAIN: &str = "maintain";
 
 /// What one round of one contender took, by operation.
 type Round = [Duration; OPERATIONS.len()];
@@ -93,8 +102,12 @@ pub(super) fn rows(
 ) -> Result<Vec<ManagerRow>, BenchError> {
     let chains = chains(settings.blocks);
     let mut lines = Vec::new();
-    for policy in [PolicyKind::default(), PolicyKind::Lru] {
-        lines.push(ours::contender(policy, &chains)?);
+    for (policy, maintained) in [
+        (PolicyKind::default(), false),
+        (PolicyKind::default(), true),
+        (PolicyKind::Lru, false),
+    ] {
+        lines.push(ours::contender(policy, maintained, &chains)?);
     }
     for make in rivals {
         lines.push(make(&chains)?);
@@ -134,7 +147,7 @@ fn chains(blocks: usize) -> Vec<HashChain> {
 /// blocks that were evicted for new ones are free, and nothing is found any more.
 fn round(contender: &mut dyn PoolContender, order: &[usize]) -> Round {
     let mut times = Round::default();
-    let [register, active, inactive, two, evict] = &mut times;
+    let [register, active, inactive, two, maintain, evict] = &mut times;
     let who = format!("{} {}", contender.manager(), contender.order_name());
     let whole = |found: usize, what: &str| assert_eq!(found, CHAIN, "{who}: {what} is whole");
     for &chain in order {
@@ -164,6 +177,9 @@ fn round(contender: &mut dyn PoolContender, order: &[usize]) -> Round {
         order.len() * CHAIN,
         "{who}: all chains, on two threads"
     );
+    if !timed(maintain, || contender.maintain()) {
+        *maintain = Duration::ZERO;
+    }
     for _ in order {
         whole(
             timed(evict, || contender.allocate()),

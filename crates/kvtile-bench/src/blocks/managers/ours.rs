@@ -15,6 +15,8 @@ use crate::blocks::pool::new_pool;
 struct OwnPool {
     pool: Arc<BlockPool>,
     policy: PolicyKind,
+    /// Whether it learns before it evicts, as a cache does whose thread has time.
+    maintained: bool,
     chains: Vec<Vec<BlockKey>>,
     allocated: Vec<MutableBlocks>,
     kept: Vec<PinnedBlocks>,
@@ -23,6 +25,7 @@ struct OwnPool {
 /// A pool with this policy.
 pub(super) fn contender(
     policy: PolicyKind,
+    maintained: bool,
     chains: &[HashChain],
 ) -> Result<Box<dyn PoolContender>, BlocksError> {
     let key = |hash: &u64| BlockKey::from_opaque(&hash.to_le_bytes());
@@ -30,6 +33,7 @@ pub(super) fn contender(
     Ok(Box::new(OwnPool {
         pool: new_pool(policy, chains.len() * CHAIN)?,
         policy,
+        maintained,
         chains: chains.iter().map(keys).collect(),
         allocated: Vec::with_capacity(chains.len()),
         kept: Vec::with_capacity(2 * chains.len()),
@@ -48,7 +52,11 @@ impl PoolContender for OwnPool {
     }
 
     fn order_name(&self) -> &'static str {
-        self.policy.name()
+        if self.maintained {
+            "gittins, maintained"
+        } else {
+            self.policy.name()
+        }
     }
 
     fn order(&self) -> ContenderOrder {
@@ -94,6 +102,13 @@ impl PoolContender for OwnPool {
     fn find(&self, chain: usize) -> usize {
         let found = self.pool.match_prefix(self.keys(chain), &Claim::default());
         found.len()
+    }
+
+    fn maintain(&mut self) -> bool {
+        self.maintained && {
+            self.pool.maintain();
+            true
+        }
     }
 
     fn let_go(&mut self) {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use super::{ContenderOrder, Line, OPERATIONS};
+use super::{ContenderOrder, Line, MAINTAIN, OPERATIONS};
 use crate::times::{Times, seconds};
 
 /// How many times faster than a rival kvtile is to be, with the order that stands for the rival's.
@@ -49,13 +49,15 @@ pub struct ManagerRatio {
 pub(super) fn rows(lines: &[Line], blocks: usize) -> Vec<ManagerRow> {
     let mut rows = Vec::new();
     for (at, operation) in OPERATIONS.into_iter().enumerate() {
-        for line in lines {
+        // Who does nothing takes no time for it.
+        let takes_time = |line: &&Line| of(line, at).any(|time| !time.is_zero());
+        for line in lines.iter().filter(takes_time) {
             let mut times = Times::default();
             for time in of(line, at) {
                 times.add(time);
             }
             let contender = &line.contender;
-            let others = lines.iter().filter(|other| {
+            let others = lines.iter().filter(takes_time).filter(|other| {
                 let own = other.contender.manager() == "kvtile";
                 own && !std::ptr::eq(*other, line)
             });
@@ -106,9 +108,10 @@ fn goal(line: &Line, other: &Line, operation: usize, ratio: f64) -> (Option<f64>
             false => (None, true),
         };
     }
-    let evicts = operation + 1 == OPERATIONS.len();
+    let compared = OPERATIONS.iter().take_while(|other| **other != MAINTAIN);
+    let compared = operation < compared.count();
     match (of.order(), over.order()) {
-        (ContenderOrder::Default, ContenderOrder::Lru) if !evicts => {
+        (ContenderOrder::Default, ContenderOrder::Lru) if compared => {
             (Some(OVER_LRU), ratio <= OVER_LRU)
         }
         _ => (None, true),

@@ -27,6 +27,8 @@ mod lesson;
 mod runs;
 mod said;
 mod stores;
+#[cfg(test)]
+mod tests;
 mod uses;
 
 pub use lesson::{Learned, Lesson};
