@@ -36,7 +36,7 @@ pub(super) struct Index {
 /// list, and a tenth not behind it either; nobody can guess which.
 const STEPS: usize = 2;
 
-/// Blocks that are read ahead of a writer at once: their lines fit the first cache.
+/// Blocks that are read ahead at once: their lines fit the first cache.
 const WARM: usize = 64;
 
 /// A place in the table whose writers are kept out.
@@ -128,8 +128,8 @@ impl Index {
         walk(slots, head, key).and_then(accept)
     }
 
-    /// Reads what linking or unlinking these blocks is about to read, all of it at once. A writer takes a
-    /// lock for each block, and a lock waits for what was written before it, so misses would add up.
+    /// Reads what linking these blocks is about to read, all of it at once. Linking takes a lock for each
+    /// block, and nothing behind a lock is read before it, so misses would add up.
     pub(super) fn warm(&self, slots: &Slots, ids: &[BlockId]) {
         for ids in ids.chunks(WARM) {
             let mut fronts = [NONE; WARM];

@@ -18,7 +18,7 @@ use buckets::{Buckets, PERHAPS};
 const GAP: u32 = 0;
 
 /// Buckets that are read ahead at once: their lines fit the first cache.
-const WARM: usize = 128;
+const WARM: u32 = 128;
 
 /// Places of the smallest ring.
 const PLACES_MIN: usize = 16;
@@ -37,6 +37,8 @@ pub(super) struct Ghosts<T> {
     start: u32,
     /// Places from there on that were given out, gaps among them.
     used: u32,
+    /// How many of these, the last ones, are not in the table yet. Nothing has looked for them.
+    waiting: u32,
     len: usize,
     table: Buckets,
 }
@@ -57,6 +59,7 @@ impl<T: Copy + Default> Ghosts<T> {
             ring: Column::empty(),
             start: 0,
             used: 0,
+            waiting: 0,
             len: 0,
             table: Buckets::new(0),
         };
@@ -71,26 +74,38 @@ impl<T: Copy + Default> Ghosts<T> {
 
     /// Remembers one more.
     pub(super) fn push(&mut self, key: &BlockKey, value: T) {
-        self.push_print(Print::new(key), value);
-    }
-
-    /// Remembers one more, of whose key the print was kept.
-    fn push_print(&mut self, Print(print): Print, value: T) {
         if self.used == self.places() {
             self.rebuild();
         }
         let place = self.place(self.used);
+        let Print(print) = Print::new(key);
         self.ring[place] = Ghost { print, value };
         self.used += 1;
+        self.waiting += 1;
         self.len += 1;
-        self.table.insert(print, place);
+    }
+
+    /// Enters into the table what was remembered since the last time, so that it is found.
+    pub(super) fn enter(&mut self) {
+        while self.waiting > 0 {
+            let first = self.used - self.waiting;
+            let end = self.used.min(first + WARM);
+            let prints = (first..end).map(|number| self.ring[self.place(number)].print);
+            self.table.warm(prints);
+            for number in first..end {
+                let place = self.place(number);
+                self.table.insert(self.ring[place].print, place);
+            }
+            self.waiting = self.used - end;
+        }
     }
 
     /// Looks up keys by their prints, in their order. What it finds holds until something else is remembered.
-    pub(super) fn seek(&self, prints: impl Iterator<Item = Print>, sought: &mut Vec<Sought>) {
+    pub(super) fn seek(&mut self, prints: impl Iterator<Item = Print>, sought: &mut Vec<Sought>) {
+        self.enter();
         sought.clear();
         sought.extend(prints.map(|Print(print)| Sought { print, place: NONE }));
-        for sought in sought.chunks_mut(WARM) {
+        for sought in sought.chunks_mut(WARM as usize) {
             self.table.warm(sought.iter().map(|sought| sought.print));
             for sought in sought {
                 sought.place = self.table.glance(sought.print);
@@ -100,13 +115,10 @@ impl<T: Copy + Default> Ghosts<T> {
 
     /// Forgets a key; what was known about it.
     pub(super) fn take(&mut self, key: &BlockKey) -> Option<T> {
-        self.take_sought(self.sought(key))
-    }
-
-    fn sought(&self, key: &BlockKey) -> Sought {
+        self.enter();
         let Print(print) = Print::new(key);
         let place = self.table.glance(print);
-        Sought { print, place }
+        self.take_sought(Sought { print, place })
     }
 
     /// Forgets a key that was looked up; what was known about it.
@@ -123,21 +135,13 @@ impl<T: Copy + Default> Ghosts<T> {
         Some(self.forget(place))
     }
 
-    /// Remembers more, each with the print of its key, in the order in which they left.
-    pub(super) fn extend(&mut self, left: &[(Print, T)], mut before_each: impl FnMut(&mut Self)) {
-        for left in left.chunks(WARM) {
-            self.table.warm(left.iter().map(|(Print(print), _)| *print));
-            for &(print, value) in left {
-                before_each(self);
-                self.push_print(print, value);
-            }
-        }
-    }
-
     /// Forgets the one who left first; what was known about it.
     pub(super) fn pop(&mut self) -> Option<T> {
         if self.len == 0 {
             return None;
+        }
+        if self.waiting == self.used {
+            self.enter();
         }
         // Gaps do not stay at the start.
         Some(self.forget(self.start))
@@ -196,17 +200,24 @@ impl<T: Copy + Default> Ghosts<T> {
         self.ring = ring;
         self.table = Buckets::new(0);
         self.table = Buckets::new(places);
-        (self.start, self.used) = (0, used);
-        for place in 0..used {
-            self.table.insert(self.ring[place].print, place);
-        }
+        (self.start, self.used, self.waiting) = (0, used, used);
+        self.enter();
+    }
+
+    /// Reads what forgetting so many of those who left first will read.
+    pub(super) fn warm(&self, count: usize) {
+        let numbers = (0..self.used - self.waiting).take(count);
+        let prints = numbers.map(|number| self.ring[self.place(number)].print);
+        self.table.warm(prints);
     }
 
     /// Asserts what must hold between the parts.
     pub(super) fn check(&self) {
         assert_eq!(self.ghosts().count(), self.len);
         assert!(self.used <= self.places());
-        self.table.check(self.len, |place| self.ring[place].print);
+        let waiting = self.waiting as usize;
+        self.table
+            .check(self.len - waiting, |place| self.ring[place].print);
         for number in 0..self.used {
             let place = self.place(number);
             let Ghost { print, .. } = self.ring[place];
@@ -215,7 +226,8 @@ impl<T: Copy + Default> Ghosts<T> {
                 continue;
             }
             let found = self.table.find(print, |at| at == place);
-            assert_eq!(found, Some(place), "ghost {place} is lost");
+            let entered = number < self.used - self.waiting;
+            assert_eq!(found, entered.then_some(place), "ghost {place}");
         }
     }
 }

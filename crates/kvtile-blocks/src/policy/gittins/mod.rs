@@ -54,8 +54,8 @@ const LESSON_REQUESTS: u64 = 200;
 /// Requests before the first lesson.
 const LESSON_FIRST: u64 = 25;
 
-/// Evicted blocks that become ghosts together: nothing waits for one that is not in the cache then.
-const LEAVING_MAX: usize = 256;
+/// Ghosts beyond those that are remembered, until they are forgotten together.
+const EXCESS_MAX: usize = 128;
 
 /// Runs and ghosts that are looked at for a lesson.
 const SAMPLE_MAX: usize = 16_384;
@@ -103,8 +103,6 @@ pub struct Gittins {
     scratch: Vec<BlockId>,
     /// Runs that wait to be looked at.
     stack: Vec<u32>,
-    /// Blocks that were evicted and are not among the ghosts yet.
-    leaving: Vec<(Print, Ghost)>,
     /// Where the ghosts of blocks are that are being stored.
     sought: Vec<Sought>,
     blocks: usize,
@@ -128,7 +126,6 @@ impl Gittins {
             backlog: Backlog::default(),
             scratch: Vec::new(),
             stack: Vec::new(),
-            leaving: Vec::with_capacity(LEAVING_MAX),
             sought: Vec::new(),
             blocks: blocks as usize,
             len: 0,
@@ -255,7 +252,7 @@ impl Gittins {
         if self.backlog.is_empty() {
             return;
         }
-        self.bury();
+        self.forget_excess();
         let mut backlog = std::mem::take(&mut self.backlog);
         let mut scratch = std::mem::take(&mut self.scratch);
         backlog.drain(&mut scratch, |event, blocks| match event.what {
@@ -269,23 +266,16 @@ impl Gittins {
         self.scratch = scratch;
     }
 
-    /// Makes ghosts of the blocks that have left. The clock stands still while blocks leave, so it does not
-    /// matter when, as long as it is before the next use or the next lesson.
-    fn bury(&mut self) {
-        if self.leaving.is_empty() {
-            return;
-        }
+    /// Forgets the ghosts that are too many. The clock stands still while blocks leave, so it does not matter
+    /// when, as long as it is before the next use or the next lesson.
+    fn forget_excess(&mut self) {
         let most = GHOSTS_MIN.max(self.blocks / 2);
-        let (clock, observed) = (self.clock, &mut self.observed);
-        self.ghosts.extend(&self.leaving, |ghosts| {
-            // Room is made first: one more would be a place more for each eighth.
-            if ghosts.len() >= most
-                && let Some(old) = ghosts.pop()
-            {
-                observed.end(old.class, old.age(clock), 1.0);
-            }
-        });
-        self.leaving.clear();
+        self.ghosts.warm(self.ghosts.len().saturating_sub(most));
+        while self.ghosts.len() > most
+            && let Some(old) = self.ghosts.pop()
+        {
+            self.observed.end(old.class, old.age(self.clock), 1.0);
+        }
     }
 
     /// The blocks that are watched, by class and age: a sample where there are many.
@@ -344,10 +334,10 @@ impl EvictionPolicy for Gittins {
             class: entry.label.class,
             count: entry.label.count,
         };
-        if self.leaving.len() == LEAVING_MAX {
-            self.bury();
+        if self.ghosts.len() >= GHOSTS_MIN.max(self.blocks / 2) + EXCESS_MAX {
+            self.forget_excess();
         }
-        self.leaving.push((Print::new(key), ghost));
+        self.ghosts.push(key, ghost);
         self.forget_tail(run);
     }
 
@@ -395,7 +385,7 @@ impl EvictionPolicy for Gittins {
         if self.requests < self.next_lesson {
             return None;
         }
-        self.bury();
+        self.forget_excess();
         self.next_lesson = self.requests + LESSON_REQUESTS.min(self.requests);
         let live = self.live();
         Some(self.observed.lesson(live))

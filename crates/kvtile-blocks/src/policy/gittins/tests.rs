@@ -34,7 +34,7 @@ impl Pair {
         happens(&mut self.late);
         happens(&mut self.prompt);
         self.prompt.catch_up();
-        self.prompt.bury();
+        self.prompt.forget_excess();
     }
 
     fn hints(&mut self) -> Hints {
@@ -149,7 +149,7 @@ fn when_it_learns_makes_no_difference() {
         }
         let mut late = pair.late.clone();
         late.catch_up();
-        late.bury();
+        late.forget_excess();
         let state = |policy: &Gittins| {
             let ghosts: Vec<String> = policy
                 .ghosts
