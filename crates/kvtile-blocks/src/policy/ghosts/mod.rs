@@ -237,14 +237,16 @@ impl<T: Copy + Default> Ghosts<T> {
 pub(super) struct Print(u32);
 
 impl Print {
+    /// The print of a key.
     #[inline]
     pub(super) fn new(key: &BlockKey) -> Print {
-        const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
+        const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
+        let [first, second] = ODD;
         let bits = u128::from_le_bytes(*key.as_bytes());
         let half = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
         let (low, high) = (half(bits), half(bits >> 64));
-        let folded = low.wrapping_mul(ODD) ^ high.rotate_left(29).wrapping_mul(ODD | 1 << 63);
-        let mixed = (folded ^ (folded >> 32)).wrapping_mul(ODD);
+        let folded = low.wrapping_mul(first) ^ high.rotate_left(29).wrapping_mul(second);
+        let mixed = (folded ^ (folded >> 32)).wrapping_mul(first);
         let upper = u32::try_from(mixed >> u32::BITS).unwrap_or_default();
         Print(upper.clamp(GAP + 1, NONE - 1))
     }

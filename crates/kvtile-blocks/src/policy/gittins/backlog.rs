@@ -16,7 +16,7 @@ const EVENTS_MAX: usize = 4_096;
 /// Pieces that wait at most.
 const PIECES_MAX: usize = 8_192;
 
-/// Stored blocks that wait at most: learning from that many takes some two milliseconds.
+/// Stored blocks that wait at most: learning from that many takes some three milliseconds.
 const STORED_MAX: usize = 65_536;
 
 /// What happened to some blocks.
