@@ -3,7 +3,7 @@
 use crate::metadata::Package;
 
 /// Every crate of the workspace and the crates of ours that it may be built with.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
     ("kvtile-transfer", &["kvtile-layout", "kvtile-memory"]),
@@ -29,10 +29,17 @@ const ARROWS: [(&str, &[&str]); 13] = [
     ),
     ("kvtile-demo", &["kvtile"]),
     ("kvtile-bench", &["kvtile", "kvtile-blocks"]),
+    ("kvtile-rivals", &["kvtile-bench"]),
     ("kvtile-cli", &["kvtile"]),
     (
         "kvtile-program",
-        &["kvtile", "kvtile-bench", "kvtile-cli", "kvtile-demo"],
+        &[
+            "kvtile",
+            "kvtile-bench",
+            "kvtile-cli",
+            "kvtile-demo",
+            "kvtile-rivals",
+        ],
     ),
     ("kvtile-python", &["kvtile", "kvtile-cli"]),
     ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
@@ -60,7 +67,10 @@ const WHEEL: &str = "kvtile-python";
 
 /// What the Python package is not built with, neither itself nor through a crate of ours: the model of
 /// the demonstration and the rivals of the benchmark.
-const NOT_IN_THE_WHEEL: [&str; 2] = ["kvtile-bench", "kvtile-demo"];
+const NOT_IN_THE_WHEEL: [&str; 3] = ["kvtile-bench", "kvtile-demo", "kvtile-rivals"];
+
+/// Block managers of other projects, which bring many crates, and the only crate that may be built with them.
+const RIVALS: (&str, [&str; 1]) = ("kvtile-rivals", ["kvbm-logical"]);
 
 /// What a crate may refuse to be built and tested with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +111,7 @@ impl Kind {
 
 /// Every crate of the workspace and what it refuses, dev-dependencies included. A crate for networks has a
 /// row without [`Kind::Runtime`] and [`Kind::Network`].
-const REFUSED: [(&str, &[Kind]); 13] = [
+const REFUSED: [(&str, &[Kind]); 14] = [
     ("kvtile-layout", Kind::ALL),
     ("kvtile-memory", Kind::ALL),
     ("kvtile-transfer", Kind::ALL),
@@ -110,6 +120,7 @@ const REFUSED: [(&str, &[Kind]); 13] = [
     ("kvtile", Kind::ALL),
     ("kvtile-demo", Kind::ALL),
     ("kvtile-bench", Kind::ALL),
+    ("kvtile-rivals", Kind::ALL),
     ("kvtile-cli", Kind::ALL),
     ("kvtile-program", Kind::ALL),
     ("kvtile-python", Kind::ALL),
@@ -146,6 +157,7 @@ pub(crate) fn check(packages: &[Package]) -> Vec<String> {
             }
         }
         broken.extend(refused(package, &REFUSED));
+        broken.extend(rivals_of(package));
     }
     for (name, _) in ARROWS {
         if !names.contains(&name) {
@@ -157,6 +169,16 @@ pub(crate) fn check(packages: &[Package]) -> Vec<String> {
     broken.extend(of_the_wheel(&ours));
     broken.extend(minimum_versions(packages));
     broken
+}
+
+/// The rivals that `package` is built or tested with, though only one crate may be.
+fn rivals_of(package: &Package) -> Vec<String> {
+    let (owner, rivals) = RIVALS;
+    let dependencies = package.normal.iter().chain(&package.dev);
+    let others = dependencies
+        .filter(|name| package.name != owner && rivals.contains(&name.as_str()))
+        .map(|name| format!("{} may not use {name}: only {owner} may", package.name));
+    others.collect()
 }
 
 /// The dependencies of `package` that its row of `table` refuses.
@@ -306,6 +328,16 @@ mod tests {
         );
         let unknown = package("kvtile-else", true, &[]);
         assert_eq!(refused(&unknown, &table).len(), 1);
+    }
+
+    #[test]
+    fn a_rival_is_a_dependency_of_one_crate_alone() {
+        assert_eq!(
+            rivals_of(&package("kvtile-bench", true, &["kvbm-logical"])),
+            ["kvtile-bench may not use kvbm-logical: only kvtile-rivals may"]
+        );
+        let owner = package("kvtile-rivals", true, &["kvbm-logical", "kvtile-bench"]);
+        assert_eq!(rivals_of(&owner), [] as [String; 0]);
     }
 
     #[test]

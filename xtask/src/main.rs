@@ -124,8 +124,17 @@ fn check(without_tests: bool) -> Result<(), Failure> {
     Step::cargo(["fmt", "--all", "--check"]).run()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--"];
     Step::cargo(clippy.into_iter().chain(["-D", "warnings"])).run()?;
+    // The program with the rivals of the benchmark, which it is not built with otherwise.
+    let rivals = ["-p", "kvtile-program", "--features", "rivals", "--locked"];
+    let clippy = ["clippy"]
+        .into_iter()
+        .chain(rivals)
+        .chain(["--all-targets"]);
+    Step::cargo(clippy.chain(["--", "-D", "warnings"])).run()?;
     if !without_tests {
         test()?;
+        let test = ["test"].into_iter().chain(rivals);
+        Step::cargo(test.chain(["--test", "cli", "blocks"])).run()?;
     }
     Step::cargo(["doc", "--workspace", "--no-deps", "--locked"])
         .env("RUSTDOCFLAGS", "-D warnings")

@@ -38,6 +38,14 @@ pub enum BenchError {
         /// Why not.
         miss: Miss,
     },
+    /// A rival cannot be made as the benchmark needs it.
+    #[error("{name}: {source}")]
+    Rival {
+        /// Which one.
+        name: &'static str,
+        /// What it says.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Filters, or models and pairs that do not fit, leave nothing.
     #[error("nothing matches {filters:?}; there are {known}")]
     NothingLeft {

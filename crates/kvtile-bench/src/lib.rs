@@ -14,9 +14,9 @@
 //! | [`row`], [`report`], [`machine`] | what they came to, as it is stored |
 //! | `text`, `html` | what they came to, as people read it |
 //!
-//! How a cell is measured stands in `docs/benchmarks/README.md`. No crate of ours but the program
-//! is built with this one, so that what it compares with is nobody's dependency. It does not tune
-//! anything.
+//! How a cell is measured stands in `docs/benchmarks/README.md`. Of our crates only the program and
+//! `kvtile-rivals` are built with this one, so that what it compares with is nobody's dependency. It does
+//! not tune anything.
 
 mod arena;
 pub mod blocks;

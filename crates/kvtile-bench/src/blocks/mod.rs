@@ -4,16 +4,20 @@
 //! `docs/benchmarks/README.md`.
 
 mod hashing;
+mod managers;
 mod pool;
 mod text;
 
-use kvtile_blocks::{BlocksError, policy::PolicyKind};
+use kvtile_blocks::policy::PolicyKind;
 use serde::Serialize;
 
 pub use hashing::HashRow;
+pub use managers::{
+    CHAIN, ContenderOrder, HashChain, MakeContender, ManagerRatio, ManagerRow, PoolContender,
+};
 pub use pool::{OperationRow, ThreadsRow};
 
-use crate::machine::MachineFacts;
+use crate::{error::BenchError, machine::MachineFacts};
 
 /// What is measured.
 #[derive(Clone, Debug)]
@@ -36,6 +40,9 @@ impl Default for BlocksSettings {
     }
 }
 
+/// Why there are no rivals.
+const LEFT_OUT: &str = "kvbm-logical is left out: the program was built without its feature rivals";
+
 /// What it came to.
 #[derive(Clone, Debug, Serialize)]
 pub struct BlocksReport {
@@ -51,13 +58,23 @@ pub struct BlocksReport {
     pub operations: Vec<OperationRow>,
     /// Two threads against one.
     pub threads: Vec<ThreadsRow>,
+    /// kvtile's pools and the rivals, in turns.
+    pub managers: Vec<ManagerRow>,
+    /// Why no rivals are among them, where that is so.
+    pub managers_left_out: Option<&'static str>,
 }
 
-/// Measures everything, one after the other.
+/// Measures everything, one after the other; kvtile's pools and the rivals in turns.
 ///
 /// # Errors
-/// Where a pool refuses what the benchmark does with it.
-pub fn run(settings: &BlocksSettings) -> Result<BlocksReport, BlocksError> {
+/// Where a pool refuses what the benchmark does with it, or a rival cannot be made.
+///
+/// # Panics
+/// Where a contender finds or evicts other blocks than it should.
+pub fn run(
+    settings: &BlocksSettings,
+    rivals: &[MakeContender],
+) -> Result<BlocksReport, BenchError> {
     let mut operations = Vec::new();
     let mut threads = Vec::new();
     for &policy in &settings.policies {
@@ -71,5 +88,7 @@ pub fn run(settings: &BlocksSettings) -> Result<BlocksReport, BlocksError> {
         hashing: hashing::rows(settings.rounds)?,
         operations,
         threads,
+        managers: managers::rows(settings, rivals)?,
+        managers_left_out: rivals.is_empty().then_some(LEFT_OUT),
     })
 }

@@ -12,11 +12,8 @@ use kvtile_blocks::{
 };
 use serde::Serialize;
 
-use super::BlocksSettings;
+use super::{BlocksSettings, managers::CHAIN};
 use crate::{random::Random, times::Times};
-
-/// Blocks of a chain.
-const CHAIN: usize = 128;
 
 /// Operations in the order in which a round does them, and what is wanted, in nanoseconds a block.
 const OPERATIONS: [(&str, Option<f64>); 6] = [
@@ -75,7 +72,7 @@ fn key(block: u64, salt: u64) -> BlockKey {
     BlockKey::from_opaque(&[block.to_le_bytes(), salt.to_le_bytes(), [0; 8]].concat())
 }
 
-fn new_pool(policy: PolicyKind, blocks: usize) -> Result<Arc<BlockPool>, BlocksError> {
+pub(super) fn new_pool(policy: PolicyKind, blocks: usize) -> Result<Arc<BlockPool>, BlocksError> {
     let settings = PoolSettings {
         blocks,
         ..PoolSettings::default()
@@ -85,7 +82,7 @@ fn new_pool(policy: PolicyKind, blocks: usize) -> Result<Arc<BlockPool>, BlocksE
 }
 
 /// Times of one chain after the other, added up.
-fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
+pub(super) fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let done = work();
     *total += begun.elapsed();
@@ -237,7 +234,7 @@ pub(super) fn two_threads(
 }
 
 /// How long two threads take that begin together, starting them not counted.
-fn both(first: impl FnOnce() + Send, second: impl FnOnce() + Send) -> Duration {
+pub(super) fn both(first: impl FnOnce() + Send, second: impl FnOnce() + Send) -> Duration {
     let barrier = Barrier::new(2);
     std::thread::scope(|scope| {
         let other = scope.spawn(|| {

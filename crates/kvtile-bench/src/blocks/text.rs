@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Display};
 
-use super::BlocksReport;
+use super::{BlocksReport, managers};
 
 impl Display for BlocksReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -71,7 +71,7 @@ impl Display for BlocksReport {
                 row.two_pools_gain
             )?;
         }
-        Ok(())
+        managers::write(self, f)
     }
 }
 

@@ -130,7 +130,8 @@ pub trait EvictionPolicy: Send {
     /// What there is to study, once enough has happened since the last time. Studying takes part
     /// of a millisecond and needs nothing of the policy: call [`Lesson::study`] without the lock
     /// and hand the result to [`learn`](EvictionPolicy::learn). Policies that do not learn have no
-    /// lessons; one that nobody asks for its lessons goes on with what it knows.
+    /// lessons; one that nobody asks for its lessons goes on with what it knows. A policy that has put off
+    /// learning from visits and insertions makes up for it here.
     fn lesson(&mut self) -> Option<Lesson> {
         None
     }

@@ -36,6 +36,9 @@ pub(super) struct Index {
 /// list, and a tenth not behind it either; nobody can guess which.
 const STEPS: usize = 2;
 
+/// Blocks that are read ahead at once: their lines fit the first cache.
+const WARM: usize = 64;
+
 /// A place in the table whose writers are kept out.
 pub(super) struct Bucket<'a> {
     head: &'a AtomicU32,
@@ -123,6 +126,20 @@ impl Index {
         // A writer was interrupted in its few instructions: wait for it properly.
         let _held = stripe.lock.lock();
         walk(slots, head, key).and_then(accept)
+    }
+
+    /// Reads what linking these blocks is about to read, all of it at once. Linking takes a lock for each
+    /// block, and nothing behind a lock is read before it, so misses would add up.
+    pub(super) fn warm(&self, slots: &Slots, ids: &[BlockId]) {
+        for ids in ids.chunks(WARM) {
+            let mut fronts = [NONE; WARM];
+            for (front, &id) in fronts.iter_mut().zip(ids) {
+                *front = self.place(slots.of(id).key()).0.load(Ordering::Acquire);
+            }
+            for front in fronts.into_iter().filter(|&front| front != NONE) {
+                slots.get(front).key();
+            }
+        }
     }
 
     pub(super) fn lock(&self, key: KeyWords) -> Bucket<'_> {

@@ -189,7 +189,8 @@ impl BlockPool {
         self.ledger.overdue(now)
     }
 
-    /// Lets the policies study what they have seen, outside of their locks. To be called now and then
+    /// Lets the policies learn from what was matched and registered, which the next eviction would have to
+    /// wait for otherwise, and study what they have seen, outside of their locks. To be called now and then
     /// by a thread that has time; returns whether there was anything to study.
     pub fn maintain(&self) -> bool {
         let mut studied = false;

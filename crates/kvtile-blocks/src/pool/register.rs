@@ -64,6 +64,7 @@ impl BlockPool {
     fn link_sharing(&self, mut ids: Vec<BlockId>) -> (Vec<BlockId>, Vec<usize>) {
         let mut duplicates = Vec::new();
         let mut superfluous = Vec::new();
+        self.index.warm(&self.slots, &ids);
         for (position, place) in ids.iter_mut().enumerate() {
             if let Some(Taken::Shared(existing)) = self.link(*place, true) {
                 superfluous.push(*place);

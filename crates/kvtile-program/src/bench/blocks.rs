@@ -1,13 +1,16 @@
 //! `kvtile bench blocks`: what bookkeeping costs. The measuring itself is `kvtile-bench`'s.
 
 use clap::Args;
-use kvtile_bench::{
-    BenchError,
-    blocks::{self, BlocksSettings},
-};
+use kvtile_bench::blocks::{self, BlocksSettings, MakeContender};
 use kvtile_cli::output;
 
 use crate::error::ProgramError;
+
+/// The block managers of other projects, which take turns with kvtile's.
+#[cfg(feature = "rivals")]
+const RIVALS: &[MakeContender] = &kvtile_rivals::RIVALS;
+#[cfg(not(feature = "rivals"))]
+const RIVALS: &[MakeContender] = &[];
 
 /// Arguments of `kvtile bench blocks`.
 #[derive(Args, Debug)]
@@ -30,7 +33,7 @@ pub(super) fn run(args: &BlocksArgs) -> Result<(), ProgramError> {
         blocks: args.pool as usize / 128 * 128,
         ..BlocksSettings::default()
     };
-    let report = blocks::run(&settings).map_err(BenchError::from)?;
+    let report = blocks::run(&settings, RIVALS)?;
     if args.json {
         return Ok(output::print_json(&report)?);
     }

@@ -177,7 +177,17 @@ fn blocks_are_measured_by_profile_and_by_policy() {
         ),
         4
     );
+    let contenders = if cfg!(feature = "rivals") { 5 } else { 3 };
+    assert_eq!(
+        figures("managers", ["manager", "operation"], "ns_per_block"),
+        5 * contenders + 1
+    );
     let text = kvtile(&["bench", "blocks", "--rounds", "1", "--pool", "512"]).ok();
+    assert_eq!(
+        text.contains("without its feature rivals"),
+        !cfg!(feature = "rivals"),
+        "{text}"
+    );
     for word in [
         "blake3",
         "router",

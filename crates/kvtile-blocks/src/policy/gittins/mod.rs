@@ -12,21 +12,38 @@
 //! | `class`, `age` | what a run is, and how old |
 //! | `leaves` | the runs that may go, in order |
 //! | `lesson` | counts of what happened, and what they say |
+//! | `backlog` | what happened and was not learned from yet |
+//! | `uses`, `stores` | what is learned from blocks that were found, and that were stored |
+//! | `said` | what callers say, in the units of labels |
+//!
+//! Matching and registering only write down what happened. It is learned before the next eviction, or by
+//! [`lesson`](EvictionPolicy::lesson), which a thread that has time asks for.
 
 mod age;
+mod backlog;
 mod class;
 mod leaves;
 mod lesson;
 mod runs;
+mod said;
+mod stores;
+#[cfg(test)]
+mod tests;
+mod uses;
 
 pub use lesson::{Learned, Lesson};
 
-use super::{EvictionPolicy, Hints, Insertion, Refusal, Visit, ghosts::Ghosts};
+use super::{
+    EvictionPolicy, Insertion, Refusal, Visit,
+    ghosts::{Ghosts, Print, Sought},
+};
 use crate::{BlockId, BlockKey, Tick};
-use class::{COUNT_MAX, Class};
-use leaves::{Candidate, Leaves, NEVER, PRIORITY_MAX};
+use backlog::{Backlog, What};
+use class::Class;
+use leaves::{Candidate, Leaves, NEVER};
 use lesson::Observations;
-use runs::{Label, Runs, Shortened};
+use runs::{Runs, Shortened};
+use said::coarse;
 
 /// Evicted blocks that are remembered at least.
 const GHOSTS_MIN: usize = 65_536;
@@ -37,12 +54,8 @@ const LESSON_REQUESTS: u64 = 200;
 /// Requests before the first lesson.
 const LESSON_FIRST: u64 = 25;
 
-/// A block with more children than this is a prompt that everybody has: that a request took one of
-/// them says nothing about the others.
-const PASSED_CHILDREN_MAX: u32 = 16;
-
-/// Blocks that one request passes over at most.
-const PASSED_BLOCKS_MAX: u32 = 1024;
+/// Ghosts beyond those that are remembered, until they are forgotten together.
+const EXCESS_MAX: usize = 128;
 
 /// Runs and ghosts that are looked at for a lesson.
 const SAMPLE_MAX: usize = 16_384;
@@ -84,8 +97,14 @@ pub struct Gittins {
     next_lesson: u64,
     /// The run that is being evicted, and when it was used last: it goes as a whole.
     victim: Option<(u32, u64)>,
+    /// What was not learned from yet.
+    backlog: Backlog,
+    /// The blocks of an event.
+    scratch: Vec<BlockId>,
     /// Runs that wait to be looked at.
     stack: Vec<u32>,
+    /// Where the ghosts of blocks are that are being stored.
+    sought: Vec<Sought>,
     blocks: usize,
     len: usize,
 }
@@ -104,7 +123,10 @@ impl Gittins {
             requests: 0,
             next_lesson: LESSON_FIRST,
             victim: None,
+            backlog: Backlog::default(),
+            scratch: Vec::new(),
             stack: Vec::new(),
+            sought: Vec::new(),
             blocks: blocks as usize,
             len: 0,
         }
@@ -137,136 +159,6 @@ impl Gittins {
             && listed
         {
             self.list(lower);
-        }
-    }
-
-    /// A request used a whole run.
-    fn touch(&mut self, run: u32, kind: Option<u8>, hints: &Hints) {
-        self.unlist(run);
-        let now = self.clock;
-        let entry = self.runs.get_mut(run);
-        let Label {
-            class,
-            count,
-            priority,
-            expires,
-        } = entry.label;
-        let age = now - entry.touch;
-        self.observed.hit(class, age, entry.len as f32);
-        let count = (count + 1).min(COUNT_MAX);
-        let kind = kind.unwrap_or(class::used(count));
-        entry.touch = now;
-        entry.label = Label {
-            class: Class::new(kind, class::output(hints.output_tokens)),
-            count,
-            priority: towards(priority, wanted_priority(hints)),
-            expires: expires.max(expiry(hints)),
-        };
-        self.list(run);
-    }
-
-    /// A request went on behind `run`, or ended there: whatever else follows it was passed over.
-    fn pass_over(&mut self, run: u32) {
-        if self.runs.get(run).children > PASSED_CHILDREN_MAX {
-            return;
-        }
-        let mut stack = std::mem::take(&mut self.stack);
-        stack.extend(self.runs.children(run));
-        let mut passed = 0;
-        while let Some(run) = stack.pop() {
-            // Who was passed over as often as is counted has no descendant that was less often.
-            let Some(class) = self.runs.get(run).label.class.passed() else {
-                continue;
-            };
-            if passed >= PASSED_BLOCKS_MAX {
-                break;
-            }
-            self.unlist(run);
-            let entry = self.runs.get_mut(run);
-            let (age, blocks) = (self.clock - entry.touch, entry.len as f32);
-            self.observed.end(entry.label.class, age, blocks);
-            self.observed.enter(class, age, blocks);
-            passed += entry.len;
-            entry.label.class = class;
-            self.list(run);
-            stack.extend(self.runs.children(run));
-        }
-        stack.clear();
-        self.stack = stack;
-    }
-
-    /// The label of a block that is stored now.
-    fn label(
-        &mut self,
-        key: &BlockKey,
-        parent: Option<u32>,
-        partial: bool,
-        hints: &Hints,
-    ) -> Label {
-        let before = parent.map(|run| self.runs.get(run).label);
-        let ghost = self.ghosts.take(key);
-        let count = ghost.map_or(1, |ghost| (ghost.count + 1).min(COUNT_MAX));
-        let kind = match (ghost, before) {
-            (Some(ghost), _) => {
-                self.observed.hit(ghost.class, ghost.age(self.clock), 1.0);
-                class::used(count)
-            }
-            (None, None) => class::new(0),
-            // Stored by this very request: the block before both is the one to go by.
-            (None, Some(before)) if before.count == 1 && before.class.kind() != class::PARTIAL => {
-                before.class.kind()
-            }
-            (None, Some(before)) => class::new((before.count - 1).max(1)),
-        };
-        let kind = if partial { class::PARTIAL } else { kind };
-        Label {
-            class: Class::new(kind, class::output(hints.output_tokens)),
-            count,
-            priority: wanted_priority(hints),
-            expires: expiry(hints),
-        }
-    }
-
-    /// One block was stored.
-    fn insert(&mut self, block: u32, parent: Option<u32>, label: Label) {
-        let now = self.clock;
-        let before = parent.and_then(|parent| self.runs.of(parent));
-        let extends = before.filter(|&run| {
-            let run = self.runs.get(run);
-            run.children == 0 && run.label == label
-        });
-        match (extends, before) {
-            (Some(run), _) => {
-                self.runs.extend(run, block);
-                let entry = self.runs.get(run);
-                // A request that stores block after block uses its run all the time; that is not
-                // worth an entry in an ordered set each time.
-                if now - entry.touch > u64::from(entry.len) * 2 {
-                    self.unlist(run);
-                    self.refresh(run);
-                }
-                self.list(run);
-            }
-            (None, before) => {
-                if let Some(before) = before {
-                    self.unlist(before);
-                    self.refresh(before);
-                }
-                let run = self.runs.start(block, parent, now, label);
-                self.list(run);
-            }
-        }
-        self.len += 1;
-    }
-
-    /// What is followed by something new was used now, and so was what it follows.
-    fn refresh(&mut self, run: u32) {
-        let mut at = Some(run);
-        while let Some(run) = at
-            && self.runs.get(run).touch < self.clock
-        {
-            self.runs.get_mut(run).touch = self.clock;
-            at = self.runs.parent_run(run);
         }
     }
 
@@ -354,14 +246,36 @@ impl Gittins {
         }
     }
 
-    fn remember(&mut self, key: &BlockKey, ghost: Ghost) {
-        // Room is made first: one more would be a place more for each eighth.
-        if self.ghosts.len() >= GHOSTS_MIN.max(self.blocks / 2)
+    /// Learns from what happened since the last time. Everything but what is found and stored calls it
+    /// first, so it makes no difference when that is learned.
+    fn catch_up(&mut self) {
+        if self.backlog.is_empty() {
+            return;
+        }
+        self.forget_excess();
+        let mut backlog = std::mem::take(&mut self.backlog);
+        let mut scratch = std::mem::take(&mut self.scratch);
+        backlog.drain(&mut scratch, |event, blocks| match event.what {
+            What::Visited { partial_tail } => self.visit(blocks, partial_tail, &event.said),
+            What::Stored {
+                parent,
+                partial_tail,
+            } => self.store((parent, blocks), partial_tail, &event.said),
+        });
+        self.backlog = backlog;
+        self.scratch = scratch;
+    }
+
+    /// Forgets the ghosts that are too many. The clock stands still while blocks leave, so it does not matter
+    /// when, as long as it is before the next use or the next lesson.
+    fn forget_excess(&mut self) {
+        let most = GHOSTS_MIN.max(self.blocks / 2);
+        self.ghosts.warm(self.ghosts.len().saturating_sub(most));
+        while self.ghosts.len() > most
             && let Some(old) = self.ghosts.pop()
         {
             self.observed.end(old.class, old.age(self.clock), 1.0);
         }
-        self.ghosts.push(key, ghost);
     }
 
     /// The blocks that are watched, by class and age: a sample where there are many.
@@ -386,65 +300,28 @@ impl EvictionPolicy for Gittins {
     }
 
     fn visited(&mut self, visit: &Visit<'_>) {
-        let Some(last) = visit.blocks.last() else {
+        if visit.blocks.is_empty() {
             return;
-        };
-        self.requests += 1;
-        self.split_after(last.0);
-        if let Some(run) = self.runs.of(last.0) {
-            self.pass_over(run);
         }
-        let partial = visit.hints.partial_tail && !visit.continues;
-        if partial && let Some(parent) = self.runs.parent(last.0) {
-            self.split_after(parent);
+        if !self.backlog.has_room(visit.blocks.len()) {
+            self.catch_up();
         }
-        let mut rest = visit.blocks;
-        while let Some(first) = rest.first() {
-            if let Some(parent) = self.runs.parent(first.0) {
-                self.split_after(parent);
-            }
-            let run = self.runs.of(first.0);
-            // A run may go on with other blocks than the visit.
-            let same = |block: &&BlockId| run.is_some() && self.runs.of(block.0) == run;
-            let len = rest.iter().take_while(same).count().max(1);
-            if let Some(end) = rest.get(len - 1) {
-                self.split_after(end.0);
-            }
-            let run = self.runs.of(first.0);
-            let tail = partial && len >= rest.len();
-            if let Some(run) = run {
-                // Where other tiers have the blocks before these, the visit starts behind them; those
-                // that are here as well were used all the same.
-                if let Some(before) = self.runs.parent_run(run) {
-                    self.refresh(before);
-                }
-                self.touch(run, tail.then_some(class::PARTIAL), &visit.hints);
-            }
-            rest = rest.get(len..).unwrap_or_default();
-        }
-        self.clock += visit.blocks.len() as u64;
+        self.backlog.visited(visit);
     }
 
     fn inserted(&mut self, insertion: &Insertion<'_>) {
-        let mut parent = insertion.parent.map(|parent| parent.0);
-        let count = insertion.blocks.len();
-        self.requests += u64::from(parent.is_none());
-        let pairs = insertion.blocks.iter().zip(insertion.keys);
-        for (at, (block, key)) in pairs.enumerate() {
-            assert!(self.runs.of(block.0).is_none(), "stored twice");
-            if let Some(parent) = parent {
-                self.split_after(parent);
-            }
-            let before = parent.and_then(|parent| self.runs.of(parent));
-            let partial = insertion.hints.partial_tail && at + 1 == count;
-            let label = self.label(key, before, partial, &insertion.hints);
-            self.insert(block.0, before.and(parent), label);
-            self.clock += 1;
-            parent = Some(block.0);
+        if !self.backlog.has_room_to_store(insertion.blocks.len()) {
+            self.catch_up();
         }
+        for (block, key) in insertion.blocks.iter().zip(insertion.keys) {
+            self.runs.note(block.0, Print::new(key));
+        }
+        self.len += insertion.blocks.len();
+        self.backlog.stored(insertion);
     }
 
     fn candidate(&mut self, now: Tick) -> Option<BlockId> {
+        self.catch_up();
         let run = self.victim(now)?;
         Some(BlockId(self.runs.get(run).tail))
     }
@@ -457,7 +334,10 @@ impl EvictionPolicy for Gittins {
             class: entry.label.class,
             count: entry.label.count,
         };
-        self.remember(key, ghost);
+        if self.ghosts.len() >= GHOSTS_MIN.max(self.blocks / 2) + EXCESS_MAX {
+            self.forget_excess();
+        }
+        self.ghosts.push(key, ghost);
         self.forget_tail(run);
     }
 
@@ -468,6 +348,7 @@ impl EvictionPolicy for Gittins {
     }
 
     fn removed(&mut self, block: BlockId) {
+        self.catch_up();
         if self.runs.of(block.0).is_none() {
             return;
         }
@@ -490,17 +371,21 @@ impl EvictionPolicy for Gittins {
     }
 
     fn released(&mut self, block: BlockId) {
+        self.catch_up();
         self.bring_back(block, Refusal::Pinned);
     }
 
     fn became_leaf(&mut self, block: BlockId) {
+        self.catch_up();
         self.bring_back(block, Refusal::Followed);
     }
 
     fn lesson(&mut self) -> Option<Lesson> {
+        self.catch_up();
         if self.requests < self.next_lesson {
             return None;
         }
+        self.forget_excess();
         self.next_lesson = self.requests + LESSON_REQUESTS.min(self.requests);
         let live = self.live();
         Some(self.observed.lesson(live))
@@ -519,6 +404,11 @@ impl EvictionPolicy for Gittins {
     }
 
     fn check_integrity(&self) {
+        if !self.backlog.is_empty() {
+            let mut caught_up = self.clone();
+            caught_up.catch_up();
+            return caught_up.check_integrity();
+        }
         assert_eq!(self.runs.check(), self.len, "blocks");
         self.ghosts.check();
         let mut expiring = 0;
@@ -533,25 +423,4 @@ impl EvictionPolicy for Gittins {
         assert_eq!(self.leaves.len(), listed, "leaves");
         self.leaves.check(expiring);
     }
-}
-
-/// The moment in units of about a second.
-fn coarse(moment: Tick) -> u32 {
-    u32::try_from(moment.0 >> 10).unwrap_or(NEVER - 1)
-}
-
-fn expiry(hints: &Hints) -> u32 {
-    match hints.expires {
-        Some(moment) => coarse(Tick(moment.0.saturating_add(1023))).min(NEVER - 1),
-        None => NEVER,
-    }
-}
-
-fn wanted_priority(hints: &Hints) -> i8 {
-    hints.priority.clamp(-PRIORITY_MAX, PRIORITY_MAX)
-}
-
-/// A priority fades by a step with each use by somebody who does not ask for it.
-fn towards(is: i8, wanted: i8) -> i8 {
-    if wanted >= is { wanted } else { is - 1 }
 }

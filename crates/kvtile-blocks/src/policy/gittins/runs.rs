@@ -14,6 +14,7 @@ use super::class::Class;
 use crate::policy::{
     Refusal,
     column::{Column, NONE},
+    ghosts::Print,
 };
 
 /// What is known of a run as a whole.
@@ -140,6 +141,18 @@ impl Runs {
             at = self.runs[child].next_sibling;
             Some(child)
         })
+    }
+
+    /// A block was stored that is to be put into a run later. Until then its print stands where its run will.
+    pub(super) fn note(&mut self, block: u32, print: Print) {
+        let place = &mut self.places[block];
+        assert!(place.run == NONE, "block {block} is stored twice");
+        place.run = print.bits();
+    }
+
+    /// The print of a block that was noted.
+    pub(super) fn noted(&self, block: u32) -> Print {
+        Print::of_bits(self.places[block].run)
     }
 
     /// Starts a run with one block behind `parent`, which is the last block of its run.

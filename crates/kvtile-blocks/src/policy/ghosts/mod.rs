@@ -2,17 +2,23 @@
 //! in which they left, at most a given number of them.
 //!
 //! Ghosts stand in a ring, the first to be forgotten at its start. One that comes back before leaves
-//! a gap, and gaps are closed when the ring has no place any more. A table finds a ghost by its key,
-//! at most 72 % full. There is one ghost for each block of a pool, so every byte counts.
+//! a gap, and gaps are closed when the ring has no place any more. A table of buckets finds a ghost by
+//! its key (`buckets`). There is one ghost for each block of a pool, so every byte counts.
 //!
 //! A key is remembered by 32 of its bits. Two keys that share them are taken for one; that falsifies
 //! a statistic, never a block.
 
+mod buckets;
+
 use super::column::{Column, NONE};
 use crate::BlockKey;
+use buckets::{Buckets, PERHAPS};
 
 /// One who came back, or was never there.
 const GAP: u32 = 0;
+
+/// Buckets that are read ahead at once: their lines fit the first cache.
+const WARM: u32 = 128;
 
 /// Places of the smallest ring.
 const PLACES_MIN: usize = 16;
@@ -31,9 +37,19 @@ pub(super) struct Ghosts<T> {
     start: u32,
     /// Places from there on that were given out, gaps among them.
     used: u32,
+    /// How many of these, the last ones, are not in the table yet. Nothing has looked for them.
+    waiting: u32,
     len: usize,
-    /// An open-addressed table of places of the ring.
-    table: Column<u32>,
+    table: Buckets,
+}
+
+/// Where a key is looked for: found out for many keys at once, so that their reads do not wait for one
+/// another.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sought {
+    print: u32,
+    /// A place that may be the ghost's, or what a glance says instead of one.
+    place: u32,
 }
 
 impl<T: Copy + Default> Ghosts<T> {
@@ -43,8 +59,9 @@ impl<T: Copy + Default> Ghosts<T> {
             ring: Column::empty(),
             start: 0,
             used: 0,
+            waiting: 0,
             len: 0,
-            table: Column::empty(),
+            table: Buckets::new(0),
         };
         ghosts.rebuild();
         ghosts
@@ -61,26 +78,61 @@ impl<T: Copy + Default> Ghosts<T> {
             self.rebuild();
         }
         let place = self.place(self.used);
-        let print = print(key);
+        let Print(print) = Print::new(key);
         self.ring[place] = Ghost { print, value };
         self.used += 1;
+        self.waiting += 1;
         self.len += 1;
-        self.enter(place);
+    }
+
+    /// Enters into the table what was remembered since the last time, so that it is found.
+    pub(super) fn enter(&mut self) {
+        while self.waiting > 0 {
+            let first = self.used - self.waiting;
+            let end = self.used.min(first + WARM);
+            let prints = (first..end).map(|number| self.ring[self.place(number)].print);
+            self.table.warm(prints);
+            for number in first..end {
+                let place = self.place(number);
+                self.table.insert(self.ring[place].print, place);
+            }
+            self.waiting = self.used - end;
+        }
+    }
+
+    /// Looks up keys by their prints, in their order. What it finds holds until something else is remembered.
+    pub(super) fn seek(&mut self, prints: impl Iterator<Item = Print>, sought: &mut Vec<Sought>) {
+        self.enter();
+        sought.clear();
+        sought.extend(prints.map(|Print(print)| Sought { print, place: NONE }));
+        for sought in sought.chunks_mut(WARM as usize) {
+            self.table.warm(sought.iter().map(|sought| sought.print));
+            for sought in sought {
+                sought.place = self.table.glance(sought.print);
+            }
+        }
     }
 
     /// Forgets a key; what was known about it.
     pub(super) fn take(&mut self, key: &BlockKey) -> Option<T> {
-        let print = print(key);
-        let mut slot = self.home(print);
-        loop {
-            match self.table[slot] {
-                NONE => return None,
-                place if self.ring[place].print == print => {
-                    return Some(self.forget(slot, place));
-                }
-                _ => slot = self.after(slot),
-            }
+        self.enter();
+        let Print(print) = Print::new(key);
+        let place = self.table.glance(print);
+        self.take_sought(Sought { print, place })
+    }
+
+    /// Forgets a key that was looked up; what was known about it.
+    pub(super) fn take_sought(&mut self, Sought { print, place }: Sought) -> Option<T> {
+        if place == NONE {
+            return None;
         }
+        let place = if place != PERHAPS && self.ring[place].print == print {
+            place
+        } else {
+            let ring = &self.ring;
+            self.table.find(print, |place| ring[place].print == print)?
+        };
+        Some(self.forget(place))
     }
 
     /// Forgets the one who left first; what was known about it.
@@ -88,13 +140,11 @@ impl<T: Copy + Default> Ghosts<T> {
         if self.len == 0 {
             return None;
         }
-        // Gaps do not stay at the start.
-        let place = self.start;
-        let mut slot = self.home(self.ring[place].print);
-        while self.table[slot] != place {
-            slot = self.after(slot);
+        if self.waiting == self.used {
+            self.enter();
         }
-        Some(self.forget(slot, place))
+        // Gaps do not stay at the start.
+        Some(self.forget(self.start))
     }
 
     /// What is known about those who left, the first first.
@@ -121,69 +171,16 @@ impl<T: Copy + Default> Ghosts<T> {
         }
     }
 
-    fn forget(&mut self, slot: u32, place: u32) -> T {
-        self.close(slot);
+    fn forget(&mut self, place: u32) -> T {
+        let Ghost { print, value } = self.ring[place];
+        self.table.remove(print, place);
         self.ring[place].print = GAP;
         self.len -= 1;
-        let value = self.ring[place].value;
         while self.used > 0 && self.ring[self.start].print == GAP {
             self.start = self.place(1);
             self.used -= 1;
         }
         value
-    }
-
-    /// Where a print is looked for first.
-    fn home(&self, print: u32) -> u32 {
-        let scaled = (u64::from(print) * self.table.len() as u64) >> u32::BITS;
-        u32::try_from(scaled).unwrap_or(NONE)
-    }
-
-    /// The slot behind this one.
-    fn after(&self, slot: u32) -> u32 {
-        let next = slot + 1;
-        if next as usize == self.table.len() {
-            0
-        } else {
-            next
-        }
-    }
-
-    /// How many steps lead from one slot to another.
-    fn distance(&self, from: u32, to: u32) -> u64 {
-        let (from, to) = (u64::from(from), u64::from(to));
-        if to >= from {
-            to - from
-        } else {
-            self.table.len() as u64 - from + to
-        }
-    }
-
-    /// Empties a slot and moves up who would not be found behind it.
-    fn close(&mut self, slot: u32) {
-        let mut hole = slot;
-        let mut at = slot;
-        loop {
-            at = self.after(at);
-            let place = self.table[at];
-            if place == NONE {
-                break;
-            }
-            let home = self.home(self.ring[place].print);
-            if self.distance(home, at) >= self.distance(hole, at) {
-                self.table[hole] = place;
-                hole = at;
-            }
-        }
-        self.table[hole] = NONE;
-    }
-
-    fn enter(&mut self, place: u32) {
-        let mut slot = self.home(self.ring[place].print);
-        while self.table[slot] != NONE {
-            slot = self.after(slot);
-        }
-        self.table[slot] = place;
     }
 
     /// Closes the gaps, with an eighth more places than there are ghosts.
@@ -201,46 +198,68 @@ impl<T: Copy + Default> Ghosts<T> {
         }
         // The old ones go first: both together would be the most that a pool ever takes.
         self.ring = ring;
-        self.table = Column::empty();
-        self.table = Column::new(places + places / 4, NONE);
-        (self.start, self.used) = (0, used);
-        for place in 0..used {
-            self.enter(place);
-        }
+        self.table = Buckets::new(0);
+        self.table = Buckets::new(places);
+        (self.start, self.used, self.waiting) = (0, used, used);
+        self.enter();
+    }
+
+    /// Reads what forgetting so many of those who left first will read.
+    pub(super) fn warm(&self, count: usize) {
+        let numbers = (0..self.used - self.waiting).take(count);
+        let prints = numbers.map(|number| self.ring[self.place(number)].print);
+        self.table.warm(prints);
     }
 
     /// Asserts what must hold between the parts.
     pub(super) fn check(&self) {
         assert_eq!(self.ghosts().count(), self.len);
         assert!(self.used <= self.places());
-        let entered = self.table.iter().filter(|&&place| place != NONE).count();
-        assert_eq!(entered, self.len, "ghosts in the table");
+        let waiting = self.waiting as usize;
+        self.table
+            .check(self.len - waiting, |place| self.ring[place].print);
         for number in 0..self.used {
             let place = self.place(number);
-            if self.ring[place].print == GAP {
+            let Ghost { print, .. } = self.ring[place];
+            if print == GAP {
                 assert!(number > 0, "a gap at the start");
                 continue;
             }
-            let mut slot = self.home(self.ring[place].print);
-            while self.table[slot] != place {
-                assert!(self.table[slot] != NONE, "ghost {place} is lost");
-                slot = self.after(slot);
-            }
+            let found = self.table.find(print, |at| at == place);
+            let entered = number < self.used - self.waiting;
+            assert_eq!(found, entered.then_some(place), "ghost {place}");
         }
     }
 }
 
-/// 32 bits of a key, mixed: keys that somebody else made may differ in any of their bits.
-fn print(key: &BlockKey) -> u32 {
-    let bits = u128::from_le_bytes(*key.as_bytes());
-    let mixed = bits.wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
-    let folded = (mixed >> 64) ^ mixed ^ (bits >> 64);
-    let low = u64::try_from(folded & u128::from(u64::MAX)).unwrap_or_default();
-    let product = u128::from(low) * 0xd6e8_feb8_6659_fd93;
-    let folded = ((product >> 64) ^ product) & u128::from(u64::MAX);
-    u32::try_from((folded >> 32) ^ (folded & u128::from(u32::MAX)))
-        .unwrap_or_default()
-        .max(GAP + 1)
+/// Some bits of a key, mixed: keys that somebody else made may differ in any of their bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Print(u32);
+
+impl Print {
+    /// The print of a key.
+    #[inline]
+    pub(super) fn new(key: &BlockKey) -> Print {
+        const ODD: [u64; 2] = [0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93];
+        let [first, second] = ODD;
+        let bits = u128::from_le_bytes(*key.as_bytes());
+        let half = |bits: u128| u64::try_from(bits & u128::from(u64::MAX)).unwrap_or_default();
+        let (low, high) = (half(bits), half(bits >> 64));
+        let folded = low.wrapping_mul(first) ^ high.rotate_left(29).wrapping_mul(second);
+        let mixed = (folded ^ (folded >> 32)).wrapping_mul(first);
+        let upper = u32::try_from(mixed >> u32::BITS).unwrap_or_default();
+        Print(upper.clamp(GAP + 1, NONE - 1))
+    }
+
+    /// The bits, which are not [`NONE`].
+    pub(super) fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The print with these bits.
+    pub(super) fn of_bits(bits: u32) -> Print {
+        Print(bits)
+    }
 }
 
 #[cfg(test)]

@@ -1,0 +1,119 @@
+//! What the rounds of all contenders come to.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{ContenderOrder, Line, MAINTAIN, OPERATIONS};
+use crate::times::{Times, seconds};
+
+/// How many times faster than a rival kvtile is to be, with the order that stands for the rival's.
+const FASTER: f64 = 10.0;
+
+/// How many times as much as LRU the default policy may cost where it registers and matches.
+const OVER_LRU: f64 = 1.5;
+
+/// One operation of one manager.
+#[derive(Clone, Debug, Serialize)]
+pub struct ManagerRow {
+    /// The project.
+    pub manager: &'static str,
+    /// Its order of eviction, as it calls that.
+    pub order: &'static str,
+    /// What is done.
+    pub operation: &'static str,
+    /// Nanoseconds a block, the median.
+    pub ns_per_block: f64,
+    /// Longest round less shortest, as a part of the median.
+    pub spread: f64,
+    /// Its time over that of each of kvtile's pools, other than itself.
+    pub over: Vec<ManagerRatio>,
+}
+
+/// The time of one contender over that of another.
+#[derive(Clone, Debug, Serialize)]
+pub struct ManagerRatio {
+    /// kvtile's policy, to whose pool it is compared.
+    pub policy: &'static str,
+    /// The median of the ratios of all rounds.
+    pub ratio: f64,
+    /// The largest of them less the smallest, as a part of the median.
+    pub spread: f64,
+    /// What the ratio is to be: of a rival at least that, of kvtile's default at most.
+    pub goal: Option<f64>,
+    /// Whether it is.
+    pub met: bool,
+}
+
+/// A row for each operation and contender; those with two threads say how long both took together.
+pub(super) fn rows(lines: &[Line], blocks: usize) -> Vec<ManagerRow> {
+    let mut rows = Vec::new();
+    for (at, operation) in OPERATIONS.into_iter().enumerate() {
+        // Who does nothing takes no time for it.
+        let takes_time = |line: &&Line| of(line, at).any(|time| !time.is_zero());
+        for line in lines.iter().filter(takes_time) {
+            let mut times = Times::default();
+            for time in of(line, at) {
+                times.add(time);
+            }
+            let contender = &line.contender;
+            let others = lines.iter().filter(takes_time).filter(|other| {
+                let own = other.contender.manager() == "kvtile";
+                own && !std::ptr::eq(*other, line)
+            });
+            rows.push(ManagerRow {
+                manager: contender.manager(),
+                order: contender.order_name(),
+                operation,
+                ns_per_block: times.median().as_secs_f64() * 1e9 / blocks.max(1) as f64,
+                spread: times.spread(),
+                over: others.map(|other| ratio(line, other, at)).collect(),
+            });
+        }
+    }
+    rows
+}
+
+fn of(line: &Line, operation: usize) -> impl Iterator<Item = Duration> + '_ {
+    let rounds = line.rounds.iter();
+    rounds.filter_map(move |round| round.get(operation).copied())
+}
+
+fn ratio(line: &Line, other: &Line, operation: usize) -> ManagerRatio {
+    let pairs = of(line, operation).zip(of(other, operation));
+    let mut ratios: Vec<f64> = pairs
+        .map(|(time, other)| seconds(time) / seconds(other))
+        .collect();
+    ratios.sort_by(f64::total_cmp);
+    let median = ratios.get(ratios.len() / 2).copied().unwrap_or(f64::NAN);
+    let ends = ratios.first().zip(ratios.last());
+    let spread = ends.map_or(0.0, |(least, most)| (most - least) / median);
+    let (goal, met) = goal(line, other, operation, median);
+    ManagerRatio {
+        policy: other.contender.order_name(),
+        ratio: median,
+        spread,
+        goal,
+        met,
+    }
+}
+
+/// What a ratio is to be, where that is said, and whether it is.
+fn goal(line: &Line, other: &Line, operation: usize, ratio: f64) -> (Option<f64>, bool) {
+    let (of, over) = (&line.contender, &other.contender);
+    if of.manager() != over.manager() {
+        let alike = of.order() == over.order();
+        return match alike {
+            true => (Some(FASTER), ratio >= FASTER),
+            false => (None, true),
+        };
+    }
+    let compared = OPERATIONS.iter().take_while(|other| **other != MAINTAIN);
+    let compared = operation < compared.count();
+    match (of.order(), over.order()) {
+        (ContenderOrder::Default, ContenderOrder::Lru) if compared => {
+            (Some(OVER_LRU), ratio <= OVER_LRU)
+        }
+        _ => (None, true),
+    }
+}

@@ -1,0 +1,233 @@
+//! What happened to blocks and was not learned from yet: uses and new blocks, in their order. Writing it down
+//! costs some nanoseconds a block, and nothing that is looked up later depends on when it is learned.
+//!
+//! Blocks whose ids go up or down one by one are one piece: those that were allocated together, as a rule.
+
+use super::{
+    super::{Insertion, Visit, column::NONE},
+    runs::Label,
+    said::said,
+};
+use crate::BlockId;
+
+/// Events that wait at most.
+const EVENTS_MAX: usize = 4_096;
+
+/// Pieces that wait at most.
+const PIECES_MAX: usize = 8_192;
+
+/// Stored blocks that wait at most: learning from that many takes some three milliseconds.
+const STORED_MAX: usize = 65_536;
+
+/// What happened to some blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum What {
+    /// A request found them.
+    Visited {
+        /// Whether the last one is the partial last block of the request.
+        partial_tail: bool,
+    },
+    /// They were stored.
+    Stored {
+        /// The block before them.
+        parent: Option<u32>,
+        /// Whether the last one is the partial last block of the request.
+        partial_tail: bool,
+    },
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Event {
+    pub(super) what: What,
+    /// What the caller says of them.
+    pub(super) said: Label,
+    pieces: u32,
+}
+
+/// Blocks `first`, `first` + 1, … or `first`, `first` - 1, ….
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    first: u32,
+    len: u32,
+    down: bool,
+}
+
+/// Events in their order.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Backlog {
+    events: Vec<Event>,
+    pieces: Vec<Piece>,
+    stored: usize,
+}
+
+impl Backlog {
+    pub(super) fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Whether a visit of so many blocks may wait as well, wherever they are.
+    pub(super) fn has_room(&self, blocks: usize) -> bool {
+        self.events.len() < EVENTS_MAX && self.pieces.len() + blocks <= PIECES_MAX
+    }
+
+    /// Whether so many stored blocks may wait as well.
+    pub(super) fn has_room_to_store(&self, blocks: usize) -> bool {
+        self.has_room(blocks) && self.stored + blocks <= STORED_MAX
+    }
+
+    pub(super) fn visited(&mut self, visit: &Visit<'_>) {
+        let what = What::Visited {
+            partial_tail: visit.hints.partial_tail && !visit.continues,
+        };
+        self.add(what, said(&visit.hints), visit.blocks);
+    }
+
+    pub(super) fn stored(&mut self, insertion: &Insertion<'_>) {
+        let parent = insertion.parent.map(|parent| parent.0);
+        self.stored += insertion.blocks.len();
+        let what = What::Stored {
+            parent,
+            partial_tail: insertion.hints.partial_tail,
+        };
+        self.add(what, said(&insertion.hints), insertion.blocks);
+    }
+
+    fn add(&mut self, what: What, said: Label, blocks: &[BlockId]) {
+        let before = self.pieces.len();
+        let mut blocks = blocks.iter().map(|block| block.0);
+        if let Some(first) = blocks.next() {
+            let mut piece = Piece::of(first);
+            for block in blocks {
+                if !piece.takes(block) {
+                    self.pieces.push(piece);
+                    piece = Piece::of(block);
+                }
+            }
+            self.pieces.push(piece);
+        }
+        self.events.push(Event {
+            what,
+            said,
+            pieces: u32::try_from(self.pieces.len() - before).unwrap_or(NONE),
+        });
+    }
+
+    /// Gives each event with its blocks, and forgets it.
+    pub(super) fn drain(
+        &mut self,
+        blocks: &mut Vec<BlockId>,
+        mut learn: impl FnMut(&Event, &[BlockId]),
+    ) {
+        let mut pieces = self.pieces.drain(..);
+        for event in self.events.drain(..) {
+            blocks.clear();
+            for piece in pieces.by_ref().take(event.pieces as usize) {
+                piece.append_to(blocks);
+            }
+            learn(&event, blocks);
+        }
+        self.stored = 0;
+    }
+}
+
+impl Piece {
+    fn of(first: u32) -> Piece {
+        let (len, down) = (1, false);
+        Piece { first, len, down }
+    }
+
+    /// Takes this block in, if it goes on with it.
+    #[inline]
+    fn takes(&mut self, block: u32) -> bool {
+        let up = block == self.first.wrapping_add(self.len);
+        let down = block == self.first.wrapping_sub(self.len);
+        let on = match self.len {
+            1 => up | down,
+            _ if self.down => down,
+            _ => up,
+        };
+        if on {
+            self.down = down;
+            self.len += 1;
+        }
+        on
+    }
+
+    fn append_to(self, blocks: &mut Vec<BlockId>) {
+        let Piece { first, len, down } = self;
+        if down {
+            blocks.extend((first - (len - 1)..=first).rev().map(BlockId));
+        } else {
+            blocks.extend((first..first + len).map(BlockId));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Tick, policy::Hints};
+
+    #[test]
+    fn events_come_back_in_their_order_with_their_blocks() {
+        let lists: [&[u32]; 7] = [
+            &[],
+            &[7],
+            &[3, 4, 5, 9, 8, 7, 7, 0, 1, 0],
+            &[1, 0, 1, 2],
+            &[0, 1],
+            &[4_294_967_294, 4_294_967_293, 0],
+            &[5, 3, 1, 2, 3, 2, 1],
+        ];
+        let mut backlog = Backlog::default();
+        for (number, list) in (0_u8..).zip(lists) {
+            let blocks: Vec<BlockId> = list.iter().copied().map(BlockId).collect();
+            let hints = Hints {
+                priority: i8::try_from(number % 4).unwrap(),
+                partial_tail: number > 3,
+                ..Hints::default()
+            };
+            let now = Tick(0);
+            match number % 2 {
+                0 => backlog.visited(&Visit {
+                    blocks: &blocks,
+                    continues: number == 6,
+                    hints,
+                    now,
+                }),
+                _ => backlog.stored(&Insertion {
+                    parent: (number > 1).then_some(BlockId(9)),
+                    blocks: &blocks,
+                    keys: &[],
+                    hints,
+                    now,
+                }),
+            }
+        }
+        let mut seen = 0_u8;
+        backlog.drain(&mut Vec::new(), |event, blocks| {
+            let expected = lists[usize::from(seen)].iter().copied().map(BlockId);
+            assert!(
+                expected.eq(blocks.iter().copied()),
+                "list {seen}: {blocks:?}"
+            );
+            assert_eq!(event.said.priority.unsigned_abs(), seen % 4);
+            match event.what {
+                What::Visited { partial_tail } => {
+                    assert_eq!((seen % 2, partial_tail), (0, seen == 4));
+                }
+                What::Stored {
+                    parent,
+                    partial_tail,
+                } => {
+                    assert_eq!((seen % 2, parent), (1, (seen > 1).then_some(9)));
+                    assert_eq!(partial_tail, seen > 3);
+                }
+            }
+            seen += 1;
+        });
+        assert_eq!(usize::from(seen), lists.len());
+        assert!(backlog.is_empty() && backlog.has_room(PIECES_MAX));
+        assert!(!backlog.has_room(PIECES_MAX + 1) && !backlog.has_room_to_store(PIECES_MAX + 1));
+    }
+}

@@ -1,0 +1,132 @@
+//! What the policy does with blocks that were stored: each gets a label, by its ghost if it has one and by
+//! the block before it, and neighbours with one label are one run.
+
+use super::{
+    Ghost, Gittins,
+    class::{self, COUNT_MAX, Class},
+    runs::Label,
+};
+use crate::BlockId;
+
+impl Gittins {
+    /// Blocks were stored, whose prints were noted.
+    pub(super) fn store(
+        &mut self,
+        (mut parent, blocks): (Option<u32>, &[BlockId]),
+        partial_tail: bool,
+        said: &Label,
+    ) {
+        let count = blocks.len();
+        self.requests += u64::from(parent.is_none());
+        let mut sought = std::mem::take(&mut self.sought);
+        self.ghosts.seek(
+            blocks.iter().map(|block| self.runs.noted(block.0)),
+            &mut sought,
+        );
+        // The run that ends with the parent, and nothing follows.
+        let mut open: Option<(u32, Label)> = None;
+        let pairs = blocks.iter().zip(&sought);
+        for (at, (block, &sought)) in pairs.enumerate() {
+            let partial = partial_tail && at + 1 == count;
+            let ghost = self.ghosts.take_sought(sought);
+            match open {
+                Some((run, of_run)) => {
+                    let label = self.label(ghost, Some(of_run), partial, said);
+                    if label == of_run {
+                        self.runs.extend(run, block.0);
+                    } else {
+                        let run = self.insert(block.0, parent, label);
+                        open = Some((run, label));
+                    }
+                }
+                None => {
+                    if let Some(parent) = parent {
+                        self.split_after(parent);
+                    }
+                    let before = parent.and_then(|parent| self.runs.of(parent));
+                    let label = before.map(|run| self.runs.get(run).label);
+                    let label = self.label(ghost, label, partial, said);
+                    let run = self.insert(block.0, before.and(parent), label);
+                    open = Some((run, label));
+                }
+            }
+            self.clock += 1;
+            parent = Some(block.0);
+        }
+        self.sought = sought;
+    }
+
+    /// The label of a block that is stored now, behind one with the label `before`.
+    #[inline]
+    fn label(
+        &mut self,
+        ghost: Option<Ghost>,
+        before: Option<Label>,
+        partial: bool,
+        said: &Label,
+    ) -> Label {
+        let count = ghost.map_or(1, |ghost| (ghost.count + 1).min(COUNT_MAX));
+        let kind = match (ghost, before) {
+            (Some(ghost), _) => {
+                self.observed.hit(ghost.class, ghost.age(self.clock), 1.0);
+                class::used(count)
+            }
+            (None, None) => class::new(0),
+            // Stored by this very request: the block before both is the one to go by.
+            (None, Some(before)) if before.count == 1 && before.class.kind() != class::PARTIAL => {
+                before.class.kind()
+            }
+            (None, Some(before)) => class::new((before.count - 1).max(1)),
+        };
+        let kind = if partial { class::PARTIAL } else { kind };
+        Label {
+            class: Class::new(kind, said.class.output()),
+            count,
+            ..*said
+        }
+    }
+
+    /// One block was stored, behind the last one of a run or behind none. Its run.
+    fn insert(&mut self, block: u32, parent: Option<u32>, label: Label) -> u32 {
+        let now = self.clock;
+        let before = parent.and_then(|parent| self.runs.of(parent));
+        let extends = before.filter(|&run| {
+            let run = self.runs.get(run);
+            run.children == 0 && run.label == label
+        });
+        match (extends, before) {
+            (Some(run), _) => {
+                self.runs.extend(run, block);
+                let entry = self.runs.get(run);
+                // A request that stores block after block uses its run all the time; that is not
+                // worth an entry in an ordered set each time.
+                if now - entry.touch > u64::from(entry.len) * 2 {
+                    self.unlist(run);
+                    self.refresh(run);
+                }
+                self.list(run);
+                run
+            }
+            (None, before) => {
+                if let Some(before) = before {
+                    self.unlist(before);
+                    self.refresh(before);
+                }
+                let run = self.runs.start(block, parent, now, label);
+                self.list(run);
+                run
+            }
+        }
+    }
+
+    /// What is followed by something new was used now, and so was what it follows.
+    pub(super) fn refresh(&mut self, run: u32) {
+        let mut at = Some(run);
+        while let Some(run) = at
+            && self.runs.get(run).touch < self.clock
+        {
+            self.runs.get_mut(run).touch = self.clock;
+            at = self.runs.parent_run(run);
+        }
+    }
+}

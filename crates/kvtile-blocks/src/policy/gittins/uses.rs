@@ -1,0 +1,118 @@
+//! What the policy does with a request that found blocks: their runs are used, and those beside them were
+//! passed over.
+
+use super::{
+    Gittins,
+    class::{self, COUNT_MAX, Class},
+    runs::Label,
+};
+use crate::BlockId;
+
+/// A block with more children than this is a prompt that everybody has: that a request took one of
+/// them says nothing about the others.
+const PASSED_CHILDREN_MAX: u32 = 16;
+
+/// Blocks that one request passes over at most.
+const PASSED_BLOCKS_MAX: u32 = 1024;
+
+impl Gittins {
+    /// A request found blocks.
+    pub(super) fn visit(&mut self, blocks: &[BlockId], partial: bool, said: &Label) {
+        let Some(last) = blocks.last() else {
+            return;
+        };
+        self.requests += 1;
+        self.split_after(last.0);
+        if let Some(run) = self.runs.of(last.0) {
+            self.pass_over(run);
+        }
+        if partial && let Some(parent) = self.runs.parent(last.0) {
+            self.split_after(parent);
+        }
+        let mut rest = blocks;
+        while let Some(first) = rest.first() {
+            if let Some(parent) = self.runs.parent(first.0) {
+                self.split_after(parent);
+            }
+            let run = self.runs.of(first.0);
+            // A run may go on with other blocks than the visit.
+            let same = |block: &&BlockId| run.is_some() && self.runs.of(block.0) == run;
+            let len = rest.iter().take_while(same).count().max(1);
+            if let Some(end) = rest.get(len - 1) {
+                self.split_after(end.0);
+            }
+            let run = self.runs.of(first.0);
+            let tail = partial && len >= rest.len();
+            if let Some(run) = run {
+                // Where other tiers have the blocks before these, the visit starts behind them; those
+                // that are here as well were used all the same.
+                if let Some(before) = self.runs.parent_run(run) {
+                    self.refresh(before);
+                }
+                self.touch(run, tail.then_some(class::PARTIAL), said);
+            }
+            rest = rest.get(len..).unwrap_or_default();
+        }
+        self.clock += blocks.len() as u64;
+    }
+
+    /// A request used a whole run.
+    fn touch(&mut self, run: u32, kind: Option<u8>, said: &Label) {
+        self.unlist(run);
+        let now = self.clock;
+        let entry = self.runs.get_mut(run);
+        let Label {
+            class,
+            count,
+            priority,
+            expires,
+        } = entry.label;
+        let age = now - entry.touch;
+        self.observed.hit(class, age, entry.len as f32);
+        let count = (count + 1).min(COUNT_MAX);
+        let kind = kind.unwrap_or(class::used(count));
+        entry.touch = now;
+        entry.label = Label {
+            class: Class::new(kind, said.class.output()),
+            count,
+            priority: towards(priority, said.priority),
+            expires: expires.max(said.expires),
+        };
+        self.list(run);
+    }
+
+    /// A request went on behind `run`, or ended there: whatever else follows it was passed over.
+    fn pass_over(&mut self, run: u32) {
+        if self.runs.get(run).children > PASSED_CHILDREN_MAX {
+            return;
+        }
+        let mut stack = std::mem::take(&mut self.stack);
+        stack.extend(self.runs.children(run));
+        let mut passed = 0;
+        while let Some(run) = stack.pop() {
+            // Who was passed over as often as is counted has no descendant that was less often.
+            let Some(class) = self.runs.get(run).label.class.passed() else {
+                continue;
+            };
+            if passed >= PASSED_BLOCKS_MAX {
+                break;
+            }
+            self.unlist(run);
+            let entry = self.runs.get_mut(run);
+            let (age, blocks) = (self.clock - entry.touch, entry.len as f32);
+            self.observed.end(entry.label.class, age, blocks);
+            self.observed.enter(class, age, blocks);
+            passed += entry.len;
+            entry.label.class = class;
+            self.list(run);
+            stack.extend(self.runs.children(run));
+        }
+        stack.clear();
+        self.stack = stack;
+    }
+}
+
+/// A priority fades by a step with each use by somebody who does not ask for it.
+fn towards(is: i8, wanted: i8) -> i8 {
+    if wanted >= is { wanted } else { is - 1 }
+}
