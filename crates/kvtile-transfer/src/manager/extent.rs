@@ -61,18 +61,17 @@ pub(super) fn block_extents(
     Ok(found)
 }
 
-/// The first byte that two sorted lists of extents share.
+/// The first byte that two sorted lists of disjoint extents share. It walks the shorter and searches in the
+/// longer: one of them may be a block, and the other a transfer of thousands.
 pub(super) fn first_overlap(a: &[Extent], b: &[Extent]) -> Option<u64> {
-    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
-    while let (Some(first), Some(second)) = (a.peek(), b.peek()) {
-        if first.overlaps(second) {
-            return Some(first.start.max(second.start));
-        }
-        if (first.space, first.end) <= (second.space, second.end) {
-            a.next();
-        } else {
-            b.next();
-        }
-    }
-    None
+    let (few, many) = match a.len() <= b.len() {
+        true => (a, b),
+        false => (b, a),
+    };
+    few.iter().find_map(|extent| {
+        let before = |other: &Extent| (other.space, other.end) <= (extent.space, extent.start);
+        let next = many.get(many.partition_point(before))?;
+        let start = extent.start.max(next.start);
+        next.overlaps(extent).then_some(start)
+    })
 }

@@ -118,11 +118,12 @@ impl TransferManager {
         TransferManagerBuilder::default()
     }
 
-    /// Registers a layout.
+    /// Registers a layout. It may share memory with layouts of this manager, leased or not: leases then
+    /// exclude each other byte by byte.
     ///
     /// # Errors
-    /// A layout that is registered already; memory of a layout of another manager, or of one of
-    /// this manager whose blocks are leased at the moment.
+    /// A layout that is registered already; memory of a layout of another manager; blocks that are leased
+    /// over the same memory and lie in too many pieces to be kept apart.
     pub fn register(&self, layout: PhysicalLayout) -> Result<LayoutHandle, TransferError> {
         // Where it is refused, its memory is given back outside the lock: that may be the code of
         // others.
