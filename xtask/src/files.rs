@@ -10,11 +10,12 @@ use crate::step::{Failure, root};
 /// Lines of a source file, its tests aside.
 const LINES_MAX: usize = 600;
 
-/// Folders and files whose code may be unsafe: memory, the executors, and the one file in which the
+/// Folders and files whose code may be unsafe: memory, the executors, the leases that prove them sound, and the one file in which the
 /// Python package reads the structures of DLPack and of the buffer protocol.
-const UNSAFE_PLACES: [&str; 3] = [
+const UNSAFE_PLACES: [&str; 4] = [
     "crates/kvtile-memory/src",
     "crates/kvtile-transfer/src/execute",
+    "crates/kvtile-transfer/src/lease",
     "crates/kvtile-python/src/tensor/foreign.rs",
 ];
 

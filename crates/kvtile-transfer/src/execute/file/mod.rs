@@ -12,6 +12,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
+//! | `lane` | files as a lane |
 //! | `tiling` | cuts nests into tiles that are dense in the file |
 //! | `window` | merges what tiles touch into contiguous windows, and places them in staging |
 //! | `piece` | cuts windows and runs into reads and writes, direct or buffered |
@@ -26,6 +27,7 @@
 //! flight are bounded, however the pieces lie, and nothing is in flight any more when a transfer
 //! returns, fails or panics.
 
+mod lane;
 mod limits;
 mod piece;
 mod pipeline;
@@ -46,13 +48,14 @@ use tiling::{Files, Tiling};
 use super::bound::BoundLayout;
 use crate::error::TransferError;
 
+pub(super) use lane::FileLane;
 pub use queue::FileIo;
 
 /// Executes all of `plan`, where at least one side is in files.
 ///
 /// # Safety
-/// As for [`super::copy::copy_plan`].
-pub(super) unsafe fn copy_plan(
+/// As for [`Lane::carry`](super::lane::Lane::carry).
+unsafe fn copy_plan(
     plan: &CopyPlan,
     source: &BoundLayout,
     destination: &BoundLayout,
@@ -65,7 +68,7 @@ pub(super) unsafe fn copy_plan(
 /// [`copy_plan`] within other limits than its own.
 ///
 /// # Safety
-/// As for [`super::copy::copy_plan`].
+/// As for [`Lane::carry`](super::lane::Lane::carry).
 unsafe fn copy_plan_within(
     plan: &CopyPlan,
     source: &BoundLayout,

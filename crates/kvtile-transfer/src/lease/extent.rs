@@ -2,11 +2,8 @@
 
 use kvtile_layout::{StridedLayout, broken};
 
-use crate::{
-    error::TransferError,
-    execute::{Space, stored_spans},
-    physical::PhysicalLayout,
-};
+use super::spans::stored_spans;
+use crate::{error::TransferError, execute::Space, physical::PhysicalLayout};
 
 /// Runs of a block list that are looked at to prove two layouts over one memory apart.
 const RUNS_MAX: u64 = 1 << 22;

@@ -8,10 +8,9 @@ use kvtile_layout::{
 use kvtile_memory::{OwnedMemoryRegion, RegionView, SystemMemory};
 use kvtile_testkit::generate::{Choices, choices, config};
 
-use super::super::lock;
 use crate::{
     BlockLease, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
-    TransferOptions,
+    TransferOptions, lease::lock,
 };
 
 /// Bytes of the memory that all layouts of a case lie over.

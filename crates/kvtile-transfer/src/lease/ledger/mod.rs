@@ -474,6 +474,3 @@ fn block_states(layout: &PhysicalLayout) -> Result<Vec<u32>, TransferError> {
     states.resize(count, 0);
     Ok(states)
 }
-
-#[cfg(test)]
-mod tests;
