@@ -59,7 +59,8 @@ pub(crate) fn check() -> Result<Vec<String>, Failure> {
     Ok(broken)
 }
 
-fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Failure> {
+/// The source files below a folder.
+pub(crate) fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Failure> {
     let failed = |error| Failure::Tool(format!("{}: {error}", folder.display()));
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();

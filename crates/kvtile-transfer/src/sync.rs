@@ -7,7 +7,7 @@ pub(crate) use loom::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    thread, thread_local,
+    thread,
 };
 #[cfg(not(loom))]
 pub(crate) use std::{
@@ -15,5 +15,5 @@ pub(crate) use std::{
         Arc, Condvar, Mutex, MutexGuard,
         atomic::{AtomicBool, Ordering},
     },
-    thread, thread_local,
+    thread,
 };

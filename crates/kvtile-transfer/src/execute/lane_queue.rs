@@ -13,13 +13,18 @@ use std::{
 use super::{flight::Flight, lane::Lane};
 use crate::{
     error::TransferError,
-    sync::{Condvar, Mutex, MutexGuard, thread, thread_local},
+    sync::{Condvar, Mutex, MutexGuard, thread},
 };
 
+#[cfg(not(loom))]
 thread_local! {
     /// Whether this thread is that of a lane. Such a thread never waits for room in a queue: neither in its
     /// own nor in that of a lane whose thread may be waiting for room in turn.
     static IS_LANE: Cell<bool> = const { Cell::new(false) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    static IS_LANE: Cell<bool> = Cell::new(false);
 }
 
 /// See the module. The thread starts with the first flight.

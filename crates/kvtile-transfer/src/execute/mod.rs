@@ -25,11 +25,15 @@ mod bound;
 mod file;
 mod flight;
 #[cfg(test)]
+#[cfg(not(loom))]
 pub(crate) mod gated;
 mod kernel;
 mod lane;
 mod lane_queue;
 mod memory;
+#[cfg(test)]
+#[cfg(loom)]
+pub(crate) mod modelled;
 mod nest;
 mod pipeline;
 mod place;
