@@ -1,6 +1,10 @@
 //! The bytes of blocks as spans of regions.
 
-use kvtile_layout::{CopyPlan, Selection, Span, StridedLayout};
+use std::sync::Arc;
+
+use kvtile_layout::{
+    BlockPair, CopyPlan, CopyPlanner, PlanSettings, Selection, Span, StridedLayout,
+};
 
 use crate::error::TransferError;
 
@@ -16,7 +20,52 @@ pub(super) fn stored_spans(
     if blocks.is_empty() {
         return Ok(Vec::new());
     }
-    let plan = block_plan(layout, blocks)?;
+    merged(&block_plan(layout, blocks)?, runs_max)
+}
+
+/// The bytes of one block after the other: what does not depend on the block is planned once.
+pub(super) struct BlockSpans {
+    planner: CopyPlanner,
+    page_size: u64,
+    /// Blocks are planned onto themselves, else to canonical order.
+    is_injective: bool,
+}
+
+impl BlockSpans {
+    pub(super) fn new(layout: &Arc<StridedLayout>) -> Result<BlockSpans, TransferError> {
+        let is_injective = layout.is_injective();
+        let to = match is_injective {
+            true => Arc::clone(layout),
+            false => Arc::new(StridedLayout::canonical(
+                &layout.shape().with_num_blocks(1)?,
+            )?),
+        };
+        let settings = PlanSettings {
+            source_order: true,
+            ..PlanSettings::default()
+        };
+        Ok(BlockSpans {
+            planner: CopyPlanner::new(Arc::clone(layout), to, settings)?,
+            page_size: layout.shape().page_size(),
+            is_injective,
+        })
+    }
+
+    /// As [`stored_spans`] for one block.
+    pub(super) fn of(&mut self, block: u64, runs_max: u64) -> Result<Vec<Span>, TransferError> {
+        let pair = BlockPair {
+            source_block: block,
+            source_token: 0,
+            destination_block: if self.is_injective { block } else { 0 },
+            destination_token: 0,
+            tokens: self.page_size,
+        };
+        merged(&self.planner.plan([pair])?, runs_max)
+    }
+}
+
+/// The source runs of a plan, merged and in the order of regions and offsets.
+fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<Span>, TransferError> {
     if plan.runs() > runs_max {
         return Err(TransferError::OverlapUnproved { runs: plan.runs() });
     }

@@ -20,7 +20,7 @@ use self::shared::{BlockOf, SharedBytes, SharedLease};
 use super::extent::first_overlap;
 use super::{
     Ids, LayoutHandle, LeaseMode, Pairs,
-    extent::{Extent, block_extents, extents},
+    extent::{Extent, block_extents, extents, extents_by_block},
     routes::Routes,
 };
 use crate::{error::TransferError, physical::PhysicalLayout};
@@ -150,13 +150,11 @@ impl Ledger {
             if !touches || entry.leases == 0 || !entry.aliases.is_empty() {
                 continue;
             }
-            let strided = entry.layout.strided();
-            for (block, state) in (0..).zip(&entry.blocks) {
-                if *state > 0 {
-                    let bytes = block_extents(strided, &entry.extents, &[block])?;
-                    held.push(((*id, block), bytes));
-                }
-            }
+            let blocks = (0..).zip(&entry.blocks);
+            let blocks = blocks.filter_map(|(block, state)| (*state > 0).then_some(block));
+            let layout = entry.layout.bound()?.layout();
+            let bytes = extents_by_block(layout, &entry.extents, blocks)?;
+            held.extend(bytes.into_iter().map(|(block, e)| ((*id, block), e)));
         }
         Ok(held)
     }
