@@ -10,7 +10,7 @@
 //! | `file` | the lane from and to files, through staging |
 //! | `bound` | nothing: binds a layout to its regions and checks every bound |
 //! | `nest` | nothing: which kernel a nest runs, and the loops around it |
-//! | `pipeline` | the steps of a kernel, with what comes next asked for in advance |
+//! | `pipeline` | the steps of a kernel, with the next reads prefetched |
 //! | `kernel` | runs, transposes and gathers, for each level of vector instructions |
 //! | `place` | nests between regions and buffers |
 //! | `access` | nothing: makes slices of bytes that the caller may touch |

@@ -1,4 +1,4 @@
-//! Leases: who may touch which blocks, and safe access to their bytes.
+//! Leased blocks, and safe access to their bytes.
 
 use std::sync::Arc;
 

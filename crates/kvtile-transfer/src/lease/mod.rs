@@ -1,11 +1,11 @@
-//! Leases: who may touch which blocks, and what may be executed because of them.
+//! Leases: which blocks are held for reading or writing, and what may be executed because of it.
 //!
 //! ```text
 //! manager   options, completions, the public surface
 //!    │
 //! lease     ledger ─► BlockLease, LeasedTransfer           the proofs that an execution is sound
 //!    │
-//! execute   plans, lanes, bytes                            knows neither blocks' owners nor handles
+//! execute   plans, lanes, bytes                            knows no lease and no handle
 //! ```
 //!
 //! | file | what it is |
