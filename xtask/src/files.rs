@@ -10,11 +10,12 @@ use crate::step::{Failure, root};
 /// Lines of a source file, its tests aside.
 const LINES_MAX: usize = 600;
 
-/// Folders and files whose code may be unsafe: memory, the executors, and the one file in which the
+/// Folders and files whose code may be unsafe: memory, the executors, the leases that prove them sound, and the one file in which the
 /// Python package reads the structures of DLPack and of the buffer protocol.
-const UNSAFE_PLACES: [&str; 3] = [
+const UNSAFE_PLACES: [&str; 4] = [
     "crates/kvtile-memory/src",
     "crates/kvtile-transfer/src/execute",
+    "crates/kvtile-transfer/src/lease",
     "crates/kvtile-python/src/tensor/foreign.rs",
 ];
 
@@ -58,7 +59,8 @@ pub(crate) fn check() -> Result<Vec<String>, Failure> {
     Ok(broken)
 }
 
-fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Failure> {
+/// The source files below a folder.
+pub(crate) fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Failure> {
     let failed = |error| Failure::Tool(format!("{}: {error}", folder.display()));
     for entry in fs::read_dir(folder).map_err(failed)? {
         let path = entry.map_err(failed)?.path();

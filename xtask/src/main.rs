@@ -5,6 +5,7 @@
 //! that a person could type; it is printed before it runs.
 
 mod arrows;
+mod circles;
 mod files;
 mod licences;
 mod metadata;
@@ -61,7 +62,7 @@ enum Command {
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// The dependency, licence and file rules alone.
+    /// The rules for dependencies, licences, files and rooms alone.
     Rules,
     /// The Python package: built into an environment of its own, and tested there.
     TestPython,
@@ -186,8 +187,9 @@ fn rules() -> Result<(), Failure> {
     let mut broken = arrows::check(&metadata);
     broken.extend(licences::check(&metadata));
     broken.extend(files::check()?);
+    broken.extend(circles::check()?);
     if broken.is_empty() {
-        println!("rules: dependencies, licences and files are in order");
+        println!("rules: dependencies, licences, files and rooms are in order");
         return Ok(());
     }
     Err(Failure::Rules(broken))
@@ -234,16 +236,17 @@ fn sanitize() -> Result<(), Failure> {
     .run()
 }
 
-/// The models of the block pool and of completions. They have a folder of their own, as everything
-/// below them is built with other flags.
+/// The models of the block pool, of completions and of flights. They have a folder of their own, as
+/// everything below them is built with other flags.
 fn loom() -> Result<(), Failure> {
     for (package, models) in [
-        ("kvtile-blocks", "pool_loom"),
-        ("kvtile-transfer", "completion_loom"),
+        ("kvtile-blocks", &["--test", "pool_loom"][..]),
+        ("kvtile-transfer", &["--test", "completion_loom"]),
+        ("kvtile-transfer", &["--lib", "flights_loom"]),
     ] {
         let test = ["test", "--locked", "-p", package, "--release"];
-        let models = ["--test", models, "--target-dir", "target/loom"];
-        Step::cargo(test.into_iter().chain(models))
+        let folder = ["--target-dir", "target/loom"];
+        Step::cargo(test.into_iter().chain(folder).chain(models.iter().copied()))
             .env("RUSTFLAGS", "--cfg loom")
             .run()?;
     }

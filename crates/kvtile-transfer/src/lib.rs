@@ -4,9 +4,10 @@
 //! | --- | --- |
 //! | `physical` | a layout, the regions under it, and the typed builder that brings them together |
 //! | `descriptor` | what another process is told of a layout: JSON, and hostile when it comes in |
-//! | `manager` | registered layouts, leases on their blocks, transfers and their completions |
+//! | `manager` | transfers and their completions |
+//! | `lease` | registered layouts, leases on their blocks, and what may be executed because of them |
 //! | `completion` | how work that takes time announces layers and its end |
-//! | `execute` | moving the bytes: the only unsafe code here |
+//! | `execute` | moving the bytes: lanes, each with a queue of its own |
 //! | `saved` | caches in files: layout, identity, checksums and blocks |
 //!
 //! It knows nothing of token hashes or of policies: which block is worth keeping is decided above.
@@ -15,16 +16,18 @@ pub mod completion;
 mod descriptor;
 mod error;
 mod execute;
+mod lease;
 mod manager;
 mod physical;
 pub mod saved;
+mod sync;
 
 pub use descriptor::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor};
 pub use error::TransferError;
-pub use execute::{BlockLease, FileBatch, FileIo, FileRead, FileWay, FileWrite, LeaseMode};
+pub use execute::{FileBatch, FileIo, FileRead, FileWay, FileWrite, TransferReport};
+pub use lease::{BlockLease, LayoutHandle, LeaseMode};
 pub use manager::{
-    FillPattern, LayoutHandle, TransferCompletion, TransferManager, TransferManagerBuilder,
-    TransferOptions, TransferReport,
+    FillPattern, TransferCompletion, TransferManager, TransferManagerBuilder, TransferOptions,
 };
 pub use physical::{
     FullyContiguousLayout, HasConfig, HasLayout, HasMemory, LayerSeparateLayout, Layout,

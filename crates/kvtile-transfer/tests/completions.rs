@@ -106,8 +106,8 @@ impl Gate {
 // and `as_any` is that `FileMemory`. That `addr` takes its time, or panics, changes no answer.
 unsafe impl MemoryRegion for Gate {
     fn addr(&self) -> usize {
-        // The transfer thread is the only one with a name like that.
-        let on_worker = thread::current().name() == Some("kvtile-transfer");
+        // The thread of the lane for files is the only one with a name like that.
+        let on_worker = thread::current().name() == Some("kvtile-file");
         if self.armed.load(Ordering::SeqCst) && on_worker {
             let mut open = self.open.lock().unwrap();
             while !*open {

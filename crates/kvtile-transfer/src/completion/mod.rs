@@ -4,8 +4,6 @@
 //! outcome, is the business of the user: transfers and caches both end in completions of this module. It
 //! counts blocks by layer, wakes waiters, and never loses an end.
 
-mod sync;
-
 use std::{
     collections::BTreeMap,
     fmt,
@@ -17,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
+use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 
 /// A waker, and what it waits for.
 struct Waiting {

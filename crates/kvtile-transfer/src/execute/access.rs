@@ -1,15 +1,15 @@
-//! Leased blocks as slices.
+//! Leased blocks as slices, and read piece by piece where they are in files.
 
 use kvtile_layout::Span;
 
-use super::bound::BoundLayout;
+use super::bound::{Backing, BoundLayout};
 use crate::error::TransferError;
 
 /// The bytes of `span`.
 ///
 /// # Safety
 /// While the slice lives nobody writes these bytes.
-pub(super) unsafe fn bytes(layout: &BoundLayout, span: Span) -> Result<&[u8], TransferError> {
+pub(crate) unsafe fn bytes(layout: &BoundLayout, span: Span) -> Result<&[u8], TransferError> {
     let pointer = layout.pointer(span.start, span.bytes)?;
     let length = length(span)?;
     // SAFETY: `pointer` reaches `length` bytes of a region that `layout` keeps alive, mapped and
@@ -25,7 +25,7 @@ pub(super) unsafe fn bytes(layout: &BoundLayout, span: Span) -> Result<&[u8], Tr
     clippy::mut_from_ref,
     reason = "the region is not owned by the layout; exclusivity comes from the caller's lease"
 )]
-pub(super) unsafe fn bytes_mut(
+pub(crate) unsafe fn bytes_mut(
     layout: &BoundLayout,
     span: Span,
 ) -> Result<&mut [u8], TransferError> {
@@ -37,6 +37,37 @@ pub(super) unsafe fn bytes_mut(
     // SAFETY: `pointer` reaches `length` bytes of a writable region that `layout` keeps alive; the
     // caller keeps everybody else away.
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer, length) })
+}
+
+/// Bytes of a file that are read at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// Hands the bytes of `span` to `take`, wherever they are: in one piece from memory, in several from a file.
+///
+/// # Safety
+/// For the whole call nothing writes these bytes.
+pub(crate) unsafe fn for_each_piece(
+    layout: &BoundLayout,
+    span: Span,
+    buffer: &mut Vec<u8>,
+    mut take: impl FnMut(&[u8]),
+) -> Result<(), TransferError> {
+    match layout.backing() {
+        Backing::Memory(_) => {
+            // SAFETY: passed on to the caller.
+            take(unsafe { bytes(layout, span) }?);
+        }
+        Backing::File => {
+            let (file, base) = layout.file(span.start.region)?;
+            for start in (0..span.bytes).step_by(READ_BYTES) {
+                let left = usize::try_from(span.bytes - start);
+                buffer.resize(left.map_or(READ_BYTES, |left| left.min(READ_BYTES)), 0);
+                file.read_exact_at(base + span.start.offset + start, buffer)?;
+                take(buffer);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn length(span: Span) -> Result<usize, TransferError> {

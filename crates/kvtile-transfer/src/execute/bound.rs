@@ -5,12 +5,12 @@ use std::sync::Arc;
 use kvtile_layout::{Location, StridedLayout};
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, StorageKind, file_of};
 
-use super::space::Space;
+use super::{lane::LaneEnd, space::Space};
 use crate::error::TransferError;
 
 /// One region of memory, as the executors see it.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct RawRegion {
+pub(super) struct RawRegion {
     pub(super) base: *mut u8,
     pub(super) bytes: usize,
 }
@@ -23,7 +23,7 @@ unsafe impl Sync for RawRegion {}
 
 /// What kind of place the bytes are in.
 #[derive(Debug)]
-pub(crate) enum Backing {
+pub(super) enum Backing {
     /// Memory that this process can address.
     Memory(Vec<RawRegion>),
     /// Files; one entry a region.
@@ -108,8 +108,21 @@ impl BoundLayout {
         self.kind
     }
 
-    pub(crate) fn backing(&self) -> &Backing {
+    pub(super) fn backing(&self) -> &Backing {
         &self.backing
+    }
+
+    /// What is here, as the end of a lane.
+    pub(crate) fn end(&self) -> LaneEnd {
+        match self.backing {
+            Backing::Memory(_) => LaneEnd::Memory,
+            Backing::File => LaneEnd::File,
+        }
+    }
+
+    /// Whether each layer has a region of its own.
+    pub(super) fn has_region_per_layer(&self) -> bool {
+        self.regions.len() as u64 >= self.layout.shape().num_layers()
     }
 
     /// Bytes that the layout needs of its regions.
@@ -123,7 +136,7 @@ impl BoundLayout {
     }
 
     /// The file that backs region `index`, and where in it the region starts.
-    pub(crate) fn file(&self, index: u64) -> Result<(&FileMemory, u64), TransferError> {
+    pub(super) fn file(&self, index: u64) -> Result<(&FileMemory, u64), TransferError> {
         usize::try_from(index)
             .ok()
             .and_then(|index| self.regions.get(index))

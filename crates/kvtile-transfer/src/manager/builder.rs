@@ -1,14 +1,9 @@
 //! How a manager is set up.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicU64, Ordering},
-};
+use super::TransferManager;
+use crate::execute::{Lanes, usual_copy_threads};
 
-use super::{TransferManager, ledger::Ledger, worker::Worker};
-use crate::execute::Executor;
-
-/// Transfers that wait at most, unless something else is said.
+/// Transfers that wait for a lane at most, unless something else is said.
 const QUEUE_CAPACITY: usize = 1024;
 
 /// Builds a [`TransferManager`].
@@ -23,13 +18,14 @@ impl Default for TransferManagerBuilder {
     fn default() -> Self {
         TransferManagerBuilder {
             queue_capacity: QUEUE_CAPACITY,
-            copy_threads: Executor::usual_threads(),
+            copy_threads: usual_copy_threads(),
         }
     }
 }
 
 impl TransferManagerBuilder {
-    /// How many transfers wait for the manager's thread at most (default 1024). While so many do,
+    /// How many transfers wait for a thread at most (default 1024). Transfers between memories have a thread
+    /// and a queue, and those from and to files have others. While so many wait,
     /// [`execute_transfer`](TransferManager::execute_transfer) waits for a place, holding its
     /// leases; with 0 it waits until the thread takes its transfer. Small transfers between
     /// memories run on the caller's thread and do not wait.
@@ -47,15 +43,9 @@ impl TransferManagerBuilder {
         self
     }
 
-    /// A manager without layouts. Its thread starts with the first transfer that needs one.
+    /// A manager without layouts. Its threads start with the first transfers that need them.
     #[must_use]
     pub fn build(self) -> TransferManager {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        TransferManager {
-            ledger: Arc::new(Mutex::new(Ledger::new(id))),
-            executor: Arc::new(Executor::new(self.copy_threads)),
-            worker: Worker::new(self.queue_capacity),
-        }
+        TransferManager::over(Lanes::new(self.copy_threads, self.queue_capacity))
     }
 }

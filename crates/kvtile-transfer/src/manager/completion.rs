@@ -10,23 +10,8 @@ use std::{
 use crate::{
     completion::{Completer, Completion},
     error::TransferError,
+    execute::{End, TransferReport},
 };
-
-/// What a finished transfer did.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TransferReport {
-    /// Payload bytes moved.
-    pub bytes: u64,
-    /// Runs that the plan came to.
-    pub runs: u64,
-    /// Time from the start of the execution to its end.
-    pub elapsed: Duration,
-    /// Whether the destination was compared with the source.
-    pub verified: bool,
-}
-
-/// How a transfer ended.
-pub(super) type End = Result<TransferReport, TransferError>;
 
 /// The completion of a transfer: a future, and more.
 ///

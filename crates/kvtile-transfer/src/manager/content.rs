@@ -3,10 +3,10 @@
 use crc_fast::CrcAlgorithm;
 use kvtile_layout::identity::Fingerprint;
 
-use super::{LayoutHandle, TransferManager};
+use super::TransferManager;
 use crate::{
     error::TransferError,
-    execute::{BlockLease, LeaseMode, Scratch},
+    lease::{BlockLease, LayoutHandle, LeaseMode, Scratch},
 };
 
 /// What [`TransferManager::fill`] writes.

@@ -7,61 +7,36 @@
 mod builder;
 mod completion;
 mod content;
-mod extent;
-mod job;
-mod ledger;
 mod options;
-mod pairs;
-mod routes;
-mod worker;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 pub use builder::TransferManagerBuilder;
-pub use completion::{TransferCompletion, TransferReport};
+pub use completion::TransferCompletion;
 pub use content::FillPattern;
 pub(crate) use content::checksum;
-pub(crate) use job::Held;
 use kvtile_layout::Selection;
-pub(crate) use ledger::{Ledger, Ticket};
 pub use options::TransferOptions;
-pub(crate) use pairs::{Ids, Pairs};
-pub(crate) use routes::RouteKey;
 
-use self::{job::Job, worker::Worker};
 use crate::{
     completion::Completer,
     error::TransferError,
-    execute::{BlockLease, Executor, LeaseMode, Planned, Route},
+    execute::{Flight, Lanes},
+    lease::{
+        BlockLease, Held, LayoutHandle, LeaseMode, Ledger, Pairs, Planned, Route, RouteKey,
+        SharedLedger, lock,
+    },
     physical::PhysicalLayout,
+    sync::Mutex,
 };
-
-/// Memory transfers up to this size run on the caller's thread: shorter than waking another.
-pub(crate) const INLINE_BYTES: u64 = 256 << 10;
-
-/// A layout registered with a manager. Handles are never used again, so that an old one can only
-/// be refused, never mean another layout.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LayoutHandle {
-    manager: u64,
-    layout: u64,
-}
-
-impl fmt::Display for LayoutHandle {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.manager, self.layout)
-    }
-}
-
-pub(crate) type SharedLedger = Arc<Mutex<Ledger>>;
-
-pub(crate) fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    // The ledger changes only after its checks have passed, and changes do not panic.
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
-}
 
 /// Registers layouts and moves blocks between them.
 ///
@@ -90,8 +65,7 @@ pub(crate) fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
 /// ```
 pub struct TransferManager {
     ledger: SharedLedger,
-    executor: Arc<Executor>,
-    worker: Worker,
+    lanes: Lanes,
 }
 
 impl fmt::Debug for TransferManager {
@@ -107,10 +81,20 @@ impl Default for TransferManager {
 }
 
 impl TransferManager {
-    /// A manager without layouts. Its thread starts with the first transfer that needs one.
+    /// A manager without layouts. Its threads start with the first transfers that need them.
     #[must_use]
     pub fn new() -> TransferManager {
         TransferManager::builder().build()
+    }
+
+    /// A manager whose transfers go over `lanes`.
+    fn over(lanes: Lanes) -> TransferManager {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        TransferManager {
+            ledger: Arc::new(Mutex::new(Ledger::new(id))),
+            lanes,
+        }
     }
 
     /// Starts setting one up.
@@ -118,11 +102,12 @@ impl TransferManager {
         TransferManagerBuilder::default()
     }
 
-    /// Registers a layout.
+    /// Registers a layout. It may share memory with layouts of this manager, leased or not: leases then
+    /// exclude each other byte by byte.
     ///
     /// # Errors
-    /// A layout that is registered already; memory of a layout of another manager, or of one of
-    /// this manager whose blocks are leased at the moment.
+    /// A layout that is registered already; memory of a layout of another manager; blocks that are leased
+    /// over the same memory and lie in too many pieces to be kept apart.
     pub fn register(&self, layout: PhysicalLayout) -> Result<LayoutHandle, TransferError> {
         // Where it is refused, its memory is given back outside the lock: that may be the code of
         // others.
@@ -164,8 +149,9 @@ impl TransferManager {
 
     /// Copies source block `i` of the list to destination block `i`.
     ///
-    /// It returns when the transfer is under way: at its end for small ones between memories, else
-    /// when it has a place in the queue of the manager's thread. While the queue is full
+    /// It returns when the transfer is in flight: at its end for small ones between memories, else
+    /// when it has a place in a queue: one for transfers between memories, and one for those from and to
+    /// files, which never stand before the others. While the queue is full
     /// ([`queue_capacity`](TransferManagerBuilder::queue_capacity)), it waits for one.
     ///
     /// # Errors
@@ -226,7 +212,7 @@ impl TransferManager {
         let from = ledger.layout(key.source)?.clone();
         let to = ledger.layout(key.destination)?.clone();
         drop(ledger);
-        let route = Arc::new(Route::new(key, from, to)?);
+        let route = Arc::new(Route::new(key, from, to, &self.lanes)?);
         let mut ledger = lock(&self.ledger);
         // Somebody may have unregistered one of them meanwhile; its handle never comes again.
         if ledger.layout(key.source).is_ok() && ledger.layout(key.destination).is_ok() {
@@ -244,22 +230,26 @@ impl TransferManager {
         options: &TransferOptions,
     ) -> Result<TransferCompletion, TransferError> {
         let planned = Planned::new(route, pairs, options.layer_by_layer)?;
-        let (layers, verify) = (planned.layers(), options.verify);
-        let read_next = options.read_next || verify;
-        if planned.is_memory() && planned.bytes() <= INLINE_BYTES {
-            let (ledger, executor) = (&*self.ledger, &*self.executor);
-            let (ledger, executor) = (Held::Borrowed(ledger), Held::Borrowed(executor));
-            let transfer = planned.lease(ledger, executor, read_next)?;
-            let result = job::run(transfer, verify, || {});
-            return Ok(TransferCompletion::ended(layers, result));
+        let layers = planned.layers();
+        let (verify, read_next) = (options.verify, options.read_next);
+        if planned.is_short() {
+            let transfer = planned.lease(Held::Borrowed(&self.ledger), verify, read_next)?;
+            return Ok(TransferCompletion::ended(layers, transfer.fly_here()));
         }
-        self.worker.start()?;
-        let (ledger, executor) = (Arc::clone(&self.ledger), Arc::clone(&self.executor));
-        let (ledger, executor) = (Held::Shared(ledger), Held::Shared(executor));
-        let transfer = planned.into_owned().lease(ledger, executor, read_next)?;
+        let lane = Arc::clone(planned.lane());
+        lane.open()?;
+        let ledger = Held::Shared(Arc::clone(&self.ledger));
+        let transfer = planned.into_owned().lease(ledger, verify, read_next)?;
         let completer = Completer::new(layers, 1);
         let completion = TransferCompletion::pending(&completer);
-        self.worker.run(Job::new(transfer, verify, completer));
+        lane.start(Flight::new(Box::new(transfer), completer));
         Ok(completion)
+    }
+}
+
+impl Drop for TransferManager {
+    /// Waits until every flight has landed.
+    fn drop(&mut self) {
+        self.lanes.close();
     }
 }

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     error::TransferError,
-    execute::LeaseMode,
-    manager::{LayoutHandle, TransferManager},
+    lease::{LayoutHandle, LeaseMode},
+    manager::TransferManager,
     physical::PhysicalLayout,
 };
 

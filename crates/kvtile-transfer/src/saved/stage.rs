@@ -5,8 +5,8 @@ use kvtile_layout::{Axis, StridedLayout, tradition::LayoutSpec};
 use super::{BlockCheck, SavedCache, format::SavedHeader, open::same};
 use crate::{
     error::TransferError,
-    execute::LeaseMode,
-    manager::{LayoutHandle, TransferManager, TransferOptions},
+    lease::{LayoutHandle, LeaseMode},
+    manager::{TransferManager, TransferOptions},
     physical::PhysicalLayout,
 };
 

@@ -18,8 +18,9 @@ use super::{
 };
 use crate::{
     error::TransferError,
-    execute::LeaseMode,
-    manager::{LayoutHandle, TransferManager, TransferOptions, TransferReport},
+    execute::TransferReport,
+    lease::{LayoutHandle, LeaseMode},
+    manager::{TransferManager, TransferOptions},
     physical::PhysicalLayout,
 };
 

@@ -12,6 +12,7 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
+//! | `lane` | files as a lane |
 //! | `tiling` | cuts nests into tiles that are dense in the file |
 //! | `window` | merges what tiles touch into contiguous windows, and places them in staging |
 //! | `piece` | cuts windows and runs into reads and writes, direct or buffered |
@@ -30,6 +31,7 @@
 mod batch;
 #[cfg(test)]
 mod batch_tests;
+mod lane;
 mod limits;
 mod piece;
 mod pipeline;
@@ -51,13 +53,14 @@ use super::bound::BoundLayout;
 use crate::error::TransferError;
 
 pub use batch::{FileBatch, FileRead, FileWrite};
+pub(super) use lane::FileLane;
 pub use queue::{FileIo, FileWay};
 
 /// Executes all of `plan`, where at least one side is in files.
 ///
 /// # Safety
-/// As for [`super::copy::copy_plan`].
-pub(super) unsafe fn copy_plan(
+/// As for [`Lane::carry`](super::lane::Lane::carry).
+unsafe fn copy_plan(
     plan: &CopyPlan,
     source: &BoundLayout,
     destination: &BoundLayout,
@@ -70,7 +73,7 @@ pub(super) unsafe fn copy_plan(
 /// [`copy_plan`] within other limits than its own.
 ///
 /// # Safety
-/// As for [`super::copy::copy_plan`].
+/// As for [`Lane::carry`](super::lane::Lane::carry).
 unsafe fn copy_plan_within(
     plan: &CopyPlan,
     source: &BoundLayout,

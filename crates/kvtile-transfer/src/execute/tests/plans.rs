@@ -12,7 +12,10 @@ use kvtile_testkit::{
 };
 
 use super::{
-    super::{bound::BoundLayout, copy::copy_plan, pool::CopyPool},
+    super::{
+        bound::BoundLayout,
+        memory::{copy::copy_plan, pool::CopyPool},
+    },
     manners,
 };
 

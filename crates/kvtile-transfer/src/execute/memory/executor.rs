@@ -6,20 +6,14 @@ use kvtile_layout::CopyPlan;
 use kvtile_memory::machine::Caches;
 
 use super::{
-    bound::BoundLayout,
-    kernel::{Kernels, Level, Stores},
-    nest::Manner,
+    super::{
+        bound::BoundLayout,
+        kernel::{Kernels, Level, Stores},
+        lane::Hints,
+        nest::Manner,
+    },
     pool::{CopyPool, Share},
 };
-
-/// What is known of a transfer beside its plan.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Hints {
-    /// Bytes of the whole transfer, where the plan is a part of it; the plan's own if less.
-    pub(crate) bytes: u64,
-    /// The destination is read soon after.
-    pub(crate) read_next: bool,
-}
 
 /// Executes plans with one pool of threads.
 #[derive(Debug)]
@@ -46,17 +40,6 @@ impl Executor {
             level2_bytes,
             last_level_bytes,
         }
-    }
-
-    /// The one for single blocks, which are moved by whoever asks for them.
-    pub(super) fn of_one_thread() -> &'static Executor {
-        static ONE: OnceLock<Executor> = OnceLock::new();
-        ONE.get_or_init(|| Executor::new(1))
-    }
-
-    /// Threads that are used where nobody says how many.
-    pub(crate) fn usual_threads() -> usize {
-        CopyPool::usual_threads()
     }
 
     /// How `plan` is shared by threads, where it is worth more than one.

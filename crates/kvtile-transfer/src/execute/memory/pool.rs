@@ -16,7 +16,7 @@ const THREADS_MAX: usize = 8;
 
 /// How a copy is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Share {
+pub(in super::super) struct Share {
     /// Threads that take part, the caller's included.
     pub(super) threads: usize,
     /// Bytes that a thread takes at a time: enough to be worth it, and so few that all threads end
@@ -45,7 +45,7 @@ impl CopyPool {
 
     /// The same, but every byte is worth a thread.
     #[cfg(test)]
-    pub(super) fn eager(threads: usize) -> CopyPool {
+    pub(in super::super) fn eager(threads: usize) -> CopyPool {
         CopyPool {
             bytes_per_thread: 1,
             ..CopyPool::new(threads)
@@ -60,7 +60,7 @@ impl CopyPool {
     }
 
     /// How a copy of `bytes` is shared; `None`: not at all.
-    pub(super) fn share(&self, bytes: u64) -> Option<Share> {
+    pub(in super::super) fn share(&self, bytes: u64) -> Option<Share> {
         let worth = usize::try_from(bytes / self.bytes_per_thread).unwrap_or(usize::MAX);
         let threads = self.threads.min(worth);
         let chunks = (threads as u64).saturating_mul(CHUNKS_PER_THREAD).max(1);

@@ -1,25 +1,24 @@
 //! A transfer with everything it needs: plans, and leases on exactly the blocks that they touch.
 //!
 //! ```text
-//! Route    two layouts that may be copied, with their planner   kept and used again
+//! Route    two layouts that may be copied, with planner and lane  kept and used again
 //! Planned  a route and a list of pairs, with its plans          nothing is held yet
-//! LeasedTransfer  the same, with the leases                     may be run
+//! LeasedTransfer  the same, with the leases                     cargo of a lane
 //! ```
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use kvtile_layout::{
     BlockPair, CopyPlan, CopyPlanner, LayerPlans, PlanSettings, RangePair, Selection,
 };
 
-use super::{
-    Backing, execute,
-    executor::{Executor, Hints},
-    scratch::Scratch,
-};
+use super::{Held, Pairs, RouteKey, Scratch, ledger::Ticket, lock};
 use crate::{
     error::TransferError,
-    manager::{Held, INLINE_BYTES, Ledger, Pairs, RouteKey, Ticket, lock},
+    execute::{Cargo, End, Hints, Lanes, QueuedLane, Sides, TransferReport, carry},
     physical::PhysicalLayout,
 };
 
@@ -32,18 +31,18 @@ pub(crate) struct Route {
     layers: usize,
     /// Bytes of a block of the source.
     block_bytes: u64,
-    is_memory: bool,
-    /// Whether going layer by layer costs no run length and no order of reading: the destination
-    /// is memory with a region for each layer, and a source in files has one too.
+    lane: Arc<QueuedLane>,
     layers_are_free: bool,
 }
 
 impl Route {
-    /// Checks what does not depend on the blocks. `from` and `to` are the layouts of the key.
+    /// Checks what does not depend on the blocks, and chooses the lane. `from` and `to` are the layouts of
+    /// the key.
     pub(crate) fn new(
         key: RouteKey,
         from: PhysicalLayout,
         to: PhysicalLayout,
+        lanes: &Lanes,
     ) -> Result<Route, TransferError> {
         match (from.logical_fingerprint(), to.logical_fingerprint()) {
             (Some(a), Some(b)) if a != b => {
@@ -55,29 +54,25 @@ impl Route {
         if !destination.is_writable() {
             return Err(TransferError::ReadOnly);
         }
-        let from_memory = matches!(source.backing(), Backing::Memory(_));
-        let to_memory = matches!(destination.backing(), Backing::Memory(_));
+        let lane = lanes.between((source, destination))?;
+        let planning = lane.lane().planning((source, destination));
         let settings = PlanSettings {
             layers: key.layers,
             heads: key.heads,
-            source_order: !from_memory && to_memory,
+            source_order: planning.source_order,
         };
         let layouts = (
             Arc::clone(source.layout()),
             Arc::clone(destination.layout()),
         );
         let planner = CopyPlanner::new(layouts.0, layouts.1, settings)?;
-        let separate = |layout: &PhysicalLayout| {
-            let regions = layout.strided().region_bytes().len();
-            regions as u64 >= layout.shape().num_layers()
-        };
         Ok(Route {
             key,
             layers: usize::try_from(planner.layers().count).unwrap_or(usize::MAX),
             planner: Mutex::new(planner),
             block_bytes: from.shape().block_bytes()?,
-            is_memory: from_memory && to_memory,
-            layers_are_free: to_memory && separate(&to) && (from_memory || separate(&from)),
+            lane: Arc::clone(lane),
+            layers_are_free: planning.layers_are_free,
             from,
             to,
         })
@@ -127,7 +122,7 @@ impl<'a> Planned<'a> {
                 let bytes = route
                     .block_bytes
                     .saturating_mul(pairs.sources().len() as u64);
-                let is_over = route.is_memory && bytes <= INLINE_BYTES;
+                let is_over = bytes <= route.lane.lane().inline_bytes();
                 route.layers_are_free && !is_over
             });
         // Nothing that a planner leaves behind makes a later plan wrong, only slower.
@@ -164,9 +159,14 @@ impl<'a> Planned<'a> {
         self.route.layers
     }
 
-    /// Whether both sides are in memory.
-    pub(crate) fn is_memory(&self) -> bool {
-        self.route.is_memory
+    /// The lane that it goes over.
+    pub(crate) fn lane(&self) -> &Arc<QueuedLane> {
+        &self.route.lane
+    }
+
+    /// Whether it ends before another thread would have woken.
+    pub(crate) fn is_short(&self) -> bool {
+        self.bytes() <= self.route.lane.lane().inline_bytes()
     }
 
     /// The same transfer, to be kept.
@@ -178,11 +178,12 @@ impl<'a> Planned<'a> {
         }
     }
 
-    /// Takes both leases, or none. `read_next`: the destination is read as soon as it is there.
+    /// Takes both leases, or none. `verify`: the destination is compared with the source. `read_next`: it is
+    /// read as soon as it is there.
     pub(crate) fn lease(
         self,
-        ledger: Held<'a, Mutex<Ledger>>,
-        executor: Held<'a, Executor>,
+        ledger: Held<'a>,
+        verify: bool,
         read_next: bool,
     ) -> Result<LeasedTransfer<'a>, TransferError> {
         let key = self.route.key();
@@ -192,11 +193,11 @@ impl<'a> Planned<'a> {
         Ok(LeasedTransfer {
             tickets: tickets?,
             ledger,
-            executor,
             hints: Hints {
                 bytes: self.bytes(),
-                read_next,
+                read_next: read_next || verify,
             },
+            verify,
             planned: self,
         })
     }
@@ -205,57 +206,63 @@ impl<'a> Planned<'a> {
 /// Plans and the leases that make their execution sound. The leases live as long as it does.
 pub(crate) struct LeasedTransfer<'a> {
     planned: Planned<'a>,
-    ledger: Held<'a, Mutex<Ledger>>,
-    executor: Held<'a, Executor>,
+    ledger: Held<'a>,
     hints: Hints,
+    verify: bool,
     tickets: [Ticket; 2],
 }
 
-impl LeasedTransfer<'_> {
-    pub(crate) fn bytes(&self) -> u64 {
-        self.planned.bytes()
-    }
-
-    pub(crate) fn runs(&self) -> u64 {
-        self.planned.runs()
-    }
-
-    /// Whether layers are done one after the other.
-    pub(crate) fn is_by_layer(&self) -> bool {
-        matches!(self.planned.plans, Plans::Layers(_)) || self.planned.layers() == 1
-    }
-
-    /// Executes plan after plan and calls `done` after each.
-    pub(crate) fn run(&mut self, mut done: impl FnMut()) -> Result<(), TransferError> {
-        match &self.planned.plans {
-            Plans::Whole(plan) => {
-                self.execute(plan)?;
-                done();
-            }
-            Plans::Layers(plans) => {
-                for plan in plans.iter() {
-                    self.execute(&plan)?;
-                    done();
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Executes one of its own plans.
-    fn execute(&self, plan: &CopyPlan) -> Result<(), TransferError> {
+// SAFETY: the planner of the route made the plans from the layouts of `sides` and the pairs whose blocks are
+// leased while this lives: for reading, which keeps writers away, and for writing, which keeps everything
+// else away. No block is leased both ways, and leases on layouts that share memory conflict byte by byte, so
+// no byte is on both sides.
+unsafe impl Cargo for LeasedTransfer<'_> {
+    fn sides(&self) -> Result<Sides<'_>, TransferError> {
         let route = &self.planned.route;
-        let (source, destination) = (route.from.bound()?, route.to.bound()?);
-        // SAFETY: the plan is one of ours (`run` is the only caller): the planner of the route
-        // made it from these layouts and the pairs whose blocks are leased, for reading, which
-        // keeps writers away, and for writing, which keeps everybody away. No block is leased both
-        // ways, and leases on layouts that share memory conflict byte by byte, so no byte is on
-        // both sides.
-        unsafe { execute(plan, (source, destination), &self.executor, self.hints) }
+        Ok((route.from.bound()?, route.to.bound()?))
+    }
+
+    fn hints(&self) -> Hints {
+        self.hints
+    }
+
+    fn for_each_plan(
+        &self,
+        carry: &mut dyn FnMut(&CopyPlan) -> Result<(), TransferError>,
+    ) -> Result<(), TransferError> {
+        match &self.planned.plans {
+            Plans::Whole(plan) => carry(plan),
+            Plans::Layers(plans) => plans.iter().try_for_each(|plan| carry(&plan)),
+        }
+    }
+
+    fn announces_layers(&self) -> bool {
+        let is_by_layer = matches!(self.planned.plans, Plans::Layers(_));
+        // What is still to be verified may not be read.
+        (is_by_layer || self.planned.layers() == 1) && !self.verify
+    }
+
+    fn arrived(&self, start: Instant) -> End {
+        if self.verify {
+            self.compare()?;
+        }
+        Ok(TransferReport {
+            bytes: self.planned.bytes(),
+            runs: self.planned.runs(),
+            elapsed: start.elapsed(),
+            verified: self.verify,
+        })
+    }
+}
+
+impl LeasedTransfer<'_> {
+    /// Moves everything on this thread, and gives the leases back.
+    pub(crate) fn fly_here(self) -> End {
+        carry(self.planned.route.lane.lane(), &self, &mut || {})
     }
 
     /// Compares what was copied, pair by pair, in canonical order.
-    pub(crate) fn compare(&self) -> Result<(), TransferError> {
+    fn compare(&self) -> Result<(), TransferError> {
         let route = &self.planned.route;
         let (from, to) = (route.from.bound()?, route.to.bound()?);
         let mut expected = Scratch::for_block_of(to.layout())?;

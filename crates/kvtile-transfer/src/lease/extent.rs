@@ -1,12 +1,11 @@
 //! Extents: the bytes of regions and of blocks as ranges of addresses.
 
-use kvtile_layout::{StridedLayout, broken};
+use std::sync::Arc;
 
-use crate::{
-    error::TransferError,
-    execute::{Space, stored_spans},
-    physical::PhysicalLayout,
-};
+use kvtile_layout::{Span, StridedLayout, broken};
+
+use super::spans::{BlockSpans, stored_spans};
+use crate::{error::TransferError, execute::Space, physical::PhysicalLayout};
 
 /// Runs of a block list that are looked at to prove two layouts over one memory apart.
 const RUNS_MAX: u64 = 1 << 22;
@@ -43,8 +42,27 @@ pub(super) fn block_extents(
     regions: &[Extent],
     blocks: &[u64],
 ) -> Result<Vec<Extent>, TransferError> {
+    Ok(placed(stored_spans(layout, blocks, RUNS_MAX)?, regions))
+}
+
+/// Each of `blocks` of `layout` with its bytes, as [`block_extents`] has them.
+pub(super) fn extents_by_block(
+    layout: &Arc<StridedLayout>,
+    regions: &[Extent],
+    blocks: impl Iterator<Item = u64>,
+) -> Result<Vec<(u64, Vec<Extent>)>, TransferError> {
+    let mut spans = BlockSpans::new(layout)?;
+    let by_block = blocks.map(|block| {
+        let spans = spans.of(block, RUNS_MAX)?;
+        Ok((block, placed(spans, regions)))
+    });
+    by_block.collect()
+}
+
+/// Spans as extents, sorted.
+fn placed(spans: Vec<Span>, regions: &[Extent]) -> Vec<Extent> {
     let mut found = Vec::new();
-    for span in stored_spans(layout, blocks, RUNS_MAX)? {
+    for span in spans {
         let index = usize::try_from(span.start.region).ok();
         // One that was left out would overlap nothing.
         let Some(region) = index.and_then(|index| regions.get(index)) else {
@@ -58,21 +76,20 @@ pub(super) fn block_extents(
         });
     }
     found.sort_unstable();
-    Ok(found)
+    found
 }
 
-/// The first byte that two sorted lists of extents share.
+/// The first byte that two sorted lists of disjoint extents share. It walks the shorter and searches in the
+/// longer: one of them may be a block, and the other a transfer of thousands.
 pub(super) fn first_overlap(a: &[Extent], b: &[Extent]) -> Option<u64> {
-    let (mut a, mut b) = (a.iter().peekable(), b.iter().peekable());
-    while let (Some(first), Some(second)) = (a.peek(), b.peek()) {
-        if first.overlaps(second) {
-            return Some(first.start.max(second.start));
-        }
-        if (first.space, first.end) <= (second.space, second.end) {
-            a.next();
-        } else {
-            b.next();
-        }
-    }
-    None
+    let (few, many) = match a.len() <= b.len() {
+        true => (a, b),
+        false => (b, a),
+    };
+    few.iter().find_map(|extent| {
+        let before = |other: &Extent| (other.space, other.end) <= (extent.space, extent.start);
+        let next = many.get(many.partition_point(before))?;
+        let start = extent.start.max(next.start);
+        next.overlaps(extent).then_some(start)
+    })
 }

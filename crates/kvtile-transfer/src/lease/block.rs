@@ -1,15 +1,11 @@
-//! Leases: who may touch which blocks, and safe access to their bytes.
+//! Leased blocks, and safe access to their bytes.
 
 use std::sync::Arc;
 
-use kvtile_layout::{CopyPlan, Selection, Span, StridedLayout};
+use kvtile_layout::Span;
 
-use super::{access, bound::Backing};
-use crate::{
-    error::TransferError,
-    manager::{Ids, LayoutHandle, SharedLedger, Ticket, lock},
-    physical::PhysicalLayout,
-};
+use super::{Ids, LayoutHandle, SharedLedger, ledger::Ticket, lock, spans::stored_spans};
+use crate::{error::TransferError, execute::access, physical::PhysicalLayout};
 
 /// What a lease is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -157,21 +153,10 @@ impl BlockLease {
         let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
         let mut buffer = Vec::new();
         for span in stored_spans(bound.layout(), &[block], u64::MAX)? {
-            match bound.backing() {
-                Backing::Memory(_) => {
-                    // SAFETY: the lease keeps writers away from the block.
-                    digest.update(unsafe { access::bytes(bound, span) }?);
-                }
-                Backing::File => {
-                    let (file, base) = bound.file(span.start.region)?;
-                    for start in (0..span.bytes).step_by(READ_BYTES) {
-                        let left = usize::try_from(span.bytes - start);
-                        buffer.resize(left.map_or(READ_BYTES, |left| left.min(READ_BYTES)), 0);
-                        file.read_exact_at(base + span.start.offset + start, &mut buffer)?;
-                        digest.update(&buffer);
-                    }
-                }
-            }
+            // SAFETY: the lease keeps writers away from the block.
+            unsafe {
+                access::for_each_piece(bound, span, &mut buffer, |bytes| digest.update(bytes))
+            }?;
         }
         Ok(digest.finalize())
     }
@@ -216,60 +201,6 @@ impl BlockLease {
             block,
         })
     }
-}
-
-/// Bytes of a file that are read at a time for a checksum.
-const READ_BYTES: usize = 1 << 20;
-
-/// The bytes of `blocks` (distinct), merged and in the order of regions and offsets.
-///
-/// # Errors
-/// More than `runs_max` runs before they are merged.
-pub(crate) fn stored_spans(
-    layout: &StridedLayout,
-    blocks: &[u64],
-    runs_max: u64,
-) -> Result<Vec<Span>, TransferError> {
-    if blocks.is_empty() {
-        return Ok(Vec::new());
-    }
-    let plan = block_plan(layout, blocks)?;
-    if plan.runs() > runs_max {
-        return Err(TransferError::OverlapUnproved { runs: plan.runs() });
-    }
-    let mut runs: Vec<Span> = Vec::new();
-    plan.for_each_run(|start, _, bytes| runs.push(Span { start, bytes }));
-    runs.sort_unstable_by_key(|span| span.start);
-    let mut merged: Vec<Span> = Vec::new();
-    for run in runs {
-        match merged.last_mut() {
-            Some(last)
-                if last.start.region == run.start.region
-                    && last.start.offset + last.bytes >= run.start.offset =>
-            {
-                // Units of a layout that is only a source may share bytes.
-                let end = run.start.offset + run.bytes;
-                last.bytes = last.bytes.max(end - last.start.offset);
-            }
-            _ => merged.push(run),
-        }
-    }
-    Ok(merged)
-}
-
-/// A plan whose source runs are the bytes of `blocks`: each onto itself, which has the longest
-/// runs there are. What may not be written is planned to canonical order.
-fn block_plan(layout: &StridedLayout, blocks: &[u64]) -> Result<CopyPlan, TransferError> {
-    let page_size = layout.shape().page_size();
-    if layout.is_injective() {
-        let selection = Selection::blocks(blocks, blocks, page_size)?.in_source_order();
-        return Ok(CopyPlan::new(layout, layout, &selection)?);
-    }
-    let shape = layout.shape().with_num_blocks(blocks.len() as u64)?;
-    let canonical = StridedLayout::canonical(&shape)?;
-    let ids: Vec<u64> = (0..blocks.len() as u64).collect();
-    let selection = Selection::blocks(blocks, &ids, page_size)?.in_source_order();
-    Ok(CopyPlan::new(layout, &canonical, &selection)?)
 }
 
 impl Drop for BlockLease {

@@ -2,8 +2,10 @@
 //!
 //! A block is free, read by any number of leases, or written by one. Layouts of one manager may
 //! share memory (groups of one engine do): a lease on a block of one then counts for every byte of
-//! it in the others. Layouts of two managers may not share memory, since neither would see the
-//! leases of the other.
+//! it in the others, and leases that were there before a newcomer count for it too (`shared`). Layouts of two
+//! managers may not share memory, since neither would see the leases of the other.
+
+mod shared;
 
 use std::{
     collections::BTreeMap,
@@ -13,9 +15,12 @@ use std::{
 use kvtile_layout::broken;
 use kvtile_memory::OwnedMemoryRegion;
 
+use self::shared::{BlockOf, SharedBytes, SharedLease};
+#[cfg(test)]
+use super::extent::first_overlap;
 use super::{
     Ids, LayoutHandle, LeaseMode, Pairs,
-    extent::{Extent, block_extents, extents, first_overlap},
+    extent::{Extent, block_extents, extents, extents_by_block},
     routes::Routes,
 };
 use crate::{error::TransferError, physical::PhysicalLayout};
@@ -55,21 +60,13 @@ struct Entry {
     leases: usize,
 }
 
-/// A lease on a layout that shares memory with others, byte by byte.
-struct SharedLease {
-    lease: u64,
-    layout: u64,
-    mode: LeaseMode,
-    extents: Vec<Extent>,
-}
-
 /// See the module.
 pub(crate) struct Ledger {
     manager: u64,
     next_layout: u64,
     next_lease: u64,
     entries: BTreeMap<u64, Entry>,
-    shared: Vec<SharedLease>,
+    shared: SharedBytes,
     /// Routes between registered layouts.
     pub(crate) routes: Routes,
 }
@@ -89,7 +86,7 @@ impl Ledger {
             next_layout: 0,
             next_lease: 0,
             entries: BTreeMap::new(),
-            shared: Vec::new(),
+            shared: SharedBytes::default(),
             routes: Routes::default(),
         }
     }
@@ -105,23 +102,7 @@ impl Ledger {
             });
         }
         let extents = extents(&layout);
-        let touches = |entry: &Entry| {
-            let extents = extents.iter();
-            extents
-                .clone()
-                .any(|e| entry.extents.iter().any(|o| o.overlaps(e)))
-        };
-        // Leases that exist do not know the bytes of the newcomer.
-        let busy = self
-            .entries
-            .iter()
-            .find(|(_, e)| e.leases > 0 && touches(e));
-        if let Some((id, entry)) = busy {
-            return Err(TransferError::LayoutInUse {
-                handle: self.handle(*id).to_string(),
-                leases: entry.leases,
-            });
-        }
+        let newly_held = self.newly_shared(&extents)?;
         let blocks = block_states(&layout)?;
         let mine = self.claims_of(&layout, &extents);
         let mut claims = claims();
@@ -133,6 +114,7 @@ impl Ledger {
         }
         claims.extend(mine);
         drop(claims);
+        self.shared.add_blocks(newly_held);
         let id = self.next_layout;
         self.next_layout += 1;
         let mut aliases = Vec::new();
@@ -154,6 +136,37 @@ impl Ledger {
             },
         );
         Ok(self.handle(id))
+    }
+
+    /// The held blocks of layouts that share no memory yet and will with a newcomer over `extents`.
+    fn newly_shared(
+        &self,
+        extents: &[Extent],
+    ) -> Result<Vec<(BlockOf, Vec<Extent>)>, TransferError> {
+        let mut held = Vec::new();
+        for (id, entry) in &self.entries {
+            let mut theirs = entry.extents.iter();
+            let touches = theirs.any(|e| extents.iter().any(|o| o.overlaps(e)));
+            if !touches || entry.leases == 0 || !entry.aliases.is_empty() {
+                continue;
+            }
+            let blocks = (0..).zip(&entry.blocks);
+            let blocks = blocks.filter_map(|(block, state)| (*state > 0).then_some(block));
+            let layout = entry.layout.bound()?.layout();
+            let bytes = extents_by_block(layout, &entry.extents, blocks)?;
+            held.extend(bytes.into_iter().map(|(block, e)| ((*id, block), e)));
+        }
+        Ok(held)
+    }
+
+    /// How a block that has shared bytes is held.
+    fn state(&self, (layout, block): BlockOf) -> u32 {
+        match self.entries.get(&layout) {
+            Some(entry) => at(&entry.blocks, block),
+            None => broken(format_args!(
+                "shared bytes of layout {layout}, not registered"
+            )),
+        }
     }
 
     pub(crate) fn unregister(
@@ -216,7 +229,7 @@ impl Ledger {
         let id = handle.layout;
         let lease = self.next_lease;
         let entry = match handle.manager == self.manager {
-            true => self.entries.get_mut(&id),
+            true => self.entries.get(&id),
             false => None,
         };
         let entry = entry.ok_or_else(|| unknown(handle))?;
@@ -238,14 +251,16 @@ impl Ledger {
             distinct.dedup();
             let strided = entry.layout.strided();
             let extents = block_extents(strided, &entry.extents, &distinct)?;
-            check_shared(&self.shared, id, &extents, mode)?;
-            self.shared.push(SharedLease {
+            let state = |block| self.state(block);
+            self.shared.check(id, &extents, mode, state)?;
+            self.shared.add(SharedLease {
                 lease,
                 layout: id,
                 mode,
                 extents,
             });
         }
+        let entry = self.entries.get_mut(&id).ok_or_else(|| unknown(handle))?;
         entry.leases += 1;
         for block in blocks {
             let state = at_mut(&mut entry.blocks, block);
@@ -288,7 +303,7 @@ impl Ledger {
     }
 
     pub(crate) fn release(&mut self, ticket: &Ticket, blocks: Ids<'_>) {
-        self.shared.retain(|lease| lease.lease != ticket.lease);
+        self.shared.remove(ticket.lease);
         let Some(entry) = self.entries.get_mut(&ticket.layout) else {
             broken(format_args!(
                 "{ticket:?} of a layout that is not registered"
@@ -316,6 +331,9 @@ impl Ledger {
                     0
                 }
             };
+            if *state == 0 {
+                self.shared.remove_block((ticket.layout, block));
+            }
         }
     }
 
@@ -334,7 +352,8 @@ impl Ledger {
                     "{id} and {other_id}"
                 );
             }
-            let shared = self.shared.iter().filter(|lease| lease.layout == *id);
+            let shared = self.shared.leases().iter();
+            let shared = shared.filter(|lease| lease.layout == *id);
             assert!(shared.count() <= entry.leases);
             let claims = claims();
             for claim in self.claims_of(&entry.layout, &entry.extents) {
@@ -346,11 +365,25 @@ impl Ledger {
                 assert!(self.id(handle).is_ok(), "a route without its layout");
             }
         }
-        for (index, lease) in self.shared.iter().enumerate() {
-            assert!(self.entries.contains_key(&lease.layout));
-            for other in self.shared.iter().skip(index + 1) {
-                let exclusive = [lease.mode, other.mode].contains(&LeaseMode::Write);
-                let apart = first_overlap(&lease.extents, &other.extents).is_none();
+        let mut held: Vec<(u64, LeaseMode, &Vec<Extent>)> = Vec::new();
+        for lease in self.shared.leases() {
+            held.push((lease.layout, lease.mode, &lease.extents));
+        }
+        for (block, extents) in self.shared.blocks() {
+            let mode = match self.state(*block) {
+                WRITER => LeaseMode::Write,
+                state => {
+                    assert!(state > 0, "shared bytes of a free block");
+                    LeaseMode::Read
+                }
+            };
+            held.push((block.0, mode, extents));
+        }
+        for (index, (layout, mode, extents)) in held.iter().enumerate() {
+            assert!(self.entries.contains_key(layout));
+            for (other, other_mode, others) in held.iter().skip(index + 1) {
+                let exclusive = [*mode, *other_mode].contains(&LeaseMode::Write);
+                let apart = layout == other || first_overlap(extents, others).is_none();
                 assert!(apart || !exclusive, "two leases on the same bytes");
             }
         }
@@ -408,24 +441,6 @@ fn leased(handle: LayoutHandle, block: u64, written: bool, mode: LeaseMode) -> T
     }
 }
 
-/// Refuses bytes that a lease on another layout over the same memory holds.
-fn check_shared(
-    shared: &[SharedLease],
-    id: u64,
-    extents: &[Extent],
-    mode: LeaseMode,
-) -> Result<(), TransferError> {
-    for other in shared.iter().filter(|other| other.layout != id) {
-        if mode == LeaseMode::Read && other.mode == LeaseMode::Read {
-            continue;
-        }
-        if let Some(addr) = first_overlap(extents, &other.extents) {
-            return Err(TransferError::Overlap { addr });
-        }
-    }
-    Ok(())
-}
-
 /// The state of a block that was checked to be in range: one without a state would never be held.
 fn at(blocks: &[u32], block: u64) -> u32 {
     let index = usize::try_from(block).ok();
@@ -457,6 +472,3 @@ fn block_states(layout: &PhysicalLayout) -> Result<Vec<u32>, TransferError> {
     states.resize(count, 0);
     Ok(states)
 }
-
-#[cfg(test)]
-mod tests;

@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 
 use kvtile_layout::{ClassNests, Loop, Nest, Step, broken};
 
-use super::{
+use super::super::{
     kernel::LINE_BYTES,
     nest::{LocalNest, Manner, choose, is_local},
 };

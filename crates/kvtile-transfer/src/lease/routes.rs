@@ -1,13 +1,12 @@
 //! Routes that were used lately: what a transfer between two layouts need not work out again.
 //!
-//! It keeps routes by what they are for; what a route is, is the business of `execute`.
+//! It keeps routes by what they are for; what a route is, is the business of `transfer`.
 
 use std::sync::Arc;
 
 use kvtile_layout::RangePair;
 
-use super::LayoutHandle;
-use crate::execute::Route;
+use super::{LayoutHandle, Route};
 
 /// Most routes that are kept.
 const ROUTES_MAX: usize = 64;

@@ -5,14 +5,11 @@ use std::sync::Arc;
 use kvtile_layout::{BlockPair, CopyPlan, Location, Selection, Span, StridedLayout};
 use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
 
-use super::{
-    access,
-    bound::BoundLayout,
-    execute,
-    executor::{Executor, Hints},
-    lease::BlockLease,
+use super::BlockLease;
+use crate::{
+    error::TransferError,
+    execute::{BoundLayout, Hints, access, one_thread_lane},
 };
-use crate::error::TransferError;
 
 /// One block in [canonical order](StridedLayout::canonical), owned by whoever has the scratch.
 pub(crate) struct Scratch {
@@ -82,16 +79,11 @@ impl Scratch {
         selection: &Selection,
     ) -> Result<(), TransferError> {
         let plan = CopyPlan::new(source.layout(), self.bound.layout(), selection)?;
+        let sides = (source, &self.bound);
+        let lane = one_thread_lane(sides)?;
         // SAFETY: the plan was made from these two; the caller keeps writers from its blocks; the
         // scratch is borrowed exclusively and shares no memory with anything.
-        unsafe {
-            execute(
-                &plan,
-                (source, &self.bound),
-                Executor::of_one_thread(),
-                READ_NEXT,
-            )
-        }
+        unsafe { lane.carry(&plan, sides, READ_NEXT) }
     }
 
     /// Writes the scratch to one block of a write lease.
@@ -102,16 +94,11 @@ impl Scratch {
         check_held(&selection, |pair| pair.destination_block, lease)?;
         let destination = lease.layout().bound()?;
         let plan = CopyPlan::new(self.bound.layout(), destination.layout(), &selection)?;
+        let sides = (&self.bound, &**destination);
+        let lane = one_thread_lane(sides)?;
         // SAFETY: the plan was made from these two; the write lease keeps everybody else from its
         // blocks; nobody writes the scratch while it is borrowed.
-        unsafe {
-            execute(
-                &plan,
-                (&self.bound, destination),
-                Executor::of_one_thread(),
-                READ_NEXT,
-            )
-        }
+        unsafe { lane.carry(&plan, sides, READ_NEXT) }
     }
 }
 

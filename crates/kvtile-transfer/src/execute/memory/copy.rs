@@ -20,10 +20,12 @@ use std::{
 use kvtile_layout::{CopyPlan, Location, Nest, PlanClass, Step};
 
 use super::{
-    bound::BoundLayout,
-    kernel::LINE_BYTES,
-    nest::Manner,
-    pipeline::{Pipeline, Scratch},
+    super::{
+        bound::BoundLayout,
+        kernel::LINE_BYTES,
+        nest::Manner,
+        pipeline::{Pipeline, Scratch},
+    },
     pool::{CopyPool, Share},
     program::{Part, Program, Turn, program_of},
 };
@@ -37,7 +39,7 @@ use crate::error::TransferError;
 ///
 /// # Errors
 /// A plan that does not fit the layouts; nothing outside their regions is touched.
-pub(super) unsafe fn copy_plan(
+pub(in super::super) unsafe fn copy_plan(
     plan: &CopyPlan,
     sides: (&BoundLayout, &BoundLayout),
     manner: Manner,

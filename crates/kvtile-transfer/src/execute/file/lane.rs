@@ -1,0 +1,60 @@
+//! The lane between files and memory, and between files.
+
+use kvtile_layout::CopyPlan;
+
+use super::{
+    super::{
+        flight::Flight,
+        lane::{Hints, Lane, LaneEnd, LanePlanning, Sides},
+    },
+    copy_plan,
+};
+use crate::error::TransferError;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct FileLane;
+
+impl Lane for FileLane {
+    fn name(&self) -> &'static str {
+        "kvtile-file"
+    }
+
+    fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {
+        [from, to].contains(&LaneEnd::File)
+    }
+
+    /// A file that is read into memory is read in its own order. Going layer by layer is free where that
+    /// keeps the order: with a region for each layer, in the file too.
+    fn planning(&self, (source, destination): Sides<'_>) -> LanePlanning {
+        let (from_file, to_file) = (
+            source.end() == LaneEnd::File,
+            destination.end() == LaneEnd::File,
+        );
+        let is_separate =
+            destination.has_region_per_layer() && (!from_file || source.has_region_per_layer());
+        LanePlanning {
+            source_order: from_file && !to_file,
+            layers_are_free: !to_file && is_separate,
+        }
+    }
+
+    /// A file may take any time.
+    fn inline_bytes(&self) -> u64 {
+        0
+    }
+
+    unsafe fn carry(
+        &self,
+        plan: &CopyPlan,
+        (source, destination): Sides<'_>,
+        _hints: Hints,
+    ) -> Result<(), TransferError> {
+        // SAFETY: passed on to the caller.
+        unsafe { copy_plan(plan, source, destination) }
+    }
+
+    fn fly(&self, flight: Flight) {
+        flight.fly(self);
+    }
+}

@@ -1,0 +1,82 @@
+//! The lane between memories that this process can address.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `executor` | decides on stores, kernels and threads |
+//! | `program` | what copies a class of pairs, made once and kept with its nests |
+//! | `copy` | programs bound to pairs, cells, chunks, threads |
+//! | `pool` | the threads that share a copy |
+
+pub(super) mod copy;
+mod executor;
+pub(super) mod pool;
+mod program;
+
+use kvtile_layout::CopyPlan;
+
+use self::{executor::Executor, pool::CopyPool};
+use super::{
+    flight::Flight,
+    lane::{Hints, Lane, LaneEnd, LanePlanning, Sides},
+};
+use crate::error::TransferError;
+
+/// Copies up to this size run on the caller's thread: they take less time than waking another.
+const INLINE_BYTES: u64 = 256 << 10;
+
+/// Threads that share a copy where no number is given.
+pub(crate) fn usual_copy_threads() -> usize {
+    CopyPool::usual_threads()
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct MemoryLane {
+    executor: Executor,
+}
+
+impl MemoryLane {
+    /// At most `copy_threads` threads share one copy.
+    pub(crate) fn new(copy_threads: usize) -> MemoryLane {
+        MemoryLane {
+            executor: Executor::new(copy_threads),
+        }
+    }
+}
+
+impl Lane for MemoryLane {
+    fn name(&self) -> &'static str {
+        "kvtile-memory"
+    }
+
+    fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {
+        (from, to) == (LaneEnd::Memory, LaneEnd::Memory)
+    }
+
+    fn planning(&self, (_, destination): Sides<'_>) -> LanePlanning {
+        LanePlanning {
+            source_order: false,
+            layers_are_free: destination.has_region_per_layer(),
+        }
+    }
+
+    fn inline_bytes(&self) -> u64 {
+        INLINE_BYTES
+    }
+
+    unsafe fn carry(
+        &self,
+        plan: &CopyPlan,
+        sides: Sides<'_>,
+        hints: Hints,
+    ) -> Result<(), TransferError> {
+        let manner = self.executor.manner(plan, sides, hints);
+        let share = self.executor.share(plan);
+        // SAFETY: passed on to the caller.
+        unsafe { copy::copy_plan(plan, sides, manner, share) }
+    }
+
+    fn fly(&self, flight: Flight) {
+        flight.fly(self);
+    }
+}

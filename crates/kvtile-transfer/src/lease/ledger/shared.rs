@@ -1,0 +1,88 @@
+//! Held bytes of layouts that share memory, so that leases on one count for the others.
+//!
+//! A lease that is taken while its layout shares memory brings its bytes. One that was taken before does
+//! not: when a newcomer comes over its memory, the ledger adds the bytes of each block that is held then. How
+//! such a block is held is what the ledger says of it at the time of asking, and its bytes go when it is free.
+
+use std::collections::BTreeMap;
+
+use super::{
+    super::extent::{Extent, first_overlap},
+    LeaseMode, WRITER,
+};
+use crate::error::TransferError;
+
+/// A lease that was taken while its layout shared memory.
+pub(super) struct SharedLease {
+    pub(super) lease: u64,
+    pub(super) layout: u64,
+    pub(super) mode: LeaseMode,
+    pub(super) extents: Vec<Extent>,
+}
+
+/// A block of a layout.
+pub(super) type BlockOf = (u64, u64);
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct SharedBytes {
+    leases: Vec<SharedLease>,
+    blocks: BTreeMap<BlockOf, Vec<Extent>>,
+}
+
+impl SharedBytes {
+    /// Refuses bytes of layout `id` that are held through another layout. `state`: of a block.
+    pub(super) fn check(
+        &self,
+        id: u64,
+        extents: &[Extent],
+        mode: LeaseMode,
+        state: impl Fn(BlockOf) -> u32,
+    ) -> Result<(), TransferError> {
+        let both_read = |held: LeaseMode| (mode, held) == (LeaseMode::Read, LeaseMode::Read);
+        let leases = self.leases.iter();
+        let leases = leases.filter(|held| held.layout != id && !both_read(held.mode));
+        let leased = leases.map(|held| &held.extents);
+        let blocks = self.blocks.iter().filter(|(block, _)| {
+            let held = match state(**block) {
+                WRITER => LeaseMode::Write,
+                _ => LeaseMode::Read,
+            };
+            block.0 != id && !both_read(held)
+        });
+        let mut held = leased.chain(blocks.map(|(_, extents)| extents));
+        match held.find_map(|held| first_overlap(extents, held)) {
+            None => Ok(()),
+            Some(addr) => Err(TransferError::Overlap { addr }),
+        }
+    }
+
+    pub(super) fn add(&mut self, lease: SharedLease) {
+        self.leases.push(lease);
+    }
+
+    /// Adds blocks that are held, each with its bytes.
+    pub(super) fn add_blocks(&mut self, blocks: Vec<(BlockOf, Vec<Extent>)>) {
+        self.blocks.extend(blocks);
+    }
+
+    /// A lease has ended.
+    pub(super) fn remove(&mut self, lease: u64) {
+        self.leases.retain(|held| held.lease != lease);
+    }
+
+    /// Nothing holds `block` any more.
+    pub(super) fn remove_block(&mut self, block: BlockOf) {
+        self.blocks.remove(&block);
+    }
+
+    #[cfg(test)]
+    pub(super) fn leases(&self) -> &[SharedLease] {
+        &self.leases
+    }
+
+    #[cfg(test)]
+    pub(super) fn blocks(&self) -> impl Iterator<Item = (&BlockOf, &Vec<Extent>)> {
+        self.blocks.iter()
+    }
+}

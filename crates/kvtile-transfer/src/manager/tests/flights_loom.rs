@@ -1,0 +1,154 @@
+//! Flights in every order in which their threads can meet, up to a bounded number of preemptions. Run by
+//! `cargo x loom`.
+//!
+//! Everything is the real thing (ledger, queue, flight, completion, bytes), but that no transfer is so short
+//! that it runs on the caller's thread.
+
+use std::sync::Arc;
+
+use kvtile_layout::{Shape, Unit, Word};
+
+use crate::{
+    FillPattern, LeaseMode, PhysicalLayout, TransferError, TransferManager, TransferOptions,
+    execute::{Lane, Lanes, all_lanes, modelled::Modelled},
+    lease::{LayoutHandle, lock},
+};
+
+const BLOCKS: u64 = 3;
+
+/// 32 bytes a block.
+fn layout() -> PhysicalLayout {
+    let shape = Shape::key_value(BLOCKS, 1, 2, 2, 2, &Unit::raw(2).unwrap()).unwrap();
+    let builder = PhysicalLayout::builder().with_shape(shape, 1);
+    let builder = builder.layout("BLKNHC".parse::<Word>().unwrap());
+    builder.allocate_system().build().unwrap()
+}
+
+/// Runs `body` with source and destination, which hold the patterns of seed 1 and 2 before each run.
+fn model(
+    preemptions: usize,
+    (capacity, loses): (usize, bool),
+    body: impl Fn(Arc<TransferManager>, [LayoutHandle; 2]) + Sync + Send + 'static,
+) {
+    let layouts = [layout(), layout()];
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(move || {
+        let lanes = all_lanes(1).map(|lane| Arc::new(Modelled { lane, loses }) as Arc<dyn Lane>);
+        let manager = Arc::new(TransferManager::over(Lanes::of(lanes, capacity)));
+        let handles = [0, 1].map(|i| manager.register(layouts[i].clone()).unwrap());
+        for (handle, seed) in handles.into_iter().zip([1, 2]) {
+            let pattern = FillPattern::Distinct { seed };
+            manager.fill(handle, &[0, 1, 2], pattern).unwrap();
+        }
+        body(manager, handles);
+    });
+}
+
+/// Block `block` of a layout.
+fn bytes(manager: &TransferManager, handle: LayoutHandle, block: usize) -> Vec<u8> {
+    let lease = manager.lease(handle, &[block], LeaseMode::Read).unwrap();
+    lease.block(block as u64).unwrap().to_vec()
+}
+
+fn copied(manager: &TransferManager, [from, to]: [LayoutHandle; 2], block: usize) -> bool {
+    bytes(manager, from, block) == bytes(manager, to, block)
+}
+
+fn is_in_use<T>(outcome: Result<T, TransferError>) -> bool {
+    match outcome {
+        Ok(_) => false,
+        Err(TransferError::LayoutInUse { leases: 1, .. }) => true,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// The start returns, the completion is dropped, and layouts are unregistered: refused while the flight is
+/// in the air, and granted only when its bytes have arrived. The end of the manager waits for it.
+#[test]
+fn a_flight_without_a_completion_lands_before_its_layouts_go() {
+    model(3, (1, false), |manager, handles| {
+        let [from, to] = handles;
+        let options = TransferOptions::new();
+        drop(
+            manager
+                .execute_transfer(from, &[1], to, &[1], options)
+                .unwrap(),
+        );
+        let layouts = handles.map(|handle| manager.layout(handle).unwrap());
+        let early = manager.unregister(to);
+        let landed = !is_in_use(early);
+        if landed {
+            // So the lease on the source has ended too, or is about to with the same cargo.
+            let again = manager.register(layouts[1].clone()).unwrap();
+            assert!(copied(&manager, [from, again], 1));
+        }
+        let ledger = Arc::clone(&manager.ledger);
+        drop(manager);
+        lock(&ledger).check_integrity();
+        drop(ledger);
+        let other = TransferManager::new();
+        let handles = layouts.map(|layout| other.register(layout).unwrap());
+        assert!(copied(&other, handles, 1));
+        assert!(!copied(&other, handles, 0));
+    });
+}
+
+/// What waits for the end finds the blocks free and the bytes there.
+#[test]
+fn blocks_are_free_when_the_completion_reports() {
+    model(3, (0, false), |manager, handles| {
+        let [from, to] = handles;
+        let options = TransferOptions::new();
+        let done = manager.execute_transfer(from, &[2], to, &[2], options);
+        assert_eq!(done.unwrap().wait().unwrap().bytes, 32);
+        for handle in handles {
+            drop(manager.lease(handle, &[2], LeaseMode::Write).unwrap());
+        }
+        assert!(copied(&manager, handles, 2));
+        for handle in handles {
+            manager.unregister(handle).unwrap();
+        }
+    });
+}
+
+/// A lane that loses a flight reports it, and frees the blocks first.
+#[test]
+fn a_flight_that_is_lost_reports_and_frees_its_blocks() {
+    model(3, (1, true), |manager, handles| {
+        let [from, to] = handles;
+        let options = TransferOptions::new();
+        let done = manager
+            .execute_transfer(from, &[0], to, &[0], options)
+            .unwrap();
+        assert!(matches!(done.wait(), Err(TransferError::Panicked)));
+        assert!(!copied(&manager, handles, 0));
+        for handle in handles {
+            manager.unregister(handle).unwrap();
+        }
+    });
+}
+
+/// Two threads start flights into a queue that has no room for both, and one of them drops its completion.
+#[test]
+fn starters_of_a_full_queue_are_all_let_in() {
+    model(2, (0, false), |manager, handles| {
+        let [from, to] = handles;
+        let start = move |manager: &TransferManager, block: usize| {
+            let options = TransferOptions::new();
+            manager.execute_transfer(from, &[block], to, &[block], options)
+        };
+        let other = {
+            let manager = Arc::clone(&manager);
+            loom::thread::spawn(move || drop(start(&manager, 0).unwrap()))
+        };
+        start(&manager, 1).unwrap().wait().unwrap();
+        assert!(copied(&manager, handles, 1));
+        other.join().unwrap();
+        let layouts = handles.map(|handle| manager.layout(handle).unwrap());
+        drop(manager);
+        let other = TransferManager::new();
+        let handles = layouts.map(|layout| other.register(layout).unwrap());
+        assert!(copied(&other, handles, 0) && copied(&other, handles, 1));
+    });
+}
