@@ -33,10 +33,9 @@ type ReadLanded<'l> = dyn FnMut(usize, Result<&[u8], MemoryError>) + 'l;
 /// Gets the index of each piece that has ended.
 type Landed<'l> = dyn FnMut(usize, Result<(), MemoryError>) + 'l;
 
-/// Bytes that neighbours are joined to, and that long pieces are cut to. From 256 KiB on it made no
-/// difference on a virtual disk. A multiple of that, and no more pages than a request of a block device
-/// has segments (254 with virtio, 127 with many NVMe drives and pages of 4 KiB each): a longer one is cut
-/// by the kernel, and io_uring then has a thread of the kernel submit it.
+/// Bytes that neighbours are joined to, and that long pieces are cut to. From 256 KiB on the length made no
+/// difference on a virtual disk. It has fewer pages of 4 KiB than a request of virtio has segments (254):
+/// the kernel cuts a longer request, and io_uring then leaves it to a thread of the kernel.
 const RUN_BYTES: usize = 512 << 10;
 
 /// A piece of a file to be read.
@@ -128,8 +127,8 @@ impl FileBatch {
     }
 
     /// # Safety
-    /// Until this returns or unwinds the spans of `pieces` stay mapped and initialised, nobody else
-    /// writes them, and nobody else reads those of a read or shares them between two pieces.
+    /// Until this returns or unwinds the spans of `pieces` stay mapped and initialised, nothing else
+    /// writes them, and nothing else reads those of a read, no other piece included.
     unsafe fn transfer(
         &self,
         file: &FileMemory,
@@ -430,7 +429,7 @@ impl<'a> Flight<'a> {
         }
         let first = self.errors.iter().position(|(of, _)| *of == piece);
         let outcome = first.map(|index| self.errors.swap_remove(index).1);
-        // Others of the same piece say no more than the first.
+        // Later errors of the same piece say no more than the first.
         self.errors.retain(|(of, _)| *of != piece);
         landed(piece, outcome.map_or(Ok(()), Err));
     }

@@ -242,7 +242,7 @@ fn nothing_is_in_flight_when_a_panic_of_the_listener_arrives() {
 }
 
 #[test]
-fn the_way_can_be_told() {
+fn a_batch_says_what_it_goes_through() {
     let threads = FileBatch::new(FileWay::Threads).io();
     assert!(matches!(threads, FileIo::Threads { .. }));
     assert_eq!(FileBatch::default().io(), FileIo::probe());
