@@ -35,7 +35,15 @@ const ARROWS: [(&str, &[&str]); 13] = [
         &["kvtile", "kvtile-bench", "kvtile-cli", "kvtile-demo"],
     ),
     ("kvtile-python", &["kvtile", "kvtile-cli"]),
-    ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
+    (
+        "kvtile-testkit",
+        &[
+            "kvtile-blocks",
+            "kvtile-layout",
+            "kvtile-tiers",
+            "kvtile-transfer",
+        ],
+    ),
     ("xtask", &[]),
 ];
 
