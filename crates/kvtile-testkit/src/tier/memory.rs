@@ -553,7 +553,7 @@ mod tests {
                 parent: None,
                 position: 0,
                 tenant: 0,
-                from: host.filled(&name),
+                from: host.filled(&name).1,
             }])
         };
         for key in &keys {

@@ -9,7 +9,7 @@ use kvtile_blocks::{
 use kvtile_testkit::{
     disk::SimulatedDisk,
     tier::{
-        MemoryTier,
+        MemoryTier, Misbehaving, TierFaults,
         conformance::{OpenTierAt, check_tier},
     },
 };
@@ -74,4 +74,53 @@ fn a_disk_keeps_the_contract_with_each_policy() {
         check_tier(0, &|| simulated(policy));
         check_tier(2, &|| simulated(policy));
     }
+}
+
+/// A memory tier that misbehaves in one way.
+fn misbehaving(faults: TierFaults) -> OpenTierAt {
+    let id = TierId::new(TierKind::Remote, "bad").unwrap();
+    Box::new(move |context: &TierContext| {
+        let inner = MemoryTier::new(id, 40, context).unwrap();
+        let tier = Misbehaving::new(Arc::new(inner), 1);
+        tier.set_faults(faults);
+        Arc::new(tier) as Arc<dyn Tier>
+    })
+}
+
+#[test]
+fn a_tier_that_could_misbehave_and_does_not_keeps_the_contract() {
+    check_tier(0, &|| misbehaving(TierFaults::default()));
+    check_tier(2, &|| misbehaving(TierFaults::default()));
+}
+
+/// The suite is worth what it finds.
+#[test]
+fn the_suite_finds_each_way_to_misbehave() {
+    let of = |set: fn(&mut TierFaults)| {
+        let mut faults = TierFaults::default();
+        set(&mut faults);
+        faults
+    };
+    let each = [
+        of(|faults| faults.slow = 2),
+        of(|faults| faults.no_answer = 3),
+        of(|faults| faults.lossy = 3),
+        of(|faults| faults.vanishing = 9),
+        of(|faults| faults.wrong_bytes = 9),
+        of(|faults| faults.read_error = 9),
+        of(|faults| faults.write_error = 9),
+        of(|faults| faults.sync_error = 1),
+        of(|faults| faults.denial = 9),
+        of(|faults| faults.wrong_count = 9),
+        of(|faults| faults.keeps_memory = 9),
+    ];
+    std::thread::scope(|scope| {
+        let checks = each.map(|faults| {
+            let check = move || check_tier(0, &|| misbehaving(faults));
+            (faults, scope.spawn(check))
+        });
+        for (faults, check) in checks {
+            assert!(check.join().is_err(), "the suite passes {faults:?}");
+        }
+    });
 }

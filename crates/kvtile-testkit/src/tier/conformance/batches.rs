@@ -173,7 +173,7 @@ fn work(hands: Hands<'_>, began: &Mutex<HashSet<Link>>, thread: u64) {
             6 => {
                 hands.tier.evict(numbers.index(6), Tick(0));
             }
-            _ => drop(hands.tier.sync().wait()),
+            _ => drop(super::ended(&hands.tier.sync())),
         }
     }
 }

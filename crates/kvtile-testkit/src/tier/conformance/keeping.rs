@@ -24,7 +24,7 @@ pub(super) const CHECKS: &[Check] = &[
 ];
 
 fn sync(rig: &Rig) {
-    let report = rig.tier().sync().wait();
+    let report = super::ended(&rig.tier().sync());
     assert!(report.failure.is_none() && report.lost == 0, "{report:?}");
 }
 

@@ -28,6 +28,8 @@ use kvtile_tiers::{
     },
 };
 
+use kvtile_transfer::completion::Completion;
+
 use super::{HostMemory, ReservedBlock, content as bytes_of};
 
 /// Opens a tier in one place; again once the tier before was dropped, and then with what outlived that one.
@@ -40,7 +42,7 @@ const HOST_BLOCKS: usize = 160;
 const ROOM: std::ops::RangeInclusive<u64> = 24..=96;
 
 /// How long a batch may take to end.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The group that every tier has.
 const GROUP: GroupId = GroupId(0);
@@ -217,7 +219,7 @@ impl Rig {
     /// Leading blocks that the tier has, by all of its answers.
     fn leading(&self, links: &[Link]) -> usize {
         let of = |hold: Option<Box<dyn Hold>>| hold.map_or(0, |hold| hold.blocks());
-        let asked = self.tier().ask(GROUP, &keys(links)).wait();
+        let asked = ended(&self.tier().ask(GROUP, &keys(links)));
         assert!(asked.failure.is_none(), "{asked:?}");
         let held = of(self.hold(links));
         assert_eq!(asked.leading, held, "asked and held");
@@ -297,7 +299,7 @@ impl Hands<'_> {
     /// memory by then.
     fn write(&self, links: &[Link]) -> Vec<Result<Wrote, NotWritten>> {
         let (reserved, blocks) = self.writes(links);
-        let report = self.tier.write(blocks).wait();
+        let report = ended(&self.tier.write(blocks));
         let let_go = reserved.iter().all(ReservedBlock::is_let_go);
         assert!(
             let_go,
@@ -310,7 +312,7 @@ impl Hands<'_> {
     /// The same for reads. What came is what was written, and has its checksum where the tier does not verify.
     fn read(&self, links: &[Link]) -> Vec<Result<(), TierMiss>> {
         let (reserved, blocks) = self.reads(links);
-        let report = self.tier.read(blocks).wait();
+        let report = ended(&self.tier.read(blocks));
         let let_go = reserved.iter().all(ReservedBlock::is_let_go);
         assert!(
             let_go,
@@ -332,6 +334,14 @@ impl Hands<'_> {
             Ok(())
         };
         ended.map(right).collect()
+    }
+}
+
+/// The end of a batch.
+fn ended<T: Clone>(completion: &Completion<T>) -> T {
+    match completion.wait_timeout(PATIENCE) {
+        Some(end) => end,
+        None => broken(format_args!("a batch did not end within {PATIENCE:?}")),
     }
 }
 

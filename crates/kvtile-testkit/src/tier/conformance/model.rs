@@ -55,7 +55,7 @@ fn random_operations(rig: &mut Rig) {
             }
             rig.check();
             let stats = rig.tier().stats();
-            assert_eq!(stats.present as usize, there.len());
+            assert_eq!(stats.present, there.len() as u64);
             let gone = stats.removed - removed_before;
             assert_eq!(gone, written - stats.present, "{stats:?}");
         }

@@ -83,7 +83,7 @@ fn leaves_from_the_end(rig: &mut Rig) {
     assert_eq!(left, capacity - 5);
     assert_eq!(is_whole(rig, &third), 5);
     let stats = rig.tier().stats();
-    assert_eq!(stats.present as usize, capacity, "{stats:?}");
+    assert_eq!(stats.present, capacity as u64, "{stats:?}");
     assert_eq!(stats.evicted_for_room, 5, "{stats:?}");
     rig.check();
 }
@@ -134,7 +134,7 @@ fn evictions_are_counted(rig: &mut Rig) {
     for left in (0..11).rev() {
         assert_eq!(rig.tier().evict(1, Tick(0)), 1);
         assert_eq!(is_whole(rig, &first) + is_whole(rig, &second), left);
-        assert_eq!(rig.tier().stats().present as usize, left);
+        assert_eq!(rig.tier().stats().present, left as u64);
     }
     assert_eq!(rig.tier().evict(3, Tick(0)), 0);
     assert_eq!(rig.clear(), 0);
