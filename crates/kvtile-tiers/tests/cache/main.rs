@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod bad_tier;
 mod bounds;
 mod chains;
 mod closing;
