@@ -13,6 +13,7 @@ mod chains;
 mod closing;
 mod common;
 mod crash;
+mod departures;
 mod durable;
 mod flow;
 mod hooked;
