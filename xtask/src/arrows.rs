@@ -42,7 +42,15 @@ const ARROWS: [(&str, &[&str]); 14] = [
         ],
     ),
     ("kvtile-python", &["kvtile", "kvtile-cli"]),
-    ("kvtile-testkit", &["kvtile-layout", "kvtile-tiers"]),
+    (
+        "kvtile-testkit",
+        &[
+            "kvtile-blocks",
+            "kvtile-layout",
+            "kvtile-tiers",
+            "kvtile-transfer",
+        ],
+    ),
     ("xtask", &[]),
 ];
 

@@ -5,7 +5,8 @@
 //! knows digits, strides, runs or plans, so that what it shares with the code under test is the
 //! language and the shape only.
 //!
-//! [`disk`] is a disk that tears, reorders, fills up and loses power, from a seed.
+//! [`disk`] is a disk that tears, reorders, fills up and loses power, from a seed. [`tier`] is the conformance
+//! suite of tiers, a right tier in memory, and one that breaks the contract from a seed.
 //!
 //! A development dependency: nothing that ships may depend on it. Tests that stand inside the
 //! layout crate's own sources cannot use it (they would see two copies of that crate's types);
@@ -18,6 +19,7 @@ mod error;
 pub mod generate;
 mod image;
 mod reference;
+pub mod tier;
 
 pub use copy::{NaivePair, NaiveRange, NaiveSelection, execute, naive_copy};
 pub use error::TestkitError;

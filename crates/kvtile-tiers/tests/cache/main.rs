@@ -7,11 +7,13 @@
     reason = "tests"
 )]
 
+mod bad_tier;
 mod bounds;
 mod chains;
 mod closing;
 mod common;
 mod crash;
+mod departures;
 mod durable;
 mod flow;
 mod hooked;

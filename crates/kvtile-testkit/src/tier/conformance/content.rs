@@ -1,0 +1,148 @@
+//! Blocks and what comes back of them.
+
+use kvtile_tiers::tier::{GroupId, NotWritten, Wrote};
+
+use super::{Check, GROUP, Rig, TENANT, chain, chain_of, keys};
+
+pub(super) const CHECKS: &[Check] = &[
+    (
+        "what was written comes back, each outcome at its place",
+        comes_back,
+    ),
+    ("an empty batch has no outcomes", empty_batches),
+    (
+        "a block that is in a batch twice is written once and read twice",
+        twice_in_a_batch,
+    ),
+    ("a block is written after its parent only", parents),
+    (
+        "blocks of another group are other blocks, or refused",
+        other_groups,
+    ),
+    ("a hold names parents and tenants", holds_know_their_blocks),
+    ("what it is does not change", it_stays_the_same),
+];
+
+fn comes_back(rig: &mut Rig) {
+    let links = chain(1, 8);
+    let absent = chain(2, 8);
+    rig.read_none(&links);
+    rig.write_new(&links);
+    for outcome in rig.write(&links) {
+        assert!(matches!(outcome, Ok(Wrote::Present)), "{outcome:?}");
+    }
+    assert_eq!(rig.tier().stats().present, 8);
+    // In an order that is not that of the chain, with absent blocks between.
+    let mut mixed = Vec::new();
+    for at in [5, 0, 7, 2, 1, 6, 4, 3] {
+        mixed.push(absent[at]);
+        mixed.push(links[at]);
+    }
+    for (at, outcome) in rig.read(&mixed).into_iter().enumerate() {
+        assert_eq!(outcome.is_ok(), at % 2 == 1, "{at}: {outcome:?}");
+    }
+    assert_eq!(rig.leading(&links), 8);
+    assert_eq!(rig.leading(&absent), 0);
+    assert_eq!(rig.leading(&[&links[..3], &absent[..1]].concat()), 3);
+    assert!(rig.find(&absent).is_none() && rig.hold(&absent).is_none());
+    // A chain that another one continues from its middle on.
+    let mut branch = chain(3, 8);
+    branch[4].parent = Some(links[3].name.key);
+    rig.write_new(&branch[4..]);
+    assert_eq!(rig.leading(&[&links[..4], &branch[4..]].concat()), 8);
+    rig.read_all(&branch[4..]);
+}
+
+fn empty_batches(rig: &mut Rig) {
+    assert!(rig.write(&[]).is_empty());
+    assert!(rig.read(&[]).is_empty());
+    assert_eq!(rig.leading(&[]), 0);
+    assert_eq!(rig.tier().forget(GROUP, &[]), 0);
+    assert!(rig.tier().durable(GROUP, &[]).is_empty());
+    rig.write_new(&chain(1, 2));
+    assert_eq!(rig.tier().evict(0, kvtile_blocks::Tick(0)), 0);
+    assert_eq!(rig.tier().stats().present, 2);
+}
+
+fn twice_in_a_batch(rig: &mut Rig) {
+    let links = chain(1, 3);
+    let batch = [links[0], links[0], links[1], links[0], links[1], links[2]];
+    let outcomes = rig.write(&batch);
+    let is_new = |outcome: &Result<Wrote, NotWritten>| matches!(outcome, Ok(Wrote::New));
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    let new: Vec<bool> = outcomes.iter().map(is_new).collect();
+    assert_eq!(new, [true, false, true, false, false, true]);
+    assert_eq!(rig.tier().stats().present, 3);
+    rig.read_all(&batch);
+}
+
+fn parents(rig: &mut Rig) {
+    let links = chain(1, 6);
+    let is_orphan =
+        |outcome: &Result<Wrote, NotWritten>| matches!(outcome, Err(NotWritten::NoParent));
+    let outcomes = rig.write(&links[1..]);
+    assert!(outcomes.iter().all(is_orphan), "{outcomes:?}");
+    assert_eq!(rig.tier().stats().present, 0);
+    rig.read_none(&links);
+    // Its parent comes behind it in the batch.
+    let outcomes = rig.write(&[links[1], links[0], links[2]]);
+    assert!(is_orphan(&outcomes[0]) && outcomes[1].is_ok() && is_orphan(&outcomes[2]));
+    assert_eq!(rig.leading(&links), 1);
+    // The block between two is missing.
+    let outcomes = rig.write(&[links[1], links[3], links[4]]);
+    assert!(outcomes[0].is_ok() && outcomes[1..].iter().all(is_orphan));
+    rig.write_new(&links[2..]);
+    rig.read_all(&links);
+}
+
+fn other_groups(rig: &mut Rig) {
+    let mine = chain(1, 3);
+    let other = GroupId(9);
+    let theirs = chain_of(other, 1, 3);
+    assert_eq!(keys(&mine), keys(&theirs));
+    rig.write_new(&mine);
+    rig.read_none(&theirs);
+    assert!(rig.tier().hold(other, &keys(&theirs)).is_none());
+    assert!(!rig.tier().has(other, &theirs[0].name.key));
+    assert_eq!(rig.tier().durable(other, &keys(&theirs)), [false; 3]);
+    let written = rig.write(&theirs).iter().all(Result::is_ok);
+    if written {
+        rig.read_all(&theirs);
+        assert_eq!(rig.tier().forget(other, &keys(&theirs)[2..]), 1);
+        rig.read_none(&theirs[2..]);
+    } else {
+        rig.read_none(&theirs);
+        assert_eq!(rig.tier().forget(other, &keys(&theirs)), 0);
+    }
+    rig.read_all(&mine);
+    assert_eq!(rig.leading(&mine), 3);
+}
+
+fn holds_know_their_blocks(rig: &mut Rig) {
+    let links = chain(1, 6);
+    rig.write_new(&links);
+    for mut hold in [rig.find(&links), rig.hold(&links)].into_iter().flatten() {
+        assert_eq!(hold.blocks(), 6);
+        let rest = hold.split_off(2);
+        assert_eq!((hold.blocks(), rest.blocks()), (2, 4));
+        for (at, link) in links.iter().enumerate() {
+            let (hold, at) = match at.checked_sub(2) {
+                None => (&hold, at),
+                Some(behind) => (&rest, behind),
+            };
+            assert_eq!(hold.parent(at), link.parent);
+            assert_eq!(hold.tenant(at), TENANT);
+        }
+    }
+    // From the middle on, without the blocks before.
+    let hold = rig.hold(&links[4..]);
+    assert_eq!(hold.map(|hold| hold.blocks()), Some(2));
+}
+
+fn it_stays_the_same(rig: &mut Rig) {
+    let (id, abilities) = (rig.tier().id(), rig.tier().abilities());
+    rig.write_new(&chain(1, 4));
+    rig.tier().maintain();
+    rig.reopen();
+    assert_eq!((rig.tier().id(), rig.tier().abilities()), (id, abilities));
+}

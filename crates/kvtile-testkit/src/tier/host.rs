@@ -1,0 +1,215 @@
+//! Host memory that tests lease to tiers: each lease has a place that tells when the tier has let go of it.
+
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use kvtile_layout::{
+    Shape, Unit, Word, broken,
+    identity::{LayoutIdentity, LogicalIdentity},
+};
+use kvtile_tiers::{
+    TierError,
+    tier::{BlockName, HostBlock, StoreIdentity},
+};
+use kvtile_transfer::{LayoutHandle, LeaseMode, PhysicalLayout, TransferManager};
+
+use crate::disk::Numbers;
+
+/// Blocks in memory start at multiples of this, for direct I/O.
+const ALIGNMENT: u64 = 4096;
+
+/// A few host blocks.
+pub struct HostMemory {
+    manager: TransferManager,
+    handle: LayoutHandle,
+    identity: StoreIdentity,
+    blocks: usize,
+    free: Arc<Mutex<Vec<usize>>>,
+}
+
+/// A block that is in use. It is free again when this is dropped and the tier has let go of it.
+pub struct ReservedBlock(Arc<Reserved>);
+
+struct Reserved {
+    block: usize,
+    free: Arc<Mutex<Vec<usize>>>,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        lock(&self.free).push(self.block);
+    }
+}
+
+impl std::fmt::Debug for ReservedBlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("ReservedBlock").field(&self.0.block).finish()
+    }
+}
+
+impl ReservedBlock {
+    /// Whether nothing but this holds the block.
+    #[must_use]
+    pub fn is_let_go(&self) -> bool {
+        Arc::strong_count(&self.0) == 1
+    }
+}
+
+fn lock(free: &Mutex<Vec<usize>>) -> MutexGuard<'_, Vec<usize>> {
+    free.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl std::fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("HostMemory")
+            .field("blocks", &self.blocks)
+            .finish_non_exhaustive()
+    }
+}
+
+impl HostMemory {
+    /// So many blocks of a small model.
+    ///
+    /// # Errors
+    /// No memory for them.
+    pub fn new(blocks: usize) -> Result<HostMemory, TierError> {
+        let unit = Unit::new("f32", 4, 1)?;
+        let shape = Shape::key_value(blocks as u64, 2, 4, 2, 8, &unit)?;
+        let word: Word = "BHLKNC".parse().map_err(kvtile_layout::LayoutError::from)?;
+        let layout = PhysicalLayout::builder()
+            .with_shape(shape.clone(), ALIGNMENT)
+            .layout(word)
+            .allocate_system()
+            .build()?;
+        let identity = StoreIdentity {
+            logical: LogicalIdentity::new("a-model", "main", &shape.with_num_blocks(1)?, None)?,
+            block_layout: LayoutIdentity::of_block(layout.strided()),
+            block_bytes: shape.block_bytes()?,
+        };
+        let manager = TransferManager::new();
+        let handle = manager.register(layout)?;
+        Ok(HostMemory {
+            manager,
+            handle,
+            identity,
+            blocks,
+            free: Arc::new(Mutex::new((0..blocks).rev().collect())),
+        })
+    }
+
+    /// What its blocks are.
+    #[must_use]
+    pub fn identity(&self) -> &StoreIdentity {
+        &self.identity
+    }
+
+    /// How many blocks it has.
+    #[must_use]
+    pub fn blocks(&self) -> usize {
+        self.blocks
+    }
+
+    /// Blocks that nothing holds.
+    #[must_use]
+    pub fn free_blocks(&self) -> usize {
+        lock(&self.free).len()
+    }
+
+    /// Waits until nothing holds a block, for at most so long. False where something still does.
+    #[must_use]
+    pub fn wait_until_free(&self, within: Duration) -> bool {
+        let start = Instant::now();
+        while self.free_blocks() < self.blocks {
+            if start.elapsed() > within {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        true
+    }
+
+    /// A block that is filled with zeroes, to read into.
+    #[must_use]
+    pub fn empty(&self) -> (ReservedBlock, HostBlock) {
+        let reserved = self.reserve();
+        let mut block = self.lend(&reserved, LeaseMode::Write);
+        self.bytes_of(&mut block).fill(0);
+        (reserved, block)
+    }
+
+    /// A block that holds what belongs to `name`, to write from.
+    #[must_use]
+    pub fn filled(&self, name: &BlockName) -> (ReservedBlock, HostBlock) {
+        let reserved = self.reserve();
+        let mut block = self.lend(&reserved, LeaseMode::Write);
+        let content = content(name, self.block_bytes());
+        self.bytes_of(&mut block).copy_from_slice(&content);
+        drop(block);
+        let block = self.lend(&reserved, LeaseMode::Read);
+        (reserved, block)
+    }
+
+    /// The bytes of a block that the tier has let go of.
+    #[must_use]
+    pub fn bytes(&self, reserved: &ReservedBlock) -> Vec<u8> {
+        let block = self.lend(reserved, LeaseMode::Read);
+        match block.bytes() {
+            Ok(bytes) => bytes.to_vec(),
+            Err(error) => broken(format_args!("{reserved:?}: {error}")),
+        }
+    }
+
+    /// Bytes of one block.
+    #[must_use]
+    pub fn block_bytes(&self) -> usize {
+        usize::try_from(self.identity.block_bytes).unwrap_or(usize::MAX)
+    }
+
+    fn bytes_of<'a>(&self, block: &'a mut HostBlock) -> &'a mut [u8] {
+        match block.bytes_mut() {
+            Ok(bytes) => bytes,
+            Err(error) => broken(format_args!("host memory that was just leased: {error}")),
+        }
+    }
+
+    fn reserve(&self) -> ReservedBlock {
+        let Some(block) = lock(&self.free).pop() else {
+            broken(format_args!("all {} host blocks are in use", self.blocks))
+        };
+        let free = Arc::clone(&self.free);
+        ReservedBlock(Arc::new(Reserved { block, free }))
+    }
+
+    fn lend(&self, reserved: &ReservedBlock, mode: LeaseMode) -> HostBlock {
+        let place: Arc<dyn Any + Send + Sync> = Arc::clone(&reserved.0) as _;
+        let lease = self.manager.lease(self.handle, &[reserved.0.block], mode);
+        let block = lease.map_err(TierError::from);
+        match block.and_then(|lease| HostBlock::new(lease, place)) {
+            Ok(block) => block,
+            Err(error) => broken(format_args!("{reserved:?} is not let go of: {error}")),
+        }
+    }
+}
+
+/// The bytes that belong to a block, different for each name and at each offset.
+#[must_use]
+pub fn content(name: &BlockName, bytes: usize) -> Vec<u8> {
+    let seed = name
+        .key
+        .as_bytes()
+        .iter()
+        .chain(&name.group.0.to_le_bytes())
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    let mut numbers = Numbers::new(seed);
+    let mut content: Vec<u8> = Vec::with_capacity(bytes + 8);
+    while content.len() < bytes {
+        content.extend(numbers.any().to_le_bytes());
+    }
+    content.truncate(bytes);
+    content
+}

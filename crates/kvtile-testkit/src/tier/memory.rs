@@ -1,0 +1,571 @@
+//! A small, right tier in the memory of the process: what the conformance suite and simulations compare with.
+//! It looks through all of its blocks for everything that it decides.
+
+use std::{
+    any::Any,
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use kvtile_blocks::{
+    BlockKey, Tick,
+    events::{EventLog, StoredBlock, TierId},
+    pool::{Claim, PinReport},
+};
+use kvtile_layout::broken;
+use kvtile_tiers::{
+    TierError,
+    cache::Clock,
+    tier::{
+        Abilities, Answers, BlockName, BlockRead, BlockWrite, Came, Gather, GroupId, Hold,
+        NotWritten, ReadReport, SyncReport, Tier, TierContext, TierMiss, TierStats, WriteReport,
+        Wrote,
+    },
+};
+use kvtile_transfer::completion::{Completer, Completion};
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// A tier in the memory of the process. It keeps blocks of any groups, evicts leaves that are not pinned, those
+/// that were used longest ago first, and does not verify what it returns. Only blocks of group 0 have events
+/// and are listed, since neither names a group.
+pub struct MemoryTier {
+    shared: Arc<Shared>,
+    /// Without one, batches are done in the calls.
+    thread: Option<(mpsc::Sender<Work>, JoinHandle<()>)>,
+}
+
+struct Shared {
+    id: TierId,
+    capacity: usize,
+    events: Arc<EventLog>,
+    clock: Arc<dyn Clock>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    blocks: HashMap<BlockName, MemoryBlock>,
+    /// Uses that there were.
+    uses: u64,
+    /// Pins with a deadline.
+    pins: HashMap<u64, PinReport>,
+    /// Blocks and pins that there ever were.
+    made: u64,
+    /// Blocks that were stored.
+    stored: u64,
+    evicted_for_room: u64,
+    removed: u64,
+    read_blocks: u32,
+    read_time: Duration,
+}
+
+struct MemoryBlock {
+    bytes: Vec<u8>,
+    checksum: u64,
+    parent: Option<BlockKey>,
+    tenant: u32,
+    /// The use that was its last one.
+    used: u64,
+    pins: usize,
+    /// No other block has the same, not even a later one of its name.
+    serial: u64,
+}
+
+/// Blocks that are pinned in a memory tier.
+struct MemoryHold {
+    shared: Arc<Shared>,
+    blocks: Vec<PinnedBlock>,
+    /// Its pin with a deadline, where it has one.
+    pin: Option<u64>,
+}
+
+struct PinnedBlock {
+    name: BlockName,
+    serial: u64,
+    parent: Option<BlockKey>,
+    tenant: u32,
+}
+
+impl fmt::Debug for MemoryTier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MemoryTier").field(&self.shared.id).finish()
+    }
+}
+
+impl fmt::Debug for MemoryHold {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("MemoryHold")
+            .field(&self.blocks.len())
+            .finish()
+    }
+}
+
+impl MemoryTier {
+    /// With room for so many blocks. With threads of the context it has one of its own, and batches end later
+    /// than the calls; without, they end in them.
+    ///
+    /// # Errors
+    /// A thread that the system does not give.
+    pub fn new(
+        id: TierId,
+        capacity: usize,
+        context: &TierContext,
+    ) -> Result<MemoryTier, std::io::Error> {
+        let shared = Arc::new(Shared {
+            id,
+            capacity,
+            events: Arc::clone(&context.events),
+            clock: Arc::clone(&context.clock),
+            state: Mutex::default(),
+        });
+        let start = || {
+            let (sender, work) = mpsc::channel::<Work>();
+            let thread = std::thread::Builder::new().name("memory-tier".to_owned());
+            let serve = move || work.into_iter().for_each(|work| work());
+            thread.spawn(serve).map(|thread| (sender, thread))
+        };
+        let thread = match context.threads {
+            0 => None,
+            _ => Some(start()?),
+        };
+        Ok(MemoryTier { shared, thread })
+    }
+
+    fn run(&self, work: impl FnOnce() + Send + 'static) {
+        match &self.thread {
+            None => work(),
+            Some((sender, _)) => {
+                let sent = sender.send(Box::new(work));
+                assert!(sent.is_ok(), "the thread of a memory tier has ended");
+            }
+        }
+    }
+}
+
+impl Drop for MemoryTier {
+    /// The thread does what was handed to it, and ends.
+    fn drop(&mut self) {
+        if let Some((sender, thread)) = self.thread.take() {
+            drop(sender);
+            // What panicked there has ended its batch.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hold_of(
+        self: &Arc<Self>,
+        state: &mut State,
+        (group, keys): (GroupId, &[BlockKey]),
+        claim: Option<&Claim>,
+    ) -> Option<Box<dyn Hold>> {
+        let mut blocks = Vec::new();
+        for &key in keys {
+            let name = BlockName { group, key };
+            let Some(block) = state.blocks.get_mut(&name) else {
+                break;
+            };
+            block.pins += 1;
+            if claim.is_some() {
+                state.uses += 1;
+                block.used = state.uses;
+            }
+            blocks.push(PinnedBlock {
+                name,
+                serial: block.serial,
+                parent: block.parent,
+                tenant: block.tenant,
+            });
+        }
+        if blocks.is_empty() {
+            return None;
+        }
+        let deadline = claim.and_then(|claim| claim.deadline.map(|deadline| (claim, deadline)));
+        let pin = deadline.map(|(claim, deadline)| {
+            state.made += 1;
+            let report = PinReport {
+                owner: claim.owner,
+                deadline,
+                blocks: blocks.len(),
+                since: claim.now,
+            };
+            state.pins.insert(state.made, report);
+            state.made
+        });
+        Some(Box::new(MemoryHold {
+            shared: Arc::clone(self),
+            blocks,
+            pin,
+        }))
+    }
+
+    fn remove(&self, state: &mut State, name: &BlockName) -> bool {
+        let was_there = state.blocks.remove(name).is_some();
+        if was_there && name.group == GroupId(0) {
+            self.events.removed(self.id, &[name.key]);
+        }
+        was_there
+    }
+
+    /// Gives up the leaf that was used longest ago, is not pinned, and not one of `kept`.
+    fn evict_one(&self, state: &mut State, kept: &HashSet<BlockName>) -> bool {
+        let parents: HashSet<BlockName> = state
+            .blocks
+            .iter()
+            .filter_map(|(name, block)| block.parent.map(|key| BlockName { key, ..*name }))
+            .collect();
+        let leaves = state.blocks.iter().filter(|(name, block)| {
+            block.pins == 0 && !parents.contains(name) && !kept.contains(name)
+        });
+        let oldest = leaves.min_by_key(|(name, block)| (block.used, **name));
+        let Some(name) = oldest.map(|(name, _)| *name) else {
+            return false;
+        };
+        self.remove(state, &name)
+    }
+
+    fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Result<Wrote, NotWritten>> {
+        let mut state = self.lock();
+        // What this batch stands on or has written is not evicted for the rest of it.
+        let mut kept = HashSet::new();
+        let mut without_room = HashSet::new();
+        let mut outcomes = Vec::with_capacity(blocks.len());
+        for block in blocks {
+            let outcome = self.write_one(&mut state, block, (&mut kept, &without_room));
+            if matches!(outcome, Err(NotWritten::NoRoom)) {
+                without_room.insert(block.name);
+            }
+            outcomes.push(outcome);
+        }
+        outcomes
+    }
+
+    fn write_one(
+        &self,
+        state: &mut State,
+        block: &BlockWrite,
+        (kept, without_room): (&mut HashSet<BlockName>, &HashSet<BlockName>),
+    ) -> Result<Wrote, NotWritten> {
+        let name = block.name;
+        if state.blocks.contains_key(&name) {
+            kept.insert(name);
+            return Ok(Wrote::Present);
+        }
+        if let Some(key) = block.parent {
+            let parent = BlockName { key, ..name };
+            if without_room.contains(&parent) {
+                return Err(NotWritten::NoRoom);
+            }
+            if !state.blocks.contains_key(&parent) {
+                return Err(NotWritten::NoParent);
+            }
+            kept.insert(parent);
+        }
+        let bytes = block.from.bytes();
+        let bytes = bytes.map_err(|error| NotWritten::Failed(error.into()))?;
+        let bytes = bytes.to_vec();
+        let checksum = block.checksum().map_err(NotWritten::Failed)?;
+        while state.blocks.len() >= self.capacity {
+            if !self.evict_one(state, kept) {
+                return Err(NotWritten::NoRoom);
+            }
+            state.evicted_for_room += 1;
+        }
+        state.uses += 1;
+        state.made += 1;
+        state.stored += 1;
+        let stored = MemoryBlock {
+            bytes,
+            checksum,
+            parent: block.parent,
+            tenant: block.tenant,
+            used: state.uses,
+            pins: 0,
+            serial: state.made,
+        };
+        state.blocks.insert(name, stored);
+        kept.insert(name);
+        if name.group == GroupId(0) {
+            self.events.stored(self.id, block.parent, &[name.key]);
+        }
+        Ok(Wrote::New)
+    }
+
+    fn read_one(&self, mut block: BlockRead) -> Result<Came, TierMiss> {
+        let state = self.lock();
+        let Some(kept) = state.blocks.get(&block.name) else {
+            return Err(TierMiss::Absent);
+        };
+        let into = block.into.bytes_mut();
+        let into = into.map_err(|error| TierMiss::Failed(error.into()))?;
+        assert_eq!(into.len(), kept.bytes.len(), "bytes of a block");
+        into.copy_from_slice(&kept.bytes);
+        Ok(Came {
+            checksum: Some(kept.checksum),
+        })
+    }
+}
+
+impl Tier for MemoryTier {
+    fn id(&self) -> TierId {
+        self.shared.id
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            is_bounded: true,
+            evicts: true,
+            is_durable: false,
+            is_shared: false,
+            verifies: false,
+            answers: Answers::AtOnce,
+        }
+    }
+
+    fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>> {
+        let mut state = self.shared.lock();
+        self.shared.hold_of(&mut state, (group, keys), Some(claim))
+    }
+
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
+        let mut state = self.shared.lock();
+        self.shared.hold_of(&mut state, (group, keys), None)
+    }
+
+    fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
+        let lost = || Err(TierMiss::Failed(PANICKED));
+        let (completion, part) = Gather::begin(blocks.len(), lost, |blocks, elapsed| ReadReport {
+            blocks: blocks.into(),
+            elapsed,
+        });
+        let shared = Arc::clone(&self.shared);
+        self.run(move || {
+            let start = shared.clock.now();
+            let outcomes: Vec<Result<Came, TierMiss>> = blocks
+                .into_iter()
+                .map(|block| shared.read_one(block))
+                .collect();
+            let elapsed = shared.clock.now().saturating_sub(start);
+            let came = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
+            let mut state = shared.lock();
+            let came = u32::try_from(came).unwrap_or(u32::MAX);
+            state.read_blocks = state.read_blocks.saturating_add(came);
+            state.read_time += elapsed;
+            drop(state);
+            part.end(outcomes, elapsed);
+        });
+        completion
+    }
+
+    fn write(&self, blocks: Vec<BlockWrite>) -> Completion<WriteReport> {
+        let lost = || Err(NotWritten::Failed(PANICKED));
+        let (completion, part) = Gather::begin(blocks.len(), lost, |blocks, elapsed| WriteReport {
+            blocks: blocks.into(),
+            elapsed,
+        });
+        let shared = Arc::clone(&self.shared);
+        self.run(move || {
+            let start = shared.clock.now();
+            let outcomes = shared.write_all(&blocks);
+            drop(blocks);
+            part.end(outcomes, shared.clock.now().saturating_sub(start));
+        });
+        completion
+    }
+
+    fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        let mut state = self.shared.lock();
+        let mut removed = 0;
+        for &key in keys {
+            let name = BlockName { group, key };
+            removed += usize::from(self.shared.remove(&mut state, &name));
+        }
+        state.removed += removed as u64;
+        removed
+    }
+
+    fn evict(&self, blocks: usize, _now: Tick) -> usize {
+        let mut state = self.shared.lock();
+        let mut evicted = 0;
+        while evicted < blocks && self.shared.evict_one(&mut state, &HashSet::new()) {
+            evicted += 1;
+        }
+        state.removed += evicted as u64;
+        evicted
+    }
+
+    fn clear(&self, now: Tick) -> usize {
+        self.evict(usize::MAX, now)
+    }
+
+    fn sync(&self) -> Completion<SyncReport> {
+        let completer = Completer::new(0, 0);
+        let completion = completer.completion();
+        self.run(move || completer.finish(SyncReport::default()));
+        completion
+    }
+
+    fn durable(&self, _group: GroupId, keys: &[BlockKey]) -> Vec<bool> {
+        vec![false; keys.len()]
+    }
+
+    fn stats(&self) -> TierStats {
+        let state = self.shared.lock();
+        let mut stats = TierStats::default();
+        stats.present = state.blocks.len() as u64;
+        stats.capacity = self.shared.capacity as u64;
+        stats.evicted_for_room = state.evicted_for_room;
+        stats.removed = state.removed;
+        stats
+    }
+
+    fn estimate(&self, blocks: usize) -> Option<Duration> {
+        let state = self.shared.lock();
+        let one = state.read_time.checked_div(state.read_blocks)?;
+        Some(one.saturating_mul(u32::try_from(blocks).unwrap_or(u32::MAX)))
+    }
+
+    fn list(&self, blocks: &mut Vec<StoredBlock>) {
+        let state = self.shared.lock();
+        let listed = state.blocks.iter();
+        let listed = listed.filter(|(name, _)| name.group == GroupId(0));
+        blocks.extend(listed.map(|(name, block)| StoredBlock {
+            tier: self.shared.id,
+            key: name.key,
+            parent: block.parent,
+        }));
+    }
+
+    fn overdue(&self, now: Tick) -> Vec<PinReport> {
+        let state = self.shared.lock();
+        let mut overdue: Vec<PinReport> = state.pins.values().copied().collect();
+        overdue.retain(|pin| pin.deadline < now);
+        overdue.sort_by_key(|pin| (pin.deadline, pin.owner));
+        overdue
+    }
+
+    fn check_integrity(&self) {
+        let state = self.shared.lock();
+        let left = state.evicted_for_room + state.removed;
+        assert_eq!(state.stored, left + state.blocks.len() as u64, "stored");
+        assert!(
+            state.blocks.len() <= self.shared.capacity,
+            "too many blocks"
+        );
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+const PANICKED: TierError = TierError::Panicked {
+    what: "a batch of a memory tier",
+};
+
+impl Hold for MemoryHold {
+    fn blocks(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn parent(&self, index: usize) -> Option<BlockKey> {
+        self.block(index).parent
+    }
+
+    fn tenant(&self, index: usize) -> u32 {
+        self.block(index).tenant
+    }
+
+    fn split_off(&mut self, at: usize) -> Box<dyn Hold> {
+        Box::new(MemoryHold {
+            shared: Arc::clone(&self.shared),
+            blocks: self.blocks.split_off(at),
+            pin: self.pin,
+        })
+    }
+}
+
+impl MemoryHold {
+    fn block(&self, index: usize) -> &PinnedBlock {
+        let Some(block) = self.blocks.get(index) else {
+            broken(format_args!("block {index} of {}", self.blocks.len()))
+        };
+        block
+    }
+}
+
+impl Drop for MemoryHold {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        for pinned in &self.blocks {
+            // One that was forgotten meanwhile may be there again, and is another one then.
+            if let Some(block) = state.blocks.get_mut(&pinned.name)
+                && block.serial == pinned.serial
+            {
+                block.pins -= 1;
+            }
+        }
+        let Some(number) = self.pin else {
+            return;
+        };
+        if let Some(pin) = state.pins.get_mut(&number) {
+            pin.blocks -= self.blocks.len();
+            if pin.blocks == 0 {
+                state.pins.remove(&number);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tier::HostMemory;
+    use kvtile_tiers::cache::SystemClock;
+
+    #[test]
+    fn the_leaf_that_was_used_longest_ago_goes_first_and_a_hold_is_no_use() {
+        let host = HostMemory::new(4).unwrap();
+        let context = TierContext {
+            identity: host.identity().clone(),
+            events: Arc::new(EventLog::new(8.try_into().unwrap()).unwrap()),
+            clock: Arc::new(SystemClock::default()),
+            threads: 0,
+        };
+        let tier = MemoryTier::new(TierId::DISK, 3, &context).unwrap();
+        let keys: Vec<BlockKey> = (1..4).map(|n| BlockKey::from_bytes([n; 16])).collect();
+        let write = |key: &BlockKey| {
+            let name = BlockName {
+                group: GroupId(0),
+                key: *key,
+            };
+            tier.write(vec![BlockWrite {
+                name,
+                parent: None,
+                position: 0,
+                tenant: 0,
+                from: host.filled(&name).1,
+            }])
+        };
+        for key in &keys {
+            assert!(write(key).wait().blocks[0].is_ok());
+        }
+        drop(tier.find(GroupId(0), &keys[..1], &Claim::default()));
+        drop(tier.hold(GroupId(0), &keys[1..2]));
+        assert_eq!(tier.evict(1, Tick(0)), 1);
+        let there: Vec<bool> = keys.iter().map(|key| tier.has(GroupId(0), key)).collect();
+        assert_eq!(there, [true, false, true]);
+        assert_eq!(tier.evict(1, Tick(0)), 1);
+        assert!(tier.has(GroupId(0), &keys[0]));
+        tier.check_integrity();
+    }
+}

@@ -1,0 +1,492 @@
+//! A tier that breaks its contract on purpose, from a seed: around any other tier.
+
+use std::{
+    any::Any,
+    collections::{HashMap, HashSet},
+    fmt, mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use kvtile_blocks::{
+    BlockKey, Tick,
+    events::{StoredBlock, TierId},
+    pool::{Claim, PinReport},
+};
+use kvtile_tiers::{
+    TierError,
+    tier::{
+        Abilities, Answer, BlockName, BlockRead, BlockWrite, Came, GroupId, Hold, NotWritten,
+        ReadReport, SyncReport, Tier, TierMiss, TierStats, WriteReport, Wrote,
+    },
+};
+use kvtile_transfer::completion::{Completer, Completion};
+
+use super::serving::{Copied, Served};
+use crate::disk::Numbers;
+
+/// How often a tier misbehaves in each way: once in so many calls, or blocks; never where it is 0.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TierFaults {
+    /// A batch ends only some calls later.
+    pub slow: u64,
+    /// A batch does not end before it is released.
+    pub no_answer: u64,
+    /// The blocks of a batch from some block on are said to be written, and are not.
+    pub lossy: u64,
+    /// A block that is read is absent from then on, and no event says so.
+    pub vanishing: u64,
+    /// A block comes with wrong bytes: one bit flipped, half of another block, all of it, or no checksum.
+    pub wrong_bytes: u64,
+    /// A read of a block fails.
+    pub read_error: u64,
+    /// A write of a block fails.
+    pub write_error: u64,
+    /// A sync fails.
+    pub sync_error: u64,
+    /// Lookups say that the tier has nothing.
+    pub denial: u64,
+    /// A batch ends with one outcome more than blocks, or one fewer.
+    pub wrong_count: u64,
+    /// Host memory is kept after the batch has ended, until it is released.
+    pub keeps_memory: u64,
+}
+
+impl TierFaults {
+    /// Every way, once in `of` times.
+    #[must_use]
+    pub fn all(of: u64) -> TierFaults {
+        TierFaults {
+            slow: of,
+            no_answer: of,
+            lossy: of,
+            vanishing: of,
+            wrong_bytes: of,
+            read_error: of,
+            write_error: of,
+            sync_error: of,
+            denial: of,
+            wrong_count: of,
+            keeps_memory: of,
+        }
+    }
+}
+
+/// A tier around another one that breaks the contract. It waits for the other one in its calls, and keeps a copy
+/// of all that was written, of which it makes wrong bytes. What was in the other tier before has no checksum.
+pub struct Misbehaving {
+    inner: Arc<dyn Tier>,
+    /// Calls that there were.
+    calls: AtomicU64,
+    state: Mutex<State>,
+}
+
+struct State {
+    numbers: Numbers,
+    faults: TierFaults,
+    copies: HashMap<BlockName, Copied>,
+    /// Blocks that cannot be found any more although the other tier has them.
+    vanished: HashSet<BlockName>,
+    kept: Vec<Kept>,
+}
+
+/// What it keeps for later.
+struct Kept {
+    /// The call at which it is done, where it is not to be released.
+    due: Option<u64>,
+    batch: Batch,
+}
+
+enum Batch {
+    Read(Vec<BlockRead>, Completer<ReadReport>),
+    Write(Vec<BlockWrite>, Completer<WriteReport>),
+    Sync(Completer<SyncReport>),
+    /// Of a batch that has ended.
+    Reads(#[expect(dead_code, reason = "held, not read")] Vec<BlockRead>),
+    /// Of a batch that has ended.
+    Writes(#[expect(dead_code, reason = "held, not read")] Vec<BlockWrite>),
+}
+
+impl fmt::Debug for Misbehaving {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Misbehaving").field(&self.inner).finish()
+    }
+}
+
+impl Misbehaving {
+    /// Around `inner`, from a seed. It does nothing wrong yet.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Tier>, seed: u64) -> Misbehaving {
+        Misbehaving {
+            inner,
+            calls: AtomicU64::new(0),
+            state: Mutex::new(State {
+                numbers: Numbers::new(seed),
+                faults: TierFaults::default(),
+                copies: HashMap::new(),
+                vanished: HashSet::new(),
+                kept: Vec::new(),
+            }),
+        }
+    }
+
+    /// How it misbehaves from now on.
+    pub fn set_faults(&self, faults: TierFaults) {
+        self.lock().faults = faults;
+    }
+
+    /// Batches that have not ended, and those whose memory it keeps.
+    #[must_use]
+    pub fn kept(&self) -> usize {
+        self.lock().kept.len()
+    }
+
+    /// Ends one of the batches that it keeps, or lets go of its memory, whichever `numbers` say. False where it
+    /// keeps none.
+    pub fn release_one(&self, numbers: &mut Numbers) -> bool {
+        let mut state = self.lock();
+        if state.kept.is_empty() {
+            return false;
+        }
+        let at = numbers.index(state.kept.len());
+        let kept = state.kept.swap_remove(at);
+        drop(state);
+        self.end(kept.batch);
+        true
+    }
+
+    /// The same for all of them.
+    pub fn release_all(&self) {
+        let kept = mem::take(&mut self.lock().kept);
+        for kept in kept {
+            self.end(kept.batch);
+        }
+    }
+
+    /// The tier inside.
+    #[must_use]
+    pub fn inner(&self) -> &Arc<dyn Tier> {
+        &self.inner
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a fault happens now that does so once in so many times.
+    fn happens(&self, of: impl Fn(&TierFaults) -> u64) -> bool {
+        let mut state = self.lock();
+        let of = of(&state.faults);
+        state.numbers.once_in(of)
+    }
+
+    /// A call begins: what is slow may end.
+    fn call(&self) {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        let mut state = self.lock();
+        let is_due = |kept: &mut Kept| kept.due.is_some_and(|due| due <= call);
+        let due: Vec<Kept> = state.kept.extract_if(.., is_due).collect();
+        drop(state);
+        for kept in due {
+            self.end(kept.batch);
+        }
+    }
+
+    /// Ends a batch now, later, or when it is released.
+    fn begin(&self, batch: Batch) {
+        let due = if self.happens(|faults| faults.no_answer) {
+            None
+        } else if self.happens(|faults| faults.slow) {
+            let calls = self.calls.load(Ordering::Relaxed);
+            Some(calls + self.lock().numbers.below(12))
+        } else {
+            self.end(batch);
+            return;
+        };
+        self.lock().kept.push(Kept { due, batch });
+    }
+
+    fn end(&self, batch: Batch) {
+        match batch {
+            Batch::Read(blocks, completer) => completer.finish(self.read_now(blocks)),
+            Batch::Write(blocks, completer) => completer.finish(self.write_now(blocks)),
+            Batch::Sync(completer) => completer.finish(self.sync_now()),
+            Batch::Reads(_) | Batch::Writes(_) => {}
+        }
+    }
+
+    fn keep(&self, batch: Batch) {
+        self.lock().kept.push(Kept { due: None, batch });
+    }
+
+    fn read_now(&self, mut blocks: Vec<BlockRead>) -> ReadReport {
+        let mut outcomes: Vec<Result<Came, TierMiss>> = Vec::with_capacity(blocks.len());
+        if self.happens(|faults| faults.keeps_memory) {
+            let state = self.lock();
+            for block in &mut blocks {
+                outcomes.push(match state.copies.get(&block.name) {
+                    Some(copy) => copy.serve(&mut block.into, Served::Right),
+                    None => Err(TierMiss::Absent),
+                });
+            }
+            drop(state);
+            self.keep(Batch::Reads(blocks));
+        } else {
+            // What it does not answer itself, the other tier does.
+            let mut passed = Vec::new();
+            for mut block in blocks {
+                match self.own_answer(&mut block) {
+                    Some(outcome) => outcomes.push(outcome),
+                    None => {
+                        let at = outcomes.len();
+                        passed.push((at, block));
+                        outcomes.push(Err(TierMiss::Absent));
+                    }
+                }
+            }
+            let (places, passed): (Vec<usize>, Vec<BlockRead>) = passed.into_iter().unzip();
+            let names: Vec<BlockName> = passed.iter().map(|block| block.name).collect();
+            let report = self.inner.read(passed).wait();
+            let state = self.lock();
+            let ended = places.into_iter().zip(names).zip(report.blocks.iter());
+            for ((at, name), outcome) in ended {
+                let checksum = state.copies.get(&name).map(|copy| copy.checksum);
+                let with_checksum = outcome.clone().map(|came| Came {
+                    checksum: came.checksum.or(checksum),
+                });
+                if let Some(one) = outcomes.get_mut(at) {
+                    *one = with_checksum;
+                }
+            }
+        }
+        if self.happens(|faults| faults.wrong_count) {
+            match self.lock().numbers.once_in(2) {
+                true => drop(outcomes.pop()),
+                false => outcomes.push(Ok(Came::default())),
+            }
+        }
+        ReadReport {
+            blocks: outcomes.into(),
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    /// The outcome of a read that the other tier is not to answer.
+    fn own_answer(&self, block: &mut BlockRead) -> Option<Result<Came, TierMiss>> {
+        let name = block.name;
+        if self.happens(|faults| faults.read_error) {
+            return Some(Err(TierMiss::Failed(failure("read"))));
+        }
+        if self.happens(|faults| faults.vanishing) {
+            self.lock().vanished.insert(name);
+        }
+        let mut state = self.lock();
+        if state.vanished.contains(&name) {
+            return Some(Err(TierMiss::Absent));
+        }
+        let of = state.faults.wrong_bytes;
+        if !state.numbers.once_in(of) {
+            return None;
+        }
+        let other = state.copies.iter().find(|(other, _)| **other != name);
+        let other = other.map(|(_, copy)| copy.clone());
+        let how = Served::wrong(&mut state.numbers, other);
+        let copy = state.copies.get(&name)?;
+        Some(copy.serve(&mut block.into, how))
+    }
+
+    fn write_now(&self, mut blocks: Vec<BlockWrite>) -> WriteReport {
+        let wanted = blocks.len();
+        let mut outcomes: Vec<Result<Wrote, NotWritten>> = Vec::with_capacity(wanted);
+        let keeps_memory = self.happens(|faults| faults.keeps_memory);
+        let lost = match self.happens(|faults| faults.lossy) {
+            true => self.lock().numbers.index(wanted),
+            false => wanted,
+        };
+        if keeps_memory {
+            // The other tier is not to have memory that this one keeps.
+            outcomes.extend((0..wanted).map(|_| Ok(Wrote::New)));
+            self.keep(Batch::Writes(blocks));
+        } else {
+            blocks.truncate(lost);
+            let mut failed = HashSet::new();
+            let mut state = self.lock();
+            for block in &blocks {
+                let of = state.faults.write_error;
+                if state.numbers.once_in(of) {
+                    failed.insert(block.name);
+                } else if let Some(copy) = Copied::of(block) {
+                    state.copies.insert(block.name, copy);
+                }
+            }
+            drop(state);
+            let names: Vec<BlockName> = blocks.iter().map(|block| block.name).collect();
+            blocks.retain(|block| !failed.contains(&block.name));
+            let report = self.inner.write(blocks).wait();
+            let mut passed = report.blocks.iter();
+            for name in names {
+                outcomes.push(match failed.contains(&name) {
+                    true => Err(NotWritten::Failed(failure("write"))),
+                    false => self.wrote(&name, passed.next()),
+                });
+            }
+            outcomes.extend((lost..wanted).map(|_| Ok(Wrote::New)));
+        }
+        if self.happens(|faults| faults.wrong_count) {
+            match self.lock().numbers.once_in(2) {
+                true => drop(outcomes.pop()),
+                false => outcomes.push(Ok(Wrote::New)),
+            }
+        }
+        WriteReport {
+            blocks: outcomes.into(),
+            elapsed: Duration::ZERO,
+        }
+    }
+
+    /// What the other tier has now can be found again.
+    fn wrote(
+        &self,
+        name: &BlockName,
+        outcome: Option<&Result<Wrote, NotWritten>>,
+    ) -> Result<Wrote, NotWritten> {
+        match outcome {
+            Some(Ok(wrote)) => match self.lock().vanished.remove(name) {
+                true => Ok(Wrote::New),
+                false => Ok(*wrote),
+            },
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(NotWritten::Failed(failure("write"))),
+        }
+    }
+
+    fn sync_now(&self) -> SyncReport {
+        match self.happens(|faults| faults.sync_error) {
+            true => SyncReport {
+                lost: 0,
+                failure: Some(failure("sync")),
+            },
+            false => self.inner.sync().wait(),
+        }
+    }
+
+    /// Leading blocks that have not vanished.
+    fn leading(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        if self.happens(|faults| faults.denial) {
+            return 0;
+        }
+        let state = self.lock();
+        let has = |key: &&BlockKey| !state.vanished.contains(&BlockName { group, key: **key });
+        keys.iter().take_while(has).count()
+    }
+}
+
+fn failure(operation: &'static str) -> TierError {
+    TierError::Panicked { what: operation }
+}
+
+impl Tier for Misbehaving {
+    fn id(&self) -> TierId {
+        self.inner.id()
+    }
+
+    fn abilities(&self) -> Abilities {
+        Abilities {
+            verifies: false,
+            ..self.inner.abilities()
+        }
+    }
+
+    fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>> {
+        self.call();
+        let (keys, _) = keys.split_at(self.leading(group, keys));
+        self.inner.find(group, keys, claim)
+    }
+
+    fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
+        self.call();
+        let (keys, _) = keys.split_at(self.leading(group, keys));
+        self.inner.hold(group, keys)
+    }
+
+    fn ask(&self, group: GroupId, keys: &[BlockKey]) -> Completion<Answer> {
+        self.call();
+        let (keys, _) = keys.split_at(self.leading(group, keys));
+        self.inner.ask(group, keys)
+    }
+
+    fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport> {
+        self.call();
+        let completer = Completer::new(0, 0);
+        let completion = completer.completion();
+        self.begin(Batch::Read(blocks, completer));
+        completion
+    }
+
+    fn write(&self, blocks: Vec<BlockWrite>) -> Completion<WriteReport> {
+        self.call();
+        let completer = Completer::new(0, 0);
+        let completion = completer.completion();
+        self.begin(Batch::Write(blocks, completer));
+        completion
+    }
+
+    fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize {
+        self.call();
+        self.inner.forget(group, keys)
+    }
+
+    fn evict(&self, blocks: usize, now: Tick) -> usize {
+        self.call();
+        self.inner.evict(blocks, now)
+    }
+
+    fn clear(&self, now: Tick) -> usize {
+        self.call();
+        self.inner.clear(now)
+    }
+
+    fn sync(&self) -> Completion<SyncReport> {
+        self.call();
+        let completer = Completer::new(0, 0);
+        let completion = completer.completion();
+        self.begin(Batch::Sync(completer));
+        completion
+    }
+
+    fn durable(&self, group: GroupId, keys: &[BlockKey]) -> Vec<bool> {
+        self.inner.durable(group, keys)
+    }
+
+    fn stats(&self) -> TierStats {
+        self.inner.stats()
+    }
+
+    fn estimate(&self, blocks: usize) -> Option<Duration> {
+        self.inner.estimate(blocks)
+    }
+
+    fn list(&self, blocks: &mut Vec<StoredBlock>) {
+        self.inner.list(blocks);
+    }
+
+    fn overdue(&self, now: Tick) -> Vec<PinReport> {
+        self.inner.overdue(now)
+    }
+
+    fn maintain(&self) {
+        self.call();
+        self.inner.maintain();
+    }
+
+    fn check_integrity(&self) {
+        self.inner.check_integrity();
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

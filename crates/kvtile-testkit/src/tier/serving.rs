@@ -1,0 +1,83 @@
+//! Copies of what was written to a misbehaving tier, and the right and wrong bytes that it serves of them.
+
+use kvtile_tiers::tier::{BlockWrite, Came, HostBlock, TierMiss};
+
+use crate::disk::Numbers;
+
+/// A block as it was written.
+#[derive(Clone, Debug)]
+pub(super) struct Copied {
+    bytes: Vec<u8>,
+    pub(super) checksum: u64,
+}
+
+/// What is served instead of a block.
+pub(super) enum Served {
+    /// The block.
+    Right,
+    /// The block with one bit flipped.
+    Flipped(u64),
+    /// The first half of the block and the second one of another, with the block's own checksum.
+    Torn(Copied),
+    /// Another block with its checksum.
+    Another(Copied),
+    /// The block with one bit flipped, without a checksum.
+    WithoutChecksum(u64),
+}
+
+impl Served {
+    /// Wrong bytes of some kind; `other` is another block, where there is one.
+    pub(super) fn wrong(numbers: &mut Numbers, other: Option<Copied>) -> Served {
+        let bit = numbers.any();
+        match (numbers.below(4), other) {
+            (0, Some(other)) => Served::Torn(other),
+            (1, Some(other)) => Served::Another(other),
+            (2, _) => Served::WithoutChecksum(bit),
+            _ => Served::Flipped(bit),
+        }
+    }
+}
+
+impl Copied {
+    /// Of a block that is written; `None` where its bytes cannot be read.
+    pub(super) fn of(block: &BlockWrite) -> Option<Copied> {
+        Some(Copied {
+            bytes: block.from.bytes().ok()?.to_vec(),
+            checksum: block.checksum().ok()?,
+        })
+    }
+
+    /// Fills host memory.
+    pub(super) fn serve(&self, into: &mut HostBlock, how: Served) -> Result<Came, TierMiss> {
+        let into = into.bytes_mut();
+        let into = into.map_err(|error| TierMiss::Failed(error.into()))?;
+        into.copy_from_slice(&self.bytes);
+        let mut checksum = Some(self.checksum);
+        match how {
+            Served::Right => {}
+            Served::Flipped(bit) => flip(into, bit),
+            Served::WithoutChecksum(bit) => {
+                flip(into, bit);
+                checksum = None;
+            }
+            Served::Torn(other) => {
+                let (_, half) = into.split_at_mut(self.bytes.len() / 2);
+                let (_, theirs) = other.bytes.split_at(self.bytes.len() / 2);
+                half.copy_from_slice(theirs);
+            }
+            Served::Another(other) => {
+                into.copy_from_slice(&other.bytes);
+                checksum = Some(other.checksum);
+            }
+        }
+        Ok(Came { checksum })
+    }
+}
+
+fn flip(bytes: &mut [u8], bit: u64) {
+    let bits = bytes.len() as u64 * 8;
+    let at = usize::try_from(bit % bits / 8).unwrap_or(0);
+    if let Some(byte) = bytes.get_mut(at) {
+        *byte ^= 1 << (bit % 8);
+    }
+}

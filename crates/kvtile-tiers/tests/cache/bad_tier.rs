@@ -1,0 +1,388 @@
+//! The whole cache over three tiers of which one misbehaves in every way, from seeds: the order of the tiers,
+//! their settings, the work, the faults, and when late batches end.
+//!
+//! A seed that fails is printed. `KVTILE_TIERS_SEED=n` plays one alone, `KVTILE_TIERS_SEEDS=n` that many.
+
+use std::{sync::Arc, time::Duration};
+
+use kvtile_blocks::{
+    BlockKey,
+    events::{TierId, TierKind},
+};
+use kvtile_testkit::{
+    disk::{Numbers, SimulatedDisk},
+    tier::{MemoryTier, Misbehaving, TierFaults},
+};
+use kvtile_tiers::{
+    cache::{
+        Cache, CacheBuilder, Clock, DiskSettings, LoadOptions, LoadReport, LookupOptions,
+        StoreOptions, TierSettings, TierWrites,
+    },
+    disk::{DiskTier, medium::Medium},
+    metrics::MissReason,
+    tier::{GroupId, Tier},
+};
+
+use super::{
+    bounds::VirtualClock,
+    common::{Engine, chain, engine_layout, number, settings},
+};
+
+const SEEDS: u64 = 2000;
+const CHAINS: u64 = 5;
+const HOST_BLOCKS: u64 = 5;
+
+#[test]
+fn a_cache_over_a_tier_that_misbehaves_gives_no_wrong_byte_and_loses_nothing_that_is_its_own() {
+    let seeds = number("KVTILE_TIERS_SEEDS").unwrap_or(SEEDS);
+    let one = number("KVTILE_TIERS_SEED");
+    let mut seen = Seen::default();
+    for seed in one.map_or(0..seeds, |seed| seed..seed + 1) {
+        match std::panic::catch_unwind(|| play(seed)) {
+            Ok(played) => seen.add(&played),
+            Err(panic) => {
+                println!("seed {seed} failed: KVTILE_TIERS_SEED={seed} plays it alone");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    println!("{seen:?}");
+    let all = [
+        seen.from_bad,
+        seen.from_memory,
+        seen.from_disk,
+        seen.wrong,
+        seen.late,
+        seen.absent,
+        seen.failed,
+        seen.kept,
+        seen.durable,
+    ];
+    assert!(
+        seeds < SEEDS || one.is_some() || all.iter().all(|count| *count > seeds / 10),
+        "the seeds do not reach everything: {seen:?}"
+    );
+}
+
+/// What the seeds came to.
+#[derive(Debug, Default)]
+struct Seen {
+    /// Blocks that came from each tier.
+    from_bad: u64,
+    from_memory: u64,
+    from_disk: u64,
+    /// Blocks that failed their checksum.
+    wrong: u64,
+    /// Hits that came too late, were absent, and failed.
+    late: u64,
+    absent: u64,
+    failed: u64,
+    /// Batches that had not ended at the end, or whose memory was kept.
+    kept: u64,
+    /// Blocks that were durable.
+    durable: u64,
+}
+
+impl Seen {
+    fn of(cache: &Cache) -> Seen {
+        let stats = cache.stats();
+        let from = |tier: TierId| {
+            let moves = stats.moves.iter();
+            let moves = moves.filter(|moved| moved.source == tier);
+            moves.map(|moved| moved.blocks).sum::<u64>()
+        };
+        let lost = |reason| stats.lost_hits.get(&reason).copied().unwrap_or(0);
+        Seen {
+            from_bad: from(remote("bad")),
+            from_memory: from(remote("memory")),
+            from_disk: from(TierId::DISK),
+            wrong: stats.checksum_failures.values().sum(),
+            late: lost(MissReason::Late),
+            absent: lost(MissReason::Evicted),
+            failed: lost(MissReason::ReadFailed),
+            kept: bad(cache).kept() as u64,
+            durable: 0,
+        }
+    }
+
+    fn add(&mut self, other: &Seen) {
+        self.from_bad += other.from_bad;
+        self.from_memory += other.from_memory;
+        self.from_disk += other.from_disk;
+        self.wrong += other.wrong;
+        self.late += other.late;
+        self.absent += other.absent;
+        self.failed += other.failed;
+        self.kept += other.kept;
+        self.durable += other.durable;
+    }
+}
+
+/// The tiers of these caches.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Below {
+    Memory,
+    Disk,
+    Bad,
+}
+
+fn remote(name: &str) -> TierId {
+    TierId::new(TierKind::Remote, name).unwrap()
+}
+
+fn open(
+    disk: &SimulatedDisk,
+    clock: &Arc<VirtualClock>,
+    (numbers, faults): (&mut Numbers, TierFaults),
+) -> Cache {
+    let settings = settings(HOST_BLOCKS).workers(0).queue_capacity(8);
+    let builder = Cache::builder(settings).clock(Arc::clone(clock) as Arc<dyn Clock>);
+    let mut left = vec![Below::Memory, Below::Disk, Below::Bad];
+    let mut builder = builder;
+    while !left.is_empty() {
+        let below = left.swap_remove(numbers.index(left.len()));
+        builder = add(builder, below, disk, (numbers, faults));
+    }
+    builder.open(engine_layout()).unwrap()
+}
+
+fn add(
+    builder: CacheBuilder,
+    below: Below,
+    disk: &SimulatedDisk,
+    (numbers, faults): (&mut Numbers, TierFaults),
+) -> CacheBuilder {
+    let writes = [
+        TierWrites::OnEviction,
+        TierWrites::AtOnce,
+        TierWrites::AfterUses(2),
+    ];
+    let settings = TierSettings::default()
+        .writes(writes[numbers.index(3)])
+        .answer_within(Duration::ZERO);
+    let disk = disk.clone();
+    let room = 6 + numbers.index(20);
+    let seed = numbers.any();
+    builder.tier(settings, move |context| {
+        Ok(match below {
+            Below::Memory => Arc::new(MemoryTier::new(remote("memory"), room, context).unwrap()),
+            Below::Disk => {
+                let settings = DiskSettings::new("simulated", 60_000);
+                let medium: Arc<dyn Medium> = Arc::new(disk);
+                Arc::new(DiskTier::open_on(medium, &settings, context)?) as Arc<dyn Tier>
+            }
+            Below::Bad => {
+                let inner = MemoryTier::new(remote("bad"), room, context).unwrap();
+                let tier = Misbehaving::new(Arc::new(inner), seed);
+                tier.set_faults(faults);
+                Arc::new(tier)
+            }
+        })
+    })
+}
+
+fn bad(cache: &Cache) -> &Misbehaving {
+    let tier = cache.tier(remote("bad")).unwrap();
+    tier.as_any().downcast_ref().unwrap()
+}
+
+/// All ways to misbehave at some rate, or one of them at a high one.
+fn faults(numbers: &mut Numbers) -> TierFaults {
+    let all = TierFaults::all(4 + numbers.below(30));
+    let of = 1 + numbers.below(4);
+    let none = TierFaults::default();
+    match numbers.below(16) {
+        0 => TierFaults { slow: of, ..none },
+        1 => TierFaults {
+            no_answer: of,
+            ..none
+        },
+        2 => TierFaults { lossy: of, ..none },
+        3 => TierFaults {
+            vanishing: of,
+            ..none
+        },
+        4 => TierFaults {
+            wrong_bytes: of,
+            ..none
+        },
+        5 => TierFaults {
+            wrong_count: of,
+            ..none
+        },
+        6 => TierFaults {
+            keeps_memory: of,
+            ..none
+        },
+        7 => none,
+        _ => all,
+    }
+}
+
+fn play(seed: u64) -> Seen {
+    let mut numbers = Numbers::new(seed);
+    let disk = SimulatedDisk::new(seed);
+    let clock = Arc::new(VirtualClock::default());
+    let faults = faults(&mut numbers);
+    let cache = open(&disk, &clock, (&mut numbers, faults));
+    live(&cache, &clock, &mut numbers);
+    let durable = durable_on_disk(&cache);
+    let mut seen = Seen::of(&cache);
+    seen.durable = durable.iter().map(|(_, blocks)| *blocks as u64).sum();
+    let one_by_one = numbers.once_in(2);
+    come_to_rest(&cache, one_by_one.then_some(&mut numbers));
+    if numbers.once_in(4) {
+        is_empty_once_cleared(&cache);
+        return seen;
+    }
+    match numbers.once_in(2) {
+        true => disk.crash(),
+        false => disk.kill(),
+    }
+    drop(cache);
+    let cache = open(&disk, &clock, (&mut numbers, TierFaults::default()));
+    let mut engine = Engine::new(&cache);
+    for (number, blocks) in durable {
+        let keys = chain(number, blocks);
+        let loaded = engine.load(&keys, 0);
+        assert_eq!(loaded, blocks, "blocks of chain {number} that were durable");
+    }
+    cache.check_integrity();
+    seen
+}
+
+/// Nothing is pinned any more: all that any tier has can be given up.
+fn is_empty_once_cleared(cache: &Cache) {
+    cache.clear().unwrap();
+    for tier in cache.tiers() {
+        let stats = cache.tier_stats(tier).unwrap();
+        assert_eq!(stats.present, 0, "{tier}: {stats:?}");
+    }
+}
+
+/// Random work.
+fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut Numbers) {
+    let mut engine = Engine::new(cache);
+    let tiers = cache.tiers();
+    for _ in 0..60 {
+        let keys = chain(numbers.below(CHAINS), 1 + numbers.index(5));
+        match numbers.below(16) {
+            0..=4 => {
+                let report = engine.store_from(&keys, 0, 0);
+                assert_eq!(report.stored + report.present + report.dropped, keys.len());
+                assert_eq!(report.stopped.is_none(), report.dropped == 0, "{report:?}");
+            }
+            5..=8 => {
+                engine.load(&keys, 20);
+            }
+            9 => cancelled(cache, &keys, numbers),
+            10 => drop(cache.prefetch(&keys)),
+            11 => {
+                let report = cache.flush();
+                let volatile = report.no_room + report.late + report.failed;
+                assert!(volatile <= report.wanted, "{report:?}");
+                assert!(!report.durable || volatile == 0, "{report:?}");
+            }
+            12 => {
+                let tier = tiers[numbers.index(tiers.len())];
+                let present = cache.tier_stats(tier).unwrap().present;
+                let gone = cache.evict(tier, numbers.index(4)).unwrap();
+                let left = cache.tier_stats(tier).unwrap().present;
+                assert!(
+                    present >= gone as u64 && gone < 4,
+                    "{tier}: {present} {gone} {left}"
+                );
+            }
+            13 => {
+                clock.advance(Duration::from_millis(numbers.below(3000)));
+                cache.look_after();
+            }
+            14 if numbers.once_in(6) => {
+                // It may fail: the tier that misbehaves syncs too.
+                let _ = cache.clear();
+            }
+            _ => {
+                bad(cache).release_one(numbers);
+            }
+        }
+        for _ in 0..numbers.below(4) {
+            cache.step();
+        }
+        cache.check_integrity();
+        adds_up(cache);
+    }
+}
+
+fn adds_up(cache: &Cache) {
+    let stats = cache.stats();
+    let hits: u64 = stats.hits.values().sum();
+    let misses: u64 = stats.misses.values().sum();
+    assert_eq!(stats.lookup_blocks, hits + misses, "{stats:?}");
+    for queue in &stats.queues {
+        assert!(queue.refused <= queue.offered, "{queue:?}");
+    }
+    for moved in &stats.moves {
+        assert!(moved.failures <= moved.moves, "{moved:?}");
+    }
+}
+
+fn load_adds_up(report: &LoadReport) {
+    let below: usize = report.from_below.iter().map(|(_, blocks)| blocks).sum();
+    let came = report.from_host + below;
+    assert!(report.blocks <= came && came <= report.wanted, "{report:?}");
+    assert_eq!(
+        report.stopped.is_none(),
+        report.blocks == report.wanted,
+        "{report:?}"
+    );
+}
+
+/// A load that is cancelled at some point of its way.
+fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut Numbers) {
+    let found = cache.lookup(keys, &LookupOptions::default());
+    let blocks: Vec<usize> = (40..40 + found.blocks()).collect();
+    let Ok(load) = cache.load(found, &blocks, &LoadOptions::default()) else {
+        return;
+    };
+    for _ in 0..numbers.below(3) {
+        cache.step();
+    }
+    if numbers.once_in(2) {
+        load.cancel();
+    }
+    while cache.step() {}
+    load_adds_up(&load.try_result().unwrap());
+    let nothing = cache.store(&[], 0, &[], &StoreOptions::default());
+    assert_eq!(nothing.unwrap().wait().stored, 0);
+}
+
+/// The chains that the disk says are durable, as far as they are from their heads on.
+fn durable_on_disk(cache: &Cache) -> Vec<(u64, usize)> {
+    while cache.step() {}
+    cache.flush();
+    let disk = cache.tier(TierId::DISK).unwrap();
+    let of = |number| {
+        let durable = disk.durable(GroupId(0), &chain(number, 5));
+        (number, durable.into_iter().take_while(|one| *one).count())
+    };
+    (0..CHAINS).map(of).collect()
+}
+
+/// Late batches end, in a seeded order or all together: then every host block and every pin is back.
+fn come_to_rest(cache: &Cache, one_by_one: Option<&mut Numbers>) {
+    let bad = bad(cache);
+    bad.set_faults(TierFaults::default());
+    if let Some(numbers) = one_by_one {
+        while bad.release_one(numbers) {}
+    }
+    bad.release_all();
+    assert_eq!(bad.kept(), 0);
+    cache.check_integrity();
+    let stats = cache.stats();
+    assert!(
+        stats.pinned.values().all(|pinned| *pinned == 0),
+        "{stats:?}"
+    );
+    let host = cache.pool_stats(TierId::HOST).unwrap();
+    assert_eq!(host.free + host.cached, host.blocks, "{host:?}");
+}
