@@ -9,10 +9,6 @@ use kvtile::{
 };
 use pyo3::prelude::*;
 
-use crate::{
-    arguments::text::{self, Text},
-    cache::tier_of,
-};
 
 /// What a finished copy did.
 #[pyclass(name = "TransferReport", module = "kvtile", frozen)]
@@ -79,14 +75,6 @@ impl PyLoadReport {
         let gave = tiers.filter(|(_, blocks)| *blocks > 0);
         gave.map(|(tier, blocks)| (tier.to_string(), blocks))
             .collect()
-    }
-
-    /// Blocks that came from ``tier``; 0 for a tier that gave none.
-    ///
-    /// Raises:
-    ///     RequestError: a name that no tier has.
-    fn blocks_from(&self, #[pyo3(from_py_with = text::tier)] tier: Text) -> PyResult<usize> {
-        Ok(self.0.blocks_from(tier_of(&tier)?))
     }
 
     /// Payload bytes that were copied to the engine.

@@ -213,7 +213,6 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
             },
         ),
         "Cache.prefetch": lambda: (w.cache.prefetch, {"keys": w.keys}),
-        "LoadReport.blocks_from": lambda: (w.cache.prefetch(w.keys).wait().blocks_from, {"tier": "host"}),
         "Cache.evict": lambda: (fresh().evict, {"tier": "host", "blocks": 1}),
         "Cache.pool_stats": lambda: (w.cache.pool_stats, {"tier": "host"}),
     }

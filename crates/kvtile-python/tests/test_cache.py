@@ -215,7 +215,7 @@ def test_blocks_outlive_the_process_on_disk_and_only_for_their_identity(tmp_path
     other = Engine("BLKNHC")
     assert other.identity == engine.identity
     with kvtile.Cache(other.identity, other.layout, **settings) as cache:
-        assert cache.prefetch(keys[:2]).wait(10).blocks_from("disk") == 2
+        assert cache.prefetch(keys[:2]).wait(10).from_tiers["disk"] == 2
         found = cache.lookup(keys)
         assert found.tiers == ["host"] * 2 + ["disk"] * 4
         report = cache.load(found, range(6)).wait(10)

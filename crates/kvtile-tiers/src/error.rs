@@ -10,7 +10,7 @@ use kvtile_layout::{
 use kvtile_transfer::TransferError;
 use thiserror::Error;
 
-use crate::disk::medium::{FoundInstead, LockHolder, NotLocal, NotPlain};
+use crate::medium::{FoundInstead, LockHolder, NotLocal, NotPlain};
 
 /// Why a tier refused something. Every message names the values and what to do.
 #[derive(Clone, Debug, Error)]

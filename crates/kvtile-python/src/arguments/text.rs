@@ -2,9 +2,11 @@
 
 use std::borrow::Cow;
 
+use kvtile::blocks::events::TierId;
 use pyo3::{prelude::*, types::PyString};
 
 use super::wrong_type;
+use crate::error::python::RequestError;
 
 /// Text that was given, or a default.
 pub(crate) type Text = Cow<'static, str>;
@@ -29,4 +31,10 @@ pub(crate) fn read(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Text> {
         Ok(text) => Ok(Cow::Owned(text.into_owned())),
         Err(_) => Err(wrong_type(name, "text without lone surrogates", value)),
     }
+}
+
+/// A tier by its name.
+pub(crate) fn tier_of(name: &str) -> PyResult<TierId> {
+    name.parse::<TierId>()
+        .map_err(|error| RequestError::new_err(error.to_string()))
 }

@@ -5,7 +5,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use kvtile::{blocks::events::TierId, tiers::cache::Match};
 use pyo3::{prelude::*, types::PyTuple};
 
-use super::tier_of;
 use crate::{
     arguments::{
         number,
@@ -70,7 +69,7 @@ impl PyMatch {
 
     /// Of its blocks, those in ``tier``.
     fn blocks_in(&self, #[pyo3(from_py_with = text::tier)] tier: Text) -> PyResult<usize> {
-        let tier = tier_of(&tier)?;
+        let tier = text::tier_of(&tier)?;
         self.read(|found| found.blocks_in(tier))
     }
 

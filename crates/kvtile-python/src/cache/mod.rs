@@ -395,7 +395,7 @@ impl PyCache {
         #[pyo3(from_py_with = text::tier)] tier: Text,
         #[pyo3(from_py_with = number::blocks)] blocks: usize,
     ) -> PyResult<usize> {
-        let tier = tier_of(&tier)?;
+        let tier = text::tier_of(&tier)?;
         self.with(py, |cache| cache.evict(tier, blocks))
     }
 
@@ -433,7 +433,7 @@ impl PyCache {
         py: Python<'_>,
         #[pyo3(from_py_with = text::tier)] tier: Text,
     ) -> PyResult<Py<PyAny>> {
-        let name = tier_of(&tier)?;
+        let name = text::tier_of(&tier)?;
         let stats = self.with(py, |cache| Ok::<_, Failure>(cache.pool_stats(name)))?;
         let stats = stats.ok_or_else(|| {
             python::RequestError::new_err(format!("this cache has no {name} tier"))
@@ -547,10 +547,4 @@ fn priority_of(name: &str) -> PyResult<Priority> {
             "there is no priority {other:?}; there are background, low, normal and urgent"
         ))),
     }
-}
-
-/// A tier by its name.
-pub(crate) fn tier_of(name: &str) -> PyResult<TierId> {
-    name.parse::<TierId>()
-        .map_err(|error| python::RequestError::new_err(error.to_string()))
 }

@@ -15,7 +15,7 @@ mod capacity;
 mod folder;
 mod inspect;
 mod manifest;
-pub mod medium;
+pub use crate::medium;
 mod record;
 mod settings;
 mod store;

@@ -281,8 +281,8 @@ class Worker:
     def _loaded(self, request: str, load: Load, report: LoadReport) -> None:
         self.stats.add(
             loaded_blocks=report.blocks,
-            from_host_blocks=report.blocks_from("host"),
-            from_disk_blocks=report.blocks_from("disk"),
+            from_host_blocks=report.from_tiers.get("host", 0),
+            from_disk_blocks=report.from_tiers.get("disk", 0),
             loaded_bytes=report.bytes,
             load_seconds=report.seconds,
         )
