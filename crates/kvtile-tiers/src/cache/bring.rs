@@ -212,6 +212,7 @@ impl Inner {
             Ok(report) => report,
             Err(error) => {
                 self.metrics.move_failed(below.id, TierId::HOST);
+                below.is_late([Arc::downgrade(place)]);
                 below.reads.failed(self.clock.now(), &error);
                 self.metrics.lost(MissReason::Late, blocks.len() as u64);
                 return vec![Err(LoadStop::Late)];
