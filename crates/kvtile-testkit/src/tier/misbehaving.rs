@@ -33,8 +33,10 @@ use crate::disk::Numbers;
 pub struct TierFaults {
     /// A batch ends only some calls later.
     pub slow: u64,
-    /// A batch does not end before it is released.
+    /// A batch of reads or writes does not end before it is released.
     pub no_answer: u64,
+    /// A sync does not end before it is released.
+    pub no_sync_answer: u64,
     /// The blocks of a batch from some block on are said to be written, and are not.
     pub lossy: u64,
     /// A block that is read is absent from then on, and no event says so.
@@ -62,6 +64,7 @@ impl TierFaults {
         TierFaults {
             slow: of,
             no_answer: of,
+            no_sync_answer: of,
             lossy: of,
             vanishing: of,
             wrong_bytes: of,
@@ -197,7 +200,12 @@ impl Misbehaving {
 
     /// Ends a batch now, later, or when it is released.
     fn begin(&self, batch: Batch) {
-        let due = if self.happens(|faults| faults.no_answer) {
+        let is_sync = matches!(batch, Batch::Sync(_));
+        let no_answer = |faults: &TierFaults| match is_sync {
+            true => faults.no_sync_answer,
+            false => faults.no_answer,
+        };
+        let due = if self.happens(no_answer) {
             None
         } else if self.happens(|faults| faults.slow) {
             let calls = self.calls.load(Ordering::Relaxed);

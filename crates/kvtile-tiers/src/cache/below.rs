@@ -1,7 +1,11 @@
 //! A tier below host memory, and what the cache knows of it beside what the tier knows itself: when it is
 //! written to, whether it works, and how long the cache waits for it.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
 
 use kvtile_blocks::{BlockKey, events::TierId, pool::Claim};
 use kvtile_transfer::completion::Completion;
@@ -36,7 +40,13 @@ pub(super) struct Below {
     pub(super) reads: Health,
     /// What is to be written and synced by the thread of the tier.
     pub(super) spill: Spill,
+    /// Host memory of batches that did not end in time. The tier gets nothing more before it has let go of it,
+    /// so a tier that never answers cannot take all host memory, a batch with each attempt.
+    late: Mutex<Vec<Place>>,
 }
+
+/// What keeps host blocks from being given out while a tier has them.
+pub(super) type Place = Weak<dyn Any + Send + Sync>;
 
 impl Below {
     pub(super) fn new(tier: Arc<dyn Tier>, settings: TierSettings) -> Below {
@@ -50,6 +60,7 @@ impl Below {
             syncs: Health::new(format!("syncs of the {id} tier")),
             reads: Health::new(format!("reads of the {id} tier")),
             spill: Spill::default(),
+            late: Mutex::default(),
         }
     }
 
@@ -60,7 +71,7 @@ impl Below {
         claim: &Claim,
         now: Duration,
     ) -> Option<Box<dyn Hold>> {
-        if !self.reads.allows(now) {
+        if self.has_late_memory() || !self.reads.allows(now) {
             return None;
         }
         self.tier.find(GROUP, keys, claim)
@@ -83,7 +94,25 @@ impl Below {
 
     /// Whether a block may be written now without being requested by a caller.
     pub(super) fn takes_blocks(&self, now: Duration) -> bool {
-        self.syncs.paused_until().is_none() && self.writes.allows(now)
+        let may_write = !self.has_late_memory() && self.syncs.paused_until().is_none();
+        may_write && self.writes.allows(now)
+    }
+
+    fn late(&self) -> MutexGuard<'_, Vec<Place>> {
+        // Nothing that holds the lock can leave it half changed.
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A batch did not end in time; these are its places in host memory.
+    pub(super) fn is_late(&self, places: impl IntoIterator<Item = Place>) {
+        self.late().extend(places);
+    }
+
+    /// Whether it has host memory of a batch that did not end in time.
+    fn has_late_memory(&self) -> bool {
+        let mut late = self.late();
+        late.retain(|place| place.strong_count() > 0);
+        !late.is_empty()
     }
 
     /// Until when writes and syncs are left alone.

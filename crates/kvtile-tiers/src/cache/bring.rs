@@ -212,6 +212,7 @@ impl Inner {
             Ok(report) => report,
             Err(error) => {
                 self.metrics.move_failed(below.id, TierId::HOST);
+                below.is_late([Arc::downgrade(place)]);
                 below.reads.failed(self.clock.now(), &error);
                 let (reason, stop) = match error {
                     TierError::Late { .. } => (MissReason::Late, LoadStop::Late),

@@ -16,7 +16,7 @@ use kvtile_transfer::LeaseMode;
 
 use super::{
     Inner,
-    below::{Below, name},
+    below::{Below, Place, name},
     spill::SYNC_BLOCKS,
 };
 use crate::{
@@ -308,7 +308,9 @@ impl Inner {
         let order = by_chains(batch.into_values().collect());
         let mut writes = Vec::with_capacity(order.len());
         let mut keys = Vec::with_capacity(order.len());
+        let mut places = Vec::with_capacity(order.len());
         for leaving in order {
+            places.push(Arc::downgrade(&leaving.place));
             let lent = (leaving.block, LeaseMode::Read);
             match self.host.lend(&self.manager, lent, leaving.place) {
                 Ok(from) => {
@@ -327,7 +329,7 @@ impl Inner {
                 }
             }
         }
-        outcomes.extend(self.write_batch(below, writes, keys));
+        outcomes.extend(self.write_batch(below, (writes, places), keys));
         outcomes
     }
 
@@ -335,7 +337,7 @@ impl Inner {
     fn write_batch(
         &self,
         below: &Below,
-        writes: Vec<BlockWrite>,
+        (writes, places): (Vec<BlockWrite>, Vec<Place>),
         keys: Vec<BlockKey>,
     ) -> Vec<(BlockKey, Result<Wrote, Unwritten>)> {
         if writes.is_empty() {
@@ -345,6 +347,7 @@ impl Inner {
             Ok(report) => report,
             Err(error) => {
                 self.metrics.move_failed(TierId::HOST, below.id);
+                below.is_late(places);
                 below.writes.failed(self.clock.now(), &error);
                 // What comes late is to be synced too.
                 below.spill.touched(self.clock.now());

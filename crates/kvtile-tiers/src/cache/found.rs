@@ -283,7 +283,12 @@ fn advance(inner: &Inner, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
                 segments.push(Segment::new(inner, place));
             }
         }
-        if at == keys.len() || at == before {
+        let Some(next) = keys.get(at) else {
+            return at;
+        };
+        // A load may have brought the block to host memory behind the look there, and the tier given it up
+        // before the look there.
+        if at == before && !inner.host.pool.has(next) {
             return at;
         }
     }

@@ -195,6 +195,7 @@ fn faults(numbers: &mut Numbers) -> TierFaults {
         0 => TierFaults { slow: of, ..none },
         1 => TierFaults {
             no_answer: of,
+            no_sync_answer: numbers.below(2),
             ..none
         },
         2 => TierFaults { lossy: of, ..none },

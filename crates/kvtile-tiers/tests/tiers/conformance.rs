@@ -104,6 +104,7 @@ fn the_suite_finds_each_way_to_misbehave() {
     let each = [
         of(|faults| faults.slow = 2),
         of(|faults| faults.no_answer = 3),
+        of(|faults| faults.no_sync_answer = 1),
         of(|faults| faults.lossy = 3),
         of(|faults| faults.vanishing = 9),
         of(|faults| faults.wrong_bytes = 9),
