@@ -56,7 +56,8 @@ pub enum NotWritten {
     /// The block before it is not on the tier.
     #[error("the block before it is not on the tier")]
     NoParent,
-    /// All of the tier's room holds its ancestors, or blocks in use.
+    /// All of the tier's room holds its ancestors, or blocks in use; or the block before it in the batch has no
+    /// room.
     #[error("the tier has no room")]
     NoRoom,
     /// The write failed.
