@@ -9,7 +9,6 @@ use kvtile::{
 };
 use pyo3::prelude::*;
 
-
 /// What a finished copy did.
 #[pyclass(name = "TransferReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]

@@ -1,7 +1,11 @@
 //! From a tier to host memory: a batch at a time, verified, and each block read once however many loads
 //! want it.
 
-use std::{any::Any, sync::Arc, time::Duration};
+use std::{
+    any::Any,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use kvtile_blocks::{
     BlockId, BlockKey,
@@ -145,9 +149,10 @@ impl Inner {
         let ids = room.ids().to_vec();
         let room = Arc::new(room);
         let came = self.read(below, blocks, &ids, &(Arc::clone(&room) as Arc<_>));
-        let room = Arc::try_unwrap(room);
-        let Ok(mut room) = room else {
+        let place: Weak<dyn Any + Send + Sync> = Arc::downgrade(&(Arc::clone(&room) as Arc<_>));
+        let Ok(mut room) = Arc::try_unwrap(room) else {
             // The tier still has the memory: it did not answer in time, or did not drop what it had.
+            below.is_late([place]);
             let stop = came.into_iter().find_map(Result::err);
             let stop = stop.unwrap_or(LoadStop::Late);
             return vec![Err(stop)];

@@ -37,6 +37,8 @@ struct Leaving {
     tenant: u32,
     /// Keeps the block where it is.
     place: Arc<dyn Any + Send + Sync>,
+    /// How often the cache has the place beside.
+    others: usize,
 }
 
 /// Why a block was not written.
@@ -237,6 +239,7 @@ impl Inner {
                         position,
                         tenant,
                         place: Arc::clone(&place) as Arc<dyn Any + Send + Sync>,
+                        others: 1,
                     }
                 });
                 let outcomes = self.write_all(below, blocks.collect());
@@ -278,6 +281,7 @@ impl Inner {
             position,
             tenant,
             place: Arc::new(pin),
+            others: 0,
         })
     }
 
@@ -310,7 +314,7 @@ impl Inner {
         let mut keys = Vec::with_capacity(order.len());
         let mut places = Vec::with_capacity(order.len());
         for leaving in order {
-            places.push(Arc::downgrade(&leaving.place));
+            places.push((Arc::downgrade(&leaving.place), leaving.others));
             let lent = (leaving.block, LeaseMode::Read);
             match self.host.lend(&self.manager, lent, leaving.place) {
                 Ok(from) => {
@@ -337,7 +341,7 @@ impl Inner {
     fn write_batch(
         &self,
         below: &Below,
-        (writes, places): (Vec<BlockWrite>, Vec<Place>),
+        (writes, places): (Vec<BlockWrite>, Vec<(Place, usize)>),
         keys: Vec<BlockKey>,
     ) -> Vec<(BlockKey, Result<Wrote, Unwritten>)> {
         if writes.is_empty() {
@@ -347,7 +351,7 @@ impl Inner {
             Ok(report) => report,
             Err(error) => {
                 self.metrics.move_failed(TierId::HOST, below.id);
-                below.is_late(places);
+                below.is_late(places.into_iter().map(|(place, _)| place));
                 below.writes.failed(self.clock.now(), &error);
                 // What comes late is to be synced too.
                 below.spill.touched(self.clock.now());
@@ -355,6 +359,10 @@ impl Inner {
                 return keys.into_iter().map(failed).collect();
             }
         };
+        // A tier that has ended and keeps memory gets nothing more either.
+        let kept = places.into_iter();
+        let kept = kept.filter(|(place, others)| place.strong_count() > *others);
+        below.is_late(kept.map(|(place, _)| place));
         let now = self.clock.now();
         let new = |outcome: &Result<Wrote, NotWritten>| matches!(outcome, Ok(Wrote::New));
         let written = report.blocks.iter().filter(|outcome| new(outcome)).count();

@@ -314,19 +314,26 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_up_and_down() {
 
 /// Each attempt after a pause would give such a tier more host blocks.
 #[test]
-fn a_tier_that_never_answers_leaves_host_memory_to_the_others() {
-    let clock = Arc::new(VirtualClock::default());
-    let builder = Cache::builder(settings(8).workers(0));
-    let builder = builder.clock(Arc::clone(&clock) as Arc<dyn Clock>);
-    let cache = gated(builder, Duration::ZERO)
-        .open(engine_layout())
-        .unwrap();
-    gate(&cache).set_faults(CLOSED);
-    let engine = Engine::new(&cache);
-    for number in 0..20 {
-        clock.advance(Duration::from_secs(61));
-        let report = engine.store_from(&chain(number, 2), 0, 0);
-        assert_eq!(report.stored, 2, "{number}: {report:?}");
-        cache.evict(TierId::HOST, 2).unwrap();
+fn a_tier_that_keeps_memory_leaves_the_rest_of_it_to_the_others() {
+    let keeps = TierFaults {
+        no_answer: 0,
+        keeps_memory: 1,
+        ..CLOSED
+    };
+    for faults in [CLOSED, keeps] {
+        let clock = Arc::new(VirtualClock::default());
+        let builder = Cache::builder(settings(8).workers(0));
+        let builder = builder.clock(Arc::clone(&clock) as Arc<dyn Clock>);
+        let cache = gated(builder, Duration::ZERO)
+            .open(engine_layout())
+            .unwrap();
+        gate(&cache).set_faults(faults);
+        let engine = Engine::new(&cache);
+        for number in 0..20 {
+            clock.advance(Duration::from_secs(61));
+            let report = engine.store_from(&chain(number, 2), 0, 0);
+            assert_eq!(report.stored, 2, "{number}: {report:?}");
+            cache.evict(TierId::HOST, 2).unwrap();
+        }
     }
 }
