@@ -308,6 +308,17 @@ pub enum TransferError {
         /// What is wrong.
         problem: String,
     },
+    /// Notes, planes and regions that make a longer header than a saved cache may have.
+    #[error(
+        "the header of the saved cache would have {bytes} bytes, most of them notes, and {bytes_max} are allowed; \
+         give shorter notes, or save fewer blocks to a file"
+    )]
+    HeaderTooLong {
+        /// Bytes of the header.
+        bytes: u64,
+        /// The most that it may have.
+        bytes_max: u64,
+    },
     /// More tokens than the blocks hold that are to be saved.
     #[error("{tokens} tokens do not fit {blocks} blocks of {page_size} tokens")]
     TooManyTokens {

@@ -705,3 +705,25 @@ fn a_partial_file_of_a_former_process_of_the_same_number_is_not_in_the_way() {
     saved(&path);
     assert_eq!(names(folder.path()).len(), 2);
 }
+
+/// What no reader takes is not written, and a cache of that name stays as it was.
+#[test]
+fn notes_that_no_header_has_room_for_are_refused() {
+    let folder = common::folder();
+    let (manager, handle) = filled(2, "L|BKNHC");
+    let path = folder.path().join("cache");
+    let mut options = options("BHLKNC", 8);
+    options.replace = true;
+    options.notes.insert("long".to_owned(), "n".repeat(32 << 20));
+    save(&manager, handle, &[0, 1], &path, &options).unwrap();
+    assert_eq!(SavedCache::inspect(&path).unwrap().num_blocks(), 2);
+    let before = fs::read(&path).unwrap();
+    options.notes.insert("longer".to_owned(), "n".repeat(33 << 20));
+    let error = save(&manager, handle, &[0, 1], &path, &options).unwrap_err();
+    assert!(
+        matches!(error, TransferError::HeaderTooLong { bytes, bytes_max } if bytes > bytes_max),
+        "{error}"
+    );
+    assert!(fs::read(&path).unwrap() == before);
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+}

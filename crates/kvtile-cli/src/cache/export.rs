@@ -10,7 +10,7 @@
 //! position and its tenant, all as JSON.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     io::{BufWriter, Seek, SeekFrom, Write},
     path::Path,
 };
@@ -32,7 +32,8 @@ const HEADER_ALIGNMENT: usize = 8;
 
 /// What was written.
 pub(super) struct Exported {
-    pub(super) blocks: usize,
+    /// The blocks of the file, in its order.
+    pub(super) whole: Vec<StoredBlock>,
     pub(super) read: ReadBlocks,
 }
 
@@ -43,8 +44,9 @@ struct Tensor {
     data_offsets: [u64; 2],
 }
 
+/// What a file says of a block beside its bytes.
 #[derive(Serialize)]
-struct BlockFacts {
+pub(super) struct BlockFacts {
     key: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     parent: Option<String>,
@@ -72,13 +74,8 @@ pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, C
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
     let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")));
     let mut out = BufWriter::new(file.map_err(failed("create"))?);
-    // A crash can leave a block twice; the newer one counts.
-    let newest: HashMap<_, _> = inspection.blocks().map(|b| (b.key, b.sequence)).collect();
     let block_bytes = inspection.manifest().block_bytes();
-    let all: Vec<StoredBlock> = inspection
-        .blocks()
-        .filter(|b| newest.get(&b.key) == Some(&b.sequence))
-        .collect();
+    let all = newest(inspection);
     // With all blocks, as the header comes first and is not longer in the end.
     let longest = header(inspection, &all)?.len();
     let room = (8 + longest).next_multiple_of(HEADER_ALIGNMENT) - 8;
@@ -90,20 +87,10 @@ pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, C
     }
     out.seek(SeekFrom::Start(8 + room as u64))
         .map_err(failed("write"))?;
-    let (mut whole, mut read_blocks) = (Vec::new(), ReadBlocks::default());
-    read_all(inspection, "exporting blocks", |block, read| {
-        match read {
-            _ if newest.get(&block.key) != Some(&block.sequence) => {}
-            Ok(bytes) => {
-                out.write_all(bytes).map_err(failed("write"))?;
-                whole.push(block);
-            }
-            Err(Miss::Replaced) => read_blocks.replaced += 1,
-            Err(miss) => read_blocks.bad.push(BadBlock::of(&block, &miss)),
-        }
-        Ok(())
+    let exported = read_whole(inspection, |_, bytes| {
+        out.write_all(bytes).map_err(failed("write"))
     })?;
-    let mut header = header(inspection, &whole)?;
+    let mut header = header(inspection, &exported.whole)?;
     header.resize(room, b' ');
     out.seek(SeekFrom::Start(0)).map_err(failed("write"))?;
     out.write_all(&(room as u64).to_le_bytes())
@@ -113,29 +100,66 @@ pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, C
         .into_inner()
         .map_err(|error| failed("write")(error.into_error()))?;
     // Without blocks the header is all there is.
-    let length = 8 + room as u64 + block_bytes * whole.len() as u64;
+    let length = 8 + room as u64 + block_bytes * exported.whole.len() as u64;
     file.as_file().set_len(length).map_err(failed("write"))?;
     file.as_file().sync_all().map_err(failed("sync"))?;
     file.persist_noclobber(path)
         .map_err(|error| failed("create")(error.error))?;
-    Ok(Exported {
-        blocks: whole.len(),
-        read: read_blocks,
-    })
+    Ok(exported)
+}
+
+/// The blocks of a folder, each once: a crash can leave a block twice, and the newer one counts.
+pub(super) fn newest(inspection: &Inspection) -> Vec<StoredBlock> {
+    let newest: HashMap<_, _> = inspection.blocks().map(|b| (b.key, b.sequence)).collect();
+    inspection
+        .blocks()
+        .filter(|b| newest.get(&b.key) == Some(&b.sequence))
+        .collect()
+}
+
+/// Reads every block of a folder once, hands the whole ones to `take`, and counts the others.
+pub(super) fn read_whole(
+    inspection: &Inspection,
+    mut take: impl FnMut(&StoredBlock, &[u8]) -> Result<(), CliError>,
+) -> Result<Exported, CliError> {
+    let newest: HashSet<_> = newest(inspection)
+        .iter()
+        .map(|b| (b.key, b.sequence))
+        .collect();
+    let mut exported = Exported {
+        whole: Vec::new(),
+        read: ReadBlocks::default(),
+    };
+    read_all(inspection, "exporting blocks", |block, read| {
+        match read {
+            _ if !newest.contains(&(block.key, block.sequence)) => {}
+            Ok(bytes) => {
+                take(&block, bytes)?;
+                exported.whole.push(block);
+            }
+            Err(Miss::Replaced) => exported.read.replaced += 1,
+            Err(miss) => exported.read.bad.push(BadBlock::of(&block, &miss)),
+        }
+        Ok(())
+    })?;
+    Ok(exported)
+}
+
+/// What a file says of its blocks, in its order.
+pub(super) fn facts(blocks: &[StoredBlock]) -> Vec<BlockFacts> {
+    let facts = blocks.iter().map(|block| BlockFacts {
+        key: block.key.to_string(),
+        parent: block.parent.map(|parent| parent.to_string()),
+        position: block.position,
+        tenant: block.tenant,
+    });
+    facts.collect()
 }
 
 fn header(inspection: &Inspection, blocks: &[StoredBlock]) -> Result<Vec<u8>, CliError> {
     let manifest = inspection.manifest();
     let bytes = manifest.block_bytes();
-    let facts: Vec<BlockFacts> = blocks
-        .iter()
-        .map(|block| BlockFacts {
-            key: block.key.to_string(),
-            parent: block.parent.map(|parent| parent.to_string()),
-            position: block.position,
-            tenant: block.tenant,
-        })
-        .collect();
+    let facts = facts(blocks);
     let tensors: Vec<Tensor> = (0..blocks.len() as u64)
         .map(|index| Tensor {
             dtype: "U8",

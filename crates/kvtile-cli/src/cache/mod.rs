@@ -2,6 +2,7 @@
 
 mod export;
 mod report;
+mod save;
 
 use std::{
     fmt,
@@ -9,8 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand};
-use kvtile::layout::Shown;
+use clap::{Args, Subcommand, ValueEnum};
+use kvtile::layout::{LayoutError, Shown, Word};
 use kvtile::tiers::{
     TierError,
     disk::{self, Inspection, Miss, StoredBlock, medium::FolderMedium},
@@ -21,6 +22,9 @@ use crate::{
     error::CliError,
     output::{self, Screen},
 };
+
+/// The order in which a cache stores its blocks where it was not given another.
+const STORE_LAYOUT_DEFAULT: &str = "BHLKNC";
 
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
@@ -34,6 +38,7 @@ Examples:
   kvtile cache stat /var/cache/kvtile                    what it holds, and of which model
   kvtile cache verify /var/cache/kvtile                  reads every block
   kvtile cache export /var/cache/kvtile blocks.safetensors
+  kvtile cache export /var/cache/kvtile cache.kvtile --format saved     then: kvtile inspect cache.kvtile
   kvtile cache clear /var/cache/kvtile --yes";
 
 /// Arguments of `kvtile cache`.
@@ -49,14 +54,8 @@ enum CacheCommand {
     Stat(FolderArgs),
     /// Read every block and compare its checksum
     Verify(FolderArgs),
-    /// Write all whole blocks with their keys to one file that any safetensors reader opens
-    Export {
-        #[command(flatten)]
-        folder: FolderArgs,
-        /// The new file
-        #[arg(value_name = "FILE")]
-        file: PathBuf,
-    },
+    /// Write all whole blocks with their keys to one new file
+    Export(ExportArgs),
     /// Remove all blocks and give their room back
     Clear {
         #[command(flatten)]
@@ -65,6 +64,30 @@ enum CacheCommand {
         #[arg(long)]
         yes: bool,
     },
+}
+
+/// The form of an exported file.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Format {
+    /// A tensor of bytes a block, named by its key, for any reader of safetensors
+    Safetensors,
+    /// A saved cache, with the blocks' keys in the note `blocks`, for `kvtile inspect` and `kvtile::saved`
+    Saved,
+}
+
+#[derive(Args, Debug)]
+struct ExportArgs {
+    #[command(flatten)]
+    folder: FolderArgs,
+    /// The new file
+    #[arg(value_name = "FILE")]
+    file: PathBuf,
+    /// The form of the file
+    #[arg(long, value_enum, default_value = "safetensors")]
+    format: Format,
+    /// The order in which the cache stores its blocks, for a saved cache [default: BHLKNC]
+    #[arg(long, value_name = "WORD")]
+    store_layout: Option<String>,
 }
 
 #[derive(Args, Debug)]
@@ -82,7 +105,7 @@ pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
     match &args.command {
         CacheCommand::Stat(folder) => told(folder, stat),
         CacheCommand::Verify(folder) => told(folder, verify),
-        CacheCommand::Export { folder, file } => told(folder, |folder| export(folder, file)),
+        CacheCommand::Export(args) => told(&args.folder, |folder| export(folder, args)),
         CacheCommand::Clear { folder, yes } => told(folder, |folder| clear(folder, *yes)),
     }
 }
@@ -126,16 +149,53 @@ fn verify(folder: &FolderArgs) -> Result<(), CliError> {
     finish(folder, &checked)
 }
 
-fn export(folder: &FolderArgs, file: &Path) -> Result<(), CliError> {
+fn export(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
+    let file = &args.file;
+    let word = args.saved_word()?;
+    if file.symlink_metadata().is_ok() {
+        return Err(CliError::File {
+            operation: "create",
+            path: file.clone(),
+            source: std::io::ErrorKind::AlreadyExists.into(),
+        });
+    }
     let inspection = Inspection::open(&folder.dir)?;
-    let exported = export::export(&inspection, file)?;
-    let checked = Checked::of(
-        &folder.dir,
-        &inspection,
-        exported.read,
-        Some((file, exported.blocks)),
-    );
-    finish(folder, &checked)
+    let exported = match &word {
+        None => export::export(&inspection, file)?,
+        Some(word) => save::export(&inspection, file, word)?,
+    };
+    let blocks = exported.whole.len();
+    // A saved cache has one block at least.
+    let written = word.is_none() || blocks > 0;
+    let to = written.then_some((file.as_path(), blocks));
+    let checked = Checked::of(&folder.dir, &inspection, exported.read, to);
+    finish(folder, &checked)?;
+    match written {
+        true => Ok(()),
+        false => Err(CliError::Refused {
+            path: folder.dir.clone(),
+            problem: "there is no block to save, and a saved cache has one at least".to_owned(),
+        }),
+    }
+}
+
+impl ExportArgs {
+    /// The order of the stored blocks, where they are to be a saved cache.
+    fn saved_word(&self) -> Result<Option<Word>, CliError> {
+        match (self.format, &self.store_layout) {
+            (Format::Safetensors, None) => Ok(None),
+            (Format::Safetensors, Some(word)) => Err(CliError::Option {
+                option: save::STORE_LAYOUT,
+                value: word.clone(),
+                problem: "it is for --format saved; the other form has the blocks as they lie"
+                    .to_owned(),
+            }),
+            (Format::Saved, word) => {
+                let word = word.as_deref().unwrap_or(STORE_LAYOUT_DEFAULT);
+                Ok(Some(Word::parse(word).map_err(LayoutError::from)?))
+            }
+        }
+    }
 }
 
 fn finish(folder: &FolderArgs, checked: &Checked<'_>) -> Result<(), CliError> {

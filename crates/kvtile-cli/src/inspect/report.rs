@@ -18,6 +18,9 @@ use crate::{
 /// How many bad blocks are named one by one.
 const BAD_SHOWN: usize = 8;
 
+/// Characters of a note that are shown to a person; JSON has all of it.
+const NOTE_CHARACTERS_MAX: usize = 200;
+
 /// A saved cache, as a report.
 #[derive(Serialize)]
 pub(super) struct Report<'a> {
@@ -62,6 +65,20 @@ impl<'a> FailedReport<'a> {
             path,
             verdict,
             problem: error.to_string(),
+        }
+    }
+}
+
+/// A note, cut where it is long.
+fn shortened(note: &str) -> String {
+    match note.char_indices().nth(NOTE_CHARACTERS_MAX) {
+        None => note.to_owned(),
+        Some((end, _)) => {
+            let shown = note.get(..end).unwrap_or(note);
+            format!(
+                "{shown}… ({} bytes, whole with --json)",
+                thousands(note.len() as u64)
+            )
         }
     }
 }
@@ -210,7 +227,7 @@ impl<'a> Report<'a> {
         fact("data", format!("{data}, aligned to {}", self.alignment));
         fact("file", bytes(self.file_bytes));
         for (key, value) in self.notes {
-            fact(&format!("note {key}"), value.clone());
+            fact(&format!("note {key}"), shortened(value));
         }
         fact("header", "whole: its digest holds".to_owned());
         fact("blocks", self.blocks_text());

@@ -1,12 +1,14 @@
 //! `kvtile cache` as a user runs it.
 use std::path::{Path, PathBuf};
 
-use crate::program::kvtile;
+use crate::program::{Ran, kvtile};
 use kvtile::{
     blocks::BlockKey,
     identity::{LayoutIdentity, LogicalIdentity},
-    layout::{Shape, StridedLayout, Unit},
+    layout::{PhysicalLayout, Shape, StridedLayout, Unit, Word},
+    saved::SavedCache,
     tiers::disk::{SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    transfer::{LeaseMode, TransferManager},
 };
 
 const BLOCKS: u32 = 5;
@@ -161,4 +163,120 @@ fn clear_asks_and_gives_the_room_back() {
     kvtile(&["cache", "clear", text(folder.path()), "--yes"]).fails(1);
     assert!(folder.path().join("notes").exists());
     open(&path);
+}
+
+/// Exports as a saved cache.
+fn export_saved(path: &Path, file: &Path, more: &[&str]) -> Ran {
+    let args = [
+        "cache",
+        "export",
+        text(path),
+        text(file),
+        "--format",
+        "saved",
+    ];
+    kvtile(&[&args[..], more].concat())
+}
+
+/// What each block of a saved cache is full of, as a reader loads it in another order.
+fn loaded(file: &Path) -> Vec<u8> {
+    let cache = SavedCache::open(file, &identity().logical).unwrap();
+    let layout = PhysicalLayout::builder()
+        .with_shape(cache.header().shape.clone(), 1)
+        .layout("BLKNHC".parse::<Word>().unwrap())
+        .allocate_system()
+        .build()
+        .unwrap();
+    let manager = TransferManager::new();
+    let handle = manager.register(layout).unwrap();
+    let ids: Vec<usize> = (0..cache.num_blocks()).collect();
+    let pairs: Vec<(usize, usize)> = ids.iter().map(|id| (*id, *id)).collect();
+    let checks = cache.load(&manager, handle, &pairs).unwrap();
+    assert!(checks.iter().all(|check| check.result.is_ok()));
+    let lease = manager.lease(handle, &ids, LeaseMode::Read).unwrap();
+    let full_of = |id: &usize| {
+        let bytes = lease.block(*id as u64).unwrap();
+        let first = *bytes.first().unwrap();
+        assert!(bytes.iter().all(|byte| *byte == first), "block {id}");
+        first
+    };
+    ids.iter().map(full_of).collect()
+}
+
+/// Files of the folder, without the folder of the tier.
+fn files(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).unwrap();
+    let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name != "tier").collect()
+}
+
+#[test]
+fn export_writes_a_saved_cache_that_is_inspected_and_loaded() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tier(folder.path());
+    let file = folder.path().join("cache.kvtile");
+    let report = export_saved(&path, &file, &[]).ok();
+    assert!(report.contains("5 blocks are in"), "{report}");
+    assert_eq!(files(folder.path()), ["cache.kvtile"]);
+    assert_eq!(loaded(&file), [1, 2, 3, 4, 5]);
+    let json = kvtile(&["inspect", text(&file), "--json"]).json();
+    assert_eq!(json["verdict"], "whole");
+    let blocks: serde_json::Value =
+        serde_json::from_str(json["notes"]["blocks"].as_str().unwrap()).unwrap();
+    assert_eq!(blocks[2]["key"], "03".repeat(16));
+    assert_eq!(blocks[2]["parent"], "02".repeat(16));
+    assert_eq!(blocks[2]["position"], 2);
+    assert_eq!(blocks[0]["parent"], serde_json::Value::Null);
+    // An existing file is left alone.
+    let before = std::fs::read(&file).unwrap();
+    let error = export_saved(&path, &file, &[]).fails(1);
+    assert!(error.contains("cannot create"), "{error}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
+}
+
+#[test]
+fn a_saved_cache_has_the_whole_blocks_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tier(folder.path());
+    damage(&path, 2);
+    let file = folder.path().join("cache.kvtile");
+    let ran = export_saved(&path, &file, &["--json"]);
+    let json: serde_json::Value = serde_json::from_str(&ran.stdout).unwrap();
+    assert_eq!(json["exported"]["blocks"], 4);
+    ran.fails(1);
+    assert_eq!(loaded(&file), [1, 3, 4, 5]);
+}
+
+#[test]
+fn what_cannot_be_saved_is_refused_and_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = tier(folder.path());
+    let file = folder.path().join("cache.kvtile");
+    for (word, says) in [
+        ("BLHKNC", "lie otherwise"),
+        ("L|BHKNC", "lie otherwise"),
+        ("BHLKN", "C"),
+    ] {
+        let error = export_saved(&path, &file, &["--store-layout", word]).fails(2);
+        assert!(error.contains(says), "{word}: {error}");
+    }
+    let args = ["cache", "export", text(&path), text(&file)];
+    let error = kvtile(&[&args[..], &["--store-layout", "BHLKNC"]].concat()).fails(2);
+    assert!(error.contains("--format saved"), "{error}");
+    // A folder without a whole block: a saved cache has one at least.
+    for number in 1..=5 {
+        damage(&path, number);
+    }
+    let error = export_saved(&path, &file, &[]).fails(1);
+    assert!(error.contains("5 of 5 blocks are bad"), "{error}");
+    let store = open(&folder.path().join("empty"));
+    drop(store);
+    let error = export_saved(&folder.path().join("empty"), &file, &[]).fails(1);
+    assert!(error.contains("no block to save"), "{error}");
+    std::fs::remove_dir_all(folder.path().join("empty")).unwrap();
+    assert!(
+        files(folder.path()).is_empty(),
+        "{:?}",
+        files(folder.path())
+    );
 }

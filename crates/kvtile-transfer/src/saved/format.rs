@@ -23,7 +23,7 @@ pub(super) const PREAMBLE_BYTES: usize = 64;
 pub(super) const DATA_ALIGNMENT: u64 = 4096;
 
 /// Longest header, in bytes.
-const HEADER_BYTES_MAX: u64 = 64 << 20;
+pub(super) const HEADER_BYTES_MAX: u64 = 64 << 20;
 
 /// Most blocks of a saved cache: 128 MiB of checksums.
 pub(super) const BLOCKS_MAX: u64 = 1 << 24;

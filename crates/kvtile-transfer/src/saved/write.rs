@@ -11,8 +11,8 @@ use kvtile_memory::{FileMemory, OwnedMemoryRegion, RegionView};
 
 use super::{
     format::{
-        BLOCKS_MAX, DATA_ALIGNMENT, PREAMBLE_BYTES, Preamble, SavedHeader, SavedRegion,
-        check_structure, check_tokens, digest,
+        BLOCKS_MAX, DATA_ALIGNMENT, HEADER_BYTES_MAX, PREAMBLE_BYTES, Preamble, SavedHeader,
+        SavedRegion, check_structure, check_tokens, digest,
     },
     partial::Partial,
 };
@@ -65,7 +65,8 @@ impl SaveOptions {
 ///
 /// # Errors
 /// Blocks that are in use or out of range; an identity that is not of this shape, or not that of
-/// the source where it has one; more tokens than the blocks hold; a word that does not fit; a file
+/// the source where it has one; more tokens than the blocks hold; notes that are too long for a header; a word
+/// that does not fit; a file
 /// that exists (unless it may be replaced) or cannot be written. On an error no file of that name
 /// appears, and one that existed is as it was.
 pub fn save(
@@ -141,6 +142,13 @@ fn header(
     };
     // With the longest offsets first, so that the real header is not longer.
     let longest = to_json(&header)?.len() as u64;
+    // What no reader takes is not written.
+    if longest > HEADER_BYTES_MAX {
+        return Err(TransferError::HeaderTooLong {
+            bytes: longest,
+            bytes_max: HEADER_BYTES_MAX,
+        });
+    }
     let checksums = layout.shape().num_blocks().saturating_mul(8);
     let mut end = longest
         .saturating_add(checksums)
