@@ -714,11 +714,15 @@ fn notes_that_no_header_has_room_for_are_refused() {
     let path = folder.path().join("cache");
     let mut options = options("BHLKNC", 8);
     options.replace = true;
-    options.notes.insert("long".to_owned(), "n".repeat(32 << 20));
+    options
+        .notes
+        .insert("long".to_owned(), "n".repeat(32 << 20));
     save(&manager, handle, &[0, 1], &path, &options).unwrap();
     assert_eq!(SavedCache::inspect(&path).unwrap().num_blocks(), 2);
     let before = fs::read(&path).unwrap();
-    options.notes.insert("longer".to_owned(), "n".repeat(33 << 20));
+    options
+        .notes
+        .insert("longer".to_owned(), "n".repeat(33 << 20));
     let error = save(&manager, handle, &[0, 1], &path, &options).unwrap_err();
     assert!(
         matches!(error, TransferError::HeaderTooLong { bytes, bytes_max } if bytes > bytes_max),

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Difference, Fingerprint, IdentityError, canonical::Fields, limits::check_count};
 use crate::{
     axis::Axis,
+    broken::broken,
     error::LayoutError,
     shape::{BYTES_MAX, PLANES_MAX, Plane, PlaneName},
     strided::{Digit, Piece, REGIONS_MAX, StridedLayout},
@@ -91,10 +92,18 @@ impl LayoutIdentity {
     #[must_use]
     pub fn of_block(layout: &StridedLayout) -> LayoutIdentity {
         let pieces = layout.pieces();
-        let first_region = pieces.iter().map(Piece::region).min().unwrap_or(0);
+        let Some(first_region) = pieces.iter().map(Piece::region).min() else {
+            broken(format_args!("a layout of no pieces: {layout:?}"))
+        };
         let first_offset = |region: u64| {
             let same = pieces.iter().filter(|piece| piece.region() == region);
-            same.map(Piece::offset).min().unwrap_or(0)
+            match same.map(Piece::offset).min() {
+                Some(offset) => offset,
+                None => broken(format_args!(
+                    "no piece of {} is in region {region}",
+                    pieces.len()
+                )),
+            }
         };
         let mut regions = 1;
         let place = |(plane, piece): (&Plane, &Piece)| {

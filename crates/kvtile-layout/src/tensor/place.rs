@@ -184,7 +184,10 @@ impl<'a> Placement<'a> {
     /// stride where the size counts entries, the unit where it counts the bytes of a dense row.
     /// The error is the size that was expected.
     fn step(&self, dim: usize, axis: Axis, parts: &[&Plane], stride: u64) -> Result<Apart, u64> {
-        let size = self.view.shape.get(dim).map_or(0, |&size| size as u64);
+        let Some(&size) = self.view.shape.get(dim) else {
+            broken(format_args!("dimension {dim} of {:?}", self.view.shape))
+        };
+        let size = size as u64;
         let element = self.view.element_bytes as u64;
         let extent = |plane: &Plane| self.shape.extent(plane, axis);
         let entries: u64 = parts.iter().map(|plane| extent(plane)).sum();

@@ -226,16 +226,23 @@ fn place(
     {
         return Err(gap("its parts side by side".to_owned()).into());
     }
-    let base = tensor_of(tensors, piece.region());
+    let Some(base) = tensor_of(tensors, piece.region()) else {
+        broken(format_args!(
+            "region {} of {} tensors",
+            piece.region(),
+            tensors.len()
+        ))
+    };
     for digit in piece.digits().iter().filter(|d| !d.step.is_local()) {
         let step = even_step(plane, piece.region(), digit, tensors)?;
         digits.push(Digit { step, ..*digit });
     }
-    let offset = base.map_or(0, |view| view.byte_offset);
     Ok(PlaneDigits {
         plane: plane.name().to_string(),
-        region: base.map_or(0, |view| view.region),
-        offset: offset.saturating_add(dims.position(piece.offset())),
+        region: base.region,
+        offset: base
+            .byte_offset
+            .saturating_add(dims.position(piece.offset())),
         digits,
     })
 }

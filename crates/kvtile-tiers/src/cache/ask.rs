@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kvtile_blocks::BlockKey;
 use kvtile_transfer::completion::{Completer, Completion};
 
-use super::{Inner, Priority, QueueLabel, below::GROUP, job::Work};
+use super::{Parts, Priority, QueueLabel, below::GROUP, job::Work};
 use crate::{
     error::TierError,
     tier::{Answer, Answers},
@@ -18,11 +18,11 @@ struct Question {
 }
 
 /// Starts asking.
-pub(super) fn start(inner: &Inner, keys: &[BlockKey]) -> Result<Completion<Answer>, TierError> {
+pub(super) fn start(inner: &Parts, keys: &[BlockKey]) -> Result<Completion<Answer>, TierError> {
     let is_later = |answers| answers == Answers::Later;
     let mut asked = inner.below.iter().map(|below| below.abilities.answers);
     if !asked.any(is_later) {
-        return Ok(Completion::ended(0, Answer::of(inner.leading(keys))));
+        return Ok(Completion::ended(0, Answer::of(leading(inner, keys))));
     }
     let completer = Completer::new(0, 0);
     let completion = completer.completion();
@@ -34,12 +34,12 @@ pub(super) fn start(inner: &Inner, keys: &[BlockKey]) -> Result<Completion<Answe
     Ok(completion)
 }
 
-impl Work for Question {
+impl Work<Parts> for Question {
     fn label(&self) -> QueueLabel {
         QueueLabel::Ask
     }
 
-    fn run(self: Box<Self>, inner: &Inner) {
+    fn run(self: Box<Self>, inner: &Parts) {
         let mut failure = None;
         // All are asked before any is waited for.
         let asked = inner.below.iter().filter(|below| {
@@ -61,7 +61,7 @@ impl Work for Question {
             }
         }
         self.completer.finish(Answer {
-            leading: inner.leading(&self.keys),
+            leading: leading(inner, &self.keys),
             failure,
         });
     }
@@ -77,23 +77,21 @@ impl Drop for Question {
     }
 }
 
-impl Inner {
-    /// How many leading blocks of `keys` host memory and the tiers have, without a pin.
-    fn leading(&self, keys: &[BlockKey]) -> usize {
-        let mut at = 0;
-        loop {
-            let before = at;
+/// How many leading blocks of `keys` host memory and the tiers have, without a pin.
+fn leading(inner: &Parts, keys: &[BlockKey]) -> usize {
+    let mut at = 0;
+    loop {
+        let before = at;
+        let (_, rest) = keys.split_at(at);
+        at += inner.host.pool.peek(rest);
+        for below in &inner.below {
             let (_, rest) = keys.split_at(at);
-            at += self.host.pool.peek(rest);
-            for below in &self.below {
-                let (_, rest) = keys.split_at(at);
-                at += below
-                    .hold(rest)
-                    .map_or(0, |hold| hold.blocks().min(rest.len()));
-            }
-            if at == before || at == keys.len() {
-                return at;
-            }
+            at += below
+                .hold(rest)
+                .map_or(0, |hold| hold.blocks().min(rest.len()));
+        }
+        if at == before || at == keys.len() {
+            return at;
         }
     }
 }

@@ -15,6 +15,7 @@ use super::{
     spill::{Pauses, Spill},
 };
 use crate::{
+    clock::Clock,
     error::TierError,
     tier::{
         Abilities, Answer, BlockName, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport,
@@ -140,13 +141,23 @@ impl Below {
         Ok(report)
     }
 
-    /// Syncs, waiting for at most the time of the settings.
-    pub(super) fn sync(&self) -> SyncReport {
+    /// Waits until everything written before is durable, for at most the time of the settings.
+    pub(super) fn sync(&self, clock: &dyn Clock) -> SyncReport {
+        self.spill.sync_begins();
         let synced = self.wait("sync", &self.tier.sync());
-        synced.unwrap_or_else(|error| SyncReport {
+        let report = synced.unwrap_or_else(|error| SyncReport {
             lost: 0,
             failure: Some(error),
-        })
+        });
+        let now = clock.now();
+        match &report.failure {
+            Some(error) => {
+                self.syncs.failed(now, error);
+                self.spill.touched(now);
+            }
+            None => self.syncs.succeeded(now),
+        }
+        report
     }
 
     /// Waits for an answer, for at most the time of the settings.

@@ -4,7 +4,6 @@
 use std::{
     any::Any,
     sync::{Arc, Weak},
-    time::Duration,
 };
 
 use kvtile_blocks::{
@@ -16,9 +15,11 @@ use kvtile_layout::broken;
 use kvtile_transfer::LeaseMode;
 
 use super::{
-    Inner, LoadStop,
+    Parts,
     below::{Below, name},
+    demote,
     flights::Flight,
+    report::LoadStop,
 };
 use crate::{
     error::TierError,
@@ -26,12 +27,6 @@ use crate::{
     room::chain_room,
     tier::{BlockRead, Came, ReadReport, TierMiss, content_checksum},
 };
-
-/// Most blocks that are read in one batch.
-const BATCH_BLOCKS_MAX: u64 = 64;
-
-/// Most bytes that are read in one batch, where that is more than one block.
-const BATCH_BYTES_MAX: u64 = 64 << 20;
 
 /// A block of a tier that is wanted in host memory.
 #[derive(Clone, Copy)]
@@ -59,264 +54,251 @@ enum Step<'a> {
     Read(Flight<'a>),
 }
 
-impl Inner {
-    /// Blocks that are read in one batch.
-    pub(super) fn batch_blocks(&self) -> usize {
-        let blocks = (BATCH_BYTES_MAX / self.block_bytes).clamp(1, BATCH_BLOCKS_MAX);
-        usize::try_from(blocks).unwrap_or(1)
-    }
-
-    /// Counts what arrived.
-    pub(super) fn moved(
-        &self,
-        (from, to): (TierId, TierId),
-        blocks: u64,
-        bytes: u64,
-        time: Duration,
-    ) {
-        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        self.metrics.moved(from, to, blocks, bytes, nanoseconds);
-    }
-
-    /// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there.
-    ///
-    /// Flights are boarded in the order of positions, which is the same for all loads of a block, so no two
-    /// loads wait for each other.
-    pub(super) fn bring(&self, below: &Below, wanted: &[Wanted]) -> Brought {
-        let tenant = wanted.first().map_or(0, |first| first.tenant);
-        let same = wanted.iter().take_while(|block| block.tenant == tenant);
-        let claim = Claim {
-            now: self.tick(),
-            ..Claim::default()
-        };
-        let mut steps = Vec::with_capacity(wanted.len());
-        let mut missing = Vec::new();
-        for block in same {
-            let flight = self.flights.board(block.key);
-            // Another load may have brought it while this one waited.
-            let there = self.host.pool.pin(std::slice::from_ref(&block.key), &claim);
-            if there.blocks.is_empty() {
-                missing.push(*block);
-                steps.push(Step::Read(flight));
-            } else {
-                steps.push(Step::There(there.blocks));
-            }
+/// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there.
+///
+/// Flights are boarded in the order of positions, which is the same for all loads of a block, so no two
+/// loads wait for each other.
+pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought {
+    let tenant = wanted.first().map_or(0, |first| first.tenant);
+    let same = wanted.iter().take_while(|block| block.tenant == tenant);
+    let claim = Claim {
+        now: inner.tick(),
+        ..Claim::default()
+    };
+    let mut steps = Vec::with_capacity(wanted.len());
+    let mut missing = Vec::new();
+    for block in same {
+        let flight = inner.flights.board(block.key);
+        // Another load may have brought it while this one waited.
+        let there = inner
+            .host
+            .pool
+            .pin(std::slice::from_ref(&block.key), &claim);
+        if there.blocks.is_empty() {
+            missing.push(*block);
+            steps.push(Step::Read(flight));
+        } else {
+            steps.push(Step::There(there.blocks));
         }
-        let request = AllocateRequest {
-            tenant: TenantId(tenant),
-            now: claim.now,
-        };
-        let room = match missing.is_empty() {
-            true => None,
-            false => chain_room(missing.len(), |blocks| self.host_room(blocks, &request)),
-        };
-        let mut read = match room {
-            Some(room) => self.read_into(below, &missing, room),
-            None => Vec::new(),
-        }
-        .into_iter();
-        let mut brought = Brought::default();
-        for step in steps {
-            match step {
-                Step::There(block) => brought.blocks.push(block),
-                Step::Read(flight) => {
-                    match read.next() {
-                        Some(Ok(block)) => {
-                            brought.blocks.push(block);
-                            brought.read += 1;
-                        }
-                        Some(Err(stop)) => brought.stop = Some(stop),
-                        None => brought.stop = Some(LoadStop::HostFull),
+    }
+    let request = AllocateRequest {
+        tenant: TenantId(tenant),
+        now: claim.now,
+    };
+    let room = match missing.is_empty() {
+        true => None,
+        false => chain_room(missing.len(), |blocks| {
+            demote::host_room(inner, blocks, &request)
+        }),
+    };
+    let mut read = match room {
+        Some(room) => read_into(inner, below, &missing, room),
+        None => Vec::new(),
+    }
+    .into_iter();
+    let mut brought = Brought::default();
+    for step in steps {
+        match step {
+            Step::There(block) => brought.blocks.push(block),
+            Step::Read(flight) => {
+                match read.next() {
+                    Some(Ok(block)) => {
+                        brought.blocks.push(block);
+                        brought.read += 1;
                     }
-                    drop(flight);
+                    Some(Err(stop)) => brought.stop = Some(stop),
+                    None => brought.stop = Some(LoadStop::HostFull),
                 }
-            }
-            if brought.stop.is_some() {
-                break;
+                drop(flight);
             }
         }
-        brought
+        if brought.stop.is_some() {
+            break;
+        }
     }
+    brought
+}
 
-    /// Reads the leading blocks into `room`, as many as it has, and registers those that came.
-    fn read_into(
-        &self,
-        below: &Below,
-        blocks: &[Wanted],
-        room: MutableBlocks,
-    ) -> Vec<Result<PinnedBlocks, LoadStop>> {
-        let (blocks, _) = blocks.split_at(room.len().min(blocks.len()));
-        let ids = room.ids().to_vec();
-        let room = Arc::new(room);
-        let came = self.read(below, blocks, &ids, &(Arc::clone(&room) as Arc<_>));
-        let place: Weak<dyn Any + Send + Sync> = Arc::downgrade(&(Arc::clone(&room) as Arc<_>));
-        let Ok(mut room) = Arc::try_unwrap(room) else {
-            // The tier still has the memory: it did not answer in time, or did not drop what it had.
-            below.is_late([place]);
-            let stop = came.into_iter().find_map(Result::err);
-            let stop = stop.unwrap_or(LoadStop::Late);
+/// Reads the leading blocks into `room`, as many as it has, and registers those that came.
+fn read_into(
+    inner: &Parts,
+    below: &Below,
+    blocks: &[Wanted],
+    room: MutableBlocks,
+) -> Vec<Result<PinnedBlocks, LoadStop>> {
+    let (blocks, _) = blocks.split_at(room.len().min(blocks.len()));
+    let ids = room.ids().to_vec();
+    let room = Arc::new(room);
+    let came = read(inner, below, blocks, &ids, &(Arc::clone(&room) as Arc<_>));
+    let place: Weak<dyn Any + Send + Sync> = Arc::downgrade(&(Arc::clone(&room) as Arc<_>));
+    let Ok(mut room) = Arc::try_unwrap(room) else {
+        // The tier still has the memory: it did not answer in time, or did not drop what it had.
+        below.is_late([place]);
+        let stop = came.into_iter().find_map(Result::err);
+        let stop = stop.unwrap_or(LoadStop::Late);
+        return vec![Err(stop)];
+    };
+    let mut registered = Vec::with_capacity(came.len());
+    for (block, came) in blocks.iter().zip(came) {
+        let one = room.take(0..1);
+        let block = came.and_then(|()| register(inner, block, one));
+        let is_end = block.is_err();
+        registered.push(block);
+        if is_end {
+            // No lookup would find what follows.
+            break;
+        }
+    }
+    registered
+}
+
+/// Makes a block that was read findable in host memory.
+fn register(inner: &Parts, wanted: &Wanted, room: MutableBlocks) -> Result<PinnedBlocks, LoadStop> {
+    let [block] = *room.ids() else {
+        broken(format_args!(
+            "{} host blocks for block {}",
+            room.len(),
+            wanted.key
+        ))
+    };
+    inner.host.describe(block, wanted.position, wanted.tenant);
+    let complete = room.complete(std::slice::from_ref(&wanted.key), wanted.parent);
+    let complete = complete.map_err(|rejected| LoadStop::Pool(rejected.error))?;
+    let registered = complete.register(&Claim {
+        now: inner.tick(),
+        ..Claim::default()
+    });
+    inner.metrics.stored(TierId::HOST, 1);
+    let registered = registered.map_err(|rejected| LoadStop::Pool(rejected.error))?;
+    demote::anchor(inner, &registered.blocks, wanted.parent);
+    Ok(registered.blocks)
+}
+
+/// Reads blocks of a tier into the host blocks `ids` and verifies them: what came of each, in their order.
+/// `place` keeps the host blocks from being given out for as long as the tier has them.
+pub(super) fn read(
+    inner: &Parts,
+    below: &Below,
+    blocks: &[Wanted],
+    ids: &[BlockId],
+    place: &Arc<dyn Any + Send + Sync>,
+) -> Vec<Result<(), LoadStop>> {
+    let mut reads = Vec::with_capacity(blocks.len());
+    for (block, &id) in blocks.iter().zip(ids) {
+        let lent = (id, LeaseMode::Write);
+        match inner.host.lend(&inner.manager, lent, Arc::clone(place)) {
+            Ok(into) => reads.push(BlockRead {
+                name: name(block.key),
+                into,
+            }),
+            Err(error) => return vec![Err(stop_of(error))],
+        }
+    }
+    let report = match below.read(reads) {
+        Ok(report) => report,
+        Err(error) => {
+            inner.metrics.move_failed(below.id, TierId::HOST);
+            below.is_late([Arc::downgrade(place)]);
+            below.reads.failed(inner.clock.now(), &error);
+            let (reason, stop) = match error {
+                TierError::Late { .. } => (MissReason::Late, LoadStop::Late),
+                _ => (MissReason::ReadFailed, LoadStop::Lost),
+            };
+            inner.metrics.lost(reason, blocks.len() as u64);
             return vec![Err(stop)];
-        };
-        let mut registered = Vec::with_capacity(came.len());
-        for (block, came) in blocks.iter().zip(came) {
-            let one = room.take(0..1);
-            let block = came.and_then(|()| self.register(block, one));
-            let is_end = block.is_err();
-            registered.push(block);
-            if is_end {
-                // No lookup would find what follows.
-                break;
-            }
         }
-        registered
-    }
+    };
+    below.reads.succeeded(inner.clock.now());
+    settle(inner, below, blocks, ids, &report)
+}
 
-    /// Makes a block that was read findable in host memory.
-    fn register(&self, wanted: &Wanted, room: MutableBlocks) -> Result<PinnedBlocks, LoadStop> {
-        let [block] = *room.ids() else {
-            broken(format_args!(
-                "{} host blocks for block {}",
-                room.len(),
-                wanted.key
-            ))
-        };
-        self.host.describe(block, wanted.position, wanted.tenant);
-        let complete = room.complete(std::slice::from_ref(&wanted.key), wanted.parent);
-        let complete = complete.map_err(|rejected| LoadStop::Pool(rejected.error))?;
-        let registered = complete.register(&Claim {
-            now: self.tick(),
-            ..Claim::default()
-        });
-        self.metrics.stored(TierId::HOST, 1);
-        let registered = registered.map_err(|rejected| LoadStop::Pool(rejected.error))?;
-        self.anchor(&registered.blocks, wanted.parent);
-        Ok(registered.blocks)
+/// Counts what came of a batch, and verifies what the tier does not.
+fn settle(
+    inner: &Parts,
+    below: &Below,
+    blocks: &[Wanted],
+    ids: &[BlockId],
+    report: &ReadReport,
+) -> Vec<Result<(), LoadStop>> {
+    let ended = blocks.iter().zip(ids).zip(report.blocks.iter());
+    let verified = ended.map(|((block, &id), outcome)| match outcome {
+        Ok(came) => verify(inner, below, block, id, *came),
+        Err(miss) => Err(miss.clone()),
+    });
+    let verified: Vec<Result<(), TierMiss>> = verified.collect();
+    let came = verified.iter().filter(|block| block.is_ok()).count() as u64;
+    if came > 0 {
+        let route = (below.id, TierId::HOST);
+        inner.moved(route, came, came * inner.block_bytes, report.elapsed);
+        inner.metrics.checked(below.id, came, 0);
     }
+    let lost = |miss| lost(inner, below, &miss);
+    verified
+        .into_iter()
+        .map(|block| block.map_err(lost))
+        .collect()
+}
 
-    /// Reads blocks of a tier into the host blocks `ids` and verifies them: what came of each, in their order.
-    /// `place` keeps the host blocks from being given out for as long as the tier has them.
-    pub(super) fn read(
-        &self,
-        below: &Below,
-        blocks: &[Wanted],
-        ids: &[BlockId],
-        place: &Arc<dyn Any + Send + Sync>,
-    ) -> Vec<Result<(), LoadStop>> {
-        let mut reads = Vec::with_capacity(blocks.len());
-        for (block, &id) in blocks.iter().zip(ids) {
-            let lent = (id, LeaseMode::Write);
-            match self.host.lend(&self.manager, lent, Arc::clone(place)) {
-                Ok(into) => reads.push(BlockRead {
-                    name: name(block.key),
-                    into,
-                }),
-                Err(error) => return vec![Err(stop_of(error))],
-            }
-        }
-        let report = match below.read(reads) {
-            Ok(report) => report,
-            Err(error) => {
-                self.metrics.move_failed(below.id, TierId::HOST);
-                below.is_late([Arc::downgrade(place)]);
-                below.reads.failed(self.clock.now(), &error);
-                let (reason, stop) = match error {
-                    TierError::Late { .. } => (MissReason::Late, LoadStop::Late),
-                    _ => (MissReason::ReadFailed, LoadStop::Lost),
-                };
-                self.metrics.lost(reason, blocks.len() as u64);
-                return vec![Err(stop)];
-            }
-        };
-        below.reads.succeeded(self.clock.now());
-        self.settle(below, blocks, ids, &report)
+/// Compares a block that the tier did not verify with the checksum that was written with it. One that is
+/// not what was written is given up.
+fn verify(
+    inner: &Parts,
+    below: &Below,
+    wanted: &Wanted,
+    id: BlockId,
+    came: Came,
+) -> Result<(), TierMiss> {
+    if below.abilities.verifies {
+        return Ok(());
     }
+    let damaged = |what: &str| {
+        below.tier.forget(super::below::GROUP, &[wanted.key]);
+        below.spill.touched(inner.clock.now());
+        Err(TierMiss::Damaged {
+            what: what.to_owned(),
+        })
+    };
+    let Some(checksum) = came.checksum else {
+        return damaged("it came without its checksum");
+    };
+    let place: Arc<dyn Any + Send + Sync> = Arc::new(());
+    let lent = inner
+        .host
+        .lend(&inner.manager, (id, LeaseMode::Read), place);
+    let lent = lent.map_err(TierMiss::Failed)?;
+    let bytes = lent
+        .bytes()
+        .map_err(|error| TierMiss::Failed(error.into()))?;
+    match content_checksum(&wanted.key, wanted.position, bytes) == checksum {
+        true => Ok(()),
+        false => damaged("it fails its checksum"),
+    }
+}
 
-    /// Counts what came of a batch, and verifies what the tier does not.
-    fn settle(
-        &self,
-        below: &Below,
-        blocks: &[Wanted],
-        ids: &[BlockId],
-        report: &ReadReport,
-    ) -> Vec<Result<(), LoadStop>> {
-        let ended = blocks.iter().zip(ids).zip(report.blocks.iter());
-        let verified = ended.map(|((block, &id), outcome)| match outcome {
-            Ok(came) => self.verify(below, block, id, *came),
-            Err(miss) => Err(miss.clone()),
-        });
-        let verified: Vec<Result<(), TierMiss>> = verified.collect();
-        let came = verified.iter().filter(|block| block.is_ok()).count() as u64;
-        if came > 0 {
-            let route = (below.id, TierId::HOST);
-            self.moved(route, came, came * self.block_bytes, report.elapsed);
-            self.metrics.checked(below.id, came, 0);
+/// Counts a block that did not come, and says why it did not.
+fn lost(inner: &Parts, below: &Below, miss: &TierMiss) -> LoadStop {
+    inner.metrics.move_failed(below.id, TierId::HOST);
+    match miss {
+        TierMiss::Absent => {
+            inner.metrics.lost(MissReason::Evicted, 1);
+            return LoadStop::Evicted;
         }
-        let lost = |miss| self.lost(below, &miss);
-        verified
-            .into_iter()
-            .map(|block| block.map_err(lost))
-            .collect()
-    }
-
-    /// Compares a block that the tier did not verify with the checksum that was written with it. One that is
-    /// not what was written is given up.
-    fn verify(
-        &self,
-        below: &Below,
-        wanted: &Wanted,
-        id: BlockId,
-        came: Came,
-    ) -> Result<(), TierMiss> {
-        if below.abilities.verifies {
-            return Ok(());
+        TierMiss::Damaged { .. } => {
+            inner.metrics.checked(below.id, 1, 1);
+            inner.metrics.lost(MissReason::Checksum, 1);
         }
-        let damaged = |what: &str| {
-            below.tier.forget(super::below::GROUP, &[wanted.key]);
-            below.spill.touched(self.clock.now());
-            Err(TierMiss::Damaged {
-                what: what.to_owned(),
-            })
-        };
-        let Some(checksum) = came.checksum else {
-            return damaged("it came without its checksum");
-        };
-        let place: Arc<dyn Any + Send + Sync> = Arc::new(());
-        let lent = self.host.lend(&self.manager, (id, LeaseMode::Read), place);
-        let lent = lent.map_err(TierMiss::Failed)?;
-        let bytes = lent
-            .bytes()
-            .map_err(|error| TierMiss::Failed(error.into()))?;
-        match content_checksum(&wanted.key, wanted.position, bytes) == checksum {
-            true => Ok(()),
-            false => damaged("it fails its checksum"),
+        TierMiss::Failed(error) => {
+            inner.metrics.lost(MissReason::ReadFailed, 1);
+            below.spill.touched(inner.clock.now());
+            return match error {
+                TierError::Panicked { .. } => LoadStop::Panicked,
+                TierError::Closed => LoadStop::Closed,
+                _ => LoadStop::Lost,
+            };
         }
     }
-
-    /// Counts a block that did not come, and says why it did not.
-    fn lost(&self, below: &Below, miss: &TierMiss) -> LoadStop {
-        self.metrics.move_failed(below.id, TierId::HOST);
-        match miss {
-            TierMiss::Absent => {
-                self.metrics.lost(MissReason::Evicted, 1);
-                return LoadStop::Evicted;
-            }
-            TierMiss::Damaged { .. } => {
-                self.metrics.checked(below.id, 1, 1);
-                self.metrics.lost(MissReason::Checksum, 1);
-            }
-            TierMiss::Failed(error) => {
-                self.metrics.lost(MissReason::ReadFailed, 1);
-                below.spill.touched(self.clock.now());
-                return match error {
-                    TierError::Panicked { .. } => LoadStop::Panicked,
-                    TierError::Closed => LoadStop::Closed,
-                    _ => LoadStop::Lost,
-                };
-            }
-        }
-        below.spill.touched(self.clock.now());
-        LoadStop::Lost
-    }
+    below.spill.touched(inner.clock.now());
+    LoadStop::Lost
 }
 
 fn stop_of(error: TierError) -> LoadStop {

@@ -53,20 +53,16 @@ impl<J> Chains<J> {
         number
     }
 
-    /// Parks the job of store `number` until an older store that brings `key` has ended. The job comes
-    /// back where there is none.
-    pub(super) fn park(&self, number: u64, key: &BlockKey, job: J) -> Result<(), J> {
+    /// Parks the job of store `number` until an older store that brings `key` has ended. `job` is called only
+    /// where there is such a store.
+    pub(super) fn park(&self, number: u64, key: &BlockKey, job: impl FnOnce() -> Option<J>) {
         let mut state = self.lock();
         let older = state
             .entries
             .iter_mut()
             .filter(|entry| entry.number < number);
-        match older.rev().find(|entry| entry.keys.contains(key)) {
-            Some(entry) => {
-                entry.parked.push(job);
-                Ok(())
-            }
-            None => Err(job),
+        if let Some(entry) = older.rev().find(|entry| entry.keys.contains(key)) {
+            entry.parked.extend(job());
         }
     }
 
@@ -104,17 +100,22 @@ mod tests {
         let again = chains.enter(keys(2..4));
         let second = chains.enter(keys(4..8));
         let parent = keys(3..4)[0];
-        assert_eq!(chains.park(second, &parent, "second"), Ok(()));
-        assert_eq!(chains.park(first, &keys(5..6)[0], "first"), Err("first"));
-        assert_eq!(
-            chains.park(second, &keys(9..10)[0], "second"),
-            Err("second")
-        );
+        let park = |number, key: &BlockKey, job| {
+            let mut is_parked = false;
+            chains.park(number, key, || {
+                is_parked = true;
+                Some(job)
+            });
+            is_parked
+        };
+        assert!(park(second, &parent, "second"));
+        assert!(!park(first, &keys(5..6)[0], "first"));
+        assert!(!park(second, &keys(9..10)[0], "second"));
         assert!(chains.leave(first).is_empty());
         assert_eq!(chains.leave(again), ["second"]);
         assert!(chains.leave(again).is_empty());
         let third = chains.enter(keys(8..9));
-        assert_eq!(chains.park(third, &keys(7..8)[0], "third"), Ok(()));
+        assert!(park(third, &keys(7..8)[0], "third"));
         assert_eq!(chains.close(), ["third"]);
         assert!(chains.leave(second).is_empty());
     }

@@ -2,7 +2,7 @@
 
 use std::thread;
 
-use super::{Cache, FlushReport};
+use super::{Cache, FlushReport, flush, open};
 
 impl Cache {
     /// Closes the cache as dropping it does, and says what became of the blocks in host memory.
@@ -39,7 +39,7 @@ impl Cache {
             }
         }
         let report = self.last_flush();
-        self.inner.unregister();
+        open::unregister(&self.inner);
         report
     }
 
@@ -48,7 +48,7 @@ impl Cache {
         if self.inner.below.is_empty() {
             return FlushReport::default();
         }
-        let report = self.inner.flush(true);
+        let report = flush::flush(&self.inner, true);
         let lost = report.no_room + report.late + report.failed;
         if lost > 0 {
             log::warn!(

@@ -13,7 +13,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 
-use super::{Inner, LookupOptions, below::Below, departures::Departure};
+use super::{LookupOptions, Parts, below::Below, departures::Departure, tend};
 use crate::{
     metrics::{CacheMetrics, MissReason},
     tier::{Hold, TierWrites},
@@ -37,7 +37,7 @@ pub(super) struct Segment {
 }
 
 impl Segment {
-    fn new(inner: &Inner, place: Place) -> Segment {
+    fn new(inner: &Parts, place: Place) -> Segment {
         let tier = match &place {
             Place::Host(_) => TierId::HOST,
             Place::Below(at, ..) | Place::Leaving(at, _) => inner.tier(*at).id,
@@ -118,7 +118,7 @@ impl Drop for Segment {
 /// A match does not keep its cache open: once the cache is closed, it has no blocks.
 #[must_use = "a match pins its blocks until it is loaded or dropped"]
 pub struct Match {
-    cache: Weak<Inner>,
+    cache: Weak<Parts>,
     pub(super) segments: Vec<Segment>,
     /// Where in its chain it starts.
     pub(super) first: usize,
@@ -159,7 +159,7 @@ impl Match {
     }
 
     /// Whether the match was found in this cache.
-    pub(super) fn is_of(&self, inner: &Arc<Inner>) -> bool {
+    pub(super) fn is_of(&self, inner: &Arc<Parts>) -> bool {
         std::ptr::eq(self.cache.as_ptr(), Arc::as_ptr(inner))
     }
 
@@ -197,7 +197,7 @@ impl Match {
 }
 
 /// Finds and pins.
-pub(super) fn lookup(inner: &Arc<Inner>, keys: &[BlockKey], options: &LookupOptions) -> Match {
+pub(super) fn lookup(inner: &Arc<Parts>, keys: &[BlockKey], options: &LookupOptions) -> Match {
     let now = inner.tick();
     let claim = Claim {
         owner: options.owner,
@@ -233,7 +233,7 @@ pub(super) fn lookup(inner: &Arc<Inner>, keys: &[BlockKey], options: &LookupOpti
 
 /// The leading blocks, wherever they are. A block that moves between host memory and a tier meanwhile is not
 /// missed: where something moved, what is missing is looked up once more while nothing can move.
-fn segments(inner: &Inner, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
+fn segments(inner: &Parts, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
     let mark = inner.departures.mark();
     let mut segments = Vec::new();
     let mut at = advance(inner, keys, claim, &mut segments);
@@ -260,7 +260,7 @@ fn segments(inner: &Inner, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
 }
 
 /// Adds the leading blocks of `keys` that host memory and the tiers have, and returns how many.
-fn advance(inner: &Inner, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<Segment>) -> usize {
+fn advance(inner: &Parts, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<Segment>) -> usize {
     let now = inner.clock.now();
     let mut at = 0;
     loop {
@@ -296,7 +296,7 @@ fn advance(inner: &Inner, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
 
 /// Cuts the match before its first block that is not in host memory, where reading those blocks takes longer
 /// than computing everything from there on.
-fn leave_out_slow(inner: &Inner, found: &mut Match) {
+fn leave_out_slow(inner: &Parts, found: &mut Match) {
     let Some(tokens_per_second) = inner.settings.recompute_tokens_per_second else {
         return;
     };
@@ -319,7 +319,7 @@ fn leave_out_slow(inner: &Inner, found: &mut Match) {
 }
 
 /// Blocks that were used often enough go to the tiers whose settings say so.
-fn count_uses(inner: &Arc<Inner>, found: &Match) {
+fn count_uses(inner: &Arc<Parts>, found: &Match) {
     let after = |below: &Below| match below.settings.writes {
         TierWrites::AfterUses(uses) => Some(uses),
         _ => None,
@@ -340,7 +340,7 @@ fn count_uses(inner: &Arc<Inner>, found: &Match) {
             let often = used.iter().filter(|(_, count)| *count == uses);
             let wanted: Vec<BlockKey> = often.map(|(key, _)| *key).collect();
             let wanted: Vec<BlockKey> = wanted.into_iter().filter(|key| !below.has(key)).collect();
-            inner.spill(below, &wanted);
+            tend::spill(inner, below, &wanted);
         }
     }
 }

@@ -13,83 +13,26 @@ use std::{
     time::Duration,
 };
 
-use kvtile_blocks::{BlockId, BlockKey, BlocksError, events::TierId};
+use kvtile_blocks::{BlockId, BlockKey, events::TierId};
 use kvtile_layout::broken;
 use kvtile_transfer::{
-    LayoutHandle, TransferError, TransferOptions,
+    LayoutHandle, TransferOptions,
     completion::{Completer, Completion},
 };
 
 use super::{
-    Clock, Inner, LoadOptions, LookupOptions, Match, Priority, QueueLabel,
-    bring::{Brought, Wanted},
+    Clock, LoadOptions, LookupOptions, Match, Parts, Priority, QueueLabel,
+    bring::{self, Brought, Wanted},
     found::{self, Place, Segment},
     host::ids,
     job::{Job, Work},
+    report::{LoadReport, LoadStop},
+    requests,
 };
 use crate::{error::TierError, metrics::MissReason};
 
 /// Parts per thread that a load from disk is cut into.
 const PARTS_PER_WORKER: usize = 2;
-
-/// Why a load ended before its last block.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum LoadStop {
-    /// It was cancelled.
-    Cancelled,
-    /// It was not its turn in time.
-    Deadline,
-    /// The cache was closed.
-    Closed,
-    /// A thread panicked while it loaded a part: a defect of kvtile or of a medium.
-    Panicked,
-    /// A block of a tier is not what was written, or cannot be read.
-    Lost,
-    /// A block of a tier was evicted before it was read.
-    Evicted,
-    /// A tier did not answer in time.
-    Late,
-    /// All host memory is in use; only prefetching ends so.
-    HostFull,
-    /// The pool of host memory refused a key.
-    Pool(BlocksError),
-    /// The copy to the engine was refused or failed.
-    Transfer(TransferError),
-}
-
-/// What a load came to.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct LoadReport {
-    /// Leading blocks that are where they were wanted. What comes after them has to be computed.
-    pub blocks: usize,
-    /// Blocks that were wanted.
-    pub wanted: usize,
-    /// Blocks that came from host memory.
-    pub from_host: usize,
-    /// Blocks that were read from tiers below host memory: each tier that gave some, in the order of the
-    /// cache's tiers.
-    pub from_below: Vec<(TierId, usize)>,
-    /// Payload bytes that were copied to the engine.
-    pub bytes: u64,
-    /// From the call to the end.
-    pub elapsed: Duration,
-    /// Why not all of them came.
-    pub stopped: Option<LoadStop>,
-}
-
-impl LoadReport {
-    /// Blocks that came from a tier.
-    #[must_use]
-    pub fn blocks_from(&self, tier: TierId) -> usize {
-        if tier == TierId::HOST {
-            return self.from_host;
-        }
-        let of = |(one, blocks): &(TierId, usize)| (*one == tier).then_some(*blocks);
-        self.from_below.iter().find_map(of).unwrap_or(0)
-    }
-}
 
 #[derive(Default)]
 struct Outcome {
@@ -139,7 +82,7 @@ struct LoadPart {
 
 /// Starts loading.
 pub(super) fn start(
-    inner: &Arc<Inner>,
+    inner: &Arc<Parts>,
     found: Match,
     destinations: &[usize],
     options: &LoadOptions,
@@ -154,14 +97,14 @@ pub(super) fn start(
             blocks,
         });
     }
-    let layout = inner.check_blocks(options.layout, destinations)?;
+    let layout = requests::check_blocks(inner, options.layout, destinations)?;
     let found = found.truncate(destinations.len());
     begin(inner, found, Some((layout, destinations)), options)
 }
 
 /// Starts reading from disk to host memory.
 pub(super) fn prefetch(
-    inner: &Arc<Inner>,
+    inner: &Arc<Parts>,
     keys: &[BlockKey],
 ) -> Result<Completion<LoadReport>, TierError> {
     let found = found::lookup(inner, keys, &LookupOptions::default());
@@ -173,7 +116,7 @@ pub(super) fn prefetch(
 }
 
 fn begin(
-    inner: &Arc<Inner>,
+    inner: &Arc<Parts>,
     found: Match,
     destinations: Option<(LayoutHandle, &[usize])>,
     options: &LoadOptions,
@@ -204,7 +147,7 @@ fn begin(
         return Ok(completion);
     }
     let mut pieces = pieces.into_iter().peekable();
-    let mut jobs: Vec<Job> = Vec::with_capacity(parts);
+    let mut jobs: Vec<Job<Parts>> = Vec::with_capacity(parts);
     while pieces.peek().is_some() {
         jobs.push(Box::new(LoadPart {
             load: Arc::clone(&load),
@@ -223,7 +166,7 @@ fn begin(
 /// The pieces that a match is brought in: its segments, those below host memory cut so that several threads
 /// read at once.
 fn cut(
-    inner: &Inner,
+    inner: &Parts,
     mut found: Match,
     destinations: Option<(LayoutHandle, &[usize])>,
 ) -> Vec<Piece> {
@@ -313,7 +256,7 @@ impl Load {
     }
 }
 
-impl Work for LoadPart {
+impl Work<Parts> for LoadPart {
     fn label(&self) -> QueueLabel {
         match self.is_prefetch {
             true => QueueLabel::Prefetch,
@@ -322,7 +265,7 @@ impl Work for LoadPart {
     }
 
     /// Brings its pieces in order, up to the first block that does not come.
-    fn run(mut self: Box<Self>, inner: &Inner) {
+    fn run(mut self: Box<Self>, inner: &Parts) {
         self.has_begun = true;
         while let Some(piece) = self.pieces.front() {
             let left: usize = self.pieces.iter().map(|piece| piece.segment.blocks()).sum();
@@ -349,7 +292,7 @@ impl Work for LoadPart {
 
 impl Piece {
     /// Brings the blocks; on an error says how many came.
-    fn bring(&self, inner: &Inner, load: &Load) -> Result<(), (usize, LoadStop)> {
+    fn bring(&self, inner: &Parts, load: &Load) -> Result<(), (usize, LoadStop)> {
         match &self.segment.place {
             Place::Host(blocks) => {
                 self.copy(inner, load, blocks.ids(), 0)
@@ -373,7 +316,7 @@ impl Piece {
     }
 
     /// In batches, as far as host memory has room.
-    fn bring_from(&self, inner: &Inner, load: &Load, tier: usize) -> Result<(), (usize, LoadStop)> {
+    fn bring_from(&self, inner: &Parts, load: &Load, tier: usize) -> Result<(), (usize, LoadStop)> {
         let below = inner.tier(tier);
         let wanted = self.wanted();
         let most = inner.batch_blocks();
@@ -384,7 +327,7 @@ impl Piece {
             }
             let (_, rest) = wanted.split_at(done);
             let (batch, _) = rest.split_at(rest.len().min(most));
-            let Brought { blocks, read, stop } = inner.bring(below, batch);
+            let Brought { blocks, read, stop } = bring::bring(inner, below, batch);
             let ids: Vec<BlockId> = blocks.iter().flat_map(|one| one.ids()).copied().collect();
             let came = ids.len();
             if came > 0 {
@@ -414,7 +357,7 @@ impl Piece {
     /// waits for its turn at the one block that is kept for this.
     fn pass_through(
         &self,
-        inner: &Inner,
+        inner: &Parts,
         load: &Load,
         (tier, block): (usize, &Wanted),
         at: usize,
@@ -430,7 +373,7 @@ impl Piece {
         };
         let id = spare.block();
         let place = Arc::clone(&spare) as Arc<_>;
-        let came = inner.read(below, std::slice::from_ref(block), &[id], &place);
+        let came = bring::read(inner, below, std::slice::from_ref(block), &[id], &place);
         came.into_iter().collect::<Result<(), LoadStop>>()?;
         self.copy(inner, load, &[id], at)?;
         load.came_from(tier, 1);
@@ -453,7 +396,7 @@ impl Piece {
     /// Copies host blocks to the destinations from `at` on, and reports each layer as it comes.
     fn copy(
         &self,
-        inner: &Inner,
+        inner: &Parts,
         load: &Load,
         host: &[BlockId],
         at: usize,

@@ -33,11 +33,13 @@ mod options;
 mod parent;
 mod parts;
 mod queue;
+mod report;
 mod requests;
 mod settings;
 mod spill;
 mod store;
 mod tend;
+mod work;
 
 use std::{panic::resume_unwind, sync::Arc, thread::JoinHandle};
 
@@ -53,9 +55,9 @@ pub use crate::disk::DiskSettings;
 pub use crate::tier::{TierSettings, TierWrites};
 pub use flush::FlushReport;
 pub use found::Match;
-pub use load::{LoadReport, LoadStop};
 pub use open::CacheBuilder;
 pub use options::{LoadOptions, LookupOptions, Priority, StoreOptions};
+pub use report::{LoadReport, LoadStop};
 pub use settings::{
     CacheSettings, EVENT_CAPACITY_MAX, HOST_BYTES_MAX, QUEUE_CAPACITY_MAX, QUOTAS_MAX, WORKERS_MAX,
 };
@@ -64,7 +66,7 @@ pub use store::{StoreReport, StoreStop};
 
 pub use kvtile_transfer::completion::Completion;
 
-use parts::Inner;
+use parts::Parts;
 
 use crate::{
     disk::DiskTier,
@@ -121,7 +123,7 @@ use crate::{
 /// a thread that does nothing else.
 #[derive(Debug)]
 pub struct Cache {
-    inner: Arc<Inner>,
+    inner: Arc<Parts>,
     workers: Vec<JoinHandle<()>>,
     /// Whether it was closed already.
     is_closed: bool,
@@ -199,7 +201,7 @@ impl Cache {
     /// # Errors
     /// A tier that this cache does not have.
     pub fn evict(&self, tier: TierId, blocks: usize) -> Result<usize, TierError> {
-        self.inner.evict(tier, blocks)
+        demote::evict(&self.inner, tier, blocks)
     }
 
     /// Forgets all blocks: those in host memory, where pinned ones stay as they are until their last
@@ -209,20 +211,20 @@ impl Cache {
     /// # Errors
     /// A tier that cannot be brought to forget ([`TierError::NotDurable`]).
     pub fn clear(&self) -> Result<usize, TierError> {
-        self.inner.clear()
+        demote::clear(&self.inner)
     }
 
     /// Brings everything to the tiers below that is only in host memory, as far as they have room, and waits
     /// until it is durable; on the caller's thread. Where not all of it has room, those blocks go there
     /// that are worth most. Without a tier below host memory it does nothing.
     pub fn flush(&self) -> FlushReport {
-        self.inner.flush(false)
+        flush::flush(&self.inner, false)
     }
 
     /// What was counted since the cache was opened, and what it holds now.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.inner.stats()
+        counts::stats(&self.inner)
     }
 
     /// The tiers of the cache: host memory, then those below it in the order in which blocks are looked for.
@@ -235,7 +237,7 @@ impl Cache {
     /// What a tier counted and holds; `None` for a tier that the cache does not have.
     #[must_use]
     pub fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
-        self.inner.tier_stats(tier)
+        counts::tier_stats(&self.inner, tier)
     }
 
     /// What the pool of a tier counted and holds; `None` for a tier that the cache does not have, or that has
@@ -307,22 +309,22 @@ impl Cache {
     pub fn step(&self) -> bool {
         if let Some(job) = self.inner.queue.try_next() {
             // On this thread a panic is the caller's to see.
-            if let Err(panic) = self.inner.run(job) {
+            if let Err(panic) = work::run(&self.inner, job) {
                 resume_unwind(panic);
             }
             return true;
         }
         let mut below = self.inner.below.iter();
-        below.any(|below| self.inner.step_tier(below))
+        below.any(|below| tend::step_tier(&self.inner, below))
     }
 
     /// Does what is due from time to time: learning, and syncing the tiers. The
     /// threads of a cache do it by themselves.
     pub fn look_after(&self) {
-        self.inner.look_after();
+        work::look_after(&self.inner);
         for below in &self.inner.below {
             if below.spill.is_dirty() {
-                self.inner.sync(below);
+                below.sync(&*self.inner.clock);
             }
         }
     }

@@ -13,8 +13,8 @@ use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 
 use super::{
-    Cache, CacheSettings, Clock, Inner, SystemClock, below::Below, chains::Chains, counts::Seen,
-    departures::Departures, flights::Flights, host::Host, queue::Queue,
+    Cache, CacheSettings, Clock, Parts, SystemClock, below::Below, chains::Chains, counts,
+    departures::Departures, flights::Flights, host::Host, queue::Queue, tend, work,
 };
 use crate::{
     disk::{DiskTier, medium::Medium},
@@ -139,7 +139,7 @@ impl CacheBuilder {
         tiers.extend(below.iter().map(|below| below.id));
         let pool = host_pool(&settings, blocks, &events)?;
         let handle = manager.register(storage)?;
-        let inner = Arc::new(Inner {
+        let inner = Arc::new(Parts {
             engine,
             layers: usize::try_from(layout.shape().num_layers()).unwrap_or(usize::MAX),
             page_size: shape.page_size(),
@@ -150,7 +150,7 @@ impl CacheBuilder {
             turn: Mutex::new(()),
             demotions: RwLock::new(()),
             departures: Departures::default(),
-            seen: Seen::new(below.len()),
+            seen: (0..=below.len()).map(|_| Mutex::default()).collect(),
             below,
             queue: Queue::new(settings.queue_capacity),
             chains: Chains::default(),
@@ -161,7 +161,7 @@ impl CacheBuilder {
             manager,
             settings,
         });
-        inner.count_queue_capacity();
+        counts::count_queue_capacity(&inner);
         let cache = Cache {
             inner,
             workers: Vec::new(),
@@ -176,7 +176,7 @@ impl Cache {
     fn start(self) -> Result<Cache, TierError> {
         let mut cache = self;
         for number in 0..cache.inner.settings.workers {
-            cache.spawn(format!("kvtile-cache-{number}"), |inner| inner.work())?;
+            cache.spawn(format!("kvtile-cache-{number}"), work::work)?;
         }
         let tended = match cache.inner.settings.workers {
             0 => 0,
@@ -184,7 +184,7 @@ impl Cache {
         };
         for tier in 0..tended {
             let name = format!("kvtile-cache-{}", cache.inner.tier(tier).id.name());
-            cache.spawn(name, move |inner| inner.serve_tier(inner.tier(tier)))?;
+            cache.spawn(name, move |inner| tend::serve_tier(inner, inner.tier(tier)))?;
         }
         Ok(cache)
     }
@@ -193,7 +193,7 @@ impl Cache {
     fn spawn(
         &mut self,
         name: String,
-        work: impl FnOnce(&Inner) + Send + 'static,
+        work: impl FnOnce(&Parts) + Send + 'static,
     ) -> Result<(), TierError> {
         let inner = Arc::clone(&self.inner);
         let thread = std::thread::Builder::new().name(name);
@@ -203,14 +203,12 @@ impl Cache {
     }
 }
 
-impl Inner {
-    /// Gives the layouts back that were registered for the cache alone.
-    pub(super) fn unregister(&self) {
-        let engine = self.owns_engine.then_some(self.engine);
-        for handle in [Some(self.host.handle), engine].into_iter().flatten() {
-            if let Err(error) = self.manager.unregister(handle) {
-                log::warn!("a layout of a closed cache is still in use: {error}");
-            }
+/// Gives the layouts back that were registered for the cache alone.
+pub(super) fn unregister(inner: &Parts) {
+    let engine = inner.owns_engine.then_some(inner.engine);
+    for handle in [Some(inner.host.handle), engine].into_iter().flatten() {
+        if let Err(error) = inner.manager.unregister(handle) {
+            log::warn!("a layout of a closed cache is still in use: {error}");
         }
     }
 }

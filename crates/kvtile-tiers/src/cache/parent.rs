@@ -8,7 +8,7 @@ use kvtile_blocks::{
     pool::{Claim, PinnedBlocks},
 };
 
-use super::{Inner, below::Below};
+use super::{Parts, below::Below, demote};
 use crate::tier::{Hold, TierWrites};
 
 /// The block before one that is being stored.
@@ -26,7 +26,7 @@ pub(super) enum Parent {
 
 impl Parent {
     /// Pins the block of `key`, or nothing for the first block of a chain; `None` where no tier has it.
-    pub(super) fn hold(inner: &Inner, key: Option<&BlockKey>) -> Option<Parent> {
+    pub(super) fn hold(inner: &Parts, key: Option<&BlockKey>) -> Option<Parent> {
         let Some(key) = key else {
             return Some(Parent::Root);
         };
@@ -45,7 +45,7 @@ impl Parent {
 
     /// Pins the last of the leading blocks that host memory has: how many these are, and the last one; `None`
     /// where it has not even the first.
-    pub(super) fn hold_leading(inner: &Inner, keys: &[BlockKey]) -> Option<(usize, Parent)> {
+    pub(super) fn hold_leading(inner: &Parts, keys: &[BlockKey]) -> Option<(usize, Parent)> {
         let pool = &inner.host.pool;
         let (there, _) = keys.split_at(pool.peek(keys));
         let claim = Claim {
@@ -61,7 +61,7 @@ impl Parent {
     }
 
     /// The same of the first tier below that has any.
-    pub(super) fn hold_leading_below(inner: &Inner, keys: &[BlockKey]) -> Option<(usize, Parent)> {
+    pub(super) fn hold_leading_below(inner: &Parts, keys: &[BlockKey]) -> Option<(usize, Parent)> {
         let mut hold = inner.below.iter().find_map(|below| below.hold(keys))?;
         let leading = hold.blocks();
         let _hold = hold.split_off(leading.checked_sub(1)?);
@@ -70,7 +70,7 @@ impl Parent {
 
     /// Brings the chain to a tier below where its blocks are to go there anyway, and pins it there instead of
     /// in host memory. False where nothing changed.
-    pub(super) fn move_below(&mut self, inner: &Inner) -> bool {
+    pub(super) fn move_below(&mut self, inner: &Parts) -> bool {
         let Parent::Host(pinned) = &*self else {
             return false;
         };
@@ -92,7 +92,7 @@ impl Parent {
 }
 
 /// The block on a tier, written there where it may be.
-fn write_below(inner: &Inner, below: &Below, key: &BlockKey) -> Option<Box<dyn Hold>> {
+fn write_below(inner: &Parts, below: &Below, key: &BlockKey) -> Option<Box<dyn Hold>> {
     if let Some(hold) = below.hold_one(key) {
         return Some(hold);
     }
@@ -101,7 +101,7 @@ fn write_below(inner: &Inner, below: &Below, key: &BlockKey) -> Option<Box<dyn H
     if !may_write {
         return None;
     }
-    let written = inner.write_keys(below, std::slice::from_ref(key));
+    let written = demote::write_keys(inner, below, std::slice::from_ref(key));
     written.into_iter().next()?.ok()?;
     below.hold_one(key)
 }

@@ -1,13 +1,15 @@
 //! The parts of a cache, as its threads share them, and what all of them need: the time, the queue, the tiers.
 
 use std::{
-    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
-    thread,
     time::Duration,
 };
 
-use kvtile_blocks::{Tick, events::EventLog, policy::Hints};
+use kvtile_blocks::{
+    Tick,
+    events::{EventLog, TierId},
+    policy::Hints,
+};
 use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, TransferManager};
 
@@ -15,18 +17,16 @@ use super::{
     CacheSettings, Priority, QueueLabel,
     below::Below,
     chains::Chains,
-    counts::Seen,
     departures::Departures,
     flights::Flights,
     host::Host,
     job::Job,
-    queue::{Next, Queue, Refused},
-    store::StoreJob,
+    queue::{Queue, Refused},
 };
-use crate::{clock::Clock, error::TierError, metrics::CacheMetrics};
+use crate::{clock::Clock, error::TierError, metrics::CacheMetrics, tier::TierStats};
 
 /// What the threads of a cache share.
-pub(super) struct Inner {
+pub(super) struct Parts {
     pub(super) manager: Arc<TransferManager>,
     pub(super) engine: LayoutHandle,
     pub(super) layers: usize,
@@ -45,27 +45,31 @@ pub(super) struct Inner {
     pub(super) demotions: RwLock<()>,
     /// Blocks on their way from host memory to a tier.
     pub(super) departures: Departures,
-    pub(super) queue: Queue<Job>,
+    pub(super) queue: Queue<Job<Parts>>,
     /// Stores that are under way.
-    pub(super) chains: Chains<Box<StoreJob>>,
+    pub(super) chains: Chains<(Priority, Job<Parts>)>,
     pub(super) flights: Flights,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: CacheSettings,
     pub(super) metrics: Arc<CacheMetrics>,
-    pub(super) seen: Seen,
+    /// What the tiers had counted when they were last looked at: host memory, then those below it.
+    pub(super) seen: Vec<Mutex<TierStats>>,
     pub(super) events: Arc<EventLog>,
 }
 
-impl std::fmt::Debug for Inner {
+impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inner").finish_non_exhaustive()
+        f.debug_struct("Parts").finish_non_exhaustive()
     }
 }
 
-/// How long a worker waits for work before it looks after what is due.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Most blocks that are read in one batch.
+const BATCH_BLOCKS_MAX: u64 = 64;
 
-impl Inner {
+/// Most bytes that are read in one batch, where that is more than one block.
+const BATCH_BYTES_MAX: u64 = 64 << 20;
+
+impl Parts {
     pub(super) fn tick(&self) -> Tick {
         self.tick_in(Duration::ZERO)
     }
@@ -93,7 +97,7 @@ impl Inner {
     }
 
     /// Queues all jobs or none, without waiting.
-    pub(super) fn queue(&self, priority: Priority, jobs: Vec<Job>) -> Result<(), TierError> {
+    pub(super) fn queue(&self, priority: Priority, jobs: Vec<Job<Parts>>) -> Result<(), TierError> {
         let labels: Vec<QueueLabel> = jobs.iter().map(|job| job.label()).collect();
         // Counted before a worker can take them.
         labels.iter().for_each(|label| self.metrics.queued(*label));
@@ -115,37 +119,28 @@ impl Inner {
         })
     }
 
-    /// Does a job. One that panics has ended its completion by then; what it panicked with is the result.
-    pub(super) fn run(&self, job: Job) -> thread::Result<()> {
-        self.metrics.unqueued(job.label());
-        let ran = catch_unwind(AssertUnwindSafe(|| job.run(self)));
-        self.queue.done();
-        ran
+    /// Counts what arrived.
+    pub(super) fn moved(
+        &self,
+        (from, to): (TierId, TierId),
+        blocks: u64,
+        bytes: u64,
+        time: Duration,
+    ) {
+        let nanoseconds = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        self.metrics.moved(from, to, blocks, bytes, nanoseconds);
     }
 
-    /// Serves the queue until it is closed.
-    pub(super) fn work(&self) {
-        loop {
-            let ran = match self.queue.next(PATIENCE) {
-                Next::Job(job) => self.run(job),
-                Next::Idle => catch_unwind(AssertUnwindSafe(|| self.look_after())),
-                Next::Closed => return,
-            };
-            if ran.is_err() {
-                log::error!(
-                    "a job of the cache panicked and was given up; this is a defect; the cache goes on"
-                );
-            }
-        }
+    /// Blocks that are read in one batch, or written by a flush.
+    pub(super) fn batch_blocks(&self) -> usize {
+        let blocks = (BATCH_BYTES_MAX / self.block_bytes).clamp(1, BATCH_BLOCKS_MAX);
+        usize::try_from(blocks).unwrap_or(1)
     }
 
-    /// What is due from time to time: counting and learning.
-    pub(super) fn look_after(&self) {
-        self.observe();
-        self.host.pool.maintain();
-        for below in &self.below {
-            below.tier.maintain();
-        }
+    /// Above so many, keys of blocks that have left host memory are dropped from the list of those to
+    /// write: no more than half of them can be there.
+    pub(super) fn spill_keys_max(&self) -> usize {
+        self.host.pool.blocks().saturating_mul(2)
     }
 
     /// The tier at a position of the list.

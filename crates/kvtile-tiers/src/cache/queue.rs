@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use kvtile_layout::broken;
+
 use super::Priority;
 
 /// One turn in so many goes to the job that waits for the longest time, whatever its priority: a cache that
@@ -37,9 +39,12 @@ impl<J> State<J> {
     fn push(&mut self, priority: Priority, job: J) {
         self.number += 1;
         let number = self.number;
-        if let Some(waiting) = self.waiting.get_mut(priority as usize) {
-            waiting.push_back((number, job));
-        }
+        let Some(waiting) = self.waiting.get_mut(priority as usize) else {
+            broken(format_args!(
+                "{priority:?} is none of {PRIORITIES} priorities"
+            ))
+        };
+        waiting.push_back((number, job));
     }
 
     /// The next job: of the highest priority, the older one first; now and then the oldest of all.
@@ -181,7 +186,8 @@ impl<J> Queue<J> {
     /// A job that was taken has ended.
     pub(super) fn done(&self) {
         let mut state = self.lock();
-        state.running = state.running.saturating_sub(1);
+        assert!(state.running > 0, "a job has ended that was not taken");
+        state.running -= 1;
         drop(state);
         self.changed.notify_all();
     }

@@ -4,31 +4,29 @@ use std::collections::HashSet;
 
 use kvtile_transfer::LayoutHandle;
 
-use super::{Inner, open::check_identity};
+use super::{Parts, open::check_identity};
 use crate::error::TierError;
 
 /// Up to so many ids are compared with a set; for more a bitmap over all blocks of the layout is cheaper.
 const SET_IDS_MAX: usize = 64;
 
-impl Inner {
-    /// The layout of a load or a store. Refuses one that is not of the cache's identity, ids that it
-    /// does not have, and the same id twice.
-    pub(super) fn check_blocks(
-        &self,
-        layout: Option<LayoutHandle>,
-        blocks: &[usize],
-    ) -> Result<LayoutHandle, TierError> {
-        let (handle, count) = match layout {
-            None => (self.engine, self.engine_blocks),
-            Some(handle) => {
-                let layout = self.manager.layout(handle)?;
-                check_identity(&self.settings, &layout)?;
-                (handle, layout.shape().num_blocks())
-            }
-        };
-        check_ids(blocks, count)?;
-        Ok(handle)
-    }
+/// The layout of a load or a store. Refuses one that is not of the cache's identity, ids that it
+/// does not have, and the same id twice.
+pub(super) fn check_blocks(
+    inner: &Parts,
+    layout: Option<LayoutHandle>,
+    blocks: &[usize],
+) -> Result<LayoutHandle, TierError> {
+    let (handle, count) = match layout {
+        None => (inner.engine, inner.engine_blocks),
+        Some(handle) => {
+            let layout = inner.manager.layout(handle)?;
+            check_identity(&inner.settings, &layout)?;
+            (handle, layout.shape().num_blocks())
+        }
+    };
+    check_ids(blocks, count)?;
+    Ok(handle)
 }
 
 /// Refuses ids that the layout does not have, and the same id twice.

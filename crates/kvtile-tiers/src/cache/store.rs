@@ -18,10 +18,11 @@ use kvtile_transfer::{
 };
 
 use super::{
-    Inner, Priority, QueueLabel, StoreOptions,
+    Parts, QueueLabel, StoreOptions, demote,
     host::ids,
     job::{Job, Work},
     parent::Parent,
+    requests, tend,
 };
 use crate::{error::TierError, room::chain_room, tier::TierWrites};
 
@@ -71,7 +72,7 @@ pub struct StoreReport {
 const PEEK_MAX: usize = 1024;
 
 /// A store that waits for its turn.
-pub(super) struct StoreJob {
+struct StoreJob {
     completer: Completer<StoreReport>,
     /// Its number among the stores that are under way.
     number: u64,
@@ -93,7 +94,7 @@ pub(super) struct StoreJob {
 
 /// Starts storing.
 pub(super) fn start(
-    inner: &Arc<Inner>,
+    inner: &Arc<Parts>,
     (all, first): (&[BlockKey], usize),
     blocks: &[usize],
     options: &StoreOptions,
@@ -106,7 +107,7 @@ pub(super) fn start(
             blocks: blocks.len(),
         });
     };
-    let layout = inner.check_blocks(options.layout, blocks)?;
+    let layout = requests::check_blocks(inner, options.layout, blocks)?;
     let completer = Completer::new(0, 0);
     let completion = completer.completion();
     // What takes long for a long chain is left to the job.
@@ -142,7 +143,7 @@ pub(super) fn start(
     }
     let queued = inner.queue(options.priority, vec![Box::new(job)]);
     if queued.is_err() {
-        inner.store_ended(number);
+        store_ended(inner, number);
     }
     queued.map(|()| completion)
 }
@@ -155,12 +156,12 @@ struct Stored {
     bytes: u64,
 }
 
-impl Work for StoreJob {
+impl Work<Parts> for StoreJob {
     fn label(&self) -> QueueLabel {
         QueueLabel::Store
     }
 
-    fn run(mut self: Box<Self>, inner: &Inner) {
+    fn run(mut self: Box<Self>, inner: &Parts) {
         // Whatever becomes of it, stores that are parked until it ends go on.
         let mut end = EndOfStore {
             inner,
@@ -188,17 +189,24 @@ impl Work for StoreJob {
 
 impl StoreJob {
     /// Waits without a thread for the older store that brings `key`, if there is one.
-    fn park(mut self: Box<Self>, inner: &Inner, key: &BlockKey) -> Result<(), Box<StoreJob>> {
+    fn park(mut self: Box<Self>, inner: &Parts, key: &BlockKey) -> Result<(), Box<StoreJob>> {
         inner.queue.park();
         self.has_begun = false;
-        let parked = inner.chains.park(self.number, key, self);
-        if parked.is_err() {
-            inner.queue.unpark();
+        let (number, priority) = (self.number, self.options.priority);
+        let mut left = Some(self);
+        inner.chains.park(number, key, || {
+            left.take().map(|job| (priority, job as Job<Parts>))
+        });
+        match left {
+            None => Ok(()),
+            Some(job) => {
+                inner.queue.unpark();
+                Err(job)
+            }
         }
-        parked
     }
 
-    fn copy_from(&self, inner: &Inner, parent: Option<Parent>) {
+    fn copy_from(&self, inner: &Parts, parent: Option<Parent>) {
         let mut done = Stored::default();
         let stopped = match parent {
             _ if inner.is_past(self.deadline) => Some(StoreStop::Deadline),
@@ -208,12 +216,7 @@ impl StoreJob {
         self.finish(inner, &done, stopped);
     }
 
-    /// When it is its turn.
-    pub(super) fn priority(&self) -> Priority {
-        self.options.priority
-    }
-
-    fn finish(&self, inner: &Inner, done: &Stored, stopped: Option<StoreStop>) {
+    fn finish(&self, inner: &Parts, done: &Stored, stopped: Option<StoreStop>) {
         let elapsed = inner.clock.now().saturating_sub(self.start);
         let report = self.report(done, elapsed, stopped);
         inner.metrics.stored(TierId::HOST, report.stored as u64);
@@ -240,7 +243,7 @@ impl StoreJob {
     /// In pieces that host memory has room for.
     fn copy_all(
         &self,
-        inner: &Inner,
+        inner: &Parts,
         mut parent: Parent,
         done: &mut Stored,
     ) -> Result<(), StoreStop> {
@@ -271,13 +274,13 @@ impl StoreJob {
     }
 
     /// Host blocks for up to `wanted` blocks, without evicting their ancestors from all tiers.
-    fn room(&self, inner: &Inner, wanted: usize, parent: &mut Parent) -> Option<MutableBlocks> {
+    fn room(&self, inner: &Parts, wanted: usize, parent: &mut Parent) -> Option<MutableBlocks> {
         let request = AllocateRequest {
             tenant: self.options.tenant,
             now: inner.tick(),
         };
         loop {
-            let room = chain_room(wanted, |blocks| inner.host_room(blocks, &request));
+            let room = chain_room(wanted, |blocks| demote::host_room(inner, blocks, &request));
             if room.is_some() {
                 return room;
             }
@@ -291,7 +294,7 @@ impl StoreJob {
     /// Copies the blocks of `range` into `room` and registers them. Returns the last one, pinned.
     fn copy(
         &self,
-        inner: &Inner,
+        inner: &Parts,
         range: Range<usize>,
         room: MutableBlocks,
         done: &mut Stored,
@@ -340,7 +343,7 @@ impl StoreJob {
         let twice = registered.duplicates.len();
         done.stored += keys.len() - twice;
         done.present += twice;
-        inner.anchor(&registered.blocks, parent);
+        demote::anchor(inner, &registered.blocks, parent);
         let mut blocks = registered.blocks;
         let last = blocks.split_off(blocks.len().saturating_sub(1));
         drop(blocks);
@@ -349,10 +352,10 @@ impl StoreJob {
     }
 
     /// To the tiers as well that are written at once.
-    fn write_through(&self, inner: &Inner, keys: &[BlockKey]) {
+    fn write_through(&self, inner: &Parts, keys: &[BlockKey]) {
         for below in &inner.below {
             if below.settings.writes == TierWrites::AtOnce {
-                inner.spill(below, keys);
+                tend::spill(inner, below, keys);
             }
         }
     }
@@ -373,7 +376,7 @@ impl Drop for StoreJob {
 
 /// Ends a store when it is dropped, whatever became of it: those that waited for it go on.
 struct EndOfStore<'a> {
-    inner: &'a Inner,
+    inner: &'a Parts,
     /// None where the store waits and has not ended.
     number: Option<u64>,
 }
@@ -381,25 +384,21 @@ struct EndOfStore<'a> {
 impl Drop for EndOfStore<'_> {
     fn drop(&mut self) {
         if let Some(number) = self.number {
-            self.inner.store_ended(number);
+            store_ended(self.inner, number);
         }
     }
 }
 
-impl Inner {
-    /// A store has ended; what is parked for it waits for its turn again.
-    fn store_ended(&self, number: u64) {
-        let parked = self.chains.leave(number);
-        if parked.is_empty() {
-            return;
-        }
-        for _ in &parked {
-            self.metrics.queued(QueueLabel::Store);
-        }
-        let jobs = parked.into_iter();
-        let jobs = jobs.map(|job| (job.priority(), job as Job)).collect();
-        for job in self.queue.resume(jobs) {
-            self.metrics.unqueued(job.label());
-        }
+/// A store has ended; what is parked for it waits for its turn again.
+fn store_ended(inner: &Parts, number: u64) {
+    let parked = inner.chains.leave(number);
+    if parked.is_empty() {
+        return;
+    }
+    for _ in &parked {
+        inner.metrics.queued(QueueLabel::Store);
+    }
+    for job in inner.queue.resume(parked) {
+        inner.metrics.unqueued(job.label());
     }
 }

@@ -136,7 +136,7 @@ impl Disk {
 
     /// Pins the leading blocks of `keys` without the policy hearing of it.
     fn pin(&self, keys: &[BlockKey]) -> PinnedBlocks {
-        let there = keys.get(..self.pool.peek(keys)).unwrap_or_default();
+        let (there, _) = keys.split_at(self.pool.peek(keys));
         let claim = Claim {
             now: self.tick(),
             ..Claim::default()

@@ -1,6 +1,6 @@
 //! Windows: contiguous pieces of files, and where they lie in staging memory.
 
-use kvtile_layout::Location;
+use kvtile_layout::{Location, broken};
 
 use super::super::{
     bound::{Backing, BoundLayout},
@@ -77,7 +77,10 @@ pub(super) fn windows(
     }
     let mut cursor = staged_from as u64;
     for window in &mut windows {
-        let base = layout.file(window.region).map_or(0, |(_, base)| base);
+        let base = match layout.file(window.region) {
+            Ok((_, base)) => base,
+            Err(error) => broken(format_args!("a window outside the files: {error}")),
+        };
         let phase = base.wrapping_add(window.from) % WINDOW_ALIGNMENT;
         cursor = cursor.next_multiple_of(WINDOW_ALIGNMENT) + phase;
         window.staged_at = usize::try_from(cursor).unwrap_or(usize::MAX);
