@@ -37,6 +37,7 @@ SETTINGS = {
     "disk_writes": "at_once",
     "disk_policy": "lru",
     "close_within": 5.0,
+    "answer_within": 5.0,
     "policy": "arc",
     "storage_word": "BHLKNC",
     "quotas": {1: 4},

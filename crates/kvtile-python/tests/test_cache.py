@@ -260,6 +260,8 @@ def test_closing_brings_what_is_in_host_memory_to_the_disk_unless_it_may_not(tmp
         assert cache.close() is None
     with pytest.raises(kvtile.SettingsError, match="close_within"):
         kvtile.Cache(engine.identity, engine.layout, close_within=1)
+    with pytest.raises(kvtile.SettingsError, match="answer_within"):
+        kvtile.Cache(engine.identity, engine.layout, answer_within=1)
 
 
 def test_closing_waits_for_the_calls_of_other_threads(tmp_path: Path) -> None:

@@ -424,6 +424,7 @@ class Cache:
         disk_writes: Literal["on_eviction", "at_once"] | int | None = ...,
         disk_policy: _Policy | None = ...,
         close_within: float | None = ...,
+        answer_within: float | None = ...,
         policy: _Policy | None = ...,
         storage_word: str | None = ...,
         quotas: Mapping[int, int] | None = ...,

@@ -74,6 +74,8 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 ///         takes them), or the number of uses after which a block is written.
 ///     close_within: seconds that closing may take to write blocks that are only in host memory; 30 unless
 ///         said, and with 0 they are lost.
+///     answer_within: seconds that the cache waits for each batch of the disk; 30 unless said. What comes later
+///         is a miss, and the disk is left alone for a while.
 ///     policy, disk_policy: which block goes first: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
 ///     storage_word: the order of a block in host memory and on disk, ``"BHLKNC"`` unless said.
 ///     quotas: blocks of host memory that tenants may have at most, by tenant.

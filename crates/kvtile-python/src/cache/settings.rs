@@ -40,6 +40,7 @@ struct Disk {
     writes: Option<TierWrites>,
     policy: Option<PolicyKind>,
     close_within: Option<Duration>,
+    answer_within: Option<Duration>,
 }
 
 /// The settings that keywords say; others than these are refused.
@@ -62,6 +63,7 @@ pub(super) fn read(
             "disk_bytes" => disk.bytes = Some(number(&name, &value)?),
             "disk_writes" => disk.writes = Some(writes_of(&value)?),
             "close_within" => disk.close_within = time::close_within(&value)?,
+            "answer_within" => disk.answer_within = time::answer_within(&value)?,
             "disk_policy" => disk.policy = Some(policy_of(&name, &value)?),
             "policy" => settings.policy = policy_of(&name, &value)?,
             "storage_word" => settings.storage_word = Some(word_of(&value)?),
@@ -80,7 +82,7 @@ pub(super) fn read(
 }
 
 /// All keywords.
-const NAMES: [&str; 14] = [
+const NAMES: [&str; 15] = [
     "host_bytes",
     "prefault",
     "disk",
@@ -88,6 +90,7 @@ const NAMES: [&str; 14] = [
     "disk_writes",
     "disk_policy",
     "close_within",
+    "answer_within",
     "policy",
     "storage_word",
     "quotas",
@@ -119,9 +122,8 @@ impl Disk {
                 let mut disk = DiskSettings::new(folder, bytes);
                 disk.writes = self.writes.unwrap_or_default();
                 disk.policy = self.policy.unwrap_or_default();
-                if let Some(time) = self.close_within {
-                    disk.close_within = time;
-                }
+                disk.close_within = self.close_within.unwrap_or(disk.close_within);
+                disk.answer_within = self.answer_within.unwrap_or(disk.answer_within);
                 Ok(Some(disk))
             }
             (None, None) if says_nothing => Ok(None),
@@ -129,13 +131,14 @@ impl Disk {
                 "a disk tier needs disk_bytes: what all its files take at most",
             )),
             (None, _) => Err(SettingsError::new_err(
-                "disk_bytes, disk_writes, disk_policy and close_within say nothing without disk, the folder",
+                "disk_bytes, disk_writes, disk_policy, close_within and answer_within say nothing without disk, the folder",
             )),
         }
     }
 
     fn says_nothing(&self) -> bool {
-        self.writes.is_none() && self.policy.is_none() && self.close_within.is_none()
+        let has_times = self.close_within.is_some() || self.answer_within.is_some();
+        self.writes.is_none() && self.policy.is_none() && !has_times
     }
 }
 
