@@ -30,6 +30,16 @@ pub enum BenchError {
     /// The disk tier refused what was done with it.
     #[error(transparent)]
     Tier(#[from] TierError),
+    /// A cache moved fewer blocks than it was given.
+    #[error("the cache came to {came} of {wanted} blocks in a round of {operation}")]
+    CacheFellShort {
+        /// What it was to do.
+        operation: &'static str,
+        /// Blocks that it did it with.
+        came: usize,
+        /// Blocks that it was given.
+        wanted: usize,
+    },
     /// A block of the disk tier did not come back.
     #[error("block {slot} of the disk tier did not come back: {miss}")]
     Miss {

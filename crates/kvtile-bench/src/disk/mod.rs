@@ -1,11 +1,15 @@
-//! The slot store of the disk tier against `fio` with the same piece size, in turns.
+//! The disk tier against `fio` with the same piece size, in turns: its slot store, and a whole cache.
 //!
 //! How it is measured stands in `docs/benchmarks/README.md`.
 
 mod store;
 mod text;
+mod through_cache;
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use kvtile::{
     tiers::disk::{SlotStore, medium::BatchIo},
@@ -14,7 +18,10 @@ use kvtile::{
 use serde::Serialize;
 use tempfile::TempDir;
 
-use self::store::{BlockMemory, BlockPlacement, StoreUnderTest};
+use self::{
+    store::{BlockMemory, BlockPlacement, StoreUnderTest},
+    through_cache::CacheUnderTest,
+};
 use crate::{
     error::BenchError,
     fio::{self, Direction, FioJob},
@@ -138,6 +145,10 @@ pub fn run(settings: &DiskBenchSettings) -> Result<DiskBenchReport, BenchError> 
         let beside = with_fio.then(|| folder.path().join("fio"));
         let rows = measure(&mut store, beside.as_deref(), settings)?;
         report.rows.extend(rows);
+        drop(store);
+        let mut cache = CacheUnderTest::new(folder.path(), block_bytes, settings.bytes)?;
+        let rows = measure_cache(&mut cache, beside.as_deref(), settings)?;
+        report.rows.extend(rows);
     }
     if !report.direct {
         let note = "the file system has no direct I/O: the store goes through the page cache";
@@ -185,16 +196,52 @@ fn measure(
                     direction: work.direction,
                     is_random: placement == BlockPlacement::Scattered,
                 });
-                turns.take(store, (*work, placement), job.as_ref(), round)?;
+                turns.take(job.as_ref(), round, || match work.direction {
+                    Direction::Write => store.write(placement, work.memory),
+                    Direction::Read => store.read(placement, round == 0),
+                })?;
             }
             store.erase(placement)?;
         }
         rows.extend(
             all.into_iter()
-                .map(|(work, turns)| turns.row(store, work, placement)),
+                .map(|(work, turns)| turns.row((block_bytes, bytes), work, placement)),
         );
     }
     Ok(rows)
+}
+
+/// The same through a cache, whose blocks lie side by side. Its writes go on while its own thread syncs.
+fn measure_cache(
+    cache: &mut CacheUnderTest,
+    beside: Option<&Path>,
+    settings: &DiskBenchSettings,
+) -> Result<Vec<DiskBenchRow>, BenchError> {
+    let (block_bytes, bytes) = (cache.block_bytes(), cache.bytes());
+    let placement = BlockPlacement::ThroughCache;
+    let work = [Direction::Write, Direction::Read].map(|direction| DiskWork {
+        direction,
+        memory: BlockMemory::Own,
+    });
+    let mut all = work.map(|work| (work, Turns::default()));
+    for round in 0..=settings.rounds {
+        for (work, turns) in &mut all {
+            let job = beside.map(|path| FioJob {
+                path,
+                bytes,
+                piece_bytes: block_bytes,
+                depth: DEPTH,
+                direction: work.direction,
+                is_random: false,
+            });
+            turns.take(job.as_ref(), round, || match work.direction {
+                Direction::Write => cache.write(),
+                Direction::Read => cache.read(round == 0),
+            })?;
+        }
+    }
+    let row = |(work, turns): (DiskWork, Turns)| turns.row((block_bytes, bytes), work, placement);
+    Ok(all.into_iter().map(row).collect())
 }
 
 /// One row's work.
@@ -224,20 +271,16 @@ impl Turns {
     /// Both in turns, another one first in each round. Round 0 does not count.
     fn take(
         &mut self,
-        store: &mut StoreUnderTest,
-        (work, placement): (DiskWork, BlockPlacement),
         job: Option<&FioJob<'_>>,
         round: u32,
+        ours: impl FnOnce() -> Result<Duration, BenchError>,
     ) -> Result<(), BenchError> {
         let mut theirs = None;
         let is_first = round.is_multiple_of(2);
         if let (true, Some(job)) = (is_first, job) {
             theirs = Some(fio::run(job)?);
         }
-        let ours = match work.direction {
-            Direction::Write => store.write(placement, work.memory)?,
-            Direction::Read => store.read(placement, round == 0)?,
-        };
+        let ours = ours()?;
         if let (false, Some(job)) = (is_first, job) {
             theirs = Some(fio::run(job)?);
         }
@@ -254,11 +297,11 @@ impl Turns {
 
     fn row(
         mut self,
-        store: &StoreUnderTest,
+        (block_bytes, bytes): (u64, u64),
         work: DiskWork,
         placement: BlockPlacement,
     ) -> DiskBenchRow {
-        let bytes = store.bytes() as f64;
+        let bytes = bytes as f64;
         self.ratios.sort_unstable_by(f64::total_cmp);
         let ratio = self.ratios.get(self.ratios.len() / 2).copied();
         let range = self
@@ -267,7 +310,7 @@ impl Turns {
             .copied()
             .zip(self.ratios.last().copied());
         DiskBenchRow {
-            block_bytes: store.block_bytes(),
+            block_bytes,
             direction: work.direction,
             placement,
             memory: work.memory,

@@ -31,6 +31,8 @@ pub(super) enum BlockPlacement {
     SideBySide,
     /// None beside another.
     Scattered,
+    /// As a cache places the blocks of one chain: side by side.
+    ThroughCache,
 }
 
 /// Where the bytes of blocks are.
@@ -118,7 +120,9 @@ impl StoreUnderTest {
     /// The slots of a round.
     fn slots(&self, placement: BlockPlacement) -> Vec<u32> {
         match placement {
-            BlockPlacement::SideBySide => (self.blocks..2 * self.blocks).collect(),
+            BlockPlacement::SideBySide | BlockPlacement::ThroughCache => {
+                (self.blocks..2 * self.blocks).collect()
+            }
             BlockPlacement::Scattered => (0..self.blocks).map(|index| 2 * index).collect(),
         }
     }

@@ -29,7 +29,7 @@ impl Display for DiskBenchReport {
         writeln!(
             f,
             "\nwrite*: bytes of all blocks from as much memory as the requests of fio have, which a cache may \
-             hold; write: each block from memory of its own"
+             hold; write: each block from memory of its own; in a cache: evicted from host memory to disk, and prefetched from there"
         )?;
         for reason in &self.left_out {
             writeln!(f, "\n{reason}")?;
@@ -47,6 +47,7 @@ fn line(f: &mut fmt::Formatter<'_>, row: &DiskBenchRow) -> fmt::Result {
     let placement = match row.placement {
         BlockPlacement::SideBySide => "side by side",
         BlockPlacement::Scattered => "scattered",
+        BlockPlacement::ThroughCache => "in a cache",
     };
     write!(
         f,

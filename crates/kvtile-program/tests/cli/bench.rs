@@ -214,7 +214,7 @@ fn the_disk_tier_is_measured_by_block_size_and_placement() {
     };
     let report: Value = serde_json::from_str(&run(&["--json"])).unwrap();
     let rows = report["rows"].as_array().unwrap();
-    assert_eq!(rows.len(), 12);
+    assert_eq!(rows.len(), 16);
     for row in rows {
         assert!(row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["ratio"].is_null(), "{row}");
@@ -227,6 +227,7 @@ fn the_disk_tier_is_measured_by_block_size_and_placement() {
         "64 KiB",
         "side by side",
         "scattered",
+        "in a cache",
         "fio: not installed",
     ] {
         assert!(text.contains(word), "{text}");
