@@ -29,6 +29,15 @@ const ENVIRONMENT_FOLDERS: [&str; 3] = [
 /// Folders whose code does no I/O, reads no clock and starts no thread.
 const PURE_FOLDERS: [&str; 2] = ["crates/kvtile-blocks/src", "crates/kvtile-layout/src"];
 
+/// Where an answer of success that says nothing may hide a broken invariant.
+const CORE_FOLDERS: [&str; 5] = [
+    "crates/kvtile-blocks/src",
+    "crates/kvtile-layout/src",
+    "crates/kvtile-memory/src",
+    "crates/kvtile-tiers/src",
+    "crates/kvtile-transfer/src",
+];
+
 /// Text that stands nowhere. Written in two parts, so that it does not stand here.
 fn forbidden() -> [(String, &'static str); 5] {
     [
@@ -104,6 +113,25 @@ pub(crate) fn code(text: &str) -> Vec<(usize, &str)> {
     lines
 }
 
+/// The lines of `let … else` blocks that answer success and do not say why: a broken invariant must not pass for
+/// one.
+fn unexplained(text: &str) -> Vec<usize> {
+    let lines = without_tests(text);
+    let answers = |line: &str| line.trim_start().starts_with("return Ok(())");
+    let mut found = Vec::new();
+    for pair in lines.windows(2) {
+        let [(number, line), (_, next)] = pair else {
+            continue;
+        };
+        let opens = line.trim_end().ends_with("else {") && !line.contains("} else {");
+        let in_one = line.contains("else { return Ok(())");
+        if in_one || (opens && answers(next)) {
+            found.push(*number);
+        }
+    }
+    found
+}
+
 fn check_file(path: &Path, text: &str) -> Vec<String> {
     let mut broken = Vec::new();
     let name = path.display();
@@ -127,6 +155,15 @@ fn check_file(path: &Path, text: &str) -> Vec<String> {
     }
     if !source {
         return broken;
+    }
+    if inside(&CORE_FOLDERS) {
+        let unexplained = unexplained(text).into_iter();
+        broken.extend(unexplained.map(|number| {
+            format!(
+                "{name}:{number}: an `else` that answers Ok needs the reason as a comment in its block, or is an \
+                 assertion"
+            )
+        }));
     }
     for (number, line) in code(text) {
         let has = |word: &str| line.contains(word);
@@ -213,6 +250,26 @@ mod tests {
             "\n".repeat(700)
         );
         assert_eq!(broken("crates/kvtile/src/a.rs", &tests), 0);
+    }
+
+    #[test]
+    fn success_in_an_else_says_why() {
+        let bare =
+            "//! H.\nfn f() {\n    let Some(a) = b else {\n        return Ok(());\n    };\n}\n";
+        let core = "crates/kvtile-tiers/src/a.rs";
+        assert_eq!(broken(core, bare), 1);
+        assert_eq!(broken("crates/kvtile-cli/src/a.rs", bare), 0);
+        let long = bare.replace("let Some(a) = b else", "let Some(a) = b\n    else");
+        assert_eq!(broken(core, &long), 1);
+        let said = bare.replace("return", "// Nothing waits.\n        return");
+        assert_eq!(broken(core, &said), 0);
+        let in_one = "//! H.\nfn f() {\n    let Some(a) = b else { return Ok(()) };\n}\n";
+        assert_eq!(broken(core, in_one), 1);
+        let error = bare.replace("Ok(())", "Err(e)");
+        assert_eq!(broken(core, &error), 0);
+        let branch =
+            "//! H.\nfn f() {\n    if a {\n    } else {\n        return Ok(());\n    }\n}\n";
+        assert_eq!(broken(core, branch), 0);
     }
 
     #[test]

@@ -170,6 +170,14 @@ pub enum TierError {
         /// How long the cache waited.
         within: Duration,
     },
+    /// A group that a tier does not keep blocks of.
+    #[error("the {tier} tier has no group {group}")]
+    NoSuchGroup {
+        /// The tier.
+        tier: TierId,
+        /// The number of the group.
+        group: u32,
+    },
     /// A tier broke its contract: a defect of its implementation.
     #[error("the {tier} tier {what}; this is a defect of the tier")]
     TierBroken {

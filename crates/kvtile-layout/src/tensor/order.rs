@@ -59,6 +59,7 @@ pub(super) fn check_sizes(
         .iter()
         .find_map(|&region| other_order(view, region, dense));
     let Some(axes) = refused else {
+        // Every region has one reading.
         return Ok(());
     };
     let of_word = axes.iter().map(|(axis, n)| format!("{axis} {n}"));

@@ -48,6 +48,7 @@ fn append_zeroes(fd: BorrowedFd<'_>, size: usize) -> Result<(), Errno> {
         let missing = (size as u64).saturating_sub(have);
         let chunk = usize::try_from(missing).map_or(ZEROES.len(), |n| n.min(ZEROES.len()));
         let Some(zeroes) = ZEROES.get(..chunk).filter(|zeroes| !zeroes.is_empty()) else {
+            // The file is as long as it should be.
             return Ok(());
         };
         match rustix::io::pwritev2(fd, &[IoSlice::new(zeroes)], 0, ReadWriteFlags::APPEND) {

@@ -402,6 +402,7 @@ impl Piece {
         at: usize,
     ) -> Result<(), LoadStop> {
         let Some((layout, destinations)) = &self.destinations else {
+            // A prefetch ends in host memory.
             return Ok(());
         };
         let Some(there) = destinations.get(at..at + host.len()) else {

@@ -66,6 +66,7 @@ pub(super) fn ranges(memory: &[MemoryDescriptor], kind: StorageKind) -> Result<(
 /// be more than there are.
 pub(super) fn region_steps(details: &LayoutTypeDetails) -> Result<(), TransferError> {
     let LayoutTypeDetails::Digits(details) = details else {
+        // The named layouts have no digits of their own to check.
         return Ok(());
     };
     let max = details.region_bytes.len() as u64;

@@ -116,7 +116,11 @@ impl Disk {
         for (at, block) in batch.blocks.iter().enumerate() {
             let key = block.name.key;
             if block.name.group != GROUP {
-                set(&mut batch.outcomes, at, Err(NotWritten::NoParent));
+                let unknown = TierError::NoSuchGroup {
+                    tier: self.id,
+                    group: block.name.group.0,
+                };
+                set(&mut batch.outcomes, at, Err(NotWritten::Failed(unknown)));
                 continue;
             }
             if batch.expected.contains(&key) {

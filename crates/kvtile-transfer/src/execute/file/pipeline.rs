@@ -151,6 +151,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
 
     fn start_run(&mut self) -> Result<(), TransferError> {
         let Some((run, _)) = self.run.take() else {
+            // No run of neighbours is open.
             return Ok(());
         };
         run.cut(self.limits.piece_bytes, |piece| {
@@ -367,6 +368,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
     /// A piece is read or written.
     fn arrived(&mut self, piece: Piece<'a>) -> Result<(), TransferError> {
         let Some(slot) = piece.round else {
+            // A run without staging has no round.
             return Ok(());
         };
         let round = round_in(&mut self.rounds, slot)?;
