@@ -15,7 +15,7 @@
 //! | `text`, `html` | what they came to, as people read it |
 //!
 //! How a cell is measured stands in `docs/benchmarks/README.md`. Of our crates only the program and
-//! `kvtile-rivals` are built with this one, so that what it compares with is nobody's dependency. It does
+//! `kvtile-rivals` are built with this one, so no other crate depends on the rivals. It does
 //! not tune anything.
 
 mod arena;

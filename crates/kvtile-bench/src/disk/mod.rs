@@ -185,17 +185,10 @@ fn measure(
     }
     let mut rows = Vec::new();
     for placement in [BlockPlacement::SideBySide, BlockPlacement::Scattered] {
-        let mut all: Vec<(DiskWork, Turns)> = WORK.map(|work| (work, Turns::default())).to_vec();
+        let mut all = WORK.map(|work| (work, Turns::default()));
         for round in 0..=settings.rounds {
             for (work, turns) in &mut all {
-                let job = beside.map(|path| FioJob {
-                    path,
-                    bytes,
-                    piece_bytes: block_bytes,
-                    depth: DEPTH,
-                    direction: work.direction,
-                    is_random: placement == BlockPlacement::Scattered,
-                });
+                let job = fio_job(beside, (block_bytes, bytes), (*work, placement));
                 turns.take(job.as_ref(), round, || match work.direction {
                     Direction::Write => store.write(placement, work.memory),
                     Direction::Read => store.read(placement, round == 0),
@@ -209,6 +202,22 @@ fn measure(
         );
     }
     Ok(rows)
+}
+
+/// What `fio` does beside a row, if it is installed.
+fn fio_job(
+    beside: Option<&Path>,
+    (piece_bytes, bytes): (u64, u64),
+    (work, placement): (DiskWork, BlockPlacement),
+) -> Option<FioJob<'_>> {
+    beside.map(|path| FioJob {
+        path,
+        bytes,
+        piece_bytes,
+        depth: DEPTH,
+        direction: work.direction,
+        is_random: placement == BlockPlacement::Scattered,
+    })
 }
 
 /// The same through a cache, whose blocks lie side by side. Its writes go on while its own thread syncs.
@@ -226,14 +235,7 @@ fn measure_cache(
     let mut all = work.map(|work| (work, Turns::default()));
     for round in 0..=settings.rounds {
         for (work, turns) in &mut all {
-            let job = beside.map(|path| FioJob {
-                path,
-                bytes,
-                piece_bytes: block_bytes,
-                depth: DEPTH,
-                direction: work.direction,
-                is_random: false,
-            });
+            let job = fio_job(beside, (block_bytes, bytes), (*work, placement));
             turns.take(job.as_ref(), round, || match work.direction {
                 Direction::Write => cache.write(),
                 Direction::Read => cache.read(round == 0),

@@ -48,8 +48,8 @@ impl TierKind {
     }
 }
 
-/// A place that has a capacity of its own and keeps blocks by key: its kind and its name, so that two disks
-/// can be told apart.
+/// A place that has a capacity of its own and keeps blocks by key: its kind and its name, which distinguishes two
+/// disks of one cache.
 ///
 /// As text it is the kind alone where the name is the kind's (`disk`), else both (`disk:scratch`). Ids are
 /// ordered by kind, then by name.

@@ -80,7 +80,7 @@ impl Parts {
         Tick(u64::try_from(millis).unwrap_or(u64::MAX))
     }
 
-    /// The same with the tick of their end, where somebody has given a lifetime.
+    /// The hints of a request; a lifetime becomes the tick at which it ends.
     pub(super) fn hints(&self, mut hints: Hints, lifetime: Option<Duration>) -> Hints {
         if let Some(lifetime) = lifetime {
             hints.expires = Some(self.tick_in(lifetime));

@@ -31,7 +31,7 @@ pub type HashChain = Vec<u64>;
 /// How a contender chooses the blocks that go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContenderOrder {
-    /// As it does without being told.
+    /// Its default.
     Default,
     /// The block that was used longest ago.
     Lru,
@@ -49,7 +49,7 @@ pub trait PoolContender: Send + Sync {
     /// The order that it stands for.
     fn order(&self) -> ContenderOrder;
 
-    /// Takes free blocks for a chain, evicting others where there are none, and keeps them.
+    /// Allocates blocks for a chain, evicting cached ones where too few are free, and keeps them.
     fn allocate(&mut self) -> usize;
 
     /// Registers the blocks that were allocated last as this chain, and keeps them in use.

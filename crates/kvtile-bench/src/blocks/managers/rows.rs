@@ -49,7 +49,7 @@ pub struct ManagerRatio {
 pub(super) fn rows(lines: &[Line], blocks: usize) -> Vec<ManagerRow> {
     let mut rows = Vec::new();
     for (at, operation) in OPERATIONS.into_iter().enumerate() {
-        // Who does nothing takes no time for it.
+        // A contender without this operation has times of zero.
         let takes_time = |line: &&Line| of(line, at).any(|time| !time.is_zero());
         for line in lines.iter().filter(takes_time) {
             let mut times = Times::default();
