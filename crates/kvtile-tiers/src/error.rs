@@ -259,7 +259,48 @@ pub enum TierError {
         /// What is wrong with it.
         problem: String,
     },
-    /// A folder of another identity, layout, block size or version. Nothing was touched.
+    /// A folder that an older or newer version of kvtile wrote. Nothing was touched.
+    #[error(
+        "{folder} has version {found} of the format on disk, and this kvtile reads version {ours}; \
+         {}", version_advice(*found, *ours)
+    )]
+    FolderVersion {
+        /// The folder.
+        folder: String,
+        /// Its version.
+        found: u32,
+        /// The version that is read and written.
+        ours: u32,
+    },
+    /// A folder that keeps several groups of layers. Nothing was touched.
+    #[error(
+        "{folder} keeps {groups} groups of layers, and this kvtile opens folders of one; use a newer kvtile"
+    )]
+    FolderGroups {
+        /// The folder.
+        folder: String,
+        /// How many it keeps.
+        groups: usize,
+    },
+    /// A part of a block that is not made of whole pieces.
+    #[error("bytes {start} to {end} of a block are no whole pieces; its pieces end at {ends:?}")]
+    NoSuchPieces {
+        /// The first byte.
+        start: u64,
+        /// The byte behind the last.
+        end: u64,
+        /// Where the pieces of a block end.
+        ends: Arc<[u64]>,
+    },
+    /// Pieces that a block cannot be cut into.
+    #[error(
+        "a block cannot be cut into pieces that end at {ends:?}; give 1 to 121 ends that ascend"
+    )]
+    Pieces {
+        /// The ends that were given, in bytes.
+        ends: Arc<[u64]>,
+    },
+    /// A folder of another identity, layout or block size. Nothing was touched.
     #[error("{folder} belongs to another cache: {difference}; give another folder or clear it")]
     FolderDiffers {
         /// The folder.
@@ -474,5 +515,13 @@ impl TierError {
             file,
             source,
         }
+    }
+}
+
+/// What to do about a folder of another version.
+fn version_advice(found: u32, ours: u32) -> &'static str {
+    match found < ours {
+        true => "copy its blocks to a new folder with `kvtile cache convert`, or clear it",
+        false => "use a newer kvtile, or another folder",
     }
 }

@@ -13,7 +13,7 @@ use kvtile::{
     identity::{LayoutIdentity, LogicalIdentity},
     layout::{LayoutError, Shape, StridedLayout, Unit, Word},
     memory::AlignedBuffer,
-    tiers::disk::{SlotRead, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    tiers::disk::{Pieces, SlotRead, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
 };
 use serde::Serialize;
 
@@ -183,6 +183,7 @@ impl StoreUnderTest {
             .iter()
             .zip(buffers)
             .map(|(slot, buffer)| SlotRead {
+                start: 0,
                 slot: *slot,
                 key: key(*slot),
                 buffer,
@@ -239,6 +240,6 @@ fn identity(block_bytes: u64) -> Result<StoreIdentity, BenchError> {
     Ok(StoreIdentity {
         logical,
         block_layout: LayoutIdentity::of_block(&layout),
-        block_bytes,
+        pieces: Pieces::whole(block_bytes),
     })
 }

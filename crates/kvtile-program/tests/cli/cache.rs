@@ -7,7 +7,7 @@ use kvtile::{
     identity::{LayoutIdentity, LogicalIdentity},
     layout::{PhysicalLayout, Shape, StridedLayout, Unit, Word},
     saved::SavedCache,
-    tiers::disk::{SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    tiers::disk::{Pieces, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
     transfer::{LeaseMode, TransferManager},
 };
 
@@ -24,7 +24,7 @@ fn identity() -> StoreIdentity {
     StoreIdentity {
         logical: LogicalIdentity::new("toy", "0123abc", &shape, None).unwrap(),
         block_layout: LayoutIdentity::of_block(&layout),
-        block_bytes: 16_384,
+        pieces: Pieces::whole(16_384),
     }
 }
 

@@ -6,7 +6,7 @@ use kvtile::{
     identity::{LayoutIdentity, LogicalIdentity, Rope},
     layout::{PhysicalLayout, Shape, StridedLayout, Unit, Word},
     saved::{SaveOptions, save},
-    tiers::disk::{SlotStore, SlotStoreSettings, StoreIdentity},
+    tiers::disk::{Pieces, SlotStore, SlotStoreSettings, StoreIdentity},
     transfer::{FillPattern, TransferManager},
 };
 
@@ -64,7 +64,7 @@ fn of_folders() {
     let identity = StoreIdentity {
         logical: hostile_identity(),
         block_layout: LayoutIdentity::of_block(&layout),
-        block_bytes: 16_384,
+        pieces: Pieces::whole(16_384),
     };
     let settings = SlotStoreSettings::new(1 << 20);
     drop(SlotStore::create_or_open(&path, &settings, &identity).unwrap());

@@ -12,7 +12,7 @@ use kvtile_layout::{
 };
 use kvtile_tiers::{
     TierError,
-    tier::{BlockName, HostBlock, StoreIdentity},
+    tier::{BlockName, HostBlock, Pieces, StoreIdentity},
 };
 use kvtile_transfer::{LayoutHandle, LeaseMode, PhysicalLayout, TransferManager};
 
@@ -87,7 +87,7 @@ impl HostMemory {
         let identity = StoreIdentity {
             logical: LogicalIdentity::new("a-model", "main", &shape.with_num_blocks(1)?, None)?,
             block_layout: LayoutIdentity::of_block(layout.strided()),
-            block_bytes: shape.block_bytes()?,
+            pieces: Pieces::whole(shape.block_bytes()?),
         };
         let manager = TransferManager::new();
         let handle = manager.register(layout)?;
@@ -165,7 +165,7 @@ impl HostMemory {
     /// Bytes of one block.
     #[must_use]
     pub fn block_bytes(&self) -> usize {
-        usize::try_from(self.identity.block_bytes).unwrap_or(usize::MAX)
+        usize::try_from(self.identity.block_bytes()).unwrap_or(usize::MAX)
     }
 
     fn bytes_of<'a>(&self, block: &'a mut HostBlock) -> &'a mut [u8] {

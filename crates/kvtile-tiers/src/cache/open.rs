@@ -20,7 +20,7 @@ use crate::{
     disk::{DiskTier, medium::Medium},
     error::TierError,
     metrics::CacheMetrics,
-    tier::{OpenTier, StoreIdentity, Tier, TierContext, TierSettings},
+    tier::{OpenTier, Pieces, StoreIdentity, Tier, TierContext, TierSettings},
 };
 
 /// Blocks in memory start at multiples of this, for direct I/O.
@@ -128,7 +128,7 @@ impl CacheBuilder {
             identity: StoreIdentity {
                 logical: settings.identity.clone(),
                 block_layout: LayoutIdentity::of_block(storage.strided()),
-                block_bytes,
+                pieces: Pieces::of_layout(storage.strided())?,
             },
             events: Arc::clone(&events),
             clock: Arc::clone(&self.clock),

@@ -3,11 +3,11 @@
 //! ```text
 //! folder and lock       one page each
 //! manifest              its length in pages, twice: while it is replaced there are two
-//! records               64 bytes a slot, in pages
+//! records               a record a slot, in pages
 //! slots                 a block a slot, in pages
 //! ```
 
-use super::record::RECORD_STRIDE;
+use super::record::RecordForm;
 use crate::error::TierError;
 
 /// What file systems and direct I/O count in.
@@ -44,42 +44,51 @@ pub(super) fn reserve(physical: u32) -> u32 {
     (physical / RESERVE_SHARE).clamp(1, RESERVE_MAX)
 }
 
+/// What a slot takes, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SlotForm {
+    pub(super) block_bytes: u64,
+    pub(super) record: RecordForm,
+}
+
 /// Bytes of the records of so many slots.
-pub(super) fn records_bytes(physical: u32) -> u64 {
-    (u64::from(physical) * RECORD_STRIDE).next_multiple_of(PAGE_BYTES)
+pub(super) fn records_bytes(physical: u32, record: RecordForm) -> u64 {
+    (u64::from(physical) * record.stride()).next_multiple_of(PAGE_BYTES)
 }
 
 /// Bytes of all files with so many slots; `None` past 2^64.
-pub(super) fn total_bytes(physical: u32, slot_bytes: u64, manifest_bytes: u64) -> Option<u64> {
+pub(super) fn total_bytes(physical: u32, form: SlotForm, manifest_bytes: u64) -> Option<u64> {
+    let slot_bytes = slot_bytes(form.block_bytes).ok()?;
     let manifest = manifest_bytes.checked_next_multiple_of(PAGE_BYTES)?;
     let fixed = manifest.checked_mul(2)?.checked_add(2 * PAGE_BYTES)?;
     let slots = u64::from(physical).checked_mul(slot_bytes)?;
     fixed
         .checked_add(slots)?
-        .checked_add(records_bytes(physical))
+        .checked_add(records_bytes(physical, form.record))
 }
 
 /// The most slots, erased ones among them, that fit `capacity_bytes`.
 pub(super) fn physical_slots(
     capacity_bytes: u64,
-    block_bytes: u64,
+    form: SlotForm,
     manifest_bytes: u64,
 ) -> Result<u32, TierError> {
-    let slot_bytes = slot_bytes(block_bytes)?;
+    let block_bytes = form.block_bytes;
+    slot_bytes(block_bytes)?;
     let fits = |physical: u32| {
-        let total = total_bytes(physical, slot_bytes, manifest_bytes);
+        let total = total_bytes(physical, form, manifest_bytes);
         total.is_some_and(|total| total <= capacity_bytes)
     };
     if !fits(PHYSICAL_MIN) {
-        let needed = total_bytes(PHYSICAL_MIN, slot_bytes, manifest_bytes);
+        let needed = total_bytes(PHYSICAL_MIN, form, manifest_bytes);
         return Err(TierError::CapacityTooSmall {
             capacity_bytes,
             block_bytes,
             needed_bytes: needed.unwrap_or(u64::MAX),
         });
     }
-    if total_bytes(SLOTS_MAX + 1, slot_bytes, manifest_bytes).is_some_and(|b| b <= capacity_bytes) {
-        let most = total_bytes(SLOTS_MAX, slot_bytes, manifest_bytes);
+    if total_bytes(SLOTS_MAX + 1, form, manifest_bytes).is_some_and(|b| b <= capacity_bytes) {
+        let most = total_bytes(SLOTS_MAX, form, manifest_bytes);
         return Err(TierError::CapacityTooLarge {
             capacity_bytes,
             block_bytes,
@@ -102,16 +111,25 @@ pub(super) fn physical_slots(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tier::Pieces;
+
+    fn form(block_bytes: u64, pieces: u64) -> SlotForm {
+        let ends: Vec<u64> = (1..pieces).chain([pieces.max(block_bytes)]).collect();
+        SlotForm {
+            block_bytes,
+            record: RecordForm::of(&Pieces::ending_at(&ends).unwrap()),
+        }
+    }
 
     /// Pitfall 35: the capacity is kept to the byte, and no slot is given away.
     #[test]
     fn as_many_slots_as_fit_and_not_one_more() {
-        for block_bytes in [1, 4096, 4097, 65_536, 1 << 20] {
-            let slot = slot_bytes(block_bytes).unwrap();
+        for (block_bytes, pieces) in [(1, 1), (4096, 1), (4097, 2), (65_536, 10), (1 << 20, 121)] {
+            let form = form(block_bytes, pieces);
             for physical in [2, 3, 63, 64, 65, 1000, 1_000_000] {
-                let exact = total_bytes(physical, slot, 2000).unwrap();
-                assert_eq!(physical_slots(exact, block_bytes, 2000).unwrap(), physical);
-                let less = physical_slots(exact - 1, block_bytes, 2000);
+                let exact = total_bytes(physical, form, 2000).unwrap();
+                assert_eq!(physical_slots(exact, form, 2000).unwrap(), physical);
+                let less = physical_slots(exact - 1, form, 2000);
                 match physical {
                     2 => assert!(matches!(
                         less,
@@ -127,14 +145,17 @@ mod tests {
     fn absurd_sizes_and_absurd_capacities_are_refused() {
         assert!(matches!(slot_bytes(0), Err(TierError::BlockBytes { .. })));
         assert!(slot_bytes(u64::MAX).is_err());
-        let absurd = physical_slots(u64::MAX, 4096, 2000);
+        let absurd = physical_slots(u64::MAX, form(4096, 1), 2000);
         let Err(TierError::CapacityTooLarge { most_bytes, .. }) = absurd else {
             panic!("{absurd:?}");
         };
-        assert_eq!(physical_slots(most_bytes, 4096, 2000).unwrap(), SLOTS_MAX);
-        assert!(physical_slots(most_bytes + 2 * PAGE_BYTES, 4096, 2000).is_err());
+        assert_eq!(
+            physical_slots(most_bytes, form(4096, 1), 2000).unwrap(),
+            SLOTS_MAX
+        );
+        assert!(physical_slots(most_bytes + 2 * PAGE_BYTES, form(4096, 1), 2000).is_err());
         // The largest blocks of all: the addresses end first.
-        assert!(physical_slots(u64::MAX, 1 << 40, 2000).unwrap() < SLOTS_MAX);
+        assert!(physical_slots(u64::MAX, form(1 << 40, 1), 2000).unwrap() < SLOTS_MAX);
     }
 
     #[test]

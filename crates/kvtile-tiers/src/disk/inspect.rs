@@ -12,16 +12,18 @@ use super::{
     folder::{LOCK_FILE, RECORDS_FILE, SLOTS_FILE},
     manifest::{MANIFEST_FILE, Manifest, file_name},
     medium::{FolderMedium, LockHolder, Medium, MediumFile, OpenFile},
-    record::{Decoded, RECORD_BYTES, RECORD_STRIDE, Record, content_checksum},
+    record::{Decoded, Record, RecordForm, are_whole},
     store::{Miss, Scan, Scanned, StoredBlock, is_end},
 };
-use crate::error::TierError;
+use crate::{error::TierError, tier::Pieces};
 
 /// What a folder holds. Its blocks are numbered by where they lie, not by a store's slots.
 #[derive(Debug)]
 pub struct Inspection {
     medium: FolderMedium,
     manifest: Manifest,
+    pieces: Pieces,
+    form: RecordForm,
     records: Option<Box<dyn MediumFile>>,
     slots: Option<Box<dyn MediumFile>>,
     stored: Vec<(u32, Record)>,
@@ -59,7 +61,10 @@ impl Inspection {
             Ok(Some(holder)) => FolderUsage::Used(holder),
             Err(error) => FolderUsage::Unknown(TierError::file("lock", medium.name(), error)),
         };
+        let pieces = manifest.pieces()?;
         let mut inspection = Inspection {
+            form: RecordForm::of(&pieces),
+            pieces,
             records: None,
             slots: None,
             stored: Vec::new(),
@@ -80,13 +85,14 @@ impl Inspection {
         }
         // It need not be there, and nothing is read from it.
         self.files_bytes += self.length(LOCK_FILE).unwrap_or(0);
-        let records = capacity::records_bytes(self.manifest.slots());
+        let records = capacity::records_bytes(self.manifest.slots(), self.form);
         let records = records.min(self.length(RECORDS_FILE)?);
         self.records = self.file(RECORDS_FILE, records)?;
         if let Some(file) = &self.records {
             let scanned = Scanned {
                 store: self.manifest.store(),
                 places: self.manifest.slots(),
+                form: self.form,
                 write_back: false,
             };
             let scan = Scan::read(&**file, scanned);
@@ -115,11 +121,15 @@ impl Inspection {
 
     /// The record of a slot as it is now; `None` where it cannot be read.
     fn record(&self, slot: u32) -> Option<Decoded> {
-        let mut bytes = [0; RECORD_BYTES];
-        let offset = u64::from(slot) * RECORD_STRIDE;
+        let mut bytes = vec![0; self.form.bytes()];
+        let offset = u64::from(slot) * self.form.stride();
         let read = self.records.as_ref()?.read_exact_at(offset, &mut bytes);
         read.ok()?;
-        Some(Record::decode(&bytes, self.manifest.store(), slot))
+        Some(Record::decode(
+            self.form,
+            &bytes,
+            (self.manifest.store(), slot),
+        ))
     }
 
     fn length(&self, file: &str) -> Result<u64, TierError> {
@@ -206,7 +216,7 @@ impl Inspection {
         let read = self.read_verified(*slot, record, buffer);
         // It is damaged only if its record still speaks of it.
         match (&read, self.record(*slot)) {
-            (Err(_), Some(now)) if now != Decoded::Stored(*record) => Err(Miss::Replaced),
+            (Err(_), Some(now)) if now != Decoded::Stored(record.clone()) => Err(Miss::Replaced),
             _ => read,
         }
     }
@@ -224,7 +234,8 @@ impl Inspection {
                     error,
                 )),
             })?;
-        match content_checksum(&record.key, record.position, buffer) == record.content {
+        let of = (&record.key, record.position, &*record.sums);
+        match are_whole(&self.pieces, 0..self.pieces.count(), of, buffer) {
             true => Ok(()),
             false => Err(Miss::Checksum),
         }

@@ -7,13 +7,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crc_fast::CrcAlgorithm;
 use kvtile_layout::{
-    Shown,
+    Shown, broken,
     identity::{Difference, Fingerprint, LayoutIdentity, LogicalIdentity},
 };
 use serde::{Deserialize, Serialize};
 
-use super::{capacity, medium::Medium, record::StoreId};
-use crate::{error::TierError, tier::StoreIdentity};
+use super::{
+    capacity,
+    medium::Medium,
+    record::{RecordForm, StoreId},
+};
+use crate::{
+    error::TierError,
+    tier::{Pieces, StoreIdentity},
+};
 
 /// Name of the manifest.
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
@@ -25,7 +32,7 @@ pub(super) const MANIFEST_PARTIAL_FILE: &str = "manifest.json.partial";
 const FORMAT: &str = "kvtile disk tier";
 
 /// Version of the folder's form that is written and read.
-const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// A longer one is not ours.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
@@ -36,16 +43,27 @@ pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 pub struct Manifest {
     format: String,
     version: u32,
+    store: Fingerprint,
+    created: Created,
+    capacity_bytes: u64,
+    /// One, until a folder keeps several groups.
+    groups: Vec<Group>,
+}
+
+/// What a folder says of one group of layers: its blocks, and the two files that keep them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
     identity: LogicalIdentity,
     identity_fingerprint: Fingerprint,
     block_layout: LayoutIdentity,
     block_layout_fingerprint: Fingerprint,
     block_bytes: u64,
+    /// Where each piece of a block ends, in bytes.
+    piece_ends: Vec<u64>,
     slot_bytes: u64,
+    record_bytes: u64,
     slots: u32,
-    capacity_bytes: u64,
-    store: Fingerprint,
-    created: Created,
 }
 
 /// When and by what a folder was made.
@@ -67,6 +85,37 @@ struct ManifestFile {
     checksum: String,
 }
 
+impl Group {
+    fn new(identity: &StoreIdentity, slots: u32) -> Result<Group, TierError> {
+        Ok(Group {
+            identity: identity.logical.clone(),
+            identity_fingerprint: identity.logical.fingerprint(),
+            block_layout: identity.block_layout.clone(),
+            block_layout_fingerprint: identity.block_layout.fingerprint(),
+            block_bytes: identity.block_bytes(),
+            piece_ends: identity.pieces.ends().to_vec(),
+            slot_bytes: capacity::slot_bytes(identity.block_bytes())?,
+            record_bytes: RecordForm::of(&identity.pieces).stride(),
+            slots,
+        })
+    }
+
+    /// Whether the numbers fit each other.
+    fn is_sensible(&self) -> bool {
+        let (Ok(pieces), Ok(slot_bytes)) = (
+            Pieces::ending_at(&self.piece_ends),
+            capacity::slot_bytes(self.block_bytes),
+        ) else {
+            return false;
+        };
+        pieces.block_bytes() == self.block_bytes
+            && self.slot_bytes == slot_bytes
+            && self.record_bytes == RecordForm::of(&pieces).stride()
+            && (2..u32::MAX).contains(&self.slots)
+            && slot_bytes.checked_mul(u64::from(self.slots)).is_some()
+    }
+}
+
 impl Manifest {
     /// Of a new folder with `slots` slots.
     pub(super) fn new(
@@ -78,65 +127,68 @@ impl Manifest {
         Ok(Manifest {
             format: FORMAT.to_owned(),
             version: VERSION,
-            identity: identity.logical.clone(),
-            identity_fingerprint: identity.logical.fingerprint(),
-            block_layout: identity.block_layout.clone(),
-            block_layout_fingerprint: identity.block_layout.fingerprint(),
-            block_bytes: identity.block_bytes,
-            slot_bytes: capacity::slot_bytes(identity.block_bytes)?,
-            slots,
-            capacity_bytes,
             store: Fingerprint::from_bytes(random_number()),
             created: Created {
                 unix_seconds: now.map_or(0, |now| now.as_secs()),
                 kvtile: env!("CARGO_PKG_VERSION").to_owned(),
             },
+            capacity_bytes,
+            groups: vec![Group::new(identity, slots)?],
         })
     }
 
     /// The same with another capacity.
     pub(super) fn resized(&self, capacity_bytes: u64, slots: u32) -> Manifest {
-        Manifest {
-            slots,
-            capacity_bytes,
-            ..self.clone()
+        let mut resized = self.clone();
+        resized.capacity_bytes = capacity_bytes;
+        for group in &mut resized.groups {
+            group.slots = slots;
+        }
+        resized
+    }
+
+    /// The only group.
+    fn group(&self) -> &Group {
+        match self.groups.as_slice() {
+            [group] => group,
+            groups => broken(format_args!("a manifest of {} groups", groups.len())),
         }
     }
 
     /// What the values of a block mean.
     #[must_use]
     pub fn identity(&self) -> &LogicalIdentity {
-        &self.identity
+        &self.group().identity
     }
 
     /// How one block lies.
     #[must_use]
     pub fn block_layout(&self) -> &LayoutIdentity {
-        &self.block_layout
+        &self.group().block_layout
     }
 
     /// Bytes of one block.
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
-        self.block_bytes
+        self.group().block_bytes
     }
 
     /// Bytes of one slot: a block, rounded up to pages.
     #[must_use]
     pub fn slot_bytes(&self) -> u64 {
-        self.slot_bytes
+        self.group().slot_bytes
     }
 
     /// Slots of the data file; a few of them are always erased.
     #[must_use]
     pub fn slots(&self) -> u32 {
-        self.slots
+        self.group().slots
     }
 
     /// Blocks that the folder can hold.
     #[must_use]
     pub fn blocks_max(&self) -> u32 {
-        self.slots - capacity::reserve(self.slots)
+        self.slots() - capacity::reserve(self.slots())
     }
 
     /// What the files may have together, in bytes.
@@ -157,19 +209,40 @@ impl Manifest {
 
     /// Bytes of all slots.
     pub(super) fn data_bytes(&self) -> u64 {
-        self.slot_bytes.saturating_mul(u64::from(self.slots))
+        self.slot_bytes().saturating_mul(u64::from(self.slots()))
+    }
+
+    /// How a block is cut. The manifest knows bytes, and no layers.
+    pub(super) fn pieces(&self) -> Result<Pieces, TierError> {
+        Pieces::ending_at(&self.group().piece_ends)
     }
 
     /// The first field in which a folder is not what `identity` says.
     pub(super) fn first_difference(&self, identity: &StoreIdentity) -> Option<Difference> {
-        let number = (identity.block_bytes != self.block_bytes).then(|| Difference {
-            field: "block_bytes".to_owned(),
-            ours: identity.block_bytes.to_string(),
-            theirs: self.block_bytes.to_string(),
+        let group = self.group();
+        let ends = identity.pieces.ends();
+        let cut = (ends != group.piece_ends).then(|| {
+            let (field, ours, theirs) = match identity.block_bytes() == group.block_bytes {
+                true => (
+                    "piece_ends",
+                    format!("{ends:?}"),
+                    format!("{:?}", group.piece_ends),
+                ),
+                false => (
+                    "block_bytes",
+                    identity.block_bytes().to_string(),
+                    group.block_bytes.to_string(),
+                ),
+            };
+            Difference {
+                field: field.to_owned(),
+                ours,
+                theirs,
+            }
         });
-        let logical = identity.logical.first_difference(&self.identity);
-        let layout = || identity.block_layout.first_difference(&self.block_layout);
-        logical.or_else(layout).or(number)
+        let logical = identity.logical.first_difference(&group.identity);
+        let layout = || identity.block_layout.first_difference(&group.block_layout);
+        logical.or_else(layout).or(cut)
     }
 
     pub(super) fn to_bytes(&self) -> Result<Vec<u8>, TierError> {
@@ -225,15 +298,14 @@ impl Manifest {
         if checksum != file.checksum {
             return Err(damaged("it fails its checksum".to_owned()));
         }
-        let slot_bytes = capacity::slot_bytes(manifest.block_bytes)?;
-        let sensible = manifest.format == FORMAT
-            && manifest.slot_bytes == slot_bytes
-            && (2..u32::MAX).contains(&manifest.slots)
-            && slot_bytes.checked_mul(u64::from(manifest.slots)).is_some();
-        if !sensible {
-            return Err(damaged("its numbers contradict each other".to_owned()));
+        match manifest.groups.as_slice() {
+            [group] if manifest.format == FORMAT && group.is_sensible() => Ok(manifest),
+            [_] => Err(damaged("its numbers contradict each other".to_owned())),
+            groups => Err(TierError::FolderGroups {
+                folder: medium.name(),
+                groups: groups.len(),
+            }),
         }
-        Ok(manifest)
     }
 
     /// Puts the manifest in the folder, in one step; it is durable when this returns.
@@ -267,13 +339,10 @@ fn check_version(bytes: &[u8], medium: &dyn Medium) -> Result<(), TierError> {
             problem: Shown(&error.to_string()).to_string(),
         })?;
     if any.manifest.format == FORMAT && any.manifest.version != VERSION {
-        return Err(TierError::FolderDiffers {
+        return Err(TierError::FolderVersion {
             folder: medium.name(),
-            difference: Difference {
-                field: "version".to_owned(),
-                ours: VERSION.to_string(),
-                theirs: any.manifest.version.to_string(),
-            },
+            found: any.manifest.version,
+            ours: VERSION,
         });
     }
     Ok(())

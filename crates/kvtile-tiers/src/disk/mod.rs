@@ -1,8 +1,8 @@
 //! Blocks in a folder: what survives a restart, a crash and a loss of power.
 //!
 //! ```text
-//! manifest.json   version, identity in full, layout of a block, sizes; replaced in one step
-//! records         64 bytes a slot: key, parent, position, tenant, sequence, checksums
+//! manifest.json   version, identity in full, layout and pieces of a block, sizes; replaced in one step
+//! records         64 bytes a slot and more: key, parent, position, tenant, sequence, checksums of pieces
 //! slots           one block a slot, at multiples of 4096
 //! lock            which process uses the folder; the lock itself is on the folder
 //! ```
@@ -26,7 +26,7 @@ pub use folder::clear;
 pub use inspect::{FolderUsage, Inspection};
 pub use manifest::{Created, Manifest};
 
-pub use crate::tier::StoreIdentity;
+pub use crate::tier::{Pieces, StoreIdentity};
 pub use settings::DiskSettings;
 pub use store::{
     Dropped, FailedWrite, LostBlock, Miss, Recovered, SlotRead, SlotState, SlotStore,

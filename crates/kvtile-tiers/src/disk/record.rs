@@ -6,24 +6,32 @@
 //! 32  position         u32 little-endian: blocks before it in its chain
 //! 36  tenant           u32
 //! 40  stamp            u64: sequence number of the write * 256 + flags
-//! 48  content          u64: CRC-64/NVME of key, position and the block's bytes
-//! 56  seal             u64: CRC-64/NVME of the folder's number, the slot's number, bytes 0..56
+//! 48  seal             u64: CRC-64/NVME of the folder's number, the slot's number and the other bytes
+//! 56  checksums        u64 for each piece of the block: CRC-64/NVME of key, position, piece and bytes
+//!     zeroes           up to the length of a record: 64 bytes, or the next power of two
 //! ```
 //!
 //! A record of zeroes is an empty slot. The seal has the folder's and the slot's number in it, so
 //! that a record that strays to another slot or folder is none. Records are as long as a power of
-//! two and never cross a sector.
+//! two. One that is longer than a sector may tear; its seal fails then, and it is none.
 
-use crc_fast::CrcAlgorithm;
+use crc_fast::{CrcAlgorithm, Digest};
 use kvtile_blocks::BlockKey;
+use kvtile_layout::broken;
 
-pub(super) use crate::tier::content_checksum;
+use crate::tier::Pieces;
 
-/// Bytes of a record.
-pub(super) const RECORD_BYTES: usize = 64;
+/// Bytes of the shortest record, and of one of a block with one piece.
+const RECORD_BYTES_MIN: usize = 64;
 
-/// [`RECORD_BYTES`] for offsets.
-pub(super) const RECORD_STRIDE: u64 = RECORD_BYTES as u64;
+/// Bytes in front of the checksums.
+const HEAD_BYTES: usize = 56;
+
+/// Where the seal stands.
+const SEAL_AT: usize = 48;
+
+/// Bytes of a checksum.
+const SUM_BYTES: usize = 8;
 
 /// The largest sequence number that a stamp can hold.
 pub(super) const SEQUENCE_MAX: u64 = u64::MAX >> 8;
@@ -37,8 +45,34 @@ const FLAG_PARENT: u64 = 2;
 /// The number of a folder, made when it is.
 pub(super) type StoreId = [u8; 16];
 
-/// What a slot holds.
+/// How long records are: it follows from the number of pieces.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RecordForm {
+    pieces: usize,
+}
+
+impl RecordForm {
+    /// Of blocks that are cut like this.
+    pub(super) fn of(pieces: &Pieces) -> RecordForm {
+        RecordForm {
+            pieces: pieces.count(),
+        }
+    }
+
+    /// Bytes of a record: a power of two, at most [`PAGE`](super::capacity::PAGE).
+    pub(super) fn bytes(self) -> usize {
+        let needed = HEAD_BYTES + self.pieces * SUM_BYTES;
+        needed.next_power_of_two().max(RECORD_BYTES_MIN)
+    }
+
+    /// [`bytes`](RecordForm::bytes) for offsets.
+    pub(super) fn stride(self) -> u64 {
+        self.bytes() as u64
+    }
+}
+
+/// What a slot holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) key: BlockKey,
     pub(super) parent: Option<BlockKey>,
@@ -46,11 +80,12 @@ pub(super) struct Record {
     pub(super) tenant: u32,
     /// At most [`SEQUENCE_MAX`].
     pub(super) sequence: u64,
-    pub(super) content: u64,
+    /// The checksum of each piece.
+    pub(super) sums: Box<[u64]>,
 }
 
 /// What the bytes of a record say.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decoded {
     Empty,
     Stored(Record),
@@ -59,51 +94,70 @@ pub(super) enum Decoded {
 }
 
 impl Record {
-    pub(super) fn encode(&self, store: &StoreId, slot: u32) -> [u8; RECORD_BYTES] {
+    /// Appends the record's bytes to `to`.
+    pub(super) fn encode(
+        &self,
+        form: RecordForm,
+        (store, slot): (&StoreId, u32),
+        to: &mut Vec<u8>,
+    ) {
+        assert_eq!(
+            self.sums.len(),
+            form.pieces,
+            "checksums of block {} in a record of {form:?}",
+            self.key
+        );
         let parent = self.parent.map_or([0; 16], |parent| *parent.as_bytes());
         let flags = FLAG_STORED | self.parent.map_or(0, |_| FLAG_PARENT);
         let stamp = self.sequence << 8 | flags;
-        let mut bytes = [0; RECORD_BYTES];
-        let fields: [&[u8]; 6] = [
-            self.key.as_bytes(),
-            &parent,
-            &self.position.to_le_bytes(),
-            &self.tenant.to_le_bytes(),
-            &stamp.to_le_bytes(),
-            &self.content.to_le_bytes(),
-        ];
-        let mut rest = bytes.as_mut_slice();
-        for field in fields {
-            let (here, after) = rest.split_at_mut(field.len());
-            here.copy_from_slice(field);
-            rest = after;
+        let start = to.len();
+        to.extend(self.key.as_bytes());
+        to.extend(parent);
+        to.extend(self.position.to_le_bytes());
+        to.extend(self.tenant.to_le_bytes());
+        to.extend(stamp.to_le_bytes());
+        to.extend([0; SUM_BYTES]);
+        to.extend(self.sums.iter().flat_map(|sum| sum.to_le_bytes()));
+        to.resize(start + form.bytes(), 0);
+        let (_, record) = to.split_at_mut(start);
+        let sealed = seal(store, slot, record).to_le_bytes();
+        match record.get_mut(SEAL_AT..SEAL_AT + sealed.len()) {
+            Some(place) => place.copy_from_slice(&sealed),
+            None => broken(format_args!("a record of {} bytes", form.bytes())),
         }
-        let seal = seal(store, slot, &bytes);
-        if let Some(last) = bytes.last_chunk_mut::<8>() {
-            *last = seal.to_le_bytes();
-        }
-        bytes
     }
 
-    pub(super) fn decode(bytes: &[u8; RECORD_BYTES], store: &StoreId, slot: u32) -> Decoded {
+    /// What `bytes`, as many as a record has, say of a slot.
+    pub(super) fn decode(
+        form: RecordForm,
+        bytes: &[u8],
+        (store, slot): (&StoreId, u32),
+    ) -> Decoded {
         if bytes.iter().all(|byte| *byte == 0) {
             return Decoded::Empty;
         }
-        match Record::decode_sealed(bytes, store, slot) {
+        match Record::decode_sealed(form, bytes, (store, slot)) {
             Some(record) => Decoded::Stored(record),
             None => Decoded::Torn,
         }
     }
 
-    fn decode_sealed(bytes: &[u8; RECORD_BYTES], store: &StoreId, slot: u32) -> Option<Record> {
+    fn decode_sealed(
+        form: RecordForm,
+        bytes: &[u8],
+        (store, slot): (&StoreId, u32),
+    ) -> Option<Record> {
         let mut reader = Reader { bytes };
         let key = BlockKey::from_bytes(reader.take()?);
         let parent = reader.take::<16>()?;
         let position = u32::from_le_bytes(reader.take()?);
         let tenant = u32::from_le_bytes(reader.take()?);
         let stamp = u64::from_le_bytes(reader.take()?);
-        let content = u64::from_le_bytes(reader.take()?);
         let sealed = u64::from_le_bytes(reader.take()?);
+        let mut sums = Vec::with_capacity(form.pieces);
+        for _ in 0..form.pieces {
+            sums.push(u64::from_le_bytes(reader.take()?));
+        }
         let parent = match stamp & 0xff {
             FLAG_STORED if parent == [0; 16] => None,
             flags if flags == FLAG_STORED | FLAG_PARENT => Some(BlockKey::from_bytes(parent)),
@@ -115,20 +169,61 @@ impl Record {
             position,
             tenant,
             sequence: stamp >> 8,
-            content,
+            sums: sums.into(),
         })
     }
 }
 
-fn seal(store: &StoreId, slot: u32, record: &[u8; RECORD_BYTES]) -> u64 {
-    let mut sealed = [0; 20 + RECORD_BYTES - 8];
-    let (number, rest) = sealed.split_at_mut(16);
-    number.copy_from_slice(store);
-    let (index, rest) = rest.split_at_mut(4);
-    index.copy_from_slice(&slot.to_le_bytes());
-    let (fields, _) = record.split_at(RECORD_BYTES - 8);
-    rest.copy_from_slice(fields);
-    crc_fast::checksum(CrcAlgorithm::Crc64Nvme, &sealed)
+/// Over everything but the seal itself.
+fn seal(store: &StoreId, slot: u32, record: &[u8]) -> u64 {
+    let (before, rest) = record.split_at(SEAL_AT.min(record.len()));
+    let (_, after) = rest.split_at(SUM_BYTES.min(rest.len()));
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    digest.update(store);
+    digest.update(&slot.to_le_bytes());
+    digest.update(before);
+    digest.update(after);
+    digest.finalize()
+}
+
+/// The checksum of piece `piece` of a block, which has these bytes. Neither a changed byte, nor another block,
+/// nor another piece of it passes for this one.
+pub(super) fn piece_sum(key: &BlockKey, position: u32, (piece, bytes): (usize, &[u8])) -> u64 {
+    let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
+    digest.update(key.as_bytes());
+    digest.update(&position.to_le_bytes());
+    digest.update(&(piece as u64).to_le_bytes());
+    digest.update(bytes);
+    digest.finalize()
+}
+
+/// The checksums of all pieces of a block.
+pub(super) fn piece_sums(
+    pieces: &Pieces,
+    key: &BlockKey,
+    position: u32,
+    bytes: &[u8],
+) -> Box<[u64]> {
+    let pieces = pieces
+        .split(0..pieces.count(), bytes)
+        .into_iter()
+        .enumerate();
+    pieces
+        .map(|piece| piece_sum(key, position, piece))
+        .collect()
+}
+
+/// Whether the bytes of the pieces `which` of a block have the checksums `sums`, those of all its pieces.
+pub(super) fn are_whole(
+    pieces: &Pieces,
+    which: std::ops::Range<usize>,
+    (key, position, sums): (&BlockKey, u32, &[u64]),
+    bytes: &[u8],
+) -> bool {
+    let numbered = which.clone().zip(pieces.split(which, bytes));
+    numbered
+        .into_iter()
+        .all(|(piece, bytes)| sums.get(piece) == Some(&piece_sum(key, position, (piece, bytes))))
 }
 
 struct Reader<'a> {
@@ -149,53 +244,85 @@ mod tests {
 
     const STORE: StoreId = [7; 16];
 
-    fn record(parent: Option<BlockKey>) -> Record {
+    fn record(parent: Option<BlockKey>, pieces: usize) -> Record {
         Record {
             key: BlockKey::from_bytes([1; 16]),
             parent,
             position: 3,
             tenant: 9,
             sequence: SEQUENCE_MAX,
-            content: 0x0123_4567_89ab_cdef,
+            sums: (0..pieces as u64)
+                .map(|piece| 0x0123_4567_89ab_cdef ^ piece)
+                .collect(),
         }
+    }
+
+    fn encoded(record: &Record, slot: u32) -> (RecordForm, Vec<u8>) {
+        let form = RecordForm {
+            pieces: record.sums.len(),
+        };
+        let mut bytes = vec![5];
+        record.encode(form, (&STORE, slot), &mut bytes);
+        (form, bytes.split_off(1))
     }
 
     #[test]
     fn records_come_back_as_they_were() {
         for parent in [None, Some([0; 16]), Some([2; 16])] {
-            let record = record(parent.map(BlockKey::from_bytes));
-            let bytes = record.encode(&STORE, 5);
-            assert_eq!(Record::decode(&bytes, &STORE, 5), Decoded::Stored(record));
+            for pieces in [1, 2, 9, 10, 57, Pieces::MAX] {
+                let record = record(parent.map(BlockKey::from_bytes), pieces);
+                let (form, bytes) = encoded(&record, 5);
+                assert_eq!(bytes.len(), form.bytes());
+                let decoded = Record::decode(form, &bytes, (&STORE, 5));
+                assert_eq!(decoded, Decoded::Stored(record));
+                let empty = vec![0; form.bytes()];
+                assert_eq!(Record::decode(form, &empty, (&STORE, 5)), Decoded::Empty);
+            }
         }
-        assert_eq!(
-            Record::decode(&[0; RECORD_BYTES], &STORE, 5),
-            Decoded::Empty
-        );
+    }
+
+    #[test]
+    fn records_are_as_long_as_a_power_of_two_that_divides_a_page() {
+        for (pieces, bytes) in [
+            (1, 64),
+            (2, 128),
+            (9, 128),
+            (10, 256),
+            (57, 512),
+            (58, 1024),
+            (Pieces::MAX, 1024),
+        ] {
+            assert_eq!(RecordForm { pieces }.bytes(), bytes);
+        }
     }
 
     /// Pitfalls 23 and 36: a record is of its slot and of its folder, and whole.
     #[test]
     fn records_of_other_slots_other_folders_and_with_any_flipped_bit_are_none() {
-        let bytes = record(Some(BlockKey::from_bytes([2; 16]))).encode(&STORE, 5);
-        assert_eq!(Record::decode(&bytes, &STORE, 6), Decoded::Torn);
-        assert_eq!(Record::decode(&bytes, &[8; 16], 5), Decoded::Torn);
-        for bit in 0..RECORD_BYTES * 8 {
-            let mut flipped = bytes;
-            flipped[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(
-                Record::decode(&flipped, &STORE, 5),
-                Decoded::Torn,
-                "bit {bit}"
-            );
+        for pieces in [1, 5, 20] {
+            let (form, bytes) = encoded(&record(Some(BlockKey::from_bytes([2; 16])), pieces), 5);
+            assert_eq!(Record::decode(form, &bytes, (&STORE, 6)), Decoded::Torn);
+            assert_eq!(Record::decode(form, &bytes, (&[8; 16], 5)), Decoded::Torn);
+            for bit in 0..bytes.len() * 8 {
+                let mut flipped = bytes.clone();
+                flipped[bit / 8] ^= 1 << (bit % 8);
+                let decoded = Record::decode(form, &flipped, (&STORE, 5));
+                assert_eq!(decoded, Decoded::Torn, "bit {bit}");
+            }
         }
     }
 
     #[test]
-    fn the_checksum_of_equal_bytes_differs_by_key_and_position() {
-        let of = |key: u8, position| {
-            content_checksum(&BlockKey::from_bytes([key; 16]), position, b"bytes")
+    fn the_checksum_of_equal_bytes_differs_by_key_position_and_piece() {
+        let of = |key: u8, position, piece| {
+            piece_sum(
+                &BlockKey::from_bytes([key; 16]),
+                position,
+                (piece, b"bytes"),
+            )
         };
-        assert_ne!(of(1, 0), of(2, 0));
-        assert_ne!(of(1, 0), of(1, 1));
+        assert_ne!(of(1, 0, 0), of(2, 0, 0));
+        assert_ne!(of(1, 0, 0), of(1, 1, 0));
+        assert_ne!(of(1, 0, 0), of(1, 0, 1));
     }
 }

@@ -2,6 +2,8 @@
 
 use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
 
+use super::Pieces;
+
 /// What must be equal before a block of a tier may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreIdentity {
@@ -9,6 +11,14 @@ pub struct StoreIdentity {
     pub logical: LogicalIdentity,
     /// How one block lies ([`LayoutIdentity::of_block`]).
     pub block_layout: LayoutIdentity,
+    /// Bytes of one block, and how it is cut.
+    pub pieces: Pieces,
+}
+
+impl StoreIdentity {
     /// Bytes of one block.
-    pub block_bytes: u64,
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        self.pieces.block_bytes()
+    }
 }

@@ -24,6 +24,7 @@ mod batch;
 mod gather;
 mod identity;
 mod memory;
+mod pieces;
 mod report;
 mod settings;
 
@@ -40,6 +41,7 @@ pub use batch::{BlockName, BlockRead, BlockWrite, GroupId, content_checksum};
 pub use gather::{Gather, Part};
 pub use identity::StoreIdentity;
 pub use memory::HostBlock;
+pub use pieces::Pieces;
 pub use report::{
     Answer, Came, NotWritten, ReadReport, SyncReport, TierMiss, TierStats, WriteReport, Wrote,
 };

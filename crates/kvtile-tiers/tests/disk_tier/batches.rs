@@ -70,6 +70,7 @@ impl Side {
                 let reads = wanted.iter().zip(&mut buffers);
                 let mut reads: Vec<SlotRead<'_>> = reads
                     .map(|((slot, number), buffer)| SlotRead {
+                        start: 0,
                         slot: *slot,
                         key: key(*number),
                         buffer,
@@ -370,6 +371,7 @@ fn ten_thousand_blocks_are_one_batch_and_one_sync() {
             .rev()
             .zip(arrived.chunks_mut(4096))
             .map(|(slot, buffer)| SlotRead {
+                start: 0,
                 slot,
                 key: key(u64::from(slot)),
                 buffer,
@@ -469,6 +471,7 @@ fn reads_of_a_batch_miss_alone_and_say_why() {
         let mut reads: Vec<SlotRead<'_>> = (0..)
             .zip(&mut buffers)
             .map(|(index, buffer)| SlotRead {
+                start: 0,
                 // The last ones are read a second time.
                 slot: if index < 17 { index } else { index - 16 },
                 key: key(u64::from(

@@ -6,7 +6,10 @@ use kvtile_layout::{
     Shape, StridedLayout, Unit,
     identity::{LayoutIdentity, LogicalIdentity, Rope},
 };
-use kvtile_tiers::disk::{Recovered, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity};
+use kvtile_tiers::{
+    disk::{Recovered, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    tier::Pieces,
+};
 
 /// An identity whose blocks have `16 * heads * 64 * 2 * 2 * 2` bytes.
 pub(crate) fn identity(heads: u64, word: &str, base: f64) -> StoreIdentity {
@@ -18,7 +21,7 @@ pub(crate) fn identity(heads: u64, word: &str, base: f64) -> StoreIdentity {
     StoreIdentity {
         logical,
         block_layout: LayoutIdentity::of_block(&layout),
-        block_bytes: layout.region_bytes()[0] / 4,
+        pieces: cut(layout.region_bytes()[0] / 4),
     }
 }
 
@@ -31,16 +34,32 @@ pub(crate) fn usual() -> StoreIdentity {
 /// give that size, which the store does not look at.
 pub(crate) fn sized(block_bytes: u64) -> StoreIdentity {
     StoreIdentity {
-        block_bytes,
+        pieces: cut(block_bytes),
         ..usual()
+    }
+}
+
+/// Three pieces, of which the first two are as long as each other.
+pub(crate) fn cut(block_bytes: u64) -> Pieces {
+    match block_bytes / 4 {
+        0 => Pieces::whole(block_bytes),
+        quarter => Pieces::ending_at(&[quarter, 2 * quarter, block_bytes]).unwrap(),
+    }
+}
+
+/// Bytes of a record of a block of one or of three pieces.
+pub(crate) fn record_bytes(identity: &StoreIdentity) -> u64 {
+    match identity.pieces.count() {
+        1 => 64,
+        _ => 128,
     }
 }
 
 /// Settings with room for so many places.
 pub(crate) fn room_for(places: u64, identity: &StoreIdentity) -> SlotStoreSettings {
-    let slot = identity.block_bytes.next_multiple_of(4096);
-    // Folder, lock and two manifests of one page each, and the records.
-    let fixed = 4 * 4096 + (places * 64).next_multiple_of(4096);
+    let slot = identity.block_bytes().next_multiple_of(4096);
+    // Folder, lock and two manifests of two pages each, and the records.
+    let fixed = 6 * 4096 + (places * record_bytes(identity)).next_multiple_of(4096);
     SlotStoreSettings::new(fixed + places * slot)
 }
 
@@ -61,7 +80,7 @@ pub(crate) fn fill(number: u64, bytes: &mut [u8]) {
 
 /// The bytes of block `number`.
 pub(crate) fn content(number: u64, identity: &StoreIdentity) -> Vec<u8> {
-    let mut bytes = vec![0; usize::try_from(identity.block_bytes).unwrap()];
+    let mut bytes = vec![0; usize::try_from(identity.block_bytes()).unwrap()];
     fill(number, &mut bytes);
     bytes
 }
@@ -93,7 +112,7 @@ pub(crate) fn store_chain(store: &SlotStore, identity: &StoreIdentity, first: u6
 
 /// Reads every block that was offered and compares every byte.
 pub(crate) fn check_offered(store: &SlotStore, recovered: &Recovered, identity: &StoreIdentity) {
-    let mut buffer = vec![0; usize::try_from(identity.block_bytes).unwrap()];
+    let mut buffer = vec![0; usize::try_from(identity.block_bytes()).unwrap()];
     for entry in &recovered.entries {
         store.read(entry.slot, &entry.key, &mut buffer).unwrap();
         let number = u64::from(entry.position);

@@ -90,7 +90,7 @@ fn check(folder: &Path, durable: &HashSet<u64>, kill: u64) -> HashSet<u64> {
     let settings = room_for(PLACES, &identity);
     let (store, recovered) = SlotStore::create_or_open(folder, &settings, &identity).unwrap();
     store.check_integrity();
-    let mut buffer = vec![0; usize::try_from(identity.block_bytes).unwrap()];
+    let mut buffer = vec![0; usize::try_from(identity.block_bytes()).unwrap()];
     let mut offered = HashSet::new();
     for entry in &recovered.entries {
         let number = u64::from(entry.tenant);

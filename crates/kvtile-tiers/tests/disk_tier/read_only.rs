@@ -231,6 +231,8 @@ fn readers_that_never_stop_see_no_damage_while_a_store_writes() {
             }
             read
         });
+        // The reader ends also when a write fails.
+        let end = EndOfReading(&ends);
         for number in 10..200 {
             let slot = u32::try_from(number % 7).unwrap();
             store.erase(&[slot]).unwrap();
@@ -243,7 +245,15 @@ fn readers_that_never_stop_see_no_damage_while_a_store_writes() {
             );
             assert!(store.sync().failure.is_none());
         }
-        ends.store(true, std::sync::atomic::Ordering::Relaxed);
+        drop(end);
         assert!(reader.join().unwrap() > 0);
     });
+}
+
+struct EndOfReading<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for EndOfReading<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
+    }
 }

@@ -381,6 +381,7 @@ impl Simulation {
             .zip(&self.model.slots)
             .zip(&mut buffers)
             .map(|((slot, held), buffer)| SlotRead {
+                start: 0,
                 slot,
                 key: key(number(held)),
                 buffer,

@@ -199,6 +199,13 @@ fn another_identity_layout_or_block_size_is_refused_naming_the_field() {
         (identity(4, "BHLKNC", 10_000.0), "planes.k.H"),
         (identity(2, "BLKNHC", 10_000.0), "layout.k.digits"),
         (sized(1 << 20), "block_bytes"),
+        (
+            StoreIdentity {
+                pieces: kvtile_tiers::disk::Pieces::whole(ours.block_bytes()),
+                ..ours.clone()
+            },
+            "piece_ends",
+        ),
     ] {
         match open(folder.path(), 4, &other) {
             Err(TierError::FolderDiffers { difference, .. }) => {
@@ -210,12 +217,14 @@ fn another_identity_layout_or_block_size_is_refused_naming_the_field() {
     }
     let path = folder.path().join("manifest.json");
     let manifest = fs::read_to_string(&path).unwrap();
-    fs::write(&path, manifest.replace("\"version\": 1", "\"version\": 2")).unwrap();
-    let error = open(folder.path(), 4, &ours).unwrap_err().to_string();
-    assert!(
-        error.contains("version differs: 1 here, 2 there"),
-        "{error}"
-    );
+    for (version, advice) in [(1, "kvtile cache convert"), (3, "use a newer kvtile")] {
+        let other = format!("\"version\": {version}");
+        fs::write(&path, manifest.replace("\"version\": 2", &other)).unwrap();
+        let error = open(folder.path(), 4, &ours).unwrap_err().to_string();
+        let named =
+            format!("has version {version} of the format on disk, and this kvtile reads version 2");
+        assert!(error.contains(&named) && error.contains(advice), "{error}");
+    }
     fs::write(&path, &manifest).unwrap();
     let (store, recovered) = open(folder.path(), 4, &ours).unwrap();
     assert_eq!(recovered.entries.len(), 2);
@@ -256,7 +265,7 @@ fn bytes_of(folder: &Path) -> (u64, u64) {
 #[test]
 fn all_files_together_stay_within_the_capacity_to_the_byte() {
     let identity = usual();
-    let slot = identity.block_bytes;
+    let slot = identity.block_bytes();
     for preallocate in [false, true] {
         for capacity_bytes in [20 * slot, 20 * slot + 4095, 21 * slot - 1, 30 * slot] {
             let folder = tempfile::tempdir().unwrap();
@@ -327,7 +336,7 @@ fn flipped_bits_and_cut_files_are_misses_and_nothing_else() {
     let mut byte = content(3, &identity)[100];
     byte ^= 4;
     slots
-        .write_all_at(&[byte], 3 * identity.block_bytes + 100)
+        .write_all_at(&[byte], 3 * identity.block_bytes() + 100)
         .unwrap();
     let bad: Vec<u32> = store
         .verify()
@@ -340,7 +349,7 @@ fn flipped_bits_and_cut_files_are_misses_and_nothing_else() {
         .collect();
     assert_eq!(bad, [3]);
     // Cut under our feet.
-    slots.set_len(5 * identity.block_bytes + 1).unwrap();
+    slots.set_len(5 * identity.block_bytes() + 1).unwrap();
     let mut buffer = content(5, &identity);
     assert!(matches!(
         store.read(5, &key(5), &mut buffer),
@@ -361,8 +370,8 @@ fn flipped_bits_and_cut_files_are_misses_and_nothing_else() {
     drop(store);
     let records = folder.path().join("records");
     let mut bytes = fs::read(&records).unwrap();
-    bytes[70] ^= 1;
-    fs::write(&records, &bytes[..64 * 11]).unwrap();
+    bytes[130] ^= 1;
+    fs::write(&records, &bytes[..128 * 11]).unwrap();
     let (store, recovered) = open(folder.path(), 12, &identity).unwrap();
     assert_eq!(
         (recovered.dropped.torn, recovered.dropped.truncated),

@@ -7,20 +7,22 @@ use std::{
     thread,
 };
 
+use kvtile_layout::broken;
+
 use super::{
     super::{
         folder::{RECORDS_FILE, SLOTS_FILE},
         manifest::{Manifest, file_name},
         medium::MediumFile,
-        record::{RECORD_BYTES, RECORD_STRIDE},
+        record::RecordForm,
     },
     LostBlock, SlotStore, Synced, Ticket,
     table::{Commit, Outcome, Pending},
 };
 use crate::error::TierError;
 
-/// Records that are written in one call.
-const RUN_RECORDS_MAX: usize = 4096;
+/// Bytes of records that are written in one call.
+const RUN_BYTES_MAX: usize = 256 << 10;
 
 impl SlotStore {
     /// Brings everything that was written or erased before to the disk, and waits for it. Calls
@@ -149,7 +151,7 @@ impl SlotStore {
             true => Ok(()),
             false => self.slots.sync_data(),
         };
-        let mut changes = Changes::default();
+        let mut changes = Changes::new(self.record_form);
         commit.stale.iter().for_each(|place| changes.erase(*place));
         if blocks.is_ok() {
             let pending = commit.pending.iter();
@@ -171,9 +173,13 @@ impl SlotStore {
 }
 
 /// Records to be changed.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Changes {
-    changes: Vec<(u32, [u8; RECORD_BYTES])>,
+    form: RecordForm,
+    /// Places, and where the bytes of their records begin; nothing for records of zeroes.
+    changes: Vec<(u32, Option<usize>)>,
+    /// The bytes of the records.
+    bytes: Vec<u8>,
 }
 
 /// What became of them.
@@ -188,14 +194,23 @@ pub(super) struct Brought {
 }
 
 impl Changes {
+    pub(super) fn new(form: RecordForm) -> Changes {
+        Changes {
+            form,
+            changes: Vec::new(),
+            bytes: Vec::new(),
+        }
+    }
+
     pub(super) fn erase(&mut self, place: u32) {
-        self.changes.push((place, [0; RECORD_BYTES]));
+        self.changes.push((place, None));
     }
 
     fn record(&mut self, pending: &Pending, manifest: &Manifest) {
         let (place, store) = (pending.place, manifest.store());
-        let record = pending.record.encode(store, place);
-        self.changes.push((place, record));
+        self.changes.push((place, Some(self.bytes.len())));
+        let record = &pending.record;
+        record.encode(self.form, (store, place), &mut self.bytes);
     }
 
     /// Writes them, neighbours together, and waits until they are on the disk.
@@ -210,20 +225,38 @@ impl Changes {
         }
         self.changes.sort_unstable_by_key(|(place, _)| *place);
         let mut run = Vec::new();
-        let neighbours = |a: &(u32, [u8; 64]), b: &(u32, [u8; 64])| a.0.checked_add(1) == Some(b.0);
-        let runs = self.changes.chunk_by(neighbours);
-        for part in runs.flat_map(|run| run.chunks(RUN_RECORDS_MAX)) {
+        let runs = self
+            .changes
+            .chunk_by(|a, b| a.0.checked_add(1) == Some(b.0));
+        let most = (RUN_BYTES_MAX / self.form.bytes()).max(1);
+        for part in runs.flat_map(|run| run.chunks(most)) {
             let Some((first, _)) = part.first() else {
                 continue;
             };
             run.clear();
-            run.extend(part.iter().flat_map(|(_, record)| record));
-            if let Err(error) = records.write_all_at(u64::from(*first) * RECORD_STRIDE, &run) {
+            for (_, start) in part {
+                self.append(*start, &mut run);
+            }
+            let offset = u64::from(*first) * self.form.stride();
+            if let Err(error) = records.write_all_at(offset, &run) {
                 brought.refused.extend(part.iter().map(|(place, _)| place));
                 brought.refusal.get_or_insert(error);
             }
         }
         brought.synced = records.sync_data();
         brought
+    }
+
+    /// Appends the record that begins at `start`, or zeroes.
+    fn append(&self, start: Option<usize>, run: &mut Vec<u8>) {
+        let bytes = self.form.bytes();
+        let Some(start) = start else {
+            run.resize(run.len() + bytes, 0);
+            return;
+        };
+        match self.bytes.get(start..start + bytes) {
+            Some(record) => run.extend(record),
+            None => broken(format_args!("record {start} of {} bytes", self.bytes.len())),
+        }
     }
 }

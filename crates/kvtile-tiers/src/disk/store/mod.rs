@@ -50,14 +50,17 @@ use super::{
     folder::SLOTS_FILE,
     manifest::{Manifest, file_name},
     medium::{BatchIo, Medium, MediumFile, MediumLock},
+    record::RecordForm,
 };
-use crate::error::TierError;
+use crate::{error::TierError, tier::Pieces};
 
 /// Blocks in the slots of one folder. All methods may be called from any number of threads.
 #[derive(Debug)]
 pub struct SlotStore {
     medium: Arc<dyn Medium>,
     manifest: Manifest,
+    pieces: Pieces,
+    record_form: RecordForm,
     held_manifest: HeldManifest,
     slots: Box<dyn MediumFile>,
     records: Box<dyn MediumFile>,
@@ -109,6 +112,12 @@ impl SlotStore {
     #[must_use]
     pub fn block_bytes(&self) -> u64 {
         self.manifest.block_bytes()
+    }
+
+    /// How a block is cut: what can be read and verified alone.
+    #[must_use]
+    pub fn pieces(&self) -> &Pieces {
+        &self.pieces
     }
 
     /// What the folder says of itself.

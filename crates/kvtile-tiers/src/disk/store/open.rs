@@ -10,11 +10,13 @@ use kvtile_memory::ProcessMark;
 
 use super::{
     super::{
-        capacity, folder,
+        capacity,
+        capacity::SlotForm,
+        folder,
         folder::{RECORDS_FILE, SLOTS_FILE},
         manifest::{MANIFEST_PARTIAL_FILE, Manifest, file_name},
         medium::{FolderMedium, Medium, MediumFile, MediumLock, OpenFile},
-        record::{RECORD_STRIDE, Record, SEQUENCE_MAX},
+        record::{Record, RecordForm, SEQUENCE_MAX},
     },
     Dropped, Recovered, Scan, Scanned, SlotStore, SlotStoreSettings, StoredBlock,
     commit::Changes,
@@ -22,7 +24,10 @@ use super::{
     stats::Counters,
     table::Table,
 };
-use crate::{error::TierError, tier::StoreIdentity};
+use crate::{
+    error::TierError,
+    tier::{Pieces, StoreIdentity},
+};
 
 impl SlotStore {
     /// Opens the folder at `path`, or makes it, and tells which blocks it holds.
@@ -49,7 +54,7 @@ impl SlotStore {
         settings: &SlotStoreSettings,
         identity: &StoreIdentity,
     ) -> Result<(SlotStore, Recovered), TierError> {
-        capacity::slot_bytes(identity.block_bytes)?;
+        capacity::slot_bytes(identity.block_bytes())?;
         let failed = |error| TierError::file("make", medium.name(), error);
         medium.create().map_err(failed)?;
         folder::check_ours(&*medium)?;
@@ -57,19 +62,26 @@ impl SlotStore {
         let opening = Opening {
             medium: &medium,
             settings,
+            form: SlotForm {
+                block_bytes: identity.block_bytes(),
+                record: RecordForm::of(&identity.pieces),
+            },
         };
         let opened = match Manifest::read(&*medium)? {
             Some(manifest) => opening.open(manifest, identity)?,
             None => opening.create(identity)?,
         };
         let held_manifest = HeldManifest::open(&*medium)?;
-        Ok(opened.into_store(Arc::clone(&medium), lock, held_manifest))
+        let parts = (Arc::clone(&medium), identity.pieces.clone());
+        Ok(opened.into_store(parts, lock, held_manifest))
     }
 }
 
 struct Opening<'a> {
     medium: &'a Arc<dyn Medium>,
     settings: &'a SlotStoreSettings,
+    /// Of the identity; a folder of another one is refused.
+    form: SlotForm,
 }
 
 /// The two data files.
@@ -137,6 +149,7 @@ impl Opening<'_> {
             Scanned {
                 store: manifest.store(),
                 places: manifest.slots(),
+                form: self.form.record,
                 write_back: true,
             },
         );
@@ -145,12 +158,12 @@ impl Opening<'_> {
         let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
         scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
         self.sync_file(&*records, RECORDS_FILE)?;
-        let mut found = Found::of(scan, &manifest, lengths);
+        let mut found = Found::of(scan, (&manifest, self.form.record), lengths);
         let places = self.places(&manifest)?;
         let resized = manifest.resized(self.settings.capacity_bytes, places);
         found.fit(&resized);
         // Before the files get their length back, or what was cut off would be offered next time.
-        found.erase(&*records, places);
+        found.erase((&*records, self.form.record), places);
         let files = match resized == manifest {
             true => Files {
                 slots: self.slots_file(&manifest)?,
@@ -175,7 +188,7 @@ impl Opening<'_> {
         }
         capacity::physical_slots(
             self.settings.capacity_bytes,
-            manifest.block_bytes(),
+            self.form,
             manifest.bytes_max()?,
         )
     }
@@ -203,8 +216,8 @@ impl Opening<'_> {
     /// Erases what stands behind the last record in its page: files are cut at pages, and a larger
     /// folder may have left records there.
     fn erase_tail(&self, records: &dyn MediumFile, before: &Manifest) -> Result<(), TierError> {
-        let used = u64::from(before.slots()) * RECORD_STRIDE;
-        let tail = capacity::records_bytes(before.slots()) - used;
+        let used = u64::from(before.slots()) * self.form.record.stride();
+        let tail = capacity::records_bytes(before.slots(), self.form.record) - used;
         let zeroes = vec![0; usize::try_from(tail).unwrap_or(0)];
         let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
         records.write_all_at(used, &zeroes).map_err(failed)
@@ -219,7 +232,7 @@ impl Opening<'_> {
 
     fn records_file(&self, manifest: &Manifest) -> Result<Box<dyn MediumFile>, TierError> {
         let how = OpenFile {
-            length_bytes: capacity::records_bytes(manifest.slots()),
+            length_bytes: capacity::records_bytes(manifest.slots(), self.form.record),
             writable: true,
             direct: false,
             // A record must not fail for want of room when its block is on the disk already.
@@ -265,9 +278,9 @@ impl Opening<'_> {
 
 impl Found {
     /// Leaves out what cannot be offered. `lengths` are those that the files were found with.
-    fn of(scan: Scan, manifest: &Manifest, lengths: (u64, u64)) -> Found {
+    fn of(scan: Scan, (manifest, form): (&Manifest, RecordForm), lengths: (u64, u64)) -> Found {
         let (slots_bytes, records_bytes) = lengths;
-        let whole = u32::try_from(records_bytes / RECORD_STRIDE).unwrap_or(u32::MAX);
+        let whole = u32::try_from(records_bytes / form.stride()).unwrap_or(u32::MAX);
         let mut dropped = Dropped {
             torn: count(&scan.torn),
             unreadable: count(&scan.unreadable),
@@ -330,8 +343,8 @@ impl Found {
     }
 
     /// Erases what was left out. What the disk does not take is left to the syncs to come.
-    fn erase(&mut self, records: &dyn MediumFile, places: u32) {
-        let mut changes = Changes::default();
+    fn erase(&mut self, (records, form): (&dyn MediumFile, RecordForm), places: u32) {
+        let mut changes = Changes::new(form);
         self.stale.iter().for_each(|place| changes.erase(*place));
         let brought = changes.bring(records);
         self.stale.retain(|place| {
@@ -348,7 +361,7 @@ fn count(places: &[u32]) -> u32 {
 impl Opened {
     fn into_store(
         self,
-        medium: Arc<dyn Medium>,
+        (medium, pieces): (Arc<dyn Medium>, Pieces),
         lock: Box<dyn MediumLock>,
         held_manifest: HeldManifest,
     ) -> (SlotStore, Recovered) {
@@ -374,7 +387,9 @@ impl Opened {
         let (slots, places) = (self.manifest.blocks_max(), self.manifest.slots());
         let next = last_sequence.saturating_add(1).min(SEQUENCE_MAX);
         let store = SlotStore {
-            table: Mutex::new(Table::new((slots, places), &stored, stale, next)),
+            table: Mutex::new(Table::new((slots, places, &pieces), &stored, stale, next)),
+            record_form: RecordForm::of(&pieces),
+            pieces,
             medium,
             manifest: self.manifest,
             held_manifest,

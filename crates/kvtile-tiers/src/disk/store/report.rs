@@ -51,14 +51,16 @@ pub struct SlotWrite<'a> {
     pub bytes: &'a [u8],
 }
 
-/// One block to read.
+/// One block to read, or consecutive pieces of one.
 #[derive(Debug)]
 pub struct SlotRead<'a> {
     /// Where it is.
     pub slot: u32,
     /// The key that it must have.
     pub key: BlockKey,
-    /// Where its bytes go; as long as a block.
+    /// Where in the block the bytes begin: 0, or the start of a piece.
+    pub start: u64,
+    /// Where the bytes go; as long as a block, or as the pieces.
     pub buffer: &'a mut [u8],
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use super::super::{
     capacity::PAGE,
     medium::MediumFile,
-    record::{Decoded, RECORD_BYTES, Record, StoreId},
+    record::{Decoded, Record, RecordForm, StoreId},
 };
 
 /// Bytes of records that are read at once.
@@ -29,6 +29,7 @@ pub(in super::super) struct Scan {
 pub(in super::super) struct Scanned<'a> {
     pub(in super::super) store: &'a StoreId,
     pub(in super::super) places: u32,
+    pub(in super::super) form: RecordForm,
     /// Whether what was read is written back as it is. After a sync that failed, the page cache may
     /// have records and erasures that the disk has not, and that no later sync would bring there.
     pub(in super::super) write_back: bool,
@@ -41,7 +42,7 @@ impl Scan {
         let mut buffer = vec![0; CHUNK_BYTES];
         let mut first = 0;
         while first < of.places {
-            let count = (of.places - first).min(records_in(CHUNK_BYTES));
+            let count = (of.places - first).min(of.records_in(CHUNK_BYTES));
             scan.read_chunk(records, &of, first, (count, &mut buffer));
             first += count;
         }
@@ -55,11 +56,11 @@ impl Scan {
         first: u32,
         (count, buffer): (u32, &mut [u8]),
     ) {
-        let bytes = count as usize * RECORD_BYTES;
+        let bytes = count as usize * of.form.bytes();
         let Some(buffer) = buffer.get_mut(..bytes) else {
             return;
         };
-        let offset = u64::from(first) * RECORD_BYTES as u64;
+        let offset = u64::from(first) * of.form.stride();
         if records.read_exact_at(offset, buffer).is_ok() {
             self.take(records, of, first, buffer);
             return;
@@ -67,8 +68,8 @@ impl Scan {
         // One bad page costs its own records only.
         let mut place = first;
         for page in buffer.chunks_mut(RETRY_BYTES) {
-            let count = records_in(page.len());
-            let offset = u64::from(place) * RECORD_BYTES as u64;
+            let count = of.records_in(page.len());
+            let offset = u64::from(place) * of.form.stride();
             match records.read_exact_at(offset, page) {
                 Ok(()) => self.take(records, of, place, page),
                 Err(_) => self.unreadable.extend(place..place + count),
@@ -78,19 +79,18 @@ impl Scan {
     }
 
     fn take(&mut self, records: &dyn MediumFile, of: &Scanned<'_>, first: u32, bytes: &[u8]) {
-        let offset = u64::from(first) * RECORD_BYTES as u64;
+        let offset = u64::from(first) * of.form.stride();
         if of.write_back
             && let Err(error) = records.write_all_at(offset, bytes)
         {
             self.failure.get_or_insert(error);
         }
-        self.decode(of.store, first, bytes);
+        self.decode(of, first, bytes);
     }
 
-    fn decode(&mut self, store: &StoreId, first: u32, bytes: &[u8]) {
-        let (records, _) = bytes.as_chunks::<RECORD_BYTES>();
-        for (place, record) in (first..).zip(records) {
-            match Record::decode(record, store, place) {
+    fn decode(&mut self, of: &Scanned<'_>, first: u32, bytes: &[u8]) {
+        for (place, record) in (first..).zip(bytes.chunks_exact(of.form.bytes())) {
+            match Record::decode(of.form, record, (of.store, place)) {
                 Decoded::Empty => {}
                 Decoded::Stored(record) => self.stored.push((place, record)),
                 Decoded::Torn => self.torn.push(place),
@@ -99,9 +99,11 @@ impl Scan {
     }
 }
 
-/// Whole records in so many bytes, at most as many as a chunk has.
-fn records_in(bytes: usize) -> u32 {
-    u32::try_from(bytes / RECORD_BYTES).unwrap_or(u32::MAX)
+impl Scanned<'_> {
+    /// Whole records in so many bytes, at most as many as a chunk has.
+    fn records_in(&self, bytes: usize) -> u32 {
+        u32::try_from(bytes / self.form.bytes()).unwrap_or(u32::MAX)
+    }
 }
 
 /// Whether an error says that the file ended.

@@ -15,9 +15,10 @@
 use std::mem;
 
 use kvtile_blocks::BlockKey;
+use kvtile_layout::broken;
 
 use super::{super::record::Record, free::FreePlaces, report::Miss};
-use crate::error::TierError;
+use crate::{error::TierError, tier::Pieces};
 
 /// No place.
 const NOWHERE: u32 = u32::MAX;
@@ -41,7 +42,6 @@ pub(super) struct Entry {
     pub(super) key: BlockKey,
     /// Which write filled it; no two writes have the same.
     pub(super) write: u64,
-    pub(super) content: u64,
     pub(super) position: u32,
     pub(super) place: u32,
     pub(super) state: SlotState,
@@ -50,14 +50,13 @@ pub(super) struct Entry {
 const EMPTY: Entry = Entry {
     key: BlockKey::from_bytes([0; 16]),
     write: 0,
-    content: 0,
     position: 0,
     place: NOWHERE,
     state: SlotState::Empty,
 };
 
 /// A written block whose record is not on the disk.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Pending {
     pub(super) slot: u32,
     pub(super) place: u32,
@@ -108,6 +107,10 @@ impl Commit {
 #[derive(Debug)]
 pub(super) struct Table {
     entries: Vec<Entry>,
+    /// Pieces of a block.
+    pieces: usize,
+    /// The checksums of the pieces of every slot, slot by slot.
+    sums: Vec<u64>,
     places: u32,
     free: FreePlaces,
     stale: Vec<u32>,
@@ -132,23 +135,26 @@ impl Table {
     /// `recovered` are the records that become slots 0, 1, … with their places; `stale` are places
     /// whose records are to be erased.
     pub(super) fn new(
-        (slots, places): (u32, u32),
+        (slots, places, pieces): (u32, u32, &Pieces),
         recovered: &[(u32, Record)],
         stale: Vec<u32>,
         next_sequence: u64,
     ) -> Table {
         let mut entries = vec![EMPTY; slots as usize];
+        let pieces = pieces.count();
+        let mut sums = vec![0; slots as usize * pieces];
         let mut taken = vec![false; places as usize];
         let mut mark = |place: u32| {
             if let Some(taken) = taken.get_mut(place as usize) {
                 *taken = true;
             }
         };
-        for (entry, (place, record)) in entries.iter_mut().zip(recovered) {
+        let kept = entries.iter_mut().zip(sums.chunks_exact_mut(pieces));
+        for ((entry, sums), (place, record)) in kept.zip(recovered) {
+            sums.copy_from_slice(&record.sums);
             *entry = Entry {
                 key: record.key,
                 write: 0,
-                content: record.content,
                 position: record.position,
                 place: *place,
                 state: SlotState::Durable,
@@ -160,6 +166,8 @@ impl Table {
             used: u32::try_from(recovered.len()).map_or(slots, |count| count.min(slots)),
             free: FreePlaces::of(&taken),
             entries,
+            pieces,
+            sums,
             places,
             stale,
             pending: Vec::new(),
@@ -213,6 +221,15 @@ impl Table {
             .is_some_and(|entry| entry.state != SlotState::Empty && entry.write == write)
     }
 
+    /// The checksums of the block in `slot`, piece by piece.
+    pub(super) fn sums(&self, slot: u32) -> &[u64] {
+        let start = slot as usize * self.pieces;
+        match self.sums.get(start..start + self.pieces) {
+            Some(sums) => sums,
+            None => broken(format_args!("the checksums of slot {slot}")),
+        }
+    }
+
     /// The entry of a block that can be read.
     pub(super) fn find(&self, slot: u32, key: &BlockKey) -> Result<Entry, Miss> {
         match self.entry(slot) {
@@ -249,7 +266,6 @@ impl Table {
         *entry = Entry {
             key,
             write,
-            content: 0,
             position,
             place,
             state: SlotState::Writing,
@@ -272,7 +288,11 @@ impl Table {
         match self.entries.get_mut(pending.slot as usize) {
             Some(entry) if entry.state == SlotState::Writing && entry.write == pending.write => {
                 entry.state = SlotState::Written;
-                entry.content = pending.record.content;
+                let start = pending.slot as usize * self.pieces;
+                let Some(sums) = self.sums.get_mut(start..start + self.pieces) else {
+                    broken(format_args!("the checksums of slot {}", pending.slot))
+                };
+                sums.copy_from_slice(&pending.record.sums);
                 // Given here, so that what a later sync takes has larger numbers.
                 pending.record.sequence = self.next_sequence;
                 self.next_sequence += 1;

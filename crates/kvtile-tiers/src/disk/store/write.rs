@@ -12,15 +12,15 @@ use kvtile_layout::broken;
 use super::{
     super::{
         medium::FileWrite,
-        record::{Record, content_checksum},
+        record::{Record, piece_sums},
     },
     FailedWrite, SlotStore, SlotWrite, Ticket, Written,
     table::{Begin, Entry, Pending, Placed},
 };
 use crate::error::TierError;
 
-/// What became of a block whose write was begun: its checksum, or why it is not written.
-type Landed = Result<u64, TierError>;
+/// What became of a block whose write was begun: the checksums of its pieces, or why it is not written.
+type Landed = Result<Box<[u64]>, TierError>;
 
 impl SlotStore {
     /// Writes blocks to empty slots, many at a time. They can be read when this returns, and are durable
@@ -161,12 +161,12 @@ impl SlotStore {
                     table.failed(slot, place, placed.write);
                     Some(error)
                 }
-                Ok(content) => {
+                Ok(sums) => {
                     let pending = Pending {
                         slot,
                         place,
                         write: placed.write,
-                        record: record(write, content),
+                        record: record(write, sums),
                     };
                     let counts = table.written(pending, placed.failed_syncs);
                     (!counts).then_some(TierError::SyncFailedMeanwhile { slot })
@@ -204,8 +204,8 @@ impl SlotStore {
                 // Checksums are computed while other blocks are written.
                 let outcome = outcome.map_err(|error| self.failed("write", error));
                 if let (Some(landed), Some(write)) = (landed.get_mut(index), blocks.get(index)) {
-                    *landed =
-                        outcome.map(|()| content_checksum(&write.key, write.position, write.bytes));
+                    let sums = || piece_sums(&self.pieces, &write.key, write.position, write.bytes);
+                    *landed = outcome.map(|()| sums());
                 }
             });
         }));
@@ -221,13 +221,13 @@ fn is_in_round(round: &[(usize, Placed)], held: Option<&Entry>) -> bool {
     })
 }
 
-fn record(write: &SlotWrite<'_>, content: u64) -> Record {
+fn record(write: &SlotWrite<'_>, sums: Box<[u64]>) -> Record {
     Record {
         key: write.key,
         parent: write.parent,
         position: write.position,
         tenant: write.tenant,
         sequence: 0,
-        content,
+        sums,
     }
 }

@@ -84,6 +84,7 @@ impl Disk {
                     reads.push(SlotRead {
                         slot: slot.0,
                         key,
+                        start: 0,
                         buffer,
                     });
                     there.push(There {

@@ -1,0 +1,332 @@
+//! How a stored block is cut into pieces that can be read and verified alone.
+//!
+//! ```text
+//! layers   0   1   2   3   4   5   6         outermost in a block
+//! bytes    |───┼───┼───┼───┼───┼───┼───|
+//! pieces   |     0     |     1     | 2 |     whole layers, 64 KiB at least, cut at pages
+//! ```
+//!
+//! A block whose layers do not lie one after the other is one piece.
+
+use std::{ops::Range, sync::Arc};
+
+use kvtile_layout::{LayoutError, StridedLayout, broken};
+
+use crate::error::TierError;
+
+/// A piece is at least so long, where there is more than one: smaller reads are slower than the disk.
+const PIECE_BYTES_MIN: u64 = 64 << 10;
+
+/// Pieces begin at multiples of this in their block, so that they can be read by direct I/O.
+const CUT_BYTES: u64 = 4096;
+
+/// How a stored block is cut: which layers and which bytes each piece has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pieces {
+    /// Where each piece ends, in bytes from the start of the block.
+    ends: Arc<[u64]>,
+    /// The layer at which each piece ends; nothing where layers are not apart.
+    layers: Arc<[u64]>,
+}
+
+impl Pieces {
+    /// The most pieces of a block.
+    pub const MAX: usize = 121;
+
+    /// Blocks of `block_bytes` bytes in one piece.
+    #[must_use]
+    pub fn whole(block_bytes: u64) -> Pieces {
+        Pieces {
+            ends: Arc::new([block_bytes]),
+            layers: Arc::new([]),
+        }
+    }
+
+    /// The blocks of a layout whose blocks are one contiguous range of bytes each.
+    ///
+    /// # Errors
+    /// Blocks that are no such range.
+    pub fn of_layout(layout: &StridedLayout) -> Result<Pieces, LayoutError> {
+        let block = layout.block_span(0)?;
+        let layers = (0..layout.shape().num_layers()).map(|layer| {
+            // A layer that is no range of bytes is not read alone.
+            let span = layout.page_span(0, layer).ok()?;
+            let start = span.start.offset.checked_sub(block.start.offset)?;
+            Some(start..start + span.bytes)
+        });
+        Ok(match layers.collect::<Option<Vec<Range<u64>>>>() {
+            Some(layers) => Pieces::of_layers(&layers, block.bytes),
+            None => Pieces::whole(block.bytes),
+        })
+    }
+
+    /// Blocks of `block_bytes` bytes whose layers lie at these bytes of a block. They are one piece where the
+    /// layers do not lie one after the other without a gap.
+    fn of_layers(layers: &[Range<u64>], block_bytes: u64) -> Pieces {
+        let starts: Vec<u64> = layers.iter().map(|layer| layer.start).collect();
+        let follow = layers.windows(2).all(|pair| match pair {
+            [before, after] => before.start < before.end && before.end == after.start,
+            _ => true,
+        });
+        let ends_with_it = layers.last().is_some_and(|layer| layer.end == block_bytes);
+        let fit = starts.first() == Some(&0) && ends_with_it;
+        if !follow || !fit {
+            return Pieces::whole(block_bytes);
+        }
+        let least = block_bytes
+            .div_ceil(Pieces::MAX as u64)
+            .max(PIECE_BYTES_MIN);
+        let (mut ends, mut until) = (Vec::new(), Vec::new());
+        let mut start = 0;
+        for (&cut, layer) in starts.iter().zip(0..).skip(1) {
+            let is_cut = cut % CUT_BYTES == 0 && cut - start >= least && block_bytes - cut >= least;
+            if is_cut {
+                ends.push(cut);
+                until.push(layer);
+                start = cut;
+            }
+        }
+        ends.push(block_bytes);
+        until.push(layers.len() as u64);
+        Pieces {
+            ends: ends.into(),
+            layers: until.into(),
+        }
+    }
+
+    /// Pieces that end at these bytes of a block; which layers they hold is not known.
+    ///
+    /// # Errors
+    /// No piece, more than [`Pieces::MAX`], an empty one, or ends that do not ascend.
+    pub fn ending_at(ends: &[u64]) -> Result<Pieces, TierError> {
+        let starts = [0].iter().chain(ends);
+        let ascend = starts.zip(ends).all(|(start, end)| start < end);
+        if ends.is_empty() || ends.len() > Pieces::MAX || !ascend {
+            return Err(TierError::Pieces { ends: ends.into() });
+        }
+        Ok(Pieces {
+            ends: ends.into(),
+            layers: Arc::new([]),
+        })
+    }
+
+    /// How many there are; at least one.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Where each ends, in bytes from the start of the block; the last with the block.
+    #[must_use]
+    pub fn ends(&self) -> &[u64] {
+        &self.ends
+    }
+
+    /// Bytes of a block.
+    #[must_use]
+    pub fn block_bytes(&self) -> u64 {
+        match self.ends.last() {
+            Some(&end) => end,
+            None => broken(format_args!("a block of no piece")),
+        }
+    }
+
+    /// The bytes of the pieces `which`, from the start of the block.
+    ///
+    /// # Panics
+    /// If there are no such pieces.
+    #[must_use]
+    pub fn bytes(&self, which: Range<usize>) -> Range<u64> {
+        assert!(
+            which.start < which.end && which.end <= self.count(),
+            "pieces {which:?} of {}",
+            self.count()
+        );
+        self.end(which.start)..self.end(which.end)
+    }
+
+    /// Where the first `pieces` pieces end.
+    fn end(&self, pieces: usize) -> u64 {
+        match pieces.checked_sub(1).map(|last| self.ends.get(last)) {
+            None => 0,
+            Some(Some(&end)) => end,
+            Some(None) => broken(format_args!("{pieces} pieces of {}", self.count())),
+        }
+    }
+
+    /// The layers of the pieces `which`; `None` where layers are not apart.
+    ///
+    /// # Panics
+    /// If there are no such pieces.
+    #[must_use]
+    pub fn layers(&self, which: Range<usize>) -> Option<Range<u64>> {
+        assert!(
+            which.start < which.end && which.end <= self.count(),
+            "pieces {which:?} of {}",
+            self.count()
+        );
+        let end = *self.layers.get(which.end - 1)?;
+        match which.start.checked_sub(1) {
+            None => Some(0..end),
+            Some(before) => self.layers.get(before).map(|&start| start..end),
+        }
+    }
+
+    /// The pieces that have exactly these bytes of a block.
+    #[must_use]
+    pub fn at(&self, bytes: &Range<u64>) -> Option<Range<usize>> {
+        let end = self.ends.binary_search(&bytes.end).ok()? + 1;
+        let start = match bytes.start {
+            0 => 0,
+            start => self.ends.binary_search(&start).ok()? + 1,
+        };
+        (start < end).then_some(start..end)
+    }
+
+    /// The bytes of the pieces `which`, piece by piece.
+    ///
+    /// # Panics
+    /// If `bytes` are not as many as these pieces have.
+    #[must_use]
+    pub fn split<'a>(&self, which: Range<usize>, bytes: &'a [u8]) -> Vec<&'a [u8]> {
+        let all = self.bytes(which.clone());
+        assert_eq!(
+            bytes.len() as u64,
+            all.end - all.start,
+            "bytes of pieces {which:?}"
+        );
+        let mut rest = bytes;
+        let mut pieces = Vec::with_capacity(which.len());
+        for piece in which {
+            let Range { start, end } = self.bytes(piece..piece + 1);
+            let length = usize::try_from(end - start).ok();
+            let Some((one, after)) = length.and_then(|length| rest.split_at_checked(length)) else {
+                broken(format_args!("piece {piece} of {} bytes", rest.len()))
+            };
+            pieces.push(one);
+            rest = after;
+        }
+        pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile_layout::{Shape, Unit};
+
+    use super::*;
+
+    fn layers(count: u64, bytes: u64, stride: u64) -> Vec<Range<u64>> {
+        (0..count)
+            .map(|layer| layer * stride..layer * stride + bytes)
+            .collect()
+    }
+
+    #[test]
+    fn a_piece_is_whole_layers_of_64_kib_at_least_cut_at_pages() {
+        let kib = 1 << 10;
+        for (count, bytes, expected) in [
+            // One layer a piece.
+            (4, 64 * kib, vec![(1, 64), (2, 128), (3, 192), (4, 256)]),
+            (3, 100 * kib, vec![(1, 100), (2, 200), (3, 300)]),
+            // Several layers a piece; the last has what is left.
+            (24, 8 * kib, vec![(8, 64), (16, 128), (24, 192)]),
+            (7, 32 * kib, vec![(2, 64), (4, 128), (7, 224)]),
+            // Too small for two.
+            (3, 32 * kib, vec![(3, 96)]),
+            (1, 1024 * kib, vec![(1, 1024)]),
+            // Only every fourth layer begins at a page.
+            (16, 17 * kib, vec![(4, 68), (8, 136), (12, 204), (16, 272)]),
+        ] {
+            let pieces = Pieces::of_layers(&layers(count, bytes, bytes), count * bytes);
+            let found: Vec<(u64, u64)> = (0..pieces.count())
+                .map(|piece| {
+                    (
+                        pieces.layers(piece..piece + 1).unwrap().end,
+                        pieces.bytes(piece..piece + 1).end / kib,
+                    )
+                })
+                .collect();
+            assert_eq!(found, expected, "{count} layers of {bytes}");
+            assert_eq!(pieces.block_bytes(), count * bytes);
+        }
+    }
+
+    #[test]
+    fn there_are_no_more_pieces_than_a_record_has_room_for() {
+        let bytes = 1 << 20;
+        let pieces = Pieces::of_layers(&layers(400, bytes, bytes), 400 * bytes);
+        assert!(pieces.count() <= Pieces::MAX, "{}", pieces.count());
+        assert_eq!(pieces.layers(0..pieces.count()), Some(0..400));
+        assert_eq!(
+            pieces.layers(1..3).unwrap().start,
+            pieces.layers(0..1).unwrap().end
+        );
+    }
+
+    #[test]
+    fn layouts_whose_layers_are_outermost_are_cut() {
+        let unit = Unit::new("bf16", 2, 1).unwrap();
+        let shape = Shape::key_value(3, 4, 16, 8, 128, &unit).unwrap();
+        for (word, expected) in [
+            ("BLHKNC", 4),
+            ("BLKNHC", 4),
+            ("BHLKNC", 1),
+            ("BKLNHC", 1),
+            ("BL@4096HKNC", 4),
+        ] {
+            let layout = StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
+            let pieces = Pieces::of_layout(&layout).unwrap();
+            assert_eq!(pieces.count(), expected, "{word}");
+            assert_eq!(pieces.block_bytes(), shape.block_bytes().unwrap(), "{word}");
+        }
+        let layout = StridedLayout::resolve(&"L|BHKNC".parse().unwrap(), &shape, 1).unwrap();
+        assert!(Pieces::of_layout(&layout).is_err());
+    }
+
+    #[test]
+    fn blocks_whose_layers_do_not_follow_each_other_are_one_piece() {
+        for layers in [
+            vec![],
+            vec![100_000..200_000, 0..100_000],
+            vec![0..200_000, 100_000..200_000],
+            vec![4096..100_000, 100_000..200_000],
+            vec![0..100_000, 100_000..300_000],
+            vec![0..90_000, 100_000..200_000],
+            vec![0..100_000, 100_000..190_000],
+        ] {
+            let pieces = Pieces::of_layers(&layers, 200_000);
+            assert_eq!(
+                (pieces.count(), pieces.block_bytes()),
+                (1, 200_000),
+                "{layers:?}"
+            );
+            assert_eq!(pieces.layers(0..1), None);
+        }
+    }
+
+    #[test]
+    fn pieces_are_found_by_their_bytes_and_by_nothing_else() {
+        let pieces = Pieces::ending_at(&[10, 30, 31]).unwrap();
+        assert_eq!(pieces.at(&(0..10)), Some(0..1));
+        assert_eq!(pieces.at(&(10..31)), Some(1..3));
+        assert_eq!(pieces.at(&(0..31)), Some(0..3));
+        for bytes in [0..0, 0..9, 1..10, 10..10, 10..32, 31..31, 31..40] {
+            assert_eq!(pieces.at(&bytes), None, "{bytes:?}");
+        }
+        let bytes: Vec<u8> = (10..31).collect();
+        assert_eq!(pieces.split(1..3, &bytes), [&bytes[..20], &bytes[20..]]);
+    }
+
+    #[test]
+    fn ends_that_mean_nothing_are_refused() {
+        let many: Vec<u64> = (1..200).collect();
+        for ends in [&[][..], &[0], &[5, 5], &[5, 4], &many] {
+            assert!(
+                matches!(Pieces::ending_at(ends), Err(TierError::Pieces { .. })),
+                "{ends:?}"
+            );
+        }
+        assert_eq!(Pieces::ending_at(&[1, 2]).unwrap().count(), 2);
+    }
+}
