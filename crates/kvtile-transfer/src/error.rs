@@ -1,6 +1,6 @@
 //! What can go wrong between a layout and its memory.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{ops::Range, path::PathBuf, sync::Arc};
 
 use kvtile_layout::{
     LayoutError,
@@ -194,7 +194,7 @@ pub enum TransferError {
         /// The block.
         block: u64,
     },
-    /// A block that somebody else holds.
+    /// A block that another lease holds, or some of whose layers it does.
     #[error("block {block} of layout {handle} is {held}; wait for it before it is {wanted}")]
     BlockLeased {
         /// The handle.
@@ -213,6 +213,35 @@ pub enum TransferError {
         handle: String,
         /// The block.
         block: u64,
+    },
+    /// A layer whose bytes were asked for under a lease that holds other layers of the block.
+    #[error(
+        "layer {layer} of block {block} of layout {handle} is not part of this lease, which holds layers {layers:?}"
+    )]
+    LayerNotLeased {
+        /// The handle.
+        handle: String,
+        /// The block.
+        block: u64,
+        /// The layer asked for.
+        layer: u64,
+        /// The layers of the lease.
+        layers: Range<u64>,
+    },
+    /// All bytes of a block that were asked for under a lease that holds some of its layers.
+    #[error(
+        "this lease holds layers {layers:?} of the {num_layers} of block {block} of layout {handle}, \
+         and the whole block was asked for"
+    )]
+    BlockPartlyLeased {
+        /// The handle.
+        handle: String,
+        /// The block.
+        block: u64,
+        /// The layers of the lease.
+        layers: Range<u64>,
+        /// Layers of the layout.
+        num_layers: u64,
     },
     /// Bytes of shared memory that were asked for as a slice.
     #[error(

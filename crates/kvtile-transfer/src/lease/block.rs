@@ -1,10 +1,16 @@
 //! Leased blocks, and safe access to their bytes.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use kvtile_layout::Span;
 
-use super::{Ids, LayoutHandle, SharedLedger, ledger::Ticket, lock, spans::stored_spans};
+use super::{
+    Ids, LayoutHandle, SharedLedger,
+    layers::HeldLayers,
+    ledger::{LeaseSide, Ticket},
+    lock,
+    spans::stored_spans,
+};
 use crate::{error::TransferError, execute::access, physical::PhysicalLayout};
 
 /// What a lease is for.
@@ -16,7 +22,7 @@ pub enum LeaseMode {
     Write,
 }
 
-/// Blocks of a layout that nobody else may change (read) or touch (write) while it lives.
+/// Blocks of a layout, or some of their layers, that nothing else may change (read) or touch (write) while it lives.
 ///
 /// An engine holds a write lease while it fills blocks, and a read lease while attention reads
 /// them; a transfer that wants them meanwhile is refused.
@@ -25,6 +31,7 @@ pub struct BlockLease {
     ticket: Ticket,
     handle: LayoutHandle,
     layout: PhysicalLayout,
+    layers: HeldLayers,
     blocks: Vec<u64>,
     mode: LeaseMode,
 }
@@ -34,6 +41,7 @@ impl std::fmt::Debug for BlockLease {
         f.debug_struct("BlockLease")
             .field("handle", &self.handle)
             .field("blocks", &self.blocks)
+            .field("layers", &self.layers())
             .field("mode", &self.mode)
             .finish_non_exhaustive()
     }
@@ -44,6 +52,7 @@ impl BlockLease {
         ledger: &SharedLedger,
         handle: LayoutHandle,
         blocks: &[u64],
+        layers: Option<Range<u64>>,
         mode: LeaseMode,
     ) -> Result<BlockLease, TransferError> {
         let mut blocks = blocks.to_vec();
@@ -52,6 +61,10 @@ impl BlockLease {
         let mut guard = lock(ledger);
         let layout = guard.layout(handle)?.clone();
         layout.bound()?;
+        let layers = match layers {
+            None => HeldLayers::All,
+            Some(range) => HeldLayers::of(range, layout.shape().num_layers())?,
+        };
         let num_blocks = layout.shape().num_blocks();
         if let Some(&block) = blocks.last().filter(|&&block| block >= num_blocks) {
             return Err(TransferError::Layout(
@@ -62,13 +75,18 @@ impl BlockLease {
                 },
             ));
         }
-        let ticket = guard.lease(handle, Ids::Leased(blocks.iter()), mode)?;
+        let side = LeaseSide {
+            handle,
+            layers: &layers,
+        };
+        let ticket = guard.lease(side, Ids::Leased(blocks.iter()), mode)?;
         drop(guard);
         Ok(BlockLease {
             ledger: Arc::clone(ledger),
             ticket,
             handle,
             layout,
+            layers,
             blocks,
             mode,
         })
@@ -86,6 +104,12 @@ impl BlockLease {
         &self.blocks
     }
 
+    /// The layers that it holds of each block: all of them, unless it was taken for some.
+    #[must_use]
+    pub fn layers(&self) -> Range<u64> {
+        self.layers.range(self.layout.shape().num_layers())
+    }
+
     /// What it is for.
     #[must_use]
     pub fn mode(&self) -> LeaseMode {
@@ -95,12 +119,13 @@ impl BlockLease {
     /// The bytes of all planes of one block and layer.
     ///
     /// # Errors
-    /// A block that is not leased; a layer out of range; a layout in which these bytes are not
+    /// A block or layer that is not leased; a layer out of range; a layout in which these bytes are not
     /// contiguous, not in memory, or in memory that another process may change.
     pub fn page(&self, block: u64, layer: u64) -> Result<&[u8], TransferError> {
         self.check_not_shared()?;
         let span = self.span(block, layer)?;
-        // SAFETY: the lease keeps writers away from the block while `self` is borrowed.
+        // SAFETY: the lease holds this layer of the block and keeps writers away from it while `self` is borrowed;
+        // where layers are contiguous, no two units share a byte, so that no other layer has these bytes.
         unsafe { access::bytes(self.layout.bound()?, span) }
     }
 
@@ -112,19 +137,20 @@ impl BlockLease {
         self.check_not_shared()?;
         let span = self.span(block, layer)?;
         self.check_writable()?;
-        // SAFETY: a write lease keeps everybody else away, and `self` is borrowed exclusively.
+        // SAFETY: a write lease keeps everything else away from this layer of the block, no other layer has these
+        // bytes (as above), and `self` is borrowed exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
     /// The bytes of one block, all its layers and planes.
     ///
     /// # Errors
-    /// A block that is not leased; a layout in which these bytes are not contiguous, not in
+    /// A block that is not leased with all its layers; a layout in which these bytes are not contiguous, not in
     /// memory, or in memory that another process may change.
     pub fn block(&self, block: u64) -> Result<&[u8], TransferError> {
         self.check_not_shared()?;
         let span = self.block_span(block)?;
-        // SAFETY: the lease keeps writers away from the block while `self` is borrowed.
+        // SAFETY: the lease holds all layers of the block and keeps writers away while `self` is borrowed.
         unsafe { access::bytes(self.layout.bound()?, span) }
     }
 
@@ -136,7 +162,33 @@ impl BlockLease {
         self.check_not_shared()?;
         let span = self.block_span(block)?;
         self.check_writable()?;
-        // SAFETY: a write lease keeps everybody else away, and `self` is borrowed exclusively.
+        // SAFETY: a write lease of all layers keeps everything else away, and `self` is borrowed exclusively.
+        unsafe { access::bytes_mut(self.layout.bound()?, span) }
+    }
+
+    /// The bytes of the leased layers of one block, layer by layer; all bytes of the block where all are leased.
+    ///
+    /// # Errors
+    /// A block that is not leased; a layout in which these bytes are not contiguous and in the order of the layers
+    /// ([`PhysicalLayout::layer_ranges`]), not in memory, or in memory that another process may change.
+    pub fn part(&self, block: u64) -> Result<&[u8], TransferError> {
+        self.check_not_shared()?;
+        let span = self.part_span(block)?;
+        // SAFETY: the lease holds these layers of the block and keeps writers away from them while `self` is
+        // borrowed; no other layer has these bytes, since no two units of a contiguous block share one.
+        unsafe { access::bytes(self.layout.bound()?, span) }
+    }
+
+    /// The bytes of the leased layers of one block, to write.
+    ///
+    /// # Errors
+    /// As for [`BlockLease::part`]; a lease that is for reading; memory that is read-only.
+    pub fn part_mut(&mut self, block: u64) -> Result<&mut [u8], TransferError> {
+        self.check_not_shared()?;
+        let span = self.part_span(block)?;
+        self.check_writable()?;
+        // SAFETY: a write lease keeps everything else away from these layers of the block, no other layer has
+        // these bytes (as above), and `self` is borrowed exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
@@ -146,14 +198,14 @@ impl BlockLease {
     /// [`TransferManager::block_digest`]: crate::TransferManager::block_digest
     ///
     /// # Errors
-    /// A block that is not leased; a file that cannot be read.
+    /// A block that is not leased with all its layers; a file that cannot be read.
     pub fn checksum(&self, block: u64) -> Result<u64, TransferError> {
-        self.check_holds(block)?;
+        self.check_holds_all(block)?;
         let bound = self.layout.bound()?;
         let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc64Nvme);
         let mut buffer = Vec::new();
         for span in stored_spans(bound.layout(), &[block], u64::MAX)? {
-            // SAFETY: the lease keeps writers away from the block.
+            // SAFETY: the lease holds all layers of the block and keeps writers away from them.
             unsafe {
                 access::for_each_piece(bound, span, &mut buffer, |bytes| digest.update(bytes))
             }?;
@@ -168,12 +220,29 @@ impl BlockLease {
 
     fn span(&self, block: u64, layer: u64) -> Result<Span, TransferError> {
         self.check_holds(block)?;
+        let layers = self.layers();
+        if layer < self.layout.shape().num_layers() && !layers.contains(&layer) {
+            return Err(TransferError::LayerNotLeased {
+                handle: self.handle.to_string(),
+                block,
+                layer,
+                layers,
+            });
+        }
         Ok(self.layout.strided().page_span(block, layer)?)
     }
 
     fn block_span(&self, block: u64) -> Result<Span, TransferError> {
-        self.check_holds(block)?;
+        self.check_holds_all(block)?;
         Ok(self.layout.strided().block_span(block)?)
+    }
+
+    fn part_span(&self, block: u64) -> Result<Span, TransferError> {
+        self.check_holds(block)?;
+        match &self.layers {
+            HeldLayers::All => Ok(self.layout.strided().block_span(block)?),
+            HeldLayers::Part(layers) => self.layout.layers_span(block, layers),
+        }
     }
 
     /// A lease binds this process only: what another one may change is no `&[u8]`.
@@ -200,6 +269,19 @@ impl BlockLease {
             handle: self.handle.to_string(),
             block,
         })
+    }
+
+    pub(super) fn check_holds_all(&self, block: u64) -> Result<(), TransferError> {
+        self.check_holds(block)?;
+        match &self.layers {
+            HeldLayers::All => Ok(()),
+            HeldLayers::Part(layers) => Err(TransferError::BlockPartlyLeased {
+                handle: self.handle.to_string(),
+                block,
+                layers: layers.clone(),
+                num_layers: self.layout.shape().num_layers(),
+            }),
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Leases: which blocks are held for reading or writing, and what may be executed because of it.
+//! Leases: which layers of which blocks are held for reading or writing, and what may be executed because of it.
 //!
 //! ```text
 //! manager   options, completions, the public surface
@@ -10,7 +10,8 @@
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `ledger` | registered layouts, and which lease holds which of their blocks |
+//! | `ledger` | registered layouts, and which lease holds which layers of their blocks |
+//! | `layers` | all layers of a block, or some |
 //! | `extent`, `spans` | the bytes of blocks, to compare layouts over one memory |
 //! | `pairs` | the block pairs of a transfer |
 //! | `block` | leased blocks, and safe access to their bytes |
@@ -23,6 +24,7 @@
 
 mod block;
 mod extent;
+mod layers;
 mod ledger;
 mod pairs;
 mod routes;

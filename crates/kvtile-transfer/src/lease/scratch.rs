@@ -65,14 +65,15 @@ impl Scratch {
     ) -> Result<(), TransferError> {
         check_held(selection, |pair| pair.source_block, lease)?;
         let source = lease.layout().bound()?;
-        // SAFETY: the lease holds the source blocks and keeps writers from them.
+        // SAFETY: the lease holds all layers of the source blocks and keeps writers from them.
         unsafe { self.gather_leased(source, selection) }
     }
 
-    /// The same for blocks that the caller has leased.
+    /// The same for layers of blocks that the caller has leased.
     ///
     /// # Safety
-    /// For the whole call nobody writes the source blocks of `selection` in `source`.
+    /// For the whole call nothing writes the source units of `selection` in `source`: those of its layers, or of
+    /// all layers where it names none.
     pub(super) unsafe fn gather_leased(
         &mut self,
         source: &BoundLayout,
@@ -81,7 +82,7 @@ impl Scratch {
         let plan = CopyPlan::new(source.layout(), self.bound.layout(), selection)?;
         let sides = (source, &self.bound);
         let lane = one_thread_lane(sides)?;
-        // SAFETY: the plan was made from these two; the caller keeps writers from its blocks; the
+        // SAFETY: the plan was made from these two; the caller keeps writers from its units; the
         // scratch is borrowed exclusively and shares no memory with anything.
         unsafe { lane.carry(&plan, sides, READ_NEXT) }
     }
@@ -96,7 +97,7 @@ impl Scratch {
         let plan = CopyPlan::new(self.bound.layout(), destination.layout(), &selection)?;
         let sides = (&self.bound, &**destination);
         let lane = one_thread_lane(sides)?;
-        // SAFETY: the plan was made from these two; the write lease keeps everybody else from its
+        // SAFETY: the plan was made from these two; the write lease keeps everybody else from all layers of its
         // blocks; nobody writes the scratch while it is borrowed.
         unsafe { lane.carry(&plan, sides, READ_NEXT) }
     }
@@ -108,7 +109,7 @@ const READ_NEXT: Hints = Hints {
     read_next: true,
 };
 
-/// Every block of `selection` on one side is part of `lease`.
+/// Every block of `selection` on one side is part of `lease`, with all its layers.
 fn check_held(
     selection: &Selection,
     id: impl Fn(&BlockPair) -> u64,
@@ -117,5 +118,5 @@ fn check_held(
     selection
         .pairs
         .iter()
-        .try_for_each(|pair| lease.check_holds(id(pair)))
+        .try_for_each(|pair| lease.check_holds_all(id(pair)))
 }

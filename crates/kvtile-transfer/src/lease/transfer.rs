@@ -1,4 +1,4 @@
-//! A transfer with everything it needs: plans, and leases on exactly the blocks that they touch.
+//! A transfer with everything it needs: plans, and leases on exactly the layers of the blocks that they touch.
 //!
 //! ```text
 //! Route    two layouts that may be copied, with planner and lane  kept and used again
@@ -15,7 +15,12 @@ use kvtile_layout::{
     BlockPair, CopyPlan, CopyPlanner, LayerPlans, PlanSettings, RangePair, Selection,
 };
 
-use super::{Held, Pairs, RouteKey, Scratch, ledger::Ticket, lock};
+use super::{
+    Held, Pairs, RouteKey, Scratch,
+    layers::HeldLayers,
+    ledger::{LeaseSide, Ticket},
+    lock,
+};
 use crate::{
     error::TransferError,
     execute::{Cargo, End, Hints, Lanes, QueuedLane, Sides, TransferReport, carry},
@@ -29,6 +34,8 @@ pub(crate) struct Route {
     to: PhysicalLayout,
     planner: Mutex<CopyPlanner>,
     layers: usize,
+    /// The layers that are copied, of the source and of the destination.
+    held: [HeldLayers; 2],
     /// Bytes of a block of the source.
     block_bytes: u64,
     lane: Arc<QueuedLane>,
@@ -66,9 +73,15 @@ impl Route {
             Arc::clone(destination.layout()),
         );
         let planner = CopyPlanner::new(layouts.0, layouts.1, settings)?;
+        let layers = planner.layers();
+        let held = |first: u64, of: &PhysicalLayout| {
+            let end = first.saturating_add(layers.count);
+            HeldLayers::of(first..end, of.shape().num_layers())
+        };
         Ok(Route {
             key,
-            layers: usize::try_from(planner.layers().count).unwrap_or(usize::MAX),
+            layers: usize::try_from(layers.count).unwrap_or(usize::MAX),
+            held: [held(layers.source, &from)?, held(layers.destination, &to)?],
             planner: Mutex::new(planner),
             block_bytes: from.shape().block_bytes()?,
             lane: Arc::clone(lane),
@@ -187,8 +200,11 @@ impl<'a> Planned<'a> {
         read_next: bool,
     ) -> Result<LeasedTransfer<'a>, TransferError> {
         let key = self.route.key();
+        let [read, written] = &self.route.held;
+        let sides = [(key.source, read), (key.destination, written)];
+        let sides = sides.map(|(handle, layers)| LeaseSide { handle, layers });
         let mut guard = lock(&ledger);
-        let tickets = guard.lease_both(key.source, key.destination, &self.pairs);
+        let tickets = guard.lease_both(sides, &self.pairs);
         drop(guard);
         Ok(LeasedTransfer {
             tickets: tickets?,
@@ -212,10 +228,12 @@ pub(crate) struct LeasedTransfer<'a> {
     tickets: [Ticket; 2],
 }
 
-// SAFETY: the planner of the route made the plans from the layouts of `sides` and the pairs whose blocks are
-// leased while this lives: for reading, which keeps writers away, and for writing, which keeps everything
-// else away. No block is leased both ways, and leases on layouts that share memory conflict byte by byte, so
-// no byte is on both sides.
+// SAFETY: the planner of the route made the plans from the layouts of `sides`, the pairs and a range of layers, which
+// is the range of `Route::held`. So a plan touches only units of these layers of these blocks. They are leased while
+// this lives: for reading, which keeps writers of them away, and for writing, which keeps everything else away.
+// A lease of other layers of a block gives access to other bytes: planner and slices write only where no two units
+// of the layout share a byte. Leases on layouts that share memory conflict byte by byte, and there a lease of layers
+// counts for its blocks as a whole. No layer of a block is leased both ways, so no byte is on both sides.
 unsafe impl Cargo for LeasedTransfer<'_> {
     fn sides(&self) -> Result<Sides<'_>, TransferError> {
         let route = &self.planned.route;
@@ -278,7 +296,8 @@ impl LeasedTransfer<'_> {
                 heads: route.key.heads,
                 source_order: false,
             };
-            // SAFETY: the source blocks of the pairs are leased for reading.
+            // SAFETY: the layers of the source blocks of the pairs are leased for reading, and the selection has
+            // these layers alone.
             unsafe { expected.gather_leased(from, &selection) }?;
             let there = |range: RangePair| RangePair::same(range.destination, range.count);
             selection.layers = selection.layers.map(there);
@@ -287,8 +306,8 @@ impl LeasedTransfer<'_> {
                 pair.source_block = block;
                 pair.source_token = pair.destination_token;
             }
-            // SAFETY: the destination blocks of the pairs are leased for writing, and nothing is
-            // being written now.
+            // SAFETY: the layers of the destination blocks of the pairs are leased for writing, the selection has
+            // these layers alone, and nothing is being written to them now.
             unsafe { found.gather_leased(to, &selection) }?;
             if expected.bytes()? != found.bytes()? {
                 return Err(TransferError::VerifyFailed { block });

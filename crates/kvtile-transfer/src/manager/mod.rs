@@ -13,6 +13,7 @@ mod tests;
 
 use std::{
     fmt,
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -144,7 +145,26 @@ impl TransferManager {
         mode: LeaseMode,
     ) -> Result<BlockLease, TransferError> {
         let blocks: Vec<u64> = block_ids.iter().map(|&id| id as u64).collect();
-        BlockLease::take(&self.ledger, handle, &blocks, mode)
+        BlockLease::take(&self.ledger, handle, &blocks, None, mode)
+    }
+
+    /// Leases some layers of blocks, all or none: two leases on one block conflict where they have a layer in
+    /// common and one of them is for writing. A transfer of a [range of layers](TransferOptions::layers) leases
+    /// its blocks so.
+    ///
+    /// Towards other layouts over the same memory, such a lease counts for its blocks as a whole.
+    ///
+    /// # Errors
+    /// As for [`TransferManager::lease`]; layers that are none or out of range.
+    pub fn lease_layers(
+        &self,
+        handle: LayoutHandle,
+        block_ids: &[usize],
+        layers: Range<u64>,
+        mode: LeaseMode,
+    ) -> Result<BlockLease, TransferError> {
+        let blocks: Vec<u64> = block_ids.iter().map(|&id| id as u64).collect();
+        BlockLease::take(&self.ledger, handle, &blocks, Some(layers), mode)
     }
 
     /// Copies source block `i` of the list to destination block `i`.

@@ -20,7 +20,8 @@ impl TransferOptions {
         TransferOptions::default()
     }
 
-    /// Only these layers, counted in each layout.
+    /// Only these layers, counted in each layout. The transfer leases no others, so that transfers of different
+    /// layers of a block may run at once.
     #[must_use]
     pub fn layers(mut self, layers: RangePair) -> TransferOptions {
         self.layers = Some(layers);

@@ -9,21 +9,26 @@
 //! it.
 
 mod builder;
+mod layer_bytes;
 mod layout_trait;
 mod layouts;
 mod view;
 
-use std::sync::Arc;
+use std::{
+    ops::Range,
+    sync::{Arc, OnceLock},
+};
 
 pub use builder::{HasConfig, HasLayout, HasMemory, NeedsConfig, PhysicalLayoutBuilder};
 use kvtile_layout::{
-    Shape, StridedLayout,
+    LayoutError, Shape, Span, StridedLayout,
     identity::{Fingerprint, LayoutIdentity},
     tradition::{LayoutConfig, LayoutKind, LayoutTypeDetails},
 };
 use kvtile_memory::{
     MemType, MemoryDescriptor, OwnedMemoryRegion, RegionView, SharedMemory, StorageKind,
 };
+use layer_bytes::LayerBytes;
 pub use layout_trait::Layout;
 use layout_trait::memory_of_span;
 use layouts::Bound;
@@ -87,6 +92,8 @@ struct Inner {
     location: StorageKind,
     nixl: NixlMetadata,
     logical: Option<Fingerprint>,
+    /// Worked out when it is first asked for.
+    layer_bytes: OnceLock<Option<LayerBytes>>,
 }
 
 /// A layout and the memory under it. See the module.
@@ -118,6 +125,7 @@ impl PhysicalLayout {
                 location,
                 nixl: nixl.unwrap_or_else(|| NixlMetadata::without_agent(location)),
                 logical,
+                layer_bytes: OnceLock::new(),
             }),
         }
     }
@@ -134,6 +142,7 @@ impl PhysicalLayout {
                 location,
                 nixl,
                 logical,
+                layer_bytes: OnceLock::new(),
             }),
         }
     }
@@ -300,6 +309,42 @@ impl PhysicalLayout {
             Place::Remote(remote) => remote.memory.get(region).map(|r| r.addr),
         });
         memory_of_span(span, base)
+    }
+
+    /// The bytes of each layer inside a block, all planes, counted from the start of the block: the same for every
+    /// block. They are worked out when they are first asked for.
+    ///
+    /// `None` where blocks are not contiguous, where the bytes of a layer are not one range of the block, or where
+    /// the planes of one block lie in another order than those of the next.
+    #[must_use]
+    pub fn layer_ranges(&self) -> Option<&[Range<u64>]> {
+        self.layer_bytes().map(LayerBytes::ranges)
+    }
+
+    /// The bytes of some layers of a block, in their order. Both are in range.
+    ///
+    /// # Errors
+    /// A layout in which they are not contiguous, or lie in another order.
+    pub(crate) fn layers_span(
+        &self,
+        block: u64,
+        layers: &Range<u64>,
+    ) -> Result<Span, TransferError> {
+        let bytes = self.layer_bytes();
+        let span = bytes.and_then(|bytes| bytes.span(block, layers));
+        span.ok_or_else(|| {
+            TransferError::Layout(LayoutError::NotContiguous {
+                what: format!("layers {layers:?} of one block, in this order,"),
+                layout: self.strided().describe(),
+            })
+        })
+    }
+
+    fn layer_bytes(&self) -> Option<&LayerBytes> {
+        let bytes = &self.inner.layer_bytes;
+        bytes
+            .get_or_init(|| LayerBytes::of(self.strided()))
+            .as_ref()
     }
 
     /// Whether both are the same layout over the same memory, as clones are.

@@ -1,11 +1,15 @@
 //! The ledger: which layouts are registered, and who holds which of their blocks.
 //!
-//! A block is free, read by any number of leases, or written by one. Layouts of one manager may
-//! share memory (groups of one engine do): a lease on a block of one then counts for every byte of
-//! it in the others, and leases that were there before a newcomer count for it too (`shared`). Layouts of two
-//! managers may not share memory, since neither would see the leases of the other.
+//! A layer of a block is free, read by any number of leases, or written by one (`states`). Layouts of one manager
+//! may share memory (groups of one engine do): a lease on a block of one then counts for every byte of it in the
+//! others, a lease of some layers too, and leases that were there before a newcomer count for it too (`shared`).
+//! Layouts of two managers may not share memory, since neither would see the leases of the other.
 
 mod shared;
+mod states;
+#[cfg(test)]
+#[cfg(not(loom))]
+mod tests;
 
 use std::{
     collections::BTreeMap,
@@ -15,18 +19,19 @@ use std::{
 use kvtile_layout::broken;
 use kvtile_memory::OwnedMemoryRegion;
 
-use self::shared::{BlockOf, SharedBytes, SharedLease};
+use self::{
+    shared::{BlockOf, SharedBytes, SharedLease},
+    states::BlockStates,
+};
 #[cfg(test)]
 use super::extent::first_overlap;
 use super::{
     Ids, LayoutHandle, LeaseMode, Pairs,
     extent::{Extent, block_extents, extents, extents_by_block},
+    layers::HeldLayers,
     routes::Routes,
 };
 use crate::{error::TransferError, physical::PhysicalLayout};
-
-/// A block that is written by a lease; below it, the number of readers.
-const WRITER: u32 = u32::MAX;
 
 /// Memory that a manager has taken.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -56,7 +61,7 @@ struct Entry {
     extents: Vec<Extent>,
     /// Handles of layouts that share memory with it.
     aliases: Vec<u64>,
-    blocks: Vec<u32>,
+    blocks: BlockStates,
     leases: usize,
 }
 
@@ -76,7 +81,14 @@ pub(crate) struct Ledger {
 pub(crate) struct Ticket {
     lease: u64,
     layout: u64,
+    layers: HeldLayers,
     mode: LeaseMode,
+}
+
+/// One side of a lease or transfer: layers of blocks of a layout.
+pub(crate) struct LeaseSide<'a> {
+    pub(crate) handle: LayoutHandle,
+    pub(crate) layers: &'a HeldLayers,
 }
 
 impl Ledger {
@@ -103,7 +115,7 @@ impl Ledger {
         }
         let extents = extents(&layout);
         let newly_held = self.newly_shared(&extents)?;
-        let blocks = block_states(&layout)?;
+        let blocks = BlockStates::new(&layout)?;
         let mine = self.claims_of(&layout, &extents);
         let mut claims = claims();
         let taken = claims.iter().find(|c| mine.iter().any(|m| m.excludes(c)));
@@ -150,21 +162,21 @@ impl Ledger {
             if !touches || entry.leases == 0 || !entry.aliases.is_empty() {
                 continue;
             }
-            let blocks = (0..).zip(&entry.blocks);
-            let blocks = blocks.filter_map(|(block, state)| (*state > 0).then_some(block));
             let layout = entry.layout.bound()?.layout();
+            let blocks = entry.blocks.held_blocks();
             let bytes = extents_by_block(layout, &entry.extents, blocks)?;
             held.extend(bytes.into_iter().map(|(block, e)| ((*id, block), e)));
         }
         Ok(held)
     }
 
-    /// How a block that has shared bytes is held.
-    fn state(&self, (layout, block): BlockOf) -> u32 {
-        match self.entries.get(&layout) {
-            Some(entry) => at(&entry.blocks, block),
+    /// How a block that has shared bytes is held: one with a layer that is written is written.
+    fn held(&self, (layout, block): BlockOf) -> LeaseMode {
+        let entry = self.entries.get(&layout);
+        match entry.and_then(|entry| entry.blocks.held(block)) {
+            Some(mode) => mode,
             None => broken(format_args!(
-                "shared bytes of layout {layout}, not registered"
+                "shared bytes of block {block} of layout {layout}, which is not held"
             )),
         }
     }
@@ -219,10 +231,10 @@ impl Ledger {
             .ok_or_else(|| unknown(handle))
     }
 
-    /// Takes `blocks` of `handle`, all or none. They are in range, and may come more than once.
+    /// Takes layers of `blocks`, all or none. They are in range, and blocks may come more than once.
     pub(crate) fn lease(
         &mut self,
-        handle: LayoutHandle,
+        LeaseSide { handle, layers }: LeaseSide<'_>,
         blocks: Ids<'_>,
         mode: LeaseMode,
     ) -> Result<Ticket, TransferError> {
@@ -233,26 +245,15 @@ impl Ledger {
             false => None,
         };
         let entry = entry.ok_or_else(|| unknown(handle))?;
-        // As many readers as a block may have without looking like a writer.
-        let readers_max = u64::from(WRITER - 1).saturating_sub(blocks.len() as u64);
-        let free_max = match mode {
-            LeaseMode::Read => readers_max,
-            LeaseMode::Write => 0,
-        };
-        for block in blocks.clone() {
-            let state = at(&entry.blocks, block);
-            if u64::from(state) > free_max {
-                return Err(leased(handle, block, state == WRITER, mode));
-            }
-        }
+        entry.blocks.check(handle, blocks.clone(), layers, mode)?;
         if !entry.aliases.is_empty() {
             let mut distinct: Vec<u64> = blocks.clone().collect();
             distinct.sort_unstable();
             distinct.dedup();
             let strided = entry.layout.strided();
             let extents = block_extents(strided, &entry.extents, &distinct)?;
-            let state = |block| self.state(block);
-            self.shared.check(id, &extents, mode, state)?;
+            let held = |block| self.held(block);
+            self.shared.check(id, &extents, mode, held)?;
             self.shared.add(SharedLease {
                 lease,
                 layout: id,
@@ -262,17 +263,12 @@ impl Ledger {
         }
         let entry = self.entries.get_mut(&id).ok_or_else(|| unknown(handle))?;
         entry.leases += 1;
-        for block in blocks {
-            let state = at_mut(&mut entry.blocks, block);
-            *state = match mode {
-                LeaseMode::Read => state.saturating_add(1),
-                LeaseMode::Write => WRITER,
-            };
-        }
+        entry.blocks.take(blocks, layers, mode);
         self.next_lease += 1;
         Ok(Ticket {
             lease,
             layout: id,
+            layers: layers.clone(),
             mode,
         })
     }
@@ -280,16 +276,16 @@ impl Ledger {
     /// Takes both sides of a transfer, or none.
     pub(crate) fn lease_both(
         &mut self,
-        source: LayoutHandle,
-        destination: LayoutHandle,
+        [source, destination]: [LeaseSide<'_>; 2],
         pairs: &Pairs<'_>,
     ) -> Result<[Ticket; 2], TransferError> {
+        let meet = source.handle == destination.handle && source.layers.meets(destination.layers);
         let read = self.lease(source, pairs.sources(), LeaseMode::Read)?;
         match self.lease(destination, pairs.destinations(), LeaseMode::Write) {
             Ok(written) => Ok([read, written]),
             Err(error) => {
                 self.release(&read, pairs.sources());
-                let own = pairs.common().filter(|_| source == destination);
+                let own = pairs.common().filter(|_| meet);
                 Err(own.map_or(error, |block| TransferError::SameBlock { block }))
             }
         }
@@ -311,37 +307,19 @@ impl Ledger {
         };
         assert!(entry.leases > 0, "{ticket:?} of a layout without leases");
         entry.leases -= 1;
-        for block in blocks {
-            let state = at_mut(&mut entry.blocks, block);
-            let found = *state;
-            *state = match ticket.mode {
-                LeaseMode::Read => {
-                    assert!(
-                        found > 0 && found < WRITER,
-                        "block {block} of {ticket:?} is in state {found}"
-                    );
-                    found - 1
-                }
-                // Several pairs may fill one block.
-                LeaseMode::Write => {
-                    assert!(
-                        found == WRITER || found == 0,
-                        "block {block} of {ticket:?} is in state {found}"
-                    );
-                    0
-                }
-            };
-            if *state == 0 {
-                self.shared.remove_block((ticket.layout, block));
-            }
-        }
+        let shared = &mut self.shared;
+        let held = (&ticket.layers, ticket.mode);
+        entry.blocks.give_back(blocks, held, |block| {
+            shared.remove_block((ticket.layout, block));
+        });
     }
 
     /// Panics where states, counts, aliases, leases and claims contradict each other.
     #[cfg(test)]
     pub(crate) fn check_integrity(&self) {
         for (id, entry) in &self.entries {
-            let held = entry.blocks.iter().any(|state| *state != 0);
+            entry.blocks.check_integrity();
+            let held = entry.blocks.held_blocks().next().is_some();
             assert!(!held || entry.leases > 0, "blocks held without a lease");
             for (other_id, other) in self.entries.iter().filter(|(other, _)| *other != id) {
                 let mut mine = entry.extents.iter();
@@ -370,13 +348,7 @@ impl Ledger {
             held.push((lease.layout, lease.mode, &lease.extents));
         }
         for (block, extents) in self.shared.blocks() {
-            let mode = match self.state(*block) {
-                WRITER => LeaseMode::Write,
-                state => {
-                    assert!(state > 0, "shared bytes of a free block");
-                    LeaseMode::Read
-                }
-            };
+            let mode = self.held(*block);
             held.push((block.0, mode, extents));
         }
         for (index, (layout, mode, extents)) in held.iter().enumerate() {
@@ -423,52 +395,4 @@ fn unknown(handle: LayoutHandle) -> TransferError {
     TransferError::UnknownHandle {
         handle: handle.to_string(),
     }
-}
-
-fn leased(handle: LayoutHandle, block: u64, written: bool, mode: LeaseMode) -> TransferError {
-    TransferError::BlockLeased {
-        handle: handle.to_string(),
-        block,
-        held: if written {
-            "being written"
-        } else {
-            "being read"
-        },
-        wanted: match mode {
-            LeaseMode::Read => "read",
-            LeaseMode::Write => "written",
-        },
-    }
-}
-
-/// The state of a block that was checked to be in range: one without a state would never be held.
-fn at(blocks: &[u32], block: u64) -> u32 {
-    let index = usize::try_from(block).ok();
-    let Some(&state) = index.and_then(|index| blocks.get(index)) else {
-        broken(format_args!("block {block} among {} states", blocks.len()))
-    };
-    state
-}
-
-fn at_mut(blocks: &mut [u32], block: u64) -> &mut u32 {
-    let (index, states) = (usize::try_from(block).ok(), blocks.len());
-    let Some(state) = index.and_then(|index| blocks.get_mut(index)) else {
-        broken(format_args!("block {block} among {states} states"))
-    };
-    state
-}
-
-/// The state of every block: all free. A remote layout has none, since nobody can lease it.
-fn block_states(layout: &PhysicalLayout) -> Result<Vec<u32>, TransferError> {
-    if layout.is_remote() {
-        return Ok(Vec::new());
-    }
-    let blocks = layout.shape().num_blocks();
-    let mut states = Vec::new();
-    let count = usize::try_from(blocks).unwrap_or(usize::MAX);
-    states
-        .try_reserve_exact(count)
-        .map_err(|_| TransferError::TooManyBlocks { blocks })?;
-    states.resize(count, 0);
-    Ok(states)
 }

@@ -3,12 +3,15 @@
 //! A lease that is taken while its layout shares memory brings its bytes. One that was taken before does
 //! not: when a newcomer comes over its memory, the ledger adds the bytes of each block that is held then. How
 //! such a block is held is what the ledger says of it at the time of asking, and its bytes go when it is free.
+//!
+//! A lease of some layers counts for all bytes of its blocks here, whichever way it came: a block with a layer that
+//! is written is written. That refuses more than single bytes would, and never less.
 
 use std::collections::BTreeMap;
 
 use super::{
     super::extent::{Extent, first_overlap},
-    LeaseMode, WRITER,
+    LeaseMode,
 };
 use crate::error::TransferError;
 
@@ -31,25 +34,23 @@ pub(super) struct SharedBytes {
 }
 
 impl SharedBytes {
-    /// Refuses bytes of layout `id` that are held through another layout. `state`: of a block.
+    /// Refuses bytes of layout `id` that are held through another layout. `mode_of`: how a
+    /// block is held.
     pub(super) fn check(
         &self,
         id: u64,
         extents: &[Extent],
         mode: LeaseMode,
-        state: impl Fn(BlockOf) -> u32,
+        mode_of: impl Fn(BlockOf) -> LeaseMode,
     ) -> Result<(), TransferError> {
         let both_read = |held: LeaseMode| (mode, held) == (LeaseMode::Read, LeaseMode::Read);
         let leases = self.leases.iter();
         let leases = leases.filter(|held| held.layout != id && !both_read(held.mode));
         let leased = leases.map(|held| &held.extents);
-        let blocks = self.blocks.iter().filter(|(block, _)| {
-            let held = match state(**block) {
-                WRITER => LeaseMode::Write,
-                _ => LeaseMode::Read,
-            };
-            block.0 != id && !both_read(held)
-        });
+        let blocks = self
+            .blocks
+            .iter()
+            .filter(|(block, _)| block.0 != id && !both_read(mode_of(**block)));
         let mut held = leased.chain(blocks.map(|(_, extents)| extents));
         match held.find_map(|held| first_overlap(extents, held)) {
             None => Ok(()),

@@ -1,0 +1,352 @@
+//! How each block of a layout is held: one number a block, and a list of parts where leases hold single layers.
+//!
+//! ```text
+//! 0            free
+//! 1..          leases that read all layers
+//! PARTED + i   the parts in slot i, of which one holds less than all layers
+//! WRITER       one lease that writes all layers
+//! ```
+//!
+//! Leases of all layers that meet no other kind work on the number alone. Slots are used again, so that leases of
+//! layers allocate only while more blocks have parts than ever before.
+
+use super::super::{Ids, LayoutHandle, LeaseMode, layers::HeldLayers};
+use crate::{error::TransferError, physical::PhysicalLayout};
+
+use kvtile_layout::broken;
+
+/// A block that is written as a whole by one lease.
+const WRITER: u32 = u32::MAX;
+
+/// The first of the states that are slots. Below it, the number of readers.
+const PARTED: u32 = 1 << 31;
+
+/// Most slots that states can name.
+const SLOTS_MAX: u64 = (WRITER - PARTED) as u64;
+
+/// Layers of one block that are held alike.
+struct Part {
+    layers: HeldLayers,
+    mode: LeaseMode,
+    /// Readers; where it is written, how often its one lease names the block.
+    count: u32,
+}
+
+/// See the module.
+pub(super) struct BlockStates {
+    states: Vec<u32>,
+    slots: Vec<Vec<Part>>,
+    /// Slots without parts.
+    unused: Vec<u32>,
+}
+
+impl BlockStates {
+    /// The blocks of `layout`, all free. A remote layout has none, since it cannot be leased.
+    ///
+    /// # Errors
+    /// More blocks than there is memory for.
+    pub(super) fn new(layout: &PhysicalLayout) -> Result<BlockStates, TransferError> {
+        let blocks = match layout.is_remote() {
+            true => 0,
+            false => layout.shape().num_blocks(),
+        };
+        let mut states = Vec::new();
+        let count = usize::try_from(blocks).unwrap_or(usize::MAX);
+        states
+            .try_reserve_exact(count)
+            .map_err(|_| TransferError::TooManyBlocks { blocks })?;
+        states.resize(count, 0);
+        Ok(BlockStates {
+            states,
+            slots: Vec::new(),
+            unused: Vec::new(),
+        })
+    }
+
+    /// Refuses blocks whose layers are held by another lease. `handle`: of the layout.
+    pub(super) fn check(
+        &self,
+        handle: LayoutHandle,
+        blocks: Ids<'_>,
+        layers: &HeldLayers,
+        mode: LeaseMode,
+    ) -> Result<(), TransferError> {
+        let wanted = blocks.len() as u64;
+        let slots = (self.slots.len() - self.unused.len()) as u64;
+        if matches!(layers, HeldLayers::Part(_)) && slots.saturating_add(wanted) > SLOTS_MAX {
+            let blocks = slots.saturating_add(wanted);
+            return Err(TransferError::TooManyBlocks { blocks });
+        }
+        // As many readers as a block may have without looking like one with parts.
+        let readers_max = u64::from(PARTED - 1).saturating_sub(wanted);
+        let free_max = match (layers, mode) {
+            (HeldLayers::All, LeaseMode::Read) => readers_max,
+            _ => 0,
+        };
+        for block in blocks {
+            let state = at(&self.states, block);
+            if u64::from(state) > free_max
+                && let Some(held) = self.conflict(state, layers, mode, readers_max)
+            {
+                return Err(leased(handle, block, held, mode));
+            }
+        }
+        Ok(())
+    }
+
+    /// How a block in `state` is held, where that is in the way of a lease.
+    fn conflict(
+        &self,
+        state: u32,
+        layers: &HeldLayers,
+        mode: LeaseMode,
+        readers_max: u64,
+    ) -> Option<LeaseMode> {
+        match (state, mode) {
+            (0, _) => None,
+            (WRITER, _) => Some(LeaseMode::Write),
+            (PARTED.., _) => {
+                let parts = self.parts(state).iter();
+                let mut met = parts.filter(|part| part.layers.meets(layers)).peekable();
+                met.peek()?;
+                let held = met.fold((LeaseMode::Read, 0), |(held, readers), part| {
+                    let is_written = part.mode == LeaseMode::Write;
+                    let held = if is_written { part.mode } else { held };
+                    (held, readers.max(part.count))
+                });
+                let both_read = (held.0, mode) == (LeaseMode::Read, LeaseMode::Read);
+                (!both_read || u64::from(held.1) > readers_max).then_some(held.0)
+            }
+            (_, LeaseMode::Write) => Some(LeaseMode::Read),
+            (readers, LeaseMode::Read) => {
+                (u64::from(readers) > readers_max).then_some(LeaseMode::Read)
+            }
+        }
+    }
+
+    /// Takes blocks that were checked.
+    pub(super) fn take(&mut self, blocks: Ids<'_>, layers: &HeldLayers, mode: LeaseMode) {
+        for block in blocks {
+            let state = at_mut(&mut self.states, block);
+            match (layers, mode) {
+                (HeldLayers::All, LeaseMode::Write) => *state = WRITER,
+                (HeldLayers::All, LeaseMode::Read) if *state < PARTED - 1 => *state += 1,
+                _ => self.add(block, layers, mode),
+            }
+        }
+    }
+
+    /// Gives blocks back that were taken in one go. `freed` hears of each that nothing holds then.
+    pub(super) fn give_back(
+        &mut self,
+        blocks: Ids<'_>,
+        (layers, mode): (&HeldLayers, LeaseMode),
+        mut freed: impl FnMut(u64),
+    ) {
+        for block in blocks {
+            let state = at_mut(&mut self.states, block);
+            let found = *state;
+            let left = match (layers, mode) {
+                (HeldLayers::All, LeaseMode::Read) if found > 0 && found < PARTED => {
+                    *state = found - 1;
+                    found - 1
+                }
+                (HeldLayers::All, LeaseMode::Write) => {
+                    // Several pairs may fill one block.
+                    assert!(
+                        found == WRITER || found == 0,
+                        "block {block}, given back by its writer, is in state {found}"
+                    );
+                    *state = 0;
+                    0
+                }
+                _ => self.remove(block, layers, mode),
+            };
+            if left == 0 {
+                freed(block);
+            }
+        }
+    }
+
+    /// How a block is held; `None` where it is free.
+    pub(super) fn held(&self, block: u64) -> Option<LeaseMode> {
+        match at(&self.states, block) {
+            0 => None,
+            WRITER => Some(LeaseMode::Write),
+            state @ PARTED.. => {
+                let is_written = |part: &Part| part.mode == LeaseMode::Write;
+                match self.parts(state).iter().any(is_written) {
+                    true => Some(LeaseMode::Write),
+                    false => Some(LeaseMode::Read),
+                }
+            }
+            _ => Some(LeaseMode::Read),
+        }
+    }
+
+    /// The blocks that are held.
+    pub(super) fn held_blocks(&self) -> impl Iterator<Item = u64> {
+        let blocks = (0..).zip(&self.states);
+        blocks.filter_map(|(block, state)| (*state > 0).then_some(block))
+    }
+
+    /// Adds a holder to the parts of a block.
+    fn add(&mut self, block: u64, layers: &HeldLayers, mode: LeaseMode) {
+        let parts = self.parts_mut(block);
+        let same = |part: &&mut Part| part.layers == *layers && part.mode == mode;
+        match parts.iter_mut().find(same) {
+            // Another reader, or the same writer that names the block again: no other was let in.
+            Some(part) => part.count = part.count.saturating_add(1),
+            None => parts.push(Part {
+                layers: layers.clone(),
+                mode,
+                count: 1,
+            }),
+        }
+    }
+
+    /// Takes a holder from the parts of a block. The state of the block then.
+    fn remove(&mut self, block: u64, layers: &HeldLayers, mode: LeaseMode) -> u32 {
+        let state = at(&self.states, block);
+        let lost = || {
+            broken(format_args!(
+                "block {block} in state {state} is not held by {layers:?} for {mode:?}"
+            ))
+        };
+        let Some(slot) = slot(state) else { lost() };
+        let Some(parts) = self.slots.get_mut(slot as usize) else {
+            lost()
+        };
+        let same = |part: &Part| part.layers == *layers && part.mode == mode;
+        let found = parts.iter().position(same);
+        let Some((index, part)) = found.and_then(|index| Some((index, parts.get_mut(index)?)))
+        else {
+            lost()
+        };
+        part.count -= 1;
+        if part.count == 0 {
+            parts.swap_remove(index);
+        }
+        let left = match parts.as_slice() {
+            [] => 0,
+            [part] if part.layers == HeldLayers::All => part.count,
+            _ => return state,
+        };
+        parts.clear();
+        self.unused.push(slot);
+        *at_mut(&mut self.states, block) = left;
+        left
+    }
+
+    /// The parts of a block in `state`.
+    fn parts(&self, state: u32) -> &[Part] {
+        match slot(state).and_then(|slot| self.slots.get(slot as usize)) {
+            Some(parts) => parts,
+            None => broken(format_args!(
+                "state {state} among {} slots",
+                self.slots.len()
+            )),
+        }
+    }
+
+    /// The parts of a block that is not written as a whole; its readers become one.
+    fn parts_mut(&mut self, block: u64) -> &mut Vec<Part> {
+        let state = at_mut(&mut self.states, block);
+        assert!(*state != WRITER, "parts of block {block}, which is written");
+        let (index, readers) = match slot(*state) {
+            Some(index) => (index, 0),
+            None => {
+                let next = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
+                let index = self.unused.pop().unwrap_or(next);
+                let readers = *state;
+                // There are fewer slots than states for them: `check`.
+                *state = PARTED.saturating_add(index);
+                (index, readers)
+            }
+        };
+        let count = self.slots.len();
+        if index as usize == count {
+            self.slots.push(Vec::new());
+        }
+        let Some(parts) = self.slots.get_mut(index as usize) else {
+            broken(format_args!("slot {index} of block {block} among {count}"))
+        };
+        if readers > 0 {
+            parts.push(Part {
+                layers: HeldLayers::All,
+                mode: LeaseMode::Read,
+                count: readers,
+            });
+        }
+        parts
+    }
+
+    /// Panics where states, slots and parts contradict each other.
+    #[cfg(test)]
+    pub(super) fn check_integrity(&self) {
+        let mut used: Vec<u32> = self.states.iter().filter_map(|s| slot(*s)).collect();
+        used.extend(&self.unused);
+        used.sort_unstable();
+        let slots = u32::try_from(self.slots.len()).unwrap();
+        assert!(used.iter().copied().eq(0..slots), "slots in use and not");
+        for unused in &self.unused {
+            assert!(self.slots[*unused as usize].is_empty(), "parts left over");
+        }
+        for state in self.states.iter().filter(|s| slot(**s).is_some()) {
+            let parts = self.parts(*state);
+            let is_part = |part: &Part| matches!(part.layers, HeldLayers::Part(_));
+            assert!(parts.iter().any(is_part), "a slot for whole blocks");
+            for (index, part) in parts.iter().enumerate() {
+                assert!(part.count > 0 && (is_part(part) || part.mode == LeaseMode::Read));
+                for other in &parts[index + 1..] {
+                    let both_read = [part.mode, other.mode] == [LeaseMode::Read; 2];
+                    let same = part.layers == other.layers;
+                    assert!(
+                        !same && (both_read || !part.layers.meets(&other.layers)),
+                        "parts that exclude each other"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// The slot that a state names.
+fn slot(state: u32) -> Option<u32> {
+    match state {
+        WRITER => None,
+        _ => state.checked_sub(PARTED),
+    }
+}
+
+fn leased(handle: LayoutHandle, block: u64, held: LeaseMode, wanted: LeaseMode) -> TransferError {
+    TransferError::BlockLeased {
+        handle: handle.to_string(),
+        block,
+        held: match held {
+            LeaseMode::Read => "being read",
+            LeaseMode::Write => "being written",
+        },
+        wanted: match wanted {
+            LeaseMode::Read => "read",
+            LeaseMode::Write => "written",
+        },
+    }
+}
+
+/// The state of a block that was checked to be in range: one without a state would never be held.
+fn at(states: &[u32], block: u64) -> u32 {
+    let index = usize::try_from(block).ok();
+    let Some(&state) = index.and_then(|index| states.get(index)) else {
+        broken(format_args!("block {block} among {} states", states.len()))
+    };
+    state
+}
+
+fn at_mut(states: &mut [u32], block: u64) -> &mut u32 {
+    let (index, count) = (usize::try_from(block).ok(), states.len());
+    let Some(state) = index.and_then(|index| states.get_mut(index)) else {
+        broken(format_args!("block {block} among {count} states"))
+    };
+    state
+}

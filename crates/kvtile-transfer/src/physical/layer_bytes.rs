@@ -1,0 +1,74 @@
+//! Where the layers of a block lie inside it, once for all blocks of a layout.
+
+use std::ops::Range;
+
+use kvtile_layout::{Axis, Digit, Location, Piece, Span, StridedLayout};
+
+/// A layout whose blocks are contiguous and alike, and in which a layer of a block is one range of its bytes.
+#[derive(Debug)]
+pub(super) struct LayerBytes {
+    /// The start of block 0.
+    first: Location,
+    /// How far each block lies from block 0.
+    blocks: Vec<Digit>,
+    /// Each layer, from the start of the block.
+    ranges: Vec<Range<u64>>,
+}
+
+impl LayerBytes {
+    /// `None` for a layout that is not such a one.
+    pub(super) fn of(layout: &StridedLayout) -> Option<LayerBytes> {
+        // The place of a unit is the sum of the steps of its indices. Where all planes have the same steps along
+        // the blocks, each block is block 0 moved as a whole, and what holds inside block 0 holds in every block.
+        let mut planes = layout.pieces().iter().map(block_digits);
+        let blocks = planes.next()?;
+        if !planes.all(|digits| digits == blocks) {
+            return None;
+        }
+        let block = layout.block_span(0).ok()?;
+        let range = |layer| {
+            let page = layout.page_span(0, layer).ok()?;
+            let start = page.start.offset.checked_sub(block.start.offset)?;
+            Some(start..start.checked_add(page.bytes)?)
+        };
+        let ranges: Option<Vec<Range<u64>>> = (0..layout.shape().num_layers()).map(range).collect();
+        Some(LayerBytes {
+            first: block.start,
+            blocks,
+            ranges: ranges?,
+        })
+    }
+
+    pub(super) fn ranges(&self) -> &[Range<u64>] {
+        &self.ranges
+    }
+
+    /// The bytes of `layers` of a block; `None` where each layer does not end where the next one starts.
+    pub(super) fn span(&self, block: u64, layers: &Range<u64>) -> Option<Span> {
+        let index = |layer: u64| usize::try_from(layer).ok();
+        let ranges = self.ranges.get(index(layers.start)?..index(layers.end)?)?;
+        let (first, last) = (ranges.first()?, ranges.last()?);
+        let mut neighbours = ranges.iter().zip(ranges.iter().skip(1));
+        if !neighbours.all(|(layer, next)| layer.end == next.start) {
+            return None;
+        }
+        let mut start = self.first;
+        for digit in &self.blocks {
+            let value = (block / digit.low) % digit.extent;
+            start.region += value * digit.step.regions;
+            start.offset += value * digit.step.bytes;
+        }
+        start.offset += first.start;
+        Some(Span {
+            start,
+            bytes: last.end - first.start,
+        })
+    }
+}
+
+/// The digits of the blocks of a plane, in one form for equal places.
+fn block_digits(piece: &Piece) -> Vec<Digit> {
+    let mut digits = StridedLayout::canonical_digits(piece);
+    digits.retain(|digit| digit.axis == Axis::B);
+    digits
+}
