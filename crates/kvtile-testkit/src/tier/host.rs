@@ -78,7 +78,7 @@ impl HostMemory {
     pub fn new(blocks: usize) -> Result<HostMemory, TierError> {
         let unit = Unit::new("f32", 4, 1)?;
         let shape = Shape::key_value(blocks as u64, 2, 4, 2, 8, &unit)?;
-        let word: Word = "BHLKNC".parse().map_err(kvtile_layout::LayoutError::from)?;
+        let word: Word = "BLHKNC".parse().map_err(kvtile_layout::LayoutError::from)?;
         let layout = PhysicalLayout::builder()
             .with_shape(shape.clone(), ALIGNMENT)
             .layout(word)
@@ -87,7 +87,7 @@ impl HostMemory {
         let identity = StoreIdentity {
             logical: LogicalIdentity::new("a-model", "main", &shape.with_num_blocks(1)?, None)?,
             block_layout: LayoutIdentity::of_block(layout.strided()),
-            pieces: Pieces::whole(shape.block_bytes()?),
+            pieces: layer_by_layer(&layout)?,
         };
         let manager = TransferManager::new();
         let handle = manager.register(layout)?;
@@ -168,6 +168,26 @@ impl HostMemory {
         usize::try_from(self.identity.block_bytes()).unwrap_or(usize::MAX)
     }
 
+    /// Some pieces of a block that is filled with zeroes, to read into.
+    #[must_use]
+    pub fn empty_part(&self, pieces: std::ops::Range<usize>) -> (ReservedBlock, HostBlock) {
+        let (reserved, whole) = self.empty();
+        drop(whole);
+        let place: Arc<dyn Any + Send + Sync> = Arc::clone(&reserved.0) as _;
+        let start = self.identity.pieces.bytes(pieces.clone()).start;
+        // A piece is a layer here.
+        let layers = pieces.start as u64..pieces.end as u64;
+        let ids = [reserved.0.block];
+        let lease = self
+            .manager
+            .lease_layers(self.handle, &ids, layers, LeaseMode::Write);
+        let part = lease.map_err(TierError::from);
+        match part.and_then(|lease| HostBlock::part(lease, start, place)) {
+            Ok(part) => (reserved, part),
+            Err(error) => broken(format_args!("{reserved:?} is not let go of: {error}")),
+        }
+    }
+
     fn bytes_of<'a>(&self, block: &'a mut HostBlock) -> &'a mut [u8] {
         match block.bytes_mut() {
             Ok(bytes) => bytes,
@@ -192,6 +212,15 @@ impl HostMemory {
             Err(error) => broken(format_args!("{reserved:?} is not let go of: {error}")),
         }
     }
+}
+
+/// A piece for each layer, however short it is.
+fn layer_by_layer(layout: &PhysicalLayout) -> Result<Pieces, TierError> {
+    let Some(layers) = layout.layer_ranges() else {
+        broken(format_args!("the layers of a block are not apart"))
+    };
+    let ends: Vec<u64> = layers.iter().map(|layer| layer.end).collect();
+    Pieces::ending_at(&ends)
 }
 
 /// The bytes that belong to a block, different for each name and at each offset.

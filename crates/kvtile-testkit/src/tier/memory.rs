@@ -327,6 +327,7 @@ impl Tier for MemoryTier {
             is_durable: false,
             is_shared: false,
             verifies: false,
+            reads_pieces: false,
             answers: Answers::AtOnce,
         }
     }

@@ -404,6 +404,7 @@ impl Tier for Misbehaving {
     fn abilities(&self) -> Abilities {
         Abilities {
             verifies: false,
+            reads_pieces: false,
             ..self.inner.abilities()
         }
     }

@@ -128,7 +128,16 @@ impl Below {
     /// Reads a batch, waiting for at most the time of the settings.
     pub(super) fn read(&self, blocks: Vec<BlockRead>) -> Result<ReadReport, TierError> {
         let wanted = blocks.len();
-        let report = self.wait("read", &self.tier.read(blocks))?;
+        self.end_read(&self.tier.read(blocks), wanted)
+    }
+
+    /// Waits for the end of a read of `wanted` blocks, for at most the time of the settings.
+    pub(super) fn end_read(
+        &self,
+        read: &Completion<ReadReport>,
+        wanted: usize,
+    ) -> Result<ReadReport, TierError> {
+        let report = self.wait("read", read)?;
         self.check_outcomes(report.blocks.len(), wanted)?;
         Ok(report)
     }

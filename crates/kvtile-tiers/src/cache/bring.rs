@@ -49,16 +49,14 @@ pub(super) struct Brought {
 }
 
 /// A block of a batch: there already, or to be read by this load.
-enum Step<'a> {
+pub(super) enum Step<'a> {
     There(PinnedBlocks),
     Read(Flight<'a>),
 }
 
-/// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there.
-///
-/// Flights are boarded in the order of positions, which is the same for all loads of a block, so no two
-/// loads wait for each other.
-pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought {
+/// Boards the flights of blocks that are not in host memory, and pins those that are: the leading blocks of one
+/// tenant, and which of them are missing.
+pub(super) fn board<'a>(inner: &'a Parts, wanted: &[Wanted]) -> (Vec<Step<'a>>, Vec<Wanted>) {
     let tenant = wanted.first().map_or(0, |first| first.tenant);
     let same = wanted.iter().take_while(|block| block.tenant == tenant);
     let claim = Claim {
@@ -81,16 +79,28 @@ pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought 
             steps.push(Step::There(there.blocks));
         }
     }
+    (steps, missing)
+}
+
+/// Room in host memory for the missing blocks of one tenant, or for as many as there is.
+pub(super) fn host_room(inner: &Parts, missing: &[Wanted]) -> Option<MutableBlocks> {
+    let first = missing.first()?;
     let request = AllocateRequest {
-        tenant: TenantId(tenant),
-        now: claim.now,
+        tenant: TenantId(first.tenant),
+        now: inner.tick(),
     };
-    let room = match missing.is_empty() {
-        true => None,
-        false => chain_room(missing.len(), |blocks| {
-            demote::host_room(inner, blocks, &request)
-        }),
-    };
+    chain_room(missing.len(), |blocks| {
+        demote::host_room(inner, blocks, &request)
+    })
+}
+
+/// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there.
+///
+/// Flights are boarded in the order of positions, which is the same for all loads of a block, so no two
+/// loads wait for each other.
+pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought {
+    let (steps, missing) = board(inner, wanted);
+    let room = host_room(inner, &missing);
     let mut read = match room {
         Some(room) => read_into(inner, below, &missing, room),
         None => Vec::new(),
@@ -153,7 +163,11 @@ fn read_into(
 }
 
 /// Makes a block that was read findable in host memory.
-fn register(inner: &Parts, wanted: &Wanted, room: MutableBlocks) -> Result<PinnedBlocks, LoadStop> {
+pub(super) fn register(
+    inner: &Parts,
+    wanted: &Wanted,
+    room: MutableBlocks,
+) -> Result<PinnedBlocks, LoadStop> {
     let [block] = *room.ids() else {
         broken(format_args!(
             "{} host blocks for block {}",
@@ -196,20 +210,28 @@ pub(super) fn read(
     }
     let report = match below.read(reads) {
         Ok(report) => report,
-        Err(error) => {
-            inner.metrics.move_failed(below.id, TierId::HOST);
-            below.is_late([Arc::downgrade(place)]);
-            below.reads.failed(inner.clock.now(), &error);
-            let (reason, stop) = match error {
-                TierError::Late { .. } => (MissReason::Late, LoadStop::Late),
-                _ => (MissReason::ReadFailed, LoadStop::Lost),
-            };
-            inner.metrics.lost(reason, blocks.len() as u64);
-            return vec![Err(stop)];
-        }
+        Err(error) => return vec![Err(failed(inner, below, (&error, blocks.len()), place))],
     };
     below.reads.succeeded(inner.clock.now());
     settle(inner, below, blocks, ids, &report)
+}
+
+/// Counts a batch that did not end, or not in time. The tier may still have the host memory that `place` keeps.
+pub(super) fn failed(
+    inner: &Parts,
+    below: &Below,
+    (error, blocks): (&TierError, usize),
+    place: &Arc<dyn Any + Send + Sync>,
+) -> LoadStop {
+    inner.metrics.move_failed(below.id, TierId::HOST);
+    below.is_late([Arc::downgrade(place)]);
+    below.reads.failed(inner.clock.now(), error);
+    let (reason, stop) = match error {
+        TierError::Late { .. } => (MissReason::Late, LoadStop::Late),
+        _ => (MissReason::ReadFailed, LoadStop::Lost),
+    };
+    inner.metrics.lost(reason, blocks as u64);
+    stop
 }
 
 /// Counts what came of a batch, and verifies what the tier does not.
@@ -276,7 +298,7 @@ fn verify(
 }
 
 /// Counts a block that did not come, and says why it did not.
-fn lost(inner: &Parts, below: &Below, miss: &TierMiss) -> LoadStop {
+pub(super) fn lost(inner: &Parts, below: &Below, miss: &TierMiss) -> LoadStop {
     inner.metrics.move_failed(below.id, TierId::HOST);
     match miss {
         TierMiss::Absent => {
@@ -301,7 +323,7 @@ fn lost(inner: &Parts, below: &Below, miss: &TierMiss) -> LoadStop {
     LoadStop::Lost
 }
 
-fn stop_of(error: TierError) -> LoadStop {
+pub(super) fn stop_of(error: TierError) -> LoadStop {
     match error {
         TierError::Transfer(error) => LoadStop::Transfer(error),
         _ => LoadStop::Lost,

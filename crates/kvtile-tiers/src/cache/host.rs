@@ -2,6 +2,7 @@
 //! block beside what its pool knows.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{
     Arc, Condvar, Mutex, MutexGuard, PoisonError,
     atomic::{AtomicU32, Ordering},
@@ -165,6 +166,18 @@ impl Host {
     ) -> Result<HostBlock, TierError> {
         let lease = manager.lease(self.handle, &[block.index()], mode)?;
         HostBlock::new(lease, place)
+    }
+
+    /// The bytes of some layers of one block, to fill; they begin at `start` in the block.
+    pub(super) fn lend_layers(
+        &self,
+        manager: &TransferManager,
+        (block, layers, start): (BlockId, Range<u64>, u64),
+        place: Arc<dyn Any + Send + Sync>,
+    ) -> Result<HostBlock, TierError> {
+        let ids = [block.index()];
+        let lease = manager.lease_layers(self.handle, &ids, layers, LeaseMode::Write)?;
+        HostBlock::part(lease, start, place)
     }
 }
 

@@ -6,6 +6,7 @@
 
 use std::{
     collections::VecDeque,
+    ops::Range,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -14,7 +15,7 @@ use std::{
 };
 
 use kvtile_blocks::{BlockId, BlockKey, events::TierId};
-use kvtile_layout::broken;
+use kvtile_layout::{RangePair, broken};
 use kvtile_transfer::{
     LayoutHandle, TransferOptions,
     completion::{Completer, Completion},
@@ -22,10 +23,12 @@ use kvtile_transfer::{
 
 use super::{
     Clock, LoadOptions, LookupOptions, Match, Parts, Priority, QueueLabel,
+    below::Below,
     bring::{self, Brought, Wanted},
     found::{self, Place, Segment},
     host::ids,
     job::{Job, Work},
+    layered,
     report::{LoadReport, LoadStop},
     requests,
 };
@@ -202,7 +205,8 @@ fn cut(
             // It is where it should be; nothing is to be done, and nothing stays pinned.
             continue;
         }
-        while segment.tier != TierId::HOST && segment.blocks() > chunk {
+        let layered = destinations.is_some() && is_layered(inner, &segment);
+        while !layered && segment.tier != TierId::HOST && segment.blocks() > chunk {
             let rest = segment.split_off(chunk);
             add(std::mem::replace(&mut segment, rest), start);
             start += chunk;
@@ -210,6 +214,16 @@ fn cut(
         add(segment, start);
     }
     pieces
+}
+
+/// Whether a segment comes layer by layer: all of its blocks at once then, by one part of the load.
+fn is_layered(inner: &Parts, segment: &Segment) -> bool {
+    match &segment.place {
+        Place::Host(_) => false,
+        Place::Below(tier, ..) | Place::Leaving(tier, _) => {
+            !layered::chunks(inner, inner.tier(*tier), segment.blocks()).is_empty()
+        }
+    }
 }
 
 impl Load {
@@ -295,7 +309,7 @@ impl Piece {
     fn bring(&self, inner: &Parts, load: &Load) -> Result<(), (usize, LoadStop)> {
         match &self.segment.place {
             Place::Host(blocks) => {
-                self.copy(inner, load, blocks.ids(), 0)
+                self.copy(inner, load, (blocks.ids(), 0), None)
                     .map_err(|stop| (0, stop))?;
                 load.count(|outcome| outcome.from_host += blocks.len());
                 Ok(())
@@ -319,7 +333,12 @@ impl Piece {
     fn bring_from(&self, inner: &Parts, load: &Load, tier: usize) -> Result<(), (usize, LoadStop)> {
         let below = inner.tier(tier);
         let wanted = self.wanted();
-        let most = inner.batch_blocks();
+        let layered = self.destinations.is_some() && is_layered(inner, &self.segment);
+        let most = match layered {
+            // Other loads want host memory too.
+            true => (inner.host.pool.blocks() / 2).max(inner.batch_blocks()),
+            false => inner.batch_blocks(),
+        };
         let mut done = 0;
         while done < wanted.len() {
             if load.completer.is_cancelled() {
@@ -327,12 +346,17 @@ impl Piece {
             }
             let (_, rest) = wanted.split_at(done);
             let (batch, _) = rest.split_at(rest.len().min(most));
-            let Brought { blocks, read, stop } = bring::bring(inner, below, batch);
+            let Brought { blocks, read, stop } = match layered {
+                true => self.bring_layers(inner, load, (below, batch), done),
+                false => bring::bring(inner, below, batch),
+            };
             let ids: Vec<BlockId> = blocks.iter().flat_map(|one| one.ids()).copied().collect();
             let came = ids.len();
             if came > 0 {
-                let copied = self.copy(inner, load, &ids, done);
-                copied.map_err(|stop| (done, stop))?;
+                if !layered {
+                    let copied = self.copy(inner, load, (&ids, done), None);
+                    copied.map_err(|stop| (done, stop))?;
+                }
                 load.came_from(tier, read);
                 load.count(|outcome| outcome.from_host += came - read);
             }
@@ -351,6 +375,33 @@ impl Piece {
             }
         }
         Ok(())
+    }
+
+    /// Brings blocks to host memory and copies them to the destinations from `at` on, layer by layer.
+    fn bring_layers(
+        &self,
+        inner: &Parts,
+        load: &Load,
+        (below, batch): (&Below, &[Wanted]),
+        at: usize,
+    ) -> Brought {
+        let mut chunks = layered::chunks(inner, below, batch.len());
+        if chunks.is_empty() {
+            // The rest of a load that was larger than host memory.
+            chunks = layered::whole(inner);
+        }
+        layered::bring(inner, below, (batch, chunks), &mut |ids, layers| {
+            let blocks = batch.len() as u64;
+            if load.completer.is_cancelled() {
+                inner.metrics.lost(MissReason::Cancelled, blocks);
+                return Err(LoadStop::Cancelled);
+            }
+            if inner.is_past(load.deadline) {
+                inner.metrics.lost(MissReason::Deadline, blocks);
+                return Err(LoadStop::Deadline);
+            }
+            self.copy(inner, load, (ids, at), Some(layers))
+        })
     }
 
     /// One block from a tier to its destination, without a place in host memory: all of it is in use. It
@@ -375,7 +426,7 @@ impl Piece {
         let place = Arc::clone(&spare) as Arc<_>;
         let came = bring::read(inner, below, std::slice::from_ref(block), &[id], &place);
         came.into_iter().collect::<Result<(), LoadStop>>()?;
-        self.copy(inner, load, &[id], at)?;
+        self.copy(inner, load, (&[id], at), None)?;
         load.came_from(tier, 1);
         Ok(())
     }
@@ -393,13 +444,14 @@ impl Piece {
         (0..self.segment.blocks()).map(of_block).collect()
     }
 
-    /// Copies host blocks to the destinations from `at` on, and reports each layer as it comes.
+    /// Copies host blocks, or these layers of them, to the destinations from `at` on, and reports each layer as
+    /// it comes.
     fn copy(
         &self,
         inner: &Parts,
         load: &Load,
-        host: &[BlockId],
-        at: usize,
+        (host, at): (&[BlockId], usize),
+        layers: Option<&Range<u64>>,
     ) -> Result<(), LoadStop> {
         let Some((layout, destinations)) = &self.destinations else {
             // A prefetch ends in host memory.
@@ -412,21 +464,27 @@ impl Piece {
                 destinations.len()
             ))
         };
-        let transfer = inner.manager.execute_transfer(
-            inner.host.handle,
-            &ids(host),
-            *layout,
-            there,
-            TransferOptions::new(),
-        );
+        let mut options = TransferOptions::new();
+        if let Some(layers) = layers {
+            options = options.layers(RangePair::same(layers.start, layers.end - layers.start));
+        }
+        let source = inner.host.handle;
+        let transfer = inner
+            .manager
+            .execute_transfer(source, &ids(host), *layout, there, options);
         let transfer = transfer.map_err(LoadStop::Transfer)?;
-        for layer in 0..inner.layers {
-            transfer.wait_layer(layer).map_err(LoadStop::Transfer)?;
+        let all = 0..inner.layers as u64;
+        let layers = layers.unwrap_or(&all);
+        for (layer, index) in layers.clone().zip(0..) {
+            transfer.wait_layer(index).map_err(LoadStop::Transfer)?;
+            let layer = usize::try_from(layer).unwrap_or(usize::MAX);
             load.completer.layer_came(layer, host.len());
         }
         let report = transfer.wait().map_err(LoadStop::Transfer)?;
         let route = (TierId::HOST, TierId::DEVICE);
-        inner.moved(route, host.len() as u64, report.bytes, report.elapsed);
+        // A block has come with its last layer.
+        let blocks = if layers.end == all.end { host.len() } else { 0 };
+        inner.moved(route, blocks as u64, report.bytes, report.elapsed);
         load.count(|outcome| outcome.bytes += report.bytes);
         Ok(())
     }

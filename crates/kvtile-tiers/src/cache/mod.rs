@@ -27,6 +27,7 @@ mod found;
 mod health;
 mod host;
 mod job;
+mod layered;
 mod load;
 mod open;
 mod options;

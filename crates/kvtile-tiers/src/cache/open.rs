@@ -124,11 +124,12 @@ impl CacheBuilder {
         let storage = host_layout(&settings, &layout, (blocks, has_below))?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
+        let pieces = Pieces::of_layout(storage.strided())?;
         let context = TierContext {
             identity: StoreIdentity {
                 logical: settings.identity.clone(),
                 block_layout: LayoutIdentity::of_block(storage.strided()),
-                pieces: Pieces::of_layout(storage.strided())?,
+                pieces: pieces.clone(),
             },
             events: Arc::clone(&events),
             clock: Arc::clone(&self.clock),
@@ -144,6 +145,7 @@ impl CacheBuilder {
             layers: usize::try_from(layout.shape().num_layers()).unwrap_or(usize::MAX),
             page_size: shape.page_size(),
             block_bytes,
+            pieces,
             engine_blocks: layout.shape().num_blocks(),
             owns_engine,
             host: Host::new(pool, handle, has_below.then_some(BlockId(blocks))),

@@ -23,7 +23,12 @@ use super::{
     job::Job,
     queue::{Queue, Refused},
 };
-use crate::{clock::Clock, error::TierError, metrics::CacheMetrics, tier::TierStats};
+use crate::{
+    clock::Clock,
+    error::TierError,
+    metrics::CacheMetrics,
+    tier::{Pieces, TierStats},
+};
 
 /// What the threads of a cache share.
 pub(super) struct Parts {
@@ -32,6 +37,8 @@ pub(super) struct Parts {
     pub(super) layers: usize,
     pub(super) page_size: u64,
     pub(super) block_bytes: u64,
+    /// How a stored block is cut.
+    pub(super) pieces: Pieces,
     pub(super) engine_blocks: u64,
     /// Whether the engine's layout is to be unregistered in the end.
     pub(super) owns_engine: bool,

@@ -24,7 +24,8 @@ pub struct BlockName {
 pub struct BlockRead {
     /// Which.
     pub name: BlockName,
-    /// Where it goes: the whole block.
+    /// Where it goes: the whole block, or consecutive pieces of it where the tier reads pieces
+    /// ([`Abilities::reads_pieces`](super::Abilities::reads_pieces)).
     pub into: HostBlock,
 }
 

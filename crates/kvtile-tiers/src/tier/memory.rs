@@ -6,11 +6,12 @@ use kvtile_transfer::{BlockLease, TransferError};
 
 use crate::error::TierError;
 
-/// One leased block of host memory. While it lives, nothing else writes to the block, nothing else reads it
-/// where the lease is for writing, and the block's place in its pool is not given out.
+/// One leased block of host memory, or some layers of one. While it lives, nothing else writes to these bytes, nothing else reads
+/// them where the lease is for writing, and the block's place in its pool is not given out.
 pub struct HostBlock {
     lease: BlockLease,
     block: u64,
+    start: u64,
     /// Frees the block's place when the last one is dropped.
     _place: Arc<dyn Any + Send + Sync>,
 }
@@ -30,6 +31,18 @@ impl HostBlock {
         lease: BlockLease,
         place: Arc<dyn Any + Send + Sync>,
     ) -> Result<HostBlock, TierError> {
+        HostBlock::part(lease, 0, place)
+    }
+
+    /// The leased layers of one block, whose bytes begin at `start` in it.
+    ///
+    /// # Errors
+    /// A lease of no block, or of several.
+    pub fn part(
+        lease: BlockLease,
+        start: u64,
+        place: Arc<dyn Any + Send + Sync>,
+    ) -> Result<HostBlock, TierError> {
         let [block] = *lease.blocks() else {
             return Err(TierError::NotOneBlock {
                 blocks: lease.blocks().len(),
@@ -38,8 +51,15 @@ impl HostBlock {
         Ok(HostBlock {
             lease,
             block,
+            start,
             _place: place,
         })
+    }
+
+    /// Where in the stored block its bytes begin: 0 for a whole block.
+    #[must_use]
+    pub fn start(&self) -> u64 {
+        self.start
     }
 
     /// Its bytes.
@@ -47,7 +67,7 @@ impl HostBlock {
     /// # Errors
     /// Memory that another process may change.
     pub fn bytes(&self) -> Result<&[u8], TransferError> {
-        self.lease.block(self.block)
+        self.lease.part(self.block)
     }
 
     /// Its bytes, to fill.
@@ -55,6 +75,6 @@ impl HostBlock {
     /// # Errors
     /// A lease for reading; memory that another process may change.
     pub fn bytes_mut(&mut self) -> Result<&mut [u8], TransferError> {
-        self.lease.block_mut(self.block)
+        self.lease.part_mut(self.block)
     }
 }

@@ -74,6 +74,9 @@ pub struct Abilities {
     /// It compares what it reads with a checksum that it took when the block was written. Otherwise it
     /// returns the checksum that was written with the block, and the cache compares.
     pub verifies: bool,
+    /// It reads the pieces of a block alone ([`StoreIdentity::pieces`]) and verifies each. Otherwise every read
+    /// is of whole blocks.
+    pub reads_pieces: bool,
     /// How it answers lookups.
     pub answers: Answers,
 }

@@ -87,10 +87,15 @@ pub(crate) struct Engine<'a> {
 
 impl<'a> Engine<'a> {
     pub(crate) fn new(cache: &'a Cache) -> Engine<'a> {
+        Engine::of(cache, shape(1))
+    }
+
+    /// An engine whose blocks are those of `one`, a shape of one block.
+    pub(crate) fn of(cache: &'a Cache, one: Shape) -> Engine<'a> {
         let reference = TransferManager::new();
         let word: Word = "BHLKNC".parse().unwrap();
         let layout = PhysicalLayout::builder()
-            .with_shape(shape(1), 1)
+            .with_shape(one, 1)
             .layout(word)
             .allocate_system()
             .build()

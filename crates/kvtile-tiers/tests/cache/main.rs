@@ -17,6 +17,7 @@ mod departures;
 mod durable;
 mod flow;
 mod hooked;
+mod layered;
 mod layers;
 mod panics;
 mod refusals;

@@ -1,8 +1,8 @@
 //! Blocks and what comes back of them.
 
-use kvtile_tiers::tier::{GroupId, NotWritten, Wrote};
+use kvtile_tiers::tier::{BlockRead, GroupId, NotWritten, TierMiss, Wrote};
 
-use super::{Check, GROUP, Rig, TENANT, chain, chain_of, keys};
+use super::{Check, GROUP, Rig, TENANT, bytes_of, chain, chain_of, ended, keys};
 
 pub(super) const CHECKS: &[Check] = &[
     (
@@ -21,6 +21,10 @@ pub(super) const CHECKS: &[Check] = &[
     ),
     ("a hold names parents and tenants", holds_know_their_blocks),
     ("what it is does not change", it_stays_the_same),
+    (
+        "a tier that reads pieces reads each alone, and verifies it",
+        pieces,
+    ),
 ];
 
 fn comes_back(rig: &mut Rig) {
@@ -51,6 +55,51 @@ fn comes_back(rig: &mut Rig) {
     rig.write_new(&branch[4..]);
     assert_eq!(rig.leading(&[&links[..4], &branch[4..]].concat()), 8);
     rig.read_all(&branch[4..]);
+}
+
+/// Each piece, each run of pieces, and pieces of several blocks in one batch; what is not asked for stays as it is.
+fn pieces(rig: &mut Rig) {
+    let abilities = rig.tier().abilities();
+    if !abilities.reads_pieces {
+        return;
+    }
+    assert!(
+        abilities.verifies,
+        "a piece has no checksum to come with it"
+    );
+    let links = chain(1, 4);
+    rig.write_new(&links);
+    let absent = chain(2, 1);
+    let pieces = rig.host.identity().pieces.clone();
+    assert!(pieces.count() > 1, "{pieces:?}");
+    for start in 0..pieces.count() {
+        for end in start + 1..=pieces.count() {
+            let (links, missing) = (&links, &absent[0]);
+            let wanted: Vec<_> = links.iter().chain([missing]).collect();
+            let part = |link: &&super::Link| {
+                let (reserved, into) = rig.host.empty_part(start..end);
+                let name = link.name;
+                (reserved, BlockRead { name, into })
+            };
+            let (reserved, batch): (Vec<_>, Vec<_>) = wanted.iter().map(part).unzip();
+            let report = ended(&rig.tier().read(batch));
+            assert_eq!(report.blocks.len(), wanted.len(), "outcomes of pieces");
+            for ((outcome, link), reserved) in report.blocks.iter().zip(&wanted).zip(&reserved) {
+                if link.name == missing.name {
+                    assert!(matches!(outcome, Err(TierMiss::Absent)), "{outcome:?}");
+                    continue;
+                }
+                assert!(outcome.is_ok(), "pieces {start}..{end}: {outcome:?}");
+                let bytes = pieces.bytes(start..end);
+                let mut expected = bytes_of(&link.name, rig.host.block_bytes());
+                for (at, byte) in (0..).zip(&mut expected) {
+                    *byte *= u8::from(bytes.contains(&at));
+                }
+                let found = rig.host.bytes(reserved);
+                assert_eq!(found, expected, "pieces {start}..{end} of {link:?}");
+            }
+        }
+    }
 }
 
 fn empty_batches(rig: &mut Rig) {

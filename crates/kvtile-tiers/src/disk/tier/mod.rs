@@ -311,6 +311,7 @@ impl Tier for DiskTier {
             is_durable: true,
             is_shared: false,
             verifies: true,
+            reads_pieces: true,
             answers: Answers::AtOnce,
         }
     }

@@ -1,6 +1,6 @@
 //! Batches of reads: many in flight at a time, each block verified as it arrives.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use kvtile_blocks::{BlockId, BlockKey, pool::PinnedBlocks};
 use kvtile_layout::broken;
@@ -38,11 +38,10 @@ pub(super) fn start(
         let disk = Arc::clone(disk);
         threads.run(move || {
             let start = disk.clock.now();
-            let outcomes = disk.read_all(&mut mine);
+            let (outcomes, bytes) = disk.read_all(&mut mine);
             drop(mine);
             let elapsed = disk.clock.now().saturating_sub(start);
-            let came = outcomes.iter().filter(|outcome| outcome.is_ok()).count();
-            disk.measured(came, elapsed);
+            disk.rate.measured(bytes, elapsed);
             ending.end(outcomes, elapsed);
         });
     }
@@ -55,17 +54,15 @@ struct There {
     at: usize,
     key: BlockKey,
     slot: BlockId,
+    /// How many bytes of it are read.
+    bytes: u64,
     _pin: PinnedBlocks,
 }
 
 impl Disk {
-    fn measured(&self, blocks: usize, elapsed: Duration) {
-        let bytes = blocks as u64 * self.store.block_bytes();
-        self.rate.measured(bytes, elapsed);
-    }
-
-    /// Reads and verifies blocks. Those that are damaged, or cannot be read, are given up.
-    fn read_all(&self, blocks: &mut [BlockRead]) -> Vec<Result<Came, TierMiss>> {
+    /// Reads and verifies blocks, or pieces of them: their outcomes, and how many bytes came. Those that are
+    /// damaged, or cannot be read, are given up.
+    fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<Came, TierMiss>>, u64) {
         let mut outcomes: Vec<Result<Came, TierMiss>> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
         let mut there = Vec::with_capacity(blocks.len());
@@ -79,18 +76,21 @@ impl Disk {
             let Some(&slot) = pin.ids().first() else {
                 continue;
             };
+            let start = block.into.start();
             match block.into.bytes_mut() {
                 Ok(buffer) => {
+                    let bytes = buffer.len() as u64;
                     reads.push(SlotRead {
                         slot: slot.0,
                         key,
-                        start: 0,
+                        start,
                         buffer,
                     });
                     there.push(There {
                         at,
                         key,
                         slot,
+                        bytes,
                         _pin: pin,
                     });
                 }
@@ -98,14 +98,18 @@ impl Disk {
             }
         }
         let read = self.store.read_many(&mut reads);
+        let mut came = 0;
         for (there, read) in there.iter().zip(read) {
             let outcome = match read {
-                Ok(()) => Ok(Came::default()),
+                Ok(()) => {
+                    came += there.bytes;
+                    Ok(Came::default())
+                }
                 Err(miss) => Err(self.missed(there, miss)),
             };
             set(&mut outcomes, there.at, outcome);
         }
-        outcomes
+        (outcomes, came)
     }
 
     /// What a miss of the slot store is; a block that is lost is given up.

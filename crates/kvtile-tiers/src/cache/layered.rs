@@ -1,0 +1,350 @@
+//! From a tier to the engine, layer by layer: the first layers of all blocks are copied while the others are
+//! being read.
+//!
+//! ```text
+//! tier      read 0 │ read 1 │ read 2 │ read 3          a read: some layers of every block
+//! engine           │ copy 0 │ copy 1 │ copy 2 │ copy 3
+//! ```
+//!
+//! A read is of whole pieces, so the tier verifies it alone. Two reads are under way at a time: one ends while
+//! the next keeps the device busy. A block is found in host memory when its last layer has come.
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    ops::Range,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use kvtile_blocks::{
+    BlockId,
+    events::TierId,
+    pool::{MutableBlocks, PinnedBlocks},
+};
+use kvtile_layout::broken;
+use kvtile_transfer::completion::Completion;
+
+use super::{
+    Parts,
+    below::{Below, name},
+    bring::{self, Brought, Step, Wanted},
+    report::LoadStop,
+};
+use crate::tier::{BlockRead, ReadReport};
+
+/// A read of fewer bytes than this is not worth a wait of its own.
+const CHUNK_BYTES_MIN: u64 = 4 << 20;
+
+/// A load is cut into at most so many reads.
+const CHUNKS_MAX: u64 = 8;
+
+/// Reads that are under way at a time.
+const READS_AHEAD: usize = 2;
+
+/// Gets the host blocks and the layers that have come.
+pub(super) type Arrived<'a> = dyn FnMut(&[BlockId], &Range<u64>) -> Result<(), LoadStop> + 'a;
+
+/// Some layers of every block of a load: what is read and copied at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chunk {
+    pub(super) layers: Range<u64>,
+    /// Their bytes, from the start of a block.
+    bytes: Range<u64>,
+}
+
+/// The chunks that `blocks` blocks of a tier are brought in; none where they come as whole blocks: the tier
+/// does not read pieces, the layers of a block are not apart, or there is too little for several reads.
+pub(super) fn chunks(inner: &Parts, below: &Below, blocks: usize) -> Vec<Chunk> {
+    let pieces = &inner.pieces;
+    let bytes = inner.block_bytes.saturating_mul(blocks as u64);
+    let most = CHUNKS_MAX.min(pieces.count() as u64);
+    let count = (bytes / CHUNK_BYTES_MIN).min(most);
+    let count = usize::try_from(count).unwrap_or(0);
+    if !below.abilities.reads_pieces || count < 2 {
+        return Vec::new();
+    }
+    let cut = |chunk: usize| chunk * pieces.count() / count;
+    let chunk = |chunk: usize| {
+        let which = cut(chunk)..cut(chunk + 1);
+        Some(Chunk {
+            layers: pieces.layers(which.clone())?,
+            bytes: pieces.bytes(which),
+        })
+    };
+    (0..count)
+        .map(chunk)
+        .collect::<Option<Vec<Chunk>>>()
+        .unwrap_or_default()
+}
+
+/// All layers at once.
+pub(super) fn whole(inner: &Parts) -> Vec<Chunk> {
+    vec![Chunk {
+        layers: 0..inner.layers as u64,
+        bytes: 0..inner.block_bytes,
+    }]
+}
+
+/// A block that is read: its position among those of the load, and where it goes.
+struct Reading {
+    at: usize,
+    wanted: Wanted,
+    id: BlockId,
+}
+
+/// A read that is under way.
+struct UnderWay {
+    layers: Range<u64>,
+    bytes: u64,
+    /// How many leading blocks of those to be read it is of.
+    blocks: usize,
+    read: Completion<ReadReport>,
+}
+
+/// The reads of a load.
+struct Reads<'a> {
+    inner: &'a Parts,
+    below: &'a Below,
+    reading: Vec<Reading>,
+    chunks: VecDeque<Chunk>,
+    under_way: VecDeque<UnderWay>,
+    /// Keeps the host blocks from being given out for as long as the tier has them.
+    place: Arc<dyn Any + Send + Sync>,
+    /// Leading blocks of the load that have come so far, those in host memory among them.
+    came: usize,
+    stop: Option<LoadStop>,
+    bytes: u64,
+    elapsed: Duration,
+}
+
+/// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there. Each time
+/// that some layers of the leading blocks have come, `arrived` gets these blocks and layers. An error of its
+/// ends the load before the first block.
+pub(super) fn bring(
+    inner: &Parts,
+    below: &Below,
+    (wanted, chunks): (&[Wanted], Vec<Chunk>),
+    arrived: &mut Arrived<'_>,
+) -> Brought {
+    let (steps, missing) = bring::board(inner, wanted);
+    let room = bring::host_room(inner, &missing);
+    let (ids, reading) = places(&steps, &missing, room.as_ref());
+    let full = (ids.len() < steps.len()).then_some(LoadStop::HostFull);
+    let Some(room) = room.filter(|_| !reading.is_empty()) else {
+        // All that is there is in host memory already.
+        let layers = 0..inner.layers as u64;
+        let stop = match ids.is_empty() {
+            true => full,
+            false => arrived(&ids, &layers).err().or(full),
+        };
+        let came = match &stop {
+            None | Some(LoadStop::HostFull) => ids.len(),
+            Some(_) => 0,
+        };
+        return brought(steps, came, Vec::new(), stop);
+    };
+    let room = Arc::new(room);
+    let mut reads = Reads {
+        inner,
+        below,
+        reading,
+        chunks: chunks.into(),
+        under_way: VecDeque::new(),
+        place: Arc::clone(&room) as Arc<_>,
+        came: ids.len(),
+        stop: full,
+        bytes: 0,
+        elapsed: Duration::ZERO,
+    };
+    reads.run(&ids, arrived);
+    let (registered, came, stop) = reads.end(room);
+    brought(steps, came, registered, stop)
+}
+
+/// The host blocks of the leading steps, as far as there is room, and which of them are to be read.
+fn places(
+    steps: &[Step<'_>],
+    missing: &[Wanted],
+    room: Option<&MutableBlocks>,
+) -> (Vec<BlockId>, Vec<Reading>) {
+    let mut free = missing
+        .iter()
+        .zip(room.map_or(&[][..], |room| room.ids()))
+        .map(|(wanted, id)| (*wanted, *id));
+    let (mut ids, mut reading) = (Vec::with_capacity(steps.len()), Vec::new());
+    for (at, step) in steps.iter().enumerate() {
+        match step {
+            Step::There(block) => ids.extend(block.ids()),
+            Step::Read(_) => {
+                let Some((wanted, id)) = free.next() else {
+                    break;
+                };
+                ids.push(id);
+                reading.push(Reading { at, wanted, id });
+            }
+        }
+    }
+    (ids, reading)
+}
+
+impl Reads<'_> {
+    /// Reads chunk after chunk. When it returns, no read is under way, unless one is late.
+    fn run(&mut self, ids: &[BlockId], arrived: &mut Arrived<'_>) {
+        while self.under_way.len() < READS_AHEAD && self.begin() {}
+        while let Some(read) = self.under_way.pop_front() {
+            self.take(&read);
+            if matches!(self.stop, Some(LoadStop::Late)) {
+                // The others wait for the same tier, and their memory stays with it.
+                self.under_way.drain(..).for_each(|read| read.read.cancel());
+                return;
+            }
+            let (leading, _) = ids.split_at(self.came.min(ids.len()));
+            if leading.is_empty() {
+                // What is under way is waited for: the tier has the memory.
+                continue;
+            }
+            self.begin();
+            if let Err(stop) = arrived(leading, &read.layers) {
+                (self.came, self.stop) = (0, Some(stop));
+            }
+        }
+    }
+
+    /// Begins the next read, of the blocks that have come so far. Whether there was one to begin.
+    fn begin(&mut self) -> bool {
+        let came = self.came;
+        let blocks = self.reading.partition_point(|reading| reading.at < came);
+        if blocks == 0 {
+            return false;
+        }
+        let Some(chunk) = self.chunks.pop_front() else {
+            return false;
+        };
+        let mut batch = Vec::with_capacity(blocks);
+        for reading in self.reading.iter().take(blocks) {
+            let part = (reading.id, chunk.layers.clone(), chunk.bytes.start);
+            let host = &self.inner.host;
+            match host.lend_layers(&self.inner.manager, part, Arc::clone(&self.place)) {
+                Ok(into) => batch.push(BlockRead {
+                    name: name(reading.wanted.key),
+                    into,
+                }),
+                Err(error) => {
+                    self.ends_at(reading.at, bring::stop_of(error));
+                    return false;
+                }
+            }
+        }
+        self.under_way.push_back(UnderWay {
+            layers: chunk.layers,
+            bytes: chunk.bytes.end - chunk.bytes.start,
+            blocks,
+            read: self.below.tier.read(batch),
+        });
+        true
+    }
+
+    /// Waits for a read, and notes which blocks came.
+    fn take(&mut self, read: &UnderWay) {
+        let (inner, below) = (self.inner, self.below);
+        let report = match below.end_read(&read.read, read.blocks) {
+            Ok(report) => report,
+            Err(error) => {
+                let stop = bring::failed(inner, below, (&error, read.blocks), &self.place);
+                let first = self.reading.first().map_or(0, |reading| reading.at);
+                self.ends_at(first, stop);
+                return;
+            }
+        };
+        below.reads.succeeded(inner.clock.now());
+        self.elapsed += report.elapsed;
+        let mut stops = Vec::new();
+        for (reading, outcome) in self.reading.iter().zip(report.blocks.iter()) {
+            match outcome {
+                Ok(_) => self.bytes += read.bytes,
+                // One that did not come before is not counted twice.
+                Err(_) if reading.at >= self.came => {}
+                Err(miss) => stops.push((reading.at, bring::lost(inner, below, miss))),
+            }
+        }
+        for (at, stop) in stops {
+            self.ends_at(at, stop);
+        }
+    }
+
+    /// The block at this position of the load did not come.
+    fn ends_at(&mut self, at: usize, stop: LoadStop) {
+        if at < self.came {
+            (self.came, self.stop) = (at, Some(stop));
+        }
+    }
+
+    /// Registers the blocks that came with all of their layers: these, how many leading blocks of the load
+    /// came, and why not more.
+    fn end(self, room: Arc<MutableBlocks>) -> (Vec<PinnedBlocks>, usize, Option<LoadStop>) {
+        let Reads {
+            inner,
+            below,
+            reading,
+            place,
+            mut came,
+            mut stop,
+            bytes,
+            elapsed,
+            ..
+        } = self;
+        let first = reading.first().map_or(0, |reading| reading.at);
+        let late: Weak<dyn Any + Send + Sync> = Arc::downgrade(&place);
+        drop(place);
+        let Ok(mut room) = Arc::try_unwrap(room) else {
+            // The tier still has the memory: it did not answer in time, or did not drop what it had.
+            below.is_late([late]);
+            return (Vec::new(), first.min(came), stop.or(Some(LoadStop::Late)));
+        };
+        let mut registered = Vec::with_capacity(reading.len());
+        for reading in reading.iter().filter(|reading| reading.at < came) {
+            match bring::register(inner, &reading.wanted, room.take(0..1)) {
+                Ok(block) => registered.push(block),
+                Err(why) => {
+                    // No lookup would find what follows.
+                    (came, stop) = (reading.at, Some(why));
+                    break;
+                }
+            }
+        }
+        let read = registered.len() as u64;
+        if bytes > 0 {
+            inner.moved((below.id, TierId::HOST), read, bytes, elapsed);
+            inner.metrics.checked(below.id, read, 0);
+        }
+        (registered, came, stop)
+    }
+}
+
+/// The leading blocks that came, in their order.
+fn brought(
+    steps: Vec<Step<'_>>,
+    came: usize,
+    registered: Vec<PinnedBlocks>,
+    stop: Option<LoadStop>,
+) -> Brought {
+    let read = registered.len();
+    let mut registered = registered.into_iter();
+    let mut blocks = Vec::with_capacity(came);
+    for step in steps.into_iter().take(came) {
+        match step {
+            Step::There(block) => blocks.push(block),
+            Step::Read(flight) => {
+                match registered.next() {
+                    Some(block) => blocks.push(block),
+                    None => broken(format_args!(
+                        "a block of {came} that came is not registered"
+                    )),
+                }
+                drop(flight);
+            }
+        }
+    }
+    Brought { blocks, read, stop }
+}

@@ -1,0 +1,357 @@
+//! Loads from disk whose first layers are at the engine while the others are being read: the right bytes, each
+//! layer before those behind it, and nothing said to be there that is not.
+
+use std::{
+    fs,
+    path::Path,
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use kvtile_blocks::{BlockKey, events::TierId};
+use kvtile_layout::{Shape, Unit, identity::LogicalIdentity};
+use kvtile_tiers::cache::{
+    Cache, CacheSettings, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions,
+};
+use kvtile_transfer::PhysicalLayout;
+
+use super::{
+    common::{ENGINE_WORD, Engine, chain},
+    hooked::{HookedFolder, Operation},
+};
+
+const LAYERS: usize = 4;
+
+/// 64 of them are 16 MiB: four reads, one for each layer.
+const BLOCKS: usize = 64;
+
+/// Bytes of one layer of one block.
+const LAYER_BYTES: u64 = 64 << 10;
+
+const BLOCK_BYTES: u64 = LAYERS as u64 * LAYER_BYTES;
+
+fn shape(blocks: u64) -> Shape {
+    let unit = Unit::new("f32", 4, 1).unwrap();
+    let shape = Shape::key_value(blocks, LAYERS as u64, 16, 4, 128, &unit).unwrap();
+    assert_eq!(shape.block_bytes().unwrap(), BLOCK_BYTES * blocks.min(1));
+    shape
+}
+
+fn settings(host_blocks: u64, folder: &Path) -> CacheSettings {
+    let identity = LogicalIdentity::new("a-model", "main", &shape(1), None).unwrap();
+    CacheSettings::new(identity)
+        .storage_word("BLHKNC".parse().unwrap())
+        .host_bytes(host_blocks * BLOCK_BYTES)
+        .disk(folder, 64 << 20)
+}
+
+fn engine_layout() -> PhysicalLayout {
+    PhysicalLayout::builder()
+        .with_shape(shape(2 * BLOCKS as u64), 1)
+        .layout(ENGINE_WORD.parse::<kvtile_layout::Word>().unwrap())
+        .allocate_system()
+        .build()
+        .unwrap()
+}
+
+/// A cache whose chain of [`BLOCKS`] blocks is on disk alone; `hook` is called before each access to a file.
+fn on_disk(
+    settings: CacheSettings,
+    folder: &Path,
+    hook: impl Fn(Operation) + Send + Sync + 'static,
+) -> (Cache, Vec<BlockKey>) {
+    let medium = Arc::new(HookedFolder::new(folder, hook));
+    let cache = Cache::builder(settings).medium(medium);
+    let cache = cache.open(engine_layout()).unwrap();
+    let keys = chain(1, BLOCKS);
+    let engine = Engine::of(&cache, shape(1));
+    for first in (0..BLOCKS).step_by(8) {
+        let stored = engine.store_from(&keys[..first + 8], first, first);
+        assert_eq!(stored.stored, 8, "{stored:?}");
+    }
+    drop(engine);
+    cache.evict(TierId::HOST, BLOCKS).unwrap();
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    assert_eq!(found.blocks_in(TierId::DISK), BLOCKS);
+    drop(found);
+    (cache, keys)
+}
+
+fn start(cache: &Cache, engine: &Engine<'_>, keys: &[BlockKey]) -> Completion<LoadReport> {
+    let found = cache.lookup(keys, &LookupOptions::default());
+    let blocks: Vec<usize> = (BLOCKS..BLOCKS + found.blocks()).collect();
+    blocks.iter().for_each(|&block| engine.poison(block));
+    cache.load(found, &blocks, &LoadOptions::default()).unwrap()
+}
+
+fn layers_there(load: &Completion<LoadReport>) -> usize {
+    let there = |layer: &usize| {
+        let waited = load.wait_layer_timeout(*layer, Duration::ZERO);
+        waited.is_some_and(|end| end.is_ok())
+    };
+    (0..LAYERS).take_while(there).count()
+}
+
+/// What reads of the disk saw: how many layers of the load were at the engine.
+#[derive(Default)]
+struct Watch {
+    load: Mutex<Option<Completion<LoadReport>>>,
+    seen: Mutex<Vec<usize>>,
+}
+
+impl Watch {
+    fn look(&self, operation: Operation) {
+        let load = self.load.lock().unwrap();
+        if let (Operation::Read, Some(load)) = (operation, &*load) {
+            self.seen.lock().unwrap().push(layers_there(load));
+        }
+    }
+}
+
+#[test]
+fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let watch = Arc::new(Watch::default());
+    let hook = Arc::clone(&watch);
+    let settings = settings(BLOCKS as u64, folder.path()).workers(0);
+    let (cache, keys) = on_disk(settings, folder.path(), move |operation| {
+        hook.look(operation);
+    });
+    let mut engine = Engine::of(&cache, shape(1));
+    let load = start(&cache, &engine, &keys);
+    *watch.load.lock().unwrap() = Some(load.clone());
+    while cache.step() {}
+    *watch.load.lock().unwrap() = None;
+    let report = load.wait();
+    assert_eq!(
+        (report.blocks, report.from_below),
+        (BLOCKS, vec![(TierId::DISK, BLOCKS)])
+    );
+    assert_eq!(report.bytes, BLOCKS as u64 * BLOCK_BYTES);
+    for (at, key) in keys.iter().enumerate() {
+        assert!(engine.holds(key, BLOCKS + at), "block {at}");
+    }
+    // Each layer of each block is read once. Two reads are ahead, so the third begins when the first has
+    // ended, and the last when a layer is at the engine.
+    let seen = watch.seen.lock().unwrap();
+    assert_eq!(seen.len(), LAYERS * BLOCKS);
+    assert!(
+        seen[..2 * BLOCKS].iter().all(|layers| *layers == 0),
+        "{seen:?}"
+    );
+    assert!(
+        seen[3 * BLOCKS..].iter().all(|layers| *layers == 1),
+        "{seen:?}"
+    );
+    drop(seen);
+    // They are in host memory now, whole.
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    assert_eq!(found.blocks_in(TierId::HOST), BLOCKS);
+    drop(found);
+    assert_eq!(engine.load(&keys, BLOCKS), BLOCKS);
+    let stats = cache.stats();
+    assert!(!stats.checksum_failures.contains_key(&TierId::DISK));
+    cache.check_integrity();
+}
+
+#[test]
+fn blocks_in_host_memory_and_loads_larger_than_it_come_with_the_right_bytes() {
+    for (host, first, there) in [
+        (64, 0, 0),
+        (64, 10, 20),
+        (64, 63, 1),
+        (40, 0, 0),
+        (40, 30, 8),
+        (9, 0, 0),
+        (1, 0, 0),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(host, folder.path()).workers(0);
+        let (cache, keys) = on_disk(settings, folder.path(), |_| {});
+        let mut engine = Engine::of(&cache, shape(1));
+        if there > 0 {
+            // A part of the chain comes to host memory first.
+            assert_eq!(engine.load(&keys[..first + there], BLOCKS), first + there);
+        }
+        let load = start(&cache, &engine, &keys);
+        while cache.step() {}
+        let report = load.wait();
+        let what = format!("{host} host blocks, {there} there: {report:?}");
+        assert_eq!(report.blocks, BLOCKS, "{what}");
+        assert_eq!(layers_there(&load), LAYERS, "{what}");
+        for (at, key) in keys.iter().enumerate() {
+            assert!(engine.holds(key, BLOCKS + at), "block {at}, {what}");
+        }
+        cache.check_integrity();
+    }
+}
+
+/// Flips a byte of layer `layer` of the block with these bytes in the slots.
+fn damage(folder: &Path, place: u64, layer: u64) {
+    use std::os::unix::fs::FileExt;
+    let path = folder.join("slots");
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(path)
+        .unwrap();
+    let offset = place * BLOCK_BYTES + layer * LAYER_BYTES + 77;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+    file.sync_all().unwrap();
+}
+
+/// Places are given out in the order of the chain, so block `n` lies in place `n` here.
+#[test]
+fn a_damaged_layer_ends_the_load_at_its_block_and_is_given_to_no_engine() {
+    for (block, layer) in [(0, 0), (5, 0), (5, 3), (63, 3), (31, 1), (0, 3)] {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = settings(BLOCKS as u64, folder.path()).workers(0);
+        let (cache, keys) = on_disk(settings, folder.path(), |_| {});
+        damage(folder.path(), block as u64, layer);
+        let mut engine = Engine::of(&cache, shape(1));
+        let load = start(&cache, &engine, &keys);
+        while cache.step() {}
+        let report = load.wait();
+        let what = format!("block {block}, layer {layer}: {report:?}");
+        assert_eq!(report.blocks, block, "{what}");
+        assert!(matches!(report.stopped, Some(LoadStop::Lost)), "{what}");
+        // The layers before it came, of every block, and are right.
+        assert_eq!(layers_there(&load) as u64, layer, "{what}");
+        for (at, key) in keys.iter().enumerate().take(block) {
+            assert!(engine.holds(key, BLOCKS + at), "block {at}, {what}");
+        }
+        let stats = cache.stats();
+        assert_eq!(stats.checksum_failures[&TierId::DISK], 1, "{what}");
+        // The chain ends there now; what came before it is in host memory.
+        let found = cache.lookup(&keys, &LookupOptions::default());
+        assert_eq!(
+            (found.blocks(), found.blocks_in(TierId::HOST)),
+            (block, block),
+            "{what}"
+        );
+        drop(found);
+        cache.check_integrity();
+    }
+}
+
+#[test]
+fn a_load_that_is_cancelled_between_two_layers_ends_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let load: Arc<Mutex<Option<Completion<LoadReport>>>> = Arc::default();
+    let reads = Arc::new(AtomicUsize::new(0));
+    let (cancelled, counted) = (Arc::clone(&load), Arc::clone(&reads));
+    let settings = settings(BLOCKS as u64, folder.path()).workers(0);
+    let (cache, keys) = on_disk(settings, folder.path(), move |operation| {
+        if let (Operation::Read, Some(load)) = (operation, &*cancelled.lock().unwrap())
+            && counted.fetch_add(1, Ordering::Relaxed) == 3 * BLOCKS
+        {
+            load.cancel();
+        }
+    });
+    let mut engine = Engine::of(&cache, shape(1));
+    let under_way = start(&cache, &engine, &keys);
+    *load.lock().unwrap() = Some(under_way.clone());
+    while cache.step() {}
+    *load.lock().unwrap() = None;
+    let report = under_way.wait();
+    assert_eq!(report.blocks, 0, "{report:?}");
+    assert!(
+        matches!(report.stopped, Some(LoadStop::Cancelled)),
+        "{report:?}"
+    );
+    // Nothing is held, and the next load has all of it.
+    cache.check_integrity();
+    assert_eq!(engine.load(&keys, BLOCKS), BLOCKS);
+}
+
+/// A gate that reads wait at.
+#[derive(Default)]
+struct Gate {
+    is_shut: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn pass(&self) {
+        let shut = self.is_shut.lock().unwrap();
+        drop(self.opened.wait_while(shut, |shut| *shut).unwrap());
+    }
+
+    fn set(&self, shut: bool) {
+        *self.is_shut.lock().unwrap() = shut;
+        self.opened.notify_all();
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let gate = Arc::new(Gate::default());
+    let hook = Arc::clone(&gate);
+    let mut settings = settings(BLOCKS as u64, folder.path()).workers(1);
+    drop(on_disk(settings.clone(), folder.path(), |_| {}));
+    if let Some(disk) = &mut settings.disk {
+        disk.answer_within = Duration::from_secs(2);
+    }
+    let medium = HookedFolder::new(folder.path(), move |operation| {
+        if operation == Operation::Read {
+            hook.pass();
+        }
+    });
+    let cache = Cache::builder(settings).medium(Arc::new(medium));
+    let cache = cache.open(engine_layout()).unwrap();
+    let keys = chain(1, BLOCKS);
+    let mut engine = Engine::of(&cache, shape(1));
+    gate.set(true);
+    let load = start(&cache, &engine, &keys);
+    let report = load.wait_timeout(Duration::from_secs(60));
+    // Opened before anything is asserted: closing waits for the reads.
+    gate.set(false);
+    let report = report.expect("the load ends though the disk does not answer");
+    assert_eq!(report.blocks, 0, "{report:?}");
+    assert!(matches!(report.stopped, Some(LoadStop::Late)), "{report:?}");
+    // When the disk has let go of the memory and is tried again, everything comes.
+    let end = std::time::Instant::now() + Duration::from_secs(120);
+    while engine.load(&keys, BLOCKS) < BLOCKS {
+        let in_time = std::time::Instant::now() < end;
+        assert!(in_time, "the disk is not tried again");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    cache.check_integrity();
+}
+
+/// Loads of overlapping parts of one chain at once, over little host memory: each has the bytes of its keys.
+#[test]
+fn loads_of_the_same_blocks_at_once_have_the_right_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let settings = settings(70, folder.path()).workers(3);
+    let (cache, keys) = on_disk(settings, folder.path(), |_| {});
+    let mut engine = Engine::of(&cache, shape(1));
+    for round in 0..6 {
+        cache.evict(TierId::HOST, BLOCKS).unwrap();
+        let half = BLOCKS / 2 + round;
+        let found = [keys.as_slice(), &keys[..half]]
+            .map(|keys| cache.lookup(keys, &LookupOptions::default()));
+        let blocks: Vec<usize> = (0..2 * BLOCKS).collect();
+        blocks.iter().for_each(|&block| engine.poison(block));
+        let parts = [&blocks[..BLOCKS], &blocks[BLOCKS..BLOCKS + half]];
+        let loads: Vec<Completion<LoadReport>> = found
+            .into_iter()
+            .zip(parts)
+            .map(|(found, blocks)| cache.load(found, blocks, &LoadOptions::default()).unwrap())
+            .collect();
+        for (load, blocks) in loads.iter().zip(parts) {
+            let report = load.wait();
+            assert_eq!(report.blocks, blocks.len(), "round {round}: {report:?}");
+            for (key, &block) in keys.iter().zip(blocks) {
+                assert!(engine.holds(key, block), "round {round}: block {block}");
+            }
+        }
+        cache.check_integrity();
+    }
+}
