@@ -420,3 +420,38 @@ fn a_lease_of_layers_holds_whole_blocks_towards_other_layouts() {
     drop(first);
     assert!(free(0, 1..2, write));
 }
+
+/// Ranges are those of every block, or there are none: here `v` comes after `k` in one block and before it in the next.
+#[test]
+fn blocks_that_do_not_lie_alike_have_no_ranges() {
+    let two = Shape::key_value(2, 1, 1, 1, 2, &Unit::raw(2).unwrap()).unwrap();
+    let piece = |name: &str, offset, bytes| {
+        let digit = |axis, step| Digit {
+            axis,
+            low: 1,
+            extent: 2,
+            step,
+        };
+        PlaneDigits {
+            plane: name.to_owned(),
+            region: 0,
+            offset,
+            digits: vec![
+                digit(Axis::B, Step { regions: 1, bytes }),
+                digit(Axis::C, Step::bytes(2)),
+            ],
+        }
+    };
+    let spec = LayoutSpec::Digits {
+        planes: vec![piece("k", 0, 8), piece("v", 4, 0)],
+        region_bytes: vec![16, 16],
+    };
+    let builder = PhysicalLayout::builder().with_shape(two, 1);
+    let layout = builder.layout(spec).allocate_system().build().unwrap();
+    let spans = [0, 1].map(|block| layout.strided().block_span(block).unwrap());
+    assert_eq!(
+        spans.map(|span| (span.start.offset, span.bytes)),
+        [(0, 8), (4, 8)]
+    );
+    assert_eq!(layout.layer_ranges(), None);
+}
