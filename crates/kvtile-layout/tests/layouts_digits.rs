@@ -3,7 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_layout::{
-    CopyPlan, Digit, LayoutError, PlaneDigits, Selection, Shape, Step, StridedLayout, Unit, Word,
+    Axis, CopyPlan, Digit, LayoutError, PlaneDigits, Selection, Shape, Step, StridedLayout, Unit,
+    Word,
 };
 use kvtile_testkit::{
     NaiveSelection, ReferenceLayout, execute,
@@ -44,8 +45,13 @@ fn disturbed(planes: &mut [PlaneDigits], choices: &mut Choices) {
         if choices.once_in(4) {
             plane.offset += choices.pick(&[1, 2, 8]);
         }
-        for digit in plane.digits.iter_mut().filter(|d| d.step.is_local()) {
-            if choices.once_in(3) {
+        for digit in &mut plane.digits {
+            if !digit.step.is_local() {
+                // A step to another region may move bytes too.
+                if choices.once_in(3) {
+                    digit.step.bytes = choices.pick(&all);
+                }
+            } else if choices.once_in(3) {
                 let near = digit.step.bytes.saturating_sub(choices.below(3));
                 let another = choices.pick(&all);
                 digit.step = Step::bytes(choices.pick(&[another, near]));
@@ -128,6 +134,37 @@ proptest! {
             prop_assert!(planned == expected, "{plan}");
         }
     }
+}
+
+/// In region 1 both planes have bytes 4 to 8, since the step of `k` to it moves 4 bytes as well.
+#[test]
+fn steps_to_another_region_that_move_bytes_are_seen() {
+    let shape = Shape::key_value(2, 1, 1, 1, 2, &Unit::raw(2).unwrap()).unwrap();
+    let injective = |k_moves, v_offset| {
+        let plane = |name: &str, offset, bytes| {
+            let digit = |axis, step| Digit {
+                axis,
+                low: 1,
+                extent: 2,
+                step,
+            };
+            PlaneDigits {
+                plane: name.to_owned(),
+                region: 0,
+                offset,
+                digits: vec![
+                    digit(Axis::B, Step { regions: 1, bytes }),
+                    digit(Axis::C, Step::bytes(2)),
+                ],
+            }
+        };
+        let planes = [plane("k", 0, k_moves), plane("v", v_offset, 0)];
+        let layout = StridedLayout::from_digits(&shape, &planes, &[32, 32], 1).unwrap();
+        layout.is_injective()
+    };
+    assert!(!injective(4, 4));
+    assert!(injective(0, 4));
+    assert!(injective(4, 8));
 }
 
 /// The proof is sufficient, not necessary: it must not refuse what people have.

@@ -8,7 +8,7 @@ use super::{Digit, Piece};
 use crate::shape::Shape;
 
 pub(super) fn proved(shape: &Shape, pieces: &[Piece]) -> bool {
-    let lines: Vec<(Line, Line)> = shape
+    let lines: Vec<Lines> = shape
         .planes()
         .iter()
         .zip(pieces)
@@ -16,30 +16,38 @@ pub(super) fn proved(shape: &Shape, pieces: &[Piece]) -> bool {
         .collect();
     let each = lines
         .iter()
-        .all(|(regions, bytes)| regions.nests() && bytes.nests());
+        .all(|lines| lines.regions.nests() && lines.bytes_in_region.nests());
     each && lines.iter().enumerate().all(|(i, a)| {
         lines
             .iter()
             .skip(i + 1)
-            .all(|b| a.0.separate(&b.0) || a.1.separate(&b.1))
+            .all(|b| a.regions.separate(&b.regions) || a.bytes.separate(&b.bytes))
     })
 }
 
-fn lines(piece: &Piece, unit_bytes: u64) -> (Line, Line) {
-    let (far, near): (Vec<&Digit>, Vec<&Digit>) =
-        piece.digits.iter().partition(|d| d.step.regions > 0);
-    (
-        Line::new(
-            piece.region,
-            1,
-            far.iter().map(|d| (d.step.regions, d.extent)),
-        ),
-        Line::new(
-            piece.offset,
-            unit_bytes,
-            near.iter().map(|d| (d.step.bytes, d.extent)),
-        ),
-    )
+/// Where the units of a plane lie.
+struct Lines {
+    /// The regions.
+    regions: Line,
+    /// The bytes inside of one region.
+    bytes_in_region: Line,
+    /// The bytes inside of all regions together: a step to another region may move bytes too.
+    bytes: Line,
+}
+
+fn lines(piece: &Piece, unit_bytes: u64) -> Lines {
+    let line = |of: &dyn Fn(&Digit) -> bool| {
+        let digits = piece.digits.iter().filter(|digit| of(digit));
+        let digits = digits.map(|digit| (digit.step.bytes, digit.extent));
+        Line::new(piece.offset, unit_bytes, digits)
+    };
+    let far = piece.digits.iter().filter(|digit| digit.step.regions > 0);
+    let far = far.map(|digit| (digit.step.regions, digit.extent));
+    Lines {
+        regions: Line::new(piece.region, 1, far),
+        bytes_in_region: line(&|digit| digit.step.regions == 0),
+        bytes: line(&|digit| digit.step.regions == 0 || digit.step.bytes > 0),
+    }
 }
 
 /// Positions `base + sum of i * stride`, each `width` wide; strides in descending order.
