@@ -40,7 +40,7 @@ fn open(disk: &SimulatedDisk, clock: &Arc<VirtualClock>, numbers: &mut Numbers) 
         TierWrites::AfterUses(2),
     ];
     let writes = writes[numbers.index(3)];
-    let settings = with_disk(3, std::path::Path::new("simulated"), 60_000)
+    let settings = with_disk(3, std::path::Path::new("simulated"), 68_192)
         .disk_writes(writes)
         .workers(0)
         .queue_capacity(8);
