@@ -41,6 +41,7 @@ pub struct MemoryTier {
 struct Shared {
     id: TierId,
     capacity: usize,
+    is_shared: bool,
     events: Arc<EventLog>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
@@ -115,9 +116,30 @@ impl MemoryTier {
         capacity: usize,
         context: &TierContext,
     ) -> Result<MemoryTier, std::io::Error> {
+        MemoryTier::open((id, false), capacity, context)
+    }
+
+    /// The same, as a tier that other caches write to as well: it evicts blocks that are held, too.
+    ///
+    /// # Errors
+    /// A thread that the system does not give.
+    pub fn shared(
+        id: TierId,
+        capacity: usize,
+        context: &TierContext,
+    ) -> Result<MemoryTier, std::io::Error> {
+        MemoryTier::open((id, true), capacity, context)
+    }
+
+    fn open(
+        (id, is_shared): (TierId, bool),
+        capacity: usize,
+        context: &TierContext,
+    ) -> Result<MemoryTier, std::io::Error> {
         let shared = Arc::new(Shared {
             id,
             capacity,
+            is_shared,
             events: Arc::clone(&context.events),
             clock: Arc::clone(&context.clock),
             state: Mutex::default(),
@@ -216,7 +238,7 @@ impl Shared {
         was_there
     }
 
-    /// Gives up the leaf that was used longest ago, is not pinned, and not one of `kept`.
+    /// Gives up the leaf that was used longest ago, is not pinned where holds keep blocks, and not one of `kept`.
     fn evict_one(&self, state: &mut State, kept: &HashSet<BlockName>) -> bool {
         let parents: HashSet<BlockName> = state
             .blocks
@@ -224,7 +246,7 @@ impl Shared {
             .filter_map(|(name, block)| block.parent.map(|key| BlockName { key, ..*name }))
             .collect();
         let leaves = state.blocks.iter().filter(|(name, block)| {
-            block.pins == 0 && !parents.contains(name) && !kept.contains(name)
+            (self.is_shared || block.pins == 0) && !parents.contains(name) && !kept.contains(name)
         });
         let oldest = leaves.min_by_key(|(name, block)| (block.used, **name));
         let Some(name) = oldest.map(|(name, _)| *name) else {
@@ -323,9 +345,8 @@ impl Tier for MemoryTier {
     fn abilities(&self) -> Abilities {
         Abilities {
             is_bounded: true,
-            evicts: true,
             is_durable: false,
-            is_shared: false,
+            is_shared: self.shared.is_shared,
             verifies: false,
             answers: Answers::AtOnce,
         }

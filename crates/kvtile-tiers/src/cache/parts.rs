@@ -143,6 +143,12 @@ impl Parts {
         self.host.pool.blocks().saturating_mul(2)
     }
 
+    /// The tiers that what was stored outlives the process on.
+    pub(super) fn durable_tiers(&self) -> impl Iterator<Item = &Below> {
+        let below = self.below.iter();
+        below.filter(|below| below.abilities.is_durable)
+    }
+
     /// The tier at a position of the list.
     pub(super) fn tier(&self, at: usize) -> &Below {
         let Some(below) = self.below.get(at) else {

@@ -16,6 +16,7 @@ mod crash;
 mod departures;
 mod durable;
 mod flow;
+mod flushes;
 mod hooked;
 mod layers;
 mod panics;

@@ -307,7 +307,6 @@ impl Tier for DiskTier {
     fn abilities(&self) -> Abilities {
         Abilities {
             is_bounded: true,
-            evicts: true,
             is_durable: true,
             is_shared: false,
             verifies: true,
