@@ -318,10 +318,14 @@ def test_events_tell_what_was_stored_and_removed(engine: Engine, cache: kvtile.C
     events = cache.subscribe()
     cache.store(keys, [0, 1]).wait(10)
     first, second = events.poll()
-    assert (first.kind, first.tier, first.key, first.parent) == ("stored", "host", keys[0], None)
+    assert (first.kind, first.tier, first.group, first.key, first.parent) == ("stored", "host", 0, keys[0], None)
+    assert "group=0" in repr(first)
     assert (second.key, second.parent, second.sequence) == (keys[1], keys[0], first.sequence + 1)
     snapshot = cache.snapshot()
-    assert sorted(key for _, key, _ in snapshot.blocks) == sorted(keys) and len(snapshot) == 2
+    assert sorted(snapshot.blocks, key=lambda block: keys.index(block[2])) == [
+        ("host", 0, keys[0], None),
+        ("host", 0, keys[1], keys[0]),
+    ] and len(snapshot) == 2
     cache.clear()
     assert [event.kind for event in events.poll()][-1] in ("cleared", "removed")
     assert events.poll() == []

@@ -30,8 +30,7 @@ use kvtile_transfer::completion::{Completer, Completion};
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A tier in the memory of the process. It keeps blocks of any groups, evicts leaves that are not pinned, those
-/// that were used longest ago first, and does not verify what it returns. Only blocks of group 0 have events
-/// and are listed, since neither names a group.
+/// that were used longest ago first, and does not verify what it returns.
 pub struct MemoryTier {
     shared: Arc<Shared>,
     /// Without one, batches are done in the calls.
@@ -232,8 +231,8 @@ impl Shared {
 
     fn remove(&self, state: &mut State, name: &BlockName) -> bool {
         let was_there = state.blocks.remove(name).is_some();
-        if was_there && name.group == GroupId(0) {
-            self.events.removed(self.id, &[name.key]);
+        if was_there {
+            self.events.removed(self.id, name.group, &[name.key]);
         }
         was_there
     }
@@ -316,9 +315,9 @@ impl Shared {
         };
         state.blocks.insert(name, stored);
         kept.insert(name);
-        if name.group == GroupId(0) {
-            self.events.stored(self.id, block.parent, &[name.key]);
-        }
+        let stored = [name.key];
+        self.events
+            .stored(self.id, name.group, block.parent, &stored);
         Ok(Wrote::New)
     }
 
@@ -458,9 +457,9 @@ impl Tier for MemoryTier {
     fn list(&self, blocks: &mut Vec<StoredBlock>) {
         let state = self.shared.lock();
         let listed = state.blocks.iter();
-        let listed = listed.filter(|(name, _)| name.group == GroupId(0));
         blocks.extend(listed.map(|(name, block)| StoredBlock {
             tier: self.shared.id,
+            group: name.group,
             key: name.key,
             parent: block.parent,
         }));

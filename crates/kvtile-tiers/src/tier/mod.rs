@@ -36,9 +36,10 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::completion::Completion;
 
-pub use batch::{BlockName, BlockRead, BlockWrite, GroupId, content_checksum};
+pub use batch::{BlockName, BlockRead, BlockWrite, content_checksum};
 pub use gather::{Gather, Part};
 pub use identity::StoreIdentity;
+pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
 pub use report::{
     Answer, Came, NotWritten, ReadReport, SyncReport, TierMiss, TierStats, WriteReport, Wrote,
@@ -149,7 +150,7 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// How long reading so many blocks takes, from what it measured; `None` before the first measurement.
     fn estimate(&self, blocks: usize) -> Option<Duration>;
 
-    /// Appends all blocks that can be found, each under the lock under which its events are appended.
+    /// Appends all blocks of all groups that can be found, each under the lock under which its events are appended.
     fn list(&self, blocks: &mut Vec<StoredBlock>);
 
     /// Pins that were held for longer than their claims said.

@@ -24,4 +24,5 @@ mod refusals;
 mod shapes;
 mod simulation;
 mod slow;
+mod spare;
 mod threads;

@@ -230,6 +230,7 @@ impl DiskTier {
         let sink = EventSink {
             log: Arc::clone(&context.events),
             tier: id,
+            group: GROUP,
         };
         let pool = BlockPool::with_events(pool, policy, sink)?;
         let restored = recovered.entries.iter().map(|entry| StoredEntry {
