@@ -148,7 +148,7 @@ impl CacheBuilder {
         let handle = manager.register(storage)?;
         let inner = Arc::new(Parts {
             engine,
-            layers: usize::try_from(layout.shape().num_layers()).unwrap_or(usize::MAX),
+            layers: layers(&layout),
             page_size: shape.page_size(),
             block_bytes,
             engine_blocks: layout.shape().num_blocks(),
@@ -257,6 +257,15 @@ fn host_pool(
     Ok(BlockPool::with_events(pool, policy(settings.policy), sink)?)
 }
 
+/// Layers of the engine's layout.
+fn layers(engine: &PhysicalLayout) -> usize {
+    let layers = engine.shape().num_layers();
+    match usize::try_from(layers) {
+        Ok(layers) => layers,
+        Err(_) => broken(format_args!("{layers} layers in an engine's memory")),
+    }
+}
+
 /// Blocks that host memory has room for.
 fn host_blocks(
     settings: &CacheSettings,
@@ -264,9 +273,11 @@ fn host_blocks(
     spares: usize,
 ) -> Result<u32, TierError> {
     let block_bytes = engine.shape().block_bytes()?;
-    let stride = block_bytes
-        .checked_next_multiple_of(ALIGNMENT)
-        .unwrap_or(u64::MAX);
+    let Some(stride) = block_bytes.checked_next_multiple_of(ALIGNMENT) else {
+        broken(format_args!(
+            "a block of {block_bytes} bytes in an engine's memory"
+        ))
+    };
     // The pool counts blocks in 32 bits, and the spare ones stand behind them.
     let most = u64::from(u32::MAX - 1).saturating_sub(spares as u64);
     let blocks = (settings.host_bytes / stride).min(most);

@@ -134,7 +134,12 @@ impl Parts {
     /// Blocks that are read in one batch, or written by a flush.
     pub(super) fn batch_blocks(&self) -> usize {
         let blocks = (BATCH_BYTES_MAX / self.block_bytes).clamp(1, BATCH_BLOCKS_MAX);
-        usize::try_from(blocks).unwrap_or(1)
+        match usize::try_from(blocks) {
+            Ok(blocks) => blocks,
+            Err(_) => broken(format_args!(
+                "{blocks} blocks of a batch, of at most {BATCH_BLOCKS_MAX}"
+            )),
+        }
     }
 
     /// Above so many, keys of blocks that have left host memory are dropped from the list of those to
