@@ -35,6 +35,10 @@ impl BlockId {
     }
 }
 
+/// A group of layers whose blocks have one size. Equal keys of two groups stand for different bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct GroupId(pub u32);
+
 /// A moment on the caller's clock, in milliseconds from any start that does not change. Only
 /// differences mean something.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]

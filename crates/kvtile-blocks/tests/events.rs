@@ -3,8 +3,8 @@
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
-use kvtile_blocks::BlockKey;
 use kvtile_blocks::events::{Event, EventKind, EventLog, Mirror, StoredBlock, Subscriber, TierId};
+use kvtile_blocks::{BlockKey, GroupId};
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,22 +42,27 @@ fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
 }
 
 /// Removes what does not count for the comparison: the order of a list.
-fn sorted(mirror: &Mirror, tier: TierId) -> BTreeMap<BlockKey, Option<BlockKey>> {
-    mirror.blocks(tier).collect()
+fn sorted(
+    mirror: &Mirror,
+    (tier, group): (TierId, GroupId),
+) -> BTreeMap<BlockKey, Option<BlockKey>> {
+    mirror.blocks(tier, group).collect()
 }
 
 /// A tier whose blocks lie in several maps, each under its own lock, as a sharded pool has them.
 struct Owner {
     log: Arc<EventLog>,
     tier: TierId,
+    group: GroupId,
     shards: Vec<Mutex<BTreeMap<BlockKey, Option<BlockKey>>>>,
 }
 
 impl Owner {
-    fn new(log: &Arc<EventLog>, tier: TierId) -> Owner {
+    fn new(log: &Arc<EventLog>, (tier, group): (TierId, GroupId)) -> Owner {
         Owner {
             log: Arc::clone(log),
             tier,
+            group,
             shards: (0..4).map(|_| Mutex::default()).collect(),
         }
     }
@@ -68,11 +73,11 @@ impl Owner {
         let mut blocks = shard.lock().unwrap();
         let stored = key(number);
         if blocks.remove(&stored).is_some() {
-            self.log.removed(self.tier, &[stored]);
+            self.log.removed(self.tier, self.group, &[stored]);
         } else {
             let parent = number.checked_sub(1).map(key);
             blocks.insert(stored, parent);
-            self.log.stored(self.tier, parent, &[stored]);
+            self.log.stored(self.tier, self.group, parent, &[stored]);
         }
     }
 
@@ -86,7 +91,7 @@ impl Owner {
         for shard in &mut shards {
             shard.clear();
         }
-        self.log.cleared(self.tier);
+        self.log.cleared(self.tier, self.group);
     }
 
     fn list(&self, out: &mut Vec<StoredBlock>) {
@@ -94,6 +99,7 @@ impl Owner {
             let blocks = shard.lock().unwrap();
             out.extend(blocks.iter().map(|(&key, &parent)| StoredBlock {
                 tier: self.tier,
+                group: self.group,
                 key,
                 parent,
             }));
@@ -153,8 +159,9 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
         println!("seed {seed}");
         let log = log(64);
         let owners = [
-            Owner::new(&log, TierId::HOST),
-            Owner::new(&log, TierId::DISK),
+            Owner::new(&log, (TierId::HOST, GroupId(0))),
+            Owner::new(&log, (TierId::HOST, GroupId(1))),
+            Owner::new(&log, (TierId::DISK, GroupId(1))),
         ];
         let done = AtomicBool::new(false);
         let (mirror, lagged) = std::thread::scope(|scope| {
@@ -165,7 +172,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
                     scope.spawn(move || {
                         let mut random = Random(seed * 3 + writer);
                         for _ in 0..2_000 {
-                            let owner = &owners[usize::try_from(random.below(2)).unwrap()];
+                            let owner = &owners[usize::try_from(random.below(3)).unwrap()];
                             match random.below(200) {
                                 0 => owner.clear(),
                                 number => owner.toggle(number),
@@ -184,7 +191,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
         log.check_integrity();
         assert!(mirror.is_exact());
         for owner in &owners {
-            assert_eq!(sorted(&mirror, owner.tier), owner.stored());
+            assert_eq!(sorted(&mirror, (owner.tier, owner.group)), owner.stored());
         }
     }
     assert!(lagged_in_all > 0, "no run was slow enough to lag");
@@ -194,7 +201,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
 #[test]
 fn pitfall_31_stored_and_removed_alternate_for_each_block_whichever_threads_write() {
     let log = log(1 << 16);
-    let owner = Owner::new(&log, TierId::HOST);
+    let owner = Owner::new(&log, (TierId::HOST, GroupId(0)));
     let mut subscriber = log.subscribe();
     std::thread::scope(|scope| {
         for seed in 0..3 {

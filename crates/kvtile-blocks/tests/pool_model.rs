@@ -9,11 +9,12 @@ use kvtile_blocks::pool::{
     AllocateRequest, BlockPool, Claim, CompleteBlocks, Duplicates, EventSink, EvictedBlocks,
     MutableBlocks, OwnerId, PinnedBlocks, PoolSettings, Quota, TenantId,
 };
-use kvtile_blocks::{BlockKey, Tick};
+use kvtile_blocks::{BlockKey, GroupId, Tick};
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+const GROUP: GroupId = GroupId(2);
 const BLOCKS: usize = 48;
 
 /// Chains there are, and how long the longest parts of them are.
@@ -83,6 +84,7 @@ impl World {
         let sink = EventSink {
             log: Arc::clone(&log),
             tier: TierId::HOST,
+            group: GROUP,
         };
         let policy = PolicySettings::from(kind);
         let pool = BlockPool::with_events(settings, |blocks| policy.build(blocks), sink).unwrap();
@@ -442,7 +444,7 @@ impl World {
         assert!(
             self.stored
                 .keys()
-                .all(|key| self.mirror.contains(TierId::HOST, key))
+                .all(|key| self.mirror.contains(TierId::HOST, GROUP, key))
         );
         assert!(self.log.next_sequence() > 0 || self.stored.is_empty());
     }

@@ -8,7 +8,7 @@ use kvtile_blocks::policy::{PolicyKind, PolicySettings};
 use kvtile_blocks::pool::{
     AllocateRequest, BlockPool, Claim, EventSink, PinnedBlocks, PoolSettings,
 };
-use kvtile_blocks::{BlockKey, Tick};
+use kvtile_blocks::{BlockKey, GroupId, Tick};
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -92,6 +92,7 @@ fn work(pool: &Arc<BlockPool>, seed: u64, removing: bool) {
 fn check_events(events: &[Event], pool: &BlockPool) {
     let mut stored = BTreeSet::new();
     for event in events {
+        assert_eq!(event.group, GroupId(4));
         match event.kind {
             EventKind::Stored { key, .. } => assert!(stored.insert(key), "stored twice: {key}"),
             EventKind::Removed { key } => assert!(stored.remove(&key), "removed twice: {key}"),
@@ -109,6 +110,7 @@ fn run(kind: PolicyKind, seed: u64, removing: bool) {
     let sink = EventSink {
         log: Arc::clone(&log),
         tier: TierId::HOST,
+        group: GroupId(4),
     };
     let settings = PoolSettings {
         blocks: BLOCKS,

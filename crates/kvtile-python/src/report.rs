@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use kvtile::{
     blocks::events::TierId,
-    tiers::cache::{FlushReport, LoadReport, LoadStop, StoreReport, StoreStop},
+    tiers::cache::{FlushReport, LoadReport, LoadStop, StoreReport, StoreStop, TierFlush},
     transfer::TransferReport,
 };
 use pyo3::prelude::*;
@@ -224,7 +224,7 @@ pub(crate) struct PyFlushReport(pub(crate) FlushReport);
 
 #[pymethods]
 impl PyFlushReport {
-    /// Blocks that were in host memory when the flush began.
+    /// Blocks that were in host memory when the flush began, or on their way from there to the disk.
     #[getter]
     fn wanted(&self) -> usize {
         self.0.wanted
@@ -236,13 +236,19 @@ impl PyFlushReport {
         self.0.written
     }
 
+    /// Blocks that no durable tier was to have: the cache has no disk, or the block before them is not there.
+    #[getter]
+    fn no_tier(&self) -> usize {
+        self.0.no_tier
+    }
+
     /// Blocks that are not on disk because it has no room for them; they are worth less than those that are.
     #[getter]
     fn no_room(&self) -> usize {
         self.0.no_room
     }
 
-    /// Blocks that are not on disk because the time was over.
+    /// Blocks that are not on disk because the time was over; with a ``close_within`` of 0 it never begins.
     #[getter]
     fn late(&self) -> usize {
         self.0.late
@@ -254,17 +260,37 @@ impl PyFlushReport {
         self.0.failed
     }
 
-    /// Whether all blocks that were in host memory, or on their way from there to the disk, outlive a crash now.
-    /// False without a disk tier.
+    /// Whether all wanted blocks outlive a crash now, each on some tier. False without a disk tier.
     #[getter]
     fn durable(&self) -> bool {
         self.0.durable
+    }
+
+    /// What it came to on each durable tier, by its name: ``wanted``, ``durable``, ``written``, ``no_room``, ``late``
+    /// and ``failed``.
+    #[getter(tiers)]
+    fn flushed_tiers(&self) -> BTreeMap<String, BTreeMap<&'static str, usize>> {
+        let tiers = self.0.tiers.iter();
+        let counts = |tier: &TierFlush| {
+            BTreeMap::from([
+                ("wanted", tier.wanted),
+                ("durable", tier.durable),
+                ("written", tier.written),
+                ("no_room", tier.no_room),
+                ("late", tier.late),
+                ("failed", tier.failed),
+            ])
+        };
+        tiers
+            .map(|tier| (tier.tier.to_string(), counts(tier)))
+            .collect()
     }
 
     fn __repr__(&self) -> String {
         let FlushReport {
             wanted,
             written,
+            no_tier,
             no_room,
             late,
             failed,
@@ -273,8 +299,8 @@ impl PyFlushReport {
         } = self.0;
         let durable = if durable { "True" } else { "False" };
         format!(
-            "FlushReport(wanted={wanted}, written={written}, no_room={no_room}, late={late}, failed={failed}, \
-             durable={durable})"
+            "FlushReport(wanted={wanted}, written={written}, no_tier={no_tier}, no_room={no_room}, late={late}, \
+             failed={failed}, durable={durable})"
         )
     }
 }

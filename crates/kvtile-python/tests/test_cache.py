@@ -210,6 +210,8 @@ def test_blocks_outlive_the_process_on_disk_and_only_for_their_identity(tmp_path
             kvtile.Cache(engine.identity, engine.layout, **settings)
         flushed = cache.flush()
         assert flushed.written == 6 and flushed.durable and "written=6" in repr(flushed)
+        on_disk = {"wanted": 6, "durable": 6, "written": 6, "no_room": 0, "late": 0, "failed": 0}
+        assert flushed.tiers == {"disk": on_disk} and flushed.no_tier == 0
 
     # Another engine of the same model, in another order, reads them.
     other = Engine("BLKNHC")
@@ -244,7 +246,9 @@ def test_closing_brings_what_is_in_host_memory_to_the_disk_unless_it_may_not(tmp
         cache.lookup(keys[:4]).release()
         # A lookup uses what it finds, so this one asks for no block that the one before did not use.
         lost = cache.lookup(keys[:4])
-        assert cache.close() is not None and cache.close() is None
+        report = cache.close()
+        assert report is not None and report.written == 0 and report.wanted == report.late + report.tiers["disk"]["durable"]
+        assert report.durable == (report.late == 0) and cache.close() is None
         assert len(lost) == 0 and lost.tiers == []
     cache = kvtile.Cache(engine.identity, engine.layout, **settings)
     # Blocks that were used once may have been written before the cache was closed.
@@ -314,10 +318,14 @@ def test_events_tell_what_was_stored_and_removed(engine: Engine, cache: kvtile.C
     events = cache.subscribe()
     cache.store(keys, [0, 1]).wait(10)
     first, second = events.poll()
-    assert (first.kind, first.tier, first.key, first.parent) == ("stored", "host", keys[0], None)
+    assert (first.kind, first.tier, first.group, first.key, first.parent) == ("stored", "host", 0, keys[0], None)
+    assert "group=0" in repr(first)
     assert (second.key, second.parent, second.sequence) == (keys[1], keys[0], first.sequence + 1)
     snapshot = cache.snapshot()
-    assert sorted(key for _, key, _ in snapshot.blocks) == sorted(keys) and len(snapshot) == 2
+    assert sorted(snapshot.blocks, key=lambda block: keys.index(block[2])) == [
+        ("host", 0, keys[0], None),
+        ("host", 0, keys[1], keys[0]),
+    ] and len(snapshot) == 2
     cache.clear()
     assert [event.kind for event in events.poll()][-1] in ("cleared", "removed")
     assert events.poll() == []

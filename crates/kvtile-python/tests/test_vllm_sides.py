@@ -380,7 +380,7 @@ def test_every_block_is_what_its_request_needs_and_everything_ends(
         assert (engine.loaded_blocks["in step"] > 20) == (ranks == 1)
         assert engine.loaded_blocks["before"] > 20 if on_disk or ranks > 1 else engine.failed_blocks > 0
         for rank, worker in enumerate(engine.workers):
-            stored = {(tier, key) for tier, key, _ in worker.cache.snapshot().blocks}
+            stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
             known = scheduler.directories[rank]._tiers
             assert stored == {(tier, key) for tier, keys in known.items() for key in keys}
         assert all(engine.keys) and len(set().union(*engine.keys)) == sum(map(len, engine.keys)), "ranks have keys of their own"

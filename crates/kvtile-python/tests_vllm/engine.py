@@ -201,7 +201,7 @@ def in_step_with(worker: Any, scheduler: Any) -> bool:
     if report is not None:
         scheduler.take(Report({0: report}))
     known = scheduler.directories[0]
-    stored = {(tier, key) for tier, key, _ in worker.cache.snapshot().blocks}
+    stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
     return stored == {(tier, key) for tier, keys in known._tiers.items() for key in keys}
 
 

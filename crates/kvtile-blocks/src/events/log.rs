@@ -2,7 +2,7 @@
 //! them keeps its own place.
 
 use super::{Event, EventKind, Snapshot, StoredBlock, Subscriber, TierId};
-use crate::{BlockKey, BlocksError};
+use crate::{BlockKey, BlocksError, GroupId};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,12 +15,23 @@ pub struct EventLog {
 #[derive(Debug)]
 struct Ring {
     /// Grows to its capacity, which is allocated at the start, and is then overwritten in turn.
-    entries: Vec<(TierId, EventKind)>,
+    entries: Vec<Entry>,
     capacity: usize,
     /// Where the next event goes: `next_sequence % capacity`.
     cursor: usize,
     next_sequence: u64,
 }
+
+/// An event without its number, which follows from its place: bytes alone, so that nothing is lost to alignment.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    tier: TierId,
+    /// The number of the group, in little-endian order.
+    group: [u8; 4],
+    kind: EventKind,
+}
+
+const _: () = assert!(align_of::<Entry>() == 1, "an entry has no padding");
 
 /// Events that were copied out of the log, or how far it has moved on.
 pub(super) enum Copied {
@@ -55,34 +66,40 @@ impl EventLog {
     }
 
     /// Blocks that follow each other were stored: the first one after `parent`.
-    pub fn stored(&self, tier: TierId, parent: Option<BlockKey>, keys: &[BlockKey]) {
+    pub fn stored(
+        &self,
+        tier: TierId,
+        group: GroupId,
+        parent: Option<BlockKey>,
+        keys: &[BlockKey],
+    ) {
         let mut ring = self.lock();
         let mut parent = parent;
         for &key in keys {
-            ring.push(tier, EventKind::Stored { key, parent });
+            ring.push((tier, group), EventKind::Stored { key, parent });
             parent = Some(key);
         }
     }
 
     /// Blocks were removed, in this order.
-    pub fn removed(&self, tier: TierId, keys: &[BlockKey]) {
+    pub fn removed(&self, tier: TierId, group: GroupId, keys: &[BlockKey]) {
         let mut ring = self.lock();
         for &key in keys {
-            ring.push(tier, EventKind::Removed { key });
+            ring.push((tier, group), EventKind::Removed { key });
         }
     }
 
-    /// A tier was emptied.
-    pub fn cleared(&self, tier: TierId) {
-        self.lock().push(tier, EventKind::Cleared);
+    /// A tier has lost all blocks of a group.
+    pub fn cleared(&self, tier: TierId, group: GroupId) {
+        self.lock().push((tier, group), EventKind::Cleared);
     }
 
-    /// Any changes of one tier, in this order. The lock is held while the iterator runs, which
+    /// Any changes of one group in one tier, in this order. The lock is held while the iterator runs, which
     /// must therefore not use this log.
-    pub fn append(&self, tier: TierId, kinds: impl IntoIterator<Item = EventKind>) {
+    pub fn append(&self, tier: TierId, group: GroupId, kinds: impl IntoIterator<Item = EventKind>) {
         let mut ring = self.lock();
         for kind in kinds {
-            ring.push(tier, kind);
+            ring.push((tier, group), kind);
         }
     }
 
@@ -138,15 +155,12 @@ impl EventLog {
         out.reserve(wanted);
         let (newer, older) = ring.entries.split_at(ring.oldest_index());
         let entries = older.iter().chain(newer).skip(skipped).take(wanted);
-        out.extend(
-            (next..)
-                .zip(entries)
-                .map(|(sequence, &(tier, kind))| Event {
-                    sequence,
-                    tier,
-                    kind,
-                }),
-        );
+        out.extend((next..).zip(entries).map(|(sequence, entry)| Event {
+            sequence,
+            tier: entry.tier,
+            group: GroupId(u32::from_le_bytes(entry.group)),
+            kind: entry.kind,
+        }));
         Copied::Events(wanted)
     }
 
@@ -180,10 +194,12 @@ impl EventLog {
 }
 
 impl Ring {
-    fn push(&mut self, tier: TierId, kind: EventKind) {
+    fn push(&mut self, (tier, group): (TierId, GroupId), kind: EventKind) {
+        let group = group.0.to_le_bytes();
+        let pushed = Entry { tier, group, kind };
         match self.entries.get_mut(self.cursor) {
-            Some(entry) => *entry = (tier, kind),
-            None => self.entries.push((tier, kind)),
+            Some(entry) => *entry = pushed,
+            None => self.entries.push(pushed),
         }
         self.cursor += 1;
         if self.cursor == self.capacity {

@@ -2,7 +2,7 @@
 //! keeps; no pool uses it.
 
 use super::{Event, EventKind, Snapshot, TierId};
-use crate::BlockKey;
+use crate::{BlockKey, GroupId};
 use std::collections::{BTreeMap, HashMap};
 
 /// Blocks, each with the one before it.
@@ -11,7 +11,7 @@ type Blocks = HashMap<BlockKey, Option<BlockKey>>;
 /// The blocks of all tiers of one log, as far as the events that were applied.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
-    tiers: BTreeMap<TierId, Blocks>,
+    tiers: BTreeMap<(TierId, GroupId), Blocks>,
     /// The next event to apply.
     next: u64,
     /// From here on the state is exact.
@@ -34,7 +34,7 @@ impl Mirror {
             ..Mirror::default()
         };
         for block in &snapshot.blocks {
-            let blocks = mirror.tiers.entry(block.tier).or_default();
+            let blocks = mirror.tiers.entry((block.tier, block.group)).or_default();
             blocks.insert(block.key, block.parent);
         }
         mirror
@@ -51,7 +51,7 @@ impl Mirror {
             return true;
         }
         self.next += 1;
-        let blocks = self.tiers.entry(event.tier).or_default();
+        let blocks = self.tiers.entry((event.tier, event.group)).or_default();
         match event.kind {
             EventKind::Stored { key, parent } => {
                 blocks.insert(key, parent);
@@ -73,30 +73,46 @@ impl Mirror {
 
     /// Whether a tier holds a block.
     #[must_use]
-    pub fn contains(&self, tier: TierId, key: &BlockKey) -> bool {
-        self.tier(tier)
+    pub fn contains(&self, tier: TierId, group: GroupId, key: &BlockKey) -> bool {
+        self.group(tier, group)
             .is_some_and(|blocks| blocks.contains_key(key))
     }
 
-    /// The blocks of a tier, each with the one before it, in no order.
-    pub fn blocks(&self, tier: TierId) -> impl Iterator<Item = (BlockKey, Option<BlockKey>)> {
-        let blocks = self.tier(tier).into_iter().flatten();
+    /// The groups that a tier holds blocks of.
+    pub fn groups(&self, tier: TierId) -> impl Iterator<Item = GroupId> {
+        let of_tier = (tier, GroupId(0))..=(tier, GroupId(u32::MAX));
+        let some = self.tiers.range(of_tier);
+        let some = some.filter(|(_, blocks)| !blocks.is_empty());
+        some.map(|(&(_, group), _)| group)
+    }
+
+    /// The blocks of a group in a tier, each with the one before it, in no order.
+    pub fn blocks(
+        &self,
+        tier: TierId,
+        group: GroupId,
+    ) -> impl Iterator<Item = (BlockKey, Option<BlockKey>)> {
+        let blocks = self.group(tier, group).into_iter().flatten();
         blocks.map(|(&key, &parent)| (key, parent))
     }
 
-    /// How many blocks a tier holds.
+    /// How many blocks a tier holds, of all groups.
     #[must_use]
     pub fn len(&self, tier: TierId) -> usize {
-        self.tier(tier).map_or(0, HashMap::len)
+        let blocks = self.groups(tier);
+        blocks
+            .filter_map(|group| self.group(tier, group))
+            .map(HashMap::len)
+            .sum()
     }
 
     /// Whether a tier holds nothing.
     #[must_use]
     pub fn is_empty(&self, tier: TierId) -> bool {
-        self.tier(tier).is_none_or(HashMap::is_empty)
+        self.groups(tier).next().is_none()
     }
 
-    fn tier(&self, tier: TierId) -> Option<&Blocks> {
-        self.tiers.get(&tier)
+    fn group(&self, tier: TierId, group: GroupId) -> Option<&Blocks> {
+        self.tiers.get(&(tier, group))
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Every pool and tier appends its changes to an [`EventLog`], which several may share; routers and
 //! indexes read it through a [`Subscriber`]. Each event has a sequence number without gaps, the tier
-//! it happened in, and, where a block was stored, the block before it in its chain. The log does not
+//! and the group of layers it happened in, and, where a block was stored, the block before it in its chain. The log does not
 //! know what is stored: the owners list that for a [`Snapshot`].
 //!
 //! ```text
@@ -13,7 +13,7 @@
 //! ```
 //!
 //! **Order.** An owner changes a block and appends the event under one lock of its own; emptying a
-//! tier takes all of its locks. So the events of one key in one tier are in the order in which they
+//! tier takes all of its locks. So the events of one key of a group in one tier are in the order in which they
 //! happened, and the last of them says whether the block is there.
 //!
 //! **Lagging.** The log is bounded and never waits for a reader. A subscriber that fell behind the
@@ -40,7 +40,7 @@ pub use mirror::Mirror;
 pub use subscriber::{Lagged, Subscriber};
 pub use tier::{TIER_NAME_BYTES_MAX, TierId, TierKind};
 
-use crate::BlockKey;
+use crate::{BlockKey, GroupId};
 
 /// What happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ pub enum EventKind {
     Stored {
         /// Its key.
         key: BlockKey,
-        /// The key of the block before it in its chain, `None` for the first one.
+        /// The key of the block before it in its chain and group, `None` for the first one.
         parent: Option<BlockKey>,
     },
     /// A block cannot be found any more.
@@ -57,17 +57,19 @@ pub enum EventKind {
         /// Its key.
         key: BlockKey,
     },
-    /// The tier is empty.
+    /// The tier has no block of the group.
     Cleared,
 }
 
-/// One change of one tier.
+/// One change of one group in one tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Its place in the log: one more than that of the event before it, whichever tier that was.
     pub sequence: u64,
     /// Where it happened.
     pub tier: TierId,
+    /// The group of layers that it happened to: equal keys of two groups are two blocks.
+    pub group: GroupId,
     /// What happened.
     pub kind: EventKind,
 }
@@ -77,6 +79,8 @@ pub struct Event {
 pub struct StoredBlock {
     /// Where it is.
     pub tier: TierId,
+    /// Its group.
+    pub group: GroupId,
     /// Its key.
     pub key: BlockKey,
     /// The key of the block before it in its chain, `None` for the first one.

@@ -39,22 +39,23 @@ fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
 fn a_chain_is_stored_with_the_block_before_each_block() {
     let log = log(8);
     let mut subscriber = log.subscribe();
-    log.stored(TierId::HOST, Some(key(9)), &[key(1), key(2)]);
-    log.removed(TierId::DISK, &[key(1)]);
-    log.cleared(TierId::HOST);
+    log.stored(TierId::HOST, GroupId(3), Some(key(9)), &[key(1), key(2)]);
+    log.removed(TierId::DISK, GroupId(0), &[key(1)]);
+    log.cleared(TierId::HOST, GroupId(u32::MAX));
     log.check_integrity();
     let stored = |key, parent| EventKind::Stored { key, parent };
     let expected = [
-        (TierId::HOST, stored(key(1), Some(key(9)))),
-        (TierId::HOST, stored(key(2), Some(key(1)))),
-        (TierId::DISK, EventKind::Removed { key: key(1) }),
-        (TierId::HOST, EventKind::Cleared),
+        (TierId::HOST, GroupId(3), stored(key(1), Some(key(9)))),
+        (TierId::HOST, GroupId(3), stored(key(2), Some(key(1)))),
+        (TierId::DISK, GroupId(0), EventKind::Removed { key: key(1) }),
+        (TierId::HOST, GroupId(u32::MAX), EventKind::Cleared),
     ];
     let expected: Vec<Event> = (0..)
         .zip(expected)
-        .map(|(sequence, (tier, kind))| Event {
+        .map(|(sequence, (tier, group, kind))| Event {
             sequence,
             tier,
+            group,
             kind,
         })
         .collect();
@@ -68,7 +69,7 @@ fn pitfall_31_a_subscriber_that_lags_is_told_how_many_events_it_missed() {
     let log = log(4);
     let mut subscriber = log.subscribe();
     for number in 0..7 {
-        log.stored(TierId::HOST, None, &[key(number)]);
+        log.stored(TierId::HOST, GroupId(0), None, &[key(number)]);
     }
     let mut events = Vec::new();
     let lagged = Lagged {
@@ -87,10 +88,10 @@ fn pitfall_31_a_subscriber_that_lags_is_told_how_many_events_it_missed() {
 #[test]
 fn a_subscriber_reads_only_what_comes_after_it_subscribed() {
     let log = log(4);
-    log.cleared(TierId::DISK);
+    log.cleared(TierId::DISK, GroupId(0));
     let mut subscriber = log.subscribe();
     assert_eq!(subscriber.next_sequence(), 1);
-    log.cleared(TierId::HOST);
+    log.cleared(TierId::HOST, GroupId(0));
     assert_eq!(
         poll_all(&mut subscriber).first().unwrap().tier,
         TierId::HOST
@@ -101,12 +102,12 @@ fn a_subscriber_reads_only_what_comes_after_it_subscribed() {
 fn a_snapshot_of_another_log_does_not_stop_a_subscriber() {
     let (long, short) = (log(4), log(4));
     for _ in 0..9 {
-        long.cleared(TierId::HOST);
+        long.cleared(TierId::HOST, GroupId(0));
     }
     let mut subscriber = short.subscribe();
     subscriber.resynchronise(&long.snapshot(|_| {}));
     assert_eq!(poll_all(&mut subscriber), []);
-    short.cleared(TierId::HOST);
+    short.cleared(TierId::HOST, GroupId(0));
     assert_eq!(poll_all(&mut subscriber).len(), 1);
 }
 
@@ -126,7 +127,7 @@ fn a_panic_in_the_middle_of_a_batch_leaves_the_log_whole() {
             assert!(number < 2, "on purpose");
             EventKind::Removed { key: key(number) }
         });
-        log.append(TierId::HOST, kinds);
+        log.append(TierId::HOST, GroupId(0), kinds);
     }));
     assert!(thrown.is_err());
     log.check_integrity();
@@ -137,13 +138,41 @@ fn a_panic_in_the_middle_of_a_batch_leaves_the_log_whole() {
 fn a_mirror_refuses_events_with_a_gap_before_them() {
     let log = log(4);
     let mut subscriber = log.subscribe();
-    log.removed(TierId::HOST, &[key(0), key(1)]);
+    log.removed(TierId::HOST, GroupId(0), &[key(0), key(1)]);
     let events = poll_all(&mut subscriber);
     let mut mirror = Mirror::new();
     assert!(!mirror.apply(&events[1]));
     assert!(mirror.apply(&events[0]));
     assert!(mirror.apply(&events[0]), "an event that is known already");
     assert!(mirror.apply(&events[1]));
+}
+
+/// Equal keys of two groups are two blocks, and emptying one group leaves the other.
+#[test]
+fn a_mirror_keeps_groups_apart() {
+    let (one, two) = (GroupId(0), GroupId(7));
+    let log = log(16);
+    let mut subscriber = log.subscribe();
+    log.stored(TierId::HOST, one, None, &[key(1), key(2)]);
+    log.stored(TierId::HOST, two, Some(key(9)), &[key(1)]);
+    log.stored(TierId::DISK, two, None, &[key(3)]);
+    log.removed(TierId::HOST, one, &[key(2)]);
+    let mut mirror = Mirror::new();
+    for event in poll_all(&mut subscriber) {
+        assert!(mirror.apply(&event));
+    }
+    let groups = |mirror: &Mirror, tier| mirror.groups(tier).collect::<Vec<GroupId>>();
+    assert_eq!(groups(&mirror, TierId::HOST), [one, two]);
+    assert_eq!(groups(&mirror, TierId::DISK), [two]);
+    assert_eq!((mirror.len(TierId::HOST), mirror.len(TierId::DISK)), (2, 1));
+    let blocks: Vec<_> = mirror.blocks(TierId::HOST, two).collect();
+    assert_eq!(blocks, [(key(1), Some(key(9)))]);
+    assert!(mirror.contains(TierId::HOST, one, &key(1)));
+    assert!(!mirror.contains(TierId::DISK, one, &key(3)));
+    log.cleared(TierId::HOST, two);
+    assert!(mirror.apply(&poll_all(&mut subscriber)[0]));
+    assert_eq!(groups(&mirror, TierId::HOST), [one]);
+    assert!(mirror.contains(TierId::HOST, one, &key(1)) && !mirror.is_empty(TierId::HOST));
 }
 
 #[test]
@@ -153,7 +182,7 @@ fn a_log_equals_a_naive_list_under_random_appends_and_polls() {
         let mut random = Random(seed);
         let capacity = 1 + usize::try_from(random.below(20)).unwrap();
         let log = log(capacity);
-        let mut naive: Vec<(TierId, EventKind)> = Vec::new();
+        let mut naive: Vec<Naive> = Vec::new();
         let mut subscribers: Vec<Subscriber> = (0..3).map(|_| log.subscribe()).collect();
         for _ in 0..300 {
             if random.below(2) == 0 {
@@ -169,41 +198,42 @@ fn a_log_equals_a_naive_list_under_random_appends_and_polls() {
     }
 }
 
+type Naive = (TierId, GroupId, EventKind);
+
 const TIERS: [TierId; 3] = [TierId::DEVICE, TierId::HOST, TierId::DISK];
 
-fn append_at_random(log: &EventLog, naive: &mut Vec<(TierId, EventKind)>, random: &mut Random) {
+fn append_at_random(log: &EventLog, naive: &mut Vec<Naive>, random: &mut Random) {
     let tier = TIERS[usize::try_from(random.below(TIERS.len() as u64)).unwrap()];
+    let group = GroupId(u32::try_from(random.below(3)).unwrap() * (u32::MAX / 2));
     let keys: Vec<BlockKey> = (0..random.below(8)).map(|_| key(random.next())).collect();
     match random.below(4) {
         0 => {
-            log.stored(tier, None, &keys);
+            log.stored(tier, group, None, &keys);
             for (index, &key) in keys.iter().enumerate() {
                 let parent = index.checked_sub(1).map(|before| keys[before]);
-                naive.push((tier, EventKind::Stored { key, parent }));
+                naive.push((tier, group, EventKind::Stored { key, parent }));
             }
         }
         1 => {
-            log.removed(tier, &keys);
-            naive.extend(keys.iter().map(|&key| (tier, EventKind::Removed { key })));
+            log.removed(tier, group, &keys);
+            naive.extend(
+                keys.iter()
+                    .map(|&key| (tier, group, EventKind::Removed { key })),
+            );
         }
         2 => {
             let kinds = || keys.iter().map(|&key| EventKind::Removed { key });
-            log.append(tier, kinds());
-            naive.extend(kinds().map(|kind| (tier, kind)));
+            log.append(tier, group, kinds());
+            naive.extend(kinds().map(|kind| (tier, group, kind)));
         }
         _ => {
-            log.cleared(tier);
-            naive.push((tier, EventKind::Cleared));
+            log.cleared(tier, group);
+            naive.push((tier, group, EventKind::Cleared));
         }
     }
 }
 
-fn poll_as_naively(
-    subscriber: &mut Subscriber,
-    naive: &[(TierId, EventKind)],
-    capacity: usize,
-    max: usize,
-) {
+fn poll_as_naively(subscriber: &mut Subscriber, naive: &[Naive], capacity: usize, max: usize) {
     let at = usize::try_from(subscriber.next_sequence()).unwrap();
     let oldest = naive.len().saturating_sub(capacity);
     let mut events = Vec::new();
@@ -220,7 +250,8 @@ fn poll_as_naively(
         .map(|index| Event {
             sequence: index as u64,
             tier: naive[index].0,
-            kind: naive[index].1,
+            group: naive[index].1,
+            kind: naive[index].2,
         })
         .collect();
     assert_eq!(polled, Ok(expected.len()));

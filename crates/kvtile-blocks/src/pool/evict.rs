@@ -104,7 +104,7 @@ impl BlockPool {
         core.keys.clear();
         let leaves = self.take_leaves(index, &mut core, (wanted, now), ids);
         if let Some(events) = &self.events {
-            events.log.removed(events.tier, &core.keys);
+            events.log.removed(events.tier, events.group, &core.keys);
         }
         for &id in ids.iter().skip(start) {
             core.listed.remove(id);
@@ -229,7 +229,7 @@ impl BlockPool {
                     && let Some((pinned, leaf)) = self.withdraw(&mut core, id, words)
                 {
                     if let Some(events) = self.events.as_ref().filter(|_| listed) {
-                        events.log.removed(events.tier, &[*key]);
+                        events.log.removed(events.tier, events.group, &[*key]);
                     }
                     self.index.unlink(&self.slots, id);
                     removed.blocks += 1;
@@ -269,7 +269,7 @@ impl BlockPool {
         }
         removed.blocks = withdrawn.len();
         if let Some(events) = &self.events {
-            events.log.cleared(events.tier);
+            events.log.cleared(events.tier, events.group);
         }
         for &id in &withdrawn {
             self.index.unlink(&self.slots, id);

@@ -187,7 +187,8 @@ impl BlockPool {
                 }
                 drop(children);
                 if let Some(events) = &self.events {
-                    events.log.stored(events.tier, parent, &core.keys);
+                    let (tier, group) = (events.tier, events.group);
+                    events.log.stored(tier, group, parent, &core.keys);
                 }
             }
             before = blocks.last().copied();

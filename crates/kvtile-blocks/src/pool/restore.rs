@@ -150,6 +150,7 @@ impl BlockPool {
         let Some(events) = &self.events else { return };
         out.extend(self.snapshot().into_iter().map(|entry| StoredBlock {
             tier: events.tier,
+            group: events.group,
             key: entry.key,
             parent: entry.parent,
         }));

@@ -2,7 +2,7 @@
 
 use crate::events::{EventLog, TierId};
 use crate::policy::Hints;
-use crate::{BlocksError, Tick};
+use crate::{BlocksError, GroupId, Tick};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -101,6 +101,8 @@ pub struct EventSink {
     pub log: Arc<EventLog>,
     /// The tier that the pool serves.
     pub tier: TierId,
+    /// The group of layers whose blocks the pool has.
+    pub group: GroupId,
 }
 
 /// For whom blocks are allocated.

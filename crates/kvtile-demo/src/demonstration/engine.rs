@@ -190,9 +190,9 @@ impl Engine {
     pub(super) fn flush(self, folder: &Path) -> Result<FlushedReport, DemoError> {
         let started = Instant::now();
         let flushed = self.cache.flush();
-        if flushed.failed > 0 || !flushed.durable {
+        if !flushed.durable {
             return Err(DemoError::NotFlushed {
-                failed: flushed.failed,
+                failed: flushed.no_tier + flushed.no_room + flushed.late + flushed.failed,
                 folder: folder.to_owned(),
             });
         }

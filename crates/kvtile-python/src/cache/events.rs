@@ -13,7 +13,7 @@ use crate::{
     guard,
 };
 
-/// One change of one tier.
+/// One change of one group of layers in one tier.
 #[pyclass(name = "Event", module = "kvtile", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub(crate) struct PyEvent(Event);
@@ -32,7 +32,13 @@ impl PyEvent {
         self.0.tier.to_string()
     }
 
-    /// What happened: ``"stored"``, ``"removed"``, or ``"cleared"`` for all blocks of the tier.
+    /// The number of the group of layers that it happened to; equal keys of two groups are two blocks.
+    #[getter]
+    fn group(&self) -> u32 {
+        self.0.group.0
+    }
+
+    /// What happened: ``"stored"``, ``"removed"``, or ``"cleared"`` for all blocks of the group in the tier.
     #[getter]
     fn kind(&self) -> &'static str {
         match self.0.kind {
@@ -66,9 +72,10 @@ impl PyEvent {
             EventKind::Cleared => String::new(),
         };
         format!(
-            "Event(sequence={}, tier={:?}, kind={:?}{key})",
+            "Event(sequence={}, tier={:?}, group={}, kind={:?}{key})",
             self.sequence(),
             self.tier(),
+            self.group(),
             self.kind()
         )
     }
@@ -140,8 +147,13 @@ impl PySubscriber {
 #[derive(Debug)]
 pub(crate) struct PySnapshot(pub(super) Snapshot);
 
-/// A stored block: its tier, its key, and the key before it.
-type Stored<'py> = (String, Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>);
+/// A stored block: its tier, the number of its group, its key, and the key before it.
+type Stored<'py> = (
+    String,
+    u32,
+    Bound<'py, PyBytes>,
+    Option<Bound<'py, PyBytes>>,
+);
 
 #[pymethods]
 impl PySnapshot {
@@ -157,14 +169,15 @@ impl PySnapshot {
         self.0.until
     }
 
-    /// The blocks: ``(tier, key, parent)``.
+    /// The blocks: ``(tier, group, key, parent)``.
     #[getter]
     fn blocks<'py>(&self, py: Python<'py>) -> Vec<Stored<'py>> {
         let blocks = self.0.blocks.iter();
         blocks
             .map(|block| {
                 let parent = block.parent.map(|parent| bytes(py, parent));
-                (block.tier.to_string(), bytes(py, block.key), parent)
+                let (tier, group) = (block.tier.to_string(), block.group.0);
+                (tier, group, bytes(py, block.key), parent)
             })
             .collect()
     }

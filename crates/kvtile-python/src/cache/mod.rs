@@ -414,7 +414,8 @@ impl PyCache {
     /// is durable. Where not all of it has room, the blocks go there that are worth most.
     ///
     /// Returns:
-    ///     A FlushReport; ``durable`` says whether all blocks that were in host memory outlive a crash now.
+    ///     A FlushReport; ``durable`` says whether all blocks that were in host memory outlive a crash now. Without a
+    ///     disk nothing does, and ``no_tier`` says so.
     fn flush(&self, py: Python<'_>) -> PyResult<PyFlushReport> {
         let report = self.with(py, |cache| Ok::<_, Failure>(cache.flush()))?;
         Ok(PyFlushReport(report))

@@ -30,8 +30,7 @@ use kvtile_transfer::completion::{Completer, Completion};
 type Work = Box<dyn FnOnce() + Send>;
 
 /// A tier in the memory of the process. It keeps blocks of any groups, evicts leaves that are not pinned, those
-/// that were used longest ago first, and does not verify what it returns. Only blocks of group 0 have events
-/// and are listed, since neither names a group.
+/// that were used longest ago first, and does not verify what it returns.
 pub struct MemoryTier {
     shared: Arc<Shared>,
     /// Without one, batches are done in the calls.
@@ -41,6 +40,7 @@ pub struct MemoryTier {
 struct Shared {
     id: TierId,
     capacity: usize,
+    is_shared: bool,
     events: Arc<EventLog>,
     clock: Arc<dyn Clock>,
     state: Mutex<State>,
@@ -115,9 +115,30 @@ impl MemoryTier {
         capacity: usize,
         context: &TierContext,
     ) -> Result<MemoryTier, std::io::Error> {
+        MemoryTier::open((id, false), capacity, context)
+    }
+
+    /// The same, as a tier that other caches write to as well: it evicts blocks that are held, too.
+    ///
+    /// # Errors
+    /// A thread that the system does not give.
+    pub fn shared(
+        id: TierId,
+        capacity: usize,
+        context: &TierContext,
+    ) -> Result<MemoryTier, std::io::Error> {
+        MemoryTier::open((id, true), capacity, context)
+    }
+
+    fn open(
+        (id, is_shared): (TierId, bool),
+        capacity: usize,
+        context: &TierContext,
+    ) -> Result<MemoryTier, std::io::Error> {
         let shared = Arc::new(Shared {
             id,
             capacity,
+            is_shared,
             events: Arc::clone(&context.events),
             clock: Arc::clone(&context.clock),
             state: Mutex::default(),
@@ -210,13 +231,13 @@ impl Shared {
 
     fn remove(&self, state: &mut State, name: &BlockName) -> bool {
         let was_there = state.blocks.remove(name).is_some();
-        if was_there && name.group == GroupId(0) {
-            self.events.removed(self.id, &[name.key]);
+        if was_there {
+            self.events.removed(self.id, name.group, &[name.key]);
         }
         was_there
     }
 
-    /// Gives up the leaf that was used longest ago, is not pinned, and not one of `kept`.
+    /// Gives up the leaf that was used longest ago, is not pinned where holds keep blocks, and not one of `kept`.
     fn evict_one(&self, state: &mut State, kept: &HashSet<BlockName>) -> bool {
         let parents: HashSet<BlockName> = state
             .blocks
@@ -224,7 +245,7 @@ impl Shared {
             .filter_map(|(name, block)| block.parent.map(|key| BlockName { key, ..*name }))
             .collect();
         let leaves = state.blocks.iter().filter(|(name, block)| {
-            block.pins == 0 && !parents.contains(name) && !kept.contains(name)
+            (self.is_shared || block.pins == 0) && !parents.contains(name) && !kept.contains(name)
         });
         let oldest = leaves.min_by_key(|(name, block)| (block.used, **name));
         let Some(name) = oldest.map(|(name, _)| *name) else {
@@ -294,9 +315,9 @@ impl Shared {
         };
         state.blocks.insert(name, stored);
         kept.insert(name);
-        if name.group == GroupId(0) {
-            self.events.stored(self.id, block.parent, &[name.key]);
-        }
+        let stored = [name.key];
+        self.events
+            .stored(self.id, name.group, block.parent, &stored);
         Ok(Wrote::New)
     }
 
@@ -323,9 +344,8 @@ impl Tier for MemoryTier {
     fn abilities(&self) -> Abilities {
         Abilities {
             is_bounded: true,
-            evicts: true,
             is_durable: false,
-            is_shared: false,
+            is_shared: self.shared.is_shared,
             verifies: false,
             reads_pieces: false,
             answers: Answers::AtOnce,
@@ -438,9 +458,9 @@ impl Tier for MemoryTier {
     fn list(&self, blocks: &mut Vec<StoredBlock>) {
         let state = self.shared.lock();
         let listed = state.blocks.iter();
-        let listed = listed.filter(|(name, _)| name.group == GroupId(0));
         blocks.extend(listed.map(|(name, block)| StoredBlock {
             tier: self.shared.id,
+            group: name.group,
             key: name.key,
             parent: block.parent,
         }));

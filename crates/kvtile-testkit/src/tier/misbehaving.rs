@@ -169,6 +169,11 @@ impl Misbehaving {
         }
     }
 
+    /// Ends the slow batches that the next call would end, so that the call itself ends none.
+    pub fn end_due(&self) {
+        self.end_until(self.calls.load(Ordering::Relaxed));
+    }
+
     /// The tier inside.
     #[must_use]
     pub fn inner(&self) -> &Arc<dyn Tier> {
@@ -188,7 +193,11 @@ impl Misbehaving {
 
     /// A call begins: what is slow may end.
     fn call(&self) {
-        let call = self.calls.fetch_add(1, Ordering::Relaxed);
+        self.end_until(self.calls.fetch_add(1, Ordering::Relaxed));
+    }
+
+    /// Ends the slow batches that are due at a call.
+    fn end_until(&self, call: u64) {
         let mut state = self.lock();
         let is_due = |kept: &mut Kept| kept.due.is_some_and(|due| due <= call);
         let due: Vec<Kept> = state.kept.extract_if(.., is_due).collect();

@@ -52,15 +52,16 @@ pub(super) type Place = Weak<dyn Any + Send + Sync>;
 impl Below {
     pub(super) fn new(tier: Arc<dyn Tier>, settings: TierSettings) -> Below {
         let id = tier.id();
+        let abilities = tier.abilities();
         Below {
             id,
-            abilities: tier.abilities(),
+            abilities,
             tier,
             settings,
             writes: Health::new(format!("writes to the {id} tier")),
             syncs: Health::new(format!("syncs of the {id} tier")),
             reads: Health::new(format!("reads of the {id} tier")),
-            spill: Spill::default(),
+            spill: Spill::new(abilities.is_durable),
             late: Mutex::default(),
         }
     }
@@ -151,7 +152,15 @@ impl Below {
     }
 
     /// Waits until everything written before is durable, for at most the time of the settings.
+    ///
+    /// # Panics
+    /// If the tier is not durable.
     pub(super) fn sync(&self, clock: &dyn Clock) -> SyncReport {
+        assert!(
+            self.abilities.is_durable,
+            "a sync of the {} tier, which is not durable",
+            self.id
+        );
         self.spill.sync_begins();
         let synced = self.wait("sync", &self.tier.sync());
         let report = synced.unwrap_or_else(|error| SyncReport {

@@ -1,4 +1,4 @@
-//! Closing: what is in host memory to the tiers below, then everything is given back.
+//! Closing: what is in host memory to the durable tiers, then everything is given back.
 
 use std::thread;
 
@@ -7,8 +7,8 @@ use super::{Cache, FlushReport, flush, open};
 impl Cache {
     /// Closes the cache as dropping it does, and says what became of the blocks in host memory.
     ///
-    /// Jobs that wait end as closed, those under way come to their end. What is only in host memory is brought
-    /// to the tiers below, to each within [`TierSettings::close_within`](crate::tier::TierSettings::close_within)
+    /// Jobs that wait end as closed, those under way come to their end. What is in host memory is brought
+    /// to the durable tiers, to each within [`TierSettings::close_within`](crate::tier::TierSettings::close_within)
     /// and the time of one sync; with [`TierWrites::AfterUses`](crate::tier::TierWrites::AfterUses) only blocks
     /// with so many uses are. Then threads, host memory and the folder are given back, also while matches live:
     /// these have no blocks any more.
@@ -43,21 +43,25 @@ impl Cache {
         report
     }
 
-    /// What is in host memory to the tiers below, and what these have to where it outlives the process.
+    /// What is in host memory to the durable tiers, and what these have to where it outlives the process.
     fn last_flush(&self) -> FlushReport {
-        if self.inner.below.is_empty() {
-            return FlushReport::default();
-        }
         let report = flush::flush(&self.inner, true);
-        let lost = report.no_room + report.late + report.failed;
-        if lost > 0 {
+        // Where no durable tier may be written to, the settings say that blocks are lost.
+        let mut tiers = self.inner.durable_tiers();
+        let may_write = tiers.any(|below| !below.settings.close_within.is_zero());
+        if may_write && !report.durable {
+            let FlushReport {
+                wanted,
+                no_tier,
+                no_room,
+                late,
+                failed,
+                ..
+            } = report;
             log::warn!(
-                "of {} blocks in host memory {lost} are on no tier after the cache was closed: no room for {}, no time \
-                 for {}, and {} failed",
-                report.wanted,
-                report.no_room,
-                report.late,
-                report.failed
+                "of {wanted} blocks in host memory {} are on no durable tier after the cache was closed: no room for \
+                 {no_room}, no time for {late}, {failed} failed, and {no_tier} follow blocks that are on none",
+                no_tier + no_room + late + failed
             );
         }
         report

@@ -118,8 +118,10 @@ pub(super) fn clear(inner: &Parts) -> Result<usize, TierError> {
     let mut is_durable = true;
     for below in &inner.below {
         gone += below.tier.clear(inner.tick());
-        below.spill.touched(inner.clock.now());
-        is_durable &= below.sync(&*inner.clock).failure.is_none();
+        if below.abilities.is_durable {
+            below.spill.touched(inner.clock.now());
+            is_durable &= below.sync(&*inner.clock).failure.is_none();
+        }
     }
     match is_durable {
         true => Ok(gone),
@@ -128,7 +130,8 @@ pub(super) fn clear(inner: &Parts) -> Result<usize, TierError> {
 }
 
 /// Pins the parent of a block that was just registered in host memory, where the parent is in a tier below
-/// and not in host memory: the tier gives up no block that one in host memory follows.
+/// and not in host memory: the tier gives up no block that one in host memory follows. A shared tier, which may all
+/// the same, is the last choice.
 pub(super) fn anchor(inner: &Parts, blocks: &PinnedBlocks, parent: Option<BlockKey>) {
     let Some(parent) = parent.filter(|_| !inner.below.is_empty()) else {
         return;
@@ -141,7 +144,15 @@ pub(super) fn anchor(inner: &Parts, blocks: &PinnedBlocks, parent: Option<BlockK
     if inner.host.pool.has(&parent) {
         return;
     }
-    let hold = inner.below.iter().find_map(|below| below.hold_one(&parent));
+    // A hold of a shared tier is a promise; one of another tier keeps the block.
+    let hold_in = |is_shared: bool| {
+        let mut tiers = inner.below.iter();
+        tiers.find_map(|below| match below.abilities.is_shared == is_shared {
+            true => below.hold_one(&parent),
+            false => None,
+        })
+    };
+    let hold = hold_in(false).or_else(|| hold_in(true));
     if let Some(hold) = hold {
         inner.host.anchor(first, hold);
     }
@@ -194,7 +205,8 @@ fn take_out(inner: &Parts, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_>
         }
         for block in &wanted {
             let (_, tenant) = inner.host.facts(block.block);
-            departures.depart(block.key, (at, block.parent, tenant));
+            let goes_to = (at, below.abilities.is_durable);
+            departures.depart(block.key, goes_to, (block.parent, tenant));
         }
         routes.push((wanted, 0));
     }

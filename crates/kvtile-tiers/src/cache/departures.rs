@@ -23,6 +23,8 @@ pub(super) struct Departure {
     pub(super) tier: usize,
     pub(super) parent: Option<BlockKey>,
     pub(super) tenant: u32,
+    /// Whether a durable tier is among those that it goes to.
+    to_durable: bool,
     /// Batches that have it: an evicted block may be stored and evicted once more meanwhile.
     batches: usize,
 }
@@ -82,14 +84,20 @@ impl Departures {
 
 impl Locked<'_> {
     /// A block has left host memory and goes to a tier.
-    pub(super) fn depart(&mut self, key: BlockKey, departure: (usize, Option<BlockKey>, u32)) {
-        let (tier, parent, tenant) = departure;
+    pub(super) fn depart(
+        &mut self,
+        key: BlockKey,
+        (tier, is_durable): (usize, bool),
+        (parent, tenant): (Option<BlockKey>, u32),
+    ) {
         let entry = self.blocks.entry(key).or_insert(Departure {
             tier,
             parent,
             tenant,
+            to_durable: false,
             batches: 0,
         });
+        entry.to_durable |= is_durable;
         entry.batches += 1;
     }
 
@@ -104,6 +112,12 @@ impl Locked<'_> {
             }
         }
         self.of.arrived.notify_all();
+    }
+
+    /// The blocks that are on their way to a durable tier.
+    pub(super) fn to_durable(&self) -> Vec<BlockKey> {
+        let blocks = self.blocks.iter().filter(|(_, block)| block.to_durable);
+        blocks.map(|(key, _)| *key).collect()
     }
 
     /// The block, where it is on its way.
@@ -132,7 +146,7 @@ mod tests {
         let mut marks = vec![departures.mark()];
         assert_eq!(marks[0] % 2, 0);
         let mut locked = departures.lock();
-        locked.depart(key(1), (0, None, 7));
+        locked.depart(key(1), (0, false), (None, 7));
         drop(locked);
         marks.push(departures.mark());
         assert_eq!(marks[1] % 2, 1);
@@ -153,8 +167,8 @@ mod tests {
     fn a_block_that_departs_twice_has_arrived_with_the_last_batch() {
         let departures = Departures::default();
         let mut locked = departures.lock();
-        locked.depart(key(1), (0, None, 0));
-        locked.depart(key(1), (0, None, 0));
+        locked.depart(key(1), (0, false), (None, 0));
+        locked.depart(key(1), (0, false), (None, 0));
         locked.arrive([key(1), key(2)].iter());
         drop(locked);
         assert!(!departures.wait(&key(1), Duration::ZERO));
@@ -165,7 +179,7 @@ mod tests {
     #[test]
     fn a_load_waits_until_the_block_has_arrived() {
         let departures = Departures::default();
-        departures.lock().depart(key(1), (0, None, 0));
+        departures.lock().depart(key(1), (0, false), (None, 0));
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| departures.wait(&key(1), Duration::from_secs(60)));
             departures.lock().arrive([key(1)].iter());

@@ -38,8 +38,6 @@ struct State {
     failed: u64,
     /// Blocks that were not even tried.
     left_out: u64,
-    /// Attempts that ever failed.
-    failures: u64,
 }
 
 impl Health {
@@ -76,11 +74,6 @@ impl Health {
         state.failing_since.map(|_| state.retry_at)
     }
 
-    /// Attempts that ever failed.
-    pub(super) fn failures(&self) -> u64 {
-        self.lock().failures
-    }
-
     /// Blocks were left out because the operation fails.
     pub(super) fn left_out(&self, blocks: u64) {
         self.lock().left_out += blocks;
@@ -90,7 +83,6 @@ impl Health {
     pub(super) fn failed(&self, now: Duration, error: &TierError) {
         let mut state = self.lock();
         state.failed += 1;
-        state.failures += 1;
         let is_first = state.failing_since.is_none();
         if !is_first && !std::mem::take(&mut state.is_trying) {
             // It had begun before the pause: it is counted, and the pause stays as it is.
@@ -124,11 +116,7 @@ impl Health {
         let Some(since) = state.failing_since else {
             return;
         };
-        let healthy = State {
-            failures: state.failures,
-            ..State::default()
-        };
-        let was = std::mem::replace(&mut *state, healthy);
+        let was = std::mem::take(&mut *state);
         drop(state);
         log::warn!(
             "{} work again after {:.1} s: {} attempts failed, and {} blocks were left out",

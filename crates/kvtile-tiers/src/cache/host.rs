@@ -23,35 +23,83 @@ pub(super) struct Host {
     pub(super) pool: Arc<BlockPool>,
     pub(super) handle: LayoutHandle,
     facts: Box<[Facts]>,
-    /// A block that is not the pool's: what is read from a tier while all others are in use passes
-    /// through it.
-    spare: Option<Arc<Spare>>,
+    /// A block for each tier below, which is not the pool's: what is read from the tier while all others are in use
+    /// passes through it.
+    spares: Box<[Arc<Spare>]>,
     /// For blocks whose parent is in a tier and not here: the parent, pinned there. So the tier gives up no
     /// block that one in host memory follows.
     anchors: Mutex<HashMap<BlockId, Box<dyn Hold>>>,
 }
 
-/// The block that is kept for reads while all others are in use.
+/// The block that is kept for reads of one tier while all others are in use.
 struct Spare {
     block: BlockId,
-    is_free: Mutex<bool>,
-    freed: Condvar,
+    state: Mutex<SpareState>,
+    changed: Condvar,
 }
 
-/// The spare block, until this is dropped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SpareState {
+    Free,
+    /// A load reads into it.
+    InUse,
+    /// The load has ended, and its tier has not let go of the block.
+    Late,
+}
+
+/// The spare block of a tier, until this is dropped.
 pub(super) struct SpareBlock(Arc<Spare>);
+
+/// Why there is no spare block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoSpare {
+    /// The tier keeps it, of a load that has ended.
+    Late,
+    /// Other loads had it for the whole time.
+    InUse,
+}
+
+impl Spare {
+    fn lock(&self) -> MutexGuard<'_, SpareState> {
+        // Nothing that holds the lock can leave it half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(self: &Arc<Self>, within: Duration) -> Result<SpareBlock, NoSpare> {
+        let in_use = |state: &mut SpareState| *state == SpareState::InUse;
+        let waited = self.changed.wait_timeout_while(self.lock(), within, in_use);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match *state {
+            SpareState::Free => {
+                *state = SpareState::InUse;
+                drop(state);
+                Ok(SpareBlock(Arc::clone(self)))
+            }
+            SpareState::InUse => Err(NoSpare::InUse),
+            SpareState::Late => Err(NoSpare::Late),
+        }
+    }
+
+    fn set(&self, state: SpareState) {
+        *self.lock() = state;
+        self.changed.notify_all();
+    }
+}
 
 impl SpareBlock {
     pub(super) fn block(&self) -> BlockId {
         self.0.block
     }
+
+    /// The load has ended, and its tier keeps the block: until this is dropped there, no load waits for it.
+    pub(super) fn is_late(&self) {
+        self.0.set(SpareState::Late);
+    }
 }
 
 impl Drop for SpareBlock {
     fn drop(&mut self) {
-        let free = self.0.is_free.lock();
-        *free.unwrap_or_else(PoisonError::into_inner) = true;
-        self.0.freed.notify_one();
+        self.0.set(SpareState::Free);
     }
 }
 
@@ -66,18 +114,24 @@ struct Facts {
 }
 
 impl Host {
-    pub(super) fn new(pool: Arc<BlockPool>, handle: LayoutHandle, spare: Option<BlockId>) -> Host {
+    /// Over the blocks of a pool, with those behind them as spare ones.
+    pub(super) fn new(
+        pool: Arc<BlockPool>,
+        handle: LayoutHandle,
+        spares: impl Iterator<Item = BlockId>,
+    ) -> Host {
+        let spare = |block| {
+            Arc::new(Spare {
+                block,
+                state: Mutex::new(SpareState::Free),
+                changed: Condvar::new(),
+            })
+        };
         Host {
             facts: (0..pool.blocks()).map(|_| Facts::default()).collect(),
             pool,
             handle,
-            spare: spare.map(|block| {
-                Arc::new(Spare {
-                    block,
-                    is_free: Mutex::new(true),
-                    freed: Condvar::new(),
-                })
-            }),
+            spares: spares.map(spare).collect(),
             anchors: Mutex::default(),
         }
     }
@@ -110,14 +164,13 @@ impl Host {
         drop(all);
     }
 
-    /// The block that is not the pool's, waited for at most so long.
-    pub(super) fn spare(&self, within: Duration) -> Option<SpareBlock> {
-        let spare = self.spare.as_ref()?;
-        let free = spare.is_free.lock();
-        let free = free.unwrap_or_else(PoisonError::into_inner);
-        let waited = spare.freed.wait_timeout_while(free, within, |free| !*free);
-        let (mut free, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *free, false).then(|| SpareBlock(Arc::clone(spare)))
+    /// The spare block of the tier at this position of the list, waited for at most so long; not at all where the
+    /// tier keeps it.
+    pub(super) fn spare(&self, tier: usize, within: Duration) -> Result<SpareBlock, NoSpare> {
+        let Some(spare) = self.spares.get(tier) else {
+            broken(format_args!("spare {tier} of {}", self.spares.len()))
+        };
+        spare.take(within)
     }
 
     /// Notes what is known of a block that will be registered.
@@ -184,4 +237,52 @@ impl Host {
 /// Block ids as a transfer manager wants them.
 pub(super) fn ids(blocks: &[BlockId]) -> Vec<usize> {
     blocks.iter().map(|block| block.index()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{sync::mpsc, thread};
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn spare() -> Arc<Spare> {
+        Arc::new(Spare {
+            block: BlockId(7),
+            state: Mutex::new(SpareState::Free),
+            changed: Condvar::new(),
+        })
+    }
+
+    #[test]
+    fn a_spare_block_has_one_load_at_a_time() {
+        let spare = spare();
+        let first = spare.take(LONG).ok().unwrap();
+        assert_eq!(first.block(), BlockId(7));
+        assert_eq!(spare.take(Duration::ZERO).err(), Some(NoSpare::InUse));
+        drop(first);
+        assert!(spare.take(LONG).is_ok());
+    }
+
+    /// Neither those that come later nor those that wait already wait for a tier that keeps the block.
+    #[test]
+    fn no_load_waits_for_a_spare_block_that_its_tier_keeps() {
+        let spare = spare();
+        let kept = spare.take(LONG).ok().unwrap();
+        let (sender, ended) = mpsc::channel();
+        thread::scope(|scope| {
+            for _ in 0..2 {
+                let (spare, sender) = (&spare, sender.clone());
+                scope.spawn(move || sender.send(spare.take(LONG).err()));
+            }
+            kept.is_late();
+            for _ in 0..2 {
+                assert_eq!(ended.recv(), Ok(Some(NoSpare::Late)));
+            }
+        });
+        assert_eq!(spare.take(LONG).err(), Some(NoSpare::Late));
+        // The tier lets go of it.
+        drop(kept);
+        assert!(spare.take(LONG).is_ok());
+    }
 }

@@ -23,10 +23,10 @@ use kvtile_transfer::{
 
 use super::{
     Clock, LoadOptions, LookupOptions, Match, Parts, Priority, QueueLabel,
-    below::Below,
+    below::{self, Below},
     bring::{self, Brought, Wanted},
     found::{self, Place, Segment},
-    host::ids,
+    host::{NoSpare, ids},
     job::{Job, Work},
     layered,
     report::{LoadReport, LoadStop},
@@ -405,7 +405,7 @@ impl Piece {
     }
 
     /// One block from a tier to its destination, without a place in host memory: all of it is in use. It
-    /// waits for its turn at the one block that is kept for this.
+    /// waits for its turn at the one block that is kept for this tier, and not where the tier itself keeps it.
     fn pass_through(
         &self,
         inner: &Parts,
@@ -415,18 +415,31 @@ impl Piece {
     ) -> Result<(), LoadStop> {
         let below = inner.tier(tier);
         let spare = match self.destinations {
-            Some(_) => inner.host.spare(below.settings.answer_within),
-            None => None,
+            Some(_) => inner.host.spare(tier, below.settings.answer_within),
+            // A prefetch ends in host memory.
+            None => Err(NoSpare::InUse),
         };
-        let Some(spare) = spare.map(Arc::new) else {
-            inner.metrics.lost(MissReason::HostFull, 1);
-            return Err(LoadStop::HostFull);
-        };
+        let spare = spare.map(Arc::new).map_err(|none| {
+            let (reason, stop) = match none {
+                NoSpare::InUse => (MissReason::HostFull, LoadStop::HostFull),
+                NoSpare::Late => (MissReason::Late, LoadStop::Late),
+            };
+            inner.metrics.lost(reason, 1);
+            stop
+        })?;
         let id = spare.block();
         let place = Arc::clone(&spare) as Arc<_>;
         let came = bring::read(inner, below, std::slice::from_ref(block), &[id], &place);
-        came.into_iter().collect::<Result<(), LoadStop>>()?;
-        self.copy(inner, load, (&[id], at), None)?;
+        drop(place);
+        let came = came.into_iter().collect::<Result<(), LoadStop>>();
+        let copied = came.and_then(|()| self.copy(inner, load, (&[id], at), None));
+        if Arc::strong_count(&spare) > 1 {
+            // The tier still has the memory: it did not answer in time, or did not drop what it had.
+            spare.is_late();
+            let kept: below::Place = Arc::downgrade(&(spare as Arc<_>));
+            below.is_late([kept]);
+        }
+        copied?;
         load.came_from(tier, 1);
         Ok(())
     }

@@ -54,7 +54,7 @@ use kvtile_transfer::{LayoutHandle, TransferManager};
 pub use crate::clock::{Clock, SystemClock};
 pub use crate::disk::DiskSettings;
 pub use crate::tier::{TierSettings, TierWrites};
-pub use flush::FlushReport;
+pub use flush::{FlushReport, TierFlush};
 pub use found::Match;
 pub use open::CacheBuilder;
 pub use options::{LoadOptions, LookupOptions, Priority, StoreOptions};
@@ -215,9 +215,10 @@ impl Cache {
         demote::clear(&self.inner)
     }
 
-    /// Brings everything to the tiers below that is only in host memory, as far as they have room, and waits
+    /// Brings everything to each durable tier that is in host memory, as far as the tier has room, and waits
     /// until it is durable; on the caller's thread. Where not all of it has room, those blocks go there
-    /// that are worth most. Without a tier below host memory it does nothing.
+    /// that are worth most. Tiers that are not durable get nothing; without a durable tier it does nothing, and the
+    /// report says that ([`FlushReport::no_tier`]).
     pub fn flush(&self) -> FlushReport {
         flush::flush(&self.inner, false)
     }

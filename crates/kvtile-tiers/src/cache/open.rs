@@ -8,13 +8,20 @@ use kvtile_blocks::{
     policy::{EvictionPolicy, PolicyKind, PolicySettings},
     pool::{BlockPool, EventSink, PoolSettings},
 };
-use kvtile_layout::{LayoutError, Word, identity::LayoutIdentity, tradition::LayoutSpec};
+use kvtile_layout::{LayoutError, Word, broken, identity::LayoutIdentity, tradition::LayoutSpec};
 use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
 
 use super::{
-    Cache, CacheSettings, Clock, Parts, SystemClock, below::Below, chains::Chains, counts,
-    departures::Departures, flights::Flights, host::Host, queue::Queue, tend, work,
+    Cache, CacheSettings, Clock, Parts, SystemClock,
+    below::{Below, GROUP},
+    chains::Chains,
+    counts,
+    departures::Departures,
+    flights::Flights,
+    host::Host,
+    queue::Queue,
+    tend, work,
 };
 use crate::{
     disk::{DiskTier, medium::Medium},
@@ -119,9 +126,9 @@ impl CacheBuilder {
         let layout = manager.layout(engine)?;
         check_identity(&settings, &layout)?;
         let events = Arc::new(EventLog::new(settings.events()?)?);
-        let blocks = host_blocks(&settings, &layout)?;
-        let has_below = settings.disk.is_some() || !self.tiers.is_empty();
-        let storage = host_layout(&settings, &layout, (blocks, has_below))?;
+        let spares = usize::from(settings.disk.is_some()) + self.tiers.len();
+        let blocks = host_blocks(&settings, &layout, spares)?;
+        let storage = host_layout(&settings, &layout, (blocks, spares))?;
         let shape = storage.shape().clone();
         let block_bytes = shape.block_bytes()?;
         let pieces = Pieces::of_layout(storage.strided())?;
@@ -142,13 +149,13 @@ impl CacheBuilder {
         let handle = manager.register(storage)?;
         let inner = Arc::new(Parts {
             engine,
-            layers: usize::try_from(layout.shape().num_layers()).unwrap_or(usize::MAX),
+            layers: layers(&layout),
             page_size: shape.page_size(),
             block_bytes,
             pieces,
             engine_blocks: layout.shape().num_blocks(),
             owns_engine,
-            host: Host::new(pool, handle, has_below.then_some(BlockId(blocks))),
+            host: Host::new(pool, handle, (blocks..).take(spares).map(BlockId)),
             turn: Mutex::new(()),
             demotions: RwLock::new(()),
             departures: Departures::default(),
@@ -247,39 +254,59 @@ fn host_pool(
     let sink = EventSink {
         log: Arc::clone(events),
         tier: TierId::HOST,
+        group: GROUP,
     };
     Ok(BlockPool::with_events(pool, policy(settings.policy), sink)?)
 }
 
+/// Layers of the engine's layout.
+fn layers(engine: &PhysicalLayout) -> usize {
+    let layers = engine.shape().num_layers();
+    match usize::try_from(layers) {
+        Ok(layers) => layers,
+        Err(_) => broken(format_args!("{layers} layers in an engine's memory")),
+    }
+}
+
 /// Blocks that host memory has room for.
-fn host_blocks(settings: &CacheSettings, engine: &PhysicalLayout) -> Result<u32, TierError> {
+fn host_blocks(
+    settings: &CacheSettings,
+    engine: &PhysicalLayout,
+    spares: usize,
+) -> Result<u32, TierError> {
     let block_bytes = engine.shape().block_bytes()?;
-    let stride = block_bytes
-        .checked_next_multiple_of(ALIGNMENT)
-        .unwrap_or(u64::MAX);
-    let blocks = settings.host_bytes / stride;
+    let Some(stride) = block_bytes.checked_next_multiple_of(ALIGNMENT) else {
+        broken(format_args!(
+            "a block of {block_bytes} bytes in an engine's memory"
+        ))
+    };
+    // The pool counts blocks in 32 bits, and the spare ones stand behind them.
+    let most = u64::from(u32::MAX - 1).saturating_sub(spares as u64);
+    let blocks = (settings.host_bytes / stride).min(most);
     if blocks == 0 {
         return Err(TierError::HostTooSmall {
             host_bytes: settings.host_bytes,
             needed_bytes: stride,
         });
     }
-    // The pool counts blocks in 32 bits, and one more may stand behind them.
-    Ok(u32::try_from(blocks).unwrap_or(u32::MAX).min(u32::MAX - 2))
+    match u32::try_from(blocks) {
+        Ok(blocks) => Ok(blocks),
+        Err(_) => broken(format_args!("{blocks} host blocks of at most {most}")),
+    }
 }
 
-/// Storage for these blocks, and with a tier below for one more: what is read while all others are in
-/// use passes through it.
+/// Storage for these blocks, and for one more for each tier below: what is read from the tier while all others are
+/// in use passes through it.
 fn host_layout(
     settings: &CacheSettings,
     engine: &PhysicalLayout,
-    (blocks, has_below): (u32, bool),
+    (blocks, spares): (u32, usize),
 ) -> Result<PhysicalLayout, TierError> {
     let word = match &settings.storage_word {
         Some(word) => word.clone(),
         None => Word::parse(STORAGE_WORD).map_err(LayoutError::from)?,
     };
-    let all = u64::from(blocks) + u64::from(has_below);
+    let all = u64::from(blocks) + spares as u64;
     let shape = engine.shape().with_num_blocks(all)?;
     let prefault = match settings.prefault {
         true => Prefault::Populate { threads: 0 },

@@ -141,13 +141,24 @@ impl Parts {
     /// Blocks that are read in one batch, or written by a flush.
     pub(super) fn batch_blocks(&self) -> usize {
         let blocks = (BATCH_BYTES_MAX / self.block_bytes).clamp(1, BATCH_BLOCKS_MAX);
-        usize::try_from(blocks).unwrap_or(1)
+        match usize::try_from(blocks) {
+            Ok(blocks) => blocks,
+            Err(_) => broken(format_args!(
+                "{blocks} blocks of a batch, of at most {BATCH_BLOCKS_MAX}"
+            )),
+        }
     }
 
     /// Above so many, keys of blocks that have left host memory are dropped from the list of those to
     /// write: no more than half of them can be there.
     pub(super) fn spill_keys_max(&self) -> usize {
         self.host.pool.blocks().saturating_mul(2)
+    }
+
+    /// The tiers that what was stored outlives the process on.
+    pub(super) fn durable_tiers(&self) -> impl Iterator<Item = &Below> {
+        let below = self.below.iter();
+        below.filter(|below| below.abilities.is_durable)
     }
 
     /// The tier at a position of the list.

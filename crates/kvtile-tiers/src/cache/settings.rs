@@ -44,8 +44,8 @@ pub struct CacheSettings {
     /// What the blocks mean. Blocks of anything else are never served.
     pub identity: LogicalIdentity,
     /// Bytes of host memory for blocks (default 1 GiB, at most [`HOST_BYTES_MAX`], and room for one
-    /// block at least). A block takes whole pages of 4,096 bytes. With a disk there is one block more, for
-    /// what is read while all others are in use.
+    /// block at least). A block takes whole pages of 4,096 bytes. For each tier below there is one block more, for
+    /// what is read from it while all others are in use.
     #[serde(default = "host_bytes")]
     pub host_bytes: u64,
     /// Whether the pages of host memory are there when the cache opens (default no: each comes

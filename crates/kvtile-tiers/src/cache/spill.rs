@@ -58,14 +58,25 @@ pub(super) struct Pauses {
     pub(super) syncs: Option<Duration>,
 }
 
-/// What is to go to the disk.
-#[derive(Debug, Default)]
+/// What is to go to a tier.
+#[derive(Debug)]
 pub(super) struct Spill {
     state: Mutex<State>,
     changed: Condvar,
+    /// Whether the tier is durable: another one is never synced.
+    syncs: bool,
 }
 
 impl Spill {
+    /// For a tier that is durable, or not.
+    pub(super) fn new(is_durable: bool) -> Spill {
+        Spill {
+            state: Mutex::default(),
+            changed: Condvar::default(),
+            syncs: is_durable,
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that holds the lock can leave it half changed.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -93,6 +104,9 @@ impl Spill {
 
     /// Blocks were written.
     pub(super) fn wrote(&self, blocks: usize, now: Duration) {
+        if !self.syncs {
+            return;
+        }
         let mut state = self.lock();
         let before = state.written;
         state.written += blocks;
@@ -106,6 +120,9 @@ impl Spill {
 
     /// Something else than a block waits for a sync.
     pub(super) fn touched(&self, now: Duration) {
+        if !self.syncs {
+            return;
+        }
         let mut state = self.lock();
         let wakes = state.dirty_since.is_none();
         state.dirty_since.get_or_insert(now);
@@ -203,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_sync_is_due_after_so_many_blocks_or_so_much_time_and_before_any_write() {
-        let spill = Spill::default();
+        let spill = Spill::new(true);
         let start = Duration::from_secs(9);
         spill.push(&[key(1)], 10, |_| true);
         for _ in 1..SYNC_BLOCKS {
@@ -244,8 +261,23 @@ mod tests {
     }
 
     #[test]
+    fn a_tier_that_is_not_durable_is_written_and_never_synced() {
+        let spill = Spill::new(false);
+        spill.touched(Duration::ZERO);
+        spill.wrote(SYNC_BLOCKS, Duration::ZERO);
+        let later = SYNC_WITHIN * 2;
+        assert!(!spill.is_dirty() && spill.written() == 0);
+        assert_eq!(spill.due(later, Pauses::default()), Due::Nothing);
+        spill.push(&[key(1)], 10, |_| true);
+        assert_eq!(
+            spill.due(later, Pauses::default()),
+            Due::Write(vec![key(1)])
+        );
+    }
+
+    #[test]
     fn the_list_keeps_what_is_there_and_its_order() {
-        let spill = Spill::default();
+        let spill = Spill::new(true);
         assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
         assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);
         assert_eq!(

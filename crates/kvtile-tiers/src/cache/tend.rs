@@ -33,7 +33,7 @@ pub(super) fn serve_tier(inner: &Parts, below: &Below) {
 }
 
 /// A turn of a tier's thread panicked: as after a failure, the tier and its syncs are left alone for a
-/// while, and what was not synced stays to be synced.
+/// while, and what was not synced stays to be synced. A tier that is not durable has writes alone.
 fn tier_panicked(inner: &Parts, below: &Below) {
     let error = TierError::Panicked {
         what: "the thread of a tier",
@@ -41,7 +41,10 @@ fn tier_panicked(inner: &Parts, below: &Below) {
     log::error!("{error}; this is a defect; the cache goes on");
     let noted = catch_unwind(AssertUnwindSafe(|| {
         let now = inner.clock.now();
-        below.syncs.failed(now, &error);
+        match below.abilities.is_durable {
+            true => below.syncs.failed(now, &error),
+            false => below.writes.failed(now, &error),
+        }
         below.spill.touched(now);
     }));
     if noted.is_err() {

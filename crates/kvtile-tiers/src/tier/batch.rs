@@ -1,14 +1,10 @@
 //! Batches: blocks to read or to write, each with the host memory that it goes to or comes from.
 
 use crc_fast::{CrcAlgorithm, Digest};
-use kvtile_blocks::BlockKey;
+use kvtile_blocks::{BlockKey, GroupId};
 
 use super::HostBlock;
 use crate::error::TierError;
-
-/// A group of layers whose blocks have one size. Equal keys of two groups stand for different bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct GroupId(pub u32);
 
 /// What a tier keeps a block by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

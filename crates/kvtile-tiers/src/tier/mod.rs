@@ -37,9 +37,10 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::completion::Completion;
 
-pub use batch::{BlockName, BlockRead, BlockWrite, GroupId, content_checksum};
+pub use batch::{BlockName, BlockRead, BlockWrite, content_checksum};
 pub use gather::{Gather, Part};
 pub use identity::StoreIdentity;
+pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
 pub use pieces::Pieces;
 pub use report::{
@@ -63,13 +64,14 @@ pub enum Answers {
 /// What a tier can do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// It has a capacity, and refuses or evicts what goes beyond it.
+    /// It has a capacity. For a new block it evicts one that is not in use, which it chooses itself, or has no room
+    /// for it.
     pub is_bounded: bool,
-    /// It chooses by itself what leaves it.
-    pub evicts: bool,
-    /// What it has synced outlives the process.
+    /// What it has synced outlives the process. The cache syncs such tiers alone, and a flush and closing write to
+    /// them alone.
     pub is_durable: bool,
-    /// Other caches write to it too.
+    /// Other caches write to it too, so that a [`Hold`] is a promise. The cache keeps the ancestors of host blocks on
+    /// other tiers where it can.
     pub is_shared: bool,
     /// It compares what it reads with a checksum that it took when the block was written. Otherwise it
     /// returns the checksum that was written with the block, and the cache compares.
@@ -140,7 +142,8 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// Returns how many. A crash may bring some back until the next [`Tier::sync`].
     fn clear(&self, now: Tick) -> usize;
 
-    /// Brings everything written and given up before to where it outlives the process.
+    /// Brings everything written and given up before to where it outlives the process. A tier that is not durable
+    /// has nothing to do.
     fn sync(&self) -> Completion<SyncReport>;
 
     /// Which of these blocks outlive the process now.
@@ -152,7 +155,7 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// How long reading so many blocks takes, from what it measured; `None` before the first measurement.
     fn estimate(&self, blocks: usize) -> Option<Duration>;
 
-    /// Appends all blocks that can be found, each under the lock under which its events are appended.
+    /// Appends all blocks of all groups that can be found, each under the lock under which its events are appended.
     fn list(&self, blocks: &mut Vec<StoredBlock>);
 
     /// Pins that were held for longer than their claims said.

@@ -15,8 +15,8 @@ use kvtile_testkit::{
 };
 use kvtile_tiers::{
     cache::{
-        Cache, CacheBuilder, Clock, DiskSettings, LoadOptions, LoadReport, LookupOptions,
-        StoreOptions, TierSettings, TierWrites,
+        Cache, CacheBuilder, Clock, DiskSettings, FlushReport, LoadOptions, LoadReport,
+        LookupOptions, StoreOptions, TierSettings, TierWrites,
     },
     disk::{DiskTier, medium::Medium},
     metrics::MissReason,
@@ -93,7 +93,7 @@ impl Seen {
         };
         let lost = |reason| stats.lost_hits.get(&reason).copied().unwrap_or(0);
         Seen {
-            from_bad: from(remote("bad")),
+            from_bad: from(bad_id(cache)),
             from_memory: from(remote("memory")),
             from_disk: from(TierId::DISK),
             wrong: stats.checksum_failures.values().sum(),
@@ -130,8 +130,9 @@ fn remote(name: &str) -> TierId {
     TierId::new(TierKind::Remote, name).unwrap()
 }
 
+/// The second disk is for the tier that misbehaves.
 fn open(
-    disk: &SimulatedDisk,
+    disks: [&SimulatedDisk; 2],
     clock: &Arc<VirtualClock>,
     (numbers, faults): (&mut Numbers, TierFaults),
 ) -> Cache {
@@ -141,7 +142,7 @@ fn open(
     let mut builder = builder;
     while !left.is_empty() {
         let below = left.swap_remove(numbers.index(left.len()));
-        builder = add(builder, below, disk, (numbers, faults));
+        builder = add(builder, below, disks, (numbers, faults));
     }
     builder.open(engine_layout()).unwrap()
 }
@@ -149,7 +150,7 @@ fn open(
 fn add(
     builder: CacheBuilder,
     below: Below,
-    disk: &SimulatedDisk,
+    disks: [&SimulatedDisk; 2],
     (numbers, faults): (&mut Numbers, TierFaults),
 ) -> CacheBuilder {
     let writes = [
@@ -160,7 +161,8 @@ fn add(
     let settings = TierSettings::default()
         .writes(writes[numbers.index(3)])
         .answer_within(Duration::ZERO);
-    let disk = disk.clone();
+    let [disk, bad_disk] = disks.map(Clone::clone);
+    let is_durable = numbers.once_in(2);
     let room = 6 + numbers.index(20);
     let seed = numbers.any();
     builder.tier(settings, move |context| {
@@ -172,8 +174,16 @@ fn add(
                 Arc::new(DiskTier::open_on(medium, &settings, context)?) as Arc<dyn Tier>
             }
             Below::Bad => {
-                let inner = MemoryTier::new(remote("bad"), room, context).unwrap();
-                let tier = Misbehaving::new(Arc::new(inner), seed);
+                let inner: Arc<dyn Tier> = match is_durable {
+                    true => {
+                        let mut settings = DiskSettings::new("simulated", 60_000);
+                        settings.name = Some("bad".to_owned());
+                        let medium: Arc<dyn Medium> = Arc::new(bad_disk);
+                        Arc::new(DiskTier::open_on(medium, &settings, context)?)
+                    }
+                    false => Arc::new(MemoryTier::new(remote("bad"), room, context).unwrap()),
+                };
+                let tier = Misbehaving::new(inner, seed);
                 tier.set_faults(faults);
                 Arc::new(tier)
             }
@@ -181,8 +191,18 @@ fn add(
     })
 }
 
+/// The tier that misbehaves.
+fn bad_id(cache: &Cache) -> TierId {
+    let mut tiers = cache.tiers().into_iter();
+    let is_bad = |tier: &TierId| {
+        let tier = cache.tier(*tier);
+        tier.is_some_and(|tier| tier.as_any().is::<Misbehaving>())
+    };
+    tiers.find(is_bad).unwrap()
+}
+
 fn bad(cache: &Cache) -> &Misbehaving {
-    let tier = cache.tier(remote("bad")).unwrap();
+    let tier = cache.tier(bad_id(cache)).unwrap();
     tier.as_any().downcast_ref().unwrap()
 }
 
@@ -225,7 +245,8 @@ fn play(seed: u64) -> Seen {
     let disk = SimulatedDisk::new(seed);
     let clock = Arc::new(VirtualClock::default());
     let faults = faults(&mut numbers);
-    let cache = open(&disk, &clock, (&mut numbers, faults));
+    let bad_disk = SimulatedDisk::new(!seed);
+    let cache = open([&disk, &bad_disk], &clock, (&mut numbers, faults));
     live(&cache, &clock, &mut numbers);
     let durable = durable_on_disk(&cache);
     let mut seen = Seen::of(&cache);
@@ -241,7 +262,9 @@ fn play(seed: u64) -> Seen {
         false => disk.kill(),
     }
     drop(cache);
-    let cache = open(&disk, &clock, (&mut numbers, TierFaults::default()));
+    let bad_disk = SimulatedDisk::new(!seed);
+    let none = TierFaults::default();
+    let cache = open([&disk, &bad_disk], &clock, (&mut numbers, none));
     let mut engine = Engine::new(&cache);
     for (number, blocks) in durable {
         let keys = chain(number, blocks);
@@ -280,19 +303,17 @@ fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut Numbers) {
             10 => drop(cache.prefetch(&keys)),
             11 => {
                 let report = cache.flush();
-                let volatile = report.no_room + report.late + report.failed;
-                assert!(volatile <= report.wanted, "{report:?}");
-                assert!(!report.durable || volatile == 0, "{report:?}");
+                flush_adds_up(cache, &report);
             }
             12 => {
                 let tier = tiers[numbers.index(tiers.len())];
+                // A late write would land within the call that evicts.
+                bad(cache).end_due();
                 let present = cache.tier_stats(tier).unwrap().present;
-                let gone = cache.evict(tier, numbers.index(4)).unwrap();
+                let gone = cache.evict(tier, numbers.index(4)).unwrap() as u64;
                 let left = cache.tier_stats(tier).unwrap().present;
-                assert!(
-                    present >= gone as u64 && gone < 4,
-                    "{tier}: {present} {gone} {left}"
-                );
+                assert!(gone < 4, "{tier}: {gone}");
+                assert_eq!(present, gone + left, "{tier}: {present} {gone} {left}");
             }
             13 => {
                 clock.advance(Duration::from_millis(numbers.below(3000)));
@@ -325,6 +346,27 @@ fn adds_up(cache: &Cache) {
     for moved in &stats.moves {
         assert!(moved.failures <= moved.moves, "{moved:?}");
     }
+}
+
+/// There is always a durable tier: each block is durable or has a reason, and each tier says what it has.
+fn flush_adds_up(cache: &Cache, report: &FlushReport) {
+    let volatile = report.no_tier + report.no_room + report.late + report.failed;
+    assert!(volatile <= report.wanted, "{report:?}");
+    assert_eq!(report.durable, volatile == 0, "{report:?}");
+    let tiers: Vec<TierId> = report.tiers.iter().map(|tier| tier.tier).collect();
+    let mut durable = cache.tiers();
+    durable.retain(|tier| {
+        let tier = cache.tier(*tier);
+        tier.is_some_and(|tier| tier.abilities().is_durable)
+    });
+    assert_eq!(tiers, durable, "{report:?}");
+    for tier in &report.tiers {
+        let volatile = tier.no_room + tier.late + tier.failed;
+        assert_eq!(tier.wanted, tier.durable + volatile, "{report:?}");
+        assert!(tier.wanted <= report.wanted, "{report:?}");
+    }
+    let written: usize = report.tiers.iter().map(|tier| tier.written).sum();
+    assert_eq!(report.written, written, "{report:?}");
 }
 
 fn load_adds_up(report: &LoadReport) {

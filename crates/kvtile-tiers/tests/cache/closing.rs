@@ -95,7 +95,13 @@ fn closing_takes_no_longer_than_it_may_and_says_what_was_late() {
     let loaded = |number| Engine::new(&cache).load(&chain(number, 20), 0);
     assert_eq!((0..5).map(loaded).sum::<usize>(), report.written);
     Engine::new(&cache).store(&chain(9, 20), 0);
-    assert_eq!(cache.close().written, 0, "0 s are for nothing");
+    let report = cache.close();
+    assert_eq!(
+        (report.written, report.late),
+        (0, 20),
+        "0 s are for nothing"
+    );
+    assert!(!report.durable, "{report:?}");
 }
 
 /// Bytes of this process that have pages.

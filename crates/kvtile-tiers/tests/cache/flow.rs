@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use kvtile_blocks::events::{Mirror, TierId};
+use kvtile_blocks::{
+    GroupId,
+    events::{Mirror, TierId},
+};
 use kvtile_layout::{Shape, Unit, Word};
 use kvtile_tiers::{
     cache::{Cache, LoadOptions, LoadStop, LookupOptions, StoreOptions, StoreStop, TierWrites},
@@ -416,12 +419,14 @@ fn events_and_snapshots_agree_with_what_is_stored() {
     for number in 0..5 {
         for key in chain(number, 3) {
             for tier in [TierId::HOST, TierId::DISK] {
-                let (one, other) = (mirror.contains(tier, &key), fresh.contains(tier, &key));
+                let has = |mirror: &Mirror| mirror.contains(tier, GroupId(0), &key);
+                let (one, other) = (has(&mirror), has(&fresh));
                 assert_eq!(one, other, "{key} in {tier:?}");
             }
         }
     }
     assert_eq!(fresh.len(TierId::DISK), 15);
+    assert!(list.iter().all(|event| event.group == GroupId(0)));
 }
 
 #[test]

@@ -29,6 +29,14 @@ fn memory() -> OpenTierAt {
     })
 }
 
+/// A memory tier that other caches may write to.
+fn shared() -> OpenTierAt {
+    let id = TierId::new(TierKind::Remote, "shared").unwrap();
+    Box::new(move |context: &TierContext| {
+        Arc::new(MemoryTier::shared(id, 40, context).unwrap()) as Arc<dyn Tier>
+    })
+}
+
 fn folder() -> OpenTierAt {
     let folder = tempfile::tempdir().unwrap();
     Box::new(move |context: &TierContext| {
@@ -56,6 +64,12 @@ fn memory_without_threads_keeps_the_contract() {
 #[test]
 fn memory_with_a_thread_keeps_the_contract() {
     check_tier(2, &memory);
+}
+
+#[test]
+fn a_shared_tier_keeps_the_contract() {
+    check_tier(0, &shared);
+    check_tier(2, &shared);
 }
 
 #[test]

@@ -275,7 +275,7 @@ class Worker:
         self._subscriber.resynchronise(snapshot)
         for tier in TIERS:
             yield "cleared", tier, b"", None
-        for where, key, parent in snapshot.blocks:
+        for where, _, key, parent in snapshot.blocks:
             yield "stored", where, key, parent
 
     def _loaded(self, request: str, load: Load, report: LoadReport) -> None:

@@ -157,6 +157,8 @@ fn other_groups(rig: &mut Rig) {
     let written = rig.write(&theirs).iter().all(Result::is_ok);
     if written {
         rig.read_all(&theirs);
+        assert_eq!(rig.tier().stats().present, 6);
+        rig.check();
         assert_eq!(rig.tier().forget(other, &keys(&theirs)[2..]), 1);
         rig.read_none(&theirs[2..]);
     } else {
@@ -165,6 +167,7 @@ fn other_groups(rig: &mut Rig) {
     }
     rig.read_all(&mine);
     assert_eq!(rig.leading(&mine), 3);
+    rig.check();
 }
 
 fn holds_know_their_blocks(rig: &mut Rig) {

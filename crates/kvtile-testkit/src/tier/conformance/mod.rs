@@ -244,16 +244,22 @@ impl Rig {
         self.tier().list(&mut listed);
         for block in &listed {
             assert_eq!(block.tier, self.tier().id(), "the tier of a listed block");
-            assert!(self.tier().has(GROUP, &block.key), "{block:?} is not there");
-            let hold = self.tier().hold(GROUP, &[block.key]);
+            let there = self.tier().has(block.group, &block.key);
+            assert!(there, "{block:?} is not there");
+            let hold = self.tier().hold(block.group, &[block.key]);
             let parent = hold.map(|hold| hold.parent(0));
             assert_eq!(parent, Some(block.parent), "the parent of {block:?}");
         }
-        let list = listed.iter().map(|block| (block.key, block.parent));
-        let list: HashMap<BlockKey, Option<BlockKey>> = list.collect();
+        let list = listed
+            .iter()
+            .map(|block| ((block.group, block.key), block.parent));
+        let list: HashMap<(GroupId, BlockKey), Option<BlockKey>> = list.collect();
         assert_eq!(list.len(), listed.len(), "a block is listed twice");
-        let by_events: HashMap<BlockKey, Option<BlockKey>> =
-            self.mirror.blocks(self.tier().id()).collect();
+        let mut by_events = HashMap::new();
+        for group in self.mirror.groups(self.tier().id()) {
+            let blocks = self.mirror.blocks(self.tier().id(), group);
+            by_events.extend(blocks.map(|(key, parent)| ((group, key), parent)));
+        }
         assert_eq!(by_events, list, "events and list");
     }
 

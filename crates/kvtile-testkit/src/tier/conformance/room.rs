@@ -69,7 +69,7 @@ fn longer_than_the_tier(rig: &mut Rig) {
 }
 
 fn leaves_from_the_end(rig: &mut Rig) {
-    if !rig.tier().abilities().is_bounded || !rig.tier().abilities().evicts {
+    if !rig.tier().abilities().is_bounded {
         return;
     }
     let capacity = rig.capacity();
@@ -109,7 +109,8 @@ fn pinned_blocks_stay(rig: &mut Rig) {
 }
 
 fn all_room_is_pinned(rig: &mut Rig) {
-    if !rig.tier().abilities().is_bounded {
+    let abilities = rig.tier().abilities();
+    if !abilities.is_bounded || abilities.is_shared {
         return;
     }
     let links = chain(1, rig.capacity());
@@ -121,10 +122,8 @@ fn all_room_is_pinned(rig: &mut Rig) {
     }
     assert_eq!(is_whole(rig, &links), links.len());
     drop(hold);
-    if rig.tier().abilities().evicts {
-        rig.write_new(&others);
-        assert_eq!(is_whole(rig, &links), links.len() - 3);
-    }
+    rig.write_new(&others);
+    assert_eq!(is_whole(rig, &links), links.len() - 3);
 }
 
 fn evictions_are_counted(rig: &mut Rig) {

@@ -230,6 +230,7 @@ impl DiskTier {
         let sink = EventSink {
             log: Arc::clone(&context.events),
             tier: id,
+            group: GROUP,
         };
         let pool = BlockPool::with_events(pool, policy, sink)?;
         let restored = recovered.entries.iter().map(|entry| StoredEntry {
@@ -307,7 +308,6 @@ impl Tier for DiskTier {
     fn abilities(&self) -> Abilities {
         Abilities {
             is_bounded: true,
-            evicts: true,
             is_durable: true,
             is_shared: false,
             verifies: true,

@@ -2,6 +2,7 @@
 
 use std::{fs::File, io, sync::Arc};
 
+use kvtile_layout::broken;
 use kvtile_memory::{DirectIo, FileMemory, MemoryError};
 use kvtile_transfer::{FileBatch, FileRead, FileWay, FileWrite};
 use rustix::{
@@ -72,7 +73,10 @@ fn cut(fd: &OwnedFd, length_bytes: u64) -> io::Result<()> {
 
 /// Length of a file in bytes.
 pub(super) fn length(stat: &rustix::fs::Stat) -> u64 {
-    u64::try_from(stat.st_size).unwrap_or(0)
+    match u64::try_from(stat.st_size) {
+        Ok(bytes) => bytes,
+        Err(_) => broken(format_args!("a file of {} bytes", stat.st_size)),
+    }
 }
 
 impl MediumFile for FolderFile {

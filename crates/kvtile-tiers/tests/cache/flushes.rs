@@ -1,0 +1,307 @@
+//! What a flush says of blocks and of tiers: tiers that are durable and those that are not, tiers that fail and
+//! recover.
+
+use std::sync::Arc;
+
+use kvtile_blocks::events::{TierId, TierKind};
+use kvtile_testkit::{
+    disk::{Faults, SimulatedDisk},
+    tier::{MemoryTier, Misbehaving, TierFaults},
+};
+use kvtile_tiers::{
+    cache::{
+        Cache, CacheBuilder, DiskSettings, FlushReport, LookupOptions, TierFlush, TierSettings,
+        TierWrites,
+    },
+    disk::{DiskTier, medium::Medium},
+    tier::Tier,
+};
+
+use super::common::{Engine, chain, engine_layout, settings};
+
+const BLOCKS: usize = 4;
+
+fn builder() -> CacheBuilder {
+    Cache::builder(settings(8).workers(0))
+}
+
+fn open(builder: CacheBuilder) -> Cache {
+    builder.open(engine_layout()).unwrap()
+}
+
+fn id(kind: TierKind, name: &str) -> TierId {
+    TierId::new(kind, name).unwrap()
+}
+
+fn memory() -> TierId {
+    id(TierKind::Remote, "memory")
+}
+
+fn with_memory(builder: CacheBuilder) -> CacheBuilder {
+    builder.tier(TierSettings::default(), |context| {
+        Ok(Arc::new(MemoryTier::new(memory(), 16, context).unwrap()))
+    })
+}
+
+/// Adds a disk of this name, and how it misbehaves.
+fn with_disk(
+    builder: CacheBuilder,
+    (disk, name, bytes): (&SimulatedDisk, &'static str, u64),
+    (tier, faults): (TierSettings, TierFaults),
+) -> CacheBuilder {
+    let medium: Arc<dyn Medium> = Arc::new(disk.clone());
+    builder.tier(tier, move |context| {
+        let mut settings = DiskSettings::new("simulated", bytes);
+        settings.name = Some(name.to_owned());
+        let disk = DiskTier::open_on(medium, &settings, context)?;
+        let tier = Misbehaving::new(Arc::new(disk), 1);
+        tier.set_faults(faults);
+        Ok(Arc::new(tier) as Arc<dyn Tier>)
+    })
+}
+
+const ROOM: u64 = 1 << 20;
+
+fn sound() -> (TierSettings, TierFaults) {
+    (TierSettings::default(), TierFaults::default())
+}
+
+fn failing(set: fn(&mut TierFaults)) -> (TierSettings, TierFaults) {
+    let mut faults = TierFaults::default();
+    set(&mut faults);
+    (TierSettings::default(), faults)
+}
+
+/// What came of the blocks of chain 1 on a disk.
+fn of(report: &FlushReport, name: &str) -> TierFlush {
+    let tier = id(TierKind::Disk, name);
+    let mut tiers = report.tiers.iter();
+    *tiers.find(|flushed| flushed.tier == tier).unwrap()
+}
+
+/// Wanted, durable, written, no room, late, failed.
+fn counts(tier: TierFlush) -> [usize; 6] {
+    let TierFlush {
+        wanted,
+        durable,
+        written,
+        no_room,
+        late,
+        failed,
+        ..
+    } = tier;
+    [wanted, durable, written, no_room, late, failed]
+}
+
+#[test]
+fn without_a_durable_tier_a_flush_writes_nothing_and_says_that_there_is_none() {
+    for has_memory in [false, true] {
+        let cache = match has_memory {
+            true => open(with_memory(builder())),
+            false => open(builder()),
+        };
+        assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+        for report in [cache.flush(), cache.flush()] {
+            assert_eq!((report.wanted, report.no_tier), (BLOCKS, BLOCKS));
+            assert_eq!(
+                (report.written, report.no_room, report.late, report.failed),
+                (0, 0, 0, 0)
+            );
+            assert!(!report.durable && report.tiers.is_empty(), "{report:?}");
+        }
+        if has_memory {
+            assert_eq!(cache.tier_stats(memory()).unwrap().present, 0);
+        }
+        let report = cache.close();
+        assert_eq!((report.wanted, report.no_tier), (BLOCKS, BLOCKS));
+        assert_eq!((report.written, report.durable), (0, false));
+    }
+}
+
+#[test]
+fn a_flush_writes_to_the_durable_tier_alone() {
+    let disk = SimulatedDisk::new(1);
+    let cache = open(with_disk(
+        with_memory(builder()),
+        (&disk, "one", ROOM),
+        sound(),
+    ));
+    let keys = chain(1, BLOCKS);
+    assert_eq!(Engine::new(&cache).store(&keys, 0), BLOCKS);
+    let report = cache.flush();
+    assert!(report.durable && report.written == BLOCKS, "{report:?}");
+    assert_eq!(counts(of(&report, "one")), [4, 4, 4, 0, 0, 0]);
+    assert_eq!(report.tiers.len(), 1);
+    let present = |tier| cache.tier_stats(tier).unwrap().present;
+    assert_eq!(present(memory()), 0);
+    // What is evicted goes to both.
+    assert_eq!(cache.evict(TierId::HOST, BLOCKS).unwrap(), BLOCKS);
+    assert_eq!(present(memory()), BLOCKS as u64);
+    cache.check_integrity();
+    assert!(cache.close().durable);
+}
+
+/// A tier that is not durable is never synced: its syncs would fail.
+#[test]
+fn a_tier_that_is_not_durable_is_not_synced() {
+    let cache = open(builder().tier(TierSettings::default(), |context| {
+        let inner = MemoryTier::new(memory(), 16, context).unwrap();
+        let tier = Misbehaving::new(Arc::new(inner), 1);
+        tier.set_faults(TierFaults {
+            sync_error: 1,
+            ..TierFaults::default()
+        });
+        Ok(Arc::new(tier))
+    }));
+    assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+    cache.evict(TierId::HOST, BLOCKS).unwrap();
+    cache.look_after();
+    // A failed sync would leave the tier alone for a while.
+    assert_eq!(Engine::new(&cache).store(&chain(2, BLOCKS), 0), BLOCKS);
+    cache.evict(TierId::HOST, BLOCKS).unwrap();
+    let present = cache.tier_stats(memory()).unwrap().present;
+    assert_eq!(present, 2 * BLOCKS as u64);
+    assert_eq!(cache.clear().unwrap(), 2 * BLOCKS);
+}
+
+#[test]
+fn blocks_are_durable_where_one_of_two_durable_tiers_fails_at_every_call() {
+    let each = [
+        failing(|faults| faults.write_error = 1),
+        failing(|faults| faults.sync_error = 1),
+        failing(|faults| (faults.write_error, faults.sync_error) = (1, 1)),
+    ];
+    for faults in each {
+        for fails_first in [false, true] {
+            let (good, bad) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
+            let mut builder = builder();
+            for is_bad in [fails_first, !fails_first] {
+                builder = match is_bad {
+                    true => with_disk(builder, (&bad, "bad", ROOM), faults),
+                    false => with_disk(builder, (&good, "good", ROOM), sound()),
+                };
+            }
+            let cache = open(builder);
+            assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+            let report = cache.flush();
+            assert!(report.durable, "{faults:?}: {report:?}");
+            assert_eq!((report.wanted, report.failed), (BLOCKS, 0), "{report:?}");
+            assert_eq!(counts(of(&report, "good")), [4, 4, 4, 0, 0, 0]);
+            let of_bad = of(&report, "bad");
+            assert_eq!((of_bad.wanted, of_bad.durable, of_bad.failed), (4, 0, 4));
+            good.crash();
+            drop(cache);
+            // The right disk alone has them all.
+            let cache = open(with_disk(self::builder(), (&good, "good", ROOM), sound()));
+            let found = cache.lookup(&chain(1, BLOCKS), &LookupOptions::default());
+            assert_eq!(found.blocks(), BLOCKS);
+        }
+    }
+}
+
+#[test]
+fn blocks_count_once_where_all_durable_tiers_fail() {
+    let (one, two) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
+    let writes = failing(|faults| faults.write_error = 1);
+    let syncs = failing(|faults| faults.sync_error = 1);
+    let builder = with_disk(builder(), (&one, "one", ROOM), writes);
+    let cache = open(with_disk(builder, (&two, "two", ROOM), syncs));
+    assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+    let report = cache.flush();
+    assert!(!report.durable, "{report:?}");
+    assert_eq!((report.wanted, report.failed), (BLOCKS, BLOCKS));
+    assert_eq!(counts(of(&report, "one")), [4, 0, 0, 0, 0, 4]);
+    // What was written there is not synced.
+    assert_eq!(counts(of(&report, "two")), [4, 0, 4, 0, 0, 4]);
+    assert!(!cache.close().durable);
+}
+
+#[test]
+fn a_tier_that_recovers_gets_what_it_missed() {
+    let (one, two) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
+    let builder = with_disk(builder(), (&one, "one", ROOM), sound());
+    let cache = open(with_disk(builder, (&two, "two", ROOM), sound()));
+    assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
+    one.set_faults(Faults {
+        full: 1,
+        ..Faults::default()
+    });
+    let report = cache.flush();
+    assert!(report.durable && report.failed == 0, "{report:?}");
+    assert_eq!(counts(of(&report, "one")), [4, 0, 0, 0, 0, 4]);
+    assert_eq!(counts(of(&report, "two")), [4, 4, 4, 0, 0, 0]);
+    one.set_faults(Faults::default());
+    let report = cache.flush();
+    assert!(report.durable && report.written == BLOCKS, "{report:?}");
+    assert_eq!(counts(of(&report, "one")), [4, 4, 4, 0, 0, 0]);
+    assert_eq!(counts(of(&report, "two")), [4, 4, 0, 0, 0, 0]);
+}
+
+/// A failure is told before a lack of room: mending the tier would help.
+#[test]
+fn a_block_without_room_on_one_tier_has_failed_where_another_one_fails() {
+    let (small, bad) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
+    let writes = failing(|faults| faults.write_error = 1);
+    let builder = with_disk(builder(), (&small, "small", 30_000), sound());
+    let cache = open(with_disk(builder, (&bad, "bad", ROOM), writes));
+    let small_id = id(TierKind::Disk, "small");
+    let room = usize::try_from(cache.tier_stats(small_id).unwrap().capacity).unwrap();
+    assert!(0 < room && room < 8, "{room}");
+    assert_eq!(Engine::new(&cache).store(&chain(1, 8), 0), 8);
+    let report = cache.flush();
+    let left = 8 - room;
+    assert_eq!((report.failed, report.no_room), (left, 0), "{report:?}");
+    assert_eq!(
+        counts(of(&report, "small")),
+        [8, room, room, left, 0, 0],
+        "{report:?}"
+    );
+    assert_eq!(counts(of(&report, "bad")), [8, 0, 0, 0, 0, 8], "{report:?}");
+}
+
+/// Its parent is neither in host memory nor on the disk, so no disk may have it.
+#[test]
+fn a_block_behind_one_that_only_a_tier_without_durability_has_is_not_durable() {
+    let disk = SimulatedDisk::new(1);
+    let later = TierSettings::default().writes(TierWrites::AfterUses(9));
+    let cache = open(with_disk(
+        with_memory(builder()),
+        (&disk, "one", ROOM),
+        (later, TierFaults::default()),
+    ));
+    let engine = Engine::new(&cache);
+    let keys = chain(1, BLOCKS);
+    assert_eq!(engine.store(&keys[..3], 0), 3);
+    assert_eq!(cache.evict(TierId::HOST, 3).unwrap(), 3);
+    assert_eq!(engine.store_from(&keys, 3, 0).stored, 1);
+    let report = cache.flush();
+    assert_eq!((report.wanted, report.no_tier), (1, 1), "{report:?}");
+    assert!(!report.durable, "{report:?}");
+    assert_eq!(counts(of(&report, "one")), [0; 6]);
+    // The settings do not have it written at the end.
+    drop(engine);
+    let report = cache.close();
+    assert_eq!((report.wanted, report.durable), (0, true), "{report:?}");
+}
+
+/// A shared tier may lose what is held there, so the parent of a host block is kept on the other one.
+#[test]
+fn the_parent_of_a_host_block_is_kept_on_a_tier_that_is_not_shared() {
+    let own = id(TierKind::Remote, "own");
+    let shared = id(TierKind::Remote, "shared");
+    let builder = builder().tier(TierSettings::default(), move |context| {
+        Ok(Arc::new(MemoryTier::shared(shared, 16, context).unwrap()))
+    });
+    let cache = open(builder.tier(TierSettings::default(), move |context| {
+        Ok(Arc::new(MemoryTier::new(own, 16, context).unwrap()))
+    }));
+    let mut engine = Engine::new(&cache);
+    let keys = chain(1, BLOCKS);
+    assert_eq!(engine.store(&keys[..3], 0), 3);
+    assert_eq!(cache.evict(TierId::HOST, 3).unwrap(), 3);
+    assert_eq!(engine.store_from(&keys, 3, 0).stored, 1);
+    assert_eq!(cache.evict(shared, usize::MAX).unwrap(), 3);
+    assert_eq!(cache.evict(own, usize::MAX).unwrap(), 0);
+    assert_eq!(engine.load(&keys, 10), BLOCKS);
+    cache.check_integrity();
+}
