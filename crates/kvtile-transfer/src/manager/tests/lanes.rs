@@ -1,11 +1,13 @@
 //! Lanes that stop where the test says, panic, and land their flights late. Nothing here waits for time to
-//! pass: what must not be delayed completes while a barrier holds the other lane.
+//! pass: what must not be delayed completes while a gate holds other flights. Every wait ends, so that a
+//! broken assertion is a failure: gates open when they are dropped, so they come after the manager whose
+//! flights they hold.
 
 use std::{
     future::Future,
     pin::Pin,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -15,12 +17,14 @@ use std::{
 
 use kvtile_layout::{Axis, Digit, PlaneDigits, Shape, Step, Unit, Word, tradition::LayoutSpec};
 use kvtile_memory::{OwnedMemoryRegion, RegionView, SystemMemory};
+use kvtile_testkit::gate::{PATIENCE, ShutGate, wait_until};
+use parking_lot::Mutex;
 
 use crate::{
     FillPattern, LayoutHandle, LeaseMode, PhysicalLayout, TransferCompletion, TransferError,
-    TransferManager, TransferOptions,
+    TransferManager, TransferOptions, TransferReport,
     execute::{
-        Lane, Lanes, all_lanes,
+        Lane, LaneThreads, Lanes, all_lanes,
         gated::{Flying, Gated},
     },
     lease::lock,
@@ -33,7 +37,8 @@ fn shape(blocks: u64) -> Shape {
 
 const BLOCK_BYTES: usize = 1 << 20;
 
-/// A manager over gated lanes, with three layouts: two in memory and one in a file.
+/// A manager over gated lanes, with three layouts: two in memory and one in a file. One transfer of files moves
+/// at a time, unless a test has more.
 struct World {
     manager: TransferManager,
     memory: Arc<Gated>,
@@ -46,11 +51,14 @@ struct World {
 }
 
 fn world(capacity: usize) -> World {
-    world_with(capacity, Flying::OnItsThread)
+    world_with(capacity, 1, Flying::OnItsThread)
 }
 
-fn world_with(capacity: usize, flying: Flying) -> World {
-    let [memory, file] = all_lanes(1);
+fn world_with(capacity: usize, files: usize, flying: Flying) -> World {
+    let [memory, file] = all_lanes(LaneThreads {
+        copy: 1,
+        file: files,
+    });
     let memory = Gated::over(memory, flying);
     let file = Gated::over(file, Flying::OnItsThread);
     let lanes: [Arc<dyn Lane>; 2] = [Arc::clone(&memory) as _, Arc::clone(&file) as _];
@@ -102,6 +110,33 @@ impl World {
         self.try_start(to, blocks).unwrap()
     }
 
+    /// A transfer from the first layout that stands still on its way to another, behind `gated`.
+    fn stop(
+        &self,
+        gated: &Gated,
+        to: LayoutHandle,
+        blocks: &[usize],
+    ) -> (ShutGate, TransferCompletion) {
+        let gate = gated.shut(1);
+        let done = self.start(to, blocks);
+        gate.wait_until_stopped(1);
+        (gate, done)
+    }
+
+    /// One that stands still on its way to the file.
+    fn stop_file(&self, blocks: &[usize]) -> (ShutGate, TransferCompletion) {
+        self.stop(&self.file, self.disk, blocks)
+    }
+
+    /// One that stands still between memories.
+    fn stop_memory(&self, blocks: &[usize]) -> (ShutGate, TransferCompletion) {
+        self.stop(&self.memory, self.b, blocks)
+    }
+
+    fn is_free(&self, handle: LayoutHandle, block: usize, mode: LeaseMode) -> bool {
+        self.manager.lease(handle, &[block], mode).is_ok()
+    }
+
     fn assert_copied(&self, to: LayoutHandle, blocks: impl IntoIterator<Item = usize>) {
         for block in blocks {
             let [from, to] = [self.a, to].map(|h| self.manager.block_digest(h, block).unwrap());
@@ -110,52 +145,175 @@ impl World {
     }
 }
 
+/// The end of a transfer that comes in time.
+fn end(done: &TransferCompletion) -> Result<TransferReport, TransferError> {
+    let end = done.wait_timeout(PATIENCE);
+    end.expect("a transfer that does not end")
+}
+
+fn arrives(done: &TransferCompletion) {
+    end(done).unwrap();
+}
+
+/// Blocks of two layouts that no manager has are equal.
+fn assert_equal_outside(layouts: [PhysicalLayout; 2], blocks: impl IntoIterator<Item = usize>) {
+    let manager = TransferManager::new();
+    let handles = layouts.map(|layout| manager.register(layout).unwrap());
+    for block in blocks {
+        let [a, b] = handles.map(|h| manager.block_digest(h, block).unwrap());
+        assert_eq!(a, b, "block {block}");
+    }
+}
+
 #[test]
 fn a_file_transfer_that_stands_still_delays_no_memory_copy() {
     let world = world(1);
-    world.file.shut();
-    let slow = world.start(world.disk, &[7]);
-    world.file.wait_until_entered();
+    let (gate, slow) = world.stop_file(&[7]);
     // One waits in the queue of the file lane, which is then full.
     let queued = world.start(world.disk, &[6]);
     for block in 0..6 {
-        let report = world.start(world.b, &[block]).wait().unwrap();
+        let report = end(&world.start(world.b, &[block])).unwrap();
         assert_eq!(report.bytes, BLOCK_BYTES as u64);
     }
     assert!(!slow.is_complete() && !queued.is_complete());
     world.assert_copied(world.b, 0..6);
-    world.file.let_go();
-    slow.wait().unwrap();
-    queued.wait().unwrap();
+    gate.open();
+    arrives(&slow);
+    arrives(&queued);
     world.assert_copied(world.disk, [6, 7]);
 }
 
 #[test]
 fn a_memory_copy_that_stands_still_delays_no_file_transfer() {
     let world = world(1);
-    world.memory.shut();
-    let slow = world.start(world.b, &[7]);
-    world.memory.wait_until_entered();
+    let (gate, slow) = world.stop_memory(&[7]);
     let queued = world.start(world.b, &[6]);
     for block in 0..6 {
-        world.start(world.disk, &[block]).wait().unwrap();
+        arrives(&world.start(world.disk, &[block]));
     }
     assert!(!slow.is_complete() && !queued.is_complete());
     world.assert_copied(world.disk, 0..6);
-    world.memory.let_go();
-    slow.wait().unwrap();
-    queued.wait().unwrap();
+    gate.open();
+    arrives(&slow);
+    arrives(&queued);
     world.assert_copied(world.b, [6, 7]);
+}
+
+#[test]
+fn a_file_transfer_that_stands_still_delays_no_other_file_transfer() {
+    let world = world_with(4, 2, Flying::OnItsThread);
+    let (gate, slow) = world.stop_file(&[7]);
+    for block in 0..6 {
+        arrives(&world.start(world.disk, &[block]));
+    }
+    assert!(!slow.is_complete());
+    world.assert_copied(world.disk, 0..6);
+    gate.open();
+    arrives(&slow);
+    world.assert_copied(world.disk, [7]);
+}
+
+/// No more than was set move at once, and what waits behind them moves when one has landed.
+#[test]
+fn as_many_file_transfers_move_at_once_as_was_set() {
+    for files in [1, 2, 3] {
+        let world = world_with(8, files, Flying::OnItsThread);
+        let gate = world.file.shut(files);
+        let stopped: Vec<_> = (0..files).map(|b| world.start(world.disk, &[b])).collect();
+        gate.wait_until_stopped(files);
+        // The gate stops no one more, so what ended would have found a thread.
+        let queued: Vec<_> = (files..8).map(|b| world.start(world.disk, &[b])).collect();
+        assert_eq!(world.file.threads().get(), files);
+        assert!(queued.iter().chain(&stopped).all(|d| !d.is_complete()));
+        gate.open();
+        queued.iter().chain(&stopped).for_each(arrives);
+        world.assert_copied(world.disk, 0..8);
+    }
+}
+
+/// Leases decide what may be in flight together: what needs the same bytes is refused, what only reads them
+/// moves beside.
+#[test]
+fn file_transfers_over_the_same_bytes_are_refused_and_readers_move_together() {
+    let world = world_with(4, 2, Flying::OnItsThread);
+    let manager = &world.manager;
+    let copy = |from, source, to, target| {
+        let options = TransferOptions::new();
+        manager.execute_transfer(from, &[source], to, &[target], options)
+    };
+    let (gate, done) = world.stop_file(&[0]);
+    // It reads block 0 of `a` and writes block 0 of the file.
+    for (from, source, to, target) in [
+        (world.a, 1, world.disk, 0),
+        (world.disk, 0, world.b, 0),
+        (world.disk, 1, world.a, 0),
+    ] {
+        let refused = copy(from, source, to, target);
+        assert!(matches!(refused, Err(TransferError::BlockLeased { .. })));
+    }
+    arrives(&copy(world.a, 0, world.disk, 1).unwrap());
+    assert!(!done.is_complete());
+    gate.open();
+    arrives(&done);
+    let [first, second] = [0, 1].map(|b| manager.block_digest(world.disk, b).unwrap());
+    assert_eq!(first, second);
+    lock(&manager.ledger).check_integrity();
+}
+
+/// A panic ends its own flight. The others land, and the thread takes the next.
+#[test]
+fn a_panic_in_one_thread_of_a_lane_ends_its_flight_alone() {
+    let world = world_with(8, 2, Flying::OnItsThread);
+    let (gate, stopped) = world.stop_file(&[0]);
+    for block in 1..4 {
+        world.file.panic_once();
+        let done = world.start(world.disk, &[block]);
+        assert!(matches!(end(&done), Err(TransferError::Panicked)));
+    }
+    assert!(!stopped.is_complete());
+    gate.open();
+    arrives(&stopped);
+    // Both threads still take flights.
+    let gate = world.file.shut(2);
+    let dones = [1, 2].map(|block| world.start(world.disk, &[block]));
+    gate.wait_until_stopped(2);
+    gate.open();
+    dones.iter().for_each(arrives);
+    world.assert_copied(world.disk, 0..3);
+    lock(&world.manager.ledger).check_integrity();
+}
+
+/// What is queued behind several threads lands before the manager has gone.
+#[test]
+fn a_manager_that_is_dropped_lands_what_waits_for_several_threads() {
+    let world = world_with(8, 2, Flying::OnItsThread);
+    let layouts = [world.a, world.disk].map(|h| world.manager.layout(h).unwrap());
+    let gate = world.file.shut(2);
+    let dones: Vec<_> = (0..8).map(|b| world.start(world.disk, &[b])).collect();
+    gate.wait_until_stopped(2);
+    let World {
+        manager, _folder, ..
+    } = world;
+    thread::scope(|scope| {
+        let gate = gate;
+        let dropped = scope.spawn(|| drop(manager));
+        assert!(dones.iter().all(|done| !done.is_complete()));
+        gate.open();
+        dropped.join().unwrap();
+    });
+    for done in &dones {
+        done.try_result().unwrap().unwrap();
+    }
+    assert_equal_outside(layouts, 0..8);
 }
 
 /// Pitfall 20 without a completion: leases last until the flight has landed.
 #[test]
 fn a_flight_without_a_completion_holds_its_leases_and_lands() {
     let world = world(4);
-    world.file.shut();
-    drop(world.start(world.disk, &[0, 1]));
-    world.file.wait_until_entered();
-    let lease = |handle, block, mode| world.manager.lease(handle, &[block], mode).is_ok();
+    let (gate, done) = world.stop_file(&[0, 1]);
+    drop(done);
+    let lease = |handle, block, mode| world.is_free(handle, block, mode);
     for block in [0, 1] {
         assert!(!lease(world.a, block, LeaseMode::Write));
         assert!(lease(world.a, block, LeaseMode::Read));
@@ -171,9 +329,9 @@ fn a_flight_without_a_completion_holds_its_leases_and_lands() {
     }
     lock(&world.manager.ledger).check_integrity();
     let next = world.start(world.disk, &[2]);
-    world.file.let_go();
-    // Flights of a lane land in order.
-    next.wait().unwrap();
+    gate.open();
+    // One thread lands its flights in order.
+    arrives(&next);
     assert!(lease(world.disk, 0, LeaseMode::Write) && lease(world.a, 1, LeaseMode::Write));
     world.assert_copied(world.disk, 0..3);
     world.manager.unregister(world.disk).unwrap();
@@ -185,40 +343,35 @@ fn a_flight_without_a_completion_holds_its_leases_and_lands() {
 fn a_manager_that_is_dropped_waits_for_the_flights_of_every_lane() {
     let world = world(4);
     let layouts = [world.a, world.b, world.disk].map(|h| world.manager.layout(h).unwrap());
-    let [_, b, disk] = layouts.clone();
-    world.memory.shut();
-    world.file.shut();
+    let [memory, file] = [world.memory.shut(1), world.file.shut(1)];
     let dones = [
         world.start(world.b, &[0]),
         world.start(world.disk, &[0]),
         world.start(world.b, &[1]),
         world.start(world.disk, &[1]),
     ];
-    world.memory.wait_until_entered();
-    world.file.wait_until_entered();
-    let (memory, file) = (Arc::clone(&world.memory), Arc::clone(&world.file));
+    memory.wait_until_stopped(1);
+    file.wait_until_stopped(1);
     let World {
         manager, _folder, ..
     } = world;
+    // The gates are the closure's, so that its panic opens them.
     thread::scope(|scope| {
+        let (memory, file) = (memory, file);
         let dropped = scope.spawn(|| drop(manager));
         assert!(dones.iter().all(|done| !done.is_complete()));
-        file.let_go();
-        dones[3].wait().unwrap();
+        file.open();
+        arrives(&dones[3]);
         assert!(!dones[0].is_complete() && !dropped.is_finished());
-        memory.let_go();
+        memory.open();
         dropped.join().unwrap();
     });
     for done in &dones {
         done.try_result().unwrap().unwrap();
     }
     // The memory is no manager's now.
-    let other = TransferManager::new();
-    let [_, b, disk] = [layouts[0].clone(), b, disk].map(|l| other.register(l).unwrap());
-    for block in [0, 1] {
-        let digests = [b, disk].map(|h| other.block_digest(h, block).unwrap());
-        assert_eq!(digests[0], digests[1]);
-    }
+    let [_, b, disk] = layouts;
+    assert_equal_outside([b, disk], [0, 1]);
 }
 
 #[test]
@@ -226,19 +379,19 @@ fn a_panic_in_a_lane_is_an_end_and_frees_the_blocks() {
     let world = world(4);
     world.memory.panic_once();
     let done = world.start(world.b, &[0, 1]);
-    assert!(matches!(done.wait(), Err(TransferError::Panicked)));
+    assert!(matches!(end(&done), Err(TransferError::Panicked)));
     assert!(matches!(done.wait_layer(0), Err(TransferError::Panicked)));
     lock(&world.manager.ledger).check_integrity();
-    world.start(world.b, &[0, 1]).wait().unwrap();
+    arrives(&world.start(world.b, &[0, 1]));
     world.assert_copied(world.b, [0, 1]);
 }
 
 #[test]
 fn a_lane_that_panics_outside_of_a_plan_lands_its_flight_too() {
-    let world = world_with(4, Flying::Panicking);
+    let world = world_with(4, 1, Flying::Panicking);
     let dones = [0, 1].map(|block| world.start(world.b, &[block]));
     for done in dones {
-        assert!(matches!(done.wait(), Err(TransferError::Panicked)));
+        assert!(matches!(end(&done), Err(TransferError::Panicked)));
     }
     for handle in [world.a, world.b] {
         world.manager.unregister(handle).unwrap();
@@ -254,32 +407,27 @@ fn flights_that_a_lane_keeps_hold_their_leases_and_are_waited_for() {
         kept: Mutex::default(),
         go: Mutex::new(wait),
     };
-    let world = world_with(4, flying);
+    let world = world_with(4, 1, flying);
     let layouts = [world.a, world.b].map(|h| world.manager.layout(h).unwrap());
     let dones = [0, 1, 2].map(|block| world.start(world.b, &[block]));
-    while world.memory.kept() < 3 {
-        thread::yield_now();
-    }
+    wait_until("three flights in the air", || world.memory.kept() == 3);
     assert!(world.try_start(world.b, &[1]).is_err());
     drop(world.start(world.disk, &[3]));
     let World {
         manager, _folder, ..
     } = world;
+    // The sender is the closure's, so that its panic lands what is in the air.
     thread::scope(|scope| {
+        let go = go;
         let dropped = scope.spawn(|| drop(manager));
         assert!(dones.iter().all(|done| !done.is_complete()));
         for done in dones.iter().rev() {
             assert!(!dropped.is_finished());
             go.send(()).unwrap();
-            done.wait().unwrap();
+            arrives(done);
         }
     });
-    let other = TransferManager::new();
-    let [a, b] = layouts.map(|layout| other.register(layout).unwrap());
-    for block in 0..3 {
-        let digests = [a, b].map(|h| other.block_digest(h, block).unwrap());
-        assert_eq!(digests[0], digests[1]);
-    }
+    assert_equal_outside(layouts, 0..3);
 }
 
 /// Runs code when it is woken.
@@ -301,17 +449,16 @@ fn on_wake(done: &mut TransferCompletion, run: impl Fn() + Send + Sync + 'static
 #[test]
 fn leases_end_before_the_completion_reports() {
     let world = Arc::new(world(4));
-    world.file.shut();
-    let mut done = world.start(world.disk, &[0]);
-    world.file.wait_until_entered();
+    let (gate, mut done) = world.stop_file(&[0]);
     let (woken, free) = (mpsc::channel(), Arc::clone(&world));
     let sender = woken.0;
     on_wake(&mut done, move || {
-        let leases = [free.a, free.disk].map(|h| free.manager.lease(h, &[0], LeaseMode::Write));
-        sender.send(leases.iter().all(Result::is_ok)).unwrap();
+        let handles = [free.a, free.disk];
+        let are_free = handles.map(|h| free.is_free(h, 0, LeaseMode::Write));
+        sender.send(are_free).unwrap();
     });
-    world.file.let_go();
-    assert!(woken.1.recv().unwrap());
+    gate.open();
+    assert_eq!(woken.1.recv_timeout(PATIENCE), Ok([true; 2]));
     drop(done);
 }
 
@@ -320,23 +467,19 @@ fn leases_end_before_the_completion_reports() {
 #[test]
 fn a_waker_does_not_wait_for_room_in_another_lane() {
     let world = Arc::new(world(0));
-    world.memory.shut();
-    let slow = world.start(world.b, &[0]);
-    world.memory.wait_until_entered();
-    world.file.shut();
-    let mut done = world.start(world.disk, &[1]);
-    world.file.wait_until_entered();
+    let (memory, slow) = world.stop_memory(&[0]);
+    let (file, mut done) = world.stop_file(&[1]);
     let (woken, starter) = (mpsc::channel(), Arc::clone(&world));
     let sender = woken.0;
     on_wake(&mut done, move || {
         let completion = starter.start(starter.b, &[2]);
         sender.send(completion).unwrap();
     });
-    world.file.let_go();
-    woken.1.recv().unwrap().wait().unwrap();
+    file.open();
+    arrives(&woken.1.recv_timeout(PATIENCE).unwrap());
     assert!(!slow.is_complete());
-    world.memory.let_go();
-    slow.wait().unwrap();
+    memory.open();
+    arrives(&slow);
     world.assert_copied(world.b, [0, 2]);
     drop(done);
 }
@@ -388,13 +531,13 @@ fn a_newcomer_between_the_blocks_of_a_flight_is_registered_and_copied() {
     let block = BLOCK_BYTES as u64;
     let manager = &world.manager;
     let even = manager.register(strided(&arena, 2 * block, 0)).unwrap();
-    world.file.shut();
+    let gate = world.file.shut(1);
     let copy = |from, source: &[usize], to, destination: &[usize]| {
         let options = TransferOptions::new();
         manager.execute_transfer(from, source, to, destination, options)
     };
     let flight = copy(world.disk, &[0, 1], even, &[0, 2]).unwrap();
-    world.file.wait_until_entered();
+    gate.wait_until_stopped(1);
     let odd = manager.register(strided(&arena, 2 * block, block)).unwrap();
     // Its second half is the first of an even block.
     let both = manager
@@ -402,7 +545,7 @@ fn a_newcomer_between_the_blocks_of_a_flight_is_registered_and_copied() {
         .unwrap();
     lock(&manager.ledger).check_integrity();
     let ids = [0, 1, 2, 3];
-    copy(world.a, &ids, odd, &ids).unwrap().wait().unwrap();
+    arrives(&copy(world.a, &ids, odd, &ids).unwrap());
     for id in ids {
         let digests = [world.a, odd].map(|h| manager.block_digest(h, id).unwrap());
         assert_eq!(digests[0], digests[1]);
@@ -412,7 +555,7 @@ fn a_newcomer_between_the_blocks_of_a_flight_is_registered_and_copied() {
         match copy(both, &[id], world.b, &[id]) {
             Ok(done) => {
                 assert!([1, 3].contains(&id), "block {id}");
-                done.wait().unwrap();
+                arrives(&done);
                 copied.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => {
@@ -422,10 +565,10 @@ fn a_newcomer_between_the_blocks_of_a_flight_is_registered_and_copied() {
         }
     }
     assert_eq!(copied.into_inner(), 2);
-    world.file.let_go();
-    flight.wait().unwrap();
+    gate.open();
+    arrives(&flight);
     let digests = [(even, 2), (world.disk, 1)].map(|(h, id)| manager.block_digest(h, id).unwrap());
     assert_eq!(digests[0], digests[1]);
-    copy(both, &ids, world.b, &ids).unwrap().wait().unwrap();
+    arrives(&copy(both, &ids, world.b, &ids).unwrap());
     lock(&manager.ledger).check_integrity();
 }
