@@ -11,6 +11,7 @@ use std::{
 
 use kvtile_layout::{RangePair, Shape, StridedLayout, Unit, Word, identity::Fingerprint};
 use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
+use kvtile_random::Numbers;
 use kvtile_transfer::{
     FillPattern, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
     TransferOptions,
@@ -186,13 +187,8 @@ fn wander(
     handles: [LayoutHandle; 3],
     seed: u64,
 ) {
-    let mut state = seed;
-    let mut below = move |count: usize| {
-        state = state
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(seed + 1);
-        usize::try_from(state >> 33).unwrap() % count
-    };
+    let mut numbers = Numbers::new(seed);
+    let mut below = move |count: usize| numbers.index(count);
     for step in 0..300u64 {
         let (from, to) = (
             *handles.get(below(3)).unwrap(),
