@@ -9,9 +9,8 @@
 //! It knows nothing of blocks.
 
 mod file;
-mod random;
 
-pub use random::Numbers;
+pub use kvtile_random::Numbers;
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
