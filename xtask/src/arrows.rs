@@ -3,10 +3,13 @@
 use crate::metadata::Package;
 
 /// Every crate of the workspace and the crates of ours that it may be built with.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
-    ("kvtile-transfer", &["kvtile-layout", "kvtile-memory"]),
+    (
+        "kvtile-transfer",
+        &["kvtile-layout", "kvtile-memory", "kvtile-random"],
+    ),
     ("kvtile-blocks", &[]),
     (
         "kvtile-tiers",
@@ -27,8 +30,11 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "kvtile-transfer",
         ],
     ),
-    ("kvtile-demo", &["kvtile"]),
-    ("kvtile-bench", &["kvtile", "kvtile-blocks"]),
+    ("kvtile-demo", &["kvtile", "kvtile-random"]),
+    (
+        "kvtile-bench",
+        &["kvtile", "kvtile-blocks", "kvtile-random"],
+    ),
     ("kvtile-rivals", &["kvtile-bench"]),
     ("kvtile-cli", &["kvtile"]),
     (
@@ -42,11 +48,13 @@ const ARROWS: [(&str, &[&str]); 14] = [
         ],
     ),
     ("kvtile-python", &["kvtile", "kvtile-cli"]),
+    ("kvtile-random", &[]),
     (
         "kvtile-testkit",
         &[
             "kvtile-blocks",
             "kvtile-layout",
+            "kvtile-random",
             "kvtile-tiers",
             "kvtile-transfer",
         ],
@@ -55,7 +63,8 @@ const ARROWS: [(&str, &[&str]); 14] = [
 ];
 
 /// What the crates that do no I/O may be built with.
-const PURE: [(&str, &[&str]); 2] = [
+const PURE: [(&str, &[&str]); 3] = [
+    ("kvtile-random", &[]),
     ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
     (
         "kvtile-blocks",
@@ -119,7 +128,7 @@ impl Kind {
 
 /// Every crate of the workspace and what it refuses, dev-dependencies included. A crate for networks has a
 /// row without [`Kind::Runtime`] and [`Kind::Network`].
-const REFUSED: [(&str, &[Kind]); 14] = [
+const REFUSED: [(&str, &[Kind]); 15] = [
     ("kvtile-layout", Kind::ALL),
     ("kvtile-memory", Kind::ALL),
     ("kvtile-transfer", Kind::ALL),
@@ -132,6 +141,7 @@ const REFUSED: [(&str, &[Kind]); 14] = [
     ("kvtile-cli", Kind::ALL),
     ("kvtile-program", Kind::ALL),
     ("kvtile-python", Kind::ALL),
+    ("kvtile-random", Kind::ALL),
     ("kvtile-testkit", Kind::ALL),
     ("xtask", Kind::ALL),
 ];

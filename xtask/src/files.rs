@@ -27,7 +27,11 @@ const ENVIRONMENT_FOLDERS: [&str; 3] = [
 ];
 
 /// Folders whose code does no I/O, reads no clock and starts no thread.
-const PURE_FOLDERS: [&str; 2] = ["crates/kvtile-blocks/src", "crates/kvtile-layout/src"];
+const PURE_FOLDERS: [&str; 3] = [
+    "crates/kvtile-blocks/src",
+    "crates/kvtile-layout/src",
+    "crates/kvtile-random/src",
+];
 
 /// Where an answer of success that says nothing may hide a broken invariant.
 const CORE_FOLDERS: [&str; 5] = [

@@ -112,7 +112,7 @@ impl Arenas {
     /// Memory that cannot be had.
     pub(crate) fn new(bytes: usize, seed: u64) -> Result<Arenas, BenchError> {
         let mut source = Arena::allocate(bytes)?;
-        crate::random::fill(source.bytes_mut()?, seed);
+        kvtile_random::Numbers::new(seed).fill(source.bytes_mut()?);
         let mut destination = Arena::allocate(bytes)?;
         destination.bytes_mut()?.fill(POISON);
         Ok(Arenas {

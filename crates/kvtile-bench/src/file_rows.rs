@@ -20,11 +20,11 @@ use crate::{
     error::BenchError,
     fio::{self, Direction, FioJob},
     matrix::Cell,
-    random::Random,
     row::{Place, Row},
     settings::Settings,
     times::{Times, seconds},
 };
+use kvtile_random::Numbers;
 
 /// The part of what `fio` reaches that is good enough.
 const GOAL: f64 = 0.9;
@@ -126,7 +126,7 @@ pub(crate) fn measure(
             .map(|error| format!("{}: {error}", asked.label()));
         with_fio = outcome.left_out.is_none();
     }
-    let mut random = Random::new(settings.seed);
+    let mut random = Numbers::new(settings.seed);
     let rounds = settings.rounds.unwrap_or(ROUNDS);
     let (mut ours, mut memcpy, mut others) = (Times::default(), Times::default(), Times::default());
     let mut last = None;

@@ -16,11 +16,11 @@ use crate::{
     contender::{Method, manager_with},
     error::BenchError,
     matrix::Purpose,
-    random::{self, Random},
     row::{Place, Row},
     settings::Settings,
     times::{Times, seconds},
 };
+use kvtile_random::Numbers;
 
 /// Bytes of one layer of a block, keys and values together, and the size of a head that gives them.
 pub(crate) const PAGES: [(u64, u64); 2] = [(512, 8), (32 << 10, 512)];
@@ -55,10 +55,10 @@ pub(crate) fn measure(
     let page = usize::try_from(bytes).unwrap_or(usize::MAX);
     let mut source = SystemMemory::allocate(page * BLOCKS)?;
     let mut destination = SystemMemory::allocate(page * BLOCKS)?;
-    random::fill(source.as_mut_slice(), settings.seed);
+    Numbers::new(settings.seed).fill(source.as_mut_slice());
     let source = &*source.as_mut_slice();
     let destination = destination.as_mut_slice();
-    let mut random = Random::new(settings.seed);
+    let mut random = Numbers::new(settings.seed);
     let rounds = settings.rounds.unwrap_or(ROUNDS);
     let (mut ours, mut flat) = (Times::default(), Times::default());
     for round in 0..=rounds {

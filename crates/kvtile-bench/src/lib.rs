@@ -34,7 +34,6 @@ mod lines;
 pub mod machine;
 pub mod matrix;
 mod memory_rows;
-mod random;
 pub mod report;
 mod rivals;
 pub mod row;

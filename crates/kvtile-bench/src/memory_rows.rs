@@ -16,13 +16,13 @@ use crate::{
     contender::{Contender, CopyLoop, FlatCopy, Method, Orders, Sides, Transfers},
     error::BenchError,
     matrix::Cell,
-    random::Random,
     rivals::arrays::ArrayAssign,
     row::{Place, Row},
     settings::Settings,
     times::Times,
     walk::Walk,
 };
+use kvtile_random::Numbers;
 
 /// Blocks that are compared after each counted round.
 const SAMPLED: usize = 4;
@@ -76,7 +76,7 @@ pub(crate) fn measure(
             contenders.push(Box::new(arrays));
         }
     }
-    let mut random = Random::new(settings.seed);
+    let mut random = Numbers::new(settings.seed);
     let mut round = Round {
         walk: &walk,
         label: cell.label(),
@@ -105,7 +105,7 @@ pub(crate) fn measure(
 }
 
 /// All blocks in the order of a round.
-fn orders(settings: &Settings, random: &mut Random, cell: &Cell) -> Orders {
+fn orders(settings: &Settings, random: &mut Numbers, cell: &Cell) -> Orders {
     let blocks = usize::try_from(cell.source.shape().num_blocks()).unwrap_or(usize::MAX);
     if settings.consecutive {
         let all: Vec<usize> = (0..blocks).collect();
@@ -294,7 +294,7 @@ mod tests {
         let walk = Walk::new(side, side, None);
         let bytes = packing.bytes();
         let mut arenas = Arenas::new(bytes, 1).unwrap();
-        let orders = orders(&settings, &mut Random::new(1), cell);
+        let orders = orders(&settings, &mut Numbers::new(1), cell);
         let common = Common::new(cell, orders).unwrap();
         let mut round = Round {
             walk: &walk,

@@ -5,27 +5,12 @@
 
 use kvtile_blocks::events::{Event, EventKind, EventLog, Mirror, StoredBlock, Subscriber, TierId};
 use kvtile_blocks::{BlockKey, GroupId};
+use kvtile_random::Numbers;
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
-
-/// SplitMix64: a seed gives the same operations everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
 
 fn log(capacity: usize) -> Arc<EventLog> {
     Arc::new(EventLog::new(NonZeroUsize::new(capacity).unwrap()).unwrap())
@@ -70,7 +55,7 @@ impl Owner {
     /// Stores what is absent and removes what is there, as long as nobody else does it.
     fn toggle(&self, number: u64) {
         let shard = &self.shards[usize::try_from(number).unwrap() % self.shards.len()];
-        let mut blocks = shard.lock().unwrap();
+        let mut blocks = shard.lock();
         let stored = key(number);
         if blocks.remove(&stored).is_some() {
             self.log.removed(self.tier, self.group, &[stored]);
@@ -83,11 +68,7 @@ impl Owner {
 
     /// Removes everything; no shard changes meanwhile.
     fn clear(&self) {
-        let mut shards: Vec<_> = self
-            .shards
-            .iter()
-            .map(|shard| shard.lock().unwrap())
-            .collect();
+        let mut shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
         for shard in &mut shards {
             shard.clear();
         }
@@ -96,7 +77,7 @@ impl Owner {
 
     fn list(&self, out: &mut Vec<StoredBlock>) {
         for shard in &self.shards {
-            let blocks = shard.lock().unwrap();
+            let blocks = shard.lock();
             out.extend(blocks.iter().map(|(&key, &parent)| StoredBlock {
                 tier: self.tier,
                 group: self.group,
@@ -170,7 +151,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
                 .map(|writer| {
                     let owners = &owners;
                     scope.spawn(move || {
-                        let mut random = Random(seed * 3 + writer);
+                        let mut random = Numbers::new(seed * 3 + writer);
                         for _ in 0..2_000 {
                             let owner = &owners[usize::try_from(random.below(3)).unwrap()];
                             match random.below(200) {
@@ -208,7 +189,7 @@ fn pitfall_31_stored_and_removed_alternate_for_each_block_whichever_threads_writ
             println!("seed {seed}");
             let owner = &owner;
             scope.spawn(move || {
-                let mut random = Random(seed);
+                let mut random = Numbers::new(seed);
                 (0..5_000).for_each(|_| owner.toggle(random.below(50)));
             });
         }

@@ -10,6 +10,7 @@ use kvtile_blocks::pool::{
     MutableBlocks, OwnerId, PinnedBlocks, PoolSettings, Quota, TenantId,
 };
 use kvtile_blocks::{BlockKey, GroupId, Tick};
+use kvtile_random::Numbers;
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -20,22 +21,6 @@ const BLOCKS: usize = 48;
 /// Chains there are, and how long the longest parts of them are.
 const CHAINS: usize = 9;
 const LENGTH: usize = 12;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-}
 
 /// Chain `c` shares its first four blocks with all chains of the same remainder.
 fn chain(number: usize, length: usize) -> Vec<BlockKey> {
@@ -73,7 +58,7 @@ struct World {
     /// Keys that can be found, with how many guards pin each.
     stored: HashMap<BlockKey, usize>,
     guards: Guards,
-    random: Random,
+    random: Numbers,
     now: u64,
     parents: HashMap<BlockKey, BlockKey>,
 }
@@ -95,7 +80,7 @@ impl World {
             mirror: Mirror::new(),
             stored: HashMap::new(),
             guards: Guards::default(),
-            random: Random(seed),
+            random: Numbers::new(seed),
             now: 0,
             parents: parents(),
         }
@@ -104,20 +89,20 @@ impl World {
     fn claim(&mut self) -> Claim {
         Claim {
             owner: OwnerId(self.now),
-            deadline: (self.random.below(2) == 0).then_some(Tick(self.now + 5)),
+            deadline: (self.random.index(2) == 0).then_some(Tick(self.now + 5)),
             now: Tick(self.now),
             ..Claim::default()
         }
     }
 
     fn keys(&mut self) -> Vec<BlockKey> {
-        let (number, length) = (self.random.below(CHAINS), 1 + self.random.below(LENGTH));
+        let (number, length) = (self.random.index(CHAINS), 1 + self.random.index(LENGTH));
         chain(number, length)
     }
 
     fn step(&mut self) {
         self.now += 1;
-        match self.random.below(14) {
+        match self.random.index(14) {
             0..=3 => self.store(),
             4..=6 => self.look_up(),
             7 => self.allocate(),
@@ -127,10 +112,10 @@ impl World {
             12 => self.pin_and_split(),
             _ => self.drop_one(),
         }
-        if self.random.below(200) == 0 {
+        if self.random.index(200) == 0 {
             self.clear();
         }
-        if self.random.below(100) == 0 {
+        if self.random.index(100) == 0 {
             self.pool.maintain();
         }
         self.check();
@@ -138,7 +123,7 @@ impl World {
 
     fn request(&mut self) -> AllocateRequest {
         AllocateRequest {
-            tenant: TenantId(u32::try_from(self.random.below(3)).unwrap()),
+            tenant: TenantId(u32::try_from(self.random.index(3)).unwrap()),
             now: Tick(self.now),
         }
     }
@@ -187,7 +172,7 @@ impl World {
     }
 
     fn allocate(&mut self) {
-        let count = self.random.below(10);
+        let count = self.random.index(10);
         let (request, free) = (self.request(), self.pool.census().free);
         let evictable = self.evictable();
         let mut shown: Vec<BlockKey> = Vec::new();
@@ -244,7 +229,7 @@ impl World {
         };
         self.forget_evicted();
         let complete = blocks.complete(&rest, parent).unwrap();
-        if self.random.below(4) == 0 {
+        if self.random.index(4) == 0 {
             self.guards.complete.push((complete, rest));
             return;
         }
@@ -285,9 +270,9 @@ impl World {
 
     fn look_up(&mut self) {
         let mut keys = self.keys();
-        if self.random.below(3) == 0 {
+        if self.random.index(3) == 0 {
             // Other tiers hold what the chain begins with.
-            keys.drain(..self.random.below(keys.len()));
+            keys.drain(..self.random.index(keys.len()));
         }
         let expected = self.prefix(&keys);
         assert_eq!(self.pool.peek(&keys), expected);
@@ -309,7 +294,7 @@ impl World {
         let keys: Vec<BlockKey> = known.iter().map(|&i| keys[i]).collect();
         self.pinned(&keys);
         let (mut blocks, mut keys) = (pinned.blocks, keys);
-        let at = self.random.below(keys.len() + 1);
+        let at = self.random.index(keys.len() + 1);
         let tail = blocks.split_off(at);
         let tail_keys = keys.split_off(at);
         if let Some((other, other_keys)) = self.guards.pinned.last_mut() {
@@ -322,18 +307,18 @@ impl World {
     }
 
     fn drop_one(&mut self) {
-        let which = self.random.below(4);
+        let which = self.random.index(4);
         if which == 0 && !self.guards.mutable.is_empty() {
-            let at = self.random.below(self.guards.mutable.len());
+            let at = self.random.index(self.guards.mutable.len());
             drop(self.guards.mutable.swap_remove(at));
         } else if which == 1 && !self.guards.complete.is_empty() {
-            let at = self.random.below(self.guards.complete.len());
+            let at = self.random.index(self.guards.complete.len());
             let (complete, keys) = self.guards.complete.swap_remove(at);
             self.register(complete, keys);
         } else if !self.guards.evicted.is_empty() && which == 2 {
             self.guards.evicted.clear();
         } else if !self.guards.pinned.is_empty() {
-            let at = self.random.below(self.guards.pinned.len());
+            let at = self.random.index(self.guards.pinned.len());
             let (blocks, keys) = self.guards.pinned.swap_remove(at);
             drop(blocks);
             self.unpinned(&keys);
@@ -349,7 +334,7 @@ impl World {
     }
 
     fn evict(&mut self) {
-        let count = self.random.below(8);
+        let count = self.random.index(8);
         let most = count.min(self.evictable());
         let evicted = self.pool.evict(count, Tick(self.now));
         assert_eq!(evicted.len(), most, "all goes that nobody needs");

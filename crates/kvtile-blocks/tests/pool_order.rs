@@ -10,6 +10,7 @@ use kvtile_blocks::pool::{
     AllocateRequest, BlockPool, Claim, PoolSettings, Quota, StoredEntry, TenantId,
 };
 use kvtile_blocks::{BlockKey, Tick};
+use kvtile_random::Numbers;
 
 const POLICIES: [PolicyKind; 4] = [
     PolicyKind::Gittins,
@@ -17,17 +18,6 @@ const POLICIES: [PolicyKind; 4] = [
     PolicyKind::Arc,
     PolicyKind::S3Fifo,
 ];
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut bits = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        bits = (bits ^ (bits >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (bits ^ (bits >> 31)) % bound
-    }
-}
 
 /// Block `position` of chain `number`; chains of one family share their first four blocks.
 fn key(number: u64, position: u64) -> BlockKey {
@@ -46,7 +36,7 @@ fn filled(kind: PolicyKind, quotas: Vec<Quota>, seed: u64) -> Arc<BlockPool> {
     };
     let policy = PolicySettings::from(kind);
     let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
-    let mut random = Random(seed);
+    let mut random = Numbers::new(seed);
     for now in 0..300 {
         let number = random.below(12);
         let keys: Vec<BlockKey> = (0..1 + random.below(9)).map(|at| key(number, at)).collect();

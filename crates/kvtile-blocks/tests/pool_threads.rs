@@ -9,6 +9,7 @@ use kvtile_blocks::pool::{
     AllocateRequest, BlockPool, Claim, EventSink, PinnedBlocks, PoolSettings,
 };
 use kvtile_blocks::{BlockKey, GroupId, Tick};
+use kvtile_random::Numbers;
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
@@ -16,18 +17,6 @@ use std::sync::Arc;
 const BLOCKS: usize = 96;
 const THREADS: u64 = 4;
 const STEPS: usize = 4_000;
-
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: usize) -> usize {
-        self.0 = self
-            .0
-            .wrapping_mul(6_364_136_223_846_793_005)
-            .wrapping_add(1_442_695_040_888_963_407);
-        usize::try_from((self.0 >> 33) % end as u64).unwrap()
-    }
-}
 
 fn chain(number: usize, length: usize) -> Vec<BlockKey> {
     let key = |position: usize| {
@@ -55,22 +44,22 @@ fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], held: &mut Vec<(PinnedBlocks,
 }
 
 fn work(pool: &Arc<BlockPool>, seed: u64, removing: bool) {
-    let mut random = Random(seed);
+    let mut random = Numbers::new(seed);
     let mut held: Vec<(PinnedBlocks, Vec<BlockKey>)> = Vec::new();
     for _ in 0..STEPS {
-        let keys = chain(random.below(10), 1 + random.below(10));
-        match random.below(12) {
+        let keys = chain(random.index(10), 1 + random.index(10));
+        match random.index(12) {
             0..=4 => store(pool, &keys, &mut held),
             5..=8 => {
                 let found = pool.match_prefix(&keys, &Claim::default());
                 let keys = keys[..found.len()].to_vec();
                 held.push((found, keys));
             }
-            9 => drop(pool.evict(random.below(6), Tick(0))),
+            9 => drop(pool.evict(random.index(6), Tick(0))),
             10 if removing => {
                 pool.remove(&keys[keys.len() / 2..]);
             }
-            11 if removing && random.below(50) == 0 => {
+            11 if removing && random.index(50) == 0 => {
                 pool.clear();
             }
             _ => assert!(pool.peek(&keys) <= keys.len()),
@@ -82,7 +71,7 @@ fn work(pool: &Arc<BlockPool>, seed: u64, removing: bool) {
             );
         }
         while held.len() > 3 {
-            let at = random.below(held.len());
+            let at = random.index(held.len());
             drop(held.swap_remove(at));
         }
     }

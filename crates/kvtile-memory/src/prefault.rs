@@ -7,9 +7,9 @@ use crate::machine;
 use crate::mapping::Mapping;
 use crate::options::{AllocateOptions, HugePages, Prefault, Progress, ProgressFn};
 use crate::{MemoryError, MemoryLimit};
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 /// Bytes one thread fills between two reports; a multiple of every page size in use.
@@ -137,8 +137,7 @@ unsafe fn populate(
         // SAFETY: passed on to our caller, who guarantees it.
         unsafe { crew.work() };
     });
-    let failure = crew.failure.into_inner();
-    match failure.unwrap_or_else(PoisonError::into_inner) {
+    match crew.failure.into_inner() {
         None => Ok(()),
         Some(errno) => Err(MemoryError::AllocationFailed {
             bytes: mapping.len(),
@@ -173,7 +172,7 @@ impl Crew<'_, '_> {
             // SAFETY: passed on to our caller, who guarantees it; no two threads get one part.
             let filled = unsafe { fill(self.mapping, start..end) };
             if let Err(errno) = filled {
-                let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut failure = self.failure.lock();
                 failure.get_or_insert(errno);
                 // Past the end: the others stop at their next part.
                 self.next_part
@@ -188,10 +187,7 @@ impl Crew<'_, '_> {
         let Some(progress) = self.progress else {
             return;
         };
-        let mut done = self
-            .done_bytes
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut done = self.done_bytes.lock();
         *done += bytes;
         progress(Progress {
             done_bytes: *done,

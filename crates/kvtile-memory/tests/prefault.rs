@@ -4,8 +4,8 @@
 use kvtile_memory::{
     HugePages, MemoryRegion, Prefault, Progress, SharedMemory, SystemMemory, machine::Machine,
 };
+use parking_lot::Mutex;
 use std::fs;
-use std::sync::Mutex;
 
 const SIZE: usize = (256 << 20) + 4096;
 
@@ -77,10 +77,10 @@ fn system_memory_has_all_pages(huge: bool) {
     let mut memory = SystemMemory::options()
         .huge_pages(huge)
         .prefault(Prefault::Populate { threads: 0 })
-        .progress(|progress| reports.lock().unwrap().push(progress))
+        .progress(|progress| reports.lock().push(progress))
         .allocate(SIZE)
         .unwrap();
-    complete(&reports.into_inner().unwrap(), SIZE);
+    complete(&reports.into_inner(), SIZE);
     assert!(resident_bytes(memory.addr()) >= SIZE);
     match (huge, memory.huge_pages()) {
         (true, HugePages::Advised) => {
@@ -99,10 +99,10 @@ fn shared_memory_has_all_pages() {
     let reports = Mutex::new(Vec::new());
     let memory = SharedMemory::options()
         .prefault(Prefault::Populate { threads: 2 })
-        .progress(|progress| reports.lock().unwrap().push(progress))
+        .progress(|progress| reports.lock().push(progress))
         .create(SIZE)
         .unwrap();
-    complete(&reports.into_inner().unwrap(), SIZE);
+    complete(&reports.into_inner(), SIZE);
     assert!(resident_bytes(memory.addr()) >= SIZE);
     let mut bytes = vec![1; SIZE];
     memory.read_exact_at(0, &mut bytes).unwrap();
@@ -116,7 +116,7 @@ fn several_threads_work() {
     let memory = SystemMemory::options()
         .prefault(Prefault::Populate { threads: 4 })
         .progress(|_| {
-            let mut seen = seen.lock().unwrap();
+            let mut seen = seen.lock();
             for _ in 0..10_000 {
                 if *seen >= 3 {
                     return;
@@ -129,7 +129,7 @@ fn several_threads_work() {
         .unwrap();
     assert!(resident_bytes(memory.addr()) >= SIZE);
     // Three, and the one that called.
-    assert_eq!(seen.into_inner().unwrap(), 3);
+    assert_eq!(seen.into_inner(), 3);
 }
 
 fn small_regions_and_odd_thread_counts_work() {
@@ -138,10 +138,10 @@ fn small_regions_and_odd_thread_counts_work() {
             let reports = Mutex::new(Vec::new());
             let memory = SystemMemory::options()
                 .prefault(Prefault::Populate { threads })
-                .progress(|progress| reports.lock().unwrap().push(progress))
+                .progress(|progress| reports.lock().push(progress))
                 .allocate(size)
                 .unwrap();
-            complete(&reports.into_inner().unwrap(), size);
+            complete(&reports.into_inner(), size);
             assert!(resident_bytes(memory.addr()) >= size);
         }
     }

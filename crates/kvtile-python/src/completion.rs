@@ -3,7 +3,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll, Wake, Waker},
     time::Duration,
 };
@@ -12,6 +12,7 @@ use kvtile::{
     tiers::cache::{Completion, LoadReport, StoreReport},
     transfer::TransferCompletion,
 };
+use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::{
@@ -144,10 +145,7 @@ impl PyCompletion {
 
 impl Drop for PyCompletion {
     fn drop(&mut self) {
-        let polled = self
-            .polled
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let polled = self.polled.get_mut();
         let polled = std::mem::take(polled);
         guard::discard((self.ending.take(), polled, self.layouts.take()));
     }
@@ -266,7 +264,7 @@ impl PyCompletion {
             guard::discard(ending);
             ending::run_python(py, || bell.ring(py));
         } else {
-            let mut polled = this.polled.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut polled = this.polled.lock();
             polled.push(ending);
         }
         Ok(())
@@ -297,7 +295,7 @@ struct Bell {
 
 impl Bell {
     fn ring(&self, py: Python<'_>) {
-        let mut waiting = self.callback.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.callback.lock();
         let callback = waiting.take();
         drop(waiting);
         if let Some((callback, completion)) = callback

@@ -1,12 +1,11 @@
 //! Keys of blocks, from tokens.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use kvtile::blocks::{
     BlockKey, BlocksError,
     key::{BlockHasher, ExtraKeys, KeySettings, Profile},
     sequence::TokenSequence,
 };
+use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
     prelude::*,
     pybacked::PyBackedBytes,
@@ -157,7 +156,7 @@ pub(crate) struct PyTokenSequence(Mutex<TokenSequence>);
 
 impl PyTokenSequence {
     fn lock(&self) -> MutexGuard<'_, TokenSequence> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -1,6 +1,6 @@
 //! Layouts: a word or a preset, a shape, and the tensors that hold the bytes.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kvtile::{
     layout::{
@@ -10,6 +10,7 @@ use kvtile::{
     presets,
     transfer::LayoutHandle,
 };
+use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
     prelude::*,
     types::{PyList, PyTuple},
@@ -101,7 +102,7 @@ impl LayoutInner {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<LayoutHandle>> {
-        self.handle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.handle.lock()
     }
 }
 

@@ -1,11 +1,12 @@
 //! Copies between layouts, and the transfer manager of this process.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use kvtile::{
     layout::RangePair,
     transfer::{LayoutHandle, TransferCompletion, TransferError, TransferManager, TransferOptions},
 };
+use parking_lot::Mutex;
 use pyo3::prelude::*;
 
 use crate::{
@@ -29,7 +30,7 @@ static RETIRED: Mutex<Vec<LayoutHandle>> = Mutex::new(Vec::new());
 
 /// Gives a layout back, and those that could not be given back before.
 pub(crate) fn retire(handle: LayoutHandle) {
-    let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut retired = RETIRED.lock();
     retired.push(handle);
     let mut layouts = Vec::new();
     retired.retain(|&handle| match manager().unregister(handle) {

@@ -5,6 +5,7 @@
 //! holds another hash, of its address, so that a stray write shows too.
 
 use kvtile_layout::Axis;
+use kvtile_random::mix;
 
 use crate::{
     error::TestkitError,
@@ -33,14 +34,6 @@ pub fn pattern_byte(seed: u64, plane: &str, index: &[(Axis, u64)], byte: u64) ->
 #[must_use]
 pub fn poison_byte(region: usize, offset: u64) -> u8 {
     low_byte(mix(mix(0xdead ^ region as u64) ^ offset))
-}
-
-/// The finaliser of splitmix64.
-fn mix(value: u64) -> u64 {
-    let mut z = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 fn low_byte(hash: u64) -> u8 {

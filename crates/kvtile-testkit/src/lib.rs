@@ -6,7 +6,8 @@
 //! language and the shape only.
 //!
 //! [`disk`] is a disk that tears, reorders, fills up and loses power, from a seed. [`tier`] is the conformance
-//! suite of tiers, a right tier in memory, and one that breaks the contract from a seed.
+//! suite of tiers, a right tier in memory, and one that breaks the contract from a seed. [`gate`] stops threads
+//! where a test wants them, and never for ever.
 //!
 //! A development dependency: nothing that ships may depend on it. Tests that stand inside the
 //! layout crate's own sources cannot use it (they would see two copies of that crate's types);
@@ -16,6 +17,7 @@
 mod copy;
 pub mod disk;
 mod error;
+pub mod gate;
 pub mod generate;
 mod image;
 mod reference;

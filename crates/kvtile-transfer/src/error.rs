@@ -85,9 +85,9 @@ pub enum TransferError {
         agent: String,
     },
 
-    /// A layout that no layout config describes: it can be used, and it has no config, no descriptor
+    /// A layout that no layout config describes: it can be used, and it has no config, no details of the tradition
     /// and no [`Layout`](crate::Layout) view.
-    #[error("no layout config describes this layout, and so no descriptor does: {constraint}")]
+    #[error("no layout config describes this layout: {constraint}")]
     NoLayoutConfig {
         /// The constraint of a config that the layout does not meet.
         constraint: Box<LayoutError>,
@@ -101,11 +101,11 @@ pub enum TransferError {
         problem: String,
     },
     /// A descriptor of another version.
-    #[error("descriptor version {version} is not understood; this is version {supported}")]
+    #[error("descriptor version {version} is not understood; versions up to {supported} are")]
     DescriptorVersion {
         /// The version found.
         version: u32,
-        /// The version understood.
+        /// The newest version understood; all from 1 on are.
         supported: u32,
     },
     /// A descriptor that is too long to be one.

@@ -30,6 +30,7 @@ pub use manager::{
     FillPattern, TransferCompletion, TransferManager, TransferManagerBuilder, TransferOptions,
 };
 pub use physical::{
-    FullyContiguousLayout, HasConfig, HasLayout, HasMemory, LayerSeparateLayout, Layout,
-    NeedsConfig, NixlMetadata, PhysicalLayout, PhysicalLayoutBuilder, WordLayout,
+    DescribedLayout, DescribedOrder, FullyContiguousLayout, HasConfig, HasLayout, HasMemory,
+    LayerSeparateLayout, Layout, NeedsConfig, NixlMetadata, PhysicalLayout, PhysicalLayoutBuilder,
+    WordLayout,
 };

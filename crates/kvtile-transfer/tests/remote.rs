@@ -31,7 +31,7 @@ fn in_file(path: &std::path::Path, word: &str) -> PhysicalLayout {
 
 /// The layout as another process sees it.
 fn remote(layout: &PhysicalLayout) -> PhysicalLayout {
-    let json = layout.to_descriptor().unwrap().to_json().unwrap();
+    let json = layout.to_descriptor().to_json().unwrap();
     let descriptor = LayoutDescriptor::from_json(&json).unwrap();
     PhysicalLayout::from_descriptor(descriptor).unwrap()
 }

@@ -63,7 +63,7 @@ fn another_process_reads_blocks_through_shared_memory() {
 
     let (mut socket, _) = listener.accept().unwrap();
     layout.shared_memory().unwrap().send(&socket).unwrap();
-    let json = layout.to_descriptor().unwrap().to_json_bytes().unwrap();
+    let json = layout.to_descriptor().to_json_bytes().unwrap();
     socket
         .write_all(&(json.len() as u64).to_le_bytes())
         .unwrap();

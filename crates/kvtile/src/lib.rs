@@ -46,8 +46,8 @@ pub mod layout {
     pub use kvtile_layout::{tensor::*, tradition::*, *};
     pub use kvtile_memory::{MemoryDescriptor, MemoryRegion, OwnedMemoryRegion, StorageKind};
     pub use kvtile_transfer::{
-        FullyContiguousLayout, LayerSeparateLayout, Layout, LayoutDescriptor, NixlMetadata,
-        PhysicalLayout, PhysicalLayoutBuilder, WordLayout,
+        DescribedLayout, DescribedOrder, FullyContiguousLayout, LayerSeparateLayout, Layout,
+        LayoutDescriptor, NixlMetadata, PhysicalLayout, PhysicalLayoutBuilder, WordLayout,
     };
 }
 

@@ -13,7 +13,8 @@ use kvtile_blocks::{
 use serde::Serialize;
 
 use super::{BlocksSettings, managers::CHAIN};
-use crate::{random::Random, times::Times};
+use crate::times::Times;
+use kvtile_random::Numbers;
 
 /// Operations in the order in which a round does them, and what is wanted, in nanoseconds a block.
 const OPERATIONS: [(&str, Option<f64>); 6] = [
@@ -97,7 +98,7 @@ pub(super) fn operations(
     let pool = new_pool(policy, settings.blocks)?;
     let (chains, absent) = (chains(settings.blocks, 0), chains(settings.blocks, 1));
     let mut times: [Times; OPERATIONS.len()] = Default::default();
-    let mut random = Random::new(1);
+    let mut random = Numbers::new(1);
     for number in 0..=settings.rounds {
         let order = random.order(chains.len());
         let now = Tick(u64::from(number) * 1_000);

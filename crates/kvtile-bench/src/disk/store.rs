@@ -18,7 +18,8 @@ use kvtile::{
 use serde::Serialize;
 
 use super::DEPTH;
-use crate::{error::BenchError, random::fill};
+use crate::error::BenchError;
+use kvtile_random::Numbers;
 
 /// What slots are aligned to, and buffers too.
 const PAGE: usize = 4096;
@@ -84,7 +85,7 @@ impl StoreUnderTest {
         let (store, _) =
             SlotStore::create_or_open(&folder.join("store"), &settings, &identity(block_bytes)?)?;
         let mut content = AlignedBuffer::new(all, PAGE)?;
-        fill(&mut content, block_bytes);
+        Numbers::new(block_bytes).fill(&mut content);
         let mut arrived = AlignedBuffer::new(all, PAGE)?;
         arrived.fill(0xa5);
         let tested = StoreUnderTest {

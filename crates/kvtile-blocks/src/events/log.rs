@@ -3,8 +3,9 @@
 
 use super::{Event, EventKind, Snapshot, StoredBlock, Subscriber, TierId};
 use crate::{BlockKey, BlocksError, GroupId};
+use parking_lot::{Mutex, MutexGuard};
 use std::num::NonZeroUsize;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 /// Changes of one or several tiers, in one order. A batch takes the lock once and allocates nothing.
 #[derive(Debug)]
@@ -189,7 +190,7 @@ impl EventLog {
 
     /// Each push leaves the ring whole, so that a panic of a caller's iterator breaks nothing.
     fn lock(&self) -> MutexGuard<'_, Ring> {
-        self.ring.lock().unwrap_or_else(PoisonError::into_inner)
+        self.ring.lock()
     }
 }
 

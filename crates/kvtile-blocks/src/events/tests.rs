@@ -1,25 +1,9 @@
 //! The log against a naive list. What several threads do is in `tests/events.rs`.
 
 use super::*;
+use kvtile_random::Numbers;
 use std::num::NonZeroUsize;
 use std::sync::Arc;
-
-/// SplitMix64: a seed gives the same operations everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-}
 
 fn log(capacity: usize) -> Arc<EventLog> {
     Arc::new(EventLog::new(NonZeroUsize::new(capacity).unwrap()).unwrap())
@@ -179,7 +163,7 @@ fn a_mirror_keeps_groups_apart() {
 fn a_log_equals_a_naive_list_under_random_appends_and_polls() {
     for seed in 0..200 {
         println!("seed {seed}");
-        let mut random = Random(seed);
+        let mut random = Numbers::new(seed);
         let capacity = 1 + usize::try_from(random.below(20)).unwrap();
         let log = log(capacity);
         let mut naive: Vec<Naive> = Vec::new();
@@ -202,10 +186,10 @@ type Naive = (TierId, GroupId, EventKind);
 
 const TIERS: [TierId; 3] = [TierId::DEVICE, TierId::HOST, TierId::DISK];
 
-fn append_at_random(log: &EventLog, naive: &mut Vec<Naive>, random: &mut Random) {
+fn append_at_random(log: &EventLog, naive: &mut Vec<Naive>, random: &mut Numbers) {
     let tier = TIERS[usize::try_from(random.below(TIERS.len() as u64)).unwrap()];
     let group = GroupId(u32::try_from(random.below(3)).unwrap() * (u32::MAX / 2));
-    let keys: Vec<BlockKey> = (0..random.below(8)).map(|_| key(random.next())).collect();
+    let keys: Vec<BlockKey> = (0..random.below(8)).map(|_| key(random.any())).collect();
     match random.below(4) {
         0 => {
             log.stored(tier, group, None, &keys);

@@ -2,23 +2,7 @@
 
 use super::*;
 use crate::key::{KeySettings, Profile};
-
-/// SplitMix64: a seed gives the same operations everywhere.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(end).unwrap()).unwrap()
-    }
-}
+use kvtile_random::Numbers;
 
 fn hasher(profile: Profile, page_size: usize) -> BlockHasher {
     let settings = KeySettings {
@@ -76,10 +60,10 @@ impl Naive {
 fn a_sequence_equals_a_recomputation_under_random_operations() {
     for seed in 0..300 {
         println!("seed {seed}");
-        let mut random = Random(seed);
-        let profile = [Profile::Blake3, Profile::Xxh3][random.below(2)];
-        let hasher = hasher(profile, 1 + random.below(9));
-        let extra = vec![b"adapter".to_vec(); random.below(2)];
+        let mut random = Numbers::new(seed);
+        let profile = [Profile::Blake3, Profile::Xxh3][random.index(2)];
+        let hasher = hasher(profile, 1 + random.index(9));
+        let extra = vec![b"adapter".to_vec(); random.index(2)];
         let borrowed: Vec<&[u8]> = extra.iter().map(Vec::as_slice).collect();
         let mut sequence = TokenSequence::new(hasher.clone(), ExtraKeys::new(&borrowed)).unwrap();
         let mut naive = Naive::default();
@@ -87,30 +71,30 @@ fn a_sequence_equals_a_recomputation_under_random_operations() {
             let before = sequence.keys().to_vec();
             let mut completed = Vec::new();
             let mut truncated = false;
-            match random.below(6) {
+            match random.index(6) {
                 0 | 1 => {
-                    let token = u32::try_from(random.below(5)).unwrap();
+                    let token = u32::try_from(random.index(5)).unwrap();
                     completed.extend(sequence.append(token));
                     naive.tokens.push(token);
                 }
                 2 | 3 => {
-                    let count = random.below(30);
+                    let count = random.index(30);
                     let tokens: Vec<u32> = (0..count)
-                        .map(|_| u32::try_from(random.below(5)).unwrap())
+                        .map(|_| u32::try_from(random.index(5)).unwrap())
                         .collect();
                     completed.extend_from_slice(sequence.extend(&tokens));
                     naive.tokens.extend(tokens);
                 }
                 4 => {
-                    let start = naive.tokens.len() + random.below(12);
-                    let range = start..start + random.below(20);
+                    let start = naive.tokens.len() + random.index(12);
+                    let range = start..start + random.index(20);
                     sequence.mark(range.clone(), b"image").unwrap();
                     if !range.is_empty() {
                         naive.marks.push((range, b"image".to_vec()));
                     }
                 }
                 _ => {
-                    let length = random.below(naive.tokens.len() + 5);
+                    let length = random.index(naive.tokens.len() + 5);
                     sequence.truncate(length);
                     naive.truncate(length);
                     truncated = true;

@@ -8,6 +8,7 @@
 mod writer;
 
 use crate::tokenizer::bytes::alphabet;
+use kvtile_random::Numbers;
 use writer::Writer;
 
 /// The name of the miniature in its own file.
@@ -27,7 +28,7 @@ const CONTROL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"
 pub fn gguf(seed: u64) -> Vec<u8> {
     let mut file = Writer::default();
     write_metadata(&mut file, seed);
-    let mut random = Random(seed);
+    let mut random = Numbers::new(seed);
     write_embedding(&mut file, &mut random);
     for layer in 0..LAYERS {
         let (queries, kv) = (HEADS * HEAD_SIZE, KV_HEADS * HEAD_SIZE);
@@ -41,7 +42,7 @@ pub fn gguf(seed: u64) -> Vec<u8> {
             ("ffn_down", FEED_FORWARD, HIDDEN),
         ] {
             let reach = 2.5 / (inner as f32).sqrt();
-            let values = (0..inner * rows).map(|_| random.within(reach));
+            let values = (0..inner * rows).map(|_| within(&mut random, reach));
             file.tensor(
                 &format!("blk.{layer}.{part}.weight"),
                 &[inner, rows],
@@ -49,14 +50,14 @@ pub fn gguf(seed: u64) -> Vec<u8> {
             );
         }
         for part in ["attn_norm", "ffn_norm"] {
-            let values = (0..HIDDEN).map(|_| 1.0 + random.within(0.2));
+            let values = (0..HIDDEN).map(|_| 1.0 + within(&mut random, 0.2));
             file.tensor(&format!("blk.{layer}.{part}.weight"), &[HIDDEN], values);
         }
     }
     file.tensor(
         "output_norm.weight",
         &[HIDDEN],
-        (0..HIDDEN).map(|_| 1.0 + random.within(0.2)),
+        (0..HIDDEN).map(|_| 1.0 + within(&mut random, 0.2)),
     );
     file.finish()
 }
@@ -94,12 +95,12 @@ fn write_metadata(file: &mut Writer, seed: u64) {
 
 /// The embedding, tied to the output: letters and spaces are longer than the rest, so
 /// that the noise is mostly readable and seldom ends a turn.
-fn write_embedding(file: &mut Writer, random: &mut Random) {
+fn write_embedding(file: &mut Writer, random: &mut Numbers) {
     let tokens = 256 + CONTROL_TOKENS.len();
     let values = (0..tokens * HIDDEN).map(|index| {
         let byte = u8::try_from(index / HIDDEN).unwrap_or(0);
         let readable = byte.is_ascii_lowercase() || byte == b' ';
-        random.within(if readable { 1.0 } else { 0.2 })
+        within(random, if readable { 1.0 } else { 0.2 })
     });
     file.tensor("token_embd.weight", &[HIDDEN, tokens], values);
 }
@@ -108,20 +109,8 @@ fn as_u32(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// SplitMix64 (Steele, Lea and Flood, 2014).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// Evenly spread in `-reach..reach`.
-    fn within(&mut self, reach: f32) -> f32 {
-        let fraction = (self.next() >> 40) as f32 / (1u64 << 24) as f32;
-        (2.0 * fraction - 1.0) * reach
-    }
+/// Evenly spread in `-reach..reach`.
+fn within(random: &mut Numbers, reach: f32) -> f32 {
+    let fraction = (random.any() >> 40) as f32 / (1u64 << 24) as f32;
+    (2.0 * fraction - 1.0) * reach
 }

@@ -125,6 +125,7 @@ impl Word<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use kvtile_random::Numbers;
 
     fn merges(rules: &[(u32, u32, u32)]) -> Merges {
         let ranked = (0..).zip(rules);
@@ -170,13 +171,8 @@ mod tests {
 
     #[test]
     fn heap_and_search_agree_on_random_rules_and_words() {
-        let mut state = 7u64;
-        let mut random = move |below: u64| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
-            ((state >> 33) % below) as u32
-        };
+        let mut numbers = Numbers::new(7);
+        let mut random = move |below: u64| u32::try_from(numbers.below(below)).unwrap();
         for _ in 0..200 {
             let mut rules: Vec<(u32, u32, u32)> = Vec::new();
             for token in 4..20 {

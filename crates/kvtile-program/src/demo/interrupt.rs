@@ -3,8 +3,10 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
+
+use parking_lot::Mutex;
 
 /// Exit code of a program that was interrupted, as shells count.
 const INTERRUPTED: i32 = 130;
@@ -21,7 +23,7 @@ impl OnInterrupt {
         let shared = Arc::clone(&folder);
         // Where no handler can be had, the next run removes what this one leaves.
         let _ = ctrlc::set_handler(move || {
-            let folder = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let folder = shared.lock().take();
             if let Some(folder) = folder {
                 // What cannot be removed now is removed by the next run.
                 let _ = fs::remove_dir_all(folder);
@@ -33,7 +35,7 @@ impl OnInterrupt {
 
     /// The folder to remove.
     pub(super) fn remove(&self, folder: &Path) {
-        let mut guard = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = self.folder.lock();
         *guard = Some(folder.to_owned());
     }
 }

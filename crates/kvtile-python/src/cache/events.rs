@@ -1,11 +1,10 @@
 //! Events: what was stored and removed, in order.
 
-use std::sync::{Mutex, PoisonError};
-
 use kvtile::blocks::{
     BlockKey, BlocksError,
     events::{Event, EventKind, Snapshot, Subscriber},
 };
+use parking_lot::Mutex;
 use pyo3::{prelude::*, types::PyBytes};
 
 use crate::{
@@ -111,7 +110,7 @@ impl PySubscriber {
     ) -> PyResult<Vec<PyEvent>> {
         guard::run(py, || -> Result<Vec<PyEvent>, BlocksError> {
             let mut events = Vec::new();
-            let mut subscriber = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut subscriber = self.0.lock();
             subscriber.poll(&mut events, count)?;
             Ok(events.into_iter().map(PyEvent).collect())
         })
@@ -125,7 +124,7 @@ impl PySubscriber {
     ) -> PyResult<()> {
         let snapshot = snapshot.get();
         guard::call(py, || {
-            let mut subscriber = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut subscriber = self.0.lock();
             subscriber.resynchronise(&snapshot.0);
         })
     }
@@ -133,12 +132,7 @@ impl PySubscriber {
     /// The sequence number of the event that it reads next.
     #[getter]
     fn next_sequence(&self, py: Python<'_>) -> PyResult<u64> {
-        guard::call(py, || {
-            self.0
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .next_sequence()
-        })
+        guard::call(py, || self.0.lock().next_sequence())
     }
 }
 

@@ -1,8 +1,7 @@
 //! Matches: what a lookup found, pinned until it is loaded or released.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
-
 use kvtile::{blocks::events::TierId, tiers::cache::Match};
+use parking_lot::{Mutex, MutexGuard};
 use pyo3::{prelude::*, types::PyTuple};
 
 use crate::{
@@ -26,7 +25,7 @@ impl PyMatch {
     }
 
     fn lock(&self) -> MutexGuard<'_, Option<Match>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The match, which nobody else can use then.
@@ -44,7 +43,7 @@ impl PyMatch {
 
 impl Drop for PyMatch {
     fn drop(&mut self) {
-        let found = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let found = self.0.get_mut();
         guard::discard(found.take());
     }
 }

@@ -10,7 +10,7 @@ pub(crate) use found::PyMatch;
 
 use std::{
     cell::Cell,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
@@ -27,6 +27,7 @@ use kvtile::{
     },
     transfer::LayoutHandle,
 };
+use parking_lot::{Mutex, MutexGuard};
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
@@ -161,7 +162,7 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
         return Ok(());
     }
     guard::call(py, || {
-        let open = std::mem::take(&mut *OPEN.lock().unwrap_or_else(PoisonError::into_inner));
+        let open = std::mem::take(&mut *OPEN.lock());
         for slot in open.iter().filter_map(Weak::upgrade) {
             close(&slot);
         }
@@ -188,7 +189,7 @@ fn close(slot: &Slot) -> Option<(bool, FlushReport)> {
 }
 
 fn lock(slot: &Slot) -> MutexGuard<'_, Option<Arc<Cache>>> {
-    slot.lock().unwrap_or_else(PoisonError::into_inner)
+    slot.lock()
 }
 
 #[pymethods]
@@ -209,7 +210,7 @@ impl PyCache {
             Ok(Cache::builder(settings).open_registered(Arc::clone(manager()), handle)?)
         })?;
         let slot: Arc<Slot> = Arc::new(Mutex::new(Some(Arc::new(cache))));
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = OPEN.lock();
         open.retain(|slot| slot.strong_count() > 0);
         open.push(Arc::downgrade(&slot));
         drop(open);

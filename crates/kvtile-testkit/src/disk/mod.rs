@@ -9,20 +9,16 @@
 //! It knows nothing of blocks.
 
 mod file;
-mod random;
 
-pub use random::Numbers;
+pub use kvtile_random::Numbers;
 
-use std::{
-    collections::BTreeMap,
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::BTreeMap, io, sync::Arc};
 
 use file::SimulatedFile;
 use kvtile_tiers::disk::medium::{
     LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 /// How often operations fail: once in so many times, never where it is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,7 +186,7 @@ impl SimulatedDisk {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

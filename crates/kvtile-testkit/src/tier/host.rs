@@ -2,7 +2,7 @@
 
 use std::{
     any::Any,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use kvtile_tiers::{
     tier::{BlockName, HostBlock, Pieces, StoreIdentity},
 };
 use kvtile_transfer::{LayoutHandle, LeaseMode, PhysicalLayout, TransferManager};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::disk::Numbers;
 
@@ -59,7 +60,7 @@ impl ReservedBlock {
 }
 
 fn lock(free: &Mutex<Vec<usize>>) -> MutexGuard<'_, Vec<usize>> {
-    free.lock().unwrap_or_else(PoisonError::into_inner)
+    free.lock()
 }
 
 impl std::fmt::Debug for HostMemory {

@@ -5,7 +5,7 @@ use std::{
     any::Any,
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    sync::{Arc, mpsc},
     thread::JoinHandle,
     time::Duration,
 };
@@ -26,6 +26,7 @@ use kvtile_tiers::{
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
+use parking_lot::{Mutex, MutexGuard};
 
 type Work = Box<dyn FnOnce() + Send>;
 
@@ -180,7 +181,7 @@ impl Drop for MemoryTier {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn hold_of(

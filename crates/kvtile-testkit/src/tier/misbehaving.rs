@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     fmt, mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use kvtile_tiers::{
     },
 };
 use kvtile_transfer::completion::{Completer, Completion};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::serving::{Copied, Served};
 use crate::disk::Numbers;
@@ -181,7 +182,7 @@ impl Misbehaving {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whether a fault happens now that does so once in so many times.

@@ -6,6 +6,7 @@ use kvtile_layout::{
     Shape, StridedLayout, Unit,
     identity::{LayoutIdentity, LogicalIdentity, Rope},
 };
+use kvtile_random::mix;
 use kvtile_tiers::{
     disk::{Recovered, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
     tier::Pieces,
@@ -119,12 +120,4 @@ pub(crate) fn check_offered(store: &SlotStore, recovered: &Recovered, identity: 
         assert_eq!(entry.key, key(number));
         assert!(buffer == content(number, identity), "block {number}");
     }
-}
-
-/// Scrambles a number.
-pub(crate) fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }

@@ -10,7 +10,6 @@ use std::{
     future::Future,
     panic::{AssertUnwindSafe, catch_unwind},
     pin::Pin,
-    sync::PoisonError,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
@@ -53,7 +52,7 @@ struct Shared<T> {
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, Progress<T>> {
         // Nothing that holds the lock can leave it half changed.
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+        self.progress.lock()
     }
 
     /// Wakes those of `waiting` that wait for `layer` and, where it is `None`, all of them.
@@ -83,8 +82,7 @@ impl<T> Shared<T> {
             if let Some(value) = ready(&progress) {
                 return value;
             }
-            let waited = self.changed.wait(progress);
-            progress = waited.unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut progress);
         }
     }
 
@@ -102,8 +100,7 @@ impl<T> Shared<T> {
             }
             let left = timeout.checked_sub(start.elapsed());
             let left = left.filter(|left| !left.is_zero())?;
-            let waited = self.changed.wait_timeout(progress, left);
-            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.changed.wait_for(&mut progress, left);
         }
     }
 }

@@ -1,21 +1,12 @@
 //! What a descriptor from outside must pass.
 
-use kvtile_layout::{LayoutError, StridedLayout, tradition::LayoutTypeDetails};
+use kvtile_layout::{LayoutError, PlaneDigits, StridedLayout, tradition::LayoutTypeDetails};
 use kvtile_memory::{MemoryDescriptor, StorageKind};
 
-use super::LayoutDescriptor;
-use crate::{error::TransferError, physical::NixlMetadata};
-
-/// Version 0, and any that is not written today.
-pub(super) fn version(version: u32) -> Result<(), TransferError> {
-    if version == LayoutDescriptor::CURRENT_VERSION {
-        return Ok(());
-    }
-    Err(TransferError::DescriptorVersion {
-        version,
-        supported: LayoutDescriptor::CURRENT_VERSION,
-    })
-}
+use crate::{
+    error::TransferError,
+    physical::{DescribedLayout, DescribedOrder, NixlMetadata},
+};
 
 /// The location says the same as the memory type; for devices and files the same number too.
 pub(super) fn location(location: StorageKind, nixl: &NixlMetadata) -> Result<(), TransferError> {
@@ -64,13 +55,13 @@ pub(super) fn ranges(memory: &[MemoryDescriptor], kind: StorageKind) -> Result<(
 
 /// Digits that go from region to region reach each region once at most: a product of them cannot
 /// be more than there are.
-pub(super) fn region_steps(details: &LayoutTypeDetails) -> Result<(), TransferError> {
-    let LayoutTypeDetails::Digits(details) = details else {
-        // The named layouts have no digits of their own to check.
+pub(super) fn region_steps(layout: &DescribedLayout) -> Result<(), TransferError> {
+    let Some((planes, region_bytes)) = digits(layout) else {
+        // A word and the kinds of the tradition are resolved, which bounds their regions.
         return Ok(());
     };
-    let max = details.region_bytes.len() as u64;
-    for plane in &details.planes {
+    let max = region_bytes.len() as u64;
+    for plane in planes {
         let far = plane.digits.iter().filter(|d| !d.step.is_local());
         let regions = far.fold(1, |product: u64, d| product.saturating_mul(d.extent));
         if regions > max {
@@ -78,6 +69,25 @@ pub(super) fn region_steps(details: &LayoutTypeDetails) -> Result<(), TransferEr
         }
     }
     Ok(())
+}
+
+/// The digits of a layout that is given by digits, and the bytes of its regions.
+fn digits(layout: &DescribedLayout) -> Option<(&[PlaneDigits], &[u64])> {
+    match layout {
+        DescribedLayout::Traditional {
+            details: LayoutTypeDetails::Digits(digits),
+            ..
+        } => Some((&digits.planes, &digits.region_bytes)),
+        DescribedLayout::General {
+            order:
+                DescribedOrder::Digits {
+                    planes,
+                    region_bytes,
+                },
+            ..
+        } => Some((planes, region_bytes)),
+        DescribedLayout::Traditional { .. } | DescribedLayout::General { .. } => None,
+    }
 }
 
 /// As many ranges as regions, each large enough and aligned.

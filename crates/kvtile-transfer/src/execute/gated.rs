@@ -1,12 +1,17 @@
-//! A lane for tests: it stops between two barriers, panics, and lands flights late.
+//! A lane for tests: it stops at a gate, panics, and lands flights late.
 
-use std::sync::{
-    Arc, Barrier, Mutex, PoisonError,
-    atomic::{AtomicBool, Ordering},
-    mpsc,
+use std::{
+    num::NonZeroUsize,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    },
 };
 
 use kvtile_layout::CopyPlan;
+use kvtile_testkit::gate::{Gate, PATIENCE, ShutGate};
+use parking_lot::Mutex;
 
 use super::{
     flight::Flight,
@@ -20,7 +25,7 @@ pub(crate) enum Flying {
     OnItsThread,
     /// They are dropped in a panic.
     Panicking,
-    /// Another thread lands them, one for each message.
+    /// Another thread lands them, one for each message, and all where no message can come any more.
     Kept {
         kept: Mutex<Vec<Flight>>,
         go: Mutex<mpsc::Receiver<()>>,
@@ -32,10 +37,7 @@ pub(crate) enum Flying {
 pub(crate) struct Gated {
     lane: Arc<dyn Lane>,
     flying: Flying,
-    /// The next plan stops between two barriers.
-    is_shut: AtomicBool,
-    entered: Barrier,
-    left: Barrier,
+    gate: Arc<Gate>,
     panics: AtomicBool,
 }
 
@@ -44,27 +46,17 @@ impl Gated {
         Arc::new(Gated {
             lane,
             flying,
-            is_shut: AtomicBool::new(false),
-            entered: Barrier::new(2),
-            left: Barrier::new(2),
+            gate: Arc::default(),
             panics: AtomicBool::new(false),
         })
     }
 
-    pub(crate) fn shut(&self) {
-        self.is_shut.store(true, Ordering::SeqCst);
+    /// The next `plans` plans stop until the returned value is dropped.
+    pub(crate) fn shut(&self, plans: usize) -> ShutGate {
+        self.gate.shut(plans)
     }
 
-    /// Waits until a plan has stopped.
-    pub(crate) fn wait_until_entered(&self) {
-        self.entered.wait();
-    }
-
-    pub(crate) fn let_go(&self) {
-        self.left.wait();
-    }
-
-    /// The next plan panics.
+    /// The next plan that passes the gate panics.
     pub(crate) fn panic_once(&self) {
         self.panics.store(true, Ordering::SeqCst);
     }
@@ -72,7 +64,7 @@ impl Gated {
     /// Flights that are in the air because the lane keeps them.
     pub(crate) fn kept(&self) -> usize {
         match &self.flying {
-            Flying::Kept { kept, .. } => kept.lock().unwrap().len(),
+            Flying::Kept { kept, .. } => kept.lock().len(),
             _ => 0,
         }
     }
@@ -81,6 +73,10 @@ impl Gated {
 impl Lane for Gated {
     fn name(&self) -> &'static str {
         self.lane.name()
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        self.lane.threads()
     }
 
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {
@@ -101,10 +97,7 @@ impl Lane for Gated {
         sides: Sides<'_>,
         hints: Hints,
     ) -> Result<(), TransferError> {
-        if self.is_shut.swap(false, Ordering::SeqCst) {
-            self.entered.wait();
-            self.left.wait();
-        }
+        self.gate.pass();
         assert!(!self.panics.swap(false, Ordering::SeqCst), "on demand");
         // SAFETY: passed on to the caller.
         unsafe { self.lane.carry(plan, sides, hints) }
@@ -114,7 +107,7 @@ impl Lane for Gated {
         match &self.flying {
             Flying::OnItsThread => flight.fly(self),
             Flying::Panicking => panic!("with {flight:?}"),
-            Flying::Kept { kept, .. } => kept.lock().unwrap().push(flight),
+            Flying::Kept { kept, .. } => kept.lock().push(flight),
         }
     }
 
@@ -122,9 +115,11 @@ impl Lane for Gated {
         let Flying::Kept { kept, go } = &self.flying else {
             return;
         };
-        let go = go.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(flight) = kept.lock().unwrap().pop() {
-            go.recv().unwrap();
+        let go = go.lock();
+        let next = || kept.lock().pop();
+        while let Some(flight) = next() {
+            // A test that has failed sends nothing, and its flights land all the same.
+            let _ = go.recv_timeout(PATIENCE);
             flight.fly(self);
         }
     }

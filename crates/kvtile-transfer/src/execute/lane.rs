@@ -1,9 +1,9 @@
-//! Lanes: what moves bytes between kinds of memory, each with a queue and a thread of its own.
+//! Lanes: what moves bytes between kinds of memory, each with a queue and threads of its own.
 //!
 //! ```text
 //! kinds of memory at both ends ──Lanes::between──► lane     the one place where they decide
 //!
-//! Flight ──► LaneQueue ──thread of the lane──► Lane::fly ──► Flight::land
+//! Flight ──► LaneQueue ──threads of the lane──► Lane::fly ──► Flight::land
 //! ```
 //!
 //! A lane is a trait and no enum: a device is a further room that implements it, with no branch elsewhere,
@@ -12,6 +12,7 @@
 
 use std::{
     fmt::Debug,
+    num::NonZeroUsize,
     sync::{Arc, OnceLock},
 };
 
@@ -54,8 +55,11 @@ pub(crate) struct LanePlanning {
 
 /// Moves bytes between some kinds of memory.
 pub(crate) trait Lane: Debug + Send + Sync {
-    /// The name of its thread: at most 15 characters.
+    /// The name of its threads: at most 15 characters.
     fn name(&self) -> &'static str;
+
+    /// How many flights move at the same time: each has a thread meanwhile.
+    fn threads(&self) -> NonZeroUsize;
 
     /// Whether it moves bytes from one end to the other.
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool;
@@ -67,7 +71,8 @@ pub(crate) trait Lane: Debug + Send + Sync {
     /// thread.
     fn inline_bytes(&self) -> u64;
 
-    /// Moves the bytes of `plan` on this thread, and returns when they have arrived.
+    /// Moves the bytes of `plan` on this thread, and returns when they have arrived. Threads of the lane may
+    /// be in here at the same time.
     ///
     /// # Safety
     /// `plan` was made from the layouts that `sides` bind. For the whole call nothing else writes the source
@@ -87,9 +92,21 @@ pub(crate) trait Lane: Debug + Send + Sync {
     fn settle(&self) {}
 }
 
+/// How many threads lanes have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LaneThreads {
+    /// Threads that share one copy between memories at most.
+    pub(crate) copy: usize,
+    /// Transfers from and to files that move at the same time; 0 counts as 1.
+    pub(crate) file: usize,
+}
+
 /// Every lane there is.
-pub(crate) fn all(copy_threads: usize) -> [Arc<dyn Lane>; 2] {
-    [Arc::new(MemoryLane::new(copy_threads)), Arc::new(FileLane)]
+pub(crate) fn all(threads: LaneThreads) -> [Arc<dyn Lane>; 2] {
+    [
+        Arc::new(MemoryLane::new(threads.copy)),
+        Arc::new(FileLane::new(threads.file)),
+    ]
 }
 
 /// A lane with its queue.
@@ -112,7 +129,7 @@ impl QueuedLane {
 
     /// Queues a flight, and waits while the queue is full.
     pub(crate) fn start(&self, flight: Flight) {
-        self.queue.start(flight, &*self.lane);
+        self.queue.start(flight, &self.lane);
     }
 }
 
@@ -124,8 +141,8 @@ pub(crate) struct Lanes {
 
 impl Lanes {
     /// Every lane there is; `queue_capacity` flights wait for each at most.
-    pub(crate) fn new(copy_threads: usize, queue_capacity: usize) -> Lanes {
-        Lanes::of(all(copy_threads), queue_capacity)
+    pub(crate) fn new(threads: LaneThreads, queue_capacity: usize) -> Lanes {
+        Lanes::of(all(threads), queue_capacity)
     }
 
     /// These lanes.
@@ -134,7 +151,7 @@ impl Lanes {
         queue_capacity: usize,
     ) -> Lanes {
         let queued = lanes.into_iter().map(|lane| {
-            let queue = LaneQueue::new(queue_capacity);
+            let queue = LaneQueue::new(queue_capacity, lane.threads());
             Arc::new(QueuedLane { lane, queue })
         });
         Lanes {
@@ -147,8 +164,8 @@ impl Lanes {
         first_between(&self.lanes, |lane| lane.lane(), sides)
     }
 
-    /// Waits until every flight has landed. Later ones run on the thread that starts them. A lane's own thread,
-    /// which a waker may have brought here, does not wait for itself.
+    /// Waits until every flight has landed. Later ones run on the thread that starts them. A thread of a
+    /// lane, which a waker may have brought here, does not wait for itself.
     pub(crate) fn close(&self) {
         for lane in &self.lanes {
             lane.queue.close();
@@ -163,7 +180,7 @@ impl Lanes {
 /// The lane between two layouts for single blocks: they are moved by the calling thread alone.
 pub(crate) fn one_thread_lane(sides: Sides<'_>) -> Result<&'static dyn Lane, TransferError> {
     static LANES: OnceLock<[Arc<dyn Lane>; 2]> = OnceLock::new();
-    let lanes = LANES.get_or_init(|| all(1));
+    let lanes = LANES.get_or_init(|| all(LaneThreads { copy: 1, file: 1 }));
     let lane = first_between(lanes, |lane| &**lane, sides)?;
     Ok(&**lane)
 }

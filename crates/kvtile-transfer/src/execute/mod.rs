@@ -4,7 +4,7 @@
 //! | file | what it moves |
 //! | --- | --- |
 //! | `lane` | nothing: what a lane is, and which one lies between two kinds of memory |
-//! | `lane_queue` | flights: the queue and the thread of a lane |
+//! | `lane_queue` | flights: the queue and the threads of a lane |
 //! | `flight` | nothing: what is moved, from its start to its landing |
 //! | `memory` | the lane between memories |
 //! | `file` | the lane from and to files, through staging |
@@ -45,7 +45,7 @@ pub(crate) use bound::BoundLayout;
 pub use file::{FileBatch, FileIo, FileRead, FileWay, FileWrite};
 pub use flight::TransferReport;
 pub(crate) use flight::{Cargo, End, Flight, carry};
-pub(crate) use lane::{Hints, Lanes, QueuedLane, Sides, one_thread_lane};
+pub(crate) use lane::{Hints, LaneThreads, Lanes, QueuedLane, Sides, one_thread_lane};
 #[cfg(test)]
 pub(crate) use lane::{Lane, all as all_lanes};
 pub(crate) use memory::usual_copy_threads;

@@ -1,7 +1,7 @@
 //! A lane for models of `loom`: no transfer is so short that it runs on the caller's thread, and flights may
 //! be lost.
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use kvtile_layout::CopyPlan;
 
@@ -15,6 +15,8 @@ use crate::error::TransferError;
 #[derive(Debug)]
 pub(crate) struct Modelled {
     pub(crate) lane: Arc<dyn Lane>,
+    /// Threads of the lane.
+    pub(crate) threads: NonZeroUsize,
     /// Flights are dropped before a byte has moved.
     pub(crate) loses: bool,
 }
@@ -22,6 +24,10 @@ pub(crate) struct Modelled {
 impl Lane for Modelled {
     fn name(&self) -> &'static str {
         self.lane.name()
+    }
+
+    fn threads(&self) -> NonZeroUsize {
+        self.threads
     }
 
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {

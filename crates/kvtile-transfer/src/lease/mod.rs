@@ -32,11 +32,7 @@ mod scratch;
 mod spans;
 mod transfer;
 
-use std::{
-    fmt,
-    ops::Deref,
-    sync::{Arc, PoisonError},
-};
+use std::{fmt, ops::Deref, sync::Arc};
 
 pub use block::{BlockLease, LeaseMode};
 pub(crate) use ledger::Ledger;
@@ -65,7 +61,7 @@ pub(crate) type SharedLedger = Arc<Mutex<Ledger>>;
 
 pub(crate) fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
     // The ledger changes only after its checks have passed, and changes do not panic.
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
+    ledger.lock()
 }
 
 /// The ledger of a lease: borrowed while a transfer runs at once, shared while it is in flight.

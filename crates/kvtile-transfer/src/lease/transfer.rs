@@ -6,14 +6,12 @@
 //! LeasedTransfer  the same, with the leases                     cargo of a lane
 //! ```
 
-use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Instant,
-};
+use std::{sync::Arc, time::Instant};
 
 use kvtile_layout::{
     BlockPair, CopyPlan, CopyPlanner, LayerPlans, PlanSettings, RangePair, Selection,
 };
+use parking_lot::Mutex;
 
 use super::{
     Held, Pairs, RouteKey, Scratch,
@@ -139,8 +137,7 @@ impl<'a> Planned<'a> {
                 route.layers_are_free && !is_over
             });
         // Nothing that a planner leaves behind makes a later plan wrong, only slower.
-        let planner = route.planner.lock();
-        let mut planner = planner.unwrap_or_else(PoisonError::into_inner);
+        let mut planner = route.planner.lock();
         let plans = match by_layer {
             true => Plans::Layers(pairs.plan_layers(&mut planner)?),
             false => Plans::Whole(pairs.plan(&mut planner)?),

@@ -2,6 +2,7 @@
 
 use crc_fast::CrcAlgorithm;
 use kvtile_layout::identity::Fingerprint;
+use kvtile_random::mix;
 
 use super::TransferManager;
 use crate::{
@@ -95,13 +96,4 @@ fn write_pattern(bytes: &mut [u8], number: u64, pattern: FillPattern) {
             }
         }
     }
-}
-
-/// The output function of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
-/// generators, OOPSLA 2014).
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ (value >> 31)
 }

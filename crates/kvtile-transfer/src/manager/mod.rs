@@ -172,7 +172,9 @@ impl TransferManager {
     /// It returns when the transfer is in flight: at its end for small ones between memories, else
     /// when it has a place in a queue: one for transfers between memories, and one for those from and to
     /// files, which never stand before the others. While the queue is full
-    /// ([`queue_capacity`](TransferManagerBuilder::queue_capacity)), it waits for one.
+    /// ([`queue_capacity`](TransferManagerBuilder::queue_capacity)), it waits for one. Transfers in flight
+    /// together land in any order: leases keep them apart
+    /// ([`file_transfers`](TransferManagerBuilder::file_transfers)).
     ///
     /// # Errors
     /// Everything that can be known beforehand, and then no byte is written: handles, remote

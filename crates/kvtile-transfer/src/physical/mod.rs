@@ -9,6 +9,7 @@
 //! it.
 
 mod builder;
+mod described;
 mod layer_bytes;
 mod layout_trait;
 mod layouts;
@@ -20,6 +21,8 @@ use std::{
 };
 
 pub use builder::{HasConfig, HasLayout, HasMemory, NeedsConfig, PhysicalLayoutBuilder};
+pub(crate) use described::Remote;
+pub use described::{DescribedLayout, DescribedOrder};
 use kvtile_layout::{
     LayoutError, Shape, Span, StridedLayout,
     identity::{Fingerprint, LayoutIdentity},
@@ -66,15 +69,6 @@ impl NixlMetadata {
     pub fn without_agent(kind: StorageKind) -> NixlMetadata {
         NixlMetadata::new(String::new(), kind.mem_type(), kind.device_id())
     }
-}
-
-/// A layout of another process, as its descriptor tells it.
-#[derive(Debug)]
-pub(crate) struct Remote {
-    pub(crate) config: LayoutConfig,
-    pub(crate) details: LayoutTypeDetails,
-    pub(crate) strided: Arc<StridedLayout>,
-    pub(crate) memory: Vec<MemoryDescriptor>,
 }
 
 #[derive(Debug)]
@@ -202,18 +196,34 @@ impl PhysicalLayout {
     pub fn config(&self) -> Result<&LayoutConfig, TransferError> {
         match &self.inner.place {
             Place::Local { bound, view } => Ok(view.get(bound)?.config()),
-            Place::Remote(remote) => Ok(&remote.config),
+            Place::Remote(remote) => Ok(remote.traditional()?.0),
         }
     }
 
-    /// What a descriptor says about the order.
+    /// What a descriptor of the tradition says about the order.
     ///
     /// # Errors
-    /// As for [`PhysicalLayout::config`], without which there is no descriptor.
+    /// As for [`PhysicalLayout::config`].
     pub fn serialization_details(&self) -> Result<LayoutTypeDetails, TransferError> {
         match &self.inner.place {
             Place::Local { bound, view } => Ok(view.get(bound)?.serialization_details()),
-            Place::Remote(remote) => Ok(remote.details.clone()),
+            Place::Remote(remote) => Ok(remote.traditional()?.1.clone()),
+        }
+    }
+
+    /// What a descriptor says of the layout: in the form of the tradition where a config describes it. A remote
+    /// layout as it came.
+    pub(crate) fn described(&self) -> DescribedLayout {
+        let (bound, view) = match &self.inner.place {
+            Place::Local { bound, view } => (bound, view),
+            Place::Remote(remote) => return remote.described.clone(),
+        };
+        match view.get(bound) {
+            Ok(layout) => DescribedLayout::Traditional {
+                config: layout.config().clone(),
+                details: layout.serialization_details(),
+            },
+            Err(_) => DescribedLayout::general(bound.layout()),
         }
     }
 

@@ -6,10 +6,40 @@
 
 use std::sync::{Arc, OnceLock};
 
-use kvtile_layout::tradition::{LayoutConfig, LayoutSpec, LayoutTypeDetails};
+use kvtile_layout::{
+    StridedLayout,
+    tradition::{LayoutConfig, LayoutSpec, LayoutTypeDetails},
+};
 
 use super::{Bound, FullyContiguousLayout, LayerSeparateLayout, Layout, WordLayout};
 use crate::{error::TransferError, execute::BoundLayout};
+
+/// What the tradition says of a layout.
+#[derive(Debug)]
+pub(super) struct Traditional {
+    pub(super) config: LayoutConfig,
+    pub(super) details: LayoutTypeDetails,
+}
+
+/// What the tradition says of `layout`, whose order is `spec`; with `config` where it was made from one.
+pub(super) fn traditional(
+    spec: &LayoutSpec,
+    config: Option<&LayoutConfig>,
+    layout: &StridedLayout,
+) -> Result<Traditional, TransferError> {
+    let described = || {
+        let (shape, alignment) = (layout.shape(), layout.alignment());
+        let config = match config {
+            Some(config) => config.clone(),
+            None => LayoutConfig::from_shape(shape, alignment)?,
+        };
+        let details = LayoutTypeDetails::describing(spec, shape, &config)?;
+        Ok(Traditional { config, details })
+    };
+    described().map_err(|constraint| TransferError::NoLayoutConfig {
+        constraint: Box::new(constraint),
+    })
+}
 
 /// What the view is made from, and the view once it was asked for.
 #[derive(Debug)]
@@ -37,19 +67,8 @@ impl TraditionalView {
     }
 
     fn describe(&self, bound: &Arc<BoundLayout>) -> Result<Arc<dyn Layout>, TransferError> {
-        let described = || {
-            let (shape, alignment) = (bound.layout().shape(), bound.layout().alignment());
-            let config = match &self.config {
-                Some(config) => config.clone(),
-                None => LayoutConfig::from_shape(shape, alignment)?,
-            };
-            let details = LayoutTypeDetails::describing(&self.spec, shape, &config)?;
-            Ok((config, details))
-        };
-        let (config, details) =
-            described().map_err(|constraint| TransferError::NoLayoutConfig {
-                constraint: Box::new(constraint),
-            })?;
+        let Traditional { config, details } =
+            traditional(&self.spec, self.config.as_ref(), bound.layout())?;
         let bound = Bound {
             config,
             details,

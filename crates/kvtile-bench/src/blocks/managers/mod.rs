@@ -20,7 +20,8 @@ use super::{
     BlocksSettings,
     pool::{both, timed},
 };
-use crate::{error::BenchError, random::Random};
+use crate::error::BenchError;
+use kvtile_random::Numbers;
 
 /// Blocks of a chain, which is what each call is about.
 pub const CHAIN: usize = 128;
@@ -119,7 +120,7 @@ pub(super) fn rows(
             rounds: Vec::new(),
         })
         .collect();
-    let mut random = Random::new(2);
+    let mut random = Numbers::new(2);
     for number in 0..=settings.rounds {
         let order = random.order(chains.len());
         for line in &mut lines {
@@ -138,8 +139,8 @@ pub(super) fn rows(
 
 /// As many chains as fill a pool.
 fn chains(blocks: usize) -> Vec<HashChain> {
-    let mut random = Random::new(1);
-    let mut chain = || (0..CHAIN).map(|_| random.next()).collect();
+    let mut random = Numbers::new(1);
+    let mut chain = || (0..CHAIN).map(|_| random.any()).collect();
     (0..blocks / CHAIN).map(|_| chain()).collect()
 }
 

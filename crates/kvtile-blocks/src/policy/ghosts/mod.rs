@@ -266,39 +266,33 @@ impl Print {
 mod tests {
     use std::collections::VecDeque;
 
+    use kvtile_random::{Numbers, mix};
+
     use super::*;
 
     fn key(number: u64) -> BlockKey {
         BlockKey::from_bytes(u128::from(number).to_le_bytes())
     }
 
-    /// SplitMix64.
-    fn random(state: &mut u64) -> u64 {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (*state ^ (*state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     #[test]
     fn ghosts_are_forgotten_in_order_or_when_they_come_back() {
         for seed in 0..20 {
             println!("seed {seed}");
-            let mut state = seed;
+            let mut random = Numbers::new(seed);
             let most = 5 + seed * 20;
             let mut ghosts = Ghosts::<u32>::new();
             let mut naive = VecDeque::<(u64, u32)>::new();
             for step in 0..3_000_u32 {
-                match random(&mut state) % 4 {
+                match random.below(4) {
                     0 => {
-                        let wanted = random(&mut state) % (2 * most);
+                        let wanted = random.below(2 * most);
                         let at = naive.iter().position(|&(number, _)| number == wanted);
                         let known = at.and_then(|at| naive.remove(at));
                         assert_eq!(ghosts.take(&key(wanted)), known.map(|(_, value)| value));
                     }
                     1 => assert_eq!(ghosts.pop(), naive.pop_front().map(|(_, value)| value)),
                     _ => {
-                        let number = random(&mut state) % (2 * most);
+                        let number = random.below(2 * most);
                         if naive.iter().all(|&(other, _)| other != number) {
                             ghosts.push(&key(number), step);
                             naive.push_back((number, step));
@@ -321,10 +315,7 @@ mod tests {
     /// count, or differ in their upper half alone.
     #[test]
     fn pitfall_29_keys_that_were_never_seen_are_not_taken_for_seen_ones() {
-        let spread = |number: u64| {
-            let (mut low, mut high) = (number, !number);
-            u128::from(random(&mut low)) | u128::from(random(&mut high)) << 64
-        };
+        let spread = |number: u64| u128::from(mix(number)) | u128::from(mix(!number)) << 64;
         for shape in ["hashed", "counted", "upper half"] {
             let key = |number: u64| {
                 let bits = match shape {

@@ -1,7 +1,8 @@
 //! When the policy learns makes no difference to what it does.
 
 use super::*;
-use crate::policy::{Hints, tests::Random};
+use crate::policy::Hints;
+use kvtile_random::Numbers;
 
 /// Two policies to which the same happens, of which one learns from everything at once.
 struct Pair {
@@ -10,7 +11,7 @@ struct Pair {
     /// Chains of stored blocks with their keys.
     chains: Vec<Vec<(BlockId, BlockKey)>>,
     free: Vec<u32>,
-    random: Random,
+    random: Numbers,
     keys: u128,
 }
 
@@ -25,7 +26,7 @@ impl Pair {
             prompt: policy,
             chains: Vec::new(),
             free: (0..BLOCKS).collect(),
-            random: Random(seed),
+            random: Numbers::new(seed),
             keys: 0,
         }
     }
@@ -39,9 +40,9 @@ impl Pair {
 
     fn hints(&mut self) -> Hints {
         Hints {
-            priority: i8::try_from(self.random.below(20) / 19).unwrap(),
-            output_tokens: u32::try_from(self.random.below(3) * 100).unwrap(),
-            partial_tail: self.random.below(3) == 0,
+            priority: i8::try_from(self.random.index(20) / 19).unwrap(),
+            output_tokens: u32::try_from(self.random.index(3) * 100).unwrap(),
+            partial_tail: self.random.index(3) == 0,
             ..Hints::default()
         }
     }
@@ -49,12 +50,12 @@ impl Pair {
     /// A request: uses the beginning of a chain, and stores a new end behind it.
     fn request(&mut self) {
         let hints = self.hints();
-        let at = self.random.below(self.chains.len() + 2);
+        let at = self.random.index(self.chains.len() + 2);
         let mut chain = self.chains.get(at).cloned().unwrap_or_default();
-        let used = self.random.below(chain.len() + 1);
+        let used = self.random.index(chain.len() + 1);
         let blocks: Vec<BlockId> = chain.iter().take(used).map(|&(block, _)| block).collect();
         let now = Tick(0);
-        let continues = self.random.below(2) == 0;
+        let continues = self.random.index(2) == 0;
         self.both(|policy| {
             policy.visited(&Visit {
                 blocks: &blocks,
@@ -63,11 +64,11 @@ impl Pair {
                 now,
             });
         });
-        let count = (1 + self.random.below(12)).min(self.free.len());
+        let count = (1 + self.random.index(12)).min(self.free.len());
         if count == 0 {
             return;
         }
-        let turn = self.random.below(self.free.len());
+        let turn = self.random.index(self.free.len());
         self.free.rotate_left(turn);
         let stored: Vec<BlockId> = self.free.drain(..count).map(BlockId).collect();
         let keys: Vec<BlockKey> = stored.iter().map(|_| self.key()).collect();
@@ -89,12 +90,12 @@ impl Pair {
     /// A new key, or one that may be a ghost's.
     fn key(&mut self) -> BlockKey {
         self.keys += 1;
-        let old = u128::from(self.random.next()) % self.keys;
+        let old = u128::from(self.random.any()) % self.keys;
         let stored = |number: u128| {
             let key = BlockKey::from_bytes(number.to_le_bytes());
             self.chains.iter().flatten().any(|(_, other)| *other == key)
         };
-        let number = match self.random.below(2) {
+        let number = match self.random.index(2) {
             0 if !stored(old) => old,
             _ => self.keys,
         };
@@ -134,7 +135,7 @@ fn when_it_learns_makes_no_difference() {
         println!("seed {seed}");
         let mut pair = Pair::new(seed);
         for step in 0..2_000 {
-            match pair.random.below(40) {
+            match pair.random.index(40) {
                 0 => pair.study(),
                 1..=6 if pair.free.len() < 40 => (0..25).for_each(|_| pair.evict()),
                 7..=9 => pair.evict(),

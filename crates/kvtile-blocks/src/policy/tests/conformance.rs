@@ -2,29 +2,13 @@
 //! are in use, and does what a pool does: it refuses what is followed or in use, watches that a policy
 //! offers what it may offer, and that it never forgets a block. LRU is held to its order as well.
 
+use kvtile_random::Numbers;
 use std::collections::BTreeMap;
 
 use super::{
     BlockId, BlockKey, EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Tick,
     Visit,
 };
-
-/// A generator of numbers that is the same everywhere (SplitMix64).
-pub(in crate::policy) struct Random(pub(in crate::policy) u64);
-
-impl Random {
-    pub(in crate::policy) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(in crate::policy) fn below(&mut self, end: usize) -> usize {
-        usize::try_from(self.next() % end as u64).unwrap()
-    }
-}
 
 #[derive(Clone, Debug)]
 struct Stored {
@@ -46,7 +30,7 @@ struct Model {
     free: Vec<u32>,
     /// Chains whose blocks are pinned: the ids from the first block on.
     pins: Vec<Vec<u32>>,
-    random: Random,
+    random: Numbers,
     now: u64,
     keys: u64,
     uses: u64,
@@ -61,7 +45,7 @@ impl Model {
             blocks: BTreeMap::new(),
             free: (0..blocks).rev().collect(),
             pins: Vec::new(),
-            random: Random(seed),
+            random: Numbers::new(seed),
             now: 0,
             keys: 0,
             uses: 0,
@@ -72,8 +56,8 @@ impl Model {
     fn key(&mut self) -> BlockKey {
         // Some keys come back, so that ghosts are met.
         self.keys += 1;
-        let number = match self.random.below(4) {
-            0 => self.random.next() % self.keys,
+        let number = match self.random.index(4) {
+            0 => self.random.any() % self.keys,
             _ => self.keys,
         };
         let taken = |key: &BlockKey, blocks: &BTreeMap<u32, Stored>| {
@@ -135,8 +119,8 @@ impl Model {
         if any.is_empty() {
             return;
         }
-        let id = any[self.random.below(any.len())];
-        let come = self.random.below(2) == 0;
+        let id = any[self.random.index(any.len())];
+        let come = self.random.index(2) == 0;
         let strangers = &mut self.blocks.get_mut(&id).unwrap().strangers;
         if come {
             *strangers += 1;
@@ -158,10 +142,10 @@ impl Model {
 
     fn hints(&mut self) -> Hints {
         Hints {
-            priority: i8::try_from(self.random.below(11)).unwrap() - 5,
-            expires: (self.random.below(3) == 0).then(|| Tick(self.now + 5000)),
-            output_tokens: u32::try_from(self.random.below(2000)).unwrap(),
-            partial_tail: self.random.below(4) == 0,
+            priority: i8::try_from(self.random.index(11)).unwrap() - 5,
+            expires: (self.random.index(3) == 0).then(|| Tick(self.now + 5000)),
+            output_tokens: u32::try_from(self.random.index(2000)).unwrap(),
+            partial_tail: self.random.index(4) == 0,
         }
     }
 
@@ -169,19 +153,19 @@ impl Model {
     /// some more behind it.
     fn request(&mut self) {
         let any = self.blocks.keys().copied().collect::<Vec<u32>>();
-        let found = match any.is_empty() || self.random.below(4) == 0 {
+        let found = match any.is_empty() || self.random.index(4) == 0 {
             true => Vec::new(),
             false => {
-                let at = self.random.below(any.len());
+                let at = self.random.index(any.len());
                 let mut chain = self.chain(any[at]);
-                if self.random.below(3) == 0 {
-                    let elsewhere = self.random.below(chain.len());
+                if self.random.index(3) == 0 {
+                    let elsewhere = self.random.index(chain.len());
                     chain.drain(..elsewhere);
                 }
                 chain
             }
         };
-        let more = self.random.below(9);
+        let more = self.random.index(9);
         let hints = self.hints();
         let ids: Vec<BlockId> = found.iter().map(|&id| BlockId(id)).collect();
         self.policy.visited(&Visit {
@@ -201,7 +185,7 @@ impl Model {
         // In batches of any size, down to single blocks.
         let mut left = more;
         while left > 0 {
-            let part = 1 + self.random.below(left);
+            let part = 1 + self.random.index(left);
             let keys: Vec<BlockKey> = (0..part).map(|_| self.key()).collect();
             let ids: Vec<BlockId> = (0..part)
                 .map(|_| BlockId(self.free.pop().unwrap()))
@@ -227,12 +211,12 @@ impl Model {
             }
             let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
             self.used(&ids);
-            if self.random.below(8) == 0 {
+            if self.random.index(8) == 0 {
                 self.blocks.get_mut(&ids[0]).unwrap().strangers += 1;
             }
             left -= part;
         }
-        if self.random.below(3) == 0 {
+        if self.random.index(3) == 0 {
             self.unpin();
         }
     }
@@ -249,9 +233,9 @@ impl Model {
         if self.pins.is_empty() {
             return;
         }
-        let at = self.random.below(self.pins.len());
+        let at = self.random.index(self.pins.len());
         let mut chain = self.pins.swap_remove(at);
-        if self.random.below(2) == 0 {
+        if self.random.index(2) == 0 {
             chain.reverse();
         }
         for id in chain {
@@ -313,18 +297,18 @@ impl Model {
         if any.is_empty() {
             return;
         }
-        let id = any[self.random.below(any.len())];
+        let id = any[self.random.index(any.len())];
         self.policy.removed(BlockId(id));
         self.forget(id);
     }
 
     fn step(&mut self) {
-        self.now += self.random.next() % 1000;
-        match self.random.below(17) {
+        self.now += self.random.any() % 1000;
+        match self.random.index(17) {
             0..=8 => self.request(),
             9..=11 => self.unpin(),
             12 => {
-                let wanted = self.random.below(12);
+                let wanted = self.random.index(12);
                 self.evict(wanted);
             }
             13 => self.remove(),

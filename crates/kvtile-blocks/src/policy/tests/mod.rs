@@ -2,7 +2,5 @@
 
 mod conformance;
 
-pub(super) use conformance::Random;
-
 use super::{EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Visit};
 use crate::{BlockId, BlockKey, Tick};

@@ -3,12 +3,12 @@
 
 use std::{
     collections::HashSet,
-    sync::{Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use kvtile_blocks::Tick;
 use kvtile_tiers::tier::{NotWritten, TierMiss, Wrote};
+use parking_lot::Mutex;
 
 use super::{Check, GROUP, Hands, Link, PATIENCE, Rig, chain, keys};
 use crate::disk::Numbers;
@@ -137,7 +137,7 @@ const CHAINS: u8 = 16;
 
 /// What a thread does. `began` has all blocks that any thread began to write.
 fn work(hands: Hands<'_>, began: &Mutex<HashSet<Link>>, thread: u64) {
-    let began = || began.lock().unwrap_or_else(PoisonError::into_inner);
+    let began = || began.lock();
     let is_shared = hands.tier.abilities().is_shared;
     let mut numbers = Numbers::new(thread);
     for _ in 0..120 {

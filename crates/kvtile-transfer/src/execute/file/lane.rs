@@ -1,5 +1,7 @@
 //! The lane between files and memory, and between files.
 
+use std::num::NonZeroUsize;
+
 use kvtile_layout::CopyPlan;
 
 use super::{
@@ -13,11 +15,27 @@ use crate::error::TransferError;
 
 /// See the module.
 #[derive(Debug)]
-pub(crate) struct FileLane;
+pub(crate) struct FileLane {
+    threads: NonZeroUsize,
+}
+
+impl FileLane {
+    /// At most `threads` transfers move at the same time; 0 counts as 1.
+    pub(crate) fn new(threads: usize) -> FileLane {
+        FileLane {
+            threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
+        }
+    }
+}
 
 impl Lane for FileLane {
     fn name(&self) -> &'static str {
         "kvtile-file"
+    }
+
+    /// A transfer waits for its device, so further ones may move meanwhile.
+    fn threads(&self) -> NonZeroUsize {
+        self.threads
     }
 
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {

@@ -3,9 +3,8 @@
 //! Workers are kept in a small pool of the process. A worker goes from thread to thread, but not
 //! to another process: after a fork the parent's threads are not there, and its ring is not ours.
 
-use std::sync::Mutex;
-
 use kvtile_memory::{MemoryRegion, SystemMemory};
+use parking_lot::Mutex;
 
 use super::queue::{FileQueue, FileWay};
 use crate::error::TransferError;
@@ -34,7 +33,7 @@ impl Worker {
     pub(super) fn take(way: FileWay) -> Worker {
         let process = std::process::id();
         // Waiting could be for ever, if the lock was held when this process was forked.
-        if let Ok(mut pool) = POOL.try_lock() {
+        if let Some(mut pool) = POOL.try_lock() {
             while let Some(index) = pool.iter().position(|worker| worker.way == way) {
                 let worker = pool.swap_remove(index);
                 if worker.process == process {
@@ -55,7 +54,7 @@ impl Worker {
     /// Back to the pool, if it can be used again.
     pub(super) fn give_back(mut self) {
         let is_sound = self.queue.as_ref().is_none_or(FileQueue::is_sound);
-        if let Ok(mut pool) = POOL.try_lock()
+        if let Some(mut pool) = POOL.try_lock()
             && is_sound
             && pool.len() < KEPT_MAX
         {

@@ -11,13 +11,11 @@
 
 use std::{
     ops::Range,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use kvtile_layout::{CopyPlan, Location, Nest, PlanClass, Step};
+use parking_lot::Mutex;
 
 use super::{
     super::{
@@ -143,11 +141,11 @@ impl<'p> Binding<'p> {
             while let Some((job, cells)) = take() {
                 // SAFETY: passed on to the caller; the counter gives every chunk to one thread.
                 if let Err(error) = unsafe { job.copy(self, cells.clone(), &mut scratch) } {
-                    *failed.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                    *failed.lock() = Some(error);
                 }
             }
         });
-        match failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        match failed.into_inner() {
             None => Ok(()),
             Some(error) => Err(error),
         }

@@ -12,6 +12,8 @@ mod executor;
 pub(super) mod pool;
 mod program;
 
+use std::num::NonZeroUsize;
+
 use kvtile_layout::CopyPlan;
 
 use self::{executor::Executor, pool::CopyPool};
@@ -47,6 +49,11 @@ impl MemoryLane {
 impl Lane for MemoryLane {
     fn name(&self) -> &'static str {
         "kvtile-memory"
+    }
+
+    /// A copy has threads of its own, and memory is full with one.
+    fn threads(&self) -> NonZeroUsize {
+        NonZeroUsize::MIN
     }
 
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool {

@@ -11,13 +11,11 @@ mod states;
 #[cfg(not(loom))]
 mod tests;
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::BTreeMap;
 
 use kvtile_layout::broken;
 use kvtile_memory::OwnedMemoryRegion;
+use parking_lot::{Mutex, MutexGuard};
 
 use self::{
     shared::{BlockOf, SharedBytes, SharedLease},
@@ -52,7 +50,7 @@ impl Claim {
 static CLAIMS: Mutex<Vec<Claim>> = Mutex::new(Vec::new());
 
 fn claims() -> MutexGuard<'static, Vec<Claim>> {
-    CLAIMS.lock().unwrap_or_else(PoisonError::into_inner)
+    CLAIMS.lock()
 }
 
 /// A registered layout.

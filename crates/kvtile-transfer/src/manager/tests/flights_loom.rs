@@ -4,13 +4,13 @@
 //! Everything is the real thing (ledger, queue, flight, completion, bytes), but that no transfer is so short
 //! that it runs on the caller's thread.
 
-use std::sync::Arc;
+use std::{num::NonZeroUsize, sync::Arc};
 
 use kvtile_layout::{Shape, Unit, Word};
 
 use crate::{
     FillPattern, LeaseMode, PhysicalLayout, TransferError, TransferManager, TransferOptions,
-    execute::{Lane, Lanes, all_lanes, modelled::Modelled},
+    execute::{Lane, LaneThreads, Lanes, all_lanes, modelled::Modelled},
     lease::{LayoutHandle, lock},
 };
 
@@ -27,14 +27,22 @@ fn layout() -> PhysicalLayout {
 /// Runs `body` with source and destination, which hold the patterns of seed 1 and 2 before each run.
 fn model(
     preemptions: usize,
-    (capacity, loses): (usize, bool),
+    (capacity, threads, loses): (usize, usize, bool),
     body: impl Fn(Arc<TransferManager>, [LayoutHandle; 2]) + Sync + Send + 'static,
 ) {
     let layouts = [layout(), layout()];
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);
     builder.check(move || {
-        let lanes = all_lanes(1).map(|lane| Arc::new(Modelled { lane, loses }) as Arc<dyn Lane>);
+        let lanes = all_lanes(LaneThreads { copy: 1, file: 1 }).map(|lane| {
+            let threads = NonZeroUsize::new(threads).unwrap();
+            let lane = Modelled {
+                lane,
+                threads,
+                loses,
+            };
+            Arc::new(lane) as Arc<dyn Lane>
+        });
         let manager = Arc::new(TransferManager::over(Lanes::of(lanes, capacity)));
         let handles = [0, 1].map(|i| manager.register(layouts[i].clone()).unwrap());
         for (handle, seed) in handles.into_iter().zip([1, 2]) {
@@ -67,7 +75,7 @@ fn is_in_use<T>(outcome: Result<T, TransferError>) -> bool {
 /// in the air, and granted only when its bytes have arrived. The end of the manager waits for it.
 #[test]
 fn a_flight_without_a_completion_lands_before_its_layouts_go() {
-    model(3, (1, false), |manager, handles| {
+    model(3, (1, 1, false), |manager, handles| {
         let [from, to] = handles;
         let options = TransferOptions::new();
         drop(
@@ -97,7 +105,7 @@ fn a_flight_without_a_completion_lands_before_its_layouts_go() {
 /// What waits for the end finds the blocks free and the bytes there.
 #[test]
 fn blocks_are_free_when_the_completion_reports() {
-    model(3, (0, false), |manager, handles| {
+    model(3, (0, 1, false), |manager, handles| {
         let [from, to] = handles;
         let options = TransferOptions::new();
         let done = manager.execute_transfer(from, &[2], to, &[2], options);
@@ -115,7 +123,7 @@ fn blocks_are_free_when_the_completion_reports() {
 /// A lane that loses a flight reports it, and frees the blocks first.
 #[test]
 fn a_flight_that_is_lost_reports_and_frees_its_blocks() {
-    model(3, (1, true), |manager, handles| {
+    model(3, (1, 1, true), |manager, handles| {
         let [from, to] = handles;
         let options = TransferOptions::new();
         let done = manager
@@ -132,7 +140,7 @@ fn a_flight_that_is_lost_reports_and_frees_its_blocks() {
 /// Two threads start flights into a queue that has no room for both, and one of them drops its completion.
 #[test]
 fn starters_of_a_full_queue_are_all_let_in() {
-    model(2, (0, false), |manager, handles| {
+    model(2, (0, 1, false), |manager, handles| {
         let [from, to] = handles;
         let start = move |manager: &TransferManager, block: usize| {
             let options = TransferOptions::new();
@@ -147,6 +155,28 @@ fn starters_of_a_full_queue_are_all_let_in() {
         other.join().unwrap();
         let layouts = handles.map(|handle| manager.layout(handle).unwrap());
         drop(manager);
+        let other = TransferManager::new();
+        let handles = layouts.map(|layout| other.register(layout).unwrap());
+        assert!(copied(&other, handles, 0) && copied(&other, handles, 1));
+    });
+}
+
+/// Two flights for two threads, the second of which starts while the first may be on its way. The manager is
+/// dropped at once, and both have landed when it has gone.
+#[test]
+fn flights_of_two_threads_land_before_the_manager_goes() {
+    model(2, (0, 2, false), |manager, handles| {
+        let [from, to] = handles;
+        for block in [0, 1] {
+            let options = TransferOptions::new();
+            let started = manager.execute_transfer(from, &[block], to, &[block], options);
+            drop(started.unwrap());
+        }
+        let layouts = handles.map(|handle| manager.layout(handle).unwrap());
+        let ledger = Arc::clone(&manager.ledger);
+        drop(manager);
+        lock(&ledger).check_integrity();
+        drop(ledger);
         let other = TransferManager::new();
         let handles = layouts.map(|layout| other.register(layout).unwrap());
         assert!(copied(&other, handles, 0) && copied(&other, handles, 1));

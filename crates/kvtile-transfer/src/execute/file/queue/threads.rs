@@ -1,10 +1,8 @@
 //! The queue over threads, each of which waits for one read or write at a time.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
-    thread::JoinHandle,
-};
+use std::{collections::VecDeque, sync::Arc, thread::JoinHandle};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Completion, Operation, perform};
 
@@ -42,7 +40,7 @@ unsafe impl Send for Operation {}
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing panics while it holds the lock, and no invariant spans two changes.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// What a thread does, until the queue is closed.
@@ -62,8 +60,7 @@ impl Shared {
                 return;
             } else {
                 state.idle += 1;
-                let woken = self.work.wait(state);
-                state = woken.unwrap_or_else(PoisonError::into_inner);
+                self.work.wait(&mut state);
                 state.idle -= 1;
             }
         }
@@ -121,8 +118,7 @@ impl ThreadQueue {
                 let result = unsafe { perform(operation) };
                 return Some(Completion { token, result });
             }
-            let woken = self.shared.progress.wait(state);
-            state = woken.unwrap_or_else(PoisonError::into_inner);
+            self.shared.progress.wait(&mut state);
         }
     }
 }

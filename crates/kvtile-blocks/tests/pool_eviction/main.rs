@@ -1,0 +1,121 @@
+//! What leaves a full pool, and what stays: hints, scans, dead ends and pins, with the default policy
+//! unless it says otherwise.
+//!
+//! | file | what it tests |
+//! | --- | --- |
+//! | `priorities` | priorities, deadlines and scans: which chains stay |
+//! | `room` | room: what is exhausted and comes back, and how long eviction takes |
+//! | `leaves` | chains leave from their ends: whatever was visited, pinned, lost, restored, or is of another tenant |
+#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
+
+mod leaves;
+mod priorities;
+mod room;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use kvtile_blocks::policy::{
+    EvictionPolicy, Hints, Insertion, PolicyKind, PolicySettings, Refusal, Visit,
+};
+use kvtile_blocks::pool::{
+    AllocateRequest, BlockPool, Claim, PoolSettings, Quota, StoredEntry, TenantId,
+};
+use kvtile_blocks::{BlockId, BlockKey, BlocksError, Tick};
+use kvtile_random::Numbers;
+
+/// Block `position` of chain `number`.
+fn key(number: u64, position: u64) -> BlockKey {
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&number.to_le_bytes());
+    bytes[8..].copy_from_slice(&position.to_le_bytes());
+    BlockKey::from_bytes(bytes)
+}
+
+fn chain(number: u64, length: u64) -> Vec<BlockKey> {
+    (0..length).map(|position| key(number, position)).collect()
+}
+
+fn pool(blocks: usize) -> Arc<BlockPool> {
+    pool_with(blocks, PolicyKind::Gittins)
+}
+
+fn pool_with(blocks: usize, kind: PolicyKind) -> Arc<BlockPool> {
+    let policy = PolicySettings::from(kind);
+    let settings = PoolSettings {
+        blocks,
+        ..PoolSettings::default()
+    };
+    BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap()
+}
+
+/// A request: uses what is stored of a chain, and stores the rest.
+fn request(pool: &Arc<BlockPool>, keys: &[BlockKey], now: u64, hints: Hints) {
+    let claim = Claim {
+        now: Tick(now),
+        hints,
+        ..Claim::default()
+    };
+    let found = pool.match_prefix(keys, &claim);
+    store(pool, keys, found.len(), &claim);
+    drop(found);
+    pool.maintain();
+    pool.check_integrity();
+}
+
+/// Stores the blocks of a chain from `first` on, behind those before.
+fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], first: usize, claim: &Claim) {
+    let rest = &keys[first..];
+    if rest.is_empty() {
+        return;
+    }
+    let ask = AllocateRequest {
+        now: claim.now,
+        ..AllocateRequest::default()
+    };
+    let parent = first.checked_sub(1).map(|last| keys[last]);
+    let blocks = pool.allocate(rest.len(), &ask).unwrap();
+    let complete = blocks.complete(rest, parent).unwrap();
+    drop(complete.register(claim).unwrap());
+}
+
+fn hints(change: impl FnOnce(&mut Hints)) -> Hints {
+    let mut hints = Hints::default();
+    change(&mut hints);
+    hints
+}
+
+/// How many blocks of a chain are found.
+fn stored(pool: &BlockPool, number: u64, length: u64) -> usize {
+    pool.peek(&chain(number, length))
+}
+
+/// Chains that come back.
+const HOT: u64 = 32;
+
+/// Requests as they come: chains that come back, some more often than others, and chains that never
+/// do.
+struct Traffic {
+    random: Numbers,
+    fresh: u64,
+}
+
+impl Traffic {
+    fn new(seed: u64) -> Traffic {
+        println!("seed {seed}");
+        Traffic {
+            random: Numbers::new(seed),
+            fresh: HOT,
+        }
+    }
+
+    fn next(&mut self) -> Vec<BlockKey> {
+        if self.random.below(2) == 0 {
+            self.fresh += 1;
+            return chain(self.fresh, 1 + self.random.below(12));
+        }
+        let (one, other) = (self.random.below(HOT), self.random.below(HOT));
+        chain(one.min(other), 8)
+    }
+}

@@ -1,0 +1,297 @@
+"""The scheduler of the vLLM connector alone, step by step, without vLLM."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+import kvtile
+from vllm_engine import BLOCKS, CONFIG, LAYERS, PAGE, Engine, Request, Tensor, ignore, layout_and_identity, sides
+
+__all__ = ["sides"]  # The fixture of the tests below.
+
+
+def scheduler_of(sides: Any, changes: list[Any] | None = None) -> Any:
+    """One with one worker, whose tiers have these blocks."""
+    kv = {f"layers.{layer}": Tensor(np.zeros((BLOCKS, 2, PAGE, 1, 4), np.float32)) for layer in range(LAYERS)}
+    _, identity = layout_and_identity(None, kv, None, SimpleNamespace(number=0, size=1))
+    scheduler = sides.scheduler.Scheduler(sides.settings.Settings(), PAGE)
+    scheduler.greet({0: sides.messages.Hello(identity.to_json(), changes or [])})
+    return scheduler
+
+
+def a_request(name: str = "one", blocks: int = 4, **given: Any) -> Request:
+    tokens = given.pop("tokens", list(range(PAGE * blocks + 1)))
+    return Request(name, tokens, len(tokens) + 8, list(range(len(tokens) // PAGE + 4)), **given)
+
+
+def step_of(request: Request, scheduled: int, *, new: bool = True) -> Any:
+    """A step that computes so many tokens of a request, whose first ``computed`` ones vLLM has."""
+    name = request.request_id
+    cached = SimpleNamespace(req_ids=[] if new else [name], num_computed_tokens=[] if new else [request.computed])
+    return SimpleNamespace(
+        total_num_scheduled_tokens=scheduled, preempted_req_ids=set(), num_scheduled_tokens={name: scheduled},
+        scheduled_new_reqs=[SimpleNamespace(req_id=name, num_computed_tokens=request.computed)] if new else [],
+        scheduled_cached_reqs=cached, kv_connector_block_state=SimpleNamespace(get_block_ids=lambda _: (request.blocks,)),
+    )
+
+
+def report(sides: Any, **said: Any) -> Any:
+    return sides.messages.Report({0: sides.messages.RankReport(**said)})
+
+
+def stored(keys: list[bytes], tier: str = "host") -> list[Any]:
+    return [("stored", tier, key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
+
+
+def test_what_vllm_has_and_kvtile_has_lost_is_stored_from_the_first_block_on(sides: Any) -> None:
+    """vLLM has the head of the prompt in its own cache: only what follows is computed, and all of it is stored."""
+    scheduler, request = scheduler_of(sides), a_request()
+    assert scheduler.matched(request, 3 * PAGE) == (0, False)
+    request.computed = 3 * PAGE
+    (store,) = scheduler.orders(step_of(request, PAGE + 1)).stores
+    assert (store.first, store.blocks) == (0, [0, 1, 2, 3])
+    assert len(store.keys[0]) == 4
+
+
+def test_of_what_is_there_nothing_is_stored_again(sides: Any) -> None:
+    scheduler, request = scheduler_of(sides), a_request()
+    assert scheduler.matched(request, 0) == (0, False)
+    keys = scheduler.tracked["one"].keys.of(4)[0]
+    scheduler.directories[0].apply(stored(keys[:2], "disk"))
+    assert scheduler.matched(request, 3 * PAGE) == (0, False)
+    request.computed = 3 * PAGE
+    (store,) = scheduler.orders(step_of(request, PAGE + 1)).stores
+    assert (store.first, store.blocks) == (2, [2, 3])
+
+
+def test_blocks_whose_ancestors_have_left_the_tiers_are_stored_with_them(sides: Any) -> None:
+    """A long answer: what was stored of its prompt is evicted meanwhile, and its next blocks would be worth nothing."""
+    scheduler, request = scheduler_of(sides), a_request()
+    scheduler.matched(request, 0)
+    (store,) = scheduler.orders(step_of(request, len(request.all_token_ids))).stores
+    keys = store.keys[0]
+    request.computed, request.all_token_ids = 17, [*request.all_token_ids, *range(100, 104)]
+    # Before its end is known the next store follows on.
+    (store,) = scheduler.orders(step_of(request, 4, new=False)).stores
+    assert store.first == 4
+    scheduler.take(report(sides, ended={"one": 2}, changes=[*stored(keys), *stored([*keys, store.keys[0][4]])[4:]]))
+    request.computed, request.all_token_ids = 21, [*request.all_token_ids, *range(200, 204)]
+    (store,) = scheduler.orders(step_of(request, 4, new=False)).stores
+    assert store.first == 5, "everything is there"
+    scheduler.take(report(sides, ended={"one": 1}, changes=[("removed", "host", key, None) for key in [*keys[2:], *store.keys[0][4:]]]))
+    request.computed, request.all_token_ids = 25, [*request.all_token_ids, *range(300, 304)]
+    (store,) = scheduler.orders(step_of(request, 4, new=False)).stores
+    assert (store.first, len(store.blocks)) == (2, 5)
+
+
+def test_what_found_no_room_is_not_offered_for_ever(sides: Any) -> None:
+    scheduler, request = scheduler_of(sides), a_request()
+    scheduler.matched(request, 0)
+    (store,) = scheduler.orders(step_of(request, 17)).stores
+    scheduler.take(report(sides, ended={"one": 1}, without_room={"one"}, changes=stored(store.keys[0][:1])))
+    for end in range(17, 60):
+        request.computed, request.all_token_ids = end, [*request.all_token_ids, end]
+        assert scheduler.orders(step_of(request, 1, new=False)).stores == []
+    # A later request tries again.
+    again = a_request("two")
+    scheduler.matched(again, 0)
+    (store,) = scheduler.orders(step_of(again, 13)).stores
+    assert store.first == 1
+
+
+def test_pooling_requests_and_unknown_adapters_are_not_kept(sides: Any, tmp_path: Path) -> None:
+    scheduler = scheduler_of(sides)
+    lora = SimpleNamespace(lora_name="a", lora_int_id=1, lora_path=str(tmp_path / "none"))
+    for given in ({"pooling_params": object()}, {"lora_request": lora}):
+        request = a_request(**given)
+        assert scheduler.matched(request, 0) == (0, False)
+        assert scheduler.orders(step_of(request, 17)).stores == []
+        assert scheduler.finished(request) is False and not scheduler.tracked
+
+
+def adapter_in(folder: Path, content: bytes, number: int = 1) -> Any:
+    folder.mkdir(exist_ok=True)
+    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_model.safetensors").write_bytes(content)
+    return SimpleNamespace(lora_name="a", lora_int_id=number, lora_path=str(folder), is_3d_lora_weight=False)
+
+
+def test_an_adapter_that_is_trained_again_at_its_path_finds_nothing(sides: Any, tmp_path: Path) -> None:
+    """In a process and after a restart, under the same name, number and path."""
+    lora = adapter_in(tmp_path / "lora", b"monday")
+    scheduler, request = scheduler_of(sides), a_request(lora_request=lora)
+    scheduler.matched(request, 0)
+    (store,) = scheduler.orders(step_of(request, 17)).stores
+    assert store.adapter is not None and store.adapter[0] == 1
+    there = stored(store.keys[0])
+    for folder, number, found in (("lora", 1, 4), ("elsewhere", 2, 4)):
+        other = a_request("two", lora_request=adapter_in(tmp_path / folder, b"monday", number))
+        assert scheduler_of(sides, there).matched(other, 0) == (found * PAGE, False)
+    lora = adapter_in(tmp_path / "lora", b"tuesday")
+    for again in (scheduler, scheduler_of(sides, there)):
+        again.directories[0].apply(there)
+        assert again.matched(a_request("three", lora_request=lora), 0) == (0, False)
+    assert scheduler.matched(a_request("four"), 0) == (0, False)
+
+
+def test_blocks_of_another_adapter_than_the_one_that_is_loaded_are_neither_stored_nor_loaded(
+    sides: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine(sides, 0, 1, None, monkeypatch)
+    (worker,) = engine.workers
+    loaded = sides.worker.LOADED
+    monkeypatch.setattr(sides.worker, "LOADED", type(loaded)())
+    manager = type("Manager", (), {})()
+    keys = engine.scheduler._hashers[0].keys(list(range(8)))
+    order = functools.partial(sides.messages.StoreOrder, "one", {0: keys}, 0, [0, 1])
+    try:
+        worker._start_store(order((1, b"monday")))
+        assert not worker.stores and worker.take_report().without_room == {"one"}, "nothing is loaded that it could be of"
+        sides.worker.LOADED.note(manager, 1, b"monday")
+        worker._start_store(order((1, b"tuesday")))
+        assert not worker.stores and worker.take_report().ended == {"one": 1}
+        worker._start_store(order((1, b"monday")))
+        worker.wait_for_stores({"one"})
+        assert worker.cache.lookup(keys).blocks == 2
+        for digest, failed in ((b"tuesday", {5, 6}), (b"monday", set())):
+            worker._start_load(sides.messages.LoadOrder("two", {0: keys}, 0, [5, 6], False, (1, digest)))
+            assert worker.take_failed_blocks() == failed
+            while not worker.take_finished_loads(idle=True):
+                pass
+    finally:
+        worker.close()
+
+
+def test_what_is_stored_after_everything_was_forgotten_is_for_this_process_alone(sides: Any) -> None:
+    """vLLM forgets when its weights have become other ones, and the identity is that of the weights it began with."""
+    scheduler, request = scheduler_of(sides), a_request()
+    scheduler.matched(request, 0)
+    (store,) = scheduler.orders(step_of(request, 17)).stores
+    before = store.keys[0]
+    scheduler.clear()
+    # A request that was on its way has blocks of both.
+    assert scheduler.orders(step_of(request, 1, new=False)).clear
+    request.computed, request.all_token_ids = 17, [*request.all_token_ids, *range(100, 110)]
+    assert scheduler.orders(step_of(request, 10, new=False)).stores == []
+    assert scheduler.finished(request), "what it stores is still being read"
+    # A store that was on its way arrives after all.
+    scheduler.take(report(sides, ended={"one": 1}, changes=stored(before)))
+    again = a_request("two")
+    assert scheduler.matched(again, 0) == (0, False)
+    (store,) = scheduler.orders(step_of(again, 17)).stores
+    after = store.keys[0]
+    assert not set(after) & set(before)
+    scheduler.take(report(sides, ended={"two": 1}, changes=stored(after)))
+    assert scheduler.matched(a_request("three"), 0) == (16, False)
+    # A process that begins anew has the first weights again.
+    assert scheduler_of(sides, stored(after)).matched(a_request("four"), 0) == (0, False)
+    assert scheduler_of(sides, stored(before)).matched(a_request("five"), 0) == (16, False)
+
+
+def test_forgetting_says_so_where_a_request_still_waits_for_what_is_forgotten(sides: Any) -> None:
+    scheduler, request = scheduler_of(sides), a_request()
+    scheduler.matched(request, 0)
+    scheduler.directories[0].apply(stored(scheduler.tracked["one"].keys.of(4)[0], "disk"))
+    assert scheduler.matched(request, 0) == (16, True)
+    scheduler.allocated(request, SimpleNamespace(get_block_ids=lambda: (request.blocks,)), 16)
+    assert scheduler.clear() is False
+    scheduler.loading.clear()
+    assert scheduler.clear() is True
+
+
+def test_another_request_under_the_name_of_one_that_ended_has_keys_of_its_own(sides: Any) -> None:
+    """Given up and sent again, before its end was seen."""
+    scheduler = scheduler_of(sides)
+    first = a_request(tokens=list(range(17)))
+    scheduler.matched(first, 0)
+    second = a_request(tokens=list(range(50, 67)))
+    scheduler.matched(second, 0)
+    (store,) = scheduler.orders(step_of(second, 17)).stores
+    assert store.keys[0] == scheduler._hashers[0].keys(list(range(50, 66)))
+
+
+def test_a_session_whose_last_tokens_are_replaced_is_stored_anew_from_there(sides: Any) -> None:
+    """Streaming input: vLLM drops the last token of a turn, and all of them where the request had been preempted."""
+    scheduler, request = scheduler_of(sides), a_request(resumable=True)
+    scheduler.matched(request, 0)
+    (store,) = scheduler.orders(step_of(request, 17)).stores
+    scheduler.take(report(sides, ended={"one": 1}, changes=stored(store.keys[0])))
+    request.all_token_ids[6:] = range(300, 320)
+    request.computed = 6
+    (store,) = scheduler.orders(step_of(request, 20, new=False)).stores
+    assert store.first == 1
+    assert store.keys[0] == scheduler._hashers[0].keys(request.all_token_ids[:24])
+
+
+def test_tokens_that_are_only_guessed_are_in_no_block(sides: Any) -> None:
+    """With drafts more tokens are computed than are known; those that are refused are computed again."""
+    scheduler, request = scheduler_of(sides), a_request(blocks=1)
+    scheduler.matched(request, 0)
+    (store,) = scheduler.orders(step_of(request, 5 + 12)).stores
+    assert len(store.blocks) == 1
+    request.computed = 5
+    assert scheduler.orders(step_of(request, 12, new=False)).stores == []
+
+
+def test_requests_of_one_prompt_do_not_share_their_state(sides: Any) -> None:
+    """Several answers to one prompt (n > 1) go on at the same time, each with its own tokens."""
+    scheduler = scheduler_of(sides)
+    requests = [a_request(f"{number}_one") for number in range(3)]
+    for request in requests:
+        scheduler.matched(request, 0)
+        scheduler.orders(step_of(request, 17))
+        request.computed = 17
+    for round_ in range(4):
+        for number, request in enumerate(requests):
+            request.all_token_ids = [*request.all_token_ids, *[1000 * (number + 1) + round_] * 4]
+            (store,) = scheduler.orders(step_of(request, 4, new=False)).stores
+            request.computed += 4
+            known = request.all_token_ids[: request.computed // PAGE * PAGE]
+            assert store.keys[0] == scheduler._hashers[0].keys(known)
+
+
+@pytest.mark.parametrize(("longest", "warned"), [(24 * PAGE, False), (24 * PAGE + 1, True), (1 << 20, True)])
+def test_one_warning_says_that_a_prompt_has_no_room(
+    sides: Any, monkeypatch: pytest.MonkeyPatch, longest: int, warned: bool
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(sides.worker, "logger", SimpleNamespace(info=ignore, warning=lambda text, *values: said.append(text % values)))
+    monkeypatch.setattr(CONFIG.model_config, "max_model_len", longest)
+    engine = Engine(sides, 0, 1, None, monkeypatch)
+    engine.workers[0].close()
+    assert len(said) == warned
+    if warned:
+        assert f"max_model_len, {longest} tokens (host 96 tokens)" in said[0] and "host_gib" in said[0]
+
+
+def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM has one connector a process: the second engine would get the first one's, over its own memory."""
+    engine = Engine(sides, 0, 1, None, monkeypatch)
+    (worker,) = engine.workers
+    monkeypatch.setattr(sides.worker, "Worker", lambda *_: worker)
+    monkeypatch.setattr(sides.worker, "rank_of", lambda _: sides.rank.Rank())
+    config = SimpleNamespace(lora_config=None, kv_transfer_config=SimpleNamespace(engine_id="one"))
+    sides.worker.open_worker(config, {}, None)
+    with pytest.raises(kvtile.SettingsError, match="one connector a process"):
+        sides.worker.open_worker(config, {}, None)
+    assert not worker.cache.closed, "the first one goes on"
+    sides.worker.close_worker(config)
+    assert worker.cache.closed
+    sides.worker.open_worker(config, {}, None)
+    sides.worker.close_worker(config)
+
+
+def test_settings_that_say_nothing_are_refused_and_all_others_reach_the_cache(sides: Any, tmp_path: Path) -> None:
+    read, rank = sides.settings.Settings.read, sides.rank.Rank(0, 1)
+    for given in ({"close_within": 5.0}, {"disk_path": "kv"}, {"disk_gib": 1.0}, {"hostgib": 1}, {"workers": "two"}):
+        with pytest.raises(kvtile.SettingsError):
+            read(given)
+    given = {"disk_path": str(tmp_path), "disk_gib": 1.0, "close_within": 5.0, "disk_writes": 2, "workers": 3}
+    told = read(given).of_cache(rank)
+    assert (told["close_within"], told["disk_writes"], told["workers"], told["disk_bytes"]) == (5.0, 2, 3, 1 << 30)

@@ -1,0 +1,166 @@
+//! A gate at which threads under test stop until the test opens it, and waits that end.
+//!
+//! A test that fails has to end. A gate opens when its [`ShutGate`] is dropped, in a panic too; a thread stops
+//! at it for [`PATIENCE`] at most and panics then. It knows nothing of what stops at it.
+
+use std::{
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex};
+
+/// How long a test waits for what comes at once. Only a test that fails waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+#[derive(Debug, Default)]
+struct State {
+    /// Threads that stop if they come now.
+    stops: usize,
+    /// Threads that have stopped since the gate was shut.
+    stopped: usize,
+    /// How often it was opened: a thread waits until this changes.
+    opened: u64,
+}
+
+/// See the module. It is open at first.
+#[derive(Debug, Default)]
+pub struct Gate {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Gate {
+    /// The next `threads` threads that come stop until the returned value is dropped. Later ones pass.
+    #[must_use = "the gate opens when it is dropped"]
+    pub fn shut(self: &Arc<Gate>, threads: usize) -> ShutGate {
+        let mut state = self.state.lock();
+        (state.stops, state.stopped) = (threads, 0);
+        ShutGate {
+            gate: Arc::clone(self),
+        }
+    }
+
+    /// What a thread under test calls: it returns when the gate is open.
+    ///
+    /// # Panics
+    /// If the gate is not opened in time.
+    pub fn pass(&self) {
+        let mut state = self.state.lock();
+        if state.stops == 0 {
+            return;
+        }
+        state.stops -= 1;
+        state.stopped += 1;
+        self.changed.notify_all();
+        let opened = state.opened;
+        let waits = |state: &mut State| state.opened == opened;
+        let waited = self.changed.wait_while_for(&mut state, waits, PATIENCE);
+        drop(state);
+        assert!(!waited.timed_out(), "the gate stayed shut for {PATIENCE:?}");
+    }
+
+    fn open(&self) {
+        let mut state = self.state.lock();
+        state.stops = 0;
+        state.opened += 1;
+        self.changed.notify_all();
+    }
+}
+
+/// A gate that is shut. It opens when this is dropped.
+#[derive(Debug)]
+pub struct ShutGate {
+    gate: Arc<Gate>,
+}
+
+impl ShutGate {
+    /// Waits until `threads` threads have stopped.
+    ///
+    /// # Panics
+    /// If they do not come in time.
+    pub fn wait_until_stopped(&self, threads: usize) {
+        let mut state = self.gate.state.lock();
+        let waits = |state: &mut State| state.stopped < threads;
+        let waited = self
+            .gate
+            .changed
+            .wait_while_for(&mut state, waits, PATIENCE);
+        let stopped = state.stopped;
+        // An assertion that fails under the lock would leave the threads where they are.
+        drop(state);
+        assert!(
+            !waited.timed_out(),
+            "{stopped} of {threads} threads stopped in {PATIENCE:?}"
+        );
+    }
+
+    /// Lets the threads go.
+    pub fn open(self) {}
+}
+
+impl Drop for ShutGate {
+    fn drop(&mut self) {
+        self.gate.open();
+    }
+}
+
+/// Waits until `is_so`.
+///
+/// # Panics
+/// If it does not become so in time; the message has `what`.
+pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "not in {PATIENCE:?}: {what}");
+        thread::sleep(Duration::from_micros(200));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use super::*;
+
+    #[test]
+    fn as_many_threads_stop_as_said_and_the_rest_pass() {
+        let (gate, passed) = (Arc::new(Gate::default()), AtomicUsize::new(0));
+        gate.pass();
+        thread::scope(|scope| {
+            let shut = gate.shut(2);
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    gate.pass();
+                    passed.fetch_add(1, Ordering::SeqCst);
+                });
+            }
+            shut.wait_until_stopped(2);
+            gate.pass();
+            assert_eq!(passed.load(Ordering::SeqCst), 0);
+            shut.open();
+        });
+        assert_eq!(passed.into_inner(), 2);
+        gate.pass();
+    }
+
+    #[test]
+    fn a_panic_of_the_test_opens_the_gate() {
+        let gate = Arc::new(Gate::default());
+        let stopped = catch_unwind(AssertUnwindSafe(|| {
+            let shut = gate.shut(1);
+            let stopped = thread::spawn({
+                let gate = Arc::clone(&gate);
+                move || gate.pass()
+            });
+            shut.wait_until_stopped(1);
+            std::panic::resume_unwind(Box::new(stopped));
+        }));
+        let stopped = stopped.unwrap_err().downcast::<thread::JoinHandle<()>>();
+        stopped.unwrap().join().unwrap();
+    }
+}

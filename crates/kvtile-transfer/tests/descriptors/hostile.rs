@@ -1,0 +1,200 @@
+//! Version 1 from a hostile or broken writer.
+
+use kvtile_layout::LayoutError;
+use kvtile_transfer::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor, TransferError};
+use serde_json::{Value, json};
+
+use crate::{contiguous, read, separate};
+
+/// Pitfall 2: what a hostile or broken writer may say, each refused by its own error.
+#[test]
+fn hostile_descriptors_are_refused_with_what_is_wrong() {
+    for (what, path, new, check) in hostile_cases() {
+        refuses(contiguous(), (what, path, new, check));
+    }
+}
+
+/// Demands that `value` with one change is refused for the reason that `case` names.
+pub(crate) fn refuses(mut value: Value, (what, path, new, check): Hostile) {
+    if new.is_null() {
+        value.as_object_mut().unwrap().remove(&path[1..]);
+    } else {
+        *value.pointer_mut(path).unwrap() = new;
+    }
+    let error = read(&value).map(|_| ()).unwrap_err();
+    assert!(check(&error), "{what}: {error:?}");
+    assert!(!error.to_string().is_empty());
+}
+
+/// What is said, where it stands in the document, the value, and what it must be refused for.
+pub(crate) type Hostile = (
+    &'static str,
+    &'static str,
+    Value,
+    fn(&TransferError) -> bool,
+);
+
+fn hostile_cases() -> impl Iterator<Item = Hostile> {
+    let details: Hostile = (
+        "unknown details",
+        "/layout_type_details",
+        json!({"Spiral": {}}),
+        |e| matches!(e, TransferError::DescriptorSyntax { .. }),
+    );
+    let cases = hostile_counts().into_iter().chain(hostile_places());
+    cases.chain([details])
+}
+
+fn hostile_counts() -> Vec<Hostile> {
+    vec![
+        ("version 0", "/version", json!(0), |e| {
+            matches!(
+                e,
+                TransferError::DescriptorVersion {
+                    version: 0,
+                    supported: 2
+                }
+            )
+        }),
+        ("version 3", "/version", json!(3), |e| {
+            matches!(e, TransferError::DescriptorVersion { version: 3, .. })
+        }),
+        ("another version's fields", "/version", json!(2), |e| {
+            matches!(e, TransferError::DescriptorSyntax { .. })
+        }),
+        ("no version", "/version", Value::Null, |e| {
+            matches!(e, TransferError::DescriptorSyntax { .. })
+        }),
+        (
+            "blocks over a tiny region",
+            "/layout_config/num_blocks",
+            json!(1u64 << 40),
+            |e| matches!(e, TransferError::RegionTooSmall { region: 0, .. }),
+        ),
+        (
+            "a product that wraps",
+            "/layout_config/num_blocks",
+            json!(u64::MAX / 2),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::DescriptorSyntax { .. }
+                        | TransferError::Layout(LayoutError::TooLarge { .. })
+                )
+            },
+        ),
+        ("no blocks", "/layout_config/num_blocks", json!(0), |e| {
+            matches!(e, TransferError::DescriptorSyntax { .. })
+        }),
+    ]
+}
+
+fn hostile_places() -> Vec<Hostile> {
+    vec![
+        (
+            "addresses that wrap",
+            "/memory_descriptors/0/addr",
+            json!(u64::MAX - 4095),
+            |e| matches!(e, TransferError::DescriptorRange { index: 0, .. }),
+        ),
+        (
+            "a region of nothing",
+            "/memory_descriptors/0/size",
+            json!(0),
+            |e| matches!(e, TransferError::DescriptorRange { index: 0, .. }),
+        ),
+        (
+            "a region too small",
+            "/memory_descriptors/0/size",
+            json!(327_679),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::RegionTooSmall {
+                        have: 327_679,
+                        need: 327_680,
+                        ..
+                    }
+                )
+            },
+        ),
+        ("no regions", "/memory_descriptors", json!([]), |e| {
+            matches!(
+                e,
+                TransferError::RegionCount {
+                    given: 0,
+                    needed: 1
+                }
+            )
+        }),
+        (
+            "a misaligned region",
+            "/layout_config/alignment",
+            json!(8192),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::RegionMisaligned { .. } | TransferError::RegionTooSmall { .. }
+                )
+            },
+        ),
+        (
+            "an alignment of 3",
+            "/layout_config/alignment",
+            json!(3),
+            |e| matches!(e, TransferError::DescriptorSyntax { .. }),
+        ),
+        ("another location", "/location", json!({"Device": 0}), |e| {
+            matches!(e, TransferError::DescriptorLocation { .. })
+        }),
+        (
+            "another memory type",
+            "/nixl_metadata/mem_type",
+            json!("File"),
+            |e| matches!(e, TransferError::DescriptorLocation { .. }),
+        ),
+        ("an unknown location", "/location", json!("Moon"), |e| {
+            matches!(e, TransferError::DescriptorSyntax { .. })
+        }),
+    ]
+}
+
+/// Pitfall 7: regions that share a byte, or one region for two layers.
+#[test]
+fn overlapping_regions_are_refused() {
+    for (region, shift) in [(1, 0i64), (1, -1), (2, -81_920), (3, -245_760)] {
+        let mut value = separate();
+        let before = value["memory_descriptors"][region]["addr"]
+            .as_i64()
+            .unwrap();
+        let shift = if shift == 0 { -81_920 } else { shift };
+        value["memory_descriptors"][region]["addr"] = json!(before + shift);
+        let error = read(&value).unwrap_err();
+        assert!(
+            matches!(error, TransferError::RegionsOverlap { .. }),
+            "{error}"
+        );
+    }
+    let mut value = separate();
+    value["nixl_metadata"]["device_id"] = json!(2);
+    assert!(matches!(
+        read(&value),
+        Err(TransferError::DescriptorLocation { .. })
+    ));
+    let mut value = separate();
+    value["memory_descriptors"].as_array_mut().unwrap().pop();
+    assert!(matches!(
+        read(&value),
+        Err(TransferError::RegionCount {
+            given: 3,
+            needed: 4
+        })
+    ));
+}
+
+#[test]
+fn text_that_is_too_long_is_not_parsed() {
+    let text = vec![b' '; DESCRIPTOR_BYTES_MAX + 1];
+    let error = LayoutDescriptor::from_json_bytes(&text).unwrap_err();
+    assert!(matches!(error, TransferError::DescriptorTooLong { .. }));
+}
