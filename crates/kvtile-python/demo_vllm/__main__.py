@@ -28,6 +28,9 @@ REPOSITORY = Path(__file__).parents[3]
 TEXTS = ("README.md", "ARCHITECTURE.md", "docs/python.md", "docs/vllm.md", "docs/eviction.md", "CHANGELOG.md")
 # Most that one process may take.
 SECONDS = 1200
+# glibc keeps what the model frees. By itself it gives large pieces back, and takes them anew in the next layer: every prompt then
+# has another number of page faults, which makes prompts differ by more than connectors do.
+ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 BEFORE = {"engines": ["none", "kvtile", "example"], "states": ["cold", "again", "forgotten"]}
 AFTER = {"engines": ["kvtile"], "states": ["restarted", "again"]}
@@ -106,7 +109,8 @@ def measure(arguments: argparse.Namespace) -> Results:
 def events(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """What a process says. It ends with us, and in any case after some time."""
     process = subprocess.Popen(
-        [sys.executable, str(PROCESS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [sys.executable, str(PROCESS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env=ALLOCATOR | os.environ,
     )
     assert process.stdin is not None and process.stdout is not None
     limit = threading.Timer(SECONDS, process.kill)

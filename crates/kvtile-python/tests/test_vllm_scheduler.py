@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -276,7 +278,10 @@ def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest
     (worker,) = engine.workers
     monkeypatch.setattr(sides.worker, "Worker", lambda *_: worker)
     monkeypatch.setattr(sides.worker, "rank_of", lambda _: sides.rank.Rank())
-    config = SimpleNamespace(lora_config=None, kv_transfer_config=SimpleNamespace(engine_id="one"))
+    config = SimpleNamespace(
+        lora_config=None, kv_transfer_config=SimpleNamespace(engine_id="one"),
+        parallel_config=SimpleNamespace(distributed_executor_backend="uni"),
+    )
     sides.worker.open_worker(config, {}, None)
     with pytest.raises(kvtile.SettingsError, match="one connector a process"):
         sides.worker.open_worker(config, {}, None)
@@ -285,6 +290,31 @@ def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest
     assert worker.cache.closed
     sides.worker.open_worker(config, {}, None)
     sides.worker.close_worker(config)
+
+
+def test_a_worker_opens_its_cache_on_the_processors_of_its_engine(
+    sides: Any, monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Threads have the processors of the one that starts them."""
+    now: list[str] = []
+
+    @contextlib.contextmanager
+    def processors_of_engine(executor: str) -> Iterator[None]:
+        now.append(executor)
+        yield
+        now.clear()
+
+    opened = []
+    monkeypatch.setattr(sides.worker, "processors_of_engine", processors_of_engine)
+    monkeypatch.setattr(sides.worker, "Worker", lambda *_: opened.append(list(now)) or SimpleNamespace(close=ignore))
+    monkeypatch.setattr(sides.worker, "rank_of", lambda _: sides.rank.Rank())
+    config = SimpleNamespace(
+        lora_config=None, kv_transfer_config=SimpleNamespace(engine_id="one"),
+        parallel_config=SimpleNamespace(distributed_executor_backend="mp"),
+    )
+    sides.worker.open_worker(config, {}, None)
+    sides.worker.close_worker(config)
+    assert opened == [["mp"]] and not now
 
 
 def test_settings_that_say_nothing_are_refused_and_all_others_reach_the_cache(sides: Any, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from kvtile.vllm._adapters import LOADED
 from kvtile.vllm._directory import TIERS
 from kvtile.vllm._layout import in_order, layout_and_identity
 from kvtile.vllm._messages import Change, Hello, LoadOrder, Orders, RankReport, StoreOrder
+from kvtile.vllm._processors import processors_of_engine
 from kvtile.vllm._rank import Rank, rank_of
 from kvtile.vllm._settings import Settings
 from kvtile.vllm._stats import KvtileStats
@@ -330,7 +331,8 @@ def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings
             )
         if config.lora_config is not None:
             LOADED.watch()
-        worker = _workers[name] = Worker(config, caches, settings, rank_of(config))
+        with processors_of_engine(config.parallel_config.distributed_executor_backend):
+            worker = _workers[name] = Worker(config, caches, settings, rank_of(config))
         return worker
 
 

@@ -25,7 +25,8 @@ use super::world::{
 };
 use crate::{
     LeaseMode, PhysicalLayout, TransferCompletion, TransferError, TransferOptions,
-    execute::gated::Flying, lease::lock,
+    execute::{Lane, gated::Flying},
+    lease::lock,
 };
 
 #[test]
