@@ -88,6 +88,7 @@ fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
     let _ = pyo3_log::try_init();
     #[cfg(debug_assertions)]
     module.setattr("_panic", wrap_pyfunction!(panic_in_library, module)?)?;
+    module.add("STORAGE_WORD", kvtile::tiers::cache::STORAGE_WORD)?;
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }
 

@@ -16,6 +16,10 @@ def test_the_package_has_a_version() -> None:
     assert kvtile.__version__.count(".") == 2
 
 
+def test_the_default_order_of_stored_blocks_is_a_word() -> None:
+    assert kvtile.Layout(kvtile.STORAGE_WORD, shape=shape()).block_bytes == shape().block_bytes
+
+
 def test_dtypes_may_be_said_in_any_way() -> None:
     for dtype in ["float32", "f32", "torch.float32", np.float32, np.dtype("float32")]:
         assert shape(dtype) == shape("float32")

@@ -248,6 +248,56 @@ pub enum TierError {
         /// The folder.
         folder: String,
     },
+    /// A disk tier where a new or an empty folder is needed. Nothing was touched.
+    #[error("{folder} is a disk tier already; give a new or an empty folder")]
+    AlreadyAStore {
+        /// The folder.
+        folder: String,
+    },
+    /// A conversion to the folder that it reads, or to one inside it. Nothing was touched.
+    #[error(
+        "{target} is {source_folder} or lies in it, and a conversion only reads that; give another folder"
+    )]
+    TargetInSource {
+        /// The folder that is to be made.
+        target: String,
+        /// The folder that is read.
+        source_folder: String,
+    },
+    /// Stored blocks whose order is none of those that are tried.
+    #[error(
+        "the blocks of {folder} lie in none of the {tried} orders that kvtile tries; give the word that the          cache stored them with (`--stored-layout`)"
+    )]
+    StoredOrderUnknown {
+        /// The folder.
+        folder: String,
+        /// How many words were tried.
+        tried: usize,
+    },
+    /// Stored blocks that do not lie as a word says.
+    #[error(
+        "the blocks of {folder} do not lie as {word} says: {difference}; give the word that the cache          stored them with"
+    )]
+    StoredOrderDiffers {
+        /// The folder.
+        folder: String,
+        /// The word.
+        word: String,
+        /// The first part that differs: `ours` is the word's, `theirs` the folder's.
+        difference: Box<Difference>,
+    },
+    /// A capacity in which not all blocks have room. Nothing was written.
+    #[error(
+        "{capacity_bytes} bytes of disk are too few for {blocks} blocks; give at least {needed_bytes}"
+    )]
+    BlocksDoNotFit {
+        /// The capacity given.
+        capacity_bytes: u64,
+        /// How many blocks there are.
+        blocks: u64,
+        /// The least that would do.
+        needed_bytes: u64,
+    },
     /// A manifest that is not what was written.
     #[error(
         "the manifest of {folder} cannot be used: {problem}; its blocks cannot be told from those \

@@ -1,5 +1,6 @@
 //! `kvtile cache`: looks into the folder of a disk tier, checks it, exports it and clears it.
 
+mod convert;
 mod export;
 mod report;
 mod save;
@@ -14,6 +15,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use kvtile::layout::{LayoutError, Shown, Word};
 use kvtile::tiers::{
     TierError,
+    cache::STORAGE_WORD,
     disk::{self, Inspection, Miss, StoredBlock, medium::FolderMedium},
 };
 
@@ -23,14 +25,11 @@ use crate::{
     output::{self, Screen},
 };
 
-/// The order in which a cache stores its blocks where it was not given another.
-const STORE_LAYOUT_DEFAULT: &str = "BHLKNC";
-
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
 A folder keeps the blocks of one model in one layout, each with its key and a checksum. It belongs
 to one process at a time. stat, verify and export only read: they work beside it, in folders that may
-only be read, and say that it is in use; clear is refused then.
+only be read, and say that it is in use; clear and convert are refused then.
 
 Exit codes: 0 done and whole, 1 damaged, refused or in use, 2 a request that makes no sense.
 
@@ -39,6 +38,7 @@ Examples:
   kvtile cache verify /var/cache/kvtile                  reads every block
   kvtile cache export /var/cache/kvtile blocks.safetensors
   kvtile cache export /var/cache/kvtile cache.kvtile --format saved     then: kvtile inspect cache.kvtile
+  kvtile cache convert /var/cache/kvtile /var/cache/kvtile-new        from an older version of kvtile
   kvtile cache clear /var/cache/kvtile --yes";
 
 /// Arguments of `kvtile cache`.
@@ -56,6 +56,9 @@ enum CacheCommand {
     Verify(FolderArgs),
     /// Write all whole blocks with their keys to one new file
     Export(ExportArgs),
+    /// Copy all whole blocks to a new folder, from an older version or into another order
+    #[command(after_help = convert::EXAMPLES)]
+    Convert(convert::ConvertArgs),
     /// Remove all blocks and give their room back
     Clear {
         #[command(flatten)]
@@ -85,7 +88,7 @@ struct ExportArgs {
     /// The form of the file
     #[arg(long, value_enum, default_value = "safetensors")]
     format: Format,
-    /// The order in which the cache stores its blocks, for a saved cache [default: BHLKNC]
+    /// The order in which the cache stores its blocks, for a saved cache [default: that of a cache without another]
     #[arg(long, value_name = "WORD")]
     store_layout: Option<String>,
 }
@@ -106,6 +109,7 @@ pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
         CacheCommand::Stat(folder) => told(folder, stat),
         CacheCommand::Verify(folder) => told(folder, verify),
         CacheCommand::Export(args) => told(&args.folder, |folder| export(folder, args)),
+        CacheCommand::Convert(args) => convert::run(args),
         CacheCommand::Clear { folder, yes } => told(folder, |folder| clear(folder, *yes)),
     }
 }
@@ -191,7 +195,7 @@ impl ExportArgs {
                     .to_owned(),
             }),
             (Format::Saved, word) => {
-                let word = word.as_deref().unwrap_or(STORE_LAYOUT_DEFAULT);
+                let word = word.as_deref().unwrap_or(STORAGE_WORD);
                 Ok(Some(Word::parse(word).map_err(LayoutError::from)?))
             }
         }

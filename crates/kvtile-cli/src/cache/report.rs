@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
 };
@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::output::{Align, Screen, Table, bytes, thousands};
 
 /// How many bad blocks are named one by one.
-const BAD_SHOWN: usize = 8;
+pub(super) const BAD_SHOWN: usize = 8;
 
 /// What a folder holds.
 #[derive(Serialize)]
@@ -176,6 +176,13 @@ pub(super) struct BadBlock {
     problem: String,
 }
 
+impl fmt::Display for BadBlock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let problem = Shown(&self.problem);
+        write!(f, "{} in slot {}: {problem}", self.key, self.slot)
+    }
+}
+
 impl BadBlock {
     pub(super) fn of(block: &StoredBlock, miss: &Miss) -> BadBlock {
         BadBlock {
@@ -278,13 +285,7 @@ impl<'a> Checked<'a> {
             let _ = writeln!(text, "  {replaced} were replaced while they were read");
         }
         for bad in self.bad.iter().take(BAD_SHOWN) {
-            let _ = writeln!(
-                text,
-                "    {} in slot {}: {}",
-                bad.key,
-                bad.slot,
-                Shown(&bad.problem)
-            );
+            let _ = writeln!(text, "    {bad}");
         }
         for slot in self.torn.iter().take(BAD_SHOWN) {
             let _ = writeln!(text, "    slot {slot}: its record is torn");
@@ -311,7 +312,14 @@ pub(super) fn failed_json(path: &Path, error: &TierError) -> impl Serialize {
         TierError::InUse { .. } => "in use",
         TierError::NotLocal { .. } | TierError::NotAPlainFile { .. } => "refused",
         TierError::ManifestDamaged { .. } => "damaged",
-        TierError::FolderDiffers { .. } | TierError::ForeignFolder { .. } => "refused",
+        TierError::FolderDiffers { .. }
+        | TierError::ForeignFolder { .. }
+        | TierError::FolderVersion { .. }
+        | TierError::AlreadyAStore { .. }
+        | TierError::TargetInSource { .. }
+        | TierError::StoredOrderUnknown { .. }
+        | TierError::StoredOrderDiffers { .. }
+        | TierError::BlocksDoNotFit { .. } => "refused",
         _ => "unreadable",
     };
     serde_json::json!({ "path": path, "verdict": verdict, "problem": error.to_string() })

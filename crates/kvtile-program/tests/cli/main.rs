@@ -3,6 +3,7 @@
 
 mod bench;
 mod cache;
+mod cache_convert;
 mod doctor;
 mod inspect;
 mod layout;

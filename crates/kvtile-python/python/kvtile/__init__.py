@@ -30,6 +30,7 @@ from kvtile._errors import (
     WaitTimeoutError,
 )
 from kvtile._kvtile import (
+    STORAGE_WORD,
     Cache,
     Completion,
     Event,
@@ -54,6 +55,7 @@ from kvtile._kvtile import (
 )
 
 __all__ = [
+    "STORAGE_WORD",
     "ArgumentError",
     "BusyError",
     "Cache",

@@ -1,11 +1,12 @@
 import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Generic, Literal, Protocol, SupportsIndex, TypeAlias, TypeVar, final
+from typing import Any, Final, Generic, Literal, Protocol, SupportsIndex, TypeAlias, TypeVar, final
 
 from typing_extensions import Buffer, Self
 
 __all__ = [
+    "STORAGE_WORD",
     "Cache",
     "Completion",
     "Event",
@@ -31,6 +32,7 @@ __all__ = [
     "run_program",
 ]
 
+STORAGE_WORD: Final[str]
 __version__: str
 
 _Report = TypeVar("_Report", covariant=True)

@@ -78,7 +78,7 @@ static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 ///     answer_within: seconds that the cache waits for each batch of the disk; 30 unless said. What comes later
 ///         is a miss, and the disk is left alone for a while.
 ///     policy, disk_policy: which block goes first: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
-///     storage_word: the order of a block in host memory and on disk, ``"BHLKNC"`` unless said.
+///     storage_word: the order of a block in host memory and on disk, ``kvtile.STORAGE_WORD`` unless said.
 ///     quotas: blocks of host memory that tenants may have at most, by tenant.
 ///     workers: threads that move blocks; with 0 nothing moves until ``step`` is called.
 ///     queue_capacity: jobs that may wait.

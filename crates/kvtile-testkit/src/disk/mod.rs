@@ -370,8 +370,13 @@ impl Medium for SimulatedDisk {
     }
 
     fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
+        self.state().make_file(file)?;
+        self.lock_to_read(file)
+    }
+
+    fn lock_to_read(&self, _file: &str) -> Result<Box<dyn MediumLock>, LockError> {
         let mut state = self.state();
-        state.make_file(file)?;
+        state.alive()?;
         if state.locked {
             return Err(LockError::Held(LockHolder::default()));
         }

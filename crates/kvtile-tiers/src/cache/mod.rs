@@ -53,7 +53,7 @@ use kvtile_transfer::{LayoutHandle, TransferManager};
 
 pub use crate::clock::{Clock, SystemClock};
 pub use crate::disk::DiskSettings;
-pub use crate::tier::{TierSettings, TierWrites};
+pub use crate::tier::{STORAGE_WORD, TierSettings, TierWrites};
 pub use flush::{FlushReport, TierFlush};
 pub use found::Match;
 pub use open::CacheBuilder;

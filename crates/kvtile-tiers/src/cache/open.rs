@@ -27,15 +27,11 @@ use crate::{
     disk::{DiskTier, medium::Medium},
     error::TierError,
     metrics::CacheMetrics,
-    tier::{OpenTier, Pieces, StoreIdentity, Tier, TierContext, TierSettings},
+    tier::{OpenTier, Pieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierSettings},
 };
 
 /// Blocks in memory start at multiples of this, for direct I/O.
 const ALIGNMENT: u64 = 4096;
-
-/// The order of stored blocks, unless something else is said: heads outermost, so that a range of
-/// heads is one piece.
-const STORAGE_WORD: &str = "BHLKNC";
 
 /// Opens a [`Cache`], with other parts than the usual ones.
 #[must_use = "a builder builds nothing until it is told to"]

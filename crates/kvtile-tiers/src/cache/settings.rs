@@ -56,8 +56,8 @@ pub struct CacheSettings {
     /// The disk tier (default: none).
     #[serde(default)]
     pub disk: Option<DiskSettings>,
-    /// The order of a block in host memory and on disk (default `BHLKNC`); one contiguous piece a
-    /// block. A cache that opens a folder has to have the order that the folder has.
+    /// The order of a block in host memory and on disk (default [`STORAGE_WORD`](super::STORAGE_WORD)); one
+    /// contiguous piece a block. A cache that opens a folder has to have the order that the folder has.
     #[serde(default)]
     pub storage_word: Option<Word>,
     /// Which host block goes first (default: the learned leaf policy).

@@ -44,6 +44,21 @@ pub(super) fn reserve(physical: u32) -> u32 {
     (physical / RESERVE_SHARE).clamp(1, RESERVE_MAX)
 }
 
+/// The fewest slots of which `blocks` can hold a block.
+pub(super) fn physical_for(blocks: u32) -> u32 {
+    let holds = |physical: u32| physical - reserve(physical) >= blocks;
+    let most = blocks.saturating_add(RESERVE_MAX).max(PHYSICAL_MIN);
+    let (mut least, mut enough) = (PHYSICAL_MIN, most);
+    while least < enough {
+        let middle = least + (enough - least) / 2;
+        match holds(middle) {
+            true => enough = middle,
+            false => least = middle + 1,
+        }
+    }
+    enough
+}
+
 /// What a slot takes, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotForm {
@@ -139,6 +154,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn no_fewer_slots_hold_as_many_blocks() {
+        let held = |physical| physical - reserve(physical);
+        for blocks in (1..3000).chain([100_000, SLOTS_MAX - RESERVE_MAX]) {
+            let physical = physical_for(blocks);
+            assert!(held(physical) >= blocks, "{blocks} blocks in {physical}");
+            assert!(physical == PHYSICAL_MIN || held(physical - 1) < blocks);
+        }
+        assert_eq!(physical_for(0), PHYSICAL_MIN);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use super::{
     manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
-    medium::{LockError, Medium, MediumLock, NotPlain},
+    medium::{LockError, Medium, MediumFile, MediumLock, NotPlain, OpenFile},
+    store::{Miss, is_end},
 };
 use crate::error::TierError;
 
@@ -54,6 +55,84 @@ pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
 pub(super) fn lock(medium: &dyn Medium) -> Result<Box<dyn MediumLock>, TierError> {
     let lock = medium.lock(LOCK_FILE);
     lock.map_err(|error| lock_error(medium, error))
+}
+
+/// Takes the lock of the folder to read in it, and writes nothing. `Ok(Err(_))` says why it cannot be taken
+/// here although nothing is known to use the folder.
+pub(super) fn lock_to_read(
+    medium: &dyn Medium,
+) -> Result<Result<Box<dyn MediumLock>, TierError>, TierError> {
+    match medium.lock_to_read(LOCK_FILE) {
+        Ok(lock) => Ok(Ok(lock)),
+        Err(held @ LockError::Held(_)) => Err(lock_error(medium, held)),
+        Err(error @ LockError::Io(_)) => Ok(Err(lock_error(medium, error))),
+    }
+}
+
+/// Refuses a folder that is neither new nor empty. What a creation left over that did not end counts as empty.
+pub(super) fn check_new(medium: &dyn Medium) -> Result<(), TierError> {
+    let names = medium.names();
+    let names = names.map_err(|error| TierError::file("list", medium.name(), error))?;
+    match names.iter().any(|name| name == MANIFEST_FILE) {
+        true => Err(TierError::AlreadyAStore {
+            folder: medium.name(),
+        }),
+        false => check_ours(medium),
+    }
+}
+
+/// Length of a file in bytes, 0 where there is none.
+pub(super) fn length(medium: &dyn Medium, file: &str) -> Result<u64, TierError> {
+    let failed = |error| TierError::file("look at", file_name(medium, file), error);
+    Ok(medium.length(file).map_err(failed)?.unwrap_or(0))
+}
+
+/// A file of so many bytes, to read; `None` where it has none.
+pub(super) fn open_to_read(
+    medium: &dyn Medium,
+    file: &str,
+    length_bytes: u64,
+) -> Result<Option<Box<dyn MediumFile>>, TierError> {
+    if length_bytes == 0 {
+        return Ok(None);
+    }
+    let how = OpenFile {
+        length_bytes,
+        writable: false,
+        direct: false,
+        preallocate: false,
+    };
+    let failed = |error| TierError::file("open", file_name(medium, file), error);
+    medium.open(file, &how).map(Some).map_err(failed)
+}
+
+/// Fills `buffer` with the bytes of a slot, which are not verified here.
+pub(super) fn read_slot(
+    medium: &dyn Medium,
+    slots: Option<&dyn MediumFile>,
+    offset: u64,
+    buffer: &mut [u8],
+) -> Result<(), Miss> {
+    let slots = slots.ok_or(Miss::Truncated)?;
+    let read = slots.read_exact_at(offset, buffer);
+    read.map_err(|error| match is_end(&error) {
+        true => Miss::Truncated,
+        false => Miss::Io(TierError::file(
+            "read",
+            file_name(medium, SLOTS_FILE),
+            error,
+        )),
+    })
+}
+
+/// Removes what a creation left over that did not end, and the file `lock`. A folder that is in use or has a
+/// manifest stays as it is.
+pub(super) fn remove_unfinished(medium: &dyn Medium) -> Result<(), TierError> {
+    let _lock = lock(medium)?;
+    check_new(medium)?;
+    remove_data(medium)?;
+    let failed = |error| TierError::file("clear", medium.name(), error);
+    medium.remove(LOCK_FILE).map_err(failed)
 }
 
 fn lock_error(medium: &dyn Medium, error: LockError) -> TierError {

@@ -5,22 +5,22 @@
 //! meanwhile. Each block is verified by its checksum, so none is given that is a mixture; a block that
 //! the cache replaced after the records were read is [`Miss::Replaced`], which is no damage.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use super::{
-    capacity,
+    capacity, folder,
     folder::{LOCK_FILE, RECORDS_FILE, SLOTS_FILE},
-    manifest::{MANIFEST_FILE, Manifest, file_name},
-    medium::{FolderMedium, LockHolder, Medium, MediumFile, OpenFile},
+    manifest::{MANIFEST_FILE, Manifest},
+    medium::{FolderMedium, LockHolder, Medium, MediumFile},
     record::{Decoded, Record, RecordForm, are_whole},
-    store::{Miss, Scan, Scanned, StoredBlock, is_end},
+    store::{Miss, Scan, Scanned, StoredBlock},
 };
 use crate::{error::TierError, tier::Pieces};
 
 /// What a folder holds. Its blocks are numbered by where they lie, not by a store's slots.
 #[derive(Debug)]
 pub struct Inspection {
-    medium: FolderMedium,
+    medium: Arc<dyn Medium>,
     manifest: Manifest,
     pieces: Pieces,
     form: RecordForm,
@@ -51,8 +51,15 @@ impl Inspection {
     /// # Errors
     /// No disk tier there, a damaged manifest, or what the file system says.
     pub fn open(path: &Path) -> Result<Inspection, TierError> {
-        let medium = FolderMedium::new(path);
-        let Some(manifest) = Manifest::read(&medium)? else {
+        Inspection::open_on(Arc::new(FolderMedium::new(path)))
+    }
+
+    /// As [`open`](Inspection::open), on any medium.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn open_on(medium: Arc<dyn Medium>) -> Result<Inspection, TierError> {
+        let Some(manifest) = Manifest::read(&*medium)? else {
             let folder = medium.name();
             return Err(TierError::NotAStore { folder });
         };
@@ -81,13 +88,13 @@ impl Inspection {
 
     fn scan(&mut self) -> Result<(), TierError> {
         for file in [MANIFEST_FILE, RECORDS_FILE, SLOTS_FILE] {
-            self.files_bytes += self.length(file)?;
+            self.files_bytes += folder::length(&*self.medium, file)?;
         }
         // It need not be there, and nothing is read from it.
-        self.files_bytes += self.length(LOCK_FILE).unwrap_or(0);
+        self.files_bytes += folder::length(&*self.medium, LOCK_FILE).unwrap_or(0);
         let records = capacity::records_bytes(self.manifest.slots(), self.form);
-        let records = records.min(self.length(RECORDS_FILE)?);
-        self.records = self.file(RECORDS_FILE, records)?;
+        let records = records.min(folder::length(&*self.medium, RECORDS_FILE)?);
+        self.records = folder::open_to_read(&*self.medium, RECORDS_FILE, records)?;
         if let Some(file) = &self.records {
             let scanned = Scanned {
                 store: self.manifest.store(),
@@ -101,8 +108,9 @@ impl Inspection {
             self.unreadable = (0..self.manifest.slots()).collect();
         }
         self.read_torn_again();
-        let slots = self.manifest.data_bytes().min(self.length(SLOTS_FILE)?);
-        self.slots = self.file(SLOTS_FILE, slots)?;
+        let slots = folder::length(&*self.medium, SLOTS_FILE)?;
+        let slots = slots.min(self.manifest.data_bytes());
+        self.slots = folder::open_to_read(&*self.medium, SLOTS_FILE, slots)?;
         self.stored
             .sort_by_key(|(_, record)| (record.position, record.sequence));
         Ok(())
@@ -130,30 +138,6 @@ impl Inspection {
             &bytes,
             (self.manifest.store(), slot),
         ))
-    }
-
-    fn length(&self, file: &str) -> Result<u64, TierError> {
-        let failed = |error| TierError::file("look at", file_name(&self.medium, file), error);
-        Ok(self.medium.length(file).map_err(failed)?.unwrap_or(0))
-    }
-
-    /// A file of so many bytes; `None` where it has none.
-    fn file(
-        &self,
-        file: &str,
-        length_bytes: u64,
-    ) -> Result<Option<Box<dyn MediumFile>>, TierError> {
-        if length_bytes == 0 {
-            return Ok(None);
-        }
-        let how = OpenFile {
-            length_bytes,
-            writable: false,
-            direct: false,
-            preallocate: false,
-        };
-        let failed = |error| TierError::file("open", file_name(&self.medium, file), error);
-        self.medium.open(file, &how).map(Some).map_err(failed)
     }
 
     /// What the folder says of itself.
@@ -222,18 +206,8 @@ impl Inspection {
     }
 
     fn read_verified(&self, slot: u32, record: &Record, buffer: &mut [u8]) -> Result<(), Miss> {
-        let slots = self.slots.as_ref().ok_or(Miss::Truncated)?;
         let offset = u64::from(slot) * self.manifest.slot_bytes();
-        slots
-            .read_exact_at(offset, buffer)
-            .map_err(|error| match is_end(&error) {
-                true => Miss::Truncated,
-                false => Miss::Io(TierError::file(
-                    "read",
-                    file_name(&self.medium, SLOTS_FILE),
-                    error,
-                )),
-            })?;
+        folder::read_slot(&*self.medium, self.slots.as_deref(), offset, buffer)?;
         let of = (&record.key, record.position, &*record.sums);
         match are_whole(&self.pieces, 0..self.pieces.count(), of, buffer) {
             true => Ok(()),

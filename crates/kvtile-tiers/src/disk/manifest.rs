@@ -29,7 +29,7 @@ pub(super) const MANIFEST_FILE: &str = "manifest.json";
 pub(super) const MANIFEST_PARTIAL_FILE: &str = "manifest.json.partial";
 
 /// What every manifest starts with.
-const FORMAT: &str = "kvtile disk tier";
+pub(super) const FORMAT: &str = "kvtile disk tier";
 
 /// Version of the folder's form that is written and read.
 pub(super) const VERSION: u32 = 2;
@@ -111,7 +111,7 @@ impl Group {
         pieces.block_bytes() == self.block_bytes
             && self.slot_bytes == slot_bytes
             && self.record_bytes == RecordForm::of(&pieces).stride()
-            && (2..u32::MAX).contains(&self.slots)
+            && (2..=capacity::SLOTS_MAX).contains(&self.slots)
             && slot_bytes.checked_mul(u64::from(self.slots)).is_some()
     }
 }

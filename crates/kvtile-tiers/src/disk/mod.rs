@@ -12,9 +12,11 @@
 //! emptied and pinned by whoever uses it. Files are reached through a [`Medium`](medium::Medium).
 
 mod capacity;
+mod convert;
 mod folder;
 mod inspect;
 mod manifest;
+mod old;
 pub use crate::medium;
 mod record;
 mod settings;
@@ -22,6 +24,7 @@ mod store;
 mod tier;
 
 pub use capacity::SLOTS_MAX;
+pub use convert::{ConvertProgress, ConvertSettings, Converted, LeftOut, convert, convert_on};
 pub use folder::clear;
 pub use inspect::{FolderUsage, Inspection};
 pub use manifest::{Created, Manifest};

@@ -37,10 +37,10 @@ const SUM_BYTES: usize = 8;
 pub(super) const SEQUENCE_MAX: u64 = u64::MAX >> 8;
 
 /// The slot holds a block.
-const FLAG_STORED: u64 = 1;
+pub(super) const FLAG_STORED: u64 = 1;
 
 /// The block has a parent.
-const FLAG_PARENT: u64 = 2;
+pub(super) const FLAG_PARENT: u64 = 2;
 
 /// The number of a folder, made when it is.
 pub(super) type StoreId = [u8; 16];
@@ -226,12 +226,13 @@ pub(super) fn are_whole(
         .all(|(piece, bytes)| sums.get(piece) == Some(&piece_sum(key, position, (piece, bytes))))
 }
 
-struct Reader<'a> {
-    bytes: &'a [u8],
+/// The bytes of a record that are not read yet.
+pub(super) struct Reader<'a> {
+    pub(super) bytes: &'a [u8],
 }
 
 impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (first, rest) = self.bytes.split_first_chunk::<N>()?;
         self.bytes = rest;
         Some(*first)

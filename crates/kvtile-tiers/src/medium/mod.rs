@@ -120,6 +120,13 @@ pub trait Medium: fmt::Debug + Send + Sync {
     /// [`NotLocal`] on a file system whose locks may not reach all that can write there.
     fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError>;
 
+    /// As [`lock`](Medium::lock), and nothing is written: keeps others from writing while the folder is
+    /// read.
+    ///
+    /// # Errors
+    /// The same.
+    fn lock_to_read(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError>;
+
     /// Who holds the lock, if it is held. It takes and writes nothing.
     ///
     /// # Errors

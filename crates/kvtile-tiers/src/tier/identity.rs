@@ -4,6 +4,10 @@ use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
 
 use super::Pieces;
 
+/// The order of stored blocks, unless another one is set: heads outermost, so that a range of heads is one
+/// piece.
+pub const STORAGE_WORD: &str = "BHLKNC";
+
 /// What must be equal before a block of a tier may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreIdentity {

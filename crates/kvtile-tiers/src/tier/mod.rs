@@ -39,7 +39,7 @@ use kvtile_transfer::completion::Completion;
 
 pub use batch::{BlockName, BlockRead, BlockWrite, content_checksum};
 pub use gather::{Gather, Part};
-pub use identity::StoreIdentity;
+pub use identity::{STORAGE_WORD, StoreIdentity};
 pub use kvtile_blocks::GroupId;
 pub use memory::HostBlock;
 pub use pieces::Pieces;

@@ -84,6 +84,10 @@ impl Medium for HookedFolder {
         self.0.lock(file)
     }
 
+    fn lock_to_read(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
+        self.0.lock_to_read(file)
+    }
+
     fn holder(&self, file: &str) -> io::Result<Option<LockHolder>> {
         self.0.holder(file)
     }

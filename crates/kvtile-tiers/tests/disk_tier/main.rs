@@ -8,6 +8,7 @@
 
 mod batches;
 mod common;
+mod convert;
 mod crash;
 mod gone;
 #[path = "../cache/hooked.rs"]

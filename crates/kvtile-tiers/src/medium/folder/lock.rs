@@ -45,6 +45,16 @@ impl MediumLock for FolderLock {}
 
 /// Takes the lock of the folder, to write in it, and leaves the number of the process in `name`.
 pub(super) fn take(folder: &File, name: &str) -> Result<Box<dyn MediumLock>, LockError> {
+    let taken = take_to_read(folder, name)?;
+    let text = format!("{LOCK_TEXT}{}\n", std::process::id());
+    let mut says = File::from(open_plain(folder, name, Access::Write)?);
+    ftruncate(&says, 0).map_err(io::Error::from)?;
+    says.write_all(text.as_bytes())?;
+    Ok(taken)
+}
+
+/// Takes the lock of the folder, and writes nothing.
+pub(super) fn take_to_read(folder: &File, name: &str) -> Result<Box<dyn MediumLock>, LockError> {
     check_local(folder)?;
     let lock = open(folder)?;
     let Some(file) = lock.file() else {
@@ -60,10 +70,6 @@ pub(super) fn take(folder: &File, name: &str) -> Result<Box<dyn MediumLock>, Loc
         }
         tries += 1;
     }
-    let text = format!("{LOCK_TEXT}{}\n", std::process::id());
-    let mut says = File::from(open_plain(folder, name, Access::Write)?);
-    ftruncate(&says, 0).map_err(io::Error::from)?;
-    says.write_all(text.as_bytes())?;
     Ok(Box::new(FolderLock { _lock: lock }))
 }
 

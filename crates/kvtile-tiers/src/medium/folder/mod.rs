@@ -205,6 +205,10 @@ impl Medium for FolderMedium {
         lock::take(&*self.folder()?, file)
     }
 
+    fn lock_to_read(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError> {
+        lock::take_to_read(&*self.folder()?, file)
+    }
+
     fn holder(&self, file: &str) -> io::Result<Option<LockHolder>> {
         lock::look(&*self.folder()?, file)
     }

@@ -1,0 +1,178 @@
+//! The order of the blocks in both folders, as words that layouts can be built from. A folder has only where
+//! each value lies, so words are tried until one says the same.
+
+use kvtile_layout::{
+    LayoutError, Shape, StridedLayout, Word,
+    identity::{Difference, LayoutIdentity},
+    tradition::LayoutSpec,
+};
+use kvtile_transfer::PhysicalLayout;
+
+use super::{super::capacity::PAGE_BYTES, ConvertSettings, source::Source};
+use crate::{
+    error::TierError,
+    tier::{Pieces, STORAGE_WORD, StoreIdentity},
+};
+
+/// Axes of a block, in every order.
+const AXES: &str = "LKNHC";
+
+/// Orders with planes apart from each other, as some engines have them.
+const SPLIT_WORDS: [&str; 4] = [
+    "BLH(kCN,vNC)",
+    "BHL(kCN,vNC)",
+    "BLH(kNC,vCN)",
+    "BHL(kNC,vCN)",
+];
+
+/// An order of stored blocks.
+#[derive(Debug)]
+pub(super) struct Order {
+    pub(super) word: Word,
+    shape: Shape,
+    block: LayoutIdentity,
+    pieces: Pieces,
+}
+
+/// The order of the folder that is read, and that of the new one.
+#[derive(Debug)]
+pub(super) struct Orders {
+    pub(super) stored: Order,
+    pub(super) target: Order,
+    /// Of the new folder.
+    pub(super) identity: StoreIdentity,
+}
+
+impl Order {
+    fn new(word: Word, shape: &Shape) -> Result<Order, TierError> {
+        let layout = StridedLayout::resolve(&word, shape, PAGE_BYTES)?;
+        if !layout.blocks_are_contiguous() {
+            return Err(TierError::StorageNotContiguous {
+                layout: layout.describe(),
+            });
+        }
+        Ok(Order {
+            word,
+            shape: shape.clone(),
+            block: LayoutIdentity::of_block(&layout),
+            pieces: Pieces::of_layout(&layout)?,
+        })
+    }
+
+    /// Memory for so many blocks in this order.
+    pub(super) fn memory(&self, blocks: u64) -> Result<PhysicalLayout, TierError> {
+        let layout = PhysicalLayout::builder()
+            .with_shape(self.shape.with_num_blocks(blocks)?, PAGE_BYTES)
+            .layout(LayoutSpec::Word(self.word.clone()))
+            .allocate_system()
+            .build()?;
+        Ok(layout)
+    }
+
+    /// Bytes of one block.
+    pub(super) fn block_bytes(&self) -> u64 {
+        self.pieces.block_bytes()
+    }
+}
+
+impl Orders {
+    pub(super) fn of(source: &Source, settings: &ConvertSettings) -> Result<Orders, TierError> {
+        let identity = source.identity();
+        let (shard, planes) = (identity.shard(), identity.planes().to_vec());
+        let shape = Shape::new(1, shard.layers.count, identity.page_size(), planes)?;
+        let shape = shape.with_shard(shard)?;
+        let target = match &settings.layout {
+            Some(word) => word.clone(),
+            None => parse(STORAGE_WORD)?,
+        };
+        let target = Order::new(target, &shape)?;
+        let stored = match &settings.stored_layout {
+            Some(word) => named(source, Order::new(word.clone(), &shape)?)?,
+            None => usual(source, &shape)?,
+        };
+        let identity = StoreIdentity {
+            logical: identity.clone(),
+            block_layout: target.block.clone(),
+            pieces: target.pieces.clone(),
+        };
+        Ok(Orders {
+            stored,
+            target,
+            identity,
+        })
+    }
+
+    /// Whether bytes stay where they are in their block.
+    pub(super) fn are_equal(&self) -> bool {
+        self.stored
+            .block
+            .first_difference(&self.target.block)
+            .is_none()
+            && self.stored.block_bytes() == self.target.block_bytes()
+    }
+}
+
+/// The order that was named, if the blocks lie so.
+fn named(source: &Source, order: Order) -> Result<Order, TierError> {
+    match difference(source, &order) {
+        None => Ok(order),
+        Some(difference) => Err(TierError::StoredOrderDiffers {
+            folder: source.name().to_owned(),
+            word: order.word.to_string(),
+            difference: Box::new(difference),
+        }),
+    }
+}
+
+/// The first of the usual orders in which the blocks lie.
+fn usual(source: &Source, shape: &Shape) -> Result<Order, TierError> {
+    let words = usual_words();
+    for word in &words {
+        // Not every word goes with every shape.
+        if let Ok(order) = Order::new(parse(word)?, shape)
+            && difference(source, &order).is_none()
+        {
+            return Ok(order);
+        }
+    }
+    Err(TierError::StoredOrderUnknown {
+        folder: source.name().to_owned(),
+        tried: words.len(),
+    })
+}
+
+fn difference(source: &Source, order: &Order) -> Option<Difference> {
+    let layout = order.block.first_difference(source.block_layout());
+    let (ours, theirs) = (order.block_bytes(), source.block_bytes());
+    layout.or_else(|| {
+        (ours != theirs).then(|| Difference {
+            field: "block_bytes".to_owned(),
+            ours: ours.to_string(),
+            theirs: theirs.to_string(),
+        })
+    })
+}
+
+/// The default order, every order of the axes, and a few more.
+fn usual_words() -> Vec<String> {
+    let mut words = vec![STORAGE_WORD.to_owned()];
+    add_orders("B", AXES, &mut words);
+    words.extend(SPLIT_WORDS.map(str::to_owned));
+    words
+}
+
+/// Adds a word for each order of `rest` after `begun`.
+fn add_orders(begun: &str, rest: &str, words: &mut Vec<String>) {
+    if rest.is_empty() {
+        words.push(begun.to_owned());
+    }
+    for axis in rest.chars() {
+        let begun = format!("{begun}{axis}");
+        let rest: String = rest.chars().filter(|other| *other != axis).collect();
+        add_orders(&begun, &rest, words);
+    }
+}
+
+fn parse(word: &str) -> Result<Word, TierError> {
+    Ok(Word::parse(word).map_err(LayoutError::from)?)
+}

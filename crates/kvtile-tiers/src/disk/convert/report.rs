@@ -1,0 +1,90 @@
+//! What became of a conversion.
+
+use kvtile_layout::Word;
+
+use super::{
+    super::{Miss, StoredBlock},
+    order::Orders,
+    source::Source,
+};
+use crate::error::TierError;
+
+/// How far a conversion has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConvertProgress {
+    /// Blocks that were read.
+    pub blocks: usize,
+    /// Blocks to read.
+    pub of: usize,
+}
+
+/// A block that was not copied.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LeftOut {
+    /// Which, and where it lies in the folder that was read.
+    pub block: StoredBlock,
+    /// Why.
+    pub reason: Miss,
+}
+
+/// What a conversion read and wrote.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Converted {
+    /// The version of the folder that was read.
+    pub from_version: u32,
+    /// The order of its blocks.
+    pub stored_layout: Word,
+    /// The order of the blocks in the new folder.
+    pub layout: Word,
+    /// Blocks in the new folder, all of them durable.
+    pub blocks: usize,
+    /// Bytes of those blocks.
+    pub bytes: u64,
+    /// Blocks that cannot be used, in the order of their positions.
+    pub left_out: Vec<LeftOut>,
+    /// Older copies of blocks that a crash left there twice; the newest one counts.
+    pub duplicates: usize,
+    /// Slots whose record is neither whole nor erased.
+    pub torn: Vec<u32>,
+    /// Slots whose record cannot be read.
+    pub unreadable: Vec<u32>,
+    /// Why the lock of the folder that was read could not be taken, where it could not: a cache on another machine
+    /// may have written there meanwhile.
+    pub not_locked: Option<TierError>,
+    /// What the files of the new folder may take together, in bytes.
+    pub capacity_bytes: u64,
+    /// Blocks that the new folder has room for.
+    pub blocks_max: u32,
+}
+
+impl Converted {
+    pub(super) fn begun(
+        (source, newest): (&Source, usize),
+        orders: &Orders,
+        not_locked: Option<TierError>,
+    ) -> Converted {
+        Converted {
+            from_version: source.version(),
+            stored_layout: orders.stored.word.clone(),
+            layout: orders.target.word.clone(),
+            blocks: 0,
+            bytes: 0,
+            left_out: Vec::new(),
+            duplicates: source.blocks().len() - newest,
+            torn: source.torn().to_vec(),
+            unreadable: source.unreadable().to_vec(),
+            not_locked,
+            capacity_bytes: 0,
+            blocks_max: 0,
+        }
+    }
+
+    /// Whether every block and every record of the folder that was read is whole.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.left_out.is_empty() && self.torn.is_empty() && self.unreadable.is_empty()
+    }
+}

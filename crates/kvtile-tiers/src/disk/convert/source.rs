@@ -1,0 +1,140 @@
+//! The folder that is read, of whichever version.
+
+use std::{collections::HashMap, sync::Arc};
+
+use kvtile_blocks::BlockKey;
+use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
+
+use super::super::{
+    Inspection, Miss, StoredBlock,
+    manifest::VERSION,
+    medium::Medium,
+    old::{OLD_VERSION, OldFolder},
+};
+use crate::error::TierError;
+
+/// A folder that is read.
+#[derive(Debug)]
+pub(super) struct Source {
+    name: String,
+    folder: SourceFolder,
+    /// As the folder numbers them.
+    blocks: Vec<StoredBlock>,
+}
+
+#[derive(Debug)]
+enum SourceFolder {
+    Old(OldFolder),
+    Current(Inspection),
+}
+
+impl Source {
+    /// Reads the manifest and the records.
+    pub(super) fn open(medium: Arc<dyn Medium>) -> Result<Source, TierError> {
+        let name = medium.name();
+        let folder = match Inspection::open_on(Arc::clone(&medium)) {
+            Err(TierError::FolderVersion { found, .. }) if found == OLD_VERSION => {
+                SourceFolder::Old(OldFolder::open(medium)?)
+            }
+            opened => SourceFolder::Current(opened?),
+        };
+        let blocks = match &folder {
+            SourceFolder::Old(old) => old.blocks().collect(),
+            SourceFolder::Current(current) => current.blocks().collect(),
+        };
+        Ok(Source {
+            name,
+            folder,
+            blocks,
+        })
+    }
+
+    /// The folder, for messages.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn version(&self) -> u32 {
+        match &self.folder {
+            SourceFolder::Old(_) => OLD_VERSION,
+            SourceFolder::Current(_) => VERSION,
+        }
+    }
+
+    pub(super) fn identity(&self) -> &LogicalIdentity {
+        match &self.folder {
+            SourceFolder::Old(old) => old.manifest().identity(),
+            SourceFolder::Current(current) => current.manifest().identity(),
+        }
+    }
+
+    pub(super) fn block_layout(&self) -> &LayoutIdentity {
+        match &self.folder {
+            SourceFolder::Old(old) => old.manifest().block_layout(),
+            SourceFolder::Current(current) => current.manifest().block_layout(),
+        }
+    }
+
+    pub(super) fn block_bytes(&self) -> u64 {
+        match &self.folder {
+            SourceFolder::Old(old) => old.manifest().block_bytes(),
+            SourceFolder::Current(current) => current.manifest().block_bytes(),
+        }
+    }
+
+    pub(super) fn slots(&self) -> u32 {
+        match &self.folder {
+            SourceFolder::Old(old) => old.manifest().slots(),
+            SourceFolder::Current(current) => current.manifest().slots(),
+        }
+    }
+
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        match &self.folder {
+            SourceFolder::Old(old) => old.manifest().capacity_bytes(),
+            SourceFolder::Current(current) => current.manifest().capacity_bytes(),
+        }
+    }
+
+    pub(super) fn torn(&self) -> &[u32] {
+        match &self.folder {
+            SourceFolder::Old(old) => old.torn(),
+            SourceFolder::Current(current) => current.torn(),
+        }
+    }
+
+    pub(super) fn unreadable(&self) -> &[u32] {
+        match &self.folder {
+            SourceFolder::Old(old) => old.unreadable(),
+            SourceFolder::Current(current) => current.unreadable(),
+        }
+    }
+
+    /// All blocks that the records name.
+    pub(super) fn blocks(&self) -> &[StoredBlock] {
+        &self.blocks
+    }
+
+    /// The blocks with their indices, each key once, the newest of it: those with smaller positions first, older
+    /// ones first among equals.
+    pub(super) fn newest(&self) -> Vec<(usize, StoredBlock)> {
+        let mut newest: HashMap<BlockKey, (usize, StoredBlock)> = HashMap::new();
+        for (index, block) in self.blocks.iter().enumerate() {
+            let known = newest.entry(block.key).or_insert((index, *block));
+            if known.1.sequence < block.sequence {
+                *known = (index, *block);
+            }
+        }
+        let mut newest: Vec<(usize, StoredBlock)> = newest.into_values().collect();
+        newest.sort_unstable_by_key(|(_, block)| (block.position, block.sequence, block.slot));
+        newest
+    }
+
+    /// Reads a block by its index, and verifies it.
+    pub(super) fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), Miss> {
+        match &self.folder {
+            SourceFolder::Old(old) => old.read(index, buffer),
+            SourceFolder::Current(current) => current.read(index, buffer),
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! Full disks, disks that fail, and a loss of power at every operation.
+
+use kvtile_testkit::disk::{Faults, SimulatedDisk};
+use kvtile_tiers::disk::{convert_on, medium::FolderMedium};
+
+use super::*;
+
+fn to_disk(from: &Path, disk: &SimulatedDisk) -> Result<Converted, TierError> {
+    let (from, to) = (Arc::new(FolderMedium::new(from)), Arc::new(disk.clone()));
+    convert_on(from, to, &settings(Some("BLHKNC")), &mut |_| {})
+}
+
+#[test]
+fn a_disk_that_is_full_or_fails_gets_no_tier_and_keeps_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = version_1(folder.path());
+    let before = files(&from);
+    let (mut full, mut failed) = (0, 0);
+    for seed in 0..60 {
+        let disk = SimulatedDisk::new(seed);
+        disk.set_faults(match seed % 3 {
+            0 => Faults {
+                full: 4,
+                ..Faults::default()
+            },
+            1 => Faults {
+                write: 4,
+                ..Faults::default()
+            },
+            _ => Faults {
+                sync: 3,
+                ..Faults::default()
+            },
+        });
+        match to_disk(&from, &disk) {
+            Ok(_) => check_converted(inspect(Arc::new(disk)).unwrap(), "BLHKNC"),
+            Err(error) => {
+                match error {
+                    TierError::DiskFull { .. } => full += 1,
+                    _ => failed += 1,
+                }
+                assert_eq!(disk.names().unwrap(), Vec::<String>::new(), "seed {seed}");
+                disk.set_faults(Faults::default());
+                to_disk(&from, &disk).unwrap();
+                check_converted(inspect(Arc::new(disk)).unwrap(), "BLHKNC");
+            }
+        }
+    }
+    assert!(full > 5 && failed > 10, "{full} full, {failed} failed");
+    assert_eq!(files(&from), before);
+}
+
+#[test]
+fn power_that_goes_at_any_operation_leaves_a_whole_tier_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = version_1(folder.path());
+    let before = files(&from);
+    let (mut none, mut fuse) = (0, 0);
+    loop {
+        let disk = SimulatedDisk::new(fuse);
+        disk.set_fuse(fuse);
+        let converted = to_disk(&from, &disk);
+        disk.crash();
+        match inspect(Arc::new(disk.clone())) {
+            Ok(tier) => check_converted(tier, "BLHKNC"),
+            Err(TierError::NotAStore { .. }) => {
+                assert!(converted.is_err(), "fuse {fuse}");
+                none += 1;
+                to_disk(&from, &disk).unwrap();
+                check_converted(inspect(Arc::new(disk)).unwrap(), "BLHKNC");
+            }
+            Err(error) => panic!("fuse {fuse}: {error}"),
+        }
+        if converted.is_ok() {
+            break;
+        }
+        fuse += 1;
+    }
+    assert!(none > 10, "{none} without a tier");
+    assert_eq!(files(&from), before);
+}
+
+/// A killed process leaves its files as they were; no cache takes them for a tier.
+#[test]
+fn a_process_that_is_killed_leaves_no_tier() {
+    let folder = tempfile::tempdir().unwrap();
+    let from = version_1(folder.path());
+    let disk = SimulatedDisk::new(1);
+    disk.set_fuse(14);
+    to_disk(&from, &disk).unwrap_err();
+    disk.kill();
+    let names = disk.names().unwrap();
+    assert!(names.contains(&"slots".to_owned()), "{names:?}");
+    assert!(
+        names.contains(&"manifest.json.partial".to_owned()),
+        "{names:?}"
+    );
+    let error = inspect(Arc::new(disk.clone())).unwrap_err();
+    assert!(matches!(error, TierError::NotAStore { .. }), "{error}");
+    to_disk(&from, &disk).unwrap();
+    check_converted(inspect(Arc::new(disk)).unwrap(), "BLHKNC");
+}
