@@ -6,7 +6,7 @@
 //! | `cli` | the command line of the library, and the commands that every program has |
 //! | `layout`, `plan`, `inspect`, `cache`, `replay`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
-//! | [`shape_args`], [`known`], `ranges` | what the user may say: shapes, layouts, ranges |
+//! | [`shape_args`], `known`, `ranges` | what the user may say: shapes, layouts, ranges |
 //! | [`output`], [`files`] | text, tables, JSON, progress, files |
 //! | [`error`] | what a program says when it fails, and its exit codes |
 //!
@@ -28,7 +28,7 @@ mod draw;
 pub mod error;
 pub mod files;
 mod inspect;
-pub mod known;
+mod known;
 mod layout;
 pub mod output;
 mod plan;

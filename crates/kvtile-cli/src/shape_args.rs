@@ -193,18 +193,19 @@ fn unit(option: &'static str, text: &str) -> Result<Unit, CliError> {
     let refused = || CliError::Option {
         option,
         value: text.to_owned(),
-        problem: "give f32, f16, bf16, fp8_e4m3, fp8_e5m2, int8, int4, q8_0, q4_0 or the like, or \
-                  spell a unit out: NAME/BYTES, NAME/BYTES/VALUES, opaque/NAME/BYTES"
+        problem: "spell a unit out as NAME/BYTES, NAME/BYTES/VALUES or opaque/NAME/BYTES"
             .to_owned(),
     };
-    if let Some(unit) = Unit::named(text) {
-        return Ok(unit);
-    }
     let parts: Vec<&str> = text.split('/').collect();
     let number = |text: &str| text.parse::<u64>().map_err(|_| refused());
     match parts.as_slice() {
         ["opaque", name, bytes] => Ok(Unit::opaque(name, number(bytes)?)?),
         [name, bytes] => Ok(Unit::new(name, number(bytes)?, 1)?),
+        [name] => Unit::of_dtype(name).map_err(|error| CliError::Option {
+            option,
+            value: text.to_owned(),
+            problem: error.to_string(),
+        }),
         [name, bytes, values] => Ok(Unit::new(name, number(bytes)?, number(values)?)?),
         _ => Err(refused()),
     }

@@ -7,7 +7,7 @@ use kvtile::{
         LayoutError, LayoutSpec, PhysicalLayout, Plane, PlaneDigits, Shape, StridedLayout, Unit,
         Word, word_over_tensors,
     },
-    presets,
+    presets::{self, AskedLayout},
     transfer::LayoutHandle,
 };
 use pyo3::{
@@ -137,7 +137,18 @@ impl PyLayout {
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
-        let word = Word::parse(&word).map_err(|error| raise(py, LayoutError::from(error)))?;
+        let asked = AskedLayout::parse(&word).map_err(|error| raise(py, error))?;
+        let AskedLayout::Word(word) = asked else {
+            return Err(python::LayoutError::new_err(format!(
+                "{:?} is the name of a known layout; give it to Layout.preset({:?}, shape=…)",
+                &*word, &*word
+            )));
+        };
+        // The name of an engine is spelled as a plane is.
+        let asked = AskedLayout::Word(word.clone());
+        if let Err(error @ LayoutError::Preset(_)) = asked.resolve(&shape.get().0, 1) {
+            return Err(raise(py, error));
+        }
         build(py, word, None, &shape, tensors)
     }
 
@@ -163,7 +174,7 @@ impl PyLayout {
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
-        let preset = presets::find(&canonical(&name)).map_err(|error| raise(py, error))?;
+        let preset = presets::find(&name).map_err(|error| raise(py, error))?;
         let Some(word) = preset.word() else {
             let refused = preset.resolve(&shape.get().0, 1);
             return Err(match refused {
@@ -327,7 +338,7 @@ fn check_dtype(index: usize, unit: &Unit, planes: &[Plane]) -> PyResult<()> {
         unit.is_opaque()
             || unit.values() != 1
             || unit.bytes() == 1
-            || Unit::named(unit.codec()).is_none()
+            || Unit::named(unit.codec()).as_ref() != Some(unit)
     };
     if is_byte && (mixed || planes.iter().all(held_as_bytes)) {
         return Ok(());
@@ -357,17 +368,6 @@ fn check_planes(name: &str, wanted: &[Plane], given: &[Plane]) -> PyResult<()> {
         wanted.join(", "),
         given.join(", ")
     )))
-}
-
-/// The name of a preset with dtypes as presets have them.
-fn canonical(name: &str) -> String {
-    let part = |part: &str| match part {
-        "float32" => "f32".to_owned(),
-        "float16" => "f16".to_owned(),
-        "bfloat16" => "bf16".to_owned(),
-        part => part.to_owned(),
-    };
-    name.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
 fn digits_of(layout: &StridedLayout) -> LayoutSpec {

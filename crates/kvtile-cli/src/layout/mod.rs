@@ -7,6 +7,7 @@ mod words;
 use std::path::PathBuf;
 
 use clap::Args;
+use kvtile::presets::AskedLayout;
 
 pub(crate) use self::{
     facts::{Known, LayoutFacts},
@@ -15,8 +16,7 @@ pub(crate) use self::{
 use crate::{
     draw::{self, Node},
     error::CliError,
-    files,
-    known::Asked,
+    files, known,
     output::{self, Screen},
     shape_args::ShapeArgs,
 };
@@ -79,9 +79,9 @@ fn explain(args: &LayoutArgs) -> Result<(), CliError> {
     let mut text = String::new();
     let mut reports = Vec::new();
     for word in &args.words {
-        let asked = Asked::parse(word)?;
-        let layout = asked.resolve(&args.shape)?;
-        let facts = LayoutFacts::of(&layout, asked.known());
+        let asked = AskedLayout::parse(word)?;
+        let layout = known::resolve(&asked, &args.shape)?;
+        let facts = LayoutFacts::of(&layout, Known::asked(&asked));
         let node = Node::of(&layout);
         if let Some(path) = &args.svg {
             files::write(path, &draw::layout_svg(&facts.side(&node)))?;

@@ -6,15 +6,17 @@ mod select;
 use std::path::PathBuf;
 
 use clap::Args;
-use kvtile::layout::{CopyPlan, StridedLayout};
+use kvtile::{
+    layout::{CopyPlan, StridedLayout},
+    presets::AskedLayout,
+};
 
 use self::facts::PlanFacts;
 use crate::{
     draw::{self, Node},
     error::CliError,
-    files,
-    known::Asked,
-    layout::LayoutFacts,
+    files, known,
+    layout::{Known, LayoutFacts},
     output::{self, Screen},
     ranges::{IndexList, Range},
     shape_args::{Override, ShapeArgs},
@@ -109,26 +111,32 @@ pub(crate) struct SideArgs {
 /// Plans and shows the plan.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     let (from, to) = (
-        Asked::parse(&args.source)?,
-        Asked::parse(&args.destination)?,
+        AskedLayout::parse(&args.source)?,
+        AskedLayout::parse(&args.destination)?,
     );
     let sides = &args.sides;
-    let source = from.resolve(&args.shape.with(Override {
-        page_size: sides.source_page_size,
-        tp: sides.source_tp,
-        rank: sides.source_rank,
-    }))?;
-    let destination = to.resolve(&args.shape.with(Override {
-        page_size: sides.destination_page_size,
-        tp: sides.destination_tp,
-        rank: sides.destination_rank,
-    }))?;
+    let source = known::resolve(
+        &from,
+        &args.shape.with(Override {
+            page_size: sides.source_page_size,
+            tp: sides.source_tp,
+            rank: sides.source_rank,
+        }),
+    )?;
+    let destination = known::resolve(
+        &to,
+        &args.shape.with(Override {
+            page_size: sides.destination_page_size,
+            tp: sides.destination_tp,
+            rank: sides.destination_rank,
+        }),
+    )?;
     let selection = select::selection(&args.selection, source.shape(), destination.shape())?;
     let plan = CopyPlan::new(&source, &destination, &selection)?;
     let samples = draw::sample(&plan);
     let facts = PlanFacts {
-        source: LayoutFacts::of(&source, from.known()),
-        destination: LayoutFacts::of(&destination, to.known()),
+        source: LayoutFacts::of(&source, Known::asked(&from)),
+        destination: LayoutFacts::of(&destination, Known::asked(&to)),
         blocks: selection.pairs.len(),
         plan: &plan,
     };

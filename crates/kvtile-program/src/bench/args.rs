@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use kvtile::presets::AskedLayout;
 use kvtile_bench::{
     Settings,
     matrix::{Model, Order, Pair},
 };
-use kvtile_cli::{error::CliError, known::Asked, shape_args::ShapeArgs};
+use kvtile_cli::{error::CliError, shape_args::ShapeArgs};
 
 use super::{blocks::BlocksArgs, disk::DiskArgs};
 
@@ -142,18 +143,19 @@ impl BenchArgs {
         })
     }
 
-    fn pair(&self) -> Result<Option<(Asked, Asked)>, CliError> {
+    fn pair(&self) -> Result<Option<(AskedLayout, AskedLayout)>, CliError> {
         match self.source.as_deref().zip(self.destination.as_deref()) {
-            Some((source, destination)) => {
-                Ok(Some((Asked::parse(source)?, Asked::parse(destination)?)))
-            }
+            Some((source, destination)) => Ok(Some((
+                AskedLayout::parse(source)?,
+                AskedLayout::parse(destination)?,
+            ))),
             None => Ok(None),
         }
     }
 
     /// The model that the options describe; `None` where they say nothing and the matrix has its
     /// own.
-    fn model(&self, pair: Option<&(Asked, Asked)>) -> Result<Option<Model>, CliError> {
+    fn model(&self, pair: Option<&(AskedLayout, AskedLayout)>) -> Result<Option<Model>, CliError> {
         let mut options = self.shape.clone();
         let free = options.planes.is_empty()
             && options.heads.is_none()
@@ -180,10 +182,10 @@ impl BenchArgs {
     }
 }
 
-fn order(asked: Asked) -> Order {
+fn order(asked: AskedLayout) -> Order {
     match asked {
-        Asked::Word(word) => Order::Word(word),
-        Asked::Known(preset) => Order::Known(preset),
+        AskedLayout::Word(word) => Order::Word(word),
+        AskedLayout::Known(preset) => Order::Known(preset),
     }
 }
 
