@@ -12,16 +12,16 @@ use kvtile::{
 };
 use pyo3::{
     prelude::*,
-    types::{PyList, PyTuple},
+    types::{PyDict, PyList, PyTuple},
 };
 
 use crate::{
     arguments::{
-        object,
+        keywords, object,
         text::{self, Text},
     },
     error::{Failure, python, raise},
-    guard,
+    guard, pickle,
     shape::PyShape,
     tensor::{self, Backing, Tensor},
     transfer::{manager, retire},
@@ -130,13 +130,18 @@ impl PyLayout {
 #[pymethods]
 impl PyLayout {
     #[new]
-    #[pyo3(signature = (word, *, shape, tensors=None))]
+    #[pyo3(
+        signature = (word, *, shape, tensors=None, **others),
+        text_signature = "(word, *, shape, tensors=None)"
+    )]
     fn new(
         py: Python<'_>,
         #[pyo3(from_py_with = text::word)] word: Text,
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyLayout> {
+        keywords::refuse("Layout", others, &["word", "shape", "tensors"])?;
         let asked = AskedLayout::parse(&word).map_err(|error| raise(py, error))?;
         let AskedLayout::Word(word) = asked else {
             return Err(python::LayoutError::new_err(format!(
@@ -245,6 +250,21 @@ impl PyLayout {
             shared.word.long_form(),
             shared.strided.describe()
         ))
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Layout",
+            "it holds the memory of its tensors; pickle its word and its shape",
+        ))
+    }
+
+    /// The picture that a notebook shows: what lies where in memory.
+    fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
+        let shared = self.shared()?;
+        guard::call(py, || {
+            kvtile_cli::layout_picture(&shared.strided, &shared.word)
+        })
     }
 
     fn __repr__(&self) -> PyResult<String> {

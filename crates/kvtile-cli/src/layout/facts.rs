@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use kvtile::{
-    layout::{Digit, Shape, StridedLayout},
+    layout::{Digit, Shape, StridedLayout, Word},
     presets::{AskedLayout, Evidence, Preset},
 };
 use serde::Serialize;
@@ -151,6 +151,15 @@ impl LayoutFacts {
                 plane_of_layer,
             },
             planes: planes.collect(),
+        }
+    }
+
+    /// The same under the word of its user.
+    pub(crate) fn called(self, word: &Word) -> LayoutFacts {
+        LayoutFacts {
+            word: Some(word.to_string()),
+            long_form: word.long_form(),
+            ..self
         }
     }
 

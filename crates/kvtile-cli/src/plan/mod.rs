@@ -15,8 +15,10 @@ use self::facts::PlanFacts;
 use crate::{
     draw::{self, Node},
     error::CliError,
-    files, known,
+    files::OutputFile,
+    known,
     layout::{Known, LayoutFacts},
+    numbers,
     output::{self, Screen},
     ranges::{IndexList, Range},
     shape_args::{Override, ShapeArgs},
@@ -89,22 +91,22 @@ pub(crate) struct SelectionArgs {
 #[command(next_help_heading = "Sides that differ")]
 pub(crate) struct SideArgs {
     /// Tokens a block of the source
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     source_page_size: Option<u64>,
     /// Tokens a block of the destination
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     destination_page_size: Option<u64>,
     /// Tensor-parallel size of the source
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     source_tp: Option<u64>,
     /// Tensor-parallel rank of the source
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::index)]
     source_rank: Option<u64>,
     /// Tensor-parallel size of the destination
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     destination_tp: Option<u64>,
     /// Tensor-parallel rank of the destination
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::index)]
     destination_rank: Option<u64>,
 }
 
@@ -115,6 +117,8 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
         AskedLayout::parse(&args.destination)?,
     );
     let sides = &args.sides;
+    check_ranks(sides, &args.shape)?;
+    let svg = OutputFile::open_some(args.svg.as_ref())?;
     let source = known::resolve(
         &from,
         &args.shape.with(Override {
@@ -141,17 +145,51 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
         plan: &plan,
     };
     let nodes = (Node::of(&source), Node::of(&destination));
-    if let Some(path) = &args.svg {
-        files::write(path, &drawing(&facts, (&nodes.0, &nodes.1), &samples))?;
+    let standard = svg.as_ref().is_some_and(OutputFile::is_standard);
+    if let Some(file) = svg {
+        file.finish(&drawing(&facts, (&nodes.0, &nodes.1), &samples))?;
+    }
+    if standard {
+        return Ok(());
     }
     if args.json {
         return output::print_json(&facts.report());
     }
     let mut text = facts.text((&nodes.0, &nodes.1), &samples, Screen::of_stdout());
-    if let Some(path) = &args.svg {
+    if let (Some(path), false) = (&args.svg, output::is_quiet()) {
         text.push_str(&format!("\nThe picture is in {}.\n", path.display()));
     }
     output::print(&text)
+}
+
+/// A rank of as many as nothing says means nothing.
+fn check_ranks(sides: &SideArgs, shape: &ShapeArgs) -> Result<(), CliError> {
+    let ranks = [
+        (
+            "--source-rank",
+            sides.source_rank,
+            sides.source_tp,
+            "--source-tp",
+        ),
+        (
+            "--destination-rank",
+            sides.destination_rank,
+            sides.destination_tp,
+            "--destination-tp",
+        ),
+    ];
+    for (option, rank, tp, needed) in ranks {
+        if let (Some(rank), None, None) = (rank, tp, shape.tp) {
+            return Err(CliError::Option {
+                option,
+                value: rank.to_string(),
+                problem: format!(
+                    "of how many ranks? Give {needed} N too, or --tp N for both sides"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A picture of a plan for `blocks` blocks as SVG: both layouts, and a sample of the runs between them.

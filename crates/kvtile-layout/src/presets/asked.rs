@@ -37,7 +37,7 @@ impl AskedLayout {
         }
         match Word::parse(text) {
             Ok(word) => Ok(AskedLayout::Word(word)),
-            Err(error) => Err(named_instead(text)?.unwrap_or_else(|| error.into())),
+            Err(error) => Err(named_instead(text, true)?.unwrap_or_else(|| error.into())),
         }
     }
 
@@ -53,10 +53,14 @@ impl AskedLayout {
         };
         let resolved = StridedLayout::resolve(word, shape, alignment);
         match resolved {
-            Err(error @ (LayoutError::UnknownPlane { .. } | LayoutError::UnknownAxis { .. })) => {
-                Err(named_instead(&word.to_string())?.unwrap_or(error))
+            Ok(layout) => Ok(layout),
+            Err(error) => {
+                let foreign = matches!(
+                    error,
+                    LayoutError::UnknownPlane { .. } | LayoutError::UnknownAxis { .. }
+                );
+                Err(named_instead(&word.to_string(), foreign)?.unwrap_or(error))
             }
-            other => other,
         }
     }
 
@@ -70,8 +74,9 @@ impl AskedLayout {
     }
 }
 
-/// The error for a text that is no word and names an engine, or a layout without its engine.
-fn named_instead(text: &str) -> Result<Option<LayoutError>, LayoutError> {
+/// The error for a text that is no word and names an engine, which may be `mistyped`, or a layout without its
+/// engine.
+fn named_instead(text: &str, mistyped: bool) -> Result<Option<LayoutError>, LayoutError> {
     let all = all()?;
     let whole: Vec<&str> = all
         .iter()
@@ -97,7 +102,7 @@ fn named_instead(text: &str) -> Result<Option<LayoutError>, LayoutError> {
     let engine = match exact {
         Some(engine) => *engine,
         // Words of three letters resemble too much.
-        None if text.len() < 4 => return Ok(None),
+        None if !mistyped || text.len() < 4 => return Ok(None),
         None => match nearest(text, engines).first() {
             Some(engine) => engine,
             None => return Ok(None),
@@ -159,6 +164,7 @@ mod tests {
         for (text, engine, layout) in [
             ("vllm", "vllm", "vllm:LBHNC/gpu/bf16"),
             ("VLLM", "vllm", "vllm:LBHNC/gpu/bf16"),
+            ("vLLM", "vllm", "vllm:LBHNC/gpu/bf16"),
             ("vlmm", "vllm", "vllm:LBHNC/gpu/bf16"),
             ("sglang", "sglang", "sglang:token-major/device/bf16"),
             ("tensorrt-llm", "TensorRT-LLM", "tensorrt-llm:"),

@@ -9,4 +9,6 @@ mod layout;
 mod plan;
 mod program;
 mod replay;
+mod shell;
 mod terminal;
+mod words;

@@ -6,11 +6,16 @@ use kvtile::blocks::{
     BlockKey, BlocksError,
     events::{Event, EventKind, Snapshot, Subscriber},
 };
-use pyo3::{prelude::*, types::PyBytes};
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyType},
+};
 
 use crate::{
-    arguments::{number, object},
+    arguments::{number, object, text},
+    error::python::ArgumentError,
     guard,
+    pickle::{self, Reduced},
 };
 
 /// One change of one tier.
@@ -60,6 +65,49 @@ impl PyEvent {
         }
     }
 
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        let event = &slf.get().0;
+        let (kind, key, parent) = match event.kind {
+            EventKind::Stored { key, parent } => ("stored", Some(key), parent),
+            EventKind::Removed { key } => ("removed", Some(key), None),
+            EventKind::Cleared => ("cleared", None, None),
+        };
+        let text = |key: Option<BlockKey>| key.map(|key| *key.as_bytes());
+        let plain = (
+            event.sequence,
+            event.tier.to_string(),
+            kind,
+            text(key),
+            text(parent),
+        );
+        pickle::reduce(&slf.get_type(), &plain)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<PyEvent> {
+        type Plain = (u64, String, String, Option<[u8; 16]>, Option<[u8; 16]>);
+        let (sequence, tier, kind, key, parent) = pickle::restore::<Plain>(text)?;
+        let kind = match (kind.as_str(), key.map(BlockKey::from_bytes)) {
+            ("stored", Some(key)) => EventKind::Stored {
+                key,
+                parent: parent.map(BlockKey::from_bytes),
+            },
+            ("removed", Some(key)) => EventKind::Removed { key },
+            ("cleared", None) => EventKind::Cleared,
+            _ => {
+                return Err(ArgumentError::new_err(
+                    "no pickled object of kvtile: an event of no kind",
+                ));
+            }
+        };
+        let tier = text::tier_of(&tier)?;
+        Ok(PyEvent(Event {
+            sequence,
+            tier,
+            kind,
+        }))
+    }
+
     fn __repr__(&self) -> String {
         let key = match self.0.kind {
             EventKind::Stored { key, .. } | EventKind::Removed { key } => format!(", key={key}"),
@@ -91,6 +139,13 @@ impl PySubscriber {
 
 #[pymethods]
 impl PySubscriber {
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Subscriber",
+            "it has its place in the events of its cache; subscribe again",
+        ))
+    }
+
     /// Up to ``count`` further events, each once and in order; none where nothing happened.
     ///
     /// Raises:
@@ -145,6 +200,13 @@ type Stored<'py> = (String, Bound<'py, PyBytes>, Option<Bound<'py, PyBytes>>);
 
 #[pymethods]
 impl PySnapshot {
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Snapshot",
+            "it belongs to its cache; pickle its blocks",
+        ))
+    }
+
     /// The first event to apply on top of the blocks.
     #[getter]
     fn first_event(&self) -> u64 {
