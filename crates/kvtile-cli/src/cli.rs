@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
-use crate::{cache, doctor, error::CliError, inspect, layout, plan, replay};
+use crate::{
+    CommandLine, OutputArgs, cache, doctor, error::CliError, inspect, layout, plan, replay, shell,
+};
 
 /// What a program kvtile is, in one line.
 pub const ABOUT: &str = "KV cache layouts: explain, plan, measure and inspect";
@@ -25,7 +27,16 @@ Start here:
   kvtile doctor                                 what this machine offers, and what to change
 
 Words contain | and parentheses: quote them in a shell. Every command has --help with examples and
---json for programs. Exit codes: 0 done, 1 failed or refused, 2 a request that makes no sense.
+--json for programs. Where a file is read or written, - is standard input or output. A file has its
+name when all of it is there. Lists are given as a,b or by repeating the option; bytes as 4096, 512K,
+64MiB (of 1024) or 1GB (of 1000).
+
+Exit codes:
+  0    done, and what was checked is whole
+  1    failed, damaged or refused
+  2    a request that makes no sense
+  130  stopped with Ctrl-C, by the shell's count
+
 The demonstration and the benchmark are commands of the Rust program alone: in a checkout of kvtile,
 `cargo run --release -- demo` and `cargo run --release -- bench`.";
 
@@ -36,6 +47,8 @@ The demonstration and the benchmark are commands of the Rust program alone: in a
 pub(crate) struct Cli {
     #[command(subcommand)]
     request: Request,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Subcommand, Debug)]
@@ -55,11 +68,16 @@ struct Elsewhere {
     _arguments: Vec<OsString>,
 }
 
-impl Cli {
-    /// Does what the arguments ask for.
-    pub(crate) fn run(self) -> Result<(), CliError> {
+impl CommandLine for Cli {
+    type Failed = CliError;
+
+    fn output(&self) -> &OutputArgs {
+        &self.output
+    }
+
+    fn run(self) -> Result<(), CliError> {
         match self.request {
-            Request::Command(command) => command.run(),
+            Request::Command(command) => command.run(Cli::command()),
             Request::Demo(_) => Err(CliError::InProgramOnly { command: "demo" }),
             Request::Bench(_) => Err(CliError::InProgramOnly { command: "bench" }),
         }
@@ -88,14 +106,20 @@ pub enum Command {
     /// Tell what this machine offers, and what to change
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
+    /// Write the script that completes these commands in a shell
+    #[command(after_help = shell::COMPLETIONS_EXAMPLES)]
+    Completions(shell::CompletionsArgs),
+    /// Write a page of the manual, as `man` reads it
+    #[command(after_help = shell::MAN_EXAMPLES)]
+    Man(shell::ManArgs),
 }
 
 impl Command {
-    /// Runs the command.
+    /// Runs the command, of the command line `program`.
     ///
     /// # Errors
     /// What the command could not do, or why the request makes no sense.
-    pub fn run(&self) -> Result<(), CliError> {
+    pub fn run(&self, program: clap::Command) -> Result<(), CliError> {
         match self {
             Command::Layout(args) => layout::run(args),
             Command::Plan(args) => plan::run(args),
@@ -103,6 +127,8 @@ impl Command {
             Command::Replay(args) => replay::run(args),
             Command::Cache(args) => cache::run(args),
             Command::Doctor(args) => doctor::run(args),
+            Command::Completions(args) => shell::completions(args, program),
+            Command::Man(args) => shell::man(args, program),
         }
     }
 }

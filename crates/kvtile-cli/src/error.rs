@@ -5,6 +5,7 @@ use std::{error::Error as StdError, fmt::Write as _, path::PathBuf};
 use kvtile::{
     layout::{LayoutError, Shown},
     memory::MemoryError,
+    presets::PresetError,
     tiers::{TierError, replay::TraceError},
     transfer::TransferError,
 };
@@ -23,6 +24,11 @@ pub trait Failure {
 
     /// The message with its causes and what to do.
     fn text(&self) -> String;
+
+    /// An argument that was meant otherwise, and what it was meant to be.
+    fn correction(&self) -> Option<(&str, &str)> {
+        None
+    }
 }
 
 /// `message` with the causes of `error` below it, each said once.
@@ -31,8 +37,9 @@ pub fn with_causes(message: String, error: &dyn StdError) -> String {
     let mut text = message;
     let mut cause = error.source();
     while let Some(error) = cause {
-        let problem = Shown(&error.to_string()).to_string();
+        let problem = error.to_string();
         if !text.contains(&problem) {
+            let problem = Shown(&problem);
             // Writing to a string cannot fail.
             let _ = write!(text, "\n  because: {problem}");
         }
@@ -104,6 +111,20 @@ pub enum CliError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A file without a byte.
+    #[error("{path} is empty: it has 0 bytes", path = .path.display())]
+    Empty {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A folder that is no disk tier.
+    #[error("{path} {problem}", path = .path.display())]
+    NoTier {
+        /// The path.
+        path: PathBuf,
+        /// What it is instead.
+        problem: String,
+    },
     /// A file that is neither a saved cache nor an identity.
     #[error("{path} is neither a saved cache nor the JSON of an identity", path = .path.display())]
     NotAnIdentity {
@@ -152,6 +173,13 @@ impl Failure for CliError {
         }
     }
 
+    fn correction(&self) -> Option<(&str, &str)> {
+        match self {
+            CliError::Layout(LayoutError::SmallAxes { word, meant }) => Some((word, meant)),
+            _ => None,
+        }
+    }
+
     fn text(&self) -> String {
         let mut message = self.to_string();
         if self.is_of_files() {
@@ -184,6 +212,13 @@ impl CliError {
             CliError::Layout(LayoutError::Parse(_)) => {
                 Some("`kvtile layout --help` teaches the language")
             }
+            CliError::Layout(LayoutError::Preset(PresetError::NameForWord { .. })) => Some(
+                "give one of these in the place of a word; `kvtile layout list NAME` says what each is",
+            ),
+            CliError::Empty { .. } => Some(
+                "a saved cache is written under another name and renamed at its end, so this is none; \
+                 save it again",
+            ),
             CliError::Layout(LayoutError::Preset(_)) => {
                 Some("`kvtile layout list` and `kvtile layout models` show all names")
             }

@@ -1,17 +1,337 @@
-//! Files that the user names.
+//! Files that the user names. `-` is standard input where one is read, and standard output where one
+//! is written.
 
-use std::{fs, path::Path};
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, BufReader, Read, Seek, SeekFrom, Write},
+    path::{Path, PathBuf},
+};
 
-use crate::error::CliError;
+use crate::{error::CliError, output};
 
-/// Writes a text.
+/// The name of standard input and standard output.
+const STANDARD: &str = "-";
+
+/// Whether `path` is standard input or standard output.
+#[must_use]
+pub fn is_standard(path: &Path) -> bool {
+    path.as_os_str() == STANDARD
+}
+
+/// Opens what is read.
 ///
 /// # Errors
-/// The file cannot be written.
-pub fn write(path: &Path, text: &str) -> Result<(), CliError> {
-    fs::write(path, text).map_err(|source| CliError::File {
-        operation: "write",
+/// The file cannot be opened.
+pub fn open(path: &Path) -> Result<Box<dyn io::BufRead>, CliError> {
+    output::note(|| format!("reading {}", path.display()));
+    if is_standard(path) {
+        return Ok(Box::new(BufReader::new(io::stdin())));
+    }
+    let file = File::open(path).map_err(|source| failed("read", path, source))?;
+    Ok(Box::new(BufReader::new(file)))
+}
+
+/// Reads a text of at most `most` bytes.
+///
+/// # Errors
+/// The file cannot be read, or is no text.
+pub fn read(path: &Path, most: u64) -> Result<String, CliError> {
+    let mut text = String::new();
+    let read = open(path)?.take(most).read_to_string(&mut text);
+    read.map_err(|source| failed("read", path, source))?;
+    Ok(text)
+}
+
+/// A file that maps and seeks: `path` itself, or what standard input brings, in a file without a name.
+pub(crate) struct Whole {
+    path: PathBuf,
+    _copy: Option<tempfile::NamedTempFile>,
+}
+
+impl Whole {
+    /// Takes standard input to its end where `path` is that.
+    ///
+    /// # Errors
+    /// A file that is not there or empty; standard input that cannot be read.
+    pub(crate) fn of(path: &Path) -> Result<Whole, CliError> {
+        let mut copy = None;
+        if is_standard(path) {
+            let kept = |source| failed("keep standard input in", &std::env::temp_dir(), source);
+            let mut file = tempfile::NamedTempFile::new().map_err(kept)?;
+            io::copy(&mut io::stdin(), &mut file).map_err(|source| failed("read", path, source))?;
+            copy = Some(file);
+        }
+        let place = copy.as_ref().map_or(path, |copy| copy.path()).to_owned();
+        let facts = fs::metadata(&place).map_err(|source| failed("read", path, source))?;
+        if facts.is_file() && facts.len() == 0 {
+            return Err(CliError::Empty {
+                path: path.to_owned(),
+            });
+        }
+        Ok(Whole {
+            path: place,
+            _copy: copy,
+        })
+    }
+
+    /// Where its bytes are.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// A file that will be written: it is opened before the work begins, and has its name when all of it
+/// is there.
+#[derive(Debug)]
+pub struct OutputFile {
+    path: PathBuf,
+    place: Place,
+}
+
+#[derive(Debug)]
+enum Place {
+    Standard,
+    /// A pipe, a device, or a file in a folder that takes no new ones.
+    Open(File),
+    /// Written beside it and renamed.
+    Beside(PathBuf),
+}
+
+impl OutputFile {
+    /// Makes sure that `path` can be written. A file that is there keeps what it has until
+    /// [`finish`](OutputFile::finish).
+    ///
+    /// # Errors
+    /// The file cannot be written, for instance because its folder is not there.
+    pub fn open(path: &Path) -> Result<OutputFile, CliError> {
+        let refused = |source| failed("write", path, source);
+        let opened = |place| {
+            Ok(OutputFile {
+                path: path.to_owned(),
+                place,
+            })
+        };
+        if is_standard(path) {
+            return opened(Place::Standard);
+        }
+        // What a link names is replaced, not the link.
+        let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        match fs::metadata(&target) {
+            Ok(facts) if facts.is_dir() => Err(refused(io::ErrorKind::IsADirectory.into())),
+            Ok(facts) => {
+                let file = OpenOptions::new()
+                    .append(true)
+                    .open(&target)
+                    .map_err(refused)?;
+                match facts.is_file() && beside(&target).is_ok() {
+                    true => opened(Place::Beside(target)),
+                    false => opened(Place::Open(file)),
+                }
+            }
+            Err(_) => {
+                beside(&target).map_err(refused)?;
+                opened(Place::Beside(target))
+            }
+        }
+    }
+
+    /// [`open`](OutputFile::open) for an option that may not be given.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_some(path: Option<&PathBuf>) -> Result<Option<OutputFile>, CliError> {
+        path.map(|path| OutputFile::open(path)).transpose()
+    }
+
+    /// Whether it is standard output, which has nothing else then.
+    #[must_use]
+    pub fn is_standard(&self) -> bool {
+        matches!(self.place, Place::Standard)
+    }
+
+    /// Writes all of it and gives it its name.
+    ///
+    /// # Errors
+    /// The file cannot be written; then there is no part of it.
+    pub fn finish(self, text: &str) -> Result<(), CliError> {
+        let refused = |source| failed("write", &self.path, source);
+        output::note(|| format!("writing {} bytes to {}", text.len(), self.path.display()));
+        match self.place {
+            Place::Standard => output::write_out(text),
+            Place::Open(mut file) => {
+                if file.metadata().is_ok_and(|facts| facts.is_file()) {
+                    file.set_len(0).map_err(refused)?;
+                }
+                file.write_all(text.as_bytes()).map_err(refused)
+            }
+            Place::Beside(ref target) => {
+                let mut file = beside(target).map_err(refused)?;
+                file.write_all(text.as_bytes()).map_err(refused)?;
+                if let Ok(facts) = fs::metadata(target) {
+                    let kept = file.as_file().set_permissions(facts.permissions());
+                    kept.map_err(refused)?;
+                }
+                file.persist(target).map_err(|error| refused(error.error))?;
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A new file without a name, which it gets when all of it is there: where the program is stopped
+/// before, nothing is left.
+#[derive(Debug)]
+pub(crate) struct NewFile {
+    path: PathBuf,
+    file: Unnamed,
+}
+
+#[derive(Debug)]
+enum Unnamed {
+    /// What standard output gets in the end.
+    Standard(File),
+    #[cfg(target_os = "linux")]
+    Nameless(File),
+    /// Where the file system has no files without a name.
+    Named(tempfile::NamedTempFile),
+}
+
+impl NewFile {
+    /// A new file that will be called `path`.
+    ///
+    /// # Errors
+    /// There is one already, or the folder takes none.
+    pub(crate) fn create(path: &Path) -> Result<NewFile, CliError> {
+        let refused = |source| failed("create", path, source);
+        let path = path.to_owned();
+        if is_standard(&path) {
+            let file = Unnamed::Standard(tempfile::tempfile().map_err(refused)?);
+            return Ok(NewFile { path, file });
+        }
+        if path.symlink_metadata().is_ok() {
+            return Err(refused(io::ErrorKind::AlreadyExists.into()));
+        }
+        #[cfg(target_os = "linux")]
+        if let Ok(file) = nameless(folder_of(&path)) {
+            let file = Unnamed::Nameless(file);
+            return Ok(NewFile { path, file });
+        }
+        let file = Unnamed::Named(beside(&path).map_err(refused)?);
+        Ok(NewFile { path, file })
+    }
+
+    /// What it will be called.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file(&mut self) -> &mut File {
+        match &mut self.file {
+            Unnamed::Standard(file) => file,
+            #[cfg(target_os = "linux")]
+            Unnamed::Nameless(file) => file,
+            Unnamed::Named(file) => file.as_file_mut(),
+        }
+    }
+
+    /// Brings its `length` bytes to the disk and gives it its name.
+    ///
+    /// # Errors
+    /// There is a file of this name by now, or it cannot be written.
+    pub(crate) fn finish(mut self, length: u64) -> Result<(), CliError> {
+        let path = self.path.clone();
+        let refused = |operation| {
+            let path = path.clone();
+            move |source| failed(operation, &path, source)
+        };
+        output::note(|| format!("writing {length} bytes to {}", path.display()));
+        self.file().set_len(length).map_err(refused("write"))?;
+        match self.file {
+            Unnamed::Standard(mut file) => {
+                file.seek(SeekFrom::Start(0)).map_err(refused("write"))?;
+                let copied = io::copy(&mut file, &mut io::stdout().lock());
+                match copied {
+                    Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+                    copied => copied.map(drop).map_err(refused("write")),
+                }
+            }
+            #[cfg(target_os = "linux")]
+            Unnamed::Nameless(file) => {
+                file.sync_all().map_err(refused("sync"))?;
+                name(&file, &self.path).map_err(refused("create"))
+            }
+            Unnamed::Named(file) => {
+                file.as_file().sync_all().map_err(refused("sync"))?;
+                let named = file.persist_noclobber(&self.path);
+                named
+                    .map(drop)
+                    .map_err(|error| refused("create")(error.error))
+            }
+        }
+    }
+}
+
+impl Write for NewFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.file().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file().flush()
+    }
+}
+
+impl Seek for NewFile {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.file().seek(to)
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn nameless(folder: &Path) -> io::Result<File> {
+    use rustix::fs::{Mode, OFlags, open};
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    Ok(open(folder, flags, Mode::from_raw_mode(0o666))?.into())
+}
+
+/// Gives a file without a name the name `path`, which must be free.
+#[cfg(target_os = "linux")]
+fn name(file: &File, path: &Path) -> io::Result<()> {
+    use std::os::fd::AsRawFd;
+
+    use rustix::fs::{AtFlags, CWD, linkat};
+    let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+    Ok(linkat(CWD, open, CWD, path, AtFlags::SYMLINK_FOLLOW)?)
+}
+
+fn folder_of(path: &Path) -> &Path {
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    folder.unwrap_or(Path::new("."))
+}
+
+/// A new file in the folder of `path`, with the rights that new files have.
+fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
+    let folder = folder_of(path);
+    // The error of a missing folder, and not of a name in it that nobody gave.
+    let _ = fs::metadata(folder)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".kvtile-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        builder.permissions(fs::Permissions::from_mode(0o666));
+    }
+    builder.tempfile_in(folder)
+}
+
+/// The error for a file of the user's.
+#[must_use]
+pub fn failed(operation: &'static str, path: &Path, source: io::Error) -> CliError {
+    CliError::File {
+        operation,
         path: path.to_owned(),
         source,
-    })
+    }
 }

@@ -6,7 +6,9 @@
 //! | `cli` | the command line of the library, and the commands that every program has |
 //! | `layout`, `plan`, `inspect`, `cache`, `replay`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
-//! | [`shape_args`], [`known`], `ranges` | what the user may say: shapes, layouts, ranges |
+//! | `settings` | the options that every command has |
+//! | `shell` | completions, manual pages, commands as a shell takes them |
+//! | [`shape_args`], `known`, `ranges`, [`numbers`] | what the user may say: shapes, layouts, ranges, sizes |
 //! | [`output`], [`files`] | text, tables, JSON, progress, files |
 //! | [`error`] | what a program says when it fails, and its exit codes |
 //!
@@ -28,47 +30,79 @@ mod draw;
 pub mod error;
 pub mod files;
 mod inspect;
-pub mod known;
+mod known;
 mod layout;
+pub mod numbers;
 pub mod output;
 mod plan;
 mod ranges;
 mod replay;
+mod settings;
 pub mod shape_args;
+mod shell;
 
 pub use cli::{ABOUT, Command};
+pub use layout::layout_picture;
 pub use plan::plan_picture;
+pub use settings::OutputArgs;
 
-use self::error::Failure;
+use self::{error::Failure, settings::Settings};
+
+/// The arguments of a program, whole.
+pub trait CommandLine: Parser {
+    /// How its commands fail.
+    type Failed: Failure;
+
+    /// The options that every command has.
+    fn output(&self) -> &OutputArgs;
+
+    /// Does what the arguments ask for.
+    ///
+    /// # Errors
+    /// What the command could not do, or why the request makes no sense.
+    fn run(self) -> Result<(), Self::Failed>;
+}
 
 /// Runs the commands of this library with `arguments`, the name of the program first, and returns
 /// the exit code (see [`run_program`]).
 #[must_use]
 pub fn run(arguments: &[OsString]) -> u8 {
-    run_program(arguments, cli::Cli::run)
+    run_program::<cli::Cli>(arguments)
 }
 
 /// Parses `arguments`, the name of the program first, as the command line `P`, runs it, and returns
 /// the exit code: 0 done, 1 failed or refused, 2 a request that makes no sense. Results go to
 /// standard output, errors to standard error.
 #[must_use]
-pub fn run_program<P: Parser, E: Failure>(
-    arguments: &[OsString],
-    run: impl FnOnce(P) -> Result<(), E>,
-) -> u8 {
-    let program = match P::try_parse_from(arguments) {
+pub fn run_program<P: CommandLine>(arguments: &[OsString]) -> u8 {
+    let matches = shell::with_negative_numbers(P::command()).try_get_matches_from(arguments);
+    let program = match matches.and_then(|mut found| P::from_arg_matches_mut(&mut found)) {
         Ok(program) => program,
         Err(said) => {
             // Help and versions come this way as well. A closed output is no error here.
             let _ = said.print();
-            return u8::try_from(said.exit_code()).unwrap_or(2);
+            return u8::try_from(said.exit_code()).unwrap_or(error::USAGE);
         }
     };
-    match run(program) {
-        Ok(()) => 0,
-        Err(error) => {
-            output::print_error(&format!("error: {}\n", error.text()));
-            error.exit_code()
-        }
+    let settings = match Settings::of(program.output()) {
+        Ok(settings) => settings,
+        Err(error) => return report(&error, arguments),
+    };
+    let done = program.run();
+    let written = settings.finish();
+    match (done, written) {
+        (Err(error), _) => report(&error, arguments),
+        (Ok(()), Err(error)) => report(&error, arguments),
+        (Ok(()), Ok(())) => 0,
     }
+}
+
+fn report(error: &impl Failure, arguments: &[OsString]) -> u8 {
+    let mut text = format!("error: {}\n", error.text());
+    if let Some((word, meant)) = error.correction() {
+        let command = shell::corrected(arguments, word, meant);
+        text.push_str(&format!("  type: {command}\n"));
+    }
+    output::print_error(&text);
+    error.exit_code()
 }

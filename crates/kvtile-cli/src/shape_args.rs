@@ -6,7 +6,7 @@ use kvtile::{
     presets::{self, ModelPreset},
 };
 
-use crate::error::CliError;
+use crate::{error::CliError, numbers};
 
 /// What `--help` says of planes.
 const PLANE_HELP: &str = "A plane NAME:UNIT[:AXIS=EXTENT,…], once for each plane, for instance \
@@ -21,34 +21,35 @@ pub struct ShapeArgs {
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
     /// Tensor-parallel size: this rank holds a share of the heads
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub tp: Option<u64>,
     /// Tensor-parallel rank, counted from 0
-    #[arg(long, value_name = "N", requires = "tp")]
+    #[arg(long, value_name = "N", requires = "tp", value_parser = numbers::index)]
     pub rank: Option<u64>,
     /// Blocks [default: 128]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub blocks: Option<u64>,
     /// Layers [default: 32, or the model's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub layers: Option<u64>,
     /// Tokens a block [default: 16]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub page_size: Option<u64>,
     /// KV heads [default: 8, or the model's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub heads: Option<u64>,
     /// Elements of one head of one token [default: 128, or the model's]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub head_size: Option<u64>,
     /// Data type of K and V [default: bf16]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<String>,
     /// The planes, where no model and no data type says them.
-    #[arg(long = "plane", value_name = "PLANE", help = PLANE_HELP)]
+    #[arg(long = "plane", value_name = "PLANE", help = PLANE_HELP,
+          conflicts_with_all = ["heads", "head_size", "dtype"])]
     pub planes: Vec<String>,
     /// Bytes that block strides are rounded up to: a power of two
-    #[arg(long, value_name = "BYTES", default_value_t = 1)]
+    #[arg(long, value_name = "BYTES", default_value_t = 1, value_parser = numbers::parse_bytes)]
     pub alignment: u64,
 }
 
@@ -72,6 +73,24 @@ impl ShapeArgs {
             rank: other.rank.or(self.rank),
             ..self.clone()
         }
+    }
+
+    /// Whether an option says something of the shape.
+    pub(crate) fn is_given(&self) -> bool {
+        let numbers = [
+            self.tp,
+            self.rank,
+            self.blocks,
+            self.layers,
+            self.page_size,
+            self.heads,
+            self.head_size,
+        ];
+        numbers.iter().any(Option::is_some)
+            || self.model.is_some()
+            || self.dtype.is_some()
+            || !self.planes.is_empty()
+            || self.alignment != 1
     }
 
     /// The shape for a layout. What the options leave open is as in `example`, where the layout is a
@@ -193,18 +212,19 @@ fn unit(option: &'static str, text: &str) -> Result<Unit, CliError> {
     let refused = || CliError::Option {
         option,
         value: text.to_owned(),
-        problem: "give f32, f16, bf16, fp8_e4m3, fp8_e5m2, int8, int4, q8_0, q4_0 or the like, or \
-                  spell a unit out: NAME/BYTES, NAME/BYTES/VALUES, opaque/NAME/BYTES"
+        problem: "spell a unit out as NAME/BYTES, NAME/BYTES/VALUES or opaque/NAME/BYTES"
             .to_owned(),
     };
-    if let Some(unit) = Unit::named(text) {
-        return Ok(unit);
-    }
     let parts: Vec<&str> = text.split('/').collect();
     let number = |text: &str| text.parse::<u64>().map_err(|_| refused());
     match parts.as_slice() {
         ["opaque", name, bytes] => Ok(Unit::opaque(name, number(bytes)?)?),
         [name, bytes] => Ok(Unit::new(name, number(bytes)?, 1)?),
+        [name] => Unit::of_dtype(name).map_err(|error| CliError::Option {
+            option,
+            value: text.to_owned(),
+            problem: error.to_string(),
+        }),
         [name, bytes, values] => Ok(Unit::new(name, number(bytes)?, number(values)?)?),
         _ => Err(refused()),
     }

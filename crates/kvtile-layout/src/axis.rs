@@ -68,6 +68,21 @@ impl Axis {
     }
 }
 
+/// Letters that other projects give axes which have another here.
+const FOREIGN: [(char, &str, Axis); 5] = [
+    ('D', "head size", Axis::C),
+    ('S', "slot or sequence", Axis::N),
+    ('T', "token", Axis::N),
+    ('P', "page", Axis::B),
+    ('V', "value", Axis::K),
+];
+
+/// What others mean by an axis that is not standard: its name there, and the axis here.
+pub(crate) fn foreign(axis: Axis) -> Option<(&'static str, Axis)> {
+    let found = FOREIGN.iter().find(|(letter, ..)| *letter == axis.letter());
+    found.map(|(_, name, here)| (*name, *here))
+}
+
 impl fmt::Display for Axis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.letter())

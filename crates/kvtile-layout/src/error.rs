@@ -3,7 +3,7 @@
 use thiserror::Error;
 
 use crate::{
-    axis::Axis,
+    axis::{self, Axis},
     identity::IdentityError,
     presets::PresetError,
     shape::{AxisRange, PLANES_MAX, PlaneName},
@@ -141,12 +141,17 @@ pub enum LayoutError {
         size: u64,
     },
     /// A word that does not say in which order its planes lie.
-    #[error("{word} does not separate the planes {planes}; use K, or name them: (k…,v…)")]
+    #[error(
+        "{word} does not separate the planes {planes}; use K, or name them: (k…,v…){}",
+        instead(meant)
+    )]
     PlanesNotSeparated {
         /// The word.
         word: String,
         /// The planes.
         planes: String,
+        /// Words that differ from it by an axis and fit.
+        meant: Vec<String>,
     },
     /// A part of a sum that is for no plane.
     #[error("the part {part:?} is for no plane; the shape has {planes}")]
@@ -172,8 +177,29 @@ pub enum LayoutError {
         /// The names there are.
         known: String,
     },
+    /// A word whose axes are small letters, as names of planes are.
+    #[error(
+        "{word:?} has its axes in small letters; axes are capital letters, planes small ones: {meant}"
+    )]
+    SmallAxes {
+        /// The word.
+        word: String,
+        /// The word with its axes in capitals, which fits the shape.
+        meant: String,
+    },
+    /// A data type that is none.
+    #[error("no data type is called {name:?}; {advice}")]
+    UnknownDtype {
+        /// The name.
+        name: String,
+        /// What to give instead.
+        advice: String,
+    },
     /// An axis that no plane declares.
-    #[error("axis {axis} of {word} is neither one of B L K N H C nor declared by a plane")]
+    #[error(
+        "axis {axis} of {word} is neither one of B L K N H C nor declared by a plane{}",
+        foreign(*axis)
+    )]
     UnknownAxis {
         /// The axis.
         axis: Axis,
@@ -195,7 +221,9 @@ pub enum LayoutError {
     },
     /// An axis of the shape that the word lacks.
     #[error(
-        "{word} has no slowest digit of axis {axis} for plane {plane}, which has {extent} of it"
+        "{word} lacks axis {axis}{}, of which plane {plane} has {extent}; put {axis} where it lies{}",
+        stands_for(*axis),
+        instead(meant)
     )]
     AxisMissing {
         /// The axis.
@@ -206,6 +234,8 @@ pub enum LayoutError {
         plane: PlaneName,
         /// The word.
         word: String,
+        /// Words that differ from it by what is missing and fit.
+        meant: Vec<String>,
     },
     /// A modulus that divides neither the next one nor the extent.
     #[error("{axis}{modulus} of plane {plane}: {modulus} does not divide {of}")]
@@ -477,4 +507,34 @@ pub enum LayoutError {
         /// The limit.
         max: usize,
     },
+}
+
+/// The words that may have been meant, behind a message.
+fn instead(meant: &[String]) -> String {
+    match meant {
+        [] => String::new(),
+        meant => format!(", for instance {}", meant.join(" or ")),
+    }
+}
+
+/// What an axis stands for, where its letter does not say it.
+fn stands_for(axis: Axis) -> String {
+    let says = match axis {
+        Axis::B => "the blocks",
+        Axis::L => "the layers",
+        Axis::K => "the planes, such as K and V",
+        Axis::N => "the tokens of a block",
+        Axis::H => "the KV heads",
+        Axis::C => "the content: the elements of one head of one token",
+        _ => return String::new(),
+    };
+    format!(" ({says})")
+}
+
+/// What the letter means elsewhere.
+fn foreign(axis: Axis) -> String {
+    match axis::foreign(axis) {
+        Some((name, here)) => format!("; what others call {axis} ({name}) is {here} here"),
+        None => String::new(),
+    }
 }

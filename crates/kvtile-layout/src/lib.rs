@@ -7,8 +7,10 @@
 
 mod axis;
 mod broken;
+mod dtype;
 mod error;
 pub mod identity;
+mod near;
 mod plan;
 pub mod presets;
 mod shape;
@@ -22,6 +24,7 @@ mod word;
 pub use axis::Axis;
 pub use broken::broken;
 pub use error::LayoutError;
+pub use near::nearest;
 pub use plan::{
     AxisSet, BlockMap, BlockPair, ClassNests, CopyPlan, CopyPlanner, LayerPlans, Loop, MapPair,
     Nest, PairBase, PlanClass, PlanSettings, RangePair, Selection,

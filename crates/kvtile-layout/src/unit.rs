@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::LayoutError;
+use crate::{dtype, error::LayoutError};
 
 /// Longest codec or plane name, in bytes.
 pub const NAME_BYTES_MAX: usize = 64;
@@ -98,22 +98,30 @@ impl Unit {
         }
     }
 
-    /// The unit of a well-known data type: `f64 f32 f16 bf16 fp8_e4m3 fp8_e5m2 int64 int32 int16
-    /// int8 uint8 int4 uint4 q8_0 q4_0 q4_1`, the names as engines write them.
+    /// The unit of a well-known data type, by any name that torch, numpy, configs of Hugging Face,
+    /// safetensors or vLLM give it: `bfloat16`, `torch.bfloat16`, `bf16` and `BF16` are one.
+    ///
+    /// ```
+    /// use kvtile_layout::Unit;
+    ///
+    /// assert_eq!(Unit::named("torch.float8_e4m3fn"), Unit::named("fp8_e4m3"));
+    /// assert_eq!(Unit::named("float33"), None);
+    /// ```
     #[must_use]
-    pub fn named(codec: &str) -> Option<Unit> {
-        let (bytes, values) = match codec {
-            "f64" | "int64" => (8, 1),
-            "f32" | "int32" => (4, 1),
-            "f16" | "bf16" | "int16" => (2, 1),
-            "fp8_e4m3" | "fp8_e5m2" | "int8" | "uint8" => (1, 1),
-            "int4" | "uint4" | "fp4_e2m1" => (1, 2),
-            "q8_0" => (34, 32),
-            "q4_0" => (18, 32),
-            "q4_1" => (20, 32),
-            _ => return None,
-        };
+    pub fn named(name: &str) -> Option<Unit> {
+        let (codec, bytes, values) = dtype::known(name)?;
         Unit::checked(codec, bytes, values, false).ok()
+    }
+
+    /// As [`Unit::named`], with what to give instead of a name that there is not.
+    ///
+    /// # Errors
+    /// [`LayoutError::UnknownDtype`].
+    pub fn of_dtype(name: &str) -> Result<Unit, LayoutError> {
+        Unit::named(name).ok_or_else(|| LayoutError::UnknownDtype {
+            name: name.chars().take(NAME_BYTES_MAX).collect(),
+            advice: dtype::advice(name),
+        })
     }
 
     fn checked(codec: &str, bytes: u64, values: u64, opaque: bool) -> Result<Unit, LayoutError> {

@@ -1,7 +1,7 @@
 //! The command line as a whole.
 
-use clap::{Parser, Subcommand};
-use kvtile_cli::ABOUT;
+use clap::{CommandFactory, Parser, Subcommand};
+use kvtile_cli::{ABOUT, OutputArgs};
 
 use crate::{bench, demo, error::ProgramError};
 
@@ -23,7 +23,15 @@ Start here:
   kvtile doctor                                 what this machine offers, and what to change
 
 Words contain | and parentheses: quote them in a shell. Every command has --help with examples and
---json for programs. Exit codes: 0 done, 1 failed or refused, 2 a request that makes no sense.";
+--json for programs. Where a file is read or written, - is standard input or output. A file has its
+name when all of it is there. Lists are given as a,b or by repeating the option; bytes as 4096, 512K,
+64MiB (of 1024) or 1GB (of 1000).
+
+Exit codes:
+  0    done, and what was checked is whole
+  1    failed, damaged or refused
+  2    a request that makes no sense
+  130  stopped with Ctrl-C, by the shell's count";
 
 /// The program's arguments.
 #[derive(Parser, Debug)]
@@ -32,6 +40,8 @@ Words contain | and parentheses: quote them in a shell. Every command has --help
 pub(crate) struct CommandLine {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
 #[derive(Subcommand, Debug)]
@@ -49,14 +59,19 @@ enum Command {
     Library(kvtile_cli::Command),
 }
 
-impl CommandLine {
-    /// Does what the arguments ask for.
-    pub(crate) fn run(self) -> Result<(), ProgramError> {
+impl kvtile_cli::CommandLine for CommandLine {
+    type Failed = ProgramError;
+
+    fn output(&self) -> &OutputArgs {
+        &self.output
+    }
+
+    fn run(self) -> Result<(), ProgramError> {
         match self.command {
             Command::Demo(args) => demo::run(&args),
             Command::DemoResume => demo::resume(),
             Command::Bench(args) => bench::run(&args),
-            Command::Library(command) => Ok(command.run()?),
+            Command::Library(command) => Ok(command.run(CommandLine::command())?),
         }
     }
 }

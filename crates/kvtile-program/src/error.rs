@@ -40,6 +40,13 @@ impl Failure for ProgramError {
         }
     }
 
+    fn correction(&self) -> Option<(&str, &str)> {
+        match self {
+            ProgramError::Cli(error) => error.correction(),
+            _ => None,
+        }
+    }
+
     fn text(&self) -> String {
         match self {
             ProgramError::Cli(error) => error.text(),

@@ -21,6 +21,7 @@ use crate::{
     error::{Failure, python},
     guard::{self, Ended},
     layout::LayoutInner,
+    pickle,
     report::{PyLoadReport, PyStoreReport, PyTransferReport},
 };
 
@@ -54,15 +55,15 @@ impl Ending {
         match self {
             Ending::Copy(copy) => copy.wait_timeout(timeout).map(|result| {
                 let report = result.map_err(Failure::from)?;
-                Ok(Outcome::Copy(PyTransferReport(report)))
+                Ok(Outcome::Copy(PyTransferReport::from(report)))
             }),
             Ending::Load(load) => {
                 let report = load.wait_timeout(timeout)?;
-                Some(Ok(Outcome::Load(PyLoadReport(report))))
+                Some(Ok(Outcome::Load(PyLoadReport::from(report))))
             }
             Ending::Store(store) => {
                 let report = store.wait_timeout(timeout)?;
-                Some(Ok(Outcome::Store(PyStoreReport(report))))
+                Some(Ok(Outcome::Store(PyStoreReport::from(report))))
             }
         }
     }
@@ -113,13 +114,21 @@ pub(crate) struct PyCompletion {
     ending: Option<Ending>,
     /// What waits to be called back: their places in the list of those who wait.
     polled: Mutex<Vec<Ending>>,
+    /// Layers that it has; none of which only its end is known.
+    layers: usize,
     /// The layouts that are read and written.
     layouts: Option<Vec<Arc<LayoutInner>>>,
 }
 
 impl PyCompletion {
     pub(crate) fn new(ending: Ending, layouts: Vec<Arc<LayoutInner>>) -> PyCompletion {
+        let held = layouts
+            .iter()
+            .map(|layout| layout.strided().shape().num_layers());
         PyCompletion {
+            layers: held.max().map_or(usize::MAX, |layers| {
+                usize::try_from(layers).unwrap_or(usize::MAX)
+            }),
             ending: Some(ending),
             polled: Mutex::new(Vec::new()),
             layouts: Some(layouts),
@@ -163,7 +172,7 @@ impl PyCompletion {
     ///
     /// Raises:
     ///     WaitTimeoutError: the end did not come in time; what is under way goes on.
-    ///     RequestError: a callback waits without a timeout for what has not ended.
+    ///     RequestError: a layer that there is not; a callback waits without a timeout for what has not ended.
     ///     TransferError: a copy failed. Loads and stores do not raise: their reports say what came.
     #[pyo3(signature = (timeout=None))]
     fn wait(
@@ -191,7 +200,7 @@ impl PyCompletion {
     ///
     /// Raises:
     ///     WaitTimeoutError: it did not come in time.
-    ///     RequestError: a callback waits without a timeout for what has not ended.
+    ///     RequestError: a layer that there is not; a callback waits without a timeout for what has not ended.
     ///     TransferError: the copy failed.
     #[pyo3(signature = (layer, timeout=None))]
     fn wait_layer(
@@ -201,6 +210,12 @@ impl PyCompletion {
         #[pyo3(from_py_with = time::timeout)] timeout: Option<Duration>,
     ) -> PyResult<bool> {
         let ending = self.ending()?;
+        if layer >= self.layers {
+            return Err(python::RequestError::new_err(format!(
+                "layer is {layer}, and there are {} layers, counted from 0",
+                self.layers
+            )));
+        }
         self.check_wait(py, timeout)?;
         match guard::wait(py, timeout, |turn| ending.wait_layer(layer, turn))? {
             Some(Ok(there)) => Ok(there),
@@ -274,6 +289,13 @@ impl PyCompletion {
         let module = ending::import(slf.py(), "kvtile._await")?;
         let iterate = module.getattr("iterate")?;
         Ok(ending::run_python(slf.py(), || iterate.call1((slf,)))?.unbind())
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Completion",
+            "it waits for what goes on in this process; pickle the report that wait returns",
+        ))
     }
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {

@@ -1,57 +1,24 @@
-//! Data types: their names in numpy, torch and DLPack, and the units that they are.
+//! Data types as Python has them, and the units that they are.
 
-use kvtile::layout::{LayoutError, Unit};
-use pyo3::prelude::*;
+use kvtile::layout::Unit;
+use pyo3::{
+    prelude::*,
+    types::{PyFloat, PyInt},
+};
 
 use crate::error::raise;
 
-/// The codec of a data type that frameworks write `name`; itself where it is one already.
-fn codec_of(name: &str) -> &str {
-    match name {
-        "float64" | "double" => "f64",
-        "float32" | "float" => "f32",
-        "float16" | "half" => "f16",
-        "bfloat16" => "bf16",
-        "float8_e4m3fn" | "fp8" => "fp8_e4m3",
-        "float8_e5m2" => "fp8_e5m2",
-        "float8_e4m3fnuz" => "fp8_e4m3fnuz",
-        "float8_e5m2fnuz" => "fp8_e5m2fnuz",
-        "float8_e4m3" => "fp8_e4m3_ieee",
-        "float4_e2m1fn" => "fp4_e2m1",
-        codec => codec,
-    }
-}
-
-/// The unit of a data type, by the name that a framework gives it.
-pub(crate) fn unit_named(name: &str) -> Result<Unit, LayoutError> {
-    let codec = codec_of(name);
-    let bytes = match codec {
-        "uint64" | "complex64" => 8,
-        "uint32" => 4,
-        "uint16" => 2,
-        "fp8_e4m3fnuz" | "fp8_e5m2fnuz" | "fp8_e4m3_ieee" | "bool" => 1,
-        "complex128" => 16,
-        _ => {
-            let unknown = || LayoutError::CodecName {
-                codec: name.to_owned(),
-            };
-            return Unit::named(codec).ok_or_else(unknown);
-        }
-    };
-    Unit::new(codec, bytes, 1)
-}
-
 /// The unit that a user means: a name, or the dtype of numpy, torch, jax or ml_dtypes.
 pub(crate) fn unit_of(dtype: &Bound<'_, PyAny>) -> PyResult<Unit> {
-    let name = name_of(dtype)?;
-    let unit = unit_named(&name);
-    unit.map_err(|error| match error {
-        LayoutError::CodecName { codec } => crate::error::python::LayoutError::new_err(format!(
-            "{codec:?} is no dtype that kvtile knows; give float32, bfloat16, float8_e4m3fn or the like, \
-             or a Plane with unit_bytes for anything else"
-        )),
-        error => raise(dtype.py(), error),
-    })
+    let py = dtype.py();
+    let wide = dtype.is(py.get_type::<PyFloat>());
+    if wide || dtype.is(py.get_type::<PyInt>()) {
+        return Err(crate::error::python::LayoutError::new_err(
+            "Python's own int and float are of no fixed width: numpy takes float for 64 bits, torch for 32; \
+             give a dtype such as 'float32' or torch.bfloat16",
+        ));
+    }
+    Unit::of_dtype(&name_of(dtype)?).map_err(|error| raise(py, error))
 }
 
 /// What a dtype is called: `torch.bfloat16`, `dtype('bfloat16')` and `numpy.float32` by their last

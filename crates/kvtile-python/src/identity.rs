@@ -9,7 +9,7 @@ use kvtile::identity::{LogicalIdentity, Real, Rope, RopeParam};
 use kvtile::layout::LayoutError;
 use pyo3::{
     prelude::*,
-    types::{PyBool, PyDict, PyList, PyString, PyTuple},
+    types::{PyBool, PyDict, PyList, PyString, PyTuple, PyType},
 };
 
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     },
     ending,
     error::{python::IdentityError, raise},
+    pickle::{self, Reduced},
     shape::PyShape,
 };
 
@@ -73,7 +74,8 @@ impl PyIdentity {
     /// What of the config changes KV is in ``extra``, one entry a field, named ``config.`` and the field.
     ///
     /// Args:
-    ///     config: a ``PretrainedConfig``, or the ``config.json`` as a dict; both give the same identity.
+    ///     config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file or of its
+    ///         folder; all give the same identity.
     ///     page_size: tokens a block.
     ///     dtype: of the KV; the config's dtype unless said.
     ///     model: the name; the config's ``_name_or_path`` unless said.
@@ -154,6 +156,15 @@ impl PyIdentity {
     ) -> Option<String> {
         let difference = self.0.first_difference(&other.get().0);
         difference.map(|difference| difference.to_string())
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().0)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        pickle::restore(text).map(Self)
     }
 
     fn __hash__(&self) -> u64 {

@@ -5,12 +5,14 @@ use kvtile::blocks::{
     key::{BlockHasher, ExtraKeys, KeySettings, Profile},
     sequence::TokenSequence,
 };
+use kvtile::identity::LogicalIdentity;
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
     prelude::*,
     pybacked::PyBackedBytes,
-    types::{PyBytes, PyList},
+    types::{PyBytes, PyList, PyType},
 };
+use serde::{Deserialize, Serialize};
 
 use crate::{
     arguments::{
@@ -20,6 +22,7 @@ use crate::{
     error::{Failure, python::RequestError},
     guard,
     identity::PyIdentity,
+    pickle::{self, Reduced},
 };
 
 /// Makes the keys of full blocks: chained hashes of their tokens, keyed by the identity and the salt.
@@ -34,13 +37,76 @@ use crate::{
 ///         for routers that use XXH3-64: the first 8 bytes of a key are the sequence hash and the last 8 the
 ///         block hash, little-endian, and neither depends on the identity.
 ///     seed: that of the router's hashes, with ``"router"`` alone.
-///     page_size: tokens a block; the identity's unless said.
+///     page_size: tokens a block, the identity's; with ``"router"`` that of the router.
 ///
 /// Raises:
 ///     RequestError: another profile, one without what it needs, or a page size out of range.
 #[pyclass(name = "TokenHasher", module = "kvtile", frozen)]
 #[derive(Debug)]
-pub(crate) struct PyTokenHasher(BlockHasher);
+pub(crate) struct PyTokenHasher {
+    hasher: BlockHasher,
+    made_of: HasherSettings,
+}
+
+/// What a hasher is made of.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct HasherSettings {
+    identity: LogicalIdentity,
+    salt: String,
+    profile: String,
+    seed: Option<u64>,
+    page_size: Option<usize>,
+}
+
+impl HasherSettings {
+    fn hasher(self) -> PyResult<PyTokenHasher> {
+        let profile = match (self.profile.as_str(), self.seed) {
+            ("blake3", None) => Profile::Blake3,
+            ("xxh3", None) => Profile::Xxh3,
+            ("router", Some(seed)) => Profile::Router { seed },
+            ("router", None) => {
+                let text =
+                    "the profile \"router\" has a seed, the one that the router uses; give seed=";
+                return Err(RequestError::new_err(text));
+            }
+            (profile @ ("blake3" | "xxh3"), Some(seed)) => {
+                return Err(RequestError::new_err(format!(
+                    "the profile {profile:?} takes no seed, and {seed} was given; \"router\" has one"
+                )));
+            }
+            (other, _) => {
+                return Err(RequestError::new_err(format!(
+                    "there is no profile {other:?}; there are blake3, xxh3 and router"
+                )));
+            }
+        };
+        let of_identity = usize::try_from(self.identity.page_size()).unwrap_or(usize::MAX);
+        let is_router = matches!(profile, Profile::Router { .. });
+        if let Some(given) = self
+            .page_size
+            .filter(|given| *given != of_identity && !is_router)
+        {
+            return Err(RequestError::new_err(format!(
+                "page_size is {given}, and blocks of this identity have {of_identity} tokens, so no cache \
+                 would know the keys; leave page_size out, or make the identity with page_size={given} \
+                 (only the profile \"router\" has pages of its own)"
+            )));
+        }
+        let settings = KeySettings {
+            profile,
+            page_size: self.page_size.unwrap_or(of_identity),
+            salt: self.salt.clone(),
+        };
+        let hasher = BlockHasher::new(&settings, self.identity.fingerprint().as_bytes());
+        match hasher {
+            Ok(hasher) => Ok(PyTokenHasher {
+                hasher,
+                made_of: self,
+            }),
+            Err(error) => Err(Python::attach(|py| Failure::from(error).into_exception(py))),
+        }
+    }
+}
 
 #[pymethods]
 impl PyTokenHasher {
@@ -53,50 +119,35 @@ impl PyTokenHasher {
         text_signature = "(identity, *, salt='', profile='blake3', seed=None, page_size=None)"
     )]
     fn new(
-        py: Python<'_>,
         #[pyo3(from_py_with = object::identity)] identity: Bound<'_, PyIdentity>,
         #[pyo3(from_py_with = text::salt)] salt: Text,
         #[pyo3(from_py_with = text::profile)] profile: Text,
         #[pyo3(from_py_with = optional::seed)] seed: Option<u64>,
         #[pyo3(from_py_with = optional::page_size)] page_size: Option<usize>,
     ) -> PyResult<PyTokenHasher> {
-        let identity = &identity.get().0;
-        let profile = match (&*profile, seed) {
-            ("blake3", None) => Profile::Blake3,
-            ("xxh3", None) => Profile::Xxh3,
-            ("router", Some(seed)) => Profile::Router { seed },
-            ("router", None) => {
-                let text =
-                    "the profile \"router\" has a seed, the one that the router uses; give seed=";
-                return Err(RequestError::new_err(text));
-            }
-            ("blake3" | "xxh3", Some(seed)) => {
-                return Err(RequestError::new_err(format!(
-                    "the profile {profile:?} takes no seed, and {seed} was given; \"router\" has one"
-                )));
-            }
-            (other, _) => {
-                return Err(RequestError::new_err(format!(
-                    "there is no profile {other:?}; there are blake3, xxh3 and router"
-                )));
-            }
-        };
-        let of_identity = usize::try_from(identity.page_size()).unwrap_or(usize::MAX);
-        let settings = KeySettings {
-            profile,
-            page_size: page_size.unwrap_or(of_identity),
+        let made_of = HasherSettings {
+            identity: identity.get().0.clone(),
             salt: salt.to_string(),
+            profile: profile.to_string(),
+            seed,
+            page_size,
         };
-        let hasher = BlockHasher::new(&settings, identity.fingerprint().as_bytes());
-        hasher
-            .map(PyTokenHasher)
-            .map_err(|error| Failure::from(error).into_exception(py))
+        made_of.hasher()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().made_of)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<PyTokenHasher> {
+        pickle::restore::<HasherSettings>(text)?.hasher()
     }
 
     /// Tokens a block.
     #[getter]
     fn page_size(&self) -> usize {
-        self.0.page_size()
+        self.hasher.page_size()
     }
 
     /// The keys of all full blocks of ``tokens``; tokens after the last full block have none.
@@ -121,12 +172,12 @@ impl PyTokenHasher {
             let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
             let mut keys = Vec::new();
             if extra.is_empty() {
-                self.0.keys(parent, &tokens, &mut keys);
+                self.hasher.keys(parent, &tokens, &mut keys);
                 return Ok(keys);
             }
             let mut before = parent;
-            for page in tokens.chunks_exact(self.0.page_size()) {
-                let key = self.0.key(before, page, ExtraKeys::new(&extra))?;
+            for page in tokens.chunks_exact(self.hasher.page_size()) {
+                let key = self.hasher.key(before, page, ExtraKeys::new(&extra))?;
                 before = Some(key);
                 keys.push(key);
             }
@@ -138,7 +189,7 @@ impl PyTokenHasher {
     fn __repr__(&self) -> String {
         format!(
             "<kvtile.TokenHasher {}, {} tokens a block>",
-            self.0.profile().name(),
+            self.hasher.profile().name(),
             self.page_size()
         )
     }
@@ -171,7 +222,7 @@ impl PyTokenSequence {
         #[pyo3(from_py_with = list::extra)] extra: Vec<PyBackedBytes>,
     ) -> PyResult<PyTokenSequence> {
         let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
-        let sequence = TokenSequence::new(hasher.get().0.clone(), ExtraKeys::new(&extra));
+        let sequence = TokenSequence::new(hasher.get().hasher.clone(), ExtraKeys::new(&extra));
         let mut sequence = sequence.map_err(|error| Failure::from(error).into_exception(py))?;
         if let Some(tokens) = tokens {
             sequence.extend(&tokens);
@@ -214,6 +265,13 @@ impl PyTokenSequence {
         #[pyo3(from_py_with = number::length)] length: usize,
     ) -> PyResult<()> {
         guard::call(py, || self.lock().truncate(length))
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "TokenSequence",
+            "it grows, and knows no way back to its marks; pickle its hasher and its tokens",
+        ))
     }
 
     /// The keys of the full blocks.

@@ -7,22 +7,22 @@ use kvtile::{
         LayoutError, LayoutSpec, PhysicalLayout, Plane, PlaneDigits, Shape, StridedLayout, Unit,
         Word, word_over_tensors,
     },
-    presets,
+    presets::{self, AskedLayout},
     transfer::LayoutHandle,
 };
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
     prelude::*,
-    types::{PyList, PyTuple},
+    types::{PyDict, PyList, PyTuple},
 };
 
 use crate::{
     arguments::{
-        object,
+        keywords, object,
         text::{self, Text},
     },
     error::{Failure, python, raise},
-    guard,
+    guard, pickle,
     shape::PyShape,
     tensor::{self, Backing, Tensor},
     transfer::{manager, retire},
@@ -131,14 +131,30 @@ impl PyLayout {
 #[pymethods]
 impl PyLayout {
     #[new]
-    #[pyo3(signature = (word, *, shape, tensors=None))]
+    #[pyo3(
+        signature = (word, *, shape, tensors=None, **others),
+        text_signature = "(word, *, shape, tensors=None)"
+    )]
     fn new(
         py: Python<'_>,
         #[pyo3(from_py_with = text::word)] word: Text,
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyLayout> {
-        let word = Word::parse(&word).map_err(|error| raise(py, LayoutError::from(error)))?;
+        keywords::refuse("Layout", others, &["word", "shape", "tensors"])?;
+        let asked = AskedLayout::parse(&word).map_err(|error| raise(py, error))?;
+        let AskedLayout::Word(word) = asked else {
+            return Err(python::LayoutError::new_err(format!(
+                "{:?} is the name of a known layout; give it to Layout.preset({:?}, shape=…)",
+                &*word, &*word
+            )));
+        };
+        // The name of an engine is spelled as a plane is.
+        let asked = AskedLayout::Word(word.clone());
+        if let Err(error @ LayoutError::Preset(_)) = asked.resolve(&shape.get().0, 1) {
+            return Err(raise(py, error));
+        }
         build(py, word, None, &shape, tensors)
     }
 
@@ -164,7 +180,7 @@ impl PyLayout {
         #[pyo3(from_py_with = object::shape)] shape: Bound<'_, PyShape>,
         tensors: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<PyLayout> {
-        let preset = presets::find(&canonical(&name)).map_err(|error| raise(py, error))?;
+        let preset = presets::find(&name).map_err(|error| raise(py, error))?;
         let Some(word) = preset.word() else {
             let refused = preset.resolve(&shape.get().0, 1);
             return Err(match refused {
@@ -235,6 +251,21 @@ impl PyLayout {
             shared.word.long_form(),
             shared.strided.describe()
         ))
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Layout",
+            "it holds the memory of its tensors; pickle its word and its shape",
+        ))
+    }
+
+    /// The picture that a notebook shows: what lies where in memory.
+    fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
+        let shared = self.shared()?;
+        guard::call(py, || {
+            kvtile_cli::layout_picture(&shared.strided, &shared.word)
+        })
     }
 
     fn __repr__(&self) -> PyResult<String> {
@@ -328,7 +359,7 @@ fn check_dtype(index: usize, unit: &Unit, planes: &[Plane]) -> PyResult<()> {
         unit.is_opaque()
             || unit.values() != 1
             || unit.bytes() == 1
-            || Unit::named(unit.codec()).is_none()
+            || Unit::named(unit.codec()).as_ref() != Some(unit)
     };
     if is_byte && (mixed || planes.iter().all(held_as_bytes)) {
         return Ok(());
@@ -358,17 +389,6 @@ fn check_planes(name: &str, wanted: &[Plane], given: &[Plane]) -> PyResult<()> {
         wanted.join(", "),
         given.join(", ")
     )))
-}
-
-/// The name of a preset with dtypes as presets have them.
-fn canonical(name: &str) -> String {
-    let part = |part: &str| match part {
-        "float32" => "f32".to_owned(),
-        "float16" => "f16".to_owned(),
-        "bfloat16" => "bf16".to_owned(),
-        part => part.to_owned(),
-    };
-    name.split('/').map(part).collect::<Vec<_>>().join("/")
 }
 
 fn digits_of(layout: &StridedLayout) -> LayoutSpec {

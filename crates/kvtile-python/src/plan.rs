@@ -1,6 +1,6 @@
 //! What a copy comes to, worked out and not done.
 
-use kvtile::layout::{BlockPair, CopyPlan, LayoutError, RangePair, Selection, StridedLayout};
+use kvtile::layout::{CopyPlan, RangePair, Shape, StridedLayout};
 use pyo3::prelude::*;
 
 use crate::{
@@ -8,6 +8,8 @@ use crate::{
     error::Failure,
     guard,
     layout::{LayoutInner, PyLayout},
+    pickle,
+    selection::{self, ids},
 };
 
 /// What copying blocks from one layout to another comes to: loops, and runs of contiguous bytes.
@@ -48,6 +50,9 @@ impl Side {
 ///     layers, tokens, heads: ``(start, stop)`` for both sides, or ``((start, stop), (start, stop))`` for
 ///         src and dst; all unless said.
 ///
+/// Between pages of different sizes, and without ``tokens``, the blocks of each side are a sequence of tokens:
+/// as many are copied as both lists have room for, so 16 blocks of 16 tokens fill one of 256.
+///
 /// Returns:
 ///     A Plan.
 ///
@@ -70,9 +75,20 @@ pub(crate) fn plan(
     guard::run(py, || -> Result<PyPlan, Failure> {
         let (from, to) = (src.strided(), dst.strided());
         let common = from.shape().num_blocks().min(to.shape().num_blocks());
-        let source = src_blocks.map_or_else(|| (0..common).collect(), ids);
-        let destination = dst_blocks.map_or_else(|| source.clone(), ids);
-        let mut selection = blocks(from, to, &source, &destination, tokens)?;
+        let (page, other) = (from.shape().page_size(), to.shape().page_size());
+        let (source, destination) = match (src_blocks, dst_blocks) {
+            // Where nothing is said, all tokens that both have.
+            (None, None) if page != other && tokens.is_none() => {
+                let all = |shape: &Shape| (0..shape.num_blocks()).collect::<Vec<u64>>();
+                (all(from.shape()), all(to.shape()))
+            }
+            (source, destination) => {
+                let source = source.map_or_else(|| (0..common).collect(), ids);
+                let destination = destination.map_or_else(|| source.clone(), ids);
+                (source, destination)
+            }
+        };
+        let mut selection = selection::between(from, to, &source, &destination, tokens)?;
         selection.layers = layers;
         selection.heads = heads;
         Ok(PyPlan {
@@ -82,32 +98,6 @@ pub(crate) fn plan(
             destination: Side::of(&dst),
         })
     })
-}
-
-fn ids(blocks: Vec<usize>) -> Vec<u64> {
-    blocks.into_iter().map(|block| block as u64).collect()
-}
-
-/// Whole blocks, or the same tokens of each.
-fn blocks(
-    from: &StridedLayout,
-    to: &StridedLayout,
-    source: &[u64],
-    destination: &[u64],
-    tokens: Option<RangePair>,
-) -> Result<Selection, LayoutError> {
-    let (page, other) = (from.shape().page_size(), to.shape().page_size());
-    let tokens = tokens.unwrap_or(RangePair::same(0, page.min(other)));
-    let mut selection = Selection::blocks(source, destination, page)?;
-    for pair in &mut selection.pairs {
-        *pair = BlockPair {
-            source_token: tokens.source,
-            destination_token: tokens.destination,
-            tokens: tokens.count,
-            ..*pair
-        };
-    }
-    Ok(selection)
 }
 
 #[pymethods]
@@ -134,6 +124,13 @@ impl PyPlan {
     #[getter]
     fn shortest_run(&self) -> u64 {
         self.plan.run_bytes().1
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Plan",
+            "it is worked out from two layouts; plan again where it is needed",
+        ))
     }
 
     fn __repr__(&self) -> String {

@@ -7,12 +7,34 @@ use kvtile::{
     tiers::cache::{FlushReport, LoadReport, LoadStop, StoreReport, StoreStop, TierFlush},
     transfer::TransferReport,
 };
-use pyo3::prelude::*;
+use pyo3::{prelude::*, types::PyType};
+use serde::{Deserialize, Serialize};
+
+use crate::pickle::{self, Reduced};
 
 /// What a finished copy did.
 #[pyclass(name = "TransferReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
-pub(crate) struct PyTransferReport(pub(crate) TransferReport);
+pub(crate) struct PyTransferReport(TransferFacts);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct TransferFacts {
+    bytes: u64,
+    runs: u64,
+    seconds: f64,
+    verified: bool,
+}
+
+impl From<TransferReport> for PyTransferReport {
+    fn from(report: TransferReport) -> PyTransferReport {
+        PyTransferReport(TransferFacts {
+            bytes: report.bytes,
+            runs: report.runs,
+            seconds: report.elapsed.as_secs_f64(),
+            verified: report.verified,
+        })
+    }
+}
 
 #[pymethods]
 impl PyTransferReport {
@@ -31,7 +53,7 @@ impl PyTransferReport {
     /// From the start of the copy to its end, in seconds.
     #[getter]
     fn seconds(&self) -> f64 {
-        self.0.elapsed.as_secs_f64()
+        self.0.seconds
     }
 
     /// Whether the destination was compared with the source.
@@ -40,9 +62,22 @@ impl PyTransferReport {
         self.0.verified
     }
 
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().0)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        pickle::restore(text).map(Self)
+    }
+
     fn __repr__(&self) -> String {
-        let TransferReport { bytes, runs, .. } = self.0;
-        let seconds = self.seconds();
+        let TransferFacts {
+            bytes,
+            runs,
+            seconds,
+            ..
+        } = self.0;
         format!("TransferReport(bytes={bytes}, runs={runs}, seconds={seconds:.6})")
     }
 }
@@ -50,7 +85,58 @@ impl PyTransferReport {
 /// What a load came to. Loads do not fail: what did not come has to be computed.
 #[pyclass(name = "LoadReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
-pub(crate) struct PyLoadReport(pub(crate) LoadReport);
+pub(crate) struct PyLoadReport(LoadFacts);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct LoadFacts {
+    blocks: usize,
+    wanted: usize,
+    from_tiers: BTreeMap<String, usize>,
+    bytes: u64,
+    seconds: f64,
+    stopped: Option<String>,
+    detail: Option<String>,
+}
+
+impl From<LoadReport> for PyLoadReport {
+    fn from(report: LoadReport) -> PyLoadReport {
+        let host = (TierId::HOST, report.from_host);
+        let tiers = std::iter::once(host).chain(report.from_below.iter().copied());
+        let gave = tiers.filter(|(_, blocks)| *blocks > 0);
+        let stop = report.stopped.as_ref();
+        PyLoadReport(LoadFacts {
+            blocks: report.blocks,
+            wanted: report.wanted,
+            from_tiers: gave
+                .map(|(tier, blocks)| (tier.to_string(), blocks))
+                .collect(),
+            bytes: report.bytes,
+            seconds: report.elapsed.as_secs_f64(),
+            stopped: load_stop(stop).map(str::to_owned),
+            detail: match stop {
+                Some(LoadStop::Pool(error)) => Some(error.to_string()),
+                Some(LoadStop::Transfer(error)) => Some(error.to_string()),
+                _ => None,
+            },
+        })
+    }
+}
+
+fn load_stop(stop: Option<&LoadStop>) -> Option<&'static str> {
+    stop.map(|stop| match stop {
+        LoadStop::Cancelled => "cancelled",
+        LoadStop::Deadline => "deadline",
+        LoadStop::Closed => "closed",
+        LoadStop::Panicked => "panicked",
+        LoadStop::Lost => "lost",
+        LoadStop::Evicted => "evicted",
+        LoadStop::Late => "late",
+        LoadStop::HostFull => "host_full",
+        LoadStop::Pool(_) => "pool",
+        LoadStop::Transfer(_) => "transfer",
+        _ => "other",
+    })
+}
 
 #[pymethods]
 impl PyLoadReport {
@@ -69,11 +155,7 @@ impl PyLoadReport {
     /// Blocks that came from each tier, by its name; tiers that gave none are left out.
     #[getter(from_tiers)]
     fn blocks_by_tier(&self) -> BTreeMap<String, usize> {
-        let host = (TierId::HOST, self.0.from_host);
-        let tiers = std::iter::once(host).chain(self.0.from_below.iter().copied());
-        let gave = tiers.filter(|(_, blocks)| *blocks > 0);
-        gave.map(|(tier, blocks)| (tier.to_string(), blocks))
-            .collect()
+        self.0.from_tiers.clone()
     }
 
     /// Payload bytes that were copied to the engine.
@@ -85,41 +167,34 @@ impl PyLoadReport {
     /// From the call to the end, in seconds.
     #[getter]
     fn seconds(&self) -> f64 {
-        self.0.elapsed.as_secs_f64()
+        self.0.seconds
     }
 
     /// Why not all of them came: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"lost"`` (not what was
     /// written, or not readable), ``"evicted"``, ``"late"`` (a tier did not answer in time), ``"host_full"``, ``"pool"``, ``"transfer"`` or
     /// ``"panicked"`` (a defect of kvtile); None where all came.
     #[getter]
-    fn stopped(&self) -> Option<&'static str> {
-        self.0.stopped.as_ref().map(|stop| match stop {
-            LoadStop::Cancelled => "cancelled",
-            LoadStop::Deadline => "deadline",
-            LoadStop::Closed => "closed",
-            LoadStop::Panicked => "panicked",
-            LoadStop::Lost => "lost",
-            LoadStop::Evicted => "evicted",
-            LoadStop::Late => "late",
-            LoadStop::HostFull => "host_full",
-            LoadStop::Pool(_) => "pool",
-            LoadStop::Transfer(_) => "transfer",
-            _ => "other",
-        })
+    fn stopped(&self) -> Option<&str> {
+        self.0.stopped.as_deref()
     }
 
     /// What the pool or the copy said, where one of them stopped it.
     #[getter]
     fn detail(&self) -> Option<String> {
-        match &self.0.stopped {
-            Some(LoadStop::Pool(error)) => Some(error.to_string()),
-            Some(LoadStop::Transfer(error)) => Some(error.to_string()),
-            _ => None,
-        }
+        self.0.detail.clone()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().0)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        pickle::restore(text).map(Self)
     }
 
     fn __repr__(&self) -> String {
-        let LoadReport { blocks, wanted, .. } = self.0;
+        let LoadFacts { blocks, wanted, .. } = self.0;
         let tiers = self.blocks_by_tier();
         let tiers: Vec<String> = tiers
             .iter()
@@ -138,7 +213,51 @@ impl PyLoadReport {
 /// What a store came to. Stores do not fail: what was not stored is not found later.
 #[pyclass(name = "StoreReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
-pub(crate) struct PyStoreReport(pub(crate) StoreReport);
+pub(crate) struct PyStoreReport(StoreFacts);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct StoreFacts {
+    stored: usize,
+    present: usize,
+    dropped: usize,
+    bytes: u64,
+    seconds: f64,
+    stopped: Option<String>,
+    detail: Option<String>,
+}
+
+impl From<StoreReport> for PyStoreReport {
+    fn from(report: StoreReport) -> PyStoreReport {
+        let stop = report.stopped.as_ref();
+        PyStoreReport(StoreFacts {
+            stored: report.stored,
+            present: report.present,
+            dropped: report.dropped,
+            bytes: report.bytes,
+            seconds: report.elapsed.as_secs_f64(),
+            stopped: store_stop(stop).map(str::to_owned),
+            detail: match stop {
+                Some(StoreStop::Pool(error)) => Some(error.to_string()),
+                Some(StoreStop::Transfer(error)) => Some(error.to_string()),
+                _ => None,
+            },
+        })
+    }
+}
+
+fn store_stop(stop: Option<&StoreStop>) -> Option<&'static str> {
+    stop.map(|stop| match stop {
+        StoreStop::Cancelled => "cancelled",
+        StoreStop::Deadline => "deadline",
+        StoreStop::Closed => "closed",
+        StoreStop::Panicked => "panicked",
+        StoreStop::HostFull => "host_full",
+        StoreStop::NoAncestors => "no_ancestors",
+        StoreStop::Pool(_) => "pool",
+        StoreStop::Transfer(_) => "transfer",
+        _ => "other",
+    })
+}
 
 #[pymethods]
 impl PyStoreReport {
@@ -169,7 +288,7 @@ impl PyStoreReport {
     /// From the call to the end, in seconds.
     #[getter]
     fn seconds(&self) -> f64 {
-        self.0.elapsed.as_secs_f64()
+        self.0.seconds
     }
 
     /// Why not all of them were stored: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"`` (all host
@@ -177,32 +296,27 @@ impl PyStoreReport {
     /// before the first one is in no tier, so these would never be found), ``"pool"``, ``"transfer"`` or
     /// ``"panicked"`` (a defect of kvtile); None where all were.
     #[getter]
-    fn stopped(&self) -> Option<&'static str> {
-        self.0.stopped.as_ref().map(|stop| match stop {
-            StoreStop::Cancelled => "cancelled",
-            StoreStop::Deadline => "deadline",
-            StoreStop::Closed => "closed",
-            StoreStop::Panicked => "panicked",
-            StoreStop::HostFull => "host_full",
-            StoreStop::NoAncestors => "no_ancestors",
-            StoreStop::Pool(_) => "pool",
-            StoreStop::Transfer(_) => "transfer",
-            _ => "other",
-        })
+    fn stopped(&self) -> Option<&str> {
+        self.0.stopped.as_deref()
     }
 
     /// What the pool or the copy said, where one of them stopped it.
     #[getter]
     fn detail(&self) -> Option<String> {
-        match &self.0.stopped {
-            Some(StoreStop::Pool(error)) => Some(error.to_string()),
-            Some(StoreStop::Transfer(error)) => Some(error.to_string()),
-            _ => None,
-        }
+        self.0.detail.clone()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().0)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        pickle::restore(text).map(Self)
     }
 
     fn __repr__(&self) -> String {
-        let StoreReport {
+        let StoreFacts {
             stored,
             present,
             dropped,
@@ -220,7 +334,52 @@ impl PyStoreReport {
 /// What a flush came to.
 #[pyclass(name = "FlushReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
-pub(crate) struct PyFlushReport(pub(crate) FlushReport);
+pub(crate) struct PyFlushReport(FlushFacts);
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct FlushFacts {
+    wanted: usize,
+    written: usize,
+    no_tier: usize,
+    no_room: usize,
+    late: usize,
+    failed: usize,
+    durable: bool,
+    tiers: BTreeMap<String, BTreeMap<String, usize>>,
+}
+
+/// What a flush came to on one tier.
+fn counts(tier: &TierFlush) -> BTreeMap<String, usize> {
+    [
+        ("wanted", tier.wanted),
+        ("durable", tier.durable),
+        ("written", tier.written),
+        ("no_room", tier.no_room),
+        ("late", tier.late),
+        ("failed", tier.failed),
+    ]
+    .map(|(name, count)| (name.to_owned(), count))
+    .into()
+}
+
+impl From<FlushReport> for PyFlushReport {
+    fn from(report: FlushReport) -> PyFlushReport {
+        PyFlushReport(FlushFacts {
+            wanted: report.wanted,
+            written: report.written,
+            no_tier: report.no_tier,
+            no_room: report.no_room,
+            late: report.late,
+            failed: report.failed,
+            durable: report.durable,
+            tiers: report
+                .tiers
+                .iter()
+                .map(|tier| (tier.tier.to_string(), counts(tier)))
+                .collect(),
+        })
+    }
+}
 
 #[pymethods]
 impl PyFlushReport {
@@ -269,25 +428,21 @@ impl PyFlushReport {
     /// What it came to on each durable tier, by its name: ``wanted``, ``durable``, ``written``, ``no_room``, ``late``
     /// and ``failed``.
     #[getter(tiers)]
-    fn flushed_tiers(&self) -> BTreeMap<String, BTreeMap<&'static str, usize>> {
-        let tiers = self.0.tiers.iter();
-        let counts = |tier: &TierFlush| {
-            BTreeMap::from([
-                ("wanted", tier.wanted),
-                ("durable", tier.durable),
-                ("written", tier.written),
-                ("no_room", tier.no_room),
-                ("late", tier.late),
-                ("failed", tier.failed),
-            ])
-        };
-        tiers
-            .map(|tier| (tier.tier.to_string(), counts(tier)))
-            .collect()
+    fn flushed_tiers(&self) -> BTreeMap<String, BTreeMap<String, usize>> {
+        self.0.tiers.clone()
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().0)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        pickle::restore(text).map(Self)
     }
 
     fn __repr__(&self) -> String {
-        let FlushReport {
+        let FlushFacts {
             wanted,
             written,
             no_tier,

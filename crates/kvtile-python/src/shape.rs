@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use kvtile::layout::{Axis, AxisRange, Plane, Shape, Shard, Unit};
-use pyo3::{prelude::*, types::PyDict};
+use pyo3::{
+    prelude::*,
+    types::{PyDict, PyType},
+};
 
 use crate::{
     arguments::{
-        Refusal, flag, number,
+        Refusal, flag, keywords, number,
         number::whole,
         object, optional,
         text::{self, Text},
@@ -15,6 +18,7 @@ use crate::{
     dtype::unit_of,
     ending,
     error::{python::LayoutError, raise},
+    pickle::{self, Reduced},
 };
 
 /// One component of a block with its own dtype and axes: ``k``, ``v``, a latent, scales.
@@ -93,6 +97,15 @@ impl PyPlane {
         self.0.unit().bytes()
     }
 
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().0)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        pickle::restore(text).map(Self)
+    }
+
     fn __repr__(&self) -> String {
         let extents = self.0.extents().iter();
         let extents: String = extents
@@ -137,6 +150,21 @@ fn unit(dtype: &Bound<'_, PyAny>, bytes: Option<u64>, opaque: bool) -> PyResult<
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PyShape(pub(crate) Shape);
 
+/// The keywords of a shape.
+const KEYWORDS: [&str; 11] = [
+    "num_blocks",
+    "num_layers",
+    "page_size",
+    "num_heads",
+    "head_size",
+    "dtype",
+    "planes",
+    "first_layer",
+    "total_layers",
+    "first_head",
+    "total_heads",
+];
+
 /// The part of a model, as keywords.
 #[derive(Default)]
 struct Part {
@@ -149,10 +177,15 @@ struct Part {
 #[pymethods]
 impl PyShape {
     #[new]
-    #[pyo3(signature = (
-        *, num_blocks, num_layers, page_size, num_heads=None, head_size=None, dtype=None, planes=None,
-        first_layer=0, total_layers=None, first_head=0, total_heads=None,
-    ))]
+    #[pyo3(
+        signature = (
+            *, num_blocks, num_layers, page_size, num_heads=None, head_size=None, dtype=None, planes=None,
+            first_layer=0, total_layers=None, first_head=0, total_heads=None, **others
+        ),
+        text_signature = "(*, num_blocks, num_layers, page_size, num_heads=None, head_size=None, \
+                          dtype=None, planes=None, first_layer=0, total_layers=None, first_head=0, \
+                          total_heads=None)"
+    )]
     #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
     fn new(
         py: Python<'_>,
@@ -167,7 +200,10 @@ impl PyShape {
         #[pyo3(from_py_with = optional::total_layers)] total_layers: Option<u64>,
         #[pyo3(from_py_with = number::first_head)] first_head: u64,
         #[pyo3(from_py_with = optional::total_heads)] total_heads: Option<u64>,
+        others: Option<&Bound<'_, PyDict>>,
     ) -> PyResult<PyShape> {
+        keywords::refuse("Shape", others, &KEYWORDS)?;
+        let has_planes = planes.is_some();
         let shape = match (planes, num_heads, head_size, dtype) {
             (Some(planes), None, None, None) => {
                 let planes = planes.iter().map(|plane| plane.get().0.clone()).collect();
@@ -178,9 +214,22 @@ impl PyShape {
                 Shape::key_value(num_blocks, num_layers, page_size, heads, size, &unit)
             }
             _ => {
-                return Err(LayoutError::new_err(
-                    "a shape needs num_heads, head_size and dtype, or planes instead of them",
-                ));
+                let given = [
+                    ("num_heads", num_heads.is_some()),
+                    ("head_size", head_size.is_some()),
+                    ("dtype", dtype.is_some()),
+                ];
+                let list = |wanted: bool| {
+                    let names = given.iter().filter(|(_, is)| *is == wanted);
+                    names.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
+                };
+                let problem = match has_planes {
+                    true => format!("given: planes, {}", list(true)),
+                    false => format!("missing: {}", list(false)),
+                };
+                return Err(LayoutError::new_err(format!(
+                    "a shape needs num_heads, head_size and dtype, or planes instead of them; {problem}"
+                )));
             }
         };
         let part = Part {
@@ -199,7 +248,8 @@ impl PyShape {
     /// The shape of a model's KV, or of the part that one rank holds, from its Hugging Face config.
     ///
     /// Args:
-    ///     config: a ``PretrainedConfig``, or the ``config.json`` as a dict.
+    ///     config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file or of its
+    ///         folder.
     ///     page_size: tokens a block.
     ///     num_blocks: blocks; 1 unless said.
     ///     dtype: of the KV; the config's dtype unless said.
@@ -265,6 +315,15 @@ impl PyShape {
     ) -> PyResult<PyShape> {
         let shape = self.0.with_num_blocks(num_blocks);
         shape.map(PyShape).map_err(|error| raise(py, error))
+    }
+
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        pickle::reduce(&slf.get_type(), &slf.get().0)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<Self> {
+        pickle::restore(text).map(Self)
     }
 
     fn __repr__(&self) -> String {

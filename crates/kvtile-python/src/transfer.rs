@@ -16,6 +16,7 @@ use crate::{
     guard::{self, Ended},
     layout::{LayoutInner, PyLayout},
     report::PyTransferReport,
+    selection::{self, ids},
 };
 
 /// All layouts of this process are registered with one manager, so that their leases are about the
@@ -59,6 +60,9 @@ pub(crate) fn retire(handle: LayoutHandle) {
 ///         src and dst; all unless said.
 ///     verify: compare the destination with the source afterwards.
 ///
+/// Between pages of different sizes, and without ``tokens``, the blocks of each side are a sequence of tokens:
+/// as many are copied as both lists have room for, so 16 blocks of 16 tokens fill one of 256.
+///
 /// Returns:
 ///     A TransferReport.
 ///
@@ -98,7 +102,7 @@ pub(crate) fn copy_blocks(
     let ended = guard::wait(py, None, |turn| completion.wait_timeout(turn));
     guard::discard((completion, layouts));
     match ended? {
-        Some(result) => guard::run(py, || result).map(PyTransferReport),
+        Some(result) => guard::run(py, || result).map(PyTransferReport::from),
         None => Err(python::WaitTimeoutError::new_err("the copy did not end")),
     }
 }
@@ -177,10 +181,17 @@ fn begin(
 ) -> PyResult<Begun> {
     let py = src.py();
     let (src, dst) = (src.get().shared()?, dst.get().shared()?);
+    let in_pages = asked.tokens.is_some();
     let options = asked.options();
     let completion = guard::run(py, || -> Result<_, Failure> {
         let (from, to) = (src.handle()?, dst.handle()?);
         let destination = dst_blocks.unwrap_or(src_blocks);
+        let (here, there) = (src.strided(), dst.strided());
+        if here.shape().page_size() != there.shape().page_size() && !in_pages {
+            let (source, destination) = (ids(src_blocks.to_vec()), ids(destination.to_vec()));
+            let selection = selection::between(here, there, &source, &destination, None)?;
+            return Ok(manager().execute_selection(from, to, selection, options)?);
+        }
         Ok(manager().execute_transfer(from, src_blocks, to, destination, options)?)
     })?;
     Ok((completion, vec![src, dst]))

@@ -27,7 +27,7 @@ MADE_BY_KVTILE = {
 }
 
 # What Python itself asks of an object, with whatever it likes.
-LEFT_TO_PYTHON = {"__exit__", "__class_getitem__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
+LEFT_TO_PYTHON = {"__reduce__", "_from_pickle", "__exit__", "__class_getitem__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
 
 SETTINGS = {
     "host_bytes": 1 << 20,
@@ -121,11 +121,12 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
         "TokenSequence": (sequence, ["__len__", "__repr__"]),
         "Cache": (
             fresh,
-            ["clear", "flush", "stats", "overdue", "subscribe", "snapshot", "step", "close", "__enter__", "__repr__"],
+            ["clear", "flush", "stats", "overdue", "subscribe", "snapshot", "step", "close", "__enter__", "__repr__",
+             "_repr_html_"],
         ),
         "Snapshot": (w.cache.snapshot, ["__len__"]),
         "Identity": (lambda: w.identity, ["to_json", "__repr__", "__hash__"]),
-        "Layout": (lambda: w.layout, ["describe", "__repr__"]),
+        "Layout": (lambda: w.layout, ["describe", "__repr__", "_repr_html_"]),
         "Shape": (lambda: w.shape, ["__repr__", "__hash__"]),
         "Plane": (lambda: w.shape.planes[0], ["__repr__", "__hash__"]),
         "TokenHasher": (lambda: w.hasher, ["__repr__"]),

@@ -12,7 +12,6 @@
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
     io::{BufWriter, Seek, SeekFrom, Write},
-    path::Path,
 };
 
 use kvtile::tiers::disk::{Inspection, Miss, StoredBlock};
@@ -22,7 +21,10 @@ use super::{
     read_all,
     report::{BadBlock, ReadBlocks},
 };
-use crate::error::CliError;
+use crate::{
+    error::CliError,
+    files::{self, NewFile},
+};
 
 /// Readers take no longer header.
 const HEADER_BYTES_MAX: usize = 100_000_000;
@@ -63,17 +65,13 @@ struct Header<'a> {
 }
 
 /// Writes every whole block to a new file; on an error there is none.
-pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, CliError> {
+pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<Exported, CliError> {
+    let path = new.path().to_owned();
     let failed = |operation| {
-        move |source| CliError::File {
-            operation,
-            path: path.to_owned(),
-            source,
-        }
+        let path = path.clone();
+        move |source| files::failed(operation, &path, source)
     };
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
-    let file = tempfile::NamedTempFile::new_in(folder.unwrap_or(Path::new(".")));
-    let mut out = BufWriter::new(file.map_err(failed("create"))?);
+    let mut out = BufWriter::new(new);
     let block_bytes = inspection.manifest().block_bytes();
     let all = newest(inspection);
     // With all blocks, as the header comes first and is not longer in the end.
@@ -101,10 +99,7 @@ pub(super) fn export(inspection: &Inspection, path: &Path) -> Result<Exported, C
         .map_err(|error| failed("write")(error.into_error()))?;
     // Without blocks the header is all there is.
     let length = 8 + room as u64 + block_bytes * exported.whole.len() as u64;
-    file.as_file().set_len(length).map_err(failed("write"))?;
-    file.as_file().sync_all().map_err(failed("sync"))?;
-    file.persist_noclobber(path)
-        .map_err(|error| failed("create")(error.error))?;
+    file.finish(length)?;
     Ok(exported)
 }
 

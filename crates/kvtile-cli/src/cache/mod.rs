@@ -22,6 +22,7 @@ use kvtile::tiers::{
 use self::report::{BadBlock, Checked, ReadBlocks, Stat, failed_json};
 use crate::{
     error::CliError,
+    files,
     output::{self, Screen},
 };
 
@@ -129,7 +130,7 @@ fn told(
 }
 
 fn stat(folder: &FolderArgs) -> Result<(), CliError> {
-    let inspection = Inspection::open(&folder.dir)?;
+    let inspection = open(&folder.dir)?;
     let stat = Stat::of(&folder.dir, &inspection);
     match folder.json {
         true => output::print_json(&stat),
@@ -138,7 +139,7 @@ fn stat(folder: &FolderArgs) -> Result<(), CliError> {
 }
 
 fn verify(folder: &FolderArgs) -> Result<(), CliError> {
-    let inspection = Inspection::open(&folder.dir)?;
+    let inspection = open(&folder.dir)?;
     let (mut bad, mut replaced) = (Vec::new(), 0);
     read_all(&inspection, "checking blocks", |block, read| {
         if let Err(Miss::Replaced) = read {
@@ -156,30 +157,91 @@ fn verify(folder: &FolderArgs) -> Result<(), CliError> {
 fn export(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
     let file = &args.file;
     let word = args.saved_word()?;
-    if file.symlink_metadata().is_ok() {
-        return Err(CliError::File {
-            operation: "create",
-            path: file.clone(),
-            source: std::io::ErrorKind::AlreadyExists.into(),
-        });
+    let standard = files::is_standard(file);
+    if standard && word.is_some() {
+        return export_saved_to_standard(folder, args);
     }
-    let inspection = Inspection::open(&folder.dir)?;
+    // Before the folder is read: what cannot be written is said at once.
+    let new = files::NewFile::create(file)?;
+    let inspection = open(&folder.dir)?;
     let exported = match &word {
-        None => export::export(&inspection, file)?,
-        Some(word) => save::export(&inspection, file, word)?,
+        None => export::export(&inspection, new)?,
+        Some(word) => {
+            drop(new);
+            save::export(&inspection, file, word)?
+        }
     };
     let blocks = exported.whole.len();
     // A saved cache has one block at least.
     let written = word.is_none() || blocks > 0;
     let to = written.then_some((file.as_path(), blocks));
     let checked = Checked::of(&folder.dir, &inspection, exported.read, to);
-    finish(folder, &checked)?;
+    match standard {
+        // The file is there.
+        true => checked_exit(folder, &checked)?,
+        false => finish(folder, &checked)?,
+    }
     match written {
         true => Ok(()),
         false => Err(CliError::Refused {
             path: folder.dir.clone(),
             problem: "there is no block to save, and a saved cache has one at least".to_owned(),
         }),
+    }
+}
+
+/// A saved cache is written by its name, so it has one for a while.
+fn export_saved_to_standard(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
+    let failed = |source| files::failed("write", &args.file, source);
+    let place = tempfile::tempdir().map_err(failed)?;
+    let file = place.path().join("export.kvtile");
+    let word = args
+        .saved_word()?
+        .ok_or_else(|| failed(std::io::ErrorKind::InvalidInput.into()))?;
+    let inspection = open(&folder.dir)?;
+    let exported = save::export(&inspection, &file, &word)?;
+    let checked = Checked::of(&folder.dir, &inspection, exported.read, None);
+    if !exported.whole.is_empty() {
+        let mut whole = std::fs::File::open(&file).map_err(failed)?;
+        std::io::copy(&mut whole, &mut std::io::stdout()).map_err(failed)?;
+    }
+    checked_exit(folder, &checked)
+}
+
+/// The folder of a disk tier, or what it is instead.
+fn open(dir: &Path) -> Result<Inspection, CliError> {
+    output::note(|| format!("reading {}", dir.display()));
+    match Inspection::open(dir) {
+        Err(TierError::NotAStore { .. }) if !is_other(dir) => Err(no_tier(dir)),
+        Err(_) if !dir.is_dir() && !dir.is_symlink() => Err(no_tier(dir)),
+        other => Ok(other?),
+    }
+}
+
+/// Whether a folder without a manifest has something in it.
+fn is_other(dir: &Path) -> bool {
+    dir.read_dir()
+        .is_ok_and(|mut names| names.any(|name| name.is_ok_and(|name| name.file_name() != LOCK)))
+}
+
+/// The file that a cleared folder keeps.
+const LOCK: &str = "lock";
+
+fn no_tier(dir: &Path) -> CliError {
+    let problem = match dir.metadata() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => "does not exist",
+        Err(_) => "cannot be looked into",
+        Ok(facts) if facts.is_file() => {
+            "is a file, and a disk tier is a folder; for a saved cache there is `kvtile inspect FILE`"
+        }
+        Ok(_) => {
+            "is empty: it was cleared, or no cache has been opened in it yet; the next cache that is \
+             opened there makes it a disk tier"
+        }
+    };
+    CliError::NoTier {
+        path: dir.to_owned(),
+        problem: problem.to_owned(),
     }
 }
 
@@ -205,8 +267,12 @@ impl ExportArgs {
 fn finish(folder: &FolderArgs, checked: &Checked<'_>) -> Result<(), CliError> {
     match folder.json {
         true => output::print_json(checked)?,
-        false => output::print(&checked.text(Screen::of_stdout()))?,
+        false => output::print_check(&checked.text(Screen::of_stdout()))?,
     }
+    checked_exit(folder, checked)
+}
+
+fn checked_exit(folder: &FolderArgs, checked: &Checked<'_>) -> Result<(), CliError> {
     match checked.problem() {
         None => Ok(()),
         Some(problem) => Err(CliError::Refused {
@@ -236,14 +302,24 @@ fn read_all(
 }
 
 fn clear(folder: &FolderArgs, yes: bool) -> Result<(), CliError> {
-    if !yes {
+    if !yes && !dir_is_empty(&folder.dir)? {
         confirm(&folder.dir)?;
     }
-    let before = FolderMedium::new(&folder.dir);
-    disk::clear(&before)?;
+    if !dir_is_empty(&folder.dir)? {
+        let before = FolderMedium::new(&folder.dir);
+        disk::clear(&before)?;
+    }
     match folder.json {
         true => output::print_json(&serde_json::json!({ "path": folder.dir, "cleared": true })),
-        false => output::print(&format!("{} is empty\n", folder.dir.display())),
+        false => output::print_check(&format!("{} is empty\n", folder.dir.display())),
+    }
+}
+
+/// Whether nothing is to be cleared; an error where there is no folder.
+fn dir_is_empty(dir: &Path) -> Result<bool, CliError> {
+    match dir.is_dir() {
+        true => Ok(dir.read_dir().is_ok() && !is_other(dir)),
+        false => Err(no_tier(dir)),
     }
 }
 

@@ -2,11 +2,7 @@
 
 mod report;
 
-use std::{
-    fs::File,
-    io::Read,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use kvtile::{
@@ -18,6 +14,7 @@ use kvtile::{
 use self::report::{Against, Blocks, FailedReport, Report};
 use crate::{
     error::CliError,
+    files::{self, Whole},
     output::{self, Screen},
 };
 
@@ -59,7 +56,17 @@ pub struct InspectArgs {
 
 /// Looks into a saved cache.
 pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
-    let cache = match SavedCache::inspect(&args.file) {
+    if args.file.is_dir() {
+        return Err(CliError::NoTier {
+            path: args.file.clone(),
+            problem:
+                "is a folder, and a saved cache is a file; for the folder of a disk tier there is \
+                      `kvtile cache stat DIR`"
+                    .to_owned(),
+        });
+    }
+    let file = Whole::of(&args.file)?;
+    let cache = match SavedCache::inspect(file.path()) {
         Ok(cache) => cache,
         Err(error) => {
             if args.json {
@@ -78,7 +85,7 @@ pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
     if args.json {
         output::print_json(&report)?;
     } else {
-        output::print(&report.text(Screen::of_stdout()))?;
+        output::print_check(&report.text(Screen::of_stdout()))?;
     }
     match report.problem() {
         None => Ok(()),
@@ -104,26 +111,18 @@ fn compare(cache: &SavedCache, path: &Path) -> Result<Against, CliError> {
 
 /// The identity of a saved cache, or the one that a JSON file spells out.
 fn identity_of(path: &Path) -> Result<LogicalIdentity, CliError> {
-    match SavedCache::inspect(path) {
+    let file = Whole::of(path)?;
+    match SavedCache::inspect(file.path()) {
         Ok(cache) => return Ok(cache.header().identity.clone()),
         Err(TransferError::NotASavedCache { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let failed = |source| CliError::File {
-        operation: "read",
-        path: path.to_owned(),
-        source,
-    };
-    let mut text = Vec::new();
-    let file = File::open(path).map_err(failed)?;
-    file.take(IDENTITY_BYTES_MAX)
-        .read_to_end(&mut text)
-        .map_err(failed)?;
-    let whole: Result<Identity, _> = serde_json::from_slice(&text);
+    let text = files::read(file.path(), IDENTITY_BYTES_MAX)?;
+    let whole: Result<Identity, _> = serde_json::from_str(&text);
     if let Ok(identity) = whole {
         return Ok(identity.logical);
     }
-    serde_json::from_slice(&text).map_err(|source| CliError::NotAnIdentity {
+    serde_json::from_str(&text).map_err(|source| CliError::NotAnIdentity {
         path: path.to_owned(),
         source,
     })

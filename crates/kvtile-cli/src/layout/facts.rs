@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use kvtile::{
-    layout::{Digit, Shape, StridedLayout},
-    presets::{Evidence, Preset},
+    layout::{Digit, Shape, StridedLayout, Word},
+    presets::{AskedLayout, Evidence, Preset},
 };
 use serde::Serialize;
 
@@ -43,8 +43,16 @@ pub(crate) struct Known {
 }
 
 impl Known {
+    /// What is known of a layout that was asked for by name.
+    pub(crate) fn asked(asked: &AskedLayout) -> Option<Known> {
+        match asked {
+            AskedLayout::Word(_) => None,
+            AskedLayout::Known(preset) => Some(Known::of(preset)),
+        }
+    }
+
     /// What is known of a preset.
-    pub(crate) fn of(preset: &Preset) -> Known {
+    fn of(preset: &Preset) -> Known {
         Known {
             name: preset.name.clone(),
             case: preset.case.clone(),
@@ -143,6 +151,15 @@ impl LayoutFacts {
                 plane_of_layer,
             },
             planes: planes.collect(),
+        }
+    }
+
+    /// The same under the word of its user.
+    pub(crate) fn called(self, word: &Word) -> LayoutFacts {
+        LayoutFacts {
+            word: Some(word.to_string()),
+            long_form: word.long_form(),
+            ..self
         }
     }
 

@@ -7,6 +7,10 @@ mod words;
 use std::path::PathBuf;
 
 use clap::Args;
+use kvtile::{
+    layout::{StridedLayout, Word},
+    presets::AskedLayout,
+};
 
 pub(crate) use self::{
     facts::{Known, LayoutFacts},
@@ -15,8 +19,8 @@ pub(crate) use self::{
 use crate::{
     draw::{self, Node},
     error::CliError,
-    files,
-    known::Asked,
+    files::OutputFile,
+    known,
     output::{self, Screen},
     shape_args::ShapeArgs,
 };
@@ -61,10 +65,39 @@ pub struct LayoutArgs {
 /// Explains layouts, or lists known ones.
 pub(crate) fn run(args: &LayoutArgs) -> Result<(), CliError> {
     match args.words.split_first() {
-        Some((first, filters)) if first == "list" => list::layouts(filters, args.json),
-        Some((first, filters)) if first == "models" => list::models(filters, args.json),
+        Some((first, filters)) if first == "list" => {
+            check_list(args, first)?;
+            list::layouts(filters, args.json)
+        }
+        Some((first, filters)) if first == "models" => {
+            check_list(args, first)?;
+            list::models(filters, args.json)
+        }
         _ => explain(args),
     }
+}
+
+/// A picture of a layout as SVG. A layout over tensors has strides of its own; `word` is what its user calls it.
+#[must_use]
+pub fn layout_picture(layout: &StridedLayout, word: &Word) -> String {
+    let node = Node::of(layout);
+    let facts = LayoutFacts::of(layout, None).called(word);
+    draw::layout_svg(&facts.side(&node))
+}
+
+/// Options of a layout, which a list would leave unread.
+fn check_list(args: &LayoutArgs, what: &str) -> Result<(), CliError> {
+    let option = match (&args.svg, args.shape.is_given()) {
+        (Some(_), _) => "--svg beside",
+        (None, true) => "options of the shape beside",
+        (None, false) => return Ok(()),
+    };
+    Err(CliError::Option {
+        option,
+        value: what.to_owned(),
+        problem: "a list has no shape and no picture; give a word or the name of a layout"
+            .to_owned(),
+    })
 }
 
 fn explain(args: &LayoutArgs) -> Result<(), CliError> {
@@ -75,16 +108,18 @@ fn explain(args: &LayoutArgs) -> Result<(), CliError> {
             problem: "a file holds one picture; give one word".to_owned(),
         });
     }
+    let mut svg = OutputFile::open_some(args.svg.as_ref())?;
+    let standard = svg.as_ref().is_some_and(OutputFile::is_standard);
     let screen = Screen::of_stdout();
     let mut text = String::new();
     let mut reports = Vec::new();
     for word in &args.words {
-        let asked = Asked::parse(word)?;
-        let layout = asked.resolve(&args.shape)?;
-        let facts = LayoutFacts::of(&layout, asked.known());
+        let asked = AskedLayout::parse(word)?;
+        let layout = known::resolve(&asked, &args.shape)?;
+        let facts = LayoutFacts::of(&layout, Known::asked(&asked));
         let node = Node::of(&layout);
-        if let Some(path) = &args.svg {
-            files::write(path, &draw::layout_svg(&facts.side(&node)))?;
+        if let Some(file) = svg.take() {
+            file.finish(&draw::layout_svg(&facts.side(&node)))?;
         }
         if !text.is_empty() {
             text.push('\n');
@@ -92,13 +127,16 @@ fn explain(args: &LayoutArgs) -> Result<(), CliError> {
         text.push_str(&facts.text(&node, screen));
         reports.push(facts);
     }
+    if standard {
+        return Ok(());
+    }
     if args.json {
         return match reports.as_slice() {
             [only] => output::print_json(only),
             all => output::print_json(&all),
         };
     }
-    if let Some(path) = &args.svg {
+    if let (Some(path), false) = (&args.svg, output::is_quiet()) {
         text.push_str(&format!("\nThe picture is in {}.\n", path.display()));
     }
     output::print(&text)

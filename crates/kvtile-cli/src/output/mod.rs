@@ -3,6 +3,7 @@
 mod bytes;
 mod html;
 mod progress;
+mod said;
 mod table;
 mod terminal;
 
@@ -12,6 +13,8 @@ pub use bytes::{bytes, count, thousands};
 use console::Term;
 pub use html::{PAGE_STYLE, escaped};
 pub use progress::progress;
+pub(crate) use said::{begin, take_result};
+pub use said::{is_quiet, note};
 use serde::Serialize;
 pub use table::{Align, Table};
 
@@ -42,7 +45,7 @@ impl Screen {
         let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
         Screen {
             columns: columns.clamp(40, COLUMNS_MAX),
-            colours: term.is_term() && !no_colour && console::colors_enabled(),
+            colours: !said::is_kept() && term.is_term() && !no_colour && console::colors_enabled(),
         }
     }
 
@@ -72,7 +75,19 @@ impl Screen {
 /// The output cannot be written.
 pub fn print(text: &str) -> Result<(), CliError> {
     let colours = Screen::of_stdout().colours;
-    write_out(&terminal::for_terminal(text, colours))
+    result(&terminal::for_terminal(text, colours))
+}
+
+/// As [`print`], for the report of a command that only checks: its exit code says the same, so it is not
+/// shown where the user wants quiet.
+///
+/// # Errors
+/// The output cannot be written.
+pub fn print_check(text: &str) -> Result<(), CliError> {
+    match is_quiet() {
+        true => Ok(()),
+        false => print(text),
+    }
 }
 
 /// Writes a line, or a question without an end of line, to standard error.
@@ -82,7 +97,24 @@ pub fn print_error(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-fn write_out(text: &str) -> Result<(), CliError> {
+/// Writes a text that a program reads, as it is.
+///
+/// # Errors
+/// The output cannot be written.
+pub(crate) fn print_script(text: &str) -> Result<(), CliError> {
+    result(text)
+}
+
+/// Text of the result, to its file or to standard output.
+fn result(text: &str) -> Result<(), CliError> {
+    match said::keep(text) {
+        true => Ok(()),
+        false => write_out(text),
+    }
+}
+
+/// Text to standard output, whatever the file of the result is.
+pub(crate) fn write_out(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     let written = stdout
         .write_all(text.as_bytes())
@@ -100,5 +132,5 @@ fn write_out(text: &str) -> Result<(), CliError> {
 pub fn print_json(report: &impl Serialize) -> Result<(), CliError> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');
-    write_out(&terminal::json_for_terminal(&text))
+    result(&terminal::json_for_terminal(&text))
 }

@@ -6,15 +6,19 @@ mod select;
 use std::path::PathBuf;
 
 use clap::Args;
-use kvtile::layout::{CopyPlan, StridedLayout};
+use kvtile::{
+    layout::{CopyPlan, StridedLayout},
+    presets::AskedLayout,
+};
 
 use self::facts::PlanFacts;
 use crate::{
     draw::{self, Node},
     error::CliError,
-    files,
-    known::Asked,
-    layout::LayoutFacts,
+    files::OutputFile,
+    known,
+    layout::{Known, LayoutFacts},
+    numbers,
     output::{self, Screen},
     ranges::{IndexList, Range},
     shape_args::{Override, ShapeArgs},
@@ -87,63 +91,105 @@ pub(crate) struct SelectionArgs {
 #[command(next_help_heading = "Sides that differ")]
 pub(crate) struct SideArgs {
     /// Tokens a block of the source
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     source_page_size: Option<u64>,
     /// Tokens a block of the destination
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     destination_page_size: Option<u64>,
     /// Tensor-parallel size of the source
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     source_tp: Option<u64>,
     /// Tensor-parallel rank of the source
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::index)]
     source_rank: Option<u64>,
     /// Tensor-parallel size of the destination
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::count)]
     destination_tp: Option<u64>,
     /// Tensor-parallel rank of the destination
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::index)]
     destination_rank: Option<u64>,
 }
 
 /// Plans and shows the plan.
 pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     let (from, to) = (
-        Asked::parse(&args.source)?,
-        Asked::parse(&args.destination)?,
+        AskedLayout::parse(&args.source)?,
+        AskedLayout::parse(&args.destination)?,
     );
     let sides = &args.sides;
-    let source = from.resolve(&args.shape.with(Override {
-        page_size: sides.source_page_size,
-        tp: sides.source_tp,
-        rank: sides.source_rank,
-    }))?;
-    let destination = to.resolve(&args.shape.with(Override {
-        page_size: sides.destination_page_size,
-        tp: sides.destination_tp,
-        rank: sides.destination_rank,
-    }))?;
+    check_ranks(sides, &args.shape)?;
+    let svg = OutputFile::open_some(args.svg.as_ref())?;
+    let source = known::resolve(
+        &from,
+        &args.shape.with(Override {
+            page_size: sides.source_page_size,
+            tp: sides.source_tp,
+            rank: sides.source_rank,
+        }),
+    )?;
+    let destination = known::resolve(
+        &to,
+        &args.shape.with(Override {
+            page_size: sides.destination_page_size,
+            tp: sides.destination_tp,
+            rank: sides.destination_rank,
+        }),
+    )?;
     let selection = select::selection(&args.selection, source.shape(), destination.shape())?;
     let plan = CopyPlan::new(&source, &destination, &selection)?;
     let samples = draw::sample(&plan);
     let facts = PlanFacts {
-        source: LayoutFacts::of(&source, from.known()),
-        destination: LayoutFacts::of(&destination, to.known()),
+        source: LayoutFacts::of(&source, Known::asked(&from)),
+        destination: LayoutFacts::of(&destination, Known::asked(&to)),
         blocks: selection.pairs.len(),
         plan: &plan,
     };
     let nodes = (Node::of(&source), Node::of(&destination));
-    if let Some(path) = &args.svg {
-        files::write(path, &drawing(&facts, (&nodes.0, &nodes.1), &samples))?;
+    let standard = svg.as_ref().is_some_and(OutputFile::is_standard);
+    if let Some(file) = svg {
+        file.finish(&drawing(&facts, (&nodes.0, &nodes.1), &samples))?;
+    }
+    if standard {
+        return Ok(());
     }
     if args.json {
         return output::print_json(&facts.report());
     }
     let mut text = facts.text((&nodes.0, &nodes.1), &samples, Screen::of_stdout());
-    if let Some(path) = &args.svg {
+    if let (Some(path), false) = (&args.svg, output::is_quiet()) {
         text.push_str(&format!("\nThe picture is in {}.\n", path.display()));
     }
     output::print(&text)
+}
+
+/// A rank of as many as nothing says means nothing.
+fn check_ranks(sides: &SideArgs, shape: &ShapeArgs) -> Result<(), CliError> {
+    let ranks = [
+        (
+            "--source-rank",
+            sides.source_rank,
+            sides.source_tp,
+            "--source-tp",
+        ),
+        (
+            "--destination-rank",
+            sides.destination_rank,
+            sides.destination_tp,
+            "--destination-tp",
+        ),
+    ];
+    for (option, rank, tp, needed) in ranks {
+        if let (Some(rank), None, None) = (rank, tp, shape.tp) {
+            return Err(CliError::Option {
+                option,
+                value: rank.to_string(),
+                problem: format!(
+                    "of how many ranks? Give {needed} N too, or --tp N for both sides"
+                ),
+            });
+        }
+    }
+    Ok(())
 }
 
 /// A picture of a plan for `blocks` blocks as SVG: both layouts, and a sample of the runs between them.

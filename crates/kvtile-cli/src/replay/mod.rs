@@ -6,8 +6,6 @@ mod page;
 mod report;
 
 use std::{
-    fs::File,
-    io::BufReader,
     path::{Path, PathBuf},
     time::Instant,
 };
@@ -26,7 +24,11 @@ use kvtile::{
 use metrics_exporter_prometheus::PrometheusBuilder;
 
 use self::report::{Bytes, Report, Run};
-use crate::{error::CliError, files, output};
+use crate::{
+    error::CliError,
+    files::{self, OutputFile},
+    numbers, output,
+};
 
 /// What `--help` says at its end.
 pub(crate) const EXAMPLES: &str = "\
@@ -63,7 +65,7 @@ pub struct ReplayArgs {
     dry: bool,
     /// Bytes of a block, an even number
     #[arg(long, value_name = "BYTES", default_value_t = 65_536, conflicts_with = "dry",
-          value_parser = clap::value_parser!(u64).range(2..=1 << 30))]
+          value_parser = numbers::bytes_within(2, 1 << 30))]
     block_bytes: u64,
     /// Folder for a disk tier; each run has a folder of its own in it
     #[arg(
@@ -74,7 +76,7 @@ pub struct ReplayArgs {
     )]
     disk: Option<PathBuf>,
     /// Bytes that the disk tier of a run has at most
-    #[arg(long, value_name = "BYTES", requires = "disk")]
+    #[arg(long, value_name = "BYTES", requires = "disk", value_parser = numbers::parse_bytes)]
     disk_bytes: Option<u64>,
     /// Policies, with commas between them or the option several times [default: gittins,lru,arc,s3-fifo]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
@@ -82,15 +84,15 @@ pub struct ReplayArgs {
     /// Blocks that the cache holds, with commas between them or the option several times
     #[arg(long, value_name = "BLOCKS", value_delimiter = ',',
           default_values_t = [1000, 2000, 5000, 10_000, 20_000, 30_000],
-          value_parser = clap::value_parser!(u32).range(1..=POOL_BLOCKS_MAX as i64))]
+          value_parser = numbers::within(1_u32, capacity_max()))]
     capacity: Vec<u32>,
     /// Tokens of a block of the trace
     #[arg(long, value_name = "TOKENS", default_value_t = 512,
-          value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+          value_parser = numbers::within(1_u32, 1 << 20))]
     page_size: u32,
     /// Tokens of prompts that an engine computes in a second, for the time saved
     #[arg(long, value_name = "TOKENS", default_value_t = 10_000,
-          value_parser = clap::value_parser!(u32).range(1..))]
+          value_parser = numbers::within(1_u32, u32::MAX))]
     prefill_rate: u32,
     /// Write a page with the curves
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -108,6 +110,11 @@ pub struct ReplayArgs {
     prometheus: Option<PathBuf>,
 }
 
+/// Most blocks of a cache.
+fn capacity_max() -> u32 {
+    u32::try_from(POOL_BLOCKS_MAX).unwrap_or(u32::MAX)
+}
+
 /// Replays, and shows what came out.
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     let policies = policies(&args.policy)?;
@@ -120,10 +127,17 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     if let Some(path) = &args.prometheus {
         check_one(path, policies.len() * capacities.len())?;
     }
+    let html = OutputFile::open_some(args.html.as_ref())?;
+    let mut counts = OutputFile::open_some(args.prometheus.as_ref())?;
+    let mut files = html.iter().chain(&counts);
+    let standard = files.any(OutputFile::is_standard);
     let trace = read(args)?;
-    let report = measure(&trace, &policies, &capacities, args)?;
-    if let Some(path) = &args.html {
-        files::write(path, &page::page(&report))?;
+    let report = measure(&trace, &policies, &capacities, (args, &mut counts))?;
+    if let Some(file) = html {
+        file.finish(&page::page(&report))?;
+    }
+    if standard {
+        return Ok(());
     }
     if args.json {
         return output::print_json(&report);
@@ -176,7 +190,7 @@ fn policies(names: &[String]) -> Result<Vec<PolicyKind>, CliError> {
     }
     let mut policies = Vec::new();
     for name in names {
-        let policy: PolicyKind = name.parse().map_err(|_| CliError::Option {
+        let policy: PolicyKind = name.trim().parse().map_err(|_| CliError::Option {
             option: "--policy",
             value: name.clone(),
             problem: "no such policy; there are gittins, lru, arc and s3-fifo".to_owned(),
@@ -189,16 +203,12 @@ fn policies(names: &[String]) -> Result<Vec<PolicyKind>, CliError> {
 }
 
 fn read(args: &ReplayArgs) -> Result<Trace, CliError> {
-    let file = File::open(&args.trace).map_err(|source| CliError::File {
-        operation: "read",
-        path: args.trace.clone(),
-        source,
-    })?;
+    let file = files::open(&args.trace)?;
     let limits = TraceLimits {
         page_size: args.page_size,
         ..TraceLimits::default()
     };
-    Trace::read(BufReader::new(file), &limits).map_err(|source| CliError::Trace {
+    Trace::read(file, &limits).map_err(|source| CliError::Trace {
         path: args.trace.clone(),
         source,
     })
@@ -223,7 +233,7 @@ fn real(
     trace: &Trace,
     policy: PolicyKind,
     capacity: u32,
-    args: &ReplayArgs,
+    (args, counts): (&ReplayArgs, &mut Option<OutputFile>),
     progress: &mut dyn FnMut(u64),
 ) -> Result<(Totals, Option<Bytes>), CliError> {
     let adjust = |settings: CacheSettings| {
@@ -244,8 +254,8 @@ fn real(
         compared_blocks: cache.compared(),
         moves: cache.cache().stats().moves,
     };
-    if let Some(path) = &args.prometheus {
-        files::write(path, &recorder.handle().render())?;
+    if let Some(file) = counts.take() {
+        file.finish(&recorder.handle().render())?;
     }
     Ok((totals, Some(bytes)))
 }
@@ -254,7 +264,7 @@ fn measure(
     trace: &Trace,
     policies: &[PolicyKind],
     capacities: &[u32],
-    args: &ReplayArgs,
+    (args, counts): (&ReplayArgs, &mut Option<OutputFile>),
 ) -> Result<Report, CliError> {
     let requests = trace.requests().len() as u64;
     let runs = policies.len() * capacities.len();
@@ -273,7 +283,7 @@ fn measure(
             };
             let (totals, real) = match args.dry {
                 true => (dry(trace, policy, capacity, &mut progress)?, None),
-                false => real(trace, policy, capacity, args, &mut progress)?,
+                false => real(trace, policy, capacity, (args, &mut *counts), &mut progress)?,
             };
             let seconds = start.elapsed().as_secs_f64();
             let rate = args.prefill_rate;

@@ -24,6 +24,18 @@ pub enum PresetError {
         /// Names that resemble it.
         close: Vec<String>,
     },
+    /// The name of an engine, or a part of the name of a known layout, in the place of a word.
+    #[error("{text:?} is no layout word; it names {what}:{}", listed(layouts, *left_out))]
+    NameForWord {
+        /// The text.
+        text: String,
+        /// What it names.
+        what: String,
+        /// The known layouts that it may mean.
+        layouts: Vec<String>,
+        /// How many more there are.
+        left_out: usize,
+    },
     /// A cache that has no layout of blocks.
     #[error("{name} has no layout: {reason}")]
     Refused {
@@ -55,4 +67,17 @@ fn suggestion(close: &[String]) -> String {
         [] => "list them to see the names".to_owned(),
         close => format!("did you mean {}?", close.join(" or ")),
     }
+}
+
+/// One name a line.
+fn listed(layouts: &[String], left_out: usize) -> String {
+    let mut text = String::new();
+    for name in layouts {
+        text.push_str("\n  ");
+        text.push_str(name);
+    }
+    if left_out > 0 {
+        text.push_str(&format!("\n  and {left_out} more"));
+    }
+    text
 }

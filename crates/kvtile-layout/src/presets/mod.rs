@@ -14,20 +14,24 @@
 //! # Ok::<(), kvtile_layout::LayoutError>(())
 //! ```
 
+mod asked;
 mod data;
 mod error;
 mod models;
 
 use std::{fmt, sync::LazyLock};
 
+pub use asked::AskedLayout;
 pub use error::PresetError;
 pub use models::{ModelCache, ModelPreset, find_model, models};
 use serde::{Deserialize, Serialize};
 
 use crate::{
     error::LayoutError,
+    near::nearest,
     shape::Shape,
     strided::{PlaneDigits, StridedLayout},
+    unit::Unit,
     word::Word,
 };
 
@@ -42,13 +46,21 @@ pub fn all() -> Result<&'static [Preset], LayoutError> {
     LAYOUTS.as_deref().map_err(Clone::clone)
 }
 
-/// The layout called `name`.
+/// The layout called `name`; upper or lower case, and dtypes by any name that [`Unit::named`] knows.
 ///
 /// # Errors
 /// [`PresetError::Unknown`], with names that resemble it.
 pub fn find(name: &str) -> Result<&'static Preset, LayoutError> {
     let all = all()?;
     if let Some(preset) = all.iter().find(|preset| preset.name == name) {
+        return Ok(preset);
+    }
+    let wanted = spelled(name);
+    let mut alike = all
+        .iter()
+        .filter(|preset| preset.name.eq_ignore_ascii_case(&wanted));
+    // Names that differ by their case alone are two layouts.
+    if let (Some(preset), None) = (alike.next(), alike.next()) {
         return Ok(preset);
     }
     let names = all.iter().map(|preset| preset.name.as_str());
@@ -186,6 +198,16 @@ impl Preset {
     }
 }
 
+/// A name with its dtypes as the data file has them.
+fn spelled(name: &str) -> String {
+    let part = |part: &str| match Unit::named(part) {
+        // `fp8` is in names what engines call it.
+        Some(unit) if !part.eq_ignore_ascii_case("fp8") => unit.codec().to_owned(),
+        _ => part.to_owned(),
+    };
+    name.split('/').map(part).collect::<Vec<_>>().join("/")
+}
+
 /// The error for a name that is not among `names`, with up to three that have most of its parts.
 fn unknown<'a>(
     kind: &'static str,
@@ -197,8 +219,10 @@ fn unknown<'a>(
         parts.map(str::to_ascii_lowercase).collect()
     };
     let wanted = parts(name);
+    let names: Vec<&str> = names.collect();
     let mut close: Vec<(usize, &str)> = names
-        .map(|known| {
+        .iter()
+        .map(|&known| {
             let mine = parts(known);
             let shared = wanted.iter().filter(|part| mine.contains(part)).count();
             (shared, known)
@@ -206,13 +230,14 @@ fn unknown<'a>(
         .filter(|(shared, _)| *shared > 0)
         .collect();
     close.sort_by_key(|(shared, known)| (std::cmp::Reverse(*shared), known.len()));
+    close.dedup_by_key(|(_, known)| *known);
+    let mut suggested: Vec<&str> = close.into_iter().map(|(_, known)| known).collect();
+    if suggested.is_empty() {
+        suggested = nearest(name, names);
+    }
     PresetError::Unknown {
         kind,
         name: name.to_owned(),
-        close: close
-            .into_iter()
-            .take(3)
-            .map(|(_, n)| n.to_owned())
-            .collect(),
+        close: suggested.into_iter().take(3).map(str::to_owned).collect(),
     }
 }

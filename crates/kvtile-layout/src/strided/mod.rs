@@ -13,6 +13,7 @@ mod canonical;
 mod dense;
 mod disjoint;
 mod from_digits;
+mod meant;
 mod resolve;
 mod sound;
 

@@ -3,7 +3,7 @@
 //! The word is read as a tree: what stands right of an item is placed first, and its size is the
 //! item's stride. Left of a bar the "size" is a number of regions instead of bytes.
 
-use super::{Digit, Piece, REGIONS_MAX, Step, StridedLayout, names};
+use super::{Digit, Piece, REGIONS_MAX, Step, StridedLayout, meant::explained, names};
 use crate::{
     axis::Axis,
     broken::broken,
@@ -21,6 +21,15 @@ impl StridedLayout {
     /// divide, shares an axis between planes that differ along it, or fixes a stride below what
     /// it holds; sizes beyond what a signed offset can express; too many regions.
     pub fn resolve(
+        word: &Word,
+        shape: &Shape,
+        alignment: u64,
+    ) -> Result<StridedLayout, LayoutError> {
+        let resolved = StridedLayout::resolve_word(word, shape, alignment);
+        resolved.map_err(|error| explained(error, word, shape))
+    }
+
+    pub(super) fn resolve_word(
         word: &Word,
         shape: &Shape,
         alignment: u64,
@@ -48,6 +57,7 @@ impl StridedLayout {
             pieces: pieces.ok_or_else(|| LayoutError::PlanesNotSeparated {
                 word: word.to_string(),
                 planes: names(shape.planes()),
+                meant: Vec::new(),
             })?,
             region_bytes: placed.regions,
             alignment,
@@ -237,6 +247,7 @@ fn check_path(plane: &Plane, path: &Path, shape: &Shape, word: &Word) -> Result<
                 extent,
                 plane: plane.name().clone(),
                 word: word.to_string(),
+                meant: Vec::new(),
             });
         }
         let above = moduli.iter().skip(1).copied().chain([extent]);
@@ -330,6 +341,7 @@ impl Resolver<'_> {
                     .map(|p| p.name().to_string())
                     .collect::<Vec<_>>()
                     .join(", "),
+                meant: Vec::new(),
             });
         };
         let bytes = self.plane(*plane).unit().bytes();

@@ -3,11 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
+use kvtile::presets::AskedLayout;
 use kvtile_bench::{
     Settings,
     matrix::{Model, Order, Pair},
 };
-use kvtile_cli::{error::CliError, known::Asked, shape_args::ShapeArgs};
+use kvtile_cli::{error::CliError, numbers, shape_args::ShapeArgs};
 
 use super::{blocks::BlocksArgs, disk::DiskArgs};
 
@@ -45,14 +46,14 @@ pub(crate) struct BenchArgs {
     destination: Option<String>,
     /// Bytes to move in each row, for instance 64MiB,1GiB, with commas between them or the option
     /// several times [default: in cache, 64MiB, 512MiB for the first model]
-    #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = numbers::parse_bytes)]
     bytes: Vec<u64>,
     /// Threads that copy, with commas between them or the option several times [default: 1,2]
     #[arg(long, value_name = "N", value_delimiter = ',',
-          value_parser = clap::value_parser!(u32).range(1..=1024))]
+          value_parser = numbers::within(1_u32, 1024))]
     threads: Vec<u32>,
     /// Rounds of which the median counts [default: 3 to 7, as time allows]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", value_parser = numbers::within(1_u32, 1000))]
     rounds: Option<u32>,
     /// Less than a minute: fewer pairs, models and bytes
     #[arg(long)]
@@ -70,7 +71,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     /// Seed of block orders and contents
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::index)]
     seed: u64,
     #[command(flatten)]
     shape: ShapeArgs,
@@ -142,18 +143,19 @@ impl BenchArgs {
         })
     }
 
-    fn pair(&self) -> Result<Option<(Asked, Asked)>, CliError> {
+    fn pair(&self) -> Result<Option<(AskedLayout, AskedLayout)>, CliError> {
         match self.source.as_deref().zip(self.destination.as_deref()) {
-            Some((source, destination)) => {
-                Ok(Some((Asked::parse(source)?, Asked::parse(destination)?)))
-            }
+            Some((source, destination)) => Ok(Some((
+                AskedLayout::parse(source)?,
+                AskedLayout::parse(destination)?,
+            ))),
             None => Ok(None),
         }
     }
 
     /// The model that the options describe; `None` where they say nothing and the matrix has its
     /// own.
-    fn model(&self, pair: Option<&(Asked, Asked)>) -> Result<Option<Model>, CliError> {
+    fn model(&self, pair: Option<&(AskedLayout, AskedLayout)>) -> Result<Option<Model>, CliError> {
         let mut options = self.shape.clone();
         let free = options.planes.is_empty()
             && options.heads.is_none()
@@ -180,44 +182,9 @@ impl BenchArgs {
     }
 }
 
-fn order(asked: Asked) -> Order {
+fn order(asked: AskedLayout) -> Order {
     match asked {
-        Asked::Word(word) => Order::Word(word),
-        Asked::Known(preset) => Order::Known(preset),
-    }
-}
-
-/// `64MiB`, `1GiB`, `1048576`.
-pub(super) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let problem = || "give bytes such as 1048576, 64MiB or 1GiB".to_owned();
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text.get(digits.len()..).unwrap_or_default();
-    let shift = match unit {
-        "" | "B" => 0,
-        "K" | "KiB" => 10,
-        "M" | "MiB" => 20,
-        "G" | "GiB" => 30,
-        _ => return Err(problem()),
-    };
-    let count: u64 = digits.parse().map_err(|_| problem())?;
-    let bytes = count.checked_mul(1 << shift).ok_or_else(problem)?;
-    match bytes {
-        0 => Err("0 bytes cannot be measured".to_owned()),
-        bytes => Ok(bytes),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_are_given_with_binary_units() {
-        assert_eq!(parse_bytes("64MiB"), Ok(64 << 20));
-        assert_eq!(parse_bytes("1G"), Ok(1 << 30));
-        assert_eq!(parse_bytes("4096"), Ok(4096));
-        for text in ["", "0", "MiB", "1.5GiB", "-1", "99999999999GiB", "1MB"] {
-            assert!(parse_bytes(text).is_err(), "{text:?}");
-        }
+        AskedLayout::Word(word) => Order::Word(word),
+        AskedLayout::Known(preset) => Order::Known(preset),
     }
 }

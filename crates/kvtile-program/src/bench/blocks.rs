@@ -2,7 +2,7 @@
 
 use clap::Args;
 use kvtile_bench::blocks::{self, BlocksSettings, MakeContender};
-use kvtile_cli::output;
+use kvtile_cli::{numbers, output};
 
 use crate::error::ProgramError;
 
@@ -16,10 +16,10 @@ const RIVALS: &[MakeContender] = &[];
 #[derive(Args, Debug)]
 pub(super) struct BlocksArgs {
     /// Rounds of which the median counts
-    #[arg(long, value_name = "N", default_value_t = 9, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 9, value_parser = numbers::within(1_u32, 1000))]
     rounds: u32,
     /// Blocks of each pool, rounded down to chains of 128
-    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = clap::value_parser!(u32).range(256..=16_777_216))]
+    #[arg(long, value_name = "N", default_value_t = 65_536, value_parser = numbers::within(256_u32, 16_777_216))]
     pool: u32,
     /// Print JSON
     #[arg(long, help_heading = "Output")]

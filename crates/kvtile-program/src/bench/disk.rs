@@ -5,9 +5,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 use kvtile_bench::disk::{self, DiskBenchSettings};
-use kvtile_cli::output;
+use kvtile_cli::{numbers, output};
 
-use super::args::parse_bytes;
 use crate::error::ProgramError;
 
 /// What slots are aligned to.
@@ -24,10 +23,10 @@ pub(super) struct DiskArgs {
     #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = parse_block)]
     block: Vec<u64>,
     /// Bytes that are written and read in each round, at least one block; as much memory is used twice
-    #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = parse_bytes)]
+    #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = numbers::parse_bytes)]
     bytes: u64,
     /// Rounds of which the median counts
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = numbers::within(1_u32, 1000))]
     rounds: u32,
     /// Print JSON
     #[arg(long, help_heading = "Output")]
@@ -54,7 +53,7 @@ pub(super) fn run(args: &DiskArgs) -> Result<(), ProgramError> {
 }
 
 fn parse_block(text: &str) -> Result<u64, String> {
-    match parse_bytes(text)? {
+    match numbers::parse_bytes(text)? {
         bytes if bytes.is_multiple_of(PAGE_BYTES) => Ok(bytes),
         bytes => Err(format!("{bytes} is no multiple of {PAGE_BYTES}")),
     }

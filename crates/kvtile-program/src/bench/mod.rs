@@ -13,13 +13,15 @@ use indicatif::ProgressBar;
 use kvtile::layout::Shown;
 use kvtile_bench::{Progress, Report};
 use kvtile_cli::{
-    error::CliError,
-    files,
+    files::{self, OutputFile},
     output::{self, Screen},
 };
 use serde_json::Value;
 
 use crate::error::ProgramError;
+
+/// Longest file of results, in bytes.
+const RESULTS_BYTES_MAX: u64 = 1 << 30;
 
 /// Measures, or reads what was measured, and shows it.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
@@ -28,6 +30,8 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
         Some(Other::Disk(args)) => return disk::run(args),
         None => {}
     }
+    let page = args.page().map(OutputFile::open).transpose()?;
+    let standard = page.as_ref().is_some_and(OutputFile::is_standard);
     let report = match args.stored() {
         Some(path) => read(path)?,
         None => {
@@ -38,8 +42,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
             measured?
         }
     };
-    if let Some(path) = args.page() {
-        files::write(path, &report.html())?;
+    if let Some(file) = page {
+        file.finish(&report.html())?;
+    }
+    if standard {
+        return Ok(());
     }
     if args.json() {
         return Ok(output::print_json(&report)?);
@@ -52,11 +59,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
 }
 
 fn read(path: &Path) -> Result<Report, ProgramError> {
-    let text = std::fs::read_to_string(path).map_err(|source| CliError::File {
-        operation: "read",
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = files::read(path, RESULTS_BYTES_MAX)?;
     // What is no JSON, the report says itself.
     let parsed = serde_json::from_str(&text);
     let text = parsed.map_or(text, |value| shown(value).to_string());

@@ -24,7 +24,7 @@ use kvtile::{
 };
 use kvtile_cli::{
     error::CliError,
-    files,
+    files::OutputFile,
     output::{self, Screen},
 };
 use kvtile_demo::{
@@ -127,10 +127,13 @@ impl DemoArgs {
 /// Runs the demonstration, whose second process is this program once more.
 pub(crate) fn run(args: &DemoArgs) -> Result<(), ProgramError> {
     let settings = args.settings()?;
+    let page = OutputFile::open_some(args.html.as_ref())?;
+    let to_standard = page.as_ref().is_some_and(OutputFile::is_standard);
+    let silent = args.json || to_standard || output::is_quiet();
     let screen = Screen::of_stdout();
-    if args.json {
+    if silent && !output::is_quiet() {
         eprintln!("{TITLE}");
-    } else {
+    } else if !silent {
         let process = format!("process {}", std::process::id());
         let (title, process) = (screen.bold(TITLE), screen.bold(&process));
         output::print(&format!("{title}\n\n{process}\n"))?;
@@ -138,7 +141,7 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), ProgramError> {
     let interrupt = OnInterrupt::install();
     let mut second = Command::new(this_program());
     second.arg("demo-resume");
-    let mut narrator = Narrator::new(screen, args.json);
+    let mut narrator = Narrator::new(screen, silent);
     let mut unheard = None;
     let report = demonstration::run(&settings, second, &mut |event| {
         if let Event::Folder { path } = &event {
@@ -153,14 +156,13 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), ProgramError> {
     if let Some(error) = unheard {
         return Err(error.into());
     }
-    if args.json {
+    if args.json && !to_standard {
         output::print_json(&report)?;
-    } else {
+    } else if !to_standard {
         output::print(&summary::text(&report, screen))?;
     }
-    // Last: a file that cannot be written costs nobody the figures.
-    match &args.html {
-        Some(path) => Ok(files::write(path, &page::page(&report))?),
+    match page {
+        Some(file) => Ok(file.finish(&page::page(&report))?),
         None => Ok(()),
     }
 }

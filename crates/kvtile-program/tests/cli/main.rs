@@ -10,4 +10,6 @@ mod layout;
 mod plan;
 mod program;
 mod replay;
+mod shell;
 mod terminal;
+mod words;

@@ -103,7 +103,7 @@ class Shape:
     ) -> Self: ...
     @staticmethod
     def from_hf_config(
-        config: Any,
+        config: str | os.PathLike[str] | Mapping[str, Any] | Any,
         *,
         page_size: int,
         num_blocks: int = ...,
@@ -161,6 +161,7 @@ class Layout:
     @property
     def fingerprint(self) -> str: ...
     def describe(self) -> str: ...
+    def _repr_html_(self) -> str: ...
 
 @final
 class Plan:
@@ -221,7 +222,7 @@ class Identity:
     ) -> Self: ...
     @staticmethod
     def from_hf_config(
-        config: Any,
+        config: str | os.PathLike[str] | Mapping[str, Any] | Any,
         *,
         page_size: int,
         dtype: _DtypeLike | None = ...,
@@ -493,6 +494,7 @@ class Cache:
     def close(self) -> FlushReport | None: ...
     @property
     def closed(self) -> bool: ...
+    def _repr_html_(self) -> str: ...
     def __enter__(self) -> Self: ...
     def __exit__(
         self,

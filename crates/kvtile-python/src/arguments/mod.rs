@@ -8,11 +8,13 @@
 //! | `text`, `flag`, `object` | text, True and False, objects of this package |
 //! | `list` | block ids, tokens, keys; never element by element where it is an array |
 //! | `range` | entries of an axis |
+//! | `keywords` | keywords that a function does not have |
 //!
 //! A function names the reader of each of its parameters (`from_py_with`), so the table of limits is
 //! here and nowhere else. This module does not know what the arguments are for.
 
 pub(crate) mod flag;
+pub(crate) mod keywords;
 pub(crate) mod list;
 pub(crate) mod number;
 pub(crate) mod object;

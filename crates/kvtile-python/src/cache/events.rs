@@ -1,15 +1,20 @@
 //! Events: what was stored and removed, in order.
 
 use kvtile::blocks::{
-    BlockKey, BlocksError,
+    BlockKey, BlocksError, GroupId,
     events::{Event, EventKind, Snapshot, Subscriber},
 };
 use parking_lot::Mutex;
-use pyo3::{prelude::*, types::PyBytes};
+use pyo3::{
+    prelude::*,
+    types::{PyBytes, PyType},
+};
 
 use crate::{
-    arguments::{number, object},
+    arguments::{number, object, text},
+    error::python::ArgumentError,
     guard,
+    pickle::{self, Reduced},
 };
 
 /// One change of one group of layers in one tier.
@@ -65,6 +70,51 @@ impl PyEvent {
         }
     }
 
+    fn __reduce__<'py>(slf: &Bound<'py, Self>) -> PyResult<Reduced<'py>> {
+        let event = &slf.get().0;
+        let (kind, key, parent) = match event.kind {
+            EventKind::Stored { key, parent } => ("stored", Some(key), parent),
+            EventKind::Removed { key } => ("removed", Some(key), None),
+            EventKind::Cleared => ("cleared", None, None),
+        };
+        let text = |key: Option<BlockKey>| key.map(|key| *key.as_bytes());
+        let plain = (
+            event.sequence,
+            event.tier.to_string(),
+            event.group.0,
+            kind,
+            text(key),
+            text(parent),
+        );
+        pickle::reduce(&slf.get_type(), &plain)
+    }
+
+    #[classmethod]
+    fn _from_pickle(_class: &Bound<'_, PyType>, text: &str) -> PyResult<PyEvent> {
+        type Plain = (u64, String, u32, String, Option<[u8; 16]>, Option<[u8; 16]>);
+        let (sequence, tier, group, kind, key, parent) = pickle::restore::<Plain>(text)?;
+        let kind = match (kind.as_str(), key.map(BlockKey::from_bytes)) {
+            ("stored", Some(key)) => EventKind::Stored {
+                key,
+                parent: parent.map(BlockKey::from_bytes),
+            },
+            ("removed", Some(key)) => EventKind::Removed { key },
+            ("cleared", None) => EventKind::Cleared,
+            _ => {
+                return Err(ArgumentError::new_err(
+                    "no pickled object of kvtile: an event of no kind",
+                ));
+            }
+        };
+        let tier = text::tier_of(&tier)?;
+        Ok(PyEvent(Event {
+            sequence,
+            group: GroupId(group),
+            tier,
+            kind,
+        }))
+    }
+
     fn __repr__(&self) -> String {
         let key = match self.0.kind {
             EventKind::Stored { key, .. } | EventKind::Removed { key } => format!(", key={key}"),
@@ -97,6 +147,13 @@ impl PySubscriber {
 
 #[pymethods]
 impl PySubscriber {
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Subscriber",
+            "it has its place in the events of its cache; subscribe again",
+        ))
+    }
+
     /// Up to ``count`` further events, each once and in order; none where nothing happened.
     ///
     /// Raises:
@@ -151,6 +208,13 @@ type Stored<'py> = (
 
 #[pymethods]
 impl PySnapshot {
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Snapshot",
+            "it belongs to its cache; pickle its blocks",
+        ))
+    }
+
     /// The first event to apply on top of the blocks.
     #[getter]
     fn first_event(&self) -> u64 {

@@ -10,7 +10,7 @@ use crate::{
         text::{self, Text},
     },
     error::python::ClosedError,
-    guard,
+    guard, pickle,
 };
 
 /// The longest stored prefix of a request. Its blocks are pinned until it is loaded or released.
@@ -103,6 +103,13 @@ impl PyMatch {
     #[pyo3(signature = (*_exception))]
     fn __exit__(&self, py: Python<'_>, _exception: &Bound<'_, PyTuple>) -> PyResult<()> {
         self.release(py)
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Match",
+            "it pins blocks of its cache; pickle the keys and look them up again",
+        ))
     }
 
     fn __repr__(&self) -> String {

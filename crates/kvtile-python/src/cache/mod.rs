@@ -42,6 +42,7 @@ use crate::{
     guard,
     identity::PyIdentity,
     layout::{LayoutInner, PyLayout},
+    pickle,
     report::PyFlushReport,
     transfer::manager,
 };
@@ -419,7 +420,7 @@ impl PyCache {
     ///     disk nothing does, and ``no_tier`` says so.
     fn flush(&self, py: Python<'_>) -> PyResult<PyFlushReport> {
         let report = self.with(py, |cache| Ok::<_, Failure>(cache.flush()))?;
-        Ok(PyFlushReport(report))
+        Ok(PyFlushReport::from(report))
     }
 
     /// What was counted since the cache was opened, and what it holds, as a dict of plain values.
@@ -499,7 +500,7 @@ impl PyCache {
         let slot = self.slot.as_ref();
         let closed = guard::call(py, || slot.and_then(|slot| close(slot)))?;
         let report = closed.filter(|(has_disk, _)| *has_disk);
-        Ok(report.map(|(_, report)| PyFlushReport(report)))
+        Ok(report.map(|(_, report)| PyFlushReport::from(report)))
     }
 
     /// Whether it was closed.
@@ -520,6 +521,24 @@ impl PyCache {
         _exception: &Bound<'_, pyo3::types::PyTuple>,
     ) -> PyResult<()> {
         self.close(py).map(drop)
+    }
+
+    /// The numbers that a notebook shows.
+    fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
+        let title = self.__repr__();
+        match self.closed() {
+            true => Ok(stats::html(&title, &serde_json::Value::Null)),
+            false => self.with(py, |cache| {
+                Ok::<_, Failure>(stats::html(&title, &stats::of_cache(cache)))
+            }),
+        }
+    }
+
+    fn __reduce__(&self) -> PyResult<()> {
+        Err(pickle::refused(
+            "Cache",
+            "it has memory and threads; open another one with its identity and a layout",
+        ))
     }
 
     fn __repr__(&self) -> String {

@@ -18,7 +18,7 @@ use pyo3::{
 
 use crate::{
     arguments::{
-        Refusal, flag,
+        Refusal, flag, keywords,
         number::whole,
         object::mapping,
         text,
@@ -109,7 +109,8 @@ fn check_name(name: &str) -> PyResult<()> {
 
 fn unknown(name: &str) -> PyErr {
     ArgumentError::new_err(format!(
-        "a cache has no setting {name:?}; it has {}",
+        "a cache has no setting {name:?}{}; it has {}",
+        keywords::meant(name, &NAMES),
         NAMES.join(", ")
     ))
 }

@@ -4,6 +4,7 @@ use kvtile::{
     blocks::pool::{PinReport, PoolStats},
     tiers::{cache::Cache, disk::DiskTier},
 };
+use kvtile_cli::output::escaped;
 use pyo3::{
     prelude::*,
     types::{PyBool, PyDict, PyFloat, PyList, PyString},
@@ -90,4 +91,49 @@ pub(super) fn object(py: Python<'_>, value: &Value) -> PyResult<Py<PyAny>> {
         }
     };
     Ok(object.unbind())
+}
+
+/// `device to host: 2 blocks`.
+fn moved(entry: &Value) -> Option<String> {
+    let (from, to) = (
+        entry.get("source")?.as_str()?,
+        entry.get("destination")?.as_str()?,
+    );
+    let blocks = entry.get("blocks")?.as_u64()?;
+    Some(format!("{from} to {to}: {blocks} blocks"))
+}
+
+/// The numbers of a cache as a small table for notebooks.
+pub(super) fn html(title: &str, value: &Value) -> String {
+    let mut rows = String::new();
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let shown = match value {
+            Value::Null => continue,
+            Value::Array(entries) => {
+                // Moves in a row each; queues are for those who look for a reason, in stats().
+                let moved = entries.iter().filter_map(moved);
+                let moved: Vec<String> = moved.collect();
+                if moved.is_empty() {
+                    continue;
+                }
+                moved.join("; ")
+            }
+            Value::Object(fields) if fields.is_empty() => continue,
+            Value::Object(fields) => {
+                let fields = fields.iter().map(|(name, value)| format!("{name} {value}"));
+                fields.collect::<Vec<_>>().join(", ")
+            }
+            Value::Number(number) if number.is_f64() => {
+                format!("{:.4}", number.as_f64().unwrap_or_default())
+            }
+            Value::String(text) => text.clone(),
+            other => other.to_string(),
+        };
+        rows.push_str(&format!(
+            "<tr><th style=\"text-align:left\">{}</th><td style=\"text-align:left\">{}</td></tr>",
+            escaped(&name.replace('_', " ")),
+            escaped(&shown)
+        ));
+    }
+    format!("<table><caption>{}</caption>{rows}</table>", escaped(title))
 }

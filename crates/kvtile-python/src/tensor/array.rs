@@ -4,7 +4,7 @@ use kvtile::layout::Unit;
 use pyo3::{prelude::*, types::PyDict};
 
 use super::{Tensor, dense_strides, in_elements};
-use crate::dtype::{name_of, unit_named};
+use crate::dtype::name_of;
 
 /// The tensor, why it is none that can be used, or `None` for an object without the interface.
 pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
@@ -77,10 +77,7 @@ fn unit(object: &Bound<'_, PyAny>, typestr: &str) -> PyResult<Result<Unit, Strin
         (None, Some('u')) => format!("uint{}", bytes * 8),
         (None, _) => typestr.to_owned(),
     };
-    let unit = unit_named(&name);
-    Ok(
-        unit.map_err(|_| {
-            format!("its dtype {name} ({typestr}) holds no numbers that kvtile knows")
-        }),
-    )
+    let unit = Unit::named(&name);
+    Ok(unit
+        .ok_or_else(|| format!("its dtype {name} ({typestr}) holds no numbers that kvtile knows")))
 }

@@ -4,7 +4,6 @@ use kvtile::layout::Unit;
 use pyo3::{exceptions::PyTypeError, prelude::*, types::PyMemoryView};
 
 use super::{Tensor, foreign::buffer_address, in_elements};
-use crate::dtype::unit_named;
 
 /// The tensor, why it is none that can be used, or `None` for an object without a buffer.
 pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
@@ -45,8 +44,8 @@ fn unit(format: &str, bytes: u64) -> Option<Unit> {
         "e" | "f" | "d" => "float",
         "b" | "h" | "i" | "l" | "q" | "n" => "int",
         "c" | "B" | "H" | "I" | "L" | "Q" | "N" => "uint",
-        "?" => return unit_named("bool").ok(),
+        "?" => return Unit::named("bool"),
         _ => return None,
     };
-    unit_named(&format!("{kind}{}", bytes * 8)).ok()
+    Unit::named(&format!("{kind}{}", bytes * 8))
 }

@@ -13,7 +13,7 @@ use super::{
     Tensor, dense_strides,
     foreign::{DlTensor, read_capsule},
 };
-use crate::{dtype::unit_named, error::python::TensorError};
+use crate::error::python::TensorError;
 
 /// Devices whose memory the CPU reads and writes at its address: its own, and host memory that a
 /// driver has pinned.
@@ -131,8 +131,8 @@ fn unit_of(tensor: &DlTensor) -> Result<Unit, String> {
             "its elements are {lanes} values each; give a tensor of single values"
         ));
     }
-    unit_named(&name)
-        .map_err(|_| format!("DLPack type {code} of {bits} bits is none that kvtile knows"))
+    Unit::named(&name)
+        .ok_or_else(|| format!("DLPack type {code} of {bits} bits is none that kvtile knows"))
 }
 
 /// A capsule that is none.

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
+import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from kvtile._errors import IdentityError
+from kvtile._errors import ArgumentError, IdentityError
 from kvtile._hf.fields import ROPE, SHAPE, empty, text, unimportant
 from kvtile._hf.models import DERIVED, LAYERS, PLAIN, table
 
@@ -19,16 +22,44 @@ LARGEST = (1 << 31) - 1
 _MEDIA = re.compile(r"(vision|visual|image|img|video|audio|speech|acoustic|codec|vq|protein|encoder)\w*(_config|_tower|_model)$")
 
 
+def _read(config: Any) -> Any:
+    """The config itself, or what its file holds."""
+    if isinstance(config, str | os.PathLike):
+        return _of_file(Path(config))
+    if isinstance(config, Mapping) or (hasattr(config, "__dict__") and not isinstance(config, type)):
+        return config
+    raise ArgumentError(
+        "config is a PretrainedConfig, a dict, or the path of a config.json or of its folder, "
+        f"not a value of type {type(config).__name__}"
+    )
+
+
+def _of_file(path: Path) -> dict[str, Any]:
+    file = path / "config.json" if path.is_dir() else path
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        because = error.strerror or "it cannot be read"
+        hint = "; give the folder of the model, or what AutoConfig.from_pretrained returns for a name on the hub"
+        raise IdentityError(f"{file}: {because}{hint if isinstance(error, FileNotFoundError) else ''}") from error
+    except ValueError as error:
+        raise IdentityError(f"{file} is no JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise IdentityError(f"{file} is no config: it holds a {type(fields).__name__}, and a config is an object")
+    return fields
+
+
 class Config:
     """The fields of a known model type.
 
     Args:
-        config: a ``PretrainedConfig``, or the ``config.json`` as a dict.
+        config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file or of its folder.
         text_only: the text part is meant, where the model takes images or sound as well.
         known: refuse model types that are not in the list.
     """
 
     def __init__(self, config: Any, *, text_only: bool = False, known: bool = True) -> None:
+        config = _read(config)
         outer = _fields(config)
         inner = _text_part(outer, text_only=text_only, known=known)
         self.name = _first(outer, inner, "_name_or_path", "name_or_path")

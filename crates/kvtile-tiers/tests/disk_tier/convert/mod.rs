@@ -32,7 +32,9 @@ use kvtile_tiers::{
     tier::STORAGE_WORD,
 };
 
-use crate::common::{key, mix};
+use kvtile_random::mix;
+
+use crate::common::key;
 
 /// Blocks of the fixture that are whole, in the order of their positions and ages.
 const WHOLE: [u64; 6] = [0, 1, 2, 3, 4, 6];

@@ -1,0 +1,64 @@
+//! Options that every command has, for as long as it runs: how much it says, and where its result goes.
+
+use std::{path::PathBuf, time::Instant};
+
+use clap::Args;
+
+use crate::{error::CliError, files::OutputFile, output};
+
+/// Options of every command.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "All commands")]
+pub struct OutputArgs {
+    /// Write the result to a file; - is standard output
+    #[arg(long, short, global = true, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Show no progress, and where a command only checks no report: its exit code says it
+    #[arg(long, short, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say on standard error which files are read and written, and how long the command took
+    #[arg(long, short, global = true)]
+    verbose: bool,
+}
+
+/// The settings of one run, until it ends.
+pub(crate) struct Settings {
+    start: Instant,
+    file: Option<OutputFile>,
+}
+
+impl Settings {
+    /// Opens the file of the result.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn of(args: &OutputArgs) -> Result<Settings, CliError> {
+        let file = OutputFile::open_some(args.output.as_ref())?;
+        let file = file.filter(|file| !file.is_standard());
+        output::begin(args.quiet, args.verbose, file.is_some());
+        Ok(Settings {
+            start: Instant::now(),
+            file,
+        })
+    }
+
+    /// Writes the result to its file, if there is a result. A command that failed before it had one leaves
+    /// the file as it was.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub(crate) fn finish(mut self) -> Result<(), CliError> {
+        let text = output::take_result().filter(|text| !text.is_empty());
+        if let (Some(file), Some(text)) = (self.file.take(), text) {
+            file.finish(&text)?;
+        }
+        output::note(|| format!("took {:.3} s", self.start.elapsed().as_secs_f64()));
+        Ok(())
+    }
+}
+
+impl Drop for Settings {
+    fn drop(&mut self) {
+        output::begin(false, false, false);
+    }
+}

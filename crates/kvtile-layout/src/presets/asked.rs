@@ -1,0 +1,239 @@
+//! Layouts as people ask for them: a word, or the name of a known one.
+
+use super::{Preset, PresetError, all, find};
+use crate::{error::LayoutError, near::nearest, shape::Shape, strided::StridedLayout, word::Word};
+
+/// Most layouts of an engine that an error lists.
+const LISTED_MAX: usize = 12;
+
+/// A layout that was asked for.
+#[derive(Clone, Debug)]
+pub enum AskedLayout {
+    /// By a word.
+    Word(Word),
+    /// By the name of a known layout, `engine:…`.
+    Known(&'static Preset),
+}
+
+impl AskedLayout {
+    /// Reads a word or a name: names of known layouts have a colon, words never have.
+    ///
+    /// ```
+    /// use kvtile_layout::presets::AskedLayout;
+    ///
+    /// assert!(matches!(AskedLayout::parse("L|KBNHC")?, AskedLayout::Word(_)));
+    /// let known = AskedLayout::parse("vllm:LBHNC/cpu/float32/vec")?;
+    /// assert!(matches!(known, AskedLayout::Known(preset) if preset.name == "vllm:LBHNC/cpu/f32/vec"));
+    /// # Ok::<(), kvtile_layout::LayoutError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// The text is no word, or no known layout has this name. An engine's name is answered with its
+    /// layouts.
+    pub fn parse(text: &str) -> Result<AskedLayout, LayoutError> {
+        let text = text.trim();
+        if text.contains(':') {
+            return Ok(AskedLayout::Known(find(text)?));
+        }
+        match Word::parse(text) {
+            Ok(word) => Ok(AskedLayout::Word(word)),
+            Err(error) => Err(named_instead(text, true)?.unwrap_or_else(|| error.into())),
+        }
+    }
+
+    /// The layout for `shape`.
+    ///
+    /// # Errors
+    /// As [`StridedLayout::resolve`] and [`Preset::resolve`]; a word that is the name of an engine is
+    /// answered with the engine's layouts.
+    pub fn resolve(&self, shape: &Shape, alignment: u64) -> Result<StridedLayout, LayoutError> {
+        let word = match self {
+            AskedLayout::Word(word) => word,
+            AskedLayout::Known(preset) => return preset.resolve(shape, alignment),
+        };
+        let resolved = StridedLayout::resolve(word, shape, alignment);
+        match resolved {
+            Ok(layout) => Ok(layout),
+            Err(error) => {
+                let foreign = matches!(
+                    error,
+                    LayoutError::UnknownPlane { .. } | LayoutError::UnknownAxis { .. }
+                );
+                Err(named_instead(&word.to_string(), foreign)?.unwrap_or(error))
+            }
+        }
+    }
+
+    /// The shape that a known layout is for.
+    #[must_use]
+    pub fn example(&self) -> Option<&Shape> {
+        match self {
+            AskedLayout::Word(_) => None,
+            AskedLayout::Known(preset) => preset.shape.as_ref(),
+        }
+    }
+}
+
+/// The error for a text that is no word and names an engine, which may be `mistyped`, or a layout without its
+/// engine.
+fn named_instead(text: &str, mistyped: bool) -> Result<Option<LayoutError>, LayoutError> {
+    let all = all()?;
+    let whole: Vec<&str> = all
+        .iter()
+        .map(|preset| preset.name.as_str())
+        .filter(|name| {
+            name.split_once(':')
+                .is_some_and(|(_, rest)| resembles(rest, text))
+        })
+        .collect();
+    if text.contains('/') && !whole.is_empty() {
+        return Ok(Some(of_engine(text, "without its engine", &whole)));
+    }
+    let mut engines: Vec<&str> = Vec::new();
+    for preset in all {
+        let engine = preset.name.split(':').next().unwrap_or_default();
+        for name in [engine, preset.engine.as_str()] {
+            if !engines.contains(&name) {
+                engines.push(name);
+            }
+        }
+    }
+    let exact = engines.iter().find(|name| letters(name) == letters(text));
+    let engine = match exact {
+        Some(engine) => *engine,
+        // Words of three letters resemble too much.
+        None if !mistyped || text.len() < 4 => return Ok(None),
+        None => match nearest(text, engines).first() {
+            Some(engine) => engine,
+            None => return Ok(None),
+        },
+    };
+    let of_it = all.iter().filter(|preset| {
+        let name = preset.name.split(':').next().unwrap_or_default();
+        name == engine || preset.engine == engine
+    });
+    let names: Vec<&str> = of_it.map(|preset| preset.name.as_str()).collect();
+    let what = format!("the engine {engine}");
+    Ok(Some(of_engine(text, &what, &names)))
+}
+
+fn of_engine(text: &str, what: &str, names: &[&str]) -> LayoutError {
+    let mut layouts: Vec<String> = Vec::new();
+    for name in names {
+        if !layouts.iter().any(|listed| listed == name) {
+            layouts.push((*name).to_owned());
+        }
+    }
+    let left_out = layouts.len().saturating_sub(LISTED_MAX);
+    layouts.truncate(LISTED_MAX);
+    let error = PresetError::NameForWord {
+        text: text.to_owned(),
+        what: what.to_owned(),
+        layouts,
+        left_out,
+    };
+    error.into()
+}
+
+/// Whether a name of a layout, without its engine, has the same parts as `text`, which may end early.
+fn resembles(rest: &str, text: &str) -> bool {
+    let (rest, text) = (super::spelled(rest), super::spelled(text));
+    rest.to_ascii_lowercase()
+        .starts_with(&text.to_ascii_lowercase())
+}
+
+fn letters(text: &str) -> String {
+    let letters = text.chars().filter(|c| c.is_alphanumeric());
+    letters.flat_map(char::to_lowercase).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::unit::Unit;
+
+    fn said(text: &str) -> String {
+        let unit = Unit::named("bf16").unwrap();
+        let shape = Shape::key_value(8, 4, 16, 2, 64, &unit).unwrap();
+        let asked = AskedLayout::parse(text).and_then(|asked| asked.resolve(&shape, 1));
+        asked.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn an_engine_is_answered_with_its_layouts() {
+        for (text, engine, layout) in [
+            ("vllm", "vllm", "vllm:LBHNC/gpu/bf16"),
+            ("VLLM", "vllm", "vllm:LBHNC/gpu/bf16"),
+            ("vLLM", "vllm", "vllm:LBHNC/gpu/bf16"),
+            ("vlmm", "vllm", "vllm:LBHNC/gpu/bf16"),
+            ("sglang", "sglang", "sglang:token-major/device/bf16"),
+            ("tensorrt-llm", "TensorRT-LLM", "tensorrt-llm:"),
+            ("llama.cpp", "llama.cpp", "llama.cpp:"),
+        ] {
+            let said = said(text);
+            let begins = format!("{text:?} is no layout word; it names the engine ");
+            assert!(said.starts_with(&begins), "{said}");
+            let lower = said.to_lowercase();
+            assert!(lower.contains(&engine.to_lowercase()), "{said}");
+            assert!(said.contains(layout) || lower.contains(layout), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_its_engine_is_answered_with_the_whole_name() {
+        assert_eq!(
+            said("LBHNC/cpu/float32/vec"),
+            "\"LBHNC/cpu/float32/vec\" is no layout word; it names without its engine:\n  \
+             vllm:LBHNC/cpu/f32/vec\n  vllm:LBHNC/cpu/f32/vec16"
+        );
+    }
+
+    #[test]
+    fn small_letters_are_answered_with_the_word() {
+        for (text, meant) in [
+            ("blknhc", "BLKNHC"),
+            ("Blknhc", "BLKNHC"),
+            ("l|kbnhc", "L|KBNHC"),
+            ("l|bh(kcn,vnc)", "L|BH(kCN,vNC)"),
+            ("l|bhncn", ""),
+        ] {
+            let said = said(text);
+            match meant {
+                "" => assert!(said.starts_with("no plane"), "{said}"),
+                meant => assert_eq!(
+                    said,
+                    format!(
+                        "{text:?} has its axes in small letters; axes are capital letters, planes \
+                         small ones: {meant}"
+                    )
+                ),
+            }
+        }
+    }
+
+    #[test]
+    fn a_missing_axis_is_named_with_the_places_for_it() {
+        assert_eq!(
+            said("BLKNH"),
+            "BLKNH lacks axis C (the content: the elements of one head of one token), of which plane \
+             k has 64; put C where it lies, for instance BLKNHC or BLKNCH or BLKCNH"
+        );
+        assert_eq!(
+            said("KBNHC"),
+            "KBNHC lacks axis L (the layers), of which plane k has 4; put L where it lies, for \
+             instance LKBNHC or KBLNHC or KLBNHC"
+        );
+        assert_eq!(
+            said("BLNHC"),
+            "BLNHC does not separate the planes k, v; use K, or name them: (k…,v…), for instance \
+             BLKNHC or BKLNHC or BLNKHC"
+        );
+        let two = said("KBHC");
+        assert!(two.contains("BLKNHC") || two.contains("LKBNHC"), "{two}");
+        assert_eq!(
+            said("NHD"),
+            "axis D of NHD is neither one of B L K N H C nor declared by a plane; what others call D \
+             (head size) is C here"
+        );
+    }
+}

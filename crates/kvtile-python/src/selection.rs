@@ -1,0 +1,38 @@
+//! What blocks of two layouts select, whatever the sizes of their pages.
+
+use kvtile::layout::{BlockPair, LayoutError, RangePair, Selection, StridedLayout};
+
+/// Block ids as the library has them.
+pub(crate) fn ids(blocks: Vec<usize>) -> Vec<u64> {
+    blocks.into_iter().map(|block| block as u64).collect()
+}
+
+/// Whole blocks, the same tokens of each, or a sequence of tokens through pages of two sizes.
+pub(crate) fn between(
+    from: &StridedLayout,
+    to: &StridedLayout,
+    source: &[u64],
+    destination: &[u64],
+    tokens: Option<RangePair>,
+) -> Result<Selection, LayoutError> {
+    let (page, other) = (from.shape().page_size(), to.shape().page_size());
+    let tokens = match tokens {
+        None if page != other => {
+            let held = |blocks: &[u64], page: u64| page.saturating_mul(blocks.len() as u64);
+            let tokens = held(source, page).min(held(destination, other));
+            return Selection::sequence(source, page, destination, other, tokens);
+        }
+        None => RangePair::same(0, page),
+        Some(tokens) => tokens,
+    };
+    let mut selection = Selection::blocks(source, destination, page)?;
+    for pair in &mut selection.pairs {
+        *pair = BlockPair {
+            source_token: tokens.source,
+            destination_token: tokens.destination,
+            tokens: tokens.count,
+            ..*pair
+        };
+    }
+    Ok(selection)
+}
