@@ -5,7 +5,7 @@
 //! first process                                 second process
 //!   load the model                                load the model anew
 //!   request 1: prefix computed  L|BKNHC           open the cache on the folder
-//!     store in host memory      BHLKNC            request 3: prefix from disk
+//!     store in host memory      BLHKNC            request 3: prefix from disk
 //!   request 2: prefix from host memory               restored  L|BH(kCN,vNC)
 //!   flush to disk, close the cache                   compute the rest, answer
 //!                       \______ folder ______/

@@ -189,25 +189,43 @@ fn places(
 }
 
 impl Reads<'_> {
-    /// Reads chunk after chunk. When it returns, no read is under way, unless one is late.
+    /// Reads chunk after chunk. When it returns, no read is under way, unless one is late, and each of the
+    /// leading blocks that came has come with all of its layers.
     fn run(&mut self, ids: &[BlockId], arrived: &mut Arrived<'_>) {
+        let layers = self.inner.layers as u64;
+        let mut delivered = 0;
         while self.under_way.len() < READS_AHEAD && self.begin() {}
         while let Some(read) = self.under_way.pop_front() {
             self.take(&read);
             if matches!(self.stop, Some(LoadStop::Late)) {
                 // The others wait for the same tier, and their memory stays with it.
                 self.under_way.drain(..).for_each(|read| read.read.cancel());
-                return;
-            }
-            let (leading, _) = ids.split_at(self.came.min(ids.len()));
-            if leading.is_empty() {
-                // What is under way is waited for: the tier has the memory.
-                continue;
+                break;
             }
             self.begin();
-            if let Err(stop) = arrived(leading, &read.layers) {
-                (self.came, self.stop) = (0, Some(stop));
-            }
+            self.deliver(ids, &read.layers, arrived);
+            delivered = read.layers.end;
+        }
+        if delivered < layers {
+            // Not every layer was read, so only what was in host memory before has come.
+            let first = self.reading.first().map_or(0, |reading| reading.at);
+            self.came = self.came.min(first);
+            assert!(
+                self.stop.is_some(),
+                "{delivered} of {layers} layers were read, and nothing stopped the load"
+            );
+            self.deliver(ids, &(delivered..layers), arrived);
+        }
+    }
+
+    /// Hands on layers of the leading blocks.
+    fn deliver(&mut self, ids: &[BlockId], layers: &Range<u64>, arrived: &mut Arrived<'_>) {
+        let (leading, _) = ids.split_at(self.came.min(ids.len()));
+        if leading.is_empty() {
+            return;
+        }
+        if let Err(stop) = arrived(leading, layers) {
+            (self.came, self.stop) = (0, Some(stop));
         }
     }
 
@@ -231,7 +249,10 @@ impl Reads<'_> {
                     into,
                 }),
                 Err(error) => {
-                    self.ends_at(reading.at, bring::stop_of(error));
+                    let at = reading.at;
+                    self.ends_at(at, bring::stop_of(error));
+                    // It is still to be read, of fewer blocks.
+                    self.chunks.push_front(chunk);
                     return false;
                 }
             }

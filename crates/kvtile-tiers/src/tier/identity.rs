@@ -4,9 +4,9 @@ use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
 
 use super::Pieces;
 
-/// The order of stored blocks, unless another one is set: heads outermost, so that a range of heads is one
-/// piece.
-pub const STORAGE_WORD: &str = "BHLKNC";
+/// The order of stored blocks, unless another one is set: layers outermost, so that the first layers of a block
+/// can be read, verified and copied while the others are being read.
+pub const STORAGE_WORD: &str = "BLHKNC";
 
 /// What must be equal before a block of a tier may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use std::{
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_layout::{Shape, Unit, identity::LogicalIdentity};
 use kvtile_tiers::cache::{
-    Cache, CacheSettings, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions,
+    Cache, CacheSettings, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions, Match,
 };
 use kvtile_transfer::PhysicalLayout;
 
@@ -81,7 +81,10 @@ fn on_disk(
 }
 
 fn start(cache: &Cache, engine: &Engine<'_>, keys: &[BlockKey]) -> Completion<LoadReport> {
-    let found = cache.lookup(keys, &LookupOptions::default());
+    start_of(cache, engine, cache.lookup(keys, &LookupOptions::default()))
+}
+
+fn start_of(cache: &Cache, engine: &Engine<'_>, found: Match) -> Completion<LoadReport> {
     let blocks: Vec<usize> = (BLOCKS..BLOCKS + found.blocks()).collect();
     blocks.iter().for_each(|&block| engine.poison(block));
     cache.load(found, &blocks, &LoadOptions::default()).unwrap()
@@ -239,6 +242,35 @@ fn a_damaged_layer_ends_the_load_at_its_block_and_is_given_to_no_engine() {
     }
 }
 
+/// Blocks in host memory before a damaged one: they come with all of their layers, also those behind the layer at
+/// which the reading ended.
+#[test]
+fn what_is_in_host_memory_comes_whole_though_the_block_behind_it_does_not() {
+    for (there, behind) in [(10, 0), (10, 3), (1, 0)] {
+        for layer in 0..LAYERS as u64 {
+            let folder = tempfile::tempdir().unwrap();
+            let settings = settings(BLOCKS as u64, folder.path()).workers(0);
+            let (cache, keys) = on_disk(settings, folder.path(), |_| {});
+            let mut engine = Engine::of(&cache, shape(1));
+            // Found on disk, and brought to host memory by another load before this one begins.
+            let found = cache.lookup(&keys, &LookupOptions::default());
+            assert_eq!(engine.load(&keys[..there], BLOCKS), there);
+            let block = there + behind;
+            damage(folder.path(), block as u64, layer);
+            let load = start_of(&cache, &engine, found);
+            while cache.step() {}
+            let report = load.wait();
+            let what = format!("{there} there, block {block}, layer {layer}: {report:?}");
+            assert_eq!(report.blocks, block, "{what}");
+            assert!(matches!(report.stopped, Some(LoadStop::Lost)), "{what}");
+            for (at, key) in keys.iter().enumerate().take(block) {
+                assert!(engine.holds(key, BLOCKS + at), "block {at}, {what}");
+            }
+            cache.check_integrity();
+        }
+    }
+}
+
 #[test]
 fn a_load_that_is_cancelled_between_two_layers_ends_there() {
     let folder = tempfile::tempdir().unwrap();
@@ -307,13 +339,19 @@ fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
     let cache = cache.open(engine_layout()).unwrap();
     let keys = chain(1, BLOCKS);
     let mut engine = Engine::of(&cache, shape(1));
+    // A part of them comes to host memory before this load begins, and comes.
+    let found = cache.lookup(&keys, &LookupOptions::default());
+    assert_eq!(engine.load(&keys[..5], BLOCKS), 5);
     gate.set(true);
-    let load = start(&cache, &engine, &keys);
+    let load = start_of(&cache, &engine, found);
     let report = load.wait_timeout(Duration::from_secs(60));
     // Opened before anything is asserted: closing waits for the reads.
     gate.set(false);
     let report = report.expect("the load ends though the disk does not answer");
-    assert_eq!(report.blocks, 0, "{report:?}");
+    assert_eq!(report.blocks, 5, "{report:?}");
+    for (at, key) in keys.iter().enumerate().take(5) {
+        assert!(engine.holds(key, BLOCKS + at), "block {at}: {report:?}");
+    }
     assert!(matches!(report.stopped, Some(LoadStop::Late)), "{report:?}");
     // When the disk has let go of the memory and is tried again, everything comes.
     let end = std::time::Instant::now() + Duration::from_secs(120);
