@@ -17,7 +17,7 @@ def test_the_package_has_a_version() -> None:
 
 
 def test_the_default_order_of_stored_blocks_is_a_word() -> None:
-    assert kvtile.Layout(kvtile.STORAGE_WORD, shape=shape()).block_bytes == shape().block_bytes
+    assert kvtile.STORAGE_WORD in repr(kvtile.Layout(kvtile.STORAGE_WORD, shape=shape()))
 
 
 def test_dtypes_may_be_said_in_any_way() -> None:

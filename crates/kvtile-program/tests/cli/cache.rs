@@ -7,7 +7,10 @@ use kvtile::{
     identity::{LayoutIdentity, LogicalIdentity},
     layout::{PhysicalLayout, Shape, StridedLayout, Unit, Word},
     saved::SavedCache,
-    tiers::disk::{Pieces, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    tiers::{
+        cache::STORAGE_WORD,
+        disk::{Pieces, SlotStore, SlotStoreSettings, SlotWrite, StoreIdentity},
+    },
     transfer::{LeaseMode, TransferManager},
 };
 
@@ -20,7 +23,7 @@ fn text(path: &Path) -> &str {
 fn identity() -> StoreIdentity {
     let unit = Unit::new("bf16", 2, 1).unwrap();
     let shape = Shape::key_value(1, 2, 16, 2, 64, &unit).unwrap();
-    let layout = StridedLayout::resolve(&"BHLKNC".parse().unwrap(), &shape, 1).unwrap();
+    let layout = StridedLayout::resolve(&STORAGE_WORD.parse().unwrap(), &shape, 1).unwrap();
     StoreIdentity {
         logical: LogicalIdentity::new("toy", "0123abc", &shape, None).unwrap(),
         block_layout: LayoutIdentity::of_block(&layout),
@@ -253,7 +256,7 @@ fn what_cannot_be_saved_is_refused_and_leaves_no_file() {
     let path = tier(folder.path());
     let file = folder.path().join("cache.kvtile");
     for (word, says) in [
-        ("BLHKNC", "lie otherwise"),
+        ("BHLKNC", "lie otherwise"),
         ("L|BHKNC", "lie otherwise"),
         ("BHLKN", "C"),
     ] {
