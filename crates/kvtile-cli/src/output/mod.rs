@@ -78,7 +78,7 @@ pub fn print(text: &str) -> Result<(), CliError> {
     result(&terminal::for_terminal(text, colours))
 }
 
-/// As [`print`], for the report of a command that only checks: its exit code says the same, so it is not
+/// As [`print()`], for the report of a command that only checks: its exit code says the same, so it is not
 /// shown where the user wants quiet.
 ///
 /// # Errors
