@@ -72,6 +72,26 @@ def test_of_what_is_there_nothing_is_stored_again(sides: Any) -> None:
     assert (store.first, store.blocks) == (2, [2, 3])
 
 
+def test_blocks_of_a_disk_come_within_the_step_where_no_other_request_waits_for_it(sides: Any) -> None:
+    scheduler, request = scheduler_of(sides), a_request()
+    scheduler.matched(request, 0)
+    keys = scheduler.tracked["one"].keys.of(4)[0]
+    scheduler.directories[0].apply(stored(keys, "disk"))
+    # How fast the disk is is not known yet.
+    assert scheduler.matched(request, 0) == (4 * PAGE, True)
+    scheduler.take(report(sides, disk_seconds=0.001))
+    assert scheduler.matched(request, 0) == (4 * PAGE, False)
+    # A slow one is not waited for.
+    scheduler.take(report(sides, disk_seconds=0.26))
+    assert scheduler.matched(request, 0) == (4 * PAGE, True)
+    scheduler.take(report(sides, disk_seconds=0.001))
+    other = a_request("two", tokens=list(range(500, 500 + 2 * PAGE + 1)))
+    scheduler.matched(other, 0)
+    assert scheduler.matched(request, 0) == (4 * PAGE, True)
+    scheduler.finished(other)
+    assert scheduler.matched(request, 0) == (4 * PAGE, False)
+
+
 def test_blocks_whose_ancestors_have_left_the_tiers_are_stored_with_them(sides: Any) -> None:
     """A long answer: what was stored of its prompt is evicted meanwhile, and its next blocks would be worth nothing."""
     scheduler, request = scheduler_of(sides), a_request()

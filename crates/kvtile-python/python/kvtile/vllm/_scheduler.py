@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
+# A step waits no longer than this for a disk: a request that comes meanwhile would wait too.
+STEP_DISK_SECONDS = 1.0
+
 # Below vLLM's own, so that it is seen where that is.
 logger = init_logger("vllm.kvtile")
 
@@ -112,11 +115,17 @@ class Scheduler:
         if found <= here or computed % self.page_size:
             return 0, False
         tracked.first = here
-        # Host memory is faster than computing, so its blocks come while the step computes; others do not wait for
-        # the disk. Where there are several workers, one may miss what the others have, and must say so before
-        # anything is computed.
-        tracked.in_step = self._loads_in_step and len(self.directories) == 1 and "disk" not in tiers[here:]
+        # Host memory is faster than computing, so its blocks come while the step computes. Those of a disk do so where
+        # no other request is there to wait for them, layer by layer. Where there are several workers, one may miss what
+        # the others have, and must say so before anything is computed.
+        on_disk = tiers[here:].count("disk")
+        tracked.in_step = self._loads_in_step and len(self.directories) == 1 and (not on_disk or self._is_worth_waiting(on_disk))
         return (found - here) * self.page_size, not tracked.in_step
+
+    def _is_worth_waiting(self, on_disk: int) -> bool:
+        """Whether a step may wait for so many blocks of a disk: no other request is delayed, and the disk is known to be fast."""
+        block_seconds = max(self._disk_seconds.values(), default=None)
+        return len(self.tracked) == 1 and block_seconds is not None and on_disk * block_seconds <= STEP_DISK_SECONDS
 
     def _without_slow(self, tiers: list[str], here: int) -> list[str]:
         """Up to the first block on disk, where reading the disk takes longer than computing from there on."""
