@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::report::{BAD_SHOWN, BadBlock, failed_json};
 use crate::{
     error::CliError,
+    numbers,
     output::{self, Screen, bytes, thousands},
 };
 
@@ -49,8 +50,9 @@ pub(super) struct ConvertArgs {
     /// The order in which the cache stored the blocks [default: the usual one that fits]
     #[arg(long, value_name = "WORD")]
     stored_layout: Option<String>,
-    /// Bytes that the files of the new folder may take [default: as before, and what the new format needs]
-    #[arg(long, value_name = "BYTES")]
+    /// Bytes that the files of the new folder may take, for instance 20GiB [default: as before, and what
+    /// the new format needs]
+    #[arg(long, value_name = "BYTES", value_parser = numbers::parse_bytes)]
     capacity: Option<u64>,
     /// Print JSON
     #[arg(long)]
@@ -154,7 +156,7 @@ impl<'a> ConvertReport<'a> {
         let mut text = screen.bold(&Shown(&self.to.display().to_string()).to_string());
         let _ = writeln!(
             text,
-            "\n  {} blocks ({}) from version {}, {} to {}",
+            "\n  {} blocks, {}, from version {}, {} to {}",
             thousands(self.blocks as u64),
             bytes(self.bytes),
             self.from_version,
@@ -163,9 +165,9 @@ impl<'a> ConvertReport<'a> {
         );
         let _ = writeln!(
             text,
-            "  room for {} blocks in {} bytes; a cache that is opened with less drops what has no room",
+            "  room for {} blocks in {}; a cache that is opened with less drops what has no room",
             thousands(u64::from(self.blocks_max)),
-            self.capacity_bytes
+            bytes(self.capacity_bytes)
         );
         if self.duplicates > 0 {
             let duplicates = thousands(self.duplicates as u64);

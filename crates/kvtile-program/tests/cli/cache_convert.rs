@@ -31,7 +31,7 @@ fn an_old_folder_is_converted_as_its_refusal_advises() {
     let new = folder.path().join("new");
     let ran = kvtile(&["cache", "convert", text(&old), text(&new)]);
     for part in [
-        "6 blocks (18 KiB (18,432 bytes)) from version 1, BHLKNC to",
+        "6 blocks, 18 KiB (18,432 bytes), from version 1, BHLKNC to",
         STORAGE_WORD,
         "1 older copies",
         "in slot 5: the block fails its checksum",
@@ -103,10 +103,11 @@ fn what_makes_no_sense_is_refused_and_leaves_no_folder() {
         args.extend(more);
         kvtile(&args)
     };
-    let cases: [(&[&str], i32, &str); 6] = [
+    let cases: [(&[&str], i32, &str); 7] = [
         (&[text(&new), "--layout", "BHLKN("], 2, "BHLKN("),
         (&[text(&new), "--capacity", "many"], 2, "--capacity"),
         (&[text(&new), "--capacity", "9000"], 1, "give at least"),
+        (&[text(&new), "--capacity", "9KiB"], 1, "9216 bytes"),
         (
             &[text(&new), "--stored-layout", "BCNHKL"],
             1,
