@@ -242,7 +242,7 @@ fn a_tier_that_recovers_gets_what_it_missed() {
 fn a_block_without_room_on_one_tier_has_failed_where_another_one_fails() {
     let (small, bad) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
     let writes = failing(|faults| faults.write_error = 1);
-    let builder = with_disk(builder(), (&small, "small", 30_000), sound());
+    let builder = with_disk(builder(), (&small, "small", 46_000), sound());
     let cache = open(with_disk(builder, (&bad, "bad", ROOM), writes));
     let small_id = id(TierKind::Disk, "small");
     let room = usize::try_from(cache.tier_stats(small_id).unwrap().capacity).unwrap();
