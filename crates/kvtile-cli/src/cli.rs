@@ -24,26 +24,29 @@ Start here:
   kvtile inspect cache.kvtile                   what a saved cache holds, and whether it is whole
   kvtile replay trace.jsonl --dry               which policy would have kept what was asked for
   kvtile cache stat DIR                         what the folder of a disk tier holds
-  kvtile doctor                                 what this machine offers, and what to change
+  kvtile doctor                                 what this machine offers, and what to change";
 
-Words contain | and parentheses: quote them in a shell. Every command has --help with examples and
---json for programs. Where a file is read or written, - is standard input or output. A file has its
-name when all of it is there. Lists are given as a,b or by repeating the option; bytes as 4096, 512K,
-64MiB (of 1024) or 1GB (of 1000).
+/// What holds for every command, and the exit codes: the end of `--help`.
+pub const HELP_RULES: &str = "\
+Words contain | and parentheses: quote them in a shell. Every command has --help with examples
+and --json for programs. Where a file is read or written, - is standard input or output. A file
+has its name when all of it is there. Lists are given as a,b or by repeating the option; bytes
+as 4096, 512K, 64MiB (of 1024) or 1GB (of 1000).
 
 Exit codes:
   0    done, and what was checked is whole
   1    failed, damaged or refused
   2    a request that makes no sense
-  130  stopped with Ctrl-C, by the shell's count
+  130  stopped with Ctrl-C, by the shell's count";
 
+const ELSEWHERE: &str = "\
 The demonstration and the benchmark are commands of the Rust program alone: in a checkout of kvtile,
 `cargo run --release -- demo` and `cargo run --release -- bench`.";
 
 /// The arguments of the library's command line.
 #[derive(Parser, Debug)]
 #[command(name = "kvtile", version, about = ABOUT, long_about = LONG_ABOUT)]
-#[command(after_help = EXAMPLES, arg_required_else_help = true, max_term_width = 100)]
+#[command(after_help = format!("{EXAMPLES}\n\n{HELP_RULES}\n\n{ELSEWHERE}"), arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     request: Request,

@@ -314,7 +314,7 @@ fn folder_of(path: &Path) -> &Path {
 /// A new file in the folder of `path`, with the rights that new files have.
 fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let folder = folder_of(path);
-    // The error of a missing folder, and not of a name in it that nobody gave.
+    // A missing folder is reported by its own name, not by that of the temporary file.
     let _ = fs::metadata(folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".kvtile-");

@@ -41,7 +41,7 @@ mod settings;
 pub mod shape_args;
 mod shell;
 
-pub use cli::{ABOUT, Command};
+pub use cli::{ABOUT, Command, HELP_RULES};
 pub use layout::layout_picture;
 pub use plan::plan_picture;
 pub use settings::OutputArgs;

@@ -344,11 +344,13 @@ pub enum TierError {
     },
     /// Pieces that a block cannot be cut into.
     #[error(
-        "a block cannot be cut into pieces that end at {ends:?}; give 1 to 121 ends that ascend"
+        "a block cannot be cut into pieces that end at {ends:?}; give 1 to {most} ends that ascend"
     )]
     Pieces {
         /// The ends that were given, in bytes.
         ends: Arc<[u64]>,
+        /// The most pieces of a block.
+        most: usize,
     },
     /// A folder of another identity, layout or block size. Nothing was touched.
     #[error("{folder} belongs to another cache: {difference}; give another folder or clear it")]

@@ -232,7 +232,7 @@ fn a_tenant_at_its_quota_gives_up_its_own_leaves_and_no_block_that_another_tenan
         assert_eq!(pool.remove(&others).blocks, 3);
         put(&pool, 1, &chain(4, 4), None);
         assert_eq!(pool.peek(&mine), 0, "{kind}");
-        // And all goes in one call, whoever has the leaves.
+        // One call evicts every block, whichever tenant the leaves belong to.
         put(&pool, 0, &others, Some(key(4, 3)));
         let cached = pool.cached();
         assert_eq!(pool.evict(usize::MAX, Tick(0)).len(), cached, "{kind}");

@@ -94,8 +94,8 @@ fn stored(pool: &BlockPool, number: u64, length: u64) -> usize {
 /// Chains that come back.
 const HOT: u64 = 32;
 
-/// Requests as they come: chains that come back, some more often than others, and chains that never
-/// do.
+/// A workload: chains that are requested again, some more often than others, and chains that are requested
+/// once.
 struct Traffic {
     random: Numbers,
     fresh: u64,

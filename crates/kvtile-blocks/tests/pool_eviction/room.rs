@@ -107,8 +107,8 @@ impl EvictionPolicy for Refusals {
     }
 }
 
-/// A chain whose blocks were stored one by one and visited at its end alone: a policy meets all others
-/// before it meets the leaf, and may not meet them again for each block.
+/// A chain that was stored block by block, and of which only the last block was used since. The policy selects
+/// every other block before the leaf, and must not select them again for each eviction.
 #[test]
 fn evicting_a_long_chain_takes_as_many_steps_as_it_has_blocks() {
     const LENGTH: usize = 100_000;

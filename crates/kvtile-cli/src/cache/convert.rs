@@ -15,7 +15,7 @@ use kvtile::{
 };
 use serde::Serialize;
 
-use super::report::{BAD_SHOWN, BadBlock, failed_json};
+use super::report::{BadBlock, failed_json, push_bad};
 use crate::{
     error::CliError,
     numbers,
@@ -24,17 +24,20 @@ use crate::{
 
 /// What `--help` says at its end.
 pub(super) const EXAMPLES: &str = "\
-FROM is only read, and no cache can open it meanwhile. Blocks keep their keys, parents, positions and tenants.
-Blocks that fail their checksum are left out and named; those after them in their chain stay.
+The command reads FROM and holds its lock, so no cache can open it during the conversion.
+Blocks keep their keys, parents, positions and tenants. Blocks that fail their checksum are
+left out and named; those after them in their chain stay.
 
-TO gets its manifest last. On an error what was made of it is removed. A conversion that is interrupted leaves a
-folder that is no disk tier; run the same command again, or remove the folder.
+The command writes the manifest of TO last, and on an error removes what it made. An
+interrupted conversion leaves a folder that is no disk tier: run the command again, or remove
+the folder.
 
-Exit codes: 0 every block is copied, 1 damaged blocks are left out, or nothing is made, 2 a request that makes no sense.
+Exit codes: 0 every block is copied, 1 damaged blocks are left out, or nothing is made, 2 a
+request that makes no sense.
 
 Examples:
   kvtile cache convert /var/cache/kvtile /var/cache/kvtile-new            from an older kvtile
-  kvtile cache convert old new --layout BLKNHC                            in another order of stored blocks";
+  kvtile cache convert old new --layout BLKNHC                            in another order";
 
 #[derive(Args, Debug)]
 pub(super) struct ConvertArgs {
@@ -180,15 +183,7 @@ impl<'a> ConvertReport<'a> {
                 "  the folder could not be locked ({reason}); a cache may have written there"
             );
         }
-        for bad in self.bad.iter().take(BAD_SHOWN) {
-            let _ = writeln!(text, "    {bad}");
-        }
-        for slot in self.torn.iter().take(BAD_SHOWN) {
-            let _ = writeln!(text, "    slot {slot}: its record is torn");
-        }
-        for slot in self.unreadable.iter().take(BAD_SHOWN) {
-            let _ = writeln!(text, "    slot {slot}: its record cannot be read");
-        }
+        push_bad(&mut text, &self.bad, (self.torn, self.unreadable));
         text
     }
 }

@@ -20,7 +20,20 @@ use serde::Serialize;
 use crate::output::{Align, Screen, Table, bytes, thousands};
 
 /// How many bad blocks are named one by one.
-pub(super) const BAD_SHOWN: usize = 8;
+const BAD_SHOWN: usize = 8;
+
+/// Lists the first blocks and records that are bad.
+pub(super) fn push_bad(text: &mut String, bad: &[BadBlock], (torn, unreadable): (&[u32], &[u32])) {
+    for bad in bad.iter().take(BAD_SHOWN) {
+        let _ = writeln!(text, "    {bad}");
+    }
+    for slot in torn.iter().take(BAD_SHOWN) {
+        let _ = writeln!(text, "    slot {slot}: its record is torn");
+    }
+    for slot in unreadable.iter().take(BAD_SHOWN) {
+        let _ = writeln!(text, "    slot {slot}: its record cannot be read");
+    }
+}
 
 /// What a folder holds.
 #[derive(Serialize)]
@@ -284,15 +297,7 @@ impl<'a> Checked<'a> {
             let replaced = thousands(self.replaced as u64);
             let _ = writeln!(text, "  {replaced} were replaced while they were read");
         }
-        for bad in self.bad.iter().take(BAD_SHOWN) {
-            let _ = writeln!(text, "    {bad}");
-        }
-        for slot in self.torn.iter().take(BAD_SHOWN) {
-            let _ = writeln!(text, "    slot {slot}: its record is torn");
-        }
-        for slot in self.unreadable.iter().take(BAD_SHOWN) {
-            let _ = writeln!(text, "    slot {slot}: its record cannot be read");
-        }
+        push_bad(&mut text, &self.bad, (self.torn, self.unreadable));
         if let Some(ExportedTo { file, blocks }) = &self.exported {
             let _ = writeln!(
                 text,

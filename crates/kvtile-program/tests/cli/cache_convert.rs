@@ -134,7 +134,7 @@ fn the_help_says_what_an_interruption_leaves() {
     let help: Vec<&str> = help.split_whitespace().collect();
     let help = help.join(" ");
     for part in [
-        "is interrupted leaves",
+        "An interrupted conversion leaves a folder that is no disk tier",
         STORAGE_WORD,
         "--stored-layout",
         "Examples:",

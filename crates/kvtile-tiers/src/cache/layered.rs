@@ -72,10 +72,9 @@ pub(super) fn chunks(inner: &Parts, below: &Below, blocks: usize) -> Vec<Chunk> 
             bytes: pieces.bytes(which),
         })
     };
-    (0..count)
-        .map(chunk)
-        .collect::<Option<Vec<Chunk>>>()
-        .unwrap_or_default()
+    let chunks: Option<Vec<Chunk>> = (0..count).map(chunk).collect();
+    // The pieces are those of a layout, which are several only where its layers are apart.
+    chunks.unwrap_or_else(|| broken(format_args!("{pieces:?} have no layers")))
 }
 
 /// All layers at once.

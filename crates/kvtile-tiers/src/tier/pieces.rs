@@ -102,7 +102,10 @@ impl Pieces {
         let starts = [0].iter().chain(ends);
         let ascend = starts.zip(ends).all(|(start, end)| start < end);
         if ends.is_empty() || ends.len() > Pieces::MAX || !ascend {
-            return Err(TierError::Pieces { ends: ends.into() });
+            return Err(TierError::Pieces {
+                ends: ends.into(),
+                most: Pieces::MAX,
+            });
         }
         Ok(Pieces {
             ends: ends.into(),
