@@ -159,7 +159,7 @@ impl Contender for Transfers<'_> {
         let (from, to) = arenas.regions(from, to)?;
         let register = |layout: &StridedLayout, regions| -> Result<LayoutHandle, BenchError> {
             let builder = PhysicalLayout::builder()
-                .with_shape(layout.shape().clone(), layout.alignment())
+                .with_aligned_shape(layout.shape().clone(), layout.alignment())
                 .layout(spec_of(layout))
                 .with_memory_regions(regions);
             Ok(self.manager.register(builder.build()?)?)

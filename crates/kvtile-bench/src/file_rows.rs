@@ -199,7 +199,7 @@ impl Files {
         }
         let builder = |layout: &StridedLayout| {
             PhysicalLayout::builder()
-                .with_shape(layout.shape().clone(), layout.alignment())
+                .with_aligned_shape(layout.shape().clone(), layout.alignment())
                 .layout(spec_of(layout))
         };
         let manager = manager_with(1);

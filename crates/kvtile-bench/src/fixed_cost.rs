@@ -115,7 +115,7 @@ impl Pair {
         let manager = manager_with(1);
         let register = |word: &str| -> Result<LayoutHandle, BenchError> {
             let word = Word::parse(word).map_err(LayoutError::from)?;
-            let builder = PhysicalLayout::builder().with_shape(shape.clone(), 1);
+            let builder = PhysicalLayout::builder().with_shape(shape.clone());
             Ok(manager.register(builder.layout(word).allocate_system().build()?)?)
         };
         let (source, destination) = (register(SOURCE)?, register(DESTINATION)?);

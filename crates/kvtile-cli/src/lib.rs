@@ -46,6 +46,19 @@ pub use layout::layout_picture;
 pub use plan::plan_picture;
 pub use settings::OutputArgs;
 
+/// The arguments of each command.
+pub mod arguments {
+    pub use super::{
+        cache::CacheArgs,
+        doctor::DoctorArgs,
+        inspect::InspectArgs,
+        layout::LayoutArgs,
+        plan::PlanArgs,
+        replay::ReplayArgs,
+        shell::{CompletionsArgs, ManArgs},
+    };
+}
+
 use self::{error::Failure, settings::Settings};
 
 /// The arguments of a program, whole.

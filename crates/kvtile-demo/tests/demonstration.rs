@@ -406,7 +406,7 @@ fn leased_blocks_are_values_in_both_orders() {
     for order in [KvOrder::TokenMajor, KvOrder::TransposedKeys] {
         let manager = TransferManager::new();
         let layout = kvtile::layout::PhysicalLayout::builder()
-            .with_shape(shape.clone(), 64)
+            .with_aligned_shape(shape.clone(), 64)
             .layout(order.word().parse::<Word>().unwrap())
             .allocate_system()
             .build()

@@ -1,5 +1,7 @@
 //! What can be wrong with a layout, a word, a plan or an identity.
 
+use std::convert::Infallible;
+
 use thiserror::Error;
 
 use crate::{
@@ -536,5 +538,12 @@ fn foreign(axis: Axis) -> String {
     match axis::foreign(axis) {
         Some((name, here)) => format!("; what others call {axis} ({name}) is {here} here"),
         None => String::new(),
+    }
+}
+
+/// For arguments that are converted: a value that is already of the type is never refused.
+impl From<Infallible> for LayoutError {
+    fn from(never: Infallible) -> LayoutError {
+        match never {}
     }
 }

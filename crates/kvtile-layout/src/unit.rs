@@ -170,6 +170,21 @@ impl Unit {
     }
 }
 
+impl From<&Unit> for Unit {
+    fn from(unit: &Unit) -> Unit {
+        unit.clone()
+    }
+}
+
+/// As [`Unit::of_dtype`].
+impl TryFrom<&str> for Unit {
+    type Error = LayoutError;
+
+    fn try_from(name: &str) -> Result<Unit, LayoutError> {
+        Unit::of_dtype(name)
+    }
+}
+
 impl fmt::Display for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plural = if self.bytes == 1 { "" } else { "s" };

@@ -150,6 +150,7 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
             | BlocksError::TwoQuotas { .. },
         ) => python::SettingsError::new_err(text),
         TierError::Blocks(_)
+        | TierError::KeyPageSize { .. }
         | TierError::TooManyDestinations { .. }
         | TierError::OtherCache
         | TierError::TooFewKeys { .. }

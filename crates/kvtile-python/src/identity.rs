@@ -57,7 +57,8 @@ impl PyIdentity {
         #[pyo3(from_py_with = object::extra)] extra: Option<Bound<'_, PyDict>>,
     ) -> PyResult<PyIdentity> {
         let rope = rope.as_ref().map(rope_of).transpose()?;
-        let identity = LogicalIdentity::new(&model, &revision, &shape.get().0, rope);
+        let identity = LogicalIdentity::new(&model, &revision, &shape.get().0)
+            .map(|identity| identity.with_rope(rope));
         let extra = texts_of(extra)?;
         let identity = identity.and_then(|identity| {
             extra

@@ -1,11 +1,10 @@
 //! Keys of blocks, from tokens.
 
-use kvtile::blocks::{
-    BlockKey, BlocksError,
-    key::{BlockHasher, ExtraKeys, KeySettings, Profile},
-    sequence::TokenSequence,
+use kvtile::{
+    BlockKey, HasherOptions, TokenHasher, TokenSequence,
+    blocks::key::{ExtraKeys, Profile},
+    identity::LogicalIdentity,
 };
-use kvtile::identity::LogicalIdentity;
 use parking_lot::{Mutex, MutexGuard};
 use pyo3::{
     prelude::*,
@@ -44,7 +43,7 @@ use crate::{
 #[pyclass(name = "TokenHasher", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyTokenHasher {
-    hasher: BlockHasher,
+    hasher: TokenHasher,
     made_of: HasherSettings,
 }
 
@@ -80,25 +79,11 @@ impl HasherSettings {
                 )));
             }
         };
-        let of_identity = usize::try_from(self.identity.page_size()).unwrap_or(usize::MAX);
-        let is_router = matches!(profile, Profile::Router { .. });
-        if let Some(given) = self
-            .page_size
-            .filter(|given| *given != of_identity && !is_router)
-        {
-            return Err(RequestError::new_err(format!(
-                "page_size is {given}, and blocks of this identity have {of_identity} tokens, so no cache \
-                 would know the keys; leave page_size out, or make the identity with page_size={given} \
-                 (only the profile \"router\" has pages of its own)"
-            )));
-        }
-        let settings = KeySettings {
-            profile,
-            page_size: self.page_size.unwrap_or(of_identity),
-            salt: self.salt.clone(),
-        };
-        let hasher = BlockHasher::new(&settings, self.identity.fingerprint().as_bytes());
-        match hasher {
+        let options = HasherOptions::new()
+            .profile(profile)
+            .page_size(self.page_size)
+            .salt(&self.salt);
+        match TokenHasher::with_options(&self.identity, &options) {
             Ok(hasher) => Ok(PyTokenHasher {
                 hasher,
                 made_of: self,
@@ -168,21 +153,9 @@ impl PyTokenHasher {
         #[pyo3(from_py_with = list::parent)] parent: Option<BlockKey>,
         #[pyo3(from_py_with = list::extra)] extra: Vec<PyBackedBytes>,
     ) -> PyResult<Bound<'py, PyList>> {
-        let keys = guard::run(py, || -> Result<Vec<BlockKey>, BlocksError> {
-            let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
-            let mut keys = Vec::new();
-            if extra.is_empty() {
-                self.hasher.keys(parent, &tokens, &mut keys);
-                return Ok(keys);
-            }
-            let mut before = parent;
-            for page in tokens.chunks_exact(self.hasher.page_size()) {
-                let key = self.hasher.key(before, page, ExtraKeys::new(&extra))?;
-                before = Some(key);
-                keys.push(key);
-            }
-            Ok(keys)
-        })?;
+        let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
+        let extra = ExtraKeys::new(&extra);
+        let keys = guard::run(py, || self.hasher.keys_after(parent, &tokens, extra))?;
         list_of(py, &keys)
     }
 
@@ -222,7 +195,7 @@ impl PyTokenSequence {
         #[pyo3(from_py_with = list::extra)] extra: Vec<PyBackedBytes>,
     ) -> PyResult<PyTokenSequence> {
         let extra: Vec<&[u8]> = extra.iter().map(|bytes| &**bytes).collect();
-        let sequence = TokenSequence::new(hasher.get().hasher.clone(), ExtraKeys::new(&extra));
+        let sequence = hasher.get().hasher.sequence(ExtraKeys::new(&extra));
         let mut sequence = sequence.map_err(|error| Failure::from(error).into_exception(py))?;
         if let Some(tokens) = tokens {
             sequence.extend(&tokens);

@@ -305,7 +305,7 @@ fn build(
             let bytes: Vec<u64> = regions.iter().map(|region| region.size() as u64).collect();
             let memory = guard::run(py, || -> Result<_, Failure> {
                 let strided = word_over_tensors(&word, shape, &views, &bytes, 1)?;
-                let builder = PhysicalLayout::builder().with_shape(shape.clone(), 1);
+                let builder = PhysicalLayout::builder().with_shape(shape.clone());
                 let layout = builder
                     .layout(digits_of(&strided))
                     .with_memory_regions(regions);

@@ -172,7 +172,7 @@ def test_settings_layers_times_and_pages_out_of_range_are_refused() -> None:
     with pytest.raises(kvtile.RequestError) as said:
         kvtile.TokenHasher(identity, page_size=32)
     assert str(said.value) == (
-        "page_size is 32, and blocks of this identity have 16 tokens, so no cache would know the keys; leave page_size "
+        "page_size is 32, and blocks of this identity have 16 tokens, so no cache would find the keys; leave page_size "
         'out, or make the identity with page_size=32 (only the profile "router" has pages of its own)'
     )
     assert kvtile.TokenHasher(identity, page_size=32, profile="router", seed=7).page_size == 32

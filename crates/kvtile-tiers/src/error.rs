@@ -22,6 +22,18 @@ pub enum TierError {
     /// What pools and events refuse.
     #[error(transparent)]
     Blocks(#[from] BlocksError),
+    /// A page size of keys that is not the identity's.
+    #[error(
+        "page_size is {given}, and blocks of this identity have {of_identity} tokens, so no cache would find the \
+         keys; leave page_size out, or make the identity with page_size={given} (only the profile \"router\" has \
+         pages of its own)"
+    )]
+    KeyPageSize {
+        /// Tokens of a block that were given.
+        given: usize,
+        /// Tokens of a block of the identity.
+        of_identity: usize,
+    },
     /// The blocks of a layout are not of the identity that was given.
     #[error("the layout is not of this identity: {difference}")]
     IdentityDiffers {

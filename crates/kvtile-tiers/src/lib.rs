@@ -5,6 +5,7 @@
 //! | `cache` | the cache: lookups, loads, stores, and what moves between its tiers |
 //! | `clock` | the time that a cache goes by |
 //! | `disk` | blocks in a folder: slots, their records, what survives a crash |
+//! | `keys` | keys of blocks for one identity |
 //! | `medium` | what the disk tier needs of a file system, and the folder that has it |
 //! | `metrics` | what a cache counts: names, units, labels, and the counters |
 //! | `replay` | request traces through a cache, and the bounds that no cache beats |
@@ -21,6 +22,7 @@ pub mod cache;
 mod clock;
 pub mod disk;
 mod error;
+mod keys;
 pub mod medium;
 pub mod metrics;
 mod rate;
@@ -29,3 +31,4 @@ mod room;
 pub mod tier;
 
 pub use error::{FileChange, TierError};
+pub use keys::{HasherOptions, TokenHasher};

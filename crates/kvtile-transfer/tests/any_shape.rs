@@ -41,7 +41,7 @@ fn case(shape: &Shape, word: &str) -> LayoutCase {
 
 fn built(shape: &Shape, spec: impl Into<LayoutSpec>) -> PhysicalLayout {
     PhysicalLayout::builder()
-        .with_shape(shape.clone(), 1)
+        .with_shape(shape.clone())
         .layout(spec)
         .allocate_system()
         .build()
@@ -221,7 +221,7 @@ fn blocks_of_odd_pages_survive_in_a_saved_cache() {
     {
         let [engine, stored, other] = words;
         let path = folder.path().join(number.to_string());
-        let identity = LogicalIdentity::new("tiny", "rev-1", &shape, None).unwrap();
+        let identity = LogicalIdentity::new("tiny", "rev-1", &shape).unwrap();
         let manager = TransferManager::new();
         let source = manager.register(common::in_memory(&shape, engine)).unwrap();
         let pattern = FillPattern::Distinct { seed: 5 };

@@ -24,7 +24,7 @@ fn shape() -> Shape {
 }
 
 fn built(spec: impl Into<LayoutSpec>, alignment: u64) -> PhysicalLayout {
-    let builder = PhysicalLayout::builder().with_shape(shape(), alignment);
+    let builder = PhysicalLayout::builder().with_aligned_shape(shape(), alignment);
     builder.layout(spec).allocate_system().build().unwrap()
 }
 
@@ -88,7 +88,8 @@ fn layers_lie_in_a_block_where_its_units_do() {
     let counts = std::cell::Cell::new([0; 2]);
     runner
         .run(&layouts(), |case| {
-            let builder = PhysicalLayout::builder().with_shape(case.shape.clone(), case.alignment);
+            let builder =
+                PhysicalLayout::builder().with_aligned_shape(case.shape.clone(), case.alignment);
             let layout = builder.layout(LayoutSpec::Word(case.word.clone()));
             let layout = layout.allocate_system().build().unwrap();
             let expected = expected_ranges(layout.strided());
@@ -386,7 +387,7 @@ fn a_lease_of_all_layers_is_a_lease_of_blocks() {
 #[test]
 fn a_lease_of_layers_holds_whole_blocks_towards_other_layouts() {
     let layout = word("BLKNHC", 1);
-    let again = PhysicalLayout::builder().with_shape(shape(), 1);
+    let again = PhysicalLayout::builder().with_shape(shape());
     let again = again.layout("BLKNHC".parse::<Word>().unwrap());
     let regions = layout.memory_regions().to_vec();
     let again = again.with_memory_regions(regions).build().unwrap();
@@ -446,7 +447,7 @@ fn blocks_that_do_not_lie_alike_have_no_ranges() {
         planes: vec![piece("k", 0, 8), piece("v", 4, 0)],
         region_bytes: vec![16, 16],
     };
-    let builder = PhysicalLayout::builder().with_shape(two, 1);
+    let builder = PhysicalLayout::builder().with_shape(two);
     let layout = builder.layout(spec).allocate_system().build().unwrap();
     // The step of `k` to the second region moves bytes too, and that of `v` does not: planes whose blocks have
     // different steps are not proved apart, so no block counts as contiguous.

@@ -436,7 +436,7 @@ fn a_read_only_file_is_a_source_and_never_a_destination() {
     let manager = TransferManager::new();
     let build = |file: OwnedMemoryRegion| {
         PhysicalLayout::builder()
-            .with_shape(shape(2), 1)
+            .with_shape(shape(2))
             .layout("BLKNHC".parse::<kvtile_layout::Word>().unwrap())
             .over_memory(file)
             .build()
@@ -477,10 +477,12 @@ fn a_read_only_file_is_a_source_and_never_a_destination() {
 fn layouts_of_different_models_do_not_exchange() {
     let identity = |base| {
         let rope = Rope::new("default", base).unwrap();
-        LogicalIdentity::new("model", "1", &shape(2), Some(rope)).unwrap()
+        LogicalIdentity::new("model", "1", &shape(2))
+            .unwrap()
+            .with_rope(rope)
     };
     let build = |base: Option<f64>| {
-        let builder = PhysicalLayout::builder().with_shape(shape(2), 1);
+        let builder = PhysicalLayout::builder().with_shape(shape(2));
         let builder = match base {
             Some(base) => builder.with_logical_fingerprint(identity(base).fingerprint()),
             None => builder,

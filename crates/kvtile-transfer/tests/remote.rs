@@ -22,7 +22,7 @@ fn shape() -> Shape {
 
 fn in_file(path: &std::path::Path, word: &str) -> PhysicalLayout {
     PhysicalLayout::builder()
-        .with_shape(shape(), 1)
+        .with_shape(shape())
         .layout(word.parse::<Word>().unwrap())
         .allocate_disk(Some(path.to_owned()))
         .build()

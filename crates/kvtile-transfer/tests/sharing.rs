@@ -39,7 +39,7 @@ fn another_process_reads_blocks_through_shared_memory() {
     let child = child::spawn(name, "reader", path.to_str().unwrap());
 
     let layout = PhysicalLayout::builder()
-        .with_shape(shape(), 256)
+        .with_aligned_shape(shape(), 256)
         .layout(WORD.parse::<Word>().unwrap())
         .allocate_shared()
         .build()
@@ -92,7 +92,7 @@ fn reader(path: &str) {
     assert!(told.is_remote());
 
     let shared = PhysicalLayout::builder()
-        .with_shape(told.shape().clone(), 256)
+        .with_aligned_shape(told.shape().clone(), 256)
         .layout(told.strided().word().unwrap().clone())
         .over_memory(Arc::new(memory))
         .build()

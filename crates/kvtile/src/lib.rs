@@ -1,39 +1,43 @@
-//! KV cache blocks of language models, in any layout and any memory, moved at the speed of the
-//! memory.
+//! KV cache blocks of language models, in any layout and any memory, moved at the speed of the memory.
 //!
-//! This crate is the one that users depend on; it has no code of its own, only names:
-//!
-//! | module | what it is |
-//! | --- | --- |
-//! | [`layout`] | units, shapes, the layout language, plans, the layouts of the block-manager tradition, descriptors |
-//! | [`identity`] | what must be equal before stored bytes may be used |
-//! | [`memory`] | who owns the bytes: system, shared, files, borrowed |
-//! | [`transfer`] | leases and transfers between registered layouts |
-//! | [`saved`] | caches in files |
-//! | [`blocks`] | keys of blocks, token sequences, pools, eviction policies, events |
-//! | [`tiers`] | the cache over host memory and disk, its metrics, and replays of traces |
-//! | [`presets`] | layouts of real engines and shapes of well-known models |
+//! This crate re-exports the public names of the workspace; it has no code. What most programs use is at the
+//! root:
 //!
 //! ```
-//! use kvtile::{
-//!     layout::{PhysicalLayout, Shape, Unit, Word},
-//!     transfer::{FillPattern, TransferManager, TransferOptions},
-//! };
+//! use kvtile::{Cache, CacheSettings, LogicalIdentity, PhysicalLayout, Shape, TokenHasher};
 //!
-//! // 8 blocks of 16 tokens, 4 layers, 2 KV heads of 64 bf16 values.
-//! let shape = Shape::key_value(8, 4, 16, 2, 64, &Unit::new("bf16", 2, 1)?)?;
-//! let build = |word: &str| -> Result<PhysicalLayout, Box<dyn std::error::Error>> {
-//!     let builder = PhysicalLayout::builder().with_shape(shape.clone(), 1);
-//!     Ok(builder.layout(word.parse::<Word>()?).allocate_system().build()?)
-//! };
-//! let manager = TransferManager::new();
-//! let engine = manager.register(build("L|BH(kCN,vNC)")?)?; // as vLLM's CPU backend has it
-//! let host = manager.register(build("BHLKNC")?)?; // block by block, head by head
-//! manager.fill(engine, &[0, 1], FillPattern::Distinct { seed: 7 })?;
-//! manager.execute_transfer(engine, &[0, 1], host, &[5, 6], TransferOptions::new())?.wait()?;
-//! assert_eq!(manager.block_digest(engine, 1)?, manager.block_digest(host, 6)?);
+//! // An engine's KV: 32 blocks of 16 tokens, 4 layers, 2 KV heads of 64 bf16 values, as vLLM's CPU backend has it.
+//! let shape = Shape::key_value(32, 4, 16, 2, 64, "bf16")?;
+//! let engine = PhysicalLayout::builder()
+//!     .with_shape(shape.clone())
+//!     .layout("L|BH(kCN,vNC)")
+//!     .allocate_system()
+//!     .build()?;
+//! let identity = LogicalIdentity::new("a-model", "main", &shape)?;
+//! let keys = TokenHasher::new(&identity)?.keys(&(0..40).collect::<Vec<u32>>()); // two full blocks
+//!
+//! let cache = Cache::open(CacheSettings::new(identity).host_bytes(16 << 20), engine)?;
+//! cache.store(&keys, &[3, 7])?.wait();
+//! let found = cache.lookup(&keys); // pinned until it is loaded
+//! assert_eq!(cache.load(found, &[20, 21])?.wait().blocks, 2);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! The modules have the rest:
+//!
+//! | module | contents |
+//! | --- | --- |
+//! | [`layout`] | units, shapes, the layout language, plans, physical layouts, the traditional layouts, descriptors |
+//! | [`identity`] | what must be equal before stored bytes may be used |
+//! | [`memory`] | the owners of bytes: system, shared, file, borrowed |
+//! | [`transfer`] | leases and transfers between registered layouts |
+//! | [`saved`] | caches in files |
+//! | [`blocks`] | block keys, token sequences, pools, eviction policies, events |
+//! | [`tiers`] | the cache over host memory and tiers, the tier contract, metrics, replays of traces |
+//! | [`presets`] | layouts of real engines and shapes of well-known models |
+//!
+//! Settings and options follow one pattern: `new` or `default` makes a value that works, a method named after each
+//! field changes it, and the fields are public to read.
 
 pub use kvtile_blocks as blocks;
 pub use kvtile_layout::{identity, presets};
@@ -41,22 +45,49 @@ pub use kvtile_memory as memory;
 pub use kvtile_tiers as tiers;
 pub use kvtile_transfer::saved;
 
-/// Layouts: what they are, and what binds them to memory.
+pub use kvtile_blocks::{
+    BlockKey, BlocksError,
+    events::{EventKind, TierId},
+    key::ExtraKeys,
+    policy::{Hints, PolicyKind},
+    pool::TenantId,
+    sequence::TokenSequence,
+};
+pub use kvtile_layout::{
+    CopyPlan, CopyPlanner, LayoutError, Plane, Selection, Shape, Shard, StridedLayout, Unit, Word,
+    identity::{Fingerprint, LogicalIdentity, Rope},
+    tradition::{LayoutConfig, LayoutSpec},
+};
+pub use kvtile_memory::{BorrowedMemory, MemoryError, SharedMemory, SystemMemory};
+pub use kvtile_tiers::{
+    HasherOptions, TierError, TokenHasher,
+    cache::{
+        Cache, CacheBuilder, CacheSettings, DiskSettings, FlushReport, LoadOptions, LoadReport,
+        LookupOptions, Match, Priority, StoreOptions, StoreReport,
+    },
+};
+pub use kvtile_transfer::{
+    FillPattern, Layout, LayoutDescriptor, LayoutHandle, PhysicalLayout, TransferError,
+    TransferManager, TransferOptions, TransferReport, completion::Completion,
+};
+
+/// Layouts: the language, plans, and physical layouts, which bind a layout to memory.
 pub mod layout {
     pub use kvtile_layout::{tensor::*, tradition::*, *};
     pub use kvtile_memory::{MemoryDescriptor, MemoryRegion, OwnedMemoryRegion, StorageKind};
     pub use kvtile_transfer::{
-        DescribedLayout, DescribedOrder, FullyContiguousLayout, LayerSeparateLayout, Layout,
-        LayoutDescriptor, NixlMetadata, PhysicalLayout, PhysicalLayoutBuilder, WordLayout,
+        DESCRIPTOR_BYTES_MAX, DescribedLayout, DescribedOrder, FullyContiguousLayout, HasConfig,
+        HasLayout, HasMemory, LayerSeparateLayout, Layout, LayoutDescriptor, NeedsConfig,
+        NixlMetadata, PhysicalLayout, PhysicalLayoutBuilder, WordLayout,
     };
 }
 
 /// Transfers: registered layouts, leases on their blocks, and completions.
 pub mod transfer {
     pub use kvtile_transfer::{
-        BlockLease, FileIo, FillPattern, LayoutHandle, LeaseMode, TransferCompletion,
-        TransferError, TransferManager, TransferManagerBuilder, TransferOptions, TransferReport,
-        completion::{Completer, Completion},
+        BlockLease, FileBatch, FileIo, FileRead, FileWay, FileWrite, FillPattern, LayoutHandle,
+        LeaseMode, TransferCompletion, TransferError, TransferManager, TransferManagerBuilder,
+        TransferOptions, TransferReport, completion::*,
     };
 }
 

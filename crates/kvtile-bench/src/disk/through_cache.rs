@@ -10,7 +10,7 @@ use kvtile::{
     blocks::{BlockKey, events::TierId},
     identity::LogicalIdentity,
     layout::{LayoutError, PhysicalLayout, Shape, Unit, Word},
-    tiers::cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions},
+    tiers::cache::{Cache, CacheSettings},
     transfer::FillPattern,
 };
 
@@ -44,11 +44,11 @@ impl CacheUnderTest {
         let shape = Shape::key_value(blocks, 1, PAGE_SIZE, 1, head_size, &unit)?;
         let word: Word = "BLKNHC".parse().map_err(LayoutError::from)?;
         let engine = PhysicalLayout::builder()
-            .with_shape(shape.clone(), 1)
+            .with_shape(shape.clone())
             .layout(word)
             .allocate_system()
             .build()?;
-        let identity = LogicalIdentity::new("benchmark", "none", &shape, None)?;
+        let identity = LogicalIdentity::new("benchmark", "none", &shape)?;
         let capacity = (2 * blocks + 64) * (block_bytes + 64) * 33 / 32 + (1 << 20);
         let settings = CacheSettings::new(identity)
             .host_bytes(blocks * block_bytes)
@@ -102,8 +102,7 @@ impl CacheUnderTest {
     pub(super) fn write(&mut self) -> Result<Duration, BenchError> {
         self.cache.clear()?;
         self.chains += 1;
-        let options = StoreOptions::default();
-        let stored = self.cache.store(&self.keys(), 0, &self.ids(), &options)?;
+        let stored = self.cache.store(&self.keys(), &self.ids())?;
         self.check("store", stored.wait().stored)?;
         let begun = Instant::now();
         let evicted = self.cache.evict(TierId::HOST, self.blocks)?;
@@ -136,8 +135,8 @@ impl CacheUnderTest {
             seed: !self.block_bytes,
         };
         manager.fill(engine, &ids, other)?;
-        let found = self.cache.lookup(&self.keys(), &LookupOptions::default());
-        let loaded = self.cache.load(found, &ids, &LoadOptions::default())?;
+        let found = self.cache.lookup(&self.keys());
+        let loaded = self.cache.load(found, &ids)?;
         self.check("load", loaded.wait().blocks)?;
         for (block, expected) in ids.iter().zip(expected) {
             if digest(block)? != expected {

@@ -67,7 +67,7 @@ fn save_staged(
     let bytes = bytes_of(manifest.block_bytes(), whole.len())?;
     let region: OwnedMemoryRegion = Arc::new(RegionView::new(staged, 0, bytes)?);
     let source = PhysicalLayout::builder()
-        .with_shape(layout.shape().clone(), 1)
+        .with_shape(layout.shape().clone())
         .with_logical_fingerprint(manifest.identity().fingerprint())
         .layout(LayoutSpec::Word(word.clone()))
         .with_memory_regions(vec![region])

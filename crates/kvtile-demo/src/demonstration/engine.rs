@@ -4,13 +4,12 @@
 use std::path::Path;
 use std::time::Instant;
 
+use kvtile::TokenHasher;
 use kvtile::blocks::BlockKey;
 use kvtile::blocks::events::TierId;
-use kvtile::blocks::key::{BlockHasher, ExtraKeys, KeySettings};
+use kvtile::blocks::key::ExtraKeys;
 use kvtile::blocks::sequence::TokenSequence;
-use kvtile::tiers::cache::{
-    Cache, CacheSettings, LoadOptions, LoadReport, LookupOptions, StoreOptions,
-};
+use kvtile::tiers::cache::{Cache, CacheSettings, LoadReport};
 
 use super::store::{BlockKv, EngineBlocks};
 use super::{FlushedReport, OpenReport, StoreSettings, StoredReport};
@@ -25,7 +24,7 @@ const FOLDER_BYTES: u64 = 1 << 20;
 /// The blocks of a process behind its cache.
 pub(super) struct Engine {
     cache: Cache,
-    hasher: BlockHasher,
+    hasher: TokenHasher,
     stored_layout: String,
     block_bytes: u64,
     pub(super) kv_shape: KvShape,
@@ -53,11 +52,7 @@ impl Engine {
         } = blocks;
         let block_bytes = layout.shape().block_bytes()?;
         let fingerprint = identity.fingerprint();
-        let keys = KeySettings {
-            page_size: kv_shape.page_size,
-            ..KeySettings::default()
-        };
-        let hasher = BlockHasher::new(&keys, fingerprint.as_bytes())?;
+        let hasher = TokenHasher::new(&identity)?;
         let slot = block_bytes.next_multiple_of(SLOT_ALIGNMENT);
         let kept = store.blocks.get() as u64;
         // The disk keeps one slot in 64 erased.
@@ -100,7 +95,7 @@ impl Engine {
 
     /// The keys of the full blocks of `tokens`.
     pub(super) fn keys(&self, tokens: &[u32]) -> Result<TokenSequence, DemoError> {
-        let mut sequence = TokenSequence::new(self.hasher.clone(), ExtraKeys::NONE)?;
+        let mut sequence = self.hasher.sequence(ExtraKeys::NONE)?;
         sequence.reserve(tokens.len());
         sequence.extend(tokens);
         Ok(sequence)
@@ -119,7 +114,7 @@ impl Engine {
         (expected, tier): (usize, TierId),
         blocks: &[usize],
     ) -> Result<LoadReport, DemoError> {
-        let found = self.cache.lookup(keys, &LookupOptions::default());
+        let found = self.cache.lookup(keys);
         let (all, there) = (found.blocks(), found.blocks_in(tier));
         if all != expected || there != expected {
             return Err(DemoError::PrefixElsewhere {
@@ -131,7 +126,7 @@ impl Engine {
             });
         }
         let into = blocks.get(..expected).unwrap_or(blocks);
-        let load = self.cache.load(found, into, &LoadOptions::default())?;
+        let load = self.cache.load(found, into)?;
         let report = load.wait();
         if report.blocks != expected {
             return Err(DemoError::PrefixLost {
@@ -156,9 +151,7 @@ impl Engine {
     ) -> Result<StoredReport, DemoError> {
         let started = Instant::now();
         let blocks = blocks.get(..keys.len()).unwrap_or(blocks);
-        let store = self
-            .cache
-            .store(keys, 0, blocks, &StoreOptions::default())?;
+        let store = self.cache.store(keys, blocks)?;
         let report = store.wait();
         if report.dropped > 0 || report.stopped.is_some() {
             return Err(DemoError::NotStored {

@@ -110,7 +110,7 @@ pub(super) fn shape(kv: KvShape) -> Result<Shape, DemoError> {
 pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdentity, DemoError> {
     let pairs = RopeParam::Text(facts.rope_pairs.to_owned());
     let rope = Rope::new("default", f64::from(facts.rope_base))?.with_param("pairs", pairs)?;
-    let identity = LogicalIdentity::new(&facts.name, &facts.weights_sha256, shape, Some(rope))?;
+    let identity = LogicalIdentity::new(&facts.name, &facts.weights_sha256, shape)?.with_rope(rope);
     Ok(identity.with_extra("weights", "dequantised to f32")?)
 }
 
@@ -148,7 +148,7 @@ impl EngineBlocks {
             .map_err(TransferError::from)?;
         let layout = PhysicalLayout::builder()
             .with_logical_fingerprint(identity.fingerprint())
-            .with_shape(shape, ALIGNMENT)
+            .with_aligned_shape(shape, ALIGNMENT)
             .layout(word)
             .over_memory(Arc::new(memory))
             .build()?;

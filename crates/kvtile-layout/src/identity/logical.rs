@@ -31,8 +31,8 @@ const CONTEXT: &str = "kvtile identity logical 1";
 /// let bf16 = Unit::new("bf16", 2, 1)?;
 /// let shape = Shape::key_value(1000, 32, 16, 8, 128, &bf16)?;
 /// let rope = |base| Rope::new("llama3", base)?.with_number("factor", 8.0);
-/// let ours = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape, Some(rope(500_000.0)?))?;
-/// let theirs = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape, Some(rope(10_000.0)?))?;
+/// let ours = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape)?.with_rope(rope(500_000.0)?);
+/// let theirs = LogicalIdentity::new("llama-3.1-8b", "0e9e39f", &shape)?.with_rope(rope(10_000.0)?);
 /// let difference = ours.first_difference(&theirs).expect("the bases differ");
 /// assert_eq!(difference.field, "rope.base");
 /// assert_ne!(ours.fingerprint(), theirs.fingerprint());
@@ -85,7 +85,8 @@ impl TryFrom<StoredLogical> for LogicalIdentity {
         let layers = stored.shard.layers.count;
         let shape = Shape::new(1, layers, stored.page_size, stored.planes)?;
         let shape = shape.with_shard(stored.shard)?;
-        let identity = LogicalIdentity::new(&stored.model, &stored.revision, &shape, stored.rope)?;
+        let identity =
+            LogicalIdentity::new(&stored.model, &stored.revision, &shape)?.with_rope(stored.rope);
         check_count("extra", stored.extra.len(), MAP_ENTRIES_MAX)?;
         stored
             .extra
@@ -98,16 +99,12 @@ impl TryFrom<StoredLogical> for LogicalIdentity {
 
 impl LogicalIdentity {
     /// The identity of what `shape` holds of a model. `revision` says which weights: a commit, a
-    /// checksum of the file. `rope` is `None` for models without rotary embedding.
+    /// checksum of the file. A model with rotary embedding adds its parameters with
+    /// [`with_rope`](Self::with_rope).
     ///
     /// # Errors
     /// A model or revision that is empty or longer than 4096 bytes.
-    pub fn new(
-        model: &str,
-        revision: &str,
-        shape: &Shape,
-        rope: Option<Rope>,
-    ) -> Result<LogicalIdentity, LayoutError> {
+    pub fn new(model: &str, revision: &str, shape: &Shape) -> Result<LogicalIdentity, LayoutError> {
         check_text("model", model)?;
         check_text("revision", revision)?;
         let mut planes: Vec<Plane> = shape
@@ -126,9 +123,17 @@ impl LogicalIdentity {
             model: model.to_owned(),
             revision: revision.to_owned(),
             shape,
-            rope,
+            rope: None,
             extra: BTreeMap::new(),
         })
+    }
+
+    /// The same with the parameters of the rotary embedding, which the keys in a block depend on;
+    /// `None` for a model without one.
+    #[must_use]
+    pub fn with_rope(mut self, rope: impl Into<Option<Rope>>) -> LogicalIdentity {
+        self.rope = rope.into();
+        self
     }
 
     /// The same with `key` set to `value`: something that the codecs hide, for instance a digest
@@ -218,7 +223,7 @@ impl LogicalIdentity {
     /// A shape that no identity can have.
     pub fn difference_to_shape(&self, shape: &Shape) -> Result<Option<Difference>, LayoutError> {
         let rope = self.rope().cloned();
-        let same = LogicalIdentity::new(self.model(), self.revision(), shape, rope)?;
+        let same = LogicalIdentity::new(self.model(), self.revision(), shape)?.with_rope(rope);
         let structural = ["planes", "page_size", "shard"];
         let mut differences = self.differences(&same).into_iter();
         Ok(differences.find(|d| structural.iter().any(|part| d.field.starts_with(part))))

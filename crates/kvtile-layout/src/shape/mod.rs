@@ -94,18 +94,29 @@ impl Shape {
         Ok(shape)
     }
 
-    /// Keys and values of equal size: planes `k` and `v`, `num_heads` heads of `head_size` units.
+    /// Keys and values of equal size: planes `k` and `v`, `num_heads` heads of `head_size` units. `unit` is a
+    /// [`Unit`] or the name of a data type, such as `"bf16"`.
+    ///
+    /// ```
+    /// use kvtile_layout::Shape;
+    ///
+    /// // 8 blocks of 16 tokens, 4 layers, 2 KV heads of 64 bf16 values.
+    /// let shape = Shape::key_value(8, 4, 16, 2, 64, "bf16")?;
+    /// assert_eq!(shape.block_bytes()?, 4 * 2 * 16 * 2 * 64 * 2);
+    /// # Ok::<(), kvtile_layout::LayoutError>(())
+    /// ```
     ///
     /// # Errors
-    /// As for [`Shape::new`].
+    /// As for [`Shape::new`]; a name that is no data type ([`LayoutError::UnknownDtype`]).
     pub fn key_value(
         num_blocks: u64,
         num_layers: u64,
         page_size: u64,
         num_heads: u64,
         head_size: u64,
-        unit: &Unit,
+        unit: impl TryInto<Unit, Error: Into<LayoutError>>,
     ) -> Result<Shape, LayoutError> {
+        let unit: Unit = unit.try_into().map_err(Into::into)?;
         let plane = |name| -> Result<Plane, LayoutError> {
             Ok(Plane::new(name, unit.clone())?
                 .extent(Axis::H, num_heads)

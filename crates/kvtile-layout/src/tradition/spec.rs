@@ -183,6 +183,15 @@ impl From<Word> for LayoutSpec {
     }
 }
 
+/// A text in the layout language.
+impl TryFrom<&str> for LayoutSpec {
+    type Error = LayoutError;
+
+    fn try_from(text: &str) -> Result<LayoutSpec, LayoutError> {
+        Ok(LayoutSpec::Word(Word::parse(text)?))
+    }
+}
+
 impl From<BlockDimension> for LayoutSpec {
     fn from(block_dim: BlockDimension) -> LayoutSpec {
         LayoutSpec::LayerSeparate(block_dim)

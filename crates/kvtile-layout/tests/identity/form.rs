@@ -41,7 +41,9 @@ fn a_fingerprint_is_the_keyed_hash_of_the_described_form() {
         .unwrap()
         .with_param("factors", RopeParam::Numbers(factors))
         .unwrap();
-    let identity = LogicalIdentity::new("m", "r", &shape, Some(rope)).unwrap();
+    let identity = LogicalIdentity::new("m", "r", &shape)
+        .unwrap()
+        .with_rope(rope);
 
     let number = |value: u64| value.to_le_bytes().to_vec();
     let text = |text: &str| [number(text.len() as u64), text.as_bytes().to_vec()].concat();

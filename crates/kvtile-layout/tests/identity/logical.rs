@@ -140,8 +140,9 @@ fn blocks_replicas_and_the_order_of_planes_are_no_part_of_it() {
         .unwrap()
         .with_shard(shard)
         .unwrap();
-    let theirs = LogicalIdentity::new("llama", "0e9e39f", &shape, Some(rope(500_000.0)))
+    let theirs = LogicalIdentity::new("llama", "0e9e39f", &shape)
         .unwrap()
+        .with_rope(rope(500_000.0))
         .with_extra("scales", "none")
         .unwrap();
     assert_eq!(ours, theirs);
@@ -151,7 +152,8 @@ fn blocks_replicas_and_the_order_of_planes_are_no_part_of_it() {
 
 #[test]
 fn the_difference_of_a_rope_base_names_both_values() {
-    let other = LogicalIdentity::new("llama", "0e9e39f", &shape_of("bf16"), Some(rope(10_000.0)));
+    let other = LogicalIdentity::new("llama", "0e9e39f", &shape_of("bf16"))
+        .map(|identity| identity.with_rope(rope(10_000.0)));
     let other = other.unwrap().with_extra("scales", "none").unwrap();
     let difference = logical().first_difference(&other).unwrap();
     assert_eq!(
@@ -167,7 +169,7 @@ fn shards_of_one_model_differ_in_their_ranges_only() {
         let mut shard = Shard::tensor_parallel(40, 16, rank, 2).unwrap();
         shard.layers = AxisRange::new(4, 32);
         let shape = shape_of("bf16").with_shard(shard).unwrap();
-        LogicalIdentity::new("llama", "0e9e39f", &shape, None).unwrap()
+        LogicalIdentity::new("llama", "0e9e39f", &shape).unwrap()
     };
     let fields: Vec<String> = of(0)
         .differences(&of(1))
@@ -196,7 +198,7 @@ fn numbers_that_are_none_and_texts_without_end_are_refused() {
     let shape = shape_of("bf16");
     let long = "x".repeat(5000);
     for (model, revision) in [("", "r"), ("m", ""), (long.as_str(), "r")] {
-        let error = refusal(LogicalIdentity::new(model, revision, &shape, None));
+        let error = refusal(LogicalIdentity::new(model, revision, &shape));
         assert!(matches!(error, IdentityError::TextLength { .. }));
     }
     assert!(logical().with_extra("", "x").is_err());

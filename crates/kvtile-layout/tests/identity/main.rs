@@ -36,8 +36,9 @@ fn rope(base: f64) -> Rope {
 }
 
 fn logical() -> LogicalIdentity {
-    LogicalIdentity::new("llama", "0e9e39f", &shape_of("bf16"), Some(rope(500_000.0)))
+    LogicalIdentity::new("llama", "0e9e39f", &shape_of("bf16"))
         .unwrap()
+        .with_rope(rope(500_000.0))
         .with_extra("scales", "none")
         .unwrap()
 }

@@ -42,7 +42,9 @@ fn logicals() -> impl Strategy<Value = LogicalIdentity> {
         |(text, (layers, page, heads, size), codec, rope, extra)| {
             let unit = Unit::named(codec).unwrap();
             let shape = Shape::key_value(3, layers, page, heads, size, &unit).unwrap();
-            let identity = LogicalIdentity::new(&text, "r", &shape, rope).unwrap();
+            let identity = LogicalIdentity::new(&text, "r", &shape)
+                .unwrap()
+                .with_rope(rope);
             extra
                 .into_iter()
                 .try_fold(identity, |identity, (key, value)| {

@@ -25,7 +25,7 @@ fn identity() -> StoreIdentity {
     let shape = Shape::key_value(1, 2, 16, 2, 64, &unit).unwrap();
     let layout = StridedLayout::resolve(&STORAGE_WORD.parse().unwrap(), &shape, 1).unwrap();
     StoreIdentity {
-        logical: LogicalIdentity::new("toy", "0123abc", &shape, None).unwrap(),
+        logical: LogicalIdentity::new("toy", "0123abc", &shape).unwrap(),
         block_layout: LayoutIdentity::of_block(&layout),
         pieces: Pieces::whole(16_384),
     }
@@ -185,7 +185,7 @@ fn export_saved(path: &Path, file: &Path, more: &[&str]) -> Ran {
 fn loaded(file: &Path) -> Vec<u8> {
     let cache = SavedCache::open(file, &identity().logical).unwrap();
     let layout = PhysicalLayout::builder()
-        .with_shape(cache.header().shape.clone(), 1)
+        .with_shape(cache.header().shape.clone())
         .layout("BLKNHC".parse::<Word>().unwrap())
         .allocate_system()
         .build()

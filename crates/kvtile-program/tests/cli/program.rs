@@ -66,9 +66,11 @@ pub(crate) fn saved_cache(folder: &Path, name: &str, rope_base: f64) -> PathBuf 
     let shape = Shape::key_value(6, 3, 4, 2, 16, &Unit::named("bf16").unwrap()).unwrap();
     let word: Word = "L|BH(kCN,vNC)".parse().unwrap();
     let rope = Rope::new("default", rope_base).unwrap();
-    let identity = LogicalIdentity::new("toy", "0123abc", &shape, Some(rope)).unwrap();
+    let identity = LogicalIdentity::new("toy", "0123abc", &shape)
+        .unwrap()
+        .with_rope(rope);
     let layout = PhysicalLayout::builder()
-        .with_shape(shape, 1)
+        .with_shape(shape)
         .layout(word)
         .allocate_system()
         .build()

@@ -53,7 +53,9 @@ fn shape() -> Shape {
 
 fn hostile_identity() -> LogicalIdentity {
     let rope = Rope::new(&hostile(), 10_000.0).unwrap();
-    LogicalIdentity::new(&hostile(), &hostile(), &shape(), Some(rope)).unwrap()
+    LogicalIdentity::new(&hostile(), &hostile(), &shape())
+        .unwrap()
+        .with_rope(rope)
 }
 
 #[test]
@@ -70,7 +72,7 @@ fn of_folders() {
     drop(SlotStore::create_or_open(&path, &settings, &identity).unwrap());
     // The message of a refusal has both models in it, and goes to logs and exceptions as it is.
     let ours = StoreIdentity {
-        logical: LogicalIdentity::new("toy", "1", &shape(), None).unwrap(),
+        logical: LogicalIdentity::new("toy", "1", &shape()).unwrap(),
         ..identity
     };
     let error = SlotStore::create_or_open(&path, &settings, &ours).unwrap_err();
@@ -121,9 +123,7 @@ fn of_saved_caches() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(HOSTILE_NAME);
     let word: Word = "BLKNHC".parse().unwrap();
-    let layout = PhysicalLayout::builder()
-        .with_shape(shape(), 1)
-        .layout(word);
+    let layout = PhysicalLayout::builder().with_shape(shape()).layout(word);
     let manager = TransferManager::new();
     let handle = manager
         .register(layout.allocate_system().build().unwrap())

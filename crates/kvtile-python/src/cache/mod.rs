@@ -251,13 +251,14 @@ impl PyCache {
         #[pyo3(from_py_with = number::output_tokens)] output_tokens: u32,
         #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
     ) -> PyResult<PyMatch> {
-        let options = LookupOptions {
-            owner: OwnerId(owner),
-            hold,
-            hints: hints(priority, output_tokens, partial_tail),
-            lifetime,
-        };
-        let found = self.with(py, |cache| Ok::<_, Failure>(cache.lookup(&keys, &options)))?;
+        let options = LookupOptions::new()
+            .owner(OwnerId(owner))
+            .hold(hold)
+            .hints(hints(priority, output_tokens, partial_tail))
+            .lifetime(lifetime);
+        let found = self.with(py, |cache| {
+            Ok::<_, Failure>(cache.lookup_with(&keys, &options))
+        })?;
         Ok(PyMatch::new(found))
     }
 
@@ -294,17 +295,15 @@ impl PyCache {
         #[pyo3(from_py_with = time::within)] within: Option<Duration>,
         #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
-        let mut options = LoadOptions {
-            priority: priority_of(&priority)?,
-            within,
-            layout: None,
-        };
+        let options = LoadOptions::new()
+            .priority(priority_of(&priority)?)
+            .within(within);
         let found = found.get().take()?;
         let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
         let load = self.with(py, move |cache| -> Result<_, Failure> {
-            options.layout = handle_of(other)?;
-            Ok(cache.load(found, &blocks, &options)?)
+            let options = options.layout(handle_of(other)?);
+            Ok(cache.load_with(found, &blocks, &options)?)
         })?;
         Ok(PyCompletion::new(Ending::Load(load), layouts))
     }
@@ -355,19 +354,18 @@ impl PyCache {
         #[pyo3(from_py_with = flag::partial_tail)] partial_tail: bool,
         #[pyo3(from_py_with = object::layout)] layout: Option<Bound<'_, PyLayout>>,
     ) -> PyResult<PyCompletion> {
-        let mut options = StoreOptions {
-            tenant: TenantId(tenant),
-            priority: priority_of(&priority)?,
-            within,
-            hints: hints(keep, output_tokens, partial_tail),
-            lifetime,
-            layout: None,
-        };
+        let options = StoreOptions::new()
+            .first(first)
+            .tenant(TenantId(tenant))
+            .priority(priority_of(&priority)?)
+            .within(within)
+            .hints(hints(keep, output_tokens, partial_tail))
+            .lifetime(lifetime);
         let layouts = self.layouts(layout.as_ref())?;
         let other = layout.and_then(|_| layouts.last().map(Arc::clone));
         let store = self.with(py, move |cache| -> Result<_, Failure> {
-            options.layout = handle_of(other)?;
-            Ok(cache.store(&keys, first, &blocks, &options)?)
+            let options = options.layout(handle_of(other)?);
+            Ok(cache.store_with(&keys, &blocks, &options)?)
         })?;
         Ok(PyCompletion::new(Ending::Store(store), layouts))
     }

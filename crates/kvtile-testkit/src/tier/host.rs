@@ -81,12 +81,12 @@ impl HostMemory {
         let shape = Shape::key_value(blocks as u64, 2, 4, 2, 8, &unit)?;
         let word: Word = "BLHKNC".parse().map_err(kvtile_layout::LayoutError::from)?;
         let layout = PhysicalLayout::builder()
-            .with_shape(shape.clone(), ALIGNMENT)
+            .with_aligned_shape(shape.clone(), ALIGNMENT)
             .layout(word)
             .allocate_system()
             .build()?;
         let identity = StoreIdentity {
-            logical: LogicalIdentity::new("a-model", "main", &shape.with_num_blocks(1)?, None)?,
+            logical: LogicalIdentity::new("a-model", "main", &shape.with_num_blocks(1)?)?,
             block_layout: LayoutIdentity::of_block(layout.strided()),
             pieces: layer_by_layer(&layout)?,
         };

@@ -111,10 +111,7 @@ pub(super) fn prefetch(
     keys: &[BlockKey],
 ) -> Result<Completion<LoadReport>, TierError> {
     let found = found::lookup(inner, keys, &LookupOptions::default());
-    let options = LoadOptions {
-        priority: Priority::Background,
-        ..LoadOptions::default()
-    };
+    let options = LoadOptions::new().priority(Priority::Background);
     begin(inner, found, None, &options)
 }
 

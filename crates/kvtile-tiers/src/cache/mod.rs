@@ -79,34 +79,31 @@ use crate::{
 /// A cache of KV blocks in host memory and in tiers below it, for one engine's layout.
 ///
 /// ```
-/// use kvtile_blocks::{key::{BlockHasher, ExtraKeys, KeySettings}, sequence::TokenSequence};
-/// use kvtile_layout::{Shape, Unit, Word, identity::LogicalIdentity};
-/// use kvtile_tiers::cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions};
+/// use kvtile_layout::{Shape, identity::LogicalIdentity};
+/// use kvtile_tiers::{TokenHasher, cache::{Cache, CacheSettings}};
 /// use kvtile_transfer::{FillPattern, PhysicalLayout};
 ///
 /// // The engine: 32 blocks of 16 tokens, in the order of vLLM's CPU backend.
-/// let shape = Shape::key_value(32, 4, 16, 2, 64, &Unit::new("bf16", 2, 1)?)?;
+/// let shape = Shape::key_value(32, 4, 16, 2, 64, "bf16")?;
 /// let engine = PhysicalLayout::builder()
-///     .with_shape(shape.clone(), 1)
-///     .layout("L|BH(kCN,vNC)".parse::<Word>()?)
+///     .with_shape(shape.clone())
+///     .layout("L|BH(kCN,vNC)")
 ///     .allocate_system()
 ///     .build()?;
-/// let identity = LogicalIdentity::new("a-model", "main", &shape, None)?;
-/// let keys_of = identity.fingerprint();
+/// let identity = LogicalIdentity::new("a-model", "main", &shape)?;
+/// let hasher = TokenHasher::new(&identity)?;
 /// let cache = Cache::open(CacheSettings::new(identity).host_bytes(16 << 20), engine)?;
 ///
 /// // A prompt of 40 tokens has two full blocks; the engine computed them into its blocks 3 and 7.
-/// let hasher = BlockHasher::new(&KeySettings::default(), keys_of.as_bytes())?;
-/// let mut prompt = TokenSequence::new(hasher, ExtraKeys::NONE)?;
-/// prompt.extend(&(0..40).collect::<Vec<u32>>());
+/// let keys = hasher.keys(&(0..40).collect::<Vec<u32>>());
 /// # cache.manager().fill(cache.engine(), &[3, 7], FillPattern::Distinct { seed: 1 })?;
-/// let stored = cache.store(prompt.keys(), 0, &[3, 7], &StoreOptions::default())?;
+/// let stored = cache.store(&keys, &[3, 7])?;
 /// assert_eq!(stored.wait().stored, 2);
 ///
 /// // Another request begins with the same tokens: its blocks 20 and 21 are loaded, layer by layer.
-/// let found = cache.lookup(prompt.keys(), &LookupOptions::default());
+/// let found = cache.lookup(&keys);
 /// assert_eq!(found.blocks(), 2);
-/// let load = cache.load(found, &[20, 21], &LoadOptions::default())?;
+/// let load = cache.load(found, &[20, 21])?;
 /// assert!(load.wait_layer(0).is_ok());
 /// assert_eq!(load.wait().blocks, 2);
 /// # let manager = cache.manager();
@@ -137,18 +134,35 @@ impl Cache {
     /// lock; what is found is entered in the list of pins, under a short one. Where the engine's rate
     /// of computing is known ([`CacheSettings::recompute_tokens_per_second`]), blocks in tiers below host memory that would take longer to
     /// load than to compute are left out.
-    pub fn lookup(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
+    pub fn lookup(&self, keys: &[BlockKey]) -> Match {
+        self.lookup_with(keys, &LookupOptions::default())
+    }
+
+    /// As [`lookup`](Self::lookup), with an owner, a limit on the pins, hints and a lifetime.
+    pub fn lookup_with(&self, keys: &[BlockKey], options: &LookupOptions) -> Match {
         found::lookup(&self.inner, keys, options)
     }
 
-    /// Starts loading the blocks of a match to `destinations` of the engine's layout, as many
-    /// leading ones as there are ids. It returns at once.
+    /// Starts loading the leading blocks of a match to the blocks `destinations` of the engine's layout, one
+    /// for each id. It returns at once.
     ///
     /// # Errors
-    /// More destinations than blocks; an id that the layout does not have, or twice; another layout
-    /// than the engine's that is not registered with the manager or not of the cache's identity; a full
-    /// queue ([`TierError::Busy`]): compute the blocks instead.
+    /// More destinations than blocks; an id that the layout does not have, or twice; a full queue
+    /// ([`TierError::Busy`]): compute the blocks instead.
     pub fn load(
+        &self,
+        found: Match,
+        destinations: &[usize],
+    ) -> Result<Completion<LoadReport>, TierError> {
+        self.load_with(found, destinations, &LoadOptions::default())
+    }
+
+    /// As [`load`](Self::load), with a priority, a deadline, or another layout than the engine's.
+    ///
+    /// # Errors
+    /// As for [`load`](Self::load); a layout that is not registered with the cache's manager, or that is not of
+    /// the cache's identity.
+    pub fn load_with(
         &self,
         found: Match,
         destinations: &[usize],
@@ -157,23 +171,35 @@ impl Cache {
         load::start(&self.inner, found, destinations, options)
     }
 
-    /// Starts storing engine blocks: block `i` of `blocks` is that of `keys[first + i]`. `keys` is
-    /// the chain from its first block on, at least up to the last one stored. It returns at once;
-    /// until its end the blocks must keep what they hold (a transfer that would write them
-    /// meanwhile is refused).
+    /// Starts storing the blocks `blocks` of the engine's layout: `blocks[i]` holds the KV of `keys[i]`. `keys`
+    /// is a chain from its first block on. It returns at once. The blocks are leased for reading until the store
+    /// ends: a transfer that would write them is refused.
     ///
     /// # Errors
-    /// Fewer keys than blocks; an id that the layout does not have, or twice; another layout than the
-    /// engine's that is not registered with the manager or not of the cache's identity; a full queue
+    /// Fewer keys than blocks; an id that the layout does not have, or twice; a full queue
     /// ([`TierError::Busy`]): go on without storing them.
     pub fn store(
         &self,
         keys: &[BlockKey],
-        first: usize,
+        blocks: &[usize],
+    ) -> Result<Completion<StoreReport>, TierError> {
+        self.store_with(keys, blocks, &StoreOptions::default())
+    }
+
+    /// As [`store`](Self::store), from a later block of the chain on ([`StoreOptions::first`]: `blocks[i]` holds
+    /// the KV of `keys[first + i]`), with a tenant, a priority, a deadline, hints, a lifetime, or another layout
+    /// than the engine's.
+    ///
+    /// # Errors
+    /// As for [`store`](Self::store); a layout that is not registered with the cache's manager, or that is not of
+    /// the cache's identity.
+    pub fn store_with(
+        &self,
+        keys: &[BlockKey],
         blocks: &[usize],
         options: &StoreOptions,
     ) -> Result<Completion<StoreReport>, TierError> {
-        store::start(&self.inner, (keys, first), blocks, options)
+        store::start(&self.inner, keys, blocks, options)
     }
 
     /// Asks tiers that answer later ([`Answers::Later`](crate::tier::Answers)) for the leading blocks of `keys`:

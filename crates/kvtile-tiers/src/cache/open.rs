@@ -309,7 +309,7 @@ fn host_layout(
         false => Prefault::None,
     };
     let storage = PhysicalLayout::builder()
-        .with_shape(shape, ALIGNMENT)
+        .with_aligned_shape(shape, ALIGNMENT)
         .with_logical_fingerprint(settings.identity.fingerprint())
         .layout(LayoutSpec::Word(word))
         .allocate_system_with(prefault)

@@ -1,4 +1,5 @@
-//! What callers may say of lookups, loads and stores beside their blocks.
+//! Options of lookups, loads and stores. Each starts from its defaults and is changed by the methods named
+//! after its fields, so that a new option breaks no caller.
 
 use std::time::Duration;
 
@@ -8,73 +9,142 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::LayoutHandle;
 
-/// How urgent a job is; later ones of the list come first. One turn in eight goes to the job that waits for
-/// the longest time, whatever its priority, so that none waits for ever.
+/// The priority of a job. A worker takes the highest first; every eighth job that it takes is the one that
+/// has waited longest, so that no job starves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Priority {
-    /// When there is nothing else: prefetching.
+    /// After all others: prefetches.
     Background,
-    /// Storing, unless something else is said.
+    /// The default of stores.
     Low,
-    /// Loading, unless something else is said.
+    /// The default of loads.
     #[default]
     Normal,
-    /// Before everything else.
+    /// Before all others.
     Urgent,
 }
 
-/// What is said of a lookup beside its keys.
+/// Options of [`Cache::lookup_with`](super::Cache::lookup_with).
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct LookupOptions {
-    /// Who looks; reports of pins name it.
+    /// The owner of the pins, named in reports of overdue pins.
     pub owner: OwnerId,
-    /// The match should be used or dropped within this time; one that is held for longer is
-    /// reported by [`Cache::overdue`](super::Cache::overdue).
+    /// How long the match may hold its pins (default: without limit).
+    /// [`Cache::overdue`](super::Cache::overdue) reports pins that are held for longer.
     pub hold: Option<Duration>,
-    /// What the caller knows of the request.
+    /// Hints for the eviction policy.
     pub hints: Hints,
-    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
-    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
+    /// How long the blocks are worth keeping (default: for ever), to about a second. Expired blocks are
+    /// evicted first. The longest lifetime of a block's users counts. It replaces `hints.expires`, which
     /// counts from the start of the cache's clock.
     pub lifetime: Option<Duration>,
 }
 
-/// What is said of a load beside its blocks.
+impl LookupOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> LookupOptions {
+        LookupOptions::default()
+    }
+
+    /// Sets [`owner`](Self::owner).
+    #[must_use]
+    pub fn owner(mut self, owner: OwnerId) -> LookupOptions {
+        self.owner = owner;
+        self
+    }
+
+    /// Sets [`hold`](Self::hold).
+    #[must_use]
+    pub fn hold(mut self, time: impl Into<Option<Duration>>) -> LookupOptions {
+        self.hold = time.into();
+        self
+    }
+
+    /// Sets [`hints`](Self::hints).
+    #[must_use]
+    pub fn hints(mut self, hints: Hints) -> LookupOptions {
+        self.hints = hints;
+        self
+    }
+
+    /// Sets [`lifetime`](Self::lifetime).
+    #[must_use]
+    pub fn lifetime(mut self, time: impl Into<Option<Duration>>) -> LookupOptions {
+        self.lifetime = time.into();
+        self
+    }
+}
+
+/// Options of [`Cache::load_with`](super::Cache::load_with).
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct LoadOptions {
-    /// When it is its turn.
+    /// The priority in the queue.
     pub priority: Priority,
-    /// Parts that have not begun after this time do not begin.
+    /// The deadline, from now (default: none). Parts of the load that have not begun by then do not begin.
     pub within: Option<Duration>,
-    /// Where the blocks go: another layout of the cache's transfer manager that holds the same, or the
-    /// engine's.
+    /// The layout that the blocks are copied to (default: the engine's): one of the same shape and identity
+    /// that is registered with the cache's transfer manager.
     pub layout: Option<LayoutHandle>,
 }
 
-/// What is said of a store beside its blocks.
+impl LoadOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> LoadOptions {
+        LoadOptions::default()
+    }
+
+    /// Sets [`priority`](Self::priority).
+    #[must_use]
+    pub fn priority(mut self, priority: Priority) -> LoadOptions {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets [`within`](Self::within).
+    #[must_use]
+    pub fn within(mut self, time: impl Into<Option<Duration>>) -> LoadOptions {
+        self.within = time.into();
+        self
+    }
+
+    /// Sets [`layout`](Self::layout).
+    #[must_use]
+    pub fn layout(mut self, layout: impl Into<Option<LayoutHandle>>) -> LoadOptions {
+        self.layout = layout.into();
+        self
+    }
+}
+
+/// Options of [`Cache::store_with`](super::Cache::store_with).
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub struct StoreOptions {
-    /// Whose blocks they are.
+    /// The index in `keys` of the first stored block (default 0).
+    pub first: usize,
+    /// The tenant whose quota the blocks count against.
     pub tenant: TenantId,
-    /// When it is its turn.
+    /// The priority in the queue (default [`Priority::Low`]).
     pub priority: Priority,
-    /// If it has not begun after this time, it does not begin.
+    /// The deadline, from now (default: none). A store that has not begun by then does not begin.
     pub within: Option<Duration>,
-    /// What the caller knows of the blocks.
+    /// Hints for the eviction policy.
     pub hints: Hints,
-    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
-    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
-    /// counts from the start of the cache's clock.
+    /// How long the blocks are worth keeping, as [`LookupOptions::lifetime`].
     pub lifetime: Option<Duration>,
-    /// Where the blocks are: another layout of the cache's transfer manager that holds the same, or
-    /// the engine's.
+    /// The layout that the blocks are copied from (default: the engine's): one of the same shape and identity
+    /// that is registered with the cache's transfer manager.
     pub layout: Option<LayoutHandle>,
 }
 
 impl Default for StoreOptions {
     fn default() -> Self {
         StoreOptions {
+            first: 0,
             tenant: TenantId::default(),
             priority: Priority::Low,
             within: None,
@@ -82,5 +152,62 @@ impl Default for StoreOptions {
             lifetime: None,
             layout: None,
         }
+    }
+}
+
+impl StoreOptions {
+    /// The defaults.
+    #[must_use]
+    pub fn new() -> StoreOptions {
+        StoreOptions::default()
+    }
+
+    /// Sets [`first`](Self::first).
+    #[must_use]
+    pub fn first(mut self, index: usize) -> StoreOptions {
+        self.first = index;
+        self
+    }
+
+    /// Sets [`tenant`](Self::tenant).
+    #[must_use]
+    pub fn tenant(mut self, tenant: TenantId) -> StoreOptions {
+        self.tenant = tenant;
+        self
+    }
+
+    /// Sets [`priority`](Self::priority).
+    #[must_use]
+    pub fn priority(mut self, priority: Priority) -> StoreOptions {
+        self.priority = priority;
+        self
+    }
+
+    /// Sets [`within`](Self::within).
+    #[must_use]
+    pub fn within(mut self, time: impl Into<Option<Duration>>) -> StoreOptions {
+        self.within = time.into();
+        self
+    }
+
+    /// Sets [`hints`](Self::hints).
+    #[must_use]
+    pub fn hints(mut self, hints: Hints) -> StoreOptions {
+        self.hints = hints;
+        self
+    }
+
+    /// Sets [`lifetime`](Self::lifetime).
+    #[must_use]
+    pub fn lifetime(mut self, time: impl Into<Option<Duration>>) -> StoreOptions {
+        self.lifetime = time.into();
+        self
+    }
+
+    /// Sets [`layout`](Self::layout).
+    #[must_use]
+    pub fn layout(mut self, layout: impl Into<Option<LayoutHandle>>) -> StoreOptions {
+        self.layout = layout.into();
+        self
     }
 }

@@ -95,10 +95,11 @@ struct StoreJob {
 /// Starts storing.
 pub(super) fn start(
     inner: &Arc<Parts>,
-    (all, first): (&[BlockKey], usize),
+    all: &[BlockKey],
     blocks: &[usize],
     options: &StoreOptions,
 ) -> Result<Completion<StoreReport>, TierError> {
+    let first = options.first;
     let wanted = first.checked_add(blocks.len());
     let Some(chain) = wanted.and_then(|end| all.get(first..end)) else {
         return Err(TierError::TooFewKeys {

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     TierError,
-    cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions},
+    cache::{Cache, CacheSettings, LookupOptions, StoreOptions},
 };
 
 /// The cache, and an engine with as many blocks as the longest request has.
@@ -57,11 +57,11 @@ impl RealCache {
         let shape = shape(blocks, block_bytes)?;
         let word = Word::parse("L|BKNHC").map_err(kvtile_layout::LayoutError::from)?;
         let engine = PhysicalLayout::builder()
-            .with_shape(shape.clone(), 1)
+            .with_shape(shape.clone())
             .layout(word)
             .allocate_system()
             .build()?;
-        let identity = LogicalIdentity::new("a trace", "1", &shape, None)?;
+        let identity = LogicalIdentity::new("a trace", "1", &shape)?;
         let stride = block_bytes.next_multiple_of(4096);
         let host_bytes = stride.saturating_mul(u64::from(host_blocks));
         let settings = CacheSettings::new(identity).host_bytes(host_bytes);
@@ -139,24 +139,18 @@ impl ReplayTarget for RealCache {
         let mut hints = Hints::default();
         hints.output_tokens = request.output_tokens;
         hints.partial_tail = request.partial_tail;
-        let lookup = LookupOptions {
-            hints,
-            ..LookupOptions::default()
-        };
-        let found = self.cache.lookup(&self.keys, &lookup);
+        let lookup = LookupOptions::new().hints(hints);
+        let found = self.cache.lookup_with(&self.keys, &lookup);
         let destinations: Vec<usize> = (0..found.blocks()).collect();
-        let load = self
-            .cache
-            .load(found, &destinations, &LoadOptions::default())?;
+        let load = self.cache.load(found, &destinations)?;
         let loaded = load.wait().blocks;
         self.compare(loaded)?;
         if loaded < self.keys.len() {
             let ids = self.compute(loaded)?;
-            let store = StoreOptions {
-                hints,
-                ..StoreOptions::default()
-            };
-            let stored = self.cache.store(&self.keys, loaded, &ids, &store)?;
+            let store = StoreOptions::new().hints(hints);
+            let stored = self
+                .cache
+                .store_with(&self.keys, &ids, &store.first(loaded))?;
             // What found no room is computed again the next time.
             drop(stored.wait());
         }

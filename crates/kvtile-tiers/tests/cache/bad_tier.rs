@@ -15,8 +15,7 @@ use kvtile_testkit::{
 };
 use kvtile_tiers::{
     cache::{
-        Cache, CacheBuilder, Clock, DiskSettings, FlushReport, LoadOptions, LoadReport,
-        LookupOptions, StoreOptions, TierSettings, TierWrites,
+        Cache, CacheBuilder, Clock, DiskSettings, FlushReport, LoadReport, TierSettings, TierWrites,
     },
     disk::{DiskTier, medium::Medium},
     metrics::MissReason,
@@ -382,9 +381,9 @@ fn load_adds_up(report: &LoadReport) {
 
 /// A load that is cancelled at some point of its way.
 fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut Numbers) {
-    let found = cache.lookup(keys, &LookupOptions::default());
+    let found = cache.lookup(keys);
     let blocks: Vec<usize> = (40..40 + found.blocks()).collect();
-    let Ok(load) = cache.load(found, &blocks, &LoadOptions::default()) else {
+    let Ok(load) = cache.load(found, &blocks) else {
         return;
     };
     for _ in 0..numbers.below(3) {
@@ -395,7 +394,7 @@ fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut Numbers) {
     }
     while cache.step() {}
     load_adds_up(&load.try_result().unwrap());
-    let nothing = cache.store(&[], 0, &[], &StoreOptions::default());
+    let nothing = cache.store(&[], &[]);
     assert_eq!(nothing.unwrap().wait().stored, 0);
 }
 

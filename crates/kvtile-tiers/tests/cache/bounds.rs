@@ -67,9 +67,9 @@ fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
     let settings = with_disk(16, folder.path(), DISK).workers(1);
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     let blocks: Vec<usize> = (0..found.blocks()).collect();
-    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    let load = cache.load(found, &blocks).unwrap();
     let report = load.wait();
     assert_eq!((report.blocks, report.wanted), (3, 6), "{report:?}");
     assert!(matches!(report.stopped, Some(LoadStop::Lost)));
@@ -128,7 +128,7 @@ fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
     let mut engine = Engine::new(&cache);
     // Nothing was measured yet: the first ones are loaded.
     assert_eq!(engine.load(&keys[..2], 0), 2);
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     assert_eq!((found.blocks(), found.blocks_in(TierId::HOST)), (2, 2));
     assert_eq!(cache.stats().misses[&MissReason::SlowerThanComputing], 6);
 }
@@ -143,12 +143,9 @@ fn a_load_that_is_too_late_touches_nothing() {
     let keys = chain(1, 2);
     engine.store(&keys, 0);
     engine.poison(20);
-    let options = LoadOptions {
-        within: Some(Duration::from_millis(5)),
-        ..LoadOptions::default()
-    };
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    let load = cache.load(found, &[20, 21], &options).unwrap();
+    let options = LoadOptions::new().within(Duration::from_millis(5));
+    let found = cache.lookup(&keys);
+    let load = cache.load_with(found, &[20, 21], &options).unwrap();
     clock.advance(Duration::from_millis(6));
     while cache.step() {}
     assert!(matches!(load.wait().stopped, Some(LoadStop::Deadline)));
@@ -167,15 +164,12 @@ fn one_tenant_cannot_push_out_another() {
     let mut engine = Engine::new(&cache);
     let theirs = chain(1, 10);
     engine.store(&theirs, 0);
-    let options = StoreOptions {
-        tenant: TenantId(7),
-        ..StoreOptions::default()
-    };
+    let options = StoreOptions::new().tenant(TenantId(7));
     for number in 10..20 {
         let keys = chain(number, 2);
         engine.compute(&keys[0], 20);
         engine.compute(&keys[1], 21);
-        let stored = cache.store(&keys, 0, &[20, 21], &options).unwrap().wait();
+        let stored = cache.store_with(&keys, &[20, 21], &options).unwrap().wait();
         assert_eq!(stored.stored, 2);
     }
     assert_eq!(engine.load(&theirs, 30), 10);
@@ -211,27 +205,18 @@ fn blocks_whose_lifetime_is_over_leave_first() {
     let [forever, short, extended] = [1, 2, 3].map(|number| chain(number, 4));
     engine.store(&forever, 0);
     for keys in [&short, &extended] {
-        let options = StoreOptions {
-            lifetime: Some(Duration::from_secs(10)),
-            ..StoreOptions::default()
-        };
-        let stored = cache.store(keys, 0, &[10, 11, 12, 13], &options).unwrap();
+        let options = StoreOptions::new().lifetime(Duration::from_secs(10));
+        let stored = cache.store_with(keys, &[10, 11, 12, 13], &options).unwrap();
         assert_eq!(stored.wait().stored, 4);
     }
     let blocks = || {
-        let plain = LookupOptions {
-            lifetime: Some(Duration::ZERO),
-            ..LookupOptions::default()
-        };
-        let found = [&forever, &short, &extended].map(|keys| cache.lookup(keys, &plain));
+        let plain = LookupOptions::new().lifetime(Duration::ZERO);
+        let found = [&forever, &short, &extended].map(|keys| cache.lookup_with(keys, &plain));
         found.map(|found| found.blocks())
     };
     clock.advance(Duration::from_secs(8));
-    let longer = LookupOptions {
-        lifetime: Some(Duration::from_secs(60)),
-        ..LookupOptions::default()
-    };
-    assert_eq!(cache.lookup(&extended, &longer).blocks(), 4);
+    let longer = LookupOptions::new().lifetime(Duration::from_secs(60));
+    assert_eq!(cache.lookup_with(&extended, &longer).blocks(), 4);
     clock.advance(Duration::from_secs(4));
     assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4);
     assert_eq!(blocks(), [4, 0, 4]);

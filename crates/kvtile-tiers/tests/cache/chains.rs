@@ -3,9 +3,7 @@
 use std::{path::Path, sync::Barrier, thread};
 
 use kvtile_blocks::{BlockKey, events::TierId, policy::PolicyKind};
-use kvtile_tiers::cache::{
-    Cache, CacheSettings, LookupOptions, Priority, StoreOptions, StoreStop, TierWrites,
-};
+use kvtile_tiers::cache::{Cache, CacheSettings, Priority, StoreOptions, StoreStop, TierWrites};
 
 use super::common::{Engine, chain, engine_layout, settings, with_disk};
 
@@ -23,7 +21,7 @@ const WRITES: [TierWrites; 3] = [
 ];
 
 fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
-    let found = cache.lookup(keys, &LookupOptions::default());
+    let found = cache.lookup(keys);
     found.blocks()
 }
 
@@ -239,12 +237,11 @@ fn pieces_of_a_chain_may_come_at_once_and_in_any_order_of_the_queue() {
                     1 => Priority::Low,
                     _ => Priority::Urgent,
                 };
-                let options = StoreOptions {
-                    priority,
-                    ..StoreOptions::default()
-                };
+                let options = StoreOptions::new().priority(priority);
                 let blocks = [first, first + 1, first + 2, first + 3];
-                cache.store(&keys, first, &blocks, &options).unwrap()
+                cache
+                    .store_with(&keys, &blocks, &options.first(first))
+                    .unwrap()
             })
             .collect();
         for piece in pieces {
@@ -269,12 +266,9 @@ fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
     };
     let keys = chain(1, 16);
     let store = |cache: &Cache, first: usize, priority| {
-        let options = StoreOptions {
-            priority,
-            ..StoreOptions::default()
-        };
+        let options = StoreOptions::new().priority(priority);
         let blocks: Vec<usize> = (first..first + 4).collect();
-        cache.store(&keys, first, &blocks, &options)
+        cache.store_with(&keys, &blocks, &options.first(first))
     };
     let cache = open();
     let first = store(&cache, 0, Priority::Background).unwrap();
@@ -340,7 +334,7 @@ fn a_chain_of_a_million_keys_is_taken_at_once() {
     let keys = chain(1, 1_000_000);
     // All of them stand in host memory's way: nothing is looked up on this thread.
     let lookups = cache.pool_stats(TierId::HOST).unwrap().lookups;
-    let refused = cache.store(&keys, 999_990, &[0, 1, 2], &StoreOptions::default());
+    let refused = cache.store_with(&keys, &[0, 1, 2], &StoreOptions::new().first(999_990));
     let store = refused.unwrap();
     assert!(!store.is_complete());
     assert_eq!(cache.pool_stats(TierId::HOST).unwrap().lookups, lookups);

@@ -10,7 +10,7 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_tiers::cache::{Cache, Clock, LoadOptions, LookupOptions, StoreOptions, TierWrites};
+use kvtile_tiers::cache::{Cache, Clock, TierWrites};
 
 use super::{
     bounds::VirtualClock,
@@ -122,8 +122,8 @@ fn closing_gives_everything_back_while_matches_live() {
     let keys = chain(1, 8);
     Engine::new(&cache).store(&keys, 0);
     cache.evict(TierId::HOST, 4).unwrap();
-    let nothing = cache.lookup(&chain(2, 3), &LookupOptions::default());
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let nothing = cache.lookup(&chain(2, 3));
+    let found = cache.lookup(&keys);
     assert_eq!((nothing.blocks(), found.blocks()), (0, 8));
     let before = resident_bytes();
     drop(cache);
@@ -138,7 +138,7 @@ fn closing_gives_everything_back_while_matches_live() {
     let again = Cache::open(with_disk(16, folder.path(), DISK), engine_layout());
     let again = again.expect("the folder is free");
     assert_eq!(Engine::new(&again).load(&keys, 0), 8);
-    let error = again.load(found, &[], &LoadOptions::default()).unwrap_err();
+    let error = again.load(found, &[]).unwrap_err();
     assert!(error.to_string().contains("another cache"), "{error}");
 }
 
@@ -177,16 +177,12 @@ fn a_cache_may_be_closed_on_its_own_threads() {
         let mut place = closer.cache.lock().unwrap();
         let (mut load, mut store) = (None, None);
         if is_load {
-            let found = cache.lookup(&keys, &LookupOptions::default());
+            let found = cache.lookup(&keys);
             let blocks = [40, 41, 42, 43, 44, 45, 46, 47];
-            load = Some(cache.load(found, &blocks, &LoadOptions::default()).unwrap());
+            load = Some(cache.load(found, &blocks).unwrap());
         } else {
             let keys = chain(2, 4);
-            store = Some(
-                cache
-                    .store(&keys, 0, &[20, 21, 22, 23], &StoreOptions::default())
-                    .unwrap(),
-            );
+            store = Some(cache.store(&keys, &[20, 21, 22, 23]).unwrap());
         }
         let load = load
             .as_mut()

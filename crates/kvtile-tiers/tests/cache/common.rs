@@ -7,9 +7,7 @@ use kvtile_layout::{
     Shape, Unit, Word,
     identity::{Fingerprint, LogicalIdentity, Rope},
 };
-use kvtile_tiers::cache::{
-    Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions, StoreReport,
-};
+use kvtile_tiers::cache::{Cache, CacheSettings, StoreOptions, StoreReport};
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
 
 /// Blocks of the engine of these tests.
@@ -29,7 +27,9 @@ pub(crate) fn identity() -> LogicalIdentity {
 
 pub(crate) fn identity_with_base(base: f64) -> LogicalIdentity {
     let rope = Rope::new("default", base).unwrap();
-    LogicalIdentity::new("a-model", "main", &shape(1), Some(rope)).unwrap()
+    LogicalIdentity::new("a-model", "main", &shape(1))
+        .unwrap()
+        .with_rope(rope)
 }
 
 /// Bytes that one block takes in host memory.
@@ -40,7 +40,7 @@ pub(crate) fn stride() -> u64 {
 pub(crate) fn engine_layout() -> PhysicalLayout {
     let word: Word = ENGINE_WORD.parse().unwrap();
     PhysicalLayout::builder()
-        .with_shape(shape(ENGINE_BLOCKS), 1)
+        .with_shape(shape(ENGINE_BLOCKS))
         .layout(word)
         .allocate_system()
         .build()
@@ -95,7 +95,7 @@ impl<'a> Engine<'a> {
         let reference = TransferManager::new();
         let word: Word = "BHLKNC".parse().unwrap();
         let layout = PhysicalLayout::builder()
-            .with_shape(one, 1)
+            .with_shape(one)
             .layout(word)
             .allocate_system()
             .build()
@@ -158,7 +158,10 @@ impl<'a> Engine<'a> {
             self.compute(key, block);
         }
         let options = StoreOptions::default();
-        let completion = self.cache.store(keys, first, &blocks, &options).unwrap();
+        let completion = self
+            .cache
+            .store_with(keys, &blocks, &options.first(first))
+            .unwrap();
         while self.cache.step() {}
         completion.wait()
     }
@@ -166,10 +169,10 @@ impl<'a> Engine<'a> {
     /// Loads what is stored of `keys` to the blocks from `block` on, and checks every byte of it.
     /// Returns how many blocks came.
     pub(crate) fn load(&mut self, keys: &[BlockKey], block: usize) -> usize {
-        let found = self.cache.lookup(keys, &LookupOptions::default());
+        let found = self.cache.lookup(keys);
         let blocks: Vec<usize> = (block..block + found.blocks()).collect();
         blocks.iter().for_each(|&block| self.poison(block));
-        let completion = self.cache.load(found, &blocks, &LoadOptions::default());
+        let completion = self.cache.load(found, &blocks);
         let completion = completion.unwrap();
         while self.cache.step() {}
         let report = completion.wait();

@@ -15,7 +15,7 @@ use std::{
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::Numbers;
-use kvtile_tiers::cache::{Cache, CacheSettings, LookupOptions, TierWrites};
+use kvtile_tiers::cache::{Cache, CacheSettings, TierWrites};
 
 use super::common::{Engine, chain, engine_layout, number, with_disk};
 
@@ -99,7 +99,7 @@ fn check(folder: &Path, durable: &BTreeMap<u64, usize>, kill: u64) {
     let last = durable.keys().next_back().map_or(0, |last| last + 8);
     for number in 0..last {
         let keys = chain(number, LENGTH_MAX);
-        let found = cache.lookup(&keys, &LookupOptions::default()).blocks();
+        let found = cache.lookup(&keys).blocks();
         let promised = durable.get(&number).copied().unwrap_or(0);
         assert!(
             found >= promised,

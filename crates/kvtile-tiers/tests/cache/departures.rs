@@ -15,10 +15,7 @@ use kvtile_blocks::{
 };
 use kvtile_testkit::tier::{MemoryTier, Misbehaving, TierFaults};
 use kvtile_tiers::{
-    cache::{
-        Cache, CacheBuilder, Clock, LoadOptions, LoadStop, LookupOptions, StoreOptions,
-        TierSettings,
-    },
+    cache::{Cache, CacheBuilder, Clock, LoadStop, TierSettings},
     tier::Tier,
 };
 
@@ -71,7 +68,7 @@ fn open_gate(cache: &Cache, faults: TierFaults) {
 }
 
 fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
-    cache.lookup(keys, &LookupOptions::default()).blocks()
+    cache.lookup(keys).blocks()
 }
 
 fn wait_until(what: impl Fn() -> bool) {
@@ -107,15 +104,15 @@ fn every_lookup_finds_the_whole_chain_while_a_write_waits_and_a_load_gets_the_ri
         engine.store(&keys, 0);
         while_evicting(&cache, evicted, || {
             for _ in 0..200 {
-                let found = cache.lookup(&keys, &LookupOptions::default());
+                let found = cache.lookup(&keys);
                 assert_eq!(found.blocks(), 6);
                 assert_eq!(found.blocks_in(TierId::HOST), 6 - evicted);
                 assert_eq!(found.blocks_in(id("gated")), evicted);
             }
-            let match_of = cache.lookup(&keys, &LookupOptions::default());
+            let match_of = cache.lookup(&keys);
             let into: Vec<usize> = (20..26).collect();
             into.iter().for_each(|block| engine.poison(*block));
-            let load = cache.load(match_of, &into, &LoadOptions::default());
+            let load = cache.load(match_of, &into);
             let load = load.unwrap();
             assert!(load.wait_timeout(Duration::from_millis(50)).is_none());
             open_gate(&cache, TierFaults::default());
@@ -141,10 +138,10 @@ fn where_the_write_fails_a_load_that_waited_ends_and_gives_nothing_wrong() {
     let keys = chain(1, 6);
     engine.store(&keys, 0);
     while_evicting(&cache, 4, || {
-        let match_of = cache.lookup(&keys, &LookupOptions::default());
+        let match_of = cache.lookup(&keys);
         assert_eq!(match_of.blocks(), 6);
         let into: Vec<usize> = (20..26).collect();
-        let load = cache.load(match_of, &into, &LoadOptions::default());
+        let load = cache.load(match_of, &into);
         let load = load.unwrap();
         let fails = TierFaults {
             write_error: 1,
@@ -214,7 +211,7 @@ fn stress(cache: &Cache, tier: TierId, rounds: u64) {
                     continue;
                 }
                 let keys = chain(number, BLOCKS);
-                let found = cache.lookup(&keys, &LookupOptions::default());
+                let found = cache.lookup(&keys);
                 let tiers: Vec<TierId> = found.tiers().collect();
                 if tiers.len() != BLOCKS {
                     is_over.store(true, Ordering::Release);
@@ -236,7 +233,7 @@ fn stress(cache: &Cache, tier: TierId, rounds: u64) {
                 .enumerate()
                 .for_each(|(block, key)| engine.compute(key, block));
             let blocks: Vec<usize> = (0..BLOCKS).collect();
-            let report = cache.store(&keys, 0, &blocks, &StoreOptions::default());
+            let report = cache.store(&keys, &blocks);
             let report = report.unwrap().wait();
             assert_eq!(report.stored, BLOCKS, "{report:?}");
             stored.store(number, Ordering::Release);
@@ -286,7 +283,7 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_up_and_down() {
     thread::scope(|scope| {
         let looks = || {
             while !is_over.load(Ordering::Acquire) {
-                let found = cache.lookup(&keys, &LookupOptions::default());
+                let found = cache.lookup(&keys);
                 let tiers: Vec<TierId> = found.tiers().collect();
                 if tiers.len() != BLOCKS {
                     is_over.store(true, Ordering::Release);

@@ -15,10 +15,7 @@ use std::{
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::{Faults, SimulatedDisk};
 use kvtile_tiers::{
-    cache::{
-        Cache, CacheBuilder, CacheSettings, Clock, LoadOptions, LookupOptions, SYNC_BLOCKS,
-        SYNC_WITHIN, TierWrites,
-    },
+    cache::{Cache, CacheBuilder, CacheSettings, Clock, SYNC_BLOCKS, SYNC_WITHIN, TierWrites},
     disk::medium::Medium,
 };
 
@@ -65,12 +62,8 @@ fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
                 let keys = chain(9, 4);
                 let at = 44 + thread * 4;
                 while !is_over.load(Ordering::Relaxed) {
-                    let found = cache.lookup(&keys, &LookupOptions::default());
-                    let load = cache.load(
-                        found,
-                        &[at, at + 1, at + 2, at + 3],
-                        &LoadOptions::default(),
-                    );
+                    let found = cache.lookup(&keys);
+                    let load = cache.load(found, &[at, at + 1, at + 2, at + 3]);
                     drop(load.map(|load| load.wait()));
                 }
             });
@@ -166,7 +159,7 @@ fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
     for number in 1..13 {
         engine.store(&chain(number, 4), 0);
         // What was stored is used again at once, so that age alone decides.
-        drop(cache.lookup(&chain(number, 4), &LookupOptions::default()));
+        drop(cache.lookup(&chain(number, 4)));
     }
     let writes = || cache.disk().unwrap().store_stats().writes;
     assert!(writes() == 0 && slots < 48);
@@ -188,7 +181,7 @@ fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
         let before = writes();
         let keys = chain(number, 4);
         engine.store(&keys, 0);
-        drop(cache.lookup(&keys, &LookupOptions::default()));
+        drop(cache.lookup(&keys));
         let evicted = writes() - before;
         let flushed = cache.flush();
         assert!(

@@ -18,7 +18,7 @@ use super::common::{Engine, chain, engine_layout, settings, shape, with_disk};
 const DISK: u64 = 4 << 20;
 
 fn blocks_in(cache: &Cache, keys: &[kvtile_blocks::BlockKey], tier: TierId) -> usize {
-    let found = cache.lookup(keys, &LookupOptions::default());
+    let found = cache.lookup(keys);
     found.blocks_in(tier)
 }
 
@@ -119,7 +119,7 @@ fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
     // Host memory is too small for the chain; what does not fit is evicted to disk on the way.
     for first in 0..keys.len() {
         engine.compute(&keys[first], first);
-        let stored = cache.store(&keys, first, &[first], &StoreOptions::default());
+        let stored = cache.store_with(&keys, &[first], &StoreOptions::new().first(first));
         assert_eq!(stored.unwrap().wait().dropped, 0);
         cache.flush();
     }
@@ -136,7 +136,7 @@ fn what_is_on_disk_can_be_loaded_while_all_host_memory_is_in_use() {
     let (on_disk, held) = (chain(1, 5), chain(2, 3));
     assert_eq!(engine.store(&on_disk, 0), 5);
     assert_eq!(engine.store(&held, 10), 3);
-    let all_of_it = cache.lookup(&held, &LookupOptions::default());
+    let all_of_it = cache.lookup(&held);
     assert_eq!(all_of_it.blocks_in(TierId::HOST), 3);
     assert_eq!(engine.load(&on_disk, 20), 5);
     let prefetch = cache.prefetch(&on_disk).unwrap();
@@ -183,7 +183,7 @@ fn blocks_that_are_to_be_written_take_no_place_in_the_queue() {
     let keys = chain(3, 6);
     let store = |first: usize| {
         engine.compute(&keys[first], first);
-        let store = cache.store(&keys, first, &[first], &StoreOptions::default());
+        let store = cache.store_with(&keys, &[first], &StoreOptions::new().first(first));
         assert!(cache.step());
         assert_eq!(store.unwrap().wait().stored, 1);
     };
@@ -224,9 +224,9 @@ fn layers_can_be_waited_for_one_by_one() {
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     let blocks: Vec<usize> = (20..26).collect();
-    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    let load = cache.load(found, &blocks).unwrap();
     for layer in 0..3 {
         assert!(load.wait_layer(layer).is_ok());
         let in_time = load.clone().wait_layer_timeout(layer, Duration::ZERO);
@@ -240,7 +240,7 @@ fn layers_can_be_waited_for_one_by_one() {
 /// A layout of the same identity, in another order and with other blocks than the engine's.
 fn another_layout(cache: &Cache, blocks: u64) -> LayoutHandle {
     let word: Word = "BLKNHC".parse().unwrap();
-    let layout = PhysicalLayout::builder().with_shape(shape(blocks), 1);
+    let layout = PhysicalLayout::builder().with_shape(shape(blocks));
     let layout = layout.layout(word).allocate_system().build().unwrap();
     cache.manager().register(layout).unwrap()
 }
@@ -252,30 +252,31 @@ fn blocks_may_come_from_and_go_to_another_layout_than_the_engines() {
     let other = another_layout(&cache, 6);
     let pattern = FillPattern::Distinct { seed: 4 };
     manager.fill(other, &[0, 1, 2, 3, 4, 5], pattern).unwrap();
-    let options = StoreOptions {
-        layout: Some(other),
-        ..StoreOptions::default()
-    };
-    let stored = cache.store(&keys, 0, &[0, 1, 2, 3, 4, 5], &options);
+    let options = StoreOptions::new().layout(other);
+    let stored = cache.store_with(&keys, &[0, 1, 2, 3, 4, 5], &options);
     assert_eq!(stored.unwrap().wait().stored, 6);
 
     let digest = |layout, block| manager.block_digest(layout, block).unwrap();
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     let blocks: Vec<usize> = (20..26).collect();
-    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    let load = cache.load(found, &blocks).unwrap();
     assert_eq!(load.wait().blocks, 6);
     assert!((0..6).all(|block| digest(other, block) == digest(cache.engine(), block + 20)));
 
     let third = another_layout(&cache, 2);
-    let into = LoadOptions {
-        layout: Some(third),
-        ..LoadOptions::default()
-    };
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    assert_eq!(cache.load(found, &[1, 0], &into).unwrap().wait().blocks, 2);
+    let into = LoadOptions::new().layout(third);
+    let found = cache.lookup(&keys);
+    assert_eq!(
+        cache
+            .load_with(found, &[1, 0], &into)
+            .unwrap()
+            .wait()
+            .blocks,
+        2
+    );
     assert_eq!(digest(third, 0), digest(other, 1));
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    let refused = cache.load(found, &[2], &into).unwrap_err();
+    let found = cache.lookup(&keys);
+    let refused = cache.load_with(found, &[2], &into).unwrap_err();
     assert!(refused.to_string().contains("block 2 is not one of its 2"));
 }
 
@@ -285,25 +286,19 @@ fn a_layout_of_another_identity_is_refused() {
     let manager = cache.manager();
     let unit = Unit::new("f32", 4, 1).unwrap();
     let wider = Shape::key_value(4, 3, 4, 2, 16, &unit).unwrap();
-    let layout = PhysicalLayout::builder().with_shape(wider, 1);
+    let layout = PhysicalLayout::builder().with_shape(wider);
     let layout = layout.layout("BLKNHC".parse::<Word>().unwrap());
     let handle = manager.register(layout.allocate_system().build().unwrap());
-    let options = StoreOptions {
-        layout: Some(handle.unwrap()),
-        ..StoreOptions::default()
-    };
-    let refused = cache.store(&chain(1, 1), 0, &[0], &options).unwrap_err();
+    let options = StoreOptions::new().layout(handle.unwrap());
+    let refused = cache.store_with(&chain(1, 1), &[0], &options).unwrap_err();
     assert!(
         refused.to_string().contains("planes.k.C differs"),
         "{refused}"
     );
     let gone = another_layout(&cache, 2);
     drop(manager.unregister(gone).unwrap());
-    let options = StoreOptions {
-        layout: Some(gone),
-        ..options
-    };
-    assert!(cache.store(&chain(1, 1), 0, &[0], &options).is_err());
+    let options = options.layout(gone);
+    assert!(cache.store_with(&chain(1, 1), &[0], &options).is_err());
 }
 
 #[test]
@@ -312,14 +307,9 @@ fn the_engines_own_hits_are_skipped() {
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 6);
     engine.store(&keys, 0);
-    let found = cache
-        .lookup(&keys, &LookupOptions::default())
-        .skip(2)
-        .truncate(3);
+    let found = cache.lookup(&keys).skip(2).truncate(3);
     assert_eq!(found.blocks(), 3);
-    let load = cache
-        .load(found, &[40, 41, 42], &LoadOptions::default())
-        .unwrap();
+    let load = cache.load(found, &[40, 41, 42]).unwrap();
     assert_eq!(load.wait().blocks, 3);
     for (key, block) in keys[2..5].iter().zip(40..) {
         assert!(engine.holds(key, block));
@@ -333,10 +323,8 @@ fn a_cancelled_load_touches_nothing() {
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     engine.poison(20);
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    let load = cache
-        .load(found, &[20, 21, 22], &LoadOptions::default())
-        .unwrap();
+    let found = cache.lookup(&keys);
+    let load = cache.load(found, &[20, 21, 22]).unwrap();
     load.cancel();
     while cache.step() {}
     let report = load.wait();
@@ -357,14 +345,10 @@ fn what_waits_when_a_cache_is_closed_ends() {
     let engine = Engine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    let load = cache
-        .load(found, &[20, 21, 22], &LoadOptions::default())
-        .unwrap();
+    let found = cache.lookup(&keys);
+    let load = cache.load(found, &[20, 21, 22]).unwrap();
     let more = chain(2, 1);
-    let store = cache
-        .store(&more, 0, &[9], &StoreOptions::default())
-        .unwrap();
+    let store = cache.store(&more, &[9]).unwrap();
     drop(cache);
     assert!(matches!(load.wait().stopped, Some(LoadStop::Closed)));
     assert!(matches!(store.wait().stopped, Some(StoreStop::Closed)));
@@ -383,9 +367,9 @@ fn several_who_want_a_block_share_one_flight() {
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let mut loads = Vec::new();
     for copy in 0..4 {
-        let found = cache.lookup(&keys, &LookupOptions::default());
+        let found = cache.lookup(&keys);
         let blocks: Vec<usize> = (copy * 12..copy * 12 + found.blocks()).collect();
-        loads.push(cache.load(found, &blocks, &LoadOptions::default()).unwrap());
+        loads.push(cache.load(found, &blocks).unwrap());
     }
     for load in loads {
         assert_eq!(load.wait().blocks, 12);
@@ -438,10 +422,10 @@ fn clearing_forgets_everything_in_every_tier() {
         Engine::new(&cache).store(&keys, 0);
         cache.flush();
         assert_eq!(cache.clear().unwrap(), 12);
-        assert_eq!(cache.lookup(&keys, &LookupOptions::default()).blocks(), 0);
+        assert_eq!(cache.lookup(&keys).blocks(), 0);
     }
     let cache = Cache::open(with_disk(16, folder.path(), DISK), engine_layout()).unwrap();
-    assert_eq!(cache.lookup(&keys, &LookupOptions::default()).blocks(), 0);
+    assert_eq!(cache.lookup(&keys).blocks(), 0);
 }
 
 /// Pitfall 39: pins that are never released when a lookup is not followed by a load.
@@ -451,12 +435,10 @@ fn pins_that_are_held_too_long_are_reported() {
     let engine = Engine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
-    let options = LookupOptions {
-        owner: kvtile_blocks::pool::OwnerId(17),
-        hold: Some(Duration::ZERO),
-        ..LookupOptions::default()
-    };
-    let found = cache.lookup(&keys, &options);
+    let options = LookupOptions::new()
+        .owner(kvtile_blocks::pool::OwnerId(17))
+        .hold(Duration::ZERO);
+    let found = cache.lookup_with(&keys, &options);
     std::thread::sleep(Duration::from_millis(5));
     let overdue = cache.overdue();
     assert_eq!(overdue.len(), 1);
@@ -472,12 +454,12 @@ fn a_pinned_match_is_never_evicted() {
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 3);
     engine.store(&keys, 0);
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     for number in 10..20 {
         engine.store(&chain(number, 1), 5);
     }
     let blocks = [50, 51, 63];
-    let load = cache.load(found, &blocks, &LoadOptions::default()).unwrap();
+    let load = cache.load(found, &blocks).unwrap();
     assert_eq!(load.wait().blocks, 3);
     for (key, block) in keys.iter().zip(blocks) {
         assert!(engine.holds(key, block));

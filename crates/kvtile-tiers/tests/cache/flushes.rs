@@ -9,10 +9,7 @@ use kvtile_testkit::{
     tier::{MemoryTier, Misbehaving, TierFaults},
 };
 use kvtile_tiers::{
-    cache::{
-        Cache, CacheBuilder, DiskSettings, FlushReport, LookupOptions, TierFlush, TierSettings,
-        TierWrites,
-    },
+    cache::{Cache, CacheBuilder, DiskSettings, FlushReport, TierFlush, TierSettings, TierWrites},
     disk::{DiskTier, medium::Medium},
     tier::Tier,
 };
@@ -193,7 +190,7 @@ fn blocks_are_durable_where_one_of_two_durable_tiers_fails_at_every_call() {
             drop(cache);
             // The right disk alone has them all.
             let cache = open(with_disk(self::builder(), (&good, "good", ROOM), sound()));
-            let found = cache.lookup(&chain(1, BLOCKS), &LookupOptions::default());
+            let found = cache.lookup(&chain(1, BLOCKS));
             assert_eq!(found.blocks(), BLOCKS);
         }
     }

@@ -13,9 +13,7 @@ use std::{
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_layout::{Shape, Unit, identity::LogicalIdentity};
-use kvtile_tiers::cache::{
-    Cache, CacheSettings, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions, Match,
-};
+use kvtile_tiers::cache::{Cache, CacheSettings, Completion, LoadReport, LoadStop, Match};
 use kvtile_transfer::PhysicalLayout;
 
 use super::{
@@ -41,7 +39,7 @@ fn shape(blocks: u64) -> Shape {
 }
 
 fn settings(host_blocks: u64, folder: &Path) -> CacheSettings {
-    let identity = LogicalIdentity::new("a-model", "main", &shape(1), None).unwrap();
+    let identity = LogicalIdentity::new("a-model", "main", &shape(1)).unwrap();
     CacheSettings::new(identity)
         .storage_word("BLHKNC".parse().unwrap())
         .host_bytes(host_blocks * BLOCK_BYTES)
@@ -50,7 +48,7 @@ fn settings(host_blocks: u64, folder: &Path) -> CacheSettings {
 
 fn engine_layout() -> PhysicalLayout {
     PhysicalLayout::builder()
-        .with_shape(shape(2 * BLOCKS as u64), 1)
+        .with_shape(shape(2 * BLOCKS as u64))
         .layout(ENGINE_WORD.parse::<kvtile_layout::Word>().unwrap())
         .allocate_system()
         .build()
@@ -74,20 +72,20 @@ fn on_disk(
     }
     drop(engine);
     cache.evict(TierId::HOST, BLOCKS).unwrap();
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     assert_eq!(found.blocks_in(TierId::DISK), BLOCKS);
     drop(found);
     (cache, keys)
 }
 
 fn start(cache: &Cache, engine: &Engine<'_>, keys: &[BlockKey]) -> Completion<LoadReport> {
-    start_of(cache, engine, cache.lookup(keys, &LookupOptions::default()))
+    start_of(cache, engine, cache.lookup(keys))
 }
 
 fn start_of(cache: &Cache, engine: &Engine<'_>, found: Match) -> Completion<LoadReport> {
     let blocks: Vec<usize> = (BLOCKS..BLOCKS + found.blocks()).collect();
     blocks.iter().for_each(|&block| engine.poison(block));
-    cache.load(found, &blocks, &LoadOptions::default()).unwrap()
+    cache.load(found, &blocks).unwrap()
 }
 
 fn layers_there(load: &Completion<LoadReport>) -> usize {
@@ -151,7 +149,7 @@ fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
     );
     drop(seen);
     // They are in host memory now, whole.
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     assert_eq!(found.blocks_in(TierId::HOST), BLOCKS);
     drop(found);
     assert_eq!(engine.load(&keys, BLOCKS), BLOCKS);
@@ -231,7 +229,7 @@ fn a_damaged_layer_ends_the_load_at_its_block_and_is_given_to_no_engine() {
         let stats = cache.stats();
         assert_eq!(stats.checksum_failures[&TierId::DISK], 1, "{what}");
         // The chain ends there now; what came before it is in host memory.
-        let found = cache.lookup(&keys, &LookupOptions::default());
+        let found = cache.lookup(&keys);
         assert_eq!(
             (found.blocks(), found.blocks_in(TierId::HOST)),
             (block, block),
@@ -253,7 +251,7 @@ fn what_is_in_host_memory_comes_whole_though_the_block_behind_it_does_not() {
             let (cache, keys) = on_disk(settings, folder.path(), |_| {});
             let mut engine = Engine::of(&cache, shape(1));
             // Found on disk, and brought to host memory by another load before this one begins.
-            let found = cache.lookup(&keys, &LookupOptions::default());
+            let found = cache.lookup(&keys);
             assert_eq!(engine.load(&keys[..there], BLOCKS), there);
             let block = there + behind;
             damage(folder.path(), block as u64, layer);
@@ -340,7 +338,7 @@ fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
     let keys = chain(1, BLOCKS);
     let mut engine = Engine::of(&cache, shape(1));
     // A part of them comes to host memory before this load begins, and comes.
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     assert_eq!(engine.load(&keys[..5], BLOCKS), 5);
     gate.set(true);
     let load = start_of(&cache, &engine, found);
@@ -373,15 +371,14 @@ fn loads_of_the_same_blocks_at_once_have_the_right_bytes() {
     for round in 0..6 {
         cache.evict(TierId::HOST, BLOCKS).unwrap();
         let half = BLOCKS / 2 + round;
-        let found = [keys.as_slice(), &keys[..half]]
-            .map(|keys| cache.lookup(keys, &LookupOptions::default()));
+        let found = [keys.as_slice(), &keys[..half]].map(|keys| cache.lookup(keys));
         let blocks: Vec<usize> = (0..2 * BLOCKS).collect();
         blocks.iter().for_each(|&block| engine.poison(block));
         let parts = [&blocks[..BLOCKS], &blocks[BLOCKS..BLOCKS + half]];
         let loads: Vec<Completion<LoadReport>> = found
             .into_iter()
             .zip(parts)
-            .map(|(found, blocks)| cache.load(found, blocks, &LoadOptions::default()).unwrap())
+            .map(|(found, blocks)| cache.load(found, blocks).unwrap())
             .collect();
         for (load, blocks) in loads.iter().zip(parts) {
             let report = load.wait();

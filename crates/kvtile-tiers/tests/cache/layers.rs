@@ -5,7 +5,7 @@ use std::{fs, path::Path, sync::Arc, time::Duration};
 
 use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_tiers::cache::{
-    Cache, CacheSettings, Clock, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions,
+    Cache, CacheSettings, Clock, Completion, LoadOptions, LoadReport, LoadStop,
 };
 
 use super::{
@@ -31,7 +31,7 @@ fn alternating(
     cache.evict(TierId::HOST, BLOCKS).unwrap();
     assert_eq!(engine.load(&keys[..head], 0), head);
     assert_eq!(engine.store_from(&keys, tail, 0).stored, BLOCKS - tail);
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     let tiers: Vec<bool> = found.tiers().map(|tier| tier == TierId::DISK).collect();
     let expected: Vec<bool> = (0..BLOCKS).map(|at| (head..tail).contains(&at)).collect();
     assert_eq!(tiers, expected);
@@ -108,12 +108,9 @@ fn play(queue: usize, on_disk: (usize, usize), fault: Fault, after: usize) {
     let mut engine = Engine::new(&cache);
     let blocks: Vec<usize> = (AT..AT + BLOCKS).collect();
     blocks.iter().for_each(|&block| engine.poison(block));
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    let options = LoadOptions {
-        within: Some(Duration::from_millis(5)),
-        ..LoadOptions::default()
-    };
-    let load = cache.load(found, &blocks, &options).unwrap();
+    let found = cache.lookup(&keys);
+    let options = LoadOptions::new().within(Duration::from_millis(5));
+    let load = cache.load_with(found, &blocks, &options).unwrap();
     let what = format!("queue of {queue}, on disk {on_disk:?}, {fault:?} after {after} steps");
     check(&load, &mut engine, &keys, &what);
     for _ in 0..after {

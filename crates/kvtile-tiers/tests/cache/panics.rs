@@ -15,8 +15,8 @@ use std::{
 
 use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{
-    Cache, CacheSettings, Clock, FlushReport, LoadOptions, LoadStop, LookupOptions, StoreOptions,
-    StoreStop, SystemClock, TierWrites,
+    Cache, CacheSettings, Clock, FlushReport, LoadStop, StoreOptions, StoreStop, SystemClock,
+    TierWrites,
 };
 
 use super::{
@@ -108,11 +108,9 @@ fn a_load_that_panics_ends_with_an_error_and_its_thread_does_the_next() {
     assert_eq!(engine.store(&keys, 0), 4);
     assert_eq!(cache.evict(TierId::HOST, 4).unwrap(), 4);
     armed.store(true, Ordering::SeqCst);
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     assert_eq!(found.blocks_in(TierId::DISK), 4);
-    let load = cache
-        .load(found, &[20, 21, 22, 23], &LoadOptions::default())
-        .unwrap();
+    let load = cache.load(found, &[20, 21, 22, 23]).unwrap();
     let layer = load.wait_layer_timeout(0, BOUND);
     assert!(layer.expect("its layers end").is_err());
     let report = load.wait_timeout(BOUND).expect("it ends");
@@ -138,8 +136,8 @@ fn a_store_that_panics_ends_with_an_error_and_lets_those_go_on_that_wait_for_it(
     (0..4).for_each(|block| engine.compute(&keys[block], block));
     armed.store(true, Ordering::SeqCst);
     // The second one comes first, and waits for the one that brings its parent.
-    let head = cache.store(&keys, 0, &[0, 1], &StoreOptions::default());
-    let tail = cache.store(&keys, 2, &[2, 3], &StoreOptions::default());
+    let head = cache.store(&keys, &[0, 1]);
+    let tail = cache.store_with(&keys, &[2, 3], &StoreOptions::new().first(2));
     let stops = [head, tail].map(|store| {
         let report = store.unwrap().wait_timeout(BOUND).expect("it ends");
         assert_eq!((report.stored, report.dropped), (0, 2));
@@ -201,10 +199,8 @@ fn a_waker_that_panics_keeps_neither_other_waiters_nor_jobs_from_their_end() {
     engine.store(&keys, 0);
     cache.evict(TierId::HOST, 2).unwrap();
     let closed_gate = gate.lock().unwrap();
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    let load = cache
-        .load(found, &[20, 21], &LoadOptions::default())
-        .unwrap();
+    let found = cache.lookup(&keys);
+    let load = cache.load(found, &[20, 21]).unwrap();
     let good = Arc::new(Good(AtomicBool::new(false)));
     let wakers = [
         Waker::from(Arc::new(Bad)),
@@ -264,7 +260,7 @@ fn the_thread_of_the_disk_goes_on_after_a_panic() {
     // Without a step on this thread, which would do the work of the disk's.
     let store = |number, block| {
         let options = StoreOptions::default();
-        let store = cache.store(&chain(number, 2), 0, &[block, block + 1], &options);
+        let store = cache.store_with(&chain(number, 2), &[block, block + 1], &options);
         let report = store.unwrap().wait_timeout(BOUND).expect("it ends");
         assert_eq!(report.stored, 2, "{report:?}");
     };
@@ -294,7 +290,7 @@ fn closing_ends_while_a_thread_still_panics() {
             .disk_writes(TierWrites::AtOnce);
         let (cache, armed) = with_clock(settings, thread);
         armed.store(true, Ordering::SeqCst);
-        let store = cache.store(&chain(1, 2), 0, &[0, 1], &StoreOptions::default());
+        let store = cache.store(&chain(1, 2), &[0, 1]);
         store.unwrap().wait_timeout(BOUND).expect("it ends");
         closed(cache);
     }

@@ -3,7 +3,7 @@
 use kvtile_layout::Word;
 use kvtile_tiers::{
     TierError,
-    cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions, TierWrites},
+    cache::{Cache, CacheSettings, TierWrites},
 };
 
 use super::common::{
@@ -97,7 +97,7 @@ fn settings_that_mean_nothing_are_refused() {
 fn blocks_that_the_engine_does_not_have_are_refused() {
     let cache = Cache::open(settings(8), engine_layout()).unwrap();
     let keys = chain(1, 2);
-    let store = |blocks: &[usize]| cache.store(&keys, 0, blocks, &StoreOptions::default());
+    let store = |blocks: &[usize]| cache.store(&keys, blocks);
     let outside = store(&[0, 64]).unwrap_err();
     assert!(matches!(
         outside,
@@ -111,8 +111,8 @@ fn blocks_that_the_engine_does_not_have_are_refused() {
         store(&[1, 2, 3]),
         Err(TierError::TooFewKeys { .. })
     ));
-    let found = cache.lookup(&keys, &LookupOptions::default());
-    let load = cache.load(found, &[1], &LoadOptions::default());
+    let found = cache.lookup(&keys);
+    let load = cache.load(found, &[1]);
     assert!(matches!(load, Err(TierError::TooManyDestinations { .. })));
 }
 
@@ -124,8 +124,8 @@ fn a_full_queue_refuses_at_once_and_gives_everything_back() {
     let keys = chain(1, 3);
     engine.store(&keys, 0);
     let load = || {
-        let found = cache.lookup(&keys, &LookupOptions::default());
-        cache.load(found, &[20, 21, 22], &LoadOptions::default())
+        let found = cache.lookup(&keys);
+        cache.load(found, &[20, 21, 22])
     };
     let waiting = [load().unwrap(), load().unwrap()];
     assert!(matches!(

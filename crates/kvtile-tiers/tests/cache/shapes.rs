@@ -2,7 +2,7 @@
 
 use kvtile_blocks::BlockKey;
 use kvtile_layout::{Axis, Plane, Shape, Unit, Word, identity::LogicalIdentity};
-use kvtile_tiers::cache::{Cache, CacheSettings, LoadOptions, LookupOptions, StoreOptions};
+use kvtile_tiers::cache::{Cache, CacheSettings};
 use kvtile_transfer::{FillPattern, PhysicalLayout};
 
 use super::common::chain;
@@ -30,7 +30,7 @@ fn quantised() -> Shape {
 
 fn engine(shape: &Shape, word: &str) -> PhysicalLayout {
     let layout = PhysicalLayout::builder()
-        .with_shape(shape.clone(), 1)
+        .with_shape(shape.clone())
         .layout(word.parse::<Word>().unwrap())
         .allocate_system()
         .build()
@@ -45,7 +45,7 @@ fn store(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
     let blocks: Vec<usize> = (0..keys.len()).collect();
     let pattern = FillPattern::Distinct { seed: 11 };
     manager.fill(cache.engine(), &blocks, pattern).unwrap();
-    let stored = cache.store(keys, 0, &blocks, &StoreOptions::default());
+    let stored = cache.store(keys, &blocks);
     assert_eq!(stored.unwrap().wait().stored, keys.len());
     digests(cache, 0)
 }
@@ -65,9 +65,9 @@ fn load(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
     let pattern = FillPattern::Constant(0xa5);
     let manager = cache.manager();
     manager.fill(cache.engine(), &blocks, pattern).unwrap();
-    let found = cache.lookup(keys, &LookupOptions::default());
+    let found = cache.lookup(keys);
     assert_eq!(found.blocks(), BLOCKS);
-    let loaded = cache.load(found, &blocks, &LoadOptions::default());
+    let loaded = cache.load(found, &blocks);
     assert_eq!(loaded.unwrap().wait().blocks, BLOCKS);
     digests(cache, first)
 }
@@ -82,7 +82,7 @@ fn blocks_that_no_config_describes_survive_in_host_memory_and_on_disk() {
     ] {
         let folder = tempfile::tempdir().unwrap();
         let one = shape.with_num_blocks(1).unwrap();
-        let identity = LogicalIdentity::new("a-model", "main", &one, None).unwrap();
+        let identity = LogicalIdentity::new("a-model", "main", &one).unwrap();
         let settings = || {
             CacheSettings::new(identity.clone())
                 .host_bytes(1 << 20)

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
 use kvtile_tiers::{
-    cache::{Cache, Clock, LoadOptions, LookupOptions, StoreOptions, StoreStop, TierWrites},
+    cache::{Cache, Clock, StoreStop, TierWrites},
     disk::medium::Medium,
 };
 
@@ -140,7 +140,7 @@ fn live(
     assert!(flushed.durable, "{flushed:?}");
     cache.check_integrity();
     let on_disk = |number| {
-        let found = cache.lookup(&chain(number, 5), &LookupOptions::default());
+        let found = cache.lookup(&chain(number, 5));
         let keys = chain(number, found.blocks());
         let listed = cache.snapshot().blocks;
         let is_there = |key| {
@@ -154,9 +154,9 @@ fn live(
 }
 
 fn cancelled(cache: &Cache, keys: &[kvtile_blocks::BlockKey], numbers: &mut Numbers) {
-    let found = cache.lookup(keys, &LookupOptions::default());
+    let found = cache.lookup(keys);
     let blocks: Vec<usize> = (40..40 + found.blocks()).collect();
-    let Ok(load) = cache.load(found, &blocks, &LoadOptions::default()) else {
+    let Ok(load) = cache.load(found, &blocks) else {
         return;
     };
     if numbers.once_in(2) {
@@ -165,6 +165,6 @@ fn cancelled(cache: &Cache, keys: &[kvtile_blocks::BlockKey], numbers: &mut Numb
     load.cancel();
     while cache.step() {}
     assert!(load.is_complete());
-    let nothing = cache.store(&[], 0, &[], &StoreOptions::default());
+    let nothing = cache.store(&[], &[]);
     assert_eq!(nothing.unwrap().wait().stored, 0);
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use kvtile_blocks::events::TierId;
-use kvtile_tiers::cache::{Cache, LookupOptions};
+use kvtile_tiers::cache::Cache;
 
 use super::{
     common::{Engine, chain, engine_layout, with_disk},
@@ -67,7 +67,7 @@ fn a_flush_waits_for_what_another_thread_is_bringing_to_the_disk() {
         });
         let flushed = cache.flush();
         assert!(flushed.durable && flushed.failed == 0, "{flushed:?}");
-        let found = cache.lookup(&keys, &LookupOptions::default());
+        let found = cache.lookup(&keys);
         assert_eq!(found.blocks_in(TierId::DISK), 4);
     });
     cache.check_integrity();

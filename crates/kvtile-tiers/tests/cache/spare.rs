@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use kvtile_blocks::events::{TierId, TierKind};
 use kvtile_testkit::tier::{MemoryTier, Misbehaving, TierFaults};
 use kvtile_tiers::{
-    cache::{Cache, Clock, LoadOptions, LoadReport, LoadStop, LookupOptions, Match, TierSettings},
+    cache::{Cache, Clock, LoadReport, LoadStop, Match, TierSettings},
     tier::GroupId,
 };
 
@@ -34,7 +34,7 @@ fn open(clock: &Arc<VirtualClock>) -> Cache {
 }
 
 fn load(cache: &Cache, found: Match) -> LoadReport {
-    let load = cache.load(found, &[40, 41], &LoadOptions::default());
+    let load = cache.load(found, &[40, 41]);
     let load = load.unwrap();
     while cache.step() {}
     load.try_result().unwrap()
@@ -45,7 +45,7 @@ fn a_tier_that_keeps_its_spare_block_stalls_no_load_of_another_tier_nor_of_its_o
     let clock = Arc::new(VirtualClock::default());
     let cache = open(&clock);
     let mut engine = Engine::new(&cache);
-    let lookup = |number| cache.lookup(&chain(number, 2), &LookupOptions::default());
+    let lookup = |number| cache.lookup(&chain(number, 2));
     // Chain 1 is in the silent tier alone, chain 2 in the prompt one.
     for number in [1, 2] {
         assert_eq!(engine.store(&chain(number, 2), 0), 2);
@@ -57,7 +57,7 @@ fn a_tier_that_keeps_its_spare_block_stalls_no_load_of_another_tier_nor_of_its_o
     }
     // All of host memory is in use.
     assert_eq!(engine.store(&chain(3, 4), 0), 4);
-    let pinned = cache.lookup(&chain(3, 4), &LookupOptions::default());
+    let pinned = cache.lookup(&chain(3, 4));
     assert_eq!(pinned.blocks_in(TierId::HOST), 4);
     let silent = cache.tier(remote("silent")).unwrap();
     let silent: &Misbehaving = silent.as_any().downcast_ref().unwrap();

@@ -4,10 +4,7 @@ use std::time::{Duration, Instant};
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::Numbers;
-use kvtile_tiers::{
-    TierError,
-    cache::{Cache, LoadOptions, LookupOptions, StoreOptions},
-};
+use kvtile_tiers::{TierError, cache::Cache};
 
 use super::{
     bounds::folder_bytes,
@@ -155,9 +152,9 @@ fn work(cache: &Cache, thread: u64, seed: u64) {
     let first = usize::try_from(thread).unwrap() * 16;
     for _ in 0..150 {
         let keys = chain(numbers.below(10), 1 + numbers.index(6));
-        let found = cache.lookup(&keys, &LookupOptions::default());
+        let found = cache.lookup(&keys);
         let blocks: Vec<usize> = (first..first + found.blocks()).collect();
-        let here = match cache.load(found, &blocks, &LoadOptions::default()) {
+        let here = match cache.load(found, &blocks) {
             Ok(load) => {
                 if numbers.once_in(8) {
                     load.cancel();
@@ -175,7 +172,7 @@ fn work(cache: &Cache, thread: u64, seed: u64) {
             }
         }
         let blocks: Vec<usize> = (first..first + keys.len()).collect();
-        match cache.store(&keys, 0, &blocks, &StoreOptions::default()) {
+        match cache.store(&keys, &blocks) {
             Ok(store) => {
                 store.wait();
             }

@@ -17,7 +17,9 @@ pub(crate) fn identity(heads: u64, word: &str, base: f64) -> StoreIdentity {
     let unit = Unit::new("bf16", 2, 1).unwrap();
     let shape = Shape::key_value(4, 2, 16, heads, 64, &unit).unwrap();
     let rope = Rope::new("llama3", base).unwrap();
-    let logical = LogicalIdentity::new("toy", "0123abc", &shape, Some(rope)).unwrap();
+    let logical = LogicalIdentity::new("toy", "0123abc", &shape)
+        .unwrap()
+        .with_rope(rope);
     let layout = StridedLayout::resolve(&word.parse().unwrap(), &shape, 1).unwrap();
     StoreIdentity {
         logical,

@@ -11,7 +11,7 @@ use std::{
 };
 
 use kvtile_layout::{
-    Shape, StridedLayout,
+    LayoutError, Shape, StridedLayout,
     identity::Fingerprint,
     tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutSpec},
 };
@@ -46,7 +46,8 @@ enum Counts {
 #[derive(Debug)]
 pub struct HasLayout {
     counts: Counts,
-    spec: LayoutSpec,
+    /// A text that is no word is reported by `build`.
+    spec: Result<LayoutSpec, LayoutError>,
 }
 
 /// Memory; ready to build.
@@ -134,9 +135,19 @@ impl PhysicalLayoutBuilder<NeedsConfig> {
         self.next(|_| HasConfig(Counts::Config(config)))
     }
 
-    /// A shape with planes of its own, and the alignment of blocks and regions in bytes.
+    /// A shape with planes of its own; blocks and regions are packed without padding.
     #[must_use]
-    pub fn with_shape(self, shape: Shape, alignment: u64) -> PhysicalLayoutBuilder<HasConfig> {
+    pub fn with_shape(self, shape: Shape) -> PhysicalLayoutBuilder<HasConfig> {
+        self.with_aligned_shape(shape, 1)
+    }
+
+    /// As [`with_shape`](Self::with_shape), with blocks and regions that start at multiples of `alignment` bytes.
+    #[must_use]
+    pub fn with_aligned_shape(
+        self,
+        shape: Shape,
+        alignment: u64,
+    ) -> PhysicalLayoutBuilder<HasConfig> {
         self.next(|_| HasConfig(Counts::Shape { shape, alignment }))
     }
 }
@@ -154,10 +165,14 @@ impl PhysicalLayoutBuilder<HasConfig> {
         self.layout(LayoutSpec::LayerSeparate(block_dim))
     }
 
-    /// Any order: a [`Word`](kvtile_layout::Word) or explicit digits.
+    /// Any order: a text in the layout language, a [`Word`](kvtile_layout::Word) or explicit digits.
+    /// [`build`](PhysicalLayoutBuilder::build) reports a text that is no word.
     #[must_use]
-    pub fn layout(self, spec: impl Into<LayoutSpec>) -> PhysicalLayoutBuilder<HasLayout> {
-        let spec = spec.into();
+    pub fn layout(
+        self,
+        spec: impl TryInto<LayoutSpec, Error: Into<LayoutError>>,
+    ) -> PhysicalLayoutBuilder<HasLayout> {
+        let spec = spec.try_into().map_err(Into::into);
         self.next(|HasConfig(counts)| HasLayout { counts, spec })
     }
 }
@@ -233,39 +248,40 @@ impl PhysicalLayoutBuilder<HasMemory> {
     /// registered ones are asked for. Nothing stays allocated, and no file stays behind.
     pub fn build(self) -> Result<PhysicalLayout, TransferError> {
         let HasMemory { layout, memory } = self.state;
-        let strided = layout.resolve()?;
+        let HasLayout { counts, spec } = layout;
+        let spec = spec?;
+        let strided = counts.resolve(&spec)?;
         let (regions, nixl) = memory.regions(&strided)?;
         let bound = BoundLayout::new(Arc::new(strided), regions)?;
         Ok(PhysicalLayout::local(
             Arc::new(bound),
-            layout.into_view(),
+            counts.into_view(spec),
             nixl,
             self.logical,
         ))
     }
 }
 
-impl HasLayout {
-    fn resolve(&self) -> Result<StridedLayout, TransferError> {
-        let strided = match &self.counts {
+impl Counts {
+    fn resolve(&self, spec: &LayoutSpec) -> Result<StridedLayout, TransferError> {
+        let strided = match self {
             Counts::Config(config) => {
-                let (shape, inner) = (self.spec.shape(config)?, config.inner_shape());
-                self.spec
-                    .resolve(&shape, inner, config.alignment() as u64)?
+                let (shape, inner) = (spec.shape(config)?, config.inner_shape());
+                spec.resolve(&shape, inner, config.alignment() as u64)?
             }
             Counts::Shape { shape, alignment } => {
-                self.spec.resolve(shape, InnerShape::Unknown, *alignment)?
+                spec.resolve(shape, InnerShape::Unknown, *alignment)?
             }
         };
         Ok(strided)
     }
 
-    fn into_view(self) -> TraditionalView {
-        let config = match self.counts {
+    fn into_view(self, spec: LayoutSpec) -> TraditionalView {
+        let config = match self {
             Counts::Config(config) => Some(config),
             Counts::Shape { .. } => None,
         };
-        TraditionalView::new(self.spec, config)
+        TraditionalView::new(spec, config)
     }
 }
 

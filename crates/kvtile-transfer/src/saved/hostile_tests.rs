@@ -20,7 +20,7 @@ fn shape(blocks: u64) -> Shape {
 
 fn layout(blocks: u64) -> PhysicalLayout {
     PhysicalLayout::builder()
-        .with_shape(shape(blocks), 1)
+        .with_shape(shape(blocks))
         .layout(LayoutSpec::Word(Word::parse("L|KBNHC").unwrap()))
         .allocate_system()
         .build()
@@ -41,7 +41,7 @@ fn parts(folder: &Path) -> Parts {
     let handle = manager.register(layout(3)).unwrap();
     let pattern = FillPattern::Distinct { seed: 4 };
     manager.fill(handle, &[0, 1, 2], pattern).unwrap();
-    let identity = LogicalIdentity::new("m", "r", &shape(1), None).unwrap();
+    let identity = LogicalIdentity::new("m", "r", &shape(1)).unwrap();
     let mut options = SaveOptions::new(identity, 10).unwrap();
     options.alignment = 64;
     save(&manager, handle, &[0, 1, 2], &path, &options).unwrap();

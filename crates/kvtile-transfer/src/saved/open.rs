@@ -215,7 +215,7 @@ impl SavedCache {
         let options = FileMemory::options().read_only(true);
         let file = Arc::new(options.open(&self.path, size)?);
         PhysicalLayout::builder()
-            .with_shape(self.header.shape.clone(), self.header.alignment)
+            .with_aligned_shape(self.header.shape.clone(), self.header.alignment)
             .layout(LayoutSpec::Word(self.header.word.clone()))
             .with_memory_regions(regions(&file, &self.header)?)
             .build()

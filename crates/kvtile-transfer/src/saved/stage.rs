@@ -35,7 +35,7 @@ impl<'a> Stage<'a> {
         let header = cache.header();
         let (blocks, held) = batch(header, wanted)?;
         let memory = PhysicalLayout::builder()
-            .with_shape(header.shape.with_num_blocks(held)?, header.alignment)
+            .with_aligned_shape(header.shape.with_num_blocks(held)?, header.alignment)
             .layout(LayoutSpec::Word(header.word.clone()))
             .allocate_system()
             .build()?;

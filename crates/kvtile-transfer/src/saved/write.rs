@@ -92,7 +92,7 @@ pub fn save(
     let file = Arc::new(file);
     let regions = regions(&file, &header)?;
     let stored = PhysicalLayout::builder()
-        .with_shape(shape, options.alignment)
+        .with_aligned_shape(shape, options.alignment)
         .with_logical_fingerprint(options.identity.fingerprint())
         .layout(LayoutSpec::Word(options.word.clone()))
         .with_memory_regions(regions)

@@ -108,7 +108,7 @@ pub(crate) fn over_image(
         Place::File { direct } => file_with(image, alignment, direct, folder),
     };
     let layout = PhysicalLayout::builder()
-        .with_shape(case.shape.clone(), case.alignment)
+        .with_aligned_shape(case.shape.clone(), case.alignment)
         .layout(LayoutSpec::Word(case.word.clone()))
         .with_memory_regions(regions)
         .build()?;
@@ -225,7 +225,7 @@ impl Store {
 /// A layout of `word` in system memory.
 pub(crate) fn in_memory(shape: &Shape, word: &str) -> PhysicalLayout {
     PhysicalLayout::builder()
-        .with_shape(shape.clone(), 1)
+        .with_shape(shape.clone())
         .layout(word.parse::<LayoutSpec>().unwrap())
         .allocate_system()
         .build()

@@ -94,7 +94,7 @@ fn a_layer_that_is_done_is_at_its_destination() {
         })
         .collect();
     let engine = PhysicalLayout::builder()
-        .with_shape(shape.clone(), 1)
+        .with_shape(shape.clone())
         .layout(word)
         .with_memory_regions(regions.clone())
         .build()

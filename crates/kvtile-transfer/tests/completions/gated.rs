@@ -77,7 +77,7 @@ pub(crate) fn gated_in(manager: TransferManager, blocks: u64) -> Gated {
         panics: AtomicBool::new(false),
     });
     let file = PhysicalLayout::builder()
-        .with_shape(shape(blocks), 1)
+        .with_shape(shape(blocks))
         .layout("BLKNHC".parse::<Word>().unwrap())
         .with_memory_regions(vec![Arc::clone(&region) as OwnedMemoryRegion])
         .build()

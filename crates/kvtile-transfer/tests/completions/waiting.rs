@@ -145,7 +145,7 @@ fn an_error_of_the_device_reaches_all_waiters() {
     let folder = common::folder();
     let path = folder.path().join("cache");
     let file = PhysicalLayout::builder()
-        .with_shape(shape(2), 1)
+        .with_shape(shape(2))
         .layout("BLKNHC".parse::<Word>().unwrap())
         .allocate_disk(Some(path.clone()))
         .build()

@@ -89,7 +89,7 @@ fn layouts_of_every_family_come_back_from_their_descriptors() {
     )
     .unwrap();
     let layout = PhysicalLayout::builder()
-        .with_shape(mla, 64)
+        .with_aligned_shape(mla, 64)
         .layout("LBNKC".parse::<Word>().unwrap())
         .allocate_system()
         .build()
@@ -127,7 +127,7 @@ proptest! {
             region_bytes: strided.region_bytes().to_vec(),
         };
         let digits = PhysicalLayout::builder()
-            .with_shape(case.shape.clone(), case.alignment)
+            .with_aligned_shape(case.shape.clone(), case.alignment)
             .layout(spec)
             .with_memory_regions(layout.memory_regions().to_vec())
             .build()

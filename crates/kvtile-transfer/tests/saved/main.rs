@@ -43,7 +43,9 @@ fn shape(blocks: u64) -> Shape {
 
 fn identity(rope_base: f64) -> LogicalIdentity {
     let rope = Rope::new("default", rope_base).unwrap();
-    LogicalIdentity::new("tiny", "rev-1", &shape(1), Some(rope)).unwrap()
+    LogicalIdentity::new("tiny", "rev-1", &shape(1))
+        .unwrap()
+        .with_rope(rope)
 }
 
 /// A manager with a layout of `blocks` filled blocks.

@@ -97,7 +97,7 @@ fn a_killed_saver_leaves_no_cache_and_the_next_one_cleans_up() {
         let manager = TransferManager::new();
         let handle = manager.register(in_memory(&shape, "L|BKNHC")).unwrap();
         let ids: Vec<usize> = (0..64).collect();
-        let identity = LogicalIdentity::new("large", "1", &shape, None).unwrap();
+        let identity = LogicalIdentity::new("large", "1", &shape).unwrap();
         let mut options = SaveOptions::new(identity, 1).unwrap();
         options.replace = true;
         loop {

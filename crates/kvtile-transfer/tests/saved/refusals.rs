@@ -10,7 +10,9 @@ fn another_model_is_refused_by_name() {
     saved(&path);
     let of = |model: &str, revision: &str, shape: &Shape, base: f64| {
         let rope = Rope::new("default", base).unwrap();
-        LogicalIdentity::new(model, revision, shape, Some(rope)).unwrap()
+        LogicalIdentity::new(model, revision, shape)
+            .unwrap()
+            .with_rope(rope)
     };
     let other = |blocks, layers, page, heads, content, bytes| {
         Shape::key_value(
@@ -55,7 +57,7 @@ fn another_model_is_refused_by_name() {
     let cache = SavedCache::inspect(&path).unwrap();
     let manager = TransferManager::new();
     let theirs = PhysicalLayout::builder()
-        .with_shape(shape(3), 1)
+        .with_shape(shape(3))
         .with_logical_fingerprint(identity(500_000.0).fingerprint())
         .layout(Word::parse("BLKNHC").unwrap())
         .allocate_system()
@@ -102,7 +104,7 @@ fn what_cannot_be_saved_leaves_no_file() {
     refused(&[0, 1, 2], &path, &aligned);
     let mut of_another = good();
     let other = Shape::key_value(1, 3, 8, 2, 32, &Unit::raw(2).unwrap()).unwrap();
-    of_another.identity = LogicalIdentity::new("tiny", "rev-1", &other, None).unwrap();
+    of_another.identity = LogicalIdentity::new("tiny", "rev-1", &other).unwrap();
     let error = refused(&[0, 1, 2], &path, &of_another);
     assert!(
         matches!(error, TransferError::IdentityDiffers(_)),

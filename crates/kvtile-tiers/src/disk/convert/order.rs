@@ -62,7 +62,7 @@ impl Order {
     /// Memory for so many blocks in this order.
     pub(super) fn memory(&self, blocks: u64) -> Result<PhysicalLayout, TierError> {
         let layout = PhysicalLayout::builder()
-            .with_shape(self.shape.with_num_blocks(blocks)?, PAGE_BYTES)
+            .with_aligned_shape(self.shape.with_num_blocks(blocks)?, PAGE_BYTES)
             .layout(LayoutSpec::Word(self.word.clone()))
             .allocate_system()
             .build()?;

@@ -68,7 +68,9 @@ fn shape(blocks: u64) -> Shape {
 
 fn logical() -> LogicalIdentity {
     let rope = Rope::new("llama3", 10_000.0).unwrap();
-    LogicalIdentity::new("toy", "0123abc", &shape(1), Some(rope)).unwrap()
+    LogicalIdentity::new("toy", "0123abc", &shape(1))
+        .unwrap()
+        .with_rope(rope)
 }
 
 /// The bytes of block `number` of the fixture, in the order of a word such as `BHLKNC`.

@@ -3,7 +3,7 @@
 use kvtile_layout::Word;
 use kvtile_layout::{StridedLayout, identity::LayoutIdentity};
 use kvtile_tiers::{
-    cache::{Cache, CacheSettings, LoadOptions, LookupOptions},
+    cache::{Cache, CacheSettings},
     disk::{Inspection, Miss, SlotStore, SlotStoreSettings, StoreIdentity},
     tier::Pieces,
 };
@@ -58,7 +58,7 @@ fn a_cache_finds_and_loads_the_chain() {
     let converted = run(&version_1(folder.path()), &to, &settings(None)).unwrap();
     let engine: Word = "BLNHKC".parse().unwrap();
     let engine = PhysicalLayout::builder()
-        .with_shape(shape(8), 1)
+        .with_shape(shape(8))
         .layout(engine)
         .allocate_system()
         .build()
@@ -68,9 +68,9 @@ fn a_cache_finds_and_loads_the_chain() {
         .disk(&to, converted.capacity_bytes);
     let cache = Cache::open(settings, engine).unwrap();
     let keys: Vec<_> = (0..5).map(key).collect();
-    let found = cache.lookup(&keys, &LookupOptions::default());
+    let found = cache.lookup(&keys);
     assert_eq!(found.blocks(), 5);
-    let loaded = cache.load(found, &[7, 1, 3, 2, 0], &LoadOptions::default());
+    let loaded = cache.load(found, &[7, 1, 3, 2, 0]);
     assert_eq!(loaded.unwrap().wait().blocks, 5);
     for (number, block) in (0..).zip([7, 1, 3, 2, 0]) {
         let lease = cache

@@ -33,7 +33,7 @@ fn stored(
 ) -> SlotStore {
     let layout = StridedLayout::resolve(&word.parse().unwrap(), shape, 1).unwrap();
     let identity = StoreIdentity {
-        logical: LogicalIdentity::new("toy", "0123abc", shape, None).unwrap(),
+        logical: LogicalIdentity::new("toy", "0123abc", shape).unwrap(),
         block_layout: LayoutIdentity::of_block(&layout),
         pieces: Pieces::of_layout(&layout).unwrap(),
     };

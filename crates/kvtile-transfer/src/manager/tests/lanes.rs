@@ -378,7 +378,7 @@ fn strided(arena: &OwnedMemoryRegion, stride: u64, offset: u64) -> PhysicalLayou
     let bytes = offset + 3 * stride + BLOCK_BYTES as u64;
     let view = RegionView::new(Arc::clone(arena), 0, usize::try_from(bytes).unwrap()).unwrap();
     PhysicalLayout::builder()
-        .with_shape(shape(4), 1)
+        .with_shape(shape(4))
         .layout(spec)
         .with_memory_regions(vec![Arc::new(view)])
         .build()

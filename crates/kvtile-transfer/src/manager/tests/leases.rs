@@ -84,7 +84,7 @@ fn layout(choices: &mut Choices, arena: &OwnedMemoryRegion) -> PhysicalLayout {
     };
     let view = RegionView::new(Arc::clone(arena), at, bytes).unwrap();
     PhysicalLayout::builder()
-        .with_shape(shape(blocks), 1)
+        .with_shape(shape(blocks))
         .layout(spec)
         .with_memory_regions(vec![Arc::new(view)])
         .build()
@@ -348,7 +348,7 @@ fn interleaved_rows_of_one_memory_are_apart() {
     let build = |offset| {
         let view = RegionView::new(Arc::clone(&world.arena), 0, 6144).unwrap();
         PhysicalLayout::builder()
-            .with_shape(shape(4), 1)
+            .with_shape(shape(4))
             .layout(row(4, (1024, 128), offset))
             .with_memory_regions(vec![Arc::new(view)])
             .build()
@@ -377,7 +377,7 @@ fn a_newcomer_over_leased_rows_has_the_rows_between() {
     let register = |offset| {
         let view = RegionView::new(Arc::clone(&world.arena), 0, 6144).unwrap();
         let layout = PhysicalLayout::builder()
-            .with_shape(shape(4), 1)
+            .with_shape(shape(4))
             .layout(row(4, (512, 128), offset))
             .with_memory_regions(vec![Arc::new(view)])
             .build();
@@ -418,7 +418,7 @@ fn two_managers_never_share_memory_that_one_of_them_may_write() {
     let build = |at| {
         let view = RegionView::new(Arc::clone(&world.arena), at, 2048).unwrap();
         PhysicalLayout::builder()
-            .with_shape(shape(4), 1)
+            .with_shape(shape(4))
             .layout("BLKNHC".parse::<LayoutSpec>().unwrap())
             .with_memory_regions(vec![Arc::new(view)])
             .build()
@@ -458,7 +458,7 @@ fn a_file_that_is_open_twice_is_one_memory() {
         let options = FileMemory::options().read_only(read_only);
         let file: OwnedMemoryRegion = Arc::new(options.open(path, 2048).unwrap());
         PhysicalLayout::builder()
-            .with_shape(shape(4), 1)
+            .with_shape(shape(4))
             .layout("BLKNHC".parse::<LayoutSpec>().unwrap())
             .with_memory_regions(vec![file])
             .build()
@@ -497,7 +497,7 @@ fn a_file_that_is_open_twice_is_one_memory() {
         Arc::new(FileMemory::options().open(path, 2048).unwrap())
     };
     let twice = PhysicalLayout::builder()
-        .with_shape(shape(4), 1)
+        .with_shape(shape(4))
         .layout("L|BKNHC".parse::<LayoutSpec>().unwrap())
         .with_memory_regions(vec![region(&path), region(&link)])
         .build();
@@ -514,7 +514,7 @@ fn regions_of_one_layout_are_apart() {
             Arc::new(view) as OwnedMemoryRegion
         };
         PhysicalLayout::builder()
-            .with_shape(shape(4), 1)
+            .with_shape(shape(4))
             .layout("L|BKNHC".parse::<LayoutSpec>().unwrap())
             .with_memory_regions(starts.map(view).to_vec())
             .build()
@@ -535,7 +535,7 @@ fn routes_are_bounded_and_go_with_their_layouts() {
     let build = |at| {
         let view = RegionView::new(Arc::clone(&world.arena), at, 2048).unwrap();
         let layout = PhysicalLayout::builder()
-            .with_shape(shape(4), 1)
+            .with_shape(shape(4))
             .layout("BLKNHC".parse::<LayoutSpec>().unwrap())
             .with_memory_regions(vec![Arc::new(view)])
             .build();

@@ -49,7 +49,7 @@ pub(super) fn world_with(capacity: usize, files: usize, flying: Flying) -> World
     let manager = TransferManager::over(Lanes::of(lanes, capacity));
     let folder = tempfile::tempdir().unwrap();
     let layout = |word: &str| {
-        let builder = PhysicalLayout::builder().with_shape(shape(8), 1);
+        let builder = PhysicalLayout::builder().with_shape(shape(8));
         builder.layout(word.parse::<Word>().unwrap())
     };
     let disk = layout("BLKNHC").allocate_disk(Some(folder.path().join("blocks")));
@@ -96,7 +96,7 @@ impl World {
 
     /// One more layout in memory, whose blocks and layers are contiguous.
     pub(super) fn flat(&self) -> LayoutHandle {
-        let builder = PhysicalLayout::builder().with_shape(shape(8), 1);
+        let builder = PhysicalLayout::builder().with_shape(shape(8));
         let layout = builder.layout("BLKNHC".parse::<Word>().unwrap());
         let layout = layout.allocate_system().build().unwrap();
         self.manager.register(layout).unwrap()
