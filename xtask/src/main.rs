@@ -9,9 +9,11 @@ mod circles;
 mod files;
 mod licences;
 mod metadata;
+mod names;
 mod python;
 mod step;
 mod vllm;
+mod words;
 
 use std::process::ExitCode;
 
@@ -188,8 +190,10 @@ fn rules() -> Result<(), Failure> {
     broken.extend(licences::check(&metadata));
     broken.extend(files::check()?);
     broken.extend(circles::check()?);
+    broken.extend(names::check()?);
+    broken.extend(words::check()?);
     if broken.is_empty() {
-        println!("rules: dependencies, licences, files and rooms are in order");
+        println!("rules: dependencies, licences, files, rooms, names and words are in order");
         return Ok(());
     }
     Err(Failure::Rules(broken))
