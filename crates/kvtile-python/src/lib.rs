@@ -28,6 +28,7 @@ mod keys;
 mod layout;
 mod pickle;
 mod plan;
+mod record;
 mod report;
 mod selection;
 mod shape;
@@ -55,6 +56,8 @@ mod _kvtile {
     use crate::layout::PyLayout;
     #[pymodule_export]
     use crate::plan::{PyPlan, plan};
+    #[pymodule_export]
+    use crate::record::PyTraceRecorder;
     #[pymodule_export]
     use crate::report::{PyFlushReport, PyLoadReport, PyStoreReport, PyTransferReport};
     #[pymodule_export]

@@ -23,6 +23,7 @@ __all__ = [
     "Subscriber",
     "TokenHasher",
     "TokenSequence",
+    "TraceRecorder",
     "TransferReport",
     "__version__",
     "close_all",
@@ -291,6 +292,29 @@ class TokenSequence:
     @property
     def tokens(self) -> list[int]: ...
     def __len__(self, /) -> int: ...
+
+@final
+class TraceRecorder:
+    def __new__(cls, path: str | os.PathLike[str], page_size: int, *, bytes_max: int = 1073741824) -> Self: ...
+    def record(
+        self,
+        keys: Sequence[bytes],
+        input_tokens: int,
+        output_tokens: int = 0,
+        *,
+        arrived: float | None = None,
+    ) -> None: ...
+    def close(self) -> None: ...
+    @property
+    def recorded(self) -> int: ...
+    @property
+    def dropped(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def error(self) -> str | None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *exception: object) -> None: ...
 
 @final
 class Completion(Generic[_Report]):

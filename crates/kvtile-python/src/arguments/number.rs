@@ -34,6 +34,8 @@ numbers! {
     priority: i8, i8::MIN, i8::MAX, Request;
     keep: i8, i8::MIN, i8::MAX, Request;
     output_tokens: u32, 0, u32::MAX, Request;
+    input_tokens: u32, 0, u32::MAX, Request;
+    bytes_max: u64, 0, COUNT_MAX, Setting;
     first: usize, 0, COUNT_MAX, Request;
     blocks: usize, 0, COUNT_MAX, Request;
     count: usize, 0, COUNT_MAX, Request;

@@ -42,7 +42,7 @@ use crate::{
     guard,
     identity::PyIdentity,
     layout::{LayoutInner, PyLayout},
-    pickle,
+    pickle, record,
     report::PyFlushReport,
     transfer::manager,
 };
@@ -167,6 +167,7 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
         for slot in open.iter().filter_map(Weak::upgrade) {
             close(&slot);
         }
+        record::close_all();
     })?;
     ending::begin(py);
     Ok(())

@@ -7,6 +7,7 @@
 //! | `dry` | a cache without bytes: the block pool alone |
 //! | `real` | the cache itself, with bytes that are compared when they come back |
 //! | `bound` | a cache without end, and the best that any cache could have done |
+//! | `record` | the requests of a running engine, as a trace |
 //! | `run` | a trace through a cache, and what is counted |
 //!
 //! A hit is a leading block of a request that is stored before the request; then all its blocks are
@@ -17,6 +18,7 @@ mod bound;
 mod dry;
 mod generate;
 mod real;
+mod record;
 mod run;
 mod trace;
 
@@ -24,5 +26,6 @@ pub use bound::{belady, infinite};
 pub use dry::DryCache;
 pub use generate::{Workload, generate};
 pub use real::RealCache;
+pub use record::{RecordError, RecordOptions, RecordReport, RecordedRequest, TraceRecorder};
 pub use run::{ReplayTarget, Totals, replay};
 pub use trace::{Request, Trace, TraceError, TraceLimits};
