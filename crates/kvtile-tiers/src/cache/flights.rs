@@ -1,4 +1,4 @@
-//! One flight a block: who moves a block does so for all who want it.
+//! Single flight: of all loads that need a block, one reads it.
 
 use std::{
     collections::HashSet,
@@ -7,14 +7,14 @@ use std::{
 
 use kvtile_blocks::BlockKey;
 
-/// The blocks that are on their way to one tier.
+/// The blocks that are being read into host memory.
 #[derive(Default)]
 pub(super) struct Flights {
     keys: Mutex<HashSet<BlockKey>>,
     landed: Condvar,
 }
 
-/// A block that its holder brings; others wait until this is dropped.
+/// The right to read a block; other loads of it wait until this is dropped.
 pub(super) struct Flight<'a> {
     flights: &'a Flights,
     key: BlockKey,
@@ -26,8 +26,8 @@ impl Flights {
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins a flight, once nobody else brings the block. Whoever waits here holds no flight, so
-    /// that two never wait for each other.
+    /// Waits until no other load reads the block, and takes its flight. Callers take flights in the
+    /// order of positions, so that loads cannot deadlock.
     pub(super) fn board(&self, key: BlockKey) -> Flight<'_> {
         let mut keys = self.lock();
         while !keys.insert(key) {

@@ -1,4 +1,4 @@
-//! What callers may say of lookups, loads and stores beside their blocks.
+//! Options of lookups, loads and stores.
 
 use std::time::Duration;
 
@@ -8,67 +8,67 @@ use kvtile_blocks::{
 };
 use kvtile_transfer::LayoutHandle;
 
-/// How urgent a job is; later ones of the list come first. One turn in eight goes to the job that waits for
-/// the longest time, whatever its priority, so that none waits for ever.
+/// Priority of a job; a later variant runs before an earlier one. Every eighth job is the oldest in
+/// the queue regardless of its priority, so that no job starves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Priority {
-    /// When there is nothing else: prefetching.
+    /// Runs if no other job waits: the priority of prefetches.
     Background,
-    /// Storing, unless something else is said.
+    /// The default of stores.
     Low,
-    /// Loading, unless something else is said.
+    /// The default of loads.
     #[default]
     Normal,
-    /// Before everything else.
+    /// Runs before all others.
     Urgent,
 }
 
-/// What is said of a lookup beside its keys.
+/// Options of a lookup.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LookupOptions {
-    /// Who looks; reports of pins name it.
+    /// The owner of the pins; reports of pins name it.
     pub owner: OwnerId,
-    /// The match should be used or dropped within this time; one that is held for longer is
-    /// reported by [`Cache::overdue`](super::Cache::overdue).
+    /// The caller should load or drop the match within this time;
+    /// [`Cache::overdue`](super::Cache::overdue) reports pins that are held longer.
     pub hold: Option<Duration>,
-    /// What the caller knows of the request.
+    /// The caller's hints about the request.
     pub hints: Hints,
-    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
-    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
-    /// counts from the start of the cache's clock.
+    /// After this time, to about a second, the blocks are worthless and are evicted first. The
+    /// longest lifetime among the users of a block counts; no lifetime is the longest. It overrides
+    /// `hints.expires`, which counts from the start of the cache's clock.
     pub lifetime: Option<Duration>,
 }
 
-/// What is said of a load beside its blocks.
+/// Options of a load.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct LoadOptions {
-    /// When it is its turn.
+    /// Priority of its jobs in the queue.
     pub priority: Priority,
-    /// Parts that have not begun after this time do not begin.
+    /// Parts that have not begun within this time never begin.
     pub within: Option<Duration>,
-    /// Where the blocks go: another layout of the cache's transfer manager that holds the same, or the
-    /// engine's.
+    /// The destination layout: another layout of the cache's transfer manager with the same
+    /// identity; `None` for the engine's.
     pub layout: Option<LayoutHandle>,
 }
 
-/// What is said of a store beside its blocks.
+/// Options of a store.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreOptions {
-    /// Whose blocks they are.
+    /// The tenant of the blocks.
     pub tenant: TenantId,
-    /// When it is its turn.
+    /// Priority of its job in the queue.
     pub priority: Priority,
-    /// If it has not begun after this time, it does not begin.
+    /// A store that has not begun within this time never begins.
     pub within: Option<Duration>,
-    /// What the caller knows of the blocks.
+    /// The caller's hints about the blocks.
     pub hints: Hints,
-    /// After this time the blocks are worth nothing and leave first, to about a second. The longest time that
-    /// any of their users gave counts, and none is the longest. It stands for `hints.expires`, which
-    /// counts from the start of the cache's clock.
+    /// After this time, to about a second, the blocks are worthless and are evicted first. The
+    /// longest lifetime among the users of a block counts; no lifetime is the longest. It overrides
+    /// `hints.expires`, which counts from the start of the cache's clock.
     pub lifetime: Option<Duration>,
-    /// Where the blocks are: another layout of the cache's transfer manager that holds the same, or
-    /// the engine's.
+    /// The source layout: another layout of the cache's transfer manager with the same identity;
+    /// `None` for the engine's.
     pub layout: Option<LayoutHandle>,
 }
 
