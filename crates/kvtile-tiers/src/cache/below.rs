@@ -41,8 +41,9 @@ pub(super) struct Below {
     pub(super) reads: Health,
     /// The writes and syncs that the tier's thread has to do.
     pub(super) spill: Spill,
-    /// Host memory of batches that did not complete in time. The cache starts no new batch until
-    /// the tier releases it, so that a tier that hangs cannot take all of host memory.
+    /// Host memory of batches that did not complete in time. Until the tier releases it, the cache
+    /// starts no read, and no write outside a flush. So a tier that hangs cannot take all of host
+    /// memory.
     late: Mutex<Vec<Place>>,
 }
 
@@ -67,7 +68,7 @@ impl Below {
     }
 
     /// The leading blocks of `keys` that it has, for a request; `None` during a backoff of its
-    /// reads.
+    /// reads, and while it holds late memory.
     pub(super) fn find(
         &self,
         keys: &[BlockKey],

@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_keeps_what_is_there_and_its_order() {
+    fn the_list_keeps_the_host_blocks_and_their_order() {
         let spill = Spill::new(true);
         assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
         assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);

@@ -324,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_mean_nothing_are_refused() {
+    fn invalid_ends_are_refused() {
         let many: Vec<u64> = (1..200).collect();
         for ends in [&[][..], &[0], &[5, 5], &[5, 4], &many] {
             assert!(

@@ -1,4 +1,4 @@
-//! A disk that takes its time.
+//! A disk whose writes block.
 
 use std::{
     sync::{Arc, Condvar, Mutex},
@@ -14,7 +14,7 @@ use super::{
     hooked::{HookedFolder, Operation},
 };
 
-/// Writes wait while it is closed; how many do.
+/// A gate for writes: whether it is closed, and the number of writes that wait at it.
 #[derive(Debug, Default)]
 struct Gate {
     state: Mutex<(bool, usize)>,
@@ -35,7 +35,7 @@ impl Gate {
         open.unwrap().1 -= 1;
     }
 
-    /// Until somebody waits.
+    /// Waits until a write waits at the gate.
     fn wait_for_one(&self) {
         let state = self.state.lock().unwrap();
         drop(self.changed.wait_while(state, |(_, waiting)| *waiting == 0));
