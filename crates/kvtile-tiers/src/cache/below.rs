@@ -3,12 +3,13 @@
 
 use std::{
     any::Any,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use kvtile_blocks::{BlockKey, events::TierId, pool::Claim};
 use kvtile_transfer::completion::Completion;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     health::Health,
@@ -103,8 +104,7 @@ impl Below {
     }
 
     fn late(&self) -> MutexGuard<'_, Vec<Place>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+        self.late.lock()
     }
 
     /// Records the host memory of a batch that did not complete in time.

@@ -5,9 +5,10 @@
 //! piece that runs early is parked until the piece before it has ended. A store waits only for
 //! older stores, so stores cannot deadlock.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Mutex, MutexGuard};
 
 /// A store in flight.
 struct Entry<J> {
@@ -37,8 +38,7 @@ impl<J> Default for Chains<J> {
 
 impl<J> Chains<J> {
     fn lock(&self) -> MutexGuard<'_, State<J>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Begins a store of these keys. [`Chains::leave`] must follow.

@@ -1,8 +1,7 @@
 //! The statistics of a cache and of its tiers.
 
-use std::sync::{Mutex, PoisonError};
-
 use kvtile_blocks::events::TierId;
+use parking_lot::Mutex;
 
 use super::Parts;
 use crate::{
@@ -34,7 +33,7 @@ fn observe_tier(
     seen: &Mutex<TierStats>,
     stats: impl FnOnce() -> TierStats,
 ) {
-    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = seen.lock();
     let now = stats();
     let gone = [
         (

@@ -7,14 +7,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// A block whose write to a tier is in flight.
 #[derive(Clone, Copy, Debug)]
@@ -48,8 +46,7 @@ pub(super) struct Locked<'a> {
 impl Departures {
     /// Takes the lock. Its holder may move blocks out of host memory, or out of this list.
     pub(super) fn lock(&self) -> Locked<'_> {
-        // Nothing that holds the lock can leave it half changed.
-        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = self.blocks.lock();
         self.set_mark(true);
         Locked { blocks, of: self }
     }
@@ -69,14 +66,13 @@ impl Departures {
     /// Waits until the write of a block ends, at most `within`. Returns false after a timeout.
     pub(super) fn wait(&self, key: &BlockKey, within: Duration) -> bool {
         let start = Instant::now();
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blocks = self.blocks.lock();
         while blocks.contains_key(key) {
             let left = within.checked_sub(start.elapsed());
             let Some(left) = left.filter(|left| !left.is_zero()) else {
                 return false;
             };
-            let waited = self.arrived.wait_timeout(blocks, left);
-            blocks = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.arrived.wait_for(&mut blocks, left);
         }
         true
     }

@@ -1,11 +1,9 @@
 //! Single flight: of all loads that need a block, one reads it.
 
-use std::{
-    collections::HashSet,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashSet;
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The blocks that are being read into host memory.
 #[derive(Default)]
@@ -22,8 +20,7 @@ pub(super) struct Flight<'a> {
 
 impl Flights {
     fn lock(&self) -> MutexGuard<'_, HashSet<BlockKey>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock()
     }
 
     /// Waits until no other load reads the block, and takes its flight. Callers take flights in the
@@ -31,8 +28,7 @@ impl Flights {
     pub(super) fn board(&self, key: BlockKey) -> Flight<'_> {
         let mut keys = self.lock();
         while !keys.insert(key) {
-            let waited = self.landed.wait(keys);
-            keys = waited.unwrap_or_else(PoisonError::into_inner);
+            self.landed.wait(&mut keys);
         }
         drop(keys);
         Flight { flights: self, key }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicU32, Ordering},
 };
 use std::{any::Any, time::Duration};
@@ -12,6 +12,7 @@ use std::{any::Any, time::Duration};
 use kvtile_blocks::{BlockId, pool::BlockPool};
 use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, LeaseMode, TransferManager};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     error::TierError,
@@ -61,14 +62,13 @@ pub(super) enum NoSpare {
 
 impl Spare {
     fn lock(&self) -> MutexGuard<'_, SpareState> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn take(self: &Arc<Self>, within: Duration) -> Result<SpareBlock, NoSpare> {
         let in_use = |state: &mut SpareState| *state == SpareState::InUse;
-        let waited = self.changed.wait_timeout_while(self.lock(), within, in_use);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.changed.wait_while_for(&mut state, in_use, within);
         match *state {
             SpareState::Free => {
                 *state = SpareState::InUse;
@@ -139,8 +139,7 @@ impl Host {
     }
 
     fn anchors(&self) -> MutexGuard<'_, HashMap<BlockId, Box<dyn Hold>>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.anchors.lock().unwrap_or_else(PoisonError::into_inner)
+        self.anchors.lock()
     }
 
     /// Pins a block's parent in a tier below, for as long as the block is in host memory.

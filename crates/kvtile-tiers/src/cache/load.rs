@@ -9,7 +9,7 @@ use std::{
     collections::VecDeque,
     ops::Range,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -21,6 +21,7 @@ use kvtile_transfer::{
     LayoutHandle, TransferOptions,
     completion::{Completer, Completion},
 };
+use parking_lot::Mutex;
 
 use super::{
     Clock, LoadOptions, LookupOptions, Match, Parts, Priority, QueueLabel,
@@ -229,7 +230,7 @@ fn is_layered(inner: &Parts, segment: &Segment) -> bool {
 
 impl Load {
     fn finish(&self) {
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = self.outcome.lock();
         let stopped = outcome.stopped.take();
         let report = LoadReport {
             blocks: stopped.as_ref().map_or(self.wanted, |(first, _)| *first),
@@ -251,7 +252,7 @@ impl Load {
 
     /// Ends the load before block `index`, unless it already ends earlier.
     fn stop(&self, index: usize, stop: LoadStop) {
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = self.outcome.lock();
         let earlier = outcome.stopped.as_ref().is_none_or(|(at, _)| index < *at);
         if earlier {
             outcome.stopped = Some((index, stop));
@@ -267,7 +268,7 @@ impl Load {
     }
 
     fn count(&self, count: impl FnOnce(&mut Outcome)) {
-        count(&mut self.outcome.lock().unwrap_or_else(PoisonError::into_inner));
+        count(&mut self.outcome.lock());
     }
 }
 

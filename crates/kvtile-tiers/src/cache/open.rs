@@ -1,6 +1,6 @@
 //! Opening a cache: it builds the parts and checks that they fit each other.
 
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use kvtile_blocks::{
     BlockId,
@@ -11,6 +11,7 @@ use kvtile_blocks::{
 use kvtile_layout::{LayoutError, Word, broken, identity::LayoutIdentity, tradition::LayoutSpec};
 use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     Cache, CacheSettings, Clock, Parts, SystemClock,

@@ -1,10 +1,7 @@
 //! The state that the threads of a cache share, with helpers for its clock, its queue and its
 //! tiers.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     Tick,
@@ -13,6 +10,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, TransferManager};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
     CacheSettings, Priority, QueueLabel,
@@ -172,19 +170,17 @@ impl Parts {
 
     /// Takes the turn to evict host blocks and write them.
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turn.lock()
     }
 
     /// Marks a demotion as in progress until the guard is dropped. A thread must not hold two
     /// guards.
     pub(super) fn demoting(&self) -> RwLockReadGuard<'_, ()> {
-        let demotions = self.demotions.read();
-        demotions.unwrap_or_else(PoisonError::into_inner)
+        self.demotions.read()
     }
 
     /// Waits for all demotions that are in progress.
     pub(super) fn wait_for_demotions(&self) {
-        let demotions = self.demotions.write();
-        drop(demotions.unwrap_or_else(PoisonError::into_inner));
+        drop(self.demotions.write());
     }
 }

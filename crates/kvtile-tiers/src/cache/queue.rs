@@ -2,13 +2,10 @@
 //!
 //! Pushing never blocks: a full queue refuses the jobs, and the caller continues without the cache.
 
-use std::{
-    collections::VecDeque,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use kvtile_layout::broken;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Priority;
 
@@ -105,8 +102,7 @@ impl<J> Queue<J> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<J>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Queues all jobs or none, without blocking.
@@ -174,10 +170,8 @@ impl<J> Queue<J> {
             if state.closed {
                 return Next::Closed;
             }
-            let waited = self.changed.wait_timeout(state, patience);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            state = guard;
-            if timeout.timed_out() && state.len() == 0 && !state.closed {
+            let waited = self.changed.wait_for(&mut state, patience);
+            if waited.timed_out() && state.len() == 0 && !state.closed {
                 return Next::Idle;
             }
         }

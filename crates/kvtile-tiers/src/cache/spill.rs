@@ -4,13 +4,10 @@
 //! The list contains keys and times. It does not know whether a block is still in host memory, nor
 //! how it is written.
 
-use std::{
-    collections::VecDeque,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The number of unsynced blocks at which a sync begins.
 pub const SYNC_BLOCKS: usize = 64;
@@ -80,8 +77,7 @@ impl Spill {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Adds blocks to write. If the list is longer than `keys_max`, drops the keys for which
@@ -183,16 +179,11 @@ impl Spill {
         }
         // Without unsynced writes and keys, only a change of the list can make an operation due.
         let idle = state.dirty_since.is_none() && state.keys.is_empty();
-        let waited = match idle {
-            true => self.changed.wait(state),
-            false => {
-                let waited = self.changed.wait_timeout(state, PATIENCE);
-                waited
-                    .map(|(state, _)| state)
-                    .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0))
-            }
-        };
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if idle {
+            self.changed.wait(&mut state);
+        } else {
+            self.changed.wait_for(&mut state, PATIENCE);
+        }
         Spill::due_of(&mut state, now(), pauses)
     }
 

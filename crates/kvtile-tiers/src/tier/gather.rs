@@ -1,13 +1,10 @@
 //! Batches whose blocks complete in parts, on any threads. Every batch completes exactly once, also
 //! if a part is dropped.
 
-use std::{
-    ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use kvtile_transfer::completion::{Completer, Completion};
+use parking_lot::{Mutex, MutexGuard};
 
 /// Collects the outcomes of a batch from its parts.
 pub struct Gather<O, R> {
@@ -61,8 +58,7 @@ impl<O, R: Clone> Gather<O, R> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<O>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn set(&self, blocks: Range<usize>, mut outcome: impl FnMut() -> O, elapsed: Duration) {

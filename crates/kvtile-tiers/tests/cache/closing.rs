@@ -4,13 +4,14 @@ use std::{
     fs,
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, mpsc},
     task::{Context, Wake, Waker},
     time::Duration,
 };
 
 use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{Cache, Clock, LoadOptions, LookupOptions, StoreOptions, TierWrites};
+use parking_lot::Mutex;
 
 use super::{
     bounds::VirtualClock,
@@ -146,7 +147,7 @@ struct Closer {
 
 impl Wake for Closer {
     fn wake(self: Arc<Self>) {
-        let cache = self.cache.lock().unwrap().take();
+        let cache = self.cache.lock().take();
         if let Some(cache) = cache {
             cache.close();
             self.closed.send(()).unwrap();
@@ -170,7 +171,7 @@ fn a_cache_may_be_closed_on_its_own_threads() {
         let waker = Waker::from(Arc::clone(&closer));
         let mut context = Context::from_waker(&waker);
         // Locked, so that the waker cannot run before the cache is in its slot.
-        let mut place = closer.cache.lock().unwrap();
+        let mut place = closer.cache.lock();
         let (mut load, mut store) = (None, None);
         if is_load {
             let found = cache.lookup(&keys, &LookupOptions::default());

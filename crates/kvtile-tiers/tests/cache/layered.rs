@@ -5,7 +5,7 @@ use std::{
     fs,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -17,6 +17,7 @@ use kvtile_tiers::cache::{
     Cache, CacheSettings, Completion, LoadOptions, LoadReport, LoadStop, LookupOptions, Match,
 };
 use kvtile_transfer::PhysicalLayout;
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     common::{ENGINE_WORD, Engine, chain},
@@ -108,9 +109,9 @@ struct Watch {
 
 impl Watch {
     fn look(&self, operation: Operation) {
-        let load = self.load.lock().unwrap();
+        let load = self.load.lock();
         if let (Operation::Read, Some(load)) = (operation, &*load) {
-            self.seen.lock().unwrap().push(layers_there(load));
+            self.seen.lock().push(layers_there(load));
         }
     }
 }
@@ -126,9 +127,9 @@ fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
     });
     let mut engine = Engine::of(&cache, shape(1));
     let load = start(&cache, &engine, &keys);
-    *watch.load.lock().unwrap() = Some(load.clone());
+    *watch.load.lock() = Some(load.clone());
     while cache.step() {}
-    *watch.load.lock().unwrap() = None;
+    *watch.load.lock() = None;
     let report = load.wait();
     assert_eq!(
         (report.blocks, report.from_below),
@@ -140,7 +141,7 @@ fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
     }
     // Each layer of each block is read once. Two reads are in flight, so the third begins after the
     // first has ended, and the last after one layer is at the engine.
-    let seen = watch.seen.lock().unwrap();
+    let seen = watch.seen.lock();
     assert_eq!(seen.len(), LAYERS * BLOCKS);
     assert!(
         seen[..2 * BLOCKS].iter().all(|layers| *layers == 0),
@@ -281,7 +282,7 @@ fn a_load_that_is_cancelled_between_two_layers_ends_there() {
     let (cancelled, counted) = (Arc::clone(&load), Arc::clone(&reads));
     let settings = settings(BLOCKS as u64, folder.path()).workers(0);
     let (cache, keys) = on_disk(settings, folder.path(), move |operation| {
-        if let (Operation::Read, Some(load)) = (operation, &*cancelled.lock().unwrap())
+        if let (Operation::Read, Some(load)) = (operation, &*cancelled.lock())
             && counted.fetch_add(1, Ordering::Relaxed) == 3 * BLOCKS
         {
             load.cancel();
@@ -289,9 +290,9 @@ fn a_load_that_is_cancelled_between_two_layers_ends_there() {
     });
     let mut engine = Engine::of(&cache, shape(1));
     let under_way = start(&cache, &engine, &keys);
-    *load.lock().unwrap() = Some(under_way.clone());
+    *load.lock() = Some(under_way.clone());
     while cache.step() {}
-    *load.lock().unwrap() = None;
+    *load.lock() = None;
     let report = under_way.wait();
     assert_eq!(report.blocks, 0, "{report:?}");
     assert!(
@@ -312,12 +313,12 @@ struct Gate {
 
 impl Gate {
     fn pass(&self) {
-        let shut = self.is_shut.lock().unwrap();
-        drop(self.opened.wait_while(shut, |shut| *shut).unwrap());
+        let mut shut = self.is_shut.lock();
+        self.opened.wait_while(&mut shut, |shut| *shut);
     }
 
     fn set(&self, shut: bool) {
-        *self.is_shut.lock().unwrap() = shut;
+        *self.is_shut.lock() = shut;
         self.opened.notify_all();
     }
 }

@@ -185,7 +185,7 @@ fn a_waker_that_panics_stops_neither_other_waiters_nor_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(8, folder.path(), 4 << 20).workers(1);
     let builder = Cache::builder(settings);
-    let gate = Arc::new(std::sync::Mutex::new(()));
+    let gate = Arc::new(parking_lot::Mutex::new(()));
     let hook = Arc::clone(&gate);
     let medium = HookedFolder::new(folder.path(), move |operation| {
         if operation == Operation::Read {
@@ -200,7 +200,7 @@ fn a_waker_that_panics_stops_neither_other_waiters_nor_jobs() {
     let keys = chain(1, 2);
     engine.store(&keys, 0);
     cache.evict(TierId::HOST, 2).unwrap();
-    let closed_gate = gate.lock().unwrap();
+    let closed_gate = gate.lock();
     let found = cache.lookup(&keys, &LookupOptions::default());
     let load = cache
         .load(found, &[20, 21], &LoadOptions::default())

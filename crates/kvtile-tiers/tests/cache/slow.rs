@@ -1,13 +1,10 @@
 //! A disk whose writes block.
 
-use std::{
-    sync::{Arc, Condvar, Mutex},
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{Cache, LookupOptions};
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     common::{Engine, chain, engine_layout, with_disk},
@@ -23,22 +20,23 @@ struct Gate {
 
 impl Gate {
     fn set_closed(&self, closed: bool) {
-        self.state.lock().unwrap().0 = closed;
+        self.state.lock().0 = closed;
         self.changed.notify_all();
     }
 
     fn pass(&self) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         state.1 += 1;
         self.changed.notify_all();
-        let open = self.changed.wait_while(state, |(closed, _)| *closed);
-        open.unwrap().1 -= 1;
+        self.changed.wait_while(&mut state, |(closed, _)| *closed);
+        state.1 -= 1;
     }
 
     /// Waits until a write waits at the gate.
     fn wait_for_one(&self) {
-        let state = self.state.lock().unwrap();
-        drop(self.changed.wait_while(state, |(_, waiting)| *waiting == 0));
+        let mut state = self.state.lock();
+        self.changed
+            .wait_while(&mut state, |(_, waiting)| *waiting == 0);
     }
 }
 
