@@ -2,9 +2,9 @@
 
 use kvtile_blocks::{BlocksError, pool::MutableBlocks};
 
-/// Allocates `wanted` blocks, halving the count after each refusal of `allocate`; `None` if not
-/// even one block fits. The caller has pinned the parent of these blocks, so that the allocation
-/// evicts no ancestor of theirs.
+/// Allocates host blocks, halving the count after each refusal of `allocate`; `None` if not even
+/// one block fits. The caller has pinned the parent of these blocks, so that the allocation evicts
+/// no ancestor of theirs.
 pub(crate) fn chain_room(
     wanted: usize,
     mut allocate: impl FnMut(usize) -> Result<MutableBlocks, BlocksError>,

@@ -134,7 +134,7 @@ impl Below {
         self.end_read(&self.tier.read(blocks), wanted)
     }
 
-    /// Waits for a read of `wanted` blocks, within the time limit of the settings.
+    /// Waits for the read of a batch, within the time limit of the settings.
     pub(super) fn end_read(
         &self,
         read: &Completion<ReadReport>,

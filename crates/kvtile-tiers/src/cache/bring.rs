@@ -94,7 +94,7 @@ pub(super) fn host_room(inner: &Parts, missing: &[Wanted]) -> Option<MutableBloc
     })
 }
 
-/// Copies leading blocks of `wanted` from a tier to host memory, as many as fit, and pins them
+/// Copies the leading blocks of a list from a tier to host memory, as many as fit, and pins them
 /// there.
 ///
 /// Every load takes flights in the order of positions, which is the same for all loads of a block,

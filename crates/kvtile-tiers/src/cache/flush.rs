@@ -18,7 +18,7 @@ use crate::tier::{Hold, Wrote};
 /// A flush of a tier stops after this many failed blocks.
 const FAILURES_MAX: usize = 4;
 
-/// The outcome of a flush. Each wanted block is durable on some tier or has one reason:
+/// The outcome of a flush. Each of its blocks is durable on some tier or has one reason:
 /// `no_tier + no_room + late + failed` of `wanted` blocks are not durable.
 ///
 /// Only tiers with [`Abilities::is_durable`](crate::tier::Abilities) count. A flush ignores blocks
@@ -38,12 +38,12 @@ pub struct FlushReport {
     /// Blocks for which no durable tier has room; the tiers hold more valuable ones.
     pub no_room: usize,
     /// Blocks that are on no durable tier because the time was up. With a
-    /// [`close_within`](crate::tier::TierSettings::close_within) of 0 this holds for all of them.
+    /// [`close_within`](crate::tier::TierSettings::close_within) of 0 closing writes none.
     pub late: usize,
     /// Blocks that are on no durable tier because a tier failed to write them, or lost them.
     pub failed: usize,
-    /// Whether the cache has a durable tier and each wanted block is now durable on at least one
-    /// tier.
+    /// Whether the cache has a durable tier and each block of the flush is now durable on at least
+    /// one tier.
     pub durable: bool,
     /// The outcome on each durable tier, in the order of the cache's tiers.
     pub tiers: Vec<TierFlush>,

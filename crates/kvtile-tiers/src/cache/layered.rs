@@ -119,7 +119,7 @@ struct Reads<'a> {
     elapsed: Duration,
 }
 
-/// Copies leading blocks of `wanted` from a tier to host memory, as many as fit, and pins them
+/// Copies the leading blocks of a list from a tier to host memory, as many as fit, and pins them
 /// there. Whenever some layers of the leading blocks have arrived, it calls `arrived` with these
 /// blocks and layers. An error of `arrived` ends the load before its first block.
 pub(super) fn bring(

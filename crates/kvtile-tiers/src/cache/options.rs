@@ -45,7 +45,8 @@ pub struct LookupOptions {
 pub struct LoadOptions {
     /// Priority of its jobs in the queue.
     pub priority: Priority,
-    /// Parts that have not begun within this time never begin.
+    /// Time limit: parts that have not begun by then never begin, and a load that arrives layer by
+    /// layer stops between two layers.
     pub within: Option<Duration>,
     /// The destination layout: another layout of the cache's transfer manager with the same
     /// identity; `None` for the engine's.

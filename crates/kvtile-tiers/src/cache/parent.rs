@@ -69,8 +69,8 @@ impl Parent {
         Some((leading, Parent::Below { _hold }))
     }
 
-    /// Writes the chain to a tier below that demotes its blocks anyway, and pins it there instead
-    /// of in host memory. Returns false if nothing changed.
+    /// Writes the block, with its ancestors, to a tier below that would get it on eviction, and
+    /// pins it there instead of in host memory. Returns false if nothing changed.
     pub(super) fn move_below(&mut self, inner: &Parts) -> bool {
         let Parent::Host(pinned) = &*self else {
             return false;

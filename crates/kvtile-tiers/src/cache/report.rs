@@ -11,7 +11,7 @@ use kvtile_transfer::TransferError;
 pub enum LoadStop {
     /// The caller cancelled it.
     Cancelled,
-    /// It did not begin before its deadline.
+    /// Its deadline passed.
     Deadline,
     /// The cache was closed.
     Closed,
@@ -49,7 +49,7 @@ pub struct LoadReport {
     pub bytes: u64,
     /// Time from the call to the completion.
     pub elapsed: Duration,
-    /// Why `blocks` is less than `wanted`.
+    /// Why not all blocks arrived; `None` if they did.
     pub stopped: Option<LoadStop>,
 }
 

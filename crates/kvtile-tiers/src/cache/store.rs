@@ -274,7 +274,7 @@ impl StoreJob {
         Ok(())
     }
 
-    /// Allocates up to `wanted` host blocks, without evicting the ancestors from all tiers.
+    /// Allocates host blocks, fewer if not all fit, without evicting the ancestors from all tiers.
     fn room(&self, inner: &Parts, wanted: usize, parent: &mut Parent) -> Option<MutableBlocks> {
         let request = AllocateRequest {
             tenant: self.options.tenant,

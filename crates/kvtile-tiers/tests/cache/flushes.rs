@@ -79,7 +79,7 @@ fn of(report: &FlushReport, name: &str) -> TierFlush {
     *tiers.find(|flushed| flushed.tier == tier).unwrap()
 }
 
-/// Wanted, durable, written, no room, late, failed.
+/// The fields of the report after `tier`, in order.
 fn counts(tier: TierFlush) -> [usize; 6] {
     let TierFlush {
         wanted,
