@@ -3,11 +3,7 @@
 //! It reads text: a line of code that defines a struct, an enum, a trait, a union, or, in the first column, an
 //! alias. Associated types are indented and belong to their traits.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use crate::{
     files::collect,
@@ -98,12 +94,12 @@ mod tests {
     fn a_name_with_two_definitions_is_reported_with_both() {
         let mut defined = BTreeMap::new();
         enter(
-            &PathBuf::from("a.rs"),
+            Path::new("a.rs"),
             "struct Slot;\nstruct Error;\n",
             &mut defined,
         );
         enter(
-            &PathBuf::from("b.rs"),
+            Path::new("b.rs"),
             "\nenum Slot {}\nenum Error {}\n",
             &mut defined,
         );

@@ -1,14 +1,15 @@
-//! What time it is for a cache.
+//! The clock of a cache.
 
 use std::time::{Duration, Instant};
 
-/// The clock that a cache goes by: deadlines, rates and times to live. A simulation brings its own.
+/// The clock that a cache uses for deadlines, rates and times to live. A simulation supplies its
+/// own.
 pub trait Clock: Send + Sync {
-    /// Time since any start that does not change; never goes back.
+    /// Time since a fixed starting point; never decreases.
     fn now(&self) -> Duration;
 }
 
-/// The machine's monotonic clock, from the moment of its making.
+/// The machine's monotonic clock, starting at 0 when the value is created.
 #[derive(Clone, Copy, Debug)]
 pub struct SystemClock {
     start: Instant,

@@ -1,4 +1,4 @@
-//! What can go wrong in a tier.
+//! The errors of tiers and of the cache.
 
 use std::{fmt, io, sync::Arc, time::Duration};
 
@@ -12,14 +12,14 @@ use thiserror::Error;
 
 use crate::medium::{FoundInstead, LockHolder, NotLocal, NotPlain};
 
-/// Why a tier refused something. Every message names the values and what to do.
+/// Why a tier or the cache refused an operation. Every message contains the values and a remedy.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum TierError {
-    /// What layouts and memory refuse.
+    /// An error of a layout, of memory or of a transfer.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// What pools and events refuse.
+    /// An error of a pool or of the event log.
     #[error(transparent)]
     Blocks(#[from] BlocksError),
     /// A page size of keys that is not the identity's.
@@ -34,10 +34,10 @@ pub enum TierError {
         /// Tokens of a block of the identity.
         of_identity: usize,
     },
-    /// The blocks of a layout are not of the identity that was given.
+    /// The shape of the engine's layout does not match the identity.
     #[error("the layout is not of this identity: {difference}")]
     IdentityDiffers {
-        /// The first part that differs.
+        /// The first field that differs.
         difference: Difference,
     },
     /// The engine's layout was made for another identity.
@@ -51,7 +51,7 @@ pub enum TierError {
         /// The fingerprint that the layout carries.
         theirs: Fingerprint,
     },
-    /// A storage order whose blocks are not one piece each.
+    /// A storage order in which a block is not one contiguous range.
     #[error(
         "blocks are stored in one piece each, and in {layout} they are not; give a word that \
          begins with B"
@@ -60,53 +60,53 @@ pub enum TierError {
         /// The layout.
         layout: String,
     },
-    /// Host memory in which not even one block has room.
+    /// Host memory too small for one block.
     #[error("{host_bytes} bytes of host memory hold no block; give at least {needed_bytes}")]
     HostTooSmall {
-        /// What was given.
+        /// Bytes that were given.
         host_bytes: u64,
-        /// What one block needs.
+        /// Bytes that one block needs.
         needed_bytes: u64,
     },
-    /// A rate of computing that is no rate.
-    #[error("{rate} tokens per second is no rate; give a number above 0, or none")]
+    /// A recompute rate that is not a positive, finite number.
+    #[error("{rate} tokens per second is not a rate; give a finite number above 0, or none")]
     RecomputeRate {
-        /// What was given.
+        /// The rate that was given.
         rate: f64,
     },
-    /// A number of the settings outside its limits.
+    /// A setting outside its range.
     #[error("{setting} is {value}; give {least} to {most}")]
     SettingOutOfRange {
         /// The setting.
         setting: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: u64,
-        /// The least that it may be.
+        /// The smallest allowed value.
         least: u64,
-        /// The most that it may be.
+        /// The largest allowed value.
         most: u64,
     },
-    /// A disk tier whose folder has no name.
+    /// The path of the disk tier's folder is empty.
     #[error("the path of the disk tier's folder is empty; give the path of a folder")]
     NoFolder,
-    /// Blocks that are to be written to disk after no use at all.
-    #[error("0 uses is before a block is stored; say at once, or at least 1")]
+    /// [`TierWrites::AfterUses`](crate::tier::TierWrites::AfterUses) with 0 uses.
+    #[error("a block cannot be written after 0 uses; give `at_once`, or at least 1 use")]
     ZeroUses,
-    /// A thread that the system does not give.
-    #[error("no thread for the cache")]
+    /// The system refused to start a thread.
+    #[error("cannot start a thread for the cache")]
     Thread {
-        /// What the system said.
+        /// The system's error.
         source: Arc<io::Error>,
     },
-    /// More blocks to load than were found.
+    /// More destinations than blocks in the match.
     #[error("{destinations} destinations for a match of {blocks} blocks")]
     TooManyDestinations {
-        /// Ids that were given.
+        /// Destination ids that were given.
         destinations: usize,
-        /// Blocks that were found.
+        /// Blocks of the match.
         blocks: usize,
     },
-    /// Blocks of keys and values that cannot be halved.
+    /// A block size that does not split into equal halves for keys and values.
     #[error(
         "blocks of {block_bytes} bytes do not have as many keys as values; give an even number"
     )]
@@ -114,13 +114,13 @@ pub enum TierError {
         /// Bytes of a block.
         block_bytes: u64,
     },
-    /// A block that came back is not what was stored.
+    /// The bytes of a loaded block differ from those that were stored.
     #[error("block {key} came back with other bytes than it was stored with")]
     WrongBytes {
-        /// Its key.
+        /// The key of the block.
         key: BlockKey,
     },
-    /// A match of another cache.
+    /// A match that another cache returned.
     #[error("the match was found in another cache; look its keys up in this one")]
     OtherCache,
     /// Fewer keys than blocks to store.
@@ -129,19 +129,19 @@ pub enum TierError {
          of the whole chain"
     )]
     TooFewKeys {
-        /// Keys that were given.
+        /// Number of keys that were given.
         keys: usize,
         /// Index of the first block to store.
         first: usize,
-        /// Blocks to store.
+        /// Number of blocks to store.
         blocks: usize,
     },
-    /// A block id that the engine's layout, or another one that was given, does not have.
+    /// A block id outside the engine's layout, or outside the other layout that was given.
     #[error("engine block {block} is not one of its {blocks}")]
     EngineBlockOutOfRange {
         /// The id.
         block: usize,
-        /// How many there are.
+        /// Number of blocks of the layout.
         blocks: u64,
     },
     /// The same engine block twice in one list.
@@ -150,17 +150,17 @@ pub enum TierError {
         /// The id.
         block: usize,
     },
-    /// No place in the queue. Nothing was begun; go on without the cache.
+    /// The queue is full. No job was queued; continue without the cache.
     #[error(
         "{waiting} of {capacity} jobs wait already; compute the blocks instead, or try again later"
     )]
     Busy {
-        /// Jobs that wait.
+        /// Jobs in the queue.
         waiting: usize,
-        /// Jobs that can wait.
+        /// Capacity of the queue.
         capacity: usize,
     },
-    /// A batch of a tier over a lease of another number of blocks than one.
+    /// A lease for a [`HostBlock`](crate::tier::HostBlock) that does not cover exactly one block.
     #[error("a lease of {blocks} blocks was given for one block")]
     NotOneBlock {
         /// Blocks of the lease.
@@ -172,33 +172,34 @@ pub enum TierError {
         /// The name.
         tier: TierId,
     },
-    /// A tier that did not answer in time. It is left alone for a while.
+    /// A tier did not complete an operation in time. The cache does not use the tier until a
+    /// backoff has passed.
     #[error("the {tier} tier did not {operation} within {} ms", within.as_millis())]
     Late {
         /// The tier.
         tier: TierId,
-        /// What it was to do.
+        /// The operation.
         operation: &'static str,
         /// How long the cache waited.
         within: Duration,
     },
-    /// A group that a tier does not keep blocks of.
+    /// A group that the tier does not store.
     #[error("the {tier} tier has no group {group}")]
     NoSuchGroup {
         /// The tier.
         tier: TierId,
-        /// The number of the group.
+        /// The group.
         group: u32,
     },
-    /// A tier broke its contract: a defect of its implementation.
+    /// A tier broke its contract: a bug of its implementation.
     #[error("the {tier} tier {what}; this is a defect of the tier")]
     TierBroken {
         /// The tier.
         tier: TierId,
-        /// What it did.
+        /// What it did wrong.
         what: &'static str,
     },
-    /// The cache is being closed.
+    /// The cache is closed.
     #[error("the cache is closed")]
     Closed,
     /// A tier that the cache does not have.
@@ -207,25 +208,26 @@ pub enum TierError {
         /// The tier.
         tier: TierId,
     },
-    /// A part of the cache panicked: a medium, a clock, or kvtile itself. The log of the process has what it
-    /// said.
-    #[error("{what} panicked; its outcome is taken for a failure")]
+    /// A component panicked: a medium, a clock, or kvtile itself. The process's log has the panic
+    /// message.
+    #[error("{what} panicked; the operation counts as failed")]
     Panicked {
-        /// What did.
+        /// The component.
         what: &'static str,
     },
-    /// The disk could not be brought to forget its blocks; a crash may bring some of them back.
-    #[error("what was cleared is not yet erased on the disk; its sync failed")]
+    /// The sync after a clear failed, so the erasures are not durable: a crash may restore some of
+    /// the blocks.
+    #[error("the cleared blocks are not yet erased durably on the disk: the sync failed")]
     NotDurable,
-    /// Another process, or another part of this one, has the folder.
+    /// Another process, or another store of this process, holds the lock of the folder.
     #[error("{folder} is in use{}", in_use(.holder))]
     InUse {
         /// The folder.
         folder: String,
-        /// The process that has it, as far as can be seen.
+        /// The process that holds the lock, as far as it is visible.
         holder: LockHolder,
     },
-    /// A store that is used in a child of the process that opened it.
+    /// A store is used in a forked child of the process that opened it.
     #[error(
         "the store was opened by process {opened_by}, and this is a child of it made by fork; open a \
          folder of its own in the child"
@@ -234,7 +236,7 @@ pub enum TierError {
         /// The process that opened it.
         opened_by: u32,
     },
-    /// A folder on a file system that is not known to be local. Nothing was touched.
+    /// A folder on a file system that is not known to be local. The folder is unchanged.
     #[error(
         "{folder} is on {file_system}, which is not known to be a local file system: its locks may be \
          unknown to other machines, and two caches would write over each other's blocks. Give a \
@@ -243,85 +245,88 @@ pub enum TierError {
     NotLocal {
         /// The folder, or the file.
         folder: String,
-        /// What the file system is called.
+        /// The name of the file system.
         file_system: String,
     },
-    /// A folder with files that are not a disk tier's. Nothing was touched.
+    /// A folder with files that do not belong to a disk tier. The folder is unchanged.
     #[error("{folder} is no disk tier and holds {found:?}; give an empty folder or a new one")]
     ForeignFolder {
         /// The folder.
         folder: String,
-        /// The first name that is not one of ours.
+        /// The first foreign file name.
         found: String,
     },
-    /// A folder without a disk tier was to be looked into.
+    /// An inspected folder contains no disk tier.
     #[error("{folder} is no disk tier: it has no manifest")]
     NotAStore {
         /// The folder.
         folder: String,
     },
-    /// A disk tier where a new or an empty folder is needed. Nothing was touched.
+    /// A folder that already holds a disk tier, where a new or an empty one is needed. It is
+    /// unchanged.
     #[error("{folder} is a disk tier already; give a new or an empty folder")]
     AlreadyAStore {
         /// The folder.
         folder: String,
     },
-    /// A conversion to the folder that it reads, or to one inside it. Nothing was touched.
+    /// The target of a conversion is its source, or lies inside it. Nothing was written.
     #[error(
         "{target} is {source_folder} or lies in it, and a conversion only reads that; give another folder"
     )]
     TargetInSource {
-        /// The folder that is to be made.
+        /// The target folder.
         target: String,
-        /// The folder that is read.
+        /// The source folder.
         source_folder: String,
     },
-    /// Stored blocks whose order is none of those that are tried.
+    /// The order of the stored blocks matches none of the words that kvtile tries.
     #[error(
-        "the blocks of {folder} lie in none of the {tried} orders that kvtile tries; give the word that the          cache stored them with (`--stored-layout`)"
+        "the blocks of {folder} lie in none of the {tried} orders that kvtile tries; give the word \
+         that the cache stored them with (`--stored-layout`)"
     )]
     StoredOrderUnknown {
         /// The folder.
         folder: String,
-        /// How many words were tried.
+        /// Number of words tried.
         tried: usize,
     },
-    /// Stored blocks that do not lie as a word says.
+    /// The order of the stored blocks differs from the given word.
     #[error(
-        "the blocks of {folder} do not lie as {word} says: {difference}; give the word that the cache          stored them with"
+        "the blocks of {folder} do not lie as {word} says: {difference}; give the word that the \
+         cache stored them with"
     )]
     StoredOrderDiffers {
         /// The folder.
         folder: String,
         /// The word.
         word: String,
-        /// The first part that differs: `ours` is the word's, `theirs` the folder's.
+        /// The first part that differs: `ours` is of the word, `theirs` of the folder.
         difference: Box<Difference>,
     },
-    /// A capacity in which not all blocks have room. Nothing was written.
+    /// A disk capacity too small for all blocks of a conversion. Nothing was written.
     #[error(
         "{capacity_bytes} bytes of disk are too few for {blocks} blocks; give at least {needed_bytes}"
     )]
     BlocksDoNotFit {
         /// The capacity given.
         capacity_bytes: u64,
-        /// How many blocks there are.
+        /// Number of blocks.
         blocks: u64,
-        /// The least that would do.
+        /// The smallest sufficient capacity.
         needed_bytes: u64,
     },
-    /// A manifest that is not what was written.
+    /// A manifest that is damaged or not readable.
     #[error(
-        "the manifest of {folder} cannot be used: {problem}; its blocks cannot be told from those \
-         of another model, so clear the folder (`kvtile cache clear`)"
+        "the manifest of {folder} cannot be used: {problem}; its blocks may belong to another \
+         model, so clear the folder (`kvtile cache clear`)"
     )]
     ManifestDamaged {
         /// The folder.
         folder: String,
-        /// What is wrong with it.
+        /// What is wrong with the manifest.
         problem: String,
     },
-    /// A folder that an older or newer version of kvtile wrote. Nothing was touched.
+    /// A folder in the format of an older or newer version of kvtile. The folder is unchanged.
     #[error(
         "{folder} has version {found} of the format on disk, and this kvtile reads version {ours}; \
          {}", version_advice(*found, *ours)
@@ -329,42 +334,42 @@ pub enum TierError {
     FolderVersion {
         /// The folder.
         folder: String,
-        /// Its version.
+        /// The format version of the folder.
         found: u32,
-        /// The version that is read and written.
+        /// The format version that this kvtile reads and writes.
         ours: u32,
     },
-    /// A folder that keeps several groups of layers. Nothing was touched.
+    /// A folder that stores several groups of layers. The folder is unchanged.
     #[error(
         "{folder} keeps {groups} groups of layers, and this kvtile opens folders of one; use a newer kvtile"
     )]
     FolderGroups {
         /// The folder.
         folder: String,
-        /// How many it keeps.
+        /// Number of groups in the folder.
         groups: usize,
     },
-    /// A part of a block that is not made of whole pieces.
+    /// A byte range of a block that does not coincide with whole pieces.
     #[error("bytes {start} to {end} of a block are no whole pieces; its pieces end at {ends:?}")]
     NoSuchPieces {
         /// The first byte.
         start: u64,
-        /// The byte behind the last.
+        /// The end of the range (exclusive).
         end: u64,
-        /// Where the pieces of a block end.
+        /// The offsets at which the pieces of a block end.
         ends: Arc<[u64]>,
     },
-    /// Pieces that a block cannot be cut into.
+    /// Ends of pieces that do not describe a valid cut of a block.
     #[error(
         "a block cannot be cut into pieces that end at {ends:?}; give 1 to {most} ends that ascend"
     )]
     Pieces {
         /// The ends that were given, in bytes.
         ends: Arc<[u64]>,
-        /// The most pieces of a block.
+        /// The largest number of pieces of a block.
         most: usize,
     },
-    /// A folder of another identity, layout or block size. Nothing was touched.
+    /// A folder of another identity, layout or block size. The folder is unchanged.
     #[error("{folder} belongs to another cache: {difference}; give another folder or clear it")]
     FolderDiffers {
         /// The folder.
@@ -372,7 +377,7 @@ pub enum TierError {
         /// The first field that differs.
         difference: Difference,
     },
-    /// A capacity in which not even one block can be kept safely.
+    /// A capacity too small to store even one block safely.
     #[error(
         "{capacity_bytes} bytes of disk are too few for blocks of {block_bytes} bytes; give at \
          least {needed_bytes}"
@@ -382,10 +387,10 @@ pub enum TierError {
         capacity_bytes: u64,
         /// Bytes of a block.
         block_bytes: u64,
-        /// The least that would do.
+        /// The smallest sufficient capacity.
         needed_bytes: u64,
     },
-    /// A capacity for more blocks than a disk tier counts.
+    /// A capacity for more blocks than a disk tier can address.
     #[error(
         "{capacity_bytes} bytes of disk are more than {blocks_max} blocks of {block_bytes} bytes; \
          give at most {most_bytes}"
@@ -395,40 +400,40 @@ pub enum TierError {
         capacity_bytes: u64,
         /// Bytes of a block.
         block_bytes: u64,
-        /// The most blocks.
+        /// The largest number of blocks.
         blocks_max: u32,
-        /// The most that would do.
+        /// The largest allowed capacity.
         most_bytes: u64,
     },
-    /// A block size that no slot can have.
+    /// A block size outside the range of a slot.
     #[error("blocks of {block_bytes} bytes cannot be stored; a block has 1 byte to 1 TiB")]
     BlockBytes {
         /// Bytes of a block.
         block_bytes: u64,
     },
-    /// A slot that the store does not have.
+    /// A slot index out of range.
     #[error("slot {slot} is not one of the {slots} slots")]
     SlotOutOfRange {
         /// The slot.
         slot: u32,
-        /// How many there are.
+        /// Number of slots.
         slots: u32,
     },
-    /// A write to a slot that holds a block, or is being written.
+    /// A write to a slot that holds a block or has a write in flight.
     #[error("slot {slot} holds a block; erase it before something else is written there")]
     SlotOccupied {
         /// The slot.
         slot: u32,
     },
-    /// Bytes that are not one block.
+    /// A buffer whose length is not that of one block.
     #[error("{found_bytes} bytes were given for a block of {block_bytes}")]
     WrongBlockBytes {
         /// Bytes of a block.
         block_bytes: u64,
-        /// Bytes that were given.
+        /// Bytes of the buffer.
         found_bytes: u64,
     },
-    /// No slot is known to be erased on the disk, because the erasures could not be synced.
+    /// No slot is durably erased, because the syncs of the erasures failed.
     #[error(
         "no erased slot is left: earlier erasures are not on the disk ({failures} syncs failed)"
     )]
@@ -436,14 +441,15 @@ pub enum TierError {
         /// Syncs that failed since the folder was opened.
         failures: u64,
     },
-    /// A sync failed while the block was being written, and may have lost it.
+    /// A sync failed while the write of the block was in flight, so the block may be lost.
     #[error("the disk failed a sync while slot {slot} was being written; write it again")]
     SyncFailedMeanwhile {
         /// The slot.
         slot: u32,
     },
-    /// A file of an open folder, or the folder itself, is no longer what its name stands for: what is
-    /// written to it is gone with the process, and so is what was durable before.
+    /// A file of an open folder, or the folder itself, was removed, replaced, truncated or
+    /// overwritten. What the store writes to it does not outlive the process, and earlier durable
+    /// blocks are lost too.
     #[error(
         "{file} {change} while the store had it open; nothing in it outlives this process. Close \
          the cache and open it again"
@@ -451,10 +457,10 @@ pub enum TierError {
     FileGone {
         /// The file, or the folder.
         file: String,
-        /// What became of it.
+        /// What happened to it.
         change: FileChange,
     },
-    /// Something else stands where a file of the disk tier belongs. It was not opened.
+    /// A file of the disk tier is not a plain file. It was not opened.
     #[error(
         "{file} is {found}; a disk tier opens only plain files of its own folder. Remove it, or give \
          another folder"
@@ -462,32 +468,32 @@ pub enum TierError {
     NotAPlainFile {
         /// The file.
         file: String,
-        /// What was found.
+        /// The kind of file that was found.
         found: FoundInstead,
     },
-    /// The disk, a quota or a file size limit has no room.
+    /// The disk is full, or a quota or file size limit is reached.
     #[error("no room to {operation} {file}")]
     DiskFull {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file.
         file: String,
-        /// What the system said.
+        /// The system's error.
         source: Arc<io::Error>,
     },
     /// A file operation failed.
     #[error("cannot {operation} {file}")]
     File {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The file or folder.
         file: String,
-        /// What the system said.
+        /// The system's error.
         source: Arc<io::Error>,
     },
 }
 
-/// By which process, and what to do.
+/// The part of the message that names the holder of the lock and a remedy.
 fn in_use(holder: &LockHolder) -> String {
     let advice = "give each process a folder of its own, or stop that process";
     let named = |pid: u32| match &holder.program {
@@ -508,20 +514,20 @@ fn in_use(holder: &LockHolder) -> String {
     }
 }
 
-/// What became of a file that a store has open.
+/// What happened to a file that a store has open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileChange {
     /// It was removed or renamed.
     Removed,
-    /// Another one was put in its place.
+    /// Another file took its place.
     Replaced,
-    /// It was made shorter.
+    /// It was truncated.
     Cut {
         /// Its length now, in bytes.
         length_bytes: u64,
     },
-    /// Something else was written into it.
+    /// Foreign bytes were written into it.
     Overwritten,
 }
 

@@ -1,20 +1,20 @@
 //! A cache of KV blocks over tiers.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! | --- | --- |
-//! | `cache` | the cache: lookups, loads, stores, and what moves between its tiers |
-//! | `clock` | the time that a cache goes by |
-//! | `disk` | blocks in a folder: slots, their records, what survives a crash |
-//! | `keys` | keys of blocks for one identity |
-//! | `medium` | what the disk tier needs of a file system, and the folder that has it |
-//! | `metrics` | what a cache counts: names, units, labels, and the counters |
-//! | `replay` | request traces through a cache, and the bounds that no cache beats |
-//! | `rate` | how fast a tier is, from what it moved lately |
-//! | `room` | how much room a chain gets, in the cache and in the dry replay alike |
-//! | `tier` | the contract of places below host memory |
+//! | `cache` | the cache: lookups, loads, stores, and transfers between its tiers |
+//! | `clock` | the clock of a cache |
+//! | `disk` | the disk tier: slots in a folder, their records, crash consistency |
+//! | `keys` | block keys for one identity |
+//! | `medium` | the file-system operations that the disk tier needs, and their implementation on a folder |
+//! | `metrics` | the counters of a cache: names, units, labels |
+//! | `replay` | replay of request traces through a cache, and upper bounds on the hit rate of any cache |
+//! | `rate` | the measured throughput of a tier |
+//! | `room` | allocation of blocks for a chain, shared by the cache and the dry replay |
+//! | `tier` | the contract of the tiers below host memory |
 //!
-//! Which block is worth keeping is decided by the policies of `kvtile-blocks`; how bytes are moved
-//! and permuted is the business of `kvtile-transfer`.
+//! The policies of `kvtile-blocks` decide which blocks to keep. `kvtile-transfer` moves and
+//! permutes the bytes.
 
 #![forbid(unsafe_code)]
 

@@ -1,11 +1,11 @@
-//! How fast a tier is, from what was moved lately.
+//! The throughput of a tier, estimated from its recent transfers.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-/// Share of the newest measurement in the estimate.
+/// Weight of the newest measurement in the mean.
 const WEIGHT: f64 = 0.2;
 
 /// An exponentially weighted mean of bytes per second; unknown until the first measurement.
@@ -16,7 +16,7 @@ pub(crate) struct Rate {
 }
 
 impl Rate {
-    /// `bytes` took `time`.
+    /// Adds a measurement: `bytes` took `time`.
     pub(crate) fn measured(&self, bytes: u64, time: Duration) {
         let seconds = time.as_secs_f64();
         if bytes == 0 || seconds <= 0.0 {
@@ -29,12 +29,12 @@ impl Rate {
         } else {
             now
         };
-        // Two that measure at once lose one measurement of many.
+        // Two concurrent measurements may lose one of them; the mean tolerates that.
         self.bytes_per_second
             .store(mean.to_bits(), Ordering::Relaxed);
     }
 
-    /// Bytes per second, once something was measured.
+    /// Bytes per second; `None` before the first measurement.
     pub(crate) fn bytes_per_second(&self) -> Option<f64> {
         let rate = f64::from_bits(self.bytes_per_second.load(Ordering::Relaxed));
         (rate > 0.0).then_some(rate)

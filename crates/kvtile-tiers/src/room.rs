@@ -1,9 +1,10 @@
-//! Room for the next blocks of a chain, by the rule that the cache and the dry replay share.
+//! Allocation of host blocks for a chain; the cache and the dry replay share this rule.
 
 use kvtile_blocks::{BlocksError, pool::MutableBlocks};
 
-/// As many of the `wanted` blocks as `allocate` gives, in halves. The caller has pinned the block before
-/// them, so that no ancestor is evicted for its descendants; `None` where there is no room for one.
+/// Allocates host blocks, halving the count after each refusal of `allocate`; `None` if not even
+/// one block fits. The caller has pinned the parent of these blocks, so that the allocation evicts
+/// no ancestor of theirs.
 pub(crate) fn chain_room(
     wanted: usize,
     mut allocate: impl FnMut(usize) -> Result<MutableBlocks, BlocksError>,

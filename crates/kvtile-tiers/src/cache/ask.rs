@@ -1,4 +1,4 @@
-//! Questions to tiers that must be asked over a network, so that later lookups find what these have.
+//! Queries to tiers that answer over a network, so that later lookups find their blocks.
 
 use std::sync::Arc;
 
@@ -11,13 +11,13 @@ use crate::{
     tier::{Answer, Answers},
 };
 
-/// A question that waits for its turn.
+/// A query that waits in the queue.
 struct Question {
     keys: Arc<[BlockKey]>,
     completer: Completer<Answer>,
 }
 
-/// Starts asking.
+/// Starts a query.
 pub(super) fn start(inner: &Parts, keys: &[BlockKey]) -> Result<Completion<Answer>, TierError> {
     let is_later = |answers| answers == Answers::Later;
     let mut asked = inner.below.iter().map(|below| below.abilities.answers);
@@ -41,7 +41,7 @@ impl Work<Parts> for Question {
 
     fn run(self: Box<Self>, inner: &Parts) {
         let mut failure = None;
-        // All are asked before any is waited for.
+        // Starts all queries before it waits for the first, so that they overlap.
         let asked = inner.below.iter().filter(|below| {
             below.abilities.answers == Answers::Later && below.reads.allows(inner.clock.now())
         });
@@ -68,7 +68,8 @@ impl Work<Parts> for Question {
 }
 
 impl Drop for Question {
-    /// One that was never done ends too. An end that came before counts.
+    /// Completes a query that never ran as closed. After `run` this has no effect: the first
+    /// completion counts.
     fn drop(&mut self) {
         self.completer.finish(Answer {
             leading: 0,
@@ -77,7 +78,7 @@ impl Drop for Question {
     }
 }
 
-/// How many leading blocks of `keys` host memory and the tiers have, without a pin.
+/// How many leading blocks of `keys` are in host memory and the tiers, without pinning them.
 fn leading(inner: &Parts, keys: &[BlockKey]) -> usize {
     let mut at = 0;
     loop {

@@ -1,14 +1,15 @@
-//! A tier below host memory, and what the cache knows of it beside what the tier knows itself: when it is
-//! written to, whether it works, and how long the cache waits for it.
+//! A tier below host memory with the cache's state for it: writes to do, health, and time limits.
+//! The tier itself does not know these.
 
 use std::{
     any::Any,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use kvtile_blocks::{BlockKey, events::TierId, pool::Claim};
 use kvtile_transfer::completion::Completion;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::{
     health::Health,
@@ -26,27 +27,28 @@ use crate::{
 /// The group of a cache's blocks. There is one.
 pub(super) const GROUP: GroupId = GroupId(0);
 
-/// A tier of the cache.
+/// A tier of the cache, below host memory.
 pub(super) struct Below {
     pub(super) id: TierId,
     pub(super) tier: Arc<dyn Tier>,
     pub(super) settings: TierSettings,
     pub(super) abilities: Abilities,
-    /// Whether it takes blocks.
+    /// Whether writes succeed.
     pub(super) writes: Health,
-    /// Whether it syncs. Where it does not, nothing is written either; where writes fail, what was written
-    /// is synced all the same.
+    /// Whether syncs succeed. While syncs fail, the cache writes nothing either. While writes fail,
+    /// it still syncs earlier writes.
     pub(super) syncs: Health,
-    /// Whether it answers reads in time.
+    /// Whether reads complete in time.
     pub(super) reads: Health,
-    /// What is to be written and synced by the thread of the tier.
+    /// The writes and syncs that the tier's thread has to do.
     pub(super) spill: Spill,
-    /// Host memory of batches that did not end in time. The tier gets nothing more before it has let go of it,
-    /// so a tier that never answers cannot take all host memory, a batch with each attempt.
+    /// Host memory of batches that did not complete in time. Until the tier releases it, the cache
+    /// starts no read, and no write outside a flush. So a tier that hangs cannot take all of host
+    /// memory.
     late: Mutex<Vec<Place>>,
 }
 
-/// What keeps host blocks from being given out while a tier has them.
+/// Keeps host blocks from being reused while a tier holds them.
 pub(super) type Place = Weak<dyn Any + Send + Sync>;
 
 impl Below {
@@ -66,7 +68,8 @@ impl Below {
         }
     }
 
-    /// The leading blocks of `keys` that it has, for a request; none while its reads are left alone.
+    /// The leading blocks of `keys` that it has, for a request; `None` during a backoff of its
+    /// reads, and while it holds late memory.
     pub(super) fn find(
         &self,
         keys: &[BlockKey],
@@ -79,12 +82,12 @@ impl Below {
         self.tier.find(GROUP, keys, claim)
     }
 
-    /// Whether it has a block.
+    /// Whether it has the block.
     pub(super) fn has(&self, key: &BlockKey) -> bool {
         self.tier.has(GROUP, key)
     }
 
-    /// Pins the leading blocks of `keys` that it has, without its policy hearing of it.
+    /// Pins the leading blocks of `keys` that it has, without counting a use for its policy.
     pub(super) fn hold(&self, keys: &[BlockKey]) -> Option<Box<dyn Hold>> {
         self.tier.hold(GROUP, keys)
     }
@@ -94,30 +97,29 @@ impl Below {
         self.hold(std::slice::from_ref(key))
     }
 
-    /// Whether a block may be written now without being requested by a caller.
+    /// Whether the cache may write a block now on its own initiative, outside a flush.
     pub(super) fn takes_blocks(&self, now: Duration) -> bool {
         let may_write = !self.has_late_memory() && self.syncs.paused_until().is_none();
         may_write && self.writes.allows(now)
     }
 
     fn late(&self) -> MutexGuard<'_, Vec<Place>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.late.lock().unwrap_or_else(PoisonError::into_inner)
+        self.late.lock()
     }
 
-    /// A batch did not end in time; these are its places in host memory.
+    /// Records the host memory of a batch that did not complete in time.
     pub(super) fn is_late(&self, places: impl IntoIterator<Item = Place>) {
         self.late().extend(places);
     }
 
-    /// Whether it has host memory of a batch that did not end in time.
+    /// Whether the tier still holds host memory of a batch that did not complete in time.
     fn has_late_memory(&self) -> bool {
         let mut late = self.late();
         late.retain(|place| place.strong_count() > 0);
         !late.is_empty()
     }
 
-    /// Until when writes and syncs are left alone.
+    /// The ends of the backoffs of writes and syncs.
     pub(super) fn pauses(&self) -> Pauses {
         let syncs = self.syncs.paused_until();
         Pauses {
@@ -126,13 +128,13 @@ impl Below {
         }
     }
 
-    /// Reads a batch, waiting for at most the time of the settings.
+    /// Reads a batch, within the time limit of the settings.
     pub(super) fn read(&self, blocks: Vec<BlockRead>) -> Result<ReadReport, TierError> {
         let wanted = blocks.len();
         self.end_read(&self.tier.read(blocks), wanted)
     }
 
-    /// Waits for the end of a read of `wanted` blocks, for at most the time of the settings.
+    /// Waits for the read of a batch, within the time limit of the settings.
     pub(super) fn end_read(
         &self,
         read: &Completion<ReadReport>,
@@ -143,7 +145,7 @@ impl Below {
         Ok(report)
     }
 
-    /// Writes a batch, waiting for at most the time of the settings.
+    /// Writes a batch, within the time limit of the settings.
     pub(super) fn write(&self, blocks: Vec<BlockWrite>) -> Result<WriteReport, TierError> {
         let wanted = blocks.len();
         let report = self.wait("write", &self.tier.write(blocks))?;
@@ -151,7 +153,7 @@ impl Below {
         Ok(report)
     }
 
-    /// Waits until everything written before is durable, for at most the time of the settings.
+    /// Waits until all earlier writes are durable, within the time limit of the settings.
     ///
     /// # Panics
     /// If the tier is not durable.
@@ -178,7 +180,7 @@ impl Below {
         report
     }
 
-    /// Waits for an answer, for at most the time of the settings.
+    /// Waits for an answer, within the time limit of the settings.
     pub(super) fn answer(&self, answer: &Completion<Answer>) -> Result<Answer, TierError> {
         self.wait("answer", answer)
     }
@@ -210,7 +212,7 @@ impl Below {
     }
 }
 
-/// The name of a block of the cache.
+/// The name of a cache's block in a tier.
 pub(super) fn name(key: BlockKey) -> BlockName {
     BlockName { group: GROUP, key }
 }

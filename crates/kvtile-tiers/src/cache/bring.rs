@@ -1,5 +1,5 @@
-//! From a tier to host memory: a batch at a time, verified, and each block read once however many loads
-//! want it.
+//! Copies blocks from a tier to host memory: in batches, verified, and each block in a single
+//! flight for all loads.
 
 use std::{
     any::Any,
@@ -28,7 +28,7 @@ use crate::{
     tier::{BlockRead, Came, ReadReport, TierMiss, content_checksum},
 };
 
-/// A block of a tier that is wanted in host memory.
+/// A block of a tier to copy to host memory.
 #[derive(Clone, Copy)]
 pub(super) struct Wanted {
     pub(super) key: BlockKey,
@@ -37,25 +37,25 @@ pub(super) struct Wanted {
     pub(super) tenant: u32,
 }
 
-/// Leading blocks of a batch, in host memory.
+/// The leading blocks of a batch, now in host memory.
 #[derive(Default)]
 pub(super) struct Brought {
-    /// Pinned there, one guard a block.
+    /// Pins of the blocks, one guard a block.
     pub(super) blocks: Vec<PinnedBlocks>,
-    /// How many of them were read; others were there.
+    /// How many of them were read; the others were already in host memory.
     pub(super) read: usize,
-    /// Why not all of them came.
+    /// Why the list ends before the batch.
     pub(super) stop: Option<LoadStop>,
 }
 
-/// A block of a batch: there already, or to be read by this load.
+/// A block of a batch: already in host memory, or to be read by this load.
 pub(super) enum Step<'a> {
     There(PinnedBlocks),
     Read(Flight<'a>),
 }
 
-/// Boards the flights of blocks that are not in host memory, and pins those that are: the leading blocks of one
-/// tenant, and which of them are missing.
+/// Takes the flights of the leading blocks of one tenant, and pins those that are in host memory.
+/// Returns a step for each block, and the missing blocks.
 pub(super) fn board<'a>(inner: &'a Parts, wanted: &[Wanted]) -> (Vec<Step<'a>>, Vec<Wanted>) {
     let tenant = wanted.first().map_or(0, |first| first.tenant);
     let same = wanted.iter().take_while(|block| block.tenant == tenant);
@@ -67,7 +67,7 @@ pub(super) fn board<'a>(inner: &'a Parts, wanted: &[Wanted]) -> (Vec<Step<'a>>, 
     let mut missing = Vec::new();
     for block in same {
         let flight = inner.flights.board(block.key);
-        // Another load may have brought it while this one waited.
+        // Another load may have copied it while this one waited for the flight.
         let there = inner
             .host
             .pool
@@ -82,7 +82,7 @@ pub(super) fn board<'a>(inner: &'a Parts, wanted: &[Wanted]) -> (Vec<Step<'a>>, 
     (steps, missing)
 }
 
-/// Room in host memory for the missing blocks of one tenant, or for as many as there is.
+/// Allocates host blocks for the missing blocks of one tenant, or for as many as fit.
 pub(super) fn host_room(inner: &Parts, missing: &[Wanted]) -> Option<MutableBlocks> {
     let first = missing.first()?;
     let request = AllocateRequest {
@@ -94,10 +94,11 @@ pub(super) fn host_room(inner: &Parts, missing: &[Wanted]) -> Option<MutableBloc
     })
 }
 
-/// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there.
+/// Copies the leading blocks of a list from a tier to host memory, as many as fit, and pins them
+/// there.
 ///
-/// Flights are boarded in the order of positions, which is the same for all loads of a block, so no two
-/// loads wait for each other.
+/// Every load takes flights in the order of positions, which is the same for all loads of a block,
+/// so loads cannot deadlock.
 pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought {
     let (steps, missing) = board(inner, wanted);
     let room = host_room(inner, &missing);
@@ -129,7 +130,7 @@ pub(super) fn bring(inner: &Parts, below: &Below, wanted: &[Wanted]) -> Brought 
     brought
 }
 
-/// Reads the leading blocks into `room`, as many as it has, and registers those that came.
+/// Reads the leading blocks into `room`, as many as it holds, and registers them.
 fn read_into(
     inner: &Parts,
     below: &Below,
@@ -142,7 +143,7 @@ fn read_into(
     let came = read(inner, below, blocks, &ids, &(Arc::clone(&room) as Arc<_>));
     let place: Weak<dyn Any + Send + Sync> = Arc::downgrade(&(Arc::clone(&room) as Arc<_>));
     let Ok(mut room) = Arc::try_unwrap(room) else {
-        // The tier still has the memory: it did not answer in time, or did not drop what it had.
+        // The tier still holds the memory: it timed out, or did not drop the batch.
         below.is_late([place]);
         let stop = came.into_iter().find_map(Result::err);
         let stop = stop.unwrap_or(LoadStop::Late);
@@ -155,14 +156,14 @@ fn read_into(
         let is_end = block.is_err();
         registered.push(block);
         if is_end {
-            // No lookup would find what follows.
+            // No lookup would find the later blocks.
             break;
         }
     }
     registered
 }
 
-/// Makes a block that was read findable in host memory.
+/// Registers a block that was read, so that lookups find it in host memory.
 pub(super) fn register(
     inner: &Parts,
     wanted: &Wanted,
@@ -188,8 +189,8 @@ pub(super) fn register(
     Ok(registered.blocks)
 }
 
-/// Reads blocks of a tier into the host blocks `ids` and verifies them: what came of each, in their order.
-/// `place` keeps the host blocks from being given out for as long as the tier has them.
+/// Reads blocks of a tier into the host blocks `ids` and verifies them. Returns the outcomes in
+/// their order. `place` keeps the host blocks from being reused while the tier holds them.
 pub(super) fn read(
     inner: &Parts,
     below: &Below,
@@ -216,7 +217,8 @@ pub(super) fn read(
     settle(inner, below, blocks, ids, &report)
 }
 
-/// Counts a batch that did not end, or not in time. The tier may still have the host memory that `place` keeps.
+/// Counts a batch that failed or timed out. The tier may still hold the host memory that `place`
+/// keeps.
 pub(super) fn failed(
     inner: &Parts,
     below: &Below,
@@ -234,7 +236,7 @@ pub(super) fn failed(
     stop
 }
 
-/// Counts what came of a batch, and verifies what the tier does not.
+/// Counts the outcomes of a batch, and verifies the blocks that the tier does not verify.
 fn settle(
     inner: &Parts,
     below: &Below,
@@ -261,8 +263,8 @@ fn settle(
         .collect()
 }
 
-/// Compares a block that the tier did not verify with the checksum that was written with it. One that is
-/// not what was written is given up.
+/// Compares a block that the tier did not verify with the checksum that was written with it. A
+/// mismatch removes the block from the tier.
 fn verify(
     inner: &Parts,
     below: &Below,
@@ -297,7 +299,7 @@ fn verify(
     }
 }
 
-/// Counts a block that did not come, and says why it did not.
+/// Counts a block that was not read, and maps the miss to a stop reason.
 pub(super) fn lost(inner: &Parts, below: &Below, miss: &TierMiss) -> LoadStop {
     inner.metrics.move_failed(below.id, TierId::HOST);
     match miss {

@@ -1,18 +1,20 @@
-//! Stores that are under way, so that a store whose ancestors another one brings waits for it.
+//! Stores in flight, so that a store waits for the older store of its ancestors.
 //!
-//! An engine stores a long prompt in pieces, as it computes them, and several threads take them from the
-//! queue. A piece whose ancestors are in no tier is not kept, so one that comes early is parked until the
-//! piece before it has ended. Only older stores are waited for, so no two wait for each other.
+//! An engine stores a long prompt in pieces, as it computes them, and several worker threads take
+//! the pieces from the queue. The cache does not keep a piece whose ancestors are in no tier, so a
+//! piece that runs early is parked until the piece before it has ended. A store waits only for
+//! older stores, so stores cannot deadlock.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Mutex, MutexGuard};
 
-/// A store that has not ended.
+/// A store in flight.
 struct Entry<J> {
     number: u64,
     keys: Arc<[BlockKey]>,
-    /// Jobs that are parked until it has ended.
+    /// Jobs parked until the store ends.
     parked: Vec<J>,
 }
 
@@ -22,7 +24,7 @@ struct State<J> {
     entries: Vec<Entry<J>>,
 }
 
-/// Stores that have not ended, and jobs that wait for them.
+/// The stores in flight, and the jobs that wait for them.
 pub(super) struct Chains<J>(Mutex<State<J>>);
 
 impl<J> Default for Chains<J> {
@@ -36,11 +38,10 @@ impl<J> Default for Chains<J> {
 
 impl<J> Chains<J> {
     fn lock(&self) -> MutexGuard<'_, State<J>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
-    /// A store of these keys begins. [`Chains::leave`] must follow.
+    /// Begins a store of these keys. [`Chains::leave`] must follow.
     pub(super) fn enter(&self, keys: Arc<[BlockKey]>) -> u64 {
         let mut state = self.lock();
         let number = state.next;
@@ -53,8 +54,8 @@ impl<J> Chains<J> {
         number
     }
 
-    /// Parks the job of store `number` until an older store that brings `key` has ended. `job` is called only
-    /// where there is such a store.
+    /// Parks the job of store `number` until the newest older store of `key` ends. It calls `job`
+    /// only if there is such a store.
     pub(super) fn park(&self, number: u64, key: &BlockKey, job: impl FnOnce() -> Option<J>) {
         let mut state = self.lock();
         let older = state
@@ -66,7 +67,7 @@ impl<J> Chains<J> {
         }
     }
 
-    /// A store has ended. Returns the jobs that waited for it.
+    /// Ends a store. Returns the jobs that waited for it.
     pub(super) fn leave(&self, number: u64) -> Vec<J> {
         let mut state = self.lock();
         let at = state
@@ -76,7 +77,7 @@ impl<J> Chains<J> {
         at.map_or_else(Vec::new, |at| state.entries.remove(at).parked)
     }
 
-    /// All stores end. Returns the jobs that waited.
+    /// Ends all stores. Returns the jobs that waited for them.
     pub(super) fn close(&self) -> Vec<J> {
         let entries = std::mem::take(&mut self.lock().entries);
         entries.into_iter().flat_map(|entry| entry.parked).collect()

@@ -1,20 +1,22 @@
-//! Closing: what is in host memory to the durable tiers, then everything is given back.
+//! Closing a cache: it writes the blocks of host memory to the durable tiers and releases its
+//! resources.
 
 use std::thread;
 
 use super::{Cache, FlushReport, flush, open};
 
 impl Cache {
-    /// Closes the cache as dropping it does, and says what became of the blocks in host memory.
+    /// Closes the cache as dropping it does, and reports the outcome of the blocks in host memory.
     ///
-    /// Jobs that wait end as closed, those under way come to their end. What is in host memory is brought
-    /// to the durable tiers, to each within [`TierSettings::close_within`](crate::tier::TierSettings::close_within)
-    /// and the time of one sync; with [`TierWrites::AfterUses`](crate::tier::TierWrites::AfterUses) only blocks
-    /// with so many uses are. Then threads, host memory and the folder are given back, also while matches live:
-    /// these have no blocks any more.
+    /// Queued jobs complete as closed; running jobs complete normally. The cache writes the blocks
+    /// of host memory to the durable tiers, each within
+    /// [`TierSettings::close_within`](crate::tier::TierSettings::close_within) plus the time of one
+    /// sync. With [`TierWrites::AfterUses`](crate::tier::TierWrites::AfterUses) it writes only
+    /// blocks with enough uses. Then it releases threads, host memory and the folder even if
+    /// matches are alive; those matches have no blocks from then on.
     ///
-    /// Called on a thread of the cache itself (by a waker), it does not wait for that thread, which gives
-    /// everything back when it returns from there.
+    /// On a thread of the cache itself (in a waker), it does not wait for that thread, which
+    /// releases its share when the call returns.
     pub fn close(mut self) -> FlushReport {
         self.end()
     }
@@ -34,7 +36,7 @@ impl Cache {
         for worker in self.workers.drain(..) {
             // A thread cannot wait for itself.
             if worker.thread().id() != thread::current().id() {
-                // One that panicked has said so already.
+                // A panic of the thread is already in the log.
                 let _ = worker.join();
             }
         }
@@ -43,10 +45,11 @@ impl Cache {
         report
     }
 
-    /// What is in host memory to the durable tiers, and what these have to where it outlives the process.
+    /// Flushes host memory to the durable tiers, within the time that closing allows.
     fn last_flush(&self) -> FlushReport {
         let report = flush::flush(&self.inner, true);
-        // Where no durable tier may be written to, the settings say that blocks are lost.
+        // With `close_within` 0 on every durable tier, the settings accept the loss of these
+        // blocks.
         let mut tiers = self.inner.durable_tiers();
         let may_write = tiers.any(|below| !below.settings.close_within.is_zero());
         if may_write && !report.durable {

@@ -1,8 +1,7 @@
-//! What a cache reports of itself.
-
-use std::sync::{Mutex, PoisonError};
+//! The statistics of a cache and of its tiers.
 
 use kvtile_blocks::events::TierId;
+use parking_lot::Mutex;
 
 use super::Parts;
 use crate::{
@@ -10,13 +9,13 @@ use crate::{
     tier::TierStats,
 };
 
-/// The counters, after what the tiers counted by themselves was added.
+/// The counters of the cache, including those of the tiers up to now.
 pub(super) fn stats(inner: &Parts) -> CacheStats {
     observe(inner);
     inner.metrics.stats()
 }
 
-/// Adds what the tiers counted since the last time.
+/// Adds the growth of the tiers' counters since the last call.
 pub(super) fn observe(inner: &Parts) {
     let host = || TierStats::of_pool(inner.host.pool.stats(), 0);
     let mut seen = inner.seen.iter();
@@ -34,7 +33,7 @@ fn observe_tier(
     seen: &Mutex<TierStats>,
     stats: impl FnOnce() -> TierStats,
 ) {
-    let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = seen.lock();
     let now = stats();
     let gone = [
         (
@@ -67,7 +66,7 @@ pub(super) fn tier_stats(inner: &Parts, tier: TierId) -> Option<TierStats> {
     Some(below.tier.stats())
 }
 
-/// All kinds of jobs wait in one queue, and blocks that are to be written in another.
+/// Sets the capacities: all kinds of jobs share one queue; blocks to write to tiers have another.
 pub(super) fn count_queue_capacity(inner: &Parts) {
     let capacity = inner.settings.queue_capacity as u64;
     for &queue in Queue::ALL {

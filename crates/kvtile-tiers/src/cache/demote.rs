@@ -1,8 +1,8 @@
-//! Room in host memory: what leaves it goes to the tiers below that are to have it.
+//! Eviction from host memory: evicted blocks are demoted to the tiers below, as the settings state.
 //!
-//! A block is written to a tier after the blocks before it in its chain, and only where all of them are on
-//! that tier. So a restart finds everything that was written. What has left host memory and is on its way
-//! stays findable ([`super::departures`]).
+//! The cache writes a block to a tier after its ancestors, and only if all of them are on that
+//! tier. So a restart finds every written block. Lookups find an evicted block while its write is
+//! in flight ([`super::departures`]).
 
 use std::{any::Any, collections::HashMap, sync::Arc};
 
@@ -24,37 +24,37 @@ use crate::{
     tier::{BlockWrite, NotWritten, TierWrites, Wrote},
 };
 
-/// How often room is made before an allocation fails, where other threads take what was freed.
+/// How often an allocation evicts before it fails, because other threads take the freed blocks.
 const TRIES: usize = 8;
 
-/// A host block that is written to a tier.
+/// A host block to write to a tier.
 struct Leaving {
     block: BlockId,
     key: BlockKey,
     parent: Option<BlockKey>,
-    /// How many blocks stand before it in its chain.
+    /// Number of blocks before it in its chain.
     position: u32,
     tenant: u32,
-    /// Keeps the block where it is.
+    /// Keeps the host block from being reused.
     place: Arc<dyn Any + Send + Sync>,
-    /// How often the cache has the place beside.
+    /// Further references to the place that the cache itself holds.
     others: usize,
 }
 
 /// Why a block was not written.
 #[derive(Clone, Debug)]
 pub(super) enum Unwritten {
-    /// A block before it in its chain is neither in host memory nor on the tier, or it is not in host memory
-    /// itself.
+    /// An ancestor is neither in host memory nor on the tier, or the block itself is not in host
+    /// memory.
     NoAncestor,
-    /// All of the tier's room holds its ancestors, or blocks in use.
+    /// The tier's capacity is taken by the block's ancestors and by blocks in use.
     NoRoom,
     /// The write failed.
     Failed,
 }
 
-/// Host blocks to fill. What has to leave for them goes to the tiers below first, where the settings say
-/// so.
+/// Allocates host blocks. It demotes the blocks that it evicts for them to the tiers below, as the
+/// settings state.
 pub(super) fn host_room(
     inner: &Parts,
     blocks: usize,
@@ -84,7 +84,7 @@ pub(super) fn host_room(
     }
 }
 
-/// Evicts up to `blocks` blocks.
+/// Evicts up to `blocks` blocks from a tier.
 pub(super) fn evict(inner: &Parts, tier: TierId, blocks: usize) -> Result<usize, TierError> {
     if tier == TierId::HOST {
         let _demoting = inner.demoting();
@@ -101,7 +101,7 @@ pub(super) fn evict(inner: &Parts, tier: TierId, blocks: usize) -> Result<usize,
     Ok(count)
 }
 
-/// Whether a block that leaves host memory is to be on a tier.
+/// Whether the settings of a tier demote a host block to it.
 pub(super) fn belongs_on(inner: &Parts, below: &Below, block: BlockId) -> bool {
     match below.settings.writes {
         TierWrites::OnEviction | TierWrites::AtOnce => true,
@@ -109,9 +109,9 @@ pub(super) fn belongs_on(inner: &Parts, below: &Below, block: BlockId) -> bool {
     }
 }
 
-/// Forgets everything, but for blocks of tiers that are in use.
+/// Removes all blocks except those of tiers that are in use.
 pub(super) fn clear(inner: &Parts) -> Result<usize, TierError> {
-    // No block is on its way to a tier meanwhile.
+    // The turn excludes concurrent demotions.
     let _turn = inner.turn();
     let mut gone = inner.host.pool.clear().blocks;
     inner.host.weigh_all_anchors();
@@ -129,9 +129,9 @@ pub(super) fn clear(inner: &Parts) -> Result<usize, TierError> {
     }
 }
 
-/// Pins the parent of a block that was just registered in host memory, where the parent is in a tier below
-/// and not in host memory: the tier gives up no block that one in host memory follows. A shared tier, which may all
-/// the same, is the last choice.
+/// Pins the parent of a newly registered host block in a tier below, if the parent is not in host
+/// memory. So the tier does not evict a block whose child is in host memory. Shared tiers come
+/// last, because they may evict it in spite of the pin.
 pub(super) fn anchor(inner: &Parts, blocks: &PinnedBlocks, parent: Option<BlockKey>) {
     let Some(parent) = parent.filter(|_| !inner.below.is_empty()) else {
         return;
@@ -144,7 +144,7 @@ pub(super) fn anchor(inner: &Parts, blocks: &PinnedBlocks, parent: Option<BlockK
     if inner.host.pool.has(&parent) {
         return;
     }
-    // A hold of a shared tier is a promise; one of another tier keeps the block.
+    // A hold on a shared tier is only a promise; on another tier it is a pin.
     let hold_in = |is_shared: bool| {
         let mut tiers = inner.below.iter();
         tiers.find_map(|below| match below.abilities.is_shared == is_shared {
@@ -158,8 +158,8 @@ pub(super) fn anchor(inner: &Parts, blocks: &PinnedBlocks, parent: Option<BlockK
     }
 }
 
-/// Writes host blocks that are not on a tier yet, each after its ancestors, whether or not the tier failed
-/// lately. For each key: whether the block was written now, or why it is not there.
+/// Writes host blocks that are missing on a tier, each after its ancestors, even during a backoff.
+/// For each key, returns whether it wrote the block or why the block is not on the tier.
 pub(super) fn write_keys(
     inner: &Parts,
     below: &Below,
@@ -186,7 +186,7 @@ pub(super) fn write_keys(
     keys.iter().map(outcome).collect()
 }
 
-/// Takes blocks out of host memory. Those that are to be written to a tier are on their way from then on.
+/// Evicts blocks from host memory and marks those to be written to a tier as departures.
 fn take_out(inner: &Parts, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_> {
     let mut departures = inner.departures.lock();
     let evicted = evict();
@@ -210,7 +210,7 @@ fn take_out(inner: &Parts, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_>
         }
         routes.push((wanted, 0));
     }
-    // The end of a way takes the lock again.
+    // Dropping an arrival takes the lock again.
     drop(departures);
     let route = |(wanted, left_out): (Vec<EvictedBlock>, u64)| Route {
         arrival: Arrival {
@@ -227,7 +227,7 @@ fn take_out(inner: &Parts, evict: impl FnOnce() -> EvictedBlocks) -> Evicted<'_>
     }
 }
 
-/// Writes evicted blocks to the tiers that they go to, each after its parent.
+/// Writes evicted blocks to their tiers, each after its parent.
 fn demote(inner: &Parts, evicted: Evicted<'_>) {
     let Evicted {
         blocks: place,
@@ -275,7 +275,7 @@ fn demote(inner: &Parts, evicted: Evicted<'_>) {
     }
 }
 
-/// Pins a host block, for as long as it takes to write it.
+/// Pins a host block for the duration of its write.
 fn hold(inner: &Parts, key: &BlockKey) -> Option<Leaving> {
     let claim = Claim {
         now: inner.tick(),
@@ -297,8 +297,8 @@ fn hold(inner: &Parts, key: &BlockKey) -> Option<Leaving> {
     })
 }
 
-/// Writes blocks to a tier in one batch, with those before them that are in host memory and not there.
-/// The outcome of each block of the batch.
+/// Writes blocks to a tier in one batch, together with those of their ancestors in host memory that
+/// the tier lacks. Returns the outcome of each block of the batch.
 fn write_all(
     inner: &Parts,
     below: &Below,
@@ -315,7 +315,7 @@ fn write_all(
         let Some(key) = parent.filter(|key| !batch.contains_key(key) && !below.has(key)) else {
             continue;
         };
-        // Without its ancestor a block is refused by the tier.
+        // The tier refuses a block without its parent.
         if let Some(held) = hold(inner, &key) {
             parents.push(held.parent);
             batch.insert(key, held);
@@ -349,7 +349,7 @@ fn write_all(
     outcomes
 }
 
-/// Hands a batch to a tier, waits for it, and counts what became of it.
+/// Passes a batch to a tier, waits for it, and counts its outcomes.
 fn write_batch(
     inner: &Parts,
     below: &Below,
@@ -365,13 +365,13 @@ fn write_batch(
             inner.metrics.move_failed(TierId::HOST, below.id);
             below.is_late(places.into_iter().map(|(place, _)| place));
             below.writes.failed(inner.clock.now(), &error);
-            // What comes late is to be synced too.
+            // The late writes need a sync too.
             below.spill.touched(inner.clock.now());
             let failed = |key| (key, Err(Unwritten::Failed));
             return keys.into_iter().map(failed).collect();
         }
     };
-    // A tier that has ended and keeps memory gets nothing more either.
+    // A tier that completed the batch but still holds its memory counts as late too.
     let kept = places.into_iter();
     let kept = kept.filter(|(place, others)| place.strong_count() > *others);
     below.is_late(kept.map(|(place, _)| place));
@@ -409,7 +409,7 @@ fn write_batch(
     outcomes
 }
 
-/// Blocks of one chain one after the other, none before its parent.
+/// Sorts blocks by chain, each after its parent.
 fn by_chains(mut blocks: Vec<Leaving>) -> Vec<Leaving> {
     blocks.sort_by_key(|leaving| (leaving.position, leaving.key));
     let mut chains: HashMap<BlockKey, usize> = HashMap::with_capacity(blocks.len());
@@ -418,29 +418,29 @@ fn by_chains(mut blocks: Vec<Leaving>) -> Vec<Leaving> {
         let chain = before.copied().unwrap_or(chains.len());
         chains.insert(leaving.key, chain);
     }
-    // The sort is stable: blocks of one chain stay in the order of their positions.
+    // The sort is stable, so it keeps the order of positions within a chain.
     blocks.sort_by_key(|leaving| chains.get(&leaving.key).copied());
     blocks
 }
 
-/// Blocks that were taken out of host memory.
+/// Blocks that were evicted from host memory.
 struct Evicted<'a> {
     blocks: Arc<EvictedBlocks>,
     leaving: Vec<EvictedBlock>,
-    /// For each tier of the cache.
+    /// One entry for each tier of the cache.
     routes: Vec<Route<'a>>,
 }
 
-/// What goes to one tier.
+/// The evicted blocks for one tier.
 struct Route<'a> {
-    /// Blocks on their way to it.
+    /// Blocks with a write in flight.
     wanted: Vec<EvictedBlock>,
-    /// How many more belong there and are not written, because it failed lately.
+    /// Number of further blocks that are not written because the tier failed recently.
     left_out: u64,
     arrival: Arrival<'a>,
 }
 
-/// Ends the way of blocks to a tier when it is dropped, whatever became of them.
+/// Removes blocks from the departures when it is dropped, also after a failure or a panic.
 struct Arrival<'a> {
     inner: &'a Parts,
     keys: Vec<BlockKey>,

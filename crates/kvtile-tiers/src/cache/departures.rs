@@ -1,89 +1,85 @@
-//! Blocks that have left host memory and are being written to a tier. Lookups find them meanwhile, as blocks
-//! of that tier, and loads wait until they have arrived or were given up.
+//! Departures: blocks evicted from host memory whose write to a tier is in flight. Lookups find
+//! them as blocks of that tier, and loads wait until the write ends.
 //!
-//! A block moves from host memory to this list under its lock, and from this list to a tier under its lock
-//! too, so a lookup that holds the lock sees each block in one of the places. Lookups take it only where they
-//! would miss a block while something moves ([`Departures::mark`]).
+//! A block moves from host memory to this list, and from this list to the tier, only under the
+//! list's lock. So a lookup that holds the lock sees each block in exactly one place. A lookup
+//! takes the lock only after a miss during which blocks moved ([`Departures::mark`]).
 
 use std::{
     collections::HashMap,
-    sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// A block on its way.
+/// A block whose write to a tier is in flight.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Departure {
-    /// The tier that it goes to first, as a position in the list of tiers.
+    /// Index of its first target tier in the list of tiers.
     pub(super) tier: usize,
     pub(super) parent: Option<BlockKey>,
     pub(super) tenant: u32,
-    /// Whether a durable tier is among those that it goes to.
+    /// Whether one of its target tiers is durable.
     to_durable: bool,
-    /// Batches that have it: an evicted block may be stored and evicted once more meanwhile.
+    /// Number of batches that contain it: the block may be stored and evicted again while a write
+    /// is in flight.
     batches: usize,
 }
 
-/// Blocks on their way.
+/// The list of departures.
 #[derive(Default)]
 pub(super) struct Departures {
     blocks: Mutex<HashMap<BlockKey, Departure>>,
     arrived: Condvar,
-    /// Even while nothing moves; each change of the list makes it larger.
+    /// A seqlock counter: even while no block moves, and larger after each change of the list.
     mark: AtomicU64,
 }
 
-/// The lock of the list: no block moves meanwhile.
+/// The locked list: no block moves while this lives.
 pub(super) struct Locked<'a> {
     blocks: MutexGuard<'a, HashMap<BlockKey, Departure>>,
     of: &'a Departures,
 }
 
 impl Departures {
-    /// Takes the lock: blocks may leave host memory, or this list, until it is dropped.
+    /// Takes the lock. Its holder may move blocks out of host memory, or out of this list.
     pub(super) fn lock(&self) -> Locked<'_> {
-        // Nothing that holds the lock can leave it half changed.
-        let blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let blocks = self.blocks.lock();
         self.set_mark(true);
         Locked { blocks, of: self }
     }
 
-    /// The next mark, odd or even. The caller holds the lock.
+    /// Advances the mark to the next odd or even value. The caller holds the lock.
     fn set_mark(&self, is_odd: bool) {
         let next = self.mark.load(Ordering::Relaxed) + 1;
         let next = next + u64::from((next % 2 == 1) != is_odd);
         self.mark.store(next, Ordering::SeqCst);
     }
 
-    /// Changes whenever blocks move; odd while blocks move or are on their way.
+    /// Changes whenever blocks move; odd while blocks move or a write is in flight.
     pub(super) fn mark(&self) -> u64 {
         self.mark.load(Ordering::SeqCst)
     }
 
-    /// Waits until a block has arrived or was given up, for at most so long. False where it is still on its
-    /// way.
+    /// Waits until the write of a block ends, at most `within`. Returns false after a timeout.
     pub(super) fn wait(&self, key: &BlockKey, within: Duration) -> bool {
         let start = Instant::now();
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut blocks = self.blocks.lock();
         while blocks.contains_key(key) {
             let left = within.checked_sub(start.elapsed());
             let Some(left) = left.filter(|left| !left.is_zero()) else {
                 return false;
             };
-            let waited = self.arrived.wait_timeout(blocks, left);
-            blocks = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.arrived.wait_for(&mut blocks, left);
         }
         true
     }
 }
 
 impl Locked<'_> {
-    /// A block has left host memory and goes to a tier.
+    /// Adds a block that leaves host memory for a tier.
     pub(super) fn depart(
         &mut self,
         key: BlockKey,
@@ -101,7 +97,7 @@ impl Locked<'_> {
         entry.batches += 1;
     }
 
-    /// Blocks have arrived, or were given up.
+    /// Ends the writes of blocks, successful or not.
     pub(super) fn arrive<'k>(&mut self, keys: impl Iterator<Item = &'k BlockKey>) {
         for key in keys {
             if let Some(entry) = self.blocks.get_mut(key) {
@@ -114,13 +110,13 @@ impl Locked<'_> {
         self.of.arrived.notify_all();
     }
 
-    /// The blocks that are on their way to a durable tier.
+    /// The blocks with a write to a durable tier in flight.
     pub(super) fn to_durable(&self) -> Vec<BlockKey> {
         let blocks = self.blocks.iter().filter(|(_, block)| block.to_durable);
         blocks.map(|(key, _)| *key).collect()
     }
 
-    /// The block, where it is on its way.
+    /// The departure of a block, if its write is in flight.
     pub(super) fn get(&self, key: &BlockKey) -> Option<Departure> {
         self.blocks.get(key).copied()
     }

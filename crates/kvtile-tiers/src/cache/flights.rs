@@ -1,20 +1,18 @@
-//! One flight a block: who moves a block does so for all who want it.
+//! Single flight: of all loads that need a block, one reads it.
 
-use std::{
-    collections::HashSet,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashSet;
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// The blocks that are on their way to one tier.
+/// The blocks that are being read into host memory.
 #[derive(Default)]
 pub(super) struct Flights {
     keys: Mutex<HashSet<BlockKey>>,
     landed: Condvar,
 }
 
-/// A block that its holder brings; others wait until this is dropped.
+/// The right to read a block; other loads of it wait until this is dropped.
 pub(super) struct Flight<'a> {
     flights: &'a Flights,
     key: BlockKey,
@@ -22,17 +20,15 @@ pub(super) struct Flight<'a> {
 
 impl Flights {
     fn lock(&self) -> MutexGuard<'_, HashSet<BlockKey>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+        self.keys.lock()
     }
 
-    /// Begins a flight, once nobody else brings the block. Whoever waits here holds no flight, so
-    /// that two never wait for each other.
+    /// Waits until no other load reads the block, and takes its flight. Callers take flights in the
+    /// order of positions, so that loads cannot deadlock.
     pub(super) fn board(&self, key: BlockKey) -> Flight<'_> {
         let mut keys = self.lock();
         while !keys.insert(key) {
-            let waited = self.landed.wait(keys);
-            keys = waited.unwrap_or_else(PoisonError::into_inner);
+            self.landed.wait(&mut keys);
         }
         drop(keys);
         Flight { flights: self, key }

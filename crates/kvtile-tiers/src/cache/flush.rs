@@ -1,5 +1,5 @@
-//! Flushes: what is in host memory to the durable tiers below, what is worth most first, and synced there. Tiers
-//! that are not durable get nothing by a flush.
+//! Flushes: they write the blocks of host memory to the durable tiers, the most valuable first, and
+//! sync them. A flush writes nothing to tiers that are not durable.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -15,61 +15,61 @@ use super::{
 };
 use crate::tier::{Hold, Wrote};
 
-/// A flush gives up after so many failures of the disk in a row.
+/// A flush of a tier stops after this many failed blocks.
 const FAILURES_MAX: usize = 4;
 
-/// What a flush came to. Each block that it was to bring is durable on some tier, or one of those that have a
-/// reason: what is not durable is `no_tier + no_room + late + failed` of `wanted`.
+/// The outcome of a flush. Each of its blocks is durable on some tier or has one reason:
+/// `no_tier + no_room + late + failed` of `wanted` blocks are not durable.
 ///
-/// Only tiers whose [`Abilities::is_durable`](crate::tier::Abilities) holds count. Blocks that are in other tiers and
-/// not in host memory are not a flush's business.
+/// Only tiers with [`Abilities::is_durable`](crate::tier::Abilities) count. A flush ignores blocks
+/// of other tiers that are not in host memory.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FlushReport {
-    /// Blocks that were in host memory when the flush began, or on their way from there to a durable tier. Closing
-    /// leaves out those that the settings do not write yet
+    /// Blocks that were in host memory when the flush began, or had a write to a durable tier in
+    /// flight. Closing omits blocks that the settings do not write yet
     /// ([`TierWrites::AfterUses`](crate::tier::TierWrites::AfterUses)).
     pub wanted: usize,
-    /// Blocks that were written by this call, once for each tier; the others were there already.
+    /// Blocks that this call wrote, counted once for each tier.
     pub written: usize,
-    /// Blocks that no durable tier was to have: the cache has none, or the block before them in their chain is
-    /// neither in host memory nor on one.
+    /// Blocks without a durable tier to go to: the cache has none, or their parent is neither in
+    /// host memory nor on one.
     pub no_tier: usize,
-    /// Blocks for which no durable tier has room; they are worth less than those that are there.
+    /// Blocks for which no durable tier has room; the tiers hold more valuable ones.
     pub no_room: usize,
-    /// Blocks that are on no durable tier because the time was over; with a
-    /// [`close_within`](crate::tier::TierSettings::close_within) of 0 it never begins.
+    /// Blocks that are on no durable tier because the time was up. With a
+    /// [`close_within`](crate::tier::TierSettings::close_within) of 0 closing writes none.
     pub late: usize,
-    /// Blocks that are on no durable tier because one failed, or lost them.
+    /// Blocks that are on no durable tier because a tier failed to write them, or lost them.
     pub failed: usize,
-    /// Whether the cache has a durable tier and all wanted blocks outlive a crash now, each on some tier. What one
-    /// tier does not have and another has is durable.
+    /// Whether the cache has a durable tier and each block of the flush is now durable on at least
+    /// one tier.
     pub durable: bool,
-    /// What it came to on each durable tier, in the order of the cache; none where there is none.
+    /// The outcome on each durable tier, in the order of the cache's tiers.
     pub tiers: Vec<TierFlush>,
 }
 
-/// What a flush came to on one tier. `wanted` is `durable + no_room + late + failed`.
+/// The outcome of a flush on one tier. `wanted` is `durable + no_room + late + failed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TierFlush {
-    /// Which.
+    /// The tier.
     pub tier: TierId,
-    /// Host blocks that were to be on it.
+    /// Host blocks to be written to it, including those that it already has.
     pub wanted: usize,
-    /// Of these, blocks that outlive a crash there now.
+    /// Of these, blocks that are now durable on it.
     pub durable: usize,
     /// Blocks that were written by this call.
     pub written: usize,
-    /// Blocks for which it has no room.
+    /// Blocks for which the tier has no room.
     pub no_room: usize,
-    /// Blocks for which the time was over.
+    /// Blocks that were not written because the time was up.
     pub late: usize,
-    /// Blocks that it failed to write or to sync, or lost.
+    /// Blocks that the tier failed to write or to sync, or lost.
     pub failed: usize,
 }
 
-/// What became of a block. Of what became of it on several tiers, the last one of this list counts.
+/// The outcome of a block. Of its outcomes on several tiers, the greatest one counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Fate {
     NoTier,
@@ -79,31 +79,33 @@ enum Fate {
     Durable,
 }
 
-/// The blocks that a flush is about.
+/// The blocks of a flush.
 struct Wanted {
-    /// Host blocks that a lookup finds, those first that are worth most; no block comes before its ancestors.
+    /// Host blocks that a lookup finds, the most valuable first; ancestors come before their
+    /// descendants.
     order: Vec<StoredEntry>,
-    /// Blocks on their way from host memory to a durable tier.
+    /// Blocks with a write from host memory to a durable tier in flight.
     leaving: Vec<BlockKey>,
 }
 
-/// The writing to one tier.
+/// The writes of a flush to one tier.
 #[derive(Default)]
 struct Progress {
-    /// Why blocks are not on the tier, where it is known.
+    /// Known reasons why blocks are not on the tier.
     fates: HashMap<BlockKey, Fate>,
     /// Blocks that were written.
     written: Vec<BlockKey>,
     failures: usize,
-    /// What is to be on the tier in the end, pinned there.
+    /// Pins of the blocks that the flush keeps on the tier.
     kept: Vec<Box<dyn Hold>>,
 }
 
-/// Brings blocks of host memory to the durable tiers below that are not there, and waits until they are durable.
+/// Writes the blocks of host memory to the durable tiers that lack them, and waits until they are
+/// durable.
 ///
-/// The room of a tier goes to the blocks that the policy of host memory would give up last. When the
-/// cache is closing, `close_within` bounds the writing to each tier, not the sync behind it, and what the
-/// settings would not write on eviction is left out.
+/// A tier's room goes to the blocks that the policy of host memory would evict last. While the
+/// cache closes, `close_within` bounds the writes to each tier but not the sync after them, and
+/// blocks that the settings would not demote are omitted.
 pub(super) fn flush(inner: &Parts, is_closing: bool) -> FlushReport {
     let tiers: Vec<&Below> = inner.durable_tiers().collect();
     if tiers.is_empty() {
@@ -115,7 +117,7 @@ pub(super) fn flush(inner: &Parts, is_closing: bool) -> FlushReport {
         };
     }
     let wanted = wanted(inner);
-    // What follows a block that is on its way to a tier can be written there once that has arrived.
+    // A child of a departing block can be written only after the parent's write has ended.
     inner.wait_for_demotions();
     let belongs = |entry: &StoredEntry| {
         let mut tiers = tiers.iter();
@@ -146,7 +148,7 @@ pub(super) fn flush(inner: &Parts, is_closing: bool) -> FlushReport {
     report
 }
 
-/// What a flush that begins now is about.
+/// Collects the blocks of a flush that begins now.
 fn wanted(inner: &Parts) -> Wanted {
     // Under the lock no block leaves host memory, or arrives.
     let departures = inner.departures.lock();
@@ -157,7 +159,7 @@ fn wanted(inner: &Parts) -> Wanted {
     let mut order = Vec::with_capacity(all.len());
     let is_below = |key: &BlockKey| inner.below.iter().any(|below| below.has(key));
     for entry in all.into_iter().rev() {
-        // Where all tiers lost an ancestor, no lookup comes as far as this block.
+        // If all tiers lost an ancestor, no lookup reaches this block.
         let follows = |parent: BlockKey| found.contains(&parent) || is_below(&parent);
         if entry
             .parent
@@ -170,12 +172,13 @@ fn wanted(inner: &Parts) -> Wanted {
     Wanted { order, leaving }
 }
 
-/// Whether closing brings a host block to a tier, or finds it there.
+/// Whether closing writes a host block to a tier, or the tier already has it.
 fn belongs_on(inner: &Parts, below: &Below, entry: &StoredEntry) -> bool {
     demote::belongs_on(inner, below, entry.block) || below.has(&entry.key)
 }
 
-/// The keys of those host blocks that can be on a tier, in their order: none behind a block that is not there.
+/// The keys of the host blocks that can be written to a tier, in their order: every ancestor is on
+/// the tier or in host memory.
 fn keys_for(
     inner: &Parts,
     below: &Below,
@@ -195,8 +198,8 @@ fn keys_for(
     keys
 }
 
-/// Brings `keys` to a tier and syncs it. What became of each of them there; of the blocks that are `leaving`, those
-/// that are durable there.
+/// Writes `keys` to a tier and syncs it. Returns the outcome of each key there, and of the
+/// `leaving` blocks those that are durable there.
 fn flush_tier(
     inner: &Parts,
     below: &Below,
@@ -210,7 +213,7 @@ fn flush_tier(
         true => write_by_worth(inner, below, (keys, inner.later(within)), &mut progress),
         false => progress.end_all(keys, Fate::Late),
     }
-    // What left host memory before it was held, other threads write.
+    // Other threads write the blocks that were evicted before this flush could pin them.
     inner.wait_for_demotions();
     if writes || below.spill.is_dirty() {
         below.sync(&*inner.clock);
@@ -257,13 +260,13 @@ fn write_by_worth(
     progress: &mut Progress,
 ) {
     let most = match below.abilities.is_bounded {
-        // More than memory can address have room for all.
+        // A capacity beyond `usize::MAX` has room for every block.
         true => usize::try_from(below.tier.stats().capacity).unwrap_or(usize::MAX),
         false => usize::MAX,
     };
     let (wanted, rest) = keys.split_at(keys.len().min(most));
     progress.end_all(rest, Fate::NoRoom);
-    // First those that are there: what is written for others may not push them out.
+    // Pins the blocks that the tier already has, so that the writes do not evict them.
     let there = wanted.iter().filter_map(|key| below.hold_one(key));
     progress.kept.extend(there);
     let mut left = wanted;
@@ -287,7 +290,8 @@ fn write_by_worth(
                     progress.kept.extend(below.hold_one(key));
                 }
                 Err(Unwritten::NoRoom) => progress.end_all(&[*key], Fate::NoRoom),
-                // It has left host memory since, or its ancestor was not written: the end shows it.
+                // The block was evicted since, or its ancestor was not written; the check for
+                // durability after the sync decides.
                 Err(Unwritten::NoAncestor) => {}
                 Err(Unwritten::Failed) => progress.failures += 1,
             }

@@ -19,17 +19,17 @@ use crate::{
     tier::{Hold, TierWrites},
 };
 
-/// Where the blocks of a segment are, held there.
+/// The place of a segment's blocks, with their pins.
 pub(super) enum Place {
     /// In host memory.
     Host(PinnedBlocks),
-    /// In a tier below, at this position in the list of tiers, by their keys.
+    /// In a tier below, given by its index in the list of tiers, with the keys of the blocks.
     Below(usize, Vec<BlockKey>, Box<dyn Hold>),
-    /// On their way from host memory to a tier below.
+    /// In flight from host memory to a tier below.
     Leaving(usize, Vec<(BlockKey, Departure)>),
 }
 
-/// Neighbouring blocks of a match that are in one tier.
+/// Consecutive blocks of a match in one tier.
 pub(super) struct Segment {
     pub(super) tier: TierId,
     pub(super) place: Place,
@@ -51,7 +51,7 @@ impl Segment {
         segment
     }
 
-    /// How many blocks it has.
+    /// Number of blocks.
     pub(super) fn blocks(&self) -> usize {
         match &self.place {
             Place::Host(pinned) => pinned.len(),
@@ -60,7 +60,7 @@ impl Segment {
         }
     }
 
-    /// The key of the block at `index`, where it is not in host memory.
+    /// The key of the block at `index`, which must not be in host memory.
     pub(super) fn key(&self, index: usize) -> BlockKey {
         let key = match &self.place {
             Place::Host(_) => None,
@@ -77,7 +77,7 @@ impl Segment {
         }
     }
 
-    /// The key of the block before the one at `index`, and the tenant of that one.
+    /// The parent and the tenant of the block at `index`.
     pub(super) fn facts(&self, index: usize) -> (Option<BlockKey>, u32) {
         match &self.place {
             Place::Host(_) => broken(format_args!("the facts of a host block are in host memory")),
@@ -89,7 +89,7 @@ impl Segment {
         }
     }
 
-    /// Cuts off what stands behind the first `blocks` blocks.
+    /// Splits off the blocks after the first `blocks`.
     pub(super) fn split_off(&mut self, blocks: usize) -> Segment {
         Segment {
             tier: self.tier,
@@ -112,15 +112,15 @@ impl Drop for Segment {
     }
 }
 
-/// The longest stored prefix of a request, pinned: nothing of it is evicted while it lives. Load
+/// The longest stored prefix of a request, pinned: no tier evicts its blocks while it lives. Load
 /// it, or drop it.
 ///
-/// A match does not keep its cache open: once the cache is closed, it has no blocks.
+/// A match does not keep its cache open. Once the cache is closed, the match has no blocks.
 #[must_use = "a match pins its blocks until it is loaded or dropped"]
 pub struct Match {
     cache: Weak<Parts>,
     pub(super) segments: Vec<Segment>,
-    /// Where in its chain it starts.
+    /// Index of its first block in the chain.
     pub(super) first: usize,
 }
 
@@ -134,13 +134,13 @@ impl fmt::Debug for Match {
 }
 
 impl Match {
-    /// Blocks that were found; none once the cache is closed.
+    /// Number of blocks found; 0 once the cache is closed.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.open_segments().map(|s| s.blocks()).sum()
     }
 
-    /// Of these, those in `tier`.
+    /// Number of these blocks in `tier`.
     #[must_use]
     pub fn blocks_in(&self, tier: TierId) -> usize {
         let segments = self.open_segments().filter(|s| s.tier == tier);
@@ -163,7 +163,7 @@ impl Match {
         std::ptr::eq(self.cache.as_ptr(), Arc::as_ptr(inner))
     }
 
-    /// Leaves out the first `blocks` blocks: the engine has them itself.
+    /// Drops the first `blocks` blocks, which the engine already has.
     pub fn skip(mut self, blocks: usize) -> Match {
         let rest = self.split(blocks);
         self.first += self.blocks();
@@ -177,7 +177,7 @@ impl Match {
         self
     }
 
-    /// Cuts off what stands behind the first `blocks` blocks.
+    /// Splits off the blocks after the first `blocks`.
     fn split(&mut self, blocks: usize) -> Vec<Segment> {
         let mut keep = blocks;
         let mut rest = Vec::new();
@@ -196,7 +196,7 @@ impl Match {
     }
 }
 
-/// Finds and pins.
+/// Looks up keys and pins the blocks found.
 pub(super) fn lookup(inner: &Arc<Parts>, keys: &[BlockKey], options: &LookupOptions) -> Match {
     let now = inner.tick();
     let claim = Claim {
@@ -231,8 +231,8 @@ pub(super) fn lookup(inner: &Arc<Parts>, keys: &[BlockKey], options: &LookupOpti
     found
 }
 
-/// The leading blocks, wherever they are. A block that moves between host memory and a tier meanwhile is not
-/// missed: where something moved, what is missing is looked up once more while nothing can move.
+/// The leading blocks of `keys` in all tiers. If blocks moved during the search, it continues under
+/// the lock of the departures, so that a moving block is not a miss.
 fn segments(inner: &Parts, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
     let mark = inner.departures.mark();
     let mut segments = Vec::new();
@@ -259,7 +259,7 @@ fn segments(inner: &Parts, keys: &[BlockKey], claim: &Claim) -> Vec<Segment> {
     }
 }
 
-/// Adds the leading blocks of `keys` that host memory and the tiers have, and returns how many.
+/// Adds the leading blocks of `keys` that host memory and the tiers have, and returns their number.
 fn advance(inner: &Parts, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<Segment>) -> usize {
     let now = inner.clock.now();
     let mut at = 0;
@@ -286,16 +286,16 @@ fn advance(inner: &Parts, keys: &[BlockKey], claim: &Claim, segments: &mut Vec<S
         let Some(next) = keys.get(at) else {
             return at;
         };
-        // A load may have brought the block to host memory behind the look there, and the tier given it up
-        // before the look there.
+        // A load may have copied the block to host memory after the search there, and the tier may
+        // have evicted it before the search there.
         if at == before && !inner.host.pool.has(next) {
             return at;
         }
     }
 }
 
-/// Cuts the match before its first block that is not in host memory, where reading those blocks takes longer
-/// than computing everything from there on.
+/// Truncates the match to its leading host blocks if reading the other tiers takes longer than
+/// computing all blocks from there on.
 fn leave_out_slow(inner: &Parts, found: &mut Match) {
     let Some(tokens_per_second) = inner.settings.recompute_tokens_per_second else {
         return;
@@ -318,7 +318,7 @@ fn leave_out_slow(inner: &Parts, found: &mut Match) {
     }
 }
 
-/// Blocks that were used often enough go to the tiers whose settings say so.
+/// Counts uses, and queues writes of the blocks that reached [`TierWrites::AfterUses`].
 fn count_uses(inner: &Arc<Parts>, found: &Match) {
     let after = |below: &Below| match below.settings.writes {
         TierWrites::AfterUses(uses) => Some(uses),

@@ -1,47 +1,46 @@
-//! Whether one kind of operation of a tier works: its writes, or its syncs. After a failure the operation is
-//! left alone for a while, longer with every failure, so that a full disk costs one attempt and one line of
-//! the log now and then, not one for each block.
+//! The backoff of one kind of operation of a tier: its reads, its writes or its syncs. After a
+//! failure the cache pauses the operation, longer with every failure. So a full disk costs one
+//! attempt and one log line a pause, not one for each block.
 //!
 //! It does not know what the operation does, nor which thread does it.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::error::TierError;
 
-/// How long a tier is left alone after its first failure.
+/// The pause after the first failure.
 const DELAY_MIN: Duration = Duration::from_secs(1);
 
-/// How long at most.
+/// The longest pause.
 const DELAY_MAX: Duration = Duration::from_secs(60);
 
-/// The health of one kind of operation.
+/// The backoff state of one kind of operation.
 #[derive(Debug)]
 pub(super) struct Health {
-    /// What it is, as the log names it.
+    /// The operation, as the log names it.
     what: String,
     state: Mutex<State>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    /// Since when it fails.
+    /// The time of the first failure since the last success.
     failing_since: Option<Duration>,
-    /// When it is tried again.
+    /// The end of the pause.
     retry_at: Duration,
     delay: Duration,
-    /// Whether a pause is over and the attempt after it has not ended.
+    /// Whether a pause has ended and the attempt after it is in flight.
     is_trying: bool,
-    /// Attempts that failed since then.
+    /// Failed attempts since the first failure.
     failed: u64,
-    /// Blocks that were not even tried.
+    /// Blocks skipped during pauses.
     left_out: u64,
 }
 
 impl Health {
-    /// That of an operation that works.
+    /// An operation without failures.
     pub(super) fn new(what: String) -> Health {
         Health {
             what,
@@ -50,11 +49,11 @@ impl Health {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Whether the operation may be tried now. One caller at a time learns that a pause is over.
+    /// Whether the operation may be tried now. After a pause only one caller gets true until the
+    /// delay has passed again.
     pub(super) fn allows(&self, now: Duration) -> bool {
         let mut state = self.lock();
         if state.failing_since.is_none() {
@@ -68,24 +67,24 @@ impl Health {
         true
     }
 
-    /// When the operation may be tried again; `None` where it does not fail.
+    /// The end of the pause; `None` if the operation does not fail.
     pub(super) fn paused_until(&self) -> Option<Duration> {
         let state = self.lock();
         state.failing_since.map(|_| state.retry_at)
     }
 
-    /// Blocks were left out because the operation fails.
+    /// Counts blocks skipped during a pause.
     pub(super) fn left_out(&self, blocks: u64) {
         self.lock().left_out += blocks;
     }
 
-    /// An attempt failed: the operation is left alone from now on.
+    /// Records a failed attempt: the operation pauses.
     pub(super) fn failed(&self, now: Duration, error: &TierError) {
         let mut state = self.lock();
         state.failed += 1;
         let is_first = state.failing_since.is_none();
         if !is_first && !std::mem::take(&mut state.is_trying) {
-            // It had begun before the pause: it is counted, and the pause stays as it is.
+            // The attempt began before the pause: it is counted and does not extend the pause.
             return;
         }
         state.delay = match is_first {
@@ -110,7 +109,7 @@ impl Health {
         );
     }
 
-    /// An attempt succeeded.
+    /// Records a successful attempt: the pause ends.
     pub(super) fn succeeded(&self, now: Duration) {
         let mut state = self.lock();
         let Some(since) = state.failing_since else {
@@ -128,7 +127,7 @@ impl Health {
     }
 }
 
-/// What the system said, behind an error's own text.
+/// The system's error, to append to the text of an error.
 fn cause_of(error: &TierError) -> String {
     let source = std::error::Error::source(error);
     source.map_or(String::new(), |source| format!(": {source}"))
@@ -153,7 +152,7 @@ mod tests {
                 health.failed(now, &TierError::NotDurable);
             }
         }
-        // 1, 2, 4, 8, 16 and 32 s are 63 s; the rest goes by minutes.
+        // 1, 2, 4, 8, 16 and 32 s are 63 s; every later pause is 60 s.
         assert_eq!(tries, 6 + (600 - 63) / 60);
         health.succeeded(now);
         assert!(health.allows(now) && health.paused_until().is_none());

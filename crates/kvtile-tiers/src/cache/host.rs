@@ -1,10 +1,10 @@
-//! The host tier: block-contiguous storage in this process's memory, and what is known of each
-//! block beside what its pool knows.
+//! The host tier: block-contiguous storage in this process's memory, and the cache's facts about
+//! each block that its pool does not store.
 
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{
-    Arc, Condvar, Mutex, MutexGuard, PoisonError,
+    Arc,
     atomic::{AtomicU32, Ordering},
 };
 use std::{any::Any, time::Duration};
@@ -12,26 +12,27 @@ use std::{any::Any, time::Duration};
 use kvtile_blocks::{BlockId, pool::BlockPool};
 use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, LeaseMode, TransferManager};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::{
     error::TierError,
     tier::{Hold, HostBlock},
 };
 
-/// Host memory for blocks.
+/// The host tier.
 pub(super) struct Host {
     pub(super) pool: Arc<BlockPool>,
     pub(super) handle: LayoutHandle,
     facts: Box<[Facts]>,
-    /// A block for each tier below, which is not the pool's: what is read from the tier while all others are in use
-    /// passes through it.
+    /// One block for each tier below, outside the pool: a bounce buffer for reads from the tier
+    /// while all blocks of the pool are in use.
     spares: Box<[Arc<Spare>]>,
-    /// For blocks whose parent is in a tier and not here: the parent, pinned there. So the tier gives up no
-    /// block that one in host memory follows.
+    /// For host blocks whose parent is only in a tier below: a pin of the parent there. So the tier
+    /// does not evict a block whose child is in host memory.
     anchors: Mutex<HashMap<BlockId, Box<dyn Hold>>>,
 }
 
-/// The block that is kept for reads of one tier while all others are in use.
+/// The bounce buffer for reads of one tier.
 struct Spare {
     block: BlockId,
     state: Mutex<SpareState>,
@@ -43,32 +44,31 @@ enum SpareState {
     Free,
     /// A load reads into it.
     InUse,
-    /// The load has ended, and its tier has not let go of the block.
+    /// The load has ended, but its tier still holds the block.
     Late,
 }
 
-/// The spare block of a tier, until this is dropped.
+/// The spare block of a tier; dropping it frees the block.
 pub(super) struct SpareBlock(Arc<Spare>);
 
-/// Why there is no spare block.
+/// Why no spare block is available.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSpare {
-    /// The tier keeps it, of a load that has ended.
+    /// The tier still holds it after its load has ended.
     Late,
-    /// Other loads had it for the whole time.
+    /// Other loads used it for the whole wait.
     InUse,
 }
 
 impl Spare {
     fn lock(&self) -> MutexGuard<'_, SpareState> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn take(self: &Arc<Self>, within: Duration) -> Result<SpareBlock, NoSpare> {
         let in_use = |state: &mut SpareState| *state == SpareState::InUse;
-        let waited = self.changed.wait_timeout_while(self.lock(), within, in_use);
-        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
+        self.changed.wait_while_for(&mut state, in_use, within);
         match *state {
             SpareState::Free => {
                 *state = SpareState::InUse;
@@ -91,7 +91,8 @@ impl SpareBlock {
         self.0.block
     }
 
-    /// The load has ended, and its tier keeps the block: until this is dropped there, no load waits for it.
+    /// Marks the block as held by its tier after the load. Until the tier drops it, no load waits
+    /// for it.
     pub(super) fn is_late(&self) {
         self.0.set(SpareState::Late);
     }
@@ -103,18 +104,19 @@ impl Drop for SpareBlock {
     }
 }
 
-/// Of a stored block; written by the one who registers it, before others can see it.
+/// Facts about a stored block. The thread that registers the block writes them before a lookup can
+/// find it.
 #[derive(Default)]
 struct Facts {
-    /// How many blocks stand before it in its chain.
+    /// Number of blocks before it in its chain.
     position: AtomicU32,
     tenant: AtomicU32,
-    /// How often it was found.
+    /// Number of lookups that found it.
     uses: AtomicU32,
 }
 
 impl Host {
-    /// Over the blocks of a pool, with those behind them as spare ones.
+    /// A host tier with the blocks of a pool and a spare block for each tier below.
     pub(super) fn new(
         pool: Arc<BlockPool>,
         handle: LayoutHandle,
@@ -137,17 +139,16 @@ impl Host {
     }
 
     fn anchors(&self) -> MutexGuard<'_, HashMap<BlockId, Box<dyn Hold>>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.anchors.lock().unwrap_or_else(PoisonError::into_inner)
+        self.anchors.lock()
     }
 
-    /// Pins a block's parent on disk for as long as the block is in host memory.
+    /// Pins a block's parent in a tier below, for as long as the block is in host memory.
     pub(super) fn anchor(&self, block: BlockId, parent: Box<dyn Hold>) {
         let before = self.anchors().insert(block, parent);
         drop(before);
     }
 
-    /// Blocks have left host memory.
+    /// Releases the parents of blocks that have left host memory.
     pub(super) fn weigh_anchors(&self, blocks: impl Iterator<Item = BlockId>) {
         let mut anchors = self.anchors();
         if anchors.is_empty() {
@@ -158,14 +159,14 @@ impl Host {
         drop(weighed);
     }
 
-    /// All blocks have left host memory.
+    /// Releases all parents: host memory is empty.
     pub(super) fn weigh_all_anchors(&self) {
         let all = std::mem::take(&mut *self.anchors());
         drop(all);
     }
 
-    /// The spare block of the tier at this position of the list, waited for at most so long; not at all where the
-    /// tier keeps it.
+    /// Takes the spare block of the tier at index `tier`. Waits at most `within` for other loads,
+    /// and not at all if the tier still holds it.
     pub(super) fn spare(&self, tier: usize, within: Duration) -> Result<SpareBlock, NoSpare> {
         let Some(spare) = self.spares.get(tier) else {
             broken(format_args!("spare {tier} of {}", self.spares.len()))
@@ -173,7 +174,7 @@ impl Host {
         spare.take(within)
     }
 
-    /// Notes what is known of a block that will be registered.
+    /// Sets the facts of a block before its registration.
     pub(super) fn describe(&self, block: BlockId, position: u32, tenant: u32) {
         let facts = self.facts_of(block);
         facts.position.store(position, Ordering::Relaxed);
@@ -192,25 +193,25 @@ impl Host {
         facts
     }
 
-    /// How many blocks stand before it in its chain, and whose it is.
+    /// Number of blocks before the block in its chain, and its tenant.
     pub(super) fn facts(&self, block: BlockId) -> (u32, u32) {
         let facts = self.facts_of(block);
         let position = facts.position.load(Ordering::Relaxed);
         (position, facts.tenant.load(Ordering::Relaxed))
     }
 
-    /// How often it was found.
+    /// Number of lookups that found the block.
     pub(super) fn uses(&self, block: BlockId) -> u32 {
         self.facts_of(block).uses.load(Ordering::Relaxed)
     }
 
-    /// Counts one more use; returns how many there were.
+    /// Counts one more use; returns the new number of uses.
     pub(super) fn used(&self, block: BlockId) -> u32 {
         let uses = self.facts_of(block).uses.fetch_add(1, Ordering::Relaxed);
         uses.saturating_add(1)
     }
 
-    /// The bytes of one block, for a batch of a tier; `place` keeps the block from being given out.
+    /// Leases one block for a batch of a tier; `place` keeps the block from being reused.
     pub(super) fn lend(
         &self,
         manager: &TransferManager,
@@ -221,7 +222,7 @@ impl Host {
         HostBlock::new(lease, place)
     }
 
-    /// The bytes of some layers of one block, to fill; they begin at `start` in the block.
+    /// Leases some layers of one block for a read; their bytes begin at `start` in the block.
     pub(super) fn lend_layers(
         &self,
         manager: &TransferManager,
@@ -234,7 +235,7 @@ impl Host {
     }
 }
 
-/// Block ids as a transfer manager wants them.
+/// Block ids as indices for a transfer manager.
 pub(super) fn ids(blocks: &[BlockId]) -> Vec<usize> {
     blocks.iter().map(|block| block.index()).collect()
 }
@@ -264,7 +265,7 @@ mod tests {
         assert!(spare.take(LONG).is_ok());
     }
 
-    /// Neither those that come later nor those that wait already wait for a tier that keeps the block.
+    /// Neither new waiters nor existing ones wait for a tier that holds the block.
     #[test]
     fn no_load_waits_for_a_spare_block_that_its_tier_keeps() {
         let spare = spare();
@@ -281,7 +282,7 @@ mod tests {
             }
         });
         assert_eq!(spare.take(LONG).err(), Some(NoSpare::Late));
-        // The tier lets go of it.
+        // The tier drops it.
         drop(kept);
         assert!(spare.take(LONG).is_ok());
     }

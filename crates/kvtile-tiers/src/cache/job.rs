@@ -1,16 +1,16 @@
-//! What waits in the queue of a cache.
+//! The jobs in the queue of a cache.
 
 use super::QueueLabel;
 
-/// Work for a thread of a cache, whose parts are `P`. Work that is dropped before it was done ends its
-/// completion with the reason.
+/// A job for a worker thread of a cache with the parts `P`. Dropping a job that did not complete
+/// completes it with the reason.
 pub(super) trait Work<P>: Send {
-    /// What it counts as while it waits.
+    /// The kind of job in the metrics.
     fn label(&self) -> QueueLabel;
 
-    /// Does it.
+    /// Runs the job.
     fn run(self: Box<Self>, parts: &P);
 }
 
-/// One piece of it.
+/// A queued job.
 pub(super) type Job<P> = Box<dyn Work<P>>;

@@ -1,13 +1,14 @@
-//! From a tier to the engine, layer by layer: the first layers of all blocks are copied while the others are
-//! being read.
+//! Layered loads, from a tier to the engine: the first layers of all blocks are copied while the
+//! later ones are being read.
 //!
 //! ```text
 //! tier      read 0 │ read 1 │ read 2 │ read 3          a read: some layers of every block
 //! engine           │ copy 0 │ copy 1 │ copy 2 │ copy 3
 //! ```
 //!
-//! A read is of whole pieces, so the tier verifies it alone. Two reads are under way at a time: one ends while
-//! the next keeps the device busy. A block is found in host memory when its last layer has come.
+//! A read covers whole pieces, so the tier verifies each read by itself. Two reads are in flight at
+//! a time, so that the device stays busy while one of them ends. Lookups find a block in host
+//! memory after its last layer was read.
 
 use std::{
     any::Any,
@@ -33,28 +34,29 @@ use super::{
 };
 use crate::tier::{BlockRead, ReadReport};
 
-/// A read of fewer bytes than this is not worth a wait of its own.
+/// The smallest read in bytes; smaller ones cost more time than they save.
 const CHUNK_BYTES_MIN: u64 = 4 << 20;
 
-/// A load is cut into at most so many reads.
+/// The largest number of reads of a load.
 const CHUNKS_MAX: u64 = 8;
 
-/// Reads that are under way at a time.
+/// Reads in flight at a time.
 const READS_AHEAD: usize = 2;
 
-/// Gets the host blocks and the layers that have come.
+/// Called with the leading host blocks and the layers that were read.
 pub(super) type Arrived<'a> = dyn FnMut(&[BlockId], &Range<u64>) -> Result<(), LoadStop> + 'a;
 
-/// Some layers of every block of a load: what is read and copied at once.
+/// Some layers of every block of a load: the unit of reading and copying.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chunk {
     pub(super) layers: Range<u64>,
-    /// Their bytes, from the start of a block.
+    /// The bytes of these layers, relative to the start of a block.
     bytes: Range<u64>,
 }
 
-/// The chunks that `blocks` blocks of a tier are brought in; none where they come as whole blocks: the tier
-/// does not read pieces, the layers of a block are not apart, or there is too little for several reads.
+/// The chunks of a layered load of `blocks` blocks of a tier. The list is empty if the blocks are
+/// read whole: the tier does not read pieces, the layers of a block are not contiguous, or the load
+/// is too small for several reads.
 pub(super) fn chunks(inner: &Parts, below: &Below, blocks: usize) -> Vec<Chunk> {
     let pieces = &inner.pieces;
     let bytes = inner.block_bytes.saturating_mul(blocks as u64);
@@ -73,11 +75,11 @@ pub(super) fn chunks(inner: &Parts, below: &Below, blocks: usize) -> Vec<Chunk> 
         })
     };
     let chunks: Option<Vec<Chunk>> = (0..count).map(chunk).collect();
-    // The pieces are those of a layout, which are several only where its layers are apart.
+    // Only layouts with contiguous layers have several pieces.
     chunks.unwrap_or_else(|| broken(format_args!("{pieces:?} have no layers")))
 }
 
-/// All layers at once.
+/// One chunk with all layers.
 pub(super) fn whole(inner: &Parts) -> Vec<Chunk> {
     vec![Chunk {
         layers: 0..inner.layers as u64,
@@ -85,18 +87,18 @@ pub(super) fn whole(inner: &Parts) -> Vec<Chunk> {
     }]
 }
 
-/// A block that is read: its position among those of the load, and where it goes.
+/// A block to read: its index in the load, and its host block.
 struct Reading {
     at: usize,
     wanted: Wanted,
     id: BlockId,
 }
 
-/// A read that is under way.
+/// A read in flight.
 struct UnderWay {
     layers: Range<u64>,
     bytes: u64,
-    /// How many leading blocks of those to be read it is of.
+    /// Number of leading blocks that the read covers, of those to be read.
     blocks: usize,
     read: Completion<ReadReport>,
 }
@@ -108,18 +110,18 @@ struct Reads<'a> {
     reading: Vec<Reading>,
     chunks: VecDeque<Chunk>,
     under_way: VecDeque<UnderWay>,
-    /// Keeps the host blocks from being given out for as long as the tier has them.
+    /// Keeps the host blocks from being reused while the tier holds them.
     place: Arc<dyn Any + Send + Sync>,
-    /// Leading blocks of the load that have come so far, those in host memory among them.
+    /// Leading blocks of the load that arrived so far, including those that were in host memory.
     came: usize,
     stop: Option<LoadStop>,
     bytes: u64,
     elapsed: Duration,
 }
 
-/// Leading blocks of `wanted` from a tier to host memory, as many as there is room for, pinned there. Each time
-/// that some layers of the leading blocks have come, `arrived` gets these blocks and layers. An error of its
-/// ends the load before the first block.
+/// Copies the leading blocks of a list from a tier to host memory, as many as fit, and pins them
+/// there. Whenever some layers of the leading blocks have arrived, it calls `arrived` with these
+/// blocks and layers. An error of `arrived` ends the load before its first block.
 pub(super) fn bring(
     inner: &Parts,
     below: &Below,
@@ -131,7 +133,7 @@ pub(super) fn bring(
     let (ids, reading) = places(&steps, &missing, room.as_ref());
     let full = (ids.len() < steps.len()).then_some(LoadStop::HostFull);
     let Some(room) = room.filter(|_| !reading.is_empty()) else {
-        // All that is there is in host memory already.
+        // All available blocks are already in host memory.
         let layers = 0..inner.layers as u64;
         let stop = match ids.is_empty() {
             true => full,
@@ -161,7 +163,7 @@ pub(super) fn bring(
     brought(steps, came, registered, stop)
 }
 
-/// The host blocks of the leading steps, as far as there is room, and which of them are to be read.
+/// The host blocks of the leading steps, as many as fit, and those of them that must be read.
 fn places(
     steps: &[Step<'_>],
     missing: &[Wanted],
@@ -188,8 +190,8 @@ fn places(
 }
 
 impl Reads<'_> {
-    /// Reads chunk after chunk. When it returns, no read is under way, unless one is late, and each of the
-    /// leading blocks that came has come with all of its layers.
+    /// Reads all chunks. On return no read is in flight, unless it timed out, and each of the
+    /// leading blocks that arrived has all of its layers.
     fn run(&mut self, ids: &[BlockId], arrived: &mut Arrived<'_>) {
         let layers = self.inner.layers as u64;
         let mut delivered = 0;
@@ -197,7 +199,7 @@ impl Reads<'_> {
         while let Some(read) = self.under_way.pop_front() {
             self.take(&read);
             if matches!(self.stop, Some(LoadStop::Late)) {
-                // The others wait for the same tier, and their memory stays with it.
+                // The other reads wait for the same tier, and it keeps their memory.
                 self.under_way.drain(..).for_each(|read| read.read.cancel());
                 break;
             }
@@ -206,7 +208,7 @@ impl Reads<'_> {
             delivered = read.layers.end;
         }
         if delivered < layers {
-            // Not every layer was read, so only what was in host memory before has come.
+            // Some layers were not read, so only blocks that were already in host memory count.
             let first = self.reading.first().map_or(0, |reading| reading.at);
             self.came = self.came.min(first);
             assert!(
@@ -217,7 +219,7 @@ impl Reads<'_> {
         }
     }
 
-    /// Hands on layers of the leading blocks.
+    /// Passes layers of the leading blocks to `arrived`.
     fn deliver(&mut self, ids: &[BlockId], layers: &Range<u64>, arrived: &mut Arrived<'_>) {
         let (leading, _) = ids.split_at(self.came.min(ids.len()));
         if leading.is_empty() {
@@ -228,7 +230,7 @@ impl Reads<'_> {
         }
     }
 
-    /// Begins the next read, of the blocks that have come so far. Whether there was one to begin.
+    /// Starts the next read, for the blocks that arrived so far. Returns whether it started one.
     fn begin(&mut self) -> bool {
         let came = self.came;
         let blocks = self.reading.partition_point(|reading| reading.at < came);
@@ -250,7 +252,7 @@ impl Reads<'_> {
                 Err(error) => {
                     let at = reading.at;
                     self.ends_at(at, bring::stop_of(error));
-                    // It is still to be read, of fewer blocks.
+                    // The chunk is still to be read, for fewer blocks.
                     self.chunks.push_front(chunk);
                     return false;
                 }
@@ -265,7 +267,7 @@ impl Reads<'_> {
         true
     }
 
-    /// Waits for a read, and notes which blocks came.
+    /// Waits for a read, and records its outcomes.
     fn take(&mut self, read: &UnderWay) {
         let (inner, below) = (self.inner, self.below);
         let report = match below.end_read(&read.read, read.blocks) {
@@ -283,7 +285,7 @@ impl Reads<'_> {
         for (reading, outcome) in self.reading.iter().zip(report.blocks.iter()) {
             match outcome {
                 Ok(_) => self.bytes += read.bytes,
-                // One that did not come before is not counted twice.
+                // An earlier read already counted this block as missed.
                 Err(_) if reading.at >= self.came => {}
                 Err(miss) => stops.push((reading.at, bring::lost(inner, below, miss))),
             }
@@ -293,15 +295,15 @@ impl Reads<'_> {
         }
     }
 
-    /// The block at this position of the load did not come.
+    /// Ends the load before the block at index `at`.
     fn ends_at(&mut self, at: usize, stop: LoadStop) {
         if at < self.came {
             (self.came, self.stop) = (at, Some(stop));
         }
     }
 
-    /// Registers the blocks that came with all of their layers: these, how many leading blocks of the load
-    /// came, and why not more.
+    /// Registers the blocks that arrived with all of their layers. Returns these, the number of
+    /// leading blocks of the load that arrived, and why it ended early.
     fn end(self, room: Arc<MutableBlocks>) -> (Vec<PinnedBlocks>, usize, Option<LoadStop>) {
         let Reads {
             inner,
@@ -318,7 +320,7 @@ impl Reads<'_> {
         let late: Weak<dyn Any + Send + Sync> = Arc::downgrade(&place);
         drop(place);
         let Ok(mut room) = Arc::try_unwrap(room) else {
-            // The tier still has the memory: it did not answer in time, or did not drop what it had.
+            // The tier still holds the memory: it timed out, or did not drop the batch.
             below.is_late([late]);
             return (Vec::new(), first.min(came), stop.or(Some(LoadStop::Late)));
         };
@@ -327,7 +329,7 @@ impl Reads<'_> {
             match bring::register(inner, &reading.wanted, room.take(0..1)) {
                 Ok(block) => registered.push(block),
                 Err(why) => {
-                    // No lookup would find what follows.
+                    // No lookup would find the later blocks.
                     (came, stop) = (reading.at, Some(why));
                     break;
                 }
@@ -342,7 +344,7 @@ impl Reads<'_> {
     }
 }
 
-/// The leading blocks that came, in their order.
+/// Assembles the leading blocks that arrived, in order.
 fn brought(
     steps: Vec<Step<'_>>,
     came: usize,

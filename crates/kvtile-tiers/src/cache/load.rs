@@ -1,14 +1,15 @@
-//! Loads: blocks of a match to the engine, or from disk to host memory.
+//! Loads: they copy blocks of a match to the engine; prefetches copy blocks of tiers to host
+//! memory.
 //!
-//! A load is cut into parts, so that several threads read and copy at once. Each part brings its
-//! blocks to host memory where they are not there, in batches, and copies them from there. Where all of host
-//! memory is in use, they pass through a block that is kept for this.
+//! A load is split into parts, so that several worker threads read and copy at once. Each part
+//! reads missing blocks into host memory in batches, and copies them from there to the engine. If
+//! all host memory is in use, blocks go through the tier's spare block instead.
 
 use std::{
     collections::VecDeque,
     ops::Range,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -20,6 +21,7 @@ use kvtile_transfer::{
     LayoutHandle, TransferOptions,
     completion::{Completer, Completion},
 };
+use parking_lot::Mutex;
 
 use super::{
     Clock, LoadOptions, LookupOptions, Match, Parts, Priority, QueueLabel,
@@ -34,20 +36,20 @@ use super::{
 };
 use crate::{error::TierError, metrics::MissReason};
 
-/// Parts per thread that a load from disk is cut into.
+/// Parts per worker thread that a load from tiers below is split into.
 const PARTS_PER_WORKER: usize = 2;
 
 #[derive(Default)]
 struct Outcome {
-    /// The first block that did not come, and why.
+    /// Index of the first block that did not arrive, and the reason.
     stopped: Option<(usize, LoadStop)>,
     from_host: usize,
-    /// For each tier of the cache.
+    /// Blocks read from each tier below, in the order of the cache's tiers.
     from_below: Vec<usize>,
     bytes: u64,
 }
 
-/// What the parts of a load share.
+/// The state that the parts of a load share.
 struct Load {
     completer: Completer<LoadReport>,
     outcome: Mutex<Outcome>,
@@ -60,26 +62,26 @@ struct Load {
     deadline: Option<Duration>,
 }
 
-/// Neighbouring blocks of a load that are in one tier.
+/// Consecutive blocks of a load in one tier.
 struct Piece {
     segment: Segment,
     /// Index of its first block in the load.
     first: usize,
     /// Index of its first block in the chain.
     position: usize,
-    /// Where its blocks go; nothing for a prefetch.
+    /// The layout and its blocks to copy to; `None` for a prefetch.
     destinations: Option<(LayoutHandle, Vec<usize>)>,
 }
 
-/// Neighbouring pieces of a load, which one job brings. The load learns of its end when it is dropped,
-/// whatever became of it.
+/// Consecutive pieces of a load that one job brings. Dropping it reports its end to the load, also
+/// after a panic.
 struct LoadPart {
     load: Arc<Load>,
-    /// Those that were not begun yet.
+    /// Pieces that have not completed.
     pieces: VecDeque<Piece>,
-    /// Whether it goes to host memory and no further.
+    /// Whether the blocks only go to host memory.
     is_prefetch: bool,
-    /// Whether it has begun: what is left of it when it is dropped was lost to a panic then.
+    /// Whether the job has begun. If so, pieces left in a dropped part were lost to a panic.
     has_begun: bool,
 }
 
@@ -105,7 +107,7 @@ pub(super) fn start(
     begin(inner, found, Some((layout, destinations)), options)
 }
 
-/// Starts reading from disk to host memory.
+/// Starts a prefetch from the tiers below to host memory.
 pub(super) fn prefetch(
     inner: &Arc<Parts>,
     keys: &[BlockKey],
@@ -125,7 +127,7 @@ fn begin(
     let is_prefetch = destinations.is_none();
     let layers = if is_prefetch { 0 } else { inner.layers };
     let pieces = cut(inner, found, destinations);
-    // However finely a load is cut, the queue has places for all of its parts.
+    // The queue must be able to take all parts of a load.
     let per_part = pieces.len().div_ceil(inner.settings.queue_capacity).max(1);
     let parts = pieces.len().div_ceil(per_part);
     let load = Arc::new(Load {
@@ -163,8 +165,8 @@ fn begin(
     Ok(completion)
 }
 
-/// The pieces that a match is brought in: its segments, those below host memory cut so that several threads
-/// read at once.
+/// Splits a match into pieces: its segments, with those below host memory cut so that several
+/// threads read at once.
 fn cut(
     inner: &Parts,
     mut found: Match,
@@ -199,7 +201,7 @@ fn cut(
         let mut start = first;
         first += segment.blocks();
         if destinations.is_none() && segment.tier == TierId::HOST {
-            // It is where it should be; nothing is to be done, and nothing stays pinned.
+            // The segment is already in host memory; its pins are released.
             continue;
         }
         let layered = destinations.is_some() && is_layered(inner, &segment);
@@ -213,7 +215,7 @@ fn cut(
     pieces
 }
 
-/// Whether a segment comes layer by layer: all of its blocks at once then, by one part of the load.
+/// Whether a segment is loaded layer by layer. One part of the load then reads all of its blocks.
 fn is_layered(inner: &Parts, segment: &Segment) -> bool {
     match &segment.place {
         Place::Host(_) => false,
@@ -225,7 +227,7 @@ fn is_layered(inner: &Parts, segment: &Segment) -> bool {
 
 impl Load {
     fn finish(&self) {
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = self.outcome.lock();
         let stopped = outcome.stopped.take();
         let report = LoadReport {
             blocks: stopped.as_ref().map_or(self.wanted, |(first, _)| *first),
@@ -245,16 +247,16 @@ impl Load {
         tiers.filter(|(_, blocks)| *blocks > 0).collect()
     }
 
-    /// Block `index` did not come.
+    /// Ends the load before block `index`, unless it already ends earlier.
     fn stop(&self, index: usize, stop: LoadStop) {
-        let mut outcome = self.outcome.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut outcome = self.outcome.lock();
         let earlier = outcome.stopped.as_ref().is_none_or(|(at, _)| index < *at);
         if earlier {
             outcome.stopped = Some((index, stop));
         }
     }
 
-    /// Blocks were read from the tier at this position of the list.
+    /// Counts blocks that were read from the tier at index `tier`.
     fn came_from(&self, tier: usize, blocks: usize) {
         self.count(|outcome| match outcome.from_below.get_mut(tier) {
             Some(count) => *count += blocks,
@@ -263,7 +265,7 @@ impl Load {
     }
 
     fn count(&self, count: impl FnOnce(&mut Outcome)) {
-        count(&mut self.outcome.lock().unwrap_or_else(PoisonError::into_inner));
+        count(&mut self.outcome.lock());
     }
 }
 
@@ -275,7 +277,7 @@ impl Work<Parts> for LoadPart {
         }
     }
 
-    /// Brings its pieces in order, up to the first block that does not come.
+    /// Brings its pieces in order, up to the first block that does not arrive.
     fn run(mut self: Box<Self>, inner: &Parts) {
         self.has_begun = true;
         while let Some(piece) = self.pieces.front() {
@@ -290,7 +292,7 @@ impl Work<Parts> for LoadPart {
                 piece.bring(inner, &self.load)
             };
             match stopped {
-                // Pins go before the end is reported.
+                // Releases the pins before the completion.
                 Ok(()) => drop(self.pieces.pop_front()),
                 Err((blocks, stop)) => {
                     self.load.stop(piece.first + blocks, stop);
@@ -302,7 +304,7 @@ impl Work<Parts> for LoadPart {
 }
 
 impl Piece {
-    /// Brings the blocks; on an error says how many came.
+    /// Brings the blocks of the piece. An error contains the number of blocks that arrived.
     fn bring(&self, inner: &Parts, load: &Load) -> Result<(), (usize, LoadStop)> {
         match &self.segment.place {
             Place::Host(blocks) => {
@@ -326,13 +328,13 @@ impl Piece {
         }
     }
 
-    /// In batches, as far as host memory has room.
+    /// Brings blocks of a tier in batches that fit in host memory.
     fn bring_from(&self, inner: &Parts, load: &Load, tier: usize) -> Result<(), (usize, LoadStop)> {
         let below = inner.tier(tier);
         let wanted = self.wanted();
         let layered = self.destinations.is_some() && is_layered(inner, &self.segment);
         let most = match layered {
-            // Other loads want host memory too.
+            // Half of host memory at most, so that other loads find room too.
             true => (inner.host.pool.blocks() / 2).max(inner.batch_blocks()),
             false => inner.batch_blocks(),
         };
@@ -360,7 +362,7 @@ impl Piece {
             done += came;
             drop(blocks);
             match (stop, wanted.get(done)) {
-                // What was brought is copied and not pinned any more: there is room again.
+                // The arrived blocks are copied and unpinned, so host memory has room again.
                 (Some(LoadStop::HostFull), _) if came > 0 => {}
                 (Some(LoadStop::HostFull), Some(block)) => {
                     let passed = self.pass_through(inner, load, (tier, block), done);
@@ -374,7 +376,8 @@ impl Piece {
         Ok(())
     }
 
-    /// Brings blocks to host memory and copies them to the destinations from `at` on, layer by layer.
+    /// Reads blocks into host memory and copies them to the destinations from index `at` on, layer
+    /// by layer.
     fn bring_layers(
         &self,
         inner: &Parts,
@@ -384,7 +387,7 @@ impl Piece {
     ) -> Brought {
         let mut chunks = layered::chunks(inner, below, batch.len());
         if chunks.is_empty() {
-            // The rest of a load that was larger than host memory.
+            // The last blocks of a load that is larger than host memory.
             chunks = layered::whole(inner);
         }
         layered::bring(inner, below, (batch, chunks), &mut |ids, layers| {
@@ -401,8 +404,9 @@ impl Piece {
         })
     }
 
-    /// One block from a tier to its destination, without a place in host memory: all of it is in use. It
-    /// waits for its turn at the one block that is kept for this tier, and not where the tier itself keeps it.
+    /// Copies one block from a tier to its destination through the tier's spare block, because all
+    /// host memory is in use. It waits while other loads use the spare block, and fails at once if
+    /// the tier still holds it.
     fn pass_through(
         &self,
         inner: &Parts,
@@ -431,7 +435,7 @@ impl Piece {
         let came = came.into_iter().collect::<Result<(), LoadStop>>();
         let copied = came.and_then(|()| self.copy(inner, load, (&[id], at), None));
         if Arc::strong_count(&spare) > 1 {
-            // The tier still has the memory: it did not answer in time, or did not drop what it had.
+            // The tier still holds the memory: it timed out, or did not drop the batch.
             spare.is_late();
             let kept: below::Place = Arc::downgrade(&(spare as Arc<_>));
             below.is_late([kept]);
@@ -454,8 +458,8 @@ impl Piece {
         (0..self.segment.blocks()).map(of_block).collect()
     }
 
-    /// Copies host blocks, or these layers of them, to the destinations from `at` on, and reports each layer as
-    /// it comes.
+    /// Copies host blocks, or some layers of them, to the destinations from index `at` on, and
+    /// reports each layer as it arrives.
     fn copy(
         &self,
         inner: &Parts,
@@ -492,7 +496,7 @@ impl Piece {
         }
         let report = transfer.wait().map_err(LoadStop::Transfer)?;
         let route = (TierId::HOST, TierId::DEVICE);
-        // A block has come with its last layer.
+        // A block counts as moved with its last layer.
         let blocks = if layers.end == all.end { host.len() } else { 0 };
         inner.moved(route, blocks as u64, report.bytes, report.elapsed);
         load.count(|outcome| outcome.bytes += report.bytes);
@@ -502,7 +506,8 @@ impl Piece {
 
 impl Drop for LoadPart {
     fn drop(&mut self) {
-        // Pieces that were never begun (the cache was closed, or its queue was full), or not ended.
+        // Pieces that never began (the cache was closed, or its queue was full), or that a panic
+        // interrupted.
         if let Some(piece) = self.pieces.front() {
             let stop = match self.has_begun {
                 false => LoadStop::Closed,

@@ -1,4 +1,4 @@
-//! The cache: finds the longest stored prefix of a request, loads it, stores what was computed.
+//! The cache: finds the longest stored prefix of a request, loads it, and stores computed blocks.
 //!
 //! ```text
 //!            lookup            load                     store
@@ -9,9 +9,11 @@
 //!                                host memory ──► tiers       on eviction, at once, after n uses
 //! ```
 //!
-//! No call of an engine waits: what cannot be queued is refused, and the engine computes instead.
-//! Which block is worth keeping is decided by the policies of `kvtile-blocks`; what a layout is and
-//! how bytes move is the business of `kvtile-transfer`.
+//! No call of an engine blocks. The cache refuses what its queue cannot take, and the engine
+//! computes the blocks instead.
+//!
+//! The policies of `kvtile-blocks` decide which blocks to keep. `kvtile-transfer` knows layouts and
+//! moves the bytes.
 
 mod ask;
 mod below;
@@ -113,27 +115,29 @@ use crate::{
 ///
 /// # What outlives the cache
 ///
-/// Without a durable tier, nothing. With one, such as a disk, blocks that are only in host memory are brought to
-/// it when the cache is closed or dropped, within [`TierSettings::close_within`], and by [`Cache::flush`] at any
-/// time. A kill or a crash loses what was not synced by then. A sync begins at the latest when [`SYNC_BLOCKS`]
-/// blocks were written or [`SYNC_WITHIN`] after the first of them, whatever else the cache does; with
-/// [`TierWrites::AtOnce`] stored blocks are written in the order of stores as fast as the tier takes them, by
-/// a thread that does nothing else.
+/// Without a durable tier, nothing outlives the cache. With a durable tier, such as a disk, three
+/// calls write blocks that are only in host memory to it: closing and dropping the cache, within
+/// [`TierSettings::close_within`], and [`Cache::flush`] at any time.
+///
+/// A kill or a crash loses all unsynced blocks. The cache begins a sync as soon as [`SYNC_BLOCKS`]
+/// blocks are written, or [`SYNC_WITHIN`] after the first of them, independently of its other work.
+/// With [`TierWrites::AtOnce`] a dedicated thread writes stored blocks in the order of their
+/// stores, as fast as the tier takes them.
 #[derive(Debug)]
 pub struct Cache {
     inner: Arc<Parts>,
     workers: Vec<JoinHandle<()>>,
-    /// Whether it was closed already.
+    /// Whether the cache is already closed.
     is_closed: bool,
 }
 
 impl Cache {
     /// Finds the longest prefix of `keys` that is stored, in any tier, and pins it.
     ///
-    /// It does no I/O and never waits for a move. Looking for what is not stored takes no exclusive
-    /// lock; what is found is entered in the list of pins, under a short one. Where the engine's rate
-    /// of computing is known ([`CacheSettings::recompute_tokens_per_second`]), blocks in tiers below host memory that would take longer to
-    /// load than to compute are left out.
+    /// A lookup does no I/O and never waits for a transfer. A miss takes no exclusive lock; a hit
+    /// takes a short one to record its pins. If the engine's rate of computing is known
+    /// ([`CacheSettings::recompute_tokens_per_second`]), the match excludes blocks in tiers below
+    /// host memory that take longer to load than to compute.
     pub fn lookup(&self, keys: &[BlockKey]) -> Match {
         self.lookup_with(keys, &LookupOptions::default())
     }
@@ -143,11 +147,11 @@ impl Cache {
         found::lookup(&self.inner, keys, options)
     }
 
-    /// Starts loading the leading blocks of a match to the blocks `destinations` of the engine's layout, one
-    /// for each id. It returns at once.
+    /// Starts loading the blocks of a match to `destinations` of the engine's layout and returns at
+    /// once. Fewer destinations than blocks load the leading blocks.
     ///
     /// # Errors
-    /// More destinations than blocks; an id that the layout does not have, or twice; a full queue
+    /// More destinations than blocks; an id that is out of range or occurs twice; a full queue
     /// ([`TierError::Busy`]): compute the blocks instead.
     pub fn load(
         &self,
@@ -171,13 +175,13 @@ impl Cache {
         load::start(&self.inner, found, destinations, options)
     }
 
-    /// Starts storing the blocks `blocks` of the engine's layout: `blocks[i]` holds the KV of `keys[i]`. `keys`
-    /// is a chain from its first block on. It returns at once. The blocks are leased for reading until the store
-    /// ends: a transfer that would write them is refused.
+    /// Starts storing blocks of the engine's layout and returns at once: `blocks[i]` holds the KV of
+    /// `keys[i]`. `keys` is the chain from its first block on. The caller must not change the blocks
+    /// until the completion ends; the transfer manager refuses transfers that would overwrite them.
     ///
     /// # Errors
-    /// Fewer keys than blocks; an id that the layout does not have, or twice; a full queue
-    /// ([`TierError::Busy`]): go on without storing them.
+    /// Fewer keys than blocks; an id that is out of range or occurs twice; a full queue
+    /// ([`TierError::Busy`]): continue without storing them.
     pub fn store(
         &self,
         keys: &[BlockKey],
@@ -202,9 +206,10 @@ impl Cache {
         store::start(&self.inner, keys, blocks, options)
     }
 
-    /// Asks tiers that answer later ([`Answers::Later`](crate::tier::Answers)) for the leading blocks of `keys`:
-    /// a lookup finds what they have once this has ended. It ends with the number of leading blocks that a
-    /// lookup would find then; at once where no tier answers later.
+    /// Queries tiers with [`Answers::Later`](crate::tier::Answers) for the leading blocks of
+    /// `keys`, so that lookups find their blocks once the completion has ended. The completion's
+    /// result is the number of leading blocks that a lookup then finds. Without such a tier the
+    /// completion has already ended.
     ///
     /// # Errors
     /// A full queue ([`TierError::Busy`]).
@@ -212,7 +217,7 @@ impl Cache {
         ask::start(&self.inner, keys)
     }
 
-    /// Starts bringing the leading blocks of `keys` that are in tiers below to host memory.
+    /// Starts copying the leading blocks of `keys` from the tiers below to host memory.
     ///
     /// # Errors
     /// A full queue ([`TierError::Busy`]).
@@ -220,10 +225,11 @@ impl Cache {
         load::prefetch(&self.inner, keys)
     }
 
-    /// Evicts up to `blocks` blocks from a tier, those least worth keeping first. What leaves host
-    /// memory goes to the tiers below as the settings say. Returns how many have gone.
+    /// Evicts up to `blocks` blocks from a tier, the least valuable first, and returns how many it
+    /// evicted. Blocks evicted from host memory are written to the tiers below as their settings
+    /// state.
     ///
-    /// It does the I/O of that on the caller's thread.
+    /// The caller's thread does that I/O.
     ///
     /// # Errors
     /// A tier that this cache does not have.
@@ -231,45 +237,44 @@ impl Cache {
         demote::evict(&self.inner, tier, blocks)
     }
 
-    /// Forgets all blocks: those in host memory, where pinned ones stay as they are until their last
-    /// pin goes but are not found any more, and those of the tiers below that are not pinned. Returns how many
-    /// have gone.
+    /// Removes all blocks and returns how many. Pinned blocks of host memory keep their bytes until
+    /// the last unpin, but lookups do not find them. Pinned blocks of the tiers below stay.
     ///
     /// # Errors
-    /// A tier that cannot be brought to forget ([`TierError::NotDurable`]).
+    /// The erasures of a durable tier could not be synced ([`TierError::NotDurable`]).
     pub fn clear(&self) -> Result<usize, TierError> {
         demote::clear(&self.inner)
     }
 
-    /// Brings everything to each durable tier that is in host memory, as far as the tier has room, and waits
-    /// until it is durable; on the caller's thread. Where not all of it has room, those blocks go there
-    /// that are worth most. Tiers that are not durable get nothing; without a durable tier it does nothing, and the
-    /// report says that ([`FlushReport::no_tier`]).
+    /// Writes the blocks of host memory to each durable tier, as far as the tier has room, and
+    /// waits until they are durable; on the caller's thread. If not all blocks fit, the most
+    /// valuable ones are written. Tiers that are not durable get nothing. Without a durable tier
+    /// the call does nothing, and the report counts all blocks as [`FlushReport::no_tier`].
     pub fn flush(&self) -> FlushReport {
         flush::flush(&self.inner, false)
     }
 
-    /// What was counted since the cache was opened, and what it holds now.
+    /// The counters since the cache was opened, and its current contents.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         counts::stats(&self.inner)
     }
 
-    /// The tiers of the cache: host memory, then those below it in the order in which blocks are looked for.
+    /// The tiers of the cache in lookup order: host memory, then the tiers below it.
     #[must_use]
     pub fn tiers(&self) -> Vec<TierId> {
         let below = self.inner.below.iter().map(|below| below.id);
         std::iter::once(TierId::HOST).chain(below).collect()
     }
 
-    /// What a tier counted and holds; `None` for a tier that the cache does not have.
+    /// The counters and contents of a tier; `None` if the cache has no such tier.
     #[must_use]
     pub fn tier_stats(&self, tier: TierId) -> Option<TierStats> {
         counts::tier_stats(&self.inner, tier)
     }
 
-    /// What the pool of a tier counted and holds; `None` for a tier that the cache does not have, or that has
-    /// no pool.
+    /// The counters and contents of a tier's pool; `None` if the cache has no such tier or the tier
+    /// has no pool.
     #[must_use]
     pub fn pool_stats(&self, tier: TierId) -> Option<PoolStats> {
         self.tier_stats(tier)?.pool
@@ -282,7 +287,7 @@ impl Cache {
         Some(&below.tier)
     }
 
-    /// The first disk of the cache, where there is one.
+    /// The first disk tier of the cache, if it has one.
     #[must_use]
     pub fn disk(&self) -> Option<&DiskTier> {
         let tiers = self.inner.below.iter().map(|below| &below.tier);
@@ -291,7 +296,7 @@ impl Cache {
             .next()
     }
 
-    /// Pins that were held for longer than their owners said.
+    /// Pins held past the deadline of their owner.
     #[must_use]
     pub fn overdue(&self) -> Vec<PinReport> {
         let now = self.inner.tick();
@@ -302,14 +307,14 @@ impl Cache {
         pins
     }
 
-    /// Events of all tiers from now on.
+    /// Subscribes to the events of all tiers from now on.
     #[must_use]
     pub fn subscribe(&self) -> Subscriber {
         self.inner.events.subscribe()
     }
 
-    /// All stored blocks, with the place in the order of events that this is true at: where a
-    /// subscriber that lagged starts anew.
+    /// All stored blocks, and the position in the event log at which this list is true. A
+    /// subscriber that lagged restarts from here.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.inner.events.snapshot(|blocks| {
@@ -320,7 +325,7 @@ impl Cache {
         })
     }
 
-    /// The engine's layout, as it is registered with the cache's transfer manager.
+    /// The engine's layout, as registered with the cache's transfer manager.
     #[must_use]
     pub fn engine(&self) -> LayoutHandle {
         self.inner.engine
@@ -332,11 +337,11 @@ impl Cache {
         &self.inner.manager
     }
 
-    /// Does one job that waits, on the caller's thread; `false` where none does. For caches
-    /// without threads of their own.
+    /// Runs one queued job, or one write or sync of a tier that is due, on the caller's thread;
+    /// `false` if there is none. For caches without worker threads.
     pub fn step(&self) -> bool {
         if let Some(job) = self.inner.queue.try_next() {
-            // On this thread a panic is the caller's to see.
+            // On this thread a panic belongs to the caller.
             if let Err(panic) = work::run(&self.inner, job) {
                 resume_unwind(panic);
             }
@@ -346,7 +351,7 @@ impl Cache {
         below.any(|below| tend::step_tier(&self.inner, below))
     }
 
-    /// Does what is due from time to time: learning, and syncing the tiers. The
+    /// Runs the periodic work: counters, policy maintenance, and syncs of the tiers. The worker
     /// threads of a cache do it by themselves.
     pub fn look_after(&self) {
         work::look_after(&self.inner);
@@ -357,10 +362,11 @@ impl Cache {
         }
     }
 
-    /// Asserts what must hold between the parts of the cache; for tests, while nothing else runs.
+    /// Checks the invariants between the parts of the cache; for tests, while no other thread uses
+    /// it.
     ///
     /// # Panics
-    /// Where something does not hold.
+    /// If an invariant does not hold.
     pub fn check_integrity(&self) {
         self.inner.host.pool.check_integrity();
         for below in &self.inner.below {

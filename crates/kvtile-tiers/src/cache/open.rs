@@ -1,6 +1,6 @@
-//! Opening a cache: what its parts are made of, and that they fit each other.
+//! Opening a cache: it builds the parts and checks that they fit each other.
 
-use std::sync::{Arc, Mutex, RwLock};
+use std::sync::Arc;
 
 use kvtile_blocks::{
     BlockId,
@@ -11,6 +11,7 @@ use kvtile_blocks::{
 use kvtile_layout::{LayoutError, Word, broken, identity::LayoutIdentity, tradition::LayoutSpec};
 use kvtile_memory::Prefault;
 use kvtile_transfer::{LayoutHandle, PhysicalLayout, TransferManager};
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     Cache, CacheSettings, Clock, Parts, SystemClock,
@@ -30,11 +31,11 @@ use crate::{
     tier::{OpenTier, Pieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierSettings},
 };
 
-/// Blocks in memory start at multiples of this, for direct I/O.
+/// Alignment of blocks in host memory, for direct I/O.
 const ALIGNMENT: u64 = 4096;
 
-/// Opens a [`Cache`], with other parts than the usual ones.
-#[must_use = "a builder builds nothing until it is told to"]
+/// Opens a [`Cache`] with other components than the defaults.
+#[must_use = "a builder does nothing until `open` is called"]
 pub struct CacheBuilder {
     settings: CacheSettings,
     clock: Arc<dyn Clock>,
@@ -43,18 +44,18 @@ pub struct CacheBuilder {
 }
 
 impl Cache {
-    /// A cache for an engine whose blocks lie in `engine`, with a transfer manager of its own.
+    /// Opens a cache for an engine whose blocks lie in `engine`, with its own transfer manager.
     ///
     /// # Errors
-    /// Settings that mean nothing; an identity that is not of the engine's shape; host memory or a
-    /// disk in which not even one block has room; memory that the system does not give; a folder
-    /// that is in use, or of another identity or layout (the message names the first field that
-    /// differs), or that cannot be read or written.
+    /// Settings out of range; an identity that does not match the engine's shape; host memory or a
+    /// disk too small for one block; memory that the system refuses; a folder that is in use, has
+    /// another identity or layout (the message names the first field that differs), or cannot be
+    /// read or written.
     pub fn open(settings: CacheSettings, engine: PhysicalLayout) -> Result<Cache, TierError> {
         Cache::builder(settings).open(engine)
     }
 
-    /// Starts opening one with other parts.
+    /// Starts a builder for a cache with other components.
     pub fn builder(settings: CacheSettings) -> CacheBuilder {
         CacheBuilder {
             settings,
@@ -66,20 +67,21 @@ impl Cache {
 }
 
 impl CacheBuilder {
-    /// Goes by another clock.
+    /// Sets the clock.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> CacheBuilder {
         self.clock = clock;
         self
     }
 
-    /// Keeps the files of the disk tier somewhere else than in the folder of the settings.
+    /// Sets the medium that stores the files of the disk tier, instead of the folder of the
+    /// settings.
     pub fn medium(mut self, medium: Arc<dyn Medium>) -> CacheBuilder {
         self.medium = Some(medium);
         self
     }
 
-    /// Adds a tier below those that there are. It is opened with the cache, which looks for blocks in its tiers
-    /// in the order in which they were added, the disk of the settings first.
+    /// Adds a tier below the existing ones. The cache opens it and looks for blocks in the tiers in
+    /// the order in which they were added, after the disk of the settings.
     pub fn tier(
         mut self,
         settings: TierSettings,
@@ -89,20 +91,20 @@ impl CacheBuilder {
         self
     }
 
-    /// With a transfer manager of its own.
+    /// Opens the cache with its own transfer manager.
     ///
     /// # Errors
-    /// As for [`Cache::open`]; two tiers of one name; what a tier refuses.
+    /// Those of [`Cache::open`]; two tiers with the same name; an error of a tier.
     pub fn open(self, engine: PhysicalLayout) -> Result<Cache, TierError> {
         let manager = Arc::new(TransferManager::new());
         let handle = manager.register(engine)?;
         self.build(manager, handle, true)
     }
 
-    /// For a layout that is registered with a manager of the engine's.
+    /// Opens the cache for a layout that is registered with the engine's transfer manager.
     ///
     /// # Errors
-    /// As for [`Cache::open`]; a handle that the manager does not have.
+    /// Those of [`Cache::open`]; a handle that the manager does not know.
     pub fn open_registered(
         self,
         manager: Arc<TransferManager>,
@@ -177,7 +179,7 @@ impl CacheBuilder {
 }
 
 impl Cache {
-    /// Starts the threads: those of the queue, and one for each tier.
+    /// Starts the worker threads: those of the queue, and one for each tier.
     fn start(self) -> Result<Cache, TierError> {
         let mut cache = self;
         for number in 0..cache.inner.settings.workers {
@@ -194,7 +196,8 @@ impl Cache {
         Ok(cache)
     }
 
-    /// Starts a thread. A cache that is dropped because there is none ends the threads that it has.
+    /// Starts a thread. If that fails, the caller drops the cache, which ends the threads that are
+    /// running.
     fn spawn(
         &mut self,
         name: String,
@@ -208,7 +211,7 @@ impl Cache {
     }
 }
 
-/// Gives the layouts back that were registered for the cache alone.
+/// Unregisters the layouts that the cache registered.
 pub(super) fn unregister(inner: &Parts) {
     let engine = inner.owns_engine.then_some(inner.engine);
     for handle in [Some(inner.host.handle), engine].into_iter().flatten() {
@@ -218,7 +221,7 @@ pub(super) fn unregister(inner: &Parts) {
     }
 }
 
-/// Refuses a layout whose blocks are not what the identity says.
+/// Refuses a layout whose shape does not match the identity.
 pub(super) fn check_identity(
     settings: &CacheSettings,
     engine: &PhysicalLayout,
@@ -255,7 +258,7 @@ fn host_pool(
     Ok(BlockPool::with_events(pool, policy(settings.policy), sink)?)
 }
 
-/// Layers of the engine's layout.
+/// Number of layers of the engine's layout.
 fn layers(engine: &PhysicalLayout) -> usize {
     let layers = engine.shape().num_layers();
     match usize::try_from(layers) {
@@ -264,7 +267,7 @@ fn layers(engine: &PhysicalLayout) -> usize {
     }
 }
 
-/// Blocks that host memory has room for.
+/// Number of blocks that fit in host memory.
 fn host_blocks(
     settings: &CacheSettings,
     engine: &PhysicalLayout,
@@ -276,7 +279,7 @@ fn host_blocks(
             "a block of {block_bytes} bytes in an engine's memory"
         ))
     };
-    // The pool counts blocks in 32 bits, and the spare ones stand behind them.
+    // The pool counts blocks in 32 bits, and the spare blocks come after its blocks.
     let most = u64::from(u32::MAX - 1).saturating_sub(spares as u64);
     let blocks = (settings.host_bytes / stride).min(most);
     if blocks == 0 {
@@ -291,8 +294,7 @@ fn host_blocks(
     }
 }
 
-/// Storage for these blocks, and for one more for each tier below: what is read from the tier while all others are
-/// in use passes through it.
+/// Allocates storage for the blocks of the pool and for one spare block for each tier below.
 fn host_layout(
     settings: &CacheSettings,
     engine: &PhysicalLayout,
@@ -322,7 +324,7 @@ fn host_layout(
     Ok(storage)
 }
 
-/// Opens the tiers below host memory, in their order.
+/// Opens the tiers below host memory, in order.
 fn open_below(
     settings: &CacheSettings,
     medium: Option<Arc<dyn Medium>>,
@@ -350,7 +352,7 @@ fn open_below(
     Ok(below)
 }
 
-/// Makes the policies of a pool.
+/// A factory of policies for a pool.
 fn policy(kind: PolicyKind) -> impl FnMut(u32) -> Box<dyn EvictionPolicy> {
     move |blocks| PolicySettings::from(kind).build(blocks)
 }

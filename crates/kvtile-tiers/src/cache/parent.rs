@@ -1,7 +1,7 @@
-//! The parent of blocks that are being stored, held so that its whole chain stays in some tier.
+//! The parent of blocks that are being stored, pinned so that its whole chain stays in the tiers.
 //!
-//! Policies evict leaves only, and a host block whose parent is in a tier alone pins it there, so a pinned
-//! block keeps all of its ancestors.
+//! A pinned block keeps all of its ancestors: policies evict leaves only, and a host block pins a
+//! parent that is only in a tier below.
 
 use kvtile_blocks::{
     BlockKey,
@@ -11,21 +11,22 @@ use kvtile_blocks::{
 use super::{Parts, below::Below, demote};
 use crate::tier::{Hold, TierWrites};
 
-/// The block before one that is being stored.
+/// The parent of a block that is being stored.
 pub(super) enum Parent {
-    /// There is none: the block is the first of its chain.
+    /// No parent: the block is the first of its chain.
     Root,
-    /// It is pinned in host memory.
+    /// The parent is pinned in host memory.
     Host(PinnedBlocks),
-    /// It is pinned in a tier below.
+    /// The parent is pinned in a tier below.
     Below {
-        /// Held, not read.
+        /// Keeps the pin; never read.
         _hold: Box<dyn Hold>,
     },
 }
 
 impl Parent {
-    /// Pins the block of `key`, or nothing for the first block of a chain; `None` where no tier has it.
+    /// Pins the block of `key`, or nothing for the first block of a chain; `None` if no tier has
+    /// it.
     pub(super) fn hold(inner: &Parts, key: Option<&BlockKey>) -> Option<Parent> {
         let Some(key) = key else {
             return Some(Parent::Root);
@@ -43,8 +44,8 @@ impl Parent {
         Some(Parent::Below { _hold })
     }
 
-    /// Pins the last of the leading blocks that host memory has: how many these are, and the last one; `None`
-    /// where it has not even the first.
+    /// Pins the last of the leading blocks that are in host memory. Returns their number and the
+    /// last one; `None` if the first block is not there.
     pub(super) fn hold_leading(inner: &Parts, keys: &[BlockKey]) -> Option<(usize, Parent)> {
         let pool = &inner.host.pool;
         let (there, _) = keys.split_at(pool.peek(keys));
@@ -60,7 +61,7 @@ impl Parent {
         Some((leading, Parent::Host(last)))
     }
 
-    /// The same of the first tier below that has any.
+    /// Like [`Parent::hold_leading`], for the first tier below that has the first block.
     pub(super) fn hold_leading_below(inner: &Parts, keys: &[BlockKey]) -> Option<(usize, Parent)> {
         let mut hold = inner.below.iter().find_map(|below| below.hold(keys))?;
         let leading = hold.blocks();
@@ -68,8 +69,8 @@ impl Parent {
         Some((leading, Parent::Below { _hold }))
     }
 
-    /// Brings the chain to a tier below where its blocks are to go there anyway, and pins it there instead of
-    /// in host memory. False where nothing changed.
+    /// Writes the block, with its ancestors, to a tier below that would get it on eviction, and
+    /// pins it there instead of in host memory. Returns false if nothing changed.
     pub(super) fn move_below(&mut self, inner: &Parts) -> bool {
         let Parent::Host(pinned) = &*self else {
             return false;
@@ -91,7 +92,7 @@ impl Parent {
     }
 }
 
-/// The block on a tier, written there where it may be.
+/// Pins the block on a tier, and writes it there first if the settings and the backoff allow that.
 fn write_below(inner: &Parts, below: &Below, key: &BlockKey) -> Option<Box<dyn Hold>> {
     if let Some(hold) = below.hold_one(key) {
         return Some(hold);

@@ -1,9 +1,7 @@
-//! The parts of a cache, as its threads share them, and what all of them need: the time, the queue, the tiers.
+//! The state that the threads of a cache share, with helpers for its clock, its queue and its
+//! tiers.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use kvtile_blocks::{
     Tick,
@@ -12,6 +10,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, TransferManager};
+use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use super::{
     CacheSettings, Priority, QueueLabel,
@@ -30,36 +29,36 @@ use crate::{
     tier::{Pieces, TierStats},
 };
 
-/// What the threads of a cache share.
+/// The shared state of a cache.
 pub(super) struct Parts {
     pub(super) manager: Arc<TransferManager>,
     pub(super) engine: LayoutHandle,
     pub(super) layers: usize,
     pub(super) page_size: u64,
     pub(super) block_bytes: u64,
-    /// How a stored block is cut.
+    /// How a stored block is cut into pieces.
     pub(super) pieces: Pieces,
     pub(super) engine_blocks: u64,
-    /// Whether the engine's layout is to be unregistered in the end.
+    /// Whether closing the cache unregisters the engine's layout.
     pub(super) owns_engine: bool,
     pub(super) host: Host,
-    /// The tiers below host memory, in the order in which blocks are looked for.
+    /// The tiers below host memory, in lookup order.
     pub(super) below: Vec<Below>,
-    /// Held while host blocks are evicted and written, so that no thread evicts the parent of a block
-    /// that another one is about to write.
+    /// Held during the eviction and the write of host blocks, so that no thread evicts the parent
+    /// of a block that another thread is about to write.
     pub(super) turn: Mutex<()>,
-    /// Read while host blocks are evicted, until these are on their tiers.
+    /// Read-locked from the eviction of host blocks until their writes to tiers have ended.
     pub(super) demotions: RwLock<()>,
-    /// Blocks on their way from host memory to a tier.
+    /// Blocks with a write from host memory to a tier in flight.
     pub(super) departures: Departures,
     pub(super) queue: Queue<Job<Parts>>,
-    /// Stores that are under way.
+    /// Stores in flight.
     pub(super) chains: Chains<(Priority, Job<Parts>)>,
     pub(super) flights: Flights,
     pub(super) clock: Arc<dyn Clock>,
     pub(super) settings: CacheSettings,
     pub(super) metrics: Arc<CacheMetrics>,
-    /// What the tiers had counted when they were last looked at: host memory, then those below it.
+    /// The counters of host memory and of the tiers below at the last observation.
     pub(super) seen: Vec<Mutex<TierStats>>,
     pub(super) events: Arc<EventLog>,
 }
@@ -70,10 +69,10 @@ impl std::fmt::Debug for Parts {
     }
 }
 
-/// Most blocks that are read in one batch.
+/// The largest number of blocks of a read batch.
 const BATCH_BLOCKS_MAX: u64 = 64;
 
-/// Most bytes that are read in one batch, where that is more than one block.
+/// The largest size of a read batch of more than one block.
 const BATCH_BYTES_MAX: u64 = 64 << 20;
 
 impl Parts {
@@ -81,13 +80,13 @@ impl Parts {
         self.tick_in(Duration::ZERO)
     }
 
-    /// The tick that it is after some time.
+    /// The tick after `time` from now.
     pub(super) fn tick_in(&self, time: Duration) -> Tick {
         let millis = self.clock.now().saturating_add(time).as_millis();
         Tick(u64::try_from(millis).unwrap_or(u64::MAX))
     }
 
-    /// The hints of a request; a lifetime becomes the tick at which it ends.
+    /// The hints of a request, with its lifetime converted to the tick of its end.
     pub(super) fn hints(&self, mut hints: Hints, lifetime: Option<Duration>) -> Hints {
         if let Some(lifetime) = lifetime {
             hints.expires = Some(self.tick_in(lifetime));
@@ -103,10 +102,10 @@ impl Parts {
         deadline.is_some_and(|deadline| self.clock.now() > deadline)
     }
 
-    /// Queues all jobs or none, without waiting.
+    /// Queues all jobs or none, without blocking.
     pub(super) fn queue(&self, priority: Priority, jobs: Vec<Job<Parts>>) -> Result<(), TierError> {
         let labels: Vec<QueueLabel> = jobs.iter().map(|job| job.label()).collect();
-        // Counted before a worker can take them.
+        // Counted before the push, because a worker may take a job at once.
         labels.iter().for_each(|label| self.metrics.queued(*label));
         self.queue.push(priority, jobs).map_err(|(refused, jobs)| {
             drop(jobs);
@@ -126,7 +125,7 @@ impl Parts {
         })
     }
 
-    /// Counts what arrived.
+    /// Counts a completed transfer.
     pub(super) fn moved(
         &self,
         (from, to): (TierId, TierId),
@@ -138,7 +137,7 @@ impl Parts {
         self.metrics.moved(from, to, blocks, bytes, nanoseconds);
     }
 
-    /// Blocks that are read in one batch, or written by a flush.
+    /// Number of blocks of a read batch, or of a write batch of a flush.
     pub(super) fn batch_blocks(&self) -> usize {
         let blocks = (BATCH_BYTES_MAX / self.block_bytes).clamp(1, BATCH_BLOCKS_MAX);
         match usize::try_from(blocks) {
@@ -149,19 +148,19 @@ impl Parts {
         }
     }
 
-    /// Above so many, keys of blocks that have left host memory are dropped from the list of those to
-    /// write: no more than half of them can be there.
+    /// The limit above which a spill list drops keys of blocks that have left host memory. At most
+    /// half of this number of keys can be in host memory.
     pub(super) fn spill_keys_max(&self) -> usize {
         self.host.pool.blocks().saturating_mul(2)
     }
 
-    /// The tiers that what was stored outlives the process on.
+    /// The tiers on which stored blocks outlive the process.
     pub(super) fn durable_tiers(&self) -> impl Iterator<Item = &Below> {
         let below = self.below.iter();
         below.filter(|below| below.abilities.is_durable)
     }
 
-    /// The tier at a position of the list.
+    /// The tier at an index of the list.
     pub(super) fn tier(&self, at: usize) -> &Below {
         let Some(below) = self.below.get(at) else {
             broken(format_args!("tier {at} of {}", self.below.len()))
@@ -169,20 +168,19 @@ impl Parts {
         below
     }
 
-    /// The turn to evict host blocks and write them.
+    /// Takes the turn to evict host blocks and write them.
     pub(super) fn turn(&self) -> MutexGuard<'_, ()> {
-        self.turn.lock().unwrap_or_else(PoisonError::into_inner)
+        self.turn.lock()
     }
 
-    /// Says that host blocks are about to be evicted, until they are on their tiers. A thread says it once.
+    /// Marks a demotion as in progress until the guard is dropped. A thread must not hold two
+    /// guards.
     pub(super) fn demoting(&self) -> RwLockReadGuard<'_, ()> {
-        let demotions = self.demotions.read();
-        demotions.unwrap_or_else(PoisonError::into_inner)
+        self.demotions.read()
     }
 
-    /// Waits for all demotions that have begun.
+    /// Waits for all demotions that are in progress.
     pub(super) fn wait_for_demotions(&self) {
-        let demotions = self.demotions.write();
-        drop(demotions.unwrap_or_else(PoisonError::into_inner));
+        drop(self.demotions.write());
     }
 }

@@ -1,31 +1,28 @@
-//! The bounded queue of a cache and the threads that serve it.
+//! The bounded job queue of a cache.
 //!
-//! No caller waits for a place: what finds none is refused, and its caller goes on without the cache.
+//! Pushing never blocks: a full queue refuses the jobs, and the caller continues without the cache.
 
-use std::{
-    collections::VecDeque,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use kvtile_layout::broken;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::Priority;
 
-/// One turn in so many goes to the job that waits for the longest time, whatever its priority: a cache that
-/// never runs out of loads stores all the same.
+/// Every eighth job is the oldest one regardless of its priority, so that stores progress under a
+/// constant stream of loads.
 const FAIR_TURN: u64 = 8;
 
-/// Priorities there are.
+/// Number of priorities.
 const PRIORITIES: usize = 4;
 
 struct State<J> {
-    /// For each priority, the jobs that wait, each with its number: the older one first.
+    /// The waiting jobs of each priority with their numbers, the oldest first.
     waiting: [VecDeque<(u64, J)>; PRIORITIES],
-    /// Jobs that were taken and are parked elsewhere until [`Queue::resume`].
+    /// Jobs that were taken and are parked outside the queue until [`Queue::resume`].
     parked: usize,
     number: u64,
-    /// Jobs that were taken so far.
+    /// Number of jobs taken so far, plus 1.
     turns: u64,
     running: usize,
     closed: bool,
@@ -47,7 +44,7 @@ impl<J> State<J> {
         waiting.push_back((number, job));
     }
 
-    /// The next job: of the highest priority, the older one first; now and then the oldest of all.
+    /// Takes the oldest job of the highest priority, or on a fair turn the oldest job of all.
     fn pop(&mut self) -> Option<J> {
         let heads = self.waiting.iter().enumerate();
         let heads = heads.filter_map(|(at, waiting)| Some((at, waiting.front()?.0)));
@@ -62,24 +59,24 @@ impl<J> State<J> {
     }
 }
 
-/// What a worker gets from a queue.
+/// The result of waiting for a job.
 pub(super) enum Next<J> {
-    /// Work.
+    /// A job to run.
     Job(J),
-    /// Nothing came for a while.
+    /// No job came within the given time.
     Idle,
-    /// There will be nothing any more.
+    /// The queue is closed.
     Closed,
 }
 
-/// Why jobs were not taken.
+/// Why the queue refused jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refused {
     Full { waiting: usize },
     Closed,
 }
 
-/// Jobs that wait for a thread.
+/// A bounded queue of jobs with priorities.
 pub(super) struct Queue<J> {
     state: Mutex<State<J>>,
     changed: Condvar,
@@ -90,11 +87,11 @@ impl<J> Queue<J> {
     pub(super) fn new(capacity: usize) -> Queue<J> {
         Queue {
             state: Mutex::new(State {
-                // They grow with the jobs: a capacity is a limit, not a size.
+                // The deques grow with the jobs: the capacity is a limit, not a size.
                 waiting: Default::default(),
                 parked: 0,
                 number: 0,
-                // The first fair turn comes after others.
+                // Starts at 1, so that the first turn is not a fair one.
                 turns: 1,
                 running: 0,
                 closed: false,
@@ -105,11 +102,10 @@ impl<J> Queue<J> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<J>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Takes all jobs or none, at once.
+    /// Queues all jobs or none, without blocking.
     pub(super) fn push(&self, priority: Priority, jobs: Vec<J>) -> Result<(), (Refused, Vec<J>)> {
         let mut state = self.lock();
         if state.closed {
@@ -127,19 +123,19 @@ impl<J> Queue<J> {
         Ok(())
     }
 
-    /// A job that was taken is parked elsewhere: it keeps its place until it is resumed.
+    /// Marks a taken job as parked: it counts against the capacity until it is resumed.
     pub(super) fn park(&self) {
         self.lock().parked += 1;
     }
 
-    /// A job that was parked was not, in the end.
+    /// Reverts [`Queue::park`] for a job that was not parked after all.
     pub(super) fn unpark(&self) {
         let mut state = self.lock();
         assert!(state.parked > 0, "a job is unparked that was not parked");
         state.parked -= 1;
     }
 
-    /// Parked jobs wait again. They come back where the queue is closed.
+    /// Queues parked jobs again. Returns them if the queue is closed.
     pub(super) fn resume(&self, jobs: Vec<(Priority, J)>) -> Vec<J> {
         let mut state = self.lock();
         assert!(
@@ -158,13 +154,13 @@ impl<J> Queue<J> {
         Vec::new()
     }
 
-    /// The next job, at once or not at all. [`Queue::done`] must follow.
+    /// Takes the next job if there is one. [`Queue::done`] must follow.
     pub(super) fn try_next(&self) -> Option<J> {
         let mut state = self.lock();
         state.pop()
     }
 
-    /// The next job, waited for. [`Queue::done`] must follow a job.
+    /// Waits for the next job, at most `patience`. [`Queue::done`] must follow a job.
     pub(super) fn next(&self, patience: Duration) -> Next<J> {
         let mut state = self.lock();
         loop {
@@ -174,16 +170,14 @@ impl<J> Queue<J> {
             if state.closed {
                 return Next::Closed;
             }
-            let waited = self.changed.wait_timeout(state, patience);
-            let (guard, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
-            state = guard;
-            if timeout.timed_out() && state.len() == 0 && !state.closed {
+            let waited = self.changed.wait_for(&mut state, patience);
+            if waited.timed_out() && state.len() == 0 && !state.closed {
                 return Next::Idle;
             }
         }
     }
 
-    /// A job that was taken has ended.
+    /// Marks a taken job as ended.
     pub(super) fn done(&self) {
         let mut state = self.lock();
         assert!(state.running > 0, "a job has ended that was not taken");
@@ -192,7 +186,7 @@ impl<J> Queue<J> {
         self.changed.notify_all();
     }
 
-    /// Takes no more jobs and gives back those that wait.
+    /// Closes the queue and returns the waiting jobs.
     pub(super) fn close(&self) -> Vec<J> {
         let mut state = self.lock();
         state.closed = true;

@@ -1,4 +1,4 @@
-//! What loads come to.
+//! The outcomes of loads.
 
 use std::time::Duration;
 
@@ -9,51 +9,52 @@ use kvtile_transfer::TransferError;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LoadStop {
-    /// It was cancelled.
+    /// The caller cancelled it.
     Cancelled,
-    /// It was not its turn in time.
+    /// Its deadline passed.
     Deadline,
     /// The cache was closed.
     Closed,
-    /// A thread panicked while it loaded a part: a defect of kvtile or of a medium.
+    /// A worker thread panicked during the load: a bug of kvtile or of a medium.
     Panicked,
-    /// A block of a tier is not what was written, or cannot be read.
+    /// A block of a tier was damaged or could not be read.
     Lost,
     /// A block of a tier was evicted before it was read.
     Evicted,
-    /// A tier did not answer in time.
+    /// A tier did not complete a read in time.
     Late,
-    /// All host memory is in use; only prefetching ends so.
+    /// All host memory is in use, and for a load the spare block of the tier too.
     HostFull,
-    /// The pool of host memory refused a key.
+    /// The pool of host memory refused a block.
     Pool(BlocksError),
     /// The copy to the engine was refused or failed.
     Transfer(TransferError),
 }
 
-/// What a load came to.
+/// The outcome of a load.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LoadReport {
-    /// Leading blocks that are where they were wanted. What comes after them has to be computed.
+    /// Number of leading blocks that arrived at their destinations. The engine has to compute the
+    /// blocks after them.
     pub blocks: usize,
-    /// Blocks that were wanted.
+    /// Blocks of the request.
     pub wanted: usize,
-    /// Blocks that came from host memory.
+    /// Blocks that were in host memory.
     pub from_host: usize,
-    /// Blocks that were read from tiers below host memory: each tier that gave some, in the order of the
-    /// cache's tiers.
+    /// Blocks read from tiers below host memory, for each tier with at least one, in the order of
+    /// the cache's tiers.
     pub from_below: Vec<(TierId, usize)>,
-    /// Payload bytes that were copied to the engine.
+    /// Payload bytes copied to the engine.
     pub bytes: u64,
-    /// From the call to the end.
+    /// Time from the call to the completion.
     pub elapsed: Duration,
-    /// Why not all of them came.
+    /// Why not all blocks arrived; `None` if they did.
     pub stopped: Option<LoadStop>,
 }
 
 impl LoadReport {
-    /// Blocks that came from a tier.
+    /// Number of blocks that came from a tier.
     #[must_use]
     pub fn blocks_from(&self, tier: TierId) -> usize {
         if tier == TierId::HOST {

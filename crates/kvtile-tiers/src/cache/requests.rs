@@ -1,4 +1,4 @@
-//! What a load or a store may name: a layout of the cache's identity, and blocks that it has, each once.
+//! Checks of the layout and of the block ids of a load or a store.
 
 use std::collections::HashSet;
 
@@ -7,11 +7,12 @@ use kvtile_transfer::LayoutHandle;
 use super::{Parts, open::check_identity};
 use crate::error::TierError;
 
-/// Up to so many ids are compared with a set; for more a bitmap over all blocks of the layout is cheaper.
+/// The longest list of ids that is checked with a hash set; for longer ones a bitmap over all
+/// blocks of the layout is cheaper.
 const SET_IDS_MAX: usize = 64;
 
-/// The layout of a load or a store. Refuses one that is not of the cache's identity, ids that it
-/// does not have, and the same id twice.
+/// The layout of a load or a store. Refuses a layout of another identity, ids out of range, and
+/// duplicate ids.
 pub(super) fn check_blocks(
     inner: &Parts,
     layout: Option<LayoutHandle>,
@@ -29,7 +30,7 @@ pub(super) fn check_blocks(
     Ok(handle)
 }
 
-/// Refuses ids that the layout does not have, and the same id twice.
+/// Refuses ids out of range and duplicate ids.
 fn check_ids(blocks: &[usize], count: u64) -> Result<(), TierError> {
     let outside = blocks.iter().find(|block| **block as u64 >= count);
     if let Some(&block) = outside {

@@ -1,4 +1,4 @@
-//! The settings of a cache: plain values with defaults, to be written down and read back.
+//! The settings of a cache: plain, serializable values with defaults.
 
 use std::{num::NonZeroUsize, path::PathBuf, time::Duration};
 
@@ -8,22 +8,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::{disk::DiskSettings, error::TierError, tier::TierWrites};
 
-/// Host memory unless something else is said: 1 GiB.
+/// Default size of host memory: 1 GiB.
 const HOST_BYTES: u64 = 1 << 30;
 
-/// Most bytes of host memory that a cache may be given: 64 TiB.
+/// The largest size of host memory: 64 TiB.
 pub const HOST_BYTES_MAX: u64 = 1 << 46;
 
-/// Most threads that move blocks.
+/// The largest number of worker threads.
 pub const WORKERS_MAX: usize = 1024;
 
-/// Most jobs that may wait.
+/// The largest queue capacity.
 pub const QUEUE_CAPACITY_MAX: usize = 1 << 24;
 
-/// Most events that are kept. Their memory is taken when the cache opens.
+/// The largest number of events that the log keeps. It allocates them when the cache opens.
 pub const EVENT_CAPACITY_MAX: usize = 1 << 24;
 
-/// Most tenants with a quota, as each has a policy of its own over all blocks.
+/// The largest number of tenants with a quota; each has its own policy over all blocks.
 pub const QUOTAS_MAX: usize = 1024;
 
 /// Settings of a [`Cache`](super::Cache).
@@ -41,51 +41,54 @@ pub const QUOTAS_MAX: usize = 1024;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct CacheSettings {
-    /// What the blocks mean. Blocks of anything else are never served.
+    /// What the blocks mean. The cache never serves blocks of another identity.
     pub identity: LogicalIdentity,
-    /// Bytes of host memory for blocks (default 1 GiB, at most [`HOST_BYTES_MAX`], and room for one
-    /// block at least). A block takes whole pages of 4,096 bytes. For each tier below there is one block more, for
-    /// what is read from it while all others are in use.
+    /// Bytes of host memory for blocks (default 1 GiB, at most [`HOST_BYTES_MAX`], at least one
+    /// block). A block takes whole pages of 4,096 bytes. For each tier below, the cache allocates
+    /// one more block, for reads from the tier while all others are in use.
     #[serde(default = "host_bytes")]
     pub host_bytes: u64,
-    /// Whether the pages of host memory are there when the cache opens (default no: each comes
-    /// when it is first used, which then takes longer than copying to it). With it the cache takes
-    /// longer to open, and host memory that the machine does not have is refused then.
+    /// Whether opening the cache faults in all pages of host memory (default no: the first use of a
+    /// page faults it in, which takes longer than the copy). With prefault, opening takes longer,
+    /// and fails if the machine does not have the memory.
     #[serde(default)]
     pub prefault: bool,
     /// The disk tier (default: none).
     #[serde(default)]
     pub disk: Option<DiskSettings>,
-    /// The order of a block in host memory and on disk (default [`STORAGE_WORD`](super::STORAGE_WORD)); one
-    /// contiguous piece a block. A cache that opens a folder has to have the order that the folder has.
+    /// The order of a block in host memory and on disk (default
+    /// [`STORAGE_WORD`](super::STORAGE_WORD)); a block must be one contiguous range. A cache can
+    /// open a folder only with the order of that folder.
     #[serde(default)]
     pub storage_word: Option<Word>,
-    /// Which host block goes first (default: the learned leaf policy).
+    /// The eviction policy of host memory (default: the learned leaf policy).
     #[serde(default)]
     pub policy: PolicyKind,
-    /// Tenants that may have only so many blocks of host memory (default: none, at most
-    /// [`QUOTAS_MAX`]), each at least one.
+    /// Limits on the host blocks of single tenants, each at least one block (default: none; at most
+    /// [`QUOTAS_MAX`] tenants).
     #[serde(default)]
     pub quotas: Vec<Quota>,
-    /// Threads that move blocks (default 2, at most [`WORKERS_MAX`]). With 0 nothing moves until somebody calls
-    /// [`Cache::step`](super::Cache::step).
+    /// Worker threads (default 2, at most [`WORKERS_MAX`]). With 0 only calls of
+    /// [`Cache::step`](super::Cache::step) run jobs.
     #[serde(default = "workers")]
     pub workers: usize,
-    /// Jobs that wait at most (default 256; 1 to [`QUEUE_CAPACITY_MAX`]); more are refused, and nobody waits.
+    /// Capacity of the job queue (default 256; 1 to [`QUEUE_CAPACITY_MAX`]). A full queue refuses
+    /// jobs; no call waits.
     #[serde(default = "queue_capacity")]
     pub queue_capacity: usize,
-    /// Tokens per second at which the engine computes KV itself, a finite number above 0. Where it is given, blocks whose
-    /// loading from disk would take longer than computing them count as missing.
+    /// Tokens per second at which the engine computes KV itself, a finite number above 0 (default:
+    /// unknown). With it, lookups miss blocks that take longer to load from the tiers below than to
+    /// compute.
     #[serde(default)]
     pub recompute_tokens_per_second: Option<f64>,
-    /// Events that are kept for subscribers that lag (default 65,536; 1 to
+    /// Events that the log keeps for subscribers that lag (default 65,536; 1 to
     /// [`EVENT_CAPACITY_MAX`]).
     #[serde(default = "event_capacity")]
     pub event_capacity: usize,
 }
 
 impl CacheSettings {
-    /// The defaults for one identity: 1 GiB of host memory, no disk.
+    /// The defaults for an identity: 1 GiB of host memory, no disk.
     #[must_use]
     pub fn new(identity: LogicalIdentity) -> CacheSettings {
         CacheSettings {
@@ -103,49 +106,50 @@ impl CacheSettings {
         }
     }
 
-    /// With so many bytes of host memory.
+    /// Sets the bytes of host memory.
     #[must_use]
     pub fn host_bytes(mut self, bytes: u64) -> CacheSettings {
         self.host_bytes = bytes;
         self
     }
 
-    /// With the pages of host memory there from the start.
+    /// Faults in host memory when the cache opens.
     #[must_use]
     pub fn prefault(mut self) -> CacheSettings {
         self.prefault = true;
         self
     }
 
-    /// With a disk tier of at most `capacity_bytes` in `folder`.
+    /// Adds a disk tier of at most `capacity_bytes` in `folder`.
     #[must_use]
     pub fn disk(mut self, folder: impl Into<PathBuf>, capacity_bytes: u64) -> CacheSettings {
         self.disk = Some(DiskSettings::new(folder, capacity_bytes));
         self
     }
 
-    /// With so many threads that move blocks.
+    /// Sets the number of worker threads.
     #[must_use]
     pub fn workers(mut self, threads: usize) -> CacheSettings {
         self.workers = threads;
         self
     }
 
-    /// With disk blocks counted as missing where the engine computes faster than the disk reads.
+    /// Sets the engine's rate of computing. Lookups miss blocks that take longer to load than to
+    /// compute.
     #[must_use]
     pub fn recompute_tokens_per_second(mut self, rate: f64) -> CacheSettings {
         self.recompute_tokens_per_second = Some(rate);
         self
     }
 
-    /// With another order of stored blocks.
+    /// Sets the order of stored blocks.
     #[must_use]
     pub fn storage_word(mut self, word: Word) -> CacheSettings {
         self.storage_word = Some(word);
         self
     }
 
-    /// With other policies, of the host and of the disk.
+    /// Sets the eviction policies of host memory and of the disk.
     #[must_use]
     pub fn policies(mut self, host: PolicyKind, on_disk: PolicyKind) -> CacheSettings {
         self.policy = host;
@@ -155,7 +159,7 @@ impl CacheSettings {
         self
     }
 
-    /// With disk writes at another time; without a disk it says nothing.
+    /// Sets when blocks are written to the disk; without a disk it has no effect.
     #[must_use]
     pub fn disk_writes(mut self, writes: TierWrites) -> CacheSettings {
         if let Some(disk) = &mut self.disk {
@@ -164,7 +168,7 @@ impl CacheSettings {
         self
     }
 
-    /// With so much time for closing; without a disk it says nothing.
+    /// Sets the time limit for writes to the disk during closing; without a disk it has no effect.
     #[must_use]
     pub fn close_within(mut self, time: Duration) -> CacheSettings {
         if let Some(disk) = &mut self.disk {
@@ -173,7 +177,7 @@ impl CacheSettings {
         self
     }
 
-    /// With at most so many jobs that wait.
+    /// Sets the capacity of the job queue.
     #[must_use]
     pub fn queue_capacity(mut self, jobs: usize) -> CacheSettings {
         self.queue_capacity = jobs;
@@ -188,7 +192,7 @@ impl CacheSettings {
             .ok_or(out_of_range("event_capacity", events as u64, range))
     }
 
-    /// Refuses values that mean nothing.
+    /// Refuses values out of range.
     pub(super) fn check(&self) -> Result<(), TierError> {
         let rate = self.recompute_tokens_per_second;
         if let Some(rate) = rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {

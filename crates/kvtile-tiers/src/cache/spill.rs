@@ -1,30 +1,28 @@
-//! What is to go to a tier besides what is evicted: host blocks to write, and a sync for what was
-//! written. A thread of its own does both, so that neither waits behind loads.
+//! The spill list of a tier: host blocks to write apart from evictions, and the sync after writes.
+//! A dedicated thread does both, so that neither waits behind loads.
 //!
-//! It knows keys and times. Whether a block is still there, and how it is written, is not its business.
+//! The list contains keys and times. It does not know whether a block is still in host memory, nor
+//! how it is written.
 
-use std::{
-    collections::VecDeque,
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::VecDeque, time::Duration};
 
 use kvtile_blocks::BlockKey;
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// A sync begins when so many blocks were written since the last one.
+/// The number of unsynced blocks at which a sync begins.
 pub const SYNC_BLOCKS: usize = 64;
 
-/// A sync begins when a block was written, or erased, so long ago and was not synced.
+/// The age of the oldest unsynced write or erasure at which a sync begins.
 pub const SYNC_WITHIN: Duration = Duration::from_millis(250);
 
-/// How long the thread sleeps at most before it looks at the clock of the cache.
+/// The longest sleep of the thread before it reads the cache's clock again.
 const PATIENCE: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Host blocks to write, in the order in which they were stored.
+    /// Keys of host blocks to write, in the order of their stores.
     keys: VecDeque<BlockKey>,
-    /// When the first of what is not synced was written or erased.
+    /// The time of the oldest unsynced write or erasure.
     dirty_since: Option<Duration>,
     /// Blocks written since the last sync began.
     written: usize,
@@ -38,37 +36,38 @@ impl State {
     }
 }
 
-/// What there is to do.
+/// The operation that is due.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Due {
-    /// Blocks to write, those that are still there and not on the tier; at most [`SYNC_BLOCKS`].
+    /// A write of at most [`SYNC_BLOCKS`] blocks; some may have left host memory or be on the tier
+    /// already.
     Write(Vec<BlockKey>),
     /// A sync.
     Sync,
-    /// Nothing now.
+    /// No operation now.
     Nothing,
-    /// Nothing any more.
+    /// The list is closed.
     Closed,
 }
 
-/// Until when writes and syncs are left alone, since they failed.
+/// The ends of the backoffs of writes and syncs.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Pauses {
     pub(super) writes: Option<Duration>,
     pub(super) syncs: Option<Duration>,
 }
 
-/// What is to go to a tier.
+/// The spill list of a tier.
 #[derive(Debug)]
 pub(super) struct Spill {
     state: Mutex<State>,
     changed: Condvar,
-    /// Whether the tier is durable: another one is never synced.
+    /// Whether the tier is durable; other tiers are never synced.
     syncs: bool,
 }
 
 impl Spill {
-    /// For a tier that is durable, or not.
+    /// The spill list of a tier that is durable, or not.
     pub(super) fn new(is_durable: bool) -> Spill {
         Spill {
             state: Mutex::default(),
@@ -78,12 +77,11 @@ impl Spill {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
-    /// Blocks are to be written. Above `keys_max` of them, those that `is_there` denies are dropped from
-    /// the list. Returns how many were.
+    /// Adds blocks to write. If the list is longer than `keys_max`, drops the keys for which
+    /// `is_there` is false. Returns how many it dropped.
     pub(super) fn push(
         &self,
         keys: &[BlockKey],
@@ -102,7 +100,7 @@ impl Spill {
         dropped
     }
 
-    /// Blocks were written.
+    /// Records written blocks: a sync becomes due.
     pub(super) fn wrote(&self, blocks: usize, now: Duration) {
         if !self.syncs {
             return;
@@ -118,7 +116,7 @@ impl Spill {
         }
     }
 
-    /// Something else than a block waits for a sync.
+    /// Records a change other than a written block: a sync becomes due.
     pub(super) fn touched(&self, now: Duration) {
         if !self.syncs {
             return;
@@ -132,14 +130,14 @@ impl Spill {
         }
     }
 
-    /// A sync begins, of everything written up to now.
+    /// Records the start of a sync, which covers all earlier writes.
     pub(super) fn sync_begins(&self) {
         let mut state = self.lock();
         state.dirty_since = None;
         state.written = 0;
     }
 
-    /// Whether something waits for a sync.
+    /// Whether anything is unsynced.
     pub(super) fn is_dirty(&self) -> bool {
         self.lock().dirty_since.is_some()
     }
@@ -149,7 +147,7 @@ impl Spill {
         self.lock().written
     }
 
-    /// What is to be done at `now`; nothing that is paused.
+    /// The operation that is due at `now`, unless it is paused.
     pub(super) fn due(&self, now: Duration, pauses: Pauses) -> Due {
         Spill::due_of(&mut self.lock(), now, pauses)
     }
@@ -172,34 +170,29 @@ impl Spill {
         Due::Write(state.keys.drain(..blocks).collect())
     }
 
-    /// The same, waited for; `Nothing` after a while.
+    /// Waits for a due operation; `Nothing` after a timeout.
     pub(super) fn wait(&self, now: impl Fn() -> Duration, pauses: Pauses) -> Due {
         let mut state = self.lock();
         let due = Spill::due_of(&mut state, now(), pauses);
         if due != Due::Nothing {
             return due;
         }
-        // Where nothing is dirty, only a change of the list can bring something to do.
+        // Without unsynced writes and keys, only a change of the list can make an operation due.
         let idle = state.dirty_since.is_none() && state.keys.is_empty();
-        let waited = match idle {
-            true => self.changed.wait(state),
-            false => {
-                let waited = self.changed.wait_timeout(state, PATIENCE);
-                waited
-                    .map(|(state, _)| state)
-                    .map_err(|poisoned| PoisonError::new(poisoned.into_inner().0))
-            }
-        };
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner);
+        if idle {
+            self.changed.wait(&mut state);
+        } else {
+            self.changed.wait_for(&mut state, PATIENCE);
+        }
         Spill::due_of(&mut state, now(), pauses)
     }
 
-    /// Whether it was closed.
+    /// Whether the list is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.lock().closed
     }
 
-    /// Nothing is done any more. Returns how many blocks were waiting.
+    /// Closes the list. Returns the number of keys that it dropped.
     pub(super) fn close(&self) -> usize {
         let mut state = self.lock();
         state.closed = true;
@@ -248,7 +241,7 @@ mod tests {
         };
         assert_eq!(spill.due(now, syncs), Due::Nothing);
         assert_eq!(spill.due(later, syncs), Due::Sync);
-        // What was written is synced while writes are left alone.
+        // Writes pause, syncs do not.
         let writes = Pauses {
             syncs: None,
             ..syncs
@@ -276,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_list_keeps_what_is_there_and_its_order() {
+    fn the_list_keeps_the_host_blocks_and_their_order() {
         let spill = Spill::new(true);
         assert_eq!(spill.push(&[key(1), key(2), key(3)], 3, |_| false), 0);
         assert_eq!(spill.push(&[key(4)], 3, |at| *at != key(2)), 1);

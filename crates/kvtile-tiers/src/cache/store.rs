@@ -1,8 +1,8 @@
-//! Stores: the engine's blocks to host memory.
+//! Stores: they copy blocks of the engine to host memory.
 //!
-//! A chain is kept from its first block on. A store never evicts the ancestors of its blocks, so where a
-//! chain is longer than there is room, its head stays and its tail is not taken; and a block whose
-//! ancestors are in no tier is not taken either, since no lookup would find it.
+//! The cache keeps a chain from its first block on. A store never evicts the ancestors of its
+//! blocks: of a chain that does not fit, it stores the head and drops the tail. It also drops a
+//! block whose ancestors are in no tier, since no lookup would find it.
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -30,19 +30,19 @@ use crate::{error::TierError, room::chain_room, tier::TierWrites};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum StoreStop {
-    /// It was cancelled.
+    /// The caller cancelled it.
     Cancelled,
-    /// It was not its turn in time.
+    /// It did not begin before its deadline.
     Deadline,
     /// The cache was closed.
     Closed,
-    /// A thread panicked while it stored: a defect of kvtile or of a medium.
+    /// A worker thread panicked during the store: a bug of kvtile or of a medium.
     Panicked,
-    /// Host memory has no room: all of it is in use, or holds the first blocks of the same chain, which
-    /// stay.
+    /// Host memory has no room: all of it is in use, or holds the ancestors of the blocks, which a
+    /// store does not evict.
     HostFull,
-    /// The block before the first one is in no tier, so these would never be found. An engine that has it
-    /// can store it too.
+    /// The parent of the first block is in no tier, so no lookup would find the blocks. An engine
+    /// that has the parent can store it too.
     NoAncestors,
     /// The pool of host memory refused the keys.
     Pool(BlocksError),
@@ -50,45 +50,46 @@ pub enum StoreStop {
     Transfer(TransferError),
 }
 
-/// What a store came to.
+/// The outcome of a store.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct StoreReport {
-    /// Blocks that were copied and can be found now.
+    /// Blocks that were copied and that lookups now find.
     pub stored: usize,
-    /// Blocks that were there already.
+    /// Blocks that were stored already.
     pub present: usize,
     /// Blocks that were not stored.
     pub dropped: usize,
-    /// Payload bytes that were copied.
+    /// Payload bytes copied from the engine.
     pub bytes: u64,
-    /// From the call to the end.
+    /// Time from the call to the completion.
     pub elapsed: Duration,
-    /// Why not all of them were stored.
+    /// Why some blocks were dropped.
     pub stopped: Option<StoreStop>,
 }
 
-/// For up to so many blocks the caller's thread looks whether all of them are there already.
+/// The longest store for which the caller's thread checks whether all of its blocks are stored
+/// already.
 const PEEK_MAX: usize = 1024;
 
-/// A store that waits for its turn.
+/// A store that waits in the queue.
 struct StoreJob {
     completer: Completer<StoreReport>,
-    /// Its number among the stores that are under way.
+    /// Its number among the stores in flight.
     number: u64,
     keys: Arc<[BlockKey]>,
-    /// The block before the first one.
+    /// The key of the block before the first one.
     parent: Option<BlockKey>,
-    /// How many blocks stand before the first one in the chain.
+    /// Number of blocks before the first one in the chain.
     position: usize,
-    /// The layout that they are in.
+    /// The source layout.
     layout: LayoutHandle,
-    /// Where they are in it.
+    /// The engine's blocks in the source layout.
     sources: Vec<usize>,
     options: StoreOptions,
     start: Duration,
     deadline: Option<Duration>,
-    /// Whether it has begun: one that is dropped without an end has panicked then.
+    /// Whether the job has begun. A job that is dropped after that without a report panicked.
     has_begun: bool,
 }
 
@@ -111,7 +112,7 @@ pub(super) fn start(
     let layout = requests::check_blocks(inner, options.layout, blocks)?;
     let completer = Completer::new(0, 0);
     let completion = completer.completion();
-    // What takes long for a long chain is left to the job.
+    // The job checks longer chains on a worker thread.
     let is_done = blocks.len() <= PEEK_MAX && inner.host.pool.peek(chain) == chain.len();
     let keys: Arc<[BlockKey]> = chain.into();
     let number = match is_done {
@@ -149,7 +150,7 @@ pub(super) fn start(
     queued.map(|()| completion)
 }
 
-/// What a store has done so far.
+/// The progress of a store.
 #[derive(Default)]
 struct Stored {
     stored: usize,
@@ -163,20 +164,20 @@ impl Work<Parts> for StoreJob {
     }
 
     fn run(mut self: Box<Self>, inner: &Parts) {
-        // Whatever becomes of it, stores that are parked until it ends go on.
+        // Dropping the guard resumes the stores that wait for this one, also after a panic.
         let mut end = EndOfStore {
             inner,
             number: Some(self.number),
         };
         self.has_begun = true;
         let (job, parent) = match (self.parent, Parent::hold(inner, self.parent.as_ref())) {
-            // An older store may be bringing it.
+            // An older store may be copying the parent.
             (Some(key), None) => match self.park(inner, &key) {
                 Ok(()) => {
                     end.number = None;
                     return;
                 }
-                // It has ended between the two looks, or there is none.
+                // The older store has ended since the first check, or there is none.
                 Err(mut job) => {
                     job.has_begun = true;
                     (job, Parent::hold(inner, Some(&key)))
@@ -189,7 +190,7 @@ impl Work<Parts> for StoreJob {
 }
 
 impl StoreJob {
-    /// Waits without a thread for the older store that brings `key`, if there is one.
+    /// Parks the job until the older store of `key` ends; fails if there is none.
     fn park(mut self: Box<Self>, inner: &Parts, key: &BlockKey) -> Result<(), Box<StoreJob>> {
         inner.queue.park();
         self.has_begun = false;
@@ -241,7 +242,7 @@ impl StoreJob {
         }
     }
 
-    /// In pieces that host memory has room for.
+    /// Copies the blocks, in runs that fit in host memory.
     fn copy_all(
         &self,
         inner: &Parts,
@@ -263,7 +264,7 @@ impl StoreJob {
                         parent = self.copy(inner, range, room, done)?;
                         continue;
                     }
-                    // Blocks without room in host memory may be in a tier already.
+                    // Blocks that do not fit in host memory may be in a tier below already.
                     None => Parent::hold_leading_below(inner, rest).ok_or(StoreStop::HostFull)?,
                 },
             };
@@ -274,7 +275,7 @@ impl StoreJob {
         Ok(())
     }
 
-    /// Host blocks for up to `wanted` blocks, without evicting their ancestors from all tiers.
+    /// Allocates host blocks, fewer if not all fit, without evicting the ancestors from all tiers.
     fn room(&self, inner: &Parts, wanted: usize, parent: &mut Parent) -> Option<MutableBlocks> {
         let request = AllocateRequest {
             tenant: self.options.tenant,
@@ -285,7 +286,8 @@ impl StoreJob {
             if room.is_some() {
                 return room;
             }
-            // The ancestors are what is left. Those that are in a tier below may leave host memory.
+            // Only the ancestors are left to evict. They may leave host memory once a tier below
+            // has them.
             if !parent.move_below(inner) {
                 return None;
             }
@@ -352,7 +354,7 @@ impl StoreJob {
         Ok(Parent::Host(last))
     }
 
-    /// To the tiers as well that are written at once.
+    /// Queues the blocks for the tiers with [`TierWrites::AtOnce`].
     fn write_through(&self, inner: &Parts, keys: &[BlockKey]) {
         for below in &inner.below {
             if below.settings.writes == TierWrites::AtOnce {
@@ -363,7 +365,8 @@ impl StoreJob {
 }
 
 impl Drop for StoreJob {
-    /// One that was never done ends too: the cache was closed, the queue was full, or it panicked.
+    /// Completes a store that did not finish: the cache was closed, the queue was full, or it
+    /// panicked.
     fn drop(&mut self) {
         let nothing = Stored::default();
         let stop = match self.has_begun {
@@ -375,10 +378,10 @@ impl Drop for StoreJob {
     }
 }
 
-/// Ends a store when it is dropped, whatever became of it: those that waited for it go on.
+/// Ends a store when it is dropped, also after a panic, so that waiting stores resume.
 struct EndOfStore<'a> {
     inner: &'a Parts,
-    /// None where the store waits and has not ended.
+    /// `None` if the store is parked.
     number: Option<u64>,
 }
 
@@ -390,7 +393,7 @@ impl Drop for EndOfStore<'_> {
     }
 }
 
-/// A store has ended; what is parked for it waits for its turn again.
+/// Ends a store, and queues the stores that were parked for it.
 fn store_ended(inner: &Parts, number: u64) {
     let parked = inner.chains.leave(number);
     if parked.is_empty() {

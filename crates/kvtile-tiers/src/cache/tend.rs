@@ -1,4 +1,4 @@
-//! What the thread of each tier does: writes what is to be written, and syncs in time.
+//! The thread of each tier: it writes the blocks that are due, and syncs in time.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -10,10 +10,10 @@ use kvtile_blocks::BlockKey;
 use super::{Parts, QueueLabel, below::Below, demote, spill::Due};
 use crate::error::TierError;
 
-/// How long the thread of a tier rests where even its clock panics.
+/// How long the thread of a tier sleeps if even its clock panics.
 const AFTER_PANIC: Duration = Duration::from_millis(50);
 
-/// Serves a tier until it is closed.
+/// Serves a tier until the cache closes.
 pub(super) fn serve_tier(inner: &Parts, below: &Below) {
     loop {
         let turn = || {
@@ -25,15 +25,17 @@ pub(super) fn serve_tier(inner: &Parts, below: &Below) {
         match catch_unwind(AssertUnwindSafe(turn)) {
             Ok(true) => return,
             Ok(false) => {}
-            // Where the clock panics, this is how the thread learns that it is to end.
+            // If the clock panics, `wait` cannot return `Closed`, so the thread checks the flag
+            // here.
             Err(_) if below.spill.is_closed() => return,
             Err(_) => tier_panicked(inner, below),
         }
     }
 }
 
-/// A turn of a tier's thread panicked: as after a failure, the tier and its syncs are left alone for a
-/// while, and what was not synced stays to be synced. A tier that is not durable has writes alone.
+/// Handles a panic on a tier's thread like a failure: the operation pauses, and a sync stays due.
+/// On a durable tier the syncs pause and hold back the writes; on another tier only the writes
+/// pause.
 fn tier_panicked(inner: &Parts, below: &Below) {
     let error = TierError::Panicked {
         what: "the thread of a tier",
@@ -52,7 +54,7 @@ fn tier_panicked(inner: &Parts, below: &Below) {
     }
 }
 
-/// Does what is due at a tier; false where nothing is.
+/// Runs the operation that is due at a tier; false if there is none.
 pub(super) fn step_tier(inner: &Parts, below: &Below) -> bool {
     let due = below.spill.due(inner.clock.now(), below.pauses());
     let is_something = matches!(due, Due::Write(_) | Due::Sync);
@@ -67,14 +69,15 @@ fn serve(inner: &Parts, below: &Below, due: Due) {
                 inner.metrics.unqueued(QueueLabel::Spill);
             }
             if below.takes_blocks(inner.clock.now()) {
-                // What was not written is written when it is evicted, if the tier takes blocks then.
+                // A block that is not written now is written at its eviction, if the tier takes
+                // blocks then.
                 let _ = demote::write_keys(inner, below, &keys);
             } else {
                 below.writes.left_out(keys.len() as u64);
             }
         }
         Due::Sync => {
-            // After a failure one attempt at a time ends the pause.
+            // `allows` admits one attempt after a pause.
             if below.syncs.allows(inner.clock.now()) {
                 below.sync(&*inner.clock);
             }
@@ -83,7 +86,7 @@ fn serve(inner: &Parts, below: &Below, due: Due) {
     }
 }
 
-/// Host blocks are to be written to a tier by its thread.
+/// Queues host blocks for the thread of a tier to write.
 pub(super) fn spill(inner: &Parts, below: &Below, keys: &[BlockKey]) {
     for _ in keys {
         inner.metrics.queued(QueueLabel::Spill);

@@ -1,4 +1,4 @@
-//! What the threads of a cache do: the work of its queue, and what is due from time to time.
+//! The worker threads of a cache: the jobs of its queue, and its periodic work.
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -8,10 +8,10 @@ use std::{
 
 use super::{Parts, counts, job::Job, queue::Next};
 
-/// How long a worker waits for work before it looks after what is due.
+/// How long a worker waits for a job before it runs the periodic work.
 const PATIENCE: Duration = Duration::from_millis(200);
 
-/// Does a job. One that panics has ended its completion by then; what it panicked with is the result.
+/// Runs a job. A panic drops the job, which completes it, and is the result.
 pub(super) fn run(inner: &Parts, job: Job<Parts>) -> thread::Result<()> {
     inner.metrics.unqueued(job.label());
     let ran = catch_unwind(AssertUnwindSafe(|| job.run(inner)));
@@ -19,7 +19,7 @@ pub(super) fn run(inner: &Parts, job: Job<Parts>) -> thread::Result<()> {
     ran
 }
 
-/// Serves the queue until it is closed.
+/// Runs the jobs of the queue until it is closed.
 pub(super) fn work(inner: &Parts) {
     loop {
         let ran = match inner.queue.next(PATIENCE) {
@@ -35,7 +35,7 @@ pub(super) fn work(inner: &Parts) {
     }
 }
 
-/// What is due from time to time: counting and learning.
+/// The periodic work: counters, and maintenance of the policies.
 pub(super) fn look_after(inner: &Parts) {
     counts::observe(inner);
     inner.host.pool.maintain();

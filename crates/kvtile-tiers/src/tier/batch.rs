@@ -1,4 +1,4 @@
-//! Batches: blocks to read or to write, each with the host memory that it goes to or comes from.
+//! Batches: blocks to read or to write, each with its host memory.
 
 use crc_fast::{CrcAlgorithm, Digest};
 use kvtile_blocks::{BlockKey, GroupId};
@@ -6,53 +6,54 @@ use kvtile_blocks::{BlockKey, GroupId};
 use super::HostBlock;
 use crate::error::TierError;
 
-/// What a tier keeps a block by.
+/// The name of a block in a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockName {
-    /// Its group.
+    /// The group of the block.
     pub group: GroupId,
-    /// Its key.
+    /// The key of the block.
     pub key: BlockKey,
 }
 
 /// A block to read.
 #[derive(Debug)]
 pub struct BlockRead {
-    /// Which.
+    /// The block.
     pub name: BlockName,
-    /// Where it goes: the whole block, or consecutive pieces of it where the tier reads pieces
-    /// ([`Abilities::reads_pieces`](super::Abilities::reads_pieces)).
+    /// The host memory to fill: the whole block, or consecutive pieces of it if the tier reads
+    /// pieces ([`Abilities::reads_pieces`](super::Abilities::reads_pieces)).
     pub into: HostBlock,
 }
 
 /// A block to write.
 #[derive(Debug)]
 pub struct BlockWrite {
-    /// Which.
+    /// The block.
     pub name: BlockName,
-    /// The key of the block before it in its chain, where there is one.
+    /// The key of its parent, unless it is the first block of its chain.
     pub parent: Option<BlockKey>,
-    /// How many blocks stand before it in its chain.
+    /// Number of blocks before it in its chain.
     pub position: u32,
-    /// The tenant that it is written for.
+    /// The tenant of the block.
     pub tenant: u32,
-    /// All of its bytes.
+    /// The host memory with all of its bytes.
     pub from: HostBlock,
 }
 
 impl BlockWrite {
-    /// The checksum that a tier which does not verify keeps with the block and returns with it.
+    /// The checksum of the block. A tier that does not verify stores it with the block and returns
+    /// it on a read.
     ///
     /// # Errors
-    /// Host memory that cannot be read.
+    /// Host memory that is not readable.
     pub fn checksum(&self) -> Result<u64, TierError> {
         let bytes = self.from.bytes()?;
         Ok(content_checksum(&self.name.key, self.position, bytes))
     }
 }
 
-/// CRC-64/NVME of a block's key, its position (`u32`, little-endian) and its bytes: neither a changed byte nor
-/// another block passes for this one.
+/// CRC-64/NVME of a block's key, its position (`u32`, little-endian) and its bytes. It detects
+/// changed bytes and a swapped block.
 #[must_use]
 pub fn content_checksum(key: &BlockKey, position: u32, bytes: &[u8]) -> u64 {
     let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);

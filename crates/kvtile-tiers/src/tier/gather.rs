@@ -1,15 +1,12 @@
-//! Batches whose blocks end in parts, on any threads: every batch ends exactly once, whatever becomes of its
-//! parts.
+//! Batches whose blocks complete in parts, on any threads. Every batch completes exactly once, also
+//! if a part is dropped.
 
-use std::{
-    ops::Range,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use kvtile_transfer::completion::{Completer, Completion};
+use parking_lot::{Mutex, MutexGuard};
 
-/// The outcomes of a batch, gathered from its parts.
+/// Collects the outcomes of a batch from its parts.
 pub struct Gather<O, R> {
     state: Mutex<State<O>>,
     completer: Completer<R>,
@@ -19,22 +16,23 @@ pub struct Gather<O, R> {
 }
 
 struct State<O> {
-    /// For each block of the batch.
+    /// One entry for each block of the batch.
     outcomes: Vec<Option<O>>,
-    /// Blocks without an outcome.
+    /// Number of blocks without an outcome.
     left: usize,
     elapsed: Duration,
 }
 
-/// Consecutive blocks of a batch. When it is dropped, they have an outcome.
+/// Consecutive blocks of a batch. Dropping a part gives its blocks the outcome `lost`.
 pub struct Part<O, R: Clone> {
     gather: Arc<Gather<O, R>>,
     blocks: Range<usize>,
 }
 
 impl<O, R: Clone> Gather<O, R> {
-    /// Of a batch of `blocks` blocks. `report` makes the end of the outcomes and the longest time of a part;
-    /// `lost` is the outcome of blocks whose part is dropped without one.
+    /// Begins a batch of `blocks` blocks. `report` builds the result from the outcomes and the
+    /// longest time of a part. `lost` is the outcome of blocks whose part is dropped without
+    /// outcomes.
     pub fn begin(
         blocks: usize,
         lost: fn() -> O,
@@ -60,8 +58,7 @@ impl<O, R: Clone> Gather<O, R> {
     }
 
     fn lock(&self) -> MutexGuard<'_, State<O>> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn set(&self, blocks: Range<usize>, mut outcome: impl FnMut() -> O, elapsed: Duration) {
@@ -91,13 +88,13 @@ impl<O, R: Clone> Gather<O, R> {
 }
 
 impl<O, R: Clone> Part<O, R> {
-    /// Its blocks, as positions in the batch.
+    /// The indices of its blocks in the batch.
     #[must_use]
     pub fn blocks(&self) -> Range<usize> {
         self.blocks.clone()
     }
 
-    /// Takes out the blocks behind the first `blocks`.
+    /// Splits off the blocks after the first `blocks`.
     #[must_use]
     pub fn split_off(&mut self, blocks: usize) -> Part<O, R> {
         let middle = self
@@ -113,10 +110,11 @@ impl<O, R: Clone> Part<O, R> {
         }
     }
 
-    /// Ends the blocks, each with its outcome. The memory of the batch must be dropped before.
+    /// Completes the blocks with their outcomes. The caller must drop the host memory of the blocks
+    /// first.
     ///
     /// # Panics
-    /// If there are not as many outcomes as blocks.
+    /// If the numbers of outcomes and blocks differ.
     pub fn end(self, outcomes: Vec<O>, elapsed: Duration) {
         let blocks = self.blocks();
         assert_eq!(
@@ -155,7 +153,7 @@ mod tests {
         third.end(vec![4], Duration::ZERO);
         first.end(vec![0, 1], Duration::ZERO);
         assert!(!completion.is_complete());
-        // Nothing was said of the second part.
+        // Dropped without outcomes.
         drop(second);
         assert_eq!(completion.try_result(), Some(vec![0, 1, 9, 9, 4]));
     }

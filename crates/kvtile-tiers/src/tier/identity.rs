@@ -1,21 +1,21 @@
-//! What blocks of a tier are.
+//! The identity of a tier's blocks.
 
 use kvtile_layout::identity::{LayoutIdentity, LogicalIdentity};
 
 use super::Pieces;
 
-/// The order of stored blocks, unless another one is set: layers outermost, so that the first layers of a block
-/// can be read, verified and copied while the others are being read.
+/// The default order of stored blocks: layers outermost, so that the first layers of a block can be
+/// read, verified and copied while the later ones are being read.
 pub const STORAGE_WORD: &str = "BLHKNC";
 
-/// What must be equal before a block of a tier may be used.
+/// Everything that must be equal before a block of a tier may be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoreIdentity {
-    /// What the values of a block mean.
+    /// The meaning of a block's values.
     pub logical: LogicalIdentity,
-    /// How one block lies ([`LayoutIdentity::of_block`]).
+    /// The layout of one block ([`LayoutIdentity::of_block`]).
     pub block_layout: LayoutIdentity,
-    /// Bytes of one block, and how it is cut.
+    /// The size of one block, and its pieces.
     pub pieces: Pieces,
 }
 

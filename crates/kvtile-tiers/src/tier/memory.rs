@@ -1,4 +1,4 @@
-//! Host memory that a batch of a tier owns while it lasts.
+//! Host memory that a batch of a tier owns.
 
 use std::{any::Any, fmt, sync::Arc};
 
@@ -6,13 +6,13 @@ use kvtile_transfer::{BlockLease, TransferError};
 
 use crate::error::TierError;
 
-/// One leased block of host memory, or some layers of one. While it lives, nothing else writes to these bytes, nothing else reads
-/// them where the lease is for writing, and the block's place in its pool is not given out.
+/// One leased block of host memory, or some layers of one. While it lives, the lease excludes other
+/// writers, and a write lease also excludes readers; and the pool does not reuse the block.
 pub struct HostBlock {
     lease: BlockLease,
     block: u64,
     start: u64,
-    /// Frees the block's place when the last one is dropped.
+    /// Keeps the block from being reused until its last clone is dropped.
     _place: Arc<dyn Any + Send + Sync>,
 }
 
@@ -23,10 +23,10 @@ impl fmt::Debug for HostBlock {
 }
 
 impl HostBlock {
-    /// The one block of a lease; `place` is dropped with it.
+    /// The block of a lease of one block. It keeps `place` alive.
     ///
     /// # Errors
-    /// A lease of no block, or of several.
+    /// A lease of no block or of several blocks.
     pub fn new(
         lease: BlockLease,
         place: Arc<dyn Any + Send + Sync>,
@@ -34,10 +34,10 @@ impl HostBlock {
         HostBlock::part(lease, 0, place)
     }
 
-    /// The leased layers of one block, whose bytes begin at `start` in it.
+    /// The leased layers of one block; their bytes begin at offset `start` in the block.
     ///
     /// # Errors
-    /// A lease of no block, or of several.
+    /// A lease of no block or of several blocks.
     pub fn part(
         lease: BlockLease,
         start: u64,
@@ -56,7 +56,7 @@ impl HostBlock {
         })
     }
 
-    /// Where in the stored block its bytes begin: 0 for a whole block.
+    /// The offset of its bytes in the stored block: 0 for a whole block.
     #[must_use]
     pub fn start(&self) -> u64 {
         self.start
@@ -65,15 +65,15 @@ impl HostBlock {
     /// Its bytes.
     ///
     /// # Errors
-    /// Memory that another process may change.
+    /// Memory that another process may modify.
     pub fn bytes(&self) -> Result<&[u8], TransferError> {
         self.lease.part(self.block)
     }
 
-    /// Its bytes, to fill.
+    /// Its bytes, mutable.
     ///
     /// # Errors
-    /// A lease for reading; memory that another process may change.
+    /// A read lease; memory that another process may modify.
     pub fn bytes_mut(&mut self) -> Result<&mut [u8], TransferError> {
         self.lease.part_mut(self.block)
     }

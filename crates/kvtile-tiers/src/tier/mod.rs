@@ -1,4 +1,4 @@
-//! The contract of a tier: a place below host memory that keeps blocks by group and key.
+//! The contract of a tier: it stores blocks by group and key, below host memory.
 //!
 //! ```text
 //! cache ── find, hold ──────────► pins or promises, at once
@@ -8,17 +8,20 @@
 //!       ── sync ────────────────► completion: what is durable
 //! ```
 //!
-//! What every implementation keeps, and the conformance suite of the testkit checks:
+//! Every implementation guarantees the following; the conformance suite of the testkit checks it:
 //!
-//! - No call waits for a device or a network. What takes time ends in a [`Completion`]; an implementation
-//!   without threads may do the work before it returns.
-//! - A batch owns the host memory that it fills or reads ([`HostBlock`]) and drops it before its completion
-//!   ends. A caller that gives up waiting leaves the memory to the batch: it is free when the tier drops it.
-//! - Every batch ends exactly once, with one outcome for each of its blocks, in their order: also after a
-//!   panic, and when the tier is dropped.
-//! - A block that is not what was written is a miss. A tier that cannot verify its bytes returns the checksum
-//!   that came with the block, and the caller verifies ([`Abilities::verifies`]).
-//! - Presence may be wrong by the time of the read where the tier is shared; the outcome of the read counts.
+//! - No call waits for a device or a network. Slow operations return a [`Completion`]. An
+//!   implementation without threads may do the work before it returns.
+//! - A batch owns the host memory that it fills or reads ([`HostBlock`]) and drops it before its
+//!   completion ends. A caller that stops waiting leaves the memory to the batch until the tier
+//!   drops it.
+//! - Every batch completes exactly once, with one outcome for each of its blocks, in their order;
+//!   also after a panic, and when the tier is dropped.
+//! - A block whose bytes differ from those written is a miss. A tier that cannot verify the bytes
+//!   returns the checksum that was written with the block, and the caller verifies
+//!   ([`Abilities::verifies`]).
+//! - Presence is a hint on a shared tier: the block may be evicted before the read. The outcome of
+//!   the read counts.
 
 mod batch;
 mod gather;
@@ -51,75 +54,76 @@ pub use settings::{TierSettings, TierWrites};
 
 use crate::{clock::Clock, error::TierError};
 
-/// How a tier answers lookups.
+/// When a tier answers lookups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Answers {
-    /// [`Tier::find`] knows everything that the tier has.
+    /// [`Tier::find`] knows all blocks of the tier.
     AtOnce,
-    /// [`Tier::find`] knows what earlier answers of [`Tier::ask`] said.
+    /// [`Tier::find`] knows the blocks of earlier answers to [`Tier::ask`].
     Later,
 }
 
-/// What a tier can do.
+/// The capabilities of a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Abilities {
-    /// It has a capacity. For a new block it evicts one that is not in use, which it chooses itself, or has no room
-    /// for it.
+    /// It has a capacity. To store a new block it evicts an unused block of its own choice, or
+    /// refuses the new block.
     pub is_bounded: bool,
-    /// What it has synced outlives the process. The cache syncs such tiers alone, and a flush and closing write to
-    /// them alone.
+    /// Its synced blocks outlive the process. The cache syncs only durable tiers, and flushing and
+    /// closing write only to these.
     pub is_durable: bool,
-    /// Other caches write to it too, so that a [`Hold`] is a promise. The cache keeps the ancestors of host blocks on
-    /// other tiers where it can.
+    /// Other caches write to it too, so a [`Hold`] is only a promise. The cache prefers other tiers
+    /// to pin the ancestors of host blocks.
     pub is_shared: bool,
-    /// It compares what it reads with a checksum that it took when the block was written. Otherwise it
-    /// returns the checksum that was written with the block, and the cache compares.
+    /// It verifies each read with a checksum from the write. Otherwise it returns the checksum that
+    /// was written with the block, and the cache verifies.
     pub verifies: bool,
-    /// It reads the pieces of a block alone ([`StoreIdentity::pieces`]) and verifies each. Otherwise every read
-    /// is of whole blocks.
+    /// It reads pieces of a block separately ([`StoreIdentity::pieces`]) and verifies each.
+    /// Otherwise every read is of whole blocks.
     pub reads_pieces: bool,
-    /// How it answers lookups.
+    /// When it answers lookups.
     pub answers: Answers,
 }
 
-/// Blocks that a tier keeps until this is dropped, or promises to keep for a time where it is shared.
+/// Pins of consecutive blocks of a tier, until this is dropped. On a shared tier it is only a
+/// promise to keep them for a time.
 pub trait Hold: fmt::Debug + Send + Sync {
-    /// How many.
+    /// Number of blocks.
     fn blocks(&self) -> usize;
 
-    /// The key of the block before the one at `index`, where there is one.
+    /// The parent of the block at `index`; `None` for the first block of a chain.
     fn parent(&self, index: usize) -> Option<BlockKey>;
 
-    /// The tenant that the block at `index` was written for.
+    /// The tenant of the block at `index`.
     fn tenant(&self, index: usize) -> u32;
 
-    /// Takes out the blocks from position `at` on.
+    /// Splits off the blocks from index `at` on.
     fn split_off(&mut self, at: usize) -> Box<dyn Hold>;
 }
 
-/// A place below host memory that keeps blocks. See the [module](self) for what every implementation keeps.
+/// A tier below host memory. The [module](self) lists the guarantees of every implementation.
 pub trait Tier: fmt::Debug + Send + Sync {
-    /// Its name; no two tiers of a cache have the same.
+    /// The name of the tier, unique within a cache.
     fn id(&self) -> TierId;
 
-    /// What it can do.
+    /// The capabilities of the tier.
     fn abilities(&self) -> Abilities;
 
-    /// Finds the leading blocks of `keys` that it has, for a request that `claim` describes; `None` where it
-    /// does not have the first one. Its policy counts it as a use.
+    /// Pins the leading blocks of `keys` that it has, for a request with the claim `claim`; `None`
+    /// if it does not have the first block. The tier's policy counts this as a use.
     fn find(&self, group: GroupId, keys: &[BlockKey], claim: &Claim) -> Option<Box<dyn Hold>>;
 
-    /// The same without a request: nothing counts it as a use.
+    /// Like [`Tier::find`], but does not count as a use.
     fn hold(&self, group: GroupId, keys: &[BlockKey]) -> Option<Box<dyn Hold>>;
 
-    /// Whether it has a block.
+    /// Whether it has the block.
     fn has(&self, group: GroupId, key: &BlockKey) -> bool {
         self.hold(group, std::slice::from_ref(key)).is_some()
     }
 
-    /// Asks for the leading blocks of `keys`; [`Tier::find`] knows them once the answer has arrived. Tiers
-    /// that answer at once do so here too.
+    /// Queries the leading blocks of `keys`; [`Tier::find`] knows them once the completion has
+    /// ended. On tiers that answer at once the completion has already ended.
     fn ask(&self, group: GroupId, keys: &[BlockKey]) -> Completion<Answer> {
         let leading = self.hold(group, keys).map_or(0, |hold| hold.blocks());
         Completion::ended(0, Answer::of(leading))
@@ -128,65 +132,67 @@ pub trait Tier: fmt::Debug + Send + Sync {
     /// Reads blocks into host memory.
     fn read(&self, blocks: Vec<BlockRead>) -> Completion<ReadReport>;
 
-    /// Writes blocks from host memory; the parent of a block is on the tier, or before it in the batch. What is
-    /// there already is not written again.
+    /// Writes blocks from host memory. The parent of a block must be on the tier, or before the
+    /// block in the batch. The tier does not write a block that it already has.
     fn write(&self, blocks: Vec<BlockWrite>) -> Completion<WriteReport>;
 
-    /// Gives up blocks. Those that are pinned cannot be found any more. Returns how many were there.
+    /// Removes blocks and returns how many it had. Lookups do not find removed blocks even while
+    /// they are pinned.
     fn forget(&self, group: GroupId, keys: &[BlockKey]) -> usize;
 
-    /// Gives up to `blocks` blocks up, those least worth keeping first. Returns how many.
+    /// Evicts up to `blocks` blocks, the least valuable first. Returns how many.
     fn evict(&self, blocks: usize, now: Tick) -> usize;
 
-    /// Gives up all blocks that are not in use, on this cache's behalf alone where the tier is shared.
-    /// Returns how many. A crash may bring some back until the next [`Tier::sync`].
+    /// Removes all blocks that are not in use; on a shared tier only for this cache. Returns how
+    /// many. Until the next [`Tier::sync`] a crash may restore some of them.
     fn clear(&self, now: Tick) -> usize;
 
-    /// Brings everything written and given up before to where it outlives the process. A tier that is not durable
-    /// has nothing to do.
+    /// Makes all earlier writes and removals durable. No operation on a tier that is not durable.
     fn sync(&self) -> Completion<SyncReport>;
 
-    /// Which of these blocks outlive the process now.
+    /// Whether each block is durable now.
     fn durable(&self, group: GroupId, keys: &[BlockKey]) -> Vec<bool>;
 
-    /// What it counted and holds.
+    /// The counters and contents of the tier.
     fn stats(&self) -> TierStats;
 
-    /// How long reading so many blocks takes, from what it measured; `None` before the first measurement.
+    /// The estimated time to read `blocks` blocks, from earlier reads; `None` before the first
+    /// measurement.
     fn estimate(&self, blocks: usize) -> Option<Duration>;
 
-    /// Appends all blocks of all groups that can be found, each under the lock under which its events are appended.
+    /// Appends all blocks of all groups that lookups can find, each under the lock that also orders
+    /// its events.
     fn list(&self, blocks: &mut Vec<StoredBlock>);
 
-    /// Pins that were held for longer than their claims said.
+    /// Pins held past the deadlines of their claims.
     fn overdue(&self, _now: Tick) -> Vec<PinReport> {
         Vec::new()
     }
 
-    /// Does what is due from time to time.
+    /// Runs periodic work.
     fn maintain(&self) {}
 
-    /// Asserts what must hold between its parts, for tests.
+    /// Checks the invariants of the tier, for tests.
     ///
     /// # Panics
-    /// Where something does not hold.
+    /// If an invariant does not hold.
     fn check_integrity(&self) {}
 
-    /// The implementation itself, for callers that know it.
+    /// The implementation, for a downcast.
     fn as_any(&self) -> &dyn Any;
 }
 
-/// What a cache gives to the tiers that it opens.
+/// The context that a cache passes to the tiers it opens.
 #[derive(Clone)]
 pub struct TierContext {
-    /// What the blocks mean, how they lie, and how long they are.
+    /// The identity, the layout and the size of the blocks.
     pub identity: StoreIdentity,
-    /// Where the tier appends what it stores and removes.
+    /// The log in which the tier records stored and removed blocks.
     pub events: Arc<EventLog>,
     /// The clock of the cache.
     pub clock: Arc<dyn Clock>,
-    /// Threads that the cache has for moving blocks; with 0 a tier has none either, and does its work in the
-    /// calls.
+    /// Number of worker threads of the cache. With 0 the tier has no threads either, and does its
+    /// work within the calls.
     pub threads: usize,
 }
 

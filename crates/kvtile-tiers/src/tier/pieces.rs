@@ -1,4 +1,4 @@
-//! How a stored block is cut into pieces that can be read and verified alone.
+//! The pieces of a stored block: ranges that a tier can read and verify separately.
 //!
 //! ```text
 //! layers   0   1   2   3   4   5   6         outermost in a block
@@ -6,7 +6,7 @@
 //! pieces   |     0     |     1     | 2 |     whole layers, 64 KiB at least, cut at pages
 //! ```
 //!
-//! A block whose layers do not lie one after the other is one piece.
+//! A block whose layers are not contiguous in order is one piece.
 
 use std::{ops::Range, sync::Arc};
 
@@ -14,26 +14,27 @@ use kvtile_layout::{LayoutError, StridedLayout, broken};
 
 use crate::error::TierError;
 
-/// A piece is at least so long, where there is more than one: smaller reads are slower than the disk.
+/// The smallest piece if a block has several: smaller reads do not use the disk's bandwidth.
 const PIECE_BYTES_MIN: u64 = 64 << 10;
 
-/// Pieces begin at multiples of this in their block, so that they can be read by direct I/O.
+/// Alignment of the start of a piece in its block, for direct I/O.
 const CUT_BYTES: u64 = 4096;
 
-/// How a stored block is cut: which layers and which bytes each piece has.
+/// The pieces of a stored block: the layers and the bytes of each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pieces {
-    /// Where each piece ends, in bytes from the start of the block.
+    /// The end of each piece, in bytes from the start of the block.
     ends: Arc<[u64]>,
-    /// The layer at which each piece ends; nothing where layers are not apart.
+    /// The layer at which each piece ends (exclusive); empty if the layers are unknown or not
+    /// contiguous.
     layers: Arc<[u64]>,
 }
 
 impl Pieces {
-    /// The most pieces of a block.
+    /// The largest number of pieces of a block.
     pub const MAX: usize = 121;
 
-    /// Blocks of `block_bytes` bytes in one piece.
+    /// One piece for a block of `block_bytes` bytes.
     #[must_use]
     pub fn whole(block_bytes: u64) -> Pieces {
         Pieces {
@@ -42,14 +43,14 @@ impl Pieces {
         }
     }
 
-    /// The blocks of a layout whose blocks are one contiguous range of bytes each.
+    /// The pieces of a layout's blocks. Each block must be one contiguous range of bytes.
     ///
     /// # Errors
-    /// Blocks that are no such range.
+    /// A layout whose blocks are not contiguous.
     pub fn of_layout(layout: &StridedLayout) -> Result<Pieces, LayoutError> {
         let block = layout.block_span(0)?;
         let layers = (0..layout.shape().num_layers()).map(|layer| {
-            // A layer that is no range of bytes is not read alone.
+            // A layer that is not one range of bytes cannot be read separately.
             let span = layout.page_span(0, layer).ok()?;
             let start = span.start.offset.checked_sub(block.start.offset)?;
             Some(start..start + span.bytes)
@@ -60,8 +61,8 @@ impl Pieces {
         })
     }
 
-    /// Blocks of `block_bytes` bytes whose layers lie at these bytes of a block. They are one piece where the
-    /// layers do not lie one after the other without a gap.
+    /// The pieces of a block of `block_bytes` bytes with its layers at the given ranges. The block
+    /// is one piece unless the layers follow each other without gaps.
     fn of_layers(layers: &[Range<u64>], block_bytes: u64) -> Pieces {
         let starts: Vec<u64> = layers.iter().map(|layer| layer.start).collect();
         let follow = layers.windows(2).all(|pair| match pair {
@@ -94,10 +95,10 @@ impl Pieces {
         }
     }
 
-    /// Pieces that end at these bytes of a block; which layers they hold is not known.
+    /// Pieces with the given ends, in bytes; their layers are unknown.
     ///
     /// # Errors
-    /// No piece, more than [`Pieces::MAX`], an empty one, or ends that do not ascend.
+    /// No ends, more than [`Pieces::MAX`], an empty piece, or ends that do not ascend.
     pub fn ending_at(ends: &[u64]) -> Result<Pieces, TierError> {
         let starts = [0].iter().chain(ends);
         let ascend = starts.zip(ends).all(|(start, end)| start < end);
@@ -113,13 +114,14 @@ impl Pieces {
         })
     }
 
-    /// How many there are; at least one.
+    /// Number of pieces; at least one.
     #[must_use]
     pub fn count(&self) -> usize {
         self.ends.len()
     }
 
-    /// Where each ends, in bytes from the start of the block; the last with the block.
+    /// The end of each piece, in bytes from the start of the block; the last one is the end of the
+    /// block.
     #[must_use]
     pub fn ends(&self) -> &[u64] {
         &self.ends
@@ -134,10 +136,10 @@ impl Pieces {
         }
     }
 
-    /// The bytes of the pieces `which`, from the start of the block.
+    /// The byte range of the pieces `which`, from the start of the block.
     ///
     /// # Panics
-    /// If there are no such pieces.
+    /// If `which` is empty or out of range.
     #[must_use]
     pub fn bytes(&self, which: Range<usize>) -> Range<u64> {
         assert!(
@@ -148,7 +150,7 @@ impl Pieces {
         self.end(which.start)..self.end(which.end)
     }
 
-    /// Where the first `pieces` pieces end.
+    /// The end of the first `pieces` pieces.
     fn end(&self, pieces: usize) -> u64 {
         match pieces.checked_sub(1).map(|last| self.ends.get(last)) {
             None => 0,
@@ -157,10 +159,10 @@ impl Pieces {
         }
     }
 
-    /// The layers of the pieces `which`; `None` where layers are not apart.
+    /// The layers of the pieces `which`; `None` if the layers are unknown or not contiguous.
     ///
     /// # Panics
-    /// If there are no such pieces.
+    /// If `which` is empty or out of range.
     #[must_use]
     pub fn layers(&self, which: Range<usize>) -> Option<Range<u64>> {
         assert!(
@@ -175,7 +177,7 @@ impl Pieces {
         }
     }
 
-    /// The pieces that have exactly these bytes of a block.
+    /// The pieces with exactly this byte range of a block.
     #[must_use]
     pub fn at(&self, bytes: &Range<u64>) -> Option<Range<usize>> {
         let end = self.ends.binary_search(&bytes.end).ok()? + 1;
@@ -186,10 +188,10 @@ impl Pieces {
         (start < end).then_some(start..end)
     }
 
-    /// The bytes of the pieces `which`, piece by piece.
+    /// Splits the bytes of the pieces `which` into the pieces.
     ///
     /// # Panics
-    /// If `bytes` are not as many as these pieces have.
+    /// If `which` is empty or out of range, or if `bytes` has another length than these pieces.
     #[must_use]
     pub fn split<'a>(&self, which: Range<usize>, bytes: &'a [u8]) -> Vec<&'a [u8]> {
         let all = self.bytes(which.clone());
@@ -232,13 +234,13 @@ mod tests {
             // One layer a piece.
             (4, 64 * kib, vec![(1, 64), (2, 128), (3, 192), (4, 256)]),
             (3, 100 * kib, vec![(1, 100), (2, 200), (3, 300)]),
-            // Several layers a piece; the last has what is left.
+            // Several layers a piece; the last piece takes the remaining layers.
             (24, 8 * kib, vec![(8, 64), (16, 128), (24, 192)]),
             (7, 32 * kib, vec![(2, 64), (4, 128), (7, 224)]),
-            // Too small for two.
+            // Too small for two pieces.
             (3, 32 * kib, vec![(3, 96)]),
             (1, 1024 * kib, vec![(1, 1024)]),
-            // Only every fourth layer begins at a page.
+            // Only every fourth layer begins at a page boundary.
             (16, 17 * kib, vec![(4, 68), (8, 136), (12, 204), (16, 272)]),
         ] {
             let pieces = Pieces::of_layers(&layers(count, bytes, bytes), count * bytes);
@@ -322,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn ends_that_mean_nothing_are_refused() {
+    fn invalid_ends_are_refused() {
         let many: Vec<u64> = (1..200).collect();
         for ends in [&[][..], &[0], &[5, 5], &[5, 4], &many] {
             assert!(

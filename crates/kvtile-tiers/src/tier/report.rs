@@ -1,4 +1,4 @@
-//! What tiers report.
+//! The reports of tiers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,46 +6,46 @@ use kvtile_blocks::pool::PoolStats;
 
 use crate::error::TierError;
 
-/// A block that was read.
+/// A successful read of a block.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Came {
-    /// The checksum that was written with it, where the tier does not verify by itself.
+    /// The checksum that was written with the block, if the tier does not verify by itself.
     pub checksum: Option<u64>,
 }
 
-/// Why a block was not read. What the host memory holds then must not be used.
+/// Why a block was not read. The content of its host memory must not be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TierMiss {
-    /// The tier does not have it, or not any more.
+    /// The tier does not have the block.
     #[error("the tier does not have the block")]
     Absent,
-    /// Its bytes are not those that were written. The tier has given it up.
+    /// The bytes differ from those written. The tier has removed the block.
     #[error("the block is damaged: {what}")]
     Damaged {
-        /// What is wrong with it.
+        /// What is wrong with the block.
         what: String,
     },
-    /// It could not be read.
+    /// The read failed.
     #[error(transparent)]
     Failed(TierError),
 }
 
-/// What became of a batch of reads.
+/// The outcome of a batch of reads.
 #[derive(Clone, Debug)]
 pub struct ReadReport {
-    /// For each block, in the order of the batch.
+    /// One outcome for each block, in the order of the batch.
     pub blocks: Arc<[Result<Came, TierMiss>]>,
-    /// How long the reading took, without waiting for its turn.
+    /// The time of the reads, without the wait in the tier's queue.
     pub elapsed: Duration,
 }
 
-/// A block that a tier has after a write.
+/// A successful write: the tier has the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrote {
-    /// It was written.
+    /// The tier wrote it.
     New,
-    /// It was there already.
+    /// The tier already had it.
     Present,
 }
 
@@ -53,11 +53,11 @@ pub enum Wrote {
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotWritten {
-    /// The block before it is not on the tier.
+    /// The parent of the block is not on the tier.
     #[error("the block before it is not on the tier")]
     NoParent,
-    /// All of the tier's room holds its ancestors, or blocks in use; or the block before it in the batch has no
-    /// room.
+    /// The tier's capacity is taken by the block's ancestors and by blocks in use; or its parent in
+    /// the batch had no room.
     #[error("the tier has no room")]
     NoRoom,
     /// The write failed.
@@ -65,35 +65,35 @@ pub enum NotWritten {
     Failed(TierError),
 }
 
-/// What became of a batch of writes.
+/// The outcome of a batch of writes.
 #[derive(Clone, Debug)]
 pub struct WriteReport {
-    /// For each block, in the order of the batch.
+    /// One outcome for each block, in the order of the batch.
     pub blocks: Arc<[Result<Wrote, NotWritten>]>,
-    /// How long the writing took, without waiting for its turn.
+    /// The time of the writes, without the wait in the tier's queue.
     pub elapsed: Duration,
 }
 
-/// What became of a sync.
+/// The outcome of a sync.
 #[derive(Clone, Debug, Default)]
 pub struct SyncReport {
-    /// Blocks that were written and are lost. They cannot be found any more.
+    /// Number of written blocks that were lost. Lookups do not find them.
     pub lost: usize,
-    /// Why not everything else is durable.
+    /// Why the other blocks are not durable.
     pub failure: Option<TierError>,
 }
 
-/// What a tier answered.
+/// The answer of a tier to a query.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
-    /// Leading blocks that it has.
+    /// Number of leading blocks that it has.
     pub leading: usize,
-    /// Why it could not say.
+    /// Why the query failed.
     pub failure: Option<TierError>,
 }
 
 impl Answer {
-    /// It has so many leading blocks.
+    /// An answer with `leading` blocks.
     #[must_use]
     pub fn of(leading: usize) -> Answer {
         Answer {
@@ -103,28 +103,28 @@ impl Answer {
     }
 }
 
-/// What a tier counted since it was opened, and what it holds.
+/// The counters of a tier since it was opened, and its contents.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct TierStats {
-    /// Blocks that can be found.
+    /// Number of blocks that lookups can find.
     pub present: u64,
-    /// Blocks that it has room for; 0 where nothing bounds them.
+    /// Capacity in blocks; 0 if the tier is unbounded.
     pub capacity: u64,
-    /// Blocks that left for others.
+    /// Blocks evicted for other blocks.
     pub evicted_for_room: u64,
-    /// Blocks that left because their tenant had too many.
+    /// Blocks evicted because their tenant exceeded its quota.
     pub evicted_for_quota: u64,
-    /// Blocks that were evicted on request, forgotten or cleared.
+    /// Blocks evicted on request, removed or cleared.
     pub removed: u64,
-    /// Blocks that were given up because they were damaged, lost, or could not be read.
+    /// Blocks removed because they were damaged, lost or not readable.
     pub damaged: u64,
-    /// What its pool counted, where it has one.
+    /// The counters of the tier's pool, if it has one.
     pub pool: Option<PoolStats>,
 }
 
 impl TierStats {
-    /// From what a pool counted; `damaged` of the removed blocks were damaged.
+    /// Statistics of a tier with a pool; `damaged` of the removed blocks were damaged.
     #[must_use]
     pub fn of_pool(pool: PoolStats, damaged: u64) -> TierStats {
         let removed = pool.evicted_on_request + pool.removed_blocks + pool.cleared_blocks;
@@ -133,7 +133,7 @@ impl TierStats {
             capacity: pool.blocks as u64,
             evicted_for_room: pool.evicted_for_room,
             evicted_for_quota: pool.evicted_for_quota,
-            // Counted at different times, so more may be damaged than removed.
+            // The two counters are read at different times, so `damaged` may exceed `removed`.
             removed: removed.saturating_sub(damaged),
             damaged,
             pool: Some(pool),

@@ -1,4 +1,4 @@
-//! What a cache does with a tier.
+//! The settings of a tier within a cache.
 
 use std::time::Duration;
 
@@ -6,31 +6,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::TierError;
 
-/// When host blocks are written to a tier.
+/// When the cache writes host blocks to a tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum TierWrites {
-    /// When they have to leave host memory.
+    /// On eviction from host memory.
     #[default]
     OnEviction,
-    /// As soon as they are stored.
+    /// Right after the store.
     AtOnce,
-    /// When they were found so many times.
+    /// Once a block was found this number of times.
     AfterUses(u32),
 }
 
-/// What a cache does with one of its tiers.
+/// The settings of a tier within a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct TierSettings {
-    /// When host blocks are written to it (default: when they are evicted).
+    /// When host blocks are written to the tier (default: on eviction).
     pub writes: TierWrites,
-    /// How long closing the cache may take to write blocks to it that are only in host memory (default 30 s;
-    /// with 0 it writes none).
+    /// The time limit during closing for writes of blocks that are only in host memory (default 30
+    /// s; 0 writes none).
     pub close_within: Duration,
-    /// How long the cache waits for a batch (default 30 s). What comes later is a miss, or counts as not
-    /// written, and the tier is left alone for a while.
+    /// The time limit for a batch (default 30 s). A late read is a miss, a late write counts as
+    /// failed, and the cache does not use the tier until a backoff has passed.
     pub answer_within: Duration,
 }
 
@@ -45,28 +45,28 @@ impl Default for TierSettings {
 }
 
 impl TierSettings {
-    /// With other times of writing.
+    /// Sets when host blocks are written.
     #[must_use]
     pub fn writes(mut self, writes: TierWrites) -> TierSettings {
         self.writes = writes;
         self
     }
 
-    /// With so much time for closing.
+    /// Sets the time limit for closing.
     #[must_use]
     pub fn close_within(mut self, time: Duration) -> TierSettings {
         self.close_within = time;
         self
     }
 
-    /// With so much time for each batch.
+    /// Sets the time limit for a batch.
     #[must_use]
     pub fn answer_within(mut self, time: Duration) -> TierSettings {
         self.answer_within = time;
         self
     }
 
-    /// Refuses values that mean nothing.
+    /// Refuses values out of range.
     pub(crate) fn check(&self) -> Result<(), TierError> {
         match self.writes {
             TierWrites::AfterUses(0) => Err(TierError::ZeroUses),

@@ -1,7 +1,8 @@
-//! The whole cache over three tiers of which one misbehaves in every way, from seeds: the order of the tiers,
-//! their settings, the work, the faults, and when late batches end.
+//! The whole cache over three tiers, one of which misbehaves in every way. A seed determines the
+//! order of the tiers, their settings, the operations, the faults, and when late batches end.
 //!
-//! A seed that fails is printed. `KVTILE_TIERS_SEED=n` plays one alone, `KVTILE_TIERS_SEEDS=n` that many.
+//! A failing seed is printed. `KVTILE_TIERS_SEED=n` runs only that seed, `KVTILE_TIERS_SEEDS=n`
+//! runs n seeds.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,7 +33,7 @@ const CHAINS: u64 = 5;
 const HOST_BLOCKS: u64 = 5;
 
 #[test]
-fn a_cache_over_a_tier_that_misbehaves_gives_no_wrong_byte_and_loses_nothing_that_is_its_own() {
+fn a_cache_over_a_misbehaving_tier_serves_no_wrong_byte_and_loses_no_durable_block() {
     let seeds = number("KVTILE_TIERS_SEEDS").unwrap_or(SEEDS);
     let one = number("KVTILE_TIERS_SEED");
     let mut seen = Seen::default();
@@ -40,7 +41,7 @@ fn a_cache_over_a_tier_that_misbehaves_gives_no_wrong_byte_and_loses_nothing_tha
         match std::panic::catch_unwind(|| play(seed)) {
             Ok(played) => seen.add(&played),
             Err(panic) => {
-                println!("seed {seed} failed: KVTILE_TIERS_SEED={seed} plays it alone");
+                println!("seed {seed} failed: KVTILE_TIERS_SEED={seed} runs it alone");
                 std::panic::resume_unwind(panic);
             }
         }
@@ -59,24 +60,24 @@ fn a_cache_over_a_tier_that_misbehaves_gives_no_wrong_byte_and_loses_nothing_tha
     ];
     assert!(
         seeds < SEEDS || one.is_some() || all.iter().all(|count| *count > seeds / 10),
-        "the seeds do not reach everything: {seen:?}"
+        "the seeds do not cover every outcome: {seen:?}"
     );
 }
 
-/// What the seeds came to.
+/// The events that the seeds covered.
 #[derive(Debug, Default)]
 struct Seen {
-    /// Blocks that came from each tier.
+    /// Blocks read from each tier.
     from_bad: u64,
     from_memory: u64,
     from_disk: u64,
-    /// Blocks that failed their checksum.
+    /// Blocks with a wrong checksum.
     wrong: u64,
-    /// Hits that came too late, were absent, and failed.
+    /// Hits that were late, absent, or failed.
     late: u64,
     absent: u64,
     failed: u64,
-    /// Batches that had not ended at the end, or whose memory was kept.
+    /// Batches that had not ended when the operations ended, or whose memory the tier kept.
     kept: u64,
     /// Blocks that were durable.
     durable: u64,
@@ -117,7 +118,7 @@ impl Seen {
     }
 }
 
-/// The tiers of these caches.
+/// The kinds of tiers of these caches.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Below {
     Memory,
@@ -129,7 +130,7 @@ fn remote(name: &str) -> TierId {
     TierId::new(TierKind::Remote, name).unwrap()
 }
 
-/// The second disk is for the tier that misbehaves.
+/// The second disk belongs to the misbehaving tier.
 fn open(
     disks: [&SimulatedDisk; 2],
     clock: &Arc<VirtualClock>,
@@ -190,7 +191,7 @@ fn add(
     })
 }
 
-/// The tier that misbehaves.
+/// The misbehaving tier.
 fn bad_id(cache: &Cache) -> TierId {
     let mut tiers = cache.tiers().into_iter();
     let is_bad = |tier: &TierId| {
@@ -205,7 +206,7 @@ fn bad(cache: &Cache) -> &Misbehaving {
     tier.as_any().downcast_ref().unwrap()
 }
 
-/// All ways to misbehave at some rate, or one of them at a high one.
+/// All faults at some rate, or one of them at a high rate.
 fn faults(numbers: &mut Numbers) -> TierFaults {
     let all = TierFaults::all(4 + numbers.below(30));
     let of = 1 + numbers.below(4);
@@ -268,13 +269,13 @@ fn play(seed: u64) -> Seen {
     for (number, blocks) in durable {
         let keys = chain(number, blocks);
         let loaded = engine.load(&keys, 0);
-        assert_eq!(loaded, blocks, "blocks of chain {number} that were durable");
+        assert_eq!(loaded, blocks, "durable blocks of chain {number}");
     }
     cache.check_integrity();
     seen
 }
 
-/// Nothing is pinned any more: all that any tier has can be given up.
+/// Nothing is pinned, so every tier can be cleared completely.
 fn is_empty_once_cleared(cache: &Cache) {
     cache.clear().unwrap();
     for tier in cache.tiers() {
@@ -283,7 +284,7 @@ fn is_empty_once_cleared(cache: &Cache) {
     }
 }
 
-/// Random work.
+/// Random operations.
 fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut Numbers) {
     let mut engine = Engine::new(cache);
     let tiers = cache.tiers();
@@ -306,7 +307,7 @@ fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut Numbers) {
             }
             12 => {
                 let tier = tiers[numbers.index(tiers.len())];
-                // A late write would land within the call that evicts.
+                // Otherwise a late write could end during the eviction.
                 bad(cache).end_due();
                 let present = cache.tier_stats(tier).unwrap().present;
                 let gone = cache.evict(tier, numbers.index(4)).unwrap() as u64;
@@ -319,7 +320,7 @@ fn live(cache: &Cache, clock: &VirtualClock, numbers: &mut Numbers) {
                 cache.look_after();
             }
             14 if numbers.once_in(6) => {
-                // It may fail: the tier that misbehaves syncs too.
+                // It may fail, because the misbehaving tier syncs too.
                 let _ = cache.clear();
             }
             _ => {
@@ -347,7 +348,8 @@ fn adds_up(cache: &Cache) {
     }
 }
 
-/// There is always a durable tier: each block is durable or has a reason, and each tier says what it has.
+/// There always is a durable tier: each block is durable or has a reason, and each tier reports its
+/// blocks.
 fn flush_adds_up(cache: &Cache, report: &FlushReport) {
     let volatile = report.no_tier + report.no_room + report.late + report.failed;
     assert!(volatile <= report.wanted, "{report:?}");
@@ -379,7 +381,7 @@ fn load_adds_up(report: &LoadReport) {
     );
 }
 
-/// A load that is cancelled at some point of its way.
+/// A load that is cancelled at a random point.
 fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut Numbers) {
     let found = cache.lookup(keys);
     let blocks: Vec<usize> = (40..40 + found.blocks()).collect();
@@ -398,7 +400,7 @@ fn cancelled(cache: &Cache, keys: &[BlockKey], numbers: &mut Numbers) {
     assert_eq!(nothing.unwrap().wait().stored, 0);
 }
 
-/// The chains that the disk says are durable, as far as they are from their heads on.
+/// The durable blocks of each chain on the disk, from the head on.
 fn durable_on_disk(cache: &Cache) -> Vec<(u64, usize)> {
     while cache.step() {}
     cache.flush();
@@ -410,7 +412,8 @@ fn durable_on_disk(cache: &Cache) -> Vec<(u64, usize)> {
     (0..CHAINS).map(of).collect()
 }
 
-/// Late batches end, in a seeded order or all together: then every host block and every pin is back.
+/// Ends the late batches, one by one in seeded order or all together. Then no host block and no pin
+/// is held.
 fn come_to_rest(cache: &Cache, one_by_one: Option<&mut Numbers>) {
     let bad = bad(cache);
     bad.set_faults(TierFaults::default());

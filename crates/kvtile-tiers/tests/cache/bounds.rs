@@ -1,4 +1,5 @@
-//! Damage, slowness, deadlines and sizes: what goes wrong is a miss, counted, and bounded.
+//! Damage, slow tiers, deadlines and sizes: each failure is a counted miss, and resources are
+//! bounded.
 
 use std::{
     fs,
@@ -23,7 +24,7 @@ use super::common::{Engine, chain, engine_layout, identity, settings, with_disk}
 
 const DISK: u64 = 4 << 20;
 
-/// A clock that goes on when it is told to.
+/// A clock that advances only on request.
 #[derive(Default)]
 pub(crate) struct VirtualClock(AtomicU64);
 
@@ -53,13 +54,13 @@ pub(crate) fn folder_bytes(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Pitfall 36: no checksum on stored data.
+/// Pitfall 36: stored data without a checksum.
 #[test]
 fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(1, 6);
     saved(folder.path(), &keys);
-    // Block 3 of the chain is in slot 3 of a new folder.
+    // In a new folder, block 3 of the chain is in slot 3.
     let slots = folder.path().join("slots");
     let mut bytes = fs::read(&slots).unwrap();
     bytes[3 * 4096 + 100] ^= 0x10;
@@ -76,7 +77,7 @@ fn flipped_bits_on_disk_are_a_miss_that_is_counted_and_not_offered_again() {
     let stats = cache.stats();
     assert_eq!(stats.lost_hits[&MissReason::Checksum], 1);
     assert_eq!(stats.checksum_failures[&TierId::DISK], 1);
-    assert_eq!(engine.load(&keys, 20), 3, "what follows it cannot be used");
+    assert_eq!(engine.load(&keys, 20), 3, "its descendants are unusable");
     assert_eq!(engine.store(&keys, 30), 3, "computed and stored again");
     assert_eq!(engine.load(&keys, 20), 6);
     cache.check_integrity();
@@ -117,7 +118,7 @@ fn the_disk_stays_within_its_capacity() {
     assert!(kept.count() >= 10);
 }
 
-/// Pitfall 34: a disk tier slower than recomputing.
+/// Pitfall 34: a disk tier slower than computing.
 #[test]
 fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
     let folder = tempfile::tempdir().unwrap();
@@ -126,7 +127,7 @@ fn disk_blocks_that_load_slower_than_computing_count_as_missing() {
     let settings = with_disk(16, folder.path(), DISK).recompute_tokens_per_second(1e12);
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
-    // Nothing was measured yet: the first ones are loaded.
+    // Without a measurement, the first blocks are loaded.
     assert_eq!(engine.load(&keys[..2], 0), 2);
     let found = cache.lookup(&keys);
     assert_eq!((found.blocks(), found.blocks_in(TierId::HOST)), (2, 2));
@@ -176,7 +177,7 @@ fn one_tenant_cannot_push_out_another() {
     cache.check_integrity();
 }
 
-/// Bytes of this process that have pages.
+/// Resident bytes of this process.
 fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
@@ -185,14 +186,14 @@ fn resident_bytes() -> u64 {
 }
 
 #[test]
-fn host_memory_is_there_from_the_start_where_that_is_asked_for() {
+fn prefault_makes_host_memory_resident_at_open() {
     const HOST: u64 = 512 << 20;
     let before = resident_bytes();
     let asked = CacheSettings::new(identity()).host_bytes(HOST).prefault();
     let cache = Cache::open(asked, engine_layout()).unwrap();
     let grown = resident_bytes().saturating_sub(before);
-    // Other tests come and go meanwhile, with some megabytes each.
-    assert!(grown > HOST * 3 / 4, "{grown} bytes came with the cache");
+    // Other tests run concurrently and use some megabytes each.
+    assert!(grown > HOST * 3 / 4, "the process grew by {grown} bytes");
     drop(cache);
 }
 

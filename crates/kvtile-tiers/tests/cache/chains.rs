@@ -1,4 +1,4 @@
-//! Chains that are longer than a tier, or that come in pieces: what is kept is always their head.
+//! Chains that are longer than a tier, or that arrive in pieces: the cache always keeps their head.
 
 use std::{path::Path, sync::Barrier, thread};
 
@@ -25,7 +25,7 @@ fn found(cache: &Cache, keys: &[BlockKey]) -> usize {
     found.blocks()
 }
 
-/// Stores a chain in pieces. Returns how many blocks were said to be stored and dropped.
+/// Stores a chain in pieces. Returns the reported numbers of stored and dropped blocks.
 fn store_in_pieces(cache: &Cache, keys: &[BlockKey], piece: usize) -> (usize, usize) {
     let engine = Engine::new(cache);
     let (mut stored, mut dropped) = (0, 0);
@@ -55,7 +55,7 @@ fn the_head_of_a_chain_that_does_not_fit_is_found_whatever_the_policy_and_the_pi
                 let engine = Engine::new(&cache);
                 let what =
                     format!("{policy:?}: {blocks} blocks, room for {room}, pieces of {piece}");
-                // What is there before leaves; what is begun stays.
+                // Older blocks are evicted; the blocks of the chain itself stay.
                 engine.store(&chain(9, room.min(5)), 0);
                 let keys = chain(1, blocks);
                 for round in 0..3 {
@@ -142,7 +142,7 @@ fn with_a_disk_as_much_of_a_chain_is_found_as_either_tier_holds_and_after_a_rest
                     store_in_pieces(&cache, &keys, piece);
                     let known = found(&cache, &keys);
                     let least = match writes {
-                        // Blocks go to disk when they were used, and these were not.
+                        // Blocks go to disk after uses, and these have none.
                         TierWrites::AfterUses(_) => host.min(blocks),
                         _ => host.max(slots).min(blocks),
                     };
@@ -189,9 +189,9 @@ fn a_block_whose_ancestors_are_in_no_tier_is_not_kept() {
     }
 }
 
-/// Blocks go to disk and leave host memory; the engine has them itself and stores what follows.
+/// Evicted blocks are on disk only; the engine still has them and stores their descendants.
 #[test]
-fn the_disk_keeps_what_blocks_in_host_memory_follow() {
+fn the_disk_keeps_the_ancestors_of_host_blocks() {
     for policy in POLICIES {
         let folder = tempfile::tempdir().unwrap();
         let settings = two_tiers(folder.path(), 16, 120_000, TierWrites::OnEviction, policy);
@@ -205,21 +205,17 @@ fn the_disk_keeps_what_blocks_in_host_memory_follow() {
         let evicted = cache.evict(TierId::DISK, slots).unwrap();
         assert_eq!(
             evicted, 0,
-            "{policy:?}: all blocks on disk are followed by others"
+            "{policy:?}: all blocks on disk have descendants in host memory"
         );
         assert_eq!(engine.load(&keys, 20), 12, "{policy:?}");
         cache.evict(TierId::HOST, 16).unwrap();
-        assert_eq!(
-            cache.evict(TierId::DISK, 4).unwrap(),
-            4,
-            "nothing is pinned for ever"
-        );
+        assert_eq!(cache.evict(TierId::DISK, 4).unwrap(), 4, "no pin is left");
         assert_eq!(engine.load(&keys, 20), 8, "{policy:?}");
         cache.check_integrity();
     }
 }
 
-/// With several threads, and with a later piece before an earlier one.
+/// With several threads, and with later pieces taken before earlier ones.
 #[test]
 fn pieces_of_a_chain_may_come_at_once_and_in_any_order_of_the_queue() {
     for round in 0..40 {
@@ -273,7 +269,7 @@ fn parked_pieces_keep_their_places_in_the_queue_and_end_with_the_cache() {
     let cache = open();
     let first = store(&cache, 0, Priority::Background).unwrap();
     let later = [4, 8, 12].map(|first| store(&cache, first, Priority::Urgent).unwrap());
-    // The later ones are taken first, and wait.
+    // The later pieces are taken first, and are parked.
     for _ in 0..3 {
         assert!(cache.step());
         assert!(!first.is_complete());
@@ -322,7 +318,7 @@ fn two_requests_store_long_chains_at_once_and_both_keep_their_heads() {
         assert_eq!(
             heads[0] + heads[1],
             24,
-            "{policy:?}: {heads:?}: no block is there that cannot be found"
+            "{policy:?}: {heads:?}: every block in host memory can be found"
         );
         cache.check_integrity();
     }
@@ -332,7 +328,7 @@ fn two_requests_store_long_chains_at_once_and_both_keep_their_heads() {
 fn a_chain_of_a_million_keys_is_taken_at_once() {
     let cache = Cache::open(settings(4).workers(0), engine_layout()).unwrap();
     let keys = chain(1, 1_000_000);
-    // All of them stand in host memory's way: nothing is looked up on this thread.
+    // Such a long chain is not looked up on the caller's thread.
     let lookups = cache.pool_stats(TierId::HOST).unwrap().lookups;
     let refused = cache.store_with(&keys, &[0, 1, 2], &StoreOptions::new().first(999_990));
     let store = refused.unwrap();

@@ -1,16 +1,17 @@
-//! Closing keeps what there is, gives everything back, and can be done from anywhere.
+//! Closing a cache: it keeps the stored blocks, releases all resources, and works on any thread.
 
 use std::{
     fs,
     future::Future,
     pin::pin,
-    sync::{Arc, Mutex, mpsc},
+    sync::{Arc, mpsc},
     task::{Context, Wake, Waker},
     time::Duration,
 };
 
 use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::{Cache, Clock, TierWrites};
+use parking_lot::Mutex;
 
 use super::{
     bounds::VirtualClock,
@@ -20,7 +21,7 @@ use super::{
 const DISK: u64 = 4 << 20;
 
 #[test]
-fn closing_brings_what_is_in_host_memory_to_the_disk() {
+fn closing_writes_host_memory_to_the_disk() {
     for writes in [
         TierWrites::OnEviction,
         TierWrites::AtOnce,
@@ -60,7 +61,7 @@ fn closing_brings_what_is_in_host_memory_to_the_disk() {
     }
 }
 
-/// A clock that goes on by a second whenever it is looked at.
+/// A clock that advances by a second at each reading.
 struct Hasty(VirtualClock);
 
 impl Clock for Hasty {
@@ -71,7 +72,7 @@ impl Clock for Hasty {
 }
 
 #[test]
-fn closing_takes_no_longer_than_it_may_and_says_what_was_late() {
+fn closing_stops_at_its_time_limit_and_reports_late_blocks() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(128, folder.path(), 4 << 20).workers(0);
     let open = |seconds| {
@@ -96,15 +97,11 @@ fn closing_takes_no_longer_than_it_may_and_says_what_was_late() {
     assert_eq!((0..5).map(loaded).sum::<usize>(), report.written);
     Engine::new(&cache).store(&chain(9, 20), 0);
     let report = cache.close();
-    assert_eq!(
-        (report.written, report.late),
-        (0, 20),
-        "0 s are for nothing"
-    );
+    assert_eq!((report.written, report.late), (0, 20), "no time, no writes");
     assert!(!report.durable, "{report:?}");
 }
 
-/// Bytes of this process that have pages.
+/// Resident bytes of this process.
 fn resident_bytes() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:"));
@@ -113,7 +110,7 @@ fn resident_bytes() -> u64 {
 }
 
 #[test]
-fn closing_gives_everything_back_while_matches_live() {
+fn closing_releases_everything_while_matches_live() {
     const HOST: u64 = 512 << 20;
     let folder = tempfile::tempdir().unwrap();
     let mut settings = with_disk(16, folder.path(), DISK).prefault();
@@ -127,8 +124,8 @@ fn closing_gives_everything_back_while_matches_live() {
     assert_eq!((nothing.blocks(), found.blocks()), (0, 8));
     let before = resident_bytes();
     drop(cache);
-    let given_back = before.saturating_sub(resident_bytes());
-    assert!(given_back > HOST / 2, "{given_back} bytes were given back");
+    let released = before.saturating_sub(resident_bytes());
+    assert!(released > HOST / 2, "{released} bytes were released");
     assert_eq!((nothing.blocks(), found.blocks()), (0, 0));
     assert_eq!(
         (found.blocks_in(TierId::HOST), found.tiers().count()),
@@ -142,7 +139,7 @@ fn closing_gives_everything_back_while_matches_live() {
     assert!(error.to_string().contains("another cache"), "{error}");
 }
 
-/// Closes the cache when it is woken, on whatever thread that is.
+/// A waker that closes the cache, on any thread.
 struct Closer {
     cache: Mutex<Option<Cache>>,
     closed: mpsc::Sender<()>,
@@ -150,7 +147,7 @@ struct Closer {
 
 impl Wake for Closer {
     fn wake(self: Arc<Self>) {
-        let cache = self.cache.lock().unwrap().take();
+        let cache = self.cache.lock().take();
         if let Some(cache) = cache {
             cache.close();
             self.closed.send(()).unwrap();
@@ -173,8 +170,8 @@ fn a_cache_may_be_closed_on_its_own_threads() {
         });
         let waker = Waker::from(Arc::clone(&closer));
         let mut context = Context::from_waker(&waker);
-        // Behind a lock, so that the end does not come before the cache is in its place.
-        let mut place = closer.cache.lock().unwrap();
+        // Locked, so that the waker cannot run before the cache is in its slot.
+        let mut place = closer.cache.lock();
         let (mut load, mut store) = (None, None);
         if is_load {
             let found = cache.lookup(&keys);
@@ -194,13 +191,13 @@ fn a_cache_may_be_closed_on_its_own_threads() {
         *place = Some(cache);
         drop(place);
         if is_over {
-            // It had ended before: then it is closed here.
+            // The operation ended before the poll, so this thread closes the cache.
             Arc::clone(&closer).wake();
         }
         closed
             .recv_timeout(Duration::from_secs(30))
             .expect("closing ends");
-        // The thread that closed it gives the folder back when it ends.
+        // The thread that closed the cache releases the folder when it returns.
         let patience = std::time::Instant::now() + Duration::from_secs(30);
         let cache = loop {
             match open() {

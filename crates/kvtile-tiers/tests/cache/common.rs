@@ -1,4 +1,4 @@
-//! A small engine and its cache: blocks whose content follows from their keys.
+//! A small engine and its cache. The content of each block is derived from its key.
 
 use std::{collections::HashMap, path::Path};
 
@@ -10,10 +10,10 @@ use kvtile_layout::{
 use kvtile_tiers::cache::{Cache, CacheSettings, StoreOptions, StoreReport};
 use kvtile_transfer::{FillPattern, LayoutHandle, PhysicalLayout, TransferManager};
 
-/// Blocks of the engine of these tests.
+/// Number of blocks of the test engine.
 pub(crate) const ENGINE_BLOCKS: u64 = 64;
 
-/// The order of the engine, unlike that of any storage.
+/// The layout of the engine, which differs from every storage order.
 pub(crate) const ENGINE_WORD: &str = "L|BH(kCN,vNC)";
 
 pub(crate) fn shape(blocks: u64) -> Shape {
@@ -47,12 +47,12 @@ pub(crate) fn engine_layout() -> PhysicalLayout {
         .unwrap()
 }
 
-/// Settings with so many host blocks.
+/// Settings with `host_blocks` host blocks.
 pub(crate) fn settings(host_blocks: u64) -> CacheSettings {
     CacheSettings::new(identity()).host_bytes(host_blocks * stride())
 }
 
-/// Settings with so many host blocks and a disk of so many bytes.
+/// Settings with `host_blocks` host blocks and a disk of `capacity_bytes`.
 pub(crate) fn with_disk(host_blocks: u64, folder: &Path, capacity_bytes: u64) -> CacheSettings {
     settings(host_blocks).disk(folder, capacity_bytes)
 }
@@ -68,7 +68,7 @@ pub(crate) fn chain(chain: u64, blocks: usize) -> Vec<BlockKey> {
     (0..blocks).map(key).collect()
 }
 
-/// What block of `key` holds, as a seed of a pattern.
+/// The content of the block of `key`, as the seed of a fill pattern.
 fn seed(key: &BlockKey) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;
     for &byte in key.as_bytes() {
@@ -77,7 +77,7 @@ fn seed(key: &BlockKey) -> u64 {
     hash
 }
 
-/// The engine's side: fills blocks as their keys say, and checks that they hold that.
+/// The test engine: it fills blocks with the content of their keys, and checks that content.
 pub(crate) struct Engine<'a> {
     cache: &'a Cache,
     reference: TransferManager,
@@ -90,7 +90,7 @@ impl<'a> Engine<'a> {
         Engine::of(cache, shape(1))
     }
 
-    /// An engine whose blocks are those of `one`, a shape of one block.
+    /// An engine for blocks of the shape `one`, a shape of one block.
     pub(crate) fn of(cache: &'a Cache, one: Shape) -> Engine<'a> {
         let reference = TransferManager::new();
         let word: Word = "BHLKNC".parse().unwrap();
@@ -118,7 +118,7 @@ impl<'a> Engine<'a> {
             .unwrap();
     }
 
-    /// Overwrites a block with what belongs to no key.
+    /// Overwrites a block with content of no key.
     pub(crate) fn poison(&self, block: usize) {
         let manager = self.cache.manager();
         let pattern = FillPattern::Constant(0xa5);
@@ -136,22 +136,23 @@ impl<'a> Engine<'a> {
         })
     }
 
-    /// Whether `block` holds what `key` says.
+    /// Whether `block` has the content of `key`.
     pub(crate) fn holds(&mut self, key: &BlockKey, block: usize) -> bool {
         let manager = self.cache.manager();
         let found = manager.block_digest(self.cache.engine(), block).unwrap();
         found == self.expected(key)
     }
 
-    /// Computes the whole chain into the blocks from `block` on and stores it. Returns how many
-    /// blocks were stored.
+    /// Computes the whole chain into the blocks from `block` on and stores it. Returns the number
+    /// of blocks stored.
     pub(crate) fn store(&self, keys: &[BlockKey], block: usize) -> usize {
         let report = self.store_from(keys, 0, block);
         assert!(report.stopped.is_none(), "{report:?}");
         report.stored
     }
 
-    /// Computes the chain from its block `first` on into the blocks from `block` on, and stores that.
+    /// Computes the chain from its block `first` on into the blocks from `block` on, and stores
+    /// these.
     pub(crate) fn store_from(&self, keys: &[BlockKey], first: usize, block: usize) -> StoreReport {
         let blocks: Vec<usize> = (block..block + keys.len() - first).collect();
         for (key, &block) in keys[first..].iter().zip(&blocks) {
@@ -166,8 +167,8 @@ impl<'a> Engine<'a> {
         completion.wait()
     }
 
-    /// Loads what is stored of `keys` to the blocks from `block` on, and checks every byte of it.
-    /// Returns how many blocks came.
+    /// Loads the stored prefix of `keys` to the blocks from `block` on, and checks every byte.
+    /// Returns the number of blocks loaded.
     pub(crate) fn load(&mut self, keys: &[BlockKey], block: usize) -> usize {
         let found = self.cache.lookup(keys);
         let blocks: Vec<usize> = (block..block + found.blocks()).collect();
@@ -183,7 +184,7 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// A number that whoever runs the tests gave.
+/// A number from an environment variable.
 pub(crate) fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }

@@ -1,8 +1,8 @@
-//! A process with a whole cache is killed at random moments, again and again, in the same folder:
-//! while it stores, evicts, reads back and flushes on several threads. What a flush said to be durable
-//! is found, and every byte that comes back is what was stored.
+//! A process with a whole cache is killed at random moments, again and again, in the same folder,
+//! while it stores, evicts, reads back and flushes on several threads. Every block that a flush
+//! reported as durable is found, and every loaded byte is what was stored.
 //!
-//! `KVTILE_CACHE_KILLS=n` kills so many times; `cargo x soak` does that.
+//! `KVTILE_CACHE_KILLS=n` sets the number of kills; `cargo x soak` uses it.
 
 use std::{
     collections::BTreeMap,
@@ -20,15 +20,15 @@ use kvtile_tiers::cache::{Cache, CacheSettings, TierWrites};
 use super::common::{Engine, chain, engine_layout, number, with_disk};
 
 const KILLS: u64 = 20;
-/// Room for more than a test stores: nothing durable is evicted.
+/// Room for more than the test stores, so that no durable block is evicted.
 const DISK: u64 = 256 << 20;
 const HOST_BLOCKS: u64 = 12;
-/// Blocks of the longest chain.
+/// Length of the longest chain.
 const LENGTH_MAX: usize = 8;
-/// Where the process finds its folder, and the first chain that it may store.
+/// Environment variables of the process: its folder, and the first chain that it may store.
 const FOLDER: &str = "KVTILE_CACHE_FOLDER";
 const FIRST: &str = "KVTILE_CACHE_FIRST";
-/// A process that nobody kills ends by itself.
+/// A process that is not killed ends after this time.
 const SECONDS: u64 = 30;
 
 fn settings(folder: &Path, first: u64) -> CacheSettings {
@@ -53,11 +53,11 @@ fn a_killed_cache_loses_nothing_durable_and_serves_nothing_wrong() {
         check(folder.path(), &durable, kill);
     }
     let blocks: usize = durable.values().sum();
-    println!("{kills} kills, {blocks} blocks said to be durable, {first} chains");
-    assert!(blocks > 0 || kills < 10, "nobody came to store anything");
+    println!("{kills} kills, {blocks} durable blocks, {first} chains");
+    assert!(blocks > 0 || kills < 10, "no process stored a block");
 }
 
-/// The last chain that was begun. Adds what was said to be durable: chains with their lengths.
+/// Returns the last chain that was begun. Adds the chains reported as durable, with their lengths.
 fn run_and_kill(
     folder: &Path,
     first: u64,
@@ -75,7 +75,7 @@ fn run_and_kill(
     output.read_to_string(&mut said).unwrap();
     process.wait().unwrap();
     let mut last = first;
-    // A line that was cut by the kill has no end.
+    // A line that the kill cut off has no newline.
     for line in said
         .split_inclusive('\n')
         .filter(|line| line.ends_with('\n'))
@@ -92,7 +92,7 @@ fn run_and_kill(
     last
 }
 
-/// Everything that is durable comes back, and everything else that comes back is right.
+/// Every durable block is found, and every loaded block has the right content.
 fn check(folder: &Path, durable: &BTreeMap<u64, usize>, kill: u64) {
     let cache = Cache::open(settings(folder, 0), engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
@@ -111,7 +111,7 @@ fn check(folder: &Path, durable: &BTreeMap<u64, usize>, kill: u64) {
     cache.check_integrity();
 }
 
-/// Not a test by itself: the process that is killed. It does nothing unless it is told where.
+/// Not a test by itself: the process to kill. Without the environment variables it does nothing.
 #[test]
 fn the_cache_that_is_killed() {
     let Ok(folder) = std::env::var(FOLDER) else {
@@ -141,7 +141,7 @@ fn the_cache_that_is_killed() {
     }
 }
 
-/// Says something in one write, which outlives the process. Not by `println`, which is captured.
+/// Prints a line in one write, which outlives the process. `println` would be captured.
 fn say(what: &str) {
     let line = format!("\n{what}\n");
     std::io::stdout().write_all(line.as_bytes()).unwrap();

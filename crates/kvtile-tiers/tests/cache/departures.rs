@@ -1,4 +1,4 @@
-//! Blocks between host memory and a tier: no lookup misses them, and a load of them waits.
+//! Blocks in flight between host memory and a tier: lookups find them, and loads of them wait.
 
 use std::{
     sync::{
@@ -33,7 +33,7 @@ fn memory(builder: CacheBuilder, name: &str, room: usize) -> CacheBuilder {
     })
 }
 
-/// A tier whose batches wait until they are released, once it is closed.
+/// A tier whose batches wait until they are released, while its gate is closed.
 fn gated(builder: CacheBuilder, answer_within: Duration) -> CacheBuilder {
     let settings = TierSettings::default().answer_within(answer_within);
     builder.tier(settings, |context| {
@@ -76,19 +76,19 @@ fn wait_until(what: impl Fn() -> bool) {
     while !what() {
         assert!(
             start.elapsed() < Duration::from_secs(60),
-            "it does not come"
+            "it did not happen in time"
         );
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Evicts so many blocks, and calls `meanwhile` while they are between host memory and the tier.
-fn while_evicting(cache: &Cache, blocks: usize, meanwhile: impl FnOnce()) {
+/// Evicts `blocks` blocks, and calls `during` while their writes to the tier are in flight.
+fn while_evicting(cache: &Cache, blocks: usize, during: impl FnOnce()) {
     gate(cache).set_faults(CLOSED);
     thread::scope(|scope| {
         let evicts = scope.spawn(|| cache.evict(TierId::HOST, blocks).unwrap());
         wait_until(|| gate(cache).kept() > 0 || evicts.is_finished());
-        meanwhile();
+        during();
         assert_eq!(evicts.join().unwrap(), blocks);
     });
 }
@@ -162,7 +162,7 @@ fn where_the_write_fails_a_load_that_waited_ends_and_gives_nothing_wrong() {
 }
 
 #[test]
-fn a_write_that_is_late_keeps_its_memory_until_it_has_ended_and_is_a_miss_meanwhile() {
+fn a_late_write_keeps_its_memory_until_it_ends_and_its_blocks_are_misses_until_then() {
     let builder = Cache::builder(settings(8).workers(2));
     let cache = gated(builder, Duration::from_millis(100));
     let cache = cache.open(engine_layout()).unwrap();
@@ -172,23 +172,27 @@ fn a_write_that_is_late_keeps_its_memory_until_it_has_ended_and_is_a_miss_meanwh
     while_evicting(&cache, 6, || {
         assert_eq!(found(&cache, &keys), 6);
     });
-    // The wait is over, and the write is not.
+    // The wait has timed out, and the write is still in flight.
     assert_eq!(found(&cache, &keys), 0);
     let host = cache.pool_stats(TierId::HOST).unwrap();
-    assert_eq!((host.free, host.cached), (2, 0), "the tier has six blocks");
+    assert_eq!(
+        (host.free, host.cached),
+        (2, 0),
+        "the tier holds six blocks"
+    );
     let others = chain(2, 2);
     assert_eq!(engine.store(&others, 0), 2);
     open_gate(&cache, TierFaults::default());
     let host = cache.pool_stats(TierId::HOST).unwrap();
     assert_eq!(host.free + host.cached, 8, "{host:?}");
-    // It came late, and was what left host memory.
+    // The late write was the eviction's, and it succeeded.
     assert_eq!(found(&cache, &keys), 6);
     assert_eq!(engine.load(&keys, 30), 6);
     assert_eq!(engine.load(&others, 40), 2);
     cache.check_integrity();
 }
 
-/// Ends the threads of a test when it is dropped, also by a panic.
+/// Ends the threads of a test when it is dropped, also after a panic.
 struct Over<'a>(&'a AtomicBool);
 
 impl Drop for Over<'_> {
@@ -197,7 +201,7 @@ impl Drop for Over<'_> {
     }
 }
 
-/// Stores chains and evicts them, while other threads look the last one up and load it.
+/// Stores chains and evicts them, while other threads look up the latest chain.
 fn stress(cache: &Cache, tier: TierId, rounds: u64) {
     const BLOCKS: usize = 6;
     let stored = AtomicU64::new(0);
@@ -270,7 +274,8 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_from_host_memory_to_disk() {
     stress(&cache, TierId::DISK, 200);
 }
 
-/// One chain goes up and down: it is loaded into host memory, leaves the tier, and leaves host memory.
+/// One chain moves up and down: it is loaded into host memory, evicted from the tier, and evicted
+/// from host memory.
 #[test]
 fn no_lookup_sees_a_chain_shorter_while_it_moves_up_and_down() {
     const BLOCKS: usize = 4;
@@ -309,9 +314,9 @@ fn no_lookup_sees_a_chain_shorter_while_it_moves_up_and_down() {
     cache.check_integrity();
 }
 
-/// Each attempt after a pause would give such a tier more host blocks.
+/// Otherwise each attempt after a pause would give the tier more host blocks.
 #[test]
-fn a_tier_that_keeps_memory_leaves_the_rest_of_it_to_the_others() {
+fn a_tier_that_keeps_host_memory_gets_no_more_of_it() {
     let keeps = TierFaults {
         no_answer: 0,
         keeps_memory: 1,

@@ -1,5 +1,5 @@
-//! Durable means durable: what is said to outlive a crash does, soon and whatever else goes on, and what
-//! does not is said not to.
+//! Durability: blocks reported as durable survive a crash, syncs happen in time under load, and
+//! other blocks are reported as not durable.
 
 use std::{
     fs,
@@ -34,7 +34,7 @@ fn simulated(host: u64, disk_bytes: u64) -> CacheSettings {
     with_disk(host, Path::new("simulated"), disk_bytes)
 }
 
-/// How many leading blocks of chain 1 outlive a power cut now.
+/// The number of leading blocks of chain 1 that survive a power cut now.
 fn after_a_crash(disk: &SimulatedDisk, cache: Cache) -> usize {
     disk.crash();
     drop(cache);
@@ -44,7 +44,7 @@ fn after_a_crash(disk: &SimulatedDisk, cache: Cache) -> usize {
     Engine::new(&cache).load(&chain(1, 64), 0)
 }
 
-/// A cache that never has nothing to do writes and syncs all the same.
+/// A cache that is never idle still writes and syncs.
 #[test]
 fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
     let disk = SimulatedDisk::new(1);
@@ -72,7 +72,7 @@ fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
         let keys = chain(1, 40);
         let store = engine.store_from(&keys, 0, 0);
         assert_eq!((store.stored, store.dropped), (40, 0), "{store:?}");
-        // The bound is a quarter of a second behind the writing; a loaded machine gets more.
+        // The bound is 250 ms after the write; a loaded machine gets more time.
         let patience = Instant::now() + Duration::from_secs(30);
         let syncs = || cache.disk().unwrap().store_stats().syncs;
         while cache.stats().stored.get(&TierId::DISK) != Some(&44) && Instant::now() < patience {
@@ -89,7 +89,7 @@ fn blocks_that_are_written_at_once_become_durable_while_the_cache_is_busy() {
     assert_eq!(after_a_crash(&disk, cache), 40);
 }
 
-/// The bounds, by the clock: in blocks and in time.
+/// Both bounds of a sync: the number of blocks, and the time.
 #[test]
 fn a_sync_is_made_after_so_many_blocks_and_after_so_much_time() {
     for (blocks, time, durable) in [
@@ -119,7 +119,7 @@ fn a_sync_is_made_after_so_many_blocks_and_after_so_much_time() {
 }
 
 #[test]
-fn a_flush_that_brought_nothing_to_a_full_disk_says_so() {
+fn a_flush_to_a_full_disk_reports_its_failures() {
     let disk = SimulatedDisk::new(1);
     let cache = on(&disk, simulated(16, DISK).workers(0))
         .open(engine_layout())
@@ -147,10 +147,10 @@ fn a_flush_that_brought_nothing_to_a_full_disk_says_so() {
     assert_eq!(after_a_crash(&disk, cache), 16);
 }
 
-/// Every combination of how much there is and how much has room: a flush writes each block once, the
-/// newest chains are there afterwards, and what has no room is said to have none.
+/// A flush to a disk smaller than host memory writes each block at most once. The newest chains are
+/// on disk afterwards, and the report counts the other blocks as without room.
 #[test]
-fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
+fn a_flush_to_a_smaller_disk_writes_the_most_valuable_blocks_once() {
     let disk = SimulatedDisk::new(1);
     let settings = simulated(48, 120_000).workers(0);
     let cache = on(&disk, settings).open(engine_layout()).unwrap();
@@ -158,7 +158,7 @@ fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
     let engine = Engine::new(&cache);
     for number in 1..13 {
         engine.store(&chain(number, 4), 0);
-        // What was stored is used again at once, so that age alone decides.
+        // A use right after the store, so that only the age decides.
         drop(cache.lookup(&chain(number, 4)));
     }
     let writes = || cache.disk().unwrap().store_stats().writes;
@@ -174,7 +174,7 @@ fn a_flush_to_a_smaller_disk_brings_what_is_worth_most_once() {
         (48 - slots, 0),
         "{flushed:?}"
     );
-    assert!(!flushed.durable, "what has no room is not durable");
+    assert!(!flushed.durable, "blocks without room are not durable");
     let again = cache.flush();
     assert_eq!((again.written, again.no_room), (0, 48 - slots), "{again:?}");
     for number in 13..20 {
@@ -220,9 +220,9 @@ fn a_flush_of_a_folder_that_was_removed_is_not_durable() {
     }
 }
 
-/// The tier is left alone for a while after a batch that failed, and one attempt ends the pause.
+/// After a failed batch the cache pauses writes to the tier; one attempt ends the pause.
 #[test]
-fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
+fn a_full_disk_costs_few_attempts_for_any_number_of_blocks() {
     for writes in [TierWrites::AtOnce, TierWrites::OnEviction] {
         let mut failures = Vec::new();
         for blocks in [16, 32, 64] {
@@ -242,7 +242,7 @@ fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
             if writes == TierWrites::OnEviction {
                 assert_eq!(cache.stats().left_out[&TierId::DISK], blocks as u64);
             }
-            // The disk has room again: after the pause blocks go there.
+            // The disk has room again: after the pause the cache writes to it.
             disk.set_faults(Faults::default());
             engine.store(&chain(2, 8), 0);
             cache.evict(TierId::HOST, 8).unwrap();
@@ -250,7 +250,7 @@ fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
             assert_eq!(
                 cache.pool_stats(TierId::DISK).unwrap().cached,
                 0,
-                "it is left alone"
+                "writes are paused"
             );
             clock.advance(Duration::from_secs(2));
             engine.store(&chain(3, 8), 0);
@@ -264,7 +264,7 @@ fn a_full_disk_costs_a_few_attempts_however_many_blocks_want_to_go_there() {
     }
 }
 
-/// A disk that takes no more blocks is left alone; what it took before becomes durable in time.
+/// The cache pauses writes to a full disk, and still syncs earlier writes in time.
 #[test]
 fn blocks_that_were_written_are_synced_while_further_writes_fail() {
     let disk = SimulatedDisk::new(1);
@@ -283,7 +283,7 @@ fn blocks_that_were_written_are_synced_while_further_writes_fail() {
     engine.store(&chain(2, 8), 0);
     assert_eq!(cache.disk().unwrap().store_stats().write_failures, 8);
     disk.set_faults(Faults::default());
-    // Writes are left alone for a second.
+    // Writes pause for a second.
     clock.advance(SYNC_WITHIN);
     while cache.step() {}
     assert_eq!(cache.pool_stats(TierId::DISK).unwrap().cached, 8);

@@ -1,4 +1,4 @@
-//! What is stored is found and comes back, from wherever it is, in whatever order it lies.
+//! Stored blocks are found and loaded from every tier, in every layout.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ fn blocks_in(cache: &Cache, keys: &[kvtile_blocks::BlockKey], tier: TierId) -> u
     found.blocks_in(tier)
 }
 
-/// Blocks that went from one tier to another.
+/// Number of blocks moved from one tier to another.
 fn moved(cache: &Cache, source: TierId, destination: TierId) -> u64 {
     let stats = cache.stats();
     let route = |m: &&MoveStats| m.source == source && m.destination == destination;
@@ -82,16 +82,16 @@ fn blocks_survive_a_restart_on_disk() {
     let mut engine = Engine::new(&cache);
     assert_eq!(blocks_in(&cache, &keys, TierId::DISK), 9);
     assert_eq!(engine.load(&keys, 0), 9);
-    // Loading brought them back to host memory.
+    // The load copied them to host memory.
     assert_eq!(blocks_in(&cache, &keys, TierId::HOST), 9);
     assert_eq!(moved(&cache, TierId::DISK, TierId::HOST), 9);
     assert!(cache.disk().unwrap().bytes_per_second().is_some());
     cache.check_integrity();
 }
 
-/// Pitfall 27: eviction that leaves unusable tails; here on the way to the disk.
+/// Pitfall 27: an eviction that leaves unusable tails; here on the way to the disk.
 #[test]
-fn what_leaves_host_memory_goes_to_disk_in_whole_prefixes() {
+fn evicted_blocks_go_to_disk_in_whole_prefixes() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(with_disk(4, folder.path(), DISK), engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
@@ -116,7 +116,7 @@ fn a_chain_longer_than_host_memory_comes_from_disk_in_pieces() {
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);
     let keys = chain(1, 20);
-    // Host memory is too small for the chain; what does not fit is evicted to disk on the way.
+    // The chain exceeds host memory; its stores evict blocks to disk.
     for first in 0..keys.len() {
         engine.compute(&keys[first], first);
         let stored = cache.store_with(&keys, &[first], &StoreOptions::new().first(first));
@@ -334,13 +334,13 @@ fn a_cancelled_load_touches_nothing() {
     );
     assert_eq!(report.blocks, 0);
     assert!(!engine.holds(&keys[0], 20));
-    // Its pins are gone: everything can be evicted.
+    // Its pins are released: every block can be evicted.
     assert_eq!(cache.evict(TierId::HOST, 16).unwrap(), 3);
 }
 
 /// Pitfall 19: a completion that never resolves.
 #[test]
-fn what_waits_when_a_cache_is_closed_ends() {
+fn jobs_that_wait_when_a_cache_is_closed_complete() {
     let cache = Cache::open(settings(16).workers(0), engine_layout()).unwrap();
     let engine = Engine::new(&cache);
     let keys = chain(1, 3);
@@ -355,7 +355,7 @@ fn what_waits_when_a_cache_is_closed_ends() {
 }
 
 #[test]
-fn several_who_want_a_block_share_one_flight() {
+fn concurrent_loads_of_a_block_share_one_flight() {
     let folder = tempfile::tempdir().unwrap();
     let keys = chain(7, 12);
     {
@@ -428,7 +428,7 @@ fn clearing_forgets_everything_in_every_tier() {
     assert_eq!(cache.lookup(&keys).blocks(), 0);
 }
 
-/// Pitfall 39: pins that are never released when a lookup is not followed by a load.
+/// Pitfall 39: pins that are never released if no load follows the lookup.
 #[test]
 fn pins_that_are_held_too_long_are_reported() {
     let cache = Cache::open(settings(16), engine_layout()).unwrap();
@@ -447,7 +447,7 @@ fn pins_that_are_held_too_long_are_reported() {
     assert!(cache.overdue().is_empty());
 }
 
-/// Pitfall 20: a block that is reused while somebody is going to read it.
+/// Pitfall 20: a block that is reused before a pending read of it.
 #[test]
 fn a_pinned_match_is_never_evicted() {
     let cache = Cache::open(settings(4), engine_layout()).unwrap();

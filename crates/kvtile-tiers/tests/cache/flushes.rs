@@ -1,4 +1,4 @@
-//! What a flush says of blocks and of tiers: tiers that are durable and those that are not, tiers that fail and
+//! Flush reports over blocks and tiers: durable tiers and others, tiers that fail and tiers that
 //! recover.
 
 use std::sync::Arc;
@@ -40,7 +40,7 @@ fn with_memory(builder: CacheBuilder) -> CacheBuilder {
     })
 }
 
-/// Adds a disk of this name, and how it misbehaves.
+/// Adds a disk with a name, and with faults.
 fn with_disk(
     builder: CacheBuilder,
     (disk, name, bytes): (&SimulatedDisk, &'static str, u64),
@@ -69,14 +69,14 @@ fn failing(set: fn(&mut TierFaults)) -> (TierSettings, TierFaults) {
     (TierSettings::default(), faults)
 }
 
-/// What came of the blocks of chain 1 on a disk.
+/// The report of the named disk.
 fn of(report: &FlushReport, name: &str) -> TierFlush {
     let tier = id(TierKind::Disk, name);
     let mut tiers = report.tiers.iter();
     *tiers.find(|flushed| flushed.tier == tier).unwrap()
 }
 
-/// Wanted, durable, written, no room, late, failed.
+/// The fields of the report after `tier`, in order.
 fn counts(tier: TierFlush) -> [usize; 6] {
     let TierFlush {
         wanted,
@@ -91,7 +91,7 @@ fn counts(tier: TierFlush) -> [usize; 6] {
 }
 
 #[test]
-fn without_a_durable_tier_a_flush_writes_nothing_and_says_that_there_is_none() {
+fn without_a_durable_tier_a_flush_writes_nothing_and_reports_that() {
     for has_memory in [false, true] {
         let cache = match has_memory {
             true => open(with_memory(builder())),
@@ -131,14 +131,14 @@ fn a_flush_writes_to_the_durable_tier_alone() {
     assert_eq!(report.tiers.len(), 1);
     let present = |tier| cache.tier_stats(tier).unwrap().present;
     assert_eq!(present(memory()), 0);
-    // What is evicted goes to both.
+    // Evicted blocks go to both tiers.
     assert_eq!(cache.evict(TierId::HOST, BLOCKS).unwrap(), BLOCKS);
     assert_eq!(present(memory()), BLOCKS as u64);
     cache.check_integrity();
     assert!(cache.close().durable);
 }
 
-/// A tier that is not durable is never synced: its syncs would fail.
+/// The cache never syncs a tier that is not durable: this tier's syncs would fail.
 #[test]
 fn a_tier_that_is_not_durable_is_not_synced() {
     let cache = open(builder().tier(TierSettings::default(), |context| {
@@ -153,7 +153,7 @@ fn a_tier_that_is_not_durable_is_not_synced() {
     assert_eq!(Engine::new(&cache).store(&chain(1, BLOCKS), 0), BLOCKS);
     cache.evict(TierId::HOST, BLOCKS).unwrap();
     cache.look_after();
-    // A failed sync would leave the tier alone for a while.
+    // A failed sync would have paused writes to the tier.
     assert_eq!(Engine::new(&cache).store(&chain(2, BLOCKS), 0), BLOCKS);
     cache.evict(TierId::HOST, BLOCKS).unwrap();
     let present = cache.tier_stats(memory()).unwrap().present;
@@ -188,7 +188,7 @@ fn blocks_are_durable_where_one_of_two_durable_tiers_fails_at_every_call() {
             assert_eq!((of_bad.wanted, of_bad.durable, of_bad.failed), (4, 0, 4));
             good.crash();
             drop(cache);
-            // The right disk alone has them all.
+            // The good disk alone has all of them.
             let cache = open(with_disk(self::builder(), (&good, "good", ROOM), sound()));
             let found = cache.lookup(&chain(1, BLOCKS));
             assert_eq!(found.blocks(), BLOCKS);
@@ -208,7 +208,7 @@ fn blocks_count_once_where_all_durable_tiers_fail() {
     assert!(!report.durable, "{report:?}");
     assert_eq!((report.wanted, report.failed), (BLOCKS, BLOCKS));
     assert_eq!(counts(of(&report, "one")), [4, 0, 0, 0, 0, 4]);
-    // What was written there is not synced.
+    // The blocks written there are not synced.
     assert_eq!(counts(of(&report, "two")), [4, 0, 4, 0, 0, 4]);
     assert!(!cache.close().durable);
 }
@@ -234,7 +234,7 @@ fn a_tier_that_recovers_gets_what_it_missed() {
     assert_eq!(counts(of(&report, "two")), [4, 4, 0, 0, 0, 0]);
 }
 
-/// A failure is told before a lack of room: mending the tier would help.
+/// A failure counts before a lack of room, because a repair of the tier would help.
 #[test]
 fn a_block_without_room_on_one_tier_has_failed_where_another_one_fails() {
     let (small, bad) = (SimulatedDisk::new(1), SimulatedDisk::new(2));
@@ -256,9 +256,9 @@ fn a_block_without_room_on_one_tier_has_failed_where_another_one_fails() {
     assert_eq!(counts(of(&report, "bad")), [8, 0, 0, 0, 0, 8], "{report:?}");
 }
 
-/// Its parent is neither in host memory nor on the disk, so no disk may have it.
+/// The block's parent is neither in host memory nor on the disk, so no disk may store the block.
 #[test]
-fn a_block_behind_one_that_only_a_tier_without_durability_has_is_not_durable() {
+fn a_block_whose_parent_is_only_on_a_volatile_tier_is_not_durable() {
     let disk = SimulatedDisk::new(1);
     let later = TierSettings::default().writes(TierWrites::AfterUses(9));
     let cache = open(with_disk(
@@ -275,13 +275,14 @@ fn a_block_behind_one_that_only_a_tier_without_durability_has_is_not_durable() {
     assert_eq!((report.wanted, report.no_tier), (1, 1), "{report:?}");
     assert!(!report.durable, "{report:?}");
     assert_eq!(counts(of(&report, "one")), [0; 6]);
-    // The settings do not have it written at the end.
+    // Closing does not write it, because of `AfterUses`.
     drop(engine);
     let report = cache.close();
     assert_eq!((report.wanted, report.durable), (0, true), "{report:?}");
 }
 
-/// A shared tier may lose what is held there, so the parent of a host block is kept on the other one.
+/// A shared tier may evict held blocks, so the cache holds the parent of a host block on the other
+/// tier.
 #[test]
 fn the_parent_of_a_host_block_is_kept_on_a_tier_that_is_not_shared() {
     let own = id(TierKind::Remote, "own");

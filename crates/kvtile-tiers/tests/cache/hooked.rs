@@ -6,7 +6,7 @@ use kvtile_tiers::disk::medium::{
     FolderMedium, LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing,
 };
 
-/// What is about to be done.
+/// The operation that follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Operation {
     Read,
@@ -23,7 +23,7 @@ impl fmt::Debug for Hook {
     }
 }
 
-/// A folder with a hook.
+/// A folder whose files call a hook.
 #[derive(Debug)]
 pub(crate) struct HookedFolder(FolderMedium, Hook);
 

@@ -1,11 +1,11 @@
-//! Loads from disk whose first layers are at the engine while the others are being read: the right bytes, each
-//! layer before those behind it, and nothing said to be there that is not.
+//! Layered loads from disk: the first layers are at the engine while the later ones are being read.
+//! Layers arrive in order with the right bytes, and no layer is reported before it has arrived.
 
 use std::{
     fs,
     path::Path,
     sync::{
-        Arc, Condvar, Mutex,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -15,6 +15,7 @@ use kvtile_blocks::{BlockKey, events::TierId};
 use kvtile_layout::{Shape, Unit, identity::LogicalIdentity};
 use kvtile_tiers::cache::{Cache, CacheSettings, Completion, LoadReport, LoadStop, Match};
 use kvtile_transfer::PhysicalLayout;
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     common::{ENGINE_WORD, Engine, chain},
@@ -23,7 +24,7 @@ use super::{
 
 const LAYERS: usize = 4;
 
-/// 64 of them are 16 MiB: four reads, one for each layer.
+/// 64 blocks are 16 MiB: four reads, one for each layer.
 const BLOCKS: usize = 64;
 
 /// Bytes of one layer of one block.
@@ -55,7 +56,8 @@ fn engine_layout() -> PhysicalLayout {
         .unwrap()
 }
 
-/// A cache whose chain of [`BLOCKS`] blocks is on disk alone; `hook` is called before each access to a file.
+/// A cache with a chain of [`BLOCKS`] blocks on disk only; `hook` runs before each access to a
+/// file.
 fn on_disk(
     settings: CacheSettings,
     folder: &Path,
@@ -96,7 +98,7 @@ fn layers_there(load: &Completion<LoadReport>) -> usize {
     (0..LAYERS).take_while(there).count()
 }
 
-/// What reads of the disk saw: how many layers of the load were at the engine.
+/// The number of layers at the engine before each read of the disk.
 #[derive(Default)]
 struct Watch {
     load: Mutex<Option<Completion<LoadReport>>>,
@@ -105,9 +107,9 @@ struct Watch {
 
 impl Watch {
     fn look(&self, operation: Operation) {
-        let load = self.load.lock().unwrap();
+        let load = self.load.lock();
         if let (Operation::Read, Some(load)) = (operation, &*load) {
-            self.seen.lock().unwrap().push(layers_there(load));
+            self.seen.lock().push(layers_there(load));
         }
     }
 }
@@ -123,9 +125,9 @@ fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
     });
     let mut engine = Engine::of(&cache, shape(1));
     let load = start(&cache, &engine, &keys);
-    *watch.load.lock().unwrap() = Some(load.clone());
+    *watch.load.lock() = Some(load.clone());
     while cache.step() {}
-    *watch.load.lock().unwrap() = None;
+    *watch.load.lock() = None;
     let report = load.wait();
     assert_eq!(
         (report.blocks, report.from_below),
@@ -135,9 +137,9 @@ fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
     for (at, key) in keys.iter().enumerate() {
         assert!(engine.holds(key, BLOCKS + at), "block {at}");
     }
-    // Each layer of each block is read once. Two reads are ahead, so the third begins when the first has
-    // ended, and the last when a layer is at the engine.
-    let seen = watch.seen.lock().unwrap();
+    // Each layer of each block is read once. Two reads are in flight, so the third begins after the
+    // first has ended, and the last after one layer is at the engine.
+    let seen = watch.seen.lock();
     assert_eq!(seen.len(), LAYERS * BLOCKS);
     assert!(
         seen[..2 * BLOCKS].iter().all(|layers| *layers == 0),
@@ -148,7 +150,7 @@ fn the_first_layers_are_at_the_engine_while_the_last_are_being_read() {
         "{seen:?}"
     );
     drop(seen);
-    // They are in host memory now, whole.
+    // The whole blocks are in host memory now.
     let found = cache.lookup(&keys);
     assert_eq!(found.blocks_in(TierId::HOST), BLOCKS);
     drop(found);
@@ -174,7 +176,7 @@ fn blocks_in_host_memory_and_loads_larger_than_it_come_with_the_right_bytes() {
         let (cache, keys) = on_disk(settings, folder.path(), |_| {});
         let mut engine = Engine::of(&cache, shape(1));
         if there > 0 {
-            // A part of the chain comes to host memory first.
+            // An earlier load copies a part of the chain to host memory.
             assert_eq!(engine.load(&keys[..first + there], BLOCKS), first + there);
         }
         let load = start(&cache, &engine, &keys);
@@ -190,7 +192,7 @@ fn blocks_in_host_memory_and_loads_larger_than_it_come_with_the_right_bytes() {
     }
 }
 
-/// Flips a byte of layer `layer` of the block with these bytes in the slots.
+/// Flips a bit of layer `layer` of the block in slot `place`.
 fn damage(folder: &Path, place: u64, layer: u64) {
     use std::os::unix::fs::FileExt;
     let path = folder.join("slots");
@@ -206,9 +208,9 @@ fn damage(folder: &Path, place: u64, layer: u64) {
     file.sync_all().unwrap();
 }
 
-/// Places are given out in the order of the chain, so block `n` lies in place `n` here.
+/// Slots are allocated in the order of the chain, so block `n` is in slot `n`.
 #[test]
-fn a_damaged_layer_ends_the_load_at_its_block_and_is_given_to_no_engine() {
+fn a_damaged_layer_ends_the_load_at_its_block_and_reaches_no_engine() {
     for (block, layer) in [(0, 0), (5, 0), (5, 3), (63, 3), (31, 1), (0, 3)] {
         let folder = tempfile::tempdir().unwrap();
         let settings = settings(BLOCKS as u64, folder.path()).workers(0);
@@ -221,14 +223,14 @@ fn a_damaged_layer_ends_the_load_at_its_block_and_is_given_to_no_engine() {
         let what = format!("block {block}, layer {layer}: {report:?}");
         assert_eq!(report.blocks, block, "{what}");
         assert!(matches!(report.stopped, Some(LoadStop::Lost)), "{what}");
-        // The layers before it came, of every block, and are right.
+        // All layers before the damaged one arrived, for every block.
         assert_eq!(layers_there(&load) as u64, layer, "{what}");
         for (at, key) in keys.iter().enumerate().take(block) {
             assert!(engine.holds(key, BLOCKS + at), "block {at}, {what}");
         }
         let stats = cache.stats();
         assert_eq!(stats.checksum_failures[&TierId::DISK], 1, "{what}");
-        // The chain ends there now; what came before it is in host memory.
+        // The chain ends at the damaged block; the blocks before it are in host memory.
         let found = cache.lookup(&keys);
         assert_eq!(
             (found.blocks(), found.blocks_in(TierId::HOST)),
@@ -240,17 +242,18 @@ fn a_damaged_layer_ends_the_load_at_its_block_and_is_given_to_no_engine() {
     }
 }
 
-/// Blocks in host memory before a damaged one: they come with all of their layers, also those behind the layer at
-/// which the reading ended.
+/// Blocks in host memory before a damaged block arrive with all of their layers, including those
+/// after the damaged layer.
 #[test]
-fn what_is_in_host_memory_comes_whole_though_the_block_behind_it_does_not() {
+fn blocks_in_host_memory_arrive_whole_before_a_damaged_block() {
     for (there, behind) in [(10, 0), (10, 3), (1, 0)] {
         for layer in 0..LAYERS as u64 {
             let folder = tempfile::tempdir().unwrap();
             let settings = settings(BLOCKS as u64, folder.path()).workers(0);
             let (cache, keys) = on_disk(settings, folder.path(), |_| {});
             let mut engine = Engine::of(&cache, shape(1));
-            // Found on disk, and brought to host memory by another load before this one begins.
+            // The lookup finds the blocks on disk; another load copies some to host memory before
+            // this load begins.
             let found = cache.lookup(&keys);
             assert_eq!(engine.load(&keys[..there], BLOCKS), there);
             let block = there + behind;
@@ -277,7 +280,7 @@ fn a_load_that_is_cancelled_between_two_layers_ends_there() {
     let (cancelled, counted) = (Arc::clone(&load), Arc::clone(&reads));
     let settings = settings(BLOCKS as u64, folder.path()).workers(0);
     let (cache, keys) = on_disk(settings, folder.path(), move |operation| {
-        if let (Operation::Read, Some(load)) = (operation, &*cancelled.lock().unwrap())
+        if let (Operation::Read, Some(load)) = (operation, &*cancelled.lock())
             && counted.fetch_add(1, Ordering::Relaxed) == 3 * BLOCKS
         {
             load.cancel();
@@ -285,21 +288,21 @@ fn a_load_that_is_cancelled_between_two_layers_ends_there() {
     });
     let mut engine = Engine::of(&cache, shape(1));
     let under_way = start(&cache, &engine, &keys);
-    *load.lock().unwrap() = Some(under_way.clone());
+    *load.lock() = Some(under_way.clone());
     while cache.step() {}
-    *load.lock().unwrap() = None;
+    *load.lock() = None;
     let report = under_way.wait();
     assert_eq!(report.blocks, 0, "{report:?}");
     assert!(
         matches!(report.stopped, Some(LoadStop::Cancelled)),
         "{report:?}"
     );
-    // Nothing is held, and the next load has all of it.
+    // Nothing is held, and the next load gets all blocks.
     cache.check_integrity();
     assert_eq!(engine.load(&keys, BLOCKS), BLOCKS);
 }
 
-/// A gate that reads wait at.
+/// A gate at which reads wait.
 #[derive(Default)]
 struct Gate {
     is_shut: Mutex<bool>,
@@ -308,12 +311,12 @@ struct Gate {
 
 impl Gate {
     fn pass(&self) {
-        let shut = self.is_shut.lock().unwrap();
-        drop(self.opened.wait_while(shut, |shut| *shut).unwrap());
+        let mut shut = self.is_shut.lock();
+        self.opened.wait_while(&mut shut, |shut| *shut);
     }
 
     fn set(&self, shut: bool) {
-        *self.is_shut.lock().unwrap() = shut;
+        *self.is_shut.lock() = shut;
         self.opened.notify_all();
     }
 }
@@ -337,13 +340,13 @@ fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
     let cache = cache.open(engine_layout()).unwrap();
     let keys = chain(1, BLOCKS);
     let mut engine = Engine::of(&cache, shape(1));
-    // A part of them comes to host memory before this load begins, and comes.
+    // Another load copies some of the blocks to host memory first; these arrive.
     let found = cache.lookup(&keys);
     assert_eq!(engine.load(&keys[..5], BLOCKS), 5);
     gate.set(true);
     let load = start_of(&cache, &engine, found);
     let report = load.wait_timeout(Duration::from_secs(60));
-    // Opened before anything is asserted: closing waits for the reads.
+    // Opened before the assertions, because closing the cache waits for the reads.
     gate.set(false);
     let report = report.expect("the load ends though the disk does not answer");
     assert_eq!(report.blocks, 5, "{report:?}");
@@ -351,7 +354,7 @@ fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
         assert!(engine.holds(key, BLOCKS + at), "block {at}: {report:?}");
     }
     assert!(matches!(report.stopped, Some(LoadStop::Late)), "{report:?}");
-    // When the disk has let go of the memory and is tried again, everything comes.
+    // After the disk has released the memory and the pause has ended, all blocks arrive.
     let end = std::time::Instant::now() + Duration::from_secs(120);
     while engine.load(&keys, BLOCKS) < BLOCKS {
         let in_time = std::time::Instant::now() < end;
@@ -361,7 +364,8 @@ fn a_disk_that_does_not_answer_keeps_its_memory_and_the_load_ends() {
     cache.check_integrity();
 }
 
-/// Loads of overlapping parts of one chain at once, over little host memory: each has the bytes of its keys.
+/// Concurrent loads of overlapping parts of one chain with little host memory: each gets the bytes
+/// of its keys.
 #[test]
 fn loads_of_the_same_blocks_at_once_have_the_right_bytes() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! A layer that is said to be there is there, for every block that was asked for, in whatever way and at
-//! whatever point a load falls short.
+//! A layer is reported only after it has arrived for every block of the load, for every way in
+//! which a load can fall short.
 
 use std::{fs, path::Path, sync::Arc, time::Duration};
 
@@ -17,7 +17,8 @@ const BLOCKS: usize = 12;
 const LAYERS: usize = 3;
 const AT: usize = 30;
 
-/// A cache whose chain is in host memory, from `head` on on disk, and from `tail` on in host memory again.
+/// A cache whose chain is in host memory before `head`, on disk from `head` to `tail`, and in host
+/// memory after that.
 fn alternating(
     settings: CacheSettings,
     clock: &Arc<VirtualClock>,
@@ -39,8 +40,8 @@ fn alternating(
     cache
 }
 
-/// What is said of each layer, checked against the bytes: a layer that is there for one block and not for
-/// another may not be said to be there.
+/// Checks the reported layers against the bytes: a layer must not be reported before it has arrived
+/// for all blocks.
 fn check(load: &Completion<LoadReport>, engine: &mut Engine<'_>, keys: &[BlockKey], what: &str) {
     let said = (0..LAYERS).map(|layer| {
         let said = load.clone().wait_layer_timeout(layer, Duration::ZERO);
@@ -51,7 +52,7 @@ fn check(load: &Completion<LoadReport>, engine: &mut Engine<'_>, keys: &[BlockKe
         for (at, key) in keys.iter().enumerate() {
             assert!(
                 engine.holds(key, AT + at),
-                "{what}: block {at} is said to be there"
+                "{what}: block {at} is reported and differs"
             );
         }
     }
@@ -93,7 +94,7 @@ fn damage(folder: &Path, fault: Fault) {
         Fault::Damaged => bytes.iter_mut().skip(middle).for_each(|byte| *byte ^= 1),
         _ => bytes.truncate(middle),
     }
-    // In place: the cache has the file open.
+    // In place, because the cache has the file open.
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
     file.set_len(bytes.len() as u64).unwrap();
@@ -151,7 +152,7 @@ fn play(queue: usize, on_disk: (usize, usize), fault: Fault, after: usize) {
 }
 
 #[test]
-fn a_layer_is_there_only_when_it_is_for_all_blocks_that_were_asked_for() {
+fn a_layer_is_reported_only_after_it_arrived_for_every_block() {
     for on_disk in [(4, 8), (1, 11), (0, 8), (4, 12), (0, 12), (12, 12)] {
         for queue in [1, 2, 3, 256] {
             for fault in FAULTS {

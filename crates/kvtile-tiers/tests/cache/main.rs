@@ -1,4 +1,4 @@
-//! The cache through its public surface, over real memory and a real folder.
+//! Tests of the cache through its public API, over real memory and a real folder.
 
 #![expect(
     clippy::unwrap_used,

@@ -1,4 +1,4 @@
-//! What panics in a thread of the cache ends what waited for it, and nothing else.
+//! A panic on a thread of the cache ends the operation that waits for it, and nothing else.
 
 use std::{
     future::Future,
@@ -24,10 +24,10 @@ use super::{
     hooked::{HookedFolder, Operation},
 };
 
-/// Nothing here takes so long, unless it hangs.
+/// Longer than anything here takes without a hang.
 const BOUND: Duration = Duration::from_secs(30);
 
-/// Whether panics are wanted.
+/// Whether the fault panics.
 type Armed = Arc<AtomicBool>;
 
 /// A clock that panics on one thread of a cache while it is armed.
@@ -42,7 +42,7 @@ impl Clock for Panicking {
         let is_there = thread::current().name() == Some(self.thread);
         assert!(
             !is_there || !self.armed.load(Ordering::SeqCst),
-            "a clock that was asked to panic"
+            "the clock panics for the test"
         );
         self.clock.now()
     }
@@ -68,7 +68,7 @@ fn with_medium(settings: CacheSettings, operation: Operation) -> (Cache, Armed) 
         settings.disk.as_ref().unwrap().folder.clone(),
     );
     let medium = HookedFolder::new(&folder, move |now| {
-        // Syncs read as well, to see whether the files are whole; loads alone are meant.
+        // Syncs also read, to check the files; only reads of loads panic.
         let thread = thread::current();
         let is_load = thread
             .name()
@@ -76,7 +76,7 @@ fn with_medium(settings: CacheSettings, operation: Operation) -> (Cache, Armed) 
         let is_meant = now == operation && (now != Operation::Read || is_load);
         assert!(
             !is_meant || !hook.load(Ordering::SeqCst),
-            "a disk that was asked to panic"
+            "the disk panics for the test"
         );
     });
     let builder = Cache::builder(settings).medium(Arc::new(medium));
@@ -120,7 +120,7 @@ fn a_load_that_panics_ends_with_an_error_and_its_thread_does_the_next() {
         "{report:?}"
     );
     armed.store(false, Ordering::SeqCst);
-    // The blocks are still there, nothing is held, and the one thread serves the next load.
+    // The blocks are still stored, nothing is held, and the only worker runs the next load.
     assert_eq!(engine.load(&keys, 30), 4);
     drop(engine);
     cache.check_integrity();
@@ -129,13 +129,13 @@ fn a_load_that_panics_ends_with_an_error_and_its_thread_does_the_next() {
 }
 
 #[test]
-fn a_store_that_panics_ends_with_an_error_and_lets_those_go_on_that_wait_for_it() {
+fn a_store_that_panics_ends_with_an_error_and_resumes_the_stores_that_wait_for_it() {
     let (cache, armed) = with_clock(settings(8).workers(1), "kvtile-cache-0");
     let keys = chain(1, 4);
     let engine = Engine::new(&cache);
     (0..4).for_each(|block| engine.compute(&keys[block], block));
     armed.store(true, Ordering::SeqCst);
-    // The second one comes first, and waits for the one that brings its parent.
+    // The tail is parked until the store of its parent ends.
     let head = cache.store(&keys, &[0, 1]);
     let tail = cache.store_with(&keys, &[2, 3], &StoreOptions::new().first(2));
     let stops = [head, tail].map(|store| {
@@ -150,7 +150,7 @@ fn a_store_that_panics_ends_with_an_error_and_lets_those_go_on_that_wait_for_it(
         "{stops:?}"
     );
     assert!(matches!(stops[0], StoreStop::Panicked), "{stops:?}");
-    // What is done in between panics as well, and the thread survives it.
+    // The periodic work panics too, and the thread survives.
     thread::sleep(Duration::from_millis(500));
     armed.store(false, Ordering::SeqCst);
     let mut engine = engine;
@@ -161,7 +161,7 @@ fn a_store_that_panics_ends_with_an_error_and_lets_those_go_on_that_wait_for_it(
     closed(cache);
 }
 
-/// A waker that panics, and one that notes that it was called.
+/// A waker that panics, and one that records its call.
 struct Bad;
 
 struct Good(AtomicBool);
@@ -179,11 +179,11 @@ impl Wake for Good {
 }
 
 #[test]
-fn a_waker_that_panics_keeps_neither_other_waiters_nor_jobs_from_their_end() {
+fn a_waker_that_panics_stops_neither_other_waiters_nor_jobs() {
     let folder = tempfile::tempdir().unwrap();
     let settings = with_disk(8, folder.path(), 4 << 20).workers(1);
     let builder = Cache::builder(settings);
-    let gate = Arc::new(std::sync::Mutex::new(()));
+    let gate = Arc::new(parking_lot::Mutex::new(()));
     let hook = Arc::clone(&gate);
     let medium = HookedFolder::new(folder.path(), move |operation| {
         if operation == Operation::Read {
@@ -198,7 +198,7 @@ fn a_waker_that_panics_keeps_neither_other_waiters_nor_jobs_from_their_end() {
     let keys = chain(1, 2);
     engine.store(&keys, 0);
     cache.evict(TierId::HOST, 2).unwrap();
-    let closed_gate = gate.lock().unwrap();
+    let closed_gate = gate.lock();
     let found = cache.lookup(&keys);
     let load = cache.load(found, &[20, 21]).unwrap();
     let good = Arc::new(Good(AtomicBool::new(false)));
@@ -257,7 +257,7 @@ fn the_thread_of_the_disk_goes_on_after_a_panic() {
         .workers(1)
         .disk_writes(TierWrites::AtOnce);
     let (cache, armed) = with_clock(settings, "kvtile-cache-disk");
-    // Without a step on this thread, which would do the work of the disk's.
+    // Without `step`, which would do the work of the disk's thread on this thread.
     let store = |number, block| {
         let options = StoreOptions::default();
         let store = cache.store_with(&chain(number, 2), &[block, block + 1], &options);
@@ -268,12 +268,12 @@ fn the_thread_of_the_disk_goes_on_after_a_panic() {
     store(1, 0);
     thread::sleep(Duration::from_millis(300));
     armed.store(false, Ordering::SeqCst);
-    // What comes now is written by the same thread, and brought to the disk in time.
+    // The same thread writes the next blocks and syncs them in time.
     store(2, 4);
-    until("what was stored is written", || {
+    until("the stored blocks are written", || {
         cache.disk().unwrap().store_stats().used >= 2
     });
-    until("what was written is durable", || {
+    until("the written blocks are durable", || {
         cache.disk().unwrap().store_stats().syncs > 0
     });
     assert!(cache.flush().durable);

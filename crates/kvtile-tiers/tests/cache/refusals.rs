@@ -1,4 +1,4 @@
-//! What is refused, and what the refusal says.
+//! Refused requests and settings, and the text of the refusals.
 
 use kvtile_layout::Word;
 use kvtile_tiers::{
@@ -12,7 +12,7 @@ use super::common::{
 
 const DISK: u64 = 4 << 20;
 
-/// Pitfall 23: stored bytes of another model read as one's own.
+/// Pitfall 23: stored bytes of another model are served.
 #[test]
 fn a_folder_of_another_identity_is_refused_by_the_field_that_differs() {
     let folder = tempfile::tempdir().unwrap();
@@ -49,7 +49,7 @@ fn a_folder_that_is_in_use_is_refused() {
 }
 
 #[test]
-fn settings_that_mean_nothing_are_refused() {
+fn settings_out_of_range_are_refused() {
     let open = |settings| Cache::open(settings, engine_layout()).map(drop);
     let folder = tempfile::tempdir().unwrap();
     for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
@@ -69,7 +69,7 @@ fn settings_that_mean_nothing_are_refused() {
         for number in [1 << 47, 1 << 62, u64::MAX] {
             let mut settings = with_disk(8, folder.path(), DISK);
             set(&mut settings, number);
-            // Before memory or a thread is taken for it.
+            // The refusal comes before any allocation or thread.
             let error = open(settings).unwrap_err();
             assert!(error.to_string().contains(&number.to_string()), "{error}");
         }
@@ -117,7 +117,7 @@ fn blocks_that_the_engine_does_not_have_are_refused() {
 }
 
 #[test]
-fn a_full_queue_refuses_at_once_and_gives_everything_back() {
+fn a_full_queue_refuses_at_once_and_leaves_nothing_pinned() {
     let settings = settings(16).workers(0).queue_capacity(2);
     let cache = Cache::open(settings, engine_layout()).unwrap();
     let engine = Engine::new(&cache);
@@ -147,7 +147,7 @@ fn a_full_queue_refuses_at_once_and_gives_everything_back() {
 
 /// Pitfall 40: a metric without a denominator.
 #[test]
-fn every_block_that_was_asked_for_is_a_hit_or_a_miss_of_one_kind() {
+fn every_looked_up_block_is_a_hit_or_a_miss_of_one_kind() {
     let folder = tempfile::tempdir().unwrap();
     let cache = Cache::open(with_disk(3, folder.path(), DISK), engine_layout()).unwrap();
     let mut engine = Engine::new(&cache);

@@ -7,20 +7,20 @@ use kvtile_transfer::{FillPattern, PhysicalLayout};
 
 use super::common::chain;
 
-/// Blocks of the chain.
+/// Number of blocks of the chain.
 const BLOCKS: usize = 6;
 
-/// Blocks of the engine.
+/// Number of blocks of the engine.
 const ENGINE_BLOCKS: usize = 16;
 
-/// 4,100 bytes a page and layer, which are no multiple of the 16 tokens.
+/// 4,100 bytes for each page and layer, which is no multiple of the 16 tokens.
 fn state() -> Shape {
     let unit = Unit::opaque("state", 4100).unwrap();
     let plane = Plane::new("s", unit).unwrap().per_page();
     Shape::new(ENGINE_BLOCKS as u64, 2, 16, vec![plane]).unwrap()
 }
 
-/// Records of 34 bytes for 32 values, beside a scale of 4 bytes a page.
+/// Records of 34 bytes for 32 values, and a scale of 4 bytes for each page.
 fn quantised() -> Shape {
     let record = Unit::new("q8_0", 34, 32).unwrap();
     let record = Plane::new("k", record).unwrap().extent(Axis::C, 3);
@@ -39,7 +39,7 @@ fn engine(shape: &Shape, word: &str) -> PhysicalLayout {
     layout
 }
 
-/// Fills the blocks from 0 on and stores them. Returns what they hold.
+/// Fills the blocks from 0 on and stores them. Returns their digests.
 fn store(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
     let manager = cache.manager();
     let blocks: Vec<usize> = (0..keys.len()).collect();
@@ -50,7 +50,7 @@ fn store(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
     digests(cache, 0)
 }
 
-/// What the blocks of the chain hold, of which block `first` is the first.
+/// The digests of the blocks of the chain, which starts at block `first`.
 fn digests(cache: &Cache, first: usize) -> Vec<String> {
     let digest = |block| cache.manager().block_digest(cache.engine(), block).unwrap();
     (first..first + BLOCKS)
@@ -72,8 +72,8 @@ fn load(cache: &Cache, keys: &[BlockKey]) -> Vec<String> {
     digests(cache, first)
 }
 
-/// Stored by one engine, loaded from host memory; and after the cache was closed, loaded from disk by
-/// an engine with another order.
+/// One engine stores the blocks and loads them from host memory. After a restart, an engine with
+/// another layout loads them from disk.
 #[test]
 fn blocks_that_no_config_describes_survive_in_host_memory_and_on_disk() {
     for (shape, word, other) in [

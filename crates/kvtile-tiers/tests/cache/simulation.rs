@@ -1,7 +1,7 @@
-//! The whole cache on a disk that misbehaves and a clock that jumps, from seeds.
+//! The whole cache on a misbehaving disk and a jumping clock, from seeds.
 //!
-//! A seed that fails is printed. `KVTILE_CACHE_SEED=n` plays one alone, `KVTILE_CACHE_SEEDS=n` that
-//! many.
+//! A failing seed is printed. `KVTILE_CACHE_SEED=n` runs only that seed, `KVTILE_CACHE_SEEDS=n`
+//! runs n seeds.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +28,7 @@ fn a_cache_on_a_bad_disk_gives_no_wrong_byte_and_keeps_what_was_durable() {
         let played = std::panic::catch_unwind(|| play(seed));
         assert!(
             played.is_ok(),
-            "seed {seed} failed: KVTILE_CACHE_SEED={seed} plays it alone"
+            "seed {seed} failed: KVTILE_CACHE_SEED={seed} runs it alone"
         );
     }
 }
@@ -60,7 +60,7 @@ fn play(seed: u64) {
         disk.set_read_only(false);
         let cache = open(&disk, &clock, &mut numbers).unwrap();
         let durable = live(&cache, &disk, &clock, &mut numbers);
-        // A bit that was flipped stays so until its block is read.
+        // A flipped bit stays until its block is read.
         flipped |= numbers.once_in(4) && disk.flip("slots");
         match numbers.once_in(2) {
             true => disk.crash(),
@@ -84,7 +84,8 @@ fn play(seed: u64) {
     }
 }
 
-/// Random work. Returns the chains that were durable at its end, and how many blocks of each.
+/// Random operations. Returns the chains that were durable at the end, with their numbers of
+/// blocks.
 fn live(
     cache: &Cache,
     disk: &SimulatedDisk,
@@ -96,7 +97,7 @@ fn live(
         let keys = chain(numbers.below(CHAINS), 1 + numbers.index(5));
         match numbers.below(12) {
             0..=3 => {
-                // Where the disk takes nothing, a chain that is longer than host memory keeps its head.
+                // If the disk takes nothing, a chain longer than host memory keeps its head.
                 let report = engine.store_from(&keys, 0, 0);
                 let stopped = report.stopped.as_ref();
                 assert!(

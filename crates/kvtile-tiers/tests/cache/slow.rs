@@ -1,20 +1,17 @@
-//! A disk that takes its time.
+//! A disk whose writes block.
 
-use std::{
-    sync::{Arc, Condvar, Mutex},
-    thread,
-    time::Duration,
-};
+use std::{sync::Arc, thread, time::Duration};
 
 use kvtile_blocks::events::TierId;
 use kvtile_tiers::cache::Cache;
+use parking_lot::{Condvar, Mutex};
 
 use super::{
     common::{Engine, chain, engine_layout, with_disk},
     hooked::{HookedFolder, Operation},
 };
 
-/// Writes wait while it is closed; how many do.
+/// A gate for writes: whether it is closed, and the number of writes that wait at it.
 #[derive(Debug, Default)]
 struct Gate {
     state: Mutex<(bool, usize)>,
@@ -23,22 +20,23 @@ struct Gate {
 
 impl Gate {
     fn set_closed(&self, closed: bool) {
-        self.state.lock().unwrap().0 = closed;
+        self.state.lock().0 = closed;
         self.changed.notify_all();
     }
 
     fn pass(&self) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.state.lock();
         state.1 += 1;
         self.changed.notify_all();
-        let open = self.changed.wait_while(state, |(closed, _)| *closed);
-        open.unwrap().1 -= 1;
+        self.changed.wait_while(&mut state, |(closed, _)| *closed);
+        state.1 -= 1;
     }
 
-    /// Until somebody waits.
+    /// Waits until a write waits at the gate.
     fn wait_for_one(&self) {
-        let state = self.state.lock().unwrap();
-        drop(self.changed.wait_while(state, |(_, waiting)| *waiting == 0));
+        let mut state = self.state.lock();
+        self.changed
+            .wait_while(&mut state, |(_, waiting)| *waiting == 0);
     }
 }
 

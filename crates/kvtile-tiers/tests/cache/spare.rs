@@ -1,4 +1,4 @@
-//! Loads while all of host memory is in use, beside a tier that does not answer.
+//! Loads while all of host memory is in use and one tier never completes its reads.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +46,7 @@ fn a_tier_that_keeps_its_spare_block_stalls_no_load_of_another_tier_nor_of_its_o
     let cache = open(&clock);
     let mut engine = Engine::new(&cache);
     let lookup = |number| cache.lookup(&chain(number, 2));
-    // Chain 1 is in the silent tier alone, chain 2 in the prompt one.
+    // Chain 1 is only in the silent tier, chain 2 only in the prompt tier.
     for number in [1, 2] {
         assert_eq!(engine.store(&chain(number, 2), 0), 2);
         assert_eq!(cache.evict(TierId::HOST, 2).unwrap(), 2);
@@ -79,14 +79,14 @@ fn a_tier_that_keeps_its_spare_block_stalls_no_load_of_another_tier_nor_of_its_o
     for (at, key) in chain(2, 2).iter().enumerate() {
         assert!(engine.holds(key, 40 + at));
     }
-    // The silent tier is not even asked: it has its only block.
+    // No read of the silent tier starts: the tier still holds its spare block.
     let report = load(&cache, second);
     assert_eq!(report.blocks, 0);
     assert!(matches!(report.stopped, Some(LoadStop::Late)), "{report:?}");
     assert_eq!(silent.kept(), 1);
-    assert_eq!(lookup(1).blocks(), 0, "the tier is left alone");
+    assert_eq!(lookup(1).blocks(), 0, "the tier is in a backoff");
 
-    // It answers at last.
+    // The tier completes the read.
     silent.set_faults(TierFaults::default());
     silent.release_all();
     clock.advance(Duration::from_secs(2));

@@ -1,4 +1,4 @@
-//! Many threads on one cache: every byte that it gives is right, and in the end nothing is held.
+//! Many threads on one cache: every loaded byte is right, and nothing is held at the end.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,7 @@ fn random_work_of_several_threads_gives_no_wrong_byte_and_leaks_nothing() {
     );
 }
 
-/// Pitfall 35: memory, descriptors or disk that grow without bounds.
+/// Pitfall 35: memory, descriptors or disk use that grows without bounds.
 #[test]
 fn a_mixed_load_grows_nothing() {
     const SEED: u64 = 5;
@@ -49,8 +49,8 @@ fn a_mixed_load_grows_nothing() {
     const ROUNDS_PER_RESTART: u64 = 16;
     println!("seed {SEED}");
     let asked = number("KVTILE_CACHE_SECONDS");
-    // Asked for, it has the process to itself; otherwise other tests run beside it. A leak of a block in each
-    // round would be larger than either within minutes.
+    // With the variable set, the test has the process to itself; otherwise other tests run
+    // concurrently. A leak of one block a round would exceed either limit within minutes.
     let slack_bytes = if asked.is_some() { 8 << 20 } else { 64 << 20 };
     let seconds = Duration::from_secs(asked.unwrap_or(3));
     let folder = tempfile::tempdir().unwrap();
@@ -60,7 +60,7 @@ fn a_mixed_load_grows_nothing() {
     };
     let mut cache = open();
     let start = Instant::now();
-    // What is used at the most in the first, second and last third of the time.
+    // The peak use in the first, second and last third of the time.
     let mut peaks = [Used::default(); 3];
     let (mut round, mut restarts) = (0, 0);
     while start.elapsed() < seconds {
@@ -77,10 +77,7 @@ fn a_mixed_load_grows_nothing() {
             drop(cache);
             cache = open();
             let after = cache.pool_stats(TierId::DISK).unwrap().cached;
-            assert_eq!(
-                after, before,
-                "blocks on disk, before a restart and after it"
-            );
+            assert_eq!(after, before, "blocks on disk before and after a restart");
             restarts += 1;
         }
         assert!(folder_bytes(folder.path()) <= CAPACITY);
@@ -97,7 +94,7 @@ fn a_mixed_load_grows_nothing() {
     assert!(now.files < before.files + 32, "descriptors grow");
 }
 
-/// Waits until nothing is under way any more, and checks that nothing is held.
+/// Waits until no operation is in flight, and checks that nothing is held.
 fn ended(cache: &Cache) {
     let start = Instant::now();
     while cache.stats().pinned.values().any(|pins| *pins > 0) {
@@ -112,7 +109,7 @@ fn ended(cache: &Cache) {
     cache.check_integrity();
 }
 
-/// What the process has of what may run out.
+/// The resources of the process that may run out.
 #[derive(Clone, Copy, Debug, Default)]
 struct Used {
     bytes: u64,
@@ -145,7 +142,7 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Each thread has sixteen engine blocks of its own.
+/// Each thread uses sixteen engine blocks of its own.
 fn work(cache: &Cache, thread: u64, seed: u64) {
     let mut numbers = Numbers::new(seed * 1000 + thread);
     let mut engine = Engine::new(cache);
