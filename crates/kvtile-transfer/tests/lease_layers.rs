@@ -314,7 +314,7 @@ fn what_a_lease_of_layers_does_not_hold_is_refused_by_name() {
         }))
     ));
     let named = format!(
-        "this lease holds layers 1..3 of the 4 of block 0 of layout {handle}, and the whole block was asked for"
+        "this lease holds layers 1..3 of the 4 of block 0 of layout {handle}, and the whole block was requested"
     );
     let refused = [
         lease.block(0).map(drop),
