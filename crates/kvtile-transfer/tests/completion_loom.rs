@@ -1,4 +1,4 @@
-//! Completions in every order in which their threads can meet. Run by `cargo x loom`.
+//! Completions in every thread interleaving. Run by `cargo x loom`.
 
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -49,7 +49,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(value) => return value,
-            // A wake that is lost would leave this thread here, which loom reports.
+            // Without the wake, this thread would block for ever, which loom reports.
             Poll::Pending => bell.wait(),
         }
     }

@@ -1,5 +1,4 @@
-//! A lane for models of `loom`: no transfer is so short that it runs on the caller's thread, and flights may
-//! be lost.
+//! A lane for `loom` models: no transfer runs on the caller's thread, and flights may be lost.
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -15,9 +14,9 @@ use crate::error::TransferError;
 #[derive(Debug)]
 pub(crate) struct Modelled {
     pub(crate) lane: Arc<dyn Lane>,
-    /// Threads of the lane.
+    /// Maximum number of threads of the lane.
     pub(crate) threads: NonZeroUsize,
-    /// Flights are dropped before a byte has moved.
+    /// Whether flights are dropped before a byte is copied.
     pub(crate) loses: bool,
 }
 

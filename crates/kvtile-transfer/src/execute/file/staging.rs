@@ -136,7 +136,7 @@ impl Staging {
                 start: std::ptr::with_exposed_provenance_mut(memory.addr()),
             })
         });
-        // `None` tells the caller to wait for other slots. Missing memory is an error instead.
+        // The caller of a `None` waits for other slots. Missing memory is an error instead.
         placed.map(Some).ok_or(TransferError::Missing {
             what: "staging memory of slot",
             index: index as u64,
