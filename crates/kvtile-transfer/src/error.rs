@@ -40,7 +40,7 @@ pub enum TransferError {
         need: u64,
     },
     /// A region does not start at a multiple of the layout's alignment.
-    #[error("region {region} starts at {addr:#x}, which is no multiple of {alignment} bytes")]
+    #[error("region {region} starts at {addr:#x}, which is not a multiple of {alignment} bytes")]
     RegionMisaligned {
         /// Index of the region.
         region: usize,
@@ -58,7 +58,7 @@ pub enum TransferError {
         first: usize,
         /// Index of the other.
         second: usize,
-        /// Where they are.
+        /// The kind of their storage.
         kind: StorageKind,
     },
     /// The regions of one layout are of different kinds.
@@ -310,9 +310,9 @@ pub enum TransferError {
     /// destination blocks undefined.
     #[error("{what} {index} of a transfer is missing; this is a defect of kvtile")]
     Missing {
-        /// What is missing.
+        /// The missing part.
         what: &'static str,
-        /// Its number.
+        /// Its index.
         index: u64,
     },
     /// A worker thread panicked. This is a defect.
@@ -341,7 +341,7 @@ pub enum TransferError {
     /// The file is not a saved cache.
     #[error("not a saved cache: {problem}")]
     NotASavedCache {
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// The header exceeds its limit; notes, planes and regions make it long.
@@ -368,7 +368,7 @@ pub enum TransferError {
     /// The contents of a saved cache are not what the writer wrote.
     #[error("the saved cache is damaged: {problem}")]
     Damaged {
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
     /// The bytes of a saved block do not match their checksum. The block is a miss and is never

@@ -5,7 +5,7 @@
 //! | `physical` | a layout, the regions under it, and the typed builder that brings them together |
 //! | `descriptor` | the JSON that describes a layout to another process; incoming JSON is untrusted |
 //! | `manager` | transfers and their completions |
-//! | `lease` | registered layouts, leases on their blocks, and what may be executed because of them |
+//! | `lease` | registered layouts, leases on their blocks, and the transfers that leases make sound |
 //! | `completion` | completions: per-layer progress and the final result |
 //! | `execute` | moves the bytes: lanes, each with its own queue |
 //! | `saved` | caches in files: layout, identity, checksums and blocks |

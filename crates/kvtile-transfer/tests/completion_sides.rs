@@ -134,7 +134,7 @@ fn says(done: &Completion<u32>, layers: usize) -> (Option<u32>, Vec<Option<Resul
 }
 
 #[test]
-fn random_announcements_are_learned_as_they_were_made() {
+fn every_method_reports_random_announcements() {
     for seed in 0..500 {
         let mut random = Numbers::new(seed);
         let (layers, blocks) = (random.index(4), random.index(4));
@@ -173,7 +173,7 @@ fn random_announcements_are_learned_as_they_were_made() {
 }
 
 #[test]
-fn threads_that_wait_learn_of_layers_and_of_the_end() {
+fn waiting_threads_are_notified_of_layers_and_of_the_end() {
     for _ in 0..50 {
         let completer = Completer::new(2, 1);
         let done = completer.completion();
@@ -198,7 +198,7 @@ fn threads_that_wait_learn_of_layers_and_of_the_end() {
 }
 
 #[test]
-fn cancelling_asks_and_ends_nothing() {
+fn cancel_is_a_request_and_completes_nothing() {
     let completer: Completer<u8> = Completer::new(1, 1);
     let done = completer.completion();
     assert!(!completer.is_cancelled());

@@ -83,7 +83,7 @@ fn expected_ranges(layout: &StridedLayout) -> Option<Vec<Range<u64>>> {
 }
 
 #[test]
-fn layers_lie_in_a_block_where_its_units_do() {
+fn layer_ranges_match_the_units_of_each_layer() {
     let mut runner = proptest::test_runner::TestRunner::new(config(300));
     let counts = std::cell::Cell::new([0; 2]);
     runner
@@ -291,7 +291,7 @@ fn empty_and_out_of_range_layers_are_refused_by_name() {
 }
 
 #[test]
-fn what_a_lease_of_layers_does_not_hold_is_refused_by_name() {
+fn bytes_outside_a_lease_of_layers_are_refused_by_name() {
     let (manager, handle) = registered(word("BLKNHC", 1));
     let lease = manager.lease_layers(handle, &[0, 1], 1..3, LeaseMode::Write);
     let mut lease = lease.unwrap();

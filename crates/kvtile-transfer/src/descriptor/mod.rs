@@ -65,7 +65,7 @@ pub const DESCRIPTOR_BYTES_MAX: usize = 128 << 20;
 pub struct LayoutDescriptor {
     /// The contents of the regions and their order.
     pub layout: DescribedLayout,
-    /// Where the bytes are, from the owner's point of view.
+    /// The kind of the memory, from the owner's point of view.
     pub location: StorageKind,
     /// The NIXL metadata of the memory.
     pub nixl_metadata: NixlMetadata,

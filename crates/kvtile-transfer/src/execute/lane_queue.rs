@@ -30,7 +30,7 @@ loom::thread_local! {
     static IS_LANE: Cell<bool> = Cell::new(false);
 }
 
-/// See the module.
+/// The queue of a lane, and its worker threads.
 #[derive(Debug)]
 pub(crate) struct LaneQueue {
     capacity: usize,

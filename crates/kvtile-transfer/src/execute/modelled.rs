@@ -10,7 +10,7 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// See the module.
+/// A lane over another, for `loom`.
 #[derive(Debug)]
 pub(crate) struct Modelled {
     pub(crate) lane: Arc<dyn Lane>,

@@ -139,8 +139,8 @@ impl BlockLease {
         self.check_not_shared()?;
         let span = self.span(block, layer)?;
         self.check_writable()?;
-        // SAFETY: a write lease keeps everything else away from this layer of the block, no other layer has these
-        // bytes (as above), and `self` is borrowed exclusively.
+        // SAFETY: a write lease excludes all other access to this layer of the block, no other
+        // layer has these bytes (as above), and `self` is borrowed exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
@@ -164,7 +164,8 @@ impl BlockLease {
         self.check_not_shared()?;
         let span = self.block_span(block)?;
         self.check_writable()?;
-        // SAFETY: a write lease of all layers keeps everything else away, and `self` is borrowed exclusively.
+        // SAFETY: a write lease of all layers excludes all other access, and `self` is borrowed
+        // exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
@@ -191,8 +192,8 @@ impl BlockLease {
         self.check_not_shared()?;
         let span = self.part_span(block)?;
         self.check_writable()?;
-        // SAFETY: a write lease keeps everything else away from these layers of the block, no other layer has
-        // these bytes (as above), and `self` is borrowed exclusively.
+        // SAFETY: a write lease excludes all other access to these layers of the block, no other
+        // layer has these bytes (as above), and `self` is borrowed exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 
 use kvtile_layout::{BlockPair, CopyPlan, CopyPlanner, LayerPlans, LayoutError, RangePair};
 
-/// See the module.
+/// The block pairs of a transfer.
 pub(crate) enum Pairs<'a> {
     /// The same tokens of every block: source block `i` to destination block `i`.
     Blocks {

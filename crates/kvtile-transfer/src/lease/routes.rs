@@ -21,7 +21,7 @@ pub(crate) struct RouteKey {
     pub(crate) heads: Option<RangePair>,
 }
 
-/// See the module.
+/// An LRU cache of routes.
 #[derive(Default)]
 pub(crate) struct Routes {
     kept: Vec<Kept>,

@@ -123,8 +123,8 @@ pub(crate) struct Planned<'a> {
 }
 
 impl<'a> Planned<'a> {
-    /// Checks and plans. `layer_by_layer` requests one plan per layer; with `None`, the lane
-    /// decides by cost.
+    /// Checks and plans. `layer_by_layer` requests one plan per layer. With `None`, the transfer
+    /// goes layer by layer where that costs nothing.
     pub(crate) fn new(
         route: Arc<Route>,
         pairs: Pairs<'a>,
@@ -139,8 +139,8 @@ impl<'a> Planned<'a> {
                 let is_over = bytes <= route.lane.lane().inline_bytes();
                 route.layers_are_free && !is_over
             });
-        // A panic can leave the planner's caches incomplete, which makes later plans slower, never
-        // wrong.
+        // A failed plan or a panic can leave the planner's caches incomplete. That makes later
+        // plans slower, never wrong.
         let mut planner = route.planner.lock();
         let plans = match by_layer {
             true => Plans::Layers(pairs.plan_layers(&mut planner)?),

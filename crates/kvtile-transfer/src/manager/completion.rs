@@ -171,7 +171,7 @@ mod tests {
             .poll(&mut Context::from_waker(Waker::noop()))
         {
             Poll::Ready(value) => value,
-            Poll::Pending => panic!("it has ended"),
+            Poll::Pending => panic!("pending after the end"),
         }
     }
 

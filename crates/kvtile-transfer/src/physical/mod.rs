@@ -233,7 +233,7 @@ impl PhysicalLayout {
         details.map_or(LayoutKind::Strided, |details| details.kind())
     }
 
-    /// Where the bytes are.
+    /// The kind of the memory.
     #[must_use]
     pub fn location(&self) -> StorageKind {
         self.inner.location

@@ -93,7 +93,7 @@ fn open_and_load(path: &Path) -> Result<usize, TransferError> {
 }
 
 #[test]
-fn a_file_put_together_from_its_parts_is_a_cache() {
+fn a_file_assembled_from_its_parts_is_a_cache() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     fs::write(&path, parts(folder.path()).file()).unwrap();

@@ -1,8 +1,5 @@
 //! Layouts over memory and files whose every byte the test controls, padding included.
-#![expect(
-    dead_code,
-    reason = "each test binary uses another part of what they share"
-)]
+#![expect(dead_code, reason = "each test binary uses a different subset")]
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::{

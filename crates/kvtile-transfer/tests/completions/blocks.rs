@@ -146,7 +146,7 @@ fn lease_region(
 /// Threads that copy, lease and fill concurrently: every refusal is a lease conflict, and every
 /// copied block holds one pattern from its first to its last byte.
 #[test]
-fn threads_on_one_manager_never_see_a_mixture() {
+fn threads_on_one_manager_never_see_mixed_blocks() {
     let shape = Shape::key_value(8, 2, 16, 4, 256, &Unit::raw(2).unwrap()).unwrap();
     let manager = Arc::new(TransferManager::new());
     let words = ["L|KBNHC", "BHLKNC", "BLKNHC"];
@@ -200,7 +200,7 @@ fn wander(
             0 => manager.fill(to, &[b], FillPattern::Constant(byte)).err(),
             1 => match manager.block_digest(to, b) {
                 Ok(digest) => {
-                    assert!(known.contains(&digest), "a mixture in block {b}");
+                    assert!(known.contains(&digest), "mixed content in block {b}");
                     None
                 }
                 Err(error) => Some(error),

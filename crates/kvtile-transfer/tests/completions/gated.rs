@@ -21,7 +21,7 @@ use crate::{
     shape,
 };
 
-/// See the module.
+/// A file with a gate.
 #[derive(Debug)]
 pub(crate) struct GatedFile {
     file: FileMemory,

@@ -62,7 +62,7 @@ impl Signal {
         let mut woken = self.woken.lock();
         let waits = |woken: &mut bool| !*woken;
         let waited = self.changed.wait_while_for(&mut woken, waits, PATIENCE);
-        assert!(!waited.timed_out(), "the wake does not come");
+        assert!(!waited.timed_out(), "no wake in time");
         *woken = false;
     }
 }
@@ -83,5 +83,5 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
 /// The result of a transfer. Panics if the transfer does not end in time.
 pub(crate) fn end(done: &TransferCompletion) -> Result<TransferReport, TransferError> {
     let end = done.wait_timeout(PATIENCE);
-    end.expect("a transfer that does not end")
+    end.expect("the transfer does not end")
 }

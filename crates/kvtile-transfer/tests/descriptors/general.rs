@@ -227,7 +227,7 @@ fn hostile_digits() -> Vec<Hostile> {
             |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
         ),
         (
-            "a region outside",
+            "an unknown region",
             "/order/digits/planes/0/region",
             json!(1),
             |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
@@ -239,7 +239,7 @@ fn hostile_digits() -> Vec<Hostile> {
             |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
         ),
         (
-            "digits that do not make up their axis",
+            "digits that do not cover their axis",
             "/order/digits/planes/0/digits/1/extent",
             json!(2),
             |e| {

@@ -92,7 +92,7 @@ fn reads<'b>(pieces: &[(usize, usize)], parts: Vec<&'b mut [u8]>) -> Vec<FileRea
 }
 
 #[test]
-fn every_piece_of_a_batch_is_what_it_would_be_alone() {
+fn a_batch_equals_its_pieces_one_by_one() {
     for seed in 0..60 {
         let mut numbers = Numbers::new(seed);
         let folder = folder();
@@ -231,7 +231,7 @@ fn nothing_is_in_flight_after_a_panic_of_the_callback() {
             })
             .collect();
         let read = catch_unwind(AssertUnwindSafe(|| {
-            FileBatch::new(way).read(&file, &mut reads, &mut |_, _| panic!("the listener"));
+            FileBatch::new(way).read(&file, &mut reads, &mut |_, _| panic!("the callback"));
         }));
         assert!(read.is_err());
         drop(reads);

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// See the module.
+/// The lane between files and memory, and between two files.
 #[derive(Debug)]
 pub(crate) struct FileLane {
     threads: NonZeroUsize,
@@ -43,8 +43,8 @@ impl Lane for FileLane {
     }
 
     /// A read from a file into memory follows the order of the file. Going layer by layer is free
-    /// where it keeps that order: the destination, and a source in files, must have one region per
-    /// layer.
+    /// where it keeps that order: the destination must be memory with one region per layer, and a
+    /// source in files must have one region per layer too.
     fn planning(&self, (source, destination): Sides<'_>) -> LanePlanning {
         let (from_file, to_file) = (
             source.end() == LaneEnd::File,

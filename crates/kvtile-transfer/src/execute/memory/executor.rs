@@ -96,7 +96,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn what_the_caches_keep_is_stored_in_them_and_what_they_cannot_keep_is_streamed() {
+    fn copies_that_fit_the_caches_use_ordinary_stores_and_others_stream() {
         let executor = |level| Executor {
             level,
             level2_bytes: MIB,

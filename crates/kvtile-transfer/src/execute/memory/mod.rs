@@ -32,7 +32,7 @@ pub(crate) fn usual_copy_threads() -> usize {
     CopyPool::usual_threads()
 }
 
-/// See the module.
+/// The lane between memories.
 #[derive(Debug)]
 pub(crate) struct MemoryLane {
     executor: Executor,

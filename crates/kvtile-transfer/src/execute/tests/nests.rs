@@ -166,7 +166,7 @@ fn a_nest_moves_its_runs_and_no_other_byte() {
 /// Converts both halves of an engine's tiles, `NCN16C2` and `CNC16N2`, to token-major order and
 /// back.
 #[test]
-fn tiles_in_tiles_are_put_together() {
+fn nested_tiles_are_staged_together() {
     let mut tiles = 0;
     for (extents, source, destination) in [
         // C16, N2, C/16, N/2: dense in the order of the tiles on one side, of tokens on the other.

@@ -65,7 +65,7 @@ struct Entry {
     leases: usize,
 }
 
-/// See the module.
+/// The layouts and leases of one manager.
 pub(crate) struct Ledger {
     manager: u64,
     next_layout: u64,

@@ -29,7 +29,7 @@ pub(super) struct SharedLease {
 /// A layout and a block of it.
 pub(super) type BlockOf = (u64, u64);
 
-/// See the module.
+/// The held bytes of layouts that share memory.
 #[derive(Default)]
 pub(super) struct SharedBytes {
     leases: Vec<SharedLease>,

@@ -34,7 +34,7 @@ struct Part {
     count: u32,
 }
 
-/// See the module.
+/// The lease states of all blocks of a layout.
 pub(super) struct BlockStates {
     states: Vec<u32>,
     slots: Vec<Vec<Part>>,
@@ -292,7 +292,10 @@ impl BlockStates {
         used.extend(&self.unused);
         used.sort_unstable();
         let slots = u32::try_from(self.slots.len()).unwrap();
-        assert!(used.iter().copied().eq(0..slots), "slots in use and not");
+        assert!(
+            used.iter().copied().eq(0..slots),
+            "each slot is either in use or free"
+        );
         for unused in &self.unused {
             assert!(
                 self.slots[*unused as usize].is_empty(),
@@ -310,7 +313,7 @@ impl BlockStates {
                     let same = part.layers == other.layers;
                     assert!(
                         !same && (both_read || !part.layers.meets(&other.layers)),
-                        "parts that exclude each other"
+                        "conflicting parts"
                     );
                 }
             }

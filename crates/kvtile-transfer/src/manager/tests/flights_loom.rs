@@ -76,7 +76,7 @@ fn is_in_use<T>(outcome: Result<T, TransferError>) -> bool {
 /// refuses this while the flight is in progress and accepts it only after its bytes have arrived.
 /// Dropping the manager waits for the flight.
 #[test]
-fn a_flight_without_a_completion_lands_before_its_layouts_go() {
+fn a_flight_without_a_completion_ends_before_its_layouts_unregister() {
     model(3, (1, 1, false), |manager, handles| {
         let [from, to] = handles;
         let options = TransferOptions::new();
@@ -142,7 +142,7 @@ fn a_flight_that_is_lost_reports_and_frees_its_blocks() {
 /// Two threads start flights into a queue without room for both, and one of them drops its
 /// completion.
 #[test]
-fn starters_of_a_full_queue_are_all_let_in() {
+fn callers_blocked_on_a_full_queue_all_proceed() {
     model(2, (0, 1, false), |manager, handles| {
         let [from, to] = handles;
         let start = move |manager: &TransferManager, block: usize| {
@@ -167,7 +167,7 @@ fn starters_of_a_full_queue_are_all_let_in() {
 /// Two flights for two threads; the second thread starts during the first flight. The manager is
 /// dropped at once, and both flights have ended when the drop returns.
 #[test]
-fn flights_of_two_threads_land_before_the_manager_goes() {
+fn flights_of_two_threads_end_before_the_manager_is_dropped() {
     model(2, (0, 2, false), |manager, handles| {
         let [from, to] = handles;
         for block in [0, 1] {

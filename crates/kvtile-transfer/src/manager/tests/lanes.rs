@@ -30,7 +30,7 @@ use crate::{
 };
 
 #[test]
-fn a_file_transfer_that_stands_still_delays_no_memory_copy() {
+fn a_stopped_file_transfer_delays_no_memory_copy() {
     let world = world(1);
     let (gate, slow) = world.stop_file(&[7]);
     // One more flight waits in the queue of the file lane, which is then full.
@@ -48,7 +48,7 @@ fn a_file_transfer_that_stands_still_delays_no_memory_copy() {
 }
 
 #[test]
-fn a_memory_copy_that_stands_still_delays_no_file_transfer() {
+fn a_stopped_memory_copy_delays_no_file_transfer() {
     let world = world(1);
     let (gate, slow) = world.stop_memory(&[7]);
     let queued = world.start(world.b, &[6]);
@@ -64,7 +64,7 @@ fn a_memory_copy_that_stands_still_delays_no_file_transfer() {
 }
 
 #[test]
-fn a_file_transfer_that_stands_still_delays_no_other_file_transfer() {
+fn a_stopped_file_transfer_delays_no_other_file_transfer() {
     let world = world_with(4, 2, Flying::OnItsThread);
     let (gate, slow) = world.stop_file(&[7]);
     for block in 0..6 {
@@ -80,7 +80,7 @@ fn a_file_transfer_that_stands_still_delays_no_other_file_transfer() {
 /// At most the configured number of transfers run concurrently; a queued one starts when another
 /// has ended.
 #[test]
-fn as_many_file_transfers_move_at_once_as_was_set() {
+fn as_many_file_transfers_run_concurrently_as_configured() {
     for files in [1, 2, 3] {
         let world = world_with(8, files, Flying::OnItsThread);
         let gate = world.file.shut(files);
@@ -150,7 +150,7 @@ fn a_panic_in_one_thread_of_a_lane_ends_its_flight_alone() {
 
 /// Flights queued behind several threads end before the manager's drop returns.
 #[test]
-fn a_manager_that_is_dropped_lands_what_waits_for_several_threads() {
+fn dropping_a_manager_ends_flights_queued_for_several_threads() {
     let world = world_with(8, 2, Flying::OnItsThread);
     let layouts = [world.a, world.disk].map(|h| world.manager.layout(h).unwrap());
     let gate = world.file.shut(2);
@@ -174,7 +174,7 @@ fn a_manager_that_is_dropped_lands_what_waits_for_several_threads() {
 
 /// Pitfall 20 without a completion: the leases last until the flight has ended.
 #[test]
-fn a_flight_without_a_completion_holds_its_leases_and_lands() {
+fn a_flight_without_a_completion_holds_its_leases_until_its_end() {
     let world = world(4);
     let (gate, done) = world.stop_file(&[0, 1]);
     drop(done);
@@ -240,7 +240,7 @@ fn a_manager_that_is_dropped_waits_for_the_flights_of_every_lane() {
 }
 
 #[test]
-fn a_panic_in_a_lane_is_an_end_and_frees_the_blocks() {
+fn a_panic_in_a_lane_ends_the_transfer_and_frees_its_blocks() {
     let world = world(4);
     world.memory.panic_once();
     let done = world.start(world.b, &[0, 1]);
@@ -252,7 +252,7 @@ fn a_panic_in_a_lane_is_an_end_and_frees_the_blocks() {
 }
 
 #[test]
-fn a_lane_that_panics_outside_of_a_plan_lands_its_flight_too() {
+fn a_lane_that_panics_outside_of_a_plan_ends_its_flight_too() {
     let world = world_with(4, 1, Flying::Panicking);
     let dones = [0, 1].map(|block| world.start(world.b, &[block]));
     for done in dones {
@@ -389,7 +389,7 @@ fn strided(arena: &OwnedMemoryRegion, stride: u64, offset: u64) -> PhysicalLayou
 /// Even and odd blocks of one allocation: the odd ones are registered and copied while the even
 /// ones are in flight. Blocks with bytes of both are refused.
 #[test]
-fn a_newcomer_between_the_blocks_of_a_flight_is_registered_and_copied() {
+fn a_new_layout_between_the_blocks_of_a_flight_is_registered_and_copied() {
     let world = world(4);
     let arena = SystemMemory::options().allocate(9 * BLOCK_BYTES).unwrap();
     let arena: OwnedMemoryRegion = Arc::new(arena);

@@ -371,7 +371,7 @@ fn interleaved_rows_of_one_memory_are_apart() {
 /// A layout is registered over leased memory. Common bytes are refused, other bytes are not, and
 /// bytes are free after the lease has ended.
 #[test]
-fn a_newcomer_over_leased_rows_has_the_rows_between() {
+fn a_new_layout_over_leased_rows_can_lease_the_rows_between() {
     let world = World::new();
     let manager = &world.manager;
     let register = |offset| {

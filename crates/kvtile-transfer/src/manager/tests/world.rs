@@ -140,7 +140,7 @@ impl World {
 /// The result of a transfer. Panics if the transfer does not end in time.
 pub(super) fn end(done: &TransferCompletion) -> Result<TransferReport, TransferError> {
     let end = done.wait_timeout(PATIENCE);
-    end.expect("a transfer that does not end")
+    end.expect("the transfer does not end")
 }
 
 pub(super) fn arrives(done: &TransferCompletion) {

@@ -171,7 +171,7 @@ fn every_piece_of_several_files_arrives_once_and_where_it_belongs() {
 }
 
 #[test]
-fn a_file_that_ends_early_gives_what_it_has() {
+fn a_short_file_gives_a_short_read() {
     on_every_queue(|queue| {
         let folder = folder();
         let path = folder.path().join("file");
@@ -306,7 +306,7 @@ fn draining_and_dropping_wait_for_what_is_in_flight() {
 
 /// A queue can move to another thread, because transfers reuse queues.
 #[test]
-fn a_queue_goes_from_thread_to_thread() {
+fn a_queue_moves_between_threads() {
     let folder = folder();
     let path = folder.path().join("file");
     std::fs::write(&path, content(8)).unwrap();
