@@ -91,7 +91,8 @@ fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<Span>, TransferError> {
 }
 
 /// A plan whose source runs are the bytes of `blocks`. Each block is planned onto itself, which
-/// gives the longest possible runs. A layout that may not be written is planned to canonical order.
+/// gives the longest possible runs. A layout that is not injective cannot be a destination, so its
+/// blocks are planned to canonical order.
 fn block_plan(layout: &StridedLayout, blocks: &[u64]) -> Result<CopyPlan, TransferError> {
     let page_size = layout.shape().page_size();
     if layout.is_injective() {

@@ -113,7 +113,7 @@ impl UringQueue {
         }
     }
 
-    /// Submits the queued operations and waits for `want` completions. Returns whether the call
+    /// Submits the queued operations and waits for that many completions. Returns whether the call
     /// succeeded.
     fn enter(&mut self, want: usize) -> bool {
         if self.refusal.is_some() {
