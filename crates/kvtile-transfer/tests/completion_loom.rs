@@ -1,4 +1,4 @@
-//! Completions in every thread interleaving. Run by `cargo x loom`.
+//! Completions in every thread interleaving. `cargo x loom` runs these tests.
 
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "tests")]

@@ -35,9 +35,10 @@
 //! }
 //! ```
 //!
-//! An order by digits is `{"digits": {"planes": [{"plane": "k", "region": 0, "offset": 0, "digits":
-//! [...]}], "region_bytes": [1310720]}}`. Version 2 refuses unknown fields, because they could
-//! change the meaning of the bytes.
+//! An order by digits is the object
+//! `{"planes": [{"plane": "k", "region": 0, "offset": 0, "digits": [...]}], "region_bytes": [1310720]}`
+//! under the key `digits`. Version 2 refuses unknown fields, because they could change the meaning
+//! of the bytes.
 //!
 //! An incoming descriptor is untrusted. [`LayoutDescriptor::from_json`] limits the length of the
 //! text and refuses other versions; [`PhysicalLayout::from_descriptor`] checks everything else.

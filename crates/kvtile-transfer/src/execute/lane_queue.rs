@@ -1,9 +1,9 @@
 //! The queue of a lane, and its worker threads.
 //!
 //! The threads of a lane take flights in FIFO order, and each executes one flight at a time. With
-//! several threads, flights end in any order. A flight that finds all threads busy starts a new
-//! one, up to the maximum. Lanes are independent: neither a slow flight nor a full queue of one
-//! lane delays another.
+//! several threads, flights end in any order. If a new flight finds all threads busy, the queue
+//! starts another thread, up to the maximum. Lanes are independent: neither a slow flight nor a
+//! full queue of one lane delays another.
 
 use std::{
     cell::Cell,
@@ -178,8 +178,8 @@ impl LaneQueue {
     }
 
     /// Queues a flight. Blocks while the queue is full. The flight runs on this thread if no thread
-    /// was started, if the queue is closed, or if this is a thread of a lane (a waker that starts a
-    /// transfer) and there is no room.
+    /// was started or the queue is closed. It also does if the queue is full and this is a thread
+    /// of a lane, which a waker uses to start a transfer.
     pub(super) fn start(&self, flight: Flight, lane: &Arc<dyn Lane>) {
         let mut state = self.shared.lock();
         while state.threads > 0 && !state.is_closed {

@@ -20,7 +20,7 @@ impl LayerBytes {
     /// Returns `None` for any other layout.
     pub(super) fn of(layout: &StridedLayout) -> Option<LayerBytes> {
         // The location of a unit is the sum of the steps of its indices. If all planes have the
-        // same steps along the block axis, every block is a translation of block 0, and the ranges
+        // same steps along the block axis, every block is a translation of block 0. Then the ranges
         // of block 0 hold for every block.
         let mut planes = layout.pieces().iter().map(block_digits);
         let blocks = planes.next()?;

@@ -71,12 +71,12 @@ macro_rules! transpose_kernel {
     };
 }
 
-/// Defines `$name`, which transposes matrices with 2, 4 or 8 rows or columns of elements of `16 /
-/// $n` bytes, fewer than a lane has elements. It returns whether it supports the matrix.
+/// Defines `$name`, which transposes matrices with 2, 4 or 8 rows or columns of elements of
+/// `16 / $n` bytes, fewer than a lane has elements. It returns whether it supports the matrix.
 ///
 /// It loads `WIDE` vectors that hold `$n` rows of few columns, or few rows of `$n` columns, one
-/// after the other. To interleave vector `i` with vector `i + WIDE / 2` rotates the position of
-/// every element by one bit, here across all vectors, until row and column are swapped.
+/// after the other. Each step interleaves vector `i` with vector `i + WIDE / 2`. That rotates the
+/// position of every element by one bit, here across all vectors, until row and column are swapped.
 macro_rules! narrow_kernel {
     ($name:ident, $features:literal, $n:literal,
      $zero:path, $load:path, $low:path, $high:path, $store:path) => {

@@ -1,5 +1,5 @@
-//! Flights in every thread interleaving, up to a bounded number of preemptions. Run by `cargo x
-//! loom`.
+//! Flights in every thread interleaving, up to a bounded number of preemptions. `cargo x loom` runs
+//! these tests.
 //!
 //! The ledger, queue, flight, completion and bytes are the real ones. Only the threshold for
 //! transfers on the caller's thread is zero.
