@@ -1,4 +1,4 @@
-//! What can go wrong between a layout and its memory.
+//! The errors of layouts, descriptors, transfers and saved caches.
 
 use std::{ops::Range, path::PathBuf, sync::Arc};
 
@@ -9,7 +9,7 @@ use kvtile_layout::{
 use kvtile_memory::{MemType, MemoryError, StorageKind};
 use thiserror::Error;
 
-/// Why a layout was not bound, a descriptor not taken, a transfer not done or a file not served.
+/// An error of binding a layout, of a descriptor, of a transfer or of a saved cache.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum TransferError {
@@ -21,7 +21,7 @@ pub enum TransferError {
     Memory(Arc<MemoryError>),
 
     // Binding a layout to regions.
-    /// As many regions are needed as the layout has.
+    /// The number of regions differs from the layout's.
     #[error("{given} regions for a layout of {needed}")]
     RegionCount {
         /// Regions given.
@@ -29,7 +29,7 @@ pub enum TransferError {
         /// Regions of the layout.
         needed: usize,
     },
-    /// A region that cannot hold its part of the layout.
+    /// A region is smaller than its part of the layout.
     #[error("region {region} has {have} bytes, the layout needs {need}")]
     RegionTooSmall {
         /// Index of the region.
@@ -39,8 +39,8 @@ pub enum TransferError {
         /// Bytes needed.
         need: u64,
     },
-    /// A region that does not start at a multiple of the layout's alignment.
-    #[error("region {region} starts at {addr:#x}, which is no multiple of {alignment} bytes")]
+    /// A region does not start at a multiple of the layout's alignment.
+    #[error("region {region} starts at {addr:#x}, which is not a multiple of {alignment} bytes")]
     RegionMisaligned {
         /// Index of the region.
         region: usize,
@@ -49,19 +49,19 @@ pub enum TransferError {
         /// The alignment in bytes.
         alignment: u64,
     },
-    /// Two regions of one layout that share bytes.
+    /// Two regions of one layout share bytes.
     #[error(
-        "regions {first} and {second} share bytes in {kind}; each region is a place of its own"
+        "regions {first} and {second} share bytes in {kind}; each region needs bytes of its own"
     )]
     RegionsOverlap {
-        /// Index of a region.
+        /// Index of one region.
         first: usize,
-        /// Index of another.
+        /// Index of the other.
         second: usize,
-        /// Where they are.
+        /// The kind of their storage.
         kind: StorageKind,
     },
-    /// Regions of different kinds in one layout.
+    /// The regions of one layout are of different kinds.
     #[error("one layout over {first} and {second}; its regions must be of one kind")]
     MixedStorage {
         /// Kind of the first region.
@@ -69,14 +69,15 @@ pub enum TransferError {
         /// The other kind.
         second: StorageKind,
     },
-    /// Memory that the CPU of this process cannot reach.
+    /// The CPU of this process cannot reach the memory.
     #[error("{kind} cannot be read or written by this process")]
     NotReachable {
         /// The kind.
         kind: StorageKind,
     },
 
-    /// A region that the NIXL agent does not know, or knows as other memory than the first.
+    /// A region is not registered with the NIXL agent, or as another memory type than the first
+    /// region.
     #[error("region {region} is not registered with agent {agent:?} like the others; register it")]
     NotRegistered {
         /// Index of the region.
@@ -85,8 +86,8 @@ pub enum TransferError {
         agent: String,
     },
 
-    /// A layout that no layout config describes: it can be used, and it has no config, no details of the tradition
-    /// and no [`Layout`](crate::Layout) view.
+    /// No layout config describes the layout. The layout is usable, but has no config, no
+    /// traditional details and no [`Layout`](crate::Layout) view.
     #[error("no layout config describes this layout: {constraint}")]
     NoLayoutConfig {
         /// The constraint of a config that the layout does not meet.
@@ -94,21 +95,21 @@ pub enum TransferError {
     },
 
     // Descriptors.
-    /// Text that is not the JSON of a descriptor.
+    /// The text is not the JSON of a descriptor.
     #[error("not a layout descriptor: {problem}")]
     DescriptorSyntax {
-        /// What the parser said.
+        /// The parser's message.
         problem: String,
     },
-    /// A descriptor of another version.
-    #[error("descriptor version {version} is not understood; versions up to {supported} are")]
+    /// The descriptor has an unsupported version.
+    #[error("descriptor version {version} is not supported; versions 1 to {supported} are")]
     DescriptorVersion {
         /// The version found.
         version: u32,
-        /// The newest version understood; all from 1 on are.
+        /// The newest supported version; all versions from 1 on are supported.
         supported: u32,
     },
-    /// A descriptor that is too long to be one.
+    /// The descriptor's text exceeds the length limit.
     #[error("a descriptor of {bytes} bytes; at most {max} are read")]
     DescriptorTooLong {
         /// Its length in bytes.
@@ -116,8 +117,8 @@ pub enum TransferError {
         /// The limit.
         max: usize,
     },
-    /// A memory descriptor that wraps around the address space, or is empty.
-    #[error("memory descriptor {index}: {size} bytes at {addr:#x} are no range of addresses")]
+    /// A memory descriptor is empty or wraps around the address space.
+    #[error("memory descriptor {index}: {size} bytes at {addr:#x} are not a valid address range")]
     DescriptorRange {
         /// Index of the memory descriptor.
         index: usize,
@@ -126,7 +127,7 @@ pub enum TransferError {
         /// Its size in bytes.
         size: u64,
     },
-    /// A location that contradicts the memory type that NIXL was told.
+    /// The location contradicts the NIXL memory type.
     #[error("location {location} contradicts NIXL memory type {mem_type:?}, device {device_id}")]
     DescriptorLocation {
         /// The location.
@@ -138,8 +139,8 @@ pub enum TransferError {
     },
 
     // Transfers.
-    /// A remote layout whose bytes were to be read or written. Its addresses and sizes can be
-    /// computed; reaching them is the work of a transport.
+    /// The layout is remote and cannot be read or written. Its addresses and sizes can be computed;
+    /// a transport reaches its memory.
     #[error(
         "this layout is remote (agent {agent:?}): its memory is in another process, and this one \
          cannot read or write it"
@@ -148,13 +149,13 @@ pub enum TransferError {
         /// Name of the agent that owns it.
         agent: String,
     },
-    /// A handle of another manager, or of a layout that was unregistered.
+    /// The handle belongs to another manager, or its layout was unregistered.
     #[error("layout handle {handle} is not registered here")]
     UnknownHandle {
         /// The handle.
         handle: String,
     },
-    /// A layout that cannot be unregistered while its blocks are leased.
+    /// The layout has leased blocks and cannot be unregistered.
     #[error("{leases} leases are held on layout {handle}; wait for its transfers first")]
     LayoutInUse {
         /// The handle.
@@ -162,19 +163,19 @@ pub enum TransferError {
         /// Number of leases.
         leases: usize,
     },
-    /// A layout with more blocks than can be kept account of.
-    #[error("no memory to keep account of {blocks} blocks")]
+    /// The layout has more blocks than the ledger has memory for.
+    #[error("not enough memory to track {blocks} blocks")]
     TooManyBlocks {
         /// Number of blocks.
         blocks: u64,
     },
-    /// A layout that is registered already.
+    /// The layout is already registered.
     #[error("this layout is registered as {handle} already; use that handle")]
     AlreadyRegistered {
         /// Its handle.
         handle: String,
     },
-    /// Memory under the leases of another manager.
+    /// The memory belongs to a layout of another manager.
     #[error("memory at {addr:#x} belongs to a layout of another manager; register both in one")]
     ManagedElsewhere {
         /// Start of the region.
@@ -188,13 +189,13 @@ pub enum TransferError {
         /// Logical fingerprint of the destination.
         to: Fingerprint,
     },
-    /// The same block as source and destination.
+    /// The same block is source and destination.
     #[error("block {block} is both read and written; copy to other blocks")]
     SameBlock {
         /// The block.
         block: u64,
     },
-    /// A block that another lease holds, or some of whose layers it does.
+    /// Another lease holds the block, or some of its layers.
     #[error("block {block} of layout {handle} is {held}; wait for it before it is {wanted}")]
     BlockLeased {
         /// The handle.
@@ -206,7 +207,7 @@ pub enum TransferError {
         /// `read` or `written`.
         wanted: &'static str,
     },
-    /// A block whose bytes were asked for without a lease on it.
+    /// The lease does not hold the requested block.
     #[error("block {block} of layout {handle} is not part of this lease")]
     NotLeased {
         /// The handle.
@@ -214,7 +215,7 @@ pub enum TransferError {
         /// The block.
         block: u64,
     },
-    /// A layer whose bytes were asked for under a lease that holds other layers of the block.
+    /// The lease holds the block, but not the requested layer.
     #[error(
         "layer {layer} of block {block} of layout {handle} is not part of this lease, which holds layers {layers:?}"
     )]
@@ -223,15 +224,15 @@ pub enum TransferError {
         handle: String,
         /// The block.
         block: u64,
-        /// The layer asked for.
+        /// The requested layer.
         layer: u64,
         /// The layers of the lease.
         layers: Range<u64>,
     },
-    /// All bytes of a block that were asked for under a lease that holds some of its layers.
+    /// The lease holds only some layers, and the whole block was requested.
     #[error(
         "this lease holds layers {layers:?} of the {num_layers} of block {block} of layout {handle}, \
-         and the whole block was asked for"
+         and the whole block was requested"
     )]
     BlockPartlyLeased {
         /// The handle.
@@ -243,17 +244,18 @@ pub enum TransferError {
         /// Layers of the layout.
         num_layers: u64,
     },
-    /// Bytes of shared memory that were asked for as a slice.
+    /// A slice of shared memory was requested.
     #[error(
         "blocks in shared memory cannot be lent as slices, because another process may change \
          them; copy them to memory of this process first"
     )]
     SharedPages,
-    /// Whole blocks between pages of different sizes. A
-    /// [`Selection::sequence`](kvtile_layout::Selection::sequence) goes through both.
+    /// A whole-block copy between pages of different sizes. A
+    /// [`Selection::sequence`](kvtile_layout::Selection::sequence) copies by token position
+    /// instead.
     #[error(
         "pages of {source_page_size} tokens into pages of {destination_page_size}: whole blocks are \
-         copied between pages of one size; say which tokens of each block"
+         copied between pages of one size; specify the tokens of each block"
     )]
     PageSizesDiffer {
         /// Tokens a block of the source.
@@ -261,83 +263,88 @@ pub enum TransferError {
         /// Tokens a block of the destination.
         destination_page_size: u64,
     },
-    /// A token range beside a selection, whose block pairs have their own.
-    #[error("a token range beside a selection: its block pairs say which tokens; change them")]
+    /// A token range in the options of a selection. The selection's block pairs have token ranges
+    /// of their own.
+    #[error("a token range beside a selection: its block pairs specify the tokens; change them")]
     TokensOfSelection,
-    /// Source and destination that share bytes.
+    /// Source and destination share bytes.
     #[error("source and destination share bytes at {addr:#x}; copy through other blocks")]
     Overlap {
         /// Address, or file offset, of a shared byte.
         addr: u64,
     },
-    /// Layouts over the same memory whose transfer has too many pieces to prove apart.
-    #[error("source and destination share memory, and {runs} runs are too many to prove apart")]
+    /// Both layouts lie over the same memory, and the transfer has too many runs to prove that they
+    /// share no bytes.
+    #[error(
+        "source and destination share memory, and {runs} runs are too many to check for overlap"
+    )]
     OverlapUnproved {
         /// Number of runs.
         runs: u64,
     },
-    /// Memory or a file that may not be written.
+    /// The memory or file is read-only.
     #[error("the destination is read-only")]
     ReadOnly,
-    /// The copy was verified and is not equal.
+    /// The verification after the copy found a difference.
     #[error("destination block {block} differs from its source after the copy")]
     VerifyFailed {
         /// The destination block.
         block: u64,
     },
-    /// A layer that the transfer does not have.
+    /// The transfer has no such layer.
     #[error("layer {layer} is not among the {layers} layers of this transfer")]
     NoSuchLayer {
-        /// The layer asked for, counted from the first of the transfer.
+        /// The requested layer, counted from the first of the transfer.
         layer: usize,
         /// Layers of the transfer.
         layers: usize,
     },
-    /// A plan reached outside the regions it was made for. Never happens; checked all the same.
+    /// A plan reaches outside the regions that it was made for. This is a defect; executors check
+    /// for it nevertheless.
     #[error("a plan reaches outside region {region}; this is a defect of kvtile")]
     OutsidePlan {
         /// The region.
         region: u64,
     },
-    /// Something is not where a transfer put it. Never happens; it ends the transfer, whose destination
-    /// blocks are undefined then.
+    /// A part of a transfer is missing. This is a defect; it ends the transfer and leaves its
+    /// destination blocks undefined.
     #[error("{what} {index} of a transfer is missing; this is a defect of kvtile")]
     Missing {
-        /// What is missing.
+        /// The missing part.
         what: &'static str,
-        /// Its number.
+        /// Its index.
         index: u64,
     },
-    /// The worker panicked. Never happens; reported all the same.
+    /// A worker thread panicked. This is a defect.
     #[error(
         "a transfer panicked; the destination blocks are undefined; this is a defect of kvtile"
     )]
     Panicked,
-    /// The transfer threads could not be started.
+    /// A transfer thread could not be started.
     #[error("a transfer thread could not be started: {problem}")]
     NoThread {
-        /// What the system said.
+        /// The system's error message.
         problem: String,
     },
 
     // Saved caches.
-    /// A file or folder that the system would not handle.
+    /// The system refused an operation on a file or folder.
     #[error("cannot {operation} {path}: {source}", path = path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: Arc<std::io::Error>,
     },
-    /// A file that is not a saved cache.
+    /// The file is not a saved cache.
     #[error("not a saved cache: {problem}")]
     NotASavedCache {
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// Notes, planes and regions that make a longer header than a saved cache may have.
+    /// The header exceeds its limit; notes, planes and regions make it long.
     #[error(
         "the header of the saved cache would have {bytes} bytes, most of them notes, and {bytes_max} are allowed; \
          give shorter notes, or save fewer blocks to a file"
@@ -345,26 +352,27 @@ pub enum TransferError {
     HeaderTooLong {
         /// Bytes of the header.
         bytes: u64,
-        /// The most that it may have.
+        /// The limit.
         bytes_max: u64,
     },
-    /// More tokens than the blocks hold that are to be saved.
+    /// More tokens than the blocks to be saved can hold.
     #[error("{tokens} tokens do not fit {blocks} blocks of {page_size} tokens")]
     TooManyTokens {
-        /// Tokens that the blocks are said to hold.
+        /// Tokens that the caller specified.
         tokens: u64,
         /// Number of blocks.
         blocks: u64,
         /// Tokens a block.
         page_size: u64,
     },
-    /// A saved cache whose contents are not what was written.
+    /// The contents of a saved cache are not what the writer wrote.
     #[error("the saved cache is damaged: {problem}")]
     Damaged {
-        /// What is wrong.
+        /// The problem.
         problem: String,
     },
-    /// A saved block whose bytes are not those that were saved. It is a miss, never served.
+    /// The bytes of a saved block do not match their checksum. The block is a miss and is never
+    /// served.
     #[error(
         "saved block {block} fails its checksum: stored {stored:016x}, computed {computed:016x}"
     )]
@@ -376,7 +384,7 @@ pub enum TransferError {
         /// The checksum of the bytes.
         computed: u64,
     },
-    /// A saved cache of another model, or of another part of it.
+    /// The saved cache belongs to another model, or to another shard.
     #[error("the saved cache is for another model: {0}")]
     IdentityDiffers(Difference),
 }

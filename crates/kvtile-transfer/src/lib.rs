@@ -3,14 +3,14 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `physical` | a layout, the regions under it, and the typed builder that brings them together |
-//! | `descriptor` | what another process is told of a layout: JSON, and hostile when it comes in |
+//! | `descriptor` | the JSON that describes a layout to another process; incoming JSON is untrusted |
 //! | `manager` | transfers and their completions |
-//! | `lease` | registered layouts, leases on their blocks, and what may be executed because of them |
-//! | `completion` | how work that takes time announces layers and its end |
-//! | `execute` | moving the bytes: lanes, each with a queue of its own |
+//! | `lease` | registered layouts, leases on their blocks, and the transfers that leases make sound |
+//! | `completion` | completions: per-layer progress and the final result |
+//! | `execute` | moves the bytes: lanes, each with its own queue |
 //! | `saved` | caches in files: layout, identity, checksums and blocks |
 //!
-//! It knows nothing of token hashes or of policies: which block is worth keeping is decided above.
+//! The crate knows neither token hashes nor policies: the layers above decide which blocks to keep.
 
 pub mod completion;
 mod descriptor;

@@ -1,5 +1,6 @@
-//! The locks, conditions, flags and threads of completions and lanes, in one place, so that `loom` can put its
-//! own in and try every order in which threads may meet. No lock is poisoned by a panic.
+//! The locks, condition variables, flags and threads of completions and lanes. They are in one
+//! module, so that `loom` can replace them and explore every thread interleaving. A panic does not
+//! poison the locks.
 
 #[cfg(loom)]
 pub(crate) use loom::{
@@ -22,7 +23,7 @@ pub(crate) use std::{
     thread,
 };
 
-/// The locks of `loom` with the calls of `parking_lot`.
+/// `loom`'s locks with the `parking_lot` API.
 #[cfg(loom)]
 mod modelled {
     use std::{
@@ -37,7 +38,7 @@ mod modelled {
     #[derive(Debug, Default)]
     pub(crate) struct Mutex<T>(sync::Mutex<T>);
 
-    /// Empty only while a condition has the guard.
+    /// Empty only while a condition variable holds the guard.
     pub(crate) struct MutexGuard<'a, T>(Option<sync::MutexGuard<'a, T>>);
 
     impl<T> Mutex<T> {
@@ -56,7 +57,9 @@ mod modelled {
 
         fn deref(&self) -> &T {
             let Some(guard) = &self.0 else {
-                broken(format_args!("a lock that a condition has is read"))
+                broken(format_args!(
+                    "read of a lock whose guard a condition variable holds"
+                ))
             };
             guard
         }
@@ -65,7 +68,9 @@ mod modelled {
     impl<T> DerefMut for MutexGuard<'_, T> {
         fn deref_mut(&mut self) -> &mut T {
             let Some(guard) = &mut self.0 else {
-                broken(format_args!("a lock that a condition has is written"))
+                broken(format_args!(
+                    "write to a lock whose guard a condition variable holds"
+                ))
             };
             guard
         }
@@ -90,7 +95,7 @@ mod modelled {
         pub(crate) fn wait<T>(&self, guard: &mut MutexGuard<'_, T>) {
             let Some(held) = guard.0.take() else {
                 broken(format_args!(
-                    "a lock that a condition has waits for another"
+                    "a lock whose guard a condition variable holds waits for another"
                 ))
             };
             let held = self.0.wait(held);
@@ -100,7 +105,7 @@ mod modelled {
         pub(crate) fn wait_for<T>(&self, guard: &mut MutexGuard<'_, T>, within: Duration) {
             let Some(held) = guard.0.take() else {
                 broken(format_args!(
-                    "a lock that a condition has waits for another"
+                    "a lock whose guard a condition variable holds waits for another"
                 ))
             };
             let held = self.0.wait_timeout(held, within);

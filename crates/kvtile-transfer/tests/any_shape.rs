@@ -1,5 +1,5 @@
-//! Any shape that resolves can be bound: layouts that no layout config describes are built, copied
-//! and saved like all others. Their config and descriptor are typed errors.
+//! Every shape that resolves can be bound. Layouts that no layout config describes are built,
+//! copied and saved like all others; requests for their config are typed errors.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -16,7 +16,7 @@ use kvtile_transfer::{
     saved::{SaveOptions, SavedCache, save},
 };
 
-/// A recurrent state of 4,100 bytes a page, which are no multiple of the 16 tokens.
+/// A recurrent state of 4,100 bytes a page, which is not a multiple of the 16 tokens.
 fn state() -> Shape {
     let unit = Unit::opaque("state", 4100).unwrap();
     let plane = Plane::new("s", unit).unwrap().per_page();
@@ -48,8 +48,8 @@ fn built(shape: &Shape, spec: impl Into<LayoutSpec>) -> PhysicalLayout {
         .unwrap()
 }
 
-/// Copies some blocks in another order between memories and files, each way, and compares every byte
-/// of the destination with what the naive copy makes.
+/// Copies some blocks into another order, in each combination of memories and files, and compares
+/// every byte of the destination with the naive copy.
 fn copies_everywhere(shape: &Shape, from: &str, to: &str) {
     let folder = common::folder();
     let (from, to) = (case(shape, from), case(shape, to));
@@ -95,7 +95,7 @@ fn records_with_a_scale_of_each_page_are_copied_between_memories_and_files() {
     }
 }
 
-/// Digits, as layouts over imported tensors have them, need no config either.
+/// Digits, as in layouts over imported tensors, need no config either.
 #[test]
 fn digits_over_odd_pages_are_bound() {
     let strided = StridedLayout::resolve(&Word::parse("L|Bs").unwrap(), &state(), 1).unwrap();
@@ -131,9 +131,9 @@ fn digits_over_odd_pages_are_bound() {
     );
 }
 
-/// Every part of the traditional view names the constraint that fails; nothing else fails.
+/// Every part of the traditional view returns the constraint that fails; everything else works.
 #[test]
-fn a_layout_without_a_config_says_which_constraint_fails() {
+fn a_layout_without_a_config_reports_the_violated_constraint() {
     let layout = built(&state(), Word::parse("BLs").unwrap());
     assert_eq!(layout.memory_region(3, 1, 0).unwrap().size, 4100);
     assert_eq!(layout.shape(), &state());
@@ -159,11 +159,11 @@ fn a_layout_without_a_config_says_which_constraint_fails() {
         };
         assert_eq!(*constraint, failed);
     }
-    // A descriptor needs no view.
+    // A descriptor does not need the view.
     assert_eq!(layout.to_descriptor().version(), 2);
 }
 
-/// The orders of the tradition are orders like all others: they need no config either.
+/// The traditional orders do not need a config either.
 #[test]
 fn the_orders_of_the_tradition_hold_shapes_without_a_config() {
     for spec in [
@@ -175,7 +175,7 @@ fn the_orders_of_the_tradition_hold_shapes_without_a_config() {
         assert!(layout.config().is_err());
         assert_eq!(layout.kind(), LayoutKind::Strided);
     }
-    // With four bytes fewer a config counts the bytes, and the view is there.
+    // With four bytes less a page, a config describes the layout, and the view exists.
     let unit = Unit::opaque("state", 4096).unwrap();
     let plane = Plane::new("s", unit).unwrap().per_page();
     let even = Shape::new(8, 2, 16, vec![plane]).unwrap();
@@ -190,8 +190,8 @@ fn the_orders_of_the_tradition_hold_shapes_without_a_config() {
     );
 }
 
-/// A config takes the page of a plane for one unit, and no unit is above 1 GiB. Memory comes when it
-/// is touched, so this costs none.
+/// A config treats the page of a plane as one unit, and units are limited to 1 GiB. Memory is
+/// allocated on first touch, so this test uses none.
 #[test]
 fn pages_above_the_largest_unit_are_bound() {
     let bytes = (1 << 30) + 16;

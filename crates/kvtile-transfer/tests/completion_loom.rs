@@ -1,4 +1,4 @@
-//! Completions in every order in which their threads can meet. Run by `cargo x loom`.
+//! Completions in every thread interleaving. `cargo x loom` runs these tests.
 
 #![cfg(loom)]
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -49,14 +49,14 @@ fn block_on<F: Future>(future: F) -> F::Output {
     loop {
         match future.as_mut().poll(&mut Context::from_waker(&waker)) {
             Poll::Ready(value) => return value,
-            // A wake that is lost would leave this thread here, which loom reports.
+            // Without the wake, this thread would block for ever, which loom reports.
             Poll::Pending => bell.wait(),
         }
     }
 }
 
 #[test]
-fn a_thread_and_a_future_learn_of_the_end() {
+fn a_thread_and_a_future_are_notified_of_the_end() {
     loom::model(|| {
         let completer = Completer::new(1, 1);
         let (waited, polled) = (completer.completion(), completer.completion());
@@ -88,7 +88,7 @@ fn two_parts_of_a_layer_wake_its_waiter_once_it_is_whole() {
 }
 
 #[test]
-fn of_two_ends_one_counts_and_a_dropped_waiter_leaves_none_behind() {
+fn the_first_end_counts_and_a_dropped_waiter_is_removed() {
     loom::model(|| {
         let completer = Completer::new(0, 0);
         let done = completer.completion();

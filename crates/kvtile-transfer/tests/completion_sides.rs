@@ -1,5 +1,5 @@
-//! The two sides of a completion against a model: what is announced is what is learned, however it is
-//! waited for.
+//! The two sides of a completion against a model: every way of waiting reports what the completer
+//! announced.
 
 #![cfg(not(loom))]
 
@@ -46,7 +46,8 @@ fn poll<F: Future + ?Sized>(future: Pin<&mut F>, signal: &Arc<Signal>) -> Poll<F
     future.poll(&mut Context::from_waker(&waker))
 }
 
-/// Who waits for the end is woken by the end alone, and who waits for a layer by that layer.
+/// A waiter for the end is woken only by the end, and a waiter for a layer by that layer or the
+/// end.
 #[test]
 fn each_waiter_is_woken_by_what_it_waits_for() {
     let completer = Completer::new(3, 2);
@@ -107,7 +108,7 @@ fn a_dropped_waiter_is_not_woken_and_the_end_is_kept() {
     assert_eq!((signal.wakes(), completer.completion().wait()), (0, 1));
 }
 
-/// What a completion says, in every way of asking that does not wait.
+/// The state of a completion, through every method that does not block.
 fn says(done: &Completion<u32>, layers: usize) -> (Option<u32>, Vec<Option<Result<(), u32>>>) {
     let end = done.try_result();
     assert_eq!(done.is_complete(), end.is_some());
@@ -128,12 +129,12 @@ fn says(done: &Completion<u32>, layers: usize) -> (Option<u32>, Vec<Option<Resul
         assert_eq!(polled, waited);
         waited
     };
-    // One beyond the last too.
+    // Includes one index past the last layer.
     (end, (0..=layers).map(layer).collect())
 }
 
 #[test]
-fn random_announcements_are_learned_as_they_were_made() {
+fn every_method_reports_random_announcements() {
     for seed in 0..500 {
         let mut random = Numbers::new(seed);
         let (layers, blocks) = (random.index(4), random.index(4));
@@ -172,7 +173,7 @@ fn random_announcements_are_learned_as_they_were_made() {
 }
 
 #[test]
-fn threads_that_wait_learn_of_layers_and_of_the_end() {
+fn waiting_threads_are_notified_of_layers_and_of_the_end() {
     for _ in 0..50 {
         let completer = Completer::new(2, 1);
         let done = completer.completion();
@@ -197,7 +198,7 @@ fn threads_that_wait_learn_of_layers_and_of_the_end() {
 }
 
 #[test]
-fn cancelling_asks_and_ends_nothing() {
+fn cancel_is_a_request_and_completes_nothing() {
     let completer: Completer<u8> = Completer::new(1, 1);
     let done = completer.completion();
     assert!(!completer.is_cancelled());

@@ -1,5 +1,5 @@
-//! Transfers that need several rounds of staging: long runs, tiles longer than a round, odd rests,
-//! and pieces that lie far apart in a file. The plan, executed run by run, is the reference.
+//! Transfers that need several rounds of staging: long runs, tiles longer than a round, odd
+//! remainders, and pieces that lie far apart in a file. The reference executes the plan run by run.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -30,7 +30,7 @@ fn image(layout: &StridedLayout, seed: u64) -> Image {
         .collect()
 }
 
-/// Copies `selection` in every combination of places.
+/// Copies `selection` in every combination of storage.
 fn copies_everywhere(case: &Case, selection: &Selection) {
     let side = |word: &str| LayoutCase {
         shape: case.shape.clone(),
@@ -79,7 +79,7 @@ fn whole(from: &[u64], to: &[u64], shape: &Shape) -> Selection {
     Selection::blocks(from, to, shape.page_size()).unwrap()
 }
 
-/// Runs of more than a round, with an odd rest.
+/// Runs longer than a round, with an odd remainder.
 #[test]
 fn runs_longer_than_a_round_are_cut_and_lose_nothing() {
     let shape = Shape::key_value(2, 1, 7, 3, 99_991, &raw(1)).unwrap();
@@ -93,7 +93,7 @@ fn runs_longer_than_a_round_are_cut_and_lose_nothing() {
     copies_everywhere(&case, &selection);
 }
 
-/// Tiles longer than a round that are no runs: the loop that is cut has a rest.
+/// Tiles longer than a round that are not runs: the split loop has a remainder.
 #[test]
 fn tiles_longer_than_a_round_are_cut_and_lose_nothing() {
     let shape = Shape::key_value(2, 1, 37, 13, 5_003, &raw(2)).unwrap();
@@ -109,7 +109,7 @@ fn tiles_longer_than_a_round_are_cut_and_lose_nothing() {
     }
 }
 
-/// Runs of 256 KiB and more go between memory and file without staging, shorter ones do not.
+/// Runs of at least 256 KiB go between memory and file without staging; shorter ones are staged.
 #[test]
 fn long_and_short_runs_mix_in_one_transfer() {
     let shape = Shape::key_value(5, 3, 16, 8, 1024, &raw(2)).unwrap();
@@ -137,7 +137,7 @@ fn long_and_short_runs_mix_in_one_transfer() {
     copies_everywhere(&case, &selection);
 }
 
-/// Units of 2 bytes whose neighbours in the destination lie pages apart in the source.
+/// Units of 2 bytes that are adjacent in the destination and pages apart in the source.
 #[test]
 fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
     let shape = Shape::key_value(64, 2, 16, 2, 64, &raw(2)).unwrap();
@@ -153,7 +153,7 @@ fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
         };
         copies_everywhere(&case, &selection);
     }
-    // One head of many: nothing in a row on either side.
+    // One head of many: no two units are adjacent on either side.
     let selection = selection.with_heads(RangePair {
         source: 1,
         destination: 0,
@@ -168,7 +168,7 @@ fn pieces_that_lie_far_apart_are_gathered_within_bounds() {
     copies_everywhere(&case, &selection);
 }
 
-/// Copies that several threads share, and copies that are left in the caches.
+/// Copies that several threads share, and copies that stay in the caches.
 #[test]
 fn threads_and_caches_change_the_speed_of_a_copy_and_nothing_else() {
     let shape = Shape::key_value(24, 4, 16, 8, 256, &raw(2)).unwrap();

@@ -1,4 +1,4 @@
-//! Leases of layers: where their bytes are, and what is refused.
+//! Leases of layers: the location of their bytes, and refused requests.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::ops::Range;
@@ -32,7 +32,7 @@ fn word(word: &str, alignment: u64) -> PhysicalLayout {
     built(word.parse::<Word>().unwrap(), alignment)
 }
 
-/// Region and offset of every byte of one block and layer, sorted, one unit at a time.
+/// Region and offset of every byte of one block and layer, sorted, computed unit by unit.
 fn bytes_of(layout: &StridedLayout, block: u64, layer: u64) -> Vec<(u64, u64)> {
     let mut bytes = Vec::new();
     for plane in layout.shape().planes() {
@@ -54,14 +54,14 @@ fn bytes_of(layout: &StridedLayout, block: u64, layer: u64) -> Vec<(u64, u64)> {
     bytes
 }
 
-/// Sorted places as one range of a region, where they are one.
+/// Sorted locations as one range of a region, if they are contiguous.
 fn one_range(bytes: &[(u64, u64)]) -> Option<(u64, Range<u64>)> {
     let (first, last) = (bytes[0], bytes[bytes.len() - 1]);
     let is_one = first.0 == last.0 && last.1 - first.1 + 1 == bytes.len() as u64;
     is_one.then_some((first.0, first.1..last.1 + 1))
 }
 
-/// What `layer_ranges` is to say, found byte by byte in every block.
+/// The expected result of `layer_ranges`, computed byte by byte in every block.
 fn expected_ranges(layout: &StridedLayout) -> Option<Vec<Range<u64>>> {
     let shape = layout.shape();
     let of_block = |block| {
@@ -83,7 +83,7 @@ fn expected_ranges(layout: &StridedLayout) -> Option<Vec<Range<u64>>> {
 }
 
 #[test]
-fn layers_lie_in_a_block_where_its_units_do() {
+fn layer_ranges_match_the_units_of_each_layer() {
     let mut runner = proptest::test_runner::TestRunner::new(config(300));
     let counts = std::cell::Cell::new([0; 2]);
     runner
@@ -120,7 +120,7 @@ fn the_ranges_of_layers_by_word() {
         ("L|BKNHC", 1, None),
         ("L|KBNHC", 1, None),
         ("LBKNHC", 1, None),
-        // A region a block.
+        // One region per block.
         ("B|LKNHC", 1, Some(&dense)),
     ] {
         let layout = word(text, alignment);
@@ -133,7 +133,8 @@ fn the_ranges_of_layers_by_word() {
     }
 }
 
-/// A plane from its first byte and what its blocks and layers are apart; tokens, heads and elements are dense.
+/// A plane with its first byte and the strides of its blocks and layers; tokens, heads and elements
+/// are dense.
 fn plane(name: &str, offset: u64, block: u64, layers: &[(u64, u64, u64)]) -> PlaneDigits {
     let digit = |axis, low, extent, bytes| Digit {
         axis,
@@ -219,9 +220,10 @@ fn a_part_is_the_bytes_of_its_layers() {
     }
 }
 
-/// Layers that are neighbours in number and not in memory are no part; each alone is.
+/// Layers with consecutive numbers that are not adjacent in memory are not a part; each single
+/// layer is.
 #[test]
-fn layers_out_of_order_are_parts_one_by_one() {
+fn layers_out_of_order_are_single_parts() {
     let layout = crossed();
     let ranges = [0..64, 128..192, 64..128, 192..256];
     assert_eq!(layout.layer_ranges().unwrap(), &ranges);
@@ -253,7 +255,7 @@ fn layers_out_of_order_are_parts_one_by_one() {
 }
 
 #[test]
-fn layers_that_are_none_or_out_of_range_are_refused_by_name() {
+fn empty_and_out_of_range_layers_are_refused_by_name() {
     let (manager, handle) = registered(word("BLKNHC", 1));
     let reversed = Range { start: 3, end: 1 };
     for (layers, start, count) in [
@@ -285,12 +287,12 @@ fn layers_that_are_none_or_out_of_range_are_refused_by_name() {
             ..
         }))
     ));
-    // Nothing is left behind.
+    // No lease remains.
     manager.unregister(handle).unwrap();
 }
 
 #[test]
-fn what_a_lease_of_layers_does_not_hold_is_refused_by_name() {
+fn bytes_outside_a_lease_of_layers_are_refused_by_name() {
     let (manager, handle) = registered(word("BLKNHC", 1));
     let lease = manager.lease_layers(handle, &[0, 1], 1..3, LeaseMode::Write);
     let mut lease = lease.unwrap();
@@ -315,7 +317,7 @@ fn what_a_lease_of_layers_does_not_hold_is_refused_by_name() {
         }))
     ));
     let named = format!(
-        "this lease holds layers 1..3 of the 4 of block 0 of layout {handle}, and the whole block was asked for"
+        "this lease holds layers 1..3 of the 4 of block 0 of layout {handle}, and the whole block was requested"
     );
     let refused = [
         lease.block(0).map(drop),
@@ -336,7 +338,8 @@ fn what_a_lease_of_layers_does_not_hold_is_refused_by_name() {
         .lease_layers(handle, &[0], 1..3, LeaseMode::Read)
         .unwrap();
     assert!(matches!(read.part_mut(0), Err(TransferError::ReadOnly)));
-    // In these orders layers of a block are no range of bytes; a page of one may still be.
+    // In these orders the layers of a block are not a range of bytes; one page may still be
+    // contiguous.
     for text in ["BHLKNC", "L|BKNHC"] {
         let layout = word(text, 1);
         let described = layout.strided().describe();
@@ -353,7 +356,7 @@ fn what_a_lease_of_layers_does_not_hold_is_refused_by_name() {
     }
 }
 
-/// All layers by number are the whole block.
+/// A lease of all layers by number is a lease of the whole block.
 #[test]
 fn a_lease_of_all_layers_is_a_lease_of_blocks() {
     let (manager, handle) = registered(word("L|BKNHC", 1));
@@ -382,10 +385,10 @@ fn a_lease_of_all_layers_is_a_lease_of_blocks() {
     );
 }
 
-/// Towards another layout over the same memory a lease of layers is one of whole blocks, for what comes before the
-/// other layout and for what comes after.
+/// Against another layout over the same memory, a lease of layers counts as one of whole blocks.
+/// This holds for leases before and after the other layout was registered.
 #[test]
-fn a_lease_of_layers_holds_whole_blocks_towards_other_layouts() {
+fn a_lease_of_layers_holds_whole_blocks_against_other_layouts() {
     let layout = word("BLKNHC", 1);
     let again = PhysicalLayout::builder().with_shape(shape());
     let again = again.layout("BLKNHC".parse::<Word>().unwrap());
@@ -408,11 +411,11 @@ fn a_lease_of_layers_holds_whole_blocks_towards_other_layouts() {
     assert!(!free(0, 3..4, read) && !free(0, 0..1, write));
     assert!(free(1, 0..1, read) && free(1, 3..4, read) && !free(1, 3..4, write));
     assert!(free(2, 0..1, write));
-    // The layer that is written goes; what reads stays.
+    // The lease that writes a layer ends; the readers remain.
     let [first, written, _last] = early;
     drop(written);
     assert!(free(0, 1..2, read) && !free(0, 1..2, write));
-    // Under a lease of the other layout, no layer of the block may be written any more.
+    // Under a lease of the other layout, no layer of the block may be written.
     let theirs = lease(other, 0, 2..3, read).unwrap();
     let refused = lease(handle, 0, 1..2, write).map(drop);
     assert!(matches!(refused, Err(TransferError::Overlap { .. })));
@@ -422,9 +425,10 @@ fn a_lease_of_layers_holds_whole_blocks_towards_other_layouts() {
     assert!(free(0, 1..2, write));
 }
 
-/// Ranges are those of every block, or there are none: here `v` comes after `k` in one block and before it in the next.
+/// The ranges hold for every block, or there are none: here `v` follows `k` in one block and
+/// precedes it in the next.
 #[test]
-fn blocks_that_do_not_lie_alike_have_no_ranges() {
+fn blocks_with_different_inner_orders_have_no_ranges() {
     let two = Shape::key_value(2, 1, 1, 1, 2, &Unit::raw(2).unwrap()).unwrap();
     let piece = |name: &str, offset, bytes| {
         let digit = |axis, step| Digit {
@@ -449,8 +453,8 @@ fn blocks_that_do_not_lie_alike_have_no_ranges() {
     };
     let builder = PhysicalLayout::builder().with_shape(two);
     let layout = builder.layout(spec).allocate_system().build().unwrap();
-    // The step of `k` to the second region moves bytes too, and that of `v` does not: planes whose blocks have
-    // different steps are not proved apart, so no block counts as contiguous.
+    // The step of `k` to the second region has a byte offset too, and that of `v` does not. Planes
+    // with different block steps cannot be proved disjoint, so no block counts as contiguous.
     for block in [0, 1] {
         let span = layout.strided().block_span(block);
         assert!(matches!(span, Err(LayoutError::NotContiguous { .. })));

@@ -1,4 +1,4 @@
-//! Transfers that must not happen: each is refused with what is wrong, and no byte is written.
+//! Transfers that must be refused: each gives a precise error, and no byte is written.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -41,7 +41,7 @@ fn pair(from: PhysicalLayout, to: PhysicalLayout) -> (TransferManager, LayoutHan
     (manager, from, to)
 }
 
-/// Demands that the transfer is refused and that no block of either side changed.
+/// Asserts that the transfer is refused and that no block of either side changed.
 #[track_caller]
 fn refused(
     (manager, from, to): &(TransferManager, LayoutHandle, LayoutHandle),
@@ -55,8 +55,8 @@ fn refused(
     error
 }
 
-/// Pitfalls 16 and 18: range, duplicate and emptiness checks are there in every build, and come
-/// before the first byte.
+/// Pitfalls 16 and 18: checks of ranges, duplicates and emptiness exist in every build, and run
+/// before the first byte is copied.
 #[test]
 fn ids_and_ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
     let sides = pair(
@@ -152,7 +152,7 @@ fn ranges_that_do_not_fit_are_refused_before_a_byte_moves() {
     }
 }
 
-/// Pitfall 22: an option that would not be read is refused.
+/// Pitfall 22: an option that would be ignored is refused.
 #[test]
 fn a_token_range_beside_a_selection_is_refused() {
     let (manager, from, to) = pair(
@@ -165,7 +165,8 @@ fn a_token_range_beside_a_selection_is_refused() {
     assert!(matches!(error, Err(TransferError::TokensOfSelection)));
 }
 
-/// Pitfall 14: pages of different sizes are never copied with the page size of one side.
+/// Pitfall 14: a copy between pages of different sizes never uses the page size of one side for
+/// both.
 #[test]
 fn whole_blocks_between_pages_of_different_sizes_are_refused() {
     let small = Shape::key_value(4, 3, 2, 2, 8, &Unit::raw(2).unwrap()).unwrap();
@@ -177,7 +178,7 @@ fn whole_blocks_between_pages_of_different_sizes_are_refused() {
             "{error}"
         );
     }
-    // Selected by tokens, they exchange.
+    // A selection by tokens copies between them.
     let (manager, from, to) = pair(in_memory(&shape(1), "BHLKNC"), in_memory(&small, "L|BKNHC"));
     let selection = Selection::sequence(&[0], 4, &[3, 1], 2, 4).unwrap();
     let there = manager.execute_selection(from, to, selection, TransferOptions::new().verify(true));
@@ -190,7 +191,7 @@ fn whole_blocks_between_pages_of_different_sizes_are_refused() {
     assert_eq!(digests(&manager, from), before);
 }
 
-/// Pitfalls 15, 24: the same bytes under another shape are another thing.
+/// Pitfalls 15, 24: equal bytes of a different shape are refused.
 #[test]
 fn equal_bytes_of_another_shape_are_refused() {
     let of = |layers, page, heads, content, bytes| {
@@ -218,9 +219,10 @@ fn equal_bytes_of_another_shape_are_refused() {
     }
 }
 
-/// Two ranks of one model: equal shapes, other heads. Nothing is assumed; ranges say it.
+/// Two ranks of one model have equal shapes and different heads. Nothing is assumed; the ranges
+/// decide.
 #[test]
-fn shards_of_different_heads_exchange_only_where_ranges_say_so() {
+fn shards_of_different_heads_exchange_only_with_explicit_ranges() {
     let rank = |rank| {
         let shard = Shard::tensor_parallel(3, 4, rank, 2).unwrap();
         shape(2).with_shard(shard).unwrap()
@@ -233,7 +235,7 @@ fn shards_of_different_heads_exchange_only_where_ranges_say_so() {
         TransferError::Layout(LayoutError::ShardsDiffer { axis: "heads", .. })
     ));
 
-    // Both halves fill one whole block, and come back.
+    // Both halves are copied into one whole block, and back.
     let (manager, first, second) = sides;
     let all = manager.register(in_memory(&whole, "L|BKNHC")).unwrap();
     let before = (digests(&manager, first), digests(&manager, second));
@@ -299,8 +301,8 @@ fn separate(config: LayoutConfigBuilder) -> PhysicalLayout {
         .unwrap()
 }
 
-/// Pitfall 6: layouts of unknown inner order are copied only into layouts of unknown inner order,
-/// whole; NHD and HND are converted, never copied byte for byte.
+/// Pitfall 6: blocks of unknown inner order are copied only to blocks of unknown inner order, and
+/// only whole; NHD and HND are converted, never copied byte for byte.
 #[test]
 fn unknown_inner_orders_are_never_taken_for_known_ones() {
     let of = |inner| config().inner_shape(inner);
@@ -339,12 +341,12 @@ fn unknown_inner_orders_are_never_taken_for_known_ones() {
     let whole = manager.execute_transfer(a, &[2], b, &[1], TransferOptions::new());
     whole.unwrap().wait().unwrap();
     assert_eq!(digests(&manager, a)[2], digests(&manager, b)[1]);
-    // A part of an unknown order cannot be named.
+    // A part of an unknown order cannot be selected.
     let part = TransferOptions::new().tokens(RangePair::same(0, 2));
     assert!(manager.execute_transfer(a, &[2], b, &[1], part).is_err());
 }
 
-/// Pitfall 3: one-byte elements are elements.
+/// Pitfall 3: one-byte elements are supported.
 #[test]
 fn one_byte_elements_are_moved() {
     for width in [1, 2, 4, 8] {
@@ -364,7 +366,7 @@ fn one_byte_elements_are_moved() {
     }
 }
 
-/// Pitfall 4: the alignment is in the addresses, also where it is more than a page.
+/// Pitfall 4: addresses respect the alignment, also above the page size.
 #[test]
 fn blocks_and_regions_start_at_multiples_of_the_alignment() {
     for alignment in [1, 64, 4096, 1 << 16, 1 << 21] {
@@ -380,7 +382,7 @@ fn blocks_and_regions_start_at_multiples_of_the_alignment() {
     }
 }
 
-/// A remote layout may claim any number of blocks; keeping account of them costs nothing.
+/// A remote layout may claim any number of blocks; registering it costs no memory per block.
 #[test]
 fn a_remote_layout_of_absurdly_many_blocks_can_be_registered() {
     let json = r#"{"version": 1, "layout_config": {"num_blocks": 4611686018427387904,
@@ -394,9 +396,9 @@ fn a_remote_layout_of_absurdly_many_blocks_can_be_registered() {
     TransferManager::new().register(remote).unwrap();
 }
 
-/// Handles are never confused: not after reuse, not between managers.
+/// Handles are never confused: neither after reuse nor between managers.
 #[test]
-fn handles_of_the_past_and_of_other_managers_are_refused() {
+fn stale_handles_and_handles_of_other_managers_are_refused() {
     let (manager, from, to) = pair(
         in_memory(&shape(2), "BLKNHC"),
         in_memory(&shape(2), "BLKNHC"),
@@ -472,7 +474,7 @@ fn a_read_only_file_is_a_source_and_never_a_destination() {
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
 
-/// Pitfall 23: blocks of another model are refused, however equal they look.
+/// Pitfall 23: blocks of another model are refused, even with an equal shape.
 #[test]
 fn layouts_of_different_models_do_not_exchange() {
     let identity = |base| {
@@ -517,7 +519,7 @@ fn a_block_is_not_copied_onto_itself_nor_read_while_it_is_written() {
         let error = done.map(|_| ()).unwrap_err();
         assert!(matches!(error, TransferError::SameBlock { .. }), "{error}");
     }
-    // Other tokens of one block are the same block.
+    // Other tokens of the same block still conflict.
     let inside = Selection {
         pairs: vec![BlockPair {
             source_block: 1,
@@ -533,7 +535,7 @@ fn a_block_is_not_copied_onto_itself_nor_read_while_it_is_written() {
         done.map(|_| ()),
         Err(TransferError::SameBlock { block: 1 })
     ));
-    // Apart, it is an ordinary copy.
+    // Disjoint blocks are copied.
     let done = manager.execute_transfer(*from, &[0, 1], *from, &[2, 3], TransferOptions::new());
     done.unwrap().wait().unwrap();
     let digests = digests(manager, *from);

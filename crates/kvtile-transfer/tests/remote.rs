@@ -1,5 +1,5 @@
-//! Layouts of another process: their addresses and sizes can be computed, their bytes are neither
-//! read nor written.
+//! Layouts of another process: their addresses and sizes can be computed, and their bytes cannot be
+//! read or written.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -13,7 +13,7 @@ use kvtile_transfer::{
     TransferManager, TransferOptions,
 };
 
-/// Blocks of every layout here.
+/// Number of blocks of every layout.
 const BLOCKS: usize = 4;
 
 fn shape() -> Shape {
@@ -29,14 +29,14 @@ fn in_file(path: &std::path::Path, word: &str) -> PhysicalLayout {
         .unwrap()
 }
 
-/// The layout as another process sees it.
+/// The layout from another process's point of view.
 fn remote(layout: &PhysicalLayout) -> PhysicalLayout {
     let json = layout.to_descriptor().to_json().unwrap();
     let descriptor = LayoutDescriptor::from_json(&json).unwrap();
     PhysicalLayout::from_descriptor(descriptor).unwrap()
 }
 
-/// `layout`, every block of it filled.
+/// Registers `layout` and fills every block.
 fn filled(manager: &TransferManager, layout: PhysicalLayout) -> LayoutHandle {
     let handle = manager.register(layout).unwrap();
     let blocks: Vec<usize> = (0..BLOCKS).collect();
@@ -57,7 +57,7 @@ fn is_refused<T>(result: Result<T, TransferError>) {
 }
 
 #[test]
-fn a_descriptor_of_another_system_says_where_every_page_is() {
+fn a_descriptor_of_another_system_gives_the_address_of_every_page() {
     let bytes = 10 * 4 * 2 * 16 * 128 * 2;
     let json = format!(
         r#"{{"version": 1, "layout_config": {{"num_blocks": 10, "num_layers": 4, "outer_dim": 2,
@@ -83,12 +83,12 @@ fn a_descriptor_of_another_system_says_where_every_page_is() {
         ),
         "{outside}"
     );
-    // The regions themselves are not here, and neither is the trait that lends them.
+    // The regions are in the other process, so the trait that lends them is refused too.
     assert!(layout.memory_regions().is_empty());
     is_refused(layout.layout());
 }
 
-/// Blocks first, layers in regions of their own, and pages in pieces, which have no one address.
+/// Block first, one region per layer, and non-contiguous pages, which have no single address.
 #[test]
 fn a_remote_layout_has_the_addresses_and_sizes_of_its_owner() {
     let folder = common::folder();
@@ -103,7 +103,7 @@ fn a_remote_layout_has_the_addresses_and_sizes_of_its_owner() {
     }
 }
 
-/// Pitfall 17: what the address of another process names here is not touched, by no executor.
+/// Pitfall 17: no executor dereferences an address of another process.
 #[test]
 fn remote_layouts_are_refused_on_both_sides_and_cannot_be_leased() {
     let folder = common::folder();

@@ -24,8 +24,8 @@ fn shape() -> Shape {
 
 const WORD: &str = "L|KBNHC";
 
-/// The parent fills a shared layout and tells of it; the child lays the same layout over the
-/// memory that it was handed, copies into another order, and reports what it found.
+/// The parent fills a shared layout and sends its descriptor. The child binds the same layout to
+/// the received memory, copies blocks into another order, and sends their digests.
 #[test]
 fn another_process_reads_blocks_through_shared_memory() {
     if let Some((role, path)) = child::role() {
@@ -112,6 +112,6 @@ fn reader(path: &str) {
     let done = manager.execute_transfer(mine, &turned[4..], shared, &[0], TransferOptions::new());
     done.unwrap().wait().unwrap();
     socket.write_all(b"!").unwrap();
-    // Until the parent has looked.
+    // Waits until the parent has checked.
     assert_eq!(socket.read(&mut [0; 1]).unwrap(), 0);
 }

@@ -1,5 +1,5 @@
-//! Random transfers between memory and files, executed by a manager, against the copy of one unit
-//! after the other. Every byte of the destination is compared, padding and other blocks included.
+//! Random transfers between memory and files through a manager, compared with a copy unit by unit.
+//! Every byte of the destination is compared, including padding and other blocks.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 mod common;
@@ -13,7 +13,7 @@ use kvtile_testkit::{
 use kvtile_transfer::{PhysicalLayout, TransferError, TransferManager, TransferOptions};
 use proptest::prelude::*;
 
-/// How a case is executed.
+/// The execution of a case.
 #[derive(Clone, Copy, Debug)]
 struct Manner {
     from: Place,
@@ -34,16 +34,15 @@ fn manners() -> impl Strategy<Value = Manner> {
     )
 }
 
-/// What became of a case.
+/// The outcome of a case.
 struct Outcome {
-    /// It was copied; if not, the planner refused it.
+    /// Whether it was copied; otherwise the planner refused it.
     executed: bool,
-    /// No layout config describes its source or its destination.
+    /// Whether no layout config describes its source or its destination.
     no_config: bool,
 }
 
-/// Whether no config describes `layout`; the error says which constraint of a config it does not
-/// meet.
+/// Whether no config describes `layout`. Asserts that the error names the violated constraint.
 fn has_no_config(layout: &PhysicalLayout) -> bool {
     match layout.config() {
         Ok(_) => false,
@@ -59,8 +58,8 @@ fn has_no_config(layout: &PhysicalLayout) -> bool {
     }
 }
 
-/// Every layout of a case is built, whatever its planes: a word that resolves can be bound. Only
-/// the planner may refuse a case, and only a pair of words that cut an axis at moduli without a
+/// Every layout of a case is built, with any planes: a word that resolves can be bound. Only the
+/// planner may refuse a case. It refuses only two words that split an axis at moduli without a
 /// common refinement, or into more pieces than a plan may have.
 fn run(case: &TransferCase, manner: Manner, folder: &std::path::Path) -> Outcome {
     let (src, dst) = (case.src.reference().unwrap(), case.dst.reference().unwrap());

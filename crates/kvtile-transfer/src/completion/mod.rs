@@ -1,8 +1,8 @@
-//! Completions: how a caller learns that something has ended, or that a layer of it is there.
+//! Completions: a waiter learns of the end of an operation, or of the arrival of a layer.
 //!
-//! A [`Completer`] is the side that works, a [`Completion`] the side that waits. What ends, and with which
-//! outcome, is the business of the user: transfers and caches both end in completions of this module. It
-//! counts blocks by layer, wakes waiters, and never loses an end.
+//! The worker holds a [`Completer`], the waiter a [`Completion`]. This module counts blocks per
+//! layer, wakes waiters, and never loses a completion. It does not know what the operation is;
+//! transfers and caches both use it.
 
 use std::{
     collections::BTreeMap,
@@ -16,24 +16,24 @@ use std::{
 
 use crate::sync::{Arc, AtomicBool, Condvar, Mutex, MutexGuard, Ordering};
 
-/// A waker, and what it waits for.
+/// A waker with the event that it waits for.
 struct Waiting {
-    /// A layer, or the end.
+    /// A layer, or `None` for the end.
     layer: Option<usize>,
     waker: Waker,
 }
 
 struct Progress<T> {
-    /// For each layer, the blocks of which it is not at the destination yet.
+    /// For each layer, the number of blocks that have not arrived.
     missing: Vec<usize>,
     end: Option<T>,
-    /// One for each waiter that was polled and found nothing yet: the last waker it had.
+    /// The last waker of each waiter whose poll returned `Pending`.
     waiting: BTreeMap<u64, Waiting>,
     next_waiter: u64,
 }
 
 impl<T: Clone> Progress<T> {
-    /// `Ok` where layer `layer` is complete, else the end where it has come.
+    /// `Ok` if layer `layer` is complete, else the end if it has come.
     fn layer(&self, layer: usize) -> Option<Result<(), T>> {
         if self.missing.get(layer) == Some(&0) {
             return Some(Ok(()));
@@ -42,7 +42,7 @@ impl<T: Clone> Progress<T> {
     }
 }
 
-/// What both sides share.
+/// The state that both sides share.
 struct Shared<T> {
     progress: Mutex<Progress<T>>,
     changed: Condvar,
@@ -51,11 +51,11 @@ struct Shared<T> {
 
 impl<T> Shared<T> {
     fn lock(&self) -> MutexGuard<'_, Progress<T>> {
-        // Nothing that holds the lock can leave it half changed.
+        // No holder of the lock can leave the state inconsistent.
         self.progress.lock()
     }
 
-    /// Wakes those of `waiting` that wait for `layer` and, where it is `None`, all of them.
+    /// Wakes the waiters of `layer`, or all waiters if it is `None`.
     fn wake(&self, mut progress: MutexGuard<'_, Progress<T>>, layer: Option<usize>) {
         let woken: Vec<Waiting> = match layer {
             None => std::mem::take(&mut progress.waiting)
@@ -70,12 +70,12 @@ impl<T> Shared<T> {
         drop(progress);
         self.changed.notify_all();
         for waiting in woken {
-            // The user's waker may panic; the remaining wakers run all the same.
+            // The user's waker may panic; the remaining wakers still run.
             let _ = catch_unwind(AssertUnwindSafe(|| waiting.waker.wake()));
         }
     }
 
-    /// Waits until `ready` finds what it looks for.
+    /// Blocks until `ready` returns a value.
     fn wait<R>(&self, ready: impl Fn(&Progress<T>) -> Option<R>) -> R {
         let mut progress = self.lock();
         loop {
@@ -86,7 +86,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// Waits until `ready` finds what it looks for, but not longer than `timeout`.
+    /// Blocks until `ready` returns a value, but at most for `timeout`.
     fn wait_timeout<R>(
         &self,
         timeout: Duration,
@@ -105,10 +105,10 @@ impl<T> Shared<T> {
     }
 }
 
-/// The side that works: announces layers and the end.
+/// The worker's side: reports arrived layers and the end.
 ///
-/// Clones announce to the same completions. A completer that is dropped announces nothing: its owner ends
-/// what it gives up.
+/// Clones report to the same completions. Dropping a completer does not complete the operation: its
+/// owner must call [`finish`](Completer::finish), also when it gives up.
 pub struct Completer<T> {
     shared: Arc<Shared<T>>,
 }
@@ -128,8 +128,9 @@ impl<T> fmt::Debug for Completer<T> {
 }
 
 impl<T: Clone> Completer<T> {
-    /// Of something that brings `layers` layers of `blocks` blocks. A layer is complete when it has come
-    /// for `blocks` blocks; one that falls short by a block never is. Work of zero layers announces its end only.
+    /// A completer for an operation of `layers` layers and `blocks` blocks. A layer is complete
+    /// when it has arrived for all `blocks` blocks. An operation of zero layers reports only its
+    /// end.
     #[must_use]
     pub fn new(layers: usize, blocks: usize) -> Completer<T> {
         Completer {
@@ -146,27 +147,29 @@ impl<T: Clone> Completer<T> {
         }
     }
 
-    /// A completion of this work.
+    /// A completion of this operation.
     pub fn completion(&self) -> Completion<T> {
         Completion {
             state: State::Pending(Waiter::new(Arc::clone(&self.shared))),
         }
     }
 
-    /// Layer `layer` of `blocks` further blocks is at the destination. Each block counts once for each layer.
+    /// Reports that layer `layer` of `blocks` further blocks has arrived. Each block counts once
+    /// for each layer.
     ///
     /// # Panics
-    /// If `layer` is out of range (work of zero layers excepted), or more blocks come for it than the work has.
+    /// If `layer` is out of range (unless the operation has zero layers), or if more blocks are
+    /// reported for it than the operation has.
     pub fn layer_came(&self, layer: usize, blocks: usize) {
         let mut progress = self.shared.lock();
         let layers = progress.missing.len();
         let Some(missing) = progress.missing.get_mut(layer) else {
-            assert!(layers == 0, "layer {layer} of {layers} layers came");
+            assert!(layers == 0, "layer {layer} of {layers} layers arrived");
             return;
         };
         assert!(
             blocks <= *missing,
-            "layer {layer} came for {blocks} blocks, and {missing} were missing"
+            "layer {layer} arrived for {blocks} blocks, and {missing} were missing"
         );
         *missing -= blocks;
         if *missing == 0 {
@@ -174,7 +177,7 @@ impl<T: Clone> Completer<T> {
         }
     }
 
-    /// Everything has ended. The first end counts; nothing changes an end.
+    /// Completes the operation. Only the first call sets the result; later calls do not change it.
     pub fn finish(&self, end: T) {
         let mut progress = self.shared.lock();
         if progress.end.is_none() {
@@ -183,17 +186,17 @@ impl<T: Clone> Completer<T> {
         self.shared.wake(progress, None);
     }
 
-    /// Whether a completion requested cancellation.
+    /// Whether a completion has requested cancellation.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         self.shared.is_cancelled.load(Ordering::Acquire)
     }
 }
 
-/// A polled waiter: keeps at most one waker in the list, and removes it on drop.
+/// A waiter that is polled. It keeps at most one waker in the list, and removes it on drop.
 struct Waiter<T> {
     shared: Arc<Shared<T>>,
-    /// Its number, once it was polled and found nothing.
+    /// Its number, once a poll has returned `Pending`.
     key: Option<u64>,
 }
 
@@ -202,7 +205,7 @@ impl<T> Waiter<T> {
         Waiter { shared, key: None }
     }
 
-    /// Wakers are code of the user: they are cloned and dropped outside the lock.
+    /// Wakers run the user's code, so they are cloned and dropped outside the lock.
     fn poll<R>(
         &mut self,
         context: &Context<'_>,
@@ -241,21 +244,22 @@ impl<T> Drop for Waiter<T> {
     }
 }
 
-/// How much is known.
+/// The state of a completion.
 #[derive(Clone)]
 enum State<T> {
-    /// It had ended before anything could wait: nothing to share, nothing to lock.
+    /// The operation had ended before the completion was made: there is nothing to share or to
+    /// lock.
     Ended { layers: usize, end: T },
-    /// It ends, or ended, on another thread.
+    /// The operation ends, or has ended, on another thread.
     Pending(Waiter<T>),
 }
 
-/// The end of something that takes time: wait for it, poll it, await it on any runtime, or wait layer by
-/// layer.
+/// The completion of an operation. Block on it, poll it, await it on any runtime, or wait for
+/// single layers.
 ///
-/// Dropping it neither cancels what is under way nor loses its end; clones learn of the same end.
+/// Dropping it neither cancels the operation nor loses its result. Clones get the same result.
 #[derive(Clone)]
-#[must_use = "what nobody waits for may fail unseen"]
+#[must_use = "an operation without a waiter may fail unseen"]
 pub struct Completion<T> {
     state: State<T>,
 }
@@ -267,14 +271,14 @@ impl<T> fmt::Debug for Completion<T> {
 }
 
 impl<T: Clone> Completion<T> {
-    /// Of something that has ended already, and had `layers` layers.
+    /// The completion of an operation that has already ended and had `layers` layers.
     pub fn ended(layers: usize, end: T) -> Completion<T> {
         Completion {
             state: State::Ended { layers, end },
         }
     }
 
-    /// Waits for the end.
+    /// Blocks until the end.
     pub fn wait(&self) -> T {
         match &self.state {
             State::Ended { end, .. } => end.clone(),
@@ -282,7 +286,7 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// Waits for the end, but not longer than `timeout`; `None` where it did not come.
+    /// Blocks until the end, but at most for `timeout`; `None` on timeout.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<T> {
         match &self.state {
@@ -294,7 +298,7 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// The end, if it has come.
+    /// The result, if the operation has ended.
     #[must_use]
     pub fn try_result(&self) -> Option<T> {
         match &self.state {
@@ -303,7 +307,7 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// Whether the end has come.
+    /// Whether the operation has ended.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         match &self.state {
@@ -312,7 +316,7 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// Layers that are announced one by one.
+    /// Number of layers that are reported one by one.
     #[must_use]
     pub fn num_layers(&self) -> usize {
         match &self.state {
@@ -321,7 +325,8 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// Layers that were announced as complete. A layer that is at its destination only with the end was not.
+    /// Number of layers that were reported complete. Layers that arrive only with the end are not
+    /// counted.
     #[must_use]
     pub fn layers_announced(&self) -> usize {
         match &self.state {
@@ -333,10 +338,12 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// Waits until layer `layer` is complete at the destination, or the end comes before.
+    /// Blocks until layer `layer` is complete at the destination, or until the end if that comes
+    /// first.
     ///
     /// # Errors
-    /// The end, where it came and this layer was not announced, or there is no such layer.
+    /// The result of the operation, if it ended before this layer was reported, or if there is no
+    /// such layer.
     pub fn wait_layer(&self, layer: usize) -> Result<(), T> {
         match &self.state {
             State::Ended { end, .. } => Err(end.clone()),
@@ -344,8 +351,7 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// The same as [`Completion::wait_layer`], but not longer than `timeout`; `None` where neither
-    /// the layer nor the end came.
+    /// As [`Completion::wait_layer`], but at most for `timeout`; `None` on timeout.
     #[must_use]
     pub fn wait_layer_timeout(&self, layer: usize, timeout: Duration) -> Option<Result<(), T>> {
         match &self.state {
@@ -357,7 +363,7 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// The same as [`Completion::wait_layer`], to await.
+    /// As [`Completion::wait_layer`], as a future.
     ///
     /// # Errors
     /// As for [`Completion::wait_layer`].
@@ -373,8 +379,8 @@ impl<T: Clone> Completion<T> {
         }
     }
 
-    /// Asks for an early end. What has not begun does not begin; what is under way comes to its
-    /// end. When the end has come, nothing of it touches memory any more.
+    /// Requests cancellation. Work that has not started does not start; work in progress finishes.
+    /// After the end, the operation no longer touches memory.
     pub fn cancel(&self) {
         if let State::Pending(waiter) = &self.state {
             waiter.shared.is_cancelled.store(true, Ordering::Release);

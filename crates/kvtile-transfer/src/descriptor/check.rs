@@ -1,4 +1,4 @@
-//! What a descriptor from outside must pass.
+//! The checks on an incoming descriptor.
 
 use kvtile_layout::{LayoutError, PlaneDigits, StridedLayout, tradition::LayoutTypeDetails};
 use kvtile_memory::{MemoryDescriptor, StorageKind};
@@ -8,7 +8,7 @@ use crate::{
     physical::{DescribedLayout, DescribedOrder, NixlMetadata},
 };
 
-/// The location says the same as the memory type; for devices and files the same number too.
+/// The location must match the memory type; for devices and files, the device id must match too.
 pub(super) fn location(location: StorageKind, nixl: &NixlMetadata) -> Result<(), TransferError> {
     let numbered = matches!(location, StorageKind::Device(_) | StorageKind::Disk(_));
     let same_number = !numbered || location.device_id() == nixl.device_id;
@@ -22,7 +22,7 @@ pub(super) fn location(location: StorageKind, nixl: &NixlMetadata) -> Result<(),
     })
 }
 
-/// Every range is one of addresses, and no two share a byte.
+/// Every range must be a valid address range, and no two may overlap.
 pub(super) fn ranges(memory: &[MemoryDescriptor], kind: StorageKind) -> Result<(), TransferError> {
     let mut sorted = Vec::with_capacity(memory.len());
     for (index, range) in memory.iter().enumerate() {
@@ -53,11 +53,11 @@ pub(super) fn ranges(memory: &[MemoryDescriptor], kind: StorageKind) -> Result<(
     Ok(())
 }
 
-/// Digits that go from region to region reach each region once at most: a product of them cannot
-/// be more than there are.
+/// Each region is reached by at most one combination of region digits. So the product of their
+/// extents must not exceed the number of regions.
 pub(super) fn region_steps(layout: &DescribedLayout) -> Result<(), TransferError> {
     let Some((planes, region_bytes)) = digits(layout) else {
-        // A word and the kinds of the tradition are resolved, which bounds their regions.
+        // Words and traditional kinds are resolved, which bounds their regions.
         return Ok(());
     };
     let max = region_bytes.len() as u64;
@@ -71,7 +71,7 @@ pub(super) fn region_steps(layout: &DescribedLayout) -> Result<(), TransferError
     Ok(())
 }
 
-/// The digits of a layout that is given by digits, and the bytes of its regions.
+/// The digits and the region bytes of a layout that is described by digits.
 fn digits(layout: &DescribedLayout) -> Option<(&[PlaneDigits], &[u64])> {
     match layout {
         DescribedLayout::Traditional {
@@ -90,7 +90,7 @@ fn digits(layout: &DescribedLayout) -> Option<(&[PlaneDigits], &[u64])> {
     }
 }
 
-/// As many ranges as regions, each large enough and aligned.
+/// The descriptor must have one range per region, each large enough and aligned.
 pub(super) fn fits(
     layout: &StridedLayout,
     memory: &[MemoryDescriptor],

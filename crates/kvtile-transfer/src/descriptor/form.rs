@@ -1,4 +1,4 @@
-//! The two forms of a descriptor's text. It knows no more than which field stands where.
+//! The two JSON forms of a descriptor. This module knows only the names and places of fields.
 
 use kvtile_layout::{
     Shape,
@@ -11,13 +11,13 @@ use serde::{Deserialize, Serialize};
 use super::LayoutDescriptor;
 use crate::physical::{DescribedLayout, DescribedOrder, NixlMetadata};
 
-/// Only the version, to know it before anything else is read.
+/// The version alone. The reader parses it first to choose the form.
 #[derive(Deserialize)]
 pub(super) struct Versioned {
     pub(super) version: u32,
 }
 
-/// As the block-manager tradition writes it. Fields that are not known are skipped.
+/// The form of the block-manager tradition. Unknown fields are ignored.
 #[derive(Deserialize)]
 pub(super) struct Version1 {
     layout_config: LayoutConfig,
@@ -29,7 +29,7 @@ pub(super) struct Version1 {
     logical_fingerprint: Option<Fingerprint>,
 }
 
-/// The general form. Fields that are not known are refused.
+/// The general form. Unknown fields are an error.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Version2 {
@@ -76,7 +76,7 @@ impl From<Version2> for LayoutDescriptor {
     }
 }
 
-/// A descriptor as it is written, in either version.
+/// A descriptor to be serialised, in either version.
 #[derive(Serialize)]
 pub(super) struct Written<'a> {
     version: u32,

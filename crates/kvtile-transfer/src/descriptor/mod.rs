@@ -1,13 +1,13 @@
-//! Layout descriptors: how another process learns of a layout, as JSON.
+//! Layout descriptors: JSON that describes a layout to another process.
 //!
 //! | file | what it is |
 //! | --- | --- |
-//! | `form` | the two forms of the text, versions 1 and 2 |
-//! | `check` | what a descriptor from outside must pass |
+//! | `form` | the JSON forms of versions 1 and 2 |
+//! | `check` | the checks on an incoming descriptor |
 //!
-//! Version 1 is the form of the block-manager tradition, which other systems read. It is written wherever a
-//! [`LayoutConfig`](kvtile_layout::tradition::LayoutConfig) describes the layout; `logical_fingerprint` is an
-//! optional field of ours.
+//! Version 1 is the form of the block-manager tradition, which other systems read. It is used
+//! wherever a [`LayoutConfig`](kvtile_layout::tradition::LayoutConfig) describes the layout. kvtile
+//! adds the optional field `logical_fingerprint`.
 //!
 //! ```json
 //! {
@@ -20,8 +20,8 @@
 //! }
 //! ```
 //!
-//! Version 2 carries every layout: a shape with its planes and units, and a word or digits with the bytes of each
-//! region. It is written where version 1 cannot be.
+//! Version 2 carries every layout: a shape with its planes and units, and a word or digits with the
+//! bytes of each region. It is used where version 1 cannot describe the layout.
 //!
 //! ```json
 //! {
@@ -35,12 +35,13 @@
 //! }
 //! ```
 //!
-//! The order by digits is `{"digits": {"planes": [{"plane": "k", "region": 0, "offset": 0, "digits": [...]}],
-//! "region_bytes": [1310720]}}`. Version 2 refuses fields that it does not know, because they could change what
-//! the bytes mean.
+//! An order by digits is the object
+//! `{"planes": [{"plane": "k", "region": 0, "offset": 0, "digits": [...]}], "region_bytes": [1310720]}`
+//! under the key `digits`. Version 2 refuses unknown fields, because they could change the meaning
+//! of the bytes.
 //!
-//! A descriptor that comes in is hostile: [`LayoutDescriptor::from_json`] reads bounded text and refuses other
-//! versions, and [`PhysicalLayout::from_descriptor`] checks everything else.
+//! An incoming descriptor is untrusted. [`LayoutDescriptor::from_json`] limits the length of the
+//! text and refuses other versions; [`PhysicalLayout::from_descriptor`] checks everything else.
 
 mod check;
 mod form;
@@ -55,30 +56,31 @@ use crate::{
     physical::{DescribedLayout, NixlMetadata, PhysicalLayout, Remote},
 };
 
-/// Longest JSON text that is read, in bytes: a descriptor with the largest number of regions fits.
+/// Longest JSON text that is parsed, in bytes. A descriptor with the maximum number of regions
+/// fits.
 pub const DESCRIPTOR_BYTES_MAX: usize = 128 << 20;
 
-/// A layout as another process learns of it. See the module.
+/// The description of a layout for another process. See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LayoutDescriptor {
-    /// What the regions hold, and in which order.
+    /// The contents of the regions and their order.
     pub layout: DescribedLayout,
-    /// Where the bytes are, seen from their owner.
+    /// The kind of the memory, from the owner's point of view.
     pub location: StorageKind,
-    /// How a NIXL agent knows them.
+    /// The NIXL metadata of the memory.
     pub nixl_metadata: NixlMetadata,
     /// The regions.
     pub memory_descriptors: Vec<MemoryDescriptor>,
-    /// Fingerprint of the logical identity of the blocks, where the owner gave one.
+    /// Fingerprint of the logical identity of the blocks, where the owner set one.
     pub logical_fingerprint: Option<Fingerprint>,
 }
 
 impl LayoutDescriptor {
-    /// The newest version that is written and read. All from 1 on are read.
+    /// The newest version that is written and read. All versions from 1 on are read.
     pub const CURRENT_VERSION: u32 = 2;
 
-    /// The version of its text.
+    /// The version of its JSON form.
     #[must_use]
     pub fn version(&self) -> u32 {
         match self.layout {
@@ -87,15 +89,15 @@ impl LayoutDescriptor {
         }
     }
 
-    /// As JSON.
+    /// Serialises to JSON.
     ///
     /// # Errors
-    /// None that is known: all fields have a JSON form.
+    /// None is known: every field has a JSON form.
     pub fn to_json(&self) -> Result<String, TransferError> {
         serde_json::to_string(&form::Written::of(self)).map_err(syntax)
     }
 
-    /// As JSON, in bytes.
+    /// Serialises to JSON bytes.
     ///
     /// # Errors
     /// As for [`LayoutDescriptor::to_json`].
@@ -103,7 +105,7 @@ impl LayoutDescriptor {
         serde_json::to_vec(&form::Written::of(self)).map_err(syntax)
     }
 
-    /// From JSON.
+    /// Parses JSON.
     ///
     /// # Errors
     /// Text that is longer than [`DESCRIPTOR_BYTES_MAX`], of another version, or not a descriptor.
@@ -111,7 +113,7 @@ impl LayoutDescriptor {
         LayoutDescriptor::from_json_bytes(json.as_bytes())
     }
 
-    /// From JSON, in bytes.
+    /// Parses JSON bytes.
     ///
     /// # Errors
     /// As for [`LayoutDescriptor::from_json`].
@@ -144,8 +146,8 @@ fn syntax(error: serde_json::Error) -> TransferError {
 }
 
 impl PhysicalLayout {
-    /// How another process learns of this layout: in the form of the tradition where a config describes it, else
-    /// in the general one. Remote layouts describe themselves as they came.
+    /// Describes this layout for another process: in the traditional form where a config describes
+    /// it, else in the general form. A remote layout keeps the form it was received in.
     #[must_use]
     pub fn to_descriptor(&self) -> LayoutDescriptor {
         LayoutDescriptor {
@@ -157,12 +159,13 @@ impl PhysicalLayout {
         }
     }
 
-    /// The layout that a descriptor describes. It is remote: local executors refuse it.
+    /// Makes the layout that a descriptor describes. It is remote: local executors refuse it.
     ///
     /// # Errors
-    /// A configuration, order or shape that contradict each other; planes, digits or regions that are too many;
-    /// units outside their regions; regions that are too few, too many, too small, misaligned, overlapping, or
-    /// that wrap around the address space; a location that contradicts the memory type.
+    /// A configuration, order or shape that contradict each other; too many planes, digits or
+    /// regions; units outside their regions; regions that are too few, too many, too small,
+    /// misaligned, overlapping, or that wrap around the address space; a location that contradicts
+    /// the memory type.
     pub fn from_descriptor(descriptor: LayoutDescriptor) -> Result<PhysicalLayout, TransferError> {
         check::location(descriptor.location, &descriptor.nixl_metadata)?;
         check::ranges(&descriptor.memory_descriptors, descriptor.location)?;

@@ -1,4 +1,4 @@
-//! Leased blocks as slices, and read piece by piece where they are in files.
+//! Access to the bytes of leased blocks: as slices in memory, or piece by piece in files.
 
 use kvtile_layout::Span;
 
@@ -8,7 +8,7 @@ use crate::error::TransferError;
 /// The bytes of `span`.
 ///
 /// # Safety
-/// While the slice lives nobody writes these bytes.
+/// While the slice lives, nothing writes these bytes.
 pub(crate) unsafe fn bytes(layout: &BoundLayout, span: Span) -> Result<&[u8], TransferError> {
     let pointer = layout.pointer(span.start, span.bytes)?;
     let length = length(span)?;
@@ -17,10 +17,10 @@ pub(crate) unsafe fn bytes(layout: &BoundLayout, span: Span) -> Result<&[u8], Tr
     Ok(unsafe { std::slice::from_raw_parts(pointer, length) })
 }
 
-/// The bytes of `span`, to write.
+/// The bytes of `span`, for writing.
 ///
 /// # Safety
-/// While the slice lives nobody else reads or writes these bytes.
+/// While the slice lives, nothing else reads or writes these bytes.
 #[expect(
     clippy::mut_from_ref,
     reason = "the region is not owned by the layout; exclusivity comes from the caller's lease"
@@ -35,14 +35,14 @@ pub(crate) unsafe fn bytes_mut(
     let pointer = layout.pointer(span.start, span.bytes)?;
     let length = length(span)?;
     // SAFETY: `pointer` reaches `length` bytes of a writable region that `layout` keeps alive; the
-    // caller keeps everybody else away.
+    // caller excludes all other access.
     Ok(unsafe { std::slice::from_raw_parts_mut(pointer, length) })
 }
 
-/// Bytes of a file that are read at a time.
+/// Bytes per read from a file.
 const READ_BYTES: usize = 1 << 20;
 
-/// Hands the bytes of `span` to `take`, wherever they are: in one piece from memory, in several from a file.
+/// Passes the bytes of `span` to `take`: in one piece from memory, in several from a file.
 ///
 /// # Safety
 /// For the whole call nothing writes these bytes.

@@ -1,4 +1,4 @@
-//! A layout bound to its regions: the one place where an offset meets a base address.
+//! A layout bound to its regions. Only this module adds offsets to base addresses.
 
 use std::sync::Arc;
 
@@ -15,13 +15,13 @@ pub(super) struct RawRegion {
     pub(super) bytes: usize,
 }
 
-// SAFETY: a `RawRegion` is an address and a size; whether it may be read or written is decided by
-// leases, not by the thread it is used on.
+// SAFETY: a `RawRegion` is an address and a size; leases, not the thread that uses it, decide
+// whether it may be read or written.
 unsafe impl Send for RawRegion {}
 // SAFETY: as above.
 unsafe impl Sync for RawRegion {}
 
-/// What kind of place the bytes are in.
+/// The kind of storage of the bytes.
 #[derive(Debug)]
 pub(super) enum Backing {
     /// Memory that this process can address.
@@ -30,7 +30,8 @@ pub(super) enum Backing {
     File,
 }
 
-/// A layout whose regions exist here and are large enough, aligned, apart and of one kind.
+/// A layout whose regions exist in this process and are large enough, aligned, disjoint and of one
+/// kind.
 #[derive(Debug)]
 pub(crate) struct BoundLayout {
     layout: Arc<StridedLayout>,
@@ -41,7 +42,7 @@ pub(crate) struct BoundLayout {
 }
 
 impl BoundLayout {
-    /// Binds `layout` to `regions`. Every bound is checked here, once.
+    /// Binds `layout` to `regions`. This checks every bound, once.
     pub(crate) fn new(
         layout: Arc<StridedLayout>,
         regions: Vec<OwnedMemoryRegion>,
@@ -112,7 +113,7 @@ impl BoundLayout {
         &self.backing
     }
 
-    /// What is here, as the end of a lane.
+    /// Its kind as the end of a lane.
     pub(crate) fn end(&self) -> LaneEnd {
         match self.backing {
             Backing::Memory(_) => LaneEnd::Memory,
@@ -120,12 +121,12 @@ impl BoundLayout {
         }
     }
 
-    /// Whether each layer has a region of its own.
+    /// Whether there are at least as many regions as layers.
     pub(super) fn has_region_per_layer(&self) -> bool {
         self.regions.len() as u64 >= self.layout.shape().num_layers()
     }
 
-    /// Bytes that the layout needs of its regions.
+    /// Bytes of its regions that the layout needs.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -135,7 +136,7 @@ impl BoundLayout {
         self.regions.iter().all(|region| region.is_writable())
     }
 
-    /// The file that backs region `index`, and where in it the region starts.
+    /// The file that backs region `index`, and the region's offset in it.
     pub(super) fn file(&self, index: u64) -> Result<(&FileMemory, u64), TransferError> {
         usize::try_from(index)
             .ok()
@@ -144,7 +145,7 @@ impl BoundLayout {
             .ok_or(TransferError::OutsidePlan { region: index })
     }
 
-    /// The address of `bytes` bytes at `location`, where they lie inside the region.
+    /// The address of `bytes` bytes at `location`, which must lie inside the region.
     pub(super) fn pointer(&self, location: Location, bytes: u64) -> Result<*mut u8, TransferError> {
         let outside = TransferError::OutsidePlan {
             region: location.region,
@@ -170,7 +171,7 @@ impl BoundLayout {
     }
 }
 
-/// The kind that all regions share; files may be several.
+/// The kind that all regions share. Regions may lie in several files.
 fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError> {
     let Some(first) = regions.first().map(|region| region.storage_kind()) else {
         return Err(TransferError::RegionCount {
@@ -189,7 +190,7 @@ fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError>
     }
 }
 
-/// No two regions share a byte.
+/// Checks that no two regions share a byte.
 fn check_apart(regions: &[OwnedMemoryRegion], kind: StorageKind) -> Result<(), TransferError> {
     let mut sorted: Vec<(Space, usize, usize, usize)> = regions
         .iter()

@@ -1,8 +1,9 @@
-//! Flights: transfers between their start and their landing.
+//! Flights: transfers in progress.
 //!
-//! A flight owns its cargo: plans, tables and the leases on their blocks. They live until it lands, whether or
-//! not anything waits for its completion. Landing lets the cargo go first and reports then, so that blocks are
-//! free when the completion says so. A flight that is dropped lands too, with an error.
+//! A flight owns its cargo: plans, tables and the leases on their blocks. The cargo lives until the
+//! flight ends, with or without a waiter for the completion. The end drops the cargo first and then
+//! completes, so that blocks are free when the completion reports the end. Dropping a flight
+//! completes it with an error.
 
 use std::{
     fmt,
@@ -15,12 +16,12 @@ use kvtile_layout::{CopyPlan, broken};
 use super::lane::{Hints, Lane, Sides};
 use crate::{completion::Completer, error::TransferError};
 
-/// What a finished transfer did.
+/// The report of a finished transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TransferReport {
-    /// Payload bytes moved.
+    /// Payload bytes that were copied.
     pub bytes: u64,
-    /// Runs that the plan came to.
+    /// Number of runs of the plan.
     pub runs: u64,
     /// Time from the start of the execution to its end.
     pub elapsed: Duration,
@@ -28,37 +29,38 @@ pub struct TransferReport {
     pub verified: bool,
 }
 
-/// How a transfer ended.
+/// The result of a transfer.
 pub(crate) type End = Result<TransferReport, TransferError>;
 
-/// What a flight moves, and what makes moving it sound.
+/// The plans of a flight, with the guarantees that make their execution sound.
 ///
 /// # Safety
-/// The plans are made from the layouts of [`Cargo::sides`]. While the value lives, nothing but what moves the
-/// cargo writes the source units of its plans, or reads or writes their destination units, and no source byte
-/// is a destination byte.
+/// The plans are made from the layouts of [`Cargo::sides`]. While the value lives, only the
+/// executor of the cargo writes the source units of its plans, or reads or writes their destination
+/// units. No source byte is a destination byte.
 pub(crate) unsafe trait Cargo: Send {
-    /// The layouts at both ends.
+    /// The source and the destination layout.
     fn sides(&self) -> Result<Sides<'_>, TransferError>;
 
-    /// What is known beside the plans.
+    /// Hints beside the plans.
     fn hints(&self) -> Hints;
 
-    /// Hands over each plan in its turn.
+    /// Calls `carry` with each plan in turn.
     fn for_each_plan(
         &self,
         carry: &mut dyn FnMut(&CopyPlan) -> Result<(), TransferError>,
     ) -> Result<(), TransferError>;
 
-    /// Whether a plan that has arrived is a layer that may be read.
+    /// Whether each completed plan is a layer that may be read.
     fn announces_layers(&self) -> bool;
 
-    /// Everything has arrived: the report, after the comparison where one is due.
+    /// Makes the report after all plans have completed. A verified transfer compares source and
+    /// destination first.
     fn arrived(&self, start: Instant) -> End;
 }
 
-/// Moves all of `cargo` on this thread. `layer_arrived` is called for every layer that may be read before the
-/// end. A panic is an end too.
+/// Executes all plans of `cargo` on this thread. Calls `layer_arrived` for every layer that may be
+/// read before the end. A panic becomes an error.
 pub(crate) fn carry<C: Cargo + ?Sized>(
     lane: &dyn Lane,
     cargo: &C,
@@ -68,7 +70,7 @@ pub(crate) fn carry<C: Cargo + ?Sized>(
         let start = Instant::now();
         let (sides, hints, announces) = (cargo.sides()?, cargo.hints(), cargo.announces_layers());
         cargo.for_each_plan(&mut |plan| {
-            // SAFETY: the promise of `Cargo`, which is borrowed for the whole call.
+            // SAFETY: guaranteed by `Cargo`, which is borrowed for the whole call.
             unsafe { lane.carry(plan, sides, hints) }?;
             if announces {
                 layer_arrived();
@@ -81,9 +83,9 @@ pub(crate) fn carry<C: Cargo + ?Sized>(
     end.unwrap_or(Err(TransferError::Panicked))
 }
 
-/// A transfer that has been started and has not landed. See the module.
+/// A transfer that has started and not ended. See the module.
 pub(crate) struct Flight {
-    /// `None` once it has landed.
+    /// `None` after the end.
     cargo: Option<Box<dyn Cargo>>,
     completer: Completer<End>,
 }
@@ -95,7 +97,7 @@ impl fmt::Debug for Flight {
 }
 
 impl Flight {
-    /// A flight whose end `completer` reports.
+    /// A flight whose result goes to `completer`.
     pub(crate) fn new(cargo: Box<dyn Cargo>, completer: Completer<End>) -> Flight {
         Flight {
             cargo: Some(cargo),
@@ -103,11 +105,11 @@ impl Flight {
         }
     }
 
-    /// Moves everything on this thread, and lands.
+    /// Executes the plans on this thread, and ends the flight.
     pub(crate) fn fly(self, lane: &dyn Lane) {
         let mut layer = 0;
         let Some(cargo) = &self.cargo else {
-            broken(format_args!("a flight that has landed flies again"))
+            broken(format_args!("a flight that has ended is executed again"))
         };
         let end = carry(lane, &**cargo, &mut || {
             self.completer.layer_came(layer, 1);
@@ -116,7 +118,7 @@ impl Flight {
         self.land(end);
     }
 
-    /// Lets the cargo go, and reports then.
+    /// Drops the cargo, and completes with `end`.
     pub(crate) fn land(mut self, end: End) {
         self.end(end);
     }

@@ -1,4 +1,4 @@
-//! A lane for tests: it stops at a gate, panics, and lands flights late.
+//! A lane for tests: it stops at a gate, panics, and ends flights late.
 
 use std::{
     num::NonZeroUsize,
@@ -19,13 +19,14 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// What becomes of the flights of a lane.
+/// How the lane executes its flights.
 #[derive(Debug)]
 pub(crate) enum Flying {
     OnItsThread,
-    /// They are dropped in a panic.
+    /// A panic drops them.
     Panicking,
-    /// Another thread lands them, one for each message, and all where no message can come any more.
+    /// Another thread executes them, one for each message, and all after a timeout or the end of
+    /// the channel.
     Kept {
         kept: Mutex<Vec<Flight>>,
         go: Mutex<mpsc::Receiver<()>>,
@@ -51,7 +52,7 @@ impl Gated {
         })
     }
 
-    /// The next `plans` plans stop until the returned value is dropped.
+    /// The next `plans` plans stop at the gate until the returned value is dropped.
     pub(crate) fn shut(&self, plans: usize) -> ShutGate {
         self.gate.shut(plans)
     }
@@ -61,7 +62,7 @@ impl Gated {
         self.panics.store(true, Ordering::SeqCst);
     }
 
-    /// Flights that are in the air because the lane keeps them.
+    /// Number of flights that the lane keeps in progress.
     pub(crate) fn kept(&self) -> usize {
         match &self.flying {
             Flying::Kept { kept, .. } => kept.lock().len(),
@@ -118,7 +119,7 @@ impl Lane for Gated {
         let go = go.lock();
         let next = || kept.lock().pop();
         while let Some(flight) = next() {
-            // A test that has failed sends nothing, and its flights land all the same.
+            // A failed test sends nothing; its flights still end.
             let _ = go.recv_timeout(PATIENCE);
             flight.fly(self);
         }

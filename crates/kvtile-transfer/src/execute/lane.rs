@@ -1,14 +1,14 @@
-//! Lanes: what moves bytes between kinds of memory, each with a queue and threads of its own.
+//! Lanes: executors of plans between kinds of memory, each with its own queue and threads.
 //!
 //! ```text
-//! kinds of memory at both ends ──Lanes::between──► lane     the one place where they decide
+//! kinds of memory at both ends ──Lanes::between──► lane     the only place that decides by kind
 //!
 //! Flight ──► LaneQueue ──threads of the lane──► Lane::fly ──► Flight::land
 //! ```
 //!
-//! A lane is a trait and no enum: a device is a further room that implements it, with no branch elsewhere,
-//! and tests put in lanes that stop where the test wants them to. A call through the trait happens once a
-//! plan, which is nothing beside its copy.
+//! A lane is a trait object, not an enum: a lane for a device is one more implementation, without a
+//! branch elsewhere, and tests use lanes that stop on demand. There is one call through the trait
+//! per plan, which is negligible beside its copy.
 
 use std::{
     fmt::Debug,
@@ -23,7 +23,7 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// What is at one end of a lane.
+/// The kind of memory at one end of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LaneEnd {
     /// Memory that this process can address.
@@ -32,47 +32,47 @@ pub(crate) enum LaneEnd {
     File,
 }
 
-/// The layouts at both ends: source and destination.
+/// The source and the destination layout.
 pub(crate) type Sides<'a> = (&'a BoundLayout, &'a BoundLayout);
 
-/// What is known of a transfer beside its plan.
+/// Hints about a transfer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Hints {
-    /// Bytes of the whole transfer, where the plan is a part of it; the plan's own if less.
+    /// Bytes of the whole transfer, if the plan is a part of it. A smaller value has no effect.
     pub(crate) bytes: u64,
-    /// The destination is read soon after.
+    /// The destination is read soon after the copy.
     pub(crate) read_next: bool,
 }
 
-/// How plans for a lane are made.
+/// How the planner makes plans for a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LanePlanning {
-    /// Loops are sorted by the source's strides instead of the destination's.
+    /// Sort loops by the source's strides instead of the destination's.
     pub(crate) source_order: bool,
-    /// Whether going layer by layer costs no run length and no order of reading.
+    /// Whether one plan per layer costs neither run length nor read order.
     pub(crate) layers_are_free: bool,
 }
 
-/// Moves bytes between some kinds of memory.
+/// Executes plans between some kinds of memory.
 pub(crate) trait Lane: Debug + Send + Sync {
     /// The name of its threads: at most 15 characters.
     fn name(&self) -> &'static str;
 
-    /// How many flights move at the same time: each has a thread meanwhile.
+    /// Maximum number of concurrent flights; each has its own thread.
     fn threads(&self) -> NonZeroUsize;
 
-    /// Whether it moves bytes from one end to the other.
+    /// Whether it copies from `from` to `to`.
     fn carries(&self, from: LaneEnd, to: LaneEnd) -> bool;
 
     /// How plans between these layouts are made.
     fn planning(&self, sides: Sides<'_>) -> LanePlanning;
 
-    /// Transfers up to this size end before another thread would have woken: they run on the caller's
-    /// thread.
+    /// Transfers up to this size run on the caller's thread: they end sooner than another thread
+    /// would wake up.
     fn inline_bytes(&self) -> u64;
 
-    /// Moves the bytes of `plan` on this thread, and returns when they have arrived. Threads of the lane may
-    /// be in here at the same time.
+    /// Executes `plan` on this thread, and returns after all bytes have arrived. Several threads of
+    /// the lane may call this concurrently.
     ///
     /// # Safety
     /// `plan` was made from the layouts that `sides` bind. For the whole call nothing else writes the source
@@ -84,24 +84,25 @@ pub(crate) trait Lane: Debug + Send + Sync {
         hints: Hints,
     ) -> Result<(), TransferError>;
 
-    /// Starts a flight that is its own from now on. A lane whose bytes move on its thread lands it before it
-    /// returns ([`Flight::fly`]); a lane of a device may keep it and land it from elsewhere.
+    /// Takes over a flight and starts it. A lane that copies on its thread ends the flight before
+    /// it returns ([`Flight::fly`]). A lane of a device may keep the flight and end it from another
+    /// thread.
     fn fly(&self, flight: Flight);
 
-    /// Waits until every flight that [`Lane::fly`] kept has landed.
+    /// Waits until every flight that [`Lane::fly`] kept has ended.
     fn settle(&self) {}
 }
 
-/// How many threads lanes have.
+/// Numbers of threads of the lanes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LaneThreads {
-    /// Threads that share one copy between memories at most.
+    /// Maximum number of threads that share one copy between memories.
     pub(crate) copy: usize,
-    /// Transfers from and to files that move at the same time; 0 counts as 1.
+    /// Maximum number of concurrent file transfers; 0 counts as 1.
     pub(crate) file: usize,
 }
 
-/// Every lane there is.
+/// All lanes.
 pub(crate) fn all(threads: LaneThreads) -> [Arc<dyn Lane>; 2] {
     [
         Arc::new(MemoryLane::new(threads.copy)),
@@ -122,12 +123,12 @@ impl QueuedLane {
         &*self.lane
     }
 
-    /// Sees to it that flights have a thread.
+    /// Ensures that the queue has a thread.
     pub(crate) fn open(&self) -> Result<(), TransferError> {
         self.queue.open(&self.lane)
     }
 
-    /// Queues a flight, and waits while the queue is full.
+    /// Queues a flight. Blocks while the queue is full.
     pub(crate) fn start(&self, flight: Flight) {
         self.queue.start(flight, &self.lane);
     }
@@ -140,12 +141,12 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
-    /// Every lane there is; `queue_capacity` flights wait for each at most.
+    /// All lanes; at most `queue_capacity` flights wait for each.
     pub(crate) fn new(threads: LaneThreads, queue_capacity: usize) -> Lanes {
         Lanes::of(all(threads), queue_capacity)
     }
 
-    /// These lanes.
+    /// The given lanes.
     pub(crate) fn of(
         lanes: impl IntoIterator<Item = Arc<dyn Lane>>,
         queue_capacity: usize,
@@ -164,8 +165,8 @@ impl Lanes {
         first_between(&self.lanes, |lane| lane.lane(), sides)
     }
 
-    /// Waits until every flight has landed. Later ones run on the thread that starts them. A thread of a
-    /// lane, which a waker may have brought here, does not wait for itself.
+    /// Waits until every flight has ended. Later flights run on the thread that starts them. If a
+    /// waker calls this on a thread of a lane, that thread does not wait for itself.
     pub(crate) fn close(&self) {
         for lane in &self.lanes {
             lane.queue.close();
@@ -177,7 +178,7 @@ impl Lanes {
     }
 }
 
-/// The lane between two layouts for single blocks: they are moved by the calling thread alone.
+/// The lane between two layouts for single blocks, which the calling thread alone copies.
 pub(crate) fn one_thread_lane(sides: Sides<'_>) -> Result<&'static dyn Lane, TransferError> {
     static LANES: OnceLock<[Arc<dyn Lane>; 2]> = OnceLock::new();
     let lanes = LANES.get_or_init(|| all(LaneThreads { copy: 1, file: 1 }));
@@ -185,7 +186,7 @@ pub(crate) fn one_thread_lane(sides: Sides<'_>) -> Result<&'static dyn Lane, Tra
     Ok(&**lane)
 }
 
-/// The first lane that carries from one kind of memory to the other.
+/// The first lane that supports both kinds of memory.
 fn first_between<'l, T>(
     lanes: &'l [T],
     lane: impl Fn(&T) -> &dyn Lane,

@@ -1,8 +1,9 @@
-//! The queue in front of a lane, and the threads that take from it.
+//! The queue of a lane, and its worker threads.
 //!
-//! The threads of a lane take flights in the order of their starts, and each flies one at a time; where there
-//! are several, flights land in any order. A thread starts with the first flight that finds all others busy.
-//! Nothing that happens in one lane holds up another: neither a slow flight nor a full queue.
+//! The threads of a lane take flights in FIFO order, and each executes one flight at a time. With
+//! several threads, flights end in any order. If a new flight finds all threads busy, the queue
+//! starts another thread, up to the maximum. Lanes are independent: neither a slow flight nor a
+//! full queue of one lane delays another.
 
 use std::{
     cell::Cell,
@@ -20,8 +21,8 @@ use crate::{
 
 #[cfg(not(loom))]
 thread_local! {
-    /// Whether this thread is that of a lane. Such a thread never waits for room in a queue: neither in its
-    /// own nor in that of a lane whose thread may be waiting for room in turn.
+    /// Whether this is a thread of a lane. Such a thread never waits for room in a queue: neither
+    /// in its own, nor in that of another lane, whose thread could be waiting in turn.
     static IS_LANE: Cell<bool> = const { Cell::new(false) };
 }
 #[cfg(loom)]
@@ -29,7 +30,7 @@ loom::thread_local! {
     static IS_LANE: Cell<bool> = Cell::new(false);
 }
 
-/// See the module.
+/// The queue of a lane, and its worker threads.
 #[derive(Debug)]
 pub(crate) struct LaneQueue {
     capacity: usize,
@@ -40,34 +41,34 @@ pub(crate) struct LaneQueue {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// A flight came, or the end.
+    /// Signals a new flight, or the closing of the queue.
     came: Condvar,
-    /// There is room.
+    /// Signals room in the queue.
     room: Condvar,
 }
 
 #[derive(Debug)]
 struct State {
     flights: VecDeque<Flight>,
-    /// Threads that have a flight.
+    /// Number of threads with a flight.
     flying: usize,
-    /// Threads that were started.
+    /// Number of started threads.
     threads: usize,
-    /// Threads at most; less than was set where the system has no more.
+    /// Maximum number of threads; reduced if the system refuses a thread.
     threads_max: usize,
-    /// Starters that wait for room.
+    /// Number of callers that wait for room.
     starters: usize,
     is_closed: bool,
 }
 
 impl State {
-    /// Whether a flight waits that no thread is free to take, and one more may be started.
+    /// Whether a queued flight has no free thread, and another thread may be started.
     fn wants_thread(&self) -> bool {
         let free = self.threads - self.flying;
         self.flights.len() > free && self.threads < self.threads_max
     }
 
-    /// Flights that may be queued: as many as wait at most, and one for each thread without a flight.
+    /// Maximum number of queued flights: the capacity, and one for each thread without a flight.
     fn room(&self, capacity: usize) -> usize {
         capacity.saturating_add(self.threads_max - self.flying)
     }
@@ -78,7 +79,7 @@ impl Shared {
         self.state.lock()
     }
 
-    /// The next flight; `None` when the queue is closed and empty.
+    /// Takes the next flight; `None` when the queue is closed and empty.
     fn next(&self) -> Option<Flight> {
         let mut state = self.lock();
         loop {
@@ -93,7 +94,7 @@ impl Shared {
         }
     }
 
-    /// A thread is without a flight again.
+    /// Marks a thread as free.
     fn landed(&self) {
         let mut state = self.lock();
         state.flying -= 1;
@@ -102,11 +103,11 @@ impl Shared {
         }
     }
 
-    /// What a thread does, until the queue is closed and empty.
+    /// The loop of a thread, until the queue is closed and empty.
     fn work(&self, lane: &dyn Lane) {
         IS_LANE.with(|is_lane| is_lane.set(true));
         while let Some(flight) = self.next() {
-            // A flight that a panic drops lands with an error; the next one flies all the same.
+            // A flight that a panic drops completes with an error; the thread takes the next one.
             let _ = catch_unwind(AssertUnwindSafe(|| lane.fly(flight)));
             self.landed();
         }
@@ -114,7 +115,7 @@ impl Shared {
 }
 
 impl LaneQueue {
-    /// A queue in which at most `capacity` flights wait for at most `threads` threads.
+    /// A queue of at most `capacity` waiting flights, with at most `threads` threads.
     pub(super) fn new(capacity: usize, threads: NonZeroUsize) -> LaneQueue {
         LaneQueue {
             capacity,
@@ -134,7 +135,7 @@ impl LaneQueue {
         }
     }
 
-    /// Sees to it that there is a thread, which flies over `lane`.
+    /// Ensures that there is at least one thread, which executes flights on `lane`.
     pub(super) fn open(&self, lane: &Arc<dyn Lane>) -> Result<(), TransferError> {
         if self.shared.lock().threads > 0 {
             return Ok(());
@@ -157,7 +158,8 @@ impl LaneQueue {
         })
     }
 
-    /// One more thread, where a flight waits for it. Where the system has none, those that run do its work.
+    /// Starts one more thread, if a flight waits for it. If the system refuses, the running threads
+    /// execute the flight.
     fn add_thread(&self, lane: &Arc<dyn Lane>) {
         let mut threads = self.threads.lock();
         let mut state = self.shared.lock();
@@ -175,9 +177,9 @@ impl LaneQueue {
         state.threads_max = state.threads;
     }
 
-    /// Queues a flight, and waits while the queue is full. It flies here where there is no thread to wait
-    /// for: where none started or the queue is closed, or where this is the thread of a lane (a waker that
-    /// starts a transfer) and there is no room.
+    /// Queues a flight. Blocks while the queue is full. The flight runs on this thread if no thread
+    /// was started or the queue is closed. It also does if the queue is full and this is a thread
+    /// of a lane, which a waker uses to start a transfer.
     pub(super) fn start(&self, flight: Flight, lane: &Arc<dyn Lane>) {
         let mut state = self.shared.lock();
         while state.threads > 0 && !state.is_closed {
@@ -202,20 +204,20 @@ impl LaneQueue {
         lane.fly(flight);
     }
 
-    /// No flight is queued any more; those that are fly.
+    /// Closes the queue: it accepts no more flights, and the threads execute the queued ones.
     pub(super) fn close(&self) {
         self.shared.lock().is_closed = true;
         self.shared.came.notify_all();
         self.shared.room.notify_all();
     }
 
-    /// Waits for the end of the threads, after [`LaneQueue::close`]; one of them does not wait for itself.
+    /// Joins the threads, after [`LaneQueue::close`]; a thread does not join itself.
     pub(super) fn join(&self) {
         let threads = std::mem::take(&mut *self.threads.lock());
         let here = thread::current().id();
         for thread in threads {
             if thread.thread().id() != here {
-                // Panics of flights are caught, so there is nothing to learn from the result.
+                // Panics of flights are caught, so the result carries no information.
                 let _ = thread.join();
             }
         }

@@ -1,24 +1,24 @@
-//! Executing plans: lanes that move the bytes, and what they need. All unsafe code of this crate is here and
-//! in `lease`.
+//! Execution of plans: the lanes and their parts. All unsafe code of this crate is here and in
+//! `lease`.
 //!
-//! | file | what it moves |
+//! | file | what it is |
 //! | --- | --- |
-//! | `lane` | nothing: what a lane is, and which one lies between two kinds of memory |
-//! | `lane_queue` | flights: the queue and the threads of a lane |
-//! | `flight` | nothing: what is moved, from its start to its landing |
+//! | `lane` | the lane trait, and the choice of the lane between two kinds of memory |
+//! | `lane_queue` | the queue and the threads of a lane |
+//! | `flight` | a transfer in progress, from its start to its end |
 //! | `memory` | the lane between memories |
-//! | `file` | the lane from and to files, through staging |
-//! | `bound` | nothing: binds a layout to its regions and checks every bound |
-//! | `nest` | nothing: which kernel a nest runs, and the loops around it |
-//! | `pipeline` | the steps of a kernel, with the next reads prefetched |
+//! | `file` | the lane from and to files, through staging memory |
+//! | `bound` | binds a layout to its regions and checks every bound |
+//! | `nest` | chooses the kernel of a nest and the loops around it |
+//! | `pipeline` | the steps of a kernel, with prefetches of the next ones |
 //! | `kernel` | runs, transposes and gathers, for each level of vector instructions |
 //! | `place` | nests between regions and buffers |
-//! | `access` | nothing: makes slices of bytes that the caller may touch |
-//! | `space` | nothing: says which bytes a region is |
+//! | `access` | slices of bytes that the caller may access |
+//! | `space` | identifies the address space of a region |
 //!
-//! Lanes only execute plans. What makes that sound (the plan was made for these two layouts, its blocks are
-//! leased, source and destination are apart) is the promise of `Cargo`, which `lease` gives. Nothing here
-//! knows leases, handles or managers.
+//! Lanes only execute plans. Their execution is sound because the plan was made for these two
+//! layouts, its blocks are leased, and source and destination are disjoint. `Cargo` requires these
+//! guarantees, and `lease` provides them. Code here does not know leases, handles or managers.
 
 pub(crate) mod access;
 mod bound;

@@ -1,5 +1,4 @@
-//! A lane for models of `loom`: no transfer is so short that it runs on the caller's thread, and flights may
-//! be lost.
+//! A lane for `loom` models: no transfer runs on the caller's thread, and flights may be lost.
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -11,13 +10,13 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// See the module.
+/// A lane over another, for `loom`.
 #[derive(Debug)]
 pub(crate) struct Modelled {
     pub(crate) lane: Arc<dyn Lane>,
-    /// Threads of the lane.
+    /// Maximum number of threads of the lane.
     pub(crate) threads: NonZeroUsize,
-    /// Flights are dropped before a byte has moved.
+    /// Whether flights are dropped before a byte is copied.
     pub(crate) loses: bool,
 }
 

@@ -1,10 +1,10 @@
-//! A nest that stays in one region on each side: which kernel it runs, and the loops around it.
+//! A nest that stays in one region on each side: its kernel, and the loops around it.
 //!
 //! ```text
 //! loops of the plan   ->   loops around   [ kernel: a run | a transpose | a gather ]
 //! ```
 //!
-//! Knows strides and kernels; where the bytes are is told with every execution.
+//! This module knows strides and kernels; each execution passes the addresses.
 
 use kvtile_layout::{LayoutError, Loop, Step, broken};
 
@@ -14,21 +14,21 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// What one step of a nest does.
+/// The operation of one step of a nest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Kernel {
-    /// A run of so many bytes.
+    /// A run of this many bytes.
     Run(usize),
     /// A matrix of small elements.
     Transpose(Transpose),
-    /// Matrices that are dense in the destination together.
+    /// Small matrices that together are dense in the destination.
     Tile(Tile),
-    /// Small runs that lie side by side in the destination.
+    /// Small runs that are adjacent in the destination.
     Gather(Gather),
 }
 
 impl Kernel {
-    /// Bytes that one step moves.
+    /// Bytes that one step copies.
     pub(super) fn bytes(&self) -> usize {
         match self {
             Kernel::Run(bytes) => *bytes,
@@ -43,14 +43,14 @@ impl Kernel {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Tile {
     pub(super) matrix: Transpose,
-    /// The loops that walk the matrices, in no particular order.
+    /// The loops over the matrices, in no particular order.
     pub(super) loops: Vec<Stride>,
     /// Bytes of the dense piece.
     pub(super) bytes: usize,
 }
 
 impl Tile {
-    /// Calls `visit` with the place of every matrix in the source and in the dense piece.
+    /// Calls `visit` with the offset of every matrix in the source and in the dense piece.
     pub(super) fn for_each(&self, visit: &mut impl FnMut(usize, usize)) {
         fn walk(loops: &[Stride], from: usize, to: usize, visit: &mut impl FnMut(usize, usize)) {
             let Some((outer, inner)) = loops.split_first() else {
@@ -69,7 +69,7 @@ impl Tile {
     }
 }
 
-/// What decides which kernel a nest runs.
+/// The instruction set and the stores, which decide the kernel of a nest.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Manner {
     pub(super) kernels: Kernels,
@@ -85,10 +85,10 @@ impl Manner {
         }
     }
 
-    /// How many there are.
+    /// Number of manners.
     pub(super) const COUNT: usize = 2 * Level::COUNT;
 
-    /// Its number among all manners.
+    /// Its index among all manners.
     pub(super) fn index(self) -> usize {
         2 * self.kernels.level() as usize + usize::from(self.streams())
     }
@@ -98,24 +98,24 @@ impl Manner {
     }
 }
 
-/// Bytes that are put together in the cache before they are streamed: small enough for the first
-/// level together with what they come from.
+/// Maximum bytes that are staged in the cache before they are streamed: small enough that they fit
+/// the level-1 cache together with their sources.
 const STAGE_BYTES: usize = 16 << 10;
 
-/// Bytes that may be put together where they cannot be cut into less.
+/// Maximum bytes that are staged where they cannot be split further.
 pub(super) const STAGE_BYTES_MAX: usize = 64 << 10;
 
-/// Smaller matrices are put together with their neighbours before they are streamed.
+/// Smaller matrices are staged together with adjacent ones before they are streamed.
 const SMALL_MATRIX_BYTES: usize = 1024;
 
-/// Shorter runs are put together before they are streamed, unless they are whole lines.
+/// Shorter runs are gathered before they are streamed, unless they are whole lines.
 const GATHER_RUN_BYTES: usize = 1024;
 
-/// Shorter runs are put together with ordinary stores as well, without a hop for each.
+/// Shorter runs are gathered with ordinary stores too, to avoid a hop for each.
 const SMALL_RUN_BYTES: usize = 64;
 
-/// Takes the loops of the kernel out of `loops`, which are those of a whole nest. `aligned`: every
-/// run starts at a line of the destination.
+/// Removes the loops of the kernel from `loops`, which are those of a whole nest. `aligned` states
+/// that every run starts at a line of the destination.
 pub(super) fn choose(
     loops: &mut Vec<Loop>,
     run_bytes: u64,
@@ -141,7 +141,8 @@ pub(super) fn choose(
     Ok(Kernel::Run(run))
 }
 
-/// Takes the loops that continue the run on both sides into the run; tiles of a nest may have them.
+/// Merges the loops that extend the run on both sides into the run; tiles of a nest may have such
+/// loops.
 fn merge(loops: &mut Vec<Loop>, mut run_bytes: u64) -> u64 {
     let continues =
         |l: &Loop, run| is_local(l) && (l.source.bytes, l.destination.bytes) == (run, run);
@@ -162,7 +163,7 @@ pub(super) fn is_local(l: &Loop) -> bool {
     l.source.is_local() && l.destination.is_local()
 }
 
-/// The loop that is dense in the source and the one that is dense in the destination.
+/// The loop that is dense in the source and the one that is dense in the destination, as a matrix.
 fn take_matrix(
     loops: &mut Vec<Loop>,
     run_bytes: u64,
@@ -199,8 +200,8 @@ fn take_matrix(
     Ok(Some(matrix))
 }
 
-/// The loops that make a small matrix, together with others, a dense piece of the destination that
-/// is worth streaming.
+/// The loops that, with a small matrix, form a dense piece of the destination that is worth
+/// streaming.
 fn take_tile(
     loops: &mut Vec<Loop>,
     matrix: Transpose,
@@ -254,10 +255,10 @@ fn take_tile(
     Ok(Some(tile))
 }
 
-/// Cuts a matrix that is too large to be put together into equal smaller ones, which `loops` then
-/// walk.
+/// Splits a matrix that is too large for the stage into equal smaller ones, and adds the loops over
+/// them to `loops`.
 fn cut(matrix: &mut Transpose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Loop)) {
-    // Columns first: a row of the destination stays long.
+    // Columns first, so that destination rows stay long.
     let wanted = STAGE_BYTES / matrix.destination_row_bytes().max(1);
     let kept = divisor(matrix.columns, wanted);
     let part = |whole: Loop, kept: usize| Loop {
@@ -278,7 +279,7 @@ fn cut(matrix: &mut Transpose, loops: &mut Vec<Loop>, (rows, columns): (Loop, Lo
     }
 }
 
-/// `count` steps of a loop that has more of them, all inside its layout.
+/// The step of `count` iterations of a loop that has more of them, all inside its layout.
 fn times(step: Step, count: usize) -> Step {
     let Some(steps) = step.times(count as u64) else {
         broken(format_args!("{count} steps of {step:?} in a loop"))
@@ -286,7 +287,7 @@ fn times(step: Step, count: usize) -> Step {
     steps
 }
 
-/// The largest divisor of `extent` up to `max`; `extent` itself where that is no more than 1.
+/// The largest divisor of `extent` up to `max`, or `extent` itself if that divisor is 1.
 fn divisor(extent: usize, max: usize) -> usize {
     if extent <= max {
         return extent;
@@ -295,7 +296,7 @@ fn divisor(extent: usize, max: usize) -> usize {
     best.unwrap_or(extent)
 }
 
-/// The loops that continue the destination run after run, up to what is put together at once.
+/// The loops that extend the destination run after run, up to the size of the stage.
 fn take_gather(loops: &mut Vec<Loop>, run: usize) -> Result<Option<Gather>, TransferError> {
     let mut gather = Gather {
         run,
@@ -340,14 +341,14 @@ fn take_gather(loops: &mut Vec<Loop>, run: usize) -> Result<Option<Gather>, Tran
 pub(super) struct LocalNest {
     pub(super) strides: Vec<Stride>,
     pub(super) kernel: Kernel,
-    /// Bytes from the first to the last that it reads.
+    /// Bytes from the first to the last one that it reads.
     pub(super) source_span: u64,
-    /// Bytes from the first to the last that it writes.
+    /// Bytes from the first to the last one that it writes.
     pub(super) destination_span: u64,
 }
 
 impl LocalNest {
-    /// `loops`, which are local, around `kernel`.
+    /// `loops`, which stay in one region, around `kernel`.
     pub(super) fn new(loops: &[Loop], kernel: Kernel) -> Result<LocalNest, TransferError> {
         let (source, destination) = spans(&kernel);
         let (mut source_span, mut destination_span) = (source as u64, destination as u64);
@@ -369,18 +370,18 @@ impl LocalNest {
         })
     }
 
-    /// Bytes that it moves.
+    /// Bytes that it copies.
     pub(super) fn bytes(&self) -> usize {
         let strides = self.strides.iter();
         strides.fold(self.kernel.bytes(), |bytes, s| bytes * s.extent)
     }
 
-    /// Moves the bytes of the nest, or leaves them to the next steps of `pipeline`, which is of
-    /// this nest's kernel.
+    /// Copies the bytes of the nest, or leaves some to later steps of `pipeline`, which is for this
+    /// nest's kernel.
     ///
     /// # Safety
-    /// `source` and `destination` are valid for the spans of the nest, do not overlap in the
-    /// units of the nest, and nobody else writes the former or touches the latter until the
+    /// `source` and `destination` are valid for the spans of the nest, do not overlap in the units
+    /// of the nest, and nothing else writes the former or reads or writes the latter until the
     /// pipeline has been drained.
     pub(super) unsafe fn copy(
         &self,
@@ -393,7 +394,7 @@ impl LocalNest {
     }
 }
 
-/// Bytes from the first to the last that a kernel reads, and that it writes.
+/// Bytes from the first to the last one that a kernel reads, and that it writes.
 fn spans(kernel: &Kernel) -> (usize, usize) {
     match kernel {
         Kernel::Run(bytes) => (*bytes, *bytes),

@@ -1,9 +1,9 @@
-//! Steps on their way through a kernel: what comes next is asked for while this one is moved.
+//! A software pipeline of kernel steps: it prefetches the next steps while it executes one.
 //!
 //! ```text
-//! nest  ->  hops [ now | read ahead of ]  ->  kernel  ->  destination
-//!                                               |           ^
-//!                                               +-> stage --+   what is put together first
+//! nest  ->  hops [ now | prefetch ]  ->  kernel  ->  destination
+//!                                          |           ^
+//!                                          +-> stage --+   a dense piece, before it is streamed
 //! ```
 
 use kvtile_layout::broken;
@@ -15,22 +15,22 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// Steps that are collected before they are moved.
+/// Number of steps that are collected before they are executed.
 const HOPS: usize = 256;
 
-/// Bytes that are asked for in advance: about as many as memory has under way at a time.
+/// Bytes that are prefetched in advance: about as many as the memory system has in flight.
 const AHEAD_BYTES: usize = 4096;
 
-/// The same for steps that are put together first: they read a whole step at once.
+/// As [`AHEAD_BYTES`], for steps that are staged first: they read a whole step at once.
 const STAGED_AHEAD_BYTES: usize = 2 * AHEAD_BYTES;
 
-/// Most steps that are asked for in advance.
+/// Maximum number of steps that are prefetched in advance.
 const AHEAD_MAX: usize = 32;
 
-/// Bytes that are streamed at a time, with as many asked for in between.
+/// Bytes that are streamed between two prefetches of as many bytes.
 const OUT_BYTES: usize = 256;
 
-/// What a thread needs to move bytes, kept from one nest to the next.
+/// Buffers of a copying thread, reused from one nest to the next.
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     hops: Vec<Hop>,
@@ -44,7 +44,7 @@ pub(super) struct Pipeline<'k> {
     manner: Manner,
     ahead: usize,
     hops: &'k mut Vec<Hop>,
-    /// Room for what is put together before it is streamed.
+    /// Memory for a dense piece before it is streamed.
     stage: Option<&'k mut AlignedBuffer>,
 }
 
@@ -84,12 +84,12 @@ impl<'k> Pipeline<'k> {
         })
     }
 
-    /// One step, now or when enough have come together.
+    /// Executes one step, immediately or after enough steps are collected.
     ///
     /// # Safety
     /// Until the pipeline has been drained: `source` and `destination` are valid for the spans of
-    /// the kernel, do not overlap in its units, and nobody else writes the former or touches the
-    /// latter.
+    /// the kernel, do not overlap in its units, and nothing else writes the former or reads or
+    /// writes the latter.
     pub(super) unsafe fn push(&mut self, source: *const u8, destination: *mut u8) {
         if !self.manner.streams() {
             // SAFETY: passed on to the caller.
@@ -101,12 +101,12 @@ impl<'k> Pipeline<'k> {
             destination,
         });
         if self.hops.len() >= HOPS + self.ahead {
-            // SAFETY: every hop was pushed with this promise.
+            // SAFETY: every hop was pushed under this contract.
             unsafe { self.advance() };
         }
     }
 
-    /// The steps of a loop.
+    /// Executes the steps of a loop.
     ///
     /// # Safety
     /// As for [`Pipeline::push`], for every step.
@@ -131,13 +131,13 @@ impl<'k> Pipeline<'k> {
             }));
             first = last;
             if self.hops.len() >= HOPS + self.ahead {
-                // SAFETY: every hop was pushed with this promise.
+                // SAFETY: every hop was pushed under this contract.
                 unsafe { self.advance() };
             }
         }
     }
 
-    /// The steps of a loop with ordinary stores: nothing is read ahead, so none has to wait.
+    /// Executes the steps of a loop with ordinary stores: without prefetches, no step has to wait.
     ///
     /// # Safety
     /// As for [`Pipeline::push`], for every step.
@@ -172,7 +172,7 @@ impl<'k> Pipeline<'k> {
         }
     }
 
-    /// Moves all steps but those that are read ahead of.
+    /// Executes all steps except those that are only prefetched.
     ///
     /// # Safety
     /// As for [`Pipeline::push`], for every hop.
@@ -183,7 +183,7 @@ impl<'k> Pipeline<'k> {
         self.hops.drain(..count);
     }
 
-    /// Moves what is left. What was streamed is ordered before later stores of this thread.
+    /// Executes the remaining steps. Streamed bytes are ordered before later stores of this thread.
     ///
     /// # Safety
     /// As for [`Pipeline::push`], for every hop.
@@ -241,7 +241,7 @@ impl<'k> Pipeline<'k> {
     }
 }
 
-/// Transposes into the stage and streams from there, while the next matrix is asked for.
+/// Transposes into the stage and streams from there, while it prefetches the next matrix.
 ///
 /// # Safety
 /// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the matrix.
@@ -254,7 +254,7 @@ unsafe fn transpose_staged(
     let dense = matrix.dense();
     let row_bytes = matrix.destination_row_bytes();
     let is_dense = matrix.destination_stride == row_bytes;
-    // Rows shorter than a line, with others' bytes between them, cannot be streamed.
+    // Rows shorter than a line, with other bytes between them, cannot be streamed.
     let direct = !is_dense && row_bytes < LINE_BYTES;
     for (index, hop) in hops.iter().enumerate().take(count) {
         let mut next = Lines::of(matrix, hops.get(index + ahead));
@@ -268,7 +268,7 @@ unsafe fn transpose_staged(
             source: hop.source,
             destination: stage.as_mut_ptr(),
         };
-        // SAFETY: the source is the caller's promise; the stage is ours and has room.
+        // SAFETY: the caller guarantees the source; the stage is private and has room.
         unsafe { kernels.transpose(&dense, staged) };
         let (rows, bytes) = if is_dense {
             (1, matrix.bytes())
@@ -289,7 +289,7 @@ unsafe fn transpose_staged(
     }
 }
 
-/// The lines of the next matrix or piece, to be asked for a few at a time.
+/// The lines of the next matrix or piece, which are prefetched a few at a time.
 struct Lines {
     start: *const u8,
     row_bytes: usize,
@@ -335,7 +335,7 @@ impl Iterator for Lines {
     }
 }
 
-/// Streams `bytes` bytes of the stage, asking for the same number of lines of what comes next.
+/// Streams `bytes` bytes of the stage, and prefetches the same number of lines of the next step.
 ///
 /// # Safety
 /// As for [`Pipeline::push`], for a run of `bytes`.
@@ -372,7 +372,7 @@ unsafe fn transpose_tile(kernels: Kernels, tile: &Tile, hop: Hop) {
     });
 }
 
-/// Puts a tile together in the stage and streams it from there, while another one is asked for.
+/// Assembles a tile in the stage and streams it from there, while it prefetches another one.
 ///
 /// # Safety
 /// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the tile.
@@ -397,18 +397,18 @@ unsafe fn tile_staged(
             source: hop.source,
             destination: stage.as_mut_ptr(),
         };
-        // SAFETY: the source is the caller's promise; the stage is ours and has room.
+        // SAFETY: the caller guarantees the source; the stage is private and has room.
         unsafe { transpose_tile(kernels, tile, staged) };
         let out = Hop {
             source: staged.destination,
             destination: hop.destination,
         };
-        // SAFETY: what was put together, and the dense piece of the destination that it is.
+        // SAFETY: the assembled tile, and the dense piece of the destination that it is.
         unsafe { kernels.stream_runs(&[out], 1, tile.bytes, 0) };
     }
 }
 
-/// Gathers into the stage and streams from there, while the next piece is asked for.
+/// Gathers into the stage and streams from there, while it prefetches the next piece.
 ///
 /// # Safety
 /// As for [`Pipeline::push`], for the first `count` hops; the stage has room for the piece.
@@ -426,13 +426,13 @@ unsafe fn gather_staged(
             });
         }
         let staged = stage.as_mut_ptr();
-        // SAFETY: the source is the caller's promise; the stage is ours and has room.
+        // SAFETY: the caller guarantees the source; the stage is private and has room.
         unsafe { gather.gather(hop.source, staged) };
         let out = Hop {
             source: staged,
             destination: hop.destination,
         };
-        // SAFETY: what was put together, and the dense piece of the destination that it is.
+        // SAFETY: the gathered piece, and the dense piece of the destination that it is.
         unsafe { kernels.stream_runs(&[out], 1, gather.bytes(), 0) };
     }
 }

@@ -1,4 +1,4 @@
-//! Nests between regions and buffers: what the staging of files runs.
+//! Nests between regions and buffers, for the staging memory of files.
 
 use kvtile_layout::{Location, Loop, Step};
 
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// Where one side of a nest lies.
+/// The location of one side of a nest.
 #[derive(Clone, Copy)]
 pub(super) enum Place<'a> {
     /// In the regions of a bound layout.
     Regions(&'a BoundLayout, Location),
-    /// In a buffer: what the plan calls offset `from` of one region starts at `buffer`, and
-    /// `bytes` bytes follow.
+    /// In a buffer: offset `from` of a region, as the plan counts it, is at `buffer`, and `bytes`
+    /// bytes follow.
     Buffer {
         buffer: *mut u8,
         bytes: usize,
@@ -25,7 +25,7 @@ pub(super) enum Place<'a> {
 }
 
 impl Place<'_> {
-    /// The address of `bytes` bytes from here on.
+    /// The address of the next `bytes` bytes.
     fn pointer(self, bytes: u64) -> Result<*mut u8, TransferError> {
         match self {
             Place::Regions(layout, location) => layout.pointer(location, bytes),
@@ -47,7 +47,7 @@ impl Place<'_> {
         }
     }
 
-    /// The place `step` further.
+    /// The place after `step`.
     fn further(self, step: Step) -> Self {
         match self {
             Place::Regions(layout, location) => Place::Regions(
@@ -72,7 +72,7 @@ impl Place<'_> {
     }
 }
 
-/// The loops that change regions, and the nest that stays inside them.
+/// Splits loops into those that change regions and the nest that stays inside them.
 pub(super) fn split(
     loops: &[Loop],
     run_bytes: u64,
@@ -83,14 +83,14 @@ pub(super) fn split(
     Ok((far, LocalNest::new(&local, kernel)?))
 }
 
-/// Runs `far` around `local` with ordinary stores: one side is in the cache.
+/// Runs `far` around `local` with ordinary stores, because one side is in the cache.
 ///
 /// # Safety
-/// For the whole call nobody else writes the source units or touches the destination units of the
-/// nest, and no source byte is a destination byte.
+/// For the whole call nothing else writes the source units or reads or writes the destination units
+/// of the nest, and no source byte is a destination byte.
 ///
 /// # Errors
-/// Places that do not reach as far as the nest; nothing outside them is touched.
+/// Places that are smaller than the span of the nest. Bytes outside them are never touched.
 pub(super) unsafe fn copy_nest(
     far: &[Loop],
     local: &LocalNest,
@@ -100,7 +100,7 @@ pub(super) unsafe fn copy_nest(
     let mut pipeline = Pipeline::new(&local.kernel, Manner::ordinary(), &mut scratch)?;
     // SAFETY: passed on to the caller.
     let copied = unsafe { walk_far(far, local, places, &mut pipeline) };
-    // SAFETY: what is in the pipeline was checked; the rest is the caller's promise.
+    // SAFETY: the steps in the pipeline were checked; the caller guarantees the rest.
     unsafe { pipeline.drain() };
     copied
 }
@@ -116,7 +116,8 @@ unsafe fn walk_far(
     let Some((outer, inner)) = far.split_first() else {
         let source = from.pointer(local.source_span)?;
         let destination = to.pointer(local.destination_span)?;
-        // SAFETY: both pointers reach as far as the nest goes; the rest is the caller's promise.
+        // SAFETY: both pointers are valid for the spans of the nest; the caller guarantees the
+        // rest.
         unsafe { local.copy(source, destination, pipeline) };
         return Ok(());
     };

@@ -1,27 +1,27 @@
-//! Which bytes a region is, so that two regions over the same bytes are recognised.
+//! Address spaces of regions. They reveal whether two regions have the same bytes.
 
 use std::{fs::File, os::fd::AsFd, os::unix::fs::MetadataExt};
 
 use kvtile_memory::{MemoryRegion, StorageKind, file_of};
 
-/// What the address of a region counts in.
+/// The address space in which a region's address counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Space {
     /// The addresses of this process.
     Memory,
     /// The addresses of a device.
     Device(u32),
-    /// The offsets of a file, however often it is open.
+    /// The offsets of a file. Several open descriptors of one file have the same space.
     File {
         /// Device of the filesystem.
         device: u64,
-        /// Number of the file on it.
+        /// Its inode number.
         inode: u64,
     },
 }
 
 impl Space {
-    /// The space that `region` lies in.
+    /// The address space of `region`.
     pub(crate) fn of(region: &dyn MemoryRegion) -> Space {
         let descriptor = match region.storage_kind() {
             StorageKind::Disk(descriptor) => descriptor,
@@ -37,7 +37,7 @@ impl Space {
                 device: metadata.dev(),
                 inode: metadata.ino(),
             },
-            // An open file that cannot be asked: its descriptor is at least its own.
+            // The file's metadata is unavailable: its descriptor distinguishes it.
             None => Space::File {
                 device: u64::MAX,
                 inode: descriptor,

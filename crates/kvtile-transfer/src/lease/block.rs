@@ -1,4 +1,4 @@
-//! Leased blocks, and safe access to their bytes.
+//! Block leases, and safe access to the bytes of leased blocks.
 
 use std::{ops::Range, sync::Arc};
 
@@ -13,19 +13,20 @@ use super::{
 };
 use crate::{error::TransferError, execute::access, physical::PhysicalLayout};
 
-/// What a lease is for.
+/// The access mode of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LeaseMode {
-    /// To read; others may read too.
+    /// Read access; other leases may read too.
     Read,
-    /// To write; nobody else may read or write.
+    /// Exclusive write access.
     Write,
 }
 
-/// Blocks of a layout, or some of their layers, that nothing else may change (read) or touch (write) while it lives.
+/// Holds blocks of a layout, or some of their layers. While it lives, a read lease excludes
+/// writers, and a write lease excludes all other access.
 ///
 /// An engine holds a write lease while it fills blocks, and a read lease while attention reads
-/// them; a transfer that wants them meanwhile is refused.
+/// them. The manager refuses a transfer that conflicts with a lease.
 pub struct BlockLease {
     ledger: SharedLedger,
     ticket: Ticket,
@@ -92,7 +93,7 @@ impl BlockLease {
         })
     }
 
-    /// The layout.
+    /// The handle of the layout.
     #[must_use]
     pub fn handle(&self) -> LayoutHandle {
         self.handle
@@ -104,48 +105,49 @@ impl BlockLease {
         &self.blocks
     }
 
-    /// The layers that it holds of each block: all of them, unless it was taken for some.
+    /// The leased layers of each block: all layers, unless the lease was taken for some.
     #[must_use]
     pub fn layers(&self) -> Range<u64> {
         self.layers.range(self.layout.shape().num_layers())
     }
 
-    /// What it is for.
+    /// The access mode.
     #[must_use]
     pub fn mode(&self) -> LeaseMode {
         self.mode
     }
 
-    /// The bytes of all planes of one block and layer.
+    /// The bytes of one block and layer, all planes.
     ///
     /// # Errors
-    /// A block or layer that is not leased; a layer out of range; a layout in which these bytes are not
-    /// contiguous, not in memory, or in memory that another process may change.
+    /// A block or layer that is not leased; a layer out of range; bytes that are not contiguous,
+    /// not in memory, or in memory that another process may change.
     pub fn page(&self, block: u64, layer: u64) -> Result<&[u8], TransferError> {
         self.check_not_shared()?;
         let span = self.span(block, layer)?;
-        // SAFETY: the lease holds this layer of the block and keeps writers away from it while `self` is borrowed;
-        // where layers are contiguous, no two units share a byte, so that no other layer has these bytes.
+        // SAFETY: the lease holds this layer of the block and keeps writers away from it while
+        // `self` is borrowed; where layers are contiguous, no two units share a byte, so no other
+        // layer has these bytes.
         unsafe { access::bytes(self.layout.bound()?, span) }
     }
 
-    /// The bytes of all planes of one block and layer, to write.
+    /// The bytes of one block and layer, all planes, for writing.
     ///
     /// # Errors
-    /// As for [`BlockLease::page`]; a lease that is for reading; memory that is read-only.
+    /// As for [`BlockLease::page`]; a read lease; read-only memory.
     pub fn page_mut(&mut self, block: u64, layer: u64) -> Result<&mut [u8], TransferError> {
         self.check_not_shared()?;
         let span = self.span(block, layer)?;
         self.check_writable()?;
-        // SAFETY: a write lease keeps everything else away from this layer of the block, no other layer has these
-        // bytes (as above), and `self` is borrowed exclusively.
+        // SAFETY: a write lease excludes all other access to this layer of the block, no other
+        // layer has these bytes (as above), and `self` is borrowed exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
-    /// The bytes of one block, all its layers and planes.
+    /// The bytes of one block, all layers and planes.
     ///
     /// # Errors
-    /// A block that is not leased with all its layers; a layout in which these bytes are not contiguous, not in
+    /// A block of which the lease does not hold all layers; bytes that are not contiguous, not in
     /// memory, or in memory that another process may change.
     pub fn block(&self, block: u64) -> Result<&[u8], TransferError> {
         self.check_not_shared()?;
@@ -154,23 +156,26 @@ impl BlockLease {
         unsafe { access::bytes(self.layout.bound()?, span) }
     }
 
-    /// The bytes of one block, all its layers and planes, to write.
+    /// The bytes of one block, all layers and planes, for writing.
     ///
     /// # Errors
-    /// As for [`BlockLease::block`]; a lease that is for reading; memory that is read-only.
+    /// As for [`BlockLease::block`]; a read lease; read-only memory.
     pub fn block_mut(&mut self, block: u64) -> Result<&mut [u8], TransferError> {
         self.check_not_shared()?;
         let span = self.block_span(block)?;
         self.check_writable()?;
-        // SAFETY: a write lease of all layers keeps everything else away, and `self` is borrowed exclusively.
+        // SAFETY: a write lease of all layers excludes all other access, and `self` is borrowed
+        // exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
-    /// The bytes of the leased layers of one block, layer by layer; all bytes of the block where all are leased.
+    /// The bytes of the leased layers of one block, in layer order. A lease of all layers gives all
+    /// bytes of the block.
     ///
     /// # Errors
-    /// A block that is not leased; a layout in which these bytes are not contiguous and in the order of the layers
-    /// ([`PhysicalLayout::layer_ranges`]), not in memory, or in memory that another process may change.
+    /// A block that is not leased; bytes that are not contiguous in layer order
+    /// ([`PhysicalLayout::layer_ranges`]), not in memory, or in memory that another process may
+    /// change.
     pub fn part(&self, block: u64) -> Result<&[u8], TransferError> {
         self.check_not_shared()?;
         let span = self.part_span(block)?;
@@ -179,26 +184,27 @@ impl BlockLease {
         unsafe { access::bytes(self.layout.bound()?, span) }
     }
 
-    /// The bytes of the leased layers of one block, to write.
+    /// The bytes of the leased layers of one block, for writing.
     ///
     /// # Errors
-    /// As for [`BlockLease::part`]; a lease that is for reading; memory that is read-only.
+    /// As for [`BlockLease::part`]; a read lease; read-only memory.
     pub fn part_mut(&mut self, block: u64) -> Result<&mut [u8], TransferError> {
         self.check_not_shared()?;
         let span = self.part_span(block)?;
         self.check_writable()?;
-        // SAFETY: a write lease keeps everything else away from these layers of the block, no other layer has
-        // these bytes (as above), and `self` is borrowed exclusively.
+        // SAFETY: a write lease excludes all other access to these layers of the block, no other
+        // layer has these bytes (as above), and `self` is borrowed exclusively.
         unsafe { access::bytes_mut(self.layout.bound()?, span) }
     }
 
-    /// CRC-64/NVME of the stored bytes of a block: the bytes of its units, padding left out, by
-    /// region and offset. It depends on the layout; [`TransferManager::block_digest`] does not.
+    /// CRC-64/NVME of the stored bytes of a block: the bytes of its units without padding, in the
+    /// order of regions and offsets. It depends on the layout; [`TransferManager::block_digest`]
+    /// does not.
     ///
     /// [`TransferManager::block_digest`]: crate::TransferManager::block_digest
     ///
     /// # Errors
-    /// A block that is not leased with all its layers; a file that cannot be read.
+    /// A block of which the lease does not hold all layers; a file that cannot be read.
     pub fn checksum(&self, block: u64) -> Result<u64, TransferError> {
         self.check_holds_all(block)?;
         let bound = self.layout.bound()?;
@@ -213,7 +219,7 @@ impl BlockLease {
         Ok(digest.finalize())
     }
 
-    /// The layout whose blocks these are.
+    /// The layout of the leased blocks.
     pub(crate) fn layout(&self) -> &PhysicalLayout {
         &self.layout
     }
@@ -245,7 +251,7 @@ impl BlockLease {
         }
     }
 
-    /// A lease binds this process only: what another one may change is no `&[u8]`.
+    /// A lease binds this process only: memory that another process may change cannot be a `&[u8]`.
     fn check_not_shared(&self) -> Result<(), TransferError> {
         match self.layout.shared_memory() {
             None => Ok(()),

@@ -7,7 +7,7 @@ use kvtile_layout::{Span, StridedLayout, broken};
 use super::spans::{BlockSpans, stored_spans};
 use crate::{error::TransferError, execute::Space, physical::PhysicalLayout};
 
-/// Runs of a block list that are looked at to prove two layouts over one memory apart.
+/// Maximum number of runs of a block list that an overlap check of two layouts examines.
 const RUNS_MAX: u64 = 1 << 22;
 
 /// A range of addresses, or of offsets in a file.
@@ -36,7 +36,7 @@ pub(super) fn extents(layout: &PhysicalLayout) -> Vec<Extent> {
         .collect()
 }
 
-/// The bytes of `blocks` of `layout`, exactly, sorted; its regions are `regions`.
+/// The exact bytes of `blocks` of `layout`, sorted. `regions` are the extents of its regions.
 pub(super) fn block_extents(
     layout: &StridedLayout,
     regions: &[Extent],
@@ -45,7 +45,7 @@ pub(super) fn block_extents(
     Ok(placed(stored_spans(layout, blocks, RUNS_MAX)?, regions))
 }
 
-/// Each of `blocks` of `layout` with its bytes, as [`block_extents`] has them.
+/// The extents of each of `blocks`, as [`block_extents`] computes them.
 pub(super) fn extents_by_block(
     layout: &Arc<StridedLayout>,
     regions: &[Extent],
@@ -59,12 +59,12 @@ pub(super) fn extents_by_block(
     by_block.collect()
 }
 
-/// Spans as extents, sorted.
+/// Converts spans to sorted extents.
 fn placed(spans: Vec<Span>, regions: &[Extent]) -> Vec<Extent> {
     let mut found = Vec::new();
     for span in spans {
         let index = usize::try_from(span.start.region).ok();
-        // One that was left out would overlap nothing.
+        // A skipped span would never conflict, so a missing region is a defect.
         let Some(region) = index.and_then(|index| regions.get(index)) else {
             broken(format_args!("{span:?} in {} regions", regions.len()))
         };
@@ -79,8 +79,9 @@ fn placed(spans: Vec<Span>, regions: &[Extent]) -> Vec<Extent> {
     found
 }
 
-/// The first byte that two sorted lists of disjoint extents share. It walks the shorter and searches in the
-/// longer: one of them may be a block, and the other a transfer of thousands.
+/// The first byte that two sorted lists of disjoint extents share. It iterates over the shorter
+/// list and searches the longer one: one list may be a block, the other a transfer of thousands of
+/// blocks.
 pub(super) fn first_overlap(a: &[Extent], b: &[Extent]) -> Option<u64> {
     let (few, many) = match a.len() <= b.len() {
         true => (a, b),

@@ -1,4 +1,4 @@
-//! Which layers of its blocks a lease holds.
+//! The layers of its blocks that a lease holds.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use kvtile_layout::LayoutError;
 
 use crate::error::TransferError;
 
-/// All layers, or a range that leaves some out.
+/// All layers, or a proper subrange.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum HeldLayers {
     All,
@@ -17,7 +17,7 @@ impl HeldLayers {
     /// The layers of `range` among `num_layers`.
     ///
     /// # Errors
-    /// A range that is empty or leaves the layers.
+    /// An empty range; a range that exceeds the layers.
     pub(super) fn of(range: Range<u64>, num_layers: u64) -> Result<HeldLayers, TransferError> {
         if range.is_empty() || range.end > num_layers {
             let refused = LayoutError::SelectionRange {
@@ -35,7 +35,7 @@ impl HeldLayers {
         }
     }
 
-    /// The layers in numbers, of a layout with `num_layers`.
+    /// The range of layers, for a layout with `num_layers`.
     pub(super) fn range(&self, num_layers: u64) -> Range<u64> {
         match self {
             HeldLayers::All => 0..num_layers,
@@ -43,7 +43,7 @@ impl HeldLayers {
         }
     }
 
-    /// Whether a layer is in both.
+    /// Whether both have a layer in common.
     pub(super) fn meets(&self, other: &HeldLayers) -> bool {
         match (self, other) {
             (HeldLayers::Part(a), HeldLayers::Part(b)) => a.start < b.end && b.start < a.end,

@@ -1,26 +1,27 @@
-//! Leases: which layers of which blocks are held for reading or writing, and what may be executed because of it.
+//! Leases: which layers of which blocks are held for reading or writing. They make an execution
+//! sound.
 //!
 //! ```text
 //! manager   options, completions, the public surface
 //!    │
-//! lease     ledger ─► BlockLease, LeasedTransfer           the proofs that an execution is sound
+//! lease     ledger ─► BlockLease, LeasedTransfer           proves that an execution is sound
 //!    │
-//! execute   plans, lanes, bytes                            knows no lease and no handle
+//! execute   plans, lanes, bytes                            independent of leases and handles
 //! ```
 //!
 //! | file | what it is |
 //! | --- | --- |
 //! | `ledger` | registered layouts, and which lease holds which layers of their blocks |
-//! | `layers` | all layers of a block, or some |
-//! | `extent`, `spans` | the bytes of blocks, to compare layouts over one memory |
+//! | `layers` | the layers of a block that a lease holds |
+//! | `extent`, `spans` | the byte ranges of blocks, to compare layouts over the same memory |
 //! | `pairs` | the block pairs of a transfer |
-//! | `block` | leased blocks, and safe access to their bytes |
-//! | `transfer` | a selection with its plans, the leases that make it sound, and its lane |
-//! | `routes` | what transfers between two layouts share |
-//! | `scratch` | single blocks to and from canonical order |
+//! | `block` | block leases, and safe access to the bytes of leased blocks |
+//! | `transfer` | the plans of a transfer with its leases and its lane |
+//! | `routes` | a cache of what transfers between two layouts share |
+//! | `scratch` | copies of single blocks in canonical order |
 //!
-//! The unsafe code here is what leases prove: that nothing else touches the bytes that a slice or a plan
-//! reaches. Moving bytes is the business of `execute`.
+//! The unsafe code here relies on leases: nothing else touches the bytes of a slice or a plan.
+//! `execute` moves the bytes.
 
 mod block;
 mod extent;
@@ -43,8 +44,8 @@ pub(crate) use transfer::{Planned, Route};
 
 use crate::sync::{Mutex, MutexGuard};
 
-/// A layout registered with a manager. Handles are never used again, so that an old one can only
-/// be refused, never mean another layout.
+/// A layout that is registered with a manager. Handles are never reused: a stale handle is refused
+/// and never refers to another layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LayoutHandle {
     manager: u64,
@@ -60,11 +61,12 @@ impl fmt::Display for LayoutHandle {
 pub(crate) type SharedLedger = Arc<Mutex<Ledger>>;
 
 pub(crate) fn lock(ledger: &Mutex<Ledger>) -> MutexGuard<'_, Ledger> {
-    // The ledger changes only after its checks have passed, and changes do not panic.
+    // The ledger changes only after its checks have passed, and the changes do not panic.
     ledger.lock()
 }
 
-/// The ledger of a lease: borrowed while a transfer runs at once, shared while it is in flight.
+/// The ledger of a lease: borrowed by a transfer that runs on the caller's thread, shared by one in
+/// flight.
 pub(crate) enum Held<'a> {
     Borrowed(&'a Mutex<Ledger>),
     Shared(SharedLedger),

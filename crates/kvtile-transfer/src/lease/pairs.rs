@@ -1,13 +1,13 @@
-//! The block pairs of a transfer: borrowed from the caller while it runs at once, owned while it
-//! waits its turn. What is planned, leased and given back is read from the same list.
+//! The block pairs of a transfer: borrowed while it runs on the caller's thread, owned while it is
+//! queued. Planning, leasing and releasing read the same list.
 
 use std::borrow::Cow;
 
 use kvtile_layout::{BlockPair, CopyPlan, CopyPlanner, LayerPlans, LayoutError, RangePair};
 
-/// See the module.
+/// The block pairs of a transfer.
 pub(crate) enum Pairs<'a> {
-    /// The same tokens of every block, source block `i` to destination block `i`.
+    /// The same tokens of every block: source block `i` to destination block `i`.
     Blocks {
         source: Cow<'a, [usize]>,
         destination: Cow<'a, [usize]>,
@@ -38,7 +38,7 @@ impl<'a> Pairs<'a> {
         })
     }
 
-    /// The same pairs, to be kept.
+    /// Converts to owned pairs.
     pub(crate) fn into_owned(self) -> Pairs<'static> {
         match self {
             Pairs::Blocks {
@@ -76,7 +76,7 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    /// The blocks that are read, as often as they are named.
+    /// The source blocks, including repetitions.
     pub(crate) fn sources(&self) -> Ids<'_> {
         match self {
             Pairs::Blocks { source, .. } => Ids::Listed(source.iter()),
@@ -84,7 +84,7 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    /// The blocks that are written, as often as they are named.
+    /// The destination blocks, including repetitions.
     pub(crate) fn destinations(&self) -> Ids<'_> {
         match self {
             Pairs::Blocks { destination, .. } => Ids::Listed(destination.iter()),
@@ -104,7 +104,7 @@ impl<'a> Pairs<'a> {
         }
     }
 
-    /// A block that is both read and written.
+    /// A block that is both source and destination.
     pub(crate) fn common(&self) -> Option<u64> {
         let mut read: Vec<u64> = self.sources().collect();
         read.sort_unstable();
@@ -128,7 +128,7 @@ fn block_pairs(
     })
 }
 
-/// Block ids of one side, wherever they are written down.
+/// The block ids of one side, from any of the lists that contain them.
 #[derive(Clone)]
 pub(crate) enum Ids<'a> {
     Listed(std::slice::Iter<'a, usize>),

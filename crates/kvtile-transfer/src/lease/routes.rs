@@ -1,6 +1,7 @@
-//! Routes that were used lately: what a transfer between two layouts need not work out again.
+//! A cache of recently used routes: the part of a transfer's preparation that depends only on the
+//! two layouts.
 //!
-//! It keeps routes by what they are for; what a route is, is the business of `transfer`.
+//! It maps keys to routes; `transfer` defines what a route is.
 
 use std::sync::Arc;
 
@@ -8,10 +9,10 @@ use kvtile_layout::RangePair;
 
 use super::{LayoutHandle, Route};
 
-/// Most routes that are kept.
+/// Maximum number of cached routes.
 const ROUTES_MAX: usize = 64;
 
-/// What a route is for.
+/// The key of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RouteKey {
     pub(crate) source: LayoutHandle,
@@ -20,7 +21,7 @@ pub(crate) struct RouteKey {
     pub(crate) heads: Option<RangePair>,
 }
 
-/// See the module.
+/// An LRU cache of routes.
 #[derive(Default)]
 pub(crate) struct Routes {
     kept: Vec<Kept>,
@@ -41,7 +42,7 @@ impl Routes {
         Some(Arc::clone(&kept.route))
     }
 
-    /// Keeps `route`, in the place of the one that was used least lately if there are many.
+    /// Caches `route`. A full cache evicts the least recently used route.
     pub(crate) fn keep(&mut self, key: RouteKey, route: &Arc<Route>) {
         if self.kept.iter().any(|kept| kept.key == key) {
             return;
@@ -60,7 +61,7 @@ impl Routes {
         });
     }
 
-    /// Forgets the routes from and to a layout.
+    /// Removes the routes from and to a layout.
     pub(crate) fn forget(&mut self, handle: LayoutHandle) {
         self.kept
             .retain(|kept| kept.key.source != handle && kept.key.destination != handle);

@@ -1,4 +1,4 @@
-//! Blocks in canonical order in memory of our own: what digests, comparisons and patterns work on.
+//! Copies of blocks in canonical order in private memory, for digests, comparisons and patterns.
 
 use std::sync::Arc;
 
@@ -11,14 +11,14 @@ use crate::{
     execute::{BoundLayout, Hints, access, one_thread_lane},
 };
 
-/// One block in [canonical order](StridedLayout::canonical), owned by whoever has the scratch.
+/// One block in [canonical order](StridedLayout::canonical), owned by the scratch.
 pub(crate) struct Scratch {
     bound: BoundLayout,
     span: Span,
 }
 
 impl Scratch {
-    /// Zeroed room for one block of the shape of `layout`.
+    /// Zeroed memory for one block of the shape of `layout`.
     pub(crate) fn for_block_of(layout: &StridedLayout) -> Result<Scratch, TransferError> {
         let shape = layout.shape().with_num_blocks(1)?;
         let canonical = StridedLayout::canonical(&shape)?;
@@ -40,24 +40,25 @@ impl Scratch {
 
     /// The bytes in canonical order.
     pub(crate) fn bytes(&self) -> Result<&[u8], TransferError> {
-        // SAFETY: only `&mut self` methods write the memory, which nobody else knows.
+        // SAFETY: only `&mut self` methods write the memory, and no other reference to it exists.
         unsafe { access::bytes(&self.bound, self.span) }
     }
 
-    /// The bytes in canonical order, to write.
+    /// The bytes in canonical order, for writing.
     pub(crate) fn bytes_mut(&mut self) -> Result<&mut [u8], TransferError> {
         // SAFETY: as above, and `self` is borrowed exclusively.
         unsafe { access::bytes_mut(&self.bound, self.span) }
     }
 
-    /// Fills the scratch with one block of a lease.
+    /// Copies one block of a lease into the scratch.
     pub(crate) fn gather(&mut self, lease: &BlockLease, block: u64) -> Result<(), TransferError> {
         let page_size = self.bound.layout().shape().page_size();
         let selection = Selection::blocks(&[block], &[0], page_size)?;
         self.gather_selection(lease, &selection)
     }
 
-    /// Fills what `selection` has of the scratch, block 0 of its destination.
+    /// Copies the part of a block that `selection` names. The scratch is block 0 of the
+    /// destination.
     fn gather_selection(
         &mut self,
         lease: &BlockLease,
@@ -65,15 +66,16 @@ impl Scratch {
     ) -> Result<(), TransferError> {
         check_held(selection, |pair| pair.source_block, lease)?;
         let source = lease.layout().bound()?;
-        // SAFETY: the lease holds all layers of the source blocks and keeps writers from them.
+        // SAFETY: the lease holds all layers of the source blocks and keeps writers away from them.
         unsafe { self.gather_leased(source, selection) }
     }
 
-    /// The same for layers of blocks that the caller has leased.
+    /// As [`gather_selection`](Self::gather_selection), for layers of blocks that the caller has
+    /// leased.
     ///
     /// # Safety
-    /// For the whole call nothing writes the source units of `selection` in `source`: those of its layers, or of
-    /// all layers where it names none.
+    /// For the whole call nothing writes the source units of `selection` in `source`: the units of
+    /// its layers, or of all layers if it names none.
     pub(super) unsafe fn gather_leased(
         &mut self,
         source: &BoundLayout,
@@ -82,12 +84,12 @@ impl Scratch {
         let plan = CopyPlan::new(source.layout(), self.bound.layout(), selection)?;
         let sides = (source, &self.bound);
         let lane = one_thread_lane(sides)?;
-        // SAFETY: the plan was made from these two; the caller keeps writers from its units; the
-        // scratch is borrowed exclusively and shares no memory with anything.
+        // SAFETY: the plan was made from these two; the caller keeps writers away from its units;
+        // the scratch is borrowed exclusively and shares no memory with other layouts.
         unsafe { lane.carry(&plan, sides, READ_NEXT) }
     }
 
-    /// Writes the scratch to one block of a write lease.
+    /// Copies the scratch to one block of a write lease.
     pub(crate) fn scatter(&self, lease: &mut BlockLease, block: u64) -> Result<(), TransferError> {
         let page_size = self.bound.layout().shape().page_size();
         let selection = Selection::blocks(&[0], &[block], page_size)?;
@@ -97,19 +99,19 @@ impl Scratch {
         let plan = CopyPlan::new(self.bound.layout(), destination.layout(), &selection)?;
         let sides = (&self.bound, &**destination);
         let lane = one_thread_lane(sides)?;
-        // SAFETY: the plan was made from these two; the write lease keeps everybody else from all layers of its
-        // blocks; nobody writes the scratch while it is borrowed.
+        // SAFETY: the plan was made from these two; the write lease excludes all other access to
+        // all layers of its blocks; nothing writes the scratch while it is borrowed.
         unsafe { lane.carry(&plan, sides, READ_NEXT) }
     }
 }
 
-/// A block is small, and looked at as soon as it is there.
+/// A block is small, and the caller reads it at once.
 const READ_NEXT: Hints = Hints {
     bytes: 0,
     read_next: true,
 };
 
-/// Every block of `selection` on one side is part of `lease`, with all its layers.
+/// Checks that the lease holds all layers of every block of `selection` on one side.
 fn check_held(
     selection: &Selection,
     id: impl Fn(&BlockPair) -> u64,

@@ -1,4 +1,4 @@
-//! The bytes of blocks as spans of regions.
+//! The byte ranges of blocks, as spans of regions.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use kvtile_layout::{
 
 use crate::error::TransferError;
 
-/// The bytes of `blocks` (distinct), merged and in the order of regions and offsets.
+/// The byte ranges of `blocks` (distinct), merged and sorted by region and offset.
 ///
 /// # Errors
-/// More than `runs_max` runs before they are merged.
+/// More than `runs_max` runs before the merge.
 pub(super) fn stored_spans(
     layout: &StridedLayout,
     blocks: &[u64],
@@ -23,11 +23,12 @@ pub(super) fn stored_spans(
     merged(&block_plan(layout, blocks)?, runs_max)
 }
 
-/// The bytes of one block after the other: what does not depend on the block is planned once.
+/// The byte ranges of single blocks. One planner serves all of them, so that block-independent work
+/// is done once.
 pub(super) struct BlockSpans {
     planner: CopyPlanner,
     page_size: u64,
-    /// Blocks are planned onto themselves, else to canonical order.
+    /// Blocks are planned onto themselves if this is set, else to canonical order.
     is_injective: bool,
 }
 
@@ -64,7 +65,7 @@ impl BlockSpans {
     }
 }
 
-/// The source runs of a plan, merged and in the order of regions and offsets.
+/// The source runs of a plan, merged and sorted by region and offset.
 fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<Span>, TransferError> {
     if plan.runs() > runs_max {
         return Err(TransferError::OverlapUnproved { runs: plan.runs() });
@@ -79,7 +80,7 @@ fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<Span>, TransferError> {
                 if last.start.region == run.start.region
                     && last.start.offset + last.bytes >= run.start.offset =>
             {
-                // Units of a layout that is only a source may share bytes.
+                // Units of a source-only layout may share bytes.
                 let end = run.start.offset + run.bytes;
                 last.bytes = last.bytes.max(end - last.start.offset);
             }
@@ -89,8 +90,9 @@ fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<Span>, TransferError> {
     Ok(merged)
 }
 
-/// A plan whose source runs are the bytes of `blocks`: each onto itself, which has the longest
-/// runs there are. What may not be written is planned to canonical order.
+/// A plan whose source runs are the bytes of `blocks`. Each block is planned onto itself, which
+/// gives the longest possible runs. A layout that is not injective cannot be a destination, so its
+/// blocks are planned to canonical order.
 fn block_plan(layout: &StridedLayout, blocks: &[u64]) -> Result<CopyPlan, TransferError> {
     let page_size = layout.shape().page_size();
     if layout.is_injective() {

@@ -1,9 +1,9 @@
-//! A transfer with everything it needs: plans, and leases on exactly the layers of the blocks that they touch.
+//! A transfer with its plans, and leases on exactly the layers of the blocks that the plans touch.
 //!
 //! ```text
-//! Route    two layouts that may be copied, with planner and lane  kept and used again
-//! Planned  a route and a list of pairs, with its plans          nothing is held yet
-//! LeasedTransfer  the same, with the leases                     cargo of a lane
+//! Route           two compatible layouts, with planner and lane  cached and reused
+//! Planned         a route and a list of pairs, with its plans    holds no leases yet
+//! LeasedTransfer  the same, with the leases                      cargo of a lane
 //! ```
 
 use std::{sync::Arc, time::Instant};
@@ -25,14 +25,15 @@ use crate::{
     physical::PhysicalLayout,
 };
 
-/// Two layouts between which ranges of layers and heads may be copied, and the planner for them.
+/// Two layouts that are checked for copies of ranges of layers and heads, and the planner for such
+/// copies.
 pub(crate) struct Route {
     key: RouteKey,
     from: PhysicalLayout,
     to: PhysicalLayout,
     planner: Mutex<CopyPlanner>,
     layers: usize,
-    /// The layers that are copied, of the source and of the destination.
+    /// The copied layers of the source and of the destination.
     held: [HeldLayers; 2],
     /// Bytes of a block of the source.
     block_bytes: u64,
@@ -41,8 +42,8 @@ pub(crate) struct Route {
 }
 
 impl Route {
-    /// Checks what does not depend on the blocks, and chooses the lane. `from` and `to` are the layouts of
-    /// the key.
+    /// Runs the checks that do not depend on the blocks, and chooses the lane. `from` and `to` are
+    /// the layouts of the key.
     pub(crate) fn new(
         key: RouteKey,
         from: PhysicalLayout,
@@ -93,7 +94,8 @@ impl Route {
         &self.key
     }
 
-    /// The tokens of every block: the given ones, or all of pages of one size.
+    /// The token range of every block: the given range, or the whole page if both page sizes are
+    /// equal.
     pub(crate) fn tokens(&self, given: Option<RangePair>) -> Result<RangePair, TransferError> {
         let pages = (self.from.shape().page_size(), self.to.shape().page_size());
         match given {
@@ -107,13 +109,13 @@ impl Route {
     }
 }
 
-/// What is executed: one plan, or one for each layer.
+/// The plans of a transfer: one for all layers, or one per layer.
 enum Plans {
     Whole(CopyPlan),
     Layers(LayerPlans),
 }
 
-/// A transfer that was checked and planned, and holds nothing yet.
+/// A transfer that was checked and planned, and holds no leases yet.
 pub(crate) struct Planned<'a> {
     route: Arc<Route>,
     pairs: Pairs<'a>,
@@ -121,7 +123,8 @@ pub(crate) struct Planned<'a> {
 }
 
 impl<'a> Planned<'a> {
-    /// Checks and plans. `layer_by_layer`: one plan a layer; `None`: where that is free.
+    /// Checks and plans. `layer_by_layer` requests one plan per layer. With `None`, the transfer
+    /// goes layer by layer where that costs nothing.
     pub(crate) fn new(
         route: Arc<Route>,
         pairs: Pairs<'a>,
@@ -129,14 +132,15 @@ impl<'a> Planned<'a> {
     ) -> Result<Planned<'a>, TransferError> {
         let by_layer = route.layers > 1
             && layer_by_layer.unwrap_or_else(|| {
-                // What is over before its caller returns is waited for as a whole.
+                // A transfer that ends before the call returns needs no per-layer progress.
                 let bytes = route
                     .block_bytes
                     .saturating_mul(pairs.sources().len() as u64);
                 let is_over = bytes <= route.lane.lane().inline_bytes();
                 route.layers_are_free && !is_over
             });
-        // Nothing that a planner leaves behind makes a later plan wrong, only slower.
+        // A failed plan or a panic can leave the planner's caches incomplete. That makes later
+        // plans slower, never wrong.
         let mut planner = route.planner.lock();
         let plans = match by_layer {
             true => Plans::Layers(pairs.plan_layers(&mut planner)?),
@@ -164,22 +168,22 @@ impl<'a> Planned<'a> {
         }
     }
 
-    /// Layers that the transfer is about.
+    /// Number of layers of the transfer.
     pub(crate) fn layers(&self) -> usize {
         self.route.layers
     }
 
-    /// The lane that it goes over.
+    /// The lane of the transfer.
     pub(crate) fn lane(&self) -> &Arc<QueuedLane> {
         &self.route.lane
     }
 
-    /// Whether it ends before another thread would have woken.
+    /// Whether the transfer ends sooner than another thread would wake up.
     pub(crate) fn is_short(&self) -> bool {
         self.bytes() <= self.route.lane.lane().inline_bytes()
     }
 
-    /// The same transfer, to be kept.
+    /// Converts to an owned transfer.
     pub(crate) fn into_owned(self) -> Planned<'static> {
         Planned {
             route: self.route,
@@ -188,8 +192,8 @@ impl<'a> Planned<'a> {
         }
     }
 
-    /// Takes both leases, or none. `verify`: the destination is compared with the source. `read_next`: it is
-    /// read as soon as it is there.
+    /// Leases both sides, or none. `verify` compares destination and source after the copy.
+    /// `read_next` is a hint that the destination is read at once.
     pub(crate) fn lease(
         self,
         ledger: Held<'a>,
@@ -216,7 +220,7 @@ impl<'a> Planned<'a> {
     }
 }
 
-/// Plans and the leases that make their execution sound. The leases live as long as it does.
+/// Plans, and the leases that make their execution sound. The leases are released on drop.
 pub(crate) struct LeasedTransfer<'a> {
     planned: Planned<'a>,
     ledger: Held<'a>,
@@ -225,12 +229,14 @@ pub(crate) struct LeasedTransfer<'a> {
     tickets: [Ticket; 2],
 }
 
-// SAFETY: the planner of the route made the plans from the layouts of `sides`, the pairs and a range of layers, which
-// is the range of `Route::held`. So a plan touches only units of these layers of these blocks. They are leased while
-// this lives: for reading, which keeps writers of them away, and for writing, which keeps everything else away.
-// A lease of other layers of a block gives access to other bytes: planner and slices write only where no two units
-// of the layout share a byte. Leases on layouts that share memory conflict byte by byte, and there a lease of layers
-// counts for its blocks as a whole. No layer of a block is leased both ways, so no byte is on both sides.
+// SAFETY: the planner of the route made the plans from the layouts of `sides`, the pairs and a
+// range of layers, which is the range of `Route::held`. So a plan touches only units of these
+// layers of these blocks. They are leased while this lives: the source for reading, which keeps
+// writers away, and the destination for writing, which excludes all other access. A lease of other
+// layers of a block gives access to other bytes: planner and slices write only where no two units
+// of the layout share a byte. Leases on layouts that share memory conflict byte by byte, and there
+// a lease of layers counts for its blocks as a whole. No layer of a block is leased both ways, so
+// no byte is on both sides.
 unsafe impl Cargo for LeasedTransfer<'_> {
     fn sides(&self) -> Result<Sides<'_>, TransferError> {
         let route = &self.planned.route;
@@ -253,7 +259,7 @@ unsafe impl Cargo for LeasedTransfer<'_> {
 
     fn announces_layers(&self) -> bool {
         let is_by_layer = matches!(self.planned.plans, Plans::Layers(_));
-        // What is still to be verified may not be read.
+        // Layers that are not yet verified may not be read.
         (is_by_layer || self.planned.layers() == 1) && !self.verify
     }
 
@@ -271,12 +277,12 @@ unsafe impl Cargo for LeasedTransfer<'_> {
 }
 
 impl LeasedTransfer<'_> {
-    /// Moves everything on this thread, and gives the leases back.
+    /// Executes the transfer on this thread, and releases the leases.
     pub(crate) fn fly_here(self) -> End {
         carry(self.planned.route.lane.lane(), &self, &mut || {})
     }
 
-    /// Compares what was copied, pair by pair, in canonical order.
+    /// Compares destination and source pair by pair, in canonical order.
     fn compare(&self) -> Result<(), TransferError> {
         let route = &self.planned.route;
         let (from, to) = (route.from.bound()?, route.to.bound()?);
@@ -293,8 +299,8 @@ impl LeasedTransfer<'_> {
                 heads: route.key.heads,
                 source_order: false,
             };
-            // SAFETY: the layers of the source blocks of the pairs are leased for reading, and the selection has
-            // these layers alone.
+            // SAFETY: the layers of the source blocks of the pairs are leased for reading, and the
+            // selection contains only these layers.
             unsafe { expected.gather_leased(from, &selection) }?;
             let there = |range: RangePair| RangePair::same(range.destination, range.count);
             selection.layers = selection.layers.map(there);
@@ -303,13 +309,13 @@ impl LeasedTransfer<'_> {
                 pair.source_block = block;
                 pair.source_token = pair.destination_token;
             }
-            // SAFETY: the layers of the destination blocks of the pairs are leased for writing, the selection has
-            // these layers alone, and nothing is being written to them now.
+            // SAFETY: the layers of the destination blocks of the pairs are leased for writing, the
+            // selection contains only these layers, and nothing writes them now.
             unsafe { found.gather_leased(to, &selection) }?;
             if expected.bytes()? != found.bytes()? {
                 return Err(TransferError::VerifyFailed { block });
             }
-            // What another pair of the same selection does not cover must not be left over.
+            // The next pair may cover less of the scratch, so bytes of this pair must not remain.
             expected.bytes_mut()?.fill(0);
             found.bytes_mut()?.fill(0);
         }

@@ -1,18 +1,18 @@
-//! How a manager is set up.
+//! The builder of a transfer manager.
 
 use super::TransferManager;
 use crate::execute::{LaneThreads, Lanes, usual_copy_threads};
 
-/// Transfers that wait for a lane at most, unless something else is said.
+/// Default maximum number of transfers that wait for a lane.
 const QUEUE_CAPACITY: usize = 1024;
 
-/// Transfers from and to files that move at the same time, unless something else is said: staging memory is
-/// kept for as many, and one transfer alone has up to 16 MiB in flight, which most devices take.
+/// Default number of file transfers that run concurrently. Each keeps staging memory. One transfer
+/// alone has up to 16 MiB in flight, which saturates most devices.
 const FILE_TRANSFERS: usize = 4;
 
 /// Builds a [`TransferManager`].
 #[derive(Clone, Debug)]
-#[must_use = "a builder builds nothing until it is told to"]
+#[must_use = "a builder does nothing until `build` is called"]
 pub struct TransferManagerBuilder {
     queue_capacity: usize,
     threads: LaneThreads,
@@ -31,34 +31,34 @@ impl Default for TransferManagerBuilder {
 }
 
 impl TransferManagerBuilder {
-    /// How many transfers wait for a thread at most (default 1024). Transfers between memories have a thread
-    /// and a queue, and those from and to files have others. While so many wait,
-    /// [`execute_transfer`](TransferManager::execute_transfer) waits for a place, holding its
-    /// leases; with 0 it waits until a thread is free. Small transfers between memories run on the caller's
-    /// thread and do not wait.
+    /// Sets the maximum number of transfers that wait for a thread (default 1024). Transfers
+    /// between memories have their own threads and queue; file transfers have others. While the
+    /// queue is full, [`execute_transfer`](TransferManager::execute_transfer) blocks and keeps its
+    /// leases. With a capacity of 0 it blocks until a thread is free. Small transfers between
+    /// memories run on the caller's thread and never wait.
     pub fn queue_capacity(mut self, transfers: usize) -> TransferManagerBuilder {
         self.queue_capacity = transfers;
         self
     }
 
-    /// How many threads share one copy between memories at most (default: half of the processors
-    /// that the process may use, at least 1 and at most 8). Small copies stay on one thread,
-    /// whatever is set; 0 counts as 1. The threads start with the first copy that is worth them and
-    /// sleep between copies.
+    /// Sets the maximum number of threads that share one copy between memories. The default is half
+    /// of the processors that the process may use, at least 1 and at most 8; 0 counts as 1. Small
+    /// copies always use one thread. The threads start with the first large copy and sleep between
+    /// copies.
     pub fn copy_threads(mut self, threads: usize) -> TransferManagerBuilder {
         self.threads.copy = threads;
         self
     }
 
-    /// How many transfers from and to files move at the same time at most (default 4); 0 counts as 1. So many
-    /// slow ones stand before the next one. Each takes up to 32 MiB of staging memory while it moves, and its
-    /// thread starts with the first transfer that finds all others busy.
+    /// Sets the maximum number of file transfers that run concurrently (default 4); 0 counts as 1.
+    /// That many slow transfers block the next one. Each running transfer uses up to 32 MiB of
+    /// staging memory. A thread starts when a transfer finds all other threads busy.
     ///
-    /// With 1, such transfers move in the order of their starts. With more, their order is not defined: leases
-    /// alone decide. While a transfer is in flight, one that needs the same bytes is refused
-    /// ([`BlockLeased`](crate::TransferError::BlockLeased)), unless both only read them; so two transfers
-    /// that are in flight together never write a byte that the other reads or writes. To have one come after another, wait
-    /// for the completion of the first.
+    /// With 1, file transfers run in the order of their starts. With more, their order is
+    /// undefined; only leases exclude conflicts. The manager refuses a transfer that conflicts with
+    /// one in flight ([`BlockLeased`](crate::TransferError::BlockLeased)), unless both only read
+    /// the common bytes. So of two concurrent transfers, neither writes a byte that the other reads
+    /// or writes. To order two transfers, wait for the completion of the first.
     pub fn file_transfers(mut self, transfers: usize) -> TransferManagerBuilder {
         self.threads.file = transfers;
         self

@@ -1,4 +1,4 @@
-//! Completions of transfers: what the end of one means for its layers.
+//! Completions of transfers: results, and the arrival of layers.
 
 use std::{
     future::Future,
@@ -13,40 +13,40 @@ use crate::{
     execute::{End, TransferReport},
 };
 
-/// The completion of a transfer: a future, and more.
+/// The completion of a transfer, also a future.
 ///
-/// Await it on any runtime, wait for it from a thread, poll it, or wait layer by layer. Dropping
-/// it neither cancels the transfer nor loses its end; clones learn of the same end.
+/// Await it on any runtime, block on it, poll it, or wait for single layers. Dropping it neither
+/// cancels the transfer nor loses its result. Clones get the same result.
 #[derive(Clone, Debug)]
-#[must_use = "a transfer that nobody waits for may fail unseen"]
+#[must_use = "a transfer without a waiter may fail unseen"]
 pub struct TransferCompletion {
     completion: Completion<End>,
 }
 
 impl TransferCompletion {
-    /// Of a transfer that ends on another thread.
+    /// The completion of a transfer that ends on another thread.
     pub(super) fn pending(completer: &Completer<End>) -> TransferCompletion {
         TransferCompletion {
             completion: completer.completion(),
         }
     }
 
-    /// Of a transfer that has ended already.
+    /// The completion of a transfer that has already ended.
     pub(super) fn ended(layers: usize, end: End) -> TransferCompletion {
         TransferCompletion {
             completion: Completion::ended(layers, end),
         }
     }
 
-    /// Waits for the end.
+    /// Blocks until the transfer has ended.
     ///
     /// # Errors
-    /// What made the transfer fail.
+    /// The error of the transfer.
     pub fn wait(&self) -> Result<TransferReport, TransferError> {
         self.completion.wait()
     }
 
-    /// Waits for the end, but not longer than `timeout`; `None` where it did not come.
+    /// Blocks until the transfer has ended, but at most for `timeout`; `None` on timeout.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Result<TransferReport, TransferError>> {
         self.completion.wait_timeout(timeout)
@@ -64,13 +64,13 @@ impl TransferCompletion {
         self.completion.is_complete()
     }
 
-    /// Layers of the transfer.
+    /// Number of layers of the transfer.
     #[must_use]
     pub fn num_layers(&self) -> usize {
         self.completion.num_layers()
     }
 
-    /// Layers that are at their destination.
+    /// Number of layers that have arrived at their destination.
     #[must_use]
     pub fn layers_done(&self) -> usize {
         match self.completion.try_result() {
@@ -79,18 +79,19 @@ impl TransferCompletion {
         }
     }
 
-    /// Waits until layer `layer` of the transfer, counted from its first, is at its destination:
-    /// at once layer by layer where the transfer goes layer by layer, else at its end.
+    /// Blocks until layer `layer`, counted from the transfer's first layer, has arrived at its
+    /// destination. A transfer that runs layer by layer reports each layer as it arrives; any other
+    /// reports all layers at its end.
     ///
     /// # Errors
-    /// What made the transfer fail before this layer was done; a layer that it does not have.
+    /// The error of the transfer, if it failed before this layer arrived; a layer that it does not
+    /// have.
     pub fn wait_layer(&self, layer: usize) -> Result<(), TransferError> {
         self.check_layer(layer)?;
         layer_end(self.completion.wait_layer(layer))
     }
 
-    /// The same as [`TransferCompletion::wait_layer`], but not longer than `timeout`; `None` where
-    /// neither the layer nor the end came.
+    /// As [`TransferCompletion::wait_layer`], but at most for `timeout`; `None` on timeout.
     ///
     /// # Errors
     /// As for [`TransferCompletion::wait_layer`].
@@ -104,7 +105,7 @@ impl TransferCompletion {
         waited.map(layer_end).transpose()
     }
 
-    /// The same as [`TransferCompletion::wait_layer`], to await.
+    /// As [`TransferCompletion::wait_layer`], as a future.
     ///
     /// # Errors
     /// As for [`TransferCompletion::wait_layer`].
@@ -122,7 +123,7 @@ impl TransferCompletion {
     }
 }
 
-/// A layer that was not announced is at its destination where the transfer ended well.
+/// A successful end also completes the layers that were not reported one by one.
 fn layer_end(layer: Result<(), End>) -> Result<(), TransferError> {
     match layer {
         Ok(()) | Err(Ok(_)) => Ok(()),
@@ -154,7 +155,7 @@ mod tests {
         [Ok(report), Err(TransferError::Panicked)]
     }
 
-    /// The same end, known from the start and learned later.
+    /// The same result twice: known from the start, and set later.
     fn both(result: &Result<TransferReport, TransferError>) -> [TransferCompletion; 2] {
         let completer = Completer::new(3, 1);
         let pending = TransferCompletion::pending(&completer);
@@ -170,12 +171,12 @@ mod tests {
             .poll(&mut Context::from_waker(Waker::noop()))
         {
             Poll::Ready(value) => value,
-            Poll::Pending => panic!("it has ended"),
+            Poll::Pending => panic!("pending after the end"),
         }
     }
 
     #[test]
-    fn an_end_is_the_same_however_it_is_learned() {
+    fn every_method_reports_the_same_end() {
         for result in results() {
             let text = format!("{result:?}");
             let layer = format!("{:?}", result.clone().map(|_| ()));
@@ -210,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_layer_is_waited_for_no_longer_than_said() {
+    fn waiting_for_a_layer_ends_at_the_timeout() {
         let completer = Completer::new(2, 1);
         let done = TransferCompletion::pending(&completer);
         let wait = |layer| {
@@ -223,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn completions_go_where_futures_go() {
+    fn completions_meet_the_bounds_of_executors() {
         fn check<T: Future + Clone + Send + Sync + Unpin + 'static>() {}
         check::<TransferCompletion>();
     }

@@ -1,4 +1,4 @@
-//! What blocks hold: checksums, digests and patterns.
+//! The contents of blocks: checksums, digests and patterns.
 
 use crc_fast::CrcAlgorithm;
 use kvtile_layout::identity::Fingerprint;
@@ -10,15 +10,15 @@ use crate::{
     lease::{BlockLease, LayoutHandle, LeaseMode, Scratch},
 };
 
-/// What [`TransferManager::fill`] writes.
+/// The pattern that [`TransferManager::fill`] writes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FillPattern {
     /// The same byte everywhere.
     Constant(u8),
-    /// Bytes that differ for every block, layer, plane, token, head and element, from a seed and
-    /// the number that is given to the block: swapped planes and shifted blocks are visible.
-    /// Layouts of equal shape filled with equal seeds and numbers hold equal blocks.
+    /// Bytes that differ for every block, layer, plane, token, head and element. They depend on a
+    /// seed and on the block's number in the list, so swapped planes and shifted blocks are
+    /// detectable. Layouts of equal shape filled with equal seeds and numbers hold equal blocks.
     Distinct {
         /// The seed.
         seed: u64,
@@ -78,7 +78,7 @@ fn digest(bytes: &[u8]) -> Fingerprint {
     Fingerprint::from_bytes(first)
 }
 
-/// CRC-64/NVME, the checksum of stored bytes: made for storage, and faster than the memory.
+/// CRC-64/NVME, the checksum of stored bytes: designed for storage, and faster than memory.
 pub(crate) fn checksum(bytes: &[u8]) -> u64 {
     crc_fast::checksum(CrcAlgorithm::Crc64Nvme, bytes)
 }

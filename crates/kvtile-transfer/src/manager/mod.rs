@@ -1,8 +1,8 @@
 //! The transfer manager: registered layouts, leases, and transfers between them.
 //!
-//! Everything about a transfer is checked before its first byte is written; an error then leaves
-//! the destination as it was. Only a failing device (a disk error in the middle) can leave
-//! destination blocks half written, and the error says so.
+//! The manager checks a transfer completely before it writes the first byte, so an error leaves the
+//! destination unchanged. Only a device failure during the transfer can leave destination blocks
+//! half written; the error reports it.
 
 mod builder;
 mod completion;
@@ -88,7 +88,7 @@ impl TransferManager {
         TransferManager::builder().build()
     }
 
-    /// A manager whose transfers go over `lanes`.
+    /// A manager over the given lanes.
     fn over(lanes: Lanes) -> TransferManager {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -98,35 +98,35 @@ impl TransferManager {
         }
     }
 
-    /// Starts setting one up.
+    /// Starts a [`TransferManagerBuilder`].
     pub fn builder() -> TransferManagerBuilder {
         TransferManagerBuilder::default()
     }
 
-    /// Registers a layout. It may share memory with layouts of this manager, leased or not: leases then
-    /// exclude each other byte by byte.
+    /// Registers a layout. It may share memory with other layouts of this manager, leased or not;
+    /// leases then conflict byte by byte.
     ///
     /// # Errors
-    /// A layout that is registered already; memory of a layout of another manager; blocks that are leased
-    /// over the same memory and lie in too many pieces to be kept apart.
+    /// A layout that is already registered; memory of a layout of another manager; leased blocks
+    /// over the same memory with too many runs to check for overlap.
     pub fn register(&self, layout: PhysicalLayout) -> Result<LayoutHandle, TransferError> {
-        // Where it is refused, its memory is given back outside the lock: that may be the code of
-        // others.
+        // A refused layout is dropped outside the lock, because freeing its memory may run foreign
+        // code.
         let kept = layout.clone();
         let registered = lock(&self.ledger).register(layout);
         drop(kept);
         registered
     }
 
-    /// Gives a layout back.
+    /// Unregisters a layout and returns it.
     ///
     /// # Errors
-    /// A handle that is not registered; blocks that are leased.
+    /// A handle that is not registered; a layout with leased blocks.
     pub fn unregister(&self, handle: LayoutHandle) -> Result<PhysicalLayout, TransferError> {
         lock(&self.ledger).unregister(handle)
     }
 
-    /// The layout behind a handle.
+    /// The layout of a handle.
     ///
     /// # Errors
     /// A handle that is not registered.
@@ -137,7 +137,8 @@ impl TransferManager {
     /// Leases blocks, all or none.
     ///
     /// # Errors
-    /// A handle that is not registered; a block out of range, or held by somebody else.
+    /// A handle that is not registered; a block that is out of range or held by a conflicting
+    /// lease.
     pub fn lease(
         &self,
         handle: LayoutHandle,
@@ -148,14 +149,14 @@ impl TransferManager {
         BlockLease::take(&self.ledger, handle, &blocks, None, mode)
     }
 
-    /// Leases some layers of blocks, all or none: two leases on one block conflict where they have a layer in
-    /// common and one of them is for writing. A transfer of a [range of layers](TransferOptions::layers) leases
-    /// its blocks so.
+    /// Leases some layers of blocks, all or none. Two leases on one block conflict where they have
+    /// a layer in common and one of them writes. A transfer of a [range of
+    /// layers](TransferOptions::layers) takes such leases.
     ///
-    /// Towards other layouts over the same memory, such a lease counts for its blocks as a whole.
+    /// Against other layouts over the same memory, such a lease counts for its blocks as a whole.
     ///
     /// # Errors
-    /// As for [`TransferManager::lease`]; layers that are none or out of range.
+    /// As for [`TransferManager::lease`]; an empty or out-of-range layer range.
     pub fn lease_layers(
         &self,
         handle: LayoutHandle,
@@ -167,19 +168,18 @@ impl TransferManager {
         BlockLease::take(&self.ledger, handle, &blocks, Some(layers), mode)
     }
 
-    /// Copies source block `i` of the list to destination block `i`.
+    /// Copies block `i` of the source list to block `i` of the destination list.
     ///
-    /// It returns when the transfer is in flight: at its end for small ones between memories, else
-    /// when it has a place in a queue: one for transfers between memories, and one for those from and to
-    /// files, which never stand before the others. While the queue is full
-    /// ([`queue_capacity`](TransferManagerBuilder::queue_capacity)), it waits for one. Transfers in flight
-    /// together land in any order: leases keep them apart
+    /// A small transfer between memories completes before the call returns. Any other is queued:
+    /// transfers between memories and file transfers have separate queues and never block each
+    /// other. While its queue is full ([`queue_capacity`](TransferManagerBuilder::queue_capacity)),
+    /// the call blocks. Transfers in flight complete in any order; leases exclude conflicts
     /// ([`file_transfers`](TransferManagerBuilder::file_transfers)).
     ///
     /// # Errors
-    /// Everything that can be known beforehand, and then no byte is written: handles, remote
+    /// All errors that are detectable before the copy, and then no byte is written: handles, remote
     /// layouts, lists of different lengths, ids out of range or written twice, shapes that differ,
-    /// ranges, blocks in use, a read-only destination. What fails later comes with the completion.
+    /// ranges, blocks in use, a read-only destination. The completion reports later errors.
     pub fn execute_transfer(
         &self,
         source: LayoutHandle,
@@ -199,9 +199,9 @@ impl TransferManager {
         self.start(route, pairs, &options)
     }
 
-    /// Copies an arbitrary selection: block pairs with token offsets, so that pages of different
-    /// sizes can exchange. Layer and head ranges of `options` take precedence over those of the
-    /// selection; tokens are in the pairs of the selection alone.
+    /// Copies an arbitrary selection: block pairs with token offsets, which allow pages of
+    /// different sizes. Layer and head ranges of `options` take precedence over those of the
+    /// selection; only the selection's pairs specify tokens.
     ///
     /// # Errors
     /// As for [`TransferManager::execute_transfer`]; a token range in `options`.
@@ -225,7 +225,7 @@ impl TransferManager {
         self.start(route, pairs, &options)
     }
 
-    /// The route of a transfer: one that was used before, or a new one.
+    /// The route of a transfer, from the cache or new.
     fn route(&self, key: RouteKey) -> Result<Arc<Route>, TransferError> {
         let mut ledger = lock(&self.ledger);
         if let Some(route) = ledger.routes.find(&key) {
@@ -236,7 +236,7 @@ impl TransferManager {
         drop(ledger);
         let route = Arc::new(Route::new(key, from, to, &self.lanes)?);
         let mut ledger = lock(&self.ledger);
-        // Somebody may have unregistered one of them meanwhile; its handle never comes again.
+        // A concurrent call may have unregistered one of them; its handle is never reused.
         if ledger.layout(key.source).is_ok() && ledger.layout(key.destination).is_ok() {
             ledger.routes.keep(key, &route);
         }
@@ -244,7 +244,7 @@ impl TransferManager {
         Ok(route)
     }
 
-    /// Plans, leases, and runs or queues a transfer.
+    /// Plans and leases a transfer, and runs or queues it.
     fn start(
         &self,
         route: Arc<Route>,
@@ -270,7 +270,7 @@ impl TransferManager {
 }
 
 impl Drop for TransferManager {
-    /// Waits until every flight has landed.
+    /// Waits until every flight has ended.
     fn drop(&mut self) {
         self.lanes.close();
     }

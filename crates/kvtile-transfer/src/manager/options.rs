@@ -1,8 +1,8 @@
-//! What a transfer may be told beside its blocks.
+//! The options of a transfer.
 
 use kvtile_layout::RangePair;
 
-/// Settings of one transfer. The default moves whole blocks.
+/// Settings of one transfer. The default copies whole blocks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TransferOptions {
     pub(super) layers: Option<RangePair>,
@@ -14,54 +14,56 @@ pub struct TransferOptions {
 }
 
 impl TransferOptions {
-    /// Whole blocks, unverified.
+    /// Whole blocks, without verification.
     #[must_use]
     pub fn new() -> TransferOptions {
         TransferOptions::default()
     }
 
-    /// Only these layers, counted in each layout. The transfer leases no others, so that transfers of different
-    /// layers of a block may run at once.
+    /// Copies only these layers, numbered in each layout. The transfer leases only these layers, so
+    /// transfers of different layers of a block may run concurrently.
     #[must_use]
     pub fn layers(mut self, layers: RangePair) -> TransferOptions {
         self.layers = Some(layers);
         self
     }
 
-    /// Only these tokens of every block.
+    /// Copies only these tokens of every block.
     #[must_use]
     pub fn tokens(mut self, tokens: RangePair) -> TransferOptions {
         self.tokens = Some(tokens);
         self
     }
 
-    /// Only these heads, counted in each layout: source heads 0..4 may land on heads 4..8.
+    /// Copies only these heads, numbered in each layout: source heads 0..4 may be copied to heads
+    /// 4..8.
     #[must_use]
     pub fn heads(mut self, heads: RangePair) -> TransferOptions {
         self.heads = Some(heads);
         self
     }
 
-    /// Compare destination with source when the copy is done.
+    /// Compares destination and source after the copy.
     #[must_use]
     pub fn verify(mut self, verify: bool) -> TransferOptions {
         self.verify = verify;
         self
     }
 
-    /// Say that the destination is read as soon as it is there, so that it is left in the caches
-    /// where it fits. Without it, what is larger than a core's own cache goes straight to memory,
-    /// unless both layouts together fit the last level: faster, and the caches keep what they have.
+    /// A hint that the destination is read at once. The copy then keeps it in the CPU caches, if it
+    /// fits half of the last-level cache. Without the hint, a copy larger than a core's level-2
+    /// cache uses streaming stores, unless both layouts together fit half of the last-level cache.
+    /// Streaming is faster and does not evict other data from the caches.
     #[must_use]
     pub fn read_next(mut self, read_next: bool) -> TransferOptions {
         self.read_next = read_next;
         self
     }
 
-    /// Finish one layer after the other, so that
-    /// [`wait_layer`](crate::TransferCompletion::wait_layer) returns early. By default this is so
-    /// where it costs nothing: the destination is memory with a region for each layer, as the
-    /// caches of engines are, and so is the source where it is in files.
+    /// Completes one layer after the other, so that
+    /// [`wait_layer`](crate::TransferCompletion::wait_layer) returns early. By default this is on
+    /// where it costs nothing: the destination is memory with one region per layer, as in engine
+    /// caches. A source in files must have one region per layer too.
     #[must_use]
     pub fn layer_by_layer(mut self, layer_by_layer: bool) -> TransferOptions {
         self.layer_by_layer = Some(layer_by_layer);

@@ -1,4 +1,5 @@
-//! The builder of physical layouts. Each step is a type, so that a wrong order does not compile.
+//! The builder of physical layouts. Each step has its own type, so that a wrong order does not
+//! compile.
 //!
 //! ```text
 //! builder() -> with_config | with_shape -> fully_contiguous | layer_separate | layout
@@ -22,17 +23,17 @@ use kvtile_memory::{
 use super::{NixlMetadata, PhysicalLayout, view::TraditionalView};
 use crate::{error::TransferError, execute::BoundLayout};
 
-/// Where scratch files go: on a disk, not in memory.
+/// Folder of scratch files: on a disk, not in memory.
 const SCRATCH_FOLDER: &str = "/var/tmp";
 
-/// What regions of one allocation start at a multiple of, in bytes.
+/// Alignment of the regions of one allocation, in bytes.
 const REGION_ALIGNMENT: u64 = 4096;
 
-/// No configuration yet.
+/// State of the builder: no configuration yet.
 #[derive(Debug)]
 pub struct NeedsConfig(());
 
-/// A configuration or a shape; the order is next.
+/// State of the builder: it has a configuration or a shape and needs an order.
 #[derive(Debug)]
 pub struct HasConfig(Counts);
 
@@ -42,15 +43,15 @@ enum Counts {
     Shape { shape: Shape, alignment: u64 },
 }
 
-/// An order; the memory is next.
+/// State of the builder: it has an order and needs memory.
 #[derive(Debug)]
 pub struct HasLayout {
     counts: Counts,
-    /// A text that is no word is reported by `build`.
+    /// `build` reports a text that is not a word.
     spec: Result<LayoutSpec, LayoutError>,
 }
 
-/// Memory; ready to build.
+/// State of the builder: it is ready to build.
 #[derive(Debug)]
 pub struct HasMemory {
     layout: HasLayout,
@@ -105,8 +106,8 @@ pub struct PhysicalLayoutBuilder<State = NeedsConfig> {
 }
 
 impl<State> PhysicalLayoutBuilder<State> {
-    /// The fingerprint of the logical identity of what the blocks will hold: transfers between
-    /// layouts that both have one are refused unless they are equal.
+    /// Sets the fingerprint of the logical identity of the blocks. Where both layouts of a transfer
+    /// have one, the manager refuses the transfer unless they are equal.
     #[must_use]
     pub fn with_logical_fingerprint(mut self, logical: Fingerprint) -> Self {
         self.logical = Some(logical);
@@ -129,13 +130,13 @@ impl PhysicalLayoutBuilder<NeedsConfig> {
         }
     }
 
-    /// Counts as the block-manager tradition gives them.
+    /// Counts as the block-manager tradition defines them.
     #[must_use]
     pub fn with_config(self, config: LayoutConfig) -> PhysicalLayoutBuilder<HasConfig> {
         self.next(|_| HasConfig(Counts::Config(config)))
     }
 
-    /// A shape with planes of its own; blocks and regions are packed without padding.
+    /// A shape with its own planes; blocks and regions are packed without padding.
     #[must_use]
     pub fn with_shape(self, shape: Shape) -> PhysicalLayoutBuilder<HasConfig> {
         self.with_aligned_shape(shape, 1)
@@ -159,7 +160,7 @@ impl PhysicalLayoutBuilder<HasConfig> {
         self.layout(LayoutSpec::FullyContiguous)
     }
 
-    /// One region a layer; `block_dim` says where the block axis stands.
+    /// One region a layer; `block_dim` is the position of the block axis.
     #[must_use]
     pub fn layer_separate(self, block_dim: BlockDimension) -> PhysicalLayoutBuilder<HasLayout> {
         self.layout(LayoutSpec::LayerSeparate(block_dim))
@@ -178,15 +179,15 @@ impl PhysicalLayoutBuilder<HasConfig> {
 }
 
 impl PhysicalLayoutBuilder<HasLayout> {
-    /// System memory: one mapping for all regions, huge pages where the kernel allows them. Its
-    /// pages come when they are first touched.
+    /// System memory: one mapping for all regions, with huge pages where the kernel allows them.
+    /// The first touch of a page allocates it.
     #[must_use]
     pub fn allocate_system(self) -> PhysicalLayoutBuilder<HasMemory> {
         self.allocate_system_with(Prefault::None)
     }
 
-    /// System memory as [`allocate_system`](Self::allocate_system) makes it, whose pages come when
-    /// `prefault` says.
+    /// System memory as from [`allocate_system`](Self::allocate_system); `prefault` sets when its
+    /// pages are allocated.
     #[must_use]
     pub fn allocate_system_with(self, prefault: Prefault) -> PhysicalLayoutBuilder<HasMemory> {
         self.memory(MemoryPlan::System(prefault))
@@ -199,16 +200,17 @@ impl PhysicalLayoutBuilder<HasLayout> {
         self.memory(MemoryPlan::Shared)
     }
 
-    /// One file for all regions: a new one at `path`, which stays when the layout is dropped, or a
-    /// scratch file without a name that goes with it. An existing file is refused and not touched.
+    /// One file for all regions: a new file at `path`, which remains when the layout is dropped, or
+    /// an unnamed scratch file, which is removed with the layout. An existing file is refused and
+    /// left unchanged.
     #[must_use]
     pub fn allocate_disk(self, path: Option<PathBuf>) -> PhysicalLayoutBuilder<HasMemory> {
         self.memory(MemoryPlan::Disk(path))
     }
 
-    /// One region of the caller's for all regions of the layout, one after the other at page
-    /// boundaries, as the `allocate_…` steps place them: received shared memory, memory with
-    /// options of its own, an existing file.
+    /// One region of the caller for all regions of the layout. They lie one after the other at page
+    /// boundaries, as in the `allocate_…` steps. Use it for received shared memory, memory with
+    /// special options, or an existing file.
     #[must_use]
     pub fn over_memory(self, memory: OwnedMemoryRegion) -> PhysicalLayoutBuilder<HasMemory> {
         self.memory(MemoryPlan::Over(memory))
@@ -223,7 +225,8 @@ impl PhysicalLayoutBuilder<HasLayout> {
         self.memory(MemoryPlan::Regions(regions))
     }
 
-    /// Regions that are registered with the NIXL agent `agent_name`: each has a NIXL descriptor.
+    /// Regions that are registered with the NIXL agent `agent_name`. Each must have a NIXL
+    /// descriptor.
     #[must_use]
     pub fn with_registered_regions(
         self,
@@ -239,13 +242,14 @@ impl PhysicalLayoutBuilder<HasLayout> {
 }
 
 impl PhysicalLayoutBuilder<HasMemory> {
-    /// Resolves the order, allocates, and binds one to the other. Whatever resolves can be bound: a
-    /// [`LayoutConfig`] that describes the shape is not needed.
+    /// Resolves the order, allocates the memory, and binds the layout to it. Every order that
+    /// resolves can be bound; no [`LayoutConfig`] needs to describe the shape.
     ///
     /// # Errors
-    /// An order that does not fit; memory or a file that cannot be had; regions that are too few,
-    /// too small, misaligned, overlapping, of several kinds, or without a NIXL descriptor where
-    /// registered ones are asked for. Nothing stays allocated, and no file stays behind.
+    /// An order that does not fit the shape; a failed allocation or file creation; regions that are
+    /// too few, too small, misaligned, overlapping, of several kinds, or without a NIXL descriptor
+    /// where registered ones are required. On an error no memory stays allocated and no file
+    /// remains.
     pub fn build(self) -> Result<PhysicalLayout, TransferError> {
         let HasMemory { layout, memory } = self.state;
         let HasLayout { counts, spec } = layout;
@@ -315,7 +319,7 @@ impl MemoryPlan {
     }
 }
 
-/// The metadata that all regions of an agent share.
+/// The NIXL metadata that all regions of an agent share.
 fn registered(agent: String, regions: &[OwnedMemoryRegion]) -> Result<NixlMetadata, TransferError> {
     let mut shared = None;
     for (index, region) in regions.iter().enumerate() {
@@ -342,8 +346,8 @@ fn registered(agent: String, regions: &[OwnedMemoryRegion]) -> Result<NixlMetada
     }
 }
 
-/// How the regions of a layout lie in one allocation: one after the other, each at a multiple of
-/// the layout's alignment and of a page.
+/// The offsets of a layout's regions in one allocation. They lie one after the other, each at a
+/// multiple of the layout's alignment and of the page size.
 struct Packing {
     bytes: usize,
     regions: Vec<(usize, usize)>,
@@ -374,8 +378,8 @@ impl Packing {
         Ok(Packing { bytes, regions })
     }
 
-    /// The regions in memory of their own. Mappings start at a page; where more is asked for, the
-    /// first region starts inside.
+    /// The regions in newly allocated memory. Mappings start at a page; for a larger alignment, the
+    /// first region starts inside the mapping.
     fn in_system_memory(
         &self,
         alignment: u64,
@@ -395,7 +399,7 @@ impl Packing {
         self.views(&memory, shift)
     }
 
-    /// The regions in `memory`, the first one `shift` bytes inside it.
+    /// The regions in `memory`; the first one starts at offset `shift`.
     fn views(
         &self,
         memory: &OwnedMemoryRegion,

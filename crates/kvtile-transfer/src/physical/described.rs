@@ -1,4 +1,4 @@
-//! What a descriptor says of a layout, beside its memory: in the words of the block-manager tradition, or outright.
+//! The description of a layout in a descriptor, without its memory: traditional or general.
 
 use std::sync::{Arc, OnceLock};
 
@@ -12,11 +12,11 @@ use serde::{Deserialize, Serialize};
 use super::view::{Traditional, traditional};
 use crate::error::TransferError;
 
-/// What a descriptor says of a layout, beside its memory.
+/// The description of a layout in a descriptor, without its memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DescribedLayout {
-    /// As the block-manager tradition says it: version 1.
+    /// The form of the block-manager tradition: version 1.
     Traditional {
         /// Counts and sizes.
         config: LayoutConfig,
@@ -25,25 +25,25 @@ pub enum DescribedLayout {
     },
     /// Any layout: version 2.
     General {
-        /// Counts, planes, units, and the part of the model.
+        /// Counts, planes, units, and the shard of the model.
         shape: Shape,
-        /// What block strides are rounded up to and regions start at a multiple of, in bytes.
+        /// Alignment of block strides and of region starts, in bytes.
         alignment: u64,
-        /// Where the units lie.
+        /// The positions of the units.
         order: DescribedOrder,
     },
 }
 
-/// An order, stated outright.
+/// An order in the general form.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum DescribedOrder {
-    /// In the layout language.
+    /// A word of the layout language.
     Word(Word),
-    /// Digits.
+    /// Explicit digits.
     Digits {
-        /// Where each plane lies.
+        /// The digits of each plane.
         planes: Vec<PlaneDigits>,
         /// Bytes of each region.
         region_bytes: Vec<u64>,
@@ -68,7 +68,7 @@ impl DescribedOrder {
         }
     }
 
-    /// The same order as a caller of the builder gives it.
+    /// The same order as an input of the builder.
     pub(crate) fn spec(&self) -> LayoutSpec {
         match self.clone() {
             DescribedOrder::Word(word) => LayoutSpec::Word(word),
@@ -84,7 +84,7 @@ impl DescribedOrder {
 }
 
 impl DescribedLayout {
-    /// Any layout in the general form.
+    /// Describes any layout in the general form.
     pub(crate) fn general(layout: &StridedLayout) -> DescribedLayout {
         DescribedLayout::General {
             shape: layout.shape().clone(),
@@ -93,7 +93,7 @@ impl DescribedLayout {
         }
     }
 
-    /// The layout.
+    /// Resolves the layout.
     pub(crate) fn resolve(&self) -> Result<StridedLayout, TransferError> {
         let layout = match self {
             DescribedLayout::Traditional { config, details } => details.resolve(config)?,
@@ -113,18 +113,18 @@ impl DescribedLayout {
     }
 }
 
-/// A layout of another process, as its descriptor says it.
+/// A layout of another process, as its descriptor describes it.
 #[derive(Debug)]
 pub(crate) struct Remote {
     pub(super) described: DescribedLayout,
     pub(super) strided: Arc<StridedLayout>,
     pub(super) memory: Vec<MemoryDescriptor>,
-    /// The traditional view of a layout that is described outright, once it was asked for.
+    /// The traditional view of a layout in the general form, computed on first use.
     view: OnceLock<Result<Traditional, TransferError>>,
 }
 
 impl Remote {
-    /// `strided` is the layout that `described` comes to, and `memory` has its regions.
+    /// `strided` is the resolved layout of `described`, and `memory` has its regions.
     pub(crate) fn new(
         described: DescribedLayout,
         strided: Arc<StridedLayout>,

@@ -1,25 +1,27 @@
-//! Where the layers of a block lie inside it, once for all blocks of a layout.
+//! The byte ranges of layers inside a block, computed once for all blocks of a layout.
 
 use std::ops::Range;
 
 use kvtile_layout::{Axis, Digit, Location, Piece, Span, StridedLayout};
 
-/// A layout whose blocks are contiguous and alike, and in which a layer of a block is one range of its bytes.
+/// A layout with contiguous, equally ordered blocks, in which each layer is one byte range of its
+/// block.
 #[derive(Debug)]
 pub(super) struct LayerBytes {
     /// The start of block 0.
     first: Location,
-    /// How far each block lies from block 0.
+    /// The digits of the block axis.
     blocks: Vec<Digit>,
-    /// Each layer, from the start of the block.
+    /// The range of each layer, relative to the start of the block.
     ranges: Vec<Range<u64>>,
 }
 
 impl LayerBytes {
-    /// `None` for a layout that is not such a one.
+    /// Returns `None` for any other layout.
     pub(super) fn of(layout: &StridedLayout) -> Option<LayerBytes> {
-        // The place of a unit is the sum of the steps of its indices. Where all planes have the same steps along
-        // the blocks, each block is block 0 moved as a whole, and what holds inside block 0 holds in every block.
+        // The location of a unit is the sum of the steps of its indices. If all planes have the
+        // same steps along the block axis, every block is a translation of block 0. Then the ranges
+        // of block 0 hold for every block.
         let mut planes = layout.pieces().iter().map(block_digits);
         let blocks = planes.next()?;
         if !planes.all(|digits| digits == blocks) {
@@ -43,7 +45,7 @@ impl LayerBytes {
         &self.ranges
     }
 
-    /// The bytes of `layers` of a block; `None` where each layer does not end where the next one starts.
+    /// The bytes of `layers` of a block; `None` where two consecutive layers are not adjacent.
     pub(super) fn span(&self, block: u64, layers: &Range<u64>) -> Option<Span> {
         let index = |layer: u64| usize::try_from(layer).ok();
         let ranges = self.ranges.get(index(layers.start)?..index(layers.end)?)?;
@@ -66,7 +68,7 @@ impl LayerBytes {
     }
 }
 
-/// The digits of the blocks of a plane, in one form for equal places.
+/// The digits of a plane's block axis, in a normal form: equal locations have equal digits.
 fn block_digits(piece: &Piece) -> Vec<Digit> {
     let mut digits = StridedLayout::canonical_digits(piece);
     digits.retain(|digit| digit.axis == Axis::B);

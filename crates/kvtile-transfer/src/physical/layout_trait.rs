@@ -1,4 +1,4 @@
-//! The trait `Layout`: which bytes belong to a block, a layer and a plane.
+//! The trait `Layout`: maps a block, a layer and a plane to bytes.
 
 use std::fmt::Debug;
 
@@ -10,24 +10,25 @@ use kvtile_memory::{MemoryDescriptor, OwnedMemoryRegion};
 
 use crate::error::TransferError;
 
-/// A layout with its regions, as the block-manager tradition sees it: maps block, layer and plane to
-/// memory.
+/// A layout with its regions, as the block-manager tradition defines it: maps a block, a layer and
+/// a plane to memory.
 ///
-/// It is a view that a layout has where a [`LayoutConfig`] describes it
-/// ([`PhysicalLayout::layout`](crate::PhysicalLayout::layout)); nothing that moves bytes needs it.
+/// A layout has this view where a [`LayoutConfig`] describes it
+/// ([`PhysicalLayout::layout`](crate::PhysicalLayout::layout)). Code that moves bytes does not need
+/// it.
 ///
 /// Addresses are addresses of this process for memory, and file offsets for files.
 pub trait Layout: Send + Sync + Debug {
     /// The configuration.
     fn config(&self) -> &LayoutConfig;
 
-    /// The digits that all addresses come from.
+    /// The strided layout from which all addresses are computed.
     fn strided(&self) -> &StridedLayout;
 
     /// The regions, in the order of [`Layout::required_allocations`].
     fn memory_regions(&self) -> &[OwnedMemoryRegion];
 
-    /// What a descriptor says about the order.
+    /// The order, as a descriptor describes it.
     fn serialization_details(&self) -> LayoutTypeDetails;
 
     /// Address and size of the `page_size * inner_dim * dtype_width_bytes` bytes of one block,
@@ -50,16 +51,16 @@ pub trait Layout: Send + Sync + Debug {
         memory_of_span(span, region.map(|region| region.addr()))
     }
 
-    /// Bytes that each region must have.
+    /// Required size of each region, in bytes.
     fn required_allocations(&self) -> Vec<usize> {
         let bytes = self.strided().region_bytes().iter();
-        // Layouts of more than `usize::MAX` bytes are refused when they are built.
+        // The builder refuses layouts of more than `usize::MAX` bytes.
         bytes
             .map(|&bytes| usize::try_from(bytes).unwrap_or(usize::MAX))
             .collect()
     }
 
-    /// Whether all blocks lie in one region, each block in one piece.
+    /// Whether all blocks lie in one region and each block is contiguous.
     fn is_fully_contiguous(&self) -> bool {
         self.strided().blocks_are_contiguous() && self.strided().region_bytes().len() == 1
     }

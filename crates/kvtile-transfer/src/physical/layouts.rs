@@ -1,4 +1,4 @@
-//! The implementations of `Layout`: the two of the tradition, and any other.
+//! The implementations of `Layout`: the two of the tradition, and one for all other orders.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use kvtile_memory::OwnedMemoryRegion;
 use super::Layout;
 use crate::{error::TransferError, execute::BoundLayout};
 
-/// A configuration, its digits and the regions they are bound to.
+/// A configuration, its details and the layout bound to its regions.
 #[derive(Debug, Clone)]
 pub(super) struct Bound {
     pub(super) config: LayoutConfig,
@@ -43,7 +43,7 @@ impl Bound {
 pub struct FullyContiguousLayout(pub(super) Bound);
 
 impl FullyContiguousLayout {
-    /// Lays `config` over `memory`.
+    /// Binds `config` to `memory`.
     ///
     /// # Errors
     /// A region that is too small, misaligned, or that the CPU and files of this process cannot
@@ -62,7 +62,7 @@ impl FullyContiguousLayout {
 pub struct LayerSeparateLayout(pub(super) Bound, pub(super) BlockDimension);
 
 impl LayerSeparateLayout {
-    /// Lays `config` over `memory`, one region a layer.
+    /// Binds `config` to `memory`, one region a layer.
     ///
     /// # Errors
     /// Not one region a layer; a region that is too small, misaligned, overlapping another, or
@@ -79,7 +79,7 @@ impl LayerSeparateLayout {
         ))
     }
 
-    /// Where the block axis stands.
+    /// The position of the block axis.
     #[must_use]
     pub fn block_dim(&self) -> BlockDimension {
         self.1
@@ -90,7 +90,7 @@ impl LayerSeparateLayout {
 #[derive(Debug, Clone)]
 pub struct WordLayout(pub(super) Bound);
 
-/// The trait over the `Bound` inside: its accessors are the same for every family.
+/// Implements the trait through the inner `Bound`: the accessors are the same for every family.
 macro_rules! layout_of_bound {
     ($($name:ty),*) => {$(
         impl Layout for $name {

@@ -1,12 +1,13 @@
-//! Physical layouts: a layout, the memory under it, and who may use it.
+//! Physical layouts: a layout and the memory under it.
 //!
-//! A [`PhysicalLayout`] is either local (its regions are here and the executors can move their
-//! bytes) or remote (it came from a descriptor: its addresses belong to another process; they can be
-//! computed, and the executors refuse them). It is cheap to clone; clones are the same layout.
+//! A [`PhysicalLayout`] is local or remote. A local layout has its regions in this process, and the
+//! executors can move its bytes. A remote layout comes from a descriptor: its addresses belong to
+//! another process, can be computed, and the executors refuse them. A clone is cheap and is the
+//! same layout.
 //!
-//! What a local layout needs is digits and regions. A config, descriptor details and the trait
-//! [`Layout`] are a view of it (`view`), which it has where the block-manager tradition can describe
-//! it.
+//! A local layout consists of digits and regions. Its config, descriptor details and the trait
+//! [`Layout`] are a view (`view`), which exists where the block-manager tradition can describe the
+//! layout.
 
 mod builder;
 mod described;
@@ -41,11 +42,10 @@ use view::TraditionalView;
 
 use crate::{error::TransferError, execute::BoundLayout};
 
-/// How a NIXL agent knows the memory of a layout. An agent is optional: without one the name is
-/// empty.
+/// NIXL metadata of the memory of a layout. An agent is optional; without one the name is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NixlMetadata {
-    /// Name of the agent; empty where there is none.
+    /// Name of the agent; empty without an agent.
     pub agent_name: String,
     /// Memory type.
     pub mem_type: MemType,
@@ -64,7 +64,7 @@ impl NixlMetadata {
         }
     }
 
-    /// Metadata of memory of `kind` that no agent knows.
+    /// Metadata of memory of `kind` without an agent.
     #[must_use]
     pub fn without_agent(kind: StorageKind) -> NixlMetadata {
         NixlMetadata::new(String::new(), kind.mem_type(), kind.device_id())
@@ -86,7 +86,7 @@ struct Inner {
     location: StorageKind,
     nixl: NixlMetadata,
     logical: Option<Fingerprint>,
-    /// Worked out when it is first asked for.
+    /// Computed on first use.
     layer_bytes: OnceLock<Option<LayerBytes>>,
 }
 
@@ -97,7 +97,7 @@ pub struct PhysicalLayout {
 }
 
 impl PhysicalLayout {
-    /// Starts building one: [`PhysicalLayoutBuilder`].
+    /// Starts a [`PhysicalLayoutBuilder`].
     #[must_use]
     pub fn builder() -> PhysicalLayoutBuilder<NeedsConfig> {
         PhysicalLayoutBuilder::new()
@@ -141,12 +141,12 @@ impl PhysicalLayout {
         }
     }
 
-    /// The layout with its regions, as the block-manager tradition sees it. It is worked out when it
-    /// is first asked for.
+    /// The layout with its regions, as the block-manager tradition defines it. Computed on first
+    /// use.
     ///
     /// # Errors
-    /// A layout that no [`LayoutConfig`] describes ([`TransferError::NoLayoutConfig`], with the
-    /// constraint that fails); a remote one, whose regions are not here.
+    /// [`TransferError::NoLayoutConfig`], with the violated constraint, where no [`LayoutConfig`]
+    /// describes the layout; a remote layout, whose regions belong to another process.
     pub fn layout(&self) -> Result<&Arc<dyn Layout>, TransferError> {
         match &self.inner.place {
             Place::Local { bound, view } => view.get(bound),
@@ -167,13 +167,13 @@ impl PhysicalLayout {
         }
     }
 
-    /// Whether it belongs to another process.
+    /// Whether the layout belongs to another process.
     #[must_use]
     pub fn is_remote(&self) -> bool {
         matches!(self.inner.place, Place::Remote(_))
     }
 
-    /// The digits.
+    /// The strided layout.
     #[must_use]
     pub fn strided(&self) -> &StridedLayout {
         match &self.inner.place {
@@ -188,11 +188,10 @@ impl PhysicalLayout {
         self.strided().shape()
     }
 
-    /// The configuration, where one describes the layout.
+    /// The configuration, if one describes the layout.
     ///
     /// # Errors
-    /// [`TransferError::NoLayoutConfig`], with the constraint of a config that the layout does not
-    /// meet.
+    /// [`TransferError::NoLayoutConfig`], with the constraint of a config that the layout violates.
     pub fn config(&self) -> Result<&LayoutConfig, TransferError> {
         match &self.inner.place {
             Place::Local { bound, view } => Ok(view.get(bound)?.config()),
@@ -200,7 +199,7 @@ impl PhysicalLayout {
         }
     }
 
-    /// What a descriptor of the tradition says about the order.
+    /// The order, as a traditional descriptor describes it.
     ///
     /// # Errors
     /// As for [`PhysicalLayout::config`].
@@ -211,8 +210,8 @@ impl PhysicalLayout {
         }
     }
 
-    /// What a descriptor says of the layout: in the form of the tradition where a config describes it. A remote
-    /// layout as it came.
+    /// The description for a descriptor: in the traditional form where a config describes the
+    /// layout. A remote layout keeps the description it was received with.
     pub(crate) fn described(&self) -> DescribedLayout {
         let (bound, view) = match &self.inner.place {
             Place::Local { bound, view } => (bound, view),
@@ -227,32 +226,32 @@ impl PhysicalLayout {
         }
     }
 
-    /// The family; [`LayoutKind::Strided`] where no config describes the layout.
+    /// The layout family; [`LayoutKind::Strided`] where no config describes the layout.
     #[must_use]
     pub fn kind(&self) -> LayoutKind {
         let details = self.serialization_details();
         details.map_or(LayoutKind::Strided, |details| details.kind())
     }
 
-    /// Where the bytes are.
+    /// The kind of the memory.
     #[must_use]
     pub fn location(&self) -> StorageKind {
         self.inner.location
     }
 
-    /// How a NIXL agent knows the memory.
+    /// The NIXL metadata of the memory.
     #[must_use]
     pub fn nixl_metadata(&self) -> &NixlMetadata {
         &self.inner.nixl
     }
 
-    /// Fingerprint of the logical identity of what the blocks hold, where one was given.
+    /// Fingerprint of the logical identity of the blocks, if one was set.
     #[must_use]
     pub fn logical_fingerprint(&self) -> Option<Fingerprint> {
         self.inner.logical
     }
 
-    /// Fingerprint of the digits.
+    /// Fingerprint of the order of the bytes.
     #[must_use]
     pub fn layout_fingerprint(&self) -> Fingerprint {
         LayoutIdentity::of_layout(self.strided()).fingerprint()
@@ -268,9 +267,9 @@ impl PhysicalLayout {
     }
 
     /// The shared memory under the regions, where the layout was built with
-    /// [`allocate_shared`](PhysicalLayoutBuilder::allocate_shared) or over received shared memory:
-    /// hand it to another process with [`SharedMemory::send`]. Where regions lie in several, the
-    /// first.
+    /// [`allocate_shared`](PhysicalLayoutBuilder::allocate_shared) or over received shared memory.
+    /// [`SharedMemory::send`] sends it to another process. Where the regions lie in several shared
+    /// memories, this is the first.
     #[must_use]
     pub fn shared_memory(&self) -> Option<&SharedMemory> {
         self.memory_regions().iter().find_map(|region| {
@@ -299,9 +298,9 @@ impl PhysicalLayout {
         }
     }
 
-    /// Address and size of the bytes of one block, layer and plane, wherever they are: an address of
-    /// this process, an offset in a file, or for a remote layout what its owner calls them, which is
-    /// what a transport to that process needs.
+    /// Address and size of the bytes of one block, layer and plane: an address of this process, or
+    /// an offset in a file. For a remote layout it is the address or offset that its owner uses,
+    /// which a transport to that process needs.
     ///
     /// # Errors
     /// An index out of range; bytes that are not contiguous.
@@ -321,20 +320,20 @@ impl PhysicalLayout {
         memory_of_span(span, base)
     }
 
-    /// The bytes of each layer inside a block, all planes, counted from the start of the block: the same for every
-    /// block. They are worked out when they are first asked for.
+    /// The byte ranges of all layers inside a block, all planes included, relative to the start of
+    /// the block. They are the same for every block, and computed on first use.
     ///
-    /// `None` where blocks are not contiguous, where the bytes of a layer are not one range of the block, or where
-    /// the planes of one block lie in another order than those of the next.
+    /// `None` where blocks are not contiguous, where a layer is not one range of the block, or
+    /// where the order of planes differs between blocks.
     #[must_use]
     pub fn layer_ranges(&self) -> Option<&[Range<u64>]> {
         self.layer_bytes().map(LayerBytes::ranges)
     }
 
-    /// The bytes of some layers of a block, in their order. Both are in range.
+    /// The bytes of some layers of a block, in layer order. Block and layers must be in range.
     ///
     /// # Errors
-    /// A layout in which they are not contiguous, or lie in another order.
+    /// A layout in which these bytes are not contiguous or not in layer order.
     pub(crate) fn layers_span(
         &self,
         block: u64,
@@ -357,7 +356,7 @@ impl PhysicalLayout {
             .as_ref()
     }
 
-    /// Whether both are the same layout over the same memory, as clones are.
+    /// Whether both are the same layout over the same memory. Clones are.
     #[must_use]
     pub fn is_same(&self, other: &PhysicalLayout) -> bool {
         Arc::ptr_eq(&self.inner, &other.inner)

@@ -1,8 +1,8 @@
-//! The traditional view of a layout that is bound here: a config, the details of a descriptor, and
-//! the trait [`Layout`] over both.
+//! The traditional view of a local layout: a config, the details of a descriptor, and the trait
+//! [`Layout`] over both.
 //!
-//! Nothing that moves bytes needs the view. It is worked out when it is first asked for, and a
-//! layout that no config describes has none: the error says which constraint of a config fails.
+//! Code that moves bytes does not need the view. It is computed on first use. A layout that no
+//! config describes has none; the error contains the violated constraint.
 
 use std::sync::{Arc, OnceLock};
 
@@ -14,14 +14,15 @@ use kvtile_layout::{
 use super::{Bound, FullyContiguousLayout, LayerSeparateLayout, Layout, WordLayout};
 use crate::{error::TransferError, execute::BoundLayout};
 
-/// What the tradition says of a layout.
+/// The traditional description of a layout.
 #[derive(Debug)]
 pub(super) struct Traditional {
     pub(super) config: LayoutConfig,
     pub(super) details: LayoutTypeDetails,
 }
 
-/// What the tradition says of `layout`, whose order is `spec`; with `config` where it was made from one.
+/// Describes `layout`, whose order is `spec`. `config` is the config that it was built from, if
+/// any.
 pub(super) fn traditional(
     spec: &LayoutSpec,
     config: Option<&LayoutConfig>,
@@ -41,7 +42,7 @@ pub(super) fn traditional(
     })
 }
 
-/// What the view is made from, and the view once it was asked for.
+/// The inputs of the view, and the view after its first use.
 #[derive(Debug)]
 pub(super) struct TraditionalView {
     spec: LayoutSpec,
@@ -51,7 +52,7 @@ pub(super) struct TraditionalView {
 }
 
 impl TraditionalView {
-    /// The view of a layout in the order of `spec`. Nothing is worked out yet.
+    /// The view of a layout in the order of `spec`. It is not computed yet.
     pub(super) fn new(spec: LayoutSpec, config: Option<LayoutConfig>) -> TraditionalView {
         TraditionalView {
             spec,
@@ -60,7 +61,7 @@ impl TraditionalView {
         }
     }
 
-    /// The view over `bound`, which is the same layout in every call.
+    /// The view over `bound`. Every call must pass the same layout.
     pub(super) fn get(&self, bound: &Arc<BoundLayout>) -> Result<&Arc<dyn Layout>, TransferError> {
         let view = self.view.get_or_init(|| self.describe(bound));
         view.as_ref().map_err(TransferError::clone)

@@ -1,4 +1,4 @@
-//! The bytes of a saved cache outside its blocks.
+//! The format of a saved cache, except its blocks.
 
 use std::collections::BTreeMap;
 
@@ -13,22 +13,22 @@ use crate::error::TransferError;
 /// First bytes of every saved cache.
 const MAGIC: [u8; 8] = *b"KVTILE\r\n";
 
-/// Version of the form that is written and read.
+/// Format version that is written and read.
 pub(super) const VERSION: u32 = 1;
 
 /// Bytes of the preamble.
 pub(super) const PREAMBLE_BYTES: usize = 64;
 
-/// What data and regions start at a multiple of, in bytes.
+/// Alignment of the data and of the regions, in bytes.
 pub(super) const DATA_ALIGNMENT: u64 = 4096;
 
 /// Longest header, in bytes.
 pub(super) const HEADER_BYTES_MAX: u64 = 64 << 20;
 
-/// Most blocks of a saved cache: 128 MiB of checksums.
+/// Maximum number of blocks of a saved cache: 128 MiB of checksums.
 pub(super) const BLOCKS_MAX: u64 = 1 << 24;
 
-/// Where one region lies in the file.
+/// The position of one region in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedRegion {
@@ -38,25 +38,25 @@ pub struct SavedRegion {
     pub bytes: u64,
 }
 
-/// What a saved cache says of itself.
+/// The header of a saved cache.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SavedHeader {
-    /// What the blocks mean.
+    /// The logical identity of the blocks.
     pub identity: LogicalIdentity,
-    /// How one block lies; must be what `word` gives `shape`.
+    /// The layout of one block, which must equal the one that `word` gives for `shape`.
     pub block_layout: LayoutIdentity,
-    /// What is stored.
+    /// The stored shape.
     pub shape: Shape,
-    /// The order in which it is stored.
+    /// The stored order.
     pub word: Word,
     /// Alignment of blocks, in bytes.
     pub alignment: u64,
-    /// Tokens that the blocks hold, the last one possibly in part.
+    /// Number of tokens in the blocks; the last block may be partly filled.
     pub tokens: u64,
     /// The regions of the layout, in its order.
     pub regions: Vec<SavedRegion>,
-    /// Notes of whoever saved it, for instance a digest of the tokens.
+    /// Notes of the application that saved it, for instance a digest of the tokens.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub notes: BTreeMap<String, String>,
 }
@@ -90,12 +90,12 @@ impl Preamble {
     pub(super) fn from_bytes(bytes: &[u8], file_bytes: u64) -> Result<Preamble, TransferError> {
         let mut reader = Reader { bytes };
         if reader.take::<8>()? != MAGIC {
-            return Err(not_one("it does not start like one"));
+            return Err(not_one("it does not start with the magic bytes"));
         }
         let version = u32::from_le_bytes(reader.take()?);
         if version != VERSION {
             return Err(not_one(&format!(
-                "version {version} is not understood, only {VERSION}"
+                "version {version} is not supported, only {VERSION}"
             )));
         }
         let reserved = reader.take::<4>()?;
@@ -112,7 +112,7 @@ impl Preamble {
         }
         if preamble.file_bytes != file_bytes {
             return Err(damaged(&format!(
-                "the file has {file_bytes} bytes, its preamble says {}",
+                "the file has {file_bytes} bytes, its preamble states {}",
                 preamble.file_bytes
             )));
         }
@@ -120,7 +120,7 @@ impl Preamble {
         Ok(preamble)
     }
 
-    /// Bytes of the header and of the checksums, where they fit the file.
+    /// Bytes of the header and of the checksums. Checks that they fit the file.
     pub(super) fn tables(&self) -> Result<(usize, usize), TransferError> {
         let checksums = self.blocks.checked_mul(8);
         let end = checksums
@@ -140,7 +140,7 @@ impl Preamble {
     }
 }
 
-/// Refuses an identity whose structure (planes, page size, shard) is not that of `shape`.
+/// Refuses an identity whose structure (planes, page size, shard) differs from that of `shape`.
 pub(super) fn check_structure(
     identity: &LogicalIdentity,
     shape: &Shape,
@@ -151,7 +151,7 @@ pub(super) fn check_structure(
     }
 }
 
-/// Refuses more tokens than the blocks of `shape` hold.
+/// Refuses more tokens than the blocks of `shape` can hold.
 pub(super) fn check_tokens(tokens: u64, shape: &Shape) -> Result<(), TransferError> {
     let (blocks, page_size) = (shape.num_blocks(), shape.page_size());
     if tokens <= blocks.saturating_mul(page_size) {

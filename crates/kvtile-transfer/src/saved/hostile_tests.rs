@@ -1,4 +1,4 @@
-//! Files whose digests hold and whose contents lie: only the checks behind the digest are left.
+//! Files with valid digests and false contents: only the checks after the digest can refuse them.
 
 use std::{fs, path::Path};
 
@@ -27,7 +27,7 @@ fn layout(blocks: u64) -> PhysicalLayout {
         .unwrap()
 }
 
-/// A cache of three blocks as its parts: header, checksums, and the data with its offset.
+/// A cache of three blocks in parts: header, checksums, and the data with its offset.
 struct Parts {
     header: Value,
     checksums: Vec<u8>,
@@ -58,7 +58,7 @@ fn parts(folder: &Path) -> Parts {
 }
 
 impl Parts {
-    /// The file, its digests right.
+    /// The file, with correct digests.
     fn file(&self) -> Vec<u8> {
         let header = self.header.to_string().into_bytes();
         let tables = PREAMBLE_BYTES + header.len() + self.checksums.len();
@@ -78,7 +78,7 @@ impl Parts {
     }
 }
 
-/// Opens the file and loads what it offers, whatever that is; blocks that it hands over are right.
+/// Opens the file and loads its blocks. Every block that it returns must match its checksum.
 fn open_and_load(path: &Path) -> Result<usize, TransferError> {
     let cache = SavedCache::inspect(path)?;
     let checks = cache.check_blocks(|_| ())?;
@@ -93,14 +93,14 @@ fn open_and_load(path: &Path) -> Result<usize, TransferError> {
 }
 
 #[test]
-fn a_file_put_together_from_its_parts_is_a_cache() {
+fn a_file_assembled_from_its_parts_is_a_cache() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
     fs::write(&path, parts(folder.path()).file()).unwrap();
     assert_eq!(open_and_load(&path).unwrap(), 3);
 }
 
-/// A header that contradicts itself is refused, though its digest holds.
+/// A header that contradicts itself is refused, although its digest is valid.
 #[test]
 fn headers_that_contradict_themselves_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -139,7 +139,7 @@ fn headers_that_contradict_themselves_are_refused() {
         };
         fs::write(&path, lying.file()).unwrap();
         let Err(error) = SavedCache::inspect(&path) else {
-            panic!("{pointer} {value} was taken");
+            panic!("{pointer} {value} was accepted");
         };
         let named = matches!(
             error,
@@ -149,7 +149,7 @@ fn headers_that_contradict_themselves_are_refused() {
     }
 }
 
-/// More checksums than the file could have blocks for are not read.
+/// More checksums than blocks that the file can contain are not read.
 #[test]
 fn absurd_counts_in_the_preamble_are_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -256,7 +256,7 @@ fn mutated_files_never_panic_and_never_serve_wrong_blocks() {
                 }
             }
             fs::write(&path, bytes).unwrap();
-            // An error or blocks whose checksums hold; `open_and_load` compares.
+            // An error, or blocks with valid checksums; `open_and_load` compares them.
             let _ = open_and_load(&path);
             Ok(())
         })

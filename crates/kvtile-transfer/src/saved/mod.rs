@@ -1,4 +1,4 @@
-//! Saved caches: blocks in a file, with everything that must be known before they may be used.
+//! Saved caches: blocks in a file, with the metadata that a loader must check before it uses them.
 //!
 //! ```text
 //! 0                preamble, 64 bytes   magic, version, lengths, BLAKE3 of header and checksums
@@ -7,10 +7,10 @@
 //! data (aligned)   region 0, region 1, …  each at a multiple of 4096
 //! ```
 //!
-//! A file is written under another name and renamed when all of it is on the disk, so that a name
-//! never stands for half a cache; what a killed process left behind is removed by the next save
-//! of that name. When it is opened, header and checksum table are verified as a
-//! whole; a block is verified when it is loaded, and one that fails is never served.
+//! `save` writes a file under a temporary name and renames it after the data is durable, so that
+//! the name never refers to an incomplete cache. The next save of that name removes the files that
+//! killed processes left behind. Opening a file verifies its header and checksum table as a whole.
+//! Loading verifies each block; a block that fails is never served.
 
 mod format;
 mod open;

@@ -1,4 +1,4 @@
-//! Opening and loading saved caches. Everything in the file is hostile.
+//! Opening and loading saved caches. The contents of the file are untrusted.
 
 use std::{path::Path, path::PathBuf, sync::Arc};
 
@@ -24,16 +24,16 @@ use crate::{
     physical::PhysicalLayout,
 };
 
-/// What was found of one block.
+/// The result of the check of one block.
 #[derive(Clone, Debug)]
 pub struct BlockCheck {
     /// The block in the file.
     pub block: usize,
-    /// Whether its bytes are those that were saved, or why they were not read.
+    /// `Ok` if its bytes match the checksum, else the mismatch or the read error.
     pub result: Result<(), TransferError>,
 }
 
-/// A saved cache whose header and checksum table hold.
+/// A saved cache with a verified header and checksum table.
 #[derive(Debug)]
 pub struct SavedCache {
     path: PathBuf,
@@ -43,22 +43,22 @@ pub struct SavedCache {
 }
 
 impl SavedCache {
-    /// Opens a saved cache and checks that it is what `identity` says, before any block of it can
-    /// be loaded.
+    /// Opens a saved cache and checks its identity against `identity`, before any block can be
+    /// loaded.
     ///
     /// # Errors
-    /// What [`SavedCache::inspect`] refuses; another identity, with the first field that differs.
+    /// As for [`SavedCache::inspect`]; a different identity, with the first field that differs.
     pub fn open(path: &Path, identity: &LogicalIdentity) -> Result<SavedCache, TransferError> {
         let cache = SavedCache::inspect(path)?;
         cache.check_identity(identity)?;
         Ok(cache)
     }
 
-    /// Opens a saved cache to look at it, whatever its identity.
+    /// Opens a saved cache of any identity for inspection.
     ///
     /// # Errors
-    /// A file that cannot be read, is no saved cache, or whose header or checksum table is not what
-    /// was written.
+    /// A file that cannot be read, that is not a saved cache, or whose header or checksum table is
+    /// damaged.
     pub fn inspect(path: &Path) -> Result<SavedCache, TransferError> {
         let file = FileMemory::options().read_only(true).open_whole(path)?;
         if file.len() < PREAMBLE_BYTES as u64 {
@@ -73,7 +73,7 @@ impl SavedCache {
         let mut checksums = vec![0; checksum_bytes];
         file.read_exact_at((PREAMBLE_BYTES + header_bytes) as u64, &mut checksums)?;
         if digest(&header, &checksums) != preamble.digest {
-            return Err(damaged("header or checksum table are not what was written"));
+            return Err(damaged("the header or checksum table fails its digest"));
         }
         let header: SavedHeader = serde_json::from_slice(&header)
             .map_err(|error| damaged(&format!("the header: {error}")))?;
@@ -90,15 +90,18 @@ impl SavedCache {
         Ok(cache)
     }
 
-    /// Header and layout agree, and the regions lie in the file behind the tables.
+    /// Checks that the header agrees with the layout, and that the regions lie in the file after
+    /// the tables.
     fn check(&self) -> Result<(), TransferError> {
         let header = &self.header;
         let layout = StridedLayout::resolve(&header.word, &header.shape, header.alignment)?;
         if self.checksums.len() as u64 != header.shape.num_blocks() {
-            return Err(damaged("not one checksum a block"));
+            return Err(damaged(
+                "the number of checksums differs from that of blocks",
+            ));
         }
         if LayoutIdentity::of_block(&layout) != header.block_layout {
-            return Err(damaged("the word does not give the layout that was saved"));
+            return Err(damaged("the word does not give the stored layout"));
         }
         check_structure(&header.identity, &header.shape)
             .map_err(|error| damaged(&format!("identity and shape: {error}")))?;
@@ -117,7 +120,7 @@ impl SavedCache {
         Ok(())
     }
 
-    /// What the file says of itself.
+    /// The header.
     #[must_use]
     pub fn header(&self) -> &SavedHeader {
         &self.header
@@ -135,7 +138,7 @@ impl SavedCache {
         self.file_bytes
     }
 
-    /// Refuses a cache of another model or of another part of it.
+    /// Refuses a cache of another model, or of another shard.
     ///
     /// # Errors
     /// The first field that differs, with both values.
@@ -146,11 +149,11 @@ impl SavedCache {
         }
     }
 
-    /// Reads every block and compares its checksum. `progress` is called with the number of blocks
-    /// done.
+    /// Reads every block and compares its checksum. Calls `progress` with the number of checked
+    /// blocks.
     ///
     /// # Errors
-    /// A file that cannot be opened any more. What is wrong with single blocks is in the list.
+    /// A file that can no longer be opened. The list contains the errors of single blocks.
     pub fn check_blocks(
         &self,
         mut progress: impl FnMut(usize),
@@ -170,14 +173,15 @@ impl SavedCache {
         Ok(checks)
     }
 
-    /// Loads blocks into a registered layout of any order: `(block in the file, destination
-    /// block)`. Each is staged in memory and its checksum compared before any byte of it reaches
-    /// the destination; blocks that fail are reported, and their destination is as it was.
+    /// Loads blocks into a registered layout of any order. `blocks` are pairs of a block in the
+    /// file and a destination block. The loader stages each block in memory and compares its
+    /// checksum before it writes the destination. A block that fails is reported, and its
+    /// destination stays unchanged.
     ///
     /// # Errors
-    /// A destination of another identity or shape, blocks out of range, loaded to twice or in use,
-    /// memory that cannot be had: no byte was written then. What is wrong with single blocks is in
-    /// the list.
+    /// A destination of another identity or shape; blocks out of range, duplicate destinations or
+    /// blocks in use; a failed allocation. Then no byte was written. The list contains the errors
+    /// of single blocks.
     pub fn load(
         &self,
         manager: &TransferManager,
@@ -203,12 +207,12 @@ impl SavedCache {
         Stage::new(self, manager, destination, blocks.len())?.load_all(blocks)
     }
 
-    /// The checksum of a block that the file has.
+    /// The stored checksum of a block.
     pub(super) fn stored_checksum(&self, block: usize) -> Option<u64> {
         self.checksums.get(block).copied()
     }
 
-    /// The file as a layout. Each call opens it anew.
+    /// The file as a layout. Each call reopens it.
     pub(super) fn layout(&self) -> Result<PhysicalLayout, TransferError> {
         let size = usize::try_from(self.file_bytes)
             .map_err(|_| damaged("the file does not fit the machine"))?;

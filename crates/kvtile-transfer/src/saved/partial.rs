@@ -1,7 +1,6 @@
-//! Files that are not whole yet: under a name of their own, locked while somebody writes them.
+//! Partial files: temporary names for files that are being written, with a file lock.
 //!
-//! What a killed process leaves behind has no lock any more, and the next save of that name removes
-//! it.
+//! The files of a killed process have no lock any more. The next save of that name removes them.
 
 use std::{
     ffi::OsStr,
@@ -22,21 +21,22 @@ use kvtile_memory::{FileMemory, MemoryError};
 
 use crate::error::TransferError;
 
-/// Names that are tried before it is said that they are taken.
+/// Maximum number of names that are tried.
 const NAMES_MAX: usize = 1000;
 
-/// What stands between the name of the file and process and number.
+/// Separates the name of the file from process id and number.
 const INFIX: &str = ".partial-";
 
-/// A file under a name of its own until it is whole; removed when it is dropped before.
+/// A file under a temporary name until it is complete. Dropping it before the rename removes the
+/// file.
 pub(super) struct Partial {
     path: PathBuf,
-    /// Held for its lock.
+    /// Holds the file lock.
     _lock: File,
 }
 
 impl Partial {
-    /// A new file of `bytes` bytes beside `path`.
+    /// Creates a file of `bytes` bytes beside `path`.
     pub(super) fn next_to(
         path: &Path,
         bytes: usize,
@@ -69,26 +69,26 @@ impl Partial {
         })
     }
 
-    /// `None` where somebody took the new file for an abandoned one before it was locked.
+    /// `None` if another process removed the new file as abandoned before it was locked.
     fn locked(path: PathBuf, file: &FileMemory) -> Option<Partial> {
         let lock = File::from(file.as_fd().try_clone_to_owned().ok()?);
         let partial = Partial { path, _lock: lock };
         if matches!(partial._lock.try_lock(), Err(fs::TryLockError::WouldBlock)) {
             return None;
         }
-        // A filesystem without locks has nobody who removes either.
+        // On a filesystem without locks, no other process removes the file either.
         let ours = partial._lock.metadata().ok()?;
         let there = fs::symlink_metadata(&partial.path).ok()?;
         ((ours.dev(), ours.ino()) == (there.dev(), there.ino())).then_some(partial)
     }
 
-    /// Gives the file its name, in one step that either happens or does not.
+    /// Renames the file atomically.
     pub(super) fn rename(self, path: &Path, replace: bool) -> Result<(), TransferError> {
         let folder = File::open(folder_of(path)).map_err(|e| failed("open", folder_of(path), e))?;
         if replace {
             fs::rename(&self.path, path).map_err(|e| failed("rename", path, e))?;
         } else {
-            // A link, unlike a rename, refuses a name that is taken.
+            // A hard link, unlike a rename, refuses an existing name.
             fs::hard_link(&self.path, path).map_err(|e| failed("create", path, e))?;
         }
         folder
@@ -99,13 +99,13 @@ impl Partial {
 
 impl Drop for Partial {
     fn drop(&mut self) {
-        // Gone already where it was renamed; what else may be wrong was reported before.
+        // After a rename the file no longer exists; other errors were reported before.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// Removes the partial files of `name` whose writers are gone. It is a courtesy: what cannot be
-/// looked at or removed stays.
+/// Removes the partial files of `name` that have no live writer. This is best effort: files that
+/// cannot be inspected or removed stay.
 fn remove_abandoned(path: &Path, name: &OsStr) {
     let Ok(entries) = fs::read_dir(folder_of(path)) else {
         return;
@@ -122,7 +122,7 @@ fn remove_abandoned(path: &Path, name: &OsStr) {
     }
 }
 
-/// Whether `candidate` is a name that [`Partial`] makes for `name`.
+/// Whether `candidate` is a temporary name that [`Partial`] makes for `name`.
 fn is_partial_of(candidate: &OsStr, name: &OsStr) -> bool {
     let rest = candidate.as_bytes().strip_prefix(name.as_bytes());
     let rest = rest.and_then(|rest| rest.strip_prefix(INFIX.as_bytes()));

@@ -1,4 +1,4 @@
-//! Memory in the order of the file, where blocks are verified before they go on.
+//! Staging memory in the order of the file, where blocks are verified before they are copied on.
 
 use kvtile_layout::{Axis, StridedLayout, tradition::LayoutSpec};
 
@@ -10,18 +10,18 @@ use crate::{
     physical::PhysicalLayout,
 };
 
-/// Bytes that are staged between the file and the destination at a time: few, because every page of
-/// a larger stage is touched for the first time here, which costs more than reading it.
+/// Bytes that are staged at a time. Few, because a load touches every page of the stage for the
+/// first time, and in a larger stage that costs more than the read.
 const STAGE_BYTES: u64 = 4 << 20;
 
-/// The file, the memory for a batch of blocks, and where they go.
+/// The file, the staging memory of a batch of blocks, and the destination.
 pub(super) struct Stage<'a> {
     cache: &'a SavedCache,
     manager: &'a TransferManager,
     file: LayoutHandle,
     memory: LayoutHandle,
     destination: LayoutHandle,
-    /// Blocks of a batch.
+    /// Number of blocks of a batch.
     blocks: usize,
 }
 
@@ -41,7 +41,7 @@ impl<'a> Stage<'a> {
             .build()?;
         let file = manager.register(cache.layout()?)?;
         let memory = manager.register(memory).inspect_err(|_| {
-            // The first error is the one to report.
+            // Only the first error is reported.
             let _ = manager.unregister(file);
         })?;
         Ok(Stage {
@@ -54,8 +54,8 @@ impl<'a> Stage<'a> {
         })
     }
 
-    /// Loads batch after batch. An error before anything was written is returned; after that, it
-    /// is what is wrong with the blocks that it hit.
+    /// Loads batch after batch. Returns an error if nothing was written before it; otherwise the
+    /// blocks of the failed batch get that error.
     pub(super) fn load_all(
         &self,
         blocks: &[(usize, usize)],
@@ -76,7 +76,7 @@ impl<'a> Stage<'a> {
         Ok(checks)
     }
 
-    /// Reads a batch, verifies it, and passes on what holds.
+    /// Reads a batch, verifies it, and copies the valid blocks to the destination.
     fn load(&self, batch: &[(usize, usize)]) -> Result<Vec<BlockCheck>, TransferError> {
         let results = self.read(batch)?;
         let slots = results.iter().enumerate();
@@ -94,7 +94,7 @@ impl<'a> Stage<'a> {
             .collect())
     }
 
-    /// Reads a batch into the memory and compares its checksums.
+    /// Reads a batch into staging memory and compares its checksums.
     fn read(
         &self,
         batch: &[(usize, usize)],
@@ -103,7 +103,7 @@ impl<'a> Stage<'a> {
         let saved: Vec<usize> = batch.iter().map(|(saved, _)| *saved).collect();
         let read = match self.copy((self.file, &saved), (self.memory, &slots)) {
             Ok(()) => vec![Ok(()); batch.len()],
-            // Perhaps only some of them cannot be read: one by one.
+            // Perhaps only some blocks are unreadable, so each is read alone.
             Err(_) => slots
                 .iter()
                 .zip(&saved)
@@ -137,14 +137,14 @@ impl<'a> Stage<'a> {
 impl Drop for Stage<'_> {
     fn drop(&mut self) {
         for handle in [self.file, self.memory] {
-            // Its leases are gone: every transfer of the stage was waited for.
+            // No leases are left: every transfer of the stage was waited for.
             let _ = self.manager.unregister(handle);
         }
     }
 }
 
-/// Blocks of a batch, and blocks that the memory has: at least as many, and as many as the moduli
-/// of the block axis want.
+/// The number of blocks of a batch, and of the staging memory. The latter is rounded up to a
+/// multiple of the block axis's modulus.
 fn batch(header: &SavedHeader, wanted: usize) -> Result<(usize, u64), TransferError> {
     let layout = StridedLayout::resolve(&header.word, &header.shape, header.alignment)?;
     let held: u64 = layout.region_bytes().iter().sum();

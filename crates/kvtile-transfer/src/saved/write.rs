@@ -1,4 +1,4 @@
-//! Saving: blocks of a registered layout into a new file.
+//! Saving: copies blocks of a registered layout to a new file.
 
 use std::{collections::BTreeMap, path::Path, sync::Arc};
 
@@ -24,30 +24,31 @@ use crate::{
     physical::PhysicalLayout,
 };
 
-/// How blocks are saved.
+/// Options of a save.
 #[derive(Clone, Debug)]
 pub struct SaveOptions {
-    /// What the blocks mean.
+    /// The logical identity of the blocks.
     pub identity: LogicalIdentity,
-    /// The order to store them in.
+    /// The storage order.
     pub word: Word,
     /// Alignment of blocks in the file, in bytes; 4096 suits direct I/O.
     pub alignment: u64,
-    /// Tokens that the blocks hold, the last one possibly in part.
+    /// Number of tokens in the blocks; the last block may be partly filled.
     pub tokens: u64,
-    /// Notes to keep with them.
+    /// Notes that the file stores.
     pub notes: BTreeMap<String, String>,
-    /// Whether a file of that name may be replaced.
+    /// Whether to replace an existing file of that name.
     pub replace: bool,
-    /// Whether the file is compared with the source before it gets its name.
+    /// Whether to compare the file with the source before the rename.
     pub verify: bool,
 }
 
 impl SaveOptions {
-    /// Block-contiguous storage (`BHLKNC`), aligned for direct I/O, no replacing.
+    /// Block-contiguous storage (`BHLKNC`), aligned for direct I/O; no replacement of an existing
+    /// file.
     ///
     /// # Errors
-    /// None: the default word is one.
+    /// None: the default word is valid.
     pub fn new(identity: LogicalIdentity, tokens: u64) -> Result<SaveOptions, TransferError> {
         Ok(SaveOptions {
             identity,
@@ -61,14 +62,14 @@ impl SaveOptions {
     }
 }
 
-/// Saves `block_ids` of a registered layout to a new file at `path`, in this order.
+/// Saves `block_ids` of a registered layout, in this order, to a new file at `path`.
 ///
 /// # Errors
-/// Blocks that are in use or out of range; an identity that is not of this shape, or not that of
-/// the source where it has one; more tokens than the blocks hold; notes that are too long for a header; a word
-/// that does not fit; a file
-/// that exists (unless it may be replaced) or cannot be written. On an error no file of that name
-/// appears, and one that existed is as it was.
+/// Blocks that are in use or out of range; an identity that does not match the shape, or that
+/// differs from the source's, if it has one; more tokens than the blocks can hold; notes that
+/// exceed the header limit; a word that does not fit; a file that exists (unless it may be
+/// replaced) or cannot be written. On an error no new file of that name appears, and an existing
+/// one stays unchanged.
 pub fn save(
     manager: &TransferManager,
     source: LayoutHandle,
@@ -140,9 +141,9 @@ fn header(
             .collect(),
         notes: options.notes.clone(),
     };
-    // With the longest offsets first, so that the real header is not longer.
+    // The first serialisation uses the largest offsets, so that the final header is not longer.
     let longest = to_json(&header)?.len() as u64;
-    // What no reader takes is not written.
+    // A header that readers refuse is not written.
     if longest > HEADER_BYTES_MAX {
         return Err(TransferError::HeaderTooLong {
             bytes: longest,
@@ -170,7 +171,7 @@ fn to_json(header: &SavedHeader) -> Result<Vec<u8>, TransferError> {
     })
 }
 
-/// The regions of a saved cache as parts of its file.
+/// The regions of a saved cache, as views of its file.
 pub(super) fn regions(
     file: &Arc<FileMemory>,
     header: &SavedHeader,
@@ -189,7 +190,7 @@ pub(super) fn regions(
     Ok(regions)
 }
 
-/// Copies the blocks and reads them back for their checksums.
+/// Copies the blocks, and reads them back to compute their checksums.
 fn write(
     manager: &TransferManager,
     source: LayoutHandle,
@@ -210,7 +211,7 @@ fn write(
     Ok((report, checksums?))
 }
 
-/// Writes checksums, header and preamble, and makes all of it durable.
+/// Writes checksums, header and preamble, and makes the file durable.
 fn finish(file: &FileMemory, header: &SavedHeader, checksums: &[u64]) -> Result<(), TransferError> {
     let header = to_json(header)?;
     let checksums: Vec<u8> = checksums.iter().flat_map(|c| c.to_le_bytes()).collect();

@@ -1,10 +1,10 @@
-//! The test binary as a second process: one of its tests, in another role.
+//! Runs one test of this binary in a second process, in another role.
 
 use std::process::{Child, Command, Output, Stdio};
 
 const ROLE: &str = "KVTILE_TEST_ROLE";
 
-/// The role and the argument that this process was started with; `None` in the test itself.
+/// The role and the argument of this process; `None` in the parent.
 pub(crate) fn role() -> Option<(String, String)> {
     let value = std::env::var(ROLE).ok()?;
     let (role, argument) = value.split_once(' ')?;
@@ -22,7 +22,7 @@ pub(crate) fn spawn(name: &str, role: &str, argument: &str) -> Child {
         .unwrap()
 }
 
-/// Waits and demands that the child's test ran and passed.
+/// Waits for the child and asserts that its test ran and passed.
 pub(crate) fn passes(child: Child) {
     let Output {
         status,

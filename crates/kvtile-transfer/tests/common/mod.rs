@@ -1,8 +1,5 @@
-//! Layouts over memory and files whose every byte the test knows, padding included.
-#![expect(
-    dead_code,
-    reason = "each test binary uses another part of what they share"
-)]
+//! Layouts over memory and files whose every byte the test controls, padding included.
+#![expect(dead_code, reason = "each test binary uses a different subset")]
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 use std::{
@@ -22,12 +19,12 @@ use kvtile_memory::{
 use kvtile_testkit::{Image, generate::LayoutCase, poison_byte};
 use kvtile_transfer::{PhysicalLayout, TransferError};
 
-/// A folder on the filesystem that holds the build, which is seldom tmpfs.
+/// A folder on the filesystem of the build, which is seldom tmpfs.
 pub(crate) fn folder() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-/// Where the regions of a layout are.
+/// The storage of the regions of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Memory,
@@ -42,7 +39,7 @@ pub(crate) const PLACES: [Place; 4] = [
     Place::File { direct: true },
 ];
 
-/// The bytes under a layout, to be read back when the layout is gone.
+/// The bytes under a layout, which are read back after the layout is dropped.
 pub(crate) enum Store {
     Memory(Vec<Arc<SystemMemory>>),
     Borrowed(Vec<Arc<Heap>>),
@@ -52,7 +49,7 @@ pub(crate) enum Store {
     },
 }
 
-/// Bytes of the heap, exactly as many as a region has: a sanitizer sees one byte more.
+/// Heap memory of exactly the region's size, so that a sanitizer detects an access one byte beyond.
 pub(crate) struct Heap {
     bytes: NonNull<u8>,
     layout: alloc::Layout,
@@ -71,14 +68,14 @@ impl Heap {
         let bytes = NonNull::new(bytes).unwrap();
         let mut heap = Heap { bytes, layout };
         let (to, from) = (heap.bytes, NonNull::from(content).cast());
-        // SAFETY: `alloc` gave that many bytes, which nobody else knows.
+        // SAFETY: `alloc` returned that many bytes, and nothing else refers to them.
         unsafe { to.copy_from_nonoverlapping(from, content.len()) };
         assert_eq!(heap.bytes_mut(), content);
         heap
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        // SAFETY: `with` filled that many bytes; `&mut self` keeps everybody else away, since
+        // SAFETY: `with` filled that many bytes; `&mut self` excludes all other access, since
         // regions over them keep the `Arc`.
         unsafe { std::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.layout.size()) }
     }
@@ -86,12 +83,13 @@ impl Heap {
 
 impl Drop for Heap {
     fn drop(&mut self) {
-        // SAFETY: allocated in `with` with this layout; regions over it are gone with the `Arc`.
+        // SAFETY: allocated in `with` with this layout; no regions over it exist once the `Arc` is
+        // dropped.
         unsafe { alloc::dealloc(self.bytes.as_ptr(), self.layout) };
     }
 }
 
-/// The number of the region whose poison the gaps between the regions of a file have.
+/// The seed of the poison bytes between the regions of a file.
 const GAP: usize = 77;
 
 /// The layout of `case` over the bytes of `image`.
@@ -137,16 +135,16 @@ fn borrowed_with(image: &Image, alignment: usize) -> (Vec<OwnedMemoryRegion>, St
     let heaps: Vec<Arc<Heap>> = heaps.collect();
     let regions = heaps.iter().map(|heap| {
         let (size, keep) = (heap.layout.size(), Arc::clone(heap));
-        // SAFETY: the bytes are there and initialised as long as `keep` is held, and nobody uses
-        // them before it is given back.
+        // SAFETY: the bytes are valid and initialised as long as `keep` is held, and nothing else
+        // uses them before it is dropped.
         let region = unsafe { BorrowedMemory::new(heap.bytes, size, keep, StorageKind::System) };
         Arc::new(region.unwrap()) as OwnedMemoryRegion
     });
     (regions.collect(), Store::Borrowed(heaps))
 }
 
-/// One file for all regions. The first starts at an odd place where the alignment allows it, and
-/// what lies between them is poisoned.
+/// One file for all regions. The first starts at an odd offset where the alignment allows it, and
+/// the bytes between regions are poisoned.
 fn file_with(
     image: &Image,
     alignment: usize,
@@ -186,8 +184,8 @@ fn file_with(
 }
 
 impl Store {
-    /// The bytes of every region. Nobody holds the layout any more, and what lies between the
-    /// regions of a file is as it was.
+    /// The bytes of every region. The layout must have been dropped. Asserts that the bytes between
+    /// the regions of a file are unchanged.
     pub(crate) fn image(self) -> Image {
         match self {
             Store::Memory(regions) => regions
@@ -232,14 +230,14 @@ pub(crate) fn in_memory(shape: &Shape, word: &str) -> PhysicalLayout {
         .unwrap()
 }
 
-/// Demands that `remote`, which came from the descriptor of `local`, places every plane of every block
-/// and layer where `local` has it, or refuses it for the same reason.
+/// Asserts that `remote`, which was made from the descriptor of `local`, gives every plane of every
+/// block and layer the same address, or the same error.
 pub(crate) fn same_addresses(remote: &PhysicalLayout, local: &PhysicalLayout) {
     assert!(remote.is_remote() && !local.is_remote());
     let shape = local.shape();
     let [blocks, layers] =
         [shape.num_blocks(), shape.num_layers()].map(|count| usize::try_from(count).unwrap());
-    // One past the last of each, too.
+    // Includes one index past the end of each axis.
     for block in 0..=blocks {
         for layer in 0..=layers {
             for plane in 0..=shape.planes().len() {

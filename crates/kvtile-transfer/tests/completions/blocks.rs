@@ -25,8 +25,8 @@ use crate::{
     shape,
 };
 
-/// Pitfall 20: a block in flight is neither read nor written by anybody else, and is free when the
-/// completion says so.
+/// Pitfall 20: a block in flight can be neither read nor written, and is free when the completion
+/// reports the end.
 #[test]
 fn blocks_in_flight_are_refused_until_the_completion() {
     let gated = gated(3);
@@ -78,8 +78,8 @@ fn blocks_in_flight_are_refused_until_the_completion() {
     manager.unregister(*memory).unwrap();
 }
 
-/// What `wait_layer(n)` promises, seen from another thread that has the engine's own view of the
-/// memory: all bytes of layer n are there, while later layers may still be on their way.
+/// The guarantee of `wait_layer(n)`, checked from another thread that reads the memory directly, as
+/// an engine does. All bytes of layer n have arrived; later layers may still be in flight.
 #[test]
 fn a_layer_that_is_done_is_at_its_destination() {
     let shape = shape(6);
@@ -118,7 +118,7 @@ fn a_layer_that_is_done_is_at_its_destination() {
             assert!(done.layers_done() > layer);
             let region = regions.get(layer + 1).unwrap();
             let pointer = std::ptr::with_exposed_provenance::<u8>(region.addr());
-            // SAFETY: the region lives, and a layer that is done is not written any more.
+            // SAFETY: the region lives, and a completed layer is not written any more.
             let found = unsafe { std::slice::from_raw_parts(pointer, region.size()) }.to_vec();
             let lease = manager.lease(host, &ids, LeaseMode::Read).unwrap();
             let expected = lease_region(&manager, host, &lease, layer + 1);
@@ -143,10 +143,10 @@ fn lease_region(
     unsafe { std::slice::from_raw_parts(pointer, region.size()) }.to_vec()
 }
 
-/// Threads that copy, lease and fill at once: every refusal is a lease, and every block that was
-/// copied holds one pattern from its first to its last byte.
+/// Threads that copy, lease and fill concurrently: every refusal is a lease conflict, and every
+/// copied block holds one pattern from its first to its last byte.
 #[test]
-fn threads_on_one_manager_never_see_a_mixture() {
+fn threads_on_one_manager_never_see_mixed_blocks() {
     let shape = Shape::key_value(8, 2, 16, 4, 256, &Unit::raw(2).unwrap()).unwrap();
     let manager = Arc::new(TransferManager::new());
     let words = ["L|KBNHC", "BHLKNC", "BLKNHC"];
@@ -200,7 +200,7 @@ fn wander(
             0 => manager.fill(to, &[b], FillPattern::Constant(byte)).err(),
             1 => match manager.block_digest(to, b) {
                 Ok(digest) => {
-                    assert!(known.contains(&digest), "a mixture in block {b}");
+                    assert!(known.contains(&digest), "mixed content in block {b}");
                     None
                 }
                 Err(error) => Some(error),

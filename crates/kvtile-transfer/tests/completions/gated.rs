@@ -21,7 +21,7 @@ use crate::{
     shape,
 };
 
-/// See the module.
+/// A file with a gate.
 #[derive(Debug)]
 pub(crate) struct GatedFile {
     file: FileMemory,
@@ -29,11 +29,11 @@ pub(crate) struct GatedFile {
     pub(crate) panics: AtomicBool,
 }
 
-// SAFETY: nothing that it guarantees is its own: every method asks the file, which guarantees it,
-// and `as_any` is that `FileMemory`. That `addr` takes its time, or panics, changes no answer.
+// SAFETY: it adds no guarantees of its own: every method calls the file, which guarantees it, and
+// `as_any` is that `FileMemory`. That `addr` blocks or panics does not change its result.
 unsafe impl MemoryRegion for GatedFile {
     fn addr(&self) -> usize {
-        // The threads of the lane for files are the only ones with a name like that.
+        // Only the threads of the file lane have this name.
         if thread::current().name() == Some("kvtile-file") {
             self.gate.pass();
             assert!(!self.panics.load(Ordering::SeqCst), "on demand");
@@ -63,7 +63,7 @@ pub(crate) struct Gated {
     pub(crate) folder: tempfile::TempDir,
 }
 
-/// With one file transfer at a time.
+/// A manager that runs one file transfer at a time.
 pub(crate) fn gated(blocks: u64) -> Gated {
     gated_in(TransferManager::builder().file_transfers(1).build(), blocks)
 }
@@ -100,13 +100,13 @@ pub(crate) fn gated_in(manager: TransferManager, blocks: u64) -> Gated {
 }
 
 impl Gated {
-    /// From now on, transfers of the file stop until the returned value is dropped. It comes after what it
-    /// stops, so that a panic of the test opens the gate first.
+    /// Stops transfers of the file until the returned value is dropped. Declare it after the
+    /// completions that it stops, so that a panic of the test opens the gate first.
     pub(crate) fn shut(&self) -> ShutGate {
         self.region.gate.shut(usize::MAX)
     }
 
-    /// From memory to the file.
+    /// Starts a transfer from memory to the file.
     pub(crate) fn start(&self, ids: &[usize]) -> TransferCompletion {
         let options = TransferOptions::new();
         let manager = &self.manager;
@@ -114,7 +114,7 @@ impl Gated {
         started.unwrap()
     }
 
-    /// File and memory hold the same blocks.
+    /// Asserts that file and memory hold the same blocks.
     pub(crate) fn assert_copied(&self, blocks: impl IntoIterator<Item = usize>) {
         for block in blocks {
             let digests = [self.file, self.memory];

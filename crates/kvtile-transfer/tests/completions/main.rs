@@ -1,10 +1,10 @@
-//! Completions: each of them ends, whatever waits for it and however.
+//! Completions: every completion ends, for every kind and number of waiters.
 //!
 //! | file | what it tests |
 //! | --- | --- |
-//! | `gated` | nothing: a file whose transfers stop where a test wants it |
-//! | `waiting` | threads, futures and wakers learn of the end, of a panic and of an error |
-//! | `queue` | long and full queues, and the end of a manager |
+//! | `gated` | nothing: a file whose transfers stop on demand |
+//! | `waiting` | threads, futures and wakers are notified of the end, of a panic and of an error |
+//! | `queue` | long and full queues, and the drop of a manager |
 //! | `blocks` | blocks and layers while their transfers are in flight |
 #![expect(
     clippy::unwrap_used,
@@ -35,12 +35,12 @@ use kvtile_testkit::gate::PATIENCE;
 use kvtile_transfer::{TransferCompletion, TransferError, TransferReport};
 use parking_lot::{Condvar, Mutex};
 
-/// 1.5 MiB a block of 6 layers: more than what runs on the caller's thread.
+/// 1.5 MiB a block of 6 layers: too large for the caller's thread.
 pub(crate) fn shape(blocks: u64) -> Shape {
     Shape::key_value(blocks, 6, 16, 8, 512, &Unit::raw(2).unwrap()).unwrap()
 }
 
-/// Wakes a thread that waits.
+/// A waker that wakes a waiting thread.
 #[derive(Default)]
 pub(crate) struct Signal {
     woken: Mutex<bool>,
@@ -57,17 +57,17 @@ impl Wake for Signal {
 }
 
 impl Signal {
-    /// Waits for a wake, and not for ever.
+    /// Waits for a wake, with a timeout.
     pub(crate) fn wait(&self) {
         let mut woken = self.woken.lock();
         let waits = |woken: &mut bool| !*woken;
         let waited = self.changed.wait_while_for(&mut woken, waits, PATIENCE);
-        assert!(!waited.timed_out(), "the wake does not come");
+        assert!(!waited.timed_out(), "no wake in time");
         *woken = false;
     }
 }
 
-/// The smallest executor there is.
+/// A minimal executor.
 pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let mut future = pin!(future);
     let signal = Arc::new(Signal::default());
@@ -80,8 +80,8 @@ pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// The end of a transfer that comes in time.
+/// The result of a transfer. Panics if the transfer does not end in time.
 pub(crate) fn end(done: &TransferCompletion) -> Result<TransferReport, TransferError> {
     let end = done.wait_timeout(PATIENCE);
-    end.expect("a transfer that does not end")
+    end.expect("the transfer does not end")
 }

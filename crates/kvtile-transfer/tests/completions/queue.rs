@@ -1,4 +1,4 @@
-//! Queues, long and full, and the end of a manager.
+//! Long and full queues, and the drop of a manager.
 
 use std::{
     pin::Pin,
@@ -23,7 +23,7 @@ use crate::{
     gated::{Gated, gated, gated_in},
 };
 
-/// Pitfall 19: however many transfers wait in the queue, each of them ends, dropped or not.
+/// Pitfall 19: every transfer in a long queue ends, with or without a completion.
 #[test]
 fn a_long_queue_resolves_to_the_last_and_dropping_neither_cancels_nor_panics() {
     let gated = gated(24);
@@ -45,8 +45,8 @@ fn a_long_queue_resolves_to_the_last_and_dropping_neither_cancels_nor_panics() {
     gated.assert_copied(0..24);
 }
 
-/// A queue that is full makes whoever comes wait, and loses nothing: not when it is full, and not
-/// when its manager is dropped.
+/// A full queue blocks the caller, and loses nothing: neither while it is full nor when its manager
+/// is dropped.
 #[test]
 fn a_full_queue_waits_and_loses_nothing() {
     for capacity in [0, 1, 3] {
@@ -55,7 +55,7 @@ fn a_full_queue_waits_and_loses_nothing() {
         let gated = gated_in(manager, 8);
         let gate = gated.shut();
         let started = AtomicUsize::new(0);
-        // The gate is the closure's, so that its panic lets the starter go on.
+        // The closure owns the gate, so that its panic releases the starter.
         let completions = thread::scope(|scope| {
             let gate = gate;
             let starter = scope.spawn(|| {
@@ -66,14 +66,14 @@ fn a_full_queue_waits_and_loses_nothing() {
                 };
                 (0..8).map(start).collect::<Vec<_>>()
             });
-            // One is under way, and as many as there is room for wait.
+            // One transfer runs, and the queue holds as many as its capacity.
             let room = 1 + capacity;
             let all = || started.load(Ordering::SeqCst) == room;
             wait_until("as many started as there is room for", all);
             thread::sleep(Duration::from_millis(30));
             assert_eq!(started.load(Ordering::SeqCst), room);
             assert!(!starter.is_finished());
-            // Small transfers between memories do not go through the queue.
+            // Small transfers between memories bypass the queue.
             let small = Shape::key_value(2, 1, 4, 1, 8, &Unit::raw(2).unwrap()).unwrap();
             let [a, b] = ["BLKNHC", "L|KBNHC"].map(|word| {
                 let layout = in_memory(&small, word);
@@ -92,7 +92,7 @@ fn a_full_queue_waits_and_loses_nothing() {
     }
 }
 
-/// One who is woken on the manager's thread may start a transfer there, however full the queue is.
+/// A waker that runs on the manager's thread may start a transfer there, even with a full queue.
 #[test]
 fn a_waker_that_starts_a_transfer_does_not_wait_for_itself() {
     struct Starter {
@@ -128,7 +128,7 @@ fn a_waker_that_starts_a_transfer_does_not_wait_for_itself() {
     }
 }
 
-/// Dropping the manager waits for what is under way.
+/// Dropping the manager waits for its transfers.
 #[test]
 fn dropping_the_manager_finishes_its_transfers() {
     let gated = gated(3);

@@ -1,4 +1,4 @@
-//! Threads, futures and wakers learn of the end, of a panic and of an error of the device.
+//! Threads, futures and wakers are notified of the end, of a panic and of a device error.
 
 use std::{
     pin::Pin,
@@ -19,9 +19,10 @@ use crate::{
     shape,
 };
 
-/// A completion resolves for every clone, on threads and in futures, whatever waker polled last.
+/// A completion resolves for every clone, on threads and in futures; the last waker that polled is
+/// woken.
 #[test]
-fn everyone_who_waits_learns_of_the_end() {
+fn every_waiter_is_notified_of_the_end() {
     let gated = gated(2);
     let gate = gated.shut();
     let completion = gated.start(&[0, 1]);
@@ -29,7 +30,7 @@ fn everyone_who_waits_learns_of_the_end() {
     assert!(completion.wait_timeout(Duration::from_millis(5)).is_none());
     assert!(completion.wait_timeout(Duration::ZERO).is_none());
 
-    // Polled with one waker, then another: the last one is woken.
+    // The last of two wakers that polled is woken.
     let (first, last) = (Arc::new(Signal::default()), Arc::new(Signal::default()));
     let mut polled = completion.clone();
     for signal in [&first, &last] {
@@ -37,7 +38,7 @@ fn everyone_who_waits_learns_of_the_end() {
         let pending = Pin::new(&mut polled).poll(&mut Context::from_waker(&waker));
         assert!(pending.is_pending());
     }
-    // Polled and dropped: nobody is woken for it.
+    // A waiter that polled and was dropped is not woken.
     let gone = Arc::new(Signal::default());
     let waker = Waker::from(Arc::clone(&gone));
     let mut dropped = completion.clone();
@@ -85,7 +86,7 @@ fn everyone_who_waits_learns_of_the_end() {
     assert!(block_on(completion.layer(usize::MAX)).is_err());
 }
 
-/// A transfer that panics tells all who wait, frees its blocks, and the next one runs.
+/// A transfer that panics notifies all waiters and frees its blocks, and the next one runs.
 #[test]
 fn a_panic_reaches_all_waiters_and_spares_the_next_transfer() {
     let gated = gated(4);
@@ -115,13 +116,13 @@ struct PanickingWaker;
 
 impl Wake for PanickingWaker {
     fn wake(self: Arc<Self>) {
-        panic!("a waker of somebody else");
+        panic!("a waker of the user");
     }
 }
 
-/// Somebody else's waker that panics costs nobody their completion.
+/// A user's waker that panics does not prevent other completions.
 #[test]
-fn a_waker_that_panics_keeps_nobody_from_being_woken() {
+fn a_waker_that_panics_keeps_no_other_waiter_from_being_woken() {
     let gated = gated(2);
     let gate = gated.shut();
     let (first, second) = (gated.start(&[0]), gated.start(&[1]));
@@ -139,7 +140,7 @@ fn a_waker_that_panics_keeps_nobody_from_being_woken() {
     }
 }
 
-/// A device error in the middle: a file that somebody cuts while it is read.
+/// A device error during the transfer: the file is truncated while it is read.
 #[test]
 fn an_error_of_the_device_reaches_all_waiters() {
     let folder = common::folder();

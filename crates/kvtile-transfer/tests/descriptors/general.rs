@@ -1,4 +1,4 @@
-//! Version 2: its text, what it describes, and what it refuses.
+//! Version 2: its JSON, the layouts that it describes, and refused descriptors.
 
 use kvtile_layout::{LayoutError, tradition::LayoutKind};
 use kvtile_memory::StorageKind;
@@ -11,7 +11,7 @@ use crate::{
     read,
 };
 
-/// The text is fixed: what was written once is read for ever.
+/// The JSON form is stable: later versions read what this one writes.
 #[test]
 fn the_text_of_version_2_is_written_as_it_was_read() {
     for value in [general_word(), general_digits()] {
@@ -19,7 +19,7 @@ fn the_text_of_version_2_is_written_as_it_was_read() {
         assert_eq!(descriptor.version(), 2);
         let mut written: Value = serde_json::from_str(&descriptor.to_json().unwrap()).unwrap();
         let shape = written["shape"].as_object_mut().unwrap();
-        // What a shape has by default is written out.
+        // The defaults of a shape are written explicitly.
         assert!(shape.remove("shard").unwrap().is_object());
         for (plane, read) in written["shape"]["planes"]
             .as_array_mut()
@@ -47,7 +47,7 @@ fn a_layout_by_a_word_that_no_config_describes_is_read() {
     assert!(layout.serialization_details().is_err());
     assert_eq!(layout.strided().word().unwrap().to_string(), "BLKNC");
     assert_eq!(layout.strided().alignment(), 64);
-    // 4 layers of 4100 and 64 bytes are 16656, and 16704 is the next multiple of 64.
+    // 4 layers of 4100 + 64 bytes are 16656 bytes, and 16704 is the next multiple of 64.
     let place = |block, layer, plane| layout.memory_region(block, layer, plane).unwrap();
     assert_eq!(place(0, 0, 0).addr, 4096);
     assert_eq!(
@@ -74,7 +74,7 @@ fn a_layout_by_digits_is_read() {
     assert!(matches!(order, DescribedOrder::Digits { .. }));
 }
 
-/// Another writer may use version 2 for what a config describes: the view is there.
+/// Another writer may use version 2 for a layout that a config describes; the view exists then.
 #[test]
 fn a_layout_of_version_2_has_a_config_where_one_describes_it() {
     let mut value = general_word();
@@ -89,11 +89,11 @@ fn a_layout_of_version_2_has_a_config_where_one_describes_it() {
     let config = layout.config().unwrap();
     assert_eq!((config.outer_dim(), config.num_heads()), (2, Some(8)));
     assert_eq!(config.page_bytes(), 16 * 8 * 16 * 2);
-    // It describes itself as it came.
+    // It keeps the form in which it was received.
     assert_eq!(layout.to_descriptor().version(), 2);
 }
 
-/// Units that share bytes are no error, as in a local layout: such a layout can only be read.
+/// Units may share bytes, as in a local layout: such a layout is read-only.
 #[test]
 fn digits_that_overlap_make_a_layout_that_is_not_injective() {
     let mut value = general_digits();
@@ -115,7 +115,7 @@ fn hostile_descriptors_of_version_2_are_refused_with_what_is_wrong() {
         read(&unknown),
         Err(TransferError::DescriptorSyntax { .. })
     ));
-    // The fields of version 1 under the number of version 2, and the other way round.
+    // The fields of version 1 with the number of version 2, and vice versa.
     let mut mixed = general_word();
     mixed["version"] = json!(1);
     assert!(read(&mixed).is_err());
@@ -137,19 +137,14 @@ fn hostile_words() -> Vec<Hostile> {
         ("no shape", "/shape", Value::Null, is_syntax),
         ("no alignment", "/alignment", Value::Null, is_syntax),
         ("no order", "/order", Value::Null, is_syntax),
-        ("an order of nothing", "/order", json!({}), is_syntax),
+        ("an empty order", "/order", json!({}), is_syntax),
         (
             "two orders",
             "/order",
             json!({"word": "BLKNC", "digits": {"planes": [], "region_bytes": []}}),
             is_syntax,
         ),
-        (
-            "a word that is none",
-            "/order/word",
-            json!("BL("),
-            is_syntax,
-        ),
+        ("an invalid word", "/order/word", json!("BL("), is_syntax),
         (
             "a word without an axis",
             "/order/word",
@@ -173,7 +168,7 @@ fn hostile_words() -> Vec<Hostile> {
             is_syntax,
         ),
         (
-            "a unit of nothing",
+            "a unit of zero bytes",
             "/shape/planes/0/unit/bytes",
             json!(0),
             is_syntax,
@@ -202,7 +197,7 @@ fn hostile_words() -> Vec<Hostile> {
 fn hostile_digits() -> Vec<Hostile> {
     vec![
         (
-            "a plane that is not there",
+            "an unknown plane",
             "/order/digits/planes/0/plane",
             json!("z"),
             is_layout,
@@ -232,7 +227,7 @@ fn hostile_digits() -> Vec<Hostile> {
             |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
         ),
         (
-            "a region outside",
+            "an unknown region",
             "/order/digits/planes/0/region",
             json!(1),
             |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
@@ -244,7 +239,7 @@ fn hostile_digits() -> Vec<Hostile> {
             |e| matches!(e, TransferError::Layout(LayoutError::OutsideRegion { .. })),
         ),
         (
-            "digits that do not make up their axis",
+            "digits that do not cover their axis",
             "/order/digits/planes/0/digits/1/extent",
             json!(2),
             |e| {

@@ -1,4 +1,4 @@
-//! Version 1 from a hostile or broken writer.
+//! Version 1 from a hostile or faulty writer.
 
 use kvtile_layout::LayoutError;
 use kvtile_transfer::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor, TransferError};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{contiguous, read, separate};
 
-/// Pitfall 2: what a hostile or broken writer may say, each refused by its own error.
+/// Pitfall 2: each invalid value from a hostile or faulty writer is refused with its own error.
 #[test]
 fn hostile_descriptors_are_refused_with_what_is_wrong() {
     for (what, path, new, check) in hostile_cases() {
@@ -14,7 +14,7 @@ fn hostile_descriptors_are_refused_with_what_is_wrong() {
     }
 }
 
-/// Demands that `value` with one change is refused for the reason that `case` names.
+/// Asserts that `value` with one change is refused with the error of `case`.
 pub(crate) fn refuses(mut value: Value, (what, path, new, check): Hostile) {
     if new.is_null() {
         value.as_object_mut().unwrap().remove(&path[1..]);
@@ -26,7 +26,7 @@ pub(crate) fn refuses(mut value: Value, (what, path, new, check): Hostile) {
     assert!(!error.to_string().is_empty());
 }
 
-/// What is said, where it stands in the document, the value, and what it must be refused for.
+/// The name of the case, the JSON pointer, the new value, and the check of the error.
 pub(crate) type Hostile = (
     &'static str,
     &'static str,
@@ -98,7 +98,7 @@ fn hostile_places() -> Vec<Hostile> {
             |e| matches!(e, TransferError::DescriptorRange { index: 0, .. }),
         ),
         (
-            "a region of nothing",
+            "an empty region",
             "/memory_descriptors/0/size",
             json!(0),
             |e| matches!(e, TransferError::DescriptorRange { index: 0, .. }),
@@ -159,7 +159,7 @@ fn hostile_places() -> Vec<Hostile> {
     ]
 }
 
-/// Pitfall 7: regions that share a byte, or one region for two layers.
+/// Pitfall 7: regions that overlap, or one region for two layers.
 #[test]
 fn overlapping_regions_are_refused() {
     for (region, shift) in [(1, 0i64), (1, -1), (2, -81_920), (3, -245_760)] {

@@ -1,12 +1,12 @@
-//! Descriptors: what other systems wrote is read, what was written comes back, and what is hostile
-//! is refused within bounded memory.
+//! Descriptors: those of other systems are read, written ones survive a round trip, and hostile
+//! ones are refused within bounded memory.
 //!
 //! | file | what it tests |
 //! | --- | --- |
 //! | `tradition` | version 1 as other systems write it |
-//! | `general` | version 2: text, order, and what it refuses |
-//! | `round_trip` | layouts of every kind come back |
-//! | `hostile` | version 1 from a hostile or broken writer |
+//! | `general` | version 2: JSON, order, and refused descriptors |
+//! | `round_trip` | layouts of every kind survive a round trip |
+//! | `hostile` | version 1 from a hostile or faulty writer |
 //! | `memory` | absurd counts and mutations, within bounded memory |
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
@@ -26,7 +26,7 @@ use std::{
 use kvtile_transfer::{LayoutDescriptor, PhysicalLayout, TransferError};
 use serde_json::{Value, json};
 
-/// The system's allocator with a count of what is allocated.
+/// The system allocator with a count of allocated bytes.
 struct Counting;
 
 pub(crate) static LIVE: AtomicUsize = AtomicUsize::new(0);
@@ -37,7 +37,7 @@ fn count(bytes: usize) {
     PEAK.fetch_max(live, Ordering::Relaxed);
 }
 
-// SAFETY: everything is passed on to the system's allocator; counting touches no memory of it.
+// SAFETY: every call is passed on to the system allocator; counting touches none of its memory.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(layout.size());
@@ -55,7 +55,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What the tests of this binary may use together, in bytes: some run at the same time.
+/// Memory limit of all tests of this binary together, in bytes: some run concurrently.
 pub(crate) const MEMORY_MAX: usize = 512 << 20;
 
 pub(crate) fn contiguous() -> Value {
@@ -89,7 +89,7 @@ pub(crate) fn read(value: &Value) -> Result<PhysicalLayout, TransferError> {
     PhysicalLayout::from_descriptor(LayoutDescriptor::from_json(&value.to_string())?)
 }
 
-/// A layout that no config describes, by a word: a page of one opaque unit beside a plane of scales.
+/// A layout by a word that no config describes: a page of one opaque unit beside a plane of scales.
 pub(crate) fn general_word() -> Value {
     json!({
         "version": 2,
@@ -113,7 +113,7 @@ fn digit(axis: &str, extent: u64, bytes: u64) -> Value {
     json!({"axis": axis, "low": 1, "extent": extent, "step": {"regions": 0, "bytes": bytes}})
 }
 
-/// A layout by digits: pages of 100 bytes in two regions, one for each layer.
+/// A layout by digits: pages of 100 bytes in two regions, one per layer.
 pub(crate) fn general_digits() -> Value {
     let layer = json!({"axis": "L", "low": 1, "extent": 2, "step": {"regions": 1, "bytes": 0}});
     let mut value = general_word();

@@ -1,4 +1,4 @@
-//! Absurd counts and mutations: an error or a layout, within bounded memory.
+//! Absurd counts and mutations: each gives an error or a layout, within bounded memory.
 
 use std::sync::atomic::Ordering;
 
@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{LIVE, MEMORY_MAX, PEAK, contiguous, general_digits, general_word, read, separate};
 
-/// Pitfall 8: what a few bytes claim is not allocated.
+/// Pitfall 8: claims in a short document do not cause allocations.
 #[test]
 fn absurd_counts_cost_no_memory() {
     let mut texts: Vec<String> = Vec::new();
@@ -52,7 +52,7 @@ fn absurd_counts_cost_no_memory() {
             texts.push(descriptor.to_string());
         }
     }
-    // Digits that step from region to region in many ways.
+    // Many combinations of digits that step between regions.
     for regions in [1u64 << 14, 1 << 17] {
         let half = regions / 2;
         let digit = |axis: &str| {
@@ -84,7 +84,7 @@ fn absurd_counts_cost_no_memory() {
     }
 }
 
-/// Counts, regions and digits of version 2 that no memory could hold.
+/// Counts, regions and digits of version 2 that exceed any memory.
 fn absurd_general() -> Vec<String> {
     let mut texts = Vec::new();
     let counts = [
@@ -122,7 +122,7 @@ fn absurd_general() -> Vec<String> {
             texts.push(value.to_string());
         }
     }
-    // Steps from region to region whose product is far more than the regions there are.
+    // Steps between regions whose product far exceeds the number of regions.
     let regions = 1 << 17;
     let far = |axis: &str| json!({"axis": axis, "low": 1, "extent": regions / 2, "step": {"regions": 1, "bytes": 0}});
     let mut value = general_digits();
@@ -131,7 +131,7 @@ fn absurd_general() -> Vec<String> {
     value["order"]["digits"]["planes"][0]["digits"] = json!([far("B"), far("L")]);
     value["order"]["digits"]["region_bytes"] = json!(vec![384; regions]);
     texts.push(value.to_string());
-    // More planes and digits than there may be.
+    // More planes and digits than the limits allow.
     let mut value = general_digits();
     let digit = value["order"]["digits"]["planes"][0]["digits"][1].clone();
     value["order"]["digits"]["planes"][0]["digits"] = json!(vec![digit; 1 << 16]);
@@ -143,7 +143,7 @@ fn absurd_general() -> Vec<String> {
     texts
 }
 
-/// Every value of a document, by path.
+/// The paths of all values of a document.
 fn paths(value: &Value, path: &str, found: &mut Vec<String>) {
     found.push(path.to_owned());
     match value {
@@ -192,7 +192,7 @@ fn documents() -> Vec<Value> {
 }
 
 #[test]
-fn the_documents_that_are_mutated_are_good_ones() {
+fn the_documents_before_mutation_are_valid() {
     for document in documents() {
         read(&document).unwrap_or_else(|error| panic!("{error}: {document}"));
     }
@@ -242,8 +242,8 @@ fn replacements() -> impl Strategy<Value = Value> {
 proptest! {
     #![proptest_config(config(6000))]
 
-    /// Values replaced and removed at random: an error or a layout, never a panic, never memory
-    /// without bounds.
+    /// Values replaced and removed at random: an error or a layout, never a panic, never unbounded
+    /// memory.
     #[test]
     fn mutated_descriptors_never_panic(
         document in prop::sample::select(documents()),

@@ -1,4 +1,4 @@
-//! Layouts of every kind come back from their descriptors.
+//! Layouts of every kind survive a round trip through their descriptors.
 
 use kvtile_layout::{
     Axis, Plane, PlaneDigits, Shape, Unit, Word,
@@ -26,12 +26,12 @@ fn round_trip(layout: &PhysicalLayout) {
     );
     assert_eq!(remote.logical_fingerprint(), layout.logical_fingerprint());
     common::same_addresses(&remote, layout);
-    // A remote layout describes itself as it came.
+    // A remote layout keeps the description that it was received with.
     assert_eq!(remote.to_descriptor(), descriptor);
 }
 
 #[test]
-fn layouts_of_every_family_come_back_from_their_descriptors() {
+fn layouts_of_every_family_survive_a_round_trip() {
     for inner in [InnerShape::Unknown, InnerShape::NHD, InnerShape::HND] {
         for outer_dim in [1, 2] {
             let config = LayoutConfig::builder()
@@ -100,10 +100,10 @@ fn layouts_of_every_family_come_back_from_their_descriptors() {
 proptest! {
     #![proptest_config(config(300))]
 
-    /// Random planes, words and alignments, in the form of the tradition where a config describes them, and in the
-    /// general form otherwise.
+    /// Random planes, words and alignments: in the traditional form where a config describes them,
+    /// else in the general form.
     #[test]
-    fn random_layouts_come_back_from_their_descriptors(case in layouts()) {
+    fn random_layouts_survive_a_round_trip(case in layouts()) {
         let image = case.reference().unwrap().poisoned().unwrap();
         let folder = std::path::Path::new("");
         let (layout, _) = common::over_image(&case, &image, common::Place::Memory, folder).unwrap();

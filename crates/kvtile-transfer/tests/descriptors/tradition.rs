@@ -30,7 +30,7 @@ fn descriptors_of_the_tradition_are_read() {
     assert_eq!(layout.memory_descriptors().len(), 4);
 }
 
-/// Fields that some writers have and others have not, in every combination.
+/// Fields that some writers omit, in every combination.
 #[test]
 fn optional_fields_of_the_tradition_are_read_present_and_absent() {
     for make in [contiguous, separate] {
@@ -76,7 +76,8 @@ fn optional_fields_of_the_tradition_are_read_present_and_absent() {
             word(inner_of("", Some("OperationalNHD"), Some(8))),
             (nhd, true)
         );
-        // An order that contradicts, or that places heads nobody counted, is refused: pitfalls 5, 24.
+        // A contradictory order, or one that places heads without a head count, is refused:
+        // pitfalls 5, 24.
         inner_of("NHD", Some("OperationalHND"), Some(8)).unwrap_err();
         inner_of("HND", None, None).unwrap_err();
         inner_of("", Some("OperationalHND"), None).unwrap_err();
@@ -100,7 +101,7 @@ fn optional_fields_of_the_tradition_are_read_present_and_absent() {
     read(&value).unwrap();
 }
 
-/// What this version writes for them is what every earlier version read.
+/// This version writes such layouts in the form that every earlier version reads.
 #[test]
 fn a_layout_that_a_config_describes_is_written_as_version_1() {
     for make in [contiguous, separate] {
@@ -112,7 +113,7 @@ fn a_layout_that_a_config_describes_is_written_as_version_1() {
         ));
         let mut written: serde_json::Value =
             serde_json::from_str(&descriptor.to_json().unwrap()).unwrap();
-        // Defaults are written out.
+        // Defaults are written explicitly.
         let (config, expected) = (&mut written["layout_config"], make());
         assert_eq!(config["inner_shape"], "Unknown");
         let config = config.as_object_mut().unwrap();

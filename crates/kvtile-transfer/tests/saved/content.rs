@@ -1,9 +1,9 @@
-//! What was saved comes back: in any order, into any order, in any process.
+//! Saved blocks are restored: in any order, into any layout, in any process.
 
 use super::*;
 
 #[test]
-fn blocks_come_back_in_any_order_from_any_order() {
+fn blocks_are_restored_in_any_order_from_any_order() {
     let folder = common::folder();
     let (manager, handle) = filled(6, "L|BKNHC");
     let stored = [
@@ -41,7 +41,7 @@ fn blocks_come_back_in_any_order_from_any_order() {
     );
 }
 
-/// One block of a cache whose word splits the blocks into groups.
+/// Loads single blocks of a cache whose word splits the blocks into groups.
 #[test]
 fn a_cache_in_groups_of_blocks_gives_single_blocks() {
     let folder = common::folder();
@@ -67,7 +67,7 @@ fn a_cache_in_groups_of_blocks_gives_single_blocks() {
     );
 }
 
-/// Pitfall 25: what one process saved, another one finds and takes, into another order.
+/// Pitfall 25: another process loads a saved cache, into another order.
 #[test]
 fn another_process_loads_what_this_one_saved() {
     if let Some((role, path)) = child::role() {
@@ -83,7 +83,7 @@ fn another_process_loads_what_this_one_saved() {
     child::passes(child::spawn(name, "loader", path.to_str().unwrap()));
 }
 
-/// More blocks than are staged at a time, one of them damaged.
+/// More blocks than one batch holds, one of them damaged.
 #[test]
 fn large_caches_are_loaded_in_batches() {
     let folder = common::folder();

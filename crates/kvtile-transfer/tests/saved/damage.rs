@@ -1,9 +1,9 @@
-//! What is damaged is noticed, and costs no more than it must.
+//! Damage is detected, and costs no more than the damaged blocks.
 
 use super::*;
 
-/// Every bit that decides anything is under a checksum: any one byte that changes is noticed, and
-/// what is not (padding) changes nothing.
+/// A checksum covers every significant byte: any changed byte is detected, or it is padding and
+/// changes nothing.
 #[test]
 fn every_flipped_byte_before_the_data_is_refused_or_harmless() {
     let folder = common::folder();
@@ -32,7 +32,7 @@ fn every_flipped_byte_before_the_data_is_refused_or_harmless() {
     loads(&path, "BLKNHC", &expected);
 }
 
-/// Pitfall 36: a block whose bytes changed fails, alone, and its destination is as it was.
+/// Pitfall 36: only a block whose bytes changed fails, and its destination stays unchanged.
 #[test]
 fn a_flipped_data_byte_costs_exactly_its_block() {
     let folder = common::folder();
@@ -77,7 +77,7 @@ fn a_flipped_data_byte_costs_exactly_its_block() {
             }
         }
     }
-    // Padding between blocks holds nothing.
+    // The padding between blocks has no content.
     assert!(block_bytes < stride || bytes.len() == data + 3 * stride);
 }
 
@@ -121,7 +121,7 @@ fn truncated_and_extended_files_are_refused() {
         let error = SavedCache::inspect(&path).map(|_| ()).unwrap_err();
         assert!(matches!(error, TransferError::Damaged { .. }), "{error}");
     }
-    // Cut after it was opened: nothing is served.
+    // A file that is truncated after it was opened: no block is served.
     fs::write(&path, &bytes).unwrap();
     let cache = SavedCache::inspect(&path).unwrap();
     let manager = TransferManager::new();
@@ -136,7 +136,7 @@ fn truncated_and_extended_files_are_refused() {
     assert!(cache.load(&manager, handle, &[(0, 0)]).is_err());
     assert!(cache.check_blocks(|_| ()).is_err());
     assert_eq!(manager.block_digest(handle, 0).unwrap(), before);
-    // A folder, nothing, and an empty file are no caches either.
+    // A folder, a missing file and an empty file are not caches either.
     for path in [
         folder.path().to_owned(),
         folder.path().join("none"),

@@ -1,12 +1,12 @@
-//! Saved caches: what was saved comes back in any order, in any process; what is damaged or of
-//! another model is refused; and a name never stands for half a cache.
+//! Saved caches are restored in any order, in any process; damaged caches and those of another
+//! model are refused; and a name never refers to an incomplete cache.
 //!
 //! | file | what it tests |
 //! | --- | --- |
-//! | `content` | what was saved comes back: in any order, into any order, in any process |
-//! | `damage` | what is damaged is noticed, and costs no more than it must |
-//! | `refusals` | what does not fit, and what is of another model, is refused by name before a byte moves |
-//! | `names` | a name never stands for half a cache: full disks, killed savers, and what they leave beside it |
+//! | `content` | saved blocks are restored: in any order, into any layout, in any process |
+//! | `damage` | damage is detected, and costs no more than the damaged blocks |
+//! | `refusals` | mismatches and other models are refused by name before a byte is copied |
+//! | `names` | a name never refers to an incomplete cache: full disks, killed writers, leftover files |
 #![expect(clippy::indexing_slicing, clippy::unwrap_used, reason = "tests")]
 
 #[path = "../child/mod.rs"]
@@ -48,7 +48,7 @@ fn identity(rope_base: f64) -> LogicalIdentity {
         .with_rope(rope)
 }
 
-/// A manager with a layout of `blocks` filled blocks.
+/// A manager with a layout of `blocks` blocks, all filled.
 fn filled(blocks: u64, word: &str) -> (TransferManager, LayoutHandle) {
     let manager = TransferManager::new();
     let handle = manager.register(in_memory(&shape(blocks), word)).unwrap();
@@ -64,7 +64,7 @@ fn options(word: &str, tokens: u64) -> SaveOptions {
     options
 }
 
-/// Six blocks, saved in the order 4, 0, 5.
+/// Saves three of six blocks, in the order 4, 0, 5.
 fn saved(path: &Path) -> Vec<Fingerprint> {
     let (manager, handle) = filled(6, "L|BKNHC");
     let options = options("BHLKNC", 20);
@@ -87,7 +87,8 @@ fn files_in(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Loads all blocks of the cache at `path` into an empty layout of `word`, turned, and compares.
+/// Loads all blocks of the cache at `path` into an empty layout of `word`, in reverse order, and
+/// compares them.
 fn loads(path: &Path, word: &str, expected: &[Fingerprint]) {
     let cache = SavedCache::open(path, &identity(10_000.0)).unwrap();
     assert_eq!(cache.num_blocks(), expected.len());
@@ -108,7 +109,7 @@ fn loads(path: &Path, word: &str, expected: &[Fingerprint]) {
     manager.unregister(handle).unwrap();
 }
 
-/// Where header and checksums end, and where the data starts.
+/// The end of header and checksums, and the start of the data.
 fn bounds(bytes: &[u8]) -> (usize, usize) {
     let header = u64::from_le_bytes(bytes[16..24].try_into().unwrap());
     let blocks = u64::from_le_bytes(bytes[24..32].try_into().unwrap());

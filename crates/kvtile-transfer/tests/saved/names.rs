@@ -1,13 +1,13 @@
-//! A name never stands for half a cache: full disks, killed savers, and what they leave beside it.
+//! A name never refers to an incomplete cache: full disks, killed writers, leftover files.
 
 use super::*;
 
-/// Pitfall 10: a file that exists is not touched unless that is asked for.
+/// Pitfall 10: an existing file is not touched without `replace`.
 #[test]
-fn an_existing_file_is_replaced_only_when_asked() {
+fn an_existing_file_is_replaced_only_on_request() {
     let folder = common::folder();
     let path = folder.path().join("cache");
-    fs::write(&path, b"somebody else's").unwrap();
+    fs::write(&path, b"another file").unwrap();
     let (manager, handle) = filled(4, "L|BKNHC");
     let mut options = options("BHLKNC", 20);
     let error = save(&manager, handle, &[0, 1, 2], &path, &options).unwrap_err();
@@ -21,19 +21,19 @@ fn an_existing_file_is_replaced_only_when_asked() {
         ),
         "{error}"
     );
-    assert_eq!(fs::read(&path).unwrap(), b"somebody else's");
+    assert_eq!(fs::read(&path).unwrap(), b"another file");
     assert_eq!(files_in(folder.path()), ["cache"]);
     options.replace = true;
     save(&manager, handle, &[0, 1, 2], &path, &options).unwrap();
     SavedCache::open(&path, &identity(10_000.0)).unwrap();
     assert_eq!(files_in(folder.path()), ["cache"]);
-    // A failure leaves the old one.
+    // After a failure the old file remains.
     let before = fs::read(&path).unwrap();
     save(&manager, handle, &[0, 9], &path, &options).unwrap_err();
     assert_eq!(fs::read(&path).unwrap(), before);
 }
 
-/// Runs this binary's test `name` as a child in `role` under the shell command `before`.
+/// Runs test `name` of this binary as a child in `role`, after the shell command `before`.
 fn under_shell(name: &str, role: &str, argument: &str, before: &str) -> std::process::Output {
     let binary = std::env::current_exe().unwrap();
     let script = format!(
@@ -47,7 +47,8 @@ fn under_shell(name: &str, role: &str, argument: &str, before: &str) -> std::pro
         .unwrap()
 }
 
-/// A disk that is full in the middle leaves no file, and what existed is as it was.
+/// A disk that becomes full during the save: no new file appears, and an existing one stays
+/// unchanged.
 #[test]
 fn a_full_disk_leaves_no_file() {
     let name = "names::a_full_disk_leaves_no_file";
@@ -63,7 +64,7 @@ fn a_full_disk_leaves_no_file() {
         assert!(error.to_string().contains("no room"), "{error}");
         assert_eq!(files_in(folder), ["cache"]);
         assert_eq!(fs::read(&path).unwrap(), b"old");
-        // With room, the same manager saves.
+        // With enough space, the same manager saves.
         save(&manager, handle, &ids[..3], &path, &options).unwrap();
         assert_eq!(files_in(folder), ["cache"]);
         return;
@@ -87,11 +88,11 @@ fn a_full_disk_leaves_no_file() {
     );
 }
 
-/// Pitfall 35: a killed saver leaves nothing under the final name, and the next save of that name
-/// removes what it left beside it.
+/// Pitfall 35: a killed writer leaves nothing under the final name, and the next save of that name
+/// removes its partial file.
 #[test]
-fn a_killed_saver_leaves_no_cache_and_the_next_one_cleans_up() {
-    let name = "names::a_killed_saver_leaves_no_cache_and_the_next_one_cleans_up";
+fn a_killed_writer_leaves_no_cache_and_the_next_one_cleans_up() {
+    let name = "names::a_killed_writer_leaves_no_cache_and_the_next_one_cleans_up";
     if let Some((_, path)) = child::role() {
         let shape = Shape::key_value(64, 4, 16, 8, 512, &Unit::raw(2).unwrap()).unwrap();
         let manager = TransferManager::new();
@@ -113,7 +114,7 @@ fn a_killed_saver_leaves_no_cache_and_the_next_one_cleans_up() {
             .iter()
             .any(|name| name.contains(".partial-"))
         {
-            assert!(child.try_wait().unwrap().is_none(), "the saver ended");
+            assert!(child.try_wait().unwrap().is_none(), "the writer ended");
             std::thread::sleep(Duration::from_millis(1));
         }
         std::thread::sleep(Duration::from_millis(pause));
@@ -148,7 +149,7 @@ fn only_abandoned_partial_files_of_that_name_are_removed() {
     fs::create_dir(folder.path().join("cache.partial-3-3")).unwrap();
     fs::write(folder.path().join("cache.partial-1-1"), b"abandoned").unwrap();
     let live = folder.path().join("cache.partial-2-2");
-    fs::write(&live, b"somebody writes it").unwrap();
+    fs::write(&live, b"in progress").unwrap();
     let lock = File::open(&live).unwrap();
     lock.lock().unwrap();
     saved(&path);
@@ -158,9 +159,10 @@ fn only_abandoned_partial_files_of_that_name_are_removed() {
     assert_eq!(files_in(folder.path()), expected);
 }
 
-/// In a container every process has the same number: what a killed one left is not in the way.
+/// In containers, process ids repeat: the partial file of a killed process does not block a new one
+/// with the same id.
 #[test]
-fn a_partial_file_of_a_former_process_of_the_same_number_is_not_in_the_way() {
+fn a_partial_file_of_an_earlier_process_with_the_same_id_does_not_block() {
     let folder = common::folder();
     let path = folder.path().join("cache");
     for number in 0..40 {

@@ -1,8 +1,8 @@
-//! What does not fit, and what is of another model, is refused by name before a byte moves.
+//! Mismatches and other models are refused by name before a byte is copied.
 
 use super::*;
 
-/// Pitfall 23: the first field that differs is named, with both values.
+/// Pitfall 23: the error contains the first field that differs, with both values.
 #[test]
 fn another_model_is_refused_by_name() {
     let folder = common::folder();
@@ -53,7 +53,7 @@ fn another_model_is_refused_by_name() {
         };
         assert!(difference.field.starts_with(field), "{field}: {error}");
     }
-    // Into a layout that says what it holds, nothing else is loaded.
+    // A layout with a logical fingerprint accepts no other content.
     let cache = SavedCache::inspect(&path).unwrap();
     let manager = TransferManager::new();
     let theirs = PhysicalLayout::builder()
@@ -66,7 +66,7 @@ fn another_model_is_refused_by_name() {
     let theirs = manager.register(theirs).unwrap();
     let error = cache.load(&manager, theirs, &[(0, 0)]).unwrap_err();
     assert!(matches!(error, TransferError::LogicalDiffers { .. }));
-    // And nothing that is of one model is saved as another's.
+    // Blocks of one model are never saved under the identity of another.
     let path = folder.path().join("mislabelled");
     let error = save(&manager, theirs, &[0], &path, &options("BHLKNC", 1)).unwrap_err();
     assert!(
@@ -77,7 +77,7 @@ fn another_model_is_refused_by_name() {
 }
 
 #[test]
-fn what_cannot_be_saved_leaves_no_file() {
+fn refused_saves_leave_no_file() {
     let folder = common::folder();
     let path = folder.path().join("cache");
     let (manager, handle) = filled(4, "L|BKNHC");
@@ -126,7 +126,7 @@ fn what_cannot_be_saved_leaves_no_file() {
     assert_eq!(files_in(folder.path()), ["cache"]);
 }
 
-/// Everything about a load that can be known is known before the first byte.
+/// All errors of a load that are detectable in advance come before the first byte.
 #[test]
 fn loads_that_do_not_fit_are_refused_before_a_byte_moves() {
     let folder = common::folder();
@@ -164,7 +164,7 @@ fn loads_that_do_not_fit_are_refused_before_a_byte_moves() {
     assert!(cache.load(&manager, other, &[(0, 0)]).is_err());
     assert_eq!(digests(), before);
     assert!(cache.load(&manager, handle, &[]).unwrap().is_empty());
-    // The same block may be loaded to several places.
+    // One block may be loaded into several destinations.
     assert_eq!(
         good(&cache.load(&manager, handle, &[(1, 0), (1, 3)]).unwrap()),
         [true, true]
@@ -172,9 +172,10 @@ fn loads_that_do_not_fit_are_refused_before_a_byte_moves() {
     assert_eq!(digests()[0], digests()[3]);
 }
 
-/// What no reader takes is not written, and a cache of that name stays as it was.
+/// A header that readers would refuse is not written, and an existing cache of that name stays
+/// unchanged.
 #[test]
-fn notes_that_no_header_has_room_for_are_refused() {
+fn notes_that_exceed_the_header_are_refused() {
     let folder = common::folder();
     let (manager, handle) = filled(2, "L|BKNHC");
     let path = folder.path().join("cache");

@@ -1,15 +1,15 @@
-//! Many pieces of one file at a time: neighbours are joined, and many operations are in flight.
+//! Batches of pieces of one file: adjacent pieces are merged, and many operations are in flight.
 //!
 //! ```text
 //! pieces           a b c   d     e        in the order of the caller
-//! parts            what is direct of each piece, its edges, and cuts of what is long
-//! runs             [b a c] [d] [e ...     parts that are neighbours in the file, as one operation
+//! parts            the direct middle of each piece, its edges, and segments of long parts
+//! runs             [b a c] [d] [e ...     adjacent parts of the file, as one operation
 //! queue            up to its capacity of runs in flight
 //! ```
 //!
-//! A piece is reported as soon as all of its parts have ended, while other runs are in flight. A run
-//! that ends short or fails is finished part by part by the blocking calls of [`FileMemory`], so that
-//! each piece has an outcome of its own.
+//! A piece is reported as soon as all of its parts have ended; other runs may still be in flight.
+//! After a short or failed run, the blocking calls of [`FileMemory`] finish it part by part, so
+//! that each piece has its own result.
 
 use std::{
     ops::Range,
@@ -27,59 +27,60 @@ use super::{
     staging::Worker,
 };
 
-/// Gets the index of each piece that was read, and its bytes or its error.
+/// Receives the index of each piece that was read, with its bytes or its error.
 type ReadLanded<'l> = dyn FnMut(usize, Result<&[u8], MemoryError>) + 'l;
 
-/// Gets the index of each piece that has ended.
+/// Receives the index of each piece that has ended.
 type Landed<'l> = dyn FnMut(usize, Result<(), MemoryError>) + 'l;
 
-/// Bytes that neighbours are joined to, and that long pieces are cut to. From 256 KiB on the length made no
-/// difference on a virtual disk. It has fewer pages of 4 KiB than a request of virtio has segments (254):
-/// the kernel cuts a longer request, and io_uring then leaves it to a thread of the kernel.
+/// Maximum length of a merged run and of a segment of a long piece. From 256 KiB on, the length
+/// made no difference on a virtual disk. 512 KiB is fewer 4 KiB pages than a virtio request has
+/// segments (254): the kernel splits a longer request, and io_uring then passes it to a kernel
+/// thread.
 const RUN_BYTES: usize = 512 << 10;
 
-/// A piece of a file to be read.
+/// A piece of a file to read.
 #[derive(Debug)]
 pub struct FileRead<'a> {
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub offset: u64,
-    /// Where it goes, and how long it is.
+    /// The destination buffer, which also gives the length.
     pub bytes: &'a mut [u8],
 }
 
-/// A piece of a file to be written.
+/// A piece of a file to write.
 #[derive(Clone, Copy, Debug)]
 pub struct FileWrite<'a> {
-    /// Where it begins in the file.
+    /// Offset in the file.
     pub offset: u64,
-    /// What is written there.
+    /// The bytes to write.
     pub bytes: &'a [u8],
 }
 
-/// Reads and writes many pieces of a file at a time, each as [`FileMemory::read_exact_at`] and
-/// [`FileMemory::write_all_at`] would. Pieces that are neighbours in the file become one operation,
-/// wherever their memory lies; the pieces of one call need no order.
+/// Reads and writes many pieces of a file in one call, each as [`FileMemory::read_exact_at`] and
+/// [`FileMemory::write_all_at`] would. Pieces that are adjacent in the file become one operation,
+/// even if their memory is not adjacent; the pieces may be in any order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileBatch {
     way: FileWay,
 }
 
 impl FileBatch {
-    /// Through the queue that `way` asks for.
+    /// A batch through the queue of kind `way`.
     #[must_use]
     pub fn new(way: FileWay) -> FileBatch {
         FileBatch { way }
     }
 
-    /// What batches go through on this machine now.
+    /// The I/O method that batches use on this machine now.
     #[must_use]
     pub fn io(&self) -> FileIo {
         FileIo::of(self.way)
     }
 
-    /// Reads all of `reads`. `landed` gets the index of each piece once, as soon as that piece has
-    /// ended, with its bytes or its error; other pieces may still be under way then. No buffer is
-    /// written any more when this returns, also where `landed` panics.
+    /// Reads all of `reads`. Calls `landed` once for each piece, as soon as it has ended, with its
+    /// index and its bytes or error; other pieces may still be in flight. After the call returns or
+    /// unwinds from a panic of `landed`, no buffer is written any more.
     pub fn read(&self, file: &FileMemory, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
         let pieces: Vec<(u64, Span)> = reads
             .iter_mut()
@@ -100,14 +101,14 @@ impl FileBatch {
             landed(index, outcome.map(|()| bytes));
         };
         // SAFETY: the spans are the buffers of `reads`, which are borrowed exclusively until this
-        // returns, do not meet, and are used through these addresses alone.
+        // returns, do not overlap, and are used through these addresses alone.
         unsafe { self.transfer(file, Direction::Read, &pieces, &mut landed) }
     }
 
-    /// Writes all of `writes`. `landed` gets the index of each piece once, as soon as that piece has
-    /// ended; other pieces may still be under way then. Where pieces of one call meet in the file,
-    /// any of them may be there in the end. No buffer is read any more when this returns, also where
-    /// `landed` panics.
+    /// Writes all of `writes`. Calls `landed` once for each piece, as soon as it has ended; other
+    /// pieces may still be in flight. Where pieces of one call overlap in the file, any of them may
+    /// be the last to write. After the call returns or unwinds from a panic of `landed`, no buffer
+    /// is read any more.
     pub fn write(
         &self,
         file: &FileMemory,
@@ -146,7 +147,7 @@ impl FileBatch {
         }
         flight.join();
         if direction == Direction::Write {
-            // Writes to the page cache are copies: a queue would have a thread of the kernel do them.
+            // Writes to the page cache are copies, which a queue would delegate to a kernel thread.
             // SAFETY: passed on to the caller.
             unsafe { flight.run_here(|is_direct| !is_direct, landed) };
         }
@@ -161,7 +162,7 @@ impl FileBatch {
     }
 }
 
-/// A part of a piece, transferred through one descriptor.
+/// A part of a piece, transferred through one file descriptor.
 #[derive(Clone, Copy)]
 struct Part<'a> {
     piece: usize,
@@ -171,30 +172,30 @@ struct Part<'a> {
     span: Span,
 }
 
-/// Parts that are neighbours in the file.
+/// Adjacent parts of the file.
 struct Run {
     parts: Range<usize>,
-    /// Their memory, in `spans`; parts that are neighbours there as well share one.
+    /// Their memory, in `spans`; parts that are also adjacent in memory share a span.
     spans: Range<usize>,
     bytes: usize,
 }
 
-/// A batch on its way.
+/// A batch in progress.
 struct Flight<'a> {
     file: &'a FileMemory,
     direction: Direction,
     parts: Vec<Part<'a>>,
     spans: Vec<Span>,
     runs: Vec<Run>,
-    /// The first run that was not started.
+    /// The first run that has not started.
     next: usize,
-    /// Parts of each piece that have not ended.
+    /// Number of unfinished parts of each piece.
     left: Vec<usize>,
-    /// What went wrong with a piece, the first time, until it is reported.
+    /// The first error of each failed piece, until it is reported.
     errors: Vec<(usize, MemoryError)>,
 }
 
-/// Waits for what is in flight when it is dropped, also while a panic unwinds.
+/// Waits on drop for all operations in flight, also while a panic unwinds.
 struct Drained<'q>(&'q mut FileQueue);
 
 impl Drop for Drained<'_> {
@@ -217,7 +218,7 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Cuts a piece into its direct part and its edges, and what is long into several.
+    /// Splits a piece into its direct middle and its edges, and long parts into segments.
     fn cut(&mut self, piece: usize, offset: u64, span: Span) -> Result<(), MemoryError> {
         let division = self.file.divide(offset, span.address, span.bytes)?;
         let whole = Part {
@@ -259,7 +260,7 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Puts the parts in the order of the file and joins neighbours. Buffered ones come first.
+    /// Sorts the parts by file offset and merges adjacent ones. Buffered parts come first.
     fn join(&mut self) {
         self.parts
             .sort_unstable_by_key(|part| (part.is_direct, part.offset, part.piece));
@@ -296,7 +297,7 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Run `index` as an operation, and whether it is direct; `None` where there is no such run.
+    /// Run `index` as an operation, with its direct flag; `None` if there is no such run.
     fn operation(&self, index: usize) -> Option<(Operation, bool)> {
         let run = self.runs.get(index)?;
         let first = self.parts.get(run.parts.start)?;
@@ -317,7 +318,7 @@ impl<'a> Flight<'a> {
         Some((operation, first.is_direct))
     }
 
-    /// Does what comes next in this thread, as long as `is_meant` says so of its being direct.
+    /// Executes the next runs on this thread, while `is_meant` returns true for their direct flag.
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`].
@@ -334,7 +335,7 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Does what is left through `queue`, which is empty before and after.
+    /// Executes the remaining runs through `queue`, which is empty before and after.
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`].
@@ -342,14 +343,15 @@ impl<'a> Flight<'a> {
         let drained = Drained(queue);
         let mut ended: Vec<Completion> = Vec::new();
         loop {
-            // What has ended makes room first, so that the disk has work while it is looked at.
+            // Submits before it handles completions, so that the disk stays busy.
             while drained.0.has_room()
                 && let Some((operation, _)) = self.operation(self.next)
             {
-                // SAFETY: the descriptor is the file's, which `self` borrows. `spans` is not changed
-                // before `self` is dropped, and the bytes are the promise of the caller. Both outlive
-                // what is in flight: `drained` takes every completion before this function returns or
-                // unwinds, and `self` and the caller's buffers live longer than that.
+                // SAFETY: the descriptor is the file's, which `self` borrows. `spans` is not
+                // changed before `self` is dropped, and the caller guarantees the bytes. Both
+                // outlive the operations in flight: `drained` takes every completion before this
+                // function returns or unwinds, and `self` and the caller's buffers live longer than
+                // that.
                 unsafe { drained.0.submit(operation) };
                 self.next += 1;
             }
@@ -369,8 +371,8 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Run `index` has ended after `done` bytes. What is missing is done by calls that block, which
-    /// know what may be tried again, and tell for each part what went wrong.
+    /// Handles the end of run `index` after `done` bytes. Blocking calls transfer the missing
+    /// bytes: they know which errors are retryable, and return an error for each part.
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`], and the run is not in flight.
@@ -397,7 +399,7 @@ impl<'a> Flight<'a> {
         }
     }
 
-    /// Transfers a part with calls that block.
+    /// Transfers a part with blocking calls.
     ///
     /// # Safety
     /// As for [`FileBatch::transfer`], and no run with this part is in flight.
@@ -405,8 +407,8 @@ impl<'a> Flight<'a> {
         let Span { address, bytes } = part.span;
         match self.direction {
             Direction::Read => {
-                // SAFETY: the caller keeps the bytes mapped and initialised and everybody else
-                // away; the kernel is done with them.
+                // SAFETY: the caller keeps the bytes mapped and initialised and excludes all other
+                // access; the kernel no longer uses them.
                 let bytes = unsafe { std::slice::from_raw_parts_mut(address, bytes) };
                 self.file.read_exact_at(part.offset, bytes)
             }
@@ -429,14 +431,14 @@ impl<'a> Flight<'a> {
         }
         let first = self.errors.iter().position(|(of, _)| *of == piece);
         let outcome = first.map(|index| self.errors.swap_remove(index).1);
-        // Later errors of the same piece say no more than the first.
+        // Only the first error of a piece is reported.
         self.errors.retain(|(of, _)| *of != piece);
         landed(piece, outcome.map_or(Ok(()), Err));
     }
 }
 
 impl<'a> Part<'a> {
-    /// `bytes` bytes from `from` on.
+    /// The `bytes` bytes from offset `from` on.
     fn of(self, from: usize, bytes: usize) -> Part<'a> {
         Part {
             offset: self.offset + from as u64,

@@ -1,4 +1,4 @@
-//! Batches against the same pieces one by one, on both queues and with files that end early or fail.
+//! Batches against the same pieces one by one, on both queues and with short and failing files.
 
 use std::{
     fs::{self, OpenOptions},
@@ -28,8 +28,8 @@ fn content(seed: usize, bytes: usize) -> Vec<u8> {
     (0..bytes).map(byte).collect()
 }
 
-/// Pieces of the file that do not meet, in random order: small and large ones, aligned or not, many of
-/// them neighbours.
+/// Disjoint pieces of the file in random order: small and large, aligned or not, many of them
+/// adjacent.
 fn pieces(numbers: &mut Numbers) -> Vec<(usize, usize)> {
     let grain = [1, 512, 4096, 4096, 4096][numbers.index(5)];
     let mut pieces = Vec::new();
@@ -51,8 +51,8 @@ fn pieces(numbers: &mut Numbers) -> Vec<(usize, usize)> {
     pieces
 }
 
-/// Where each piece has its memory: one behind the other at multiples of `grain`, so that some are
-/// neighbours there as well.
+/// The memory of each piece: one after the other at multiples of `grain`, so that some pieces are
+/// also adjacent in memory.
 fn places(pieces: &[(usize, usize)], grain: usize) -> (Vec<usize>, usize) {
     let mut end = 0;
     let starts = pieces.iter().map(|(_, bytes)| {
@@ -63,7 +63,7 @@ fn places(pieces: &[(usize, usize)], grain: usize) -> (Vec<usize>, usize) {
     (starts.collect(), end.max(1))
 }
 
-/// The parts of `buffer` from each start on.
+/// Splits `buffer` into the slices from each start on.
 fn split<'b>(
     mut buffer: &'b mut [u8],
     starts: &[usize],
@@ -92,7 +92,7 @@ fn reads<'b>(pieces: &[(usize, usize)], parts: Vec<&'b mut [u8]>) -> Vec<FileRea
 }
 
 #[test]
-fn every_piece_of_a_batch_is_what_it_would_be_alone() {
+fn a_batch_equals_its_pieces_one_by_one() {
     for seed in 0..60 {
         let mut numbers = Numbers::new(seed);
         let folder = folder();
@@ -160,7 +160,7 @@ fn pieces_past_the_end_of_the_region_or_of_the_file_fail_alone() {
             let cut = OpenOptions::new().write(true).open(&path).unwrap();
             cut.set_len(40 << 10).unwrap();
             let mut buffer = AlignedBuffer::new(17 * 4096, 4096).unwrap();
-            // All neighbours, so that good and bad ones are in one operation.
+            // All are adjacent, so that good and bad pieces share one operation.
             let mut reads: Vec<FileRead<'_>> = (0..17)
                 .zip(buffer.chunks_mut(4096))
                 .map(|(index, bytes)| FileRead {
@@ -212,9 +212,9 @@ fn a_file_that_is_read_only_refuses_every_write() {
     assert!(fs::read(&path).unwrap() == content(3, 8192));
 }
 
-/// The buffers are the caller's again when the panic arrives.
+/// After a panic of the callback, the caller owns the buffers again.
 #[test]
-fn nothing_is_in_flight_when_a_panic_of_the_listener_arrives() {
+fn nothing_is_in_flight_after_a_panic_of_the_callback() {
     const BYTES: usize = 16 << 20;
     let folder = folder();
     let path = folder.path().join("file");
@@ -231,7 +231,7 @@ fn nothing_is_in_flight_when_a_panic_of_the_listener_arrives() {
             })
             .collect();
         let read = catch_unwind(AssertUnwindSafe(|| {
-            FileBatch::new(way).read(&file, &mut reads, &mut |_, _| panic!("the listener"));
+            FileBatch::new(way).read(&file, &mut reads, &mut |_, _| panic!("the callback"));
         }));
         assert!(read.is_err());
         drop(reads);
@@ -242,7 +242,7 @@ fn nothing_is_in_flight_when_a_panic_of_the_listener_arrives() {
 }
 
 #[test]
-fn a_batch_says_what_it_goes_through() {
+fn a_batch_reports_its_io_method() {
     let threads = FileBatch::new(FileWay::Threads).io();
     assert!(matches!(threads, FileIo::Threads { .. }));
     assert_eq!(FileBatch::default().io(), FileIo::probe());

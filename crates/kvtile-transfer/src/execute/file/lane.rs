@@ -1,4 +1,4 @@
-//! The lane between files and memory, and between files.
+//! The lane between files and memory, and between two files.
 
 use std::num::NonZeroUsize;
 
@@ -13,14 +13,14 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// See the module.
+/// The lane between files and memory, and between two files.
 #[derive(Debug)]
 pub(crate) struct FileLane {
     threads: NonZeroUsize,
 }
 
 impl FileLane {
-    /// At most `threads` transfers move at the same time; 0 counts as 1.
+    /// At most `threads` transfers run concurrently; 0 counts as 1.
     pub(crate) fn new(threads: usize) -> FileLane {
         FileLane {
             threads: NonZeroUsize::new(threads).unwrap_or(NonZeroUsize::MIN),
@@ -33,7 +33,7 @@ impl Lane for FileLane {
         "kvtile-file"
     }
 
-    /// A transfer waits for its device, so further ones may move meanwhile.
+    /// A transfer waits for its device, so several may run concurrently.
     fn threads(&self) -> NonZeroUsize {
         self.threads
     }
@@ -42,8 +42,9 @@ impl Lane for FileLane {
         [from, to].contains(&LaneEnd::File)
     }
 
-    /// A file that is read into memory is read in its own order. Going layer by layer is free where that
-    /// keeps the order: with a region for each layer, in the file too.
+    /// A read from a file into memory follows the order of the file. Going layer by layer is free
+    /// where it keeps that order: the destination must be memory with one region per layer, and a
+    /// source in files must have one region per layer too.
     fn planning(&self, (source, destination): Sides<'_>) -> LanePlanning {
         let (from_file, to_file) = (
             source.end() == LaneEnd::File,
@@ -57,7 +58,7 @@ impl Lane for FileLane {
         }
     }
 
-    /// A file may take any time.
+    /// A file transfer may take arbitrarily long.
     fn inline_bytes(&self) -> u64 {
         0
     }

@@ -1,4 +1,4 @@
-//! Files as source or destination: the permutation happens in staging memory, while other pieces
+//! Files as source or destination. The permutation happens in staging memory, while other pieces
 //! are read and written.
 //!
 //! ```text
@@ -12,21 +12,21 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `lane` | files as a lane |
-//! | `tiling` | cuts nests into tiles that are dense in the file |
-//! | `window` | merges what tiles touch into contiguous windows, and places them in staging |
-//! | `piece` | cuts windows and runs into reads and writes, direct or buffered |
-//! | `queue` | has reads and writes in flight |
-//! | `staging` | keeps queues and staging memory from one transfer to the next |
-//! | `round` | tiles that share a slot of staging, and their permutation |
-//! | `pipeline` | rounds and runs under way, from the first read to the last write |
-//! | `limits` | how much of all this at once |
-//! | `batch` | many pieces of one file without a plan: joined, and in flight together |
+//! | `lane` | implements the file lane |
+//! | `tiling` | splits nests into tiles that are dense in the file |
+//! | `window` | merges the bytes of tiles into contiguous windows, and places them in staging memory |
+//! | `piece` | splits windows and runs into reads and writes, direct or buffered |
+//! | `queue` | keeps reads and writes in flight |
+//! | `staging` | reuses queues and staging memory across transfers |
+//! | `round` | tiles that share a slot of staging memory, and their permutation |
+//! | `pipeline` | rounds and runs in progress, from the first read to the last write |
+//! | `limits` | limits on the work in progress |
+//! | `batch` | many pieces of one file without a plan: merged, and in flight together |
 //!
-//! A destination window is exactly the bytes that tiles fill, so nothing else in the file is ever
-//! rewritten. Long runs between memory and file skip the staging. What is staged and what is in
-//! flight are bounded, however the pieces lie, and nothing is in flight any more when a transfer
-//! returns, fails or panics.
+//! A destination window contains exactly the bytes that tiles fill, so no other byte of the file is
+//! rewritten. Long runs between memory and file skip the staging memory. The limits bound staging
+//! memory and operations in flight for every placement of the pieces. When a transfer returns,
+//! fails or panics, nothing is in flight any more.
 
 mod batch;
 #[cfg(test)]
@@ -56,7 +56,7 @@ pub use batch::{FileBatch, FileRead, FileWrite};
 pub(super) use lane::FileLane;
 pub use queue::{FileIo, FileWay};
 
-/// Executes all of `plan`, where at least one side is in files.
+/// Executes all of `plan`. At least one side is in files.
 ///
 /// # Safety
 /// As for [`Lane::carry`](super::lane::Lane::carry).
@@ -70,7 +70,7 @@ unsafe fn copy_plan(
     unsafe { copy_plan_within(plan, source, destination, &limits) }
 }
 
-/// [`copy_plan`] within other limits than its own.
+/// [`copy_plan`] with explicit limits.
 ///
 /// # Safety
 /// As for [`Lane::carry`](super::lane::Lane::carry).
@@ -85,11 +85,11 @@ unsafe fn copy_plan_within(
         let nests = class.nests.iter();
         nests.map(|nest| Tiling::new(nest, files)).collect()
     });
-    // Tiles of one class may be under way while those of the next are prepared.
+    // The tiles of one class may be in progress while those of the next are prepared.
     let tilings: Vec<Vec<Tiling>> = tilings.collect::<Result<_, _>>()?;
     let mut worker = Worker::take(limits.way);
-    // SAFETY: passed on to the caller. What the pipeline still has under way, it waits for when it
-    // is dropped, before this function returns or unwinds.
+    // SAFETY: passed on to the caller. Dropping the pipeline waits for its operations in flight,
+    // before this function returns or unwinds.
     let mut pipeline = unsafe { Pipeline::new(source, destination, limits, &mut worker) };
     for (class, tilings) in plan.classes().iter().zip(&tilings) {
         for pair in &class.pairs {

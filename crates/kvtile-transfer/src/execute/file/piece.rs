@@ -1,4 +1,4 @@
-//! Pieces: what goes to the queue, cut so that each is direct or buffered as a whole.
+//! Pieces: the units of the queue. Each is completely direct or completely buffered.
 
 use std::{
     io::IoSliceMut,
@@ -11,7 +11,7 @@ use rustix::io::{ReadWriteFlags, preadv2};
 use super::queue::Direction;
 use crate::error::TransferError;
 
-/// A read or write between a file and memory, all of it through one descriptor.
+/// A read or write between a file and memory, through one file descriptor.
 #[derive(Clone, Copy)]
 pub(super) struct Piece<'a> {
     pub(super) file: &'a FileMemory,
@@ -20,17 +20,17 @@ pub(super) struct Piece<'a> {
     pub(super) offset: u64,
     pub(super) address: *mut u8,
     pub(super) bytes: usize,
-    /// The round that waits for it; runs without staging have none.
+    /// The round that waits for it; a run without staging has none.
     pub(super) round: Option<usize>,
-    /// Whether a queue is the way to do it. What goes through the page cache is tried without one
-    /// first.
+    /// Whether a queue must execute it. Transfers through the page cache are first tried without
+    /// one.
     pub(super) is_for_queue: bool,
 }
 
 impl<'a> Piece<'a> {
-    /// Hands the pieces of this one to `take`: the unaligned edges of a direct transfer, which go
-    /// through the page cache, and its middle in pieces of `piece_bytes`, as far as the file's
-    /// alignment allows. What goes through the page cache stays whole: it is tried at once.
+    /// Splits this piece and passes the parts to `take`. The unaligned edges of a direct transfer
+    /// go through the page cache. Its middle is split into pieces of `piece_bytes`, rounded up to
+    /// the file's alignment. A buffered piece stays whole, because it is tried at once.
     pub(super) fn cut(
         self,
         piece_bytes: usize,
@@ -47,7 +47,7 @@ impl<'a> Piece<'a> {
             take(self);
             return Ok(());
         };
-        // A multiple of the alignment at least as long as a piece keeps every piece aligned.
+        // A multiple of the alignment keeps every piece aligned.
         let aligned = piece_bytes.max(1).next_multiple_of(alignment.max(1));
         self.part(0, head).chop(head.max(1), &mut take);
         let direct = Piece {
@@ -61,7 +61,7 @@ impl<'a> Piece<'a> {
         Ok(())
     }
 
-    /// `bytes` bytes from `from` on.
+    /// The `bytes` bytes from offset `from` on.
     fn part(self, from: usize, bytes: usize) -> Piece<'a> {
         Piece {
             offset: self.offset + from as u64,
@@ -71,17 +71,17 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// Hands pieces of `piece_bytes` to `take`.
+    /// Passes pieces of `piece_bytes` to `take`.
     pub(super) fn chop(self, piece_bytes: usize, take: &mut impl FnMut(Piece<'a>)) {
         for from in (0..self.bytes).step_by(piece_bytes) {
             take(self.part(from, piece_bytes.min(self.bytes - from)));
         }
     }
 
-    /// Does what needs no waiting for the device; what is left, if anything, is for a queue.
+    /// Does the part that needs no wait for the device, and returns the rest for the queue, if any.
     ///
-    /// Writes to the page cache are copies: a queue would have a thread of the kernel do them.
-    /// Reads are, as far as the page cache has the bytes.
+    /// Writes to the page cache are copies, which a queue would delegate to a kernel thread. So are
+    /// reads of bytes in the page cache.
     ///
     /// # Safety
     /// As for [`Piece::finish`].
@@ -91,11 +91,11 @@ impl<'a> Piece<'a> {
             unsafe { self.finish(0) }?;
             return Ok(None);
         }
-        // SAFETY: the caller keeps the bytes mapped and initialised and everybody else away.
+        // SAFETY: the caller keeps the bytes mapped and initialised and excludes all other access.
         let bytes = unsafe { std::slice::from_raw_parts_mut(self.address, self.bytes) };
         let bytes = &mut [IoSliceMut::new(bytes)];
         let flags = ReadWriteFlags::NOWAIT;
-        // Whatever keeps it from reading, the queue will find out.
+        // The queue will report any error.
         let done = preadv2(self.fd, bytes, self.offset, flags).unwrap_or(0);
         let rest = Piece {
             is_for_queue: true,
@@ -104,8 +104,8 @@ impl<'a> Piece<'a> {
         Ok((rest.bytes > 0).then_some(rest))
     }
 
-    /// Does what is left after `done` bytes with a call that blocks. It knows what may be tried
-    /// again and what may not, and names what went wrong.
+    /// Transfers the bytes after the first `done` with a blocking call. That call knows which
+    /// errors are retryable, and returns a precise error.
     ///
     /// # Safety
     /// As for [`super::queue::FileQueue::submit`], and the piece is not in flight.
@@ -113,8 +113,8 @@ impl<'a> Piece<'a> {
         let rest = self.part(done, self.bytes.saturating_sub(done));
         match rest.direction {
             Direction::Read => {
-                // SAFETY: the caller keeps the bytes mapped and initialised and everybody else
-                // away; the kernel is done with them.
+                // SAFETY: the caller keeps the bytes mapped and initialised and excludes all other
+                // access; the kernel no longer uses them.
                 let bytes = unsafe { std::slice::from_raw_parts_mut(rest.address, rest.bytes) };
                 rest.file.read_exact_at(rest.offset, bytes)?;
             }
@@ -129,7 +129,7 @@ impl<'a> Piece<'a> {
     }
 }
 
-/// The piece of `bytes` bytes of `file` at `offset`, not cut yet.
+/// The piece of `bytes` bytes of `file` at `offset`, not split yet.
 pub(super) fn piece(
     file: &FileMemory,
     direction: Direction,

@@ -1,4 +1,4 @@
-//! Rounds and runs under way: what is read, permuted and written, and in which order.
+//! Rounds and runs in progress: which are read, permuted and written, and in which order.
 
 use std::collections::VecDeque;
 
@@ -19,17 +19,17 @@ use crate::error::TransferError;
 
 use std::os::fd::AsRawFd;
 
-/// Moves tiles. Dropping it waits for what is in flight and gives its staging back.
+/// Executes tiles. Dropping it waits for operations in flight and releases its staging memory.
 pub(super) struct Pipeline<'a, 'w> {
     source: &'a BoundLayout,
     destination: &'a BoundLayout,
     limits: &'a Limits,
     worker: &'w mut Worker,
-    /// The round that is being gathered.
+    /// The round that collects tiles.
     next: Round<'a>,
-    /// The rounds in their slots of staging.
+    /// The rounds in progress, by staging slot.
     rounds: Vec<Option<UnderWay<'a>>>,
-    /// A run that the next one may continue, and its regions.
+    /// A run that the next one may extend, and its regions.
     run: Option<(Piece<'a>, [u64; 2])>,
     /// Pieces that are not in flight yet, in order.
     pending: VecDeque<Piece<'a>>,
@@ -38,11 +38,11 @@ pub(super) struct Pipeline<'a, 'w> {
     flying_bytes: usize,
 }
 
-/// A round with its staging.
+/// A round with its staging memory.
 struct UnderWay<'a> {
     windows: Windows<'a>,
     staged: Staged,
-    /// Pieces to wait for.
+    /// Number of unfinished pieces.
     left: usize,
     is_written: bool,
 }
@@ -70,7 +70,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         }
     }
 
-    /// Takes a tile over. It is moved by the end of [`Pipeline::finish`].
+    /// Accepts a tile. [`Pipeline::finish`] returns after all tiles are copied.
     pub(super) fn push(&mut self, tile: Tile, nest: &'a TileNest) -> Result<(), TransferError> {
         if nest.is_run && nest.bytes >= self.limits.direct_run_bytes {
             let regions = [tile.source.region, tile.destination.region];
@@ -85,7 +85,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(())
     }
 
-    /// Moves everything that was pushed and not moved yet.
+    /// Completes all pushed tiles.
     pub(super) fn finish(&mut self) -> Result<(), TransferError> {
         self.start_run()?;
         self.start_round()?;
@@ -96,8 +96,8 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         }
     }
 
-    /// The run of a tile as one piece, if it is between memory and a file and gains nothing from
-    /// staging.
+    /// The run of a tile as one piece, if it is between memory and a file and staging would not
+    /// help.
     fn run_without_staging(
         &self,
         tile: &Tile,
@@ -125,7 +125,8 @@ impl<'a, 'w> Pipeline<'a, 'w> {
                 Division::Direct { middle, .. } => middle,
                 Division::Buffered => 0,
             };
-            // Staged, its edges are joined with their neighbours, and all of it is aligned.
+            // In staging memory, its edges are merged with adjacent pieces, and all of it is
+            // aligned.
             if middle == 0 || (middle < length && bytes < self.limits.round_bytes) {
                 return Ok(None);
             }
@@ -133,7 +134,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(Some(piece(file, direction, offset, (memory, length))))
     }
 
-    /// Joins a run to the last one, or starts the last one.
+    /// Appends a run to the open one, or closes that and opens a new one.
     fn push_run(&mut self, run: Piece<'a>, regions: [u64; 2]) -> Result<(), TransferError> {
         if let Some((last, of)) = &mut self.run
             && *of == regions
@@ -151,7 +152,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
 
     fn start_run(&mut self) -> Result<(), TransferError> {
         let Some((run, _)) = self.run.take() else {
-            // No run of neighbours is open.
+            // No run is open.
             return Ok(());
         };
         run.cut(self.limits.piece_bytes, |piece| {
@@ -162,7 +163,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(())
     }
 
-    /// Starts the round that was gathered, when there is staging for it.
+    /// Starts the collected round, when staging memory is free for it.
     fn start_round(&mut self) -> Result<(), TransferError> {
         if self.next.is_empty() {
             return Ok(());
@@ -174,7 +175,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             if let Some(staged) = self.worker.staging.take(bytes, max)? {
                 break staged;
             }
-            // Staging that is taken belongs to a round that waits for a piece, or did until now.
+            // A slot in use belongs to a round with unfinished pieces, or one that just ended.
             if !self.step()? {
                 let staged = self.worker.staging.take(bytes, max)?;
                 break staged.ok_or_else(|| missing("staging of round", self.rounds.len()))?;
@@ -227,13 +228,13 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(())
     }
 
-    /// Everything that the round in `slot` reads is there: permutes it and queues its writes.
+    /// All reads of the round in `slot` have completed: permutes it and queues its writes.
     fn permute(&mut self, slot: usize) -> Result<(), TransferError> {
         let round = round_in(&mut self.rounds, slot)?;
         round.is_written = true;
         let (source, destination) = (self.source, self.destination);
-        // SAFETY: the slot has the bytes asked for, is this round's alone, and its reads are
-        // complete; the rest is the promise of `new`.
+        // SAFETY: the slot has the requested bytes, belongs to this round alone, and its reads are
+        // complete; the caller of `new` guarantees the rest.
         unsafe {
             round
                 .windows
@@ -253,7 +254,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(())
     }
 
-    /// Does what can be done without waiting, and puts in flight what may be.
+    /// Executes pieces that need no wait, and submits others up to the limits.
     fn start_pieces(&mut self) -> Result<(), TransferError> {
         while let Some(piece) = self.pending.front().copied() {
             if !piece.is_for_queue {
@@ -269,7 +270,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             let is_lone = self.flying_bytes == 0 && self.pending.len() == 1;
             let is_full = self.flying_bytes > 0
                 && (bytes > self.limits.in_flight_bytes || !self.worker.queue().has_room());
-            // A lone piece is left to `step`, which needs no queue for it.
+            // A single piece is left to `step`, which needs no queue for it.
             if is_lone || is_full {
                 break;
             }
@@ -282,7 +283,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(())
     }
 
-    /// What the page cache did not have is read piece by piece, before everything else.
+    /// The bytes that were not in the page cache are split into pieces and read first.
     fn put_back(&mut self, rest: Piece<'a>) -> Result<(), TransferError> {
         let mut pieces = Vec::new();
         rest.chop(self.limits.piece_bytes.max(1), &mut |piece| {
@@ -290,7 +291,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         });
         if let Some(slot) = rest.round {
             let round = round_in(&mut self.rounds, slot)?;
-            // The piece that these come from is counted already.
+            // The original piece is counted already.
             round.left += pieces.len().saturating_sub(1);
         }
         for piece in pieces.into_iter().rev() {
@@ -299,7 +300,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(())
     }
 
-    /// Puts a piece in flight. The queue has room.
+    /// Submits a piece. The queue has room.
     fn submit(&mut self, piece: Piece<'a>) {
         let free = self.flying.iter().position(Option::is_none);
         let token = free.unwrap_or(self.flying.len());
@@ -309,9 +310,10 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         }
         self.flying_bytes = self.flying_bytes.saturating_add(piece.bytes);
         // SAFETY: the descriptor belongs to a file of a bound layout, which lives as long as
-        // `self`. The bytes are those of a region, which the promise of `new` covers until `self`
-        // is dropped, or of a slot of staging, which is given back, and its memory freed, only when
-        // its round has no piece in flight. Dropping `self` drains the queue first.
+        // `self`. The bytes are those of a region, which the caller of `new` guarantees until
+        // `self` is dropped, or of a slot of staging memory. A slot is released, and its memory
+        // freed, only when its round has no piece in flight. Dropping `self` drains the queue
+        // first.
         unsafe {
             self.worker.queue().submit(Operation {
                 direction: piece.direction,
@@ -326,7 +328,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         }
     }
 
-    /// Waits for one piece and does what it was waited for; `false` if there is none.
+    /// Waits for one piece and continues its round; `false` if there is none.
     fn step(&mut self) -> Result<bool, TransferError> {
         self.start_pieces()?;
         if self.flying_bytes == 0 {
@@ -339,7 +341,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
             return Ok(true);
         }
         let completion = self.worker.queue().next();
-        // Bytes are in flight, so the queue has a completion for them.
+        // Bytes are in flight, so the queue owes a completion.
         let flying = self.flying_bytes as u64;
         let completion = completion.ok_or(TransferError::Missing {
             what: "the completion of bytes in flight:",
@@ -356,8 +358,8 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         self.flying_bytes = self.flying_bytes.saturating_sub(piece.bytes);
         let done = result.unwrap_or(0);
         if done < piece.bytes {
-            // Cut short, interrupted or refused. What can be done about it and what cannot is
-            // known to the call that blocks.
+            // A short, interrupted or refused transfer. The blocking call knows which errors are
+            // retryable.
             // SAFETY: as in `submit`; its completion was just taken.
             unsafe { piece.finish(done) }?;
         }
@@ -365,7 +367,7 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         Ok(true)
     }
 
-    /// A piece is read or written.
+    /// Handles the completion of a piece.
     fn arrived(&mut self, piece: Piece<'a>) -> Result<(), TransferError> {
         let Some(slot) = piece.round else {
             // A run without staging has no round.
@@ -391,9 +393,9 @@ impl Drop for Pipeline<'_, '_> {
     }
 }
 
-/// The round in `slot`. One that is not there is never passed over: its bytes would be missing, and the
-/// transfer would be reported as done. An error and no panic, since reads and writes may be in flight; the
-/// pipeline waits for these when it is dropped.
+/// The round in `slot`. A missing round is an error: to skip it would lose its bytes and report
+/// success. It does not panic, since reads and writes may be in flight; dropping the pipeline waits
+/// for them.
 fn round_in<'r, 'a>(
     rounds: &'r mut [Option<UnderWay<'a>>],
     slot: usize,
@@ -409,7 +411,7 @@ fn missing(what: &'static str, index: usize) -> TransferError {
     }
 }
 
-/// The file at `location`, and where in it.
+/// The file at `location`, and the offset in it.
 fn file_at(layout: &BoundLayout, location: Location) -> Result<(&FileMemory, u64), TransferError> {
     let (file, base) = layout.file(location.region)?;
     Ok((file, base + location.offset))

@@ -1,4 +1,4 @@
-//! Rounds: tiles that are moved together through one slot of staging memory.
+//! Rounds: tiles that are copied together through one slot of staging memory.
 
 use super::{
     super::{
@@ -11,12 +11,12 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// The tiles of the next round, while they are gathered.
+/// The tiles of the next round, while they are collected.
 #[derive(Default)]
 pub(super) struct Round<'a> {
     tiles: Vec<(Tile, &'a TileNest)>,
     bytes: u64,
-    /// At least the bytes of the source windows, gaps aside.
+    /// Lower bound of the bytes of the source windows, without gaps.
     read_bytes: u64,
 }
 
@@ -47,7 +47,8 @@ impl<'a> Round<'a> {
         if is_memory || fits(self.read_bytes, nest.source_span, limits.round_read_bytes) {
             return true;
         }
-        // Spans that overlap were counted several times; each count here leaves room for many.
+        // Overlapping spans were counted several times, so count exactly. Half of the limit stays
+        // free, so that such a count serves many tiles.
         self.read_bytes = total(&windows(source, 0, 0, self.source_spans()));
         fits(
             self.read_bytes,
@@ -61,7 +62,7 @@ impl<'a> Round<'a> {
         tiles.map(|(tile, nest)| (tile.source, nest.source_span))
     }
 
-    /// The windows that these tiles need.
+    /// Computes the windows of these tiles.
     pub(super) fn windows(
         self,
         source: &BoundLayout,
@@ -83,7 +84,7 @@ impl<'a> Round<'a> {
     }
 }
 
-/// The tiles of a round and their places in staging.
+/// The tiles of a round with their windows in staging memory.
 pub(super) struct Windows<'a> {
     tiles: Vec<(Tile, &'a TileNest)>,
     pub(super) reads: Vec<Window>,
@@ -91,15 +92,15 @@ pub(super) struct Windows<'a> {
 }
 
 impl Windows<'_> {
-    /// Bytes of staging that they need.
+    /// Bytes of staging memory that they need.
     pub(super) fn staged_bytes(&self) -> usize {
         staged_bytes(&self.reads).max(staged_bytes(&self.writes))
     }
 
-    /// Runs the nests of all tiles, with the windows staged from `start` on.
+    /// Runs the nests of all tiles. The windows are staged at `start`.
     ///
     /// # Safety
-    /// `start` is valid for [`Windows::staged_bytes`] bytes that nobody else uses; for the sides
+    /// `start` is valid for [`Windows::staged_bytes`] bytes that nothing else uses; for the sides
     /// in memory as for [`copy_nest`].
     pub(super) unsafe fn permute(
         &self,
@@ -110,8 +111,8 @@ impl Windows<'_> {
         for (tile, nest) in &self.tiles {
             let from = place(source, tile.source, &self.reads, start)?;
             let to = place(destination, tile.destination, &self.writes, start)?;
-            // SAFETY: regions are the caller's promise; windows of reads and of writes lie in
-            // staging one behind the other.
+            // SAFETY: the caller guarantees the regions; windows of reads and of writes lie in
+            // staging memory one after the other.
             unsafe { copy_nest(&nest.far, &nest.local, (from, to)) }?;
         }
         Ok(())

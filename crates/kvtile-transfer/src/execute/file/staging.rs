@@ -1,7 +1,7 @@
-//! What a transfer of files needs and later ones use again: a queue and staging memory.
+//! Queues and staging memory that transfers of files reuse.
 //!
-//! Workers are kept in a small pool of the process. A worker goes from thread to thread, but not
-//! to another process: after a fork the parent's threads are not there, and its ring is not ours.
+//! A pool of the process keeps a few workers. A worker may move to another thread, but not to
+//! another process: a forked process has neither the parent's threads nor its ring.
 
 use kvtile_memory::{MemoryRegion, SystemMemory};
 use parking_lot::Mutex;
@@ -9,18 +9,18 @@ use parking_lot::Mutex;
 use super::queue::{FileQueue, FileWay};
 use crate::error::TransferError;
 
-/// Workers kept for later: as many threads as read at once have a queue without waiting for a new one.
+/// Maximum number of pooled workers: this many concurrent readers find a queue without making one.
 const KEPT_MAX: usize = 4;
 
-/// Workers that are kept with their staging memory.
+/// Maximum number of pooled workers that keep their staging memory.
 const STAGED_MAX: usize = 2;
 
-/// Staging memory is allocated in multiples of this: huge pages where there are any.
+/// Allocation granularity of staging memory: a huge page.
 const GRAIN_BYTES: usize = 2 << 20;
 
 static POOL: Mutex<Vec<Worker>> = Mutex::new(Vec::new());
 
-/// A queue, made when first needed, and the staging memory of rounds.
+/// A queue, made on first use, and the staging memory of rounds.
 pub(super) struct Worker {
     way: FileWay,
     process: u32,
@@ -29,17 +29,17 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    /// One from the pool, or a new one.
+    /// Takes a worker from the pool, or makes a new one.
     pub(super) fn take(way: FileWay) -> Worker {
         let process = std::process::id();
-        // Waiting could be for ever, if the lock was held when this process was forked.
+        // Blocking here could deadlock, if the lock was held when this process was forked.
         if let Some(mut pool) = POOL.try_lock() {
             while let Some(index) = pool.iter().position(|worker| worker.way == way) {
                 let worker = pool.swap_remove(index);
                 if worker.process == process {
                     return worker;
                 }
-                // What it has belongs to the parent, threads that cannot be joined here included.
+                // Its resources belong to the parent, including threads that cannot be joined here.
                 std::mem::forget(worker);
             }
         }
@@ -51,7 +51,7 @@ impl Worker {
         }
     }
 
-    /// Back to the pool, if it can be used again.
+    /// Returns the worker to the pool, if it is reusable.
     pub(super) fn give_back(mut self) {
         let is_sound = self.queue.as_ref().is_none_or(FileQueue::is_sound);
         if let Some(mut pool) = POOL.try_lock()
@@ -71,13 +71,13 @@ impl Worker {
         self.queue.get_or_insert_with(|| FileQueue::new(way))
     }
 
-    /// The queue, if it was ever needed.
+    /// The queue, if it was made.
     pub(super) fn queue_if_made(&mut self) -> Option<&mut FileQueue> {
         self.queue.as_mut()
     }
 }
 
-/// Staging memory in slots, one for each round under way.
+/// Staging memory in slots, one for each round in progress.
 #[derive(Default)]
 pub(super) struct Staging {
     slots: Vec<Slot>,
@@ -95,17 +95,17 @@ impl Slot {
     }
 }
 
-/// Staging memory of one round, until it is given back.
+/// Staging memory of one round, until its slot is released.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Staged {
     pub(super) slot: usize,
-    /// The first byte, at the start of a page; valid for the bytes asked for.
+    /// The first byte, at a page boundary; valid for the requested bytes.
     pub(super) start: *mut u8,
 }
 
 impl Staging {
-    /// A slot of `bytes` bytes. `None` if that would bring the memory of all to more than `max`;
-    /// the first slot may be larger than that.
+    /// Takes a slot of `bytes` bytes. `None` if the slots in use would then exceed `max` together;
+    /// a slot that is alone in use may be larger.
     pub(super) fn take(
         &mut self,
         bytes: usize,
@@ -117,7 +117,7 @@ impl Staging {
             return Ok(None);
         }
         let free = self.slots.iter().enumerate().filter(|(_, s)| !s.is_taken);
-        // The smallest that is large enough, else the largest, which has to grow.
+        // The smallest slot that is large enough, else the largest one, which then grows.
         let best = free.min_by_key(|(_, slot)| match slot.size() {
             size if size < bytes => (true, usize::MAX - size),
             size => (false, size),
@@ -136,19 +136,19 @@ impl Staging {
                 start: std::ptr::with_exposed_provenance_mut(memory.addr()),
             })
         });
-        // `None` means that others are to end first; memory that is not there is no such thing.
+        // The caller of a `None` waits for other slots. Missing memory is an error instead.
         placed.map(Some).ok_or(TransferError::Missing {
             what: "staging memory of slot",
             index: index as u64,
         })
     }
 
-    /// Bytes of all slots.
+    /// Total size of all slots.
     pub(super) fn total(&self) -> usize {
         self.slots.iter().map(Slot::size).sum()
     }
 
-    /// Free slots lose their memory where this one needs it.
+    /// Grows a slot. Frees the memory of free slots where the limit requires it.
     fn make_large_enough(
         &mut self,
         index: usize,
@@ -178,7 +178,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Ends the use of a slot.
+    /// Releases a slot.
     pub(super) fn give_back(&mut self, slot: usize) {
         if let Some(slot) = self.slots.get_mut(slot) {
             slot.is_taken = false;
@@ -191,7 +191,7 @@ impl Staging {
         self.slots.iter().all(|slot| !slot.is_taken)
     }
 
-    /// Ends the use of all slots.
+    /// Releases all slots.
     pub(super) fn give_back_all(&mut self) {
         for slot in &mut self.slots {
             slot.is_taken = false;

@@ -1,4 +1,4 @@
-//! Transfers of files within limits so small that many rounds overlap, on both queues.
+//! Transfers of files within such small limits that many rounds overlap, on both queues.
 
 use std::{
     fs::OpenOptions,
@@ -25,20 +25,20 @@ use super::{
 };
 use crate::{error::TransferError, execute::bound::BoundLayout};
 
-/// Where one side is.
+/// The storage of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Memory,
     File { direct: bool },
 }
 
-/// The bytes under a side, to be looked at when nothing is bound to them any more.
+/// The bytes under a side, which are read back after the layout is dropped.
 enum Store {
     Memory(Vec<Arc<SystemMemory>>),
     File(PathBuf, Vec<(usize, usize)>),
 }
 
-/// What the bytes of a file outside all regions are.
+/// The seed of the bytes of a file outside all regions.
 const OUTSIDE: usize = 99;
 
 fn folder() -> tempfile::TempDir {
@@ -94,7 +94,7 @@ fn bind(
 }
 
 impl Store {
-    /// The bytes of every region; those of a file outside them are as they were.
+    /// The bytes of every region. Asserts that the bytes of a file outside them are unchanged.
     fn image(self) -> Image {
         match self {
             Store::Memory(regions) => regions
@@ -174,7 +174,7 @@ fn transfer(case: &TransferCase, sides: (Side, Side), limits: &Limits, folder: &
     let from = bind(&src_layout, &from_image, sides.0, &folder.join("from"));
     let to = bind(&dst_layout, &to_image, sides.1, &folder.join("to"));
     let ((from, from_store), (to, to_store)) = (from.unwrap(), to.unwrap());
-    // SAFETY: the plan is of these layouts, and nobody else knows their regions.
+    // SAFETY: the plan is of these layouts, and nothing else refers to their regions.
     unsafe { copy_plan_within(&plan, &from, &to, limits) }.unwrap();
     drop((from, to));
     let mut expected = to_image;
@@ -195,7 +195,7 @@ fn rounds_that_overlap_copy_what_the_naive_copy_copies_and_nothing_else() {
     run.unwrap();
 }
 
-/// 4 MiB in 32 blocks, and limits that make many rounds of it.
+/// 4 MiB in 32 blocks, with limits that split them into many rounds.
 struct Fixture {
     layouts: (Arc<StridedLayout>, Arc<StridedLayout>),
     images: (Image, Image),
@@ -234,7 +234,7 @@ impl Fixture {
     }
 
     fn run(&self, from: &BoundLayout, to: &BoundLayout) -> Result<(), TransferError> {
-        // SAFETY: the plan is of these layouts, and nobody else knows their regions.
+        // SAFETY: the plan is of these layouts, and nothing else refers to their regions.
         unsafe { copy_plan_within(&self.plan, from, to, &self.limits) }
     }
 
@@ -257,7 +257,7 @@ fn on_every_way(words: (&str, &str), test: impl Fn(&Fixture, bool, &Path)) {
 const STAGED: (&str, &str) = ("BLKNHC", "L|KBHNC");
 const UNSTAGED: (&str, &str) = ("BLKNHC", "BLKNHC");
 
-/// What was cut off reads as an error, never as zeros, and what comes after it works.
+/// Truncated bytes are an error, never zeros, and later transfers work.
 #[test]
 fn a_file_cut_short_is_an_error_whatever_else_is_in_flight() {
     for words in [STAGED, UNSTAGED] {
@@ -319,7 +319,7 @@ fn a_file_that_may_not_be_written_is_an_error_and_keeps_its_bytes() {
     }
 }
 
-/// As when something panics in the middle: nothing is in flight, and the worker works on.
+/// As after a panic during a transfer: nothing is in flight, and the worker is reusable.
 #[test]
 fn a_pipeline_dropped_half_way_leaves_nothing_in_flight() {
     for words in [STAGED, UNSTAGED] {
@@ -337,7 +337,7 @@ fn a_pipeline_dropped_half_way_leaves_nothing_in_flight() {
                 nests.map(|n| Tiling::new(n, files).unwrap()).collect()
             });
             let tilings: Vec<Vec<Tiling>> = tilings.collect();
-            // SAFETY: the plan is of these layouts, and nobody else knows their regions.
+            // SAFETY: the plan is of these layouts, and nothing else refers to their regions.
             let mut pipeline = unsafe { Pipeline::new(&from, &to, &fixture.limits, &mut worker) };
             for (class, tilings) in fixture.plan.classes().iter().zip(&tilings) {
                 for (nest, tiling) in class.nests.iter().zip(tilings) {
@@ -360,7 +360,7 @@ fn a_pipeline_dropped_half_way_leaves_nothing_in_flight() {
     }
 }
 
-/// However scattered the sources are, staging stays within its limit and is used again.
+/// Staging memory stays within its limit for scattered sources, and is reused.
 #[test]
 fn staging_is_bounded_and_used_again() {
     let mut staging = Staging::default();
@@ -377,7 +377,7 @@ fn staging_is_bounded_and_used_again() {
     let again = staging.take(2 << 20, max).unwrap().unwrap();
     assert_eq!(again.start, first.start);
     staging.give_back_all();
-    // One that is larger than all may be has all to itself.
+    // A slot that exceeds the limit is granted only alone.
     let large = staging.take(20 << 20, max).unwrap().unwrap();
     assert!(staging.take(1, max).unwrap().is_none());
     assert_eq!(staging.total(), 20 << 20);

@@ -1,4 +1,4 @@
-//! How a nest falls into tiles: pieces that are dense in the file, none longer than a round.
+//! The split of a nest into tiles: pieces that are dense in the file and at most one round long.
 
 use kvtile_layout::{AxisSet, Location, Loop, Nest, Step};
 
@@ -9,15 +9,15 @@ use super::super::{
 };
 use crate::error::TransferError;
 
-/// What direct I/O wants.
+/// Alignment that direct I/O needs.
 const PAGE_BYTES: u64 = 4096;
 
-/// Which sides of a transfer are files, and how much a round moves.
+/// Which sides of a transfer are files, and the size of a round.
 #[derive(Clone, Copy)]
 pub(super) struct Files {
     pub(super) source: bool,
     pub(super) destination: bool,
-    /// Bytes of a tile at most.
+    /// Maximum bytes of a tile.
     pub(super) round_bytes: u64,
 }
 
@@ -31,12 +31,12 @@ impl Files {
         }
     }
 
-    /// The loop that continues `bytes` dense bytes in every file of the transfer, where
-    /// `source_span` bytes of the source belong to them so far.
+    /// The loop that extends `bytes` dense bytes in every file of the transfer. So far they have
+    /// `source_span` bytes of the source.
     fn next_dense(self, loops: &[Loop], bytes: u64, source_span: u64) -> Option<usize> {
         let step = Step::bytes(bytes);
         loops.iter().position(|l| {
-            // Between two files the source may be read in any order from its window, as long as
+            // Between two files, the source may be read in any order from its window, as long as
             // the window stays small.
             let window = l.source.bytes.checked_mul(l.extent);
             let near = self.destination
@@ -55,7 +55,7 @@ impl Files {
 pub(super) struct Tiling {
     outer: Vec<Loop>,
     split: Loop,
-    /// Iterations of the split loop in a tile; the last tile has the rest.
+    /// Iterations of the split loop in a tile; the last tile has the remainder.
     chunk: u64,
     whole: TileNest,
     rest: Option<TileNest>,
@@ -65,13 +65,15 @@ pub(super) struct Tiling {
 pub(super) struct TileNest {
     pub(super) far: Vec<Loop>,
     pub(super) local: LocalNest,
-    /// Bytes that it moves.
+    /// Bytes that it copies.
     pub(super) bytes: u64,
-    /// Bytes from the first to the last that it reads; means something for a file.
+    /// Distance from the first to the last byte that it reads, inclusive; meaningful only for a
+    /// file.
     pub(super) source_span: u64,
-    /// Bytes from the first to the last that it writes; means something for a file.
+    /// Distance from the first to the last byte that it writes, inclusive; meaningful only for a
+    /// file.
     pub(super) destination_span: u64,
-    /// Whether it is nothing but one run.
+    /// Whether it is a single run.
     pub(super) is_run: bool,
 }
 
@@ -79,7 +81,7 @@ impl TileNest {
     fn new(loops: &[Loop], run_bytes: u64) -> Result<TileNest, TransferError> {
         let loops: Vec<Loop> = loops.iter().filter(|l| l.extent > 1).copied().collect();
         let (far, local) = split(&loops, run_bytes)?;
-        // On the side of a file every loop of a tile stays in its region.
+        // On the side of a file, every loop of a tile stays in its region.
         let span = |step: fn(&Loop) -> Step| {
             let each = loops
                 .iter()
@@ -99,7 +101,7 @@ impl TileNest {
     }
 }
 
-/// One tile: where it starts, and whether it has the rest of the split loop.
+/// One tile: its start, and whether it has the remainder of the split loop.
 pub(super) struct Tile {
     pub(super) source: Location,
     pub(super) destination: Location,
@@ -143,7 +145,7 @@ impl Tiling {
         })
     }
 
-    /// A run longer than a round is a loop over its bytes.
+    /// A run longer than a round becomes a loop over its bytes.
     fn of_long_run(nest: &Nest, round_bytes: u64) -> Result<Tiling, TransferError> {
         let rest = nest.run_bytes % round_bytes;
         Ok(Tiling {
@@ -160,7 +162,7 @@ impl Tiling {
         })
     }
 
-    /// The loops of a tile.
+    /// The loops of `tile`.
     pub(super) fn nest(&self, tile: &Tile) -> &TileNest {
         match &self.rest {
             Some(rest) if tile.is_rest => rest,
@@ -168,7 +170,7 @@ impl Tiling {
         }
     }
 
-    /// Every tile of the nest that starts at `start` on the two sides.
+    /// All tiles of the nest whose two sides start at `start`.
     pub(super) fn tiles(&self, start: (Location, Location)) -> impl Iterator<Item = Tile> {
         let outer: u64 = self.outer.iter().map(|l| l.extent).product();
         (0..outer).flat_map(move |mut index| {
@@ -191,8 +193,8 @@ impl Tiling {
     }
 }
 
-/// At most `count` pieces of `bytes` bytes each, so that they are whole pages if any such number
-/// of them is: the next tile then starts at a page where this one does.
+/// At most `count` pieces of `bytes` bytes each. The number is chosen so that they are whole pages,
+/// if possible: the next tile then starts at a page boundary where this one does.
 fn whole_pages(count: u64, bytes: u64) -> u64 {
     let step = PAGE_BYTES >> bytes.trailing_zeros().min(PAGE_BYTES.trailing_zeros());
     match count / step {
@@ -201,7 +203,7 @@ fn whole_pages(count: u64, bytes: u64) -> u64 {
     }
 }
 
-/// A loop that runs once.
+/// A loop of one iteration.
 fn single() -> Loop {
     Loop {
         extent: 1,

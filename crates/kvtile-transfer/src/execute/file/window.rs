@@ -1,4 +1,4 @@
-//! Windows: contiguous pieces of files, and where they lie in staging memory.
+//! Windows: contiguous pieces of files, and their offsets in staging memory.
 
 use kvtile_layout::{Location, broken};
 
@@ -8,14 +8,14 @@ use super::super::{
 };
 use crate::error::TransferError;
 
-/// Windows lie in staging memory at their file offset modulo this, for direct I/O.
+/// A window's offset in staging memory equals its file offset modulo this, for direct I/O.
 const WINDOW_ALIGNMENT: u64 = 4096;
 
-/// A contiguous piece of a file and where it lies in staging memory.
+/// A contiguous piece of a file with its offset in staging memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Window {
     pub(super) region: u64,
-    /// Where it starts in the region.
+    /// Its offset in the region.
     pub(super) from: u64,
     to: u64,
     pub(super) staged_at: usize,
@@ -27,24 +27,24 @@ impl Window {
     }
 
     pub(super) fn len(&self) -> usize {
-        // Its region was bound, so its bytes are counted in a `usize`.
+        // Its region was bound, so its size fits a `usize`.
         usize::try_from(self.to - self.from).unwrap_or(usize::MAX)
     }
 }
 
-/// Bytes of all windows.
+/// Total bytes of all windows.
 pub(super) fn total(windows: &[Window]) -> u64 {
     windows.iter().map(|window| window.to - window.from).sum()
 }
 
-/// Bytes of staging that the windows need, from its start on.
+/// Bytes of staging memory that the windows need, from its start on.
 pub(super) fn staged_bytes(windows: &[Window]) -> usize {
     windows.iter().map(Window::staged_end).max().unwrap_or(0)
 }
 
-/// The windows of a side in files that cover `spans` (start and length), merged across gaps of up
-/// to `gap` bytes, in the order of the file. Their places in staging are from `staged_from` on, at
-/// their file offset modulo [`WINDOW_ALIGNMENT`]. None for a side in memory.
+/// The windows that cover `spans` (start and length) of a side in files, merged across gaps of up
+/// to `gap` bytes, in file order. Their offsets in staging memory start at `staged_from` and equal
+/// their file offsets modulo [`WINDOW_ALIGNMENT`]. A side in memory has none.
 pub(super) fn windows(
     layout: &BoundLayout,
     gap: u64,
@@ -89,8 +89,8 @@ pub(super) fn windows(
     windows
 }
 
-/// Where a side of a tile lies: in the regions themselves, or in the window that has it, staged
-/// from `start` on.
+/// The place of a side of a tile: in the regions themselves, or in the window that contains it. The
+/// windows are staged at `start`.
 pub(super) fn place<'b>(
     layout: &'b BoundLayout,
     location: Location,

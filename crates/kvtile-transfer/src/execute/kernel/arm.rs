@@ -1,4 +1,4 @@
-//! NEON: the vectors of transposes.
+//! NEON: the vector operations of transposes.
 
 use std::arch::aarch64::{
     uint8x16_t, vdupq_n_u8, vld1q_u8, vreinterpretq_u8_u16, vreinterpretq_u8_u32,
@@ -36,7 +36,7 @@ unsafe fn store(vector: uint8x16_t, to: *mut u8, _: usize) {
     unsafe { vst1q_u8(to, vector) };
 }
 
-/// Defines the two interleavings of elements of one size.
+/// Defines the low and the high interleaving of elements of one size.
 macro_rules! interleavings {
     ($low:ident, $high:ident, $zip1:path, $zip2:path, $from:path, $to:path) => {
         #[inline]
@@ -91,8 +91,8 @@ narrow_kernel!(
 narrow_kernel!(narrow_2, "neon", 8, zero, load, low_2, high_2, store);
 narrow_kernel!(narrow_4, "neon", 4, zero, load, low_4, high_4, store);
 
-/// Whether the matrix was transposed: it has to have few rows or few columns, and to be dense on
-/// that side.
+/// Returns whether it transposed the matrix. It supports matrices with few rows or few columns that
+/// are dense on that side.
 ///
 /// # Safety
 /// As for [`super::Kernels::transpose`].
@@ -109,7 +109,8 @@ pub(super) unsafe fn transpose_narrow(matrix: &Transpose, hop: Hop) -> bool {
     }
 }
 
-/// Whether the matrix was transposed: it has to be large enough for one vector.
+/// Returns whether it transposed the matrix. It supports matrices that are large enough for one
+/// vector.
 ///
 /// # Safety
 /// As for [`super::Kernels::transpose`].

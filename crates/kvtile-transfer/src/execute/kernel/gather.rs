@@ -1,14 +1,14 @@
-//! Scattered pieces into one dense piece.
+//! Gathers scattered runs into one dense piece.
 
-/// One loop of a gather: how often, and how far the source goes.
+/// One loop of a gather: its extent, and the source stride.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct GatherLoop {
     pub(in super::super) extent: usize,
     pub(in super::super) source_stride: usize,
 }
 
-/// Runs that lie apart in the source and side by side in the destination: all loops, outermost
-/// first, continue the destination.
+/// Runs that are scattered in the source and adjacent in the destination. The loops, outermost
+/// first, are all dense in the destination.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(in super::super) struct Gather {
     pub(in super::super) run: usize,
@@ -33,8 +33,8 @@ impl Gather {
     /// Gathers the runs of `source` into `destination`.
     ///
     /// # Safety
-    /// Every run of the source is readable and not written by others; [`Gather::bytes`] bytes
-    /// from `destination` on are writable and touched by nobody else.
+    /// Every run of the source is readable and nothing else writes it; [`Gather::bytes`] bytes from
+    /// `destination` on are writable, and nothing else reads or writes them.
     pub(in super::super) unsafe fn gather(&self, source: *const u8, destination: *mut u8) {
         match self.run {
             // SAFETY: passed on to the caller, in all of these.

@@ -1,15 +1,15 @@
-//! Levels of vector instructions, found out at run time.
+//! Levels of vector instructions, detected at run time.
 
 use std::sync::OnceLock;
 
-/// A set of instructions that kernels are written for.
+/// An instruction set with kernels of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[expect(dead_code, reason = "each architecture has its own levels")]
 pub(crate) enum Level {
-    /// What every machine has: no vectors of ours, ordinary stores.
+    /// The baseline of every machine: no explicit vectors, ordinary stores.
     Portable,
-    /// NEON, as every 64-bit ARM has it; ordinary stores, which these machines stream by
-    /// themselves once a core writes whole lines in a row.
+    /// NEON, which every 64-bit ARM has, with ordinary stores. These machines switch to streaming
+    /// by themselves when a core writes whole consecutive lines.
     Neon,
     /// AVX2 with streaming stores of 32 bytes.
     Avx2,
@@ -18,7 +18,7 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// How many there are.
+    /// Number of levels.
     pub(crate) const COUNT: usize = Level::Avx512 as usize + 1;
 
     /// The highest level of this machine.
@@ -51,7 +51,7 @@ impl Level {
         levels
     }
 
-    /// Whether it has stores that pass by the caches.
+    /// Whether it has streaming stores, which bypass the caches.
     pub(crate) fn streams(self) -> bool {
         matches!(self, Level::Avx2 | Level::Avx512)
     }

@@ -1,16 +1,16 @@
-//! Kernels: the loops that touch bytes, one set for each level of vector instructions.
+//! Kernels: the loops that copy bytes, one set for each level of vector instructions.
 //!
-//! | file | what it has |
+//! | file | contents |
 //! | --- | --- |
-//! | `level` | which instructions the machine has |
-//! | `runs` | runs of bytes with ordinary stores, without vectors of ours |
-//! | `transpose` | matrices of 1, 2, 4, 8 and 16-byte elements: shapes, edges, choice of width |
-//! | `vectors` | transposes in registers, written once for all widths |
-//! | `gather` | scattered pieces into one dense piece |
-//! | `x86`, `arm` | the instructions themselves: runs, streaming stores, prefetches, lanes |
+//! | `level` | detects the instruction set of the machine |
+//! | `runs` | runs of bytes with ordinary stores, without explicit vectors |
+//! | `transpose` | matrices of 1, 2, 4, 8 and 16-byte elements: shapes, edges, choice of vector width |
+//! | `vectors` | transposes in registers, written once for all vector widths |
+//! | `gather` | gathers scattered runs into one dense piece |
+//! | `x86`, `arm` | intrinsics: runs, streaming stores, prefetches, vector lanes |
 //!
-//! A kernel knows pointers, lengths and strides. Which kernel a nest needs is decided by
-//! `nest`, and that nobody else touches the bytes meanwhile is the business of leases.
+//! A kernel knows pointers, lengths and strides. `nest` chooses the kernel, and leases exclude
+//! other access to the bytes.
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
@@ -27,20 +27,20 @@ pub(super) use gather::{Gather, GatherLoop};
 pub(crate) use level::Level;
 pub(super) use transpose::Transpose;
 
-/// Bytes of a line of the cache, as every machine has them that these kernels were written for.
+/// Bytes of a cache line, on every machine that these kernels support.
 pub(super) const LINE_BYTES: usize = 64;
 
-/// Runs of so many lines at most are copied without a call for each.
+/// Runs of at most this many lines are copied without a call for each run.
 const ROW_LINES_MAX: usize = 16;
 
-/// Where one run or one tile comes from, and where it goes to.
+/// The source and the destination of one run or one tile.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Hop {
     pub(super) source: *const u8,
     pub(super) destination: *mut u8,
 }
 
-/// One loop: how often, and how far each side goes.
+/// One loop: its extent, and the stride of each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stride {
     pub(super) extent: usize,
@@ -49,7 +49,7 @@ pub(super) struct Stride {
 }
 
 impl Stride {
-    /// A loop that runs once.
+    /// A loop of one iteration.
     pub(super) const ONCE: Stride = Stride {
         extent: 1,
         source: 0,
@@ -57,12 +57,12 @@ impl Stride {
     };
 }
 
-/// How bytes are written.
+/// How a kernel writes bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stores {
-    /// Through the caches, where a reader finds them.
+    /// Through the caches, so that a later read hits them.
     Ordinary,
-    /// Past the caches, a line at a time: nothing is read before it is written.
+    /// Past the caches, in whole lines: the CPU does not read a line before it overwrites it.
     Streaming,
 }
 
@@ -73,7 +73,7 @@ pub(super) struct Kernels {
 }
 
 impl Kernels {
-    /// The kernels of `level`, which the machine has.
+    /// The kernels of `level`, which the machine supports.
     pub(super) fn new(level: Level) -> Kernels {
         Kernels { level }
     }
@@ -82,12 +82,12 @@ impl Kernels {
         self.level
     }
 
-    /// Copies a run of `bytes` for every turn of a loop with ordinary stores.
+    /// Copies a run of `bytes` for every iteration of a loop with ordinary stores.
     ///
     /// # Safety
-    /// Every turn has `bytes` readable bytes at its source and `bytes` writable bytes at its
-    /// destination; no source byte of any turn is a destination byte of one, and nobody else
-    /// writes the former or touches the latter.
+    /// Every iteration has `bytes` readable bytes at its source and `bytes` writable bytes at its
+    /// destination; no source byte of any iteration is a destination byte of one, and nothing else
+    /// writes the former or reads or writes the latter.
     pub(super) unsafe fn copy_rows(self, first: Hop, rows: Stride, bytes: usize) {
         let lines = bytes / LINE_BYTES;
         let is_short = bytes.is_multiple_of(LINE_BYTES) && lines <= ROW_LINES_MAX;
@@ -109,10 +109,10 @@ impl Kernels {
         }
     }
 
-    /// Copies a run of `bytes` for each of the first `count` hops past the caches, reading
-    /// `ahead` hops in advance; the hops after `count` are only read ahead of.
+    /// Copies a run of `bytes` for each of the first `count` hops with streaming stores, and
+    /// prefetches `ahead` hops in advance. It only prefetches the hops after `count`.
     ///
-    /// What it wrote is ordered before later stores only by [`Kernels::fence`].
+    /// [`Kernels::fence`] orders these writes before later stores.
     ///
     /// # Safety
     /// As for [`Kernels::copy_rows`], for the first `count` hops.
@@ -142,14 +142,14 @@ impl Kernels {
     /// Transposes a matrix with ordinary stores.
     ///
     /// # Safety
-    /// `hop` has the spans of `matrix` at its ends, which do not overlap; nobody else writes the
-    /// source or touches the destination.
+    /// `hop` has the spans of `matrix` at its ends, which do not overlap; nothing else writes the
+    /// source or reads or writes the destination.
     pub(super) unsafe fn transpose(self, matrix: &Transpose, hop: Hop) {
         // SAFETY: passed on to the caller; the machine has the level.
         unsafe { transpose::transpose(self.level, matrix, hop) }
     }
 
-    /// Asks for up to `count` lines that will be read soon. Any address may be given.
+    /// Prefetches up to `count` lines. Any address is allowed.
     pub(super) fn prefetch(self, lines: &mut impl Iterator<Item = *const u8>, count: usize) {
         #[cfg(target_arch = "x86_64")]
         lines.take(count).for_each(x86::prefetch);
@@ -157,8 +157,8 @@ impl Kernels {
         let _ = (lines, count);
     }
 
-    /// Orders everything streamed so far by this thread before its later stores: whoever learns
-    /// from one of those that the copy is done sees the bytes.
+    /// Orders all streaming stores of this thread before its later stores. A thread that observes
+    /// one of the later stores also observes the streamed bytes.
     pub(super) fn fence(self) {
         #[cfg(target_arch = "x86_64")]
         x86::fence();

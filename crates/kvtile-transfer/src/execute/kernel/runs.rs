@@ -2,12 +2,12 @@
 
 use super::{Hop, Stride};
 
-/// Copies a run of `bytes` for every turn of `rows`.
+/// Copies a run of `bytes` for every iteration of `rows`.
 ///
 /// # Safety
 /// As for [`super::Kernels::copy_rows`].
 pub(super) unsafe fn copy_rows(first: Hop, rows: Stride, bytes: usize) {
-    // A length that the compiler knows becomes a few moves instead of a call.
+    // A constant length compiles to a few moves instead of a call.
     match bytes {
         // SAFETY: passed on to the caller, in all of these.
         1 => unsafe { copy_known::<1>(first, rows) },
@@ -29,7 +29,7 @@ pub(super) unsafe fn copy_rows(first: Hop, rows: Stride, bytes: usize) {
         256 => unsafe { copy_known::<256>(first, rows) },
         bytes => {
             for (source, destination) in turns(first, rows) {
-                // SAFETY: both ends of a turn have `bytes` bytes, and they do not overlap.
+                // SAFETY: both ends of an iteration have `bytes` bytes, and they do not overlap.
                 unsafe { std::ptr::copy_nonoverlapping(source, destination, bytes) };
             }
         }
@@ -41,12 +41,12 @@ pub(super) unsafe fn copy_rows(first: Hop, rows: Stride, bytes: usize) {
 #[inline]
 unsafe fn copy_known<const N: usize>(first: Hop, rows: Stride) {
     for (source, destination) in turns(first, rows) {
-        // SAFETY: both ends of a turn have `N` bytes, and they do not overlap.
+        // SAFETY: both ends of an iteration have `N` bytes, and they do not overlap.
         unsafe { std::ptr::copy_nonoverlapping(source, destination, N) };
     }
 }
 
-/// Both ends of every turn.
+/// The source and destination of every iteration.
 #[inline]
 fn turns(first: Hop, rows: Stride) -> impl Iterator<Item = (*const u8, *mut u8)> {
     (0..rows.extent).map(move |i| {

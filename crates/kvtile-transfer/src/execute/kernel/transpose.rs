@@ -1,20 +1,20 @@
-//! Transposes: which shape, which width, and the edges.
+//! Transposes: choice of the vector width, and the edges of a matrix.
 //!
 //! ```text
-//! source        row r: columns elements side by side, rows source_stride apart
-//! destination   row c: rows    elements side by side, rows destination_stride apart
+//! source        row r: columns adjacent elements, rows source_stride bytes apart
+//! destination   row c: rows    adjacent elements, rows destination_stride bytes apart
 //! ```
 
 use super::{Hop, Level};
 
-/// A matrix of small elements that is written column by column.
+/// A matrix of small elements that is written transposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Transpose {
     /// Bytes of an element: 1, 2, 4, 8 or 16.
     pub(in super::super) element: usize,
     /// Rows of the source.
     pub(in super::super) rows: usize,
-    /// Elements of a row of the source, and rows of the destination.
+    /// Elements of a source row, and rows of the destination.
     pub(in super::super) columns: usize,
     /// Bytes from one row of the source to the next.
     pub(in super::super) source_stride: usize,
@@ -43,7 +43,7 @@ impl Transpose {
         self.element * self.rows
     }
 
-    /// Bytes from the first to the last in the source, and in the destination.
+    /// Bytes from the first to the last one, in the source and in the destination.
     pub(in super::super) fn spans(&self) -> (usize, usize) {
         (
             self.source_row_bytes() + (self.rows - 1) * self.source_stride,
@@ -51,7 +51,7 @@ impl Transpose {
         )
     }
 
-    /// The same matrix with the rows of the destination side by side.
+    /// The same matrix with adjacent destination rows.
     pub(in super::super) fn dense(&self) -> Transpose {
         Transpose {
             destination_stride: self.destination_row_bytes(),
@@ -60,7 +60,7 @@ impl Transpose {
     }
 }
 
-/// Transposes `matrix` with what `level` has.
+/// Transposes `matrix` with the instructions of `level`.
 ///
 /// # Safety
 /// As for [`super::Kernels::transpose`]; the machine has `level`.
@@ -84,14 +84,14 @@ pub(super) unsafe fn transpose(level: Level, matrix: &Transpose, hop: Hop) {
     }
 }
 
-/// Transposes `matrix` in registers, where it is at least as large as the smallest of them.
+/// Transposes `matrix` in registers, if it is large enough for one vector. Returns whether it did.
 ///
 /// # Safety
 /// As for [`transpose`].
 #[cfg(target_arch = "x86_64")]
 unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool {
-    // The widest vectors that a row of the source fills. Bytes are better off with half of it: 16
-    // vectors of 64 bytes and what comes of them do not fit the registers.
+    // The widest vectors that a row of the source fills. Matrices of bytes use half of that width:
+    // 16 vectors of 64 bytes and their results do not fit the registers.
     let lanes = matrix.source_row_bytes() / super::vectors::LANE_BYTES;
     let elements = super::vectors::LANE_BYTES / matrix.element;
     if matrix.rows < elements || lanes == 0 {
@@ -129,14 +129,14 @@ unsafe fn transpose_vectors(level: Level, matrix: &Transpose, hop: Hop) -> bool 
 }
 
 /// # Safety
-/// Nothing is done.
+/// It does nothing.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 unsafe fn transpose_vectors(_: Level, _: &Transpose, _: Hop) -> bool {
     false
 }
 
-/// Side of a square of elements that is moved at a time, so that lines are used up while they are
-/// in the cache.
+/// Side of a square of elements that is copied at a time, so that a line is used completely while
+/// it is in the cache.
 const SQUARE: usize = 16;
 
 /// # Safety
@@ -154,7 +154,8 @@ unsafe fn elements<T: Copy>(matrix: &Transpose, hop: Hop) {
                 for row in row_start..row_end {
                     let from = row * matrix.source_stride + column * size;
                     let (from, to) = (hop.source.wrapping_add(from), to.wrapping_add(row * size));
-                    // SAFETY: row and column are of the matrix, so these are elements of its ends.
+                    // SAFETY: row and column are inside the matrix, so these are elements of its
+                    // ends.
                     unsafe { move_element::<T>(from, to) };
                 }
             }
@@ -163,7 +164,7 @@ unsafe fn elements<T: Copy>(matrix: &Transpose, hop: Hop) {
 }
 
 /// # Safety
-/// Both pointers are valid for one `T`, whatever their alignment.
+/// Both pointers are valid for one `T`, with any alignment.
 #[inline]
 unsafe fn move_element<T: Copy>(from: *const u8, to: *mut u8) {
     // SAFETY: the caller's promise; byte arrays have no invalid values and no alignment.

@@ -1,9 +1,9 @@
 //! Transposes in registers, written once for vectors of one, two and four lanes of 16 bytes.
 //!
-//! A lane holds `n` = 16 / element elements. `n` vectors are loaded from `n` rows; then, log2(n)
-//! times, vector `i` and vector `i + n/2` are interleaved into vectors `2i` and `2i + 1`. Read as
-//! one number, (row, column) of an element is rotated by one bit each time, so that in the end row
-//! and column have changed places, in every lane by itself:
+//! A lane holds `n` = 16 / element elements. The kernel loads `n` vectors from `n` rows. Then,
+//! log2(n) times, it interleaves vector `i` and vector `i + n/2` into vectors `2i` and `2i + 1`.
+//! Each step rotates the number (row, column) of an element by one bit. So at the end row and
+//! column are swapped, independently in every lane:
 //!
 //! ```text
 //! lane l of vector i   =   n rows of column  l * n + i   =   16 bytes of one destination row
@@ -12,8 +12,8 @@
 /// Bytes of a lane.
 pub(super) const LANE_BYTES: usize = 16;
 
-/// The starts of pieces of `length` that cover `0..total`, the last one moved back to its end.
-/// Nothing where `total` is shorter than a piece.
+/// The starts of pieces of `length` that cover `0..total`. The last piece is moved back to end at
+/// `total`. Empty if `total` is shorter than a piece.
 pub(super) fn starts(total: usize, length: usize) -> impl Iterator<Item = usize> + Clone {
     let last = total.checked_sub(length);
     let count = last.map_or(0, |last| last.div_ceil(length) + 1);
@@ -21,7 +21,7 @@ pub(super) fn starts(total: usize, length: usize) -> impl Iterator<Item = usize>
 }
 
 /// Defines `$name`, which transposes a matrix of elements of `16 / $n` bytes with vectors of
-/// `$lanes` lanes, and returns whether the matrix is large enough for one vector at least.
+/// `$lanes` lanes. It returns whether the matrix is large enough for one vector.
 macro_rules! transpose_kernel {
     ($name:ident, $features:literal, $n:literal, $lanes:literal,
      $zero:path, $load:path, $low:path, $high:path, $store:path) => {
@@ -71,12 +71,12 @@ macro_rules! transpose_kernel {
     };
 }
 
-/// Defines `$name`, which transposes matrices with 2, 4 or 8 rows or columns of `16 / $n` bytes,
-/// fewer than a lane has elements, and returns whether it could.
+/// Defines `$name`, which transposes matrices with 2, 4 or 8 rows or columns of elements of
+/// `16 / $n` bytes, fewer than a lane has elements. It returns whether it supports the matrix.
 ///
-/// `WIDE` vectors are loaded that hold `$n` rows of few columns, or few rows of `$n` columns, one
-/// after the other. Interleaving vector `i` with vector `i + WIDE / 2` rotates the place of every
-/// element by one bit, now across all vectors, until row and column have changed places.
+/// It loads `WIDE` vectors that hold `$n` rows of few columns, or few rows of `$n` columns, one
+/// after the other. Each step interleaves vector `i` with vector `i + WIDE / 2`. That rotates the
+/// position of every element by one bit, here across all vectors, until row and column are swapped.
 macro_rules! narrow_kernel {
     ($name:ident, $features:literal, $n:literal,
      $zero:path, $load:path, $low:path, $high:path, $store:path) => {
@@ -132,7 +132,7 @@ macro_rules! narrow_kernel {
             };
             let length = if by_rows { matrix.rows } else { matrix.columns };
             for start in super::vectors::starts(length, N) {
-                // N rows of `wide` elements, which are `wide` lanes in a row, become N elements of
+                // N rows of `wide` elements are `wide` consecutive lanes, and become N elements of
                 // `wide` destination rows; or N columns of `wide` rows become `wide` lanes.
                 let (from, to) = if by_rows {
                     let from = hop.source.wrapping_add(start * matrix.source_stride);
@@ -146,7 +146,7 @@ macro_rules! narrow_kernel {
                 };
                 match (wide, by_rows) {
                     // SAFETY: `starts` keeps N rows or columns from `start` on inside the matrix,
-                    // and the dense side makes them lanes in a row.
+                    // and the dense side makes them consecutive lanes.
                     (2, true) => unsafe { rotate::<2, N_BITS>(from, to) },
                     // SAFETY: as above.
                     (4, true) => unsafe { rotate::<4, N_BITS>(from, to) },

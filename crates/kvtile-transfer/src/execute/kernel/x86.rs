@@ -1,4 +1,4 @@
-//! AVX-512, AVX2 and SSE2: streaming stores, prefetches, and the vectors of transposes.
+//! AVX-512, AVX2 and SSE2: streaming stores, prefetches, and the vector operations of transposes.
 
 use std::arch::x86_64::{
     __m128i, __m256i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm_setzero_si128,
@@ -19,14 +19,14 @@ use super::{
     vectors::{narrow_kernel, transpose_kernel},
 };
 
-/// Asks for the line at `address`, which need not exist.
+/// Prefetches the line at `address`, which may be invalid.
 #[inline]
 pub(super) fn prefetch(address: *const u8) {
-    // SAFETY: a prefetch reads nothing that a program can see, and never faults.
+    // SAFETY: a prefetch has no effect that a program can observe, and never faults.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
 }
 
-/// Orders streamed stores before later ones.
+/// Orders earlier streaming stores before later stores.
 pub(super) fn fence() {
     // SAFETY: every 64-bit x86 has SSE, and a fence touches no memory.
     unsafe { _mm_sfence() };
@@ -44,7 +44,7 @@ macro_rules! stream_kernel {
                     mut source,
                     mut destination,
                 } = *hop;
-                // Past the last hop the run itself is asked for again, which costs nothing.
+                // After the last hop, the prefetches hit the current run, which costs nothing.
                 let mut next = hops.get(index + ahead).unwrap_or(hop).source;
                 let mut left = bytes;
                 let past = destination.addr() % LINE_BYTES;
@@ -60,8 +60,8 @@ macro_rules! stream_kernel {
                 }
                 while left >= LINE_BYTES {
                     prefetch(next);
-                    // SAFETY: at least a line is left on both ends, and the destination is at the
-                    // start of one.
+                    // SAFETY: at least a line is left on both ends, and the destination is aligned
+                    // to a line.
                     unsafe { $line(source, destination) };
                     source = source.wrapping_add(LINE_BYTES);
                     destination = destination.wrapping_add(LINE_BYTES);
@@ -81,7 +81,7 @@ macro_rules! stream_kernel {
 stream_kernel!(stream_runs_avx512, "avx512f", stream_line_avx512);
 stream_kernel!(stream_runs_avx2, "avx2", stream_line_avx2);
 
-/// Defines `$name`, which copies rows of a few lines with `$line`.
+/// Defines `$name`, which copies rows of a few lines.
 macro_rules! rows_kernel {
     ($name:ident, $features:literal, $load:path, $store:path) => {
         /// # Safety
@@ -93,8 +93,8 @@ macro_rules! rows_kernel {
                 let mut source = first.source.wrapping_add(row * rows.source);
                 let mut destination = first.destination.wrapping_add(row * rows.destination);
                 let mut left = lines;
-                // Four loads before the first store: a store that waits for its line does not
-                // keep the next loads waiting.
+                // Four loads before the first store: a store that waits for its line does not delay
+                // the next loads.
                 while left >= 4 {
                     // SAFETY: four lines of the run of this row are left, here and below.
                     let first = unsafe { $load(source) };
@@ -269,12 +269,13 @@ unsafe fn store_512(vector: __m512i, to: *mut u8, distance: usize) {
     }
 }
 
-/// Defines the kernels of one width for all elements, and `$name`, which picks one.
+/// Defines the kernels of one vector width for all element sizes, and `$name`, which selects one.
 macro_rules! transposes {
     ($name:ident, $features:literal, $lanes:literal, $zero:path, $load:path, $store:path,
      $low1:path, $high1:path, $low2:path, $high2:path,
      $low4:path, $high4:path, $low8:path, $high8:path) => {
-        /// Whether the matrix was transposed: it has to be large enough for one vector.
+        /// Returns whether it transposed the matrix. It supports matrices that are large enough for
+        /// one vector.
         ///
         /// # Safety
         /// As for [`super::Kernels::transpose`]; the machine has the instructions.
@@ -292,7 +293,7 @@ macro_rules! transposes {
             transpose_kernel!(
                 bytes_8, $features, 2, $lanes, $zero, $load, $low8, $high8, $store
             );
-            // A lane by itself: nothing is interleaved.
+            // One element per lane: nothing is interleaved.
             transpose_kernel!(
                 bytes_16, $features, 1, $lanes, $zero, $load, $low8, $high8, $store
             );
@@ -392,8 +393,8 @@ narrow_kernel!(
     store_128
 );
 
-/// Whether the matrix was transposed: it has to have few rows or few columns, and to be dense on
-/// that side.
+/// Returns whether it transposed the matrix. It supports matrices with few rows or few columns that
+/// are dense on that side.
 ///
 /// # Safety
 /// As for [`super::Kernels::transpose`].

@@ -1,13 +1,13 @@
-//! Memory to memory: programs bound to the pairs of a plan, on one thread or several.
+//! Copies between memories: programs bound to the pairs of a plan, on one thread or several.
 //!
 //! ```text
 //! job    a part of a program, for all pairs of its class
-//!   cell   one block pair, one turn of the outer loops: both ends stay in one region
-//!     chunk  neighbouring cells, as many as a thread takes at a time
+//!   cell   one iteration of the outer loops for one block pair; both ends stay in one region
+//!     chunk  consecutive cells that a thread takes at a time
 //! ```
 //!
-//! Knows regions, pairs and threads; the bytes are the business of kernels, and that nobody else
-//! touches them meanwhile is the business of leases.
+//! This module knows regions, pairs and threads. Kernels copy the bytes, and leases exclude other
+//! access to them.
 
 use std::{
     ops::Range,
@@ -32,11 +32,11 @@ use crate::error::TransferError;
 /// Executes all of `plan`.
 ///
 /// # Safety
-/// For the whole call nobody else writes the source units or reads or writes the destination
-/// units of the plan, and no source byte is a destination byte.
+/// For the whole call nothing else writes the source units or reads or writes the destination units
+/// of the plan, and no source byte is a destination byte.
 ///
 /// # Errors
-/// A plan that does not fit the layouts; nothing outside their regions is touched.
+/// A plan that does not fit the layouts. Bytes outside their regions are never touched.
 pub(in super::super) unsafe fn copy_plan(
     plan: &CopyPlan,
     sides: (&BoundLayout, &BoundLayout),
@@ -66,7 +66,7 @@ pub(in super::super) unsafe fn copy_plan(
     unsafe { binding.share(&jobs, pool, share) }
 }
 
-/// A plan, and where its bytes are.
+/// A plan with its layouts and manner.
 struct Binding<'p> {
     plan: &'p CopyPlan,
     sides: (&'p BoundLayout, &'p BoundLayout),
@@ -97,7 +97,7 @@ impl<'p> Binding<'p> {
             })
     }
 
-    /// Whether the nest starts at a line of the destination, as far as the first pairs tell.
+    /// Whether the nest starts at a line of the destination; checks only the first pairs.
     fn is_at_line(&self, class: &PlanClass, nest: &Nest) -> bool {
         class.pairs.iter().take(2).all(|pair| {
             let (_, start) = self.plan.start(nest, pair);
@@ -106,7 +106,7 @@ impl<'p> Binding<'p> {
         })
     }
 
-    /// Moves everything on the threads of `pool`.
+    /// Executes all jobs on the threads of `pool`.
     ///
     /// # Safety
     /// As for [`copy_plan`].
@@ -158,7 +158,7 @@ impl Job<'_> {
         self.part.cells_per_pair.saturating_mul(pairs)
     }
 
-    /// Moves the bytes of `cells`.
+    /// Copies the bytes of `cells`.
     ///
     /// # Safety
     /// As for [`copy_plan`], for the units of these cells.
@@ -193,15 +193,15 @@ impl Job<'_> {
             let mut visit = |source, destination| {
                 let source = from.pointer(source, local.source_span)?;
                 let destination = to.pointer(destination, local.destination_span)?;
-                // SAFETY: both pointers reach as far as the nest goes; the rest is the caller's
-                // promise.
+                // SAFETY: both pointers are valid for the spans of the nest; the caller guarantees
+                // the rest.
                 unsafe { local.copy(source, destination, &mut pipeline) };
                 Ok(())
             };
             checked = for_each_cell(&part.turns, start, cell..cell + count, &mut visit);
             (cell, left) = (0, left - count);
         }
-        // SAFETY: as above: what is in the pipeline was checked.
+        // SAFETY: as above: the steps in the pipeline were checked.
         unsafe { pipeline.drain() };
         match (checked, left) {
             (Ok(()), 1..) => Err(TransferError::Missing {
@@ -213,7 +213,7 @@ impl Job<'_> {
     }
 }
 
-/// Calls `visit` with both ends of some of the cells that `turns` walk.
+/// Calls `visit` with both ends of a range of the cells that `turns` iterate over.
 fn for_each_cell(
     turns: &[Turn],
     (source, destination): (Location, Location),

@@ -1,4 +1,4 @@
-//! How a plan is executed on this machine: which stores, which kernels, how many threads.
+//! The execution parameters of a plan: kinds of stores, kernels, number of threads.
 
 use std::sync::OnceLock;
 
@@ -24,14 +24,14 @@ pub(crate) struct Executor {
     last_level_bytes: u64,
 }
 
-/// Taken for the second level where the machine does not say.
+/// Assumed size of the level-2 cache, if the machine does not report it.
 const LEVEL2_BYTES: u64 = 1 << 20;
 
-/// Taken for the last level where the machine does not say.
+/// Assumed size of the last-level cache, if the machine does not report it.
 const LAST_LEVEL_BYTES: u64 = 32 << 20;
 
 impl Executor {
-    /// With at most `threads` threads for one copy.
+    /// An executor with at most `threads` threads per copy.
     pub(crate) fn new(threads: usize) -> Executor {
         let (level2_bytes, last_level_bytes) = cache_bytes();
         Executor {
@@ -42,7 +42,7 @@ impl Executor {
         }
     }
 
-    /// How `plan` is shared by threads, where it is worth more than one.
+    /// How threads share `plan`; `None` if it is too small for more than one.
     pub(super) fn share(&self, plan: &CopyPlan) -> Option<(&CopyPool, Share)> {
         let share = self.pool.share(plan.bytes())?;
         Some((&self.pool, share))
@@ -63,13 +63,14 @@ impl Executor {
         }
     }
 
-    /// Streaming stores cost no read of what they overwrite, but leave the destination in memory;
-    /// they pay where the caches would not have kept it anyway. `resident`: bytes of both layouts.
+    /// Streaming stores save the read of overwritten lines, but leave the destination in memory.
+    /// They pay off where the caches would not keep the destination anyway. `resident` is the size
+    /// of both layouts.
     fn stores(&self, bytes: u64, resident: u64, read_next: bool) -> Stores {
         let half = self.last_level_bytes / 2;
         let fits = match read_next {
             true => bytes <= half,
-            // Whatever was moved before, all of it may still be there.
+            // Earlier copies may have left all of it in the caches.
             false => bytes <= self.level2_bytes || resident <= half,
         };
         match fits || !self.level.streams() {
@@ -79,7 +80,7 @@ impl Executor {
     }
 }
 
-/// Second and last level of the caches; asked once.
+/// Sizes of the level-2 and the last-level cache, probed once.
 fn cache_bytes() -> (u64, u64) {
     static BYTES: OnceLock<(u64, u64)> = OnceLock::new();
     *BYTES.get_or_init(|| match Caches::probe().known() {
@@ -95,7 +96,7 @@ mod tests {
     const MIB: u64 = 1 << 20;
 
     #[test]
-    fn what_the_caches_keep_is_stored_in_them_and_what_they_cannot_keep_is_streamed() {
+    fn copies_that_fit_the_caches_use_ordinary_stores_and_others_stream() {
         let executor = |level| Executor {
             level,
             level2_bytes: MIB,

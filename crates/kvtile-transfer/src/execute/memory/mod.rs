@@ -2,9 +2,9 @@
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `executor` | decides on stores, kernels and threads |
-//! | `program` | what copies a class of pairs, made once and kept with its nests |
-//! | `copy` | programs bound to pairs, cells, chunks, threads |
+//! | `executor` | chooses stores, kernels and threads |
+//! | `program` | compiled nests of a class of pairs, cached with its nests |
+//! | `copy` | binds programs to pairs; cells, chunks and threads |
 //! | `pool` | the threads that share a copy |
 
 pub(super) mod copy;
@@ -23,15 +23,16 @@ use super::{
 };
 use crate::error::TransferError;
 
-/// Copies up to this size run on the caller's thread: they take less time than waking another.
+/// Copies up to this size run on the caller's thread: they take less time than another thread needs
+/// to wake up.
 const INLINE_BYTES: u64 = 256 << 10;
 
-/// Threads that share a copy where no number is given.
+/// Default number of threads that share a copy.
 pub(crate) fn usual_copy_threads() -> usize {
     CopyPool::usual_threads()
 }
 
-/// See the module.
+/// The lane between memories.
 #[derive(Debug)]
 pub(crate) struct MemoryLane {
     executor: Executor,
@@ -51,7 +52,7 @@ impl Lane for MemoryLane {
         "kvtile-memory"
     }
 
-    /// A copy has threads of its own, and memory is full with one.
+    /// One flight at a time: a copy has threads of its own and saturates the memory bandwidth.
     fn threads(&self) -> NonZeroUsize {
         NonZeroUsize::MIN
     }

@@ -1,31 +1,31 @@
-//! The threads that share the copies of one manager.
+//! The thread pool for the copies of one manager.
 
 use std::sync::OnceLock;
 
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-/// Bytes for each thread that takes part: less is over before another thread has woken.
+/// Minimum bytes per thread: a smaller copy ends before another thread wakes up.
 const BYTES_PER_THREAD: u64 = 2 << 20;
 
-/// Chunks of a copy for each thread, about.
+/// Approximate number of chunks per thread of a copy.
 const CHUNKS_PER_THREAD: u64 = 16;
 
-/// Threads that are used where nobody says how many: memory is full long before a large machine
-/// is.
+/// Upper limit of the default number of threads: fewer threads than a large machine has saturate
+/// its memory bandwidth.
 const THREADS_MAX: usize = 8;
 
-/// How a copy is shared.
+/// How threads share a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) struct Share {
-    /// Threads that take part, the caller's included.
+    /// Number of threads, including the caller's.
     pub(super) threads: usize,
-    /// Bytes that a thread takes at a time: enough to be worth it, and so few that all threads end
-    /// at the same time.
+    /// Bytes of a chunk: enough to amortise its overhead, and few enough that all threads end at
+    /// about the same time.
     pub(super) chunk_bytes: u64,
 }
 
-/// A few threads beside the one that copies. They start with the first copy that is worth them,
-/// and sleep between copies.
+/// A few threads beside the caller's. They start with the first large copy, and sleep between
+/// copies.
 #[derive(Debug)]
 pub(crate) struct CopyPool {
     threads: usize,
@@ -34,7 +34,7 @@ pub(crate) struct CopyPool {
 }
 
 impl CopyPool {
-    /// `threads` in all, the caller's included; at least one.
+    /// A pool of `threads` threads, including the caller's; at least one.
     pub(crate) fn new(threads: usize) -> CopyPool {
         CopyPool {
             threads: threads.max(1),
@@ -43,7 +43,7 @@ impl CopyPool {
         }
     }
 
-    /// The same, but every byte is worth a thread.
+    /// As [`CopyPool::new`], but without a minimum size per thread.
     #[cfg(test)]
     pub(in super::super) fn eager(threads: usize) -> CopyPool {
         CopyPool {
@@ -52,14 +52,14 @@ impl CopyPool {
         }
     }
 
-    /// Half of the processors that this process may use: the rest is the engine's.
+    /// Half of the processors that this process may use; the engine needs the others.
     pub(crate) fn usual_threads() -> usize {
         let processors = std::thread::available_parallelism();
         let half = processors.map_or(1, |count| count.get() / 2);
         half.clamp(1, THREADS_MAX)
     }
 
-    /// How a copy of `bytes` is shared; `None`: not at all.
+    /// How threads share a copy of `bytes`; `None` for a copy on one thread.
     pub(in super::super) fn share(&self, bytes: u64) -> Option<Share> {
         let worth = usize::try_from(bytes / self.bytes_per_thread).unwrap_or(usize::MAX);
         let threads = self.threads.min(worth);
@@ -70,8 +70,8 @@ impl CopyPool {
         })
     }
 
-    /// Runs `work` on `threads` threads at once, one of them the caller's, and returns when all
-    /// have ended. Where threads cannot be had, fewer take part.
+    /// Runs `work` concurrently on `threads` threads, including the caller's, and returns when all
+    /// have ended. If threads cannot be started, fewer take part.
     pub(super) fn run(&self, threads: usize, work: &(dyn Fn() + Sync)) {
         let helpers = match threads {
             0 | 1 => None,

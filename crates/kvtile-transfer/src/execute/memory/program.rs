@@ -1,14 +1,14 @@
-//! Programs: the nests of a class of pairs with a kernel for each, worked out once and kept.
+//! Programs: the nests of a class of pairs with a kernel for each, compiled once and cached.
 //!
 //! ```text
-//! Programs    kept with the nests of a class, which a planner keeps from plan to plan
-//!   Program     of a manner: for each nest its parts, and others for whole lines
-//!     Part        a nest, or what of its runs is cut alike
+//! Programs    cached with the nests of a class, which a planner keeps from plan to plan
+//!   Program     for a manner: the parts of each nest, with variants for whole lines
+//!     Part        a nest, or a range of its runs that is split alike
 //!       Turn …      the loops around a cell: both ends of a cell stay in one region
 //! ```
 //!
-//! Knows loops and kernels. Which pairs a program is run for, where they lie, and on how many
-//! threads, is the business of `copy`.
+//! This module knows loops and kernels. `copy` decides for which pairs a program runs, at which
+//! addresses, and on how many threads.
 
 use std::sync::OnceLock;
 
@@ -20,27 +20,27 @@ use super::super::{
 };
 use crate::error::TransferError;
 
-/// Longer runs are cut into pieces of this size before they are streamed, so that threads can share
-/// them and what comes next can be asked for.
+/// Longer runs are split into segments of this size before they are streamed, so that threads can
+/// share them and prefetch the next one.
 const SEGMENT_BYTES: u64 = 16 << 10;
 
-/// Bytes that are read in order at least: a page.
+/// Minimum number of bytes that are read in order: a page.
 const READ_BYTES: u64 = 4096;
 
-/// Bytes of a cell, about: its bounds are checked once.
+/// Approximate bytes of a cell, whose bounds are checked once.
 const CELL_BYTES: u64 = 256 << 10;
 
-/// The programs of a class, kept with its nests: one for each manner.
+/// The programs of a class, cached with its nests: one for each manner.
 #[derive(Debug, Default)]
 struct Programs {
     of_manners: [OnceLock<Program>; Manner::COUNT],
 }
 
-/// The program for the nests of a class: the one that was made for them before, or a new one.
+/// The program for the nests of a class, from the cache or new.
 pub(super) fn program_of(nests: &ClassNests, manner: Manner) -> Result<&Program, TransferError> {
     let programs = nests.made::<Programs>();
     let kept = programs.and_then(|programs| programs.of_manners.get(manner.index()));
-    // Nobody else keeps anything with nests, and every manner has its place.
+    // No other code attaches data to nests, and every manner has an entry.
     let kept = kept.ok_or(TransferError::Missing {
         what: "the program of manner",
         index: manner.index() as u64,
@@ -52,18 +52,18 @@ pub(super) fn program_of(nests: &ClassNests, manner: Manner) -> Result<&Program,
     Ok(kept.get_or_init(|| program))
 }
 
-/// What copies a pair of a class.
+/// The compiled form of a class, which copies any of its pairs.
 #[derive(Debug)]
 pub(super) struct Program {
     parts: Vec<Variants>,
 }
 
-/// The parts of a nest.
+/// The variants of the parts of a nest.
 #[derive(Debug)]
 struct Variants {
     anywhere: Vec<Part>,
-    /// Where all runs start at a line of the destination as soon as the first one does, and it
-    /// makes a difference.
+    /// For runs that all start at a line of the destination if the first one does. `None` where
+    /// that makes no difference.
     at_lines: Option<Vec<Part>>,
 }
 
@@ -83,8 +83,8 @@ impl Program {
         })
     }
 
-    /// The parts of nest `index`. `at_line` is asked whether its first run starts at a line of the
-    /// destination; what it gets wrong costs time, nothing else.
+    /// The parts of nest `index`. `at_line` returns whether its first run starts at a line of the
+    /// destination; a wrong answer only costs time.
     pub(super) fn parts(&self, index: usize, at_line: impl FnOnce() -> bool) -> &[Part] {
         match self.parts.get(index) {
             None => broken(format_args!(
@@ -100,10 +100,10 @@ impl Program {
     }
 }
 
-/// A nest, or a piece of its runs.
+/// A nest, or a segment of its runs.
 #[derive(Debug)]
 pub(super) struct Part {
-    /// Where it starts behind the nest, on both sides.
+    /// Its offset from the start of the nest, on both sides.
     pub(super) behind: Step,
     pub(super) turns: Vec<Turn>,
     pub(super) local: LocalNest,
@@ -115,11 +115,11 @@ pub(super) struct Part {
 pub(super) struct Turn {
     pub(super) source: Step,
     pub(super) destination: Step,
-    /// Cells of one iteration.
+    /// Cells per iteration.
     pub(super) cells: u64,
 }
 
-/// The parts of a nest: one, or two where a long run does not fall into equal segments.
+/// The parts of a nest: one, or two if a long run has a remainder after equal segments.
 fn parts_of(nest: &Nest, manner: Manner, at_lines: bool) -> Result<Vec<Part>, TransferError> {
     let segment = match manner.streams() {
         true => SEGMENT_BYTES,
@@ -145,7 +145,7 @@ fn parts_of(nest: &Nest, manner: Manner, at_lines: bool) -> Result<Vec<Part>, Tr
     Ok(parts)
 }
 
-/// `run`: where the runs start behind those of the nest, and their bytes.
+/// `run` is the offset of the runs from those of the nest, and their length.
 fn part(
     mut loops: Vec<Loop>,
     (behind, run_bytes): (u64, u64),
@@ -186,9 +186,9 @@ fn part(
     })
 }
 
-/// Orders loops around steps of `bytes` for streaming: inside, the source is read in order for a
-/// page at least; outside, the destination is written in order, so that its pages are filled one
-/// after the other.
+/// Orders loops around steps of `bytes` for streaming. The inner loops read at least a page of the
+/// source in order. The outer loops write the destination in order, so that its pages are filled
+/// one after the other.
 fn order(loops: &mut [Loop], mut bytes: u64) {
     loops.sort_by_key(|l| std::cmp::Reverse((l.source, l.destination)));
     let mut outer = loops.len();

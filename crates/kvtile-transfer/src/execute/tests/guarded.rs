@@ -1,4 +1,4 @@
-//! Memory whose neighbours are pages that nobody may touch: one byte too far ends the test.
+//! Memory between inaccessible guard pages: an access of one byte too far ends the test.
 
 use std::ptr::NonNull;
 
@@ -6,14 +6,14 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect, m
 
 const PAGE_BYTES: usize = 4096;
 
-/// Which end of the bytes meets a forbidden page.
+/// The end of the bytes that is adjacent to a guard page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum End {
     Low,
     High,
 }
 
-/// Some bytes between two forbidden pages, one of which they touch.
+/// Bytes between two guard pages, adjacent to one of them.
 pub(super) struct Guarded {
     mapping: NonNull<u8>,
     mapped: usize,
@@ -22,7 +22,7 @@ pub(super) struct Guarded {
 }
 
 impl Guarded {
-    /// `length` bytes with `byte(place)` in each.
+    /// `length` bytes; the byte at offset `at` is `byte(at)`.
     pub(super) fn new(length: usize, end: End, byte: impl Fn(usize) -> u8) -> Guarded {
         let inner = length.next_multiple_of(PAGE_BYTES).max(PAGE_BYTES);
         let mapped = inner + 2 * PAGE_BYTES;
@@ -32,7 +32,7 @@ impl Guarded {
         let mapping = NonNull::new(mapping.unwrap().cast::<u8>()).unwrap();
         let page = |at: usize| mapping.as_ptr().wrapping_add(at);
         for guard in [page(0), page(PAGE_BYTES + inner)] {
-            // SAFETY: a page of the mapping that nobody has a reference to.
+            // SAFETY: a page of the mapping to which no reference exists.
             unsafe { mprotect(guard.cast(), PAGE_BYTES, MprotectFlags::empty()) }.unwrap();
         }
         let start = match end {
@@ -57,25 +57,25 @@ impl Guarded {
 
     pub(super) fn as_ref(&self) -> &[u8] {
         // SAFETY: `length` bytes of the mapping between its guards, initialised by the kernel; no
-        // copy is under way while the test reads them.
+        // copy runs while the test reads them.
         unsafe { std::slice::from_raw_parts(self.pointer(), self.length) }
     }
 
     fn as_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as above, and nobody else has a reference.
+        // SAFETY: as above, and no other reference exists.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(), self.length) }
     }
 }
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        // SAFETY: mapped in `new`, and nobody has a reference any more.
+        // SAFETY: mapped in `new`, and no reference exists any more.
         unsafe { munmap(self.mapping.as_ptr().cast(), self.mapped) }.unwrap();
     }
 }
 
 #[test]
-fn the_bytes_touch_the_guard_they_were_asked_for() {
+fn the_bytes_are_adjacent_to_the_requested_guard() {
     let low = Guarded::new(100, End::Low, |at| u8::try_from(at).unwrap());
     assert_eq!(low.pointer().addr() % PAGE_BYTES, 0);
     assert_eq!(low.as_ref()[99], 99);

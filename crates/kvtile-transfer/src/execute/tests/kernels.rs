@@ -1,4 +1,4 @@
-//! Transposes of every small size, and runs of every small length and phase.
+//! Transposes of every small size, and runs of every small length and alignment.
 
 use super::{
     super::kernel::{Hop, Kernels, Level, Transpose},
@@ -8,7 +8,7 @@ use super::{
 
 const POISON: u8 = 0xa5;
 
-/// Transposes with `level` between guards and compares element by element.
+/// Transposes with `level` between guard pages and compares element by element.
 fn check_transpose(level: Level, matrix: Transpose, end: End) {
     let source_bytes = matrix.source_row_bytes() + (matrix.rows - 1) * matrix.source_stride;
     let destination_bytes =
@@ -29,7 +29,7 @@ fn check_transpose(level: Level, matrix: Transpose, end: End) {
         source: source.pointer(),
         destination: destination.pointer(),
     };
-    // SAFETY: both have exactly the spans of the matrix, and nobody else knows them.
+    // SAFETY: both have exactly the spans of the matrix, and nothing else refers to them.
     unsafe { Kernels::new(level).transpose(&matrix, hop) };
     assert!(
         destination.as_ref() == expected,
@@ -76,7 +76,7 @@ fn runs_of_every_length_and_phase_are_streamed_and_no_byte_beyond() {
                         destination: destination.pointer().wrapping_add(phase),
                     }];
                     let kernels = Kernels::new(level);
-                    // SAFETY: both ends have `bytes` bytes, and nobody else knows them.
+                    // SAFETY: both ends have `bytes` bytes, and nothing else refers to them.
                     unsafe { kernels.stream_runs(&hops, 1, bytes, 1) };
                     kernels.fence();
                     let (before, run) = destination.as_ref().split_at(phase);
@@ -89,7 +89,7 @@ fn runs_of_every_length_and_phase_are_streamed_and_no_byte_beyond() {
 }
 
 #[test]
-fn only_the_hops_that_count_are_moved_the_others_are_read_ahead_of() {
+fn hops_after_the_count_are_only_prefetched() {
     for level in Level::available() {
         let source = Guarded::new(1024, End::High, pattern);
         let destination = Guarded::new(1024, End::High, |_| POISON);
@@ -100,7 +100,7 @@ fn only_the_hops_that_count_are_moved_the_others_are_read_ahead_of() {
             })
             .collect();
         let kernels = Kernels::new(level);
-        // SAFETY: every hop has 256 bytes at both ends, which nobody else knows.
+        // SAFETY: every hop has 256 bytes at both ends, and nothing else refers to them.
         unsafe { kernels.stream_runs(&hops, 3, 256, 2) };
         kernels.fence();
         let found = destination.as_ref();

@@ -1,13 +1,13 @@
-//! Kernels, nests and plans against references that move one byte after the other, on every level
-//! of this machine, with both kinds of stores.
+//! Kernels, nests and plans against byte-by-byte references, on every level of this machine, with
+//! both kinds of stores.
 //!
 //! | file | what it tests |
 //! | --- | --- |
-//! | `guarded` | nothing: memory with a page on both sides that nobody may touch |
+//! | `guarded` | nothing: memory between inaccessible guard pages |
 //! | `kernels` | every transpose of every size, edges included |
-//! | `nests` | random nests: which kernel, and what it does |
+//! | `nests` | random nests: the chosen kernel, and its copy |
 //! | `plans` | random plans between random layouts, on several threads |
-//! | `visible` | what was streamed is there when another thread learns of it |
+//! | `visible` | visibility of streaming stores to other threads |
 
 mod guarded;
 mod kernels;
@@ -20,7 +20,7 @@ use super::{
     nest::Manner,
 };
 
-/// Every way in which this machine can copy.
+/// Every manner of this machine.
 fn manners() -> Vec<Manner> {
     let levels = Level::available().into_iter();
     let manner = |level| {
@@ -32,7 +32,7 @@ fn manners() -> Vec<Manner> {
     levels.flat_map(manner).collect()
 }
 
-/// A byte that differs for every place.
+/// A byte that depends on the offset.
 fn pattern(at: usize) -> u8 {
     let mixed = (at as u64 ^ 0x5bd1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed.to_le_bytes()[6]

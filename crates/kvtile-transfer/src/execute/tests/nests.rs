@@ -1,5 +1,4 @@
-//! Random nests of random runs: whatever kernel is chosen, the bytes arrive, and nothing else is
-//! touched.
+//! Random nests of random runs: every chosen kernel copies the right bytes and touches no others.
 #![expect(clippy::cast_possible_truncation, reason = "sizes of tests are small")]
 
 use kvtile_layout::{AxisSet, Loop, Step};
@@ -17,10 +16,10 @@ use super::{
 
 const POISON: u8 = 0xa5;
 
-/// Most bytes of a case.
+/// Maximum bytes of a case.
 const BYTES_MAX: u64 = 1 << 18;
 
-/// Extents of loops, the order in which each side nests them, and what is left out between.
+/// Extents of loops, the order in which each side nests them, and the gaps between them.
 #[derive(Clone, Debug)]
 struct Case {
     run: u64,
@@ -113,7 +112,7 @@ fn check(case: &Case, manner: Manner) -> Kernel {
     let mut scratch = Scratch::default();
     let mut pipeline = Pipeline::new(&nest.kernel, manner, &mut scratch).unwrap();
     let to = destination.pointer().wrapping_add(phase);
-    // SAFETY: both have exactly the spans of the nest, and nobody else knows them.
+    // SAFETY: both have exactly the spans of the nest, and nothing else refers to them.
     unsafe { nest.copy(source.pointer(), to, &mut pipeline) };
     // SAFETY: as above.
     unsafe { pipeline.drain() };
@@ -125,7 +124,7 @@ fn check(case: &Case, manner: Manner) -> Kernel {
     nest.kernel
 }
 
-/// One byte after the other, by the strides alone.
+/// Copies byte by byte, by the strides alone.
 fn naive(loops: &[Loop], run: usize, (from, to): (usize, usize), expected: &mut [u8]) {
     let Some((outer, inner)) = loops.split_first() else {
         for byte in 0..run {
@@ -164,9 +163,10 @@ fn a_nest_moves_its_runs_and_no_other_byte() {
     eprintln!("runs, transposes, gathers, tiles: {kinds:?}");
 }
 
-/// The two halves of an engine's tiles, `NCN16C2` and `CNC16N2`, to token-major and back.
+/// Converts both halves of an engine's tiles, `NCN16C2` and `CNC16N2`, to token-major order and
+/// back.
 #[test]
-fn tiles_in_tiles_are_put_together() {
+fn nested_tiles_are_staged_together() {
     let mut tiles = 0;
     for (extents, source, destination) in [
         // C16, N2, C/16, N/2: dense in the order of the tiles on one side, of tokens on the other.
@@ -199,7 +199,7 @@ fn tiles_in_tiles_are_put_together() {
     assert!(tiles >= 10, "{tiles}");
 }
 
-/// Matrices that are put together in pieces, and one that cannot be cut.
+/// Matrices that are staged in pieces, and one that cannot be split.
 #[test]
 fn large_matrices_are_cut_and_arrive_whole() {
     for (rows, columns, run) in [

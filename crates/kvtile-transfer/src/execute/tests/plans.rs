@@ -44,7 +44,7 @@ fn image(bound: BoundLayout, memory: Vec<Arc<SystemMemory>>) -> Image {
     regions.map(|mut m| m.as_mut_slice().to_vec()).collect()
 }
 
-/// Whether the case was one that may be refused.
+/// Returns whether the planner accepted the case.
 fn check(case: &TransferCase, pool: &CopyPool) -> bool {
     let (source, destination) = (case.src.reference().unwrap(), case.dst.reference().unwrap());
     let from_image = source.filled(1).unwrap();
@@ -69,7 +69,7 @@ fn check(case: &TransferCase, pool: &CopyPool) -> bool {
         }
         let shared = pool.share(plan.bytes()).map(|share| (pool, share));
         for share in [None, shared] {
-            // SAFETY: the plan was made from these two, and nobody else knows their memory.
+            // SAFETY: the plan was made from these two, and nothing else refers to their memory.
             unsafe { copy_plan(&plan, (&from, &to), manner, share) }.unwrap();
         }
         assert!(image(to, written) == expected, "{manner:?}");
@@ -95,7 +95,7 @@ fn every_manner_of_copying_makes_what_the_naive_copy_makes() {
     assert!(done * 10 > all * 6, "only {done} of {all} were executed");
 }
 
-/// Long runs and many blocks, so that there are cells, segments and chunks to share.
+/// Long runs and many blocks, so that threads share cells, segments and chunks.
 #[test]
 fn threads_share_a_plan_and_leave_nothing_out() {
     use kvtile_layout::{Selection, Shape, Unit};
@@ -130,7 +130,8 @@ fn threads_share_a_plan_and_leave_nothing_out() {
                 let there = Selection::blocks(&ids, to_ids, 16).unwrap();
                 let home = Selection::blocks(to_ids, &ids, 16).unwrap();
                 let plan = CopyPlan::new(from.layout(), to.layout(), &there).unwrap();
-                // SAFETY: the plan was made from these two, and nobody else knows their memory.
+                // SAFETY: the plan was made from these two, and nothing else refers to their
+                // memory.
                 unsafe { copy_plan(&plan, (&from, &to), manner, share(&plan)) }.unwrap();
                 let plan = CopyPlan::new(to.layout(), back.layout(), &home).unwrap();
                 // SAFETY: as above.

@@ -1,4 +1,4 @@
-//! What was streamed is visible to whoever learns that the copy is done.
+//! Streamed bytes are visible to a thread that observes the end of the copy.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,9 +14,9 @@ const RUNS: usize = 16;
 const RUN_BYTES: usize = 256;
 const ROUNDS: u64 = 3000;
 
-/// One thread streams the number of the round into every word and then says so; the other reads
-/// all words as soon as it hears of it, and says so in turn. A store that is still on its way when
-/// the round is announced would be read as an older round.
+/// One thread streams the number of the round into every word and then announces the round. The
+/// other reads all words as soon as it observes the announcement, and acknowledges it. A store that
+/// is not yet visible at the announcement would be read as an older round.
 #[test]
 fn a_reader_that_learns_of_the_end_sees_every_streamed_byte() {
     for manner in manners() {
@@ -59,7 +59,7 @@ fn a_reader_that_learns_of_the_end_sees_every_streamed_byte() {
                         (found != round).then_some(found)
                     });
                     if let Some(found) = old {
-                        // Nobody waits for a reader that is gone.
+                        // Releases the writer, which would otherwise wait for this reader.
                         read.store(ROUNDS, Ordering::Release);
                         panic!("{manner:?}: {found} where {round} was announced");
                     }
@@ -70,7 +70,7 @@ fn a_reader_that_learns_of_the_end_sees_every_streamed_byte() {
     }
 }
 
-/// As many words as the runs have.
+/// The words of all runs.
 fn words() -> Vec<AtomicU64> {
     let count = RUNS * RUN_BYTES / size_of::<u64>();
     (0..count).map(|_| AtomicU64::new(0)).collect()

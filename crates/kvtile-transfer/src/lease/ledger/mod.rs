@@ -1,9 +1,11 @@
-//! The ledger: which layouts are registered, and who holds which of their blocks.
+//! The ledger: the registered layouts, and the leases on their blocks.
 //!
-//! A layer of a block is free, read by any number of leases, or written by one (`states`). Layouts of one manager
-//! may share memory (groups of one engine do): a lease on a block of one then counts for every byte of it in the
-//! others, a lease of some layers too, and leases that were there before a newcomer count for it too (`shared`).
-//! Layouts of two managers may not share memory, since neither would see the leases of the other.
+//! A layer of a block is free, read by any number of leases, or written by one (`states`). Layouts
+//! of one manager may share memory, as the groups of one engine do. Then a lease on a block of one
+//! layout also holds the same bytes in the other layouts; a lease of some layers counts for all
+//! bytes of its blocks. Leases that exist when a layout is registered also count for that layout
+//! (`shared`). Layouts of two managers may not share memory, because neither manager sees the
+//! leases of the other.
 
 mod shared;
 mod states;
@@ -31,7 +33,7 @@ use super::{
 };
 use crate::{error::TransferError, physical::PhysicalLayout};
 
-/// Memory that a manager has taken.
+/// Memory that a manager has claimed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Claim {
     manager: u64,
@@ -40,7 +42,7 @@ struct Claim {
 }
 
 impl Claim {
-    /// What nobody writes may belong to several managers.
+    /// Managers may share memory that none of them writes.
     fn excludes(&self, other: &Claim) -> bool {
         let differ = self.manager != other.manager && (self.writable || other.writable);
         differ && self.extent.overlaps(&other.extent)
@@ -57,24 +59,24 @@ fn claims() -> MutexGuard<'static, Vec<Claim>> {
 struct Entry {
     layout: PhysicalLayout,
     extents: Vec<Extent>,
-    /// Handles of layouts that share memory with it.
+    /// Handles of the layouts that share memory with it.
     aliases: Vec<u64>,
     blocks: BlockStates,
     leases: usize,
 }
 
-/// See the module.
+/// The layouts and leases of one manager.
 pub(crate) struct Ledger {
     manager: u64,
     next_layout: u64,
     next_lease: u64,
     entries: BTreeMap<u64, Entry>,
     shared: SharedBytes,
-    /// Routes between registered layouts.
+    /// Cached routes between registered layouts.
     pub(crate) routes: Routes,
 }
 
-/// A lease as the ledger knows it: to be given back once, with the blocks that it was taken for.
+/// A lease in the ledger. It is released once, with the same blocks that it was taken for.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     lease: u64,
@@ -83,7 +85,7 @@ pub(crate) struct Ticket {
     mode: LeaseMode,
 }
 
-/// One side of a lease or transfer: layers of blocks of a layout.
+/// One side of a lease or transfer: a layout and layers. The caller passes the blocks separately.
 pub(crate) struct LeaseSide<'a> {
     pub(crate) handle: LayoutHandle,
     pub(crate) layers: &'a HeldLayers,
@@ -148,7 +150,8 @@ impl Ledger {
         Ok(self.handle(id))
     }
 
-    /// The held blocks of layouts that share no memory yet and will with a newcomer over `extents`.
+    /// The held blocks of layouts that had no aliases and will share memory with a new layout over
+    /// `extents`.
     fn newly_shared(
         &self,
         extents: &[Extent],
@@ -168,7 +171,8 @@ impl Ledger {
         Ok(held)
     }
 
-    /// How a block that has shared bytes is held: one with a layer that is written is written.
+    /// The mode in which a block with shared bytes is held. A block with a written layer counts as
+    /// written.
     fn held(&self, (layout, block): BlockOf) -> LeaseMode {
         let entry = self.entries.get(&layout);
         match entry.and_then(|entry| entry.blocks.held(block)) {
@@ -229,7 +233,8 @@ impl Ledger {
             .ok_or_else(|| unknown(handle))
     }
 
-    /// Takes layers of `blocks`, all or none. They are in range, and blocks may come more than once.
+    /// Leases layers of `blocks`, all or none. The blocks are in range; a block may occur several
+    /// times.
     pub(crate) fn lease(
         &mut self,
         LeaseSide { handle, layers }: LeaseSide<'_>,
@@ -271,7 +276,7 @@ impl Ledger {
         })
     }
 
-    /// Takes both sides of a transfer, or none.
+    /// Leases both sides of a transfer, or none.
     pub(crate) fn lease_both(
         &mut self,
         [source, destination]: [LeaseSide<'_>; 2],
@@ -289,7 +294,7 @@ impl Ledger {
         }
     }
 
-    /// Gives both sides of a transfer back.
+    /// Releases both sides of a transfer.
     pub(crate) fn release_both(&mut self, tickets: &[Ticket; 2], pairs: &Pairs<'_>) {
         let [read, written] = tickets;
         self.release(read, pairs.sources());
@@ -312,7 +317,7 @@ impl Ledger {
         });
     }
 
-    /// Panics where states, counts, aliases, leases and claims contradict each other.
+    /// Panics where states, counts, aliases, leases and claims are inconsistent.
     #[cfg(test)]
     pub(crate) fn check_integrity(&self) {
         for (id, entry) in &self.entries {
@@ -363,7 +368,7 @@ impl Ledger {
         assert_eq!(
             claimed.count(),
             regions.sum::<usize>(),
-            "claims left behind"
+            "claims without a layout"
         );
     }
 

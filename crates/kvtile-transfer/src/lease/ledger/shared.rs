@@ -1,11 +1,14 @@
-//! Held bytes of layouts that share memory, so that leases on one count for the others.
+//! Held bytes of layouts that share memory. Through them, a lease on one layout counts for the
+//! others.
 //!
-//! A lease that is taken while its layout shares memory brings its bytes. One that was taken before does
-//! not: when a newcomer comes over its memory, the ledger adds the bytes of each block that is held then. How
-//! such a block is held is what the ledger says of it at the time of asking, and its bytes go when it is free.
+//! A lease that is taken while its layout shares memory adds its bytes here. An earlier lease does
+//! not. When a new layout is registered over its memory, the ledger adds the bytes of each block
+//! that is held at that time. The check queries the ledger for the current mode of such a block.
+//! The bytes are removed when the block is free.
 //!
-//! A lease of some layers counts for all bytes of its blocks here, whichever way it came: a block with a layer that
-//! is written is written. That refuses more than single bytes would, and never less.
+//! A lease of some layers counts for all bytes of its blocks here: a block with a written layer
+//! counts as written. This may refuse a lease that a check of single bytes would grant, but never
+//! grants a conflicting one.
 
 use std::collections::BTreeMap;
 
@@ -23,10 +26,10 @@ pub(super) struct SharedLease {
     pub(super) extents: Vec<Extent>,
 }
 
-/// A block of a layout.
+/// A layout and a block of it.
 pub(super) type BlockOf = (u64, u64);
 
-/// See the module.
+/// The held bytes of layouts that share memory.
 #[derive(Default)]
 pub(super) struct SharedBytes {
     leases: Vec<SharedLease>,
@@ -34,8 +37,8 @@ pub(super) struct SharedBytes {
 }
 
 impl SharedBytes {
-    /// Refuses bytes of layout `id` that are held through another layout. `mode_of`: how a
-    /// block is held.
+    /// Refuses bytes that are held through a layout other than `id`. `mode_of` returns the mode in
+    /// which a block is held.
     pub(super) fn check(
         &self,
         id: u64,
@@ -62,17 +65,17 @@ impl SharedBytes {
         self.leases.push(lease);
     }
 
-    /// Adds blocks that are held, each with its bytes.
+    /// Adds held blocks, each with its bytes.
     pub(super) fn add_blocks(&mut self, blocks: Vec<(BlockOf, Vec<Extent>)>) {
         self.blocks.extend(blocks);
     }
 
-    /// A lease has ended.
+    /// Removes the bytes of a lease that has ended.
     pub(super) fn remove(&mut self, lease: u64) {
         self.leases.retain(|held| held.lease != lease);
     }
 
-    /// Nothing holds `block` any more.
+    /// Removes the bytes of a block that is free.
     pub(super) fn remove_block(&mut self, block: BlockOf) {
         self.blocks.remove(&block);
     }

@@ -1,50 +1,52 @@
-//! How each block of a layout is held: one number a block, and a list of parts where leases hold single layers.
+//! The lease state of each block of a layout: one number per block, and a list of parts where
+//! leases hold single layers.
 //!
 //! ```text
 //! 0            free
-//! 1..          leases that read all layers
-//! PARTED + i   the parts in slot i, of which one holds less than all layers
+//! 1..          number of leases that read all layers
+//! PARTED + i   the block's parts are in slot i; at least one part holds fewer than all layers
 //! WRITER       one lease that writes all layers
 //! ```
 //!
-//! Leases of all layers that meet no other kind work on the number alone. Slots are used again, so that leases of
-//! layers allocate only while more blocks have parts than ever before.
+//! A lease of all layers works on the number alone, unless the block has parts. Slots are reused,
+//! so that leases of layers allocate memory only when the number of blocks with parts reaches a new
+//! maximum.
 
 use super::super::{Ids, LayoutHandle, LeaseMode, layers::HeldLayers};
 use crate::{error::TransferError, physical::PhysicalLayout};
 
 use kvtile_layout::broken;
 
-/// A block that is written as a whole by one lease.
+/// State of a block of which one lease writes all layers.
 const WRITER: u32 = u32::MAX;
 
-/// The first of the states that are slots. Below it, the number of readers.
+/// The first state that refers to a slot. Smaller states are the number of readers.
 const PARTED: u32 = 1 << 31;
 
-/// Most slots that states can name.
+/// Maximum number of slots that states can refer to.
 const SLOTS_MAX: u64 = (WRITER - PARTED) as u64;
 
-/// Layers of one block that are held alike.
+/// Layers of one block that leases hold in the same mode.
 struct Part {
     layers: HeldLayers,
     mode: LeaseMode,
-    /// Readers; where it is written, how often its one lease names the block.
+    /// Number of readers; in a written part, how often its one lease names the block.
     count: u32,
 }
 
-/// See the module.
+/// The lease states of all blocks of a layout.
 pub(super) struct BlockStates {
     states: Vec<u32>,
     slots: Vec<Vec<Part>>,
-    /// Slots without parts.
+    /// Indices of free slots.
     unused: Vec<u32>,
 }
 
 impl BlockStates {
-    /// The blocks of `layout`, all free. A remote layout has none, since it cannot be leased.
+    /// The blocks of `layout`, all free. A remote layout cannot be leased, so it has no states.
     ///
     /// # Errors
-    /// More blocks than there is memory for.
+    /// More blocks than fit in memory.
     pub(super) fn new(layout: &PhysicalLayout) -> Result<BlockStates, TransferError> {
         let blocks = match layout.is_remote() {
             true => 0,
@@ -63,7 +65,7 @@ impl BlockStates {
         })
     }
 
-    /// Refuses blocks whose layers are held by another lease. `handle`: of the layout.
+    /// Refuses blocks whose layers conflict with another lease. `handle` is the layout's handle.
     pub(super) fn check(
         &self,
         handle: LayoutHandle,
@@ -77,7 +79,7 @@ impl BlockStates {
             let blocks = slots.saturating_add(wanted);
             return Err(TransferError::TooManyBlocks { blocks });
         }
-        // As many readers as a block may have without looking like one with parts.
+        // The number of readers must stay below `PARTED`.
         let readers_max = u64::from(PARTED - 1).saturating_sub(wanted);
         let free_max = match (layers, mode) {
             (HeldLayers::All, LeaseMode::Read) => readers_max,
@@ -94,7 +96,7 @@ impl BlockStates {
         Ok(())
     }
 
-    /// How a block in `state` is held, where that is in the way of a lease.
+    /// The mode in which a block in `state` is held, if that conflicts with the lease.
     fn conflict(
         &self,
         state: u32,
@@ -124,7 +126,7 @@ impl BlockStates {
         }
     }
 
-    /// Takes blocks that were checked.
+    /// Leases blocks that [`check`](Self::check) has accepted.
     pub(super) fn take(&mut self, blocks: Ids<'_>, layers: &HeldLayers, mode: LeaseMode) {
         for block in blocks {
             let state = at_mut(&mut self.states, block);
@@ -136,7 +138,7 @@ impl BlockStates {
         }
     }
 
-    /// Gives blocks back that were taken in one go. `freed` hears of each that nothing holds then.
+    /// Releases blocks that one lease took. Calls `freed` for each block that is free afterwards.
     pub(super) fn give_back(
         &mut self,
         blocks: Ids<'_>,
@@ -152,10 +154,10 @@ impl BlockStates {
                     found - 1
                 }
                 (HeldLayers::All, LeaseMode::Write) => {
-                    // Several pairs may fill one block.
+                    // Several pairs of a transfer may write one block.
                     assert!(
                         found == WRITER || found == 0,
-                        "block {block}, given back by its writer, is in state {found}"
+                        "block {block}, released by its writer, is in state {found}"
                     );
                     *state = 0;
                     0
@@ -168,7 +170,7 @@ impl BlockStates {
         }
     }
 
-    /// How a block is held; `None` where it is free.
+    /// The mode in which a block is held; `None` if it is free. A written layer makes it `Write`.
     pub(super) fn held(&self, block: u64) -> Option<LeaseMode> {
         match at(&self.states, block) {
             0 => None,
@@ -195,7 +197,8 @@ impl BlockStates {
         let parts = self.parts_mut(block);
         let same = |part: &&mut Part| part.layers == *layers && part.mode == mode;
         match parts.iter_mut().find(same) {
-            // Another reader, or the same writer that names the block again: no other was let in.
+            // Another reader, or the same writer that names the block again: `check` admits no
+            // other holder.
             Some(part) => part.count = part.count.saturating_add(1),
             None => parts.push(Part {
                 layers: layers.clone(),
@@ -205,7 +208,7 @@ impl BlockStates {
         }
     }
 
-    /// Takes a holder from the parts of a block. The state of the block then.
+    /// Removes a holder from the parts of a block. Returns the block's new state.
     fn remove(&mut self, block: u64, layers: &HeldLayers, mode: LeaseMode) -> u32 {
         let state = at(&self.states, block);
         let lost = || {
@@ -249,7 +252,8 @@ impl BlockStates {
         }
     }
 
-    /// The parts of a block that is not written as a whole; its readers become one.
+    /// The parts of a block that is not written as a whole. Its readers of all layers become a
+    /// part.
     fn parts_mut(&mut self, block: u64) -> &mut Vec<Part> {
         let state = at_mut(&mut self.states, block);
         assert!(*state != WRITER, "parts of block {block}, which is written");
@@ -259,7 +263,7 @@ impl BlockStates {
                 let next = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
                 let index = self.unused.pop().unwrap_or(next);
                 let readers = *state;
-                // There are fewer slots than states for them: `check`.
+                // `check` guarantees fewer slots than `SLOTS_MAX`.
                 *state = PARTED.saturating_add(index);
                 (index, readers)
             }
@@ -281,16 +285,22 @@ impl BlockStates {
         parts
     }
 
-    /// Panics where states, slots and parts contradict each other.
+    /// Panics where states, slots and parts are inconsistent.
     #[cfg(test)]
     pub(super) fn check_integrity(&self) {
         let mut used: Vec<u32> = self.states.iter().filter_map(|s| slot(*s)).collect();
         used.extend(&self.unused);
         used.sort_unstable();
         let slots = u32::try_from(self.slots.len()).unwrap();
-        assert!(used.iter().copied().eq(0..slots), "slots in use and not");
+        assert!(
+            used.iter().copied().eq(0..slots),
+            "each slot is either in use or free"
+        );
         for unused in &self.unused {
-            assert!(self.slots[*unused as usize].is_empty(), "parts left over");
+            assert!(
+                self.slots[*unused as usize].is_empty(),
+                "parts in a free slot"
+            );
         }
         for state in self.states.iter().filter(|s| slot(**s).is_some()) {
             let parts = self.parts(*state);
@@ -303,7 +313,7 @@ impl BlockStates {
                     let same = part.layers == other.layers;
                     assert!(
                         !same && (both_read || !part.layers.meets(&other.layers)),
-                        "parts that exclude each other"
+                        "conflicting parts"
                     );
                 }
             }
@@ -311,7 +321,7 @@ impl BlockStates {
     }
 }
 
-/// The slot that a state names.
+/// The slot that a state refers to.
 fn slot(state: u32) -> Option<u32> {
     match state {
         WRITER => None,
@@ -334,7 +344,8 @@ fn leased(handle: LayoutHandle, block: u64, held: LeaseMode, wanted: LeaseMode) 
     }
 }
 
-/// The state of a block that was checked to be in range: one without a state would never be held.
+/// The state of a block, which the caller has checked to be in range. A missing state is a defect:
+/// its block could never be held.
 fn at(states: &[u32], block: u64) -> u32 {
     let index = usize::try_from(block).ok();
     let Some(&state) = index.and_then(|index| states.get(index)) else {

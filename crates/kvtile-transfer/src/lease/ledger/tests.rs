@@ -14,7 +14,7 @@ use crate::{
 const BLOCKS: u64 = 4;
 const LAYERS: u64 = 5;
 
-// Each test counts the claims of a manager with a number of its own, which no other manager has.
+// Each test has its own manager number, because the test counts the claims of that manager.
 
 fn layout() -> PhysicalLayout {
     let shape = Shape::key_value(BLOCKS, LAYERS, 1, 1, 1, &Unit::raw(2).unwrap()).unwrap();
@@ -23,7 +23,7 @@ fn layout() -> PhysicalLayout {
     builder.allocate_system().build().unwrap()
 }
 
-/// Readers and writers of each layer of each block, one a lease however often it names the block.
+/// The holders of each layer of each block. A lease counts once, however often it names the block.
 #[derive(Default)]
 struct Model {
     held: HashMap<(u64, u64), Vec<LeaseMode>>,
@@ -40,7 +40,7 @@ fn places(blocks: &[u64], layers: &HeldLayers) -> Vec<(u64, u64)> {
 }
 
 impl Model {
-    /// The first of `blocks` that is in the way, and how it is held.
+    /// The first of `blocks` that conflicts, and how it is held.
     fn conflict(
         &self,
         blocks: &[u64],
@@ -94,7 +94,8 @@ struct World {
     handle: LayoutHandle,
     model: Model,
     kept: Vec<Kept>,
-    /// Granted whole, granted in part, refused, refused because both sides meet.
+    /// Leases granted on all layers, granted on some, refused, and refused because both sides
+    /// overlap.
     counts: [u32; 4],
 }
 
@@ -170,7 +171,7 @@ impl World {
         }
     }
 
-    /// Both sides of a transfer inside the layout.
+    /// A transfer inside the layout: leases both sides.
     fn lease_both(&mut self, choices: &mut Choices) {
         let (read, written) = (some_blocks(choices), some_blocks(choices));
         let layers = [some_layers(choices), some_layers(choices)];
@@ -240,7 +241,7 @@ impl World {
     }
 }
 
-/// One to three blocks, which may come more than once.
+/// One to three blocks; a block may occur several times.
 fn some_blocks(choices: &mut Choices) -> Vec<u64> {
     let count = 1 + choices.below(3);
     (0..count).map(|_| choices.below(BLOCKS)).collect()
@@ -287,7 +288,8 @@ fn leases_of_layers_agree_with_a_model_of_single_layers() {
     assert!(counts.iter().all(|count| *count > 100), "{counts:?}");
 }
 
-/// A block whose last lease of layers ends counts its readers as before, and is free after them.
+/// When a block's last lease of layers ends, its readers of all layers are still counted. It is
+/// free after them.
 #[test]
 fn whole_readers_outlast_leases_of_layers() {
     let mut ledger = Ledger::new(u64::MAX - 1);

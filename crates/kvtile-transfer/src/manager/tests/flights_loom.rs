@@ -1,8 +1,8 @@
-//! Flights in every order in which their threads can meet, up to a bounded number of preemptions. Run by
-//! `cargo x loom`.
+//! Flights in every thread interleaving, up to a bounded number of preemptions. `cargo x loom` runs
+//! these tests.
 //!
-//! Everything is the real thing (ledger, queue, flight, completion, bytes), but that no transfer is so short
-//! that it runs on the caller's thread.
+//! The ledger, queue, flight, completion and bytes are the real ones. Only the threshold for
+//! transfers on the caller's thread is zero.
 
 use std::{num::NonZeroUsize, sync::Arc};
 
@@ -24,7 +24,8 @@ fn layout() -> PhysicalLayout {
     builder.allocate_system().build().unwrap()
 }
 
-/// Runs `body` with source and destination, which hold the patterns of seed 1 and 2 before each run.
+/// Runs `body` with source and destination, which hold the patterns of seeds 1 and 2 before each
+/// run.
 fn model(
     preemptions: usize,
     (capacity, threads, loses): (usize, usize, bool),
@@ -71,10 +72,11 @@ fn is_in_use<T>(outcome: Result<T, TransferError>) -> bool {
     }
 }
 
-/// The start returns, the completion is dropped, and layouts are unregistered: refused while the flight is
-/// in the air, and granted only when its bytes have arrived. The end of the manager waits for it.
+/// The call returns, the completion is dropped, and the layouts are unregistered. The manager
+/// refuses this while the flight is in progress and accepts it only after its bytes have arrived.
+/// Dropping the manager waits for the flight.
 #[test]
-fn a_flight_without_a_completion_lands_before_its_layouts_go() {
+fn a_flight_without_a_completion_ends_before_its_layouts_unregister() {
     model(3, (1, 1, false), |manager, handles| {
         let [from, to] = handles;
         let options = TransferOptions::new();
@@ -87,7 +89,7 @@ fn a_flight_without_a_completion_lands_before_its_layouts_go() {
         let early = manager.unregister(to);
         let landed = !is_in_use(early);
         if landed {
-            // So the lease on the source has ended too, or is about to with the same cargo.
+            // The same drop of the cargo releases the lease on the source.
             let again = manager.register(layouts[1].clone()).unwrap();
             assert!(copied(&manager, [from, again], 1));
         }
@@ -102,7 +104,7 @@ fn a_flight_without_a_completion_lands_before_its_layouts_go() {
     });
 }
 
-/// What waits for the end finds the blocks free and the bytes there.
+/// When the completion reports the end, the blocks are free and the bytes have arrived.
 #[test]
 fn blocks_are_free_when_the_completion_reports() {
     model(3, (0, 1, false), |manager, handles| {
@@ -120,7 +122,7 @@ fn blocks_are_free_when_the_completion_reports() {
     });
 }
 
-/// A lane that loses a flight reports it, and frees the blocks first.
+/// A lane that drops a flight frees the blocks first, and then reports the failure.
 #[test]
 fn a_flight_that_is_lost_reports_and_frees_its_blocks() {
     model(3, (1, 1, true), |manager, handles| {
@@ -137,9 +139,10 @@ fn a_flight_that_is_lost_reports_and_frees_its_blocks() {
     });
 }
 
-/// Two threads start flights into a queue that has no room for both, and one of them drops its completion.
+/// Two threads start flights into a queue without room for both, and one of them drops its
+/// completion.
 #[test]
-fn starters_of_a_full_queue_are_all_let_in() {
+fn callers_blocked_on_a_full_queue_all_proceed() {
     model(2, (0, 1, false), |manager, handles| {
         let [from, to] = handles;
         let start = move |manager: &TransferManager, block: usize| {
@@ -161,10 +164,10 @@ fn starters_of_a_full_queue_are_all_let_in() {
     });
 }
 
-/// Two flights for two threads, the second of which starts while the first may be on its way. The manager is
-/// dropped at once, and both have landed when it has gone.
+/// Two flights for two threads; the second thread starts during the first flight. The manager is
+/// dropped at once, and both flights have ended when the drop returns.
 #[test]
-fn flights_of_two_threads_land_before_the_manager_goes() {
+fn flights_of_two_threads_end_before_the_manager_is_dropped() {
     model(2, (0, 2, false), |manager, handles| {
         let [from, to] = handles;
         for block in [0, 1] {

@@ -1,7 +1,7 @@
-//! Lanes that stop where the test says, panic, and land their flights late. Nothing here waits for time to
-//! pass: what must not be delayed completes while a gate holds other flights. Every wait ends, so that a
-//! broken assertion is a failure: gates open when they are dropped, so they come after the manager whose
-//! flights they hold.
+//! Lanes that stop at a gate, panic, or end their flights late. No test depends on elapsed time: a
+//! transfer that must not be delayed completes while a gate holds other flights. Every wait ends,
+//! so that a broken assertion fails the test: dropping a gate opens it, so each gate is declared
+//! after the manager whose flights it holds.
 
 use std::{
     future::Future,
@@ -30,10 +30,10 @@ use crate::{
 };
 
 #[test]
-fn a_file_transfer_that_stands_still_delays_no_memory_copy() {
+fn a_stopped_file_transfer_delays_no_memory_copy() {
     let world = world(1);
     let (gate, slow) = world.stop_file(&[7]);
-    // One waits in the queue of the file lane, which is then full.
+    // One more flight waits in the queue of the file lane, which is then full.
     let queued = world.start(world.disk, &[6]);
     for block in 0..6 {
         let report = end(&world.start(world.b, &[block])).unwrap();
@@ -48,7 +48,7 @@ fn a_file_transfer_that_stands_still_delays_no_memory_copy() {
 }
 
 #[test]
-fn a_memory_copy_that_stands_still_delays_no_file_transfer() {
+fn a_stopped_memory_copy_delays_no_file_transfer() {
     let world = world(1);
     let (gate, slow) = world.stop_memory(&[7]);
     let queued = world.start(world.b, &[6]);
@@ -64,7 +64,7 @@ fn a_memory_copy_that_stands_still_delays_no_file_transfer() {
 }
 
 #[test]
-fn a_file_transfer_that_stands_still_delays_no_other_file_transfer() {
+fn a_stopped_file_transfer_delays_no_other_file_transfer() {
     let world = world_with(4, 2, Flying::OnItsThread);
     let (gate, slow) = world.stop_file(&[7]);
     for block in 0..6 {
@@ -77,15 +77,16 @@ fn a_file_transfer_that_stands_still_delays_no_other_file_transfer() {
     world.assert_copied(world.disk, [7]);
 }
 
-/// No more than was set move at once, and what waits behind them moves when one has landed.
+/// At most the configured number of transfers run concurrently; a queued one starts when another
+/// has ended.
 #[test]
-fn as_many_file_transfers_move_at_once_as_was_set() {
+fn as_many_file_transfers_run_concurrently_as_configured() {
     for files in [1, 2, 3] {
         let world = world_with(8, files, Flying::OnItsThread);
         let gate = world.file.shut(files);
         let stopped: Vec<_> = (0..files).map(|b| world.start(world.disk, &[b])).collect();
         gate.wait_until_stopped(files);
-        // The gate stops no one more, so what ended would have found a thread.
+        // The gate stops no further flight, so a flight that a free thread took would complete.
         let queued: Vec<_> = (files..8).map(|b| world.start(world.disk, &[b])).collect();
         assert_eq!(world.file.threads().get(), files);
         assert!(queued.iter().chain(&stopped).all(|d| !d.is_complete()));
@@ -95,8 +96,8 @@ fn as_many_file_transfers_move_at_once_as_was_set() {
     }
 }
 
-/// Leases decide what may be in flight together: what needs the same bytes is refused, what only reads them
-/// moves beside.
+/// Leases decide which transfers run concurrently: a conflicting one is refused, and readers of the
+/// same bytes run together.
 #[test]
 fn file_transfers_over_the_same_bytes_are_refused_and_readers_move_together() {
     let world = world_with(4, 2, Flying::OnItsThread);
@@ -106,7 +107,7 @@ fn file_transfers_over_the_same_bytes_are_refused_and_readers_move_together() {
         manager.execute_transfer(from, &[source], to, &[target], options)
     };
     let (gate, done) = world.stop_file(&[0]);
-    // It reads block 0 of `a` and writes block 0 of the file.
+    // The stopped flight reads block 0 of `a` and writes block 0 of the file.
     for (from, source, to, target) in [
         (world.a, 1, world.disk, 0),
         (world.disk, 0, world.b, 0),
@@ -124,7 +125,7 @@ fn file_transfers_over_the_same_bytes_are_refused_and_readers_move_together() {
     lock(&manager.ledger).check_integrity();
 }
 
-/// A panic ends its own flight. The others land, and the thread takes the next.
+/// A panic ends only its own flight. The others complete, and the thread takes the next one.
 #[test]
 fn a_panic_in_one_thread_of_a_lane_ends_its_flight_alone() {
     let world = world_with(8, 2, Flying::OnItsThread);
@@ -147,9 +148,9 @@ fn a_panic_in_one_thread_of_a_lane_ends_its_flight_alone() {
     lock(&world.manager.ledger).check_integrity();
 }
 
-/// What is queued behind several threads lands before the manager has gone.
+/// Flights queued behind several threads end before the manager's drop returns.
 #[test]
-fn a_manager_that_is_dropped_lands_what_waits_for_several_threads() {
+fn dropping_a_manager_ends_flights_queued_for_several_threads() {
     let world = world_with(8, 2, Flying::OnItsThread);
     let layouts = [world.a, world.disk].map(|h| world.manager.layout(h).unwrap());
     let gate = world.file.shut(2);
@@ -171,9 +172,9 @@ fn a_manager_that_is_dropped_lands_what_waits_for_several_threads() {
     assert_equal_outside(layouts, 0..8);
 }
 
-/// Pitfall 20 without a completion: leases last until the flight has landed.
+/// Pitfall 20 without a completion: the leases last until the flight has ended.
 #[test]
-fn a_flight_without_a_completion_holds_its_leases_and_lands() {
+fn a_flight_without_a_completion_holds_its_leases_until_its_end() {
     let world = world(4);
     let (gate, done) = world.stop_file(&[0, 1]);
     drop(done);
@@ -194,7 +195,7 @@ fn a_flight_without_a_completion_holds_its_leases_and_lands() {
     lock(&world.manager.ledger).check_integrity();
     let next = world.start(world.disk, &[2]);
     gate.open();
-    // One thread lands its flights in order.
+    // A single thread completes its flights in order.
     arrives(&next);
     assert!(lease(world.disk, 0, LeaseMode::Write) && lease(world.a, 1, LeaseMode::Write));
     world.assert_copied(world.disk, 0..3);
@@ -202,7 +203,7 @@ fn a_flight_without_a_completion_holds_its_leases_and_lands() {
     lock(&world.manager.ledger).check_integrity();
 }
 
-/// A dropped manager waits for every lane, and what it held is free afterwards.
+/// Dropping a manager waits for every lane; its memory is free afterwards.
 #[test]
 fn a_manager_that_is_dropped_waits_for_the_flights_of_every_lane() {
     let world = world(4);
@@ -219,7 +220,7 @@ fn a_manager_that_is_dropped_waits_for_the_flights_of_every_lane() {
     let World {
         manager, _folder, ..
     } = world;
-    // The gates are the closure's, so that its panic opens them.
+    // The closure owns the gates, so that its panic opens them.
     thread::scope(|scope| {
         let (memory, file) = (memory, file);
         let dropped = scope.spawn(|| drop(manager));
@@ -233,13 +234,13 @@ fn a_manager_that_is_dropped_waits_for_the_flights_of_every_lane() {
     for done in &dones {
         done.try_result().unwrap().unwrap();
     }
-    // The memory is no manager's now.
+    // No manager owns the memory now.
     let [_, b, disk] = layouts;
     assert_equal_outside([b, disk], [0, 1]);
 }
 
 #[test]
-fn a_panic_in_a_lane_is_an_end_and_frees_the_blocks() {
+fn a_panic_in_a_lane_ends_the_transfer_and_frees_its_blocks() {
     let world = world(4);
     world.memory.panic_once();
     let done = world.start(world.b, &[0, 1]);
@@ -251,7 +252,7 @@ fn a_panic_in_a_lane_is_an_end_and_frees_the_blocks() {
 }
 
 #[test]
-fn a_lane_that_panics_outside_of_a_plan_lands_its_flight_too() {
+fn a_lane_that_panics_outside_of_a_plan_ends_its_flight_too() {
     let world = world_with(4, 1, Flying::Panicking);
     let dones = [0, 1].map(|block| world.start(world.b, &[block]));
     for done in dones {
@@ -263,7 +264,7 @@ fn a_lane_that_panics_outside_of_a_plan_lands_its_flight_too() {
     lock(&world.manager.ledger).check_integrity();
 }
 
-/// What a lane of a device does: the flight stays in the air when its thread has taken the next.
+/// As in a lane of a device: the flight continues after its thread has taken the next one.
 #[test]
 fn flights_that_a_lane_keeps_hold_their_leases_and_are_waited_for() {
     let (go, wait) = mpsc::channel();
@@ -280,7 +281,7 @@ fn flights_that_a_lane_keeps_hold_their_leases_and_are_waited_for() {
     let World {
         manager, _folder, ..
     } = world;
-    // The sender is the closure's, so that its panic lands what is in the air.
+    // The closure owns the sender, so that its panic ends the flights.
     thread::scope(|scope| {
         let go = go;
         let dropped = scope.spawn(|| drop(manager));
@@ -294,7 +295,7 @@ fn flights_that_a_lane_keeps_hold_their_leases_and_are_waited_for() {
     assert_equal_outside(layouts, 0..3);
 }
 
-/// Runs code when it is woken.
+/// A waker that runs code.
 struct OnWake<F>(F);
 
 impl<F: Fn() + Send + Sync + 'static> Wake for OnWake<F> {
@@ -309,7 +310,7 @@ fn on_wake(done: &mut TransferCompletion, run: impl Fn() + Send + Sync + 'static
     assert!(pending.is_pending());
 }
 
-/// Blocks are free when a completion reports, and not a moment later.
+/// Blocks are free when a completion reports the end.
 #[test]
 fn leases_end_before_the_completion_reports() {
     let world = Arc::new(world(4));
@@ -326,8 +327,8 @@ fn leases_end_before_the_completion_reports() {
     drop(done);
 }
 
-/// A waker on the thread of one lane never waits for room in another: that lane's thread could be waiting
-/// for room in turn.
+/// A waker on a thread of one lane never waits for room in another lane's queue, because that
+/// lane's thread could wait for room in turn.
 #[test]
 fn a_waker_does_not_wait_for_room_in_another_lane() {
     let world = Arc::new(world(0));
@@ -348,7 +349,7 @@ fn a_waker_does_not_wait_for_room_in_another_lane() {
     drop(done);
 }
 
-/// Blocks that lie `stride` bytes apart from `offset` on, each in one piece.
+/// Blocks `stride` bytes apart, starting at `offset`, each contiguous.
 fn strided(arena: &OwnedMemoryRegion, stride: u64, offset: u64) -> PhysicalLayout {
     let layer = BLOCK_BYTES as u64 / 4;
     let plane = |name: &str, at: u64| {
@@ -385,10 +386,10 @@ fn strided(arena: &OwnedMemoryRegion, stride: u64, offset: u64) -> PhysicalLayou
         .unwrap()
 }
 
-/// Even and odd blocks of one allocation: the odd ones are registered and copied while the even ones are in
-/// flight, and what has bytes of both is refused.
+/// Even and odd blocks of one allocation: the odd ones are registered and copied while the even
+/// ones are in flight. Blocks with bytes of both are refused.
 #[test]
-fn a_newcomer_between_the_blocks_of_a_flight_is_registered_and_copied() {
+fn a_new_layout_between_the_blocks_of_a_flight_is_registered_and_copied() {
     let world = world(4);
     let arena = SystemMemory::options().allocate(9 * BLOCK_BYTES).unwrap();
     let arena: OwnedMemoryRegion = Arc::new(arena);
@@ -403,7 +404,7 @@ fn a_newcomer_between_the_blocks_of_a_flight_is_registered_and_copied() {
     let flight = copy(world.disk, &[0, 1], even, &[0, 2]).unwrap();
     gate.wait_until_stopped(1);
     let odd = manager.register(strided(&arena, 2 * block, block)).unwrap();
-    // Its second half is the first of an even block.
+    // Its second half is the first half of an even block.
     let both = manager
         .register(strided(&arena, 2 * block, block / 2))
         .unwrap();

@@ -14,8 +14,8 @@ fn layer_of(world: &World, flat: LayoutHandle, layer: u64) -> Vec<u8> {
     lease.unwrap().part(3).unwrap().to_vec()
 }
 
-/// A block is loaded from a file layer by layer while layers that are there are copied on, and others come from
-/// elsewhere: each layer gets the bytes of its own transfer.
+/// Layers of a block are loaded from a file. During that transfer, arrived layers are copied on,
+/// and other layers come from memory. Each layer gets the bytes of its own transfer.
 #[test]
 fn transfers_of_different_layers_of_a_block_are_in_flight_at_once() {
     let world = world(4);
@@ -34,10 +34,10 @@ fn transfers_of_different_layers_of_a_block_are_in_flight_at_once() {
             .execute_transfer(from, &[3], to, &[3], options)
     };
     let gate = world.file.shut(1);
-    // Layers 0 and 1 come from the file, and stand still.
+    // Layers 0 and 1 come from the file, and stop at the gate.
     let slow = copy(world.disk, flat, RangePair::same(0, 2)).unwrap();
     gate.wait_until_stopped(1);
-    // Layer 2 comes from memory meanwhile, is copied on, and is read under a lease.
+    // During that transfer, layer 2 comes from memory, is copied on, and is read under a lease.
     copy(other, flat, RangePair::same(2, 1))
         .unwrap()
         .wait()
@@ -47,7 +47,7 @@ fn transfers_of_different_layers_of_a_block_are_in_flight_at_once() {
         .wait()
         .unwrap();
     assert_eq!(layer_of(&world, flat, 2), layer_of(&world, other, 2));
-    // Layer 3 is written by hand.
+    // Layer 3 is written through a lease.
     let write = world
         .manager
         .lease_layers(flat, &[3], 3..4, LeaseMode::Write);
@@ -67,7 +67,7 @@ fn transfers_of_different_layers_of_a_block_are_in_flight_at_once() {
         whole.map(drop),
         Err(TransferError::BlockLeased { .. })
     ));
-    // The source of a layer that is on its way is held too, and its other layers are not.
+    // The source layers of the transfer are held too; other layers of the block are not.
     let source = |layers| {
         world
             .manager
@@ -92,7 +92,7 @@ fn transfers_of_different_layers_of_a_block_are_in_flight_at_once() {
     lock(&world.manager.ledger).check_integrity();
 }
 
-/// A layer is written by hand while a transfer reads another layer of the same block.
+/// A layer is written through a lease while a transfer reads another layer of the same block.
 #[test]
 fn a_layer_is_written_beside_a_transfer_that_reads_another() {
     let world = world(4);
@@ -120,7 +120,7 @@ fn a_layer_is_written_beside_a_transfer_that_reads_another() {
     let mut lease = write(1..2).unwrap();
     assert_eq!(lease.part(3).unwrap(), before[1]);
     lease.page_mut(3, 1).unwrap().fill(0x55);
-    // A layer goes to another layer of the same block, and none to itself.
+    // A layer is copied to another layer of the same block, but never to itself.
     let inside = |source, destination| {
         let layers = RangePair {
             source,
@@ -147,7 +147,7 @@ fn a_layer_is_written_beside_a_transfer_that_reads_another() {
     gate.open();
     arrives(&slow);
     drop(lease);
-    // What came to the file is what the layer held.
+    // The file contains the bytes that the layer held.
     let options = TransferOptions::new().layers(RangePair::same(0, 1));
     let back = world
         .manager

@@ -13,14 +13,14 @@ use crate::{
     TransferOptions, lease::lock,
 };
 
-/// Bytes of the memory that all layouts of a case lie over.
+/// Size of the memory under all layouts of a case.
 const ARENA: usize = 24 << 10;
 
 fn shape(blocks: u64) -> Shape {
     Shape::key_value(blocks, 2, 4, 2, 4, &Unit::raw(2).unwrap()).unwrap()
 }
 
-/// Rows of several owners, interleaved: blocks `stride` bytes apart, layers `layer` bytes.
+/// Interleaved rows of several layouts: blocks are `stride` bytes apart, layers `layer` bytes.
 fn row(blocks: u64, (stride, layer): (u64, u64), offset: u64) -> LayoutSpec {
     let plane = |name: &str, at: u64| {
         let digit = |axis, extent, bytes| Digit {
@@ -51,13 +51,13 @@ fn row(blocks: u64, (stride, layer): (u64, u64), offset: u64) -> LayoutSpec {
     }
 }
 
-/// A layout over a part of the arena, which others may share.
+/// A layout over a part of the arena, which it may share with others.
 fn layout(choices: &mut Choices, arena: &OwnedMemoryRegion) -> PhysicalLayout {
     let blocks = 1 + choices.below(6);
     let spec = match choices.below(7) {
         0 => row(blocks, (1024, 128), 256 * choices.below(4)),
         1 => row(blocks, (512, 128), 256 * choices.below(2)),
-        // Layers of other blocks in between, and gaps of a few bytes.
+        // Layers of other blocks lie in between, with gaps of a few bytes.
         2 => {
             let stride = 128 + 2 * choices.below(80);
             row(blocks, (stride, blocks * stride), 2 * choices.below(64))
@@ -73,7 +73,7 @@ fn layout(choices: &mut Choices, arena: &OwnedMemoryRegion) -> PhysicalLayout {
             planes,
             region_bytes,
         } => StridedLayout::from_digits(&shape(blocks), planes, region_bytes, 1),
-        _ => panic!("the kinds of the tradition are not among them"),
+        _ => panic!("a case uses no kinds of the tradition"),
     };
     let bytes = usize::try_from(strided.unwrap().region_bytes()[0]).unwrap();
     let room = (ARENA - bytes) as u64;
@@ -111,7 +111,7 @@ fn bytes_of(layout: &PhysicalLayout, block: u64) -> Vec<usize> {
     bytes
 }
 
-/// Who holds which bytes, one by one.
+/// The holders of each byte.
 #[derive(Default)]
 struct Model {
     held: HashMap<usize, Vec<LeaseMode>>,
@@ -149,9 +149,9 @@ struct World {
     model: Model,
     layouts: Vec<(LayoutHandle, PhysicalLayout)>,
     leases: Vec<(BlockLease, Vec<usize>)>,
-    /// Leases and transfers that were granted and refused.
+    /// Number of leases and transfers that were granted, and that were refused.
     counts: [u32; 2],
-    /// Layouts that were registered over memory with leases.
+    /// Layouts that were registered over leased memory.
     newcomers: u32,
 }
 
@@ -272,7 +272,7 @@ impl World {
         drop(lease);
     }
 
-    /// A transfer takes both leases or none, and gives them back.
+    /// A transfer takes both leases or none, and releases them.
     fn transfer(&mut self, choices: &mut Choices) {
         let (Some(from), Some(to)) = (self.some_blocks(choices), self.some_blocks(choices)) else {
             return;
@@ -309,9 +309,9 @@ impl World {
     }
 }
 
-/// Pitfalls 7 and 20: leases on layouts that share memory exclude each other byte by byte, no more
-/// and no less; rows that interleave without sharing a byte do not. That holds for leases that were
-/// there before a layout came.
+/// Pitfalls 7 and 20: leases on layouts that share memory conflict exactly where they share bytes;
+/// interleaved rows without a common byte do not conflict. This also holds for leases that were
+/// taken before a layout was registered.
 #[test]
 fn leases_agree_with_a_model_of_single_bytes() {
     let mut runner = proptest::test_runner::TestRunner::new(config(400));
@@ -368,10 +368,10 @@ fn interleaved_rows_of_one_memory_are_apart() {
     lock(&world.manager.ledger).check_integrity();
 }
 
-/// A layout comes over memory that a lease holds: bytes that both have are refused, others are not, and
-/// what the lease lets go is free.
+/// A layout is registered over leased memory. Common bytes are refused, other bytes are not, and
+/// bytes are free after the lease has ended.
 #[test]
-fn a_newcomer_over_leased_rows_has_the_rows_between() {
+fn a_new_layout_over_leased_rows_can_lease_the_rows_between() {
     let world = World::new();
     let manager = &world.manager;
     let register = |offset| {
@@ -392,7 +392,7 @@ fn a_newcomer_over_leased_rows_has_the_rows_between() {
     let options = TransferOptions::new().verify(true);
     let done = manager.execute_transfer(odd, &[0, 1], odd, &[2, 3], options);
     done.unwrap().wait().unwrap();
-    // Half of each of these is a row of the first layout.
+    // Half of each of these blocks is a row of the first layout.
     let lease = |block, mode| match manager.lease(between, &[block], mode) {
         Ok(_) => true,
         Err(TransferError::Overlap { .. }) => false,
@@ -436,7 +436,8 @@ fn two_managers_never_share_memory_that_one_of_them_may_write() {
     }
     let apart = other.register(build(3072)).unwrap();
     other.unregister(apart).unwrap();
-    // Given back, or dropped with its manager, the memory is free; a lease keeps it.
+    // After `unregister`, or after its manager was dropped, the memory is free; a lease keeps it
+    // claimed.
     let layout = world.manager.unregister(handle).unwrap();
     let handle = other.register(layout.clone()).unwrap();
     let lease = other.lease(handle, &[0], LeaseMode::Read).unwrap();
@@ -489,10 +490,10 @@ fn a_file_that_is_open_twice_is_one_memory() {
     for handle in [a, b] {
         one.unregister(handle).unwrap();
     }
-    // Only read, it may belong to both.
+    // Two managers may register it read-only.
     one.register(build(&path, true)).unwrap();
     two.register(build(&link, true)).unwrap();
-    // Two regions of one layout over it are refused like two over one memory.
+    // Two regions of one layout over one file are refused, like two regions over one memory.
     let region = |path: &std::path::Path| -> OwnedMemoryRegion {
         Arc::new(FileMemory::options().open(path, 2048).unwrap())
     };
@@ -527,7 +528,7 @@ fn regions_of_one_layout_are_apart() {
     build([1024, 0]).unwrap();
 }
 
-/// What is kept between transfers is bounded, and goes with its layouts.
+/// The route cache is bounded, and unregistering a layout removes its routes.
 #[test]
 fn routes_are_bounded_and_go_with_their_layouts() {
     use kvtile_layout::RangePair;
@@ -568,6 +569,6 @@ fn routes_are_bounded_and_go_with_their_layouts() {
         lock(&world.manager.ledger).check_integrity();
     }
     assert_eq!(kept(), 0);
-    // Nothing but the arena itself still holds it.
+    // Only the test itself still references the arena.
     assert_eq!(Arc::strong_count(&world.arena), 1);
 }

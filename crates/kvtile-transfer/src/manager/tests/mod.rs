@@ -1,12 +1,12 @@
-//! Managers from inside.
+//! Unit tests of the manager.
 //!
 //! | file | what it tests |
 //! | --- | --- |
 //! | `leases` | the ledger against a set of bytes |
-//! | `lanes` | lanes that stop, panic and land late |
+//! | `lanes` | lanes that stop, panic, or end flights late |
 //! | `layers` | transfers and leases of different layers of a block |
-//! | `world` | what both have |
-//! | `flights_loom` | flights in every order in which their threads can meet |
+//! | `world` | a fixture that several of them share |
+//! | `flights_loom` | flights in every thread interleaving |
 
 #[cfg(loom)]
 mod flights_loom;

@@ -1,4 +1,4 @@
-//! A manager over gated lanes, and what tests do with it.
+//! A manager over gated lanes, and helpers of the tests.
 
 use std::sync::Arc;
 
@@ -14,20 +14,20 @@ use crate::{
     },
 };
 
-/// 1 MiB a block: more than what runs on the caller's thread.
+/// 1 MiB a block: too large for the caller's thread.
 pub(super) fn shape(blocks: u64) -> Shape {
     Shape::key_value(blocks, 4, 16, 8, 512, &Unit::raw(2).unwrap()).unwrap()
 }
 
 pub(super) const BLOCK_BYTES: usize = 1 << 20;
 
-/// A manager over gated lanes, with three layouts: two in memory and one in a file. One transfer of files moves
-/// at a time, unless a test has more.
+/// A manager over gated lanes, with three layouts: two in memory and one in a file. One file
+/// transfer runs at a time, unless a test sets more.
 pub(super) struct World {
     pub(super) manager: TransferManager,
     pub(super) memory: Arc<Gated>,
     pub(super) file: Arc<Gated>,
-    /// Source and destination of the lane between memories, and the file.
+    /// The source, the destination in memory, and the file.
     pub(super) a: LayoutHandle,
     pub(super) b: LayoutHandle,
     pub(super) disk: LayoutHandle,
@@ -89,12 +89,12 @@ impl World {
         manager.execute_transfer(self.a, blocks, to, blocks, options)
     }
 
-    /// From the first layout to another.
+    /// Starts a transfer from the first layout.
     pub(super) fn start(&self, to: LayoutHandle, blocks: &[usize]) -> TransferCompletion {
         self.try_start(to, blocks).unwrap()
     }
 
-    /// One more layout in memory, whose blocks and layers are contiguous.
+    /// Registers one more layout in memory, whose blocks and layers are contiguous.
     pub(super) fn flat(&self) -> LayoutHandle {
         let builder = PhysicalLayout::builder().with_shape(shape(8));
         let layout = builder.layout("BLKNHC".parse::<Word>().unwrap());
@@ -102,7 +102,7 @@ impl World {
         self.manager.register(layout).unwrap()
     }
 
-    /// A transfer from the first layout that stands still on its way to another, behind `gated`.
+    /// Starts a transfer from the first layout to `to`, which stops at the gate of `gated`.
     pub(super) fn stop(
         &self,
         gated: &Gated,
@@ -115,12 +115,12 @@ impl World {
         (gate, done)
     }
 
-    /// One that stands still on its way to the file.
+    /// Starts a transfer to the file, which stops at the gate.
     pub(super) fn stop_file(&self, blocks: &[usize]) -> (ShutGate, TransferCompletion) {
         self.stop(&self.file, self.disk, blocks)
     }
 
-    /// One that stands still between memories.
+    /// Starts a transfer between memories, which stops at the gate.
     pub(super) fn stop_memory(&self, blocks: &[usize]) -> (ShutGate, TransferCompletion) {
         self.stop(&self.memory, self.b, blocks)
     }
@@ -137,17 +137,17 @@ impl World {
     }
 }
 
-/// The end of a transfer that comes in time.
+/// The result of a transfer. Panics if the transfer does not end in time.
 pub(super) fn end(done: &TransferCompletion) -> Result<TransferReport, TransferError> {
     let end = done.wait_timeout(PATIENCE);
-    end.expect("a transfer that does not end")
+    end.expect("the transfer does not end")
 }
 
 pub(super) fn arrives(done: &TransferCompletion) {
     end(done).unwrap();
 }
 
-/// Blocks of two layouts that no manager has are equal.
+/// Asserts equal blocks in two layouts that belong to no manager.
 pub(super) fn assert_equal_outside(
     layouts: [PhysicalLayout; 2],
     blocks: impl IntoIterator<Item = usize>,

@@ -1,4 +1,4 @@
-//! An operation as one system call that blocks.
+//! An operation as one blocking system call.
 
 use std::{
     io::{IoSlice, IoSliceMut},
@@ -9,7 +9,7 @@ use rustix::io::{Errno, pread, preadv, pwrite, pwritev};
 
 use super::{Direction, Operation, OperationMemory, Span};
 
-/// Does `operation` with one system call.
+/// Executes `operation` with one system call.
 ///
 /// # Safety
 /// As for [`super::FileQueue::submit`], for the duration of the call.
@@ -29,7 +29,7 @@ pub(in super::super) unsafe fn perform(operation: Operation) -> Result<usize, Er
         (Direction::Read, OperationMemory::Many { first, count }) => {
             // SAFETY: the caller keeps the array of spans mapped, initialised and unchanged.
             let spans = unsafe { std::slice::from_raw_parts(first, count) };
-            // SAFETY: passed on to the caller; no two spans of a read meet.
+            // SAFETY: passed on to the caller; no two spans of a read overlap.
             let slices = spans
                 .iter()
                 .map(|span| IoSliceMut::new(unsafe { to_fill(*span) }));
@@ -48,15 +48,15 @@ pub(in super::super) unsafe fn perform(operation: Operation) -> Result<usize, Er
 }
 
 /// # Safety
-/// For as long as the slice is used the bytes are mapped and initialised, and nobody else reads or
-/// writes them.
+/// While the slice is used, the bytes are mapped and initialised, and nothing else reads or writes
+/// them.
 unsafe fn to_fill<'a>(span: Span) -> &'a mut [u8] {
     // SAFETY: passed on to the caller.
     unsafe { std::slice::from_raw_parts_mut(span.address, span.bytes) }
 }
 
 /// # Safety
-/// For as long as the slice is used the bytes are mapped and initialised, and nobody writes them.
+/// While the slice is used, the bytes are mapped and initialised, and nothing writes them.
 unsafe fn to_take<'a>(span: Span) -> &'a [u8] {
     // SAFETY: passed on to the caller.
     unsafe { std::slice::from_raw_parts(span.address.cast_const(), span.bytes) }

@@ -1,9 +1,9 @@
-//! Queues of reads and writes: several are in flight while the caller does other work.
+//! Queues of reads and writes: several operations are in flight while the caller does other work.
 //!
-//! Two implementations, one meaning: an io_uring, and threads that read and write one piece each
-//! where the kernel has no io_uring or forbids it. A queue does what one system call does: a
-//! transfer may end short or fail, and whoever waits for it decides what then. It knows neither
-//! plans nor staging.
+//! There are two implementations with the same semantics: an io_uring, and a pool of threads with
+//! blocking calls where the kernel has no io_uring or forbids it. An operation behaves like one
+//! system call: it may end short or fail, and its waiter decides how to continue. A queue knows
+//! neither plans nor staging.
 
 mod blocking;
 mod threads;
@@ -21,18 +21,18 @@ use uring::UringQueue;
 
 pub(super) use blocking::perform;
 
-/// Most operations in flight at once.
+/// Maximum number of operations in flight.
 pub(super) const CAPACITY: usize = 32;
 
-/// What an operation does with the file.
+/// The direction of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Direction {
     Read,
     Write,
 }
 
-/// A stretch of memory. The kernel reads several of them in an array as `iovec`, which has these two
-/// fields in this order.
+/// A span of memory. The kernel reads an array of spans as `iovec`, which has these two fields in
+/// this order.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(super) struct Span {
@@ -43,13 +43,13 @@ pub(super) struct Span {
 /// The memory of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum OperationMemory {
-    /// One stretch.
+    /// One span.
     One(Span),
-    /// Several, one behind the other in the file; at most [`SPANS_MAX`].
+    /// Several spans for consecutive bytes of the file; at most [`SPANS_MAX`].
     Many { first: *const Span, count: usize },
 }
 
-/// Most stretches of one operation: what Linux takes in one system call (`UIO_MAXIOV`).
+/// Maximum number of spans of one operation: the limit of one Linux system call (`UIO_MAXIOV`).
 pub(super) const SPANS_MAX: usize = 1024;
 
 /// One read or write.
@@ -59,11 +59,11 @@ pub(super) struct Operation {
     pub(super) fd: RawFd,
     pub(super) offset: u64,
     pub(super) memory: OperationMemory,
-    /// Comes back with the completion.
+    /// Returned with the completion.
     pub(super) token: u64,
 }
 
-/// What became of an operation.
+/// The result of an operation.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Completion {
     pub(super) token: u64,
@@ -71,42 +71,42 @@ pub(super) struct Completion {
     pub(super) result: Result<usize, Errno>,
 }
 
-/// Which queue is wanted.
+/// The requested kind of queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FileWay {
-    /// An io_uring where there is one, threads elsewhere.
+    /// An io_uring where it is available, else threads.
     #[default]
     Best,
-    /// Threads, whatever the kernel has.
+    /// Threads, even if io_uring is available.
     Threads,
 }
 
-/// How files are read and written on this machine.
+/// The I/O method for files on this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FileIo {
     /// Through an io_uring.
     IoUring,
-    /// By threads that wait for one transfer each.
+    /// Through threads with blocking calls.
     Threads {
-        /// Why not through an io_uring, and what to change.
+        /// Why io_uring is not used, and what to change.
         reason: String,
     },
 }
 
 impl FileIo {
-    /// What a way comes to on this machine now.
+    /// The I/O method that `way` selects on this machine now.
     #[must_use]
     pub fn of(way: FileWay) -> FileIo {
         match way {
             FileWay::Best => FileIo::probe(),
             FileWay::Threads => FileIo::Threads {
-                reason: "the settings ask for threads".to_owned(),
+                reason: "the settings request threads".to_owned(),
             },
         }
     }
 
-    /// Tries what a transfer would do now.
+    /// Probes the I/O method that a transfer would use now.
     #[must_use]
     pub fn probe() -> FileIo {
         let Err(errno) = UringQueue::new() else {
@@ -114,13 +114,13 @@ impl FileIo {
         };
         let reason = match IoUring::probe() {
             IoUring::Unavailable { reason } => reason,
-            _ => format!("an io_uring can be had, but does not work: {errno}"),
+            _ => format!("io_uring is available, but does not work: {errno}"),
         };
         FileIo::Threads { reason }
     }
 }
 
-/// Reads and writes in flight.
+/// A queue of reads and writes in flight.
 pub(super) struct FileQueue(Kind);
 
 enum Kind {
@@ -140,7 +140,7 @@ impl FileQueue {
         })
     }
 
-    /// Operations whose completion was not taken yet.
+    /// Number of operations whose completion was not taken.
     pub(super) fn in_flight(&self) -> usize {
         match &self.0 {
             Kind::Uring(queue) => queue.in_flight(),
@@ -152,7 +152,7 @@ impl FileQueue {
         self.in_flight() < CAPACITY
     }
 
-    /// Whether it can be used for another transfer.
+    /// Whether another transfer can use it.
     pub(super) fn is_sound(&self) -> bool {
         match &self.0 {
             Kind::Uring(queue) => queue.is_sound(),
@@ -160,13 +160,12 @@ impl FileQueue {
         }
     }
 
-    /// Puts `operation` in flight, which needs room; [`FileQueue::flush`] makes sure that it
-    /// starts.
+    /// Submits `operation`. The queue must have room; [`FileQueue::flush`] guarantees the start.
     ///
     /// # Safety
     /// Until its completion was taken, or the queue was drained or dropped: the descriptor stays
-    /// open, the bytes and an array of spans stay mapped and initialised, nobody else writes them,
-    /// and nobody else reads the bytes of a read.
+    /// open, the bytes and an array of spans stay mapped and initialised, nothing else writes them,
+    /// and nothing else reads the bytes of a read.
     pub(super) unsafe fn submit(&mut self, operation: Operation) {
         match &mut self.0 {
             Kind::Uring(queue) => {
@@ -180,7 +179,7 @@ impl FileQueue {
         }
     }
 
-    /// Starts everything that was submitted.
+    /// Starts all submitted operations.
     pub(super) fn flush(&mut self) {
         if let Kind::Uring(queue) = &mut self.0 {
             queue.flush();
@@ -195,7 +194,7 @@ impl FileQueue {
         }
     }
 
-    /// A completion that is there already.
+    /// Takes a completion without waiting.
     pub(super) fn ready(&mut self) -> Option<Completion> {
         match &mut self.0 {
             Kind::Uring(queue) => queue.ready(),

@@ -1,4 +1,4 @@
-//! What every queue does, whatever it stands on.
+//! The behaviour that both queues share.
 
 use std::{
     fs::{File, OpenOptions},
@@ -48,7 +48,7 @@ fn open(path: &Path) -> File {
     options.read(true).write(true).open(path).unwrap()
 }
 
-/// Submits; the test keeps `file` and `bytes`, and leaves them alone, until it has the completion.
+/// Submits. The test keeps `file` and `bytes` untouched until it has the completion.
 fn submit(
     queue: &mut FileQueue,
     direction: Direction,
@@ -85,7 +85,7 @@ struct Step {
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
-    // Slots of 512 bytes, each used once, so that the order does not matter.
+    // Slots of 512 bytes; each is used once, so that the order does not matter.
     let slots: Vec<(usize, usize)> = (0..2)
         .flat_map(|file| (0..FILE_BYTES / 512).map(move |slot| (file, slot)))
         .collect();
@@ -171,7 +171,7 @@ fn every_piece_of_several_files_arrives_once_and_where_it_belongs() {
 }
 
 #[test]
-fn a_file_that_ends_early_gives_what_it_has() {
+fn a_short_file_gives_a_short_read() {
     on_every_queue(|queue| {
         let folder = folder();
         let path = folder.path().join("file");
@@ -195,9 +195,9 @@ fn a_file_that_ends_early_gives_what_it_has() {
     });
 }
 
-/// A file that cannot be written and a device without room, while other pieces are in flight.
+/// A read-only file and a full device, while other pieces are in flight.
 #[test]
-fn an_error_is_told_and_concerns_only_its_own_piece() {
+fn an_error_is_reported_for_its_own_piece_alone() {
     on_every_queue(|queue| {
         let folder = folder();
         let path = folder.path().join("file");
@@ -253,7 +253,7 @@ fn direct_transfers_that_are_not_aligned_are_refused_and_others_go_on() {
             let Completion { token, result } = next(queue);
             match token {
                 0 => assert_eq!(result, Ok(8192)),
-                // Some filesystems do it through the page cache.
+                // Some filesystems fall back to the page cache.
                 _ => assert!(matches!(result, Err(rustix::io::Errno::INVAL) | Ok(99))),
             }
         }
@@ -261,7 +261,8 @@ fn direct_transfers_that_are_not_aligned_are_refused_and_others_go_on() {
     });
 }
 
-/// Nothing is in flight any more when a queue is gone: what is freed next is not written to.
+/// After a queue is drained or dropped, nothing is in flight: later uses of the buffers are not
+/// overwritten.
 #[test]
 fn draining_and_dropping_wait_for_what_is_in_flight() {
     const BYTES: usize = 1 << 20;
@@ -292,7 +293,7 @@ fn draining_and_dropping_wait_for_what_is_in_flight() {
                 assert_eq!(queue.in_flight(), 0);
                 queue.flush();
             } else {
-                // Submitted by now or not, started or not.
+                // The operation may or may not have started.
                 drop(queue);
             }
             assert!(buffer.iter().all(|byte| *byte == 7));
@@ -303,9 +304,9 @@ fn draining_and_dropping_wait_for_what_is_in_flight() {
     }
 }
 
-/// A queue made on one thread serves another: they are kept between transfers.
+/// A queue can move to another thread, because transfers reuse queues.
 #[test]
-fn a_queue_goes_from_thread_to_thread() {
+fn a_queue_moves_between_threads() {
     let folder = folder();
     let path = folder.path().join("file");
     std::fs::write(&path, content(8)).unwrap();

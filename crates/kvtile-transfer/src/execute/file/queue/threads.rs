@@ -1,4 +1,4 @@
-//! The queue over threads, each of which waits for one read or write at a time.
+//! The queue over threads, each of which blocks in one read or write at a time.
 
 use std::{collections::VecDeque, sync::Arc, thread::JoinHandle};
 
@@ -6,7 +6,7 @@ use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{Completion, Operation, perform};
 
-/// Threads at most. They wait, they do not compute: more of them than cores is no load.
+/// Maximum number of threads. They block in I/O, so more threads than cores are no load.
 const THREADS_MAX: usize = 8;
 
 #[derive(Default)]
@@ -19,9 +19,9 @@ pub(super) struct ThreadQueue {
 #[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    /// Something to do, or nothing ever again.
+    /// Signals a new operation, or the closing of the queue.
     work: Condvar,
-    /// Something is done.
+    /// Signals a completion.
     progress: Condvar,
 }
 
@@ -33,24 +33,24 @@ struct State {
     is_closed: bool,
 }
 
-// SAFETY: an operation is numbers and addresses; that the bytes and spans there may be used from
-// another thread is the promise of the code that submits it.
+// SAFETY: an operation is numbers and addresses; its submitter guarantees that the bytes and spans
+// may be used from another thread.
 unsafe impl Send for Operation {}
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics while it holds the lock, and no invariant spans two changes.
+        // No holder of the lock panics, and no invariant spans two changes.
         self.state.lock()
     }
 
-    /// What a thread does, until the queue is closed.
+    /// The loop of a thread, until the queue is closed.
     fn work(&self) {
         let mut state = self.lock();
         loop {
             if let Some(operation) = state.jobs.pop_front() {
                 drop(state);
-                // SAFETY: `submit` had the caller's promise, which lasts until the completion is
-                // taken, and it is made only after this call.
+                // SAFETY: the caller of `submit` gave the guarantee, which lasts until the
+                // completion is taken, and the completion is made only after this call.
                 let result = unsafe { perform(operation) };
                 state = self.lock();
                 let token = operation.token;
@@ -84,14 +84,14 @@ impl ThreadQueue {
         if is_short_of_threads && self.threads.len() < THREADS_MAX {
             let shared = Arc::clone(&self.shared);
             let thread = std::thread::Builder::new().name("kvtile-file".to_owned());
-            // Without a thread `next` does the work itself.
+            // Without any thread, `next` executes the operations itself.
             if let Ok(thread) = thread.spawn(move || shared.work()) {
                 self.threads.push(thread);
             }
         }
     }
 
-    /// A completion that is there already.
+    /// Takes a completion without waiting.
     pub(super) fn ready(&mut self) -> Option<Completion> {
         let completion = self.shared.lock().done.pop_front()?;
         self.in_flight -= 1;
@@ -114,7 +114,7 @@ impl ThreadQueue {
                 drop(state);
                 self.in_flight -= 1;
                 let token = operation.token;
-                // SAFETY: the promise of `submit` lasts until its completion is taken, here.
+                // SAFETY: the guarantee of `submit` lasts until its completion is taken, here.
                 let result = unsafe { perform(operation) };
                 return Some(Completion { token, result });
             }
@@ -129,7 +129,7 @@ impl Drop for ThreadQueue {
         self.shared.lock().is_closed = true;
         self.shared.work.notify_all();
         for thread in self.threads.drain(..) {
-            // It has nothing to tell: what it does cannot panic.
+            // The result carries no information: the thread's code cannot panic.
             let _ = thread.join();
         }
     }

@@ -1,9 +1,9 @@
 //! The queue over an io_uring.
 //!
-//! The ring has no issuer of its own and does not defer its work to a waiter: it moves from thread
-//! to thread with the staging it belongs to, and what is in flight completes even where the kernel
-//! refuses to be asked about it, so that waiting for it always ends. No submission thread either,
-//! which would take a core from the engine.
+//! The ring uses neither `SINGLE_ISSUER` nor `DEFER_TASKRUN`: it moves between threads with its
+//! staging memory, and operations in flight complete even if the kernel refuses further system
+//! calls on the ring. So waiting for them always ends. It uses no submission thread either, which
+//! would take a core from the engine.
 
 use std::{collections::VecDeque, io, time::Duration};
 
@@ -12,33 +12,33 @@ use rustix::io::Errno;
 
 use super::{CAPACITY, Completion, Direction, Operation, OperationMemory, SPANS_MAX, Span};
 
-/// Longest read or write that the kernel takes.
+/// Maximum bytes of a read or write that the kernel accepts.
 const OPERATION_BYTES_MAX: u32 = 1 << 30;
 
-/// Between two looks at a ring that cannot be waited for.
+/// Polling interval for a ring that cannot be waited on.
 const PAUSE: Duration = Duration::from_micros(100);
 
-/// The token of the trial.
+/// The token of the probe.
 const TRIAL: u64 = u64::MAX;
 
 pub(super) struct UringQueue {
     ring: IoUring,
-    /// Tokens of operations that the kernel has not taken yet, in order.
+    /// Tokens of operations that the kernel has not accepted yet, in order.
     waiting: VecDeque<u64>,
-    /// Operations that the kernel has taken and not completed, or whose completion is not taken.
+    /// Number of operations that the kernel has accepted and whose completion was not taken.
     taken: usize,
-    /// The kernel refuses to be entered: it is never entered again.
+    /// The error with which the kernel refused a call; the ring is never entered again.
     refusal: Option<Errno>,
 }
 
 impl UringQueue {
-    /// Sets up a ring and tries it.
+    /// Sets up a ring and probes it.
     pub(super) fn new() -> Result<UringQueue, Errno> {
         let entries = u32::try_from(CAPACITY).map_err(|_| Errno::INVAL)?;
         let mut builder = IoUring::builder();
         builder.dontfork();
-        // Completions need no interrupt of this thread: it comes to ask. Kernels before 5.19 do
-        // not know the flag.
+        // Completions need no interrupt of this thread, because it polls for them. Kernels before
+        // 5.19 do not know the flag.
         let ring = builder
             .clone()
             .setup_coop_taskrun()
@@ -55,8 +55,8 @@ impl UringQueue {
         Ok(queue)
     }
 
-    /// Whether the kernel knows the operations and may be entered: a sandbox can allow the one
-    /// system call and not the other.
+    /// Checks that the kernel supports the operations and accepts `io_uring_enter`: a sandbox can
+    /// allow one system call and forbid the other.
     fn probe(&mut self) -> Result<(), Errno> {
         let mut probe = Probe::new();
         let asked = self.ring.submitter().register_probe(&mut probe);
@@ -72,7 +72,7 @@ impl UringQueue {
         }
         let entry = opcode::Nop::new().build().user_data(TRIAL);
         let mut queue = self.ring.submission();
-        // SAFETY: the operation does nothing, so nothing has to stay alive.
+        // SAFETY: a no-op uses no memory, so nothing has to stay alive.
         let pushed = unsafe { queue.push(&entry) };
         pushed.map_err(|_| Errno::NOSPC)?;
         drop(queue);
@@ -97,23 +97,24 @@ impl UringQueue {
         let entry = entry(&operation).user_data(operation.token);
         self.waiting.push_back(operation.token);
         // SAFETY: the caller keeps descriptor and bytes until the completion was taken or the queue
-        // drained or dropped; taking every completion is how draining and dropping wait.
+        // drained or dropped; draining and dropping take every completion.
         let pushed = unsafe { self.ring.submission().push(&entry) };
         if pushed.is_err() {
-            // More than there is room for. It fails as if the kernel had refused it.
+            // The ring is full. The operation fails as if the kernel had refused it.
             self.refusal = Some(Errno::NOSPC);
         }
     }
 
-    /// Hands what waits to the kernel.
+    /// Submits the waiting operations to the kernel.
     pub(super) fn flush(&mut self) {
         if !self.waiting.is_empty() {
-            // What the kernel cannot take now is handed over when a completion is waited for.
+            // A later wait submits what the kernel cannot accept now.
             let _ = self.enter(0);
         }
     }
 
-    /// Hands what waits to the kernel and waits for `want` completions; whether it did.
+    /// Submits the queued operations and waits for that many completions. Returns whether the call
+    /// succeeded.
     fn enter(&mut self, want: usize) -> bool {
         if self.refusal.is_some() {
             return false;
@@ -127,7 +128,7 @@ impl UringQueue {
             }
             Err(error) => match errno_of(&error) {
                 Errno::INTR => true,
-                // No memory for a request just now.
+                // The kernel temporarily lacks memory for a request.
                 Errno::AGAIN | Errno::BUSY | Errno::NOMEM => false,
                 errno => {
                     self.refusal = Some(errno);
@@ -137,7 +138,7 @@ impl UringQueue {
         }
     }
 
-    /// A completion that is there already.
+    /// Takes a completion without waiting.
     pub(super) fn ready(&mut self) -> Option<Completion> {
         let completed = self.ring.completion().next()?;
         self.taken = self.taken.saturating_sub(1);
@@ -156,13 +157,13 @@ impl UringQueue {
             if let Some(errno) = self.refusal
                 && self.taken == 0
             {
-                // The kernel never saw these, and never will.
+                // The kernel has not accepted these operations, and never will.
                 let token = self.waiting.pop_front()?;
                 let result = Err(errno);
                 return Some(Completion { token, result });
             }
             if !self.enter(1) {
-                // What is in flight completes all the same; a look at the ring needs no leave.
+                // Operations in flight still complete; polling the ring needs no system call.
                 std::thread::sleep(PAUSE);
             }
         }
@@ -171,12 +172,12 @@ impl UringQueue {
 
 impl Drop for UringQueue {
     fn drop(&mut self) {
-        // Closing a ring does not wait for what is in flight.
+        // Closing a ring does not wait for operations in flight.
         while self.next().is_some() {}
     }
 }
 
-/// The submission of an operation, without its token.
+/// The submission entry of an operation, without its token.
 fn entry(operation: &Operation) -> squeue::Entry {
     let (fd, offset) = (Fd(operation.fd), operation.offset);
     match (operation.direction, operation.memory) {
@@ -203,13 +204,14 @@ fn entry(operation: &Operation) -> squeue::Entry {
     }
 }
 
-/// Bytes that the kernel takes at once.
+/// Bytes of one operation, limited to what the kernel accepts.
 fn length(bytes: usize) -> u32 {
     let bytes = u32::try_from(bytes);
     bytes.map_or(OPERATION_BYTES_MAX, |bytes| bytes.min(OPERATION_BYTES_MAX))
 }
 
-/// Spans that the kernel takes at once. What it does not take ends the operation short.
+/// Spans of one operation, limited to what the kernel accepts. The operation ends short if the
+/// limit applies.
 fn vectors(count: usize) -> u32 {
     u32::try_from(count.min(SPANS_MAX)).unwrap_or(0)
 }
@@ -233,7 +235,7 @@ mod tests {
 
     use super::*;
 
-    /// A sandbox can be put in place when a ring is there already.
+    /// A sandbox may be applied after the ring was set up.
     #[test]
     fn a_kernel_that_refuses_to_be_entered_loses_nothing_in_flight_and_fails_the_rest() {
         let Ok(mut queue) = UringQueue::new() else {
