@@ -7,7 +7,7 @@ use kvtile::{
     memory::MemoryError,
     presets::PresetError,
     tiers::{TierError, replay::TraceError},
-    transfer::TransferError,
+    transfer::{SavedError, TransferError},
 };
 use thiserror::Error;
 
@@ -227,10 +227,10 @@ impl CliError {
                 | LayoutError::PlaneMissing { .. }
                 | LayoutError::UnknownAxis { .. },
             ) => Some("give the planes of the shape, for instance --plane c:bf16:C=512"),
-            CliError::Transfer(TransferError::NotASavedCache { .. }) => {
+            CliError::Transfer(TransferError::Saved(SavedError::NotASavedCache { .. })) => {
                 Some("`kvtile inspect` reads files that the library's `saved::save` wrote")
             }
-            CliError::Transfer(TransferError::Damaged { .. }) => {
+            CliError::Transfer(TransferError::Saved(SavedError::Damaged { .. })) => {
                 Some("nothing of it can be used; delete it and save the cache again")
             }
             CliError::InProgramOnly { command: "demo" } => Some(

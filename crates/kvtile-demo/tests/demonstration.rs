@@ -11,7 +11,7 @@ use kvtile::layout::{Shape, Unit, Word};
 use kvtile::tiers::TierError;
 use kvtile::tiers::cache::LoadStop;
 use kvtile::tiers::disk::Inspection;
-use kvtile::transfer::{TransferError, TransferManager};
+use kvtile::transfer::{LeaseError, TransferError, TransferManager};
 use kvtile_demo::DemoError;
 use kvtile_demo::demonstration::{
     BlockKv, DemoReport, Event, FirstProcess, ModelFile, ModelSource, Part, ResumeReport,
@@ -440,7 +440,9 @@ fn leased_blocks_are_values_in_both_orders() {
         }
         assert!(matches!(
             kv.part(0, 1),
-            Err(DemoError::Transfer(TransferError::NotLeased { .. }))
+            Err(DemoError::Transfer(TransferError::Lease(
+                LeaseError::NotLeased { .. }
+            )))
         ));
         assert!(matches!(
             kv.part(0, 3),

@@ -5,8 +5,11 @@
 use std::error::Error;
 
 use kvtile::{
-    blocks::BlocksError, identity::Difference, layout::LayoutError, tiers::TierError,
-    transfer::TransferError,
+    blocks::BlocksError,
+    identity::Difference,
+    layout::LayoutError,
+    tiers::TierError,
+    transfer::{BindError, CopyError, TransferError},
 };
 use pyo3::prelude::*;
 
@@ -164,17 +167,20 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
 fn of_transfer(error: &TransferError, text: String) -> PyErr {
     match error {
         TransferError::Layout(LayoutError::Tensor(_)) => python::TensorError::new_err(text),
-        TransferError::Layout(LayoutError::Identity(_)) | TransferError::LogicalDiffers { .. } => {
+        TransferError::Layout(LayoutError::Identity(_))
+        | TransferError::Copy(CopyError::LogicalDiffers { .. }) => {
             python::IdentityError::new_err(text)
         }
         TransferError::Layout(_)
-        | TransferError::PageSizesDiffer { .. }
-        | TransferError::TokensOfSelection
-        | TransferError::NoSuchLayer { .. } => python::LayoutError::new_err(text),
-        TransferError::RegionsOverlap { .. }
-        | TransferError::RegionTooSmall { .. }
-        | TransferError::RegionMisaligned { .. } => python::TensorError::new_err(text),
-        TransferError::File { .. } => python::DiskError::new_err(text),
+        | TransferError::Copy(CopyError::PageSizesDiffer { .. })
+        | TransferError::Copy(CopyError::TokensOfSelection)
+        | TransferError::Copy(CopyError::NoSuchLayer { .. }) => python::LayoutError::new_err(text),
+        TransferError::Bind(BindError::RegionsOverlap { .. })
+        | TransferError::Bind(BindError::RegionTooSmall { .. })
+        | TransferError::Bind(BindError::RegionMisaligned { .. }) => {
+            python::TensorError::new_err(text)
+        }
+        TransferError::Copy(CopyError::File { .. }) => python::DiskError::new_err(text),
         _ => python::TransferError::new_err(text),
     }
 }

@@ -4,7 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use kvtile::{
     layout::RangePair,
-    transfer::{LayoutHandle, TransferCompletion, TransferError, TransferManager, TransferOptions},
+    transfer::{
+        LayoutHandle, RegisterError, TransferCompletion, TransferError, TransferManager,
+        TransferOptions,
+    },
 };
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -40,7 +43,10 @@ pub(crate) fn retire(handle: LayoutHandle) {
             false
         }
         // In use until its copy has ended; it is tried again with the next one.
-        Err(error) => matches!(error, TransferError::LayoutInUse { .. }),
+        Err(error) => matches!(
+            error,
+            TransferError::Register(RegisterError::LayoutInUse { .. })
+        ),
     });
     drop(retired);
     // The tensors go outside the lock: that is code of others.

@@ -23,7 +23,9 @@ pub mod saved;
 mod sync;
 
 pub use descriptor::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor};
-pub use error::TransferError;
+pub use error::{
+    BindError, CopyError, DescriptorError, LeaseError, RegisterError, SavedError, TransferError,
+};
 pub use execute::{FileBatch, FileIo, FileRead, FileWay, FileWrite, TransferReport};
 pub use lease::{BlockLease, LayoutHandle, LeaseMode};
 pub use manager::{

@@ -12,7 +12,7 @@ use kvtile_layout::{
 };
 use kvtile_testkit::{NaiveSelection, generate::LayoutCase, naive_copy};
 use kvtile_transfer::{
-    FillPattern, PhysicalLayout, TransferError, TransferManager, TransferOptions,
+    DescriptorError, FillPattern, PhysicalLayout, TransferError, TransferManager, TransferOptions,
     saved::{SaveOptions, SavedCache, save},
 };
 
@@ -154,7 +154,8 @@ fn a_layout_without_a_config_reports_the_violated_constraint() {
             text.contains("no layout config") && text.contains("4100 bytes"),
             "{text}"
         );
-        let TransferError::NoLayoutConfig { constraint } = error else {
+        let TransferError::Descriptor(DescriptorError::NoLayoutConfig { constraint }) = error
+        else {
             panic!("{error}");
         };
         assert_eq!(*constraint, failed);
@@ -201,7 +202,7 @@ fn pages_above_the_largest_unit_are_bound() {
     assert_eq!(layout.memory_region(0, 0, 0).unwrap().size as u64, bytes);
     let error = layout.config().map(|_| ()).unwrap_err();
     let is_unit_bytes = match &error {
-        TransferError::NoLayoutConfig { constraint } => {
+        TransferError::Descriptor(DescriptorError::NoLayoutConfig { constraint }) => {
             matches!(**constraint, LayoutError::UnitBytes { .. })
         }
         _ => false,

@@ -9,8 +9,8 @@ use kvtile_layout::{
 };
 use kvtile_testkit::generate::{config, layouts};
 use kvtile_transfer::{
-    FillPattern, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
-    TransferOptions,
+    CopyError, FillPattern, LayoutHandle, LeaseError, LeaseMode, PhysicalLayout, TransferError,
+    TransferManager, TransferOptions,
 };
 
 const BLOCKS: u64 = 3;
@@ -330,14 +330,17 @@ fn bytes_outside_a_lease_of_layers_are_refused_by_name() {
     for error in [lease.part(2).map(drop), lease.page(2, 1).map(drop)] {
         assert!(matches!(
             error,
-            Err(TransferError::NotLeased { block: 2, .. })
+            Err(TransferError::Lease(LeaseError::NotLeased { block: 2, .. }))
         ));
     }
     drop(lease);
     let mut read = manager
         .lease_layers(handle, &[0], 1..3, LeaseMode::Read)
         .unwrap();
-    assert!(matches!(read.part_mut(0), Err(TransferError::ReadOnly)));
+    assert!(matches!(
+        read.part_mut(0),
+        Err(TransferError::Copy(CopyError::ReadOnly))
+    ));
     // In these orders the layers of a block are not a range of bytes; one page may still be
     // contiguous.
     for text in ["BHLKNC", "L|BKNHC"] {
@@ -375,7 +378,10 @@ fn a_lease_of_all_layers_is_a_lease_of_blocks() {
         let refused = copy(RangePair::same(layer, 1));
         assert!(matches!(
             refused,
-            Err(TransferError::BlockLeased { block: 1, .. })
+            Err(TransferError::Lease(LeaseError::BlockLeased {
+                block: 1,
+                ..
+            }))
         ));
     }
     drop(all);
@@ -405,7 +411,7 @@ fn a_lease_of_layers_holds_whole_blocks_against_other_layouts() {
     let other = manager.register(again).unwrap();
     let free = |block, layers, mode| match lease(other, block, layers, mode) {
         Ok(_) => true,
-        Err(TransferError::Overlap { .. }) => false,
+        Err(TransferError::Copy(CopyError::Overlap { .. })) => false,
         Err(error) => panic!("{error}"),
     };
     assert!(!free(0, 3..4, read) && !free(0, 0..1, write));
@@ -418,7 +424,10 @@ fn a_lease_of_layers_holds_whole_blocks_against_other_layouts() {
     // Under a lease of the other layout, no layer of the block may be written.
     let theirs = lease(other, 0, 2..3, read).unwrap();
     let refused = lease(handle, 0, 1..2, write).map(drop);
-    assert!(matches!(refused, Err(TransferError::Overlap { .. })));
+    assert!(matches!(
+        refused,
+        Err(TransferError::Copy(CopyError::Overlap { .. }))
+    ));
     drop(theirs);
     lease(handle, 0, 1..2, write).unwrap();
     drop(first);

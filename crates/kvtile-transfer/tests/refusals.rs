@@ -11,8 +11,8 @@ use kvtile_layout::{
 };
 use kvtile_memory::{FileMemory, OwnedMemoryRegion};
 use kvtile_transfer::{
-    FillPattern, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
-    TransferOptions,
+    CopyError, FillPattern, LayoutHandle, LeaseError, LeaseMode, PhysicalLayout, RegisterError,
+    TransferError, TransferManager, TransferOptions,
 };
 use std::sync::Arc;
 
@@ -162,7 +162,10 @@ fn a_token_range_beside_a_selection_is_refused() {
     let selection = Selection::blocks(&[0], &[1], 4).unwrap();
     let options = TransferOptions::new().tokens(RangePair::same(0, 1));
     let error = manager.execute_selection(from, to, selection, options);
-    assert!(matches!(error, Err(TransferError::TokensOfSelection)));
+    assert!(matches!(
+        error,
+        Err(TransferError::Copy(CopyError::TokensOfSelection))
+    ));
 }
 
 /// Pitfall 14: a copy between pages of different sizes never uses the page size of one side for
@@ -174,7 +177,10 @@ fn whole_blocks_between_pages_of_different_sizes_are_refused() {
         let sides = pair(in_memory(&a, "BLKNHC"), in_memory(&b, "BLKNHC"));
         let error = refused(&sides, (&[1], &[2]), TransferOptions::new());
         assert!(
-            matches!(error, TransferError::PageSizesDiffer { .. }),
+            matches!(
+                error,
+                TransferError::Copy(CopyError::PageSizesDiffer { .. })
+            ),
             "{error}"
         );
     }
@@ -213,7 +219,7 @@ fn equal_bytes_of_another_shape_are_refused() {
             error,
             TransferError::Layout(
                 LayoutError::PlanesDiffer { .. } | LayoutError::ShardsDiffer { .. }
-            ) | TransferError::PageSizesDiffer { .. }
+            ) | TransferError::Copy(CopyError::PageSizesDiffer { .. })
         );
         assert!(by_shape, "{theirs:?}: {error}");
     }
@@ -408,10 +414,13 @@ fn stale_handles_and_handles_of_other_managers_are_refused() {
     assert_ne!(from, again);
     assert!(matches!(
         manager.register(layout),
-        Err(TransferError::AlreadyRegistered { handle }) if handle == again.to_string()
+        Err(TransferError::Register(RegisterError::AlreadyRegistered { handle })) if handle == again.to_string()
     ));
     let unknown = |result: Result<(), TransferError>| {
-        assert!(matches!(result, Err(TransferError::UnknownHandle { .. })));
+        assert!(matches!(
+            result,
+            Err(TransferError::Register(RegisterError::UnknownHandle { .. }))
+        ));
     };
     let transfer = |manager: &TransferManager, from, to| {
         let done = manager.execute_transfer(from, &[0], to, &[0], TransferOptions::new());
@@ -462,9 +471,15 @@ fn a_read_only_file_is_a_source_and_never_a_destination() {
         .unwrap();
     let memory = manager.register(in_memory(&shape(2), "L|BKNHC")).unwrap();
     let written = manager.execute_transfer(memory, &[0], file, &[1], TransferOptions::new());
-    assert!(matches!(written.map(|_| ()), Err(TransferError::ReadOnly)));
+    assert!(matches!(
+        written.map(|_| ()),
+        Err(TransferError::Copy(CopyError::ReadOnly))
+    ));
     let filled = manager.fill(file, &[0], FillPattern::Constant(0));
-    assert!(matches!(filled, Err(TransferError::ReadOnly)));
+    assert!(matches!(
+        filled,
+        Err(TransferError::Copy(CopyError::ReadOnly))
+    ));
     let mut lease = manager.lease(file, &[0], LeaseMode::Write).unwrap();
     assert!(lease.page_mut(0, 0).is_err());
     drop(lease);
@@ -495,7 +510,7 @@ fn layouts_of_different_models_do_not_exchange() {
     let sides = pair(build(Some(10_000.0)), build(Some(500_000.0)));
     let error = refused(&sides, (&[0], &[0]), TransferOptions::new());
     assert!(
-        matches!(error, TransferError::LogicalDiffers { .. }),
+        matches!(error, TransferError::Copy(CopyError::LogicalDiffers { .. })),
         "{error}"
     );
     let (manager, from, to) = pair(build(Some(10_000.0)), build(None));
@@ -517,7 +532,10 @@ fn a_block_is_not_copied_onto_itself_nor_read_while_it_is_written() {
     ] {
         let done = manager.execute_transfer(*from, &ids.0, *from, &ids.1, TransferOptions::new());
         let error = done.map(|_| ()).unwrap_err();
-        assert!(matches!(error, TransferError::SameBlock { .. }), "{error}");
+        assert!(
+            matches!(error, TransferError::Lease(LeaseError::SameBlock { .. })),
+            "{error}"
+        );
     }
     // Other tokens of the same block still conflict.
     let inside = Selection {
@@ -533,7 +551,7 @@ fn a_block_is_not_copied_onto_itself_nor_read_while_it_is_written() {
     let done = manager.execute_selection(*from, *from, inside, TransferOptions::new());
     assert!(matches!(
         done.map(|_| ()),
-        Err(TransferError::SameBlock { block: 1 })
+        Err(TransferError::Lease(LeaseError::SameBlock { block: 1 }))
     ));
     // Disjoint blocks are copied.
     let done = manager.execute_transfer(*from, &[0, 1], *from, &[2, 3], TransferOptions::new());

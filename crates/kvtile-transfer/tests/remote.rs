@@ -9,8 +9,8 @@ use std::fs;
 use kvtile_layout::{LayoutError, Shape, Unit, Word};
 use kvtile_memory::{MemoryDescriptor, StorageKind};
 use kvtile_transfer::{
-    FillPattern, LayoutDescriptor, LayoutHandle, LeaseMode, PhysicalLayout, TransferError,
-    TransferManager, TransferOptions,
+    FillPattern, LayoutDescriptor, LayoutHandle, LeaseMode, PhysicalLayout, RegisterError,
+    TransferError, TransferManager, TransferOptions,
 };
 
 /// Number of blocks of every layout.
@@ -49,7 +49,10 @@ fn filled(manager: &TransferManager, layout: PhysicalLayout) -> LayoutHandle {
 fn is_refused<T>(result: Result<T, TransferError>) {
     let error = result.map(|_| ()).unwrap_err();
     assert!(
-        matches!(error, TransferError::RemoteLayout { .. }),
+        matches!(
+            error,
+            TransferError::Register(RegisterError::RemoteLayout { .. })
+        ),
         "{error}"
     );
     let text = error.to_string();

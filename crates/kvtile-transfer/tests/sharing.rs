@@ -14,8 +14,8 @@ use common::in_memory;
 use kvtile_layout::{Shape, Unit, Word};
 use kvtile_memory::SharedMemory;
 use kvtile_transfer::{
-    FillPattern, LayoutDescriptor, LeaseMode, PhysicalLayout, TransferError, TransferManager,
-    TransferOptions,
+    FillPattern, LayoutDescriptor, LeaseError, LeaseMode, PhysicalLayout, TransferError,
+    TransferManager, TransferOptions,
 };
 
 fn shape() -> Shape {
@@ -53,7 +53,10 @@ fn another_process_reads_blocks_through_shared_memory() {
 
     let lease = manager.lease(shared, &[0], LeaseMode::Read).unwrap();
     let lent = lease.page(0, 0);
-    assert!(matches!(lent, Err(TransferError::SharedPages)), "{lent:?}");
+    assert!(
+        matches!(lent, Err(TransferError::Lease(LeaseError::SharedPages))),
+        "{lent:?}"
+    );
     drop(lease);
 
     let ours: Vec<_> = blocks

@@ -10,7 +10,9 @@ use kvtile_testkit::{
     generate::{TransferCase, config, transfers},
     naive_copy,
 };
-use kvtile_transfer::{PhysicalLayout, TransferError, TransferManager, TransferOptions};
+use kvtile_transfer::{
+    DescriptorError, PhysicalLayout, TransferError, TransferManager, TransferOptions,
+};
 use proptest::prelude::*;
 
 /// The execution of a case.
@@ -46,7 +48,7 @@ struct Outcome {
 fn has_no_config(layout: &PhysicalLayout) -> bool {
     match layout.config() {
         Ok(_) => false,
-        Err(TransferError::NoLayoutConfig { constraint }) => {
+        Err(TransferError::Descriptor(DescriptorError::NoLayoutConfig { constraint })) => {
             let LayoutError::Config(ConfigError::NoInnerDim { bytes, page_size }) = *constraint
             else {
                 panic!("{constraint}");

@@ -85,8 +85,9 @@ pub mod layout {
 /// Transfers: registered layouts, leases on their blocks, and completions.
 pub mod transfer {
     pub use kvtile_transfer::{
-        BlockLease, FileBatch, FileIo, FileRead, FileWay, FileWrite, FillPattern, LayoutHandle,
-        LeaseMode, TransferCompletion, TransferError, TransferManager, TransferManagerBuilder,
+        BindError, BlockLease, CopyError, DescriptorError, FileBatch, FileIo, FileRead, FileWay,
+        FileWrite, FillPattern, LayoutHandle, LeaseError, LeaseMode, RegisterError, SavedError,
+        TransferCompletion, TransferError, TransferManager, TransferManagerBuilder,
         TransferOptions, TransferReport, completion::*,
     };
 }

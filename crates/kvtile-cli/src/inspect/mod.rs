@@ -8,7 +8,7 @@ use clap::Args;
 use kvtile::{
     identity::{Identity, LogicalIdentity},
     saved::SavedCache,
-    transfer::TransferError,
+    transfer::{SavedError, TransferError},
 };
 
 use self::report::{Against, Blocks, FailedReport, Report};
@@ -114,7 +114,7 @@ fn identity_of(path: &Path) -> Result<LogicalIdentity, CliError> {
     let file = Whole::of(path)?;
     match SavedCache::inspect(file.path()) {
         Ok(cache) => return Ok(cache.header().identity.clone()),
-        Err(TransferError::NotASavedCache { .. }) => {}
+        Err(TransferError::Saved(SavedError::NotASavedCache { .. })) => {}
         Err(error) => return Err(error.into()),
     }
     let text = files::read(file.path(), IDENTITY_BYTES_MAX)?;

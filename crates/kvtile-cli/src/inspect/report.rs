@@ -6,7 +6,7 @@ use kvtile::{
     identity::{Difference, Fingerprint, LogicalIdentity},
     layout::{Shape, Shown, Word},
     saved::{BlockCheck, SavedCache},
-    transfer::TransferError,
+    transfer::{CopyError, SavedError, TransferError},
 };
 use serde::Serialize;
 
@@ -57,8 +57,8 @@ pub(super) struct FailedReport<'a> {
 impl<'a> FailedReport<'a> {
     pub(super) fn of(path: &'a Path, error: &TransferError) -> FailedReport<'a> {
         let verdict = match error {
-            TransferError::NotASavedCache { .. } => "not a saved cache",
-            TransferError::Memory(_) | TransferError::File { .. } => "unreadable",
+            TransferError::Saved(SavedError::NotASavedCache { .. }) => "not a saved cache",
+            TransferError::Memory(_) | TransferError::Copy(CopyError::File { .. }) => "unreadable",
             _ => "damaged",
         };
         FailedReport {

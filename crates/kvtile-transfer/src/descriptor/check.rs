@@ -4,7 +4,7 @@ use kvtile_layout::{LayoutError, PlaneDigits, StridedLayout, tradition::LayoutTy
 use kvtile_memory::{MemoryDescriptor, StorageKind};
 
 use crate::{
-    error::TransferError,
+    error::{BindError, DescriptorError, TransferError},
     physical::{DescribedLayout, DescribedOrder, NixlMetadata},
 };
 
@@ -15,11 +15,13 @@ pub(super) fn location(location: StorageKind, nixl: &NixlMetadata) -> Result<(),
     if location.mem_type() == nixl.mem_type && same_number {
         return Ok(());
     }
-    Err(TransferError::DescriptorLocation {
-        location,
-        mem_type: nixl.mem_type,
-        device_id: nixl.device_id,
-    })
+    Err(TransferError::Descriptor(
+        DescriptorError::DescriptorLocation {
+            location,
+            mem_type: nixl.mem_type,
+            device_id: nixl.device_id,
+        },
+    ))
 }
 
 /// Every range must be a valid address range, and no two may overlap.
@@ -30,11 +32,13 @@ pub(super) fn ranges(memory: &[MemoryDescriptor], kind: StorageKind) -> Result<(
         match end.filter(|_| range.size > 0) {
             Some(end) => sorted.push((range.addr, end, index)),
             None => {
-                return Err(TransferError::DescriptorRange {
-                    index,
-                    addr: range.addr as u64,
-                    size: range.size as u64,
-                });
+                return Err(TransferError::Descriptor(
+                    DescriptorError::DescriptorRange {
+                        index,
+                        addr: range.addr as u64,
+                        size: range.size as u64,
+                    },
+                ));
             }
         }
     }
@@ -43,11 +47,11 @@ pub(super) fn ranges(memory: &[MemoryDescriptor], kind: StorageKind) -> Result<(
         if let [(_, end, first), (start, _, second)] = pair
             && end > start
         {
-            return Err(TransferError::RegionsOverlap {
+            return Err(TransferError::Bind(BindError::RegionsOverlap {
                 first: *first,
                 second: *second,
                 kind,
-            });
+            }));
         }
     }
     Ok(())
@@ -97,25 +101,25 @@ pub(super) fn fits(
 ) -> Result<(), TransferError> {
     let needed = layout.region_bytes();
     if memory.len() != needed.len() {
-        return Err(TransferError::RegionCount {
+        return Err(TransferError::Bind(BindError::RegionCount {
             given: memory.len(),
             needed: needed.len(),
-        });
+        }));
     }
     for (index, (range, &bytes)) in memory.iter().zip(needed).enumerate() {
         if (range.size as u64) < bytes {
-            return Err(TransferError::RegionTooSmall {
+            return Err(TransferError::Bind(BindError::RegionTooSmall {
                 region: index,
                 have: range.size as u64,
                 need: bytes,
-            });
+            }));
         }
         if !(range.addr as u64).is_multiple_of(layout.alignment()) {
-            return Err(TransferError::RegionMisaligned {
+            return Err(TransferError::Bind(BindError::RegionMisaligned {
                 region: index,
                 addr: range.addr as u64,
                 alignment: layout.alignment(),
-            });
+            }));
         }
     }
     Ok(())

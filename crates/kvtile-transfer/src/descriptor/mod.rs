@@ -52,7 +52,7 @@ use kvtile_layout::identity::Fingerprint;
 use kvtile_memory::{MemoryDescriptor, StorageKind};
 
 use crate::{
-    error::TransferError,
+    error::{DescriptorError, TransferError},
     physical::{DescribedLayout, NixlMetadata, PhysicalLayout, Remote},
 };
 
@@ -119,20 +119,24 @@ impl LayoutDescriptor {
     /// As for [`LayoutDescriptor::from_json`].
     pub fn from_json_bytes(json: &[u8]) -> Result<LayoutDescriptor, TransferError> {
         if json.len() > DESCRIPTOR_BYTES_MAX {
-            return Err(TransferError::DescriptorTooLong {
-                bytes: json.len(),
-                max: DESCRIPTOR_BYTES_MAX,
-            });
+            return Err(TransferError::Descriptor(
+                DescriptorError::DescriptorTooLong {
+                    bytes: json.len(),
+                    max: DESCRIPTOR_BYTES_MAX,
+                },
+            ));
         }
         let form::Versioned { version } = serde_json::from_slice(json).map_err(syntax)?;
         match version {
             1 => serde_json::from_slice::<form::Version1>(json).map(LayoutDescriptor::from),
             2 => serde_json::from_slice::<form::Version2>(json).map(LayoutDescriptor::from),
             _ => {
-                return Err(TransferError::DescriptorVersion {
-                    version,
-                    supported: LayoutDescriptor::CURRENT_VERSION,
-                });
+                return Err(TransferError::Descriptor(
+                    DescriptorError::DescriptorVersion {
+                        version,
+                        supported: LayoutDescriptor::CURRENT_VERSION,
+                    },
+                ));
             }
         }
         .map_err(syntax)
@@ -140,9 +144,9 @@ impl LayoutDescriptor {
 }
 
 fn syntax(error: serde_json::Error) -> TransferError {
-    TransferError::DescriptorSyntax {
+    TransferError::Descriptor(DescriptorError::DescriptorSyntax {
         problem: error.to_string(),
-    }
+    })
 }
 
 impl PhysicalLayout {

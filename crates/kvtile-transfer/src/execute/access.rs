@@ -3,7 +3,7 @@
 use kvtile_layout::Span;
 
 use super::bound::{Backing, BoundLayout};
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// The bytes of `span`.
 ///
@@ -30,7 +30,7 @@ pub(crate) unsafe fn bytes_mut(
     span: Span,
 ) -> Result<&mut [u8], TransferError> {
     if !layout.is_writable() {
-        return Err(TransferError::ReadOnly);
+        return Err(TransferError::Copy(CopyError::ReadOnly));
     }
     let pointer = layout.pointer(span.start, span.bytes)?;
     let length = length(span)?;
@@ -71,7 +71,9 @@ pub(crate) unsafe fn for_each_piece(
 }
 
 fn length(span: Span) -> Result<usize, TransferError> {
-    usize::try_from(span.bytes).map_err(|_| TransferError::OutsidePlan {
-        region: span.start.region,
+    usize::try_from(span.bytes).map_err(|_| {
+        TransferError::Copy(CopyError::OutsidePlan {
+            region: span.start.region,
+        })
     })
 }

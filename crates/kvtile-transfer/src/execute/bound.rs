@@ -6,7 +6,7 @@ use kvtile_layout::{Location, StridedLayout};
 use kvtile_memory::{FileMemory, OwnedMemoryRegion, StorageKind, file_of};
 
 use super::{lane::LaneEnd, space::Space};
-use crate::error::TransferError;
+use crate::error::{BindError, CopyError, TransferError};
 
 /// One region of memory, as the executors see it.
 #[derive(Clone, Copy, Debug)]
@@ -49,25 +49,25 @@ impl BoundLayout {
     ) -> Result<BoundLayout, TransferError> {
         let needed = layout.region_bytes();
         if regions.len() != needed.len() {
-            return Err(TransferError::RegionCount {
+            return Err(TransferError::Bind(BindError::RegionCount {
                 given: regions.len(),
                 needed: needed.len(),
-            });
+            }));
         }
         for (index, (region, &bytes)) in regions.iter().zip(needed).enumerate() {
             if (region.size() as u64) < bytes {
-                return Err(TransferError::RegionTooSmall {
+                return Err(TransferError::Bind(BindError::RegionTooSmall {
                     region: index,
                     have: region.size() as u64,
                     need: bytes,
-                });
+                }));
             }
             if !(region.addr() as u64).is_multiple_of(layout.alignment()) {
-                return Err(TransferError::RegionMisaligned {
+                return Err(TransferError::Bind(BindError::RegionMisaligned {
                     region: index,
                     addr: region.addr() as u64,
                     alignment: layout.alignment(),
-                });
+                }));
             }
         }
         let kind = one_kind(&regions)?;
@@ -84,7 +84,7 @@ impl BoundLayout {
             StorageKind::Disk(_) if regions.iter().all(|r| file_of(r.as_ref()).is_some()) => {
                 Backing::File
             }
-            kind => return Err(TransferError::NotReachable { kind }),
+            kind => return Err(TransferError::Bind(BindError::NotReachable { kind })),
         };
         check_apart(&regions, kind)?;
         let bytes = needed.iter().fold(0u64, |sum, b| sum.saturating_add(*b));
@@ -142,14 +142,16 @@ impl BoundLayout {
             .ok()
             .and_then(|index| self.regions.get(index))
             .and_then(|region| file_of(region.as_ref()))
-            .ok_or(TransferError::OutsidePlan { region: index })
+            .ok_or(TransferError::Copy(CopyError::OutsidePlan {
+                region: index,
+            }))
     }
 
     /// The address of `bytes` bytes at `location`, which must lie inside the region.
     pub(super) fn pointer(&self, location: Location, bytes: u64) -> Result<*mut u8, TransferError> {
-        let outside = TransferError::OutsidePlan {
+        let outside = TransferError::Copy(CopyError::OutsidePlan {
             region: location.region,
-        };
+        });
         let Backing::Memory(regions) = &self.backing else {
             return Err(outside);
         };
@@ -174,19 +176,19 @@ impl BoundLayout {
 /// The kind that all regions share. Regions may lie in several files.
 fn one_kind(regions: &[OwnedMemoryRegion]) -> Result<StorageKind, TransferError> {
     let Some(first) = regions.first().map(|region| region.storage_kind()) else {
-        return Err(TransferError::RegionCount {
+        return Err(TransferError::Bind(BindError::RegionCount {
             given: 0,
             needed: 1,
-        });
+        }));
     };
     let same =
         |a: StorageKind, b: StorageKind| std::mem::discriminant(&a) == std::mem::discriminant(&b);
     match regions.iter().find(|r| !same(r.storage_kind(), first)) {
         None => Ok(first),
-        Some(other) => Err(TransferError::MixedStorage {
+        Some(other) => Err(TransferError::Bind(BindError::MixedStorage {
             first,
             second: other.storage_kind(),
-        }),
+        })),
     }
 }
 
@@ -206,11 +208,11 @@ fn check_apart(regions: &[OwnedMemoryRegion], kind: StorageKind) -> Result<(), T
             && space == next_space
             && addr.checked_add(*size).is_none_or(|end| end > *next)
         {
-            return Err(TransferError::RegionsOverlap {
+            return Err(TransferError::Bind(BindError::RegionsOverlap {
                 first: *first,
                 second: *second,
                 kind,
-            });
+            }));
         }
     }
     Ok(())

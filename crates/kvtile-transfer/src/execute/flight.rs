@@ -14,7 +14,10 @@ use std::{
 use kvtile_layout::{CopyPlan, broken};
 
 use super::lane::{Hints, Lane, Sides};
-use crate::{completion::Completer, error::TransferError};
+use crate::{
+    completion::Completer,
+    error::{CopyError, TransferError},
+};
 
 /// The report of a finished transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +83,7 @@ pub(crate) fn carry<C: Cargo + ?Sized>(
         cargo.arrived(start)
     };
     let end = catch_unwind(AssertUnwindSafe(carried));
-    end.unwrap_or(Err(TransferError::Panicked))
+    end.unwrap_or(Err(TransferError::Copy(CopyError::Panicked)))
 }
 
 /// A transfer that has started and not ended. See the module.
@@ -134,6 +137,6 @@ impl Flight {
 
 impl Drop for Flight {
     fn drop(&mut self) {
-        self.end(Err(TransferError::Panicked));
+        self.end(Err(TransferError::Copy(CopyError::Panicked)));
     }
 }

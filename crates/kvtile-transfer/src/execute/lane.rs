@@ -21,7 +21,7 @@ use kvtile_layout::CopyPlan;
 use super::{
     bound::BoundLayout, file::FileLane, flight::Flight, lane_queue::LaneQueue, memory::MemoryLane,
 };
-use crate::error::TransferError;
+use crate::error::{BindError, TransferError};
 
 /// The kind of memory at one end of a lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +194,9 @@ fn first_between<'l, T>(
 ) -> Result<&'l T, TransferError> {
     let mut lanes = lanes.iter();
     let carries = |l: &&T| lane(l).carries(source.end(), destination.end());
-    lanes.find(carries).ok_or(TransferError::NotReachable {
-        kind: destination.kind(),
-    })
+    lanes
+        .find(carries)
+        .ok_or(TransferError::Bind(BindError::NotReachable {
+            kind: destination.kind(),
+        }))
 }

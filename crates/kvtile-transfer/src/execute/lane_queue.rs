@@ -15,7 +15,7 @@ use std::{
 
 use super::{flight::Flight, lane::Lane};
 use crate::{
-    error::TransferError,
+    error::{CopyError, TransferError},
     sync::{Condvar, Mutex, MutexGuard, thread},
 };
 
@@ -153,8 +153,10 @@ impl LaneQueue {
         let (shared, lane) = (Arc::clone(&self.shared), Arc::clone(lane));
         let thread = thread::Builder::new().name(lane.name().to_owned());
         let spawned = thread.spawn(move || shared.work(&*lane));
-        spawned.map_err(|error| TransferError::NoThread {
-            problem: error.to_string(),
+        spawned.map_err(|error| {
+            TransferError::Copy(CopyError::NoThread {
+                problem: error.to_string(),
+            })
         })
     }
 

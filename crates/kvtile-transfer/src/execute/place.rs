@@ -7,7 +7,7 @@ use super::{
     nest::{LocalNest, Manner, choose, is_local},
     pipeline::{Pipeline, Scratch},
 };
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// The location of one side of a nest.
 #[derive(Clone, Copy)]
@@ -43,7 +43,7 @@ impl Place<'_> {
                 })
                 .and_then(|offset| usize::try_from(offset).ok())
                 .map(|offset| buffer.wrapping_add(offset))
-                .ok_or(TransferError::OutsidePlan { region: 0 }),
+                .ok_or(TransferError::Copy(CopyError::OutsidePlan { region: 0 })),
         }
     }
 

@@ -11,7 +11,11 @@ use super::{
     lock,
     spans::stored_spans,
 };
-use crate::{error::TransferError, execute::access, physical::PhysicalLayout};
+use crate::{
+    error::{CopyError, LeaseError, TransferError},
+    execute::access,
+    physical::PhysicalLayout,
+};
 
 /// The access mode of a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -228,12 +232,12 @@ impl BlockLease {
         self.check_holds(block)?;
         let layers = self.layers();
         if layer < self.layout.shape().num_layers() && !layers.contains(&layer) {
-            return Err(TransferError::LayerNotLeased {
+            return Err(TransferError::Lease(LeaseError::LayerNotLeased {
                 handle: self.handle.to_string(),
                 block,
                 layer,
                 layers,
-            });
+            }));
         }
         Ok(self.layout.strided().page_span(block, layer)?)
     }
@@ -255,7 +259,7 @@ impl BlockLease {
     fn check_not_shared(&self) -> Result<(), TransferError> {
         match self.layout.shared_memory() {
             None => Ok(()),
-            Some(_) => Err(TransferError::SharedPages),
+            Some(_) => Err(TransferError::Lease(LeaseError::SharedPages)),
         }
     }
 
@@ -264,29 +268,29 @@ impl BlockLease {
         if writable && self.mode == LeaseMode::Write {
             return Ok(());
         }
-        Err(TransferError::ReadOnly)
+        Err(TransferError::Copy(CopyError::ReadOnly))
     }
 
     pub(super) fn check_holds(&self, block: u64) -> Result<(), TransferError> {
         if self.blocks.binary_search(&block).is_ok() {
             return Ok(());
         }
-        Err(TransferError::NotLeased {
+        Err(TransferError::Lease(LeaseError::NotLeased {
             handle: self.handle.to_string(),
             block,
-        })
+        }))
     }
 
     pub(super) fn check_holds_all(&self, block: u64) -> Result<(), TransferError> {
         self.check_holds(block)?;
         match &self.layers {
             HeldLayers::All => Ok(()),
-            HeldLayers::Part(layers) => Err(TransferError::BlockPartlyLeased {
+            HeldLayers::Part(layers) => Err(TransferError::Lease(LeaseError::BlockPartlyLeased {
                 handle: self.handle.to_string(),
                 block,
                 layers: layers.clone(),
                 num_layers: self.layout.shape().num_layers(),
-            }),
+            })),
         }
     }
 }

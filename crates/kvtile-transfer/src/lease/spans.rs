@@ -6,7 +6,7 @@ use kvtile_layout::{
     BlockPair, CopyPlan, CopyPlanner, PlanSettings, Selection, Span, StridedLayout,
 };
 
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// The byte ranges of `blocks` (distinct), merged and sorted by region and offset.
 ///
@@ -68,7 +68,9 @@ impl BlockSpans {
 /// The source runs of a plan, merged and sorted by region and offset.
 fn merged(plan: &CopyPlan, runs_max: u64) -> Result<Vec<Span>, TransferError> {
     if plan.runs() > runs_max {
-        return Err(TransferError::OverlapUnproved { runs: plan.runs() });
+        return Err(TransferError::Copy(CopyError::OverlapUnproved {
+            runs: plan.runs(),
+        }));
     }
     let mut runs: Vec<Span> = Vec::new();
     plan.for_each_run(|start, _, bytes| runs.push(Span { start, bytes }));

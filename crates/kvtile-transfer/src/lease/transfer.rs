@@ -20,7 +20,7 @@ use super::{
     lock,
 };
 use crate::{
-    error::TransferError,
+    error::{CopyError, TransferError},
     execute::{Cargo, End, Hints, Lanes, QueuedLane, Sides, TransferReport, carry},
     physical::PhysicalLayout,
 };
@@ -52,13 +52,16 @@ impl Route {
     ) -> Result<Route, TransferError> {
         match (from.logical_fingerprint(), to.logical_fingerprint()) {
             (Some(a), Some(b)) if a != b => {
-                return Err(TransferError::LogicalDiffers { from: a, to: b });
+                return Err(TransferError::Copy(CopyError::LogicalDiffers {
+                    from: a,
+                    to: b,
+                }));
             }
             _ => {}
         }
         let (source, destination) = (from.bound()?, to.bound()?);
         if !destination.is_writable() {
-            return Err(TransferError::ReadOnly);
+            return Err(TransferError::Copy(CopyError::ReadOnly));
         }
         let lane = lanes.between((source, destination))?;
         let planning = lane.lane().planning((source, destination));
@@ -101,10 +104,10 @@ impl Route {
         match given {
             Some(tokens) => Ok(tokens),
             None if pages.0 == pages.1 => Ok(RangePair::same(0, pages.0)),
-            None => Err(TransferError::PageSizesDiffer {
+            None => Err(TransferError::Copy(CopyError::PageSizesDiffer {
                 source_page_size: pages.0,
                 destination_page_size: pages.1,
-            }),
+            })),
         }
     }
 }
@@ -313,7 +316,7 @@ impl LeasedTransfer<'_> {
             // selection contains only these layers, and nothing writes them now.
             unsafe { found.gather_leased(to, &selection) }?;
             if expected.bytes()? != found.bytes()? {
-                return Err(TransferError::VerifyFailed { block });
+                return Err(TransferError::Copy(CopyError::VerifyFailed { block }));
             }
             // The next pair may cover less of the scratch, so bytes of this pair must not remain.
             expected.bytes_mut()?.fill(0);

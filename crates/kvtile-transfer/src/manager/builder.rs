@@ -56,7 +56,7 @@ impl TransferManagerBuilder {
     ///
     /// With 1, file transfers run in the order of their starts. With more, their order is
     /// undefined; only leases exclude conflicts. The manager refuses a transfer that conflicts with
-    /// one in flight ([`BlockLeased`](crate::TransferError::BlockLeased)), unless both only read
+    /// one in flight ([`BlockLeased`](crate::LeaseError::BlockLeased)), unless both only read
     /// the common bytes. So of two concurrent transfers, neither writes a byte that the other reads
     /// or writes. To order two transfers, wait for the completion of the first.
     pub fn file_transfers(mut self, transfers: usize) -> TransferManagerBuilder {

@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     completion::{Completer, Completion},
-    error::TransferError,
+    error::{CopyError, TransferError},
     execute::{End, TransferReport},
 };
 
@@ -119,7 +119,10 @@ impl TransferCompletion {
         if layer < layers {
             return Ok(());
         }
-        Err(TransferError::NoSuchLayer { layer, layers })
+        Err(TransferError::Copy(CopyError::NoSuchLayer {
+            layer,
+            layers,
+        }))
     }
 }
 
@@ -152,7 +155,7 @@ mod tests {
             elapsed: Duration::from_nanos(300),
             verified: false,
         };
-        [Ok(report), Err(TransferError::Panicked)]
+        [Ok(report), Err(TransferError::Copy(CopyError::Panicked))]
     }
 
     /// The same result twice: known from the start, and set later.
@@ -197,10 +200,10 @@ mod tests {
                         assert_eq!(format!("{:?}", in_time.unwrap()), layer);
                     }
                     for beyond in [done.wait_layer(3), ready(done.layer(3))] {
-                        let refused = TransferError::NoSuchLayer {
+                        let refused = TransferError::Copy(CopyError::NoSuchLayer {
                             layer: 3,
                             layers: 3,
-                        };
+                        });
                         assert_eq!(format!("{:?}", beyond.unwrap_err()), format!("{refused:?}"));
                     }
                     assert_eq!(format!("{:?}", ready(done.clone())), text);

@@ -29,7 +29,7 @@ pub use options::TransferOptions;
 
 use crate::{
     completion::Completer,
-    error::TransferError,
+    error::{CopyError, TransferError},
     execute::{Flight, Lanes},
     lease::{
         BlockLease, Held, LayoutHandle, LeaseMode, Ledger, Pairs, Planned, Route, RouteKey,
@@ -213,7 +213,7 @@ impl TransferManager {
         options: TransferOptions,
     ) -> Result<TransferCompletion, TransferError> {
         if options.tokens.is_some() {
-            return Err(TransferError::TokensOfSelection);
+            return Err(TransferError::Copy(CopyError::TokensOfSelection));
         }
         let route = self.route(RouteKey {
             source,

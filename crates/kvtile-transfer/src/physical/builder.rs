@@ -21,7 +21,10 @@ use kvtile_memory::{
 };
 
 use super::{NixlMetadata, PhysicalLayout, view::TraditionalView};
-use crate::{error::TransferError, execute::BoundLayout};
+use crate::{
+    error::{BindError, TransferError},
+    execute::BoundLayout,
+};
 
 /// Folder of scratch files: on a disk, not in memory.
 const SCRATCH_FOLDER: &str = "/var/tmp";
@@ -324,25 +327,25 @@ fn registered(agent: String, regions: &[OwnedMemoryRegion]) -> Result<NixlMetada
     let mut shared = None;
     for (index, region) in regions.iter().enumerate() {
         let Some(descriptor) = region.nixl_descriptor() else {
-            return Err(TransferError::NotRegistered {
+            return Err(TransferError::Bind(BindError::NotRegistered {
                 region: index,
                 agent,
-            });
+            }));
         };
         let metadata = (descriptor.mem_type, descriptor.device_id);
         if *shared.get_or_insert(metadata) != metadata {
-            return Err(TransferError::NotRegistered {
+            return Err(TransferError::Bind(BindError::NotRegistered {
                 region: index,
                 agent,
-            });
+            }));
         }
     }
     match shared {
         Some((mem_type, device_id)) => Ok(NixlMetadata::new(agent, mem_type, device_id)),
-        None => Err(TransferError::RegionCount {
+        None => Err(TransferError::Bind(BindError::RegionCount {
             given: 0,
             needed: 1,
-        }),
+        })),
     }
 }
 
@@ -406,11 +409,11 @@ impl Packing {
         shift: usize,
     ) -> Result<Vec<OwnedMemoryRegion>, TransferError> {
         if memory.size() < self.bytes.saturating_add(shift) {
-            return Err(TransferError::RegionTooSmall {
+            return Err(TransferError::Bind(BindError::RegionTooSmall {
                 region: 0,
                 have: memory.size() as u64,
                 need: self.bytes as u64,
-            });
+            }));
         }
         let mut views: Vec<OwnedMemoryRegion> = Vec::with_capacity(self.regions.len());
         for &(offset, bytes) in &self.regions {

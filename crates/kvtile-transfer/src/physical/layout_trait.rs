@@ -8,7 +8,7 @@ use kvtile_layout::{
 };
 use kvtile_memory::{MemoryDescriptor, OwnedMemoryRegion};
 
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// A layout with its regions, as the block-manager tradition defines it: maps a block, a layer and
 /// a plane to memory.
@@ -101,9 +101,9 @@ pub(super) fn memory_of_span(
     span: Span,
     base: Option<usize>,
 ) -> Result<MemoryDescriptor, TransferError> {
-    let outside = TransferError::OutsidePlan {
+    let outside = TransferError::Copy(CopyError::OutsidePlan {
         region: span.start.region,
-    };
+    });
     let (Some(base), Ok(offset), Ok(size)) = (
         base,
         usize::try_from(span.start.offset),

@@ -40,7 +40,10 @@ pub use layouts::{FullyContiguousLayout, LayerSeparateLayout, WordLayout};
 use serde::{Deserialize, Serialize};
 use view::TraditionalView;
 
-use crate::{error::TransferError, execute::BoundLayout};
+use crate::{
+    error::{RegisterError, TransferError},
+    execute::BoundLayout,
+};
 
 /// NIXL metadata of the memory of a layout. An agent is optional; without one the name is empty.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -145,7 +148,7 @@ impl PhysicalLayout {
     /// use.
     ///
     /// # Errors
-    /// [`TransferError::NoLayoutConfig`], with the violated constraint, where no [`LayoutConfig`]
+    /// [`DescriptorError::NoLayoutConfig`], with the violated constraint, where no [`LayoutConfig`]
     /// describes the layout; a remote layout, whose regions belong to another process.
     pub fn layout(&self) -> Result<&Arc<dyn Layout>, TransferError> {
         match &self.inner.place {
@@ -162,9 +165,9 @@ impl PhysicalLayout {
     }
 
     fn remote_error(&self) -> TransferError {
-        TransferError::RemoteLayout {
+        TransferError::Register(RegisterError::RemoteLayout {
             agent: self.inner.nixl.agent_name.clone(),
-        }
+        })
     }
 
     /// Whether the layout belongs to another process.
@@ -191,7 +194,7 @@ impl PhysicalLayout {
     /// The configuration, if one describes the layout.
     ///
     /// # Errors
-    /// [`TransferError::NoLayoutConfig`], with the constraint of a config that the layout violates.
+    /// [`DescriptorError::NoLayoutConfig`], with the constraint of a config that the layout violates.
     pub fn config(&self) -> Result<&LayoutConfig, TransferError> {
         match &self.inner.place {
             Place::Local { bound, view } => Ok(view.get(bound)?.config()),

@@ -12,7 +12,10 @@ use kvtile_layout::{
 };
 
 use super::{Bound, FullyContiguousLayout, LayerSeparateLayout, Layout, WordLayout};
-use crate::{error::TransferError, execute::BoundLayout};
+use crate::{
+    error::{DescriptorError, TransferError},
+    execute::BoundLayout,
+};
 
 /// The traditional description of a layout.
 #[derive(Debug)]
@@ -37,8 +40,10 @@ pub(super) fn traditional(
         let details = LayoutTypeDetails::describing(spec, shape, &config)?;
         Ok(Traditional { config, details })
     };
-    described().map_err(|constraint| TransferError::NoLayoutConfig {
-        constraint: Box::new(constraint),
+    described().map_err(|constraint| {
+        TransferError::Descriptor(DescriptorError::NoLayoutConfig {
+            constraint: Box::new(constraint),
+        })
     })
 }
 

@@ -8,7 +8,7 @@ use kvtile_layout::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::error::TransferError;
+use crate::error::{SavedError, TransferError};
 
 /// First bytes of every saved cache.
 const MAGIC: [u8; 8] = *b"KVTILE\r\n";
@@ -146,7 +146,9 @@ pub(super) fn check_structure(
     shape: &Shape,
 ) -> Result<(), TransferError> {
     match identity.difference_to_shape(shape)? {
-        Some(difference) => Err(TransferError::IdentityDiffers(difference)),
+        Some(difference) => Err(TransferError::Saved(SavedError::IdentityDiffers(
+            difference,
+        ))),
         None => Ok(()),
     }
 }
@@ -157,11 +159,11 @@ pub(super) fn check_tokens(tokens: u64, shape: &Shape) -> Result<(), TransferErr
     if tokens <= blocks.saturating_mul(page_size) {
         return Ok(());
     }
-    Err(TransferError::TooManyTokens {
+    Err(TransferError::Saved(SavedError::TooManyTokens {
         tokens,
         blocks,
         page_size,
-    })
+    }))
 }
 
 /// BLAKE3 of header and checksums, first 128 bits.
@@ -190,13 +192,13 @@ impl Reader<'_> {
 }
 
 pub(super) fn not_one(problem: &str) -> TransferError {
-    TransferError::NotASavedCache {
+    TransferError::Saved(SavedError::NotASavedCache {
         problem: Shown(problem).to_string(),
-    }
+    })
 }
 
 pub(super) fn damaged(problem: &str) -> TransferError {
-    TransferError::Damaged {
+    TransferError::Saved(SavedError::Damaged {
         problem: Shown(problem).to_string(),
-    }
+    })
 }

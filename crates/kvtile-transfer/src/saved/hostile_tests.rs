@@ -12,7 +12,7 @@ use super::{
     format::{PREAMBLE_BYTES, Preamble, digest},
     save,
 };
-use crate::{FillPattern, PhysicalLayout, TransferError, TransferManager};
+use crate::{FillPattern, PhysicalLayout, SavedError, TransferError, TransferManager};
 
 fn shape(blocks: u64) -> Shape {
     Shape::key_value(blocks, 2, 4, 2, 8, &Unit::raw(2).unwrap()).unwrap()
@@ -143,7 +143,7 @@ fn headers_that_contradict_themselves_are_refused() {
         };
         let named = matches!(
             error,
-            TransferError::Damaged { .. } | TransferError::Layout(_)
+            TransferError::Saved(SavedError::Damaged { .. }) | TransferError::Layout(_)
         );
         assert!(named, "{pointer} {value}: {error}");
     }
@@ -172,7 +172,10 @@ fn absurd_counts_in_the_preamble_are_refused() {
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_len(file_bytes).unwrap();
         let error = SavedCache::inspect(&path).map(|_| ()).unwrap_err();
-        assert!(matches!(error, TransferError::Damaged { .. }), "{error}");
+        assert!(
+            matches!(error, TransferError::Saved(SavedError::Damaged { .. })),
+            "{error}"
+        );
     }
 }
 

@@ -18,7 +18,7 @@ use super::{
     write::regions,
 };
 use crate::{
-    error::TransferError,
+    error::{CopyError, SavedError, TransferError},
     lease::{LayoutHandle, LeaseMode},
     manager::TransferManager,
     physical::PhysicalLayout,
@@ -145,7 +145,9 @@ impl SavedCache {
     pub fn check_identity(&self, identity: &LogicalIdentity) -> Result<(), TransferError> {
         match identity.first_difference(&self.header.identity) {
             None => Ok(()),
-            Some(difference) => Err(TransferError::IdentityDiffers(difference)),
+            Some(difference) => Err(TransferError::Saved(SavedError::IdentityDiffers(
+                difference,
+            ))),
         }
     }
 
@@ -191,10 +193,10 @@ impl SavedCache {
         let target = manager.layout(destination)?;
         let ours = self.header.identity.fingerprint();
         if let Some(theirs) = target.logical_fingerprint().filter(|f| *f != ours) {
-            return Err(TransferError::LogicalDiffers {
+            return Err(TransferError::Copy(CopyError::LogicalDiffers {
                 from: ours,
                 to: theirs,
-            });
+            }));
         }
         check_blocks(
             "saved",
@@ -230,11 +232,11 @@ pub(super) fn same(block: usize, stored: u64, computed: u64) -> Result<(), Trans
     if stored == computed {
         return Ok(());
     }
-    Err(TransferError::ChecksumMismatch {
+    Err(TransferError::Saved(SavedError::ChecksumMismatch {
         block: block as u64,
         stored,
         computed,
-    })
+    }))
 }
 
 fn check_blocks(

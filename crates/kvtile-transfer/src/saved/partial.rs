@@ -19,7 +19,7 @@ use std::{
 
 use kvtile_memory::{FileMemory, MemoryError};
 
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// Maximum number of names that are tried.
 const NAMES_MAX: usize = 1000;
@@ -141,9 +141,9 @@ fn folder_of(path: &Path) -> &Path {
 }
 
 fn failed(operation: &'static str, path: &Path, source: io::Error) -> TransferError {
-    TransferError::File {
+    TransferError::Copy(CopyError::File {
         operation,
         path: path.to_owned(),
         source: Arc::new(source),
-    }
+    })
 }

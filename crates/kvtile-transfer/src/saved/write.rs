@@ -17,7 +17,7 @@ use super::{
     partial::Partial,
 };
 use crate::{
-    error::TransferError,
+    error::{RegisterError, SavedError, TransferError},
     execute::TransferReport,
     lease::{LayoutHandle, LeaseMode},
     manager::{TransferManager, TransferOptions},
@@ -83,7 +83,9 @@ pub fn save(
         .with_num_blocks(block_ids.len() as u64)?;
     if shape.num_blocks() > BLOCKS_MAX {
         let blocks = shape.num_blocks();
-        return Err(TransferError::TooManyBlocks { blocks });
+        return Err(TransferError::Register(RegisterError::TooManyBlocks {
+            blocks,
+        }));
     }
     check_structure(&options.identity, &shape)?;
     check_tokens(options.tokens, &shape)?;
@@ -145,10 +147,10 @@ fn header(
     let longest = to_json(&header)?.len() as u64;
     // A header that readers refuse is not written.
     if longest > HEADER_BYTES_MAX {
-        return Err(TransferError::HeaderTooLong {
+        return Err(TransferError::Saved(SavedError::HeaderTooLong {
             bytes: longest,
             bytes_max: HEADER_BYTES_MAX,
-        });
+        }));
     }
     let checksums = layout.shape().num_blocks().saturating_mul(8);
     let mut end = longest
@@ -166,8 +168,10 @@ fn header(
 }
 
 fn to_json(header: &SavedHeader) -> Result<Vec<u8>, TransferError> {
-    serde_json::to_vec(header).map_err(|error| TransferError::NotASavedCache {
-        problem: error.to_string(),
+    serde_json::to_vec(header).map_err(|error| {
+        TransferError::Saved(SavedError::NotASavedCache {
+            problem: error.to_string(),
+        })
     })
 }
 

@@ -13,8 +13,8 @@ use kvtile_layout::{RangePair, Shape, StridedLayout, Unit, Word, identity::Finge
 use kvtile_memory::{OwnedMemoryRegion, SystemMemory};
 use kvtile_random::Numbers;
 use kvtile_transfer::{
-    FillPattern, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
-    TransferOptions,
+    FillPattern, LayoutHandle, LeaseError, LeaseMode, PhysicalLayout, RegisterError, TransferError,
+    TransferManager, TransferOptions,
 };
 
 use crate::{
@@ -42,7 +42,7 @@ fn blocks_in_flight_are_refused_until_the_completion() {
     for block in [0, 1] {
         let reused = lease(*memory, block, LeaseMode::Write).unwrap_err();
         assert!(
-            matches!(&reused, TransferError::BlockLeased { block: b, .. } if *b == block as u64),
+            matches!(&reused, TransferError::Lease(LeaseError::BlockLeased { block: b, .. }) if *b == block as u64),
             "{reused}"
         );
         lease(*memory, block, LeaseMode::Read).unwrap();
@@ -59,16 +59,25 @@ fn blocks_in_flight_are_refused_until_the_completion() {
     for (from, source, to, target) in overlapping {
         let options = TransferOptions::new();
         let refused = manager.execute_transfer(from, &[source], to, &[target], options);
-        assert!(matches!(refused, Err(TransferError::BlockLeased { .. })));
+        assert!(matches!(
+            refused,
+            Err(TransferError::Lease(LeaseError::BlockLeased { .. }))
+        ));
     }
     assert!(matches!(
         manager.unregister(*memory),
-        Err(TransferError::LayoutInUse { leases: 1, .. })
+        Err(TransferError::Register(RegisterError::LayoutInUse {
+            leases: 1,
+            ..
+        }))
     ));
     let fill = manager.fill(*memory, &[2, 1], FillPattern::Constant(0));
     assert!(matches!(
         fill,
-        Err(TransferError::BlockLeased { block: 1, .. })
+        Err(TransferError::Lease(LeaseError::BlockLeased {
+            block: 1,
+            ..
+        }))
     ));
     gate.open();
     end(&completion).unwrap();
@@ -220,7 +229,8 @@ fn wander(
         let lease = |e: &TransferError| {
             matches!(
                 e,
-                TransferError::BlockLeased { .. } | TransferError::SameBlock { .. }
+                TransferError::Lease(LeaseError::BlockLeased { .. })
+                    | TransferError::Lease(LeaseError::SameBlock { .. })
             )
         };
         assert!(refused.as_ref().is_none_or(lease), "{refused:?}");

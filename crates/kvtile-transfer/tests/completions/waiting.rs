@@ -9,7 +9,9 @@ use std::{
 };
 
 use kvtile_layout::Word;
-use kvtile_transfer::{LeaseMode, PhysicalLayout, TransferError, TransferManager, TransferOptions};
+use kvtile_transfer::{
+    CopyError, LeaseMode, PhysicalLayout, TransferError, TransferManager, TransferOptions,
+};
 
 use crate::{
     Signal, block_on,
@@ -78,10 +80,10 @@ fn every_waiter_is_notified_of_the_end() {
     assert_eq!(completion.layers_done(), completion.num_layers());
     assert!(matches!(
         completion.wait_layer(6),
-        Err(TransferError::NoSuchLayer {
+        Err(TransferError::Copy(CopyError::NoSuchLayer {
             layer: 6,
             layers: 6
-        })
+        }))
     ));
     assert!(block_on(completion.layer(usize::MAX)).is_err());
 }
@@ -106,7 +108,10 @@ fn a_panic_reaches_all_waiters_and_spares_the_next_transfer() {
     gate.open();
     for waiter in waiters {
         let result = waiter.join().unwrap();
-        assert!(matches!(result, Err(TransferError::Panicked)), "{result:?}");
+        assert!(
+            matches!(result, Err(TransferError::Copy(CopyError::Panicked))),
+            "{result:?}"
+        );
     }
     gated.region.panics.store(false, Ordering::SeqCst);
     end(&gated.start(&[0, 1])).unwrap();

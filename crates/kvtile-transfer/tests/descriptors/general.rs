@@ -2,7 +2,9 @@
 
 use kvtile_layout::{LayoutError, tradition::LayoutKind};
 use kvtile_memory::StorageKind;
-use kvtile_transfer::{DescribedLayout, DescribedOrder, LayoutDescriptor, TransferError};
+use kvtile_transfer::{
+    BindError, DescribedLayout, DescribedOrder, DescriptorError, LayoutDescriptor, TransferError,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -42,7 +44,9 @@ fn a_layout_by_a_word_that_no_config_describes_is_read() {
     assert_eq!(layout.location(), StorageKind::System);
     assert!(matches!(
         layout.config(),
-        Err(TransferError::NoLayoutConfig { .. })
+        Err(TransferError::Descriptor(
+            DescriptorError::NoLayoutConfig { .. }
+        ))
     ));
     assert!(layout.serialization_details().is_err());
     assert_eq!(layout.strided().word().unwrap().to_string(), "BLKNC");
@@ -113,7 +117,9 @@ fn hostile_descriptors_of_version_2_are_refused_with_what_is_wrong() {
     unknown["interleaved"] = json!(true);
     assert!(matches!(
         read(&unknown),
-        Err(TransferError::DescriptorSyntax { .. })
+        Err(TransferError::Descriptor(
+            DescriptorError::DescriptorSyntax { .. }
+        ))
     ));
     // The fields of version 1 with the number of version 2, and vice versa.
     let mut mixed = general_word();
@@ -125,7 +131,10 @@ fn hostile_descriptors_of_version_2_are_refused_with_what_is_wrong() {
 }
 
 fn is_syntax(error: &TransferError) -> bool {
-    matches!(error, TransferError::DescriptorSyntax { .. })
+    matches!(
+        error,
+        TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+    )
 }
 
 fn is_layout(error: &TransferError) -> bool {
@@ -177,19 +186,34 @@ fn hostile_words() -> Vec<Hostile> {
             "blocks over a tiny region",
             "/shape/num_blocks",
             json!(1u64 << 40),
-            |e| matches!(e, TransferError::RegionTooSmall { region: 0, .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Bind(BindError::RegionTooSmall { region: 0, .. })
+                )
+            },
         ),
         (
             "a region that is not aligned",
             "/memory_descriptors/0/addr",
             json!(4097),
-            |e| matches!(e, TransferError::RegionMisaligned { addr: 4097, .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Bind(BindError::RegionMisaligned { addr: 4097, .. })
+                )
+            },
         ),
         (
             "addresses that wrap",
             "/memory_descriptors/0/addr",
             json!(u64::MAX - 4095),
-            |e| matches!(e, TransferError::DescriptorRange { index: 0, .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
+                )
+            },
         ),
     ]
 }
@@ -258,13 +282,18 @@ fn hostile_memory() -> Vec<Hostile> {
             "regions of the memory that overlap",
             "/memory_descriptors/1/addr",
             json!(4096 + 383),
-            |e| matches!(e, TransferError::RegionsOverlap { .. }),
+            |e| matches!(e, TransferError::Bind(BindError::RegionsOverlap { .. })),
         ),
         (
             "a region of the memory that is too small",
             "/memory_descriptors/1/size",
             json!(383),
-            |e| matches!(e, TransferError::RegionTooSmall { region: 1, .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Bind(BindError::RegionTooSmall { region: 1, .. })
+                )
+            },
         ),
         (
             "a region of the memory that is missing",
@@ -273,10 +302,10 @@ fn hostile_memory() -> Vec<Hostile> {
             |e| {
                 matches!(
                     e,
-                    TransferError::RegionCount {
+                    TransferError::Bind(BindError::RegionCount {
                         given: 1,
                         needed: 2
-                    }
+                    })
                 )
             },
         ),

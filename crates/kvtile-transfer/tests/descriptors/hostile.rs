@@ -1,7 +1,9 @@
 //! Version 1 from a hostile or faulty writer.
 
 use kvtile_layout::LayoutError;
-use kvtile_transfer::{DESCRIPTOR_BYTES_MAX, LayoutDescriptor, TransferError};
+use kvtile_transfer::{
+    BindError, DESCRIPTOR_BYTES_MAX, DescriptorError, LayoutDescriptor, TransferError,
+};
 use serde_json::{Value, json};
 
 use crate::{contiguous, read, separate};
@@ -39,7 +41,12 @@ fn hostile_cases() -> impl Iterator<Item = Hostile> {
         "unknown details",
         "/layout_type_details",
         json!({"Spiral": {}}),
-        |e| matches!(e, TransferError::DescriptorSyntax { .. }),
+        |e| {
+            matches!(
+                e,
+                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+            )
+        },
     );
     let cases = hostile_counts().into_iter().chain(hostile_places());
     cases.chain([details])
@@ -50,26 +57,40 @@ fn hostile_counts() -> Vec<Hostile> {
         ("version 0", "/version", json!(0), |e| {
             matches!(
                 e,
-                TransferError::DescriptorVersion {
+                TransferError::Descriptor(DescriptorError::DescriptorVersion {
                     version: 0,
                     supported: 2
-                }
+                })
             )
         }),
         ("version 3", "/version", json!(3), |e| {
-            matches!(e, TransferError::DescriptorVersion { version: 3, .. })
+            matches!(
+                e,
+                TransferError::Descriptor(DescriptorError::DescriptorVersion { version: 3, .. })
+            )
         }),
         ("another version's fields", "/version", json!(2), |e| {
-            matches!(e, TransferError::DescriptorSyntax { .. })
+            matches!(
+                e,
+                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+            )
         }),
         ("no version", "/version", Value::Null, |e| {
-            matches!(e, TransferError::DescriptorSyntax { .. })
+            matches!(
+                e,
+                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+            )
         }),
         (
             "blocks over a tiny region",
             "/layout_config/num_blocks",
             json!(1u64 << 40),
-            |e| matches!(e, TransferError::RegionTooSmall { region: 0, .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Bind(BindError::RegionTooSmall { region: 0, .. })
+                )
+            },
         ),
         (
             "a product that wraps",
@@ -78,13 +99,16 @@ fn hostile_counts() -> Vec<Hostile> {
             |e| {
                 matches!(
                     e,
-                    TransferError::DescriptorSyntax { .. }
+                    TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
                         | TransferError::Layout(LayoutError::TooLarge { .. })
                 )
             },
         ),
         ("no blocks", "/layout_config/num_blocks", json!(0), |e| {
-            matches!(e, TransferError::DescriptorSyntax { .. })
+            matches!(
+                e,
+                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+            )
         }),
     ]
 }
@@ -95,13 +119,23 @@ fn hostile_places() -> Vec<Hostile> {
             "addresses that wrap",
             "/memory_descriptors/0/addr",
             json!(u64::MAX - 4095),
-            |e| matches!(e, TransferError::DescriptorRange { index: 0, .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
+                )
+            },
         ),
         (
             "an empty region",
             "/memory_descriptors/0/size",
             json!(0),
-            |e| matches!(e, TransferError::DescriptorRange { index: 0, .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Descriptor(DescriptorError::DescriptorRange { index: 0, .. })
+                )
+            },
         ),
         (
             "a region too small",
@@ -110,21 +144,21 @@ fn hostile_places() -> Vec<Hostile> {
             |e| {
                 matches!(
                     e,
-                    TransferError::RegionTooSmall {
+                    TransferError::Bind(BindError::RegionTooSmall {
                         have: 327_679,
                         need: 327_680,
                         ..
-                    }
+                    })
                 )
             },
         ),
         ("no regions", "/memory_descriptors", json!([]), |e| {
             matches!(
                 e,
-                TransferError::RegionCount {
+                TransferError::Bind(BindError::RegionCount {
                     given: 0,
                     needed: 1
-                }
+                })
             )
         }),
         (
@@ -134,7 +168,8 @@ fn hostile_places() -> Vec<Hostile> {
             |e| {
                 matches!(
                     e,
-                    TransferError::RegionMisaligned { .. } | TransferError::RegionTooSmall { .. }
+                    TransferError::Bind(BindError::RegionMisaligned { .. })
+                        | TransferError::Bind(BindError::RegionTooSmall { .. })
                 )
             },
         ),
@@ -142,19 +177,35 @@ fn hostile_places() -> Vec<Hostile> {
             "an alignment of 3",
             "/layout_config/alignment",
             json!(3),
-            |e| matches!(e, TransferError::DescriptorSyntax { .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+                )
+            },
         ),
         ("another location", "/location", json!({"Device": 0}), |e| {
-            matches!(e, TransferError::DescriptorLocation { .. })
+            matches!(
+                e,
+                TransferError::Descriptor(DescriptorError::DescriptorLocation { .. })
+            )
         }),
         (
             "another memory type",
             "/nixl_metadata/mem_type",
             json!("File"),
-            |e| matches!(e, TransferError::DescriptorLocation { .. }),
+            |e| {
+                matches!(
+                    e,
+                    TransferError::Descriptor(DescriptorError::DescriptorLocation { .. })
+                )
+            },
         ),
         ("an unknown location", "/location", json!("Moon"), |e| {
-            matches!(e, TransferError::DescriptorSyntax { .. })
+            matches!(
+                e,
+                TransferError::Descriptor(DescriptorError::DescriptorSyntax { .. })
+            )
         }),
     ]
 }
@@ -171,7 +222,7 @@ fn overlapping_regions_are_refused() {
         value["memory_descriptors"][region]["addr"] = json!(before + shift);
         let error = read(&value).unwrap_err();
         assert!(
-            matches!(error, TransferError::RegionsOverlap { .. }),
+            matches!(error, TransferError::Bind(BindError::RegionsOverlap { .. })),
             "{error}"
         );
     }
@@ -179,16 +230,18 @@ fn overlapping_regions_are_refused() {
     value["nixl_metadata"]["device_id"] = json!(2);
     assert!(matches!(
         read(&value),
-        Err(TransferError::DescriptorLocation { .. })
+        Err(TransferError::Descriptor(
+            DescriptorError::DescriptorLocation { .. }
+        ))
     ));
     let mut value = separate();
     value["memory_descriptors"].as_array_mut().unwrap().pop();
     assert!(matches!(
         read(&value),
-        Err(TransferError::RegionCount {
+        Err(TransferError::Bind(BindError::RegionCount {
             given: 3,
             needed: 4
-        })
+        }))
     ));
 }
 
@@ -196,5 +249,8 @@ fn overlapping_regions_are_refused() {
 fn text_that_is_too_long_is_not_parsed() {
     let text = vec![b' '; DESCRIPTOR_BYTES_MAX + 1];
     let error = LayoutDescriptor::from_json_bytes(&text).unwrap_err();
-    assert!(matches!(error, TransferError::DescriptorTooLong { .. }));
+    assert!(matches!(
+        error,
+        TransferError::Descriptor(DescriptorError::DescriptorTooLong { .. })
+    ));
 }

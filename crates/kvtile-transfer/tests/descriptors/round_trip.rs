@@ -5,7 +5,7 @@ use kvtile_layout::{
     tradition::{BlockDimension, InnerShape, LayoutConfig, LayoutSpec},
 };
 use kvtile_testkit::generate::{config, layouts};
-use kvtile_transfer::{LayoutDescriptor, PhysicalLayout, TransferError};
+use kvtile_transfer::{DescriptorError, LayoutDescriptor, PhysicalLayout, TransferError};
 use proptest::prelude::*;
 
 use crate::common;
@@ -109,7 +109,7 @@ proptest! {
         let (layout, _) = common::over_image(&case, &image, common::Place::Memory, folder).unwrap();
         let version = match layout.config() {
             Ok(_) => 1,
-            Err(TransferError::NoLayoutConfig { .. }) => 2,
+            Err(TransferError::Descriptor(DescriptorError::NoLayoutConfig { .. })) => 2,
             Err(error) => panic!("{error}"),
         };
         prop_assert_eq!(layout.to_descriptor().version(), version);

@@ -21,7 +21,8 @@ fn every_flipped_byte_before_the_data_is_refused_or_harmless() {
             let error = result.map(|_| ()).unwrap_err();
             let named = matches!(
                 error,
-                TransferError::NotASavedCache { .. } | TransferError::Damaged { .. }
+                TransferError::Saved(SavedError::NotASavedCache { .. })
+                    | TransferError::Saved(SavedError::Damaged { .. })
             );
             assert!(named, "byte {at}: {error}");
         } else {
@@ -67,7 +68,9 @@ fn a_flipped_data_byte_costs_exactly_its_block() {
         for check in checks {
             let found = manager.block_digest(handle, 2 - check.block).unwrap();
             if check.block == block {
-                let Err(TransferError::ChecksumMismatch { block: b, .. }) = check.result else {
+                let Err(TransferError::Saved(SavedError::ChecksumMismatch { block: b, .. })) =
+                    check.result
+                else {
                     panic!("{:?}", check.result);
                 };
                 assert_eq!((b, found), (block as u64, untouched));
@@ -119,7 +122,10 @@ fn truncated_and_extended_files_are_refused() {
         longer.extend(vec![0; more]);
         fs::write(&path, &longer).unwrap();
         let error = SavedCache::inspect(&path).map(|_| ()).unwrap_err();
-        assert!(matches!(error, TransferError::Damaged { .. }), "{error}");
+        assert!(
+            matches!(error, TransferError::Saved(SavedError::Damaged { .. })),
+            "{error}"
+        );
     }
     // A file that is truncated after it was opened: no block is served.
     fs::write(&path, &bytes).unwrap();

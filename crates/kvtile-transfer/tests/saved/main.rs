@@ -31,7 +31,8 @@ use kvtile_layout::{
     identity::{Fingerprint, LogicalIdentity, Rope},
 };
 use kvtile_transfer::{
-    FillPattern, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
+    CopyError, FillPattern, LayoutHandle, LeaseError, LeaseMode, PhysicalLayout, SavedError,
+    TransferError, TransferManager,
     saved::{BlockCheck, SaveOptions, SavedCache, save},
 };
 

@@ -14,10 +14,10 @@ fn an_existing_file_is_replaced_only_on_request() {
     assert!(
         matches!(
             error,
-            TransferError::File {
+            TransferError::Copy(CopyError::File {
                 operation: "create",
                 ..
-            }
+            })
         ),
         "{error}"
     );

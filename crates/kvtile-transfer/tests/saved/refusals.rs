@@ -48,7 +48,7 @@ fn another_model_is_refused_by_name() {
     ];
     for (identity, field) in cases {
         let error = SavedCache::open(&path, &identity).map(|_| ()).unwrap_err();
-        let TransferError::IdentityDiffers(difference) = &error else {
+        let TransferError::Saved(SavedError::IdentityDiffers(difference)) = &error else {
             panic!("{error}");
         };
         assert!(difference.field.starts_with(field), "{field}: {error}");
@@ -65,12 +65,15 @@ fn another_model_is_refused_by_name() {
         .unwrap();
     let theirs = manager.register(theirs).unwrap();
     let error = cache.load(&manager, theirs, &[(0, 0)]).unwrap_err();
-    assert!(matches!(error, TransferError::LogicalDiffers { .. }));
+    assert!(matches!(
+        error,
+        TransferError::Copy(CopyError::LogicalDiffers { .. })
+    ));
     // Blocks of one model are never saved under the identity of another.
     let path = folder.path().join("mislabelled");
     let error = save(&manager, theirs, &[0], &path, &options("BHLKNC", 1)).unwrap_err();
     assert!(
-        matches!(error, TransferError::LogicalDiffers { .. }),
+        matches!(error, TransferError::Copy(CopyError::LogicalDiffers { .. })),
         "{error}"
     );
     assert_eq!(files_in(folder.path()), ["cache"]);
@@ -92,11 +95,11 @@ fn refused_saves_leave_no_file() {
     let error = refused(&[0, 1], &path, &options("BHLKNC", 17));
     assert!(matches!(
         error,
-        TransferError::TooManyTokens {
+        TransferError::Saved(SavedError::TooManyTokens {
             tokens: 17,
             blocks: 2,
             ..
-        }
+        })
     ));
     refused(&[0, 1, 2], &path, &options("BHLKN", 1));
     let mut aligned = good();
@@ -107,13 +110,16 @@ fn refused_saves_leave_no_file() {
     of_another.identity = LogicalIdentity::new("tiny", "rev-1", &other).unwrap();
     let error = refused(&[0, 1, 2], &path, &of_another);
     assert!(
-        matches!(error, TransferError::IdentityDiffers(_)),
+        matches!(error, TransferError::Saved(SavedError::IdentityDiffers(_))),
         "{error}"
     );
     let lease = manager.lease(handle, &[2], LeaseMode::Write).unwrap();
     let error = refused(&[0, 1, 2], &path, &good());
     assert!(
-        matches!(error, TransferError::BlockLeased { block: 2, .. }),
+        matches!(
+            error,
+            TransferError::Lease(LeaseError::BlockLeased { block: 2, .. })
+        ),
         "{error}"
     );
     drop(lease);
@@ -192,7 +198,7 @@ fn notes_that_exceed_the_header_are_refused() {
         .insert("longer".to_owned(), "n".repeat(33 << 20));
     let error = save(&manager, handle, &[0, 1], &path, &options).unwrap_err();
     assert!(
-        matches!(error, TransferError::HeaderTooLong { bytes, bytes_max } if bytes > bytes_max),
+        matches!(error, TransferError::Saved(SavedError::HeaderTooLong { bytes, bytes_max }) if bytes > bytes_max),
         "{error}"
     );
     assert!(fs::read(&path).unwrap() == before);

@@ -15,7 +15,7 @@ use super::{
     tiling::{Tile, TileNest},
     window::Window,
 };
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 use std::os::fd::AsRawFd;
 
@@ -103,8 +103,10 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         tile: &Tile,
         bytes: u64,
     ) -> Result<Option<Piece<'a>>, TransferError> {
-        let length = usize::try_from(bytes).map_err(|_| TransferError::OutsidePlan {
-            region: tile.source.region,
+        let length = usize::try_from(bytes).map_err(|_| {
+            TransferError::Copy(CopyError::OutsidePlan {
+                region: tile.source.region,
+            })
         })?;
         let (memory, file, direction) = match (self.source.backing(), self.destination.backing()) {
             (Backing::Memory(_), Backing::File) => (
@@ -343,18 +345,18 @@ impl<'a, 'w> Pipeline<'a, 'w> {
         let completion = self.worker.queue().next();
         // Bytes are in flight, so the queue owes a completion.
         let flying = self.flying_bytes as u64;
-        let completion = completion.ok_or(TransferError::Missing {
+        let completion = completion.ok_or(TransferError::Copy(CopyError::Missing {
             what: "the completion of bytes in flight:",
             index: flying,
-        })?;
+        }))?;
         let Completion { token, result } = completion;
         let place = usize::try_from(token).ok();
         let place = place.and_then(|token| self.flying.get_mut(token));
         let piece = place.and_then(Option::take);
-        let piece = piece.ok_or(TransferError::Missing {
+        let piece = piece.ok_or(TransferError::Copy(CopyError::Missing {
             what: "the piece of completion",
             index: token,
-        })?;
+        }))?;
         self.flying_bytes = self.flying_bytes.saturating_sub(piece.bytes);
         let done = result.unwrap_or(0);
         if done < piece.bytes {
@@ -405,10 +407,10 @@ fn round_in<'r, 'a>(
 }
 
 fn missing(what: &'static str, index: usize) -> TransferError {
-    TransferError::Missing {
+    TransferError::Copy(CopyError::Missing {
         what,
         index: index as u64,
-    }
+    })
 }
 
 /// The file at `location`, and the offset in it.

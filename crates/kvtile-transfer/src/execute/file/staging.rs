@@ -7,7 +7,7 @@ use kvtile_memory::{MemoryRegion, SystemMemory};
 use parking_lot::Mutex;
 
 use super::queue::{FileQueue, FileWay};
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// Maximum number of pooled workers: this many concurrent readers find a queue without making one.
 const KEPT_MAX: usize = 4;
@@ -137,10 +137,12 @@ impl Staging {
             })
         });
         // The caller of a `None` waits for other slots. Missing memory is an error instead.
-        placed.map(Some).ok_or(TransferError::Missing {
-            what: "staging memory of slot",
-            index: index as u64,
-        })
+        placed
+            .map(Some)
+            .ok_or(TransferError::Copy(CopyError::Missing {
+                what: "staging memory of slot",
+                index: index as u64,
+            }))
     }
 
     /// Total size of all slots.

@@ -6,7 +6,7 @@ use super::super::{
     bound::{Backing, BoundLayout},
     place::Place,
 };
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// A window's offset in staging memory equals its file offset modulo this, for direct I/O.
 const WINDOW_ALIGNMENT: u64 = 4096;
@@ -106,9 +106,9 @@ pub(super) fn place<'b>(
         .checked_sub(1)
         .and_then(|index| windows.get(index))
         .filter(|window| window.region == location.region)
-        .ok_or(TransferError::OutsidePlan {
+        .ok_or(TransferError::Copy(CopyError::OutsidePlan {
             region: location.region,
-        })?;
+        }))?;
     Ok(Place::Buffer {
         buffer: start.wrapping_add(window.staged_at),
         bytes: window.len(),

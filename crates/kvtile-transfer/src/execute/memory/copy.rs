@@ -27,7 +27,7 @@ use super::{
     pool::{CopyPool, Share},
     program::{Part, Program, Turn, program_of},
 };
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// Executes all of `plan`.
 ///
@@ -175,9 +175,11 @@ impl Job<'_> {
         let mut cell = cells.start % each;
         let mut left = cells.end.saturating_sub(cells.start);
         let first = cells.start / each;
-        let first = usize::try_from(first).map_err(|_| TransferError::Missing {
-            what: "pair",
-            index: first,
+        let first = usize::try_from(first).map_err(|_| {
+            TransferError::Copy(CopyError::Missing {
+                what: "pair",
+                index: first,
+            })
         })?;
         let mut checked = Ok(());
         for pair in self.class.pairs.iter().skip(first) {
@@ -204,10 +206,10 @@ impl Job<'_> {
         // SAFETY: as above: the steps in the pipeline were checked.
         unsafe { pipeline.drain() };
         match (checked, left) {
-            (Ok(()), 1..) => Err(TransferError::Missing {
+            (Ok(()), 1..) => Err(TransferError::Copy(CopyError::Missing {
                 what: "pairs for the last cells:",
                 index: left,
-            }),
+            })),
             (checked, _) => checked,
         }
     }

@@ -18,7 +18,7 @@ use super::super::{
     kernel::LINE_BYTES,
     nest::{LocalNest, Manner, choose, is_local},
 };
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// Longer runs are split into segments of this size before they are streamed, so that threads can
 /// share them and prefetch the next one.
@@ -41,10 +41,10 @@ pub(super) fn program_of(nests: &ClassNests, manner: Manner) -> Result<&Program,
     let programs = nests.made::<Programs>();
     let kept = programs.and_then(|programs| programs.of_manners.get(manner.index()));
     // No other code attaches data to nests, and every manner has an entry.
-    let kept = kept.ok_or(TransferError::Missing {
+    let kept = kept.ok_or(TransferError::Copy(CopyError::Missing {
         what: "the program of manner",
         index: manner.index() as u64,
-    })?;
+    }))?;
     if let Some(program) = kept.get() {
         return Ok(program);
     }

@@ -31,7 +31,10 @@ use super::{
     layers::HeldLayers,
     routes::Routes,
 };
-use crate::{error::TransferError, physical::PhysicalLayout};
+use crate::{
+    error::{LeaseError, RegisterError, TransferError},
+    physical::PhysicalLayout,
+};
 
 /// Memory that a manager has claimed.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,9 +112,9 @@ impl Ledger {
     ) -> Result<LayoutHandle, TransferError> {
         let same = self.entries.iter().find(|(_, e)| e.layout.is_same(&layout));
         if let Some((id, _)) = same {
-            return Err(TransferError::AlreadyRegistered {
+            return Err(TransferError::Register(RegisterError::AlreadyRegistered {
                 handle: self.handle(*id).to_string(),
-            });
+            }));
         }
         let extents = extents(&layout);
         let newly_held = self.newly_shared(&extents)?;
@@ -120,9 +123,9 @@ impl Ledger {
         let mut claims = claims();
         let taken = claims.iter().find(|c| mine.iter().any(|m| m.excludes(c)));
         if let Some(taken) = taken {
-            return Err(TransferError::ManagedElsewhere {
+            return Err(TransferError::Register(RegisterError::ManagedElsewhere {
                 addr: taken.extent.start,
-            });
+            }));
         }
         claims.extend(mine);
         drop(claims);
@@ -190,10 +193,10 @@ impl Ledger {
         let id = self.id(handle)?;
         let leases = self.entries.get(&id).map_or(0, |entry| entry.leases);
         if leases > 0 {
-            return Err(TransferError::LayoutInUse {
+            return Err(TransferError::Register(RegisterError::LayoutInUse {
                 handle: handle.to_string(),
                 leases,
-            });
+            }));
         }
         let Some(entry) = self.entries.remove(&id) else {
             return Err(unknown(handle));
@@ -289,7 +292,9 @@ impl Ledger {
             Err(error) => {
                 self.release(&read, pairs.sources());
                 let own = pairs.common().filter(|_| meet);
-                Err(own.map_or(error, |block| TransferError::SameBlock { block }))
+                Err(own.map_or(error, |block| {
+                    TransferError::Lease(LeaseError::SameBlock { block })
+                }))
             }
         }
     }
@@ -395,7 +400,7 @@ impl Drop for Ledger {
 }
 
 fn unknown(handle: LayoutHandle) -> TransferError {
-    TransferError::UnknownHandle {
+    TransferError::Register(RegisterError::UnknownHandle {
         handle: handle.to_string(),
-    }
+    })
 }

@@ -16,7 +16,7 @@ use super::{
     super::extent::{Extent, first_overlap},
     LeaseMode,
 };
-use crate::error::TransferError;
+use crate::error::{CopyError, TransferError};
 
 /// A lease that was taken while its layout shared memory.
 pub(super) struct SharedLease {
@@ -57,7 +57,7 @@ impl SharedBytes {
         let mut held = leased.chain(blocks.map(|(_, extents)| extents));
         match held.find_map(|held| first_overlap(extents, held)) {
             None => Ok(()),
-            Some(addr) => Err(TransferError::Overlap { addr }),
+            Some(addr) => Err(TransferError::Copy(CopyError::Overlap { addr })),
         }
     }
 

@@ -13,7 +13,10 @@
 //! maximum.
 
 use super::super::{Ids, LayoutHandle, LeaseMode, layers::HeldLayers};
-use crate::{error::TransferError, physical::PhysicalLayout};
+use crate::{
+    error::{LeaseError, RegisterError, TransferError},
+    physical::PhysicalLayout,
+};
 
 use kvtile_layout::broken;
 
@@ -56,7 +59,7 @@ impl BlockStates {
         let count = usize::try_from(blocks).unwrap_or(usize::MAX);
         states
             .try_reserve_exact(count)
-            .map_err(|_| TransferError::TooManyBlocks { blocks })?;
+            .map_err(|_| TransferError::Register(RegisterError::TooManyBlocks { blocks }))?;
         states.resize(count, 0);
         Ok(BlockStates {
             states,
@@ -77,7 +80,9 @@ impl BlockStates {
         let slots = (self.slots.len() - self.unused.len()) as u64;
         if matches!(layers, HeldLayers::Part(_)) && slots.saturating_add(wanted) > SLOTS_MAX {
             let blocks = slots.saturating_add(wanted);
-            return Err(TransferError::TooManyBlocks { blocks });
+            return Err(TransferError::Register(RegisterError::TooManyBlocks {
+                blocks,
+            }));
         }
         // The number of readers must stay below `PARTED`.
         let readers_max = u64::from(PARTED - 1).saturating_sub(wanted);
@@ -330,7 +335,7 @@ fn slot(state: u32) -> Option<u32> {
 }
 
 fn leased(handle: LayoutHandle, block: u64, held: LeaseMode, wanted: LeaseMode) -> TransferError {
-    TransferError::BlockLeased {
+    TransferError::Lease(LeaseError::BlockLeased {
         handle: handle.to_string(),
         block,
         held: match held {
@@ -341,7 +346,7 @@ fn leased(handle: LayoutHandle, block: u64, held: LeaseMode, wanted: LeaseMode) 
             LeaseMode::Read => "read",
             LeaseMode::Write => "written",
         },
-    }
+    })
 }
 
 /// The state of a block, which the caller has checked to be in range. A missing state is a defect:

@@ -7,7 +7,7 @@ use kvtile_testkit::generate::{Choices, choices, config};
 
 use super::{LeaseSide, Ledger, Ticket};
 use crate::{
-    LeaseMode, PhysicalLayout, TransferError,
+    LeaseError, LeaseMode, PhysicalLayout, TransferError,
     lease::{Ids, LayoutHandle, Pairs, layers::HeldLayers},
 };
 
@@ -163,7 +163,7 @@ impl World {
                 self.model.take(&blocks, &layers, mode);
                 self.kept.push(Kept::One(ticket, blocks));
             }
-            Err(TransferError::BlockLeased { block, held, .. }) => {
+            Err(TransferError::Lease(LeaseError::BlockLeased { block, held, .. })) => {
                 assert_eq!(conflict, Some((block, held)), "{mode:?}, {layers:?}");
                 self.counts[2] += 1;
             }
@@ -200,12 +200,12 @@ impl World {
                 self.model.take(&written, destination, LeaseMode::Write);
                 self.kept.push(Kept::Both(tickets, pairs));
             }
-            Err(TransferError::SameBlock { block }) => {
+            Err(TransferError::Lease(LeaseError::SameBlock { block })) => {
                 assert!(before.is_none() && meets && read.contains(&block));
                 assert!(written.contains(&block));
                 self.counts[3] += 1;
             }
-            Err(TransferError::BlockLeased { block, held, .. }) => {
+            Err(TransferError::Lease(LeaseError::BlockLeased { block, held, .. })) => {
                 assert_eq!(before.or(after), Some((block, held)));
                 assert!(before.is_some() || !meets);
                 self.counts[2] += 1;

@@ -9,7 +9,8 @@ use std::{num::NonZeroUsize, sync::Arc};
 use kvtile_layout::{Shape, Unit, Word};
 
 use crate::{
-    FillPattern, LeaseMode, PhysicalLayout, TransferError, TransferManager, TransferOptions,
+    CopyError, FillPattern, LeaseMode, PhysicalLayout, RegisterError, TransferError,
+    TransferManager, TransferOptions,
     execute::{Lane, LaneThreads, Lanes, all_lanes, modelled::Modelled},
     lease::{LayoutHandle, lock},
 };
@@ -67,7 +68,7 @@ fn copied(manager: &TransferManager, [from, to]: [LayoutHandle; 2], block: usize
 fn is_in_use<T>(outcome: Result<T, TransferError>) -> bool {
     match outcome {
         Ok(_) => false,
-        Err(TransferError::LayoutInUse { leases: 1, .. }) => true,
+        Err(TransferError::Register(RegisterError::LayoutInUse { leases: 1, .. })) => true,
         Err(error) => panic!("{error}"),
     }
 }
@@ -131,7 +132,10 @@ fn a_flight_that_is_lost_reports_and_frees_its_blocks() {
         let done = manager
             .execute_transfer(from, &[0], to, &[0], options)
             .unwrap();
-        assert!(matches!(done.wait(), Err(TransferError::Panicked)));
+        assert!(matches!(
+            done.wait(),
+            Err(TransferError::Copy(CopyError::Panicked))
+        ));
         assert!(!copied(&manager, handles, 0));
         for handle in handles {
             manager.unregister(handle).unwrap();

@@ -24,7 +24,8 @@ use super::world::{
     BLOCK_BYTES, World, arrives, assert_equal_outside, end, shape, world, world_with,
 };
 use crate::{
-    LeaseMode, PhysicalLayout, TransferCompletion, TransferError, TransferOptions,
+    CopyError, LeaseError, LeaseMode, PhysicalLayout, RegisterError, TransferCompletion,
+    TransferError, TransferOptions,
     execute::{Lane, gated::Flying},
     lease::lock,
 };
@@ -114,7 +115,10 @@ fn file_transfers_over_the_same_bytes_are_refused_and_readers_move_together() {
         (world.disk, 1, world.a, 0),
     ] {
         let refused = copy(from, source, to, target);
-        assert!(matches!(refused, Err(TransferError::BlockLeased { .. })));
+        assert!(matches!(
+            refused,
+            Err(TransferError::Lease(LeaseError::BlockLeased { .. }))
+        ));
     }
     arrives(&copy(world.a, 0, world.disk, 1).unwrap());
     assert!(!done.is_complete());
@@ -133,7 +137,10 @@ fn a_panic_in_one_thread_of_a_lane_ends_its_flight_alone() {
     for block in 1..4 {
         world.file.panic_once();
         let done = world.start(world.disk, &[block]);
-        assert!(matches!(end(&done), Err(TransferError::Panicked)));
+        assert!(matches!(
+            end(&done),
+            Err(TransferError::Copy(CopyError::Panicked))
+        ));
     }
     assert!(!stopped.is_complete());
     gate.open();
@@ -189,7 +196,10 @@ fn a_flight_without_a_completion_holds_its_leases_until_its_end() {
         let refused = world.manager.unregister(handle).map(drop);
         assert!(matches!(
             refused,
-            Err(TransferError::LayoutInUse { leases: 1, .. })
+            Err(TransferError::Register(RegisterError::LayoutInUse {
+                leases: 1,
+                ..
+            }))
         ));
     }
     lock(&world.manager.ledger).check_integrity();
@@ -244,8 +254,14 @@ fn a_panic_in_a_lane_ends_the_transfer_and_frees_its_blocks() {
     let world = world(4);
     world.memory.panic_once();
     let done = world.start(world.b, &[0, 1]);
-    assert!(matches!(end(&done), Err(TransferError::Panicked)));
-    assert!(matches!(done.wait_layer(0), Err(TransferError::Panicked)));
+    assert!(matches!(
+        end(&done),
+        Err(TransferError::Copy(CopyError::Panicked))
+    ));
+    assert!(matches!(
+        done.wait_layer(0),
+        Err(TransferError::Copy(CopyError::Panicked))
+    ));
     lock(&world.manager.ledger).check_integrity();
     arrives(&world.start(world.b, &[0, 1]));
     world.assert_copied(world.b, [0, 1]);
@@ -256,7 +272,10 @@ fn a_lane_that_panics_outside_of_a_plan_ends_its_flight_too() {
     let world = world_with(4, 1, Flying::Panicking);
     let dones = [0, 1].map(|block| world.start(world.b, &[block]));
     for done in dones {
-        assert!(matches!(end(&done), Err(TransferError::Panicked)));
+        assert!(matches!(
+            end(&done),
+            Err(TransferError::Copy(CopyError::Panicked))
+        ));
     }
     for handle in [world.a, world.b] {
         world.manager.unregister(handle).unwrap();
@@ -424,7 +443,10 @@ fn a_new_layout_between_the_blocks_of_a_flight_is_registered_and_copied() {
                 copied.fetch_add(1, Ordering::Relaxed);
             }
             Err(error) => {
-                assert!(matches!(error, TransferError::Overlap { .. }), "{error}");
+                assert!(
+                    matches!(error, TransferError::Copy(CopyError::Overlap { .. })),
+                    "{error}"
+                );
                 assert!([0, 2].contains(&id), "block {id}");
             }
         }

@@ -3,7 +3,9 @@
 use kvtile_layout::RangePair;
 
 use super::world::{BLOCK_BYTES, World, arrives, world};
-use crate::{FillPattern, LayoutHandle, LeaseMode, TransferError, TransferOptions, lease::lock};
+use crate::{
+    FillPattern, LayoutHandle, LeaseError, LeaseMode, TransferError, TransferOptions, lease::lock,
+};
 
 /// The bytes of a layer of block 3 of `flat`, under a lease of that layer alone.
 fn layer_of(world: &World, flat: LayoutHandle, layer: u64) -> Vec<u8> {
@@ -60,12 +62,15 @@ fn transfers_of_different_layers_of_a_block_are_in_flight_at_once() {
             .manager
             .lease_layers(flat, &[3], layers, LeaseMode::Read);
         let held = lease.map(drop).unwrap_err();
-        assert!(matches!(held, TransferError::BlockLeased { block: 3, .. }));
+        assert!(matches!(
+            held,
+            TransferError::Lease(LeaseError::BlockLeased { block: 3, .. })
+        ));
     }
     let whole = world.manager.lease(flat, &[3], LeaseMode::Read);
     assert!(matches!(
         whole.map(drop),
-        Err(TransferError::BlockLeased { .. })
+        Err(TransferError::Lease(LeaseError::BlockLeased { .. }))
     ));
     // The source layers of the transfer are held too; other layers of the block are not.
     let source = |layers| {
@@ -115,7 +120,10 @@ fn a_layer_is_written_beside_a_transfer_that_reads_another() {
     };
     assert!(matches!(
         write(0..2).map(drop),
-        Err(TransferError::BlockLeased { block: 3, .. })
+        Err(TransferError::Lease(LeaseError::BlockLeased {
+            block: 3,
+            ..
+        }))
     ));
     let mut lease = write(1..2).unwrap();
     assert_eq!(lease.part(3).unwrap(), before[1]);
@@ -135,14 +143,17 @@ fn a_layer_is_written_beside_a_transfer_that_reads_another() {
     };
     inside(0, 3).unwrap();
     let itself = inside(2, 2);
-    assert!(matches!(itself, Err(TransferError::SameBlock { block: 3 })));
+    assert!(matches!(
+        itself,
+        Err(TransferError::Lease(LeaseError::SameBlock { block: 3 }))
+    ));
     assert!(matches!(
         inside(3, 0),
-        Err(TransferError::BlockLeased {
+        Err(TransferError::Lease(LeaseError::BlockLeased {
             block: 3,
             held: "being read",
             ..
-        })
+        }))
     ));
     gate.open();
     arrives(&slow);

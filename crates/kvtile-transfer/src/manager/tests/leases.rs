@@ -9,8 +9,8 @@ use kvtile_memory::{OwnedMemoryRegion, RegionView, SystemMemory};
 use kvtile_testkit::generate::{Choices, choices, config};
 
 use crate::{
-    BlockLease, LayoutHandle, LeaseMode, PhysicalLayout, TransferError, TransferManager,
-    TransferOptions, lease::lock,
+    BindError, BlockLease, CopyError, LayoutHandle, LeaseError, LeaseMode, PhysicalLayout,
+    RegisterError, TransferError, TransferManager, TransferOptions, lease::lock,
 };
 
 /// Size of the memory under all layouts of a case.
@@ -213,7 +213,10 @@ impl World {
             }
             Err(error) => {
                 assert!(
-                    matches!(error, TransferError::LayoutInUse { .. }),
+                    matches!(
+                        error,
+                        TransferError::Register(RegisterError::LayoutInUse { .. })
+                    ),
                     "{error}"
                 );
                 assert!(held);
@@ -254,7 +257,8 @@ impl World {
             Err(error) => {
                 let busy = matches!(
                     error,
-                    TransferError::BlockLeased { .. } | TransferError::Overlap { .. }
+                    TransferError::Lease(LeaseError::BlockLeased { .. })
+                        | TransferError::Copy(CopyError::Overlap { .. })
                 );
                 assert!(busy && !allowed, "{error}, {mode:?} of {blocks:?}");
                 self.counts[1] += 1;
@@ -298,9 +302,9 @@ impl World {
             Err(error) => {
                 let busy = matches!(
                     error,
-                    TransferError::BlockLeased { .. }
-                        | TransferError::Overlap { .. }
-                        | TransferError::SameBlock { .. }
+                    TransferError::Lease(LeaseError::BlockLeased { .. })
+                        | TransferError::Copy(CopyError::Overlap { .. })
+                        | TransferError::Lease(LeaseError::SameBlock { .. })
                 );
                 assert!(busy && !allowed, "{error}");
                 self.counts[1] += 1;
@@ -361,7 +365,10 @@ fn interleaved_rows_of_one_memory_are_apart() {
         .into();
     for (row, block) in [(2, 2), (3, 1)] {
         let error = lease(handles[row], block).map(drop).unwrap_err();
-        assert!(matches!(error, TransferError::Overlap { .. }), "{error}");
+        assert!(
+            matches!(error, TransferError::Copy(CopyError::Overlap { .. })),
+            "{error}"
+        );
     }
     drop(held);
     lease(handles[3], 1).unwrap();
@@ -395,7 +402,7 @@ fn a_new_layout_over_leased_rows_can_lease_the_rows_between() {
     // Half of each of these blocks is a row of the first layout.
     let lease = |block, mode| match manager.lease(between, &[block], mode) {
         Ok(_) => true,
-        Err(TransferError::Overlap { .. }) => false,
+        Err(TransferError::Copy(CopyError::Overlap { .. })) => false,
         Err(error) => panic!("{error}"),
     };
     let both = |block| [LeaseMode::Read, LeaseMode::Write].map(|mode| lease(block, mode));
@@ -429,7 +436,10 @@ fn two_managers_never_share_memory_that_one_of_them_may_write() {
     for at in [0, 1, 1023, 1024, 2048, 3071] {
         let error = other.register(build(at)).unwrap_err();
         assert!(
-            matches!(error, TransferError::ManagedElsewhere { .. }),
+            matches!(
+                error,
+                TransferError::Register(RegisterError::ManagedElsewhere { .. })
+            ),
             "{error}"
         );
         lock(&other.ledger).check_integrity();
@@ -470,7 +480,10 @@ fn a_file_that_is_open_twice_is_one_memory() {
     let b = one.register(build(&link, false)).unwrap();
     let error = two.register(build(&link, true)).unwrap_err();
     assert!(
-        matches!(error, TransferError::ManagedElsewhere { .. }),
+        matches!(
+            error,
+            TransferError::Register(RegisterError::ManagedElsewhere { .. })
+        ),
         "{error}"
     );
     let lease = one.lease(a, &[1], LeaseMode::Write).unwrap();
@@ -478,7 +491,10 @@ fn a_file_that_is_open_twice_is_one_memory() {
         .lease(b, &[0, 1], LeaseMode::Read)
         .map(drop)
         .unwrap_err();
-    assert!(matches!(error, TransferError::Overlap { .. }), "{error}");
+    assert!(
+        matches!(error, TransferError::Copy(CopyError::Overlap { .. })),
+        "{error}"
+    );
     one.lease(b, &[0, 2], LeaseMode::Write).unwrap();
     drop(lease);
     let options = TransferOptions::new();
@@ -486,7 +502,10 @@ fn a_file_that_is_open_twice_is_one_memory() {
         .execute_transfer(a, &[1], b, &[1], options)
         .map(|_| ())
         .unwrap_err();
-    assert!(matches!(error, TransferError::Overlap { .. }), "{error}");
+    assert!(
+        matches!(error, TransferError::Copy(CopyError::Overlap { .. })),
+        "{error}"
+    );
     for handle in [a, b] {
         one.unregister(handle).unwrap();
     }
@@ -502,7 +521,10 @@ fn a_file_that_is_open_twice_is_one_memory() {
         .layout("L|BKNHC".parse::<LayoutSpec>().unwrap())
         .with_memory_regions(vec![region(&path), region(&link)])
         .build();
-    assert!(matches!(twice, Err(TransferError::RegionsOverlap { .. })));
+    assert!(matches!(
+        twice,
+        Err(TransferError::Bind(BindError::RegionsOverlap { .. }))
+    ));
 }
 
 /// Pitfall 7: a layout whose regions share bytes is refused.
@@ -521,7 +543,10 @@ fn regions_of_one_layout_are_apart() {
             .build()
     };
     for starts in [[0, 0], [0, 1023], [1023, 0], [512, 0]] {
-        let refused = matches!(build(starts), Err(TransferError::RegionsOverlap { .. }));
+        let refused = matches!(
+            build(starts),
+            Err(TransferError::Bind(BindError::RegionsOverlap { .. }))
+        );
         assert!(refused, "{starts:?}");
     }
     build([0, 1024]).unwrap();
