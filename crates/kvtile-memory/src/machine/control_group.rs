@@ -22,9 +22,9 @@ pub struct ControlGroupLimit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlGroupVersion {
-    /// One tree for each controller.
+    /// Version 1: one tree for each controller.
     V1,
-    /// One tree.
+    /// Version 2: one tree for all controllers.
     V2,
 }
 
