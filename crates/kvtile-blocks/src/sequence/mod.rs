@@ -91,8 +91,8 @@ impl TokenSequence {
         self.keys.split_at(before).1
     }
 
-    /// Marks a range of later tokens as placeholders for `content` (the hash of an image). An empty
-    /// range has no effect.
+    /// Marks a range of tokens, after the last full block, as placeholders for `content` (the hash
+    /// of an image). An empty range has no effect.
     ///
     /// # Errors
     /// A range that starts in a block that already has a key, or a profile that does not support
