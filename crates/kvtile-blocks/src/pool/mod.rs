@@ -38,7 +38,7 @@
 //!
 //! **Order of events.** Under the policy's lock, a block is reported as stored while the
 //! registering thread pins it, and as removed before it leaves the index. A thread that registers a
-//! key whose block is being evicted waits until that block has left the index.
+//! key whose block is being evicted or removed waits until that block has left the index.
 
 mod allocate;
 mod children;

@@ -125,7 +125,7 @@ impl BlockPool {
             if !share && matches!(phase, Phase::Complete | Phase::Registered) {
                 return Some(Taken::Reserved);
             }
-            // The existing block is being evicted, under its policy's lock.
+            // The existing block is being evicted or removed, under its policy's lock.
             let leaving = slot.share();
             drop(bucket);
             self.share(leaving).wait();

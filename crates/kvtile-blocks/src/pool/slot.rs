@@ -28,7 +28,7 @@ pub(super) enum Phase {
     Registered,
     /// Selected for eviction, about to leave the index.
     Evicting,
-    /// Removed while pinned; the last unpin frees it.
+    /// Removed from the cache; the last unpin frees it.
     Withdrawn,
     /// Out of the index; its bytes are still intact.
     Evicted,
