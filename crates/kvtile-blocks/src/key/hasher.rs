@@ -275,7 +275,10 @@ impl<const ROOM: usize> Message<ROOM> {
     #[inline(always)]
     fn of(tokens: &[u32]) -> Message<ROOM> {
         let length = 4 * tokens.len();
-        assert!(length + TRAILER_MAX <= ROOM, "the page size is checked before");
+        assert!(
+            length + TRAILER_MAX <= ROOM,
+            "the page size is checked before"
+        );
         let mut room = [0; ROOM];
         for (bytes, token) in room.as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
             *bytes = token.to_le_bytes();

@@ -166,8 +166,8 @@ impl Children {
         leaves
     }
 
-    /// Cuts every edge of the cycle that contains this block: policies know some of its blocks as
-    /// parents of others, and this table does not know which.
+    /// Cuts every edge of the cycle that contains this block: some policies know some of its blocks
+    /// as parents, and this table does not know which.
     fn cut_cycle(&mut self, blocks: Blocks<'_>, block: BlockId, leaves: &mut Vec<BlockId>) {
         let mut at = block;
         while let Some(parent) = self.counted_parent(blocks, at) {

@@ -198,7 +198,10 @@ impl BlockPool {
         let slot = self.slots.of(id);
         let mut state = slot.state();
         loop {
-            assert!(state.is_registered(), "policies offer only registered blocks");
+            assert!(
+                state.is_registered(),
+                "policies offer only registered blocks"
+            );
             let used = state.references() > 0;
             let new = if used {
                 state.with_parked(true)

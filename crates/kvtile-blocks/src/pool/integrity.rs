@@ -14,7 +14,11 @@ impl BlockPool {
         self.check_index();
         self.check_shares();
         let children = self.children.lock();
-        assert_eq!(children.len(), self.cached(), "every cached block is listed");
+        assert_eq!(
+            children.len(),
+            self.cached(),
+            "every cached block is listed"
+        );
         children.check(self.of_keys());
     }
 

@@ -232,7 +232,10 @@ impl Gittins {
     fn offered(&self, block: BlockId) -> u32 {
         let of_run = |run: &u32| self.runs.get(*run).tail == block.0;
         let run = self.runs.of(block.0).filter(of_run).unwrap_or(NO_RUN);
-        assert!(run != NO_RUN, "{block:?} was offered, so it is the end of a run");
+        assert!(
+            run != NO_RUN,
+            "{block:?} was offered, so it is the end of a run"
+        );
         run
     }
 
