@@ -94,7 +94,7 @@ fn a_prefix_is_found_whether_its_blocks_are_in_use_or_not() {
 
 /// Pitfall 32: a block stays pinned after its last user.
 #[test]
-fn blocks_that_nobody_pins_any_more_can_be_evicted() {
+fn unpinned_blocks_can_be_evicted() {
     let pool = pool(4);
     let pinned = store(&pool, &chain(1, 4));
     assert!(pool.evict(4, Tick(0)).is_empty());
@@ -132,7 +132,7 @@ fn an_allocation_that_cannot_be_served_changes_nothing_but_the_cache() {
 }
 
 #[test]
-fn evicted_blocks_say_what_they_hold_and_are_not_reused_before_they_are_dropped() {
+fn evicted_blocks_have_their_keys_and_are_not_reused_before_they_are_dropped() {
     let pool = pool(4);
     let keys = chain(1, 4);
     let ids = store(&pool, &keys).ids().to_vec();
@@ -150,7 +150,7 @@ fn evicted_blocks_say_what_they_hold_and_are_not_reused_before_they_are_dropped(
 }
 
 #[test]
-fn what_leaves_for_an_allocation_is_shown_while_its_bytes_are_there() {
+fn blocks_evicted_for_an_allocation_are_shown_with_their_bytes_intact() {
     let pool = pool(4);
     let keys = chain(1, 3);
     let ids = store(&pool, &keys).ids().to_vec();
@@ -178,7 +178,7 @@ fn what_leaves_for_an_allocation_is_shown_while_its_bytes_are_there() {
 }
 
 #[test]
-fn what_leaves_for_an_allocation_that_fails_is_shown_too_and_free_afterwards() {
+fn blocks_evicted_for_a_failed_allocation_are_shown_and_then_freed() {
     let pool = pool(4);
     drop(store(&pool, &chain(1, 2)));
     let pinned = store(&pool, &chain(2, 2));

@@ -126,7 +126,7 @@ fn run(kind: PolicyKind, seed: u64, removing: bool) {
 }
 
 #[test]
-fn threads_find_what_is_stored_and_every_event_comes_in_order() {
+fn threads_find_stored_blocks_and_every_event_is_in_order() {
     for kind in PolicyKind::ALL {
         for seed in 0..3 {
             run(kind, seed, false);

@@ -236,7 +236,7 @@ fn a_read_only_file_is_read_and_never_written() {
 }
 
 #[test]
-fn what_is_no_file_is_refused_by_name() {
+fn anything_but_a_file_is_refused_by_name() {
     let folder = folder();
     let missing = folder.path().join("missing");
     let fifo = folder.path().join("fifo");
@@ -358,7 +358,7 @@ fn a_file_region_tells_its_descriptor_and_resolves_from_views() {
 }
 
 #[test]
-fn direct_io_says_whether_it_is_there() {
+fn direct_io_reports_its_availability() {
     let folder = folder();
     let options = FileMemory::options();
     let file = options.scratch(folder.path(), SIZE).unwrap();

@@ -47,7 +47,7 @@ fn is_free(path: &Path) -> bool {
 }
 
 #[test]
-fn a_child_has_no_lock_and_what_it_drops_is_not_the_parents() {
+fn a_child_has_no_lock_and_its_drop_does_not_unlock_the_parents() {
     let folder = tempfile::tempdir().unwrap();
     let held = locked(folder.path());
     let mark = ProcessMark::now();

@@ -64,7 +64,7 @@ fn answer(bytes: &[u8], fds: &[BorrowedFd<'_>]) -> MemoryError {
 }
 
 #[test]
-fn whatever_a_peer_sends_is_refused_by_name_and_leaks_nothing() {
+fn malicious_hand_overs_are_refused_by_name_and_leak_nothing() {
     let good = memfd(SIZE, SealFlags::SHRINK);
     let mapped = counts::mapped_bytes();
     descriptors(&good);

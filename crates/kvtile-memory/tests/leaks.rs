@@ -46,7 +46,7 @@ fn leaves_nothing(what: &str, attempt: impl Fn()) {
 }
 
 #[test]
-fn nothing_is_left_behind_by_what_succeeds_or_fails() {
+fn neither_success_nor_failure_leaks_anything() {
     regions_that_are_dropped();
     limits();
     a_progress_callback_that_panics();

@@ -186,14 +186,14 @@ fn a_file_size_limit_is_a_typed_error_and_no_signal() {
 }
 
 #[test]
-fn what_a_user_may_not_do_is_refused_by_name() {
+fn a_missing_permission_is_refused_by_name() {
     const NOBODY: u32 = 65_534;
     let root = rustix::process::geteuid().is_root();
     if root && child::role().is_none() {
         eprintln!("as root, permissions are tried by user {NOBODY}");
     }
     let user = root.then_some(NOBODY);
-    in_child("what_a_user_may_not_do_is_refused_by_name", user, |_| {
+    in_child("a_missing_permission_is_refused_by_name", user, |_| {
         let Ok(folder) = tempfile::tempdir() else {
             eprintln!("skipped: this user has no folder to write in");
             return;

@@ -70,7 +70,7 @@ fn pitfall_31_a_subscriber_that_lags_learns_how_many_events_it_missed() {
 }
 
 #[test]
-fn a_subscriber_reads_only_what_comes_after_it_subscribed() {
+fn a_subscriber_reads_only_events_after_its_subscription() {
     let log = log(4);
     log.cleared(TierId::DISK, GroupId(0));
     let mut subscriber = log.subscribe();

@@ -232,7 +232,7 @@ fn the_largest_page_has_a_key() {
 }
 
 #[test]
-fn settings_are_what_they_were_after_a_file_and_hide_the_salt() {
+fn settings_survive_serialisation_and_hide_the_salt() {
     for profile in [Profile::Blake3, Profile::Xxh3, Profile::Router { seed: 7 }] {
         let settings = settings(profile, 64, "secret of a tenant");
         let text = serde_json::to_string(&settings).unwrap();

@@ -21,8 +21,8 @@ struct Place {
 
 impl BlockPool {
     /// The cached blocks, the least valuable first: in the order in which the policies would evict
-    /// them, with tenants with quotas taking turns. A block never precedes its cached children.
-    /// Blocks that policies do not offer, because they are in use, come last.
+    /// them, where the policies of different tenants take turns. A block never precedes its cached
+    /// children. Blocks that policies do not offer, because they are in use, are last.
     ///
     /// It works on copies of the policies. Their locks are held only for the copying, and nothing
     /// changes.

@@ -4,7 +4,7 @@
 //!
 //! A visit is queued while its blocks are pinned, and processed before the holder of the policy's
 //! lock does anything else. So if a visited block has left and its id was reused, the new block is
-//! not listed yet when the visit is processed. Ids therefore suffice to tell the two apart.
+//! not listed yet when the visit is processed. Ids therefore suffice to distinguish the two.
 
 use super::sync::Lock;
 use crate::policy::Hints;

@@ -96,7 +96,7 @@ fn two_chains_of_which_one_is_loaded_without_its_first_block() {
 }
 
 #[test]
-fn a_chain_leaves_from_its_end_in_whatever_order_it_was_stored() {
+fn a_chain_is_evicted_from_its_end_in_any_storing_order() {
     for kind in PolicyKind::ALL {
         for order in [
             [0, 1, 2],
@@ -119,7 +119,7 @@ fn a_chain_leaves_from_its_end_in_whatever_order_it_was_stored() {
 }
 
 #[test]
-fn a_block_that_was_lost_and_comes_back_goes_after_what_follows_it() {
+fn a_lost_block_that_returns_is_evicted_after_its_children() {
     for kind in PolicyKind::ALL {
         let pool = pool_with(16, kind);
         let keys = chain(1, 8);
@@ -136,7 +136,7 @@ fn a_block_that_was_lost_and_comes_back_goes_after_what_follows_it() {
 }
 
 #[test]
-fn what_is_restored_in_any_order_leaves_from_the_ends_of_its_chains() {
+fn chains_restored_in_any_order_are_evicted_from_their_ends() {
     const BLOCKS: u32 = 96;
     for kind in PolicyKind::ALL {
         for seed in 0..8 {
@@ -174,7 +174,7 @@ fn what_is_restored_in_any_order_leaves_from_the_ends_of_its_chains() {
 }
 
 #[test]
-fn what_is_before_a_pinned_block_stays_and_goes_after_it() {
+fn ancestors_of_a_pinned_block_stay_and_are_evicted_after_it() {
     for kind in PolicyKind::ALL {
         let pool = pool_with(8, kind);
         let keys = chain(1, 8);

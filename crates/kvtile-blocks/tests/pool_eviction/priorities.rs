@@ -37,7 +37,7 @@ fn a_priority_fades_and_its_block_leaves_in_the_end() {
 }
 
 #[test]
-fn what_has_expired_goes_before_what_was_used_long_ago() {
+fn expired_blocks_are_evicted_before_the_least_recently_used() {
     let pool = pool(12);
     request(&pool, &chain(1, 4), 0, Hints::default());
     request(

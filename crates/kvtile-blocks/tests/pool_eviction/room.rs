@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_was_exhausted_is_there_when_a_guard_is_dropped() {
+fn an_exhausted_pool_recovers_when_a_guard_is_dropped() {
     let pool = pool(4);
     let held = pool.allocate(3, &AllocateRequest::default()).unwrap();
     let refused = pool.allocate(2, &AllocateRequest::default());

@@ -1,5 +1,5 @@
-//! The tree of stored blocks, as runs. A run is a list of consecutive blocks of a chain that were
-//! always used together; it is one entry.
+//! The tree of stored blocks, compressed to runs. A run is an entry for consecutive blocks of a chain
+//! that were always used together.
 //!
 //! ```text
 //! chain A: 0 1 2 3 4 5      run 0: 0 1 2 ─┬─ run 1: 3 4 5

@@ -90,7 +90,7 @@ impl Model {
         }
     }
 
-    /// Removes a block, and reports it to the blocks around it.
+    /// Removes a block: its children become roots, and its parent loses a child.
     fn forget(&mut self, id: u32) {
         let block = self.blocks.remove(&id).unwrap();
         for child in self.blocks.values_mut().filter(|b| b.parent == Some(id)) {
@@ -327,7 +327,7 @@ impl Model {
 }
 
 #[test]
-fn every_policy_offers_what_it_may_and_forgets_nothing() {
+fn every_policy_offers_only_evictable_blocks_and_forgets_none() {
     for kind in PolicyKind::ALL {
         for seed in 0..24 {
             println!("{kind}, seed {seed}");
@@ -347,11 +347,7 @@ fn every_policy_offers_what_it_may_and_forgets_nothing() {
                 }
             }
             let left = model.blocks.len();
-            assert_eq!(
-                model.evict(usize::MAX),
-                left,
-                "the rest goes when it is free"
-            );
+            assert_eq!(model.evict(usize::MAX), left, "unpinned blocks are evicted");
             assert!(model.policy.is_empty());
         }
     }
