@@ -1,63 +1,63 @@
-//! What can go wrong with keys, sequences, pools and events.
+//! The errors of keys, sequences, pools and events.
 
 use crate::events::Lagged;
 use crate::pool::TenantId;
 use crate::{BlockId, BlockKey};
 use thiserror::Error;
 
-/// Why a request to a pool, a sequence or a subscriber was refused. Every message names the values
-/// and what to do.
+/// Why a pool, a sequence or a subscriber refuses a request. Every message contains the values and
+/// the remedy.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum BlocksError {
-    /// There is no memory for an event log of this length.
+    /// The event log's ring cannot be allocated.
     #[error(
         "no memory for a log of {capacity} events; a few thousand are enough for a reader that \
          polls often"
     )]
     EventLogTooLarge {
-        /// The events that it should remember.
+        /// The requested capacity, in events.
         capacity: usize,
     },
     /// No policy has this name.
-    #[error("there is no eviction policy {name:?}; there are gittins, lru, arc and s3-fifo")]
+    #[error("there is no eviction policy {name:?}; the policies are gittins, lru, arc and s3-fifo")]
     UnknownPolicy {
         /// The name.
         name: String,
     },
-    /// A subscriber of events was too slow.
+    /// A subscriber of events fell behind the log.
     #[error(transparent)]
     Lagged(#[from] Lagged),
-    /// A page that has no tokens, or too many.
+    /// A page size of zero or above the maximum.
     #[error(
         "a page of {page_size} tokens; it may have 1 to {}",
         crate::key::PAGE_SIZE_MAX
     )]
     PageSizeOutOfRange {
-        /// The page size that was asked for.
+        /// The requested page size, in tokens.
         page_size: usize,
     },
     /// Only full blocks have keys.
     #[error("{tokens} tokens are not one page of {page_size}; only full blocks have keys")]
     NotOnePage {
-        /// The tokens that were given.
+        /// The number of tokens given.
         tokens: usize,
         /// Tokens per block.
         page_size: usize,
     },
-    /// The hashes of routers have a seed and no salt.
+    /// Router hashes have a seed and no salt.
     #[error("keys of the router profile have no salt; set its seed, or take the profile blake3")]
     RouterTakesNoSalt,
-    /// The hashes of routers have no place for extra keys.
+    /// Router hashes do not cover extra keys.
     #[error(
         "keys of the router profile cannot contain the block's {count} extra keys, and without them \
          it would match other content; take the profile blake3 or xxh3"
     )]
     RouterTakesNoExtraKeys {
-        /// How many were given.
+        /// The number of extra keys given.
         count: usize,
     },
-    /// Content was announced for tokens whose keys are made already.
+    /// Content was marked on tokens that already have keys.
     #[error(
         "content was marked from token {start} on, but the keys of the first {keyed} tokens are made \
          already; mark it before its tokens are appended"
@@ -68,66 +68,65 @@ pub enum BlocksError {
         /// Tokens in full blocks.
         keyed: usize,
     },
-    /// A pool has no blocks, or more than ids can tell apart.
+    /// The pool size is zero or above the maximum.
     #[error("a pool of {blocks} blocks; it may have 1 to {blocks_max}")]
     PoolSize {
-        /// The blocks that were asked for.
+        /// The requested number of blocks.
         blocks: usize,
-        /// How many there can be.
+        /// The maximum number of blocks.
         blocks_max: usize,
     },
-    /// A tenant may hold nothing.
+    /// A tenant's quota is zero.
     #[error(
         "tenant {} has a quota of 0 blocks; leave it out, or give it as many as a request needs",
         tenant.0
     )]
     QuotaOfNothing {
-        /// Whose.
+        /// The tenant.
         tenant: TenantId,
     },
-    /// A tenant has two limits.
+    /// A tenant has two quotas.
     #[error("tenant {} has two quotas; give one", tenant.0)]
     TwoQuotas {
-        /// Whose.
+        /// The tenant.
         tenant: TenantId,
     },
     /// An allocation needs more blocks than can be evicted.
     #[error(
-        "{wanted} blocks wanted of a pool of {blocks}: {free} are free, {cached} are cached, and \
-         those that are left are in use or stand before some that are, {held} are being filled or \
-         written down; release some, or make \
-         the pool larger"
+        "{wanted} blocks requested of a pool of {blocks}: {free} are free, {cached} are cached, of \
+         which those that remain are pinned or ancestors of pinned blocks, and {held} are being \
+         filled or written out; release some, or make the pool larger"
     )]
     Exhausted {
-        /// The blocks that were asked for.
+        /// The requested number of blocks.
         wanted: usize,
-        /// Blocks of the pool.
+        /// Blocks in the pool.
         blocks: usize,
-        /// Of them: free.
+        /// Free blocks.
         free: usize,
-        /// Of them: to be found. What is left of these after the eviction is pinned, or stands before
-        /// something that is.
+        /// Cached blocks. Those that remain after the eviction are pinned, or ancestors of pinned
+        /// blocks.
         cached: usize,
-        /// Of them: in somebody's hands and not to be found.
+        /// Blocks that a guard owns and that lookups do not find.
         held: usize,
     },
     /// An allocation needs more blocks than its tenant may hold.
     #[error(
-        "{wanted} blocks wanted for tenant {}, which holds {used} of at most {limit}, and too few of \
+        "{wanted} blocks requested for tenant {}, which holds {used} of at most {limit}, and too few of \
          them can be evicted; release some, or raise its quota",
         tenant.0
     )]
     QuotaExhausted {
-        /// Whose quota it is.
+        /// The tenant.
         tenant: TenantId,
-        /// The blocks that were asked for.
+        /// The requested number of blocks.
         wanted: usize,
-        /// How many it may hold.
+        /// The tenant's quota.
         limit: usize,
-        /// How many it holds.
+        /// The blocks charged to the tenant.
         used: usize,
     },
-    /// Keys and blocks do not go together.
+    /// The number of keys differs from the number of blocks.
     #[error("{keys} keys for {blocks} blocks; give one for each")]
     KeyCount {
         /// The blocks.
@@ -135,7 +134,7 @@ pub enum BlocksError {
         /// The keys.
         keys: usize,
     },
-    /// A key is taken, and the pool was told to refuse that.
+    /// The key exists already, and the pool is set to refuse duplicates.
     #[error(
         "key {key} at position {position} is registered, or being registered; match it instead"
     )]
@@ -145,10 +144,10 @@ pub enum BlocksError {
         /// Its position in the batch.
         position: usize,
     },
-    /// Blocks of two pools do not go into one guard.
+    /// The blocks of one guard must come from one pool.
     #[error("the blocks are of another pool")]
     AnotherPool,
-    /// A block that comes back from before a restart is in use, or there is no such block.
+    /// The block to restore is not free, or is not a block of the pool.
     #[error(
         "block {} cannot be restored: it is not free, or not one of the pool's {blocks} blocks",
         block.0
@@ -159,21 +158,21 @@ pub enum BlocksError {
         /// Blocks of the pool.
         blocks: usize,
     },
-    /// A name that a tier cannot have.
+    /// The name is not a valid tier name.
     #[error(
-        "{name:?} is no name of a tier; give 1 to {} of the letters a to z, digits, -, _ and .",
+        "{name:?} is not a valid tier name; give 1 to {} of the letters a to z, digits, -, _ and .",
         crate::events::TIER_NAME_BYTES_MAX
     )]
     TierName {
-        /// What was given, at most its first 64 characters.
+        /// The given name, truncated to 64 characters.
         name: String,
     },
-    /// A text that begins with no kind of tier.
+    /// The text does not start with a tier kind.
     #[error(
         "there is no tier {text:?}; a tier is named by its kind (device, host, disk, object or remote) or by kind:name"
     )]
     TierKind {
-        /// What was given, at most its first 64 characters.
+        /// The given text, truncated to 64 characters.
         text: String,
     },
 }

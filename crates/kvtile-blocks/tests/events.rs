@@ -1,5 +1,5 @@
-//! The log of events from several threads: owners that write under locks of their own, a
-//! subscriber that lags and finds back.
+//! The event log under concurrency: owners that append under locks of their own, and a subscriber
+//! that lags and resynchronises.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -26,7 +26,7 @@ fn poll_all(subscriber: &mut Subscriber) -> Vec<Event> {
     events
 }
 
-/// Removes what does not count for the comparison: the order of a list.
+/// Sorts the blocks, as the order of a list does not matter.
 fn sorted(
     mirror: &Mirror,
     (tier, group): (TierId, GroupId),
@@ -34,7 +34,7 @@ fn sorted(
     mirror.blocks(tier, group).collect()
 }
 
-/// A tier whose blocks lie in several maps, each under its own lock, as a sharded pool has them.
+/// A tier whose blocks are in several maps, each under its own lock, like a sharded pool.
 struct Owner {
     log: Arc<EventLog>,
     tier: TierId,
@@ -52,7 +52,7 @@ impl Owner {
         }
     }
 
-    /// Stores what is absent and removes what is there, as long as nobody else does it.
+    /// Stores the block if it is absent and removes it if it is present, under its shard's lock.
     fn toggle(&self, number: u64) {
         let shard = &self.shards[usize::try_from(number).unwrap() % self.shards.len()];
         let mut blocks = shard.lock();
@@ -66,7 +66,7 @@ impl Owner {
         }
     }
 
-    /// Removes everything; no shard changes meanwhile.
+    /// Removes all blocks, under the locks of all shards.
     fn clear(&self) {
         let mut shards: Vec<_> = self.shards.iter().map(|shard| shard.lock()).collect();
         for shard in &mut shards {
@@ -99,7 +99,7 @@ impl Owner {
     }
 }
 
-/// Follows the log until the writers are done and everything is read; returns how often it lagged.
+/// Follows the log until the writers are done and all events are read. Returns how often it lagged.
 fn follow(owners: &[Owner], done: &AtomicBool) -> (Mirror, u64) {
     let log = &owners[0].log;
     let snapshot = || log.snapshot(|blocks| owners.iter().for_each(|owner| owner.list(blocks)));
@@ -131,8 +131,8 @@ fn follow(owners: &[Owner], done: &AtomicBool) -> (Mirror, u64) {
     }
 }
 
-/// Pitfall 31: stored and removed events of one block came out of order, and a subscriber that
-/// lagged could not find back.
+/// Pitfall 31: the stored and removed events of a block came out of order, and a subscriber that
+/// lagged could not resynchronise.
 #[test]
 fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write() {
     let mut lagged_in_all = 0;
@@ -178,7 +178,7 @@ fn pitfall_31_a_subscriber_that_lags_finds_back_by_a_snapshot_while_others_write
     assert!(lagged_in_all > 0, "no run was slow enough to lag");
 }
 
-/// Pitfall 31: a stored event follows a removed one of the same block, and the other way round.
+/// Pitfall 31: stored and removed events of one block must alternate.
 #[test]
 fn pitfall_31_stored_and_removed_alternate_for_each_block_whichever_threads_write() {
     let log = log(1 << 16);

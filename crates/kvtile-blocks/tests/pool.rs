@@ -1,4 +1,4 @@
-//! What a pool promises, one promise a test.
+//! The guarantees of a pool, one per test.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -46,7 +46,7 @@ fn store(pool: &Arc<BlockPool>, keys: &[BlockKey]) -> PinnedBlocks {
     store_for(pool, keys, TenantId::default())
 }
 
-/// Pitfall 27: heads of chains that go first, and tails that nobody can use.
+/// Pitfall 27: the head of a chain is evicted first, and its tail is useless.
 #[test]
 fn a_policy_over_leaves_never_evicts_a_block_before_those_that_follow_it() {
     for kind in [PolicyKind::Lru, PolicyKind::Gittins] {
@@ -92,9 +92,9 @@ fn a_prefix_is_found_whether_its_blocks_are_in_use_or_not() {
     assert_eq!(pool.match_prefix(&longer, &Claim::default()).len(), 6);
 }
 
-/// Pitfall 32: something that keeps a block after its last user.
+/// Pitfall 32: a block stays pinned after its last user.
 #[test]
-fn blocks_that_nobody_pins_any_more_can_be_evicted() {
+fn unpinned_blocks_can_be_evicted() {
     let pool = pool(4);
     let pinned = store(&pool, &chain(1, 4));
     assert!(pool.evict(4, Tick(0)).is_empty());
@@ -132,12 +132,12 @@ fn an_allocation_that_cannot_be_served_changes_nothing_but_the_cache() {
 }
 
 #[test]
-fn evicted_blocks_say_what_they_hold_and_are_not_reused_before_they_are_dropped() {
+fn evicted_blocks_have_their_keys_and_are_not_reused_before_they_are_dropped() {
     let pool = pool(4);
     let keys = chain(1, 4);
     let ids = store(&pool, &keys).ids().to_vec();
     let evicted = pool.evict(2, Tick(0));
-    assert_eq!(pool.peek(&keys), 2, "they cannot be found");
+    assert_eq!(pool.peek(&keys), 2, "evicted blocks are not found");
     for block in evicted.iter() {
         let position = ids.iter().position(|&id| id == block.block).unwrap();
         assert_eq!(block.key, keys[position]);
@@ -150,7 +150,7 @@ fn evicted_blocks_say_what_they_hold_and_are_not_reused_before_they_are_dropped(
 }
 
 #[test]
-fn what_leaves_for_an_allocation_is_shown_while_its_bytes_are_there() {
+fn blocks_evicted_for_an_allocation_are_shown_with_their_bytes_intact() {
     let pool = pool(4);
     let keys = chain(1, 3);
     let ids = store(&pool, &keys).ids().to_vec();
@@ -158,10 +158,10 @@ fn what_leaves_for_an_allocation_is_shown_while_its_bytes_are_there() {
     let mut shown = Vec::new();
     let room = pool.allocate_with(3, &request, |leaving| {
         shown.extend_from_slice(leaving);
-        assert_eq!(pool.peek(&keys), 1, "they cannot be found");
+        assert_eq!(pool.peek(&keys), 1, "evicted blocks are not found");
         assert!(
             pool.allocate(1, &request).is_ok(),
-            "the first one can go too"
+            "the first block can be evicted too"
         );
     });
     let ids_and_parents = [(ids[2], Some(keys[1])), (ids[1], Some(keys[0]))];
@@ -178,7 +178,7 @@ fn what_leaves_for_an_allocation_is_shown_while_its_bytes_are_there() {
 }
 
 #[test]
-fn what_leaves_for_an_allocation_that_fails_is_shown_too_and_free_afterwards() {
+fn blocks_evicted_for_a_failed_allocation_are_shown_and_then_freed() {
     let pool = pool(4);
     drop(store(&pool, &chain(1, 2)));
     let pinned = store(&pool, &chain(2, 2));
@@ -194,7 +194,7 @@ fn what_leaves_for_an_allocation_that_fails_is_shown_too_and_free_afterwards() {
 }
 
 #[test]
-fn whoever_looks_at_what_leaves_may_panic() {
+fn a_callback_for_evicted_blocks_may_panic() {
     for wanted in [3, 4] {
         let pool = pool(4);
         drop(store(&pool, &chain(1, 3)));
@@ -213,7 +213,7 @@ fn whoever_looks_at_what_leaves_may_panic() {
 }
 
 #[test]
-fn what_is_refused_comes_back() {
+fn refused_blocks_are_returned() {
     let settings = PoolSettings {
         blocks: 8,
         duplicates: Duplicates::Refuse,
@@ -260,7 +260,7 @@ fn what_is_refused_comes_back() {
 }
 
 #[test]
-fn a_bad_block_that_somebody_uses_is_found_by_nobody_else_and_free_in_the_end() {
+fn a_removed_block_stays_with_its_users_and_is_not_found_by_others() {
     let pool = pool(4);
     let keys = chain(1, 4);
     let pinned = store(&pool, &keys);
@@ -327,7 +327,11 @@ fn a_tenant_over_its_quota_evicts_its_own_blocks_and_one_under_it_those_of_other
     assert_eq!((pool.peek(&chain(2, 4)), pool.peek(&chain(3, 4))), (2, 4));
     assert_eq!(pool.used(tenant), 6);
     drop(store(&pool, &chain(4, 8)));
-    assert_eq!(pool.used(tenant), 6, "others do not take what is its due");
+    assert_eq!(
+        pool.used(tenant),
+        6,
+        "other tenants do not evict blocks within its due"
+    );
     let request = AllocateRequest {
         tenant,
         ..AllocateRequest::default()
@@ -345,7 +349,7 @@ fn a_tenant_over_its_quota_evicts_its_own_blocks_and_one_under_it_those_of_other
 }
 
 #[test]
-fn a_pool_comes_back_with_what_it_held() {
+fn a_pool_is_restored_with_its_blocks() {
     let pool = pool(8);
     let keys = chain(1, 5);
     drop(store(&pool, &keys));
@@ -361,7 +365,7 @@ fn a_pool_comes_back_with_what_it_held() {
     assert_eq!(blocks.peek(&keys), 5);
     assert!(
         blocks.restore([duplicate], Tick(0)).is_err(),
-        "it is there already"
+        "the block is in use already"
     );
     blocks.check_integrity();
     assert_eq!(blocks.evict(8, Tick(0)).len(), 5);

@@ -1,4 +1,4 @@
-//! What finding blocks does not do: take one key for another, and wait for whoever evicts.
+//! Lookups never confuse two keys, and never wait for an eviction.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-/// Longer than any machine takes, so that a lock that is waited for fails the test.
+/// Longer than any machine needs, so that waiting for a lock fails the test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn key(bits: u128) -> BlockKey {
@@ -54,7 +54,7 @@ fn pitfall_26_keys_that_differ_in_any_one_bit_are_different_blocks() {
     pool.check_integrity();
 }
 
-/// A store asks which of its ancestors are there and holds them while it allocates.
+/// A store looks up which of its ancestors are cached, and pins them during its allocation.
 #[test]
 fn has_and_pin_answer_for_each_key_and_are_no_use_of_a_block() {
     for kind in PolicyKind::ALL {
@@ -72,7 +72,7 @@ fn has_and_pin_answer_for_each_key_and_are_no_use_of_a_block() {
         let held = pool.pin(&ask, &Claim::default());
         assert_eq!(held.positions, [1, 2, 4], "{kind}");
         assert!(held.blocks.keys().eq([2, 2, 1].map(key)), "{kind}");
-        // All that is free can be had, and nothing that is held.
+        // All free blocks can be allocated, and no pinned one.
         let rest = pool.allocate(4, &AllocateRequest::default()).unwrap();
         assert!(pool.allocate(1, &AllocateRequest::default()).is_err());
         assert!(pool.has(&key(1)) && pool.has(&key(2)), "{kind}");
@@ -85,7 +85,7 @@ fn has_and_pin_answer_for_each_key_and_are_no_use_of_a_block() {
 }
 
 #[test]
-fn holding_blocks_is_no_visit() {
+fn pinning_blocks_is_no_visit() {
     let policy = PolicySettings::from(PolicyKind::Lru);
     let pool = BlockPool::new(PoolSettings::default(), |blocks| policy.build(blocks)).unwrap();
     drop(store(&pool, &[key(1)]));
@@ -97,7 +97,7 @@ fn holding_blocks_is_no_visit() {
     assert!(!pool.has(&key(1)) && pool.has(&key(2)));
 }
 
-/// A policy that says when it evicts, and goes on when it is told to.
+/// A policy that signals each eviction, and continues on a signal.
 struct Slow {
     inner: Box<dyn EvictionPolicy>,
     begun: Option<Sender<()>>,
@@ -158,12 +158,12 @@ impl EvictionPolicy for Slow {
     }
 }
 
-/// Pitfalls 30 and 33: a lock for everything, which lookups and releases wait for.
+/// Pitfalls 30 and 33: one global lock, which lookups and releases wait for.
 #[test]
-fn pitfall_30_33_finding_and_releasing_wait_for_nobody_who_evicts() {
+fn pitfall_30_33_finding_and_releasing_do_not_wait_for_an_eviction() {
     let settings = PoolSettings {
         blocks: 8,
-        // Full after the first visit: what the policy cannot be told then is counted, not waited for.
+        // Full after the first visit: a later visit is counted as lost, and does not wait.
         visit_queue_blocks: 4,
         ..PoolSettings::default()
     };

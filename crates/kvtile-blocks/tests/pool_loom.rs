@@ -1,4 +1,4 @@
-//! The concurrent core of the pool in every order in which a few threads can meet, up to a bounded
+//! The concurrent core of the pool under loom: all interleavings of a few threads, up to a bounded
 //! number of preemptions. Run by `cargo x loom`.
 
 #![cfg(loom)]
@@ -13,13 +13,13 @@ use loom::thread;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// First in, first out, without any atomics of its own.
+/// First in, first out, without atomics of its own.
 #[derive(Clone, Default)]
 struct Fifo {
     queue: Vec<BlockId>,
     aside: Vec<BlockId>,
     followed: Vec<BlockId>,
-    /// The block that holds what nobody asks for.
+    /// The block of the key that no model looks up.
     unasked: Option<BlockId>,
 }
 
@@ -35,11 +35,11 @@ impl EvictionPolicy for Fifo {
         for block in visit.blocks {
             let all = [&self.queue, &self.aside, &self.followed];
             let known = all.iter().any(|blocks| blocks.contains(block));
-            assert!(known, "only what is stored is visited");
+            assert!(known, "only stored blocks are visited");
             let unasked = self.unasked == Some(*block);
             assert!(
                 !unasked,
-                "a visit is of what was found, not of what is there now"
+                "a visit is of the blocks found, not of their successors"
             );
         }
     }
@@ -78,7 +78,7 @@ impl EvictionPolicy for Fifo {
     fn released(&mut self, block: BlockId) {
         assert!(
             self.aside.contains(&block),
-            "only what was set aside is released"
+            "only blocks set aside are released"
         );
         self.aside.retain(|&other| other != block);
         self.queue.push(block);
@@ -100,10 +100,7 @@ impl EvictionPolicy for Fifo {
     }
 
     fn check_integrity(&self) {
-        assert!(
-            self.aside.is_empty(),
-            "nothing that nobody uses is set aside"
-        );
+        assert!(self.aside.is_empty(), "no unpinned block is set aside");
     }
 }
 
@@ -123,7 +120,7 @@ fn pool(blocks: usize) -> Arc<BlockPool> {
     BlockPool::new(settings, |_| Box::new(Fifo::default())).unwrap()
 }
 
-/// Two tenants, of which the second one has a policy of its own.
+/// Two tenants; the second one has a policy of its own.
 fn pool_of_two() -> Arc<BlockPool> {
     let settings = PoolSettings {
         blocks: 2,
@@ -160,7 +157,7 @@ fn look_up(pool: &Arc<BlockPool>, number: u8) -> PinnedBlocks {
     pool.match_prefix(&[key(number)], &Claim::default())
 }
 
-/// Runs the body in all orders, and says in how many; one would prove nothing.
+/// Runs the body in all interleavings, and prints their number; a single one would prove nothing.
 fn model(body: impl Fn() + Sync + Send + 'static) {
     let orders = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&orders);
@@ -195,7 +192,7 @@ fn a_block_is_either_pinned_or_evicted() {
 }
 
 #[test]
-fn a_block_that_was_wanted_while_pinned_is_offered_again_after_its_release() {
+fn a_block_selected_while_pinned_is_offered_again_after_its_release() {
     model(|| {
         let pool = pool(1);
         let pinned = register(&pool, 1).unwrap();
@@ -219,7 +216,7 @@ fn a_key_is_registered_while_its_block_is_evicted() {
         let evictor = thread::spawn(move || drop(other.evict(1, Tick(0))));
         let pinned = register(&pool, 1).unwrap();
         assert!(pinned.keys().eq([key(1)]));
-        assert_eq!(pool.peek(&[key(1)]), 1, "what is pinned is found");
+        assert_eq!(pool.peek(&[key(1)]), 1, "a pinned block is found");
         evictor.join().unwrap();
         drop(pinned);
         pool.check_integrity();
@@ -246,11 +243,11 @@ fn two_threads_that_register_one_key_share_one_block() {
     });
 }
 
-/// A reader stands on the slot of the first key, on its way to the second one, while that slot leaves
-/// the list and goes into another one as the third key.
+/// A reader is at the slot of the first key, on its way to the second one, while that slot leaves
+/// the list and joins another one as the third key.
 #[test]
-fn what_stays_is_found_while_its_neighbour_goes_and_comes_back_elsewhere() {
-    // There are two lists, so some of these keys stand as they have to.
+fn a_block_is_found_while_its_neighbour_moves_to_another_list() {
+    // There are two lists, so some of these keys are placed as the test needs.
     for goes in 1..5 {
         for comes in 5..9 {
             model(move || found_while_a_neighbour_moves(goes, 0, comes));
@@ -271,13 +268,13 @@ fn found_while_a_neighbour_moves(goes: u8, stays: u8, comes: u8) {
     let reader = thread::spawn(move || other.peek(&[key(stays)]));
     writer.join().unwrap();
     let found = reader.join().unwrap();
-    assert_eq!(found, 1, "nobody removed it");
+    assert_eq!(found, 1, "it was not removed");
     drop(pinned);
     pool.check_integrity();
 }
 
 #[test]
-fn a_visit_is_not_taken_for_one_of_what_comes_in_its_place() {
+fn a_visit_is_not_credited_to_a_block_that_reuses_the_id() {
     model(|| {
         let pool = pool(1);
         drop(register(&pool, 1).unwrap());
@@ -287,7 +284,7 @@ fn a_visit_is_not_taken_for_one_of_what_comes_in_its_place() {
         });
         drop(look_up(&pool, 1));
         replaces.join().unwrap();
-        // Whatever is waiting to be told is told now.
+        // Processes all queued visits.
         assert_eq!(pool.cached(), 1);
         pool.check_integrity();
     });
@@ -307,9 +304,9 @@ fn a_removed_block_is_free_after_its_last_pin() {
     });
 }
 
-/// The child has another tenant, so another lock, than its parent.
+/// The child belongs to another tenant than its parent, so to another lock.
 #[test]
-fn a_parent_leaves_before_its_child_comes_or_not_at_all() {
+fn a_parent_is_evicted_before_its_child_is_stored_or_not_at_all() {
     model(|| {
         let pool = pool_of_two();
         drop(register(&pool, 1));
@@ -324,7 +321,7 @@ fn a_parent_leaves_before_its_child_comes_or_not_at_all() {
         drop(child);
         pool.check_integrity();
         drop(pool.evict(2, Tick(0)));
-        assert_eq!(pool.cached(), 0, "nothing is kept any more");
+        assert_eq!(pool.cached(), 0, "every block is evicted");
         pool.check_integrity();
     });
 }
@@ -346,7 +343,7 @@ fn a_parent_that_was_refused_is_offered_again_when_its_child_has_left() {
             evictor.join().unwrap();
             pool.check_integrity();
             drop(pool.evict(2, Tick(0)));
-            assert_eq!(pool.cached(), 0, "nothing is kept any more");
+            assert_eq!(pool.cached(), 0, "every block is evicted");
             pool.check_integrity();
         });
     }

@@ -1,4 +1,4 @@
-//! What a pool costs: bytes for each block, and allocations once it is full.
+//! The cost of a pool: bytes per block, and allocations once it is full.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -13,11 +13,11 @@ thread_local! {
     static BYTES: Cell<isize> = const { Cell::new(0) };
 }
 
-/// Counts for each thread, so that tests do not count each other.
+/// Counts per thread, so that tests do not count each other's allocations.
 struct Counting;
 
 fn count(allocations: usize, bytes: isize) {
-    // A thread that ends has no counters any more, and nobody asks for them.
+    // A thread that ends has no counters any more; its count is lost.
     let _ = ALLOCATIONS.try_with(|counter| counter.set(counter.get() + allocations));
     let _ = BYTES.try_with(|counter| counter.set(counter.get() + bytes));
 }
@@ -26,7 +26,7 @@ fn count(allocations: usize, bytes: isize) {
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         count(1, layout.size().cast_signed());
-        // SAFETY: the caller's promise about the layout is passed on.
+        // SAFETY: the caller guarantees the layout.
         unsafe { System.alloc(layout) }
     }
 
@@ -53,7 +53,7 @@ fn chain(number: usize) -> Vec<BlockKey> {
     (0..CHAIN).map(key).collect()
 }
 
-/// A request that finds nothing, stores a chain, and finds it again.
+/// A request that misses, stores a chain, and finds it again.
 fn request(pool: &std::sync::Arc<BlockPool>, keys: &[BlockKey]) {
     let claim = Claim::default();
     assert!(pool.match_prefix(keys, &claim).is_empty());
@@ -68,7 +68,8 @@ fn request(pool: &std::sync::Arc<BlockPool>, keys: &[BlockKey]) {
     assert_eq!(pool.match_prefix(keys, &claim).len(), CHAIN);
 }
 
-/// Pitfall 33: 600 bytes a cached block. With all that a policy remembers of blocks that have left, which may be as many as the pool has.
+/// Pitfall 33: 600 bytes a cached block. The limit includes the policy's ghosts, which may be as
+/// many as the pool has blocks.
 #[test]
 fn bookkeeping_of_a_cached_block_is_within_its_bytes_with_its_policy() {
     for kind in PolicyKind::ALL {
@@ -90,7 +91,7 @@ fn bookkeeping_of_a_cached_block_is_within_its_bytes_with_its_policy() {
     }
 }
 
-/// Pitfall 33: three allocations for each block.
+/// Pitfall 33: three allocations per block.
 #[test]
 fn a_full_pool_allocates_for_batches_and_not_for_blocks() {
     for kind in PolicyKind::ALL {
@@ -119,7 +120,7 @@ fn a_full_pool_allocates_for_batches_and_not_for_blocks() {
     }
 }
 
-/// Pitfall 30: lookups of what is absent that let the index grow.
+/// Pitfall 30: lookup misses make the index grow.
 #[test]
 fn a_lookup_that_finds_nothing_allocates_nothing_and_leaves_nothing() {
     let policy = PolicySettings::default();

@@ -1,5 +1,6 @@
-//! Random operations on a pool of every policy, beside a model that is a map from keys to pins, and that
-//! knows which key follows which: nothing leaves that a cached block follows, and all else may.
+//! Random operations on a pool of every policy, against a model: a map from keys to pins, with the
+//! parent of each key. No block is evicted before its cached children; all other unpinned blocks
+//! may be.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -18,7 +19,7 @@ use std::sync::Arc;
 const GROUP: GroupId = GroupId(2);
 const BLOCKS: usize = 48;
 
-/// Chains there are, and how long the longest parts of them are.
+/// The number of chains, and the length of the longest.
 const CHAINS: usize = 9;
 const LENGTH: usize = 12;
 
@@ -35,7 +36,7 @@ fn chain(number: usize, length: usize) -> Vec<BlockKey> {
     (0..length).map(key).collect()
 }
 
-/// For each key the one before it in its chain.
+/// The parent of each key.
 fn parents() -> HashMap<BlockKey, BlockKey> {
     let chains = (0..CHAINS).map(|number| chain(number, LENGTH));
     let pairs = |keys: Vec<BlockKey>| keys.windows(2).map(|k| (k[1], k[0])).collect::<Vec<_>>();
@@ -55,7 +56,7 @@ struct World {
     log: Arc<EventLog>,
     mirror: Mirror,
     subscriber: kvtile_blocks::events::Subscriber,
-    /// Keys that can be found, with how many guards pin each.
+    /// The keys that lookups find, with the number of guards that pin each.
     stored: HashMap<BlockKey, usize>,
     guards: Guards,
     random: Numbers,
@@ -128,8 +129,8 @@ impl World {
         }
     }
 
-    /// How many blocks can be evicted one after the other: those that are not pinned, without what a
-    /// block follows that stays.
+    /// How many blocks can be evicted one after the other: all but the pinned blocks and their
+    /// ancestors.
     fn evictable(&self) -> usize {
         let mut stays: HashSet<BlockKey> = HashSet::new();
         for (key, _) in self.stored.iter().filter(|(_, pins)| **pins > 0) {
@@ -144,20 +145,20 @@ impl World {
         self.stored.len() - stays.len()
     }
 
-    /// The keys that cached blocks follow.
+    /// The keys that have cached children.
     fn followed(&self) -> HashSet<BlockKey> {
         let parents = self.stored.keys().filter_map(|key| self.parents.get(key));
         parents.copied().collect()
     }
 
-    /// Forgets a block that the pool has evicted.
+    /// Removes a block that the pool has evicted.
     fn forget(&mut self, key: &BlockKey) {
         assert_eq!(self.stored.remove(key), Some(0), "an inactive block");
         let followed = self.followed().contains(key);
         assert!(!followed, "{key} leaves before a block that follows it");
     }
 
-    /// Forgets what the pool has evicted; nothing pinned may be among it, and nothing that is followed.
+    /// Removes the blocks that the pool has evicted; none may be pinned or have cached children.
     fn forget_evicted(&mut self) {
         let there: HashSet<BlockKey> = self.pool.snapshot().iter().map(|e| e.key).collect();
         let before: HashSet<BlockKey> = self.stored.keys().copied().collect();
@@ -168,7 +169,7 @@ impl World {
         });
         let gone = |key: &BlockKey| before.contains(key) && !there.contains(key);
         let broken = self.followed().into_iter().find(gone);
-        assert_eq!(broken, None, "it was evicted before what follows it");
+        assert_eq!(broken, None, "it was evicted before its children");
     }
 
     fn allocate(&mut self) {
@@ -189,7 +190,7 @@ impl World {
         let mut left: Vec<BlockKey> = self.stored.keys().copied().filter(gone).collect();
         left.sort_unstable();
         shown.sort_unstable();
-        assert_eq!(shown, left, "whatever leaves is shown, once");
+        assert_eq!(shown, left, "every evicted block is shown, once");
         for key in &in_order {
             self.forget(key);
         }
@@ -271,7 +272,7 @@ impl World {
     fn look_up(&mut self) {
         let mut keys = self.keys();
         if self.random.index(3) == 0 {
-            // Other tiers hold what the chain begins with.
+            // Other tiers hold the start of the chain.
             keys.drain(..self.random.index(keys.len()));
         }
         let expected = self.prefix(&keys);
@@ -325,8 +326,8 @@ impl World {
         }
     }
 
-    /// Keys that were removed meanwhile, and perhaps stored again, are not the pins of this guard; the
-    /// model drops guards of removed keys at once, so there are none.
+    /// Pins of keys that were removed, and perhaps stored again, are not this guard's. The model
+    /// drops guards of removed keys at once, so there are none.
     fn unpinned(&mut self, keys: &[BlockKey]) {
         for key in keys {
             *self.stored.get_mut(key).unwrap() -= 1;
@@ -337,7 +338,7 @@ impl World {
         let count = self.random.index(8);
         let most = count.min(self.evictable());
         let evicted = self.pool.evict(count, Tick(self.now));
-        assert_eq!(evicted.len(), most, "all goes that nobody needs");
+        assert_eq!(evicted.len(), most, "every evictable block is evicted");
         for block in evicted.iter() {
             self.forget(&block.key);
         }
@@ -458,7 +459,7 @@ fn run(kind: PolicyKind, seed: u64, settings: &PoolSettings) {
     );
     assert_eq!(pool.stats().open_claims, 0, "and its claim");
     drop(pool.evict(usize::MAX, Tick::default()));
-    assert_eq!(pool.cached(), 0, "nothing is kept for ever");
+    assert_eq!(pool.cached(), 0, "no block stays cached");
     pool.check_integrity();
 }
 
@@ -471,7 +472,7 @@ fn settings() -> PoolSettings {
 }
 
 #[test]
-fn a_pool_does_what_the_model_does_whatever_its_policy() {
+fn a_pool_does_what_the_model_does_with_every_policy() {
     for kind in PolicyKind::ALL {
         for seed in 0..6 {
             run(kind, seed, &settings());
@@ -491,7 +492,7 @@ fn a_pool_that_refuses_duplicates_does_what_the_model_does() {
 }
 
 #[test]
-fn a_pool_with_quotas_does_what_the_model_does_and_nobody_is_over_a_quota() {
+fn a_pool_with_quotas_does_what_the_model_does_and_no_tenant_is_over_its_quota() {
     for seed in 200..204 {
         let quota = |tenant, blocks| Quota {
             tenant: TenantId(tenant),

@@ -1,4 +1,4 @@
-//! The order in which blocks would be evicted is the order in which they are.
+//! The predicted eviction order equals the actual one.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -122,7 +122,7 @@ fn with_quotas_and_pins_every_block_comes_once_and_no_block_before_those_that_fo
             let pool = filled(kind, vec![quota], seed);
             let used: Vec<BlockKey> = (0..6).map(|at| key(seed % 12, at)).collect();
             let pinned = pool.match_prefix(&used, &Claim::default());
-            // The policies meet what is in use, and set it aside.
+            // The policies offer pinned blocks, and set them aside.
             drop(pool.evict(5, Tick(301)));
             let order = pool.eviction_order(Tick(302));
             assert_eq!(order.len(), pool.stats().cached, "{what}");

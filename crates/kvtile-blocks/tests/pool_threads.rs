@@ -1,5 +1,5 @@
-//! Threads that store, find, evict and remove at random in one pool. What each of them pins is what
-//! it asked for as long as it holds it, and in the end everything is accounted for.
+//! Threads that store, find, evict and remove at random in one pool. A guard's blocks keep their
+//! keys while it lives, and in the end every block and event is accounted for.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -67,7 +67,7 @@ fn work(pool: &Arc<BlockPool>, seed: u64, removing: bool) {
         for (blocks, keys) in &held {
             assert!(
                 blocks.keys().eq(keys.iter().copied()),
-                "what is pinned stays what it is"
+                "pinned blocks keep their keys"
             );
         }
         while held.len() > 3 {
@@ -77,7 +77,8 @@ fn work(pool: &Arc<BlockPool>, seed: u64, removing: bool) {
     }
 }
 
-/// For each key stored and removed take turns, and what is stored in the end is in the pool.
+/// For each key, stored and removed events alternate, and the keys stored in the end are in the
+/// pool.
 fn check_events(events: &[Event], pool: &BlockPool) {
     let mut stored = BTreeSet::new();
     for event in events {
@@ -121,11 +122,11 @@ fn run(kind: PolicyKind, seed: u64, removing: bool) {
     check_events(&events, &pool);
     pool.check_integrity();
     while !pool.evict(7, Tick(0)).is_empty() {}
-    assert_eq!(pool.census().free, BLOCKS, "nothing is parked for ever");
+    assert_eq!(pool.census().free, BLOCKS, "no block stays parked");
 }
 
 #[test]
-fn threads_find_what_is_stored_and_every_event_comes_in_order() {
+fn threads_find_stored_blocks_and_every_event_is_in_order() {
     for kind in PolicyKind::ALL {
         for seed in 0..3 {
             run(kind, seed, false);
@@ -148,7 +149,7 @@ fn guards_give_their_blocks_back_while_their_thread_panics() {
         store(&theirs, &chain(1, 8), &mut held);
         let _mutable = theirs.allocate(4, &AllocateRequest::default()).unwrap();
         let _evicted = theirs.evict(1, Tick(0));
-        assert!(held.is_empty(), "this is what unwinds");
+        assert!(held.is_empty(), "this panic unwinds");
     });
     assert!(thread.join().is_err());
     let census = pool.census();

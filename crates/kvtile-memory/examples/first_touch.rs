@@ -1,8 +1,8 @@
-//! What it costs to get memory ready: huge pages and pre-faulting, on and off.
+//! Measures the cost of allocating and touching memory with huge pages and pre-faulting on and off.
 //!
 //! `cargo run --release -p kvtile-memory --example first_touch -- [MIB] [ROUNDS]`
 //!
-//! Times the allocation and then one write to every page of it, and prints the least of the rounds.
+//! Times the allocation, then one write to each of its pages, and prints the fastest of the rounds.
 
 use kvtile_memory::{MemoryError, Prefault, SharedMemory, SystemMemory};
 use std::hint::black_box;
@@ -30,7 +30,7 @@ fn main() -> Result<(), MemoryError> {
     Ok(())
 }
 
-/// Time to allocate, and to touch every page after that.
+/// Time to allocate, and then to touch every page.
 type Times = (Duration, Duration);
 
 fn system(bytes: usize, huge_pages: bool, prefault: Prefault) -> Result<Times, MemoryError> {
@@ -47,7 +47,7 @@ fn shared(bytes: usize, huge_pages: bool, prefault: Prefault) -> Result<Times, M
     let start = Instant::now();
     let mut memory = options.prefault(prefault).create(bytes)?;
     let allocated = start.elapsed();
-    // SAFETY: the memory is shared with nobody.
+    // SAFETY: no other process or mapping has the memory.
     touch(unsafe { memory.as_mut_slice() });
     Ok((allocated, start.elapsed() - allocated))
 }
@@ -79,7 +79,7 @@ fn print(kind: &str, huge_pages: bool, prefault: &str, bytes: usize, times: Time
     let speed = bytes as f64 / f64::from(1 << 30) / both.as_secs_f64();
     println!(
         "{kind:7} {:11} {prefault:10} {:7.1} ms {:7.1} ms {:6.1} ms {speed:6.2}",
-        if huge_pages { "asked for" } else { "declined" },
+        if huge_pages { "requested" } else { "declined" },
         milliseconds(times.0),
         milliseconds(times.1),
         milliseconds(both),

@@ -7,8 +7,8 @@ use std::ops::{Deref, DerefMut};
 
 /// Zeroed bytes that start at a multiple of a given alignment.
 ///
-/// It owns whole pages of its own and is no region: nobody else learns its address, so it lends
-/// slices.
+/// It owns its pages and is not a region: no other code learns its address, so it can lend slices
+/// safely.
 #[derive(Debug)]
 pub struct AlignedBuffer {
     mapping: Mapping,
@@ -35,7 +35,7 @@ impl AlignedBuffer {
         })
     }
 
-    /// The alignment asked for, in bytes.
+    /// The requested alignment, in bytes.
     #[must_use]
     pub fn alignment(&self) -> usize {
         self.alignment
@@ -46,7 +46,7 @@ impl Deref for AlignedBuffer {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        // SAFETY: the address is told to nobody, so only `deref_mut` leads to writes, and that
+        // SAFETY: the address never leaves this type, so only `deref_mut` leads to writes, and that
         // needs `&mut self`, which does not exist while this slice lives.
         unsafe { self.mapping.as_slice(self.size) }
     }
@@ -54,7 +54,7 @@ impl Deref for AlignedBuffer {
 
 impl DerefMut for AlignedBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: the address is told to nobody, and `&mut self` excludes every other slice.
+        // SAFETY: the address never leaves this type, and `&mut self` excludes every other slice.
         unsafe { self.mapping.as_mut_slice(self.size) }
     }
 }
@@ -64,7 +64,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn buffers_are_zeroed_aligned_and_exactly_as_long_as_asked() {
+    fn buffers_are_zeroed_aligned_and_of_exactly_the_requested_size() {
         for (size, alignment) in [(1, 1), (512, 512), (5000, 4096), (300_000, 1 << 21)] {
             let mut buffer = AlignedBuffer::new(size, alignment).unwrap();
             assert_eq!(buffer.len(), size);
@@ -77,7 +77,7 @@ mod tests {
 
     /// Pitfall 11: a zero-size allocation shares its address with the next one.
     #[test]
-    fn senseless_sizes_and_alignments_are_refused() {
+    fn invalid_sizes_and_alignments_are_refused() {
         assert!(matches!(
             AlignedBuffer::new(0, 8),
             Err(MemoryError::ZeroSize)

@@ -1,4 +1,4 @@
-//! Memory that somebody else owns: an engine's cache, a driver's allocation.
+//! Memory of another owner: an engine's cache, a driver's allocation.
 
 use crate::MemoryError;
 use crate::region::{MemoryRegion, StorageKind};
@@ -7,7 +7,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-/// A region at an address that somebody else allocated, with what keeps it allocated.
+/// A region at an address that another component allocated, with an `Arc` that keeps it allocated.
 #[derive(Clone)]
 pub struct BorrowedMemory {
     addr: usize,
@@ -18,7 +18,7 @@ pub struct BorrowedMemory {
 }
 
 impl BorrowedMemory {
-    /// The `size` bytes at `pointer`, which stay as long as `keep_alive` is held.
+    /// The `size` bytes at `pointer`, which stay valid as long as `keep_alive` is held.
     ///
     /// ```
     /// use kvtile_memory::{BorrowedMemory, MemoryRegion, StorageKind};
@@ -27,7 +27,7 @@ impl BorrowedMemory {
     /// let bytes: &'static mut [u8] = Box::leak(vec![0; 4096].into_boxed_slice());
     /// let size = bytes.len();
     /// let pointer = NonNull::from(bytes).cast();
-    /// // SAFETY: the bytes stay for ever, and nobody else uses them any more.
+    /// // SAFETY: the bytes are leaked, and no other code uses them.
     /// let region =
     ///     unsafe { BorrowedMemory::new(pointer, size, Arc::new(()), StorageKind::System) }?;
     /// assert_eq!(region.size(), 4096);
@@ -36,11 +36,11 @@ impl BorrowedMemory {
     ///
     /// # Safety
     ///
-    /// As long as `keep_alive` is held, the bytes are as [`MemoryRegion`] demands for `kind`: for
+    /// As long as `keep_alive` is held, the bytes are as [`MemoryRegion`] demands for `kind`. For
     /// `System` and `Pinned` they are mapped, initialised, readable, writable (unless
-    /// [`BorrowedMemory::read_only`] follows) and do not move; for `Device` they are an
-    /// allocation of that device. Nobody uses them against the leases of those who copy through
-    /// this region.
+    /// [`BorrowedMemory::read_only`] follows) and do not move; for `Device` they are an allocation
+    /// of that device. No code accesses them in conflict with the leases under which other code
+    /// copies through this region.
     ///
     /// # Errors
     ///
@@ -75,14 +75,14 @@ impl BorrowedMemory {
         })
     }
 
-    /// The same memory, not to be written.
+    /// Marks the region read-only.
     #[must_use]
     pub fn read_only(mut self) -> Self {
         self.writable = false;
         self
     }
 
-    /// What keeps the memory allocated.
+    /// The value that keeps the memory allocated.
     #[must_use]
     pub fn keep_alive(&self) -> &Arc<dyn Any + Send + Sync> {
         &self.keep_alive
@@ -101,9 +101,9 @@ impl fmt::Debug for BorrowedMemory {
     }
 }
 
-// SAFETY: who called `new` guaranteed the bytes for as long as `keep_alive` is held, and it is held
-// as long as `self`; `new` checked that the size is not zero, fits and does not wrap, exposed the
-// provenance of the pointer, and refused files. No method changes anything through `&self`.
+// SAFETY: the caller of `new` guaranteed the bytes for as long as `keep_alive` is held, and `self`
+// holds it. `new` checked that the size is not zero, fits and does not wrap, exposed the provenance
+// of the pointer, and refused files. No method changes anything through `&self`.
 unsafe impl MemoryRegion for BorrowedMemory {
     fn addr(&self) -> usize {
         self.addr

@@ -9,32 +9,32 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryError {
-    /// A region, view or buffer of zero bytes was asked for.
-    #[error("a size of zero bytes was asked for; a region has at least one byte")]
+    /// The requested region, view or buffer has zero bytes.
+    #[error("a size of zero bytes was requested; a region has at least one byte")]
     ZeroSize,
-    /// The size cannot be held by any region of this machine or file of this filesystem.
+    /// The size exceeds what the address space or the filesystem can hold.
     #[error("{bytes} bytes are more than can be addressed here")]
     TooLarge {
-        /// The size asked for, in bytes.
+        /// The requested size, in bytes.
         bytes: u64,
     },
-    /// The kernel gave no memory.
-    #[error("the kernel gave no {bytes} bytes of memory: {source}")]
+    /// The kernel refused the memory.
+    #[error("the kernel refused {bytes} bytes of memory: {source}")]
     AllocationFailed {
-        /// The size asked for, in bytes.
+        /// The requested size, in bytes.
         bytes: usize,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Filling that much memory now would end in the out-of-memory killer.
+    /// Pre-faulting that much memory would invoke the out-of-memory killer.
     #[error(
-        "{bytes} bytes were to be pre-faulted, but {limit} allows {allowed_bytes}; ask for less, \
+        "{bytes} bytes were to be pre-faulted, but {limit} allows {allowed_bytes}; request less, \
          raise the limit, or allocate without pre-faulting"
     )]
     LimitExceeded {
-        /// The size asked for, in bytes.
+        /// The requested size, in bytes.
         bytes: usize,
-        /// What may be used, in bytes.
+        /// The bytes that the limit still allows.
         allowed_bytes: u64,
         /// Which limit it is.
         limit: MemoryLimit,
@@ -42,7 +42,7 @@ pub enum MemoryError {
     /// An alignment that is zero or no power of two.
     #[error("alignment {alignment} is not a power of two")]
     InvalidAlignment {
-        /// The alignment asked for, in bytes.
+        /// The requested alignment, in bytes.
         alignment: usize,
     },
     /// A borrowed region that would reach past the end of the address space.
@@ -53,10 +53,10 @@ pub enum MemoryError {
         /// Size of the region, in bytes.
         size: usize,
     },
-    /// The storage kind cannot be used for this sort of region.
+    /// A borrowed region cannot have this storage kind.
     #[error("{kind} cannot be borrowed by address; open files as files")]
     UnsupportedKind {
-        /// The kind asked for.
+        /// The requested kind.
         kind: StorageKind,
     },
     /// A range that does not lie inside the region.
@@ -72,86 +72,86 @@ pub enum MemoryError {
     /// The path does not exist.
     #[error("{path} does not exist", path = path.display())]
     NotFound {
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
     },
-    /// A new file was asked for where one exists. It was not touched.
+    /// The file to create exists already. It is unchanged.
     #[error("{path} exists already and is left as it is; open it, or choose another path",
             path = path.display())]
     AlreadyExists {
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
     },
     /// The path is a folder, a device, a pipe or a socket.
     #[error("{path} is not a regular file", path = path.display())]
     NotAFile {
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
     },
-    /// The process may not do this with the path.
+    /// The process lacks the permission for this operation on the path.
     #[error("no permission to {operation} {path}: {source}", path = path.display())]
     PermissionDenied {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// An existing file is shorter than the region that was asked for. It was not touched.
+    /// An existing file is shorter than the requested region. It is unchanged.
     #[error("{path} has {have} bytes and {need} are needed; open it with extend(true) to let it \
              grow", path = path.display())]
     FileTooSmall {
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
         /// Its length, in bytes.
         have: u64,
-        /// The size asked for, in bytes.
+        /// The requested size, in bytes.
         need: u64,
     },
     /// The filesystem, a quota or a file size limit has no room.
     #[error("no room for {bytes} bytes at {path}: {source}", path = path.display())]
     OutOfSpace {
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
         /// How many bytes were to be stored.
         bytes: u64,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// A write, or an option that writes, on a file that was opened read-only.
     #[error("{path} is opened read-only", path = path.display())]
     ReadOnly {
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
     },
-    /// The file ended inside a region: somebody made it shorter after it was opened.
-    #[error("{path} ended at byte {offset} with {missing} bytes still to read; it was cut while \
+    /// The file ended inside the region: it was truncated after it was opened.
+    #[error("{path} ended at byte {offset} with {missing} bytes still to read; it was truncated while \
              in use", path = path.display())]
     UnexpectedEnd {
-        /// The path asked for.
+        /// The path.
         path: PathBuf,
-        /// File offset at which nothing more could be read.
+        /// File offset of the end of the file.
         offset: u64,
-        /// Bytes that were still wanted.
+        /// Bytes of the read that lie past the end.
         missing: usize,
     },
-    /// A received descriptor whose size is not sealed: its sender could cut it under us.
+    /// A received descriptor whose size is not sealed: its owner could truncate it while mapped.
     #[error(
-        "the received memory is not sealed against shrinking; its owner could cut it while it \
-             is mapped here"
+        "the received memory is not sealed against shrinking; its owner could truncate it while \
+             it is mapped here"
     )]
     NotSealed,
-    /// A received descriptor that is not shared memory at all.
+    /// A received descriptor that is not shared memory.
     #[error("the received descriptor is not a sealable memfd: {source}")]
     NotSharedMemory {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// Shared memory that may not be mapped for writing.
     #[error("the received memory may not be written: {source}")]
     SharedNotWritable {
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
     /// The size that the sender claims is not the size of the memory that came with it.
@@ -165,7 +165,7 @@ pub enum MemoryError {
     /// A hand-over brings exactly one descriptor.
     #[error("a hand-over brings exactly one descriptor, this one brought {count}")]
     HandoverDescriptors {
-        /// How many came (a lower bound where more came than were taken).
+        /// How many came; a lower bound where more came than were received.
         count: usize,
     },
     /// The bytes received are not a hand-over of this version.
@@ -182,28 +182,28 @@ pub enum MemoryError {
     /// Any other error of a file operation.
     #[error("cannot {operation} {path}: {source}", path = path.display())]
     Io {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
-        /// The path it was tried on; for a scratch file, its folder.
+        /// The path; for a scratch file, its folder.
         path: PathBuf,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// Any other error of an operation that concerns no path.
+    /// Any other error of an operation without a path.
     #[error("cannot {operation}: {source}")]
     System {
-        /// What was tried.
+        /// The failed operation.
         operation: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// A limit on memory that pre-faulting would break.
+/// The memory limit that pre-faulting would exceed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum MemoryLimit {
-    /// Memory and swap that the machine has available.
+    /// The available memory and swap of the machine.
     Machine,
     /// The limit of the control group that the process runs in.
     ControlGroup,
@@ -219,7 +219,7 @@ impl std::fmt::Display for MemoryLimit {
 }
 
 impl MemoryError {
-    /// The error of `operation` on `path`; `bytes` is how much it was to store, for errors of room.
+    /// The error of `operation` on `path`; out-of-space errors report `bytes`, the size to store.
     pub(crate) fn of_path(operation: &'static str, path: &Path, bytes: u64, errno: Errno) -> Self {
         let path = path.to_path_buf();
         let source = io::Error::from(errno);

@@ -1,23 +1,23 @@
-//! Who owns the bytes: system, shared, file and borrowed memory regions.
+//! Memory regions: system, shared, file and borrowed memory, and their ownership.
 //!
-//! A [`MemoryRegion`] is one contiguous piece of memory or of a file, with an address, a size and
-//! a kind. This crate makes regions, keeps them alive and gives them back; it knows nothing of
-//! blocks, layers or layouts, and it copies nothing between regions.
+//! A [`MemoryRegion`] is one contiguous piece of memory or of a file, with an address, a size and a
+//! kind. This crate allocates regions, keeps them alive and frees them. It does not know blocks,
+//! layers or layouts, and it copies nothing between regions.
 //!
 //! | kind | made by | survives the process | reachable by other processes |
 //! | --- | --- | --- | --- |
 //! | [`SystemMemory`] | anonymous mapping, huge pages by default | no | no |
 //! | [`SharedMemory`] | sealed memfd, handed over a Unix socket | while a process maps it | yes |
 //! | [`FileMemory`] | a named file, or an unnamed scratch file | yes, unless scratch | by path |
-//! | [`BorrowedMemory`] | pointer, size and keep-alive of somebody else | up to the owner | up to the owner |
+//! | [`BorrowedMemory`] | pointer, size and keep-alive of another owner | up to the owner | up to the owner |
 //! | [`RegionView`] | a checked part of any of them | as its parent | as its parent |
 //!
-//! Every constructor refuses a size of zero, reports failure as a typed [`MemoryError`] and leaves
-//! no mapping, descriptor or file behind when it fails.
+//! Every constructor refuses a size of zero and reports failure as a typed [`MemoryError`]. A
+//! constructor that fails leaves no mapping, descriptor or file behind.
 //!
-//! Regions are handed around as [`OwnedMemoryRegion`], an `Arc`: who holds one may learn its
-//! address, so nothing here lends a slice of a region through `&self`. Safe access is either
-//! exclusive (`&mut self`) or goes through the kernel (`read_exact_at`, `write_all_at`).
+//! Regions are shared as [`OwnedMemoryRegion`], an `Arc`. Every holder can read the region's
+//! address, so no method lends a slice of a region through `&self`. Safe access is either exclusive
+//! (`&mut self`) or goes through the kernel (`read_exact_at`, `write_all_at`).
 //!
 //! ```
 //! use kvtile_memory::{MemoryRegion, OwnedMemoryRegion, RegionView, SystemMemory};
@@ -32,7 +32,7 @@
 //! ```
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("kvtile-memory needs Linux: it stands on memfd seals, madvise and direct I/O");
+compile_error!("kvtile-memory needs Linux: it uses memfd seals, madvise and direct I/O");
 
 mod aligned;
 mod borrowed;

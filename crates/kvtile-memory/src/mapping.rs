@@ -1,6 +1,6 @@
 //! Mapped pages: the only owner of addresses in this crate.
 //!
-//! Maps, advises, fills and unmaps. Does not know what the pages are for.
+//! Maps, advises, populates and unmaps. It does not know what the pages are for.
 
 use crate::MemoryError;
 use crate::region::check_size;
@@ -13,8 +13,8 @@ use std::ptr;
 
 /// Whole pages of this process, readable and writable, unmapped on drop.
 ///
-/// The address is kept as a number whose provenance is exposed, since that is what a region tells
-/// its users.
+/// The address is kept as a number whose provenance is exposed, because a region gives its users a
+/// number.
 #[derive(Debug)]
 pub(crate) struct Mapping {
     address: usize,
@@ -40,11 +40,11 @@ impl Mapping {
         Ok(rest.take_front(len))
     }
 
-    /// The first `bytes` of the memory behind `fd`, shared with everyone who maps it.
+    /// The first `bytes` of the memory behind `fd`, mapped shared.
     pub(crate) fn shared(fd: BorrowedFd<'_>, bytes: usize) -> Result<Self, Errno> {
         let len = whole_pages(bytes).map_err(|_| Errno::OVERFLOW)?;
-        // SAFETY: without MAP_FIXED and with a null hint the kernel chooses pages that nobody has,
-        // so no existing memory changes.
+        // SAFETY: without MAP_FIXED and with a null hint the kernel chooses unused addresses, so no
+        // existing memory changes.
         let start = unsafe {
             mmap(
                 ptr::null_mut(),
@@ -62,8 +62,8 @@ impl Mapping {
     }
 
     fn map_anonymous(len: usize, bytes: usize) -> Result<Self, MemoryError> {
-        // SAFETY: without MAP_FIXED and with a null hint the kernel chooses pages that nobody has,
-        // so no existing memory changes.
+        // SAFETY: without MAP_FIXED and with a null hint the kernel chooses unused addresses, so no
+        // existing memory changes.
         let start = unsafe {
             mmap_anonymous(
                 ptr::null_mut(),
@@ -97,39 +97,40 @@ impl Mapping {
         self.address
     }
 
-    /// Bytes mapped: whole pages, at least what was asked for.
+    /// Bytes mapped: whole pages, at least the requested size.
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Asks for huge pages where the kernel can make them.
+    /// Advises the kernel to use huge pages (`MADV_HUGEPAGE`).
     pub(crate) fn advise_huge_pages(&self) -> Result<(), Errno> {
         // SAFETY: the range is exactly this mapping, and the advice changes which pages back it,
-        // not what they hold.
+        // not their content.
         unsafe { madvise(self.pointer(0), self.len, Advice::LinuxHugepage) }
     }
 
-    /// Gives pages of its own to `range` (inside the mapping, page-aligned), without changing what
-    /// they hold.
+    /// Faults in the pages of `range` (inside the mapping, page-aligned), without changing their
+    /// content.
     pub(crate) fn populate(&self, range: Range<usize>) -> Result<(), Errno> {
         let len = self.checked_len(&range)?;
         let start = self.pointer(range.start);
-        // SAFETY: `checked_len` proved the range to lie inside this mapping, and populating it
-        // does not change what it holds.
+        // SAFETY: `checked_len` proved the range to lie inside this mapping, and populating it does
+        // not change its content.
         unsafe { madvise(start, len, Advice::LinuxPopulateWrite) }
     }
 
-    /// As [`Mapping::populate`], by writing a zero to every page, for kernels that cannot.
+    /// As [`Mapping::populate`], by writing a zero to every page, for kernels without
+    /// `MADV_POPULATE_WRITE`.
     ///
     /// # Safety
     ///
-    /// The mapping is fresh: all zeroes, and nobody else has its address or its memory.
+    /// The mapping is fresh: all zeroes, and no other code has its address or its memory.
     pub(crate) unsafe fn touch(&self, range: Range<usize>) -> Result<(), Errno> {
         self.checked_len(&range)?;
         for offset in range.step_by(rustix::param::page_size()) {
             let byte = self.pointer(offset).cast::<u8>();
             // SAFETY: `checked_len` proved `offset` to lie inside this writable mapping; the byte
-            // is zero and, as the caller guarantees, nobody else reads or writes it now.
+            // is zero and, as the caller guarantees, no other code reads or writes it now.
             unsafe { byte.write_volatile(0) };
         }
         Ok(())
@@ -146,11 +147,11 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// Nobody writes these bytes while the slice lives.
+    /// No code writes these bytes while the slice lives.
     pub(crate) unsafe fn as_slice(&self, len: usize) -> &[u8] {
         // SAFETY: the pages are mapped readable and initialised (zeroed by the kernel) as long as
         // `self` lives, at most `isize::MAX` bytes (`whole_pages`), and the caller guarantees that
-        // nobody writes them.
+        // no code writes them.
         unsafe { std::slice::from_raw_parts(self.pointer(0).cast(), len.min(self.len)) }
     }
 
@@ -158,10 +159,10 @@ impl Mapping {
     ///
     /// # Safety
     ///
-    /// Nobody else reads or writes these bytes while the slice lives.
+    /// No other code reads or writes these bytes while the slice lives.
     pub(crate) unsafe fn as_mut_slice(&mut self, len: usize) -> &mut [u8] {
         // SAFETY: as in `as_slice`; besides, they are mapped writable, and the caller guarantees
-        // that nobody else reads or writes them.
+        // that no other code reads or writes them.
         unsafe { std::slice::from_raw_parts_mut(self.pointer(0).cast(), len.min(self.len)) }
     }
 
@@ -175,11 +176,11 @@ impl Drop for Mapping {
         if self.len == 0 {
             return;
         }
-        // SAFETY: the range is exactly this mapping, which nobody uses any more: slices borrow it,
+        // SAFETY: the range is exactly this mapping, which is no longer in use: slices borrow it,
         // and users of the address hold its region.
         let unmapped = unsafe { munmap(self.pointer(0), self.len) };
-        // It fails only when the kernel has no room to split a mapping; then the pages stay
-        // mapped, which is a leak and nothing worse.
+        // `munmap` fails only when the kernel has no memory to split a mapping. The pages then stay
+        // mapped, which is only a leak.
         debug_assert!(unmapped.is_ok(), "munmap failed: {unmapped:?}");
     }
 }
@@ -197,7 +198,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn alignments_past_the_page_are_met_and_the_slack_is_given_back() {
+    fn alignments_past_the_page_are_met_and_the_slack_is_unmapped() {
         for alignment in [1 << 12, 1 << 16, 1 << 21, 1 << 25] {
             let mapping = Mapping::anonymous(10_000, alignment).unwrap();
             assert_eq!(mapping.address() % alignment, 0);
@@ -208,12 +209,12 @@ mod tests {
     #[test]
     fn touching_and_populating_leave_zeroes() {
         let mut mapping = Mapping::anonymous(100_000, 1).unwrap();
-        // SAFETY: fresh, and nobody else has it.
+        // SAFETY: fresh, and no other code has it.
         unsafe { mapping.touch(0..50_000) }.unwrap();
         if let Err(errno) = mapping.populate(0..mapping.len()) {
             eprintln!("MADV_POPULATE_WRITE is not tested: {errno}");
         }
-        // SAFETY: nobody else has it.
+        // SAFETY: no other code has it.
         let bytes = unsafe { mapping.as_mut_slice(100_000) };
         assert!(bytes.iter().all(|byte| *byte == 0));
     }
@@ -222,7 +223,7 @@ mod tests {
     fn ranges_outside_the_mapping_are_refused() {
         let mapping = Mapping::anonymous(4096, 1).unwrap();
         assert_eq!(mapping.populate(0..mapping.len() + 1), Err(Errno::FAULT));
-        // SAFETY: fresh, and nobody else has it.
+        // SAFETY: fresh, and no other code has it.
         let touched = unsafe { mapping.touch(4096..1 << 30) };
         assert_eq!(touched, Err(Errno::FAULT));
     }

@@ -1,50 +1,50 @@
-//! How pages are asked for: the options that system and shared memory have in common.
+//! Allocation options that system and shared memory have in common.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-/// Whether the pages of new memory are there from the start.
+/// When new memory gets its pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Prefault {
-    /// Each page comes when it is first touched, one fault at a time.
+    /// Each page is allocated when it is first touched, one fault at a time.
     #[default]
     None,
-    /// All pages are there when the allocation returns, brought by several threads.
+    /// Several threads fault in all pages before the allocation returns.
     Populate {
         /// Threads to use; 0 means one for each CPU that the process may use.
         threads: usize,
     },
 }
 
-/// How far pre-faulting has come.
+/// Progress of pre-faulting.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// Bytes that have pages.
     pub done_bytes: usize,
-    /// Bytes that will have pages; at least the size asked for.
+    /// Bytes that will have pages; at least the requested size.
     pub total_bytes: usize,
 }
 
 impl Progress {
-    /// The part that is done, 0 to 1.
+    /// The fraction that is done, 0 to 1.
     #[must_use]
     pub fn fraction(self) -> f64 {
         self.done_bytes as f64 / self.total_bytes.max(1) as f64
     }
 }
 
-/// Whether a region was given to the kernel as a place for huge pages.
+/// Whether a region may be backed by transparent huge pages.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum HugePages {
-    /// The kernel was asked and will use them as it finds them.
+    /// The kernel accepted the advice; it uses huge pages where it has them.
     Advised,
-    /// They were asked for and cannot be had.
+    /// They were requested, and the kernel refuses them.
     Unavailable {
         /// Why not.
         reason: String,
     },
-    /// They were not asked for.
+    /// They were not requested.
     NotRequested,
 }
 
@@ -78,23 +78,24 @@ impl<'a, M> AllocateOptions<'a, M> {
         }
     }
 
-    /// Whether to ask for huge pages; they are, unless this says `false`. A kernel without them is
-    /// no error: `huge_pages()` of the memory tells.
+    /// Whether to request huge pages; on by default. A kernel without them is no error:
+    /// `huge_pages()` of the memory reports whether they are in use.
     #[must_use]
     pub fn huge_pages(mut self, wanted: bool) -> Self {
         self.huge_pages = wanted;
         self
     }
 
-    /// Whether the pages are there when the allocation returns; by default they are not.
+    /// Whether the allocation faults in all pages before it returns; off by default.
     #[must_use]
     pub fn prefault(mut self, prefault: Prefault) -> Self {
         self.prefault = prefault;
         self
     }
 
-    /// Calls `progress` while pre-faulting, from whichever thread has finished a part, one call at
-    /// a time, `done_bytes` rising to `total_bytes`. Not called without pre-faulting.
+    /// Calls `progress` during pre-faulting, once for each part. Any worker thread may make the
+    /// call, one at a time, and `done_bytes` rises to `total_bytes`. Without pre-faulting there are
+    /// no calls.
     #[must_use]
     pub fn progress(mut self, progress: impl Fn(Progress) + Send + Sync + 'a) -> Self {
         self.progress = Some(Box::new(progress));

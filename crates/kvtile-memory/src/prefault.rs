@@ -1,7 +1,7 @@
-//! Pages and huge pages for a fresh mapping, before anyone else has it.
+//! Huge pages and pre-faulting for a fresh mapping, before any other code has its address.
 //!
 //! First touch costs a fault per page, so a pool of hundreds of GiB that one thread touches takes
-//! tens of minutes to start. Here several threads ask the kernel to fill large parts at once.
+//! tens of minutes to start. Here several threads populate large parts concurrently.
 
 use crate::machine;
 use crate::mapping::Mapping;
@@ -12,17 +12,18 @@ use rustix::io::Errno;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
-/// Bytes one thread fills between two reports; a multiple of every page size in use.
+/// Bytes that one thread populates between two reports; a multiple of every page size in use.
 const PART_BYTES: usize = 32 << 20;
 
-/// Which mapping the huge pages are for; the kernel has a switch for each.
+/// The kind of mapping; the kernel has a huge-page setting for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backing {
     Anonymous,
     Shared,
 }
 
-/// Refuses to fill more memory than there is, since the kernel would kill instead of failing.
+/// Refuses to populate more memory than is available: the kernel would kill the process instead of
+/// failing the call.
 pub(crate) fn check_room<M>(
     options: &AllocateOptions<'_, M>,
     bytes: usize,
@@ -56,11 +57,11 @@ fn check_limits(
     Ok(())
 }
 
-/// Asks for huge pages and fills the mapping as the options say.
+/// Advises huge pages and populates the mapping as the options demand.
 ///
 /// # Safety
 ///
-/// The mapping is fresh: all zeroes, and nobody else has its address or its memory.
+/// The mapping is fresh: all zeroes, and no other code has its address or its memory.
 pub(crate) unsafe fn prepare<M>(
     mapping: &Mapping,
     options: &AllocateOptions<'_, M>,
@@ -72,13 +73,13 @@ pub(crate) unsafe fn prepare<M>(
         HugePages::NotRequested
     };
     if let Prefault::Populate { threads } = options.prefault {
-        // SAFETY: passed on to our caller, who guarantees it.
+        // SAFETY: our caller guarantees the same.
         unsafe { populate(mapping, threads, options.progress.as_ref()) }?;
     }
     Ok(huge_pages)
 }
 
-/// Where a mapping starts so that huge pages fit it best.
+/// The alignment of a mapping's start that suits huge pages.
 pub(crate) fn alignment<M>(options: &AllocateOptions<'_, M>, bytes: usize) -> usize {
     match machine::huge_page_size() {
         Some(huge) if options.huge_pages && bytes >= huge => huge,
@@ -128,13 +129,13 @@ unsafe fn populate(
     thread::scope(|scope| {
         for _ in 1..threads {
             let worker = thread::Builder::new().name("kvtile-prefault".to_owned());
-            // SAFETY: passed on to our caller, who guarantees it.
+            // SAFETY: our caller guarantees the same.
             let work = || unsafe { crew.work() };
             if worker.spawn_scoped(scope, work).is_err() {
-                break; // No more threads to be had: those that run do the rest.
+                break; // No further threads: the running ones do all parts.
             }
         }
-        // SAFETY: passed on to our caller, who guarantees it.
+        // SAFETY: our caller guarantees the same.
         unsafe { crew.work() };
     });
     match crew.failure.into_inner() {
@@ -146,7 +147,7 @@ unsafe fn populate(
     }
 }
 
-/// The threads that fill one mapping, part by part.
+/// The worker threads that populate one mapping, part by part.
 struct Crew<'a, 'b> {
     mapping: &'a Mapping,
     progress: Option<&'a ProgressFn<'b>>,
@@ -156,7 +157,7 @@ struct Crew<'a, 'b> {
 }
 
 impl Crew<'_, '_> {
-    /// Fills parts until none is left or one has failed.
+    /// Populates parts until none is left or one has failed.
     ///
     /// # Safety
     ///
@@ -169,12 +170,12 @@ impl Crew<'_, '_> {
                 return;
             }
             let end = start.saturating_add(PART_BYTES).min(self.mapping.len());
-            // SAFETY: passed on to our caller, who guarantees it; no two threads get one part.
+            // SAFETY: our caller guarantees the same; each part goes to one thread only.
             let filled = unsafe { fill(self.mapping, start..end) };
             if let Err(errno) = filled {
                 let mut failure = self.failure.lock();
                 failure.get_or_insert(errno);
-                // Past the end: the others stop at their next part.
+                // Past the end, so the other threads stop at their next part.
                 self.next_part
                     .store(self.mapping.len().div_ceil(PART_BYTES), Ordering::Relaxed);
                 return;
@@ -203,8 +204,8 @@ unsafe fn fill(mapping: &Mapping, range: std::ops::Range<usize>) -> Result<(), E
     loop {
         match mapping.populate(range.clone()) {
             Err(Errno::INTR | Errno::AGAIN) => {}
-            // Kernels before 5.14 do not know how.
-            // SAFETY: passed on to our caller, who guarantees it.
+            // Kernels before 5.14 lack `MADV_POPULATE_WRITE`.
+            // SAFETY: our caller guarantees the same.
             Err(Errno::INVAL) => return unsafe { mapping.touch(range) },
             filled => return filled,
         }

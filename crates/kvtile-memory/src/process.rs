@@ -1,18 +1,19 @@
-//! What belongs to one process and not to the children that it makes by `fork`.
+//! Files that belong to one process and not to the children that it forks.
 //!
-//! `fork` gives a child all descriptors. A lock (`flock`) belongs to the open file that they share, so
-//! it outlives the process that took it for as long as any child lives. [`ProcessFile`] is a file
-//! that children do not get: the C library calls [`in_child`] in every child before `fork` returns
-//! there, and that closes it.
+//! `fork` gives a child all descriptors. A lock (`flock`) belongs to the open file description that
+//! they share, so it outlives the locking process for as long as any child lives. [`ProcessFile`]
+//! is a file that children do not inherit: the C library calls [`in_child`] in every child before
+//! `fork` returns there, and `in_child` closes the file.
 //!
 //! ```text
-//! open ──► known to the handlers ──► no fork since open began? ──► lock
-//!   ▲                                        │ there was one
-//!   └───────────── close, again ◄────────────┘
+//! open ──► register with the handlers ──► any fork since open began? ──no──► lock
+//!   ▲                                        │ yes
+//!   └───────────── close, retry ◄────────────┘
 //! ```
 //!
-//! So a child has either nothing, or an open file that was never locked. A child that is made without
-//! the C library's `fork` (the system call itself, `_Fork`) keeps the descriptor. `exec` closes it.
+//! So a child has either no descriptor, or an open file that was never locked. A child that is made
+//! without the C library's `fork` (the system call itself, `_Fork`) keeps the descriptor. `exec`
+//! closes it.
 
 use std::{
     fs::File,
@@ -31,17 +32,17 @@ const NONE: RawFd = -1;
 /// Forks that began in this process.
 static BEGUN: AtomicU64 = AtomicU64::new(0);
 
-/// Forks that have ended in this process, the one that made it included.
+/// Forks that have completed in this process, including the fork that created it.
 static ENDED: AtomicU64 = AtomicU64::new(0);
 
-/// Counts the forks between the first process and this one.
+/// The number of forks between the first process and this one.
 static GENERATION: AtomicU64 = AtomicU64::new(0);
 
-/// The first place for a descriptor.
+/// Head of the list of descriptor slots.
 static FIRST: Place = Place::new();
 
-/// One descriptor that children close. Places are used again and never freed, so a child may walk
-/// through them at any time.
+/// A slot for one descriptor that children close. Slots are reused and never freed, so a child may
+/// walk the list at any time.
 #[derive(Debug)]
 struct Place {
     fd: AtomicI32,
@@ -56,7 +57,7 @@ impl Place {
         }
     }
 
-    /// The place that has `fd` now.
+    /// Claims a free slot for `fd`, or appends one.
     fn take(fd: RawFd) -> &'static Place {
         let mut place = &FIRST;
         while place
@@ -70,7 +71,7 @@ impl Place {
     }
 }
 
-/// Which process something belongs to.
+/// Identifies a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProcessMark {
     id: u32,
@@ -87,34 +88,35 @@ impl ProcessMark {
         }
     }
 
-    /// Whether this is the process that the mark was made in, and not a child of it. The number is
+    /// Whether the current process made the mark, as opposed to a child of it. The process id is
     /// compared too, for children that were made without the C library.
     #[must_use]
     pub fn is_current(self) -> bool {
         self == ProcessMark::now()
     }
 
-    /// The number of the process.
+    /// The process id.
     #[must_use]
     pub fn id(self) -> u32 {
         self.id
     }
 }
 
-/// An open file that children made by `fork` do not have.
+/// An open file that children made by `fork` do not inherit.
 #[derive(Debug)]
 pub struct ProcessFile {
-    /// Until it is dropped.
+    /// `None` only during the drop.
     file: Option<File>,
     place: &'static Place,
     process: ProcessMark,
 }
 
 impl ProcessFile {
-    /// Opens a file. `open` is called again where the process forked meanwhile; it takes no lock.
+    /// Opens a file. Where the process forked in the meantime, `open` is called again, so it must
+    /// take no lock.
     ///
     /// # Errors
-    /// What `open` says, and no memory for the handlers.
+    /// The error of `open`; out of memory for the fork handlers.
     pub fn open(open: impl Fn() -> io::Result<OwnedFd>) -> io::Result<ProcessFile> {
         install_handlers()?;
         loop {
@@ -149,18 +151,18 @@ impl Drop for ProcessFile {
             return;
         };
         if !self.process.is_current() {
-            // It is closed already, and the number may be another file's by now.
+            // It is closed already, and its number may by now belong to another file.
             let _ = file.into_raw_fd();
             return;
         }
-        // First, so that a child that is just being made keeps no lock. Where it fails, the lock ends
-        // with the descriptor.
+        // Unlocked first, so that a child that is being forked keeps no lock. If unlocking fails,
+        // the lock ends with the descriptor.
         let _ = file.unlock();
         self.place.fd.store(NONE, Ordering::SeqCst);
     }
 }
 
-/// Has the C library call us around every fork, once.
+/// Registers the fork handlers with the C library, once.
 fn install_handlers() -> io::Result<()> {
     static INSTALLED: OnceLock<libc::c_int> = OnceLock::new();
     let failed = *INSTALLED.get_or_init(|| {
@@ -184,16 +186,16 @@ extern "C" fn in_parent() {
 }
 
 extern "C" fn in_child() {
-    // Forks that other threads had begun are none of this process.
+    // Forks that other threads had begun do not exist in this process.
     ENDED.store(BEGUN.load(Ordering::SeqCst), Ordering::SeqCst);
     GENERATION.fetch_add(1, Ordering::SeqCst);
     let mut place = Some(&FIRST);
     while let Some(here) = place {
         let fd = here.fd.swap(NONE, Ordering::SeqCst);
         if fd != NONE {
-            // SAFETY: the descriptor belongs to a `ProcessFile`, which takes it out of its place before
-            // it closes it and closes nothing in a child; so it is open here and nothing else of this
-            // child closes it.
+            // SAFETY: the descriptor belongs to a `ProcessFile`, which clears its slot before it
+            // closes the file, and which closes nothing in a child; so the descriptor is open here
+            // and no other code of this child closes it.
             let _ = unsafe { libc::close(fd) };
         }
         place = here.next.get().map(|next| &**next);
@@ -205,7 +207,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn places_are_used_again_and_no_two_files_share_one() {
+    fn slots_are_reused_and_no_two_files_share_one() {
         let open = || ProcessFile::open(|| Ok(tempfile::tempfile()?.into()));
         let files: Vec<ProcessFile> = (0..40).map(|_| open().unwrap()).collect();
         let mut seen: Vec<RawFd> = files
@@ -226,7 +228,7 @@ mod tests {
         let again = open().unwrap();
         let reused = std::ptr::from_ref(again.place);
         let held = files.iter().any(|file| std::ptr::eq(file.place, reused));
-        // Another test may have taken the free place meanwhile.
+        // A concurrent test may have claimed the free slot.
         assert!(!held && (reused == place || again.file().is_some()));
     }
 }

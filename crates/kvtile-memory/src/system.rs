@@ -7,10 +7,10 @@ use crate::prefault::{self, Backing};
 use crate::region::{MemoryRegion, StorageKind, check_size};
 use std::any::Any;
 
-/// Zeroed memory of this process alone, page-aligned, given back when dropped.
+/// Zeroed, page-aligned memory private to this process, unmapped on drop.
 ///
-/// Starts at a huge-page boundary if it is at least one huge page long and huge pages were not
-/// declined.
+/// It starts at a huge-page boundary if it is at least one huge page long and huge pages were
+/// requested.
 #[derive(Debug)]
 pub struct SystemMemory {
     mapping: Mapping,
@@ -40,8 +40,8 @@ impl SystemMemory {
         &self.huge_pages
     }
 
-    /// All bytes, for their only owner. A region that others may hold lends none, since they may
-    /// write it:
+    /// All bytes, for the exclusive owner. A region in an `Arc` lends none, because another holder
+    /// may write it:
     ///
     /// ```compile_fail,E0596
     /// # use std::sync::Arc;
@@ -51,8 +51,8 @@ impl SystemMemory {
     /// ```
     #[must_use]
     pub fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: `&mut self` proves that this is the only handle: the region is not in an `Arc`
-        // that anybody else holds, and who uses its address holds the region.
+        // SAFETY: `&mut self` proves that this is the only handle: no other `Arc` holds the
+        // region, and users of its address hold the region.
         unsafe { self.mapping.as_mut_slice(self.size) }
     }
 }
@@ -63,16 +63,16 @@ impl AllocateOptions<'_, SystemMemory> {
     /// # Errors
     ///
     /// [`MemoryError::ZeroSize`], [`MemoryError::TooLarge`], [`MemoryError::AllocationFailed`] if
-    /// the kernel refuses (a limit of the process, no address space), and
+    /// the kernel refuses (a process limit, no address space), and
     /// [`MemoryError::LimitExceeded`] if pre-faulting would exhaust the machine or the control
-    /// group. Nothing stays mapped then.
+    /// group. On an error nothing stays mapped.
     pub fn allocate(self, bytes: usize) -> Result<SystemMemory, MemoryError> {
         check_size(bytes)?;
         prefault::check_room(&self, bytes)?;
         let alignment = prefault::alignment(&self, bytes);
         let mapping =
             Mapping::anonymous(bytes, alignment).or_else(|_| Mapping::anonymous(bytes, 1))?;
-        // SAFETY: the mapping was just made here, and its address is not yet told to anyone.
+        // SAFETY: the mapping was just made here, and no other code has its address yet.
         let huge_pages = unsafe { prefault::prepare(&mapping, &self, Backing::Anonymous) }?;
         Ok(SystemMemory {
             mapping,

@@ -1,4 +1,4 @@
-//! What every kind of region promises, checked on each of them.
+//! The contract of `MemoryRegion`, checked for every kind of region.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "common/folder.rs"]
@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 const SIZE: usize = 100_003;
 
-/// Every promise that does not depend on the kind; `make` gives a fresh region of [`SIZE`] bytes.
+/// Checks the contract that all kinds share; `make` returns a fresh region of [`SIZE`] bytes.
 fn conforms(make: impl Fn() -> OwnedMemoryRegion) {
     let region = make();
     eprintln!("{region:?}");
@@ -32,7 +32,7 @@ fn conforms(make: impl Fn() -> OwnedMemoryRegion) {
         assert_ne!(region.storage_kind(), other.storage_kind());
     }
 
-    // It works from another thread, and lives as long as its last view.
+    // A view works from another thread, and keeps its region alive.
     let view = RegionView::new(other, 5, 10).unwrap();
     let seen = std::thread::spawn(move || {
         bytes_are_there(&(Arc::new(view.clone()) as OwnedMemoryRegion));
@@ -120,7 +120,7 @@ fn views_are_checked_parts(region: &OwnedMemoryRegion) {
     let flat = inner.as_any().downcast_ref::<RegionView>().unwrap();
     assert!(Arc::ptr_eq(flat.parent(), region), "views do not stack");
     assert_eq!(flat.offset(), 1200);
-    // What lies outside the outer view is outside, even where the region goes on.
+    // Bytes outside the outer view are out of bounds, even where the region continues.
     for (offset, size) in [(0, 5001), (4999, 2), (5000, 1)] {
         assert!(view(&outer, offset, size).is_err());
     }
@@ -169,18 +169,18 @@ fn borrowed_memory_conforms() {
         conforms(|| {
             let mut owner = vec![0_u8; SIZE].into_boxed_slice();
             let pointer = NonNull::new(owner.as_mut_ptr()).unwrap();
-            // The box may not be moved once its address is out, so it is kept as what it is.
+            // The box must not move once its address is exposed, so it is kept as a raw pointer.
             let keep_alive: Arc<dyn Any + Send + Sync> = Arc::new(Kept(Box::into_raw(owner)));
-            // SAFETY: the bytes stay as long as `Kept` does, and nobody else uses them.
+            // SAFETY: the bytes live as long as `Kept`, and no other code uses them.
             Arc::new(unsafe { BorrowedMemory::new(pointer, SIZE, keep_alive, kind) }.unwrap())
         });
     }
 }
 
-/// The owner of bytes that are lent.
+/// The owner of borrowed bytes.
 struct Kept(*mut [u8]);
 
-// SAFETY: the pointer is used only to free what it owns.
+// SAFETY: the pointer is used only to free the bytes that it owns.
 unsafe impl Send for Kept {}
 // SAFETY: as above.
 unsafe impl Sync for Kept {}
@@ -198,7 +198,7 @@ fn borrowed_memory_is_kept_alive_by_every_view() {
     let keep_alive: Arc<dyn Any + Send + Sync> = Arc::new(());
     let pointer = NonNull::from(&mut bytes).cast();
     let borrow =
-        // SAFETY: the region goes before `bytes`.
+        // SAFETY: the region is dropped before `bytes`.
         unsafe { BorrowedMemory::new(pointer, 64, Arc::clone(&keep_alive), StorageKind::System) };
     let region: OwnedMemoryRegion = Arc::new(borrow.unwrap().read_only());
     assert!(!region.is_writable());
@@ -209,12 +209,12 @@ fn borrowed_memory_is_kept_alive_by_every_view() {
     assert_eq!(Arc::strong_count(&keep_alive), 1);
 }
 
-/// Pitfall 11 and pitfall 2 at their root: no region without bytes, none that wraps.
+/// Pitfalls 11 and 2 at their root: no region without bytes, and none that wraps.
 #[test]
 fn borrowing_nothing_or_past_the_end_is_refused() {
     let borrow = |addr: usize, size, kind| {
         let pointer = NonNull::new(with_exposed_provenance_mut(addr)).unwrap();
-        // SAFETY: nothing is ever accessed: every call is to be refused.
+        // SAFETY: every call is refused, so no byte is ever accessed.
         unsafe { BorrowedMemory::new(pointer, size, Arc::new(()), kind) }
     };
     assert!(matches!(
@@ -337,7 +337,7 @@ fn kinds_know_their_nixl_names() {
 #[derive(Debug)]
 struct Registered(SystemMemory);
 
-// SAFETY: everything is passed on to a region that keeps the promises.
+// SAFETY: every method delegates to a region that keeps the contract.
 unsafe impl MemoryRegion for Registered {
     fn addr(&self) -> usize {
         self.0.addr()

@@ -1,4 +1,4 @@
-//! Direct and buffered transfers of one file against a plain vector.
+//! Direct and buffered transfers of one file against a vector as the model.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::indexing_slicing,
@@ -22,11 +22,11 @@ enum Step {
     Write(Range, u8),
     Read(Range),
     Sync,
-    /// Closes the file and opens it again, with or without direct I/O.
+    /// Closes and reopens the file, with or without direct I/O.
     Reopen(bool),
 }
 
-/// Part of the file, and where in an aligned buffer its bytes are.
+/// A range of the file, and the offset of its bytes in an aligned buffer.
 #[derive(Debug, Clone)]
 struct Range {
     offset: usize,
@@ -35,7 +35,7 @@ struct Range {
 }
 
 impl Range {
-    /// Cut to a file of `size` bytes.
+    /// Clamped to a file of `size` bytes.
     fn within(&self, size: usize) -> (usize, usize) {
         let offset = self.offset.min(size);
         (offset, self.len.min(size - offset))
@@ -43,7 +43,7 @@ impl Range {
 }
 
 fn ranges() -> impl Strategy<Value = Range> {
-    // Near multiples of what filesystems ask for, and anywhere.
+    // Near multiples of common alignments, and anywhere.
     let position = || {
         prop_oneof![
             (0..18_usize, 0..3_usize)
@@ -57,7 +57,7 @@ fn ranges() -> impl Strategy<Value = Range> {
     (position(), position(), address, any::<bool>()).prop_map(|(offset, len, address, fit)| Range {
         offset,
         len,
-        // Where address and offset differ by a multiple of the alignment, the middle is direct.
+        // If address and offset are congruent modulo the alignment, the middle is direct.
         address: if fit { offset % 4096 } else { address },
     })
 }
@@ -131,8 +131,8 @@ proptest! {
     }
 }
 
-/// Whether the page cache holds the byte at `offset`; `None` if the kernel does not tell. Asking
-/// may bring the page in, so each is asked about once.
+/// Whether the page cache holds the byte at `offset`; `None` if the kernel does not report it. The
+/// probe may bring the page in, so each page is probed once.
 fn cached(file: &FileMemory, offset: u64) -> Option<bool> {
     let mut byte = [0];
     let buffers = &mut [IoSliceMut::new(&mut byte)];
@@ -140,7 +140,7 @@ fn cached(file: &FileMemory, offset: u64) -> Option<bool> {
         Ok(_) => Some(true),
         Err(Errno::AGAIN) => Some(false),
         Err(errno) => {
-            eprintln!("the page cache is not asked: {errno}");
+            eprintln!("the page cache is not checked: {errno}");
             None
         }
     }
@@ -177,13 +177,13 @@ fn aligned_middles_pass_by_the_page_cache_and_edges_do_not() {
     let other = (start + 1 + MIB / 4) as u64;
     assert_eq!(cached(&file, other), Some(false), "it was read directly");
 
-    // An address that does not fit makes all of it go the other way.
+    // A misaligned address makes the whole transfer buffered.
     file.read_exact_at((start + 1) as u64, &mut buffer[1..=MIB / 2])
         .unwrap();
     assert_eq!(cached(&file, (start + 1 + MIB / 8) as u64), Some(true));
 }
 
-/// Direct and buffered parts of disjoint ranges meet in one page, at the same time.
+/// Concurrent direct and buffered transfers of disjoint ranges share pages.
 #[test]
 fn threads_on_disjoint_ranges_do_not_disturb_each_other() {
     const THREADS: usize = 4;
@@ -202,7 +202,7 @@ fn threads_on_disjoint_ranges_do_not_disturb_each_other() {
                 for round in 0..20 {
                     for part in (thread..SIZE / PART).step_by(THREADS) {
                         let start = part * PART;
-                        // The address fits the offset, so that whole pages are direct.
+                        // The address is congruent to the offset, so that whole pages are direct.
                         let bytes = &mut buffer[start % 4096..start % 4096 + PART];
                         for (index, byte) in bytes.iter_mut().enumerate() {
                             *byte = value(start + index, round);

@@ -1,4 +1,4 @@
-//! Files: what stays, what is refused, what never happens to a file.
+//! Files: persistence, refusals, and operations that must never change a file.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ fn content() -> Vec<u8> {
     (0..SIZE).map(|i| (i * 7 + i / 251) as u8).collect()
 }
 
-/// Pitfall 10: nothing survives a restart, and a region deletes a file that it did not create.
+/// Pitfall 10: data is lost on a restart, or a region deletes a file that it did not create.
 #[test]
 fn a_file_outlives_its_region_with_all_its_bytes() {
     let folder = folder();
@@ -49,7 +49,7 @@ fn a_file_outlives_its_region_with_all_its_bytes() {
     }
 }
 
-/// Pitfall 10: opening changes nothing, whatever is asked and however it ends.
+/// Pitfall 10: opening changes nothing, with any options and any outcome.
 #[test]
 fn an_existing_file_is_never_cut_replaced_or_removed() {
     let folder = folder();
@@ -65,7 +65,7 @@ fn an_existing_file_is_never_cut_replaced_or_removed() {
             .preallocate(on(2))
             .extend(on(3));
         for size in [0, 1, SIZE - 1, SIZE, SIZE + 1, SIZE * 2, usize::MAX] {
-            // Growing is the one thing that may be asked for; not here.
+            // Extending is the one allowed change; it is not tested here.
             if size > SIZE && size < usize::MAX && on(3) && !on(0) {
                 continue;
             }
@@ -119,12 +119,12 @@ fn a_file_that_is_too_small_is_refused_unless_it_may_grow() {
     assert_eq!(bytes.len(), 4000);
     assert_eq!(&bytes[..10], b"0123456789");
     assert!(bytes[10..].iter().all(|byte| *byte == 0));
-    // A file that is long enough stays as it is.
+    // A file that is long enough is unchanged.
     drop(FileMemory::options().extend(true).open(&path, 9).unwrap());
     assert_eq!(fs::read(&path).unwrap(), bytes);
 }
 
-/// Those who let one file grow at the same time never undo each other's growth.
+/// Concurrent extensions of one file never undo each other.
 #[test]
 fn a_file_that_several_extend_at_once_only_grows() {
     let folder = folder();
@@ -176,7 +176,7 @@ fn a_region_shorter_than_its_file_does_not_reach_the_rest() {
     assert!(file.write_all_at(99, &[1, 2]).is_err());
     assert_eq!(fs::read(&path).unwrap(), content());
     let whole = FileMemory::options().open_whole(&path).unwrap();
-    // Asynchronous readers would get errors from a descriptor that does not wait.
+    // On a non-blocking descriptor, asynchronous reads would fail.
     let status = rustix::fs::fcntl_getfl(&whole).unwrap();
     assert!(!status.contains(rustix::fs::OFlags::NONBLOCK));
     assert_eq!(whole.size(), SIZE);
@@ -236,7 +236,7 @@ fn a_read_only_file_is_read_and_never_written() {
 }
 
 #[test]
-fn what_is_no_file_is_refused_by_name() {
+fn anything_but_a_file_is_refused_by_name() {
     let folder = folder();
     let missing = folder.path().join("missing");
     let fifo = folder.path().join("fifo");
@@ -295,7 +295,7 @@ fn a_new_file_is_for_its_user_alone() {
     assert_eq!(mode & 0o177, 0);
 }
 
-/// The file is cut behind our back: an error that says so, not zeroes.
+/// A concurrent truncation gives a typed error, not zeroes.
 #[test]
 fn a_file_that_is_cut_while_open_gives_a_typed_error() {
     let folder = folder();
@@ -358,7 +358,7 @@ fn a_file_region_tells_its_descriptor_and_resolves_from_views() {
 }
 
 #[test]
-fn direct_io_says_whether_it_is_there() {
+fn direct_io_reports_its_availability() {
     let folder = folder();
     let options = FileMemory::options();
     let file = options.scratch(folder.path(), SIZE).unwrap();
@@ -378,7 +378,7 @@ fn direct_io_says_whether_it_is_there() {
             eprintln!("no direct I/O here: {reason}");
             assert!(file.direct_fd().is_none());
         }
-        DirectIo::NotRequested => panic!("it was requested"),
+        DirectIo::NotRequested => panic!("direct I/O was requested"),
     }
     match options.direct_io(true).scratch("/dev/shm", SIZE) {
         Ok(file) => assert!(matches!(file.direct_io(), DirectIo::Unavailable { .. })),

@@ -1,4 +1,4 @@
-//! Locks and children: a child made by `fork` neither keeps a lock nor gives it back.
+//! Locks across `fork`: a child neither keeps a lock nor releases the parent's.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use std::{
@@ -12,10 +12,10 @@ use std::{
 
 use kvtile_memory::{ProcessFile, ProcessMark};
 
-/// Runs `child` in a child of this process and gives its exit code.
+/// Runs `child` in a forked child and returns its exit code.
 fn in_fork(child: impl FnOnce() -> i32) -> i32 {
-    // SAFETY: the child calls only what `child` does, which takes no lock of other threads, and ends
-    // by `_exit`.
+    // SAFETY: the child runs only `child`, which takes no lock of other threads, and ends with
+    // `_exit`.
     match unsafe { libc::fork() } {
         0 => {
             let code = child();
@@ -47,7 +47,7 @@ fn is_free(path: &Path) -> bool {
 }
 
 #[test]
-fn a_child_has_no_lock_and_what_it_drops_is_not_the_parents() {
+fn a_child_has_no_lock_and_its_drop_does_not_unlock_the_parents() {
     let folder = tempfile::tempdir().unwrap();
     let held = locked(folder.path());
     let mark = ProcessMark::now();
@@ -58,7 +58,7 @@ fn a_child_has_no_lock_and_what_it_drops_is_not_the_parents() {
         let free = is_free(folder.path());
         i32::from(gone) | i32::from(free) << 1
     });
-    assert_eq!(code, 1, "gone, and not free");
+    assert_eq!(code, 1, "the child has no file, and the lock is not free");
     assert!(mark.is_current());
 }
 
@@ -68,7 +68,7 @@ fn a_lock_that_is_dropped_is_free_though_children_live() {
     for _ in 0..20 {
         let held = locked(folder.path());
         assert!(!is_free(folder.path()));
-        // SAFETY: the child does nothing but wait and end.
+        // SAFETY: the child only waits and ends.
         let child = unsafe { libc::fork() };
         if child == 0 {
             // SAFETY: waits for a signal, which ends the child.
@@ -78,15 +78,15 @@ fn a_lock_that_is_dropped_is_free_though_children_live() {
         }
         drop(held);
         let free = is_free(folder.path());
-        // SAFETY: the child is ours, and it is waited for below.
+        // SAFETY: the child is ours, and is waited for below.
         unsafe { libc::kill(child, libc::SIGKILL) };
-        // SAFETY: the child is ours, and no status is asked for.
+        // SAFETY: the child is ours, and no status is requested.
         unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
         assert!(free);
     }
 }
 
-/// Whether a descriptor of this process holds a lock of that folder, as the kernel tells.
+/// Whether a descriptor of this process holds a lock in that folder, according to the kernel.
 fn has_a_lock(path: &Path) -> bool {
     let number = format!(":{} ", std::fs::metadata(path).unwrap().ino());
     let infos = std::fs::read_dir("/proc/self/fdinfo").unwrap();
@@ -102,7 +102,7 @@ fn a_lock_is_seen_in_the_process_that_has_it() {
     drop(held);
 }
 
-/// Forks at every moment of opening and locking.
+/// Forks at arbitrary moments of opening and locking.
 #[test]
 fn no_child_keeps_a_lock_whenever_it_is_made() {
     let folder = tempfile::tempdir().unwrap();
@@ -110,7 +110,7 @@ fn no_child_keeps_a_lock_whenever_it_is_made() {
     let forks = || {
         let mut bad = 0;
         while !ends.load(Ordering::Relaxed) {
-            // A child that lives a little, so that what is locked after its birth is seen too.
+            // A child that lives for a while, so that locks taken after the fork are checked too.
             bad += in_fork(|| {
                 thread::sleep(Duration::from_millis(1));
                 i32::from(has_a_lock(folder.path()))

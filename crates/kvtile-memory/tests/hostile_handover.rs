@@ -1,4 +1,4 @@
-//! Peers that send what they should not. One test, since it counts the descriptors of the process.
+//! Malicious peers of a hand-over. It is one test, since it counts the descriptors of the process.
 #![expect(
     clippy::cast_possible_truncation,
     clippy::expect_used,
@@ -50,7 +50,7 @@ fn send_raw(socket: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
     assert_eq!(sent.unwrap(), bytes.len());
 }
 
-/// What `receive` says to these bytes and descriptors, after which the peer closes.
+/// The error of `receive` for these bytes and descriptors, after which the peer closes.
 fn answer(bytes: &[u8], fds: &[BorrowedFd<'_>]) -> MemoryError {
     let before = counts::open_descriptors();
     let error = {
@@ -64,7 +64,7 @@ fn answer(bytes: &[u8], fds: &[BorrowedFd<'_>]) -> MemoryError {
 }
 
 #[test]
-fn whatever_a_peer_sends_is_refused_by_name_and_leaks_nothing() {
+fn malicious_hand_overs_are_refused_by_name_and_leak_nothing() {
     let good = memfd(SIZE, SealFlags::SHRINK);
     let mapped = counts::mapped_bytes();
     descriptors(&good);
@@ -75,11 +75,11 @@ fn whatever_a_peer_sends_is_refused_by_name_and_leaks_nothing() {
     a_silent_peer_times_out();
     assert!(counts::mapped_bytes() < mapped + (16 << 20));
 
-    // The descriptor that all the above abused is good memory.
+    // The descriptor that all attempts above misused is still valid memory.
     let (ours, theirs) = UnixStream::pair().unwrap();
     send_raw(&ours, &message(SIZE), &[good.as_fd()]);
     SharedMemory::receive(&theirs).unwrap();
-    // Seals on growing are not needed for safety, and `from_fd` checks the same.
+    // Seals against growing are not needed for safety, and `from_fd` makes the same checks.
     SharedMemory::from_fd(good).unwrap();
     let unsealed = memfd(SIZE, SealFlags::GROW);
     assert!(matches!(
@@ -99,7 +99,7 @@ fn descriptors(good: &OwnedFd) {
     assert!(count(&[good; 6]) > 1);
     assert!(count(&[good; 32]) > 1);
 
-    // One with the first byte and one with a later byte are two.
+    // One descriptor with the first byte and one with a later byte are two.
     let before = counts::open_descriptors();
     let (ours, theirs) = UnixStream::pair().unwrap();
     let bytes = message(SIZE);
@@ -149,7 +149,7 @@ fn sizes(good: &OwnedFd) {
         answer(&message(0), &[empty.as_fd()]),
         MemoryError::ZeroSize
     ));
-    // Larger than any address space, though such a file exists.
+    // Larger than any address space, although such a file exists.
     let huge = memfd(i64::MAX.unsigned_abs(), SealFlags::SHRINK);
     let error = answer(&message(i64::MAX.unsigned_abs()), &[huge.as_fd()]);
     assert!(
@@ -159,7 +159,7 @@ fn sizes(good: &OwnedFd) {
         ),
         "{error}"
     );
-    // Memory that its owner may cut kills whoever maps it (SIGBUS).
+    // If the owner truncates the memory, SIGBUS kills every process that maps it.
     for seals in [
         SealFlags::empty(),
         SealFlags::GROW,
@@ -194,7 +194,7 @@ fn not_shared_memory() {
             "{error}"
         );
     }
-    // Files of tmpfs know seals, and have none.
+    // Files of tmpfs support seals, but have none.
     match tempfile::tempfile_in("/dev/shm") {
         Ok(mut file) => {
             file.write_all(&vec![0; SIZE as usize]).unwrap();

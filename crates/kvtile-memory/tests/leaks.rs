@@ -1,4 +1,5 @@
-//! Whatever fails leaves nothing behind. One test, since it counts what the process holds.
+//! Failures leave no mapping, descriptor or file behind. It is one test, since it counts the
+//! resources of the process.
 #![expect(
     clippy::expect_used,
     clippy::indexing_slicing,
@@ -26,11 +27,11 @@ use std::path::Path;
 const ROUNDS: usize = 50;
 const MIB: usize = 1 << 20;
 
-/// Runs `attempt` many times and demands that descriptors stay as they are, and mapped bytes
-/// nearly so: a lost region of 64 MiB a round would be seen four times over. (The allocator of the
-/// C library keeps an arena of that size for every thread that ran at once.)
+/// Runs `attempt` many times and demands that the descriptor count stays the same, and the mapped
+/// bytes nearly so: a leak of 64 MiB a round would exceed the limit four times over. (The C
+/// library's allocator keeps an arena of that size for every concurrent thread.)
 fn leaves_nothing(what: &str, attempt: impl Fn()) {
-    attempt(); // What is set up once is set up now.
+    attempt(); // One-time initialisation.
     let descriptors = counts::open_descriptors();
     let mapped = counts::mapped_bytes();
     for _ in 0..ROUNDS {
@@ -45,7 +46,7 @@ fn leaves_nothing(what: &str, attempt: impl Fn()) {
 }
 
 #[test]
-fn nothing_is_left_behind_by_what_succeeds_or_fails() {
+fn neither_success_nor_failure_leaks_anything() {
     regions_that_are_dropped();
     limits();
     a_progress_callback_that_panics();
@@ -75,7 +76,7 @@ fn regions_that_are_dropped() {
         let memory = SharedMemory::create(64 * MIB).unwrap();
         memory.send(&ours).unwrap();
         drop(SharedMemory::receive(&theirs).unwrap());
-        // One that nobody takes goes with the socket.
+        // A hand-over that is never received is freed with the socket.
         memory.send(&ours).unwrap();
     });
     leaves_nothing("an aligned buffer", || {
@@ -120,7 +121,7 @@ fn limits() {
     });
 }
 
-/// Pitfall 12: a panic in the middle of an allocation, and every later allocation works.
+/// Pitfall 12: after a panic in the middle of an allocation, later allocations work.
 fn a_progress_callback_that_panics() {
     leaves_nothing("a progress callback that panics", || {
         std::panic::set_hook(Box::new(|_| {}));
@@ -154,18 +155,18 @@ fn files_that_are_refused() {
             assert!(options.scratch(folder.path(), 1 << 62).is_err());
         }
     });
-    // Pitfall 10: what failed to be created is not there, and what was there is.
+    // Pitfall 10: a file whose creation failed is removed, and an existing file stays.
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(fs::read(&short).unwrap(), b"short");
 }
 
-/// Runs `test` on a thread that sees mounts of its own, which go with it.
+/// Runs `test` on a thread with a private mount namespace, which ends with the thread.
 fn in_private_mounts(test: impl Fn(&Path) + Sync) {
     let folder = folder();
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
             let everything_below = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
-            // SAFETY: mounts are no memory: nothing that Rust relies on changes.
+            // SAFETY: mounts are not memory, so nothing that Rust relies on changes.
             let alone = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNS) }
                 .and_then(|()| rustix::mount::mount_change("/", everything_below));
             match alone {
@@ -198,7 +199,7 @@ fn a_full_filesystem(folder: &Path) {
         let options = FileMemory::options();
         leaves_nothing("a filesystem that is full", || {
             full(options.preallocate(true).create_new(&path, 8 * MIB).err());
-            assert!(!path.exists(), "the file that could not be is gone");
+            assert!(!path.exists(), "the file whose creation failed is removed");
             full(options.preallocate(true).scratch(folder, 8 * MIB).err());
 
             let file = options.create_new(&path, 8 * MIB).unwrap();
@@ -206,7 +207,7 @@ fn a_full_filesystem(folder: &Path) {
             drop(file);
             fs::remove_file(&path).unwrap();
 
-            // What was there before stays, whatever fails.
+            // An existing file stays, whichever step fails.
             fs::write(&path, b"precious").unwrap();
             let growing = options.preallocate(true).extend(true);
             full(growing.open(&path, 8 * MIB).err());

@@ -1,4 +1,4 @@
-//! Limits of the process and permissions, each in a process of its own that has them.
+//! Process limits and permissions, each in a child process of its own.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 #[path = "common/child.rs"]
@@ -21,7 +21,7 @@ use std::process::Stdio;
 
 const MIB: usize = 1 << 20;
 
-/// Runs this test again in a child that does `limited` with the path of a fresh folder.
+/// Runs this test again in a child, which calls `limited` with the path of a fresh folder.
 fn in_child(name: &str, user: Option<u32>, limited: impl Fn(&Path)) {
     if let Some((_, path)) = child::role() {
         return limited(Path::new(&path));
@@ -82,7 +82,7 @@ fn an_address_space_limit_is_a_typed_error_and_leaves_room_for_less() {
     );
 }
 
-/// Room for the memory, none for the slack that aligns it to huge pages.
+/// Enough space for the memory, but not for the slack that aligns it to huge pages.
 #[test]
 fn memory_that_just_fits_is_granted_without_its_alignment() {
     in_child(
@@ -104,11 +104,11 @@ fn a_descriptor_limit_is_a_typed_error_that_leaves_no_file() {
         None,
         |folder| {
             leave_room_for_one_descriptor();
-            // The listing itself takes the one while it counts.
+            // Listing the directory takes the one descriptor during the count.
             let open = counts::open_descriptors();
             let options = FileMemory::options().direct_io(true);
             let path = folder.join("file");
-            // The second, direct one is what is missed, and said to be.
+            // The second, direct descriptor is missing, and the file reports it.
             let file = options.create_new(&path, 8192).unwrap();
             assert!(matches!(
                 file.direct_io(),
@@ -137,8 +137,8 @@ fn a_descriptor_limit_is_a_typed_error_that_leaves_no_file() {
     );
 }
 
-/// Lets the process open one more descriptor, and no second. The limit is on the number, and the
-/// lowest free number is given, so all below it are taken for good.
+/// Leaves room for one more descriptor. The limit is on descriptor numbers, and the kernel assigns
+/// the lowest free number, so all numbers below are occupied for good.
 fn leave_room_for_one_descriptor() {
     let names = fs::read_dir("/proc/self/fd").unwrap();
     let numbers = names.filter_map(|name| name.ok()?.file_name().to_str()?.parse::<usize>().ok());
@@ -147,14 +147,14 @@ fn leave_room_for_one_descriptor() {
         let filler = fs::File::open("/dev/null").unwrap();
         let number = usize::try_from(std::os::fd::AsRawFd::as_raw_fd(&filler)).unwrap();
         if number >= highest {
-            // This one is given back, and is the one.
+            // This descriptor is closed, and its number is the one left.
             return limit(Resource::Nofile, number + 1);
         }
         std::mem::forget(filler);
     }
 }
 
-/// The kernel would kill the process (SIGXFSZ); here it hears no.
+/// The kernel would kill the process (SIGXFSZ); here the call returns an error.
 #[test]
 fn a_file_size_limit_is_a_typed_error_and_no_signal() {
     in_child(
@@ -186,14 +186,14 @@ fn a_file_size_limit_is_a_typed_error_and_no_signal() {
 }
 
 #[test]
-fn what_a_user_may_not_do_is_refused_by_name() {
+fn a_missing_permission_is_refused_by_name() {
     const NOBODY: u32 = 65_534;
     let root = rustix::process::geteuid().is_root();
     if root && child::role().is_none() {
         eprintln!("as root, permissions are tried by user {NOBODY}");
     }
     let user = root.then_some(NOBODY);
-    in_child("what_a_user_may_not_do_is_refused_by_name", user, |_| {
+    in_child("a_missing_permission_is_refused_by_name", user, |_| {
         let Ok(folder) = tempfile::tempdir() else {
             eprintln!("skipped: this user has no folder to write in");
             return;

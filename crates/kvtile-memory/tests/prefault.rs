@@ -1,4 +1,4 @@
-//! Pages that are there from the start. One test, since it looks at the threads of the process.
+//! Pre-faulted pages. It is one test, since it looks at the threads of the process.
 #![expect(clippy::panic, clippy::unwrap_used, reason = "tests")]
 
 use kvtile_memory::{
@@ -9,7 +9,7 @@ use std::fs;
 
 const SIZE: usize = (256 << 20) + 4096;
 
-/// Bytes of the mapping at `addr` that have pages.
+/// Bytes of the mapping at `addr` that are resident.
 fn resident_bytes(addr: usize) -> usize {
     let maps = fs::read_to_string("/proc/self/smaps").unwrap();
     let mut inside = false;
@@ -29,7 +29,7 @@ fn resident_bytes(addr: usize) -> usize {
     panic!("no mapping at {addr:#x}");
 }
 
-/// Threads that fill pages now.
+/// The number of threads that are populating pages.
 fn threads_at_work() -> usize {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     tasks
@@ -38,7 +38,7 @@ fn threads_at_work() -> usize {
         .count()
 }
 
-/// Pitfall 13: host pools take tens of minutes to start, one thread faulting page by page.
+/// Pitfall 13: a host pool takes tens of minutes to start while one thread faults page by page.
 #[test]
 fn prefaulted_pages_are_there_brought_by_several_threads_and_reported() {
     lazy_memory_has_no_pages();
@@ -58,7 +58,7 @@ fn lazy_memory_has_no_pages() {
     assert!(resident_bytes(memory.addr()) < SIZE / 8);
 }
 
-/// Demands that `reports` rise to the whole.
+/// Demands that `reports` rise to the total.
 fn complete(reports: &[Progress], size: usize) {
     assert!(reports.is_sorted_by_key(|progress| progress.done_bytes));
     let last = reports.last().unwrap();
@@ -109,8 +109,8 @@ fn shared_memory_has_all_pages() {
     assert!(bytes.iter().all(|byte| *byte == 0));
 }
 
-/// The first report waits until it has seen all threads: while it waits, none can leave, since
-/// each has a part to report.
+/// The first report waits until all threads have started. No thread can finish before, since each
+/// has a part to report.
 fn several_threads_work() {
     let seen = Mutex::new(0);
     let memory = SystemMemory::options()
@@ -128,7 +128,7 @@ fn several_threads_work() {
         .allocate(SIZE)
         .unwrap();
     assert!(resident_bytes(memory.addr()) >= SIZE);
-    // Three, and the one that called.
+    // Three workers, and the calling thread.
     assert_eq!(seen.into_inner(), 3);
 }
 

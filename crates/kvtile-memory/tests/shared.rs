@@ -40,14 +40,14 @@ fn two_processes_share_bytes_and_neither_can_cut_them() {
     .unwrap();
 
     let mut memory = SharedMemory::create(SIZE).unwrap();
-    // SAFETY: nobody else has the memory yet.
+    // SAFETY: no other code has the memory yet.
     let bytes = unsafe { memory.as_mut_slice() };
     for (index, byte) in bytes.iter_mut().enumerate() {
         *byte = pattern(index, 1);
     }
     let (socket, _) = listener.accept().unwrap();
     memory.send(&socket).unwrap();
-    // The child sends its own memory back and leaves; what it made lives on.
+    // The child sends memory of its own and exits; the memory stays valid.
     let theirs = SharedMemory::receive(&socket).unwrap();
     child::passes(child);
 
@@ -68,7 +68,7 @@ fn receiver(path: &str) {
         let cut = rustix::fs::ftruncate(memory.as_fd(), size);
         assert_eq!(cut, Err(rustix::io::Errno::PERM), "size {size}");
     }
-    // SAFETY: the parent waits for this process before it looks.
+    // SAFETY: the parent waits for this process before it reads.
     let bytes = unsafe { memory.as_mut_slice() };
     assert!(bytes.iter().enumerate().all(|(i, b)| *b == pattern(i, 1)));
     for (index, byte) in bytes.iter_mut().enumerate() {
@@ -88,7 +88,7 @@ fn both_mappings_and_the_kernel_see_the_same_bytes() {
     let mut other = SharedMemory::receive(&theirs).unwrap();
     assert_ne!(memory.addr(), other.addr());
     memory.write_all_at(9_998, &[5, 6]).unwrap();
-    // SAFETY: the slice ends before anything else touches the memory.
+    // SAFETY: the slice ends before other code accesses the memory.
     let seen = unsafe { other.as_mut_slice() };
     assert_eq!(seen[9_997..], [0, 5, 6]);
     // SAFETY: as before.

@@ -1,14 +1,14 @@
-//! Numbers from a seed: the same seed gives the same numbers on every machine and in every version.
+//! Seeded random numbers: the same seed gives the same numbers on every machine and in every version.
 //!
-//! For tests, generated data and benchmarks, so that what a seed shows can be shown again. It is SplitMix64
-//! (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014), which is no source of
-//! secrets. The crate stands on nothing, so that every other crate's tests can use it.
+//! For tests, generated data and benchmarks, whose results a seed reproduces. The generator is SplitMix64
+//! (Steele, Lea, Flood: Fast splittable pseudorandom number generators, OOPSLA 2014), which is not
+//! cryptographically secure. The crate has no dependencies, so every other crate's tests can use it.
 #![forbid(unsafe_code)]
 
-/// What the state grows by with each number: 2^64 divided by the golden ratio, made odd.
+/// The increment of the state for each number: 2^64 divided by the golden ratio, made odd.
 const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// Numbers from a seed.
+/// A pseudorandom number generator.
 ///
 /// ```
 /// use kvtile_random::Numbers;
@@ -22,7 +22,7 @@ const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 pub struct Numbers(u64);
 
 impl Numbers {
-    /// The numbers of `seed`.
+    /// A generator that starts from `seed`.
     #[must_use]
     pub const fn new(seed: u64) -> Numbers {
         Numbers(seed)
@@ -35,20 +35,20 @@ impl Numbers {
         number
     }
 
-    /// The next number below `limit`; 0 where that is 0.
+    /// The next number below `limit`; 0 if `limit` is 0.
     pub fn below(&mut self, limit: u64) -> u64 {
         let wide = u128::from(self.any()) * u128::from(limit);
         // The upper half of the product.
         u64::try_from(wide >> 64).unwrap_or(0)
     }
 
-    /// The next index of something with `len` elements; 0 where it has none.
+    /// A random index into `len` elements; 0 if `len` is 0.
     pub fn index(&mut self, len: usize) -> usize {
         // Below `len`, so it fits.
         usize::try_from(self.below(len as u64)).unwrap_or(0)
     }
 
-    /// True once in `of` times; never where that is 0.
+    /// True with probability 1 in `of`; never if `of` is 0.
     pub fn once_in(&mut self, of: u64) -> bool {
         of > 0 && self.below(of) == 0
     }
@@ -62,7 +62,7 @@ impl Numbers {
         order
     }
 
-    /// Fills `bytes` with bytes that differ everywhere.
+    /// Fills `bytes` with random bytes.
     pub fn fill(&mut self, bytes: &mut [u8]) {
         for chunk in bytes.chunks_mut(8) {
             for (to, from) in chunk.iter_mut().zip(self.any().to_le_bytes()) {
@@ -72,7 +72,7 @@ impl Numbers {
     }
 }
 
-/// Mixes the bits of a number: the first number of the seed `number`. No two numbers give the same.
+/// Mixes the bits of a number: returns the first number of the seed `number`. It is a bijection.
 #[must_use]
 pub const fn mix(number: u64) -> u64 {
     let z = number.wrapping_add(GAMMA);
@@ -85,7 +85,7 @@ pub const fn mix(number: u64) -> u64 {
 mod tests {
     use super::*;
 
-    /// The values that the authors' program gives for the seed 1234567.
+    /// The values of the authors' reference program for the seed 1234567.
     #[test]
     fn the_numbers_are_those_of_splitmix64() {
         let mut numbers = Numbers::new(1_234_567);
@@ -128,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_what_is_filled_is_filled_too() {
+    fn fill_covers_a_last_partial_chunk() {
         let mut bytes = [0; 13];
         Numbers::new(1).fill(&mut bytes);
         let [first, second] = [mix(1), mix(1u64.wrapping_add(GAMMA))].map(u64::to_le_bytes);

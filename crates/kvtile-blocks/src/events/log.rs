@@ -1,5 +1,5 @@
-//! The bounded log: a ring that is allocated once, under one mutex. It knows no subscriber; each of
-//! them keeps its own place.
+//! The bounded log: a ring that is allocated once, under one mutex. It does not know its
+//! subscribers; each keeps its own position.
 
 use super::{Event, EventKind, Snapshot, StoredBlock, Subscriber, TierId};
 use crate::{BlockKey, BlocksError, GroupId};
@@ -7,7 +7,8 @@ use parking_lot::{Mutex, MutexGuard};
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
-/// Changes of one or several tiers, in one order. A batch takes the lock once and allocates nothing.
+/// Changes of one or several tiers, in one total order. Appending a batch takes the lock once and
+/// allocates nothing.
 #[derive(Debug)]
 pub struct EventLog {
     ring: Mutex<Ring>,
@@ -15,40 +16,41 @@ pub struct EventLog {
 
 #[derive(Debug)]
 struct Ring {
-    /// Grows to its capacity, which is allocated at the start, and is then overwritten in turn.
+    /// Grows to its capacity, which is allocated up front; then the oldest entry is overwritten.
     entries: Vec<Entry>,
     capacity: usize,
-    /// Where the next event goes: `next_sequence % capacity`.
+    /// Index of the next event: `next_sequence % capacity`.
     cursor: usize,
     next_sequence: u64,
 }
 
-/// An event without its number, which follows from its place: bytes alone, so that nothing is lost to alignment.
+/// An event without its sequence number, which follows from its index. It is bytes only, so that no
+/// space is lost to alignment.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     tier: TierId,
-    /// The number of the group, in little-endian order.
+    /// The group id, in little-endian order.
     group: [u8; 4],
     kind: EventKind,
 }
 
 const _: () = assert!(align_of::<Entry>() == 1, "an entry has no padding");
 
-/// Events that were copied out of the log, or how far it has moved on.
+/// The outcome of copying events out of the log.
 pub(super) enum Copied {
-    /// So many; the reader's place moves by as much.
+    /// This many events were copied; the reader's position advances by as many.
     Events(usize),
-    /// The place is not in the ring any more; this is the oldest one that is.
+    /// The position has been overwritten; `oldest` is the oldest sequence number in the ring.
     Forgotten { oldest: u64 },
-    /// The place was never reached; this is the next one.
+    /// The position is past the end of the log; `next` is the next sequence number.
     Ahead { next: u64 },
 }
 
 impl EventLog {
-    /// A log that remembers the last `capacity` events.
+    /// A log that keeps the last `capacity` events.
     ///
     /// # Errors
-    /// Where there is no memory for that many.
+    /// If the ring cannot be allocated.
     pub fn new(capacity: NonZeroUsize) -> Result<EventLog, BlocksError> {
         let mut entries = Vec::new();
         entries
@@ -66,7 +68,7 @@ impl EventLog {
         })
     }
 
-    /// Blocks that follow each other were stored: the first one after `parent`.
+    /// Reports that consecutive blocks of a chain were stored, the first one after `parent`.
     pub fn stored(
         &self,
         tier: TierId,
@@ -82,7 +84,7 @@ impl EventLog {
         }
     }
 
-    /// Blocks were removed, in this order.
+    /// Reports that blocks were removed, in this order.
     pub fn removed(&self, tier: TierId, group: GroupId, keys: &[BlockKey]) {
         let mut ring = self.lock();
         for &key in keys {
@@ -90,13 +92,13 @@ impl EventLog {
         }
     }
 
-    /// A tier has lost all blocks of a group.
+    /// Reports that a tier has lost all blocks of a group.
     pub fn cleared(&self, tier: TierId, group: GroupId) {
         self.lock().push((tier, group), EventKind::Cleared);
     }
 
-    /// Any changes of one group in one tier, in this order. The lock is held while the iterator runs, which
-    /// must therefore not use this log.
+    /// Appends changes of one group in one tier, in this order. The lock is held while the iterator
+    /// runs, so the iterator must not use this log.
     pub fn append(&self, tier: TierId, group: GroupId, kinds: impl IntoIterator<Item = EventKind>) {
         let mut ring = self.lock();
         for kind in kinds {
@@ -104,28 +106,28 @@ impl EventLog {
         }
     }
 
-    /// The sequence number of the event that comes next; as many have been appended.
+    /// The sequence number of the next event, which is the number of events appended so far.
     #[must_use]
     pub fn next_sequence(&self) -> u64 {
         self.lock().next_sequence
     }
 
-    /// How many events are remembered at most.
+    /// The maximum number of events that the log keeps.
     #[must_use]
     pub fn capacity(&self) -> usize {
         self.lock().capacity
     }
 
-    /// A reader of what comes from now on. One that has to know what is stored already takes a
+    /// A reader of future events. A reader that needs the blocks already stored takes a
     /// [`snapshot`](Self::snapshot) afterwards.
     #[must_use]
     pub fn subscribe(self: &Arc<Self>) -> Subscriber {
         Subscriber::new(Arc::clone(self), self.next_sequence())
     }
 
-    /// A list of what is stored, and which events to apply on top of it. `list` asks the owners,
-    /// each of which lists a block under the lock under which it appends that block's events. The
-    /// log is not locked meanwhile.
+    /// A list of the stored blocks, and the range of events to apply on top of it. `list` collects
+    /// the blocks from their owners; each owner lists a block under the lock under which it appends
+    /// that block's events. The log is not locked during `list`.
     pub fn snapshot(&self, list: impl FnOnce(&mut Vec<StoredBlock>)) -> Snapshot {
         let from = self.next_sequence();
         let mut blocks = Vec::new();
@@ -137,7 +139,7 @@ impl EventLog {
         }
     }
 
-    /// Copies up to `max` events from `next` on to the end of `out`.
+    /// Appends to `out` up to `max` events from `next` on.
     pub(super) fn copy(&self, next: u64, out: &mut Vec<Event>, max: usize) -> Copied {
         let ring = self.lock();
         if next > ring.next_sequence {
@@ -145,7 +147,7 @@ impl EventLog {
                 next: ring.next_sequence,
             };
         }
-        // Saturates only when the place is older than anything the ring can hold.
+        // Saturates only if the position is older than anything the ring can hold.
         let behind = usize::try_from(ring.next_sequence - next).unwrap_or(usize::MAX);
         let Some(skipped) = ring.entries.len().checked_sub(behind) else {
             return Copied::Forgotten {
@@ -165,10 +167,10 @@ impl EventLog {
         Copied::Events(wanted)
     }
 
-    /// Asserts what must hold between its parts; for tests.
+    /// Asserts the log's invariants; for tests.
     ///
     /// # Panics
-    /// Where something does not hold.
+    /// If an invariant is violated.
     pub fn check_integrity(&self) {
         let ring = self.lock();
         let capacity = ring.capacity as u64;
@@ -188,7 +190,7 @@ impl EventLog {
         );
     }
 
-    /// Each push leaves the ring whole, so that a panic of a caller's iterator breaks nothing.
+    /// Each push leaves the ring consistent, so a panic in a caller's iterator breaks nothing.
     fn lock(&self) -> MutexGuard<'_, Ring> {
         self.ring.lock()
     }
@@ -214,7 +216,7 @@ impl Ring {
         self.next_sequence - self.entries.len() as u64
     }
 
-    /// Where the oldest entry is: at the cursor once the ring is full.
+    /// Index of the oldest entry: the cursor once the ring is full.
     fn oldest_index(&self) -> usize {
         if self.entries.len() == self.capacity {
             self.cursor

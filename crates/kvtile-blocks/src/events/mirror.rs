@@ -1,31 +1,31 @@
-//! What a subscriber knows to be stored: a snapshot and the events after it. It is what a router
-//! keeps; no pool uses it.
+//! A subscriber's view of the stored blocks: a snapshot plus the events after it. Routers keep one;
+//! no pool uses it.
 
 use super::{Event, EventKind, Snapshot, TierId};
 use crate::{BlockKey, GroupId};
 use std::collections::{BTreeMap, HashMap};
 
-/// Blocks, each with the one before it.
+/// Blocks, each with its parent.
 type Blocks = HashMap<BlockKey, Option<BlockKey>>;
 
-/// The blocks of all tiers of one log, as far as the events that were applied.
+/// The blocks of all tiers of one log, as of the last applied event.
 #[derive(Clone, Debug, Default)]
 pub struct Mirror {
     tiers: BTreeMap<(TierId, GroupId), Blocks>,
-    /// The next event to apply.
+    /// The sequence number of the next event to apply.
     next: u64,
-    /// From here on the state is exact.
+    /// The state is exact from this sequence number on.
     exact_from: u64,
 }
 
 impl Mirror {
-    /// Of a log that nothing was appended to yet.
+    /// A mirror of an empty log.
     #[must_use]
     pub fn new() -> Mirror {
         Mirror::default()
     }
 
-    /// Starts from a snapshot. All that was known before is forgotten.
+    /// Starts from a snapshot.
     #[must_use]
     pub fn from_snapshot(snapshot: &Snapshot) -> Mirror {
         let mut mirror = Mirror {
@@ -40,8 +40,8 @@ impl Mirror {
         mirror
     }
 
-    /// Applies an event, the last of a key winning. Events that are in the snapshot already are
-    /// passed over. Returns false, and does nothing, where events are missing before this one.
+    /// Applies an event; the last event of a key wins. Events that the snapshot already covers are
+    /// skipped. If events are missing before this one, it returns false and changes nothing.
     #[must_use = "where events are missing, the state is wrong until a snapshot is taken"]
     pub fn apply(&mut self, event: &Event) -> bool {
         if event.sequence > self.next {
@@ -64,8 +64,8 @@ impl Mirror {
         true
     }
 
-    /// Whether the state is that of the log after the events that were applied. Between a
-    /// snapshot's `from` and `until` it is not yet.
+    /// Whether the state equals that of the log after the applied events. Between a snapshot's
+    /// `from` and `until` it does not yet.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.next >= self.exact_from
@@ -86,7 +86,7 @@ impl Mirror {
         some.map(|(&(_, group), _)| group)
     }
 
-    /// The blocks of a group in a tier, each with the one before it, in no order.
+    /// The blocks of a group in a tier, each with its parent, in no order.
     pub fn blocks(
         &self,
         tier: TierId,
@@ -96,7 +96,7 @@ impl Mirror {
         blocks.map(|(&key, &parent)| (key, parent))
     }
 
-    /// How many blocks a tier holds, of all groups.
+    /// The number of blocks that a tier holds, over all groups.
     #[must_use]
     pub fn len(&self, tier: TierId) -> usize {
         let blocks = self.groups(tier);
@@ -106,7 +106,7 @@ impl Mirror {
             .sum()
     }
 
-    /// Whether a tier holds nothing.
+    /// Whether a tier holds no block.
     #[must_use]
     pub fn is_empty(&self, tier: TierId) -> bool {
         self.groups(tier).next().is_none()

@@ -1,9 +1,9 @@
-//! What was stored and removed, in order.
+//! An ordered log of stored and removed blocks.
 //!
 //! Every pool and tier appends its changes to an [`EventLog`], which several may share; routers and
-//! indexes read it through a [`Subscriber`]. Each event has a sequence number without gaps, the tier
-//! and the group of layers it happened in, and, where a block was stored, the block before it in its chain. The log does not
-//! know what is stored: the owners list that for a [`Snapshot`].
+//! indexes read it through a [`Subscriber`]. Each event has a gapless sequence number, its tier and
+//! its group of layers; a stored event also has the block's parent in its chain. The log does not
+//! know which blocks are stored: the owners list them for a [`Snapshot`].
 //!
 //! ```text
 //!  sequence   … 41 42 43 │44 45 46 47 48│ 49 …
@@ -12,21 +12,20 @@
 //!                          oldest         EventLog::next_sequence
 //! ```
 //!
-//! **Order.** An owner changes a block and appends the event under one lock of its own; emptying a
-//! tier takes all of its locks. So the events of one key of a group in one tier are in the order in which they
-//! happened, and the last of them says whether the block is there.
+//! **Order.** An owner changes a block and appends the event under one lock of its own; clearing a
+//! tier takes all of its locks. So the events of one key, group and tier are in the order of the
+//! changes, and the last one states whether the block is stored.
 //!
-//! **Lagging.** The log is bounded and never waits for a reader. A subscriber that fell behind the
-//! ring is told how many events it missed, once, and goes on at the oldest event that is left. What
-//! it believes about the tiers is then wrong until it takes a snapshot.
+//! **Lagging.** The log is bounded and never waits for a reader. If a subscriber falls behind the
+//! ring, one poll reports how many events it missed, and the next continues at the oldest event
+//! left. The subscriber's view of the tiers is then wrong until it takes a snapshot.
 //!
-//! **Snapshots.** A [`Snapshot`] is a list of what is stored with two sequence numbers, taken before
-//! and after the listing. Whoever starts from the list and applies all events from `from` on, the
-//! last event of a key winning, has the exact state as soon as the events below `until` are applied.
-//! It does not matter under how many locks the listing was made, as long as each block is listed
-//! under the lock under which its events are appended: if a key has an event from `from` on, that
-//! event decides, and if it has none, it did not change while the list was made. [`Mirror`] does
-//! this.
+//! **Snapshots.** A [`Snapshot`] is a list of the stored blocks with two sequence numbers, taken
+//! before and after the listing. A reader starts from the list and applies all events from `from`
+//! on; the last event of a key wins. Its state is exact once all events below `until` are applied.
+//! The listing may span any number of locks, as long as each block is listed under the lock under
+//! which its events are appended: if a key has an event from `from` on, that event decides; if it
+//! has none, the key did not change during the listing. [`Mirror`] implements this.
 
 mod log;
 mod mirror;
@@ -42,35 +41,35 @@ pub use tier::{TIER_NAME_BYTES_MAX, TierId, TierKind};
 
 use crate::{BlockKey, GroupId};
 
-/// What happened.
+/// A change of a block or of a tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventKind {
-    /// A block can be found from now on.
+    /// The block can be found from now on.
     Stored {
         /// Its key.
         key: BlockKey,
         /// The key of the block before it in its chain and group, `None` for the first one.
         parent: Option<BlockKey>,
     },
-    /// A block cannot be found any more.
+    /// The block can no longer be found.
     Removed {
         /// Its key.
         key: BlockKey,
     },
-    /// The tier has no block of the group.
+    /// The tier has no block of the group any more.
     Cleared,
 }
 
 /// One change of one group in one tier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Its place in the log: one more than that of the event before it, whichever tier that was.
+    /// Its sequence number: one more than that of the previous event, of any tier.
     pub sequence: u64,
-    /// Where it happened.
+    /// The tier that changed.
     pub tier: TierId,
-    /// The group of layers that it happened to: equal keys of two groups are two blocks.
+    /// The group of layers. The same key in two groups names two blocks.
     pub group: GroupId,
-    /// What happened.
+    /// The change.
     pub kind: EventKind,
 }
 
@@ -87,14 +86,14 @@ pub struct StoredBlock {
     pub parent: Option<BlockKey>,
 }
 
-/// What is stored, for a subscriber that starts or lagged. [`EventLog::snapshot`] makes it, and the
-/// module's header says what it means.
+/// The stored blocks, for a subscriber that starts or has lagged. [`EventLog::snapshot`] makes it;
+/// the module header explains how to use it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
     /// The first event to apply on top of the list.
     pub from: u64,
     /// The state is exact once all events below this one are applied.
     pub until: u64,
-    /// What the owners listed.
+    /// The blocks that the owners listed.
     pub blocks: Vec<StoredBlock>,
 }

@@ -1,24 +1,24 @@
-//! A reader of the log. It never holds the log back; it does not interpret what it reads.
+//! A reader of the log. It never blocks writers, and it does not interpret events.
 
 use super::log::Copied;
 use super::{Event, EventLog, Snapshot};
 use std::sync::Arc;
 use thiserror::Error;
 
-/// A subscriber was slower than the log is long.
+/// The subscriber fell behind the log's ring.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[error(
     "the subscriber lagged and missed {missed} events; the next one is {resume_at}. Take a snapshot \
      to know what is stored, and poll more often or make the log longer"
 )]
 pub struct Lagged {
-    /// How many events were overwritten before they were read.
+    /// The number of events that were overwritten before they were read.
     pub missed: u64,
-    /// The event that the next poll starts with, unless the subscriber resynchronises.
+    /// The sequence number at which the next poll starts, unless the subscriber resynchronises.
     pub resume_at: u64,
 }
 
-/// A place in an [`EventLog`]. Dropping it costs nothing, and so does keeping it without polling.
+/// A reading position in an [`EventLog`]. It costs nothing to keep without polling, or to drop.
 #[derive(Debug)]
 pub struct Subscriber {
     log: Arc<EventLog>,
@@ -30,12 +30,11 @@ impl Subscriber {
         Subscriber { log, next }
     }
 
-    /// Adds up to `max` events to the end of `events`, each once and in order, and returns how
-    /// many.
+    /// Appends up to `max` events to `events`, each once and in order. Returns how many.
     ///
     /// # Errors
-    /// [`Lagged`] when events were overwritten before they were read. It is told once for each such
-    /// gap; nothing is added then, and the next poll starts after the gap.
+    /// [`Lagged`] if events were overwritten before they were read. Each gap is reported once: that
+    /// poll appends nothing, and the next poll starts after the gap.
     pub fn poll(&mut self, events: &mut Vec<Event>, max: usize) -> Result<usize, Lagged> {
         match self.log.copy(self.next, events, max) {
             Copied::Events(count) => {
@@ -50,8 +49,8 @@ impl Subscriber {
                     resume_at: oldest,
                 })
             }
-            // Only after a snapshot of another log: there is nothing to read until this one is
-            // as long, and its events would be misnumbered. Start where this log is.
+            // The position is ahead only after a snapshot of another log. Waiting until this log
+            // is as long would misnumber its events, so reading starts at its current end.
             Copied::Ahead { next } => {
                 self.next = next;
                 Ok(0)
@@ -59,12 +58,12 @@ impl Subscriber {
         }
     }
 
-    /// Goes on at the first event that has to be applied on top of a snapshot of the same log.
+    /// Continues at the first event to apply on top of a snapshot of the same log.
     pub fn resynchronise(&mut self, snapshot: &Snapshot) {
         self.next = snapshot.from;
     }
 
-    /// The sequence number of the event that it reads next.
+    /// The sequence number of the event that the next poll starts with.
     #[must_use]
     pub fn next_sequence(&self) -> u64 {
         self.next

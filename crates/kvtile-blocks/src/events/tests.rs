@@ -1,4 +1,4 @@
-//! The log against a naive list. What several threads do is in `tests/events.rs`.
+//! The log against a naive list. The concurrent tests are in `tests/events.rs`.
 
 use super::*;
 use kvtile_random::Numbers;
@@ -49,7 +49,7 @@ fn a_chain_is_stored_with_the_block_before_each_block() {
 
 /// Pitfall 31: events were lost silently when a subscriber lagged, and had no sequence numbers.
 #[test]
-fn pitfall_31_a_subscriber_that_lags_is_told_how_many_events_it_missed() {
+fn pitfall_31_a_subscriber_that_lags_learns_how_many_events_it_missed() {
     let log = log(4);
     let mut subscriber = log.subscribe();
     for number in 0..7 {
@@ -70,7 +70,7 @@ fn pitfall_31_a_subscriber_that_lags_is_told_how_many_events_it_missed() {
 }
 
 #[test]
-fn a_subscriber_reads_only_what_comes_after_it_subscribed() {
+fn a_subscriber_reads_only_events_after_its_subscription() {
     let log = log(4);
     log.cleared(TierId::DISK, GroupId(0));
     let mut subscriber = log.subscribe();
@@ -131,7 +131,7 @@ fn a_mirror_refuses_events_with_a_gap_before_them() {
     assert!(mirror.apply(&events[1]));
 }
 
-/// Equal keys of two groups are two blocks, and emptying one group leaves the other.
+/// The same key in two groups names two blocks, and clearing one group leaves the other.
 #[test]
 fn a_mirror_keeps_groups_apart() {
     let (one, two) = (GroupId(0), GroupId(7));

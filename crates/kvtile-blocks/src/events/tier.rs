@@ -1,4 +1,4 @@
-//! The names of places that keep blocks.
+//! The names of tiers.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
@@ -6,16 +6,16 @@ use std::str::FromStr;
 
 use crate::BlocksError;
 
-/// Most bytes of a tier's name.
+/// The maximum length of a tier's name, in bytes.
 pub const TIER_NAME_BYTES_MAX: usize = 15;
 
-/// What sort of place a tier is. It orders and explains; no decision depends on it.
+/// The kind of a tier. It is for ordering and display; no decision depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum TierKind {
     /// Memory that the engine computes in.
     Device,
-    /// Memory of the machine.
+    /// Host memory.
     Host,
     /// A folder on a disk of the machine.
     Disk,
@@ -26,7 +26,7 @@ pub enum TierKind {
 }
 
 impl TierKind {
-    /// All kinds, usually the fastest first.
+    /// All kinds, usually fastest first.
     pub const ALL: [TierKind; 5] = [
         TierKind::Device,
         TierKind::Host,
@@ -35,7 +35,7 @@ impl TierKind {
         TierKind::Remote,
     ];
 
-    /// Its name.
+    /// The kind's name.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -48,11 +48,11 @@ impl TierKind {
     }
 }
 
-/// A place that has a capacity of its own and keeps blocks by key: its kind and its name, which distinguishes two
-/// disks of one cache.
+/// A tier has a capacity of its own and keeps blocks by key. Its id is a kind and a name, which
+/// distinguishes two disks of one cache.
 ///
-/// As text it is the kind alone where the name is the kind's (`disk`), else both (`disk:scratch`). Ids are
-/// ordered by kind, then by name.
+/// As text, the id is the kind alone if the name equals it (`disk`), else both (`disk:scratch`).
+/// Ids are ordered by kind, then by name.
 ///
 /// ```
 /// use kvtile_blocks::events::{TierId, TierKind};
@@ -65,7 +65,7 @@ impl TierKind {
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TierId {
     kind: TierKind,
-    /// The name, filled up with zeroes.
+    /// The name, padded with zeroes.
     name: [u8; TIER_NAME_BYTES_MAX],
 }
 
@@ -82,17 +82,17 @@ impl TierId {
         name: *b"host\0\0\0\0\0\0\0\0\0\0\0",
     };
 
-    /// The disk, where a cache has one.
+    /// The disk tier of a cache.
     pub const DISK: TierId = TierId {
         kind: TierKind::Disk,
         name: *b"disk\0\0\0\0\0\0\0\0\0\0\0",
     };
 
-    /// A tier of some kind, by a name of 1 to [`TIER_NAME_BYTES_MAX`] letters `a` to `z`, digits, `-`, `_`
-    /// or `.`.
+    /// A tier of some kind, with a name of 1 to [`TIER_NAME_BYTES_MAX`] letters `a` to `z`, digits,
+    /// `-`, `_` or `.`.
     ///
     /// # Errors
-    /// Another name.
+    /// Any other name.
     pub fn new(kind: TierKind, name: &str) -> Result<TierId, BlocksError> {
         let allowed =
             |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_.".contains(&byte);
@@ -108,13 +108,13 @@ impl TierId {
         }
     }
 
-    /// What sort of place it is.
+    /// The kind of tier.
     #[must_use]
     pub const fn kind(&self) -> TierKind {
         self.kind
     }
 
-    /// Its name, without its kind.
+    /// The name, without the kind.
     #[must_use]
     #[expect(
         clippy::missing_panics_doc,
@@ -207,13 +207,13 @@ mod tests {
             "device", "host", "disk:a", "disk:b", "disk", "object", "remote",
         ]
         .map(of);
-        // "disk" is named disk, which comes after a and b.
+        // "disk" has the name "disk", which sorts after "a" and "b".
         assert!(order.is_sorted());
         assert_ne!(of("disk:x"), of("object:x"));
     }
 
     #[test]
-    fn names_that_are_none_are_refused_with_what_was_given() {
+    fn invalid_names_are_refused_with_the_given_text() {
         for name in ["", "Disk", "a b", "0123456789abcdef", "ä", "a\0", "a:b"] {
             let error = TierId::new(TierKind::Disk, name).unwrap_err();
             assert!(matches!(&error, BlocksError::TierName { name: given } if given == name));

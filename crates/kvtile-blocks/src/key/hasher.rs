@@ -1,5 +1,5 @@
-//! From tokens to keys. The formats are those of the header of the module above; here is how they
-//! are computed without an allocation.
+//! Derives keys from tokens, in the formats of the header of the module above and without
+//! allocation.
 
 use super::settings::{CONTEXT_BLAKE3, CONTEXT_XXH3};
 use super::{BlockKey, KeySettings, PAGE_SIZE_MAX, Profile};
@@ -7,8 +7,9 @@ use crate::BlocksError;
 use std::fmt;
 use twox_hash::{XxHash3_64, XxHash3_128};
 
-/// What a block depends on beside its tokens: hashes of images, names of adapters, in an order that
-/// the caller keeps. Each is any bytes; none of them, however they are cut, equal others.
+/// Inputs of a block besides its tokens: hashes of images, names of adapters, in an order that the
+/// caller keeps. Each is an arbitrary byte string; lists that split the same bytes differently have
+/// different digests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ExtraKeys<'a>(&'a [&'a [u8]]);
 
@@ -16,7 +17,7 @@ impl<'a> ExtraKeys<'a> {
     /// The block depends on tokens alone.
     pub const NONE: ExtraKeys<'static> = ExtraKeys(&[]);
 
-    /// These, in this order.
+    /// These keys, in this order.
     #[must_use]
     pub const fn new(keys: &'a [&'a [u8]]) -> ExtraKeys<'a> {
         ExtraKeys(keys)
@@ -30,8 +31,8 @@ impl<'a> ExtraKeys<'a> {
 /// The hash of a block's extra keys.
 pub(crate) type ExtraDigest = [u8; 16];
 
-/// What a block follows: the block before, or the start. The bytes stand first and whole, because
-/// the next hash waits for them.
+/// The predecessor of a block: the block before it, or the root. The bytes are the first field and
+/// contiguous, because the next hash waits for them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Parent {
     bytes: [u8; 16],
@@ -47,8 +48,8 @@ impl From<BlockKey> for Parent {
     }
 }
 
-/// Makes the keys of full blocks. Making one allocates a little; using it allocates nothing. It may
-/// be shared by threads.
+/// Derives the keys of full blocks. Construction allocates a little; use allocates nothing. Threads
+/// may share it.
 #[derive(Clone)]
 pub struct BlockHasher {
     page_size: usize,
@@ -65,10 +66,10 @@ const TRAILER_MAX: usize = 40;
 const ROUTER_SEQUENCE_SEED: u64 = 1337;
 
 impl BlockHasher {
-    /// Keys of blocks of the model that `identity` names.
+    /// A hasher for blocks of the model that `identity` identifies.
     ///
     /// # Errors
-    /// A page size that is out of range, or a salt where the profile has no place for one.
+    /// A page size out of range, or a salt with a profile that has none.
     pub fn new(settings: &KeySettings, identity: &[u8]) -> Result<BlockHasher, BlocksError> {
         let page_size = settings.page_size;
         if page_size == 0 || page_size > PAGE_SIZE_MAX {
@@ -116,7 +117,7 @@ impl BlockHasher {
     /// The key of one full block after `parent`, or of the first block of a sequence.
     ///
     /// # Errors
-    /// Tokens that are not one page, or extra keys where the profile has no place for them.
+    /// Tokens that are not one page, or extra keys with a profile that does not support them.
     pub fn key(
         &self,
         parent: Option<BlockKey>,
@@ -133,8 +134,8 @@ impl BlockHasher {
         Ok(self.key_of_page(self.after(parent), tokens, extra))
     }
 
-    /// Adds the keys of all full blocks of `tokens` to the end of `keys`, the first one after
-    /// `parent`, none with extra keys. Tokens after the last full block are left.
+    /// Appends to `keys` the keys of all full blocks of `tokens`. The first follows `parent`; none
+    /// has extra keys. Tokens after the last full block are ignored.
     pub fn keys(&self, parent: Option<BlockKey>, tokens: &[u32], keys: &mut Vec<BlockKey>) {
         let mut parent = self.after(parent);
         let pages = tokens.chunks_exact(self.page_size);
@@ -146,7 +147,7 @@ impl BlockHasher {
         }));
     }
 
-    /// The hash of extra keys, `None` where there are none.
+    /// The digest of extra keys, `None` if there are none.
     pub(crate) fn digest<'a>(
         &self,
         extra: impl ExactSizeIterator<Item = &'a [u8]>,
@@ -166,7 +167,7 @@ impl BlockHasher {
         Ok(Some(first_16(hash.finalize().as_bytes())))
     }
 
-    /// What a block follows.
+    /// The predecessor as a [`Parent`].
     pub(crate) fn after(&self, parent: Option<BlockKey>) -> Parent {
         let root = Parent {
             bytes: self.root,
@@ -175,7 +176,7 @@ impl BlockHasher {
         parent.map_or(root, Parent::from)
     }
 
-    /// The key of a page whose size was checked.
+    /// The key of a page whose size is checked already.
     #[inline]
     pub(crate) fn key_of_page(
         &self,
@@ -183,7 +184,7 @@ impl BlockHasher {
         tokens: &[u32],
         extra: Option<ExtraDigest>,
     ) -> BlockKey {
-        // Usual pages have a length that the compiler knows, and are copied in a few registers.
+        // Common page sizes are compile-time constants and are copied in a few registers.
         if let Some((page, [])) = tokens.split_first_chunk::<16>() {
             return self.with_room::<{ 4 * 16 + TRAILER_MAX }>(parent, page, extra);
         }
@@ -193,7 +194,7 @@ impl BlockHasher {
         self.key_of_unusual_page(parent, tokens, extra)
     }
 
-    /// Apart, so that usual pages do not pay for its stack.
+    /// Not inlined, so that common page sizes do not pay for its stack.
     #[inline(never)]
     fn key_of_unusual_page(
         &self,
@@ -253,7 +254,7 @@ impl BlockHasher {
     }
 }
 
-/// Does not show the secrets.
+/// Hides the secrets.
 impl fmt::Debug for BlockHasher {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BlockHasher")
@@ -263,18 +264,21 @@ impl fmt::Debug for BlockHasher {
     }
 }
 
-/// What is hashed, on the stack.
+/// The message to hash, on the stack.
 struct Message<const ROOM: usize> {
     room: [u8; ROOM],
     length: usize,
 }
 
 impl<const ROOM: usize> Message<ROOM> {
-    /// Tokens that fit with a trailer.
+    /// A message that starts with `tokens`; they must leave room for the trailer.
     #[inline(always)]
     fn of(tokens: &[u32]) -> Message<ROOM> {
         let length = 4 * tokens.len();
-        assert!(length + TRAILER_MAX <= ROOM, "a page that was not checked");
+        assert!(
+            length + TRAILER_MAX <= ROOM,
+            "the page size is checked before"
+        );
         let mut room = [0; ROOM];
         for (bytes, token) in room.as_chunks_mut::<4>().0.iter_mut().zip(tokens) {
             *bytes = token.to_le_bytes();
@@ -296,7 +300,7 @@ impl<const ROOM: usize> Message<ROOM> {
     }
 }
 
-/// The first half of a hash.
+/// The first half of a 32-byte hash.
 pub(super) fn first_16(hash: &[u8; 32]) -> [u8; 16] {
     let (&first, _) = hash.split_first_chunk().unwrap_or((&[0; 16], &[]));
     first

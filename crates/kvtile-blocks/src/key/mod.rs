@@ -1,14 +1,14 @@
-//! What the content of a block is called.
+//! The keys of block contents.
 //!
-//! A key says everything that the content depends on: the tokens of the block, all tokens before
-//! it, whatever else went into it, the model, and the tenant. It does not say in which layout the
-//! bytes lie, nor where. This module does not know what an identity consists of: it takes bytes.
+//! A key depends on everything that the content depends on: the tokens of the block, all tokens
+//! before it, extra inputs, the model, and the tenant. It does not depend on the layout or the
+//! location of the bytes. This module takes the identity as opaque bytes.
 //!
 //! # The format
 //!
-//! Integers are little-endian, `‖` joins bytes, `u64(x)` is 8 bytes. `tokens` are the block's
-//! token ids as u32. `identity` is whatever names the model and everything else that stored
-//! bytes depend on (the fingerprint of a logical identity), `salt` is the tenant's, in UTF-8.
+//! Integers are little-endian, `‖` joins bytes, `u64(x)` is 8 bytes. `tokens` are the block's token
+//! ids as u32. `identity` identifies the model and everything else that stored bytes depend on (the
+//! fingerprint of a logical identity); `salt` is the tenant's salt, in UTF-8.
 //!
 //! **Secrets**, once per hasher, the first 112 bytes of BLAKE3's extendable output:
 //!
@@ -21,7 +21,7 @@
 //!          "kvtile 2026-11-23 04:22:00 block keys, XXH3-128"   for Profile::Xxh3
 //! ```
 //!
-//! **Extra keys** of a block, where there are any, become 16 bytes:
+//! **Extra keys** of a block are digested to 16 bytes, if there are any:
 //!
 //! ```text
 //! extra = keyed_hash(list, u64(count) ‖ u64(len) ‖ bytes ‖ u64(len) ‖ bytes …)[0..16]
@@ -34,10 +34,10 @@
 //! key = keyed_hash(with extra ⊕ (0¹⁶ ‖ parent), tokens ‖ extra)[0..16]    with extra keys
 //! ```
 //!
-//! The parent enters through the key of the hash, where BLAKE3 itself puts what came before when it
-//! goes from one 64-byte block of a message to the next. So a page of 16 tokens, exactly one such
-//! block, costs one compression; as a part of the message the parent would cost a second one.
-//! BLAKE3 hashes the length of a message along, so that pages of different sizes cannot match.
+//! The parent enters through the hash's key, where BLAKE3 itself puts the chaining value between
+//! the 64-byte blocks of a message. So a page of 16 tokens, exactly one such block, costs one
+//! compression; with the parent in the message it would cost a second one. BLAKE3 includes the
+//! message length, so pages of different sizes cannot match.
 //!
 //! **XXH3-128**: `seed` is the first 8 bytes of `plain`, `extra` is 16 zeros without extra keys; the
 //! result is written as 16 bytes, the low half first.
@@ -46,7 +46,7 @@
 //! key = xxh3_128(tokens ‖ parent ‖ extra ‖ u64(number of tokens), seed)
 //! ```
 //!
-//! **Router** (XXH3-64, unkeyed): the hashes that routers of this kind use, both of them in one key.
+//! **Router** (XXH3-64, unkeyed): the two hashes that such routers use, combined in one key.
 //!
 //! ```text
 //! block    = xxh3_64(tokens, seed)
@@ -54,18 +54,18 @@
 //! key      = u64(sequence) ‖ u64(block)
 //! ```
 //!
-//! # What may be trusted to which
+//! # Collision resistance and tenancy
 //!
-//! | profile | two contents with one key | may share a cache |
+//! | profile | two contents with one key | tenants of one cache |
 //! | --- | --- | --- |
-//! | `Blake3` | cannot be found, whoever tries | anyone, apart by salt |
-//! | `Xxh3` | not by accident; on purpose, by someone who writes prompts | one trusted tenant |
-//! | `Router` | by accident among some 2³² prefixes of one last block; on purpose within minutes on one core | one trusted tenant whose router asks for it |
+//! | `Blake3` | infeasible to find, for any attacker | any, separated by salt |
+//! | `Xxh3` | not by accident; deliberately, by an author of prompts | one trusted tenant |
+//! | `Router` | by accident among some 2³² prefixes of one last block; deliberately within minutes on one core | one trusted tenant whose router requires it |
 //!
-//! XXH3 is not a cryptographic hash, whatever its width and seed. A router's sequence hash has 64
-//! bits; the key keeps the block's own hash beside it, so both must match, but a chain still rests on
-//! 64 bits of its past. No profile cuts a key for an index or a file name. A router's key does not
-//! contain the identity: whoever stores blocks under it must keep models apart by other means.
+//! XXH3 is not a cryptographic hash, regardless of its width and seed. A router's sequence hash has
+//! 64 bits; the key keeps the block's own hash beside it, so both must match, but a chain still
+//! rests on 64 bits of its past. No profile truncates a key for an index or a file name. A router
+//! key does not contain the identity: the caller must separate models by other means.
 
 mod hasher;
 mod settings;
@@ -79,24 +79,24 @@ pub(crate) use hasher::{ExtraDigest, Parent};
 
 use std::fmt;
 
-/// The name of a block's content: 128 bits. Equal keys mean equal content, in every process and on
+/// The key of a block's content: 128 bits. Equal keys mean equal content, in every process and on
 /// every machine.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct BlockKey([u8; 16]);
 
 impl BlockKey {
-    /// A key that somebody else made, taken as it is.
+    /// An existing key, taken as it is.
     #[must_use]
     pub const fn from_bytes(bytes: [u8; 16]) -> BlockKey {
         BlockKey(bytes)
     }
 
-    /// A key that an engine gives, of any length: 16 bytes are taken as they are. Others are hashed,
-    /// never cut or padded: the first 16 bytes of BLAKE3's `derive_key("kvtile 2026-11-23 04:22:00
-    /// block keys of an engine", bytes)`.
+    /// A key that an engine supplies, of any length. A key of 16 bytes is taken as it is. Others
+    /// are hashed, never truncated or padded: the first 16 bytes of BLAKE3's `derive_key("kvtile
+    /// 2026-11-23 04:22:00 block keys of an engine", bytes)`.
     ///
-    /// Such a key says what the engine put into it. Where that is the tokens alone, another model's
-    /// blocks have the same keys and must not be in the same store.
+    /// Such a key covers only what the engine put into it. If that is the tokens alone, blocks of
+    /// different models have the same keys and must not share a store.
     #[must_use]
     pub fn from_opaque(bytes: &[u8]) -> BlockKey {
         if let Ok(&whole) = <&[u8; 16]>::try_from(bytes) {
@@ -108,14 +108,14 @@ impl BlockKey {
         BlockKey(hasher::first_16(hash.as_bytes()))
     }
 
-    /// Its bytes, as they are stored and sent.
+    /// The key's bytes, as stored and sent.
     #[must_use]
     pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// The sequence hash and the block hash in a key of [`Profile::Router`]; for keys of other
-    /// profiles two meaningless numbers.
+    /// The sequence hash and the block hash of a [`Profile::Router`] key; two meaningless numbers
+    /// for keys of other profiles.
     #[must_use]
     pub const fn router_hashes(&self) -> (u64, u64) {
         let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;

@@ -1,10 +1,10 @@
-//! How keys are made, as it stands in a settings file. What the profiles mean is in the header of
-//! the module above.
+//! The settings of key derivation, serialisable. The header of the module above explains the
+//! profiles.
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The most tokens that a page may have.
+/// The largest page size, in tokens.
 pub const PAGE_SIZE_MAX: usize = 4096;
 
 pub(super) const CONTEXT_BLAKE3: &str = "kvtile 2026-11-23 04:22:00 block keys, BLAKE3";
@@ -16,13 +16,13 @@ pub(super) const CONTEXT_OPAQUE: &str = "kvtile 2026-11-23 04:22:00 block keys o
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 #[non_exhaustive]
 pub enum Profile {
-    /// Keyed BLAKE3, 128 bits: for everybody.
+    /// Keyed BLAKE3, 128 bits: safe for untrusted tenants.
     #[default]
     Blake3,
     /// Seeded XXH3-128: faster, for one tenant whose prompts are trusted.
     Xxh3,
-    /// XXH3-64 hashes as some routers use them, for one tenant whose prompts are trusted. Takes
-    /// neither extra keys nor the identity into account, and no salt but the seed.
+    /// XXH3-64 hashes as some routers use them, for one tenant whose prompts are trusted. The keys
+    /// cover neither extra keys nor the identity, and no salt but the seed.
     Router {
         /// The seed of the hash of a block's tokens, which routers call the salt.
         seed: u64,
@@ -41,16 +41,16 @@ impl Profile {
     }
 }
 
-/// How keys are made.
+/// The settings of key derivation.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct KeySettings {
-    /// Which hash.
+    /// The hash.
     pub profile: Profile,
     /// Tokens per block, `1..=`[`PAGE_SIZE_MAX`].
     pub page_size: usize,
-    /// Keeps tenants apart: blocks are found only by those who have the same one. Empty for a
-    /// cache that everybody shares.
+    /// Separates tenants: a lookup finds only blocks of the same salt. Empty for a cache without
+    /// tenant separation.
     pub salt: String,
 }
 
@@ -64,7 +64,7 @@ impl Default for KeySettings {
     }
 }
 
-/// Does not show the salt, which may be a secret.
+/// Hides the salt, which may be a secret.
 impl fmt::Debug for KeySettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let salt = if self.salt.is_empty() {

@@ -1,4 +1,4 @@
-//! Keys against golden values of another implementation, and what may not be equal.
+//! Keys against golden values of another implementation, and inputs that must not collide.
 
 use super::*;
 use crate::BlocksError;
@@ -29,7 +29,7 @@ fn key(hex: &str) -> BlockKey {
     BlockKey::from_bytes(bytes(hex).try_into().unwrap())
 }
 
-/// Pitfall 25: hashes that differ between processes. These were computed by another program.
+/// Pitfall 25: hashes that differ between processes. Another program computed the golden values.
 #[test]
 fn pitfall_25_keys_are_those_of_an_independent_implementation() {
     let mut rows = 0;
@@ -93,8 +93,8 @@ fn router_keys_hold_the_hashes_that_routers_publish() {
     assert_eq!((sequence, block), expected[1]);
 }
 
-/// Pitfall 23: stored bytes keyed by token hash alone. Every field that may differ gives other keys,
-/// and so does every way of cutting the same bytes into fields.
+/// Pitfall 23: stored bytes keyed by token hash alone. A change in any field changes the keys, and
+/// so does a different split of the same bytes into fields.
 #[test]
 fn pitfall_23_another_identity_tenant_profile_or_parent_never_has_the_same_key() {
     let tokens: Vec<u32> = (0..32).collect();
@@ -145,8 +145,8 @@ fn extra_keys_differ_however_their_bytes_are_cut() {
     }
 }
 
-/// Pitfall 26: 64-bit unkeyed hashes, and keys cut for an index. All 128 bits of a key depend on
-/// each token, on the parent and on the identity.
+/// Pitfall 26: 64-bit unkeyed hashes, and keys truncated for an index. All 128 bits of a key depend
+/// on each token, on the parent and on the identity.
 #[test]
 fn pitfall_26_every_bit_of_a_key_depends_on_every_token_and_on_the_parent() {
     let parent = BlockKey::from_bytes([0x5a; 16]);
@@ -187,7 +187,7 @@ fn opaque_keys_of_16_bytes_are_taken_as_they_are_and_others_are_hashed_whole() {
     for length in (0..64).filter(|&length| length != 16) {
         assert!(seen.insert(BlockKey::from_opaque(&long[..length])));
     }
-    // Computed by the PyPI package blake3.
+    // Computed with the PyPI package blake3.
     assert_eq!(
         BlockKey::from_opaque(&[1, 2, 3]).to_string(),
         "6e3a7297b7420979a7ff7fa05b8f7a63"
@@ -195,7 +195,7 @@ fn opaque_keys_of_16_bytes_are_taken_as_they_are_and_others_are_hashed_whole() {
 }
 
 #[test]
-fn what_a_profile_has_no_place_for_is_refused() {
+fn inputs_that_a_profile_does_not_support_are_refused() {
     let router = Profile::Router { seed: 1 };
     assert_eq!(
         BlockHasher::new(&settings(router, 16, "tenant"), b"").unwrap_err(),
@@ -232,7 +232,7 @@ fn the_largest_page_has_a_key() {
 }
 
 #[test]
-fn settings_are_what_they_were_after_a_file_and_hide_the_salt() {
+fn settings_survive_serialisation_and_hide_the_salt() {
     for profile in [Profile::Blake3, Profile::Xxh3, Profile::Router { seed: 7 }] {
         let settings = settings(profile, 64, "secret of a tenant");
         let text = serde_json::to_string(&settings).unwrap();

@@ -1,36 +1,37 @@
-//! Adaptive replacement, ARC (Megiddo and Modha, FAST 2003), over leaves: blocks that were used once and
-//! blocks that were used again, each with the keys of those that left, and a target for how many of the
-//! first kind to keep that moves to where keys come back.
+//! ARC, adaptive replacement (Megiddo and Modha, FAST 2003), over leaves. It keeps two lists:
+//! blocks used once (T1 in the paper) and blocks used again (T2), each with ghost entries of its
+//! evicted blocks (B1, B2). The target length of the first list adapts to which ghosts come back.
 //!
-//! The paper's rule names the list to shorten: the first one while it is longer than its target, else the
-//! second. Here the oldest leaf of that list goes, and where it has none, the oldest leaf of the other
-//! one. A list's length counts all of its blocks, also those that others follow or that are in use.
+//! The paper's rule selects the list to shorten: the first one while it exceeds its target, else
+//! the second. Here the oldest leaf of that list is evicted, and if it has none, the oldest leaf of
+//! the other list. A list's length counts all of its blocks, including those with children or in
+//! use.
 //!
-//! A pool makes room before it knows for which key, so the target moves when the block is stored.
-//! On the traces of the replay that makes no difference.
+//! A pool evicts before the key to store is known, so the target adapts when the block is stored.
+//! On the replayed traces this makes no difference.
 
 use super::{EvictionPolicy, Insertion, Refusal, Visit, ghosts::Ghosts, queue::Queues};
 use crate::{BlockId, BlockKey, Tick};
 
-/// Blocks that were used once.
+/// Blocks used once.
 const ONCE: u8 = 0;
 
-/// Blocks that were used again.
+/// Blocks used again.
 const AGAIN: u8 = 1;
 
-/// Adaptive replacement.
+/// The ARC policy.
 #[derive(Clone, Debug)]
 pub struct AdaptiveReplacement {
     queues: Queues,
     once_ghosts: Ghosts<()>,
     again_ghosts: Ghosts<()>,
-    /// How many blocks that were used once should be kept.
+    /// The target number of blocks that were used once.
     once_target: f64,
     blocks: usize,
 }
 
 impl AdaptiveReplacement {
-    /// For a pool of `blocks` blocks.
+    /// A policy for a pool of `blocks` blocks.
     #[must_use]
     pub fn new(blocks: u32) -> AdaptiveReplacement {
         AdaptiveReplacement {
@@ -42,8 +43,8 @@ impl AdaptiveReplacement {
         }
     }
 
-    /// A key came back: the list that it had left was too short. With how many ghosts, itself
-    /// among them.
+    /// Adapts the target when a ghost comes back, as its list was too short. `once` and `again` are
+    /// the numbers of ghosts, including this one.
     fn adapt(&mut self, left: u8, once: usize, again: usize) {
         let (once, again) = (once as f64, again as f64);
         let target = match left {
@@ -79,7 +80,7 @@ impl EvictionPolicy for AdaptiveReplacement {
         let mut parent = insertion.parent;
         for (&block, key) in insertion.blocks.iter().zip(insertion.keys) {
             assert_eq!(self.queues.of(block), None, "stored twice");
-            // The ratio of the ghosts counts the one that comes back.
+            // The ratio of the ghost lists includes the ghost that comes back.
             let (once, again) = (self.once_ghosts.len(), self.again_ghosts.len());
             let queue = if self.once_ghosts.take(key).is_some() {
                 self.adapt(ONCE, once, again);

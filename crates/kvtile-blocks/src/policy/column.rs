@@ -1,27 +1,27 @@
-//! An array by number: one entry for each block, run or ghost.
+//! An array indexed by `u32`: one entry for each block, run or ghost.
 
 use std::ops::{Index, IndexMut};
 
 /// No block, run or ghost.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// An array whose index is a `u32` that this crate gave out. An index that it did not give out is a
-/// broken invariant, and stops the program.
+/// An array whose indices are `u32` ids that this crate hands out. Any other index is a broken
+/// invariant and panics.
 #[derive(Clone, Debug)]
 pub(super) struct Column<T>(Vec<T>);
 
 impl<T: Clone> Column<T> {
-    /// `len` entries.
+    /// `len` copies of `value`.
     pub(super) fn new(len: usize, value: T) -> Column<T> {
         Column(vec![value; len])
     }
 
-    /// An array without entries.
+    /// An empty array.
     pub(super) fn empty() -> Column<T> {
         Column(Vec::new())
     }
 
-    /// One more entry; its index.
+    /// Appends an entry. Returns its index.
     pub(super) fn push(&mut self, value: T) -> u32 {
         let index = u32::try_from(self.0.len()).unwrap_or(NONE);
         assert!(index != NONE, "more than u32::MAX - 1 entries");
@@ -29,12 +29,12 @@ impl<T: Clone> Column<T> {
         index
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub(super) fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// The entries, to be changed.
+    /// The entries, mutable.
     pub(super) fn iter_mut(&mut self) -> std::slice::IterMut<'_, T> {
         self.0.iter_mut()
     }

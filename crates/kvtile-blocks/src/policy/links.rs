@@ -1,9 +1,9 @@
-//! Doubly linked lists that run through an array: an entry is in at most one of them. One that is in
-//! none has a number in the same place.
+//! Doubly linked lists that run through an array. An entry is in at most one list; an entry in no
+//! list can store a number in its link.
 
 use super::column::{Column, NONE};
 
-/// Where an entry stands in its list.
+/// The neighbours of an entry in its list.
 #[derive(Clone, Copy, Debug)]
 struct Link {
     older: u32,
@@ -32,12 +32,12 @@ impl List {
         }
     }
 
-    /// How many entries it has.
+    /// The number of entries.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// The entry that is next to go.
+    /// The oldest entry.
     pub(super) fn oldest(&self) -> Option<u32> {
         (self.oldest != NONE).then_some(self.oldest)
     }
@@ -53,7 +53,7 @@ impl Links {
         Links(Column::new(len, link))
     }
 
-    /// Puts `entry`, which is in no list, at the new end of `list`.
+    /// Appends `entry`, which is in no list, at the newest end of `list`.
     pub(super) fn push(&mut self, list: &mut List, entry: u32) {
         self.0[entry] = Link {
             older: list.newest,
@@ -67,7 +67,7 @@ impl Links {
         list.len += 1;
     }
 
-    /// Puts `entry`, which is in no list, so that it goes just before `place`, which is in `list`.
+    /// Inserts `entry`, which is in no list, just before (older than) `place`, which is in `list`.
     pub(super) fn push_before(&mut self, list: &mut List, place: u32, entry: u32) {
         let older = self.0[place].older;
         self.0[entry] = Link {
@@ -82,7 +82,7 @@ impl Links {
         list.len += 1;
     }
 
-    /// Notes a number for `entry`, which is in no list, in the place of its links.
+    /// Stores a number in the link of `entry`, which is in no list.
     pub(super) fn set_number(&mut self, entry: u32, number: u64) {
         let [a, b, c, d, e, f, g, h] = number.to_le_bytes();
         self.0[entry] = Link {
@@ -91,13 +91,13 @@ impl Links {
         };
     }
 
-    /// The number that was noted for `entry`, which is in no list.
+    /// The number stored for `entry`, which is in no list.
     pub(super) fn number(&self, entry: u32) -> u64 {
         let Link { older, newer } = self.0[entry];
         u64::from(newer) << u32::BITS | u64::from(older)
     }
 
-    /// Takes `entry`, which is in `list`, out of it.
+    /// Removes `entry` from `list`, which contains it.
     pub(super) fn remove(&mut self, list: &mut List, entry: u32) {
         let Link { older, newer } = self.0[entry];
         match older {
@@ -111,12 +111,12 @@ impl Links {
         list.len -= 1;
     }
 
-    /// The entry that goes after `entry`, which is in a list; [`NONE`] behind the newest.
+    /// The next newer entry after `entry`, which is in a list; [`NONE`] after the newest.
     pub(super) fn newer(&self, entry: u32) -> u32 {
         self.0[entry].newer
     }
 
-    /// The entries of `list`, the oldest first.
+    /// The entries of `list`, oldest first.
     pub(super) fn iter<'a>(&'a self, list: &List) -> impl Iterator<Item = u32> + 'a {
         let mut at = list.oldest;
         std::iter::from_fn(move || {
@@ -126,7 +126,7 @@ impl Links {
         })
     }
 
-    /// Asserts that `list` is linked alike in both directions.
+    /// Asserts that the links of `list` agree in both directions.
     pub(super) fn check(&self, list: &List) {
         let mut before = NONE;
         let mut count = 0;

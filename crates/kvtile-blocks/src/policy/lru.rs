@@ -1,6 +1,5 @@
-//! Least recently used, over leaves: of the blocks that no cached block follows, the one that was used
-//! longest ago goes, and its parent has its turn by its own last use. Of the blocks of one request the
-//! deepest goes first.
+//! Least recently used, over leaves. The leaf with the oldest last use is evicted; its parent then
+//! ranks by its own last use. Of the blocks of one request the deepest is evicted first.
 
 use super::{EvictionPolicy, Insertion, Refusal, Visit, queue::Queues};
 use crate::{BlockId, BlockKey, Tick};
@@ -8,14 +7,14 @@ use crate::{BlockId, BlockKey, Tick};
 /// The only queue.
 const USED: u8 = 0;
 
-/// Least recently used.
+/// The LRU policy.
 #[derive(Clone, Debug)]
 pub struct Lru {
     queues: Queues,
 }
 
 impl Lru {
-    /// For a pool of `blocks` blocks.
+    /// A policy for a pool of `blocks` blocks.
     #[must_use]
     pub fn new(blocks: u32) -> Lru {
         let queues = Queues::new(blocks, 1);

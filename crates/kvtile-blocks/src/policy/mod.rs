@@ -1,21 +1,20 @@
-//! Eviction policies: which block of a pool has to go.
+//! Eviction policies: which block of a pool to evict next.
 //!
-//! A policy knows the blocks that are stored by their ids, how they follow each other, and when
-//! they were used. It does not know bytes, pins, threads or other tiers: the pool calls it under
-//! one lock, tells it what happened in the order in which it happened, and may refuse what it
-//! offers.
+//! A policy knows the stored blocks by their ids, their order in chains, and when they were used.
+//! It does not know bytes, pins, threads or other tiers. The pool calls it under one lock, reports
+//! events in the order in which they happen, and may refuse the candidate that the policy offers.
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | `gittins` | the default: the leaf whose best expected hits per time is lowest, learned |
-//! | `lru`, `s3_fifo`, `adaptive` | the policies that other caches use, over leaves |
-//! | `settings` | which one, as plain data |
-//! | `queue` | queues of blocks some of which may not go now |
-//! | `column`, `links`, `ghosts` | arrays by block, lists through them, and who has left |
+//! | `gittins` | the default: evicts the leaf with the lowest Gittins index, learned online |
+//! | `lru`, `s3_fifo`, `adaptive` | the classic policies LRU, S3-FIFO and ARC, over leaves |
+//! | `settings` | the choice of a policy, as plain data |
+//! | `queue` | queues of blocks, some of which cannot be evicted now |
+//! | `column`, `links`, `ghosts` | arrays indexed by block, linked lists through them, and ghost entries of evicted blocks |
 //!
-//! The pool evicts leaves alone: a block that a cached block follows is refused when a policy offers it,
-//! and the pool says when the last of those has left. So no policy has to know chains, and each gives
-//! its own order to the leaves.
+//! The pool evicts only leaves: it refuses a candidate that has a cached child, and reports when
+//! the last such child has left. So no policy has to track chains, and each ranks the leaves in its
+//! own order.
 
 mod adaptive;
 mod column;
@@ -37,124 +36,126 @@ pub use settings::{PolicyKind, PolicySettings};
 
 use crate::{BlockId, BlockKey, Tick};
 
-/// What the caller of a request says about its blocks. Hints are soft: they weigh in and decay,
-/// and never keep a block for ever.
+/// The caller's hints for the blocks of a request. Hints are soft: they are weighed in and decay,
+/// and never keep a block forever.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Hints {
-    /// How much longer than others the blocks should be kept: 0 is usual, each step doubles what a
-    /// block is worth, negative ones halve it. The weight halves with every octave of age.
+    /// How much longer than others to keep the blocks: 0 is neutral, each positive step doubles
+    /// a block's worth, and each negative step halves it. The default policy fades the hint with
+    /// age: after as many references to blocks as the pool has blocks, its weight is half.
     pub priority: i8,
-    /// From this moment on the blocks are worth nothing.
+    /// From this time on the blocks are worth nothing.
     pub expires: Option<Tick>,
-    /// Tokens that were generated for the request, 0 while that is unknown.
+    /// The number of tokens generated for the request; 0 while unknown.
     pub output_tokens: u32,
-    /// Whether the last block of the list is not full (a tail that few requests share).
+    /// Whether the last block of the list is partial (a tail that few requests share).
     pub partial_tail: bool,
 }
 
-/// Blocks that a request found: neighbours in its chain. Where other tiers hold the first blocks of the
-/// chain, they are not its first ones.
+/// A lookup hit: consecutive blocks of a request's chain. They do not start the chain if other
+/// tiers hold its first blocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Visit<'a> {
-    /// The blocks, in the order of the chain; all of them are stored.
+    /// The blocks, in chain order; all of them are stored.
     pub blocks: &'a [BlockId],
-    /// Whether the request has further blocks, which were not found.
+    /// Whether the request has further blocks, which missed.
     pub continues: bool,
-    /// What the caller says.
+    /// The caller's hints.
     pub hints: Hints,
-    /// When.
+    /// The current time.
     pub now: Tick,
 }
 
-/// Blocks that were just stored: neighbours in a chain.
+/// Newly stored blocks: consecutive in a chain.
 #[derive(Clone, Copy, Debug)]
 pub struct Insertion<'a> {
-    /// The stored block before the first one, if it is in this pool.
+    /// The stored parent of the first block, if it is in this pool.
     pub parent: Option<BlockId>,
-    /// The blocks, in the order of the chain; none of them was stored before.
+    /// The blocks, in chain order; none of them was stored before.
     pub blocks: &'a [BlockId],
     /// Their keys.
     pub keys: &'a [BlockKey],
-    /// What the caller says.
+    /// The caller's hints.
     pub hints: Hints,
-    /// When.
+    /// The current time.
     pub now: Tick,
 }
 
-/// Why a block stays that a policy offered.
+/// Why the pool refuses a candidate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It is in use. [`released`](EvictionPolicy::released) tells the end of that.
+    /// It is pinned. [`released`](EvictionPolicy::released) reports the end of that.
     Pinned,
-    /// A cached block names it as its parent, be it of this policy or of another one of the same pool.
-    /// [`became_leaf`](EvictionPolicy::became_leaf) tells the end of that.
+    /// It has a cached child, of this policy or of another one of the same pool.
+    /// [`became_leaf`](EvictionPolicy::became_leaf) reports the end of that.
     Followed,
 }
 
-/// Decides in which order blocks go. Every implementation passes the same conformance tests.
+/// Ranks the blocks of a pool for eviction. Every implementation passes the same conformance tests.
 ///
-/// It is built for a number of blocks, and every id is below that.
+/// A policy is built for a number of blocks, and every id is below that number.
 pub trait EvictionPolicy: Send {
-    /// The name, as in settings and tables.
+    /// The policy's name, as in settings and tables.
     fn name(&self) -> &'static str;
 
-    /// A request found blocks.
+    /// Reports that a request found blocks.
     fn visited(&mut self, visit: &Visit<'_>);
 
-    /// Blocks were stored.
+    /// Reports that blocks were stored.
     fn inserted(&mut self, insertion: &Insertion<'_>);
 
-    /// The block that is least worth keeping of those that may go, as far as the policy knows. The caller
-    /// answers with [`evicted`](EvictionPolicy::evicted) or [`refused`](EvictionPolicy::refused). `None`
-    /// where all blocks were refused.
+    /// The least valuable block of those that may be evicted, as far as the policy knows. The
+    /// caller answers with [`evicted`](EvictionPolicy::evicted) or
+    /// [`refused`](EvictionPolicy::refused). `None` if all blocks are refused.
     fn candidate(&mut self, now: Tick) -> Option<BlockId>;
 
-    /// The candidate is gone; this was its key, which the policy may remember.
+    /// Reports that the candidate was evicted. The policy may remember its key.
     fn evicted(&mut self, block: BlockId, key: &BlockKey);
 
-    /// The candidate stays. The policy offers it again when it was released or has become a leaf. One that
-    /// others follow may be offered again after it was visited, too.
+    /// Reports that the candidate stays. The policy offers it again after it was released or became
+    /// a leaf. A candidate that was refused for its children may also be offered again after a
+    /// visit.
     fn refused(&mut self, block: BlockId, refusal: Refusal);
 
-    /// A block is gone that was not offered (cleared, or removed by its owner).
+    /// Reports that a block left without having been offered (cleared, or removed by its owner).
     fn removed(&mut self, block: BlockId);
 
-    /// A block that was refused as [`Refusal::Pinned`] is not in use any more.
+    /// Reports that a block that was refused as [`Refusal::Pinned`] is not pinned any more.
     fn released(&mut self, block: BlockId);
 
-    /// The last cached block that followed this one is gone. It is said of each block, whether it was
+    /// Reports that a block's last cached child has left. The pool calls it for every such block,
     /// refused or not.
     fn became_leaf(&mut self, block: BlockId);
 
-    /// What there is to study, once enough has happened since the last time. Studying takes part
-    /// of a millisecond and needs nothing of the policy: call [`Lesson::study`] without the lock
-    /// and hand the result to [`learn`](EvictionPolicy::learn). Policies that do not learn have no
-    /// lessons; one that nobody asks for its lessons goes on with what it knows. A policy that has put off
-    /// learning from visits and insertions makes up for it here.
+    /// The next lesson, once enough has happened since the last one. Studying takes part of a
+    /// millisecond and needs no access to the policy: call [`Lesson::study`] without the lock and
+    /// pass the result to [`learn`](EvictionPolicy::learn). Policies that do not learn return
+    /// `None`; a policy whose lessons are not studied keeps its current knowledge. A policy that
+    /// defers learning from visits and insertions catches up here.
     fn lesson(&mut self) -> Option<Lesson> {
         None
     }
 
-    /// What came out of a lesson.
+    /// Takes the result of a lesson.
     fn learn(&mut self, learned: Learned) {
         drop(learned);
     }
 
-    /// A copy, which goes on by itself: what it would do next can be tried out.
+    /// An independent copy, for example to simulate evictions.
     fn copy(&self) -> Box<dyn EvictionPolicy>;
 
-    /// How many blocks it knows as stored.
+    /// The number of stored blocks that the policy knows.
     fn len(&self) -> usize;
 
-    /// Whether it knows none.
+    /// Whether it knows no block.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Asserts what must hold between its parts; for tests.
+    /// Asserts the policy's invariants; for tests.
     ///
     /// # Panics
-    /// Where something does not hold.
+    /// If an invariant is violated.
     fn check_integrity(&self);
 }

@@ -1,14 +1,14 @@
-//! Queues of blocks some of which may not go now: what LRU, ARC and S3-FIFO have in common. It knows no
-//! uses and no ghosts, and of chains only the one that was used or stored last: what is stored behind it
-//! stands before it in line, so that the deepest block has its turn first, however many calls store a
-//! chain.
+//! Queues of blocks, some of which cannot be evicted now: the common part of LRU, ARC and S3-FIFO.
+//! They know neither uses nor ghosts. Of chains they know only the latest one, which was used or
+//! stored last. A block that continues this chain is queued before the chain's other blocks, so the
+//! deepest block is evicted first, regardless of how many calls store the chain.
 //!
-//! A block that was refused leaves the line and stays in the queue: it counts in its length. One that was
-//! refused because a cached block follows it keeps its turn, so when it has become a leaf it goes before all
-//! that stand in line, as those had their turn later:
+//! A refused block leaves the line and stays in the queue: it counts in the queue's length. A block
+//! that was refused for its cached children keeps its turn. So when it becomes a leaf it precedes
+//! all blocks in line, whose turns are later:
 //!
 //! ```text
-//!            next to go                                              newest
+//!            next to evict                                           newest
 //! leaves   ┌ by turn ┐   line  ┌ oldest ─────────────────────────────────┐ ◄── push
 //!          └────▲────┘         └──┬──────────────────────────────────────┘        ▲
 //!               │ became_leaf     │ refuse                                         │ released
@@ -24,18 +24,18 @@ use super::{
 };
 use crate::BlockId;
 
-/// Where a block stands.
+/// The position of a block in its queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stand {
     /// In no queue.
     Out,
     /// In the line of its queue.
     InLine,
-    /// Refused, as a cached block follows it.
+    /// Refused, because it has a cached child.
     Followed,
-    /// Followed no more, and before all that stand in line.
+    /// A leaf again after a refusal; it precedes all blocks in line.
     Leaf,
-    /// Refused, as it is in use.
+    /// Refused, because it is pinned.
     Pinned,
 }
 
@@ -48,29 +48,29 @@ struct Entry {
 #[derive(Clone, Debug)]
 struct Queue {
     line: List,
-    /// Blocks that became leaves after they were refused, by their turn.
+    /// Blocks that became leaves after a refusal, by their turn.
     leaves: BTreeSet<(u64, u32)>,
     len: usize,
     followed: usize,
-    /// Of the chain that was used or stored last: the block that stands before its others in line.
+    /// The block of the latest chain that is first in line.
     latest: u32,
 }
 
-/// Some queues; a block is in at most one of them.
+/// A set of queues; a block is in at most one of them.
 #[derive(Clone, Debug)]
 pub(super) struct Queues {
     links: Links,
     entries: Column<Entry>,
     queues: Column<Queue>,
     turns: u64,
-    /// The last block of the chain that was used or stored last.
+    /// The last block of the latest chain.
     chain_end: u32,
 }
 
 impl Queue {
     fn leave_line(&mut self, links: &mut Links, block: u32) {
         if self.latest == block {
-            // Behind it in line stands the block before it in the chain.
+            // The next newer entry in line is the block's parent in the chain.
             self.latest = links.newer(block);
         }
         links.remove(&mut self.line, block);
@@ -97,17 +97,17 @@ impl Queues {
         }
     }
 
-    /// Blocks of a queue, wherever they stand.
+    /// The number of blocks of a queue, in any position.
     pub(super) fn len(&self, queue: u8) -> usize {
         self.queues[u32::from(queue)].len
     }
 
-    /// Blocks of all queues.
+    /// The number of blocks of all queues.
     pub(super) fn total(&self) -> usize {
         self.queues.iter().map(|queue| queue.len).sum()
     }
 
-    /// Blocks of a queue that were refused as others follow them, and still are.
+    /// The number of blocks of a queue that are set aside for their cached children.
     pub(super) fn followed(&self, queue: u8) -> usize {
         self.queues[u32::from(queue)].followed
     }
@@ -118,8 +118,8 @@ impl Queues {
         (stand != Stand::Out).then_some(queue)
     }
 
-    /// Puts a block at the new end of a queue, wherever it stands. One that was refused because it is in
-    /// use changes its queue alone.
+    /// Moves a block to the newest end of a queue, from any position. A block that is set aside as
+    /// pinned only changes its queue.
     pub(super) fn push(&mut self, queue: u8, block: BlockId) {
         let pinned = self.entries[block.0].stand == Stand::Pinned;
         self.remove(block);
@@ -132,7 +132,8 @@ impl Queues {
         }
     }
 
-    /// Puts blocks of a chain at the new end of a queue, wherever they stand, the last one first.
+    /// Moves the blocks of a chain to the newest end of a queue, from any position, the last block
+    /// first.
     pub(super) fn push_chain(&mut self, queue: u8, chain: &[BlockId]) {
         self.leave_chain();
         for &block in chain.iter().rev() {
@@ -146,8 +147,8 @@ impl Queues {
         }
     }
 
-    /// Puts a block that is in no queue at the new end of one; behind what stands there of its chain if the
-    /// chain is the one that was used or stored last.
+    /// Adds a block that is in no queue to a queue. If it continues the latest chain, it is queued
+    /// just before that chain's blocks, else at the newest end.
     pub(super) fn store(&mut self, queue: u8, parent: Option<BlockId>, block: BlockId) {
         if parent.is_none_or(|parent| parent.0 != self.chain_end) {
             self.leave_chain();
@@ -163,7 +164,7 @@ impl Queues {
         self.entries[block.0] = Entry { stand, queue };
     }
 
-    /// What comes from now on stands behind all that is there.
+    /// Ends the latest chain: later blocks are queued at the newest end.
     fn leave_chain(&mut self) {
         self.chain_end = NONE;
         for queue in self.queues.iter_mut() {
@@ -171,19 +172,19 @@ impl Queues {
         }
     }
 
-    /// The block of a queue that is next to go, if any may.
+    /// The next block of a queue to evict, if any may be evicted.
     pub(super) fn next(&self, queue: u8) -> Option<BlockId> {
         let queue = &self.queues[u32::from(queue)];
         let leaf = queue.leaves.first().map(|&(_, block)| block);
         leaf.or_else(|| queue.line.oldest()).map(BlockId)
     }
 
-    /// Whether a block had its turn and was followed then.
+    /// Whether a block had its turn and was refused for its cached children.
     pub(super) fn was_passed(&self, block: BlockId) -> bool {
         matches!(self.entries[block.0].stand, Stand::Followed | Stand::Leaf)
     }
 
-    /// Puts aside the block that [`next`](Queues::next) named.
+    /// Sets aside the block that [`next`](Queues::next) returned.
     pub(super) fn refuse(&mut self, block: BlockId, refusal: Refusal) {
         let Entry { stand, queue } = self.entries[block.0];
         let queue = &mut self.queues[u32::from(queue)];
@@ -210,7 +211,8 @@ impl Queues {
         };
     }
 
-    /// A block is not in use any more: if it was refused for that, it is the newest of its queue.
+    /// Handles the last unpin of a block: if it was refused as pinned, it becomes the newest of its
+    /// queue.
     pub(super) fn released(&mut self, block: BlockId) {
         let Entry { stand, queue } = self.entries[block.0];
         if stand == Stand::Pinned {
@@ -221,7 +223,8 @@ impl Queues {
         }
     }
 
-    /// Nothing follows a block any more: if it was refused for that, it has its turn again.
+    /// Handles the removal of a block's last child: if it was refused for its children, it takes
+    /// its turn again.
     pub(super) fn became_leaf(&mut self, block: BlockId) {
         let Entry { stand, queue } = self.entries[block.0];
         if stand == Stand::Followed {
@@ -232,7 +235,7 @@ impl Queues {
         }
     }
 
-    /// Takes a block out of its queue; which one that was.
+    /// Removes a block from its queue. Returns that queue.
     pub(super) fn remove(&mut self, block: BlockId) -> Option<u8> {
         let Entry { stand, queue: of } = self.entries[block.0];
         let queue = &mut self.queues[u32::from(of)];
@@ -253,7 +256,7 @@ impl Queues {
         Some(of)
     }
 
-    /// Asserts what must hold between the parts.
+    /// Asserts the invariants.
     pub(super) fn check(&self) {
         for (number, queue) in (0_u8..).zip(self.queues.iter()) {
             self.links.check(&queue.line);

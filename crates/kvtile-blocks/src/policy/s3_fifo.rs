@@ -1,34 +1,37 @@
-//! S3-FIFO (Yang et al., SOSP 2023), over leaves: a small queue that new blocks have to survive, a main
-//! queue with second chances, and the keys of those that did not survive.
+//! S3-FIFO (Yang et al., SOSP 2023), over leaves: a small queue for new blocks, a main queue with
+//! second chances, and ghost entries of blocks that were evicted from the small queue.
 //!
-//! The small queue has a tenth of the blocks; a block that was used at least twice in it moves on;
-//! as many keys are remembered as there are blocks. The paper's rule names the queue to shorten: the
-//! small one while it has its tenth, else the main one. Here the oldest leaf of that queue goes that has
-//! no chance left, and where it has none, the oldest leaf of the other one. A block of the small queue
-//! that has its turn while others follow it waits for them to go. It does not count in the tenth, which new
-//! blocks need for themselves, and with its second use it moves on, as it would have done in its turn.
+//! The small queue holds a tenth of the blocks. A block that is used at least twice in it moves to
+//! the main queue. The number of ghosts is at most the number of blocks. The paper's rule selects
+//! the queue to shorten: the small one while it has its tenth, else the main one. Here the oldest
+//! leaf without remaining chances of that queue is evicted, and if it has none, the oldest leaf of
+//! the other queue.
+//!
+//! A block of the small queue that reaches its turn while it has children waits for them to be
+//! evicted. It does not count in the tenth, which new blocks need for themselves. With its second
+//! use it moves to the main queue, as it would have done at its turn.
 
 use super::{
     EvictionPolicy, Insertion, Refusal, Visit, column::Column, ghosts::Ghosts, queue::Queues,
 };
 use crate::{BlockId, BlockKey, Tick};
 
-/// Uses that are counted.
+/// The cap of the use counter.
 const USES_MAX: u8 = 3;
 
-/// Uses in the small queue that are enough to move on.
+/// Uses in the small queue that promote a block to the main queue.
 const USES_ENOUGH: u8 = 2;
 
-/// The small queue has one block in so many.
+/// The small queue holds one block in this many.
 const SMALL_PART: usize = 10;
 
-/// Blocks that were stored a short time ago.
+/// Recently stored blocks.
 const SMALL: u8 = 0;
 
-/// Blocks that survived the small queue, or came back.
+/// Blocks that survived the small queue, or whose ghost came back.
 const MAIN: u8 = 1;
 
-/// Three FIFO queues.
+/// The S3-FIFO policy.
 #[derive(Clone, Debug)]
 pub struct S3Fifo {
     queues: Queues,
@@ -39,7 +42,7 @@ pub struct S3Fifo {
 }
 
 impl S3Fifo {
-    /// For a pool of `blocks` blocks.
+    /// A policy for a pool of `blocks` blocks.
     #[must_use]
     pub fn new(blocks: u32) -> S3Fifo {
         S3Fifo {
@@ -51,13 +54,13 @@ impl S3Fifo {
         }
     }
 
-    /// A block has survived the small queue.
+    /// Promotes a block from the small queue to the main queue.
     fn move_on(&mut self, block: BlockId) {
         self.uses[block.0] = 0;
         self.queues.push(MAIN, block);
     }
 
-    /// The small queue's block that is to go, if it is long enough.
+    /// The small queue's candidate, if the queue is long enough.
     fn small_candidate(&mut self) -> Option<BlockId> {
         let len = self.queues.len(SMALL) - self.queues.followed(SMALL);
         if len < self.small_blocks && self.queues.len(MAIN) > 0 {
@@ -75,7 +78,7 @@ impl S3Fifo {
         None
     }
 
-    /// The main queue's block that is to go.
+    /// The main queue's candidate.
     fn main_candidate(&mut self) -> Option<BlockId> {
         while let Some(block) = self.queues.next(MAIN) {
             let uses = &mut self.uses[block.0];
@@ -122,7 +125,7 @@ impl EvictionPolicy for S3Fifo {
     fn candidate(&mut self, _now: Tick) -> Option<BlockId> {
         let small = self.small_candidate();
         let candidate = small.or_else(|| self.main_candidate());
-        // Only the small queue is left, and it is shorter than it should be.
+        // Only the small queue has candidates left, although it is shorter than its tenth.
         candidate.or_else(|| self.queues.next(SMALL))
     }
 

@@ -1,4 +1,4 @@
-//! Which policy, as plain data.
+//! The choice of a policy, as plain data.
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{AdaptiveReplacement, EvictionPolicy, Gittins, Lru, S3Fifo};
 use crate::BlocksError;
 
-/// The policies there are.
+/// The eviction policies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
@@ -19,7 +19,7 @@ pub enum PolicyKind {
     Lru,
     /// Adaptive replacement (ARC).
     Arc,
-    /// Three FIFO queues.
+    /// S3-FIFO: a small and a main queue, with ghosts.
     S3Fifo,
 }
 
@@ -32,7 +32,7 @@ impl PolicyKind {
         PolicyKind::S3Fifo,
     ];
 
-    /// The name, as in settings and tables.
+    /// The policy's name, as in settings and tables.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -54,7 +54,7 @@ impl FromStr for PolicyKind {
     type Err = BlocksError;
 
     /// # Errors
-    /// [`BlocksError::UnknownPolicy`] for a name that no policy has.
+    /// [`BlocksError::UnknownPolicy`] for any other name.
     fn from_str(name: &str) -> Result<PolicyKind, BlocksError> {
         let known = PolicyKind::ALL.into_iter().find(|kind| kind.name() == name);
         known.ok_or_else(|| BlocksError::UnknownPolicy {
@@ -63,7 +63,7 @@ impl FromStr for PolicyKind {
     }
 }
 
-/// How blocks are chosen that have to go.
+/// The choice of the eviction policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PolicySettings {
@@ -72,7 +72,7 @@ pub struct PolicySettings {
 }
 
 impl PolicySettings {
-    /// The policy for a pool of `blocks` blocks.
+    /// Builds the policy for a pool of `blocks` blocks.
     #[must_use]
     pub fn build(&self, blocks: u32) -> Box<dyn EvictionPolicy> {
         match self.kind {

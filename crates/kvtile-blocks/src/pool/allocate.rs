@@ -1,4 +1,4 @@
-//! Giving out free blocks, making room where there are not enough, and taking blocks back.
+//! Allocating blocks, evicting others where too few are free, and freeing blocks.
 
 use super::evict::Reason;
 use super::owned::{EvictedBlock, EvictedBlocks, MutableBlocks, Owned};
@@ -9,15 +9,15 @@ use crate::{BlockId, BlocksError};
 use std::sync::Arc;
 
 impl BlockPool {
-    /// Blocks to fill, evicting what has to go for them: all of them or none.
+    /// Allocates blocks to fill, evicting others if necessary: all of them or none.
     ///
-    /// A tenant at its quota loses its own blocks; otherwise those lose blocks who have most beyond
-    /// their due.
+    /// A tenant at its quota evicts its own blocks. Otherwise the share that exceeds its due the
+    /// most loses blocks.
     ///
     /// # Errors
-    /// Where too many blocks are in use. A block is not evicted before the cached blocks that follow it,
-    /// so the ancestors of a pinned block stay although nobody has pinned them, and a block of a tenant at
-    /// its quota stays where a cached block of another tenant follows it.
+    /// If too many blocks are in use. A block is not evicted before its cached children. So
+    /// ancestors of a pinned block stay although they are not pinned themselves, and a block of a
+    /// tenant at its quota stays if it has a cached child of another tenant.
     pub fn allocate(
         self: &Arc<Self>,
         count: usize,
@@ -26,10 +26,10 @@ impl BlockPool {
         self.allocate_with(count, request, |_| {})
     }
 
-    /// Like [`BlockPool::allocate`]; `leaving` sees the blocks that were evicted for it, in the order
-    /// in which they were, while their bytes are still there: they can be written to a slower tier,
-    /// and nobody else gets them meanwhile. It is called once where any were evicted, also where the
-    /// allocation fails in the end.
+    /// Like [`BlockPool::allocate`]. `leaving` gets the blocks that were evicted for the
+    /// allocation, in eviction order, while their bytes are still intact, so that it can write them
+    /// to a slower tier. No other allocation gets them during the call. It is called once if any
+    /// block was evicted, even if the allocation fails in the end.
     ///
     /// # Errors
     /// As for [`BlockPool::allocate`].
@@ -63,9 +63,10 @@ impl BlockPool {
         Ok(self.hand_out(ids, share))
     }
 
-    /// Evicts what an allocation of `count` blocks would evict now, and holds it: the caller writes the blocks
-    /// to a slower tier, drops them, and allocates with [`BlockPool::allocate_free`]. Where too many blocks are
-    /// in use, fewer come than are missing.
+    /// Evicts the blocks that an allocation of `count` blocks would evict now, and holds them. The
+    /// caller writes them to a slower tier, drops them, and allocates with
+    /// [`BlockPool::allocate_free`]. If too many blocks are in use, it evicts fewer than are
+    /// missing.
     pub fn make_room(self: &Arc<Self>, count: usize, request: &AllocateRequest) -> EvictedBlocks {
         let index = self.share_index(request.tenant) as usize;
         let count = count.min(self.blocks());
@@ -88,10 +89,10 @@ impl BlockPool {
         evicted
     }
 
-    /// Blocks to fill, all of them free ones: it evicts none.
+    /// Allocates blocks to fill from the free list, without eviction.
     ///
     /// # Errors
-    /// Where fewer blocks are free, or a quota has no room for so many.
+    /// If too few blocks are free, or the tenant's quota is too small.
     pub fn allocate_free(
         self: &Arc<Self>,
         count: usize,
@@ -122,7 +123,7 @@ impl BlockPool {
         Ok(self.hand_out(ids, share))
     }
 
-    /// Blocks that were gathered and charged are the caller's from now on.
+    /// Hands gathered and charged blocks to the caller.
     fn hand_out(self: &Arc<Self>, ids: Vec<BlockId>, share: u32) -> MutableBlocks {
         for &id in &ids {
             let slot = self.slots.of(id);
@@ -136,7 +137,7 @@ impl BlockPool {
         })
     }
 
-    /// Charges the blocks and gathers them; on an error they are charged to nobody.
+    /// Charges the blocks and gathers them; on an error nothing stays charged.
     fn gather(
         &self,
         share: usize,
@@ -165,7 +166,7 @@ impl BlockPool {
         Err(self.exhausted(count, gathered.ids.len()))
     }
 
-    /// Charges all blocks, and takes from the share itself what it has too many then.
+    /// Charges all blocks, and evicts from the share itself what then exceeds its quota.
     fn gather_within_quota(
         &self,
         count: usize,
@@ -175,7 +176,7 @@ impl BlockPool {
     ) -> Result<(), BlocksError> {
         let share = self.share(index);
         loop {
-            // What was evicted is still charged.
+            // The evicted blocks are still charged.
             if share.try_charge(count - ids.len()) {
                 return Ok(());
             }
@@ -195,7 +196,7 @@ impl BlockPool {
         }
     }
 
-    /// Fills up with free blocks and evicted ones. False where there are not enough.
+    /// Takes free blocks and evicts others until `count` is reached. Returns false if that fails.
     fn gather_from_all(
         &self,
         count: usize,
@@ -222,7 +223,7 @@ impl BlockPool {
         }
     }
 
-    /// Shows those of `ids` that were evicted, where there are any.
+    /// Passes those of `ids` that were evicted to `leaving`, if there are any.
     fn show_evicted(&self, ids: &[BlockId], leaving: impl FnOnce(&[EvictedBlock])) {
         let evicted = ids.iter().filter(|id| {
             let state = self.slots.of(**id).state();
@@ -234,7 +235,7 @@ impl BlockPool {
         }
     }
 
-    /// What an evicted block still holds.
+    /// The description of an evicted block.
     pub(super) fn evicted(&self, block: BlockId) -> EvictedBlock {
         EvictedBlock {
             block,
@@ -243,7 +244,7 @@ impl BlockPool {
         }
     }
 
-    /// Frees blocks that nobody else has.
+    /// Frees blocks that the caller owns.
     pub(super) fn free(&self, ids: &[BlockId]) {
         let share = |id: &BlockId| self.slots.of(*id).share();
         for run in ids.chunk_by(|a, b| share(a) == share(b)) {
@@ -258,7 +259,7 @@ impl BlockPool {
         self.free.lock().extend_from_slice(ids);
     }
 
-    /// `gathered` blocks are about to be free again.
+    /// The error; `gathered` blocks are about to be freed again.
     fn exhausted(&self, wanted: usize, gathered: usize) -> BlocksError {
         let free = self.free.lock().len() + gathered;
         let cached = self.cached();
@@ -271,20 +272,20 @@ impl BlockPool {
         }
     }
 
-    /// Blocks that are charged to a tenant with a quota, or to all tenants without one.
+    /// Blocks charged to a tenant with a quota, or to all tenants without one.
     #[must_use]
     pub fn used(&self, tenant: TenantId) -> usize {
         self.share(self.share_index(tenant) as usize).used()
     }
 }
 
-/// Blocks that were gathered; they are free when this is dropped.
+/// Gathered blocks; dropping this frees them.
 struct Gathered<'p> {
     pool: &'p BlockPool,
     ids: Vec<BlockId>,
     /// The share that they are charged to.
     charged: Option<usize>,
-    /// Whether evicted ones may be among them.
+    /// Whether evicted blocks may be among them.
     evicted: bool,
 }
 

@@ -1,20 +1,19 @@
-//! Which cached blocks others follow: for each cached block the number of cached blocks that name it as
-//! their parent, and the same for parents that are not in the pool, by key. It is one table for all tenants
-//! and all policies, so the rule that only leaves are evicted holds in one place. It knows neither policies
-//! nor pins.
+//! The number of cached children of each cached block, and, by key, of each parent that is not in
+//! the pool. It is one table for all tenants and all policies, so the rule that only leaves are
+//! evicted holds in one place. It knows neither policies nor pins.
 //!
 //! ```text
 //! counts   by block id   cached children; UNLISTED where the block is not cached
 //! absent   by key        cached children of a parent that is not cached
 //! ```
 //!
-//! A child counts with its parent's key, so the order in which the two come and go does not matter: a parent
-//! that is cached after its children takes their count over from `absent`, and one that is removed before
-//! them leaves it there.
+//! A child counts under its parent's key, so parent and child may come and go in any order. A
+//! parent that is cached after its children takes their count over from `absent`; one that is
+//! removed before them leaves their count there.
 //!
-//! Keys are the caller's, and a hostile one can make a block its own ancestor. No leaf is in such a cycle.
-//! A block that names itself has no parent here; a longer cycle is cut when a policy has nothing else to
-//! offer ([`Children::cut_cycles`]).
+//! Keys are the caller's, and a hostile one can make a block its own ancestor. No block in such a
+//! cycle is a leaf. A block that names itself has no parent here; a longer cycle is cut when a
+//! policy has nothing else to offer ([`Children::cut_cycles`]).
 
 use super::index::Index;
 use super::slot::{KeyWords, Slots};
@@ -24,7 +23,7 @@ use std::collections::{HashMap, HashSet};
 /// The count of a block that is not cached.
 const UNLISTED: u32 = u32::MAX;
 
-/// Where blocks are found by their keys.
+/// The slots and the index, to find blocks by key.
 #[derive(Clone, Copy)]
 pub(super) struct Blocks<'p> {
     pub(super) slots: &'p Slots,
@@ -41,22 +40,22 @@ impl Blocks<'_> {
         self.index.find(self.slots, key, registered)
     }
 
-    /// The key of the block before this one, unless it is the block itself.
+    /// The key of the block's parent, unless it is the block itself.
     fn parent_key(self, id: BlockId) -> Option<KeyWords> {
         let parent = KeyWords::new(&self.slots.parent(id)?);
         (parent != self.slots.of(id).key()).then_some(parent)
     }
 }
 
-/// The cached children of all blocks of a pool.
+/// The counts of cached children.
 #[derive(Debug)]
 pub(super) struct Children {
     counts: Box<[u32]>,
     absent: HashMap<KeyWords, u32>,
     /// Cached blocks that their parents do not count, because they would close a cycle.
     cut: HashSet<BlockId>,
-    /// Whether a block with children was put behind a cached parent since cycles were looked for: nothing
-    /// else closes one.
+    /// Whether a block with children was linked to a cached parent since the last search for
+    /// cycles; nothing else closes a cycle.
     joined: bool,
 }
 
@@ -70,12 +69,12 @@ impl Children {
         }
     }
 
-    /// Whether a cached block names this cached one as its parent.
+    /// Whether this cached block has a cached child.
     pub(super) fn has(&self, id: BlockId) -> bool {
         !matches!(self.counts.get(id.index()), Some(&(0 | UNLISTED)) | None)
     }
 
-    /// Whether a cached block names this key as its parent, which need not be cached.
+    /// Whether a cached block has this key as its parent, which need not be cached.
     pub(super) fn has_key(&self, blocks: Blocks<'_>, key: KeyWords) -> bool {
         match self.listed(blocks, None, key) {
             Some(id) => self.has(id),
@@ -83,7 +82,8 @@ impl Children {
         }
     }
 
-    /// A registered block is cached from now on. `before` may be its parent, and saves the search then.
+    /// Adds a registered block to the table. `before` is a guess of its parent that may save the
+    /// search.
     pub(super) fn list(&mut self, blocks: Blocks<'_>, before: Option<BlockId>, id: BlockId) {
         let adopted = match self.absent.is_empty() {
             true => 0,
@@ -104,7 +104,7 @@ impl Children {
         }
     }
 
-    /// A block is cached no more. Its parent, if that has no cached children from now on.
+    /// Removes a block from the table. Returns its parent if the parent has no cached children now.
     pub(super) fn unlist(&mut self, blocks: Blocks<'_>, id: BlockId) -> Option<BlockId> {
         let left = std::mem::replace(self.count(id), UNLISTED);
         assert!(left != UNLISTED, "{id:?} leaves the cache once");
@@ -117,7 +117,7 @@ impl Children {
             return None;
         }
         let key = blocks.parent_key(id)?;
-        // Blocks of a chain that were allocated together have neighbouring ids, which saves the search.
+        // Blocks of a chain that were allocated together have adjacent ids, which saves the search.
         let neighbours = [id.0.wrapping_add(1), id.0.wrapping_sub(1)].map(BlockId);
         let mut neighbours = neighbours.into_iter();
         let near =
@@ -137,13 +137,14 @@ impl Children {
         None
     }
 
-    /// Cuts each cycle of cached blocks; the blocks that have no children from now on. It looks at all blocks, but only where a cycle may have come about since the last time.
+    /// Cuts each cycle of cached blocks and returns the blocks that became leaves. It scans all
+    /// blocks, but only if a cycle may have been closed since the last call.
     pub(super) fn cut_cycles(&mut self, blocks: Blocks<'_>) -> Vec<BlockId> {
         let mut leaves = Vec::new();
         if !std::mem::take(&mut self.joined) {
             return leaves;
         }
-        // The walk on which a block was met first.
+        // For each block the first walk that visited it.
         let mut walks = vec![NO_WALK; self.counts.len()];
         for walk in (0_u32..).take(self.counts.len()) {
             let mut at = BlockId(walk);
@@ -165,8 +166,8 @@ impl Children {
         leaves
     }
 
-    /// Cuts the cycle of which this block is a part, between all of its blocks: policies know some of them
-    /// as parents of others, and which ones is not known here.
+    /// Cuts every edge of the cycle that contains this block: some policies know some of its blocks
+    /// as parents, and this table does not know which.
     fn cut_cycle(&mut self, blocks: Blocks<'_>, block: BlockId, leaves: &mut Vec<BlockId>) {
         let mut at = block;
         while let Some(parent) = self.counted_parent(blocks, at) {
@@ -178,7 +179,7 @@ impl Children {
         }
     }
 
-    /// Asserts that the counts are those of the blocks that are cached.
+    /// Asserts that the counts match the cached blocks.
     pub(super) fn check(&self, blocks: Blocks<'_>) {
         let ids = || (0_u32..).take(self.counts.len()).map(BlockId);
         let mut counts = vec![0_u32; self.counts.len()];
@@ -199,12 +200,12 @@ impl Children {
             let expected = if self.is_listed(id) { count } else { UNLISTED };
             assert_eq!(counted, Some(expected), "children of {id:?}");
         }
-        assert_eq!(self.absent, absent, "children of parents that are not here");
+        assert_eq!(self.absent, absent, "children of absent parents");
         let cut = |id: &BlockId| self.is_listed(*id);
         assert!(self.cut.iter().all(cut), "only cached blocks are cut off");
     }
 
-    /// How many blocks are cached; for tests.
+    /// The number of cached blocks; for tests.
     pub(super) fn len(&self) -> usize {
         let listed = self.counts.iter().filter(|&&count| count != UNLISTED);
         listed.count()
@@ -233,7 +234,7 @@ impl Children {
         self.listed(blocks, None, key)
     }
 
-    /// One child less; whether there is none any more.
+    /// Subtracts a child. Returns whether none is left.
     fn discount(&mut self, parent: BlockId) -> bool {
         let count = self.count(parent);
         assert!(!matches!(*count, 0 | UNLISTED), "children of {parent:?}");
@@ -242,7 +243,7 @@ impl Children {
     }
 
     /// # Panics
-    /// Where the block is not of this pool: the pool asks for its own blocks alone.
+    /// If the block is not of this pool. The pool passes only its own blocks.
     #[expect(
         clippy::indexing_slicing,
         reason = "ids come from the pool's own lists, which hold ids below the number of slots"
@@ -252,5 +253,5 @@ impl Children {
     }
 }
 
-/// A block that no walk has met; there are fewer blocks than that.
+/// Marks a block that no walk has visited; there are fewer blocks than this number.
 const NO_WALK: u32 = u32::MAX;

@@ -1,4 +1,4 @@
-//! Taking blocks out of the cache: those that the policy gives up, those that are named, and all.
+//! Removing blocks from the cache: those that the policy selects, named ones, and all.
 
 use super::BlockPool;
 use super::children::Children;
@@ -13,34 +13,34 @@ use std::sync::Arc;
 /// Why blocks are evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// An allocation needs them.
+    /// An allocation needs room.
     Room,
-    /// A tenant has too many.
+    /// A tenant is at its quota.
     Quota,
-    /// The caller asked for it.
+    /// The caller requested it.
     Request,
 }
 
-/// What evicting from a share came to.
+/// The result of evicting from one share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct EvictedFrom {
     pub(super) blocks: usize,
-    /// Whether blocks of other shares have no children any more.
+    /// Whether blocks of other shares became leaves.
     pub(super) leaves_elsewhere: bool,
 }
 
-/// What became of keys that were to be removed.
+/// The result of removing keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Blocks that cannot be found any more.
+    /// Blocks that lookups do not find any more.
     pub blocks: usize,
-    /// How many of them are still pinned; they are free with their last pin.
+    /// Of them: still pinned. The last unpin frees them.
     pub pinned: usize,
 }
 
 impl BlockPool {
-    /// Evicts up to `count` blocks, as the policies want it. A block that a cached block follows is not
-    /// evicted before that one. Fewer come where the others are in use, or what follows them is.
+    /// Evicts up to `count` blocks in the order of the policies, never a block before its cached
+    /// children. Fewer are evicted if the others, or their descendants, are in use.
     pub fn evict(self: &Arc<Self>, count: usize, now: Tick) -> EvictedBlocks {
         let mut ids = Vec::new();
         self.evict_fairly(count, now, Reason::Request, &mut ids, |_, _| {});
@@ -50,7 +50,8 @@ impl BlockPool {
         })
     }
 
-    /// Evicts from those who have most beyond their due, until all was taken that can be.
+    /// Evicts from the share that exceeds its due the most, until `count` blocks are evicted or no
+    /// more can be.
     pub(super) fn evict_fairly(
         &self,
         count: usize,
@@ -74,7 +75,7 @@ impl BlockPool {
             let Some((index, (share, _))) = fattest else {
                 break;
             };
-            // Down to its due first, then piece by piece.
+            // First down to its due, then block by block.
             let wanted = usize::try_from(excess(share)).unwrap_or(0);
             let wanted = wanted.clamp(1, count - evicted);
             let taken = self.evict_from(index, wanted, now, reason, ids);
@@ -124,7 +125,7 @@ impl BlockPool {
         }
     }
 
-    /// Takes the leaves that the policy offers. The blocks of other shares that have no children any more.
+    /// Evicts leaves that the policy offers. Returns blocks of other shares that became leaves.
     fn take_leaves(
         &self,
         index: usize,
@@ -162,8 +163,7 @@ impl BlockPool {
         elsewhere
     }
 
-    /// Tells the policy of a block that has no children any more, if that is the policy of this share; else
-    /// the block is for later.
+    /// Reports a new leaf to the policy of this share; a leaf of another share goes to `elsewhere`.
     fn note_leaf(
         &self,
         index: usize,
@@ -178,8 +178,8 @@ impl BlockPool {
         }
     }
 
-    /// Tells a block's policy that the block has no children any more. The caller has no policy's lock, so
-    /// the block may have got some again, or have left: what counts is what it is now.
+    /// Reports a new leaf to its policy. The caller holds no policy's lock, so the block may have
+    /// new children or have left: its current state decides.
     fn tell_leaf(&self, block: BlockId) {
         let index = self.slots.of(block).share();
         let mut core = self.share(index).lock();
@@ -189,8 +189,8 @@ impl BlockPool {
         }
     }
 
-    /// Takes a block that the policy offers, unless a cached block follows it or it is pinned. A pinned one
-    /// is marked, so that the release of its last pin reaches the policy.
+    /// Claims a block that the policy offers, unless it has a cached child or is pinned. A pinned
+    /// block is marked parked, so that its last unpin reports it to the policy.
     fn claim_leaf(&self, children: &Children, id: BlockId) -> Result<(), Refusal> {
         if children.has(id) {
             return Err(Refusal::Followed);
@@ -198,7 +198,10 @@ impl BlockPool {
         let slot = self.slots.of(id);
         let mut state = slot.state();
         loop {
-            assert!(state.is_registered(), "policies offer what is stored");
+            assert!(
+                state.is_registered(),
+                "policies offer only registered blocks"
+            );
             let used = state.references() > 0;
             let new = if used {
                 state.with_parked(true)
@@ -213,14 +216,15 @@ impl BlockPool {
         }
     }
 
-    /// Makes blocks impossible to find, for example because their bytes are bad. Whoever has pinned
-    /// one keeps it; it is free with the last pin.
+    /// Removes blocks from the cache, for example because their bytes are bad. Guards that pin one
+    /// keep it; the last unpin frees it.
     pub fn remove(&self, keys: &[BlockKey]) -> Removed {
         let mut removed = Removed::default();
         let mut withdrawn = Vec::new();
         for key in keys {
             let words = KeyWords::new(key);
-            // The block may leave and come back under another policy until its lock is ours.
+            // Until its policy's lock is taken, the block may leave and return under another
+            // policy.
             while let Some(id) = self.registered(words) {
                 let index = self.slots.of(id).share();
                 let mut core = self.share(index).lock();
@@ -248,7 +252,7 @@ impl BlockPool {
         removed
     }
 
-    /// Makes all blocks impossible to find.
+    /// Removes all blocks from the cache.
     pub fn clear(&self) -> Removed {
         let mut removed = Removed::default();
         let mut withdrawn = Vec::new();
@@ -260,7 +264,7 @@ impl BlockPool {
             let listed: Vec<BlockId> = core.listed.iter().collect();
             for id in listed {
                 let key = self.slots.of(id).key();
-                // A parent that is a leaf now goes as well.
+                // A parent that becomes a leaf is removed as well.
                 if let Some((pinned, _)) = self.withdraw(core, id, key) {
                     removed.pinned += usize::from(pinned);
                     withdrawn.push(id);
@@ -280,7 +284,7 @@ impl BlockPool {
         removed
     }
 
-    /// A registered block with this key, not pinned.
+    /// A registered block with this key; it is not pinned.
     pub(super) fn registered(&self, key: KeyWords) -> Option<BlockId> {
         let registered = |id| {
             self.slots
@@ -292,9 +296,9 @@ impl BlockPool {
         self.index.find(&self.slots, key, registered)
     }
 
-    /// Takes a registered block from its policy, and pins it while it goes; says whether others have
-    /// pinned it, and which block has no children any more. One that is not listed yet is pinned by whoever
-    /// registers it, who then finds that it is gone and does not report it either.
+    /// Takes a registered block from its policy and pins it during the removal. Returns whether
+    /// others have pinned it, and the block that became a leaf. A block that is not listed yet is
+    /// pinned by the registering thread, which then finds it removed and does not report it either.
     fn withdraw(
         &self,
         core: &mut ShareCore,
@@ -302,7 +306,7 @@ impl BlockPool {
         key: KeyWords,
     ) -> Option<(bool, Option<BlockId>)> {
         let slot = self.slots.of(id);
-        // Those who look for a parent find it listed and registered, or neither.
+        // Under this lock, a search for a parent finds it both listed and registered, or neither.
         let mut children = self.children.lock();
         let mut state = slot.state();
         loop {

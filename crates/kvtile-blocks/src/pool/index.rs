@@ -1,11 +1,12 @@
-//! From keys to blocks: a table of lists that run through the slots. Readers take no lock; writers
-//! take that of a stripe. It does not know phases: whether a found block may be used is the pool's
-//! matter.
+//! A hash table from keys to blocks, with collision lists that run through the slots. Readers take
+//! no lock; writers take the lock of a stripe. The index does not know phases: the pool decides
+//! whether a found block may be used.
 //!
-//! A reader that finds its key is done. One that does not may have walked while a writer was there,
-//! even out of its list into another one, so it compares the stripe's version before and after, and
-//! walks again if a writer came by. A slot is put into another list only after it left its own under
-//! the lock of that stripe, so whoever was led astray sees the version changed.
+//! A stripe is a seqlock. A reader that finds its key is done. A reader that misses may have walked
+//! during a write, even from its list into another one. So it compares the stripe's version before
+//! and after the walk, and retries if a writer changed it. A slot is linked into another list only
+//! after it was unlinked from its own under that stripe's lock, so a reader that followed it sees
+//! the version changed.
 
 use super::slot::{KeyWords, NONE, Slots};
 use super::sync::{AtomicU32, AtomicU64, Held, Lock, Ordering, fence, spin_loop};
@@ -14,14 +15,14 @@ use std::hint::select_unpredictable;
 
 const STRIPES_MAX: usize = if cfg!(loom) { 1 } else { 256 };
 
-/// How often a reader walks again before it waits for the writers like a writer.
+/// Retries of a reader before it waits for the stripe's lock.
 const WALKS_MAX: usize = if cfg!(loom) { 2 } else { 64 };
 
 #[derive(Debug)]
 #[repr(align(64))]
 struct Stripe {
     lock: Lock<()>,
-    /// Odd while a writer is changing its lists.
+    /// Odd while a writer is changing the stripe's lists.
     version: AtomicU64,
 }
 
@@ -32,14 +33,14 @@ pub(super) struct Index {
     shift: u32,
 }
 
-/// Steps that a glance at many keys takes in all lists. A third of the keys are not at the front of their
-/// list, and a tenth not behind it either; nobody can guess which.
+/// Steps that a glance at many keys takes in all lists. A third of the keys are not at the front of
+/// their list, and a tenth not behind it either; no branch predictor can guess which.
 const STEPS: usize = 2;
 
-/// Blocks that are read ahead at once: their lines fit the first cache.
+/// Blocks prefetched as one batch: their cache lines fit the L1 cache.
 const WARM: usize = 64;
 
-/// A place in the table whose writers are kept out.
+/// A bucket of the table, with its stripe locked against writers.
 pub(super) struct Bucket<'a> {
     head: &'a AtomicU32,
     stripe: &'a Stripe,
@@ -71,13 +72,13 @@ impl Index {
         (&self.heads[bucket], &self.stripes[stripe])
     }
 
-    /// A block with this key, if there is one and no writer is in the way. `None` proves nothing.
+    /// A block with this key, from one walk without retry. `None` is inconclusive.
     pub(super) fn glance(&self, slots: &Slots, key: KeyWords) -> Option<u32> {
         walk(slots, self.place(key).0, key)
     }
 
-    /// Glances for many keys, until one is not found. All lists are read in step, without a branch in
-    /// between: memory answers many questions in the time of one.
+    /// Glances for many keys, up to the first miss. The lists advance in lockstep and without
+    /// branches, so that the memory reads overlap.
     pub(super) fn glance_at(&self, slots: &Slots, keys: &[BlockKey], found: &mut [u32]) {
         for (front, key) in found.iter_mut().zip(keys) {
             *front = self.place(KeyWords::new(key)).0.load(Ordering::Acquire);
@@ -102,8 +103,8 @@ impl Index {
         }
     }
 
-    /// A block with this key, and whether it is still in the table after `accept` looked at it.
-    /// `None` means that there was none at some moment during the call.
+    /// Finds a block with this key that `accept` takes. `None` means that at some moment during the
+    /// call there was none.
     pub(super) fn find<T>(
         &self,
         slots: &Slots,
@@ -123,13 +124,13 @@ impl Index {
             }
             spin_loop();
         }
-        // A writer was interrupted in its few instructions: wait for it properly.
+        // A writer was preempted in its critical section: wait for the lock.
         let _held = stripe.lock.lock();
         walk(slots, head, key).and_then(accept)
     }
 
-    /// Reads what linking these blocks is about to read, all of it at once. Linking takes a lock for each
-    /// block, and nothing behind a lock is read before it, so misses would add up.
+    /// Prefetches what linking these blocks reads, as one batch. Linking takes a lock for each
+    /// block, and reads do not move ahead of a lock, so cache misses would add up.
     pub(super) fn warm(&self, slots: &Slots, ids: &[BlockId]) {
         for ids in ids.chunks(WARM) {
             let mut fronts = [NONE; WARM];
@@ -151,12 +152,12 @@ impl Index {
         }
     }
 
-    /// Takes a block out of the table.
+    /// Unlinks a block from the table.
     pub(super) fn unlink(&self, slots: &Slots, id: BlockId) {
         self.lock(slots.of(id).key()).unlink(slots, id);
     }
 
-    /// The blocks of each list; for tests, while nobody writes.
+    /// The blocks of each list; for tests, without concurrent writers.
     pub(super) fn lists<'a>(&'a self, slots: &'a Slots) -> impl Iterator<Item = Vec<u32>> + 'a {
         self.heads.iter().map(|head| {
             let mut list = Vec::new();
@@ -180,7 +181,7 @@ impl Bucket<'_> {
         walk(slots, self.head, key)
     }
 
-    /// Puts a block in front, whose key is not there yet.
+    /// Links a block at the front. Its key must not be in the table yet.
     pub(super) fn link(&self, slots: &Slots, id: BlockId) {
         let first = self.head.load(Ordering::Relaxed);
         self.change(|| {
@@ -217,13 +218,13 @@ impl Bucket<'_> {
     }
 }
 
-/// Follows a list. It ends even if the list is changed under the reader's feet: nobody meets more
-/// slots than there are unless the list was changed, and then the reader looks again.
+/// Walks a list. The walk ends even if a writer changes the list concurrently: it visits at most as
+/// many slots as exist. A longer walk implies a change, and then the reader retries.
 fn walk(slots: &Slots, head: &AtomicU32, key: KeyWords) -> Option<u32> {
     follow(slots, head.load(Ordering::Acquire), key)
 }
 
-/// The block, if it has this key or is none, else the one after it in its list.
+/// The block, if it has this key or is `NONE`, else the next one in its list.
 fn here_or_next(slots: &Slots, id: u32, key: KeyWords) -> u32 {
     let slot = slots.get_or_last(id);
     let stay = (id == NONE) | slot.key().is(key);

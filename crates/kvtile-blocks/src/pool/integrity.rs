@@ -1,20 +1,24 @@
-//! What must hold between the parts of a pool that nobody is changing.
+//! The invariants of a pool at rest.
 
 use super::BlockPool;
 use super::slot::Phase;
 use crate::BlockId;
 
 impl BlockPool {
-    /// Asserts what must hold between its parts, while no other thread uses it; for tests.
+    /// Asserts the pool's invariants, while no other thread uses it; for tests.
     ///
     /// # Panics
-    /// Where something does not hold.
+    /// If an invariant is violated.
     pub fn check_integrity(&self) {
         self.check_free();
         self.check_index();
         self.check_shares();
         let children = self.children.lock();
-        assert_eq!(children.len(), self.cached(), "what is cached is listed");
+        assert_eq!(
+            children.len(),
+            self.cached(),
+            "every cached block is listed"
+        );
         children.check(self.of_keys());
     }
 
@@ -74,7 +78,7 @@ impl BlockPool {
         }
         for ((share, used), registered) in self.shares.iter().zip(used).zip(registered) {
             assert_eq!(share.used(), used, "every block in use is charged");
-            assert!(used <= share.limit, "nobody is over a quota");
+            assert!(used <= share.limit, "no tenant is over its quota");
             let core = share.lock();
             core.policy.check_integrity();
             assert_eq!(

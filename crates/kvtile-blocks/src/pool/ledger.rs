@@ -1,24 +1,24 @@
-//! Pins with a deadline: one record for each guard, not for each block, so that whoever forgot to
-//! let go is found. Nothing is taken from anybody.
+//! Pins with a deadline. It keeps one record for each guard, not for each block, so that forgotten
+//! guards are reported. No pin is revoked.
 
 use super::settings::{Claim, OwnerId};
 use super::sync::Lock;
 use crate::Tick;
 
-/// Blocks that were pinned for longer than was said.
+/// Blocks that were pinned past their deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinReport {
-    /// Who pinned them.
+    /// The holder of the pins.
     pub owner: OwnerId,
-    /// When they should have been released.
+    /// When they were due to be released.
     pub deadline: Tick,
-    /// How many are still pinned.
+    /// The number of blocks still pinned.
     pub blocks: usize,
-    /// Since when.
+    /// When they were pinned.
     pub since: Tick,
 }
 
-/// The record of a guard.
+/// The handle of a guard's record.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct PinRecord(usize);
 
@@ -40,7 +40,7 @@ impl Ledger {
         }
     }
 
-    /// Writes down a claim on so many blocks, if it has a deadline.
+    /// Opens a record for a claim on `blocks` blocks, if the claim has a deadline.
     pub(super) fn open(&self, claim: &Claim, blocks: usize) -> Option<PinRecord> {
         let deadline = claim.deadline?;
         Some(self.records.lock().insert(PinReport {
@@ -51,7 +51,7 @@ impl Ledger {
         }))
     }
 
-    /// Another record like this one, for so many of its blocks.
+    /// Moves `blocks` blocks of a record into a new record with the same claim.
     pub(super) fn split(&self, record: &PinRecord, blocks: usize) -> Option<PinRecord> {
         let mut records = self.records.lock();
         let entry = records.entries.get_mut(record.0)?.as_mut()?;
@@ -60,7 +60,7 @@ impl Ledger {
         Some(records.insert(part))
     }
 
-    /// Adds blocks of another claim: the earlier deadline counts, and the older pin.
+    /// Merges another record into this one: the earlier deadline and the earlier start count.
     pub(super) fn merge(&self, record: &PinRecord, other: PinRecord) {
         let mut records = self.records.lock();
         let Some(added) = records.remove(other) else {
@@ -73,7 +73,7 @@ impl Ledger {
         }
     }
 
-    /// More or fewer blocks than before.
+    /// Sets the number of blocks of a record.
     pub(super) fn resize(&self, record: &PinRecord, blocks: usize) {
         let mut records = self.records.lock();
         if let Some(Some(entry)) = records.entries.get_mut(record.0) {
@@ -85,7 +85,7 @@ impl Ledger {
         self.records.lock().remove(record);
     }
 
-    /// What should have been released before `now`, the longest overdue first.
+    /// The records with a deadline before `now`, the longest overdue first.
     pub(super) fn overdue(&self, now: Tick) -> Vec<PinReport> {
         let records = self.records.lock();
         let late = |report: &&PinReport| report.deadline < now;
@@ -101,7 +101,7 @@ impl Ledger {
         reports
     }
 
-    /// How many guards have a record.
+    /// The number of open records.
     pub(super) fn len(&self) -> usize {
         let records = self.records.lock();
         records.entries.len() - records.vacant.len()

@@ -1,4 +1,4 @@
-//! Finding blocks by their keys: the longest prefix of a chain, single ones, or just how many.
+//! Finding blocks by key: the longest prefix of a chain, single keys, or only the number of hits.
 
 use super::BlockPool;
 use super::pinned::PinnedBlocks;
@@ -8,26 +8,26 @@ use super::visits::VisitBatch;
 use crate::{BlockId, BlockKey};
 use std::sync::Arc;
 
-/// Keys that are looked up before the first of them is pinned: reads do not wait for one another,
-/// but for the compare-and-swap before them.
+/// Keys looked up before the first of them is pinned. Their reads overlap; a compare-and-swap in
+/// between would serialise them.
 const CHUNK: usize = 64;
 
-/// Room for so many blocks is made at once.
+/// Blocks to reserve room for at a time.
 const RESERVE: usize = 256;
 
-/// Blocks that were found one by one.
+/// The result of [`BlockPool::pin`].
 #[derive(Debug)]
 pub struct Pinned {
     /// The blocks, in the order of the keys.
     pub blocks: PinnedBlocks,
-    /// For each of them the position of its key.
+    /// For each block the position of its key.
     pub positions: Vec<usize>,
 }
 
 impl BlockPool {
-    /// Finds and pins the longest prefix of a chain that is stored, and tells the policy.
+    /// Finds and pins the longest stored prefix of a chain, and queues the visit for the policy.
     ///
-    /// It takes no exclusive lock and allocates nothing where nothing is found.
+    /// It never waits for a policy's lock, and it allocates nothing on a miss.
     pub fn match_prefix(self: &Arc<Self>, keys: &[BlockKey], claim: &Claim) -> PinnedBlocks {
         let mut ids = Vec::new();
         for chunk in keys.chunks(CHUNK) {
@@ -48,7 +48,7 @@ impl BlockPool {
         key.is_some_and(|key| self.index.glance(&self.slots, key).is_some())
     }
 
-    /// Whether all keys of the chunk were found.
+    /// Pins the blocks of the chunk's keys up to the first miss. Returns whether all were found.
     fn pin_chunk(&self, chunk: &[BlockKey], ids: &mut Vec<BlockId>) -> bool {
         let mut places = [NONE; CHUNK];
         self.index.glance_at(&self.slots, chunk, &mut places);
@@ -68,13 +68,13 @@ impl BlockPool {
         true
     }
 
-    /// Pins the block with this key, wherever it is.
+    /// Finds the block with this key and pins it.
     pub(super) fn pin_key(&self, key: KeyWords) -> Option<BlockId> {
         let pin = |id| self.pin_block(BlockId(id), key);
         self.index.find(&self.slots, key, pin)
     }
 
-    /// Pins this block, if it has this key.
+    /// Pins this block if it has this key.
     fn pin_block(&self, id: BlockId, key: KeyWords) -> Option<BlockId> {
         match self.slots.of(id).pin(key) {
             Pinning::Pinned => Some(id),
@@ -86,7 +86,7 @@ impl BlockPool {
         }
     }
 
-    /// Tells each policy what was found of its blocks.
+    /// Queues the hits for the policies of their shares.
     fn visit(&self, ids: &[BlockId], wanted: usize, claim: &Claim) {
         let share = |id: &BlockId| self.slots.of(*id).share();
         let mut seen = 0;
@@ -107,32 +107,32 @@ impl BlockPool {
         }
     }
 
-    /// How many blocks [`match_prefix`](Self::match_prefix) would find now. Nothing is pinned and
-    /// nobody is told.
+    /// The number of blocks that [`match_prefix`](Self::match_prefix) would find now. It pins
+    /// nothing and reports nothing to the policy.
     #[must_use]
     pub fn peek(&self, keys: &[BlockKey]) -> usize {
         keys.iter().take_while(|key| self.has(key)).count()
     }
 
-    /// Whether a block with this key is stored now, whatever is stored before it. It takes no lock and
-    /// pins nothing, and the policy does not count it as a use.
+    /// Whether a block with this key is stored now, regardless of its ancestors. It takes no lock
+    /// and pins nothing, and the policy does not count it as a use.
     #[must_use]
     pub fn has(&self, key: &BlockKey) -> bool {
         self.registered(KeyWords::new(key)).is_some()
     }
 
-    /// Whether a block that is stored now follows this key, which need not be stored itself. It takes the
-    /// lock of the children's table for one search.
+    /// Whether a stored block has this key as its parent, which need not be stored itself. It takes
+    /// the lock of the children's table for one search.
     #[must_use]
     pub fn has_child(&self, key: &BlockKey) -> bool {
         let children = self.children.lock();
         children.has_key(self.of_keys(), KeyWords::new(key))
     }
 
-    /// Pins those of the keys that are stored, in any order and with any gaps between them, and leaves out
-    /// the others. It takes no lock (a claim with a deadline takes the ledger's once), and the policy does
-    /// not count it as a use: it is for moving blocks, and for holding what a store builds on while it
-    /// allocates.
+    /// Pins those of the keys that are stored, in any order and with any gaps between them, and
+    /// skips the others. It takes no lock (a claim with a deadline takes the ledger's once), and
+    /// the policy does not count it as a use. It is for moving blocks, and for holding the
+    /// ancestors of a store during its allocation.
     pub fn pin(self: &Arc<Self>, keys: &[BlockKey], claim: &Claim) -> Pinned {
         let mut ids = Vec::new();
         let mut positions = Vec::new();

@@ -1,42 +1,44 @@
-//! The blocks of one tier: which are free, which hold what, and who uses them. It hands out ids and
-//! knows no bytes, no other tier, and no clock.
+//! The blocks of one tier: their states, contents, pins and owners. The pool hands out block ids.
+//! It knows no bytes, no other tier, and no clock.
 //!
 //! ```text
 //!            allocate            complete             register
 //!   free ───────────► mutable ───────────► complete ───────────► registered ──┐ match_prefix, pin:
-//!    ▲                   │                    │                   │  ▲  └─────┘ one reference more
-//!    │◄── drop ──────────┴────────────────────┘             evict │  │ drop: one reference less;
-//!    │                                                            ▼  │ without any it is inactive
+//!    ▲                   │                    │                   │  ▲  └─────┘ adds a reference
+//!    │◄── drop ──────────┴────────────────────┘             evict │  │ drop: removes a reference;
+//!    │                                                            ▼  │ at zero the block is inactive
 //!    └──────────────────────────── drop ────────────────────── evicted
 //! ```
 //!
-//! A batch of blocks is held by a guard whose type says their state; dropping it gives them back.
+//! A guard holds a batch of blocks, and its type encodes their state. Dropping the guard releases
+//! the blocks.
 //!
 //! | module | what it is |
 //! | --- | --- |
 //! | `slot` | the state word, the key and the list pointer of each block |
-//! | `index` | from keys to blocks, read without locks |
-//! | `share` | a policy, its lock, and what it has been told |
-//! | `visits` | what was found, until the policy hears of it |
-//! | `children` | which cached blocks others follow |
+//! | `index` | a hash table from keys to blocks with lock-free reads |
+//! | `share` | a policy, its lock, and the queue of events for it |
+//! | `visits` | lookup hits that the policy has not processed yet |
+//! | `children` | which cached blocks have cached children |
 //! | `ledger` | pins with deadlines |
 //! | `owned`, `pinned` | the guards |
-//! | `allocate`, `lookup`, `register`, `evict`, `order`, `restore` | what the pool does |
-//! | `stats`, `integrity` | what it counts, and what must hold |
+//! | `allocate`, `lookup`, `register`, `evict`, `order`, `restore` | the pool's operations |
+//! | `stats`, `integrity` | counters and invariants |
 //! | `sync` | atomics and locks, or `loom`'s |
 //!
-//! **Only leaves are evicted.** A block with a cached child stays, whatever its policy offers and whichever
-//! tenant the child is charged to. So eviction shortens chains from their ends; only [`BlockPool::remove`]
-//! takes a block out of the middle of one.
+//! **Only leaves are evicted.** A block with a cached child stays, regardless of what its policy
+//! selects and of which tenant the child is charged to. So eviction shortens chains from their
+//! ends; only [`BlockPool::remove`] takes a block out of the middle of a chain.
 //!
-//! **Locks**, each taken before those after it: the slow path of allocation; the policies' locks, in
-//! order; the children's; one stripe of the index; then any of the free list, a queue of visits, the
-//! ledger, and the event log. Matching takes only the queue's and, for a claim with a deadline, the ledger's;
-//! releasing takes none, except for blocks that the policy wanted in the meantime.
+//! **Locks**, in acquisition order: the slow path of allocation; the policies' locks, in share
+//! order; the children's table; one stripe of the index; then any of the free list, a visit queue,
+//! the ledger, and the event log. Matching takes only the visit queue's lock and, for a claim with
+//! a deadline, the ledger's. Releasing takes none, except for blocks that were removed or that the
+//! policy selected while they were pinned.
 //!
-//! **Order of events.** A block is reported as stored while whoever registers it pins it, and as
-//! removed before it leaves the index, both under its policy's lock. Whoever registers a key that is
-//! about to leave waits until it has left.
+//! **Order of events.** Under the policy's lock, a block is reported as stored while the
+//! registering thread pins it, and as removed before it leaves the index. A thread that registers a
+//! key whose block is being evicted or removed waits until that block has left the index.
 
 mod allocate;
 mod children;
@@ -82,16 +84,16 @@ use std::fmt;
 use std::sync::Arc;
 use sync::Lock;
 
-/// The blocks of one tier, shared by all who use them.
+/// The blocks of one tier, shared by all threads that use them.
 pub struct BlockPool {
     settings: PoolSettings,
     slots: Slots,
     index: Index,
     free: Lock<Vec<BlockId>>,
-    /// The first one is of all tenants without a quota, the others follow the settings.
+    /// The first share is for all tenants without a quota; the others follow the settings.
     shares: Vec<Share>,
     children: Lock<Children>,
-    /// One at a time gathers blocks for an allocation that the free ones do not cover.
+    /// Serialises allocations that have to evict.
     gathering: Lock<()>,
     ledger: Ledger,
     counters: Counters,
@@ -99,11 +101,11 @@ pub struct BlockPool {
 }
 
 impl BlockPool {
-    /// A pool of free blocks. `policy` is asked once for each tenant with a quota and once for all
-    /// others, and is told how many blocks there are; ids are below that.
+    /// A pool of free blocks. `policy` is called once for each tenant with a quota and once for all
+    /// other tenants. Its argument is the number of blocks; all ids are below it.
     ///
     /// # Errors
-    /// Where the settings contradict themselves.
+    /// If the settings are inconsistent.
     pub fn new(
         settings: PoolSettings,
         policy: impl FnMut(u32) -> Box<dyn EvictionPolicy>,
@@ -111,10 +113,10 @@ impl BlockPool {
         BlockPool::build(settings, policy, None)
     }
 
-    /// A pool that reports what it stores and removes.
+    /// A pool that appends its changes to an event log.
     ///
     /// # Errors
-    /// Where the settings contradict themselves.
+    /// If the settings are inconsistent.
     pub fn with_events(
         settings: PoolSettings,
         policy: impl FnMut(u32) -> Box<dyn EvictionPolicy>,
@@ -149,7 +151,7 @@ impl BlockPool {
             own.due = quota.blocks;
             shares.push(own);
         }
-        // The last one is given out first.
+        // The list is a stack, so reversed ids make block 0 the first to be allocated.
         let free: Vec<BlockId> = (0_u32..).take(blocks).map(BlockId).collect();
         Ok(Arc::new(BlockPool {
             slots: Slots::new(blocks),
@@ -165,33 +167,33 @@ impl BlockPool {
         }))
     }
 
-    /// The settings it was made with.
+    /// The pool's settings.
     #[must_use]
     pub fn settings(&self) -> &PoolSettings {
         &self.settings
     }
 
-    /// How many blocks there are.
+    /// The number of blocks.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.slots.len()
     }
 
-    /// How many blocks can be allocated without evicting any.
+    /// The number of blocks that can be allocated without eviction.
     #[must_use]
     pub fn free_blocks(&self) -> usize {
         self.free.lock().len()
     }
 
-    /// Pins that were to end before `now` and did not, the longest overdue first.
+    /// Pins whose deadline is before `now`, the longest overdue first.
     #[must_use]
     pub fn overdue(&self, now: Tick) -> Vec<PinReport> {
         self.ledger.overdue(now)
     }
 
-    /// Lets the policies learn from what was matched and registered, which the next eviction would have to
-    /// wait for otherwise, and study what they have seen, outside of their locks. To be called now and then
-    /// by a thread that has time; returns whether there was anything to study.
+    /// Lets the policies learn from lookups and registrations, outside their locks. Otherwise the
+    /// next eviction does part of this work. Call it now and then from a thread with spare time. It
+    /// returns whether there was a lesson to study.
     pub fn maintain(&self) -> bool {
         let mut studied = false;
         for share in &self.shares {
@@ -205,7 +207,7 @@ impl BlockPool {
         studied
     }
 
-    /// Where the children's table finds blocks.
+    /// The slots and the index, for the children's table.
     fn of_keys(&self) -> Blocks<'_> {
         Blocks {
             slots: &self.slots,
@@ -220,10 +222,10 @@ impl BlockPool {
     }
 
     /// # Panics
-    /// Where there is no such share: slots hold indices of their own pool's shares alone.
+    /// If there is no such share. Slots hold only share indices of their own pool.
     #[expect(
         clippy::indexing_slicing,
-        reason = "slots are charged to shares of the pool, of which none goes away"
+        reason = "slots are charged to shares of the pool, which are never removed"
     )]
     fn share(&self, index: usize) -> &Share {
         &self.shares[index]

@@ -1,5 +1,5 @@
-//! In which order the cached blocks would be evicted, without evicting any: what is to be written first
-//! where there is no room for all.
+//! The order in which the cached blocks would be evicted, computed without evicting. A caller uses
+//! it to choose what to write first when there is not enough space for all.
 
 use super::BlockPool;
 use super::restore::StoredEntry;
@@ -7,24 +7,25 @@ use crate::policy::{EvictionPolicy, Refusal};
 use crate::{BlockId, BlockKey, Tick};
 use std::collections::HashMap;
 
-/// A cached block while its turn is looked for.
+/// A cached block during the computation of the order.
 struct Place {
     entry: StoredEntry,
-    /// The copy of the policy that has it.
+    /// The index of the policy copy that has the block.
     policy: usize,
-    /// Cached blocks that follow it and have not had their turn.
+    /// Cached children that are not in the order yet.
     children: usize,
-    /// Where its parent is, if that is cached.
+    /// Index of the parent's entry, if the parent is cached.
     parent: Option<usize>,
     is_out: bool,
 }
 
 impl BlockPool {
-    /// The cached blocks, the least worth keeping first: in the order in which the policies would give them
-    /// up, tenants with quotas in turns. No block comes before a cached one that follows it. Blocks that
-    /// policies do not offer, since they are in use, come last.
+    /// The cached blocks, the least valuable first: in the order in which the policies would evict
+    /// them, where the policies of different tenants take turns. A block never precedes its cached
+    /// children. Blocks that policies do not offer, because they are in use, are last.
     ///
-    /// It works on copies of the policies, so nothing changes and their locks are held only for the copying.
+    /// It works on copies of the policies. Their locks are held only for the copying, and nothing
+    /// changes.
     #[must_use]
     pub fn eviction_order(&self, now: Tick) -> Vec<StoredEntry> {
         let (mut policies, mut places) = self.copies();
@@ -58,7 +59,7 @@ impl BlockPool {
         order
     }
 
-    /// Copies of all policies, and the blocks that each of them knows.
+    /// Copies of all policies, and their blocks.
     fn copies(&self) -> (Vec<Box<dyn EvictionPolicy>>, Vec<Place>) {
         let mut policies = Vec::with_capacity(self.shares.len());
         let mut places = Vec::new();
@@ -85,7 +86,7 @@ fn positions<K: std::hash::Hash + Eq>(
     places.map(|(at, place)| (key(&place.entry), at)).collect()
 }
 
-/// The next block that the policy `at` gives up; `None` where it offers none now.
+/// The next block that the policy `at` evicts; `None` if it offers none now.
 fn next(
     policies: &mut [Box<dyn EvictionPolicy>],
     at: usize,
@@ -121,7 +122,7 @@ fn next(
     }
 }
 
-/// Blocks that no policy offers, each after those that follow it.
+/// Appends the blocks that no policy offers, children before parents.
 fn rest(places: &mut [Place], order: &mut Vec<StoredEntry>) {
     let leaves = places.iter().enumerate();
     let leaves = leaves.filter(|(_, place)| !place.is_out && place.children == 0);
@@ -137,7 +138,7 @@ fn rest(places: &mut [Place], order: &mut Vec<StoredEntry>) {
             }
         }
     }
-    // Keys of a hostile caller that name each other in a circle: none of them is a leaf.
+    // A hostile caller's keys can form a cycle of parents, in which no block is a leaf.
     order.extend(
         places
             .iter()

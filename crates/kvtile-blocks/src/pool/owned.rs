@@ -1,5 +1,5 @@
-//! Guards of blocks that one owner has: being filled, full but not to be found yet, or taken out of
-//! the cache. They do not know what the pool does with a block; they give it back.
+//! Guards of blocks with one owner: being filled, full but not registered, or evicted. They do not
+//! know the pool's use of a block; dropping them frees it.
 
 use super::BlockPool;
 use super::slot::Phase;
@@ -9,25 +9,25 @@ use std::ops::Range;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// An error that gives back what was handed in.
+/// An error that returns the argument.
 #[derive(Debug, Error)]
 #[error("{error}")]
 pub struct Rejected<Blocks: fmt::Debug> {
-    /// What was handed in, unchanged.
+    /// The argument, unchanged.
     pub blocks: Blocks,
-    /// Why.
+    /// The error.
     #[source]
     pub error: BlocksError,
 }
 
 impl<Blocks: fmt::Debug> From<Rejected<Blocks>> for BlocksError {
-    /// The blocks are dropped.
+    /// Drops the blocks.
     fn from(rejected: Rejected<Blocks>) -> BlocksError {
         rejected.error
     }
 }
 
-/// Blocks that nobody else has.
+/// Blocks that this guard owns exclusively.
 pub(super) struct Owned {
     pub(super) pool: Arc<BlockPool>,
     pub(super) ids: Vec<BlockId>,
@@ -41,7 +41,7 @@ impl Owned {
         }
     }
 
-    /// Leaves nothing for the guard to give back.
+    /// Takes the blocks out, so that dropping the guard frees none.
     pub(super) fn release(mut self) -> (Arc<BlockPool>, Vec<BlockId>) {
         (Arc::clone(&self.pool), std::mem::take(&mut self.ids))
     }
@@ -55,7 +55,7 @@ impl Drop for Owned {
     }
 }
 
-/// Takes the part of a range that there is.
+/// Takes the part of a range that exists.
 pub(super) fn take_range(ids: &mut Vec<BlockId>, range: Range<usize>) -> Vec<BlockId> {
     let end = range.end.min(ids.len());
     let start = range.start.min(end);
@@ -68,7 +68,7 @@ pub(super) fn take_range(ids: &mut Vec<BlockId>, range: Range<usize>) -> Vec<Blo
 macro_rules! owned_blocks {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[must_use = "blocks that nobody holds are free"]
+        #[must_use = "dropping the guard frees its blocks"]
         pub struct $name(pub(super) Owned);
 
         impl $name {
@@ -78,38 +78,38 @@ macro_rules! owned_blocks {
                 &self.0.ids
             }
 
-            /// How many.
+            /// The number of blocks.
             #[must_use]
             pub fn len(&self) -> usize {
                 self.0.ids.len()
             }
 
-            /// Whether there are none.
+            /// Whether there are no blocks.
             #[must_use]
             pub fn is_empty(&self) -> bool {
                 self.0.ids.is_empty()
             }
 
-            /// The pool that they are of.
+            /// The pool that the blocks belong to.
             #[must_use]
             pub fn pool(&self) -> &Arc<BlockPool> {
                 &self.0.pool
             }
 
-            /// Takes out the blocks from position `at` on; none where there are not so many.
+            /// Takes out the blocks from position `at` on; none if there are fewer.
             pub fn split_off(&mut self, at: usize) -> $name {
                 $name(self.0.part(at..usize::MAX))
             }
 
-            /// Takes out the blocks at these positions, as far as there are any.
+            /// Takes out the blocks at these positions, as far as they exist.
             pub fn take(&mut self, range: Range<usize>) -> $name {
                 $name(self.0.part(range))
             }
 
-            /// Puts blocks behind the others.
+            /// Appends blocks.
             ///
             /// # Errors
-            /// Where they are of another pool; they come back.
+            /// If they belong to another pool; they are returned.
             pub fn append(&mut self, mut other: $name) -> Result<(), Rejected<$name>> {
                 if !Arc::ptr_eq(&self.0.pool, &other.0.pool) {
                     return Err(Rejected {
@@ -136,22 +136,22 @@ owned_blocks! {
 }
 
 owned_blocks! {
-    /// Full blocks with keys that cannot be found yet. Dropping them frees them.
+    /// Full blocks with keys that lookups do not find yet. Dropping them frees them.
     CompleteBlocks
 }
 
 owned_blocks! {
-    /// Blocks that were evicted: nobody finds them any more, and their bytes stay until they are
-    /// dropped, so that they can be written to a slower tier first.
+    /// Evicted blocks: lookups do not find them any more. Their bytes stay intact until the guard
+    /// is dropped, so that they can be written to a slower tier first.
     EvictedBlocks
 }
 
 impl MutableBlocks {
-    /// Says what the blocks hold: a key each, neighbours in a chain of which the first one comes
-    /// after `parent`.
+    /// Describes the blocks' contents: one key for each block, consecutive in a chain whose first
+    /// block follows `parent`.
     ///
     /// # Errors
-    /// Where there are not as many keys as blocks; the blocks come back.
+    /// If the numbers of keys and blocks differ; the blocks are returned.
     pub fn complete(
         self,
         keys: &[BlockKey],
@@ -179,19 +179,19 @@ impl MutableBlocks {
     }
 }
 
-/// A block that was evicted.
+/// The description of an evicted block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EvictedBlock {
-    /// Where its bytes still are.
+    /// The block that still has the bytes.
     pub block: BlockId,
-    /// What they are.
+    /// The key of the content.
     pub key: BlockKey,
     /// The key of the block before it in its chain, `None` for the first one.
     pub parent: Option<BlockKey>,
 }
 
 impl EvictedBlocks {
-    /// What they hold, in the order in which they were evicted.
+    /// The descriptions of the blocks, in eviction order.
     pub fn iter(&self) -> impl Iterator<Item = EvictedBlock> {
         self.0.ids.iter().map(|&block| self.0.pool.evicted(block))
     }

@@ -1,4 +1,4 @@
-//! The guard of blocks that are in use. It does not know who else uses them.
+//! The guard of pinned blocks. It does not know the other holders of a block.
 
 use super::BlockPool;
 use super::ledger::PinRecord;
@@ -10,8 +10,9 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Registered blocks that are not evicted as long as this lives. Others may have pinned them too.
-#[must_use = "blocks that nobody pins may be evicted"]
+/// Registered blocks that are pinned, and so not evicted, as long as this lives. Other guards may
+/// pin them too.
+#[must_use = "dropping the guard unpins its blocks"]
 pub struct PinnedBlocks {
     pool: Arc<BlockPool>,
     ids: Vec<BlockId>,
@@ -19,7 +20,7 @@ pub struct PinnedBlocks {
 }
 
 impl PinnedBlocks {
-    /// Takes over pins that the caller has.
+    /// Takes over pins that the caller holds.
     pub(super) fn new(pool: &Arc<BlockPool>, ids: Vec<BlockId>, claim: &Claim) -> PinnedBlocks {
         let record = if ids.is_empty() {
             None
@@ -39,49 +40,49 @@ impl PinnedBlocks {
         &self.ids
     }
 
-    /// How many.
+    /// The number of blocks.
     #[must_use]
     pub fn len(&self) -> usize {
         self.ids.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no blocks.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.ids.is_empty()
     }
 
-    /// The pool that they are of.
+    /// The pool that the blocks belong to.
     #[must_use]
     pub fn pool(&self) -> &Arc<BlockPool> {
         &self.pool
     }
 
-    /// What they hold.
+    /// The keys of the blocks.
     pub fn keys(&self) -> impl Iterator<Item = BlockKey> {
         let key = |&id: &BlockId| self.pool.slots.of(id).key().key();
         self.ids.iter().map(key)
     }
 
-    /// The keys of the blocks before them in their chains, `None` for the first ones.
+    /// The keys of the blocks' parents, `None` for the first block of a chain.
     pub fn parents(&self) -> impl Iterator<Item = Option<BlockKey>> {
         self.ids.iter().map(|&id| self.pool.slots.parent(id))
     }
 
-    /// The key of the block before the one at a position; `None` for the first of a chain, and for a position
-    /// that there is not.
+    /// The key of the parent of the block at `position`; `None` for the first block of a chain, and
+    /// for a position out of range.
     #[must_use]
     pub fn parent(&self, position: usize) -> Option<BlockKey> {
         let id = *self.ids.get(position)?;
         self.pool.slots.parent(id)
     }
 
-    /// Takes out the blocks from position `at` on; none where there are not so many.
+    /// Takes out the blocks from position `at` on; none if there are fewer.
     pub fn split_off(&mut self, at: usize) -> PinnedBlocks {
         self.take(at..usize::MAX)
     }
 
-    /// Takes out the blocks at these positions, as far as there are any. Both parts keep the claim.
+    /// Takes out the blocks at these positions, as far as they exist. Both parts keep the claim.
     pub fn take(&mut self, range: Range<usize>) -> PinnedBlocks {
         let ids = take_range(&mut self.ids, range);
         let ledger = &self.pool.ledger;
@@ -94,10 +95,10 @@ impl PinnedBlocks {
         }
     }
 
-    /// Puts blocks behind the others. Of two claims the earlier deadline counts.
+    /// Appends blocks. Of two claims the earlier deadline counts.
     ///
     /// # Errors
-    /// Where they are of another pool; they come back.
+    /// If they belong to another pool; they are returned.
     pub fn append(&mut self, mut other: PinnedBlocks) -> Result<(), Rejected<PinnedBlocks>> {
         if !Arc::ptr_eq(&self.pool, &other.pool) {
             return Err(Rejected {
@@ -138,7 +139,7 @@ impl fmt::Debug for PinnedBlocks {
 }
 
 impl BlockPool {
-    /// Lets go of pins. The order of the ids is lost.
+    /// Unpins the blocks. The order of `ids` is lost.
     pub(super) fn unpin(&self, ids: &mut [BlockId]) {
         let mut parked = 0;
         for position in 0..ids.len() {
@@ -150,7 +151,7 @@ impl BlockPool {
             if before.phase() == Phase::Withdrawn {
                 self.free(&[id]);
             } else {
-                // The slice up to here has been seen, so it can hold what is left to do.
+                // The slice up to here has been processed, so it can hold the parked blocks.
                 ids.swap(parked, position);
                 parked += 1;
             }
@@ -161,7 +162,7 @@ impl BlockPool {
         }
     }
 
-    /// Tells the policies of blocks that they wanted to evict, and that nobody uses any more.
+    /// Reports to their policies parked blocks that are not pinned any more.
     fn unpark(&self, ids: &[BlockId]) {
         let share = |id: &BlockId| self.slots.of(*id).share();
         for run in ids.chunk_by(|a, b| share(a) == share(b)) {
@@ -170,8 +171,8 @@ impl BlockPool {
             };
             let mut core = self.share(index).lock();
             for &id in run {
-                // The block may have been pinned again, or have gone and come back, meanwhile: what
-                // counts is what it is now, under the lock under which blocks are parked.
+                // The block may have been pinned again, or have left and returned, in the meantime.
+                // Its current state decides, under the lock under which blocks are parked.
                 let slot = self.slots.of(id);
                 let state = slot.state();
                 let idle = |state: State| {

@@ -1,4 +1,4 @@
-//! Making full blocks known: into the index, to the policy, and into the log of events.
+//! Registering full blocks: with the index, the policy, and the event log.
 
 use super::BlockPool;
 use super::owned::{CompleteBlocks, Rejected};
@@ -10,29 +10,29 @@ use crate::policy::{Hints, Insertion};
 use crate::{BlockId, BlockKey, BlocksError, Tick};
 use std::sync::Arc;
 
-/// Blocks that can be found from now on.
+/// The result of a registration.
 #[derive(Debug)]
 pub struct Registered {
-    /// They, pinned; where a key had been registered before, the block that has it.
+    /// The blocks, pinned. Where a key was registered already, the block that has it.
     pub blocks: PinnedBlocks,
-    /// Positions of the keys that had been registered before, ascending. Their new blocks are free.
+    /// Positions of the keys that were registered already, ascending. Their new blocks are freed.
     pub duplicates: Vec<usize>,
 }
 
-/// Where a block found its key taken.
+/// Why a key could not be linked.
 enum Taken {
-    /// By this registered one, which is pinned now.
+    /// A registered block has it, and is pinned now.
     Shared(BlockId),
-    /// By one that is being registered.
+    /// A block that is being registered has it.
     Reserved,
 }
 
 impl CompleteBlocks {
-    /// Makes the blocks known, and pins them.
+    /// Registers the blocks, and pins them.
     ///
     /// # Errors
-    /// With [`Duplicates::Refuse`], where a key is registered or being registered; the blocks come
-    /// back, and nothing was changed.
+    /// With [`Duplicates::Refuse`], if a key is registered or being registered. The blocks are
+    /// returned, and nothing has changed.
     pub fn register(self, claim: &Claim) -> Result<Registered, Rejected<CompleteBlocks>> {
         let pool = Arc::clone(&self.0.pool);
         let (ids, duplicates) = match pool.settings.duplicates {
@@ -60,7 +60,7 @@ impl CompleteBlocks {
 }
 
 impl BlockPool {
-    /// Puts blocks into the index, each at once to be found and pinned, or pins those that are there.
+    /// Links and publishes each block, or pins the block that already has its key.
     fn link_sharing(&self, mut ids: Vec<BlockId>) -> (Vec<BlockId>, Vec<usize>) {
         let mut duplicates = Vec::new();
         let mut superfluous = Vec::new();
@@ -78,7 +78,7 @@ impl BlockPool {
         (ids, duplicates)
     }
 
-    /// Puts all blocks into the index, to be found once all of them are in it, or none.
+    /// Links all blocks into the index and then publishes them, or links none.
     fn link_refusing(&self, ids: &[BlockId]) -> Result<(), BlocksError> {
         for (position, &id) in ids.iter().enumerate() {
             if self.link(id, false).is_some() {
@@ -97,15 +97,15 @@ impl BlockPool {
         Ok(())
     }
 
-    /// Lets a complete block be found, and pins it. Nobody may take it back after that: whoever is on
-    /// the way through the index may have pinned it at once.
+    /// Makes a linked block visible to lookups, and pins it. There is no way back: a concurrent
+    /// lookup may pin it at once.
     fn publish(&self, id: BlockId) {
         let slot = self.slots.of(id);
         let state = slot.state().with_phase(Phase::Registered);
         slot.set_state(state.with_references(1));
     }
 
-    /// Puts a block into the index, unless its key is there.
+    /// Links a block into the index, unless its key is taken.
     fn link(&self, id: BlockId, share: bool) -> Option<Taken> {
         let key = self.slots.of(id).key();
         loop {
@@ -125,14 +125,14 @@ impl BlockPool {
             if !share && matches!(phase, Phase::Complete | Phase::Registered) {
                 return Some(Taken::Reserved);
             }
-            // It is about to leave, in the hands of whoever has the policy's lock.
+            // The existing block is being evicted or removed, under its policy's lock.
             let leaving = slot.share();
             drop(bucket);
             self.share(leaving).wait();
         }
     }
 
-    /// Puts a block into the index and pins it, unless its key is there.
+    /// Links a block into the index and pins it, unless its key is taken.
     pub(super) fn link_unless_taken(&self, id: BlockId) -> bool {
         match self.link(id, true) {
             None => true,
@@ -144,8 +144,8 @@ impl BlockPool {
         }
     }
 
-    /// Tells policies and the log of registered blocks that they do not know yet. The caller has
-    /// pinned them.
+    /// Reports registered blocks to the policies and the log, unless they know them. The caller has
+    /// pinned the blocks.
     pub(super) fn list(&self, ids: &[BlockId], hints: Hints, now: Tick) {
         let share = |id: &BlockId| self.slots.of(*id).share();
         let mut seen = 0;
@@ -158,8 +158,8 @@ impl BlockPool {
         }
     }
 
-    /// The same for one share. Somebody else may have listed some of the blocks, or removed them, and
-    /// a batch may hold several chains, so it goes by runs of neighbours.
+    /// Lists blocks of one share. Other threads may have listed or removed some of the blocks, and
+    /// a batch may contain several chains, so it works on runs of consecutive blocks.
     fn list_in(&self, core: &mut ShareCore, ids: &[BlockId], hints: Hints, now: Tick) {
         let mut rest = ids;
         let mut before = None;
@@ -196,7 +196,8 @@ impl BlockPool {
         }
     }
 
-    /// How many blocks follow each other and are not listed yet. Their keys are in the scratch then.
+    /// The number of leading blocks that are consecutive in a chain and not listed yet. Leaves
+    /// their keys in `core.keys`.
     fn run(&self, core: &mut ShareCore, ids: &[BlockId]) -> usize {
         core.keys.clear();
         for &id in ids {
@@ -213,7 +214,8 @@ impl BlockPool {
         core.keys.len()
     }
 
-    /// The block with the parent's key, if the policy knows it; it does not go while its lock is held.
+    /// The block with the parent's key, if the policy knows it. It cannot leave while the lock is
+    /// held.
     fn listed_parent(
         &self,
         core: &ShareCore,

@@ -1,4 +1,4 @@
-//! Bringing back what a tier held before a restart, and listing what it holds.
+//! Restoring the blocks of a tier after a restart, and listing the cached blocks.
 
 use super::BlockPool;
 use super::settings::TenantId;
@@ -11,37 +11,38 @@ use crate::{BlockId, BlockKey, BlocksError, Tick};
 /// A cached block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoredEntry {
-    /// Where its bytes are.
+    /// The block that has the bytes.
     pub block: BlockId,
-    /// What they are.
+    /// The key of the content.
     pub key: BlockKey,
     /// The key of the block before it in its chain, `None` for the first one.
     pub parent: Option<BlockKey>,
-    /// Who is charged.
+    /// The tenant that is charged.
     pub tenant: TenantId,
 }
 
-/// What was brought back.
+/// The result of a restore.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// Blocks that can be found now.
+    /// The number of blocks that lookups now find.
     pub blocks: usize,
-    /// Blocks that stay free, because another one has their key or their tenant has its quota.
+    /// Blocks that stay free, because their key is registered already or their tenant's quota is
+    /// full.
     pub superfluous: Vec<BlockId>,
 }
 
-/// Blocks that policies and the log are told of at a time.
+/// Blocks that are reported to policies and the log at a time.
 const BATCH: usize = 1_024;
 
 impl BlockPool {
-    /// Brings back blocks of a tier that was opened again: inactive ones, to be found at once. Those
-    /// that are to be evicted first come first, parents before the blocks that follow them: a policy
-    /// learns of a parent only if it is there already. In any other order, too, a block is not evicted
-    /// before the blocks that follow it. It is meant for a pool that nobody uses yet:
-    /// until it returns, none of the free blocks can be allocated.
+    /// Restores the blocks of a reopened tier as inactive blocks that lookups find at once. Pass
+    /// first what is to be evicted first, but parents before their children: a policy learns of a
+    /// parent only if it is stored already. In any other order, too, no block is evicted before its
+    /// cached children. It is meant for a pool that is not in use yet: until it returns, none of
+    /// the free blocks can be allocated.
     ///
     /// # Errors
-    /// Where a block is not of this pool or not free. The entries before it have been restored.
+    /// If a block is not of this pool or not free. The entries before it have been restored.
     pub fn restore(
         &self,
         entries: impl IntoIterator<Item = StoredEntry>,
@@ -50,8 +51,8 @@ impl BlockPool {
         let mut restored = Restored::default();
         let mut batch = Vec::with_capacity(BATCH);
         let mut outcome = Ok(());
-        // Nobody gets a block meanwhile that an entry may name. The lock is not held, as blocks that
-        // are removed at once become free.
+        // The free list is emptied, so that no allocation gets a block that an entry may name. Its
+        // lock is not held, as blocks that are removed concurrently are freed.
         let mut free = std::mem::take(&mut *self.free.lock());
         let mut taken = vec![false; self.blocks()];
         for entry in entries {
@@ -80,7 +81,8 @@ impl BlockPool {
         outcome.map(|()| restored)
     }
 
-    /// Whether the block was put into the index; it is pinned then.
+    /// Links the block into the index and pins it. Returns false if its key is taken or its quota
+    /// full.
     fn restore_one(&self, entry: &StoredEntry) -> Result<bool, BlocksError> {
         let id = entry.block;
         let known = id.index() < self.blocks();
@@ -108,14 +110,14 @@ impl BlockPool {
         Ok(false)
     }
 
-    /// Lists pinned blocks, and lets go of them.
+    /// Lists the blocks with the policies, and unpins them.
     fn restore_batch(&self, batch: &mut Vec<BlockId>, now: Tick) {
         self.list(batch, Hints::default(), now);
         self.unpin(batch);
         batch.clear();
     }
 
-    /// What is cached, in no order.
+    /// The cached blocks, in no order.
     #[must_use]
     pub fn snapshot(&self) -> Vec<StoredEntry> {
         let mut entries = Vec::new();
@@ -126,7 +128,7 @@ impl BlockPool {
         entries
     }
 
-    /// What is cached of a share, in no order.
+    /// The cached blocks of a share, in no order.
     pub(super) fn entries<'a>(
         &'a self,
         share: usize,
@@ -144,8 +146,8 @@ impl BlockPool {
         })
     }
 
-    /// Adds what is cached to the list for a snapshot of the event log; nothing where the pool reports
-    /// no events. Each block is listed under the lock under which its events are appended.
+    /// Appends the cached blocks to `out`, for a snapshot of the event log; nothing if the pool
+    /// reports no events. Each block is listed under the lock under which its events are appended.
     pub fn list_stored(&self, out: &mut Vec<StoredBlock>) {
         let Some(events) = &self.events else { return };
         out.extend(self.snapshot().into_iter().map(|entry| StoredBlock {

@@ -1,4 +1,4 @@
-//! How large a pool is and what it does, as plain data.
+//! The size and behaviour of a pool, as plain data.
 
 use crate::events::{EventLog, TierId};
 use crate::policy::Hints;
@@ -6,40 +6,40 @@ use crate::{BlocksError, GroupId, Tick};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
-/// The most blocks of a pool: what is kept of each of them, some hundred bytes, would be too much
-/// memory for more.
+/// The maximum number of blocks of a pool. Each block costs some hundred bytes of bookkeeping, so a
+/// larger pool would take too much memory.
 pub const POOL_BLOCKS_MAX: usize = 1 << 26;
 
-/// Who blocks are charged to, and whose quota they count against.
+/// The tenant that blocks are charged to, and whose quota they count against.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
 )]
 #[serde(transparent)]
 pub struct TenantId(pub u32);
 
-/// Who pinned blocks, as the caller counts its requests; only reports show it.
+/// The holder of a pin, by the caller's numbering of its requests; only reports show it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OwnerId(pub u64);
 
-/// What registering a key does that is registered already.
+/// How registration treats a key that is registered already.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Duplicates {
-    /// The registered block is pinned, the new one is freed.
+    /// Pins the registered block and frees the new one.
     #[default]
     Share,
-    /// The whole batch comes back with an error, and nothing of it is registered.
+    /// Returns the whole batch with an error and registers none of it.
     Refuse,
 }
 
-/// How many blocks a tenant may hold, cached ones included.
+/// The maximum number of blocks that a tenant may hold, cached ones included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quota {
-    /// Whose.
+    /// The tenant.
     pub tenant: TenantId,
-    /// Blocks.
+    /// The maximum number of blocks.
     pub blocks: usize,
 }
 
@@ -47,14 +47,14 @@ pub struct Quota {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PoolSettings {
-    /// How many blocks there are, 1 to [`POOL_BLOCKS_MAX`]; their ids are `0..blocks`.
+    /// The number of blocks, 1 to [`POOL_BLOCKS_MAX`]; their ids are `0..blocks`.
     pub blocks: usize,
-    /// What registering a key does that is registered already.
+    /// How registration treats a key that is registered already.
     pub duplicates: Duplicates,
-    /// Tenants with a limit. Each has its own policy; all others share one, without a limit.
+    /// Tenants with a quota. Each has its own policy; all other tenants share one, without a limit.
     pub quotas: Vec<Quota>,
-    /// How many found blocks may wait until the policy is told of them. When as many wait and the
-    /// policy is busy, it is not told, which is counted. No more than there are blocks.
+    /// The capacity of the queue of lookup hits for the policy, in blocks. When it is full and the
+    /// policy's lock is taken, the pool drops the visit and counts it. At most `blocks`.
     pub visit_queue_blocks: usize,
 }
 
@@ -94,35 +94,35 @@ impl PoolSettings {
     }
 }
 
-/// Where a pool reports what it stores and removes.
+/// Where a pool reports stored and removed blocks.
 #[derive(Clone, Debug)]
 pub struct EventSink {
     /// The log.
     pub log: Arc<EventLog>,
     /// The tier that the pool serves.
     pub tier: TierId,
-    /// The group of layers whose blocks the pool has.
+    /// The group of layers of the pool's blocks.
     pub group: GroupId,
 }
 
-/// For whom blocks are allocated.
+/// The tenant and time of an allocation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AllocateRequest {
-    /// Who is charged.
+    /// The tenant to charge.
     pub tenant: TenantId,
-    /// When.
+    /// The current time.
     pub now: Tick,
 }
 
-/// On whose behalf blocks are pinned, and for how long that is expected to last.
+/// The holder of pins, and how long it expects to hold them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Claim {
-    /// Who.
+    /// The owner.
     pub owner: OwnerId,
     /// Pins that last longer are reported by [`overdue`](super::BlockPool::overdue).
     pub deadline: Option<Tick>,
-    /// When.
+    /// The current time.
     pub now: Tick,
-    /// What the policy is told.
+    /// Hints for the policy.
     pub hints: Hints,
 }

@@ -1,5 +1,5 @@
-//! A part of the pool with its own policy: a tenant with a quota, or all others together. It says
-//! what the policy is told, in which order, and knows no index.
+//! A share of the pool with its own policy: one tenant with a quota, or all other tenants together.
+//! It reports events to the policy in order, and knows no index.
 
 use super::sync::{AtomicUsize, Held, Lock, Ordering};
 use super::visits::{VisitBatch, VisitList, VisitQueue};
@@ -7,7 +7,7 @@ use crate::policy::{EvictionPolicy, Visit};
 use crate::{BlockId, BlockKey};
 
 pub(super) struct Share {
-    /// How many blocks it may hold, and how many are its due where others want more.
+    /// The maximum number of blocks, and the number that is its due when shares compete.
     pub(super) limit: usize,
     pub(super) due: usize,
     used: AtomicUsize,
@@ -15,7 +15,7 @@ pub(super) struct Share {
     core: Lock<ShareCore>,
 }
 
-/// What is behind the policy's lock.
+/// The data behind the policy's lock.
 pub(super) struct ShareCore {
     pub(super) policy: Box<dyn EvictionPolicy>,
     pub(super) listed: Listed,
@@ -39,12 +39,12 @@ impl Share {
         }
     }
 
-    /// Blocks that are charged to it: filled, cached or pinned.
+    /// Blocks charged to the share: being filled, cached or pinned.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Charges so many blocks, if the limit allows it.
+    /// Charges `blocks` blocks, if the limit allows it.
     pub(super) fn try_charge(&self, blocks: usize) -> bool {
         let mut used = self.used();
         loop {
@@ -66,7 +66,8 @@ impl Share {
         self.used.fetch_sub(blocks, Ordering::Relaxed);
     }
 
-    /// Writes down a visit of pinned blocks. False where it was lost, as nobody reads that fast.
+    /// Queues a visit of pinned blocks. Returns false if the visit was dropped because the queue is
+    /// full.
     pub(super) fn visit(&self, blocks: &[BlockId], batch: VisitBatch) -> bool {
         if self.visits.push(blocks, batch) {
             return true;
@@ -76,20 +77,20 @@ impl Share {
         };
         core.drain(&self.visits);
         if !self.visits.push(blocks, batch) {
-            // Longer than the queue.
+            // The visit is longer than the queue.
             core.visit(&batch, blocks);
         }
         true
     }
 
-    /// The policy, which has been told of all visits until now.
+    /// Locks the policy, after it has processed all queued visits.
     pub(super) fn lock(&self) -> Held<'_, ShareCore> {
         let mut core = self.core.lock();
         core.drain(&self.visits);
         core
     }
 
-    /// Returns when whoever has the policy's lock now has let it go.
+    /// Waits until the current holder of the policy's lock releases it.
     pub(super) fn wait(&self) {
         drop(self.core.lock());
     }
@@ -109,7 +110,7 @@ impl ShareCore {
         self.waiting = waiting;
     }
 
-    /// Tells the policy of a visit, as far as the blocks are still there.
+    /// Reports a visit to the policy, up to the first block that has left.
     fn visit(&mut self, batch: &VisitBatch, blocks: &[BlockId]) {
         let listed = &self.listed;
         let there = blocks.iter().take_while(|&&id| listed.contains(id)).count();
@@ -125,7 +126,7 @@ impl ShareCore {
     }
 }
 
-/// Which blocks the policy knows; each of them was reported as stored, and not yet as removed.
+/// The blocks that the policy knows: reported as stored, and not yet as removed.
 #[derive(Debug)]
 pub(super) struct Listed {
     words: Box<[u64]>,

@@ -1,36 +1,36 @@
-//! What the pool knows of each block: its key, its state in one word, and its place in the index.
-//! It knows neither the index nor who holds a block.
+//! Per-block data of the pool: the key, the state word, and the link of the index. A slot knows
+//! neither the index nor the holders of its block.
 //!
 //! ```text
 //! state word   63 … 36      35      34 … 32   31 … 0
 //!              generation   parked  phase     references
 //! ```
 //!
-//! A block that nobody shares (free, mutable, complete, evicted) is changed by its owner alone, with
-//! plain stores. A registered one is changed by compare-and-swap.
+//! The owner of a block in an exclusive phase (free, mutable, complete, evicted) changes it with
+//! plain stores. A registered block is changed by compare-and-swap.
 
 use super::sync::{AtomicU32, AtomicU64, Ordering};
 use crate::{BlockId, BlockKey};
 
-/// No block: the end of a list.
+/// No block; ends a list.
 pub(super) const NONE: u32 = u32::MAX;
 
-/// Where a block is in its life.
+/// The phase of a block's life cycle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// In the list of free blocks.
+    /// In the free list.
     Free,
-    /// Being filled by its owner.
+    /// Its owner is filling it.
     Mutable,
-    /// Full, with a key, not to be found yet.
+    /// Full and with a key; lookups do not find it yet.
     Complete,
-    /// To be found, pinned as often as its references say.
+    /// Lookups find it; its reference count is the number of pins.
     Registered,
-    /// Taken by the policy, about to leave the index.
+    /// Selected for eviction, about to leave the index.
     Evicting,
-    /// Cannot be pinned any more, free with the last reference.
+    /// Removed from the cache; the last unpin frees it.
     Withdrawn,
-    /// Out of the index; its bytes are still there.
+    /// Out of the index; its bytes are still intact.
     Evicted,
 }
 
@@ -72,7 +72,7 @@ impl State {
         self.0 & PARKED != 0
     }
 
-    /// What its last release may not just leave as it is.
+    /// Whether the last unpin has further work to do.
     pub(super) const fn needs_settling(self) -> bool {
         self.is_parked() || !self.is_registered()
     }
@@ -93,19 +93,19 @@ impl State {
         }
     }
 
-    /// One reference more. There are fewer than 2^32, as each is four bytes in some guard.
+    /// Adds a reference. The count stays below 2^32, as each reference is four bytes in a guard.
     pub(super) const fn pinned(self) -> State {
         State(self.0 + 1)
     }
 
-    /// The next life of the slot, in a phase without references.
+    /// The state of the slot's next life, in a phase without references.
     pub(super) const fn next_generation(self, phase: Phase) -> State {
         let generation = self.0.wrapping_add(1 << GENERATION_SHIFT) & GENERATION_MASK;
         State(generation | ((phase as u64) << PHASE_SHIFT))
     }
 }
 
-/// A key as two words.
+/// A key as two 64-bit words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct KeyWords {
     low: u64,
@@ -127,12 +127,12 @@ impl KeyWords {
         BlockKey::from_bytes(whole.to_le_bytes())
     }
 
-    /// Whether both are equal, as a number without a branch.
+    /// Compares both words without a branch.
     pub(super) const fn is(self, other: KeyWords) -> bool {
         (self.low ^ other.low) | (self.high ^ other.high) == 0
     }
 
-    /// Spreads the key over 64 bits. An engine's keys need not be uniform, so every bit counts.
+    /// Mixes the key to 64 bits. An engine's keys need not be uniform, so every bit counts.
     pub(super) const fn mixed(self) -> u64 {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         let folded = self.low ^ self.high.rotate_left(29).wrapping_mul(ODD);
@@ -154,7 +154,7 @@ impl AtomicKey {
         }
     }
 
-    // Acquire and release: a reader that sees a key of a later life also sees that the earlier one
+    // Acquire and release: a reader that sees a key of a later life also sees that the earlier life
     // has ended, so its compare-and-swap of the state fails.
     fn load(&self) -> KeyWords {
         KeyWords {
@@ -169,7 +169,7 @@ impl AtomicKey {
     }
 }
 
-/// What a lookup reads of a block: half a cache line.
+/// The fields that a lookup reads: half a cache line.
 #[derive(Debug)]
 #[repr(align(32))]
 pub(super) struct Slot {
@@ -197,12 +197,12 @@ impl Slot {
         State(self.state.load(Ordering::Acquire))
     }
 
-    /// Only for the owner of a block that nobody shares.
+    /// Only for the owner of a block in an exclusive phase.
     pub(super) fn set_state(&self, state: State) {
         self.state.store(state.0, Ordering::Release);
     }
 
-    /// Changes the state if it is still `current`; else says what it is.
+    /// Changes the state if it is still `current`, else returns the actual state.
     pub(super) fn exchange(&self, current: State, new: State) -> Result<(), State> {
         let (success, failure) = (Ordering::AcqRel, Ordering::Acquire);
         match self
@@ -214,12 +214,12 @@ impl Slot {
         }
     }
 
-    /// One reference less; the state as it was before.
+    /// Removes a reference. Returns the state before.
     pub(super) fn unpin(&self) -> State {
         State(self.state.fetch_sub(1, Ordering::AcqRel))
     }
 
-    /// One reference more, if the block is registered under this key.
+    /// Adds a reference if the block is registered under this key.
     pub(super) fn pin(&self, key: KeyWords) -> Pinning {
         let mut state = self.state();
         loop {
@@ -246,7 +246,7 @@ impl Slot {
         self.next.store(next, Ordering::Release);
     }
 
-    /// Which share of the pool it is charged to.
+    /// The index of the share that the block is charged to.
     pub(super) fn share(&self) -> usize {
         (self.share.load(Ordering::Relaxed) & SHARE_MASK) as usize
     }
@@ -255,7 +255,7 @@ impl Slot {
         self.share.load(Ordering::Relaxed) & HAS_PARENT != 0
     }
 
-    /// Only for the owner of a block that nobody shares. It has no parent then.
+    /// Only for the owner of a block in an exclusive phase. Clears the parent flag.
     pub(super) fn set_share(&self, share: u32) {
         self.share.store(share & SHARE_MASK, Ordering::Relaxed);
     }
@@ -270,17 +270,17 @@ impl Slot {
 const HAS_PARENT: u32 = 1 << 31;
 const SHARE_MASK: u32 = HAS_PARENT - 1;
 
-/// What came of an attempt to pin.
+/// The outcome of an attempt to pin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Pinning {
     Pinned,
-    /// Nothing was changed.
+    /// The block is not registered; its state is unchanged.
     NotRegistered,
-    /// A block with another key was pinned; the caller has to release it.
+    /// The slot now has another key and was pinned; the caller must unpin it.
     AnotherKey,
 }
 
-/// All blocks of a pool.
+/// The slots of all blocks of a pool.
 #[derive(Debug)]
 pub(super) struct Slots {
     slots: Box<[Slot]>,
@@ -300,7 +300,7 @@ impl Slots {
     }
 
     /// # Panics
-    /// Where an id is not of this pool: guards hold ids of their own pool alone.
+    /// If the id is not of this pool. Guards hold only ids of their own pool.
     #[expect(
         clippy::indexing_slicing,
         reason = "ids come from the pool's own lists, which hold ids below the number of slots"
@@ -309,7 +309,7 @@ impl Slots {
         &self.slots[id as usize]
     }
 
-    /// The slot, or the last one where there is none with this number.
+    /// The slot with this id, or the last slot if the id is out of range.
     #[expect(
         clippy::indexing_slicing,
         reason = "a pool without blocks is refused, so there is a last slot"
@@ -323,7 +323,8 @@ impl Slots {
         self.get(id.0)
     }
 
-    /// Writes what a block holds. Only for the owner of a block that nobody shares.
+    /// Stores the key and the parent of a block. Only for the owner of a block in an exclusive
+    /// phase.
     pub(super) fn describe(&self, id: BlockId, key: &BlockKey, parent: Option<&BlockKey>) {
         let slot = self.of(id);
         slot.key.store(KeyWords::new(key));
@@ -333,7 +334,7 @@ impl Slots {
         }
     }
 
-    /// The key of the block before this one in its chain.
+    /// The key of the block's parent.
     pub(super) fn parent(&self, id: BlockId) -> Option<BlockKey> {
         if !self.of(id).has_parent() {
             return None;

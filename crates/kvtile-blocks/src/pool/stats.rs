@@ -1,5 +1,5 @@
-//! What a pool counts. Every count that is a part has its whole beside it. Nothing is decided by these
-//! counters, so `loom` does not try orders of them.
+//! The pool's counters. Every partial count has its total beside it. No decision depends on them,
+//! so `loom` does not explore their interleavings.
 
 use super::BlockPool;
 use super::evict::Reason;
@@ -7,67 +7,67 @@ use super::settings::TenantId;
 use super::slot::Phase;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Counts since the pool was made, and what it holds now.
+/// Counts since the pool was created, and its current occupancy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PoolStats {
-    /// Blocks of the pool.
+    /// Blocks in the pool.
     pub blocks: usize,
-    /// Of them: in nobody's hands and without content.
+    /// Of them: free.
     pub free: usize,
-    /// Of them: to be found, pinned or not.
+    /// Of them: cached, pinned or not.
     pub cached: usize,
     /// Calls of `match_prefix`.
     pub lookups: u64,
-    /// Keys that they were asked for.
+    /// Keys in those calls.
     pub looked_up_blocks: u64,
-    /// Keys of these that they found.
+    /// Of those keys: hits.
     pub hit_blocks: u64,
-    /// Of the lookups: those that the policy did not hear of, because its queue was full.
+    /// Visits that did not reach the policy because its queue was full.
     pub lost_visits: u64,
     /// Calls of `allocate` that succeeded.
     pub allocations: u64,
-    /// Blocks that they gave out.
+    /// Blocks that those calls allocated.
     pub allocated_blocks: u64,
     /// Calls of `allocate` that were refused.
     pub refused_allocations: u64,
     /// Keys that were registered.
     pub registered_blocks: u64,
-    /// Of them: those that had been registered before.
+    /// Of them: those that were registered already.
     pub duplicate_blocks: u64,
     /// Blocks evicted to make room.
     pub evicted_for_room: u64,
-    /// Blocks evicted because their tenant had too many.
+    /// Blocks evicted because their tenant exceeded its quota.
     pub evicted_for_quota: u64,
-    /// Blocks evicted because `evict` asked for them.
+    /// Blocks evicted by `evict`.
     pub evicted_on_request: u64,
-    /// Blocks taken out by `remove`.
+    /// Blocks removed by `remove`.
     pub removed_blocks: u64,
-    /// Blocks taken out by `clear`.
+    /// Blocks removed by `clear`.
     pub cleared_blocks: u64,
-    /// Guards of pinned blocks with a deadline that are alive.
+    /// Live guards of pinned blocks with a deadline.
     pub open_claims: usize,
-    /// Who is charged: all tenants without a quota first.
+    /// Usage by share: all tenants without a quota first.
     pub tenants: Vec<TenantStats>,
 }
 
-/// What tenants use.
+/// The blocks charged to a tenant, or to all tenants without a quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TenantStats {
-    /// Who; `None` for all tenants without a quota.
+    /// The tenant; `None` for all tenants without a quota.
     pub tenant: Option<TenantId>,
-    /// Blocks charged to them.
+    /// Blocks charged.
     pub used: usize,
-    /// How many they may use.
+    /// The quota.
     pub limit: Option<usize>,
 }
 
-/// How many blocks are in which state, each counted once while others may change.
+/// The number of blocks in each state. Each block is counted once; concurrent changes may show.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Census {
-    /// In nobody's hands and without content.
+    /// In the free list.
     pub free: usize,
-    /// Being filled, full but not registered, or evicted and not dropped yet.
+    /// Mutable, complete, or evicted and not dropped yet.
     pub owned: usize,
     /// Registered and pinned.
     pub active: usize,
@@ -166,7 +166,7 @@ impl Counters {
 }
 
 impl BlockPool {
-    /// What was counted, and what is there now.
+    /// The counters and the current occupancy.
     #[must_use]
     pub fn stats(&self) -> PoolStats {
         let counters = &self.counters;
@@ -202,14 +202,14 @@ impl BlockPool {
         }
     }
 
-    /// Blocks that can be found.
+    /// The number of cached blocks.
     #[must_use]
     pub fn cached(&self) -> usize {
         let shares = self.shares.iter();
         shares.map(|share| share.lock().listed.len()).sum()
     }
 
-    /// Goes through all blocks and counts their states.
+    /// Counts the blocks in each state, with one pass over all of them.
     #[must_use]
     pub fn census(&self) -> Census {
         let mut census = Census::default();

@@ -1,5 +1,5 @@
-//! The atomics and locks of the pool, in one place, so that `loom` can put its own in and try every
-//! order in which threads may meet. It knows nothing of blocks.
+//! The atomics and locks of the pool, in one place, so that `loom` can substitute its own and
+//! explore the thread interleavings. It knows nothing of blocks.
 
 #[cfg(loom)]
 pub(super) use loom::{
@@ -22,7 +22,7 @@ pub(super) type Held<'a, T> = loom::sync::MutexGuard<'a, T>;
 #[cfg(not(loom))]
 pub(super) type Held<'a, T> = parking_lot::MutexGuard<'a, T>;
 
-/// A lock that is not poisoned by a panic.
+/// A mutex without poisoning.
 #[derive(Debug)]
 pub(super) struct Lock<T>(Mutex<T>);
 
@@ -43,13 +43,13 @@ impl<T> Lock<T> {
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    /// The lock, if nobody has it.
+    /// The lock, if it is free.
     #[cfg(not(loom))]
     pub(super) fn try_lock(&self) -> Option<Held<'_, T>> {
         self.0.try_lock()
     }
 
-    /// The lock, if nobody has it.
+    /// The lock, if it is free.
     #[cfg(loom)]
     pub(super) fn try_lock(&self) -> Option<Held<'_, T>> {
         self.0.try_lock().ok()

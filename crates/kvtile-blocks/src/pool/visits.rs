@@ -1,16 +1,16 @@
-//! What was found and the policy does not know yet. Matching writes it down under a lock of its own,
-//! held for some nanoseconds a block, and whoever has the policy's lock reads it later. The memory
-//! is allocated once.
+//! A queue of lookup hits for the policy. Matching appends them under a lock of its own, held for
+//! some nanoseconds a block, and the next holder of the policy's lock processes them. The memory is
+//! allocated once.
 //!
-//! A visit is written down while its blocks are pinned, and read before the policy's lock does anything
-//! else. So a block that is stored under the id of one that was visited and has left is not listed yet when
-//! the visit is read: ids are enough to tell the two apart.
+//! A visit is queued while its blocks are pinned, and processed before the holder of the policy's
+//! lock does anything else. So if a visited block has left and its id was reused, the new block is
+//! not listed yet when the visit is processed. Ids therefore suffice to distinguish the two.
 
 use super::sync::Lock;
 use crate::policy::Hints;
 use crate::{BlockId, Tick};
 
-/// One visit: so many of the blocks, from where the one before ended.
+/// One visit: the next `blocks` blocks of the list.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct VisitBatch {
     pub(super) blocks: usize,
@@ -19,7 +19,7 @@ pub(super) struct VisitBatch {
     pub(super) now: Tick,
 }
 
-/// Visits in their order.
+/// Visits in order.
 #[derive(Debug, Default)]
 pub(super) struct VisitList {
     batches: Vec<VisitBatch>,
@@ -65,7 +65,7 @@ impl VisitList {
     }
 }
 
-/// Most visits are of several blocks; one that is not fills the queue sooner.
+/// Sized for visits of several blocks on average; visits of single blocks fill the queue sooner.
 fn batches_max(blocks: usize) -> usize {
     (blocks / 8).max(1)
 }
@@ -82,7 +82,7 @@ impl VisitQueue {
         }
     }
 
-    /// Adds a visit of blocks that the caller has pinned. False where there is no room.
+    /// Queues a visit of blocks that the caller has pinned. Returns false if there is no room.
     pub(super) fn push(&self, blocks: &[BlockId], batch: VisitBatch) -> bool {
         let mut list = self.list.lock();
         let room = list.has_room(blocks.len());
@@ -92,7 +92,7 @@ impl VisitQueue {
         room
     }
 
-    /// Gives what has been written down for an empty list.
+    /// Swaps the queued visits for an empty list.
     pub(super) fn swap(&self, empty: &mut VisitList) {
         std::mem::swap(&mut *self.list.lock(), empty);
     }

@@ -1,13 +1,13 @@
-//! Tokens that grow, and the keys of their full blocks.
+//! A growing token sequence, and the keys of its full blocks.
 //!
-//! Keys are made once, when a block becomes full; a tail that is not full has none. The sequence
-//! does not know which blocks are stored anywhere.
+//! A key is derived once, when its block becomes full; a partial tail has none. The sequence does
+//! not know which blocks are stored.
 //!
-//! What a block depends on beside its tokens is either the same for all blocks (an adapter) or
-//! belongs to a range of tokens (an image, whose placeholder tokens say nothing of it). A block has,
-//! as extra keys, what belongs to all, then, in the order in which it was marked, the content of
-//! each range that overlaps it: its bytes, followed by where the range starts, counted from the
-//! start of the block, as a little-endian i64.
+//! Inputs besides the tokens either apply to all blocks (an adapter) or belong to a range of tokens
+//! (an image, whose placeholder tokens do not identify it). The extra keys of a block are first
+//! those of all blocks. Then follows, in marking order, the content of each range that overlaps the
+//! block: its bytes, followed by the range's start relative to the block's start, as a
+//! little-endian i64.
 
 #[cfg(test)]
 mod tests;
@@ -21,16 +21,16 @@ use std::ops::Range;
 pub struct TokenSequence {
     hasher: BlockHasher,
     tokens: Vec<u32>,
-    /// One for each full block.
+    /// One key for each full block.
     keys: Vec<BlockKey>,
     /// Extra keys of every block.
     extra: Vec<Vec<u8>>,
     marks: Vec<Mark>,
-    /// The hash of `extra`, for the blocks that no range touches.
+    /// The digest of `extra`, for blocks that overlap no range.
     digest: Option<ExtraDigest>,
 }
 
-/// Content that a range of tokens stands for.
+/// A range of tokens and the content that it represents.
 #[derive(Clone, Debug)]
 struct Mark {
     tokens: Range<usize>,
@@ -38,10 +38,10 @@ struct Mark {
 }
 
 impl TokenSequence {
-    /// An empty sequence whose blocks depend on their tokens, and on `extra` (names of adapters).
+    /// An empty sequence whose blocks depend on their tokens and on `extra` (names of adapters).
     ///
     /// # Errors
-    /// Extra keys where the hasher's profile has no place for them.
+    /// Extra keys with a profile that does not support them.
     pub fn new(hasher: BlockHasher, extra: ExtraKeys<'_>) -> Result<TokenSequence, BlocksError> {
         let digest = hasher.digest(extra.iter())?;
         Ok(TokenSequence {
@@ -54,7 +54,7 @@ impl TokenSequence {
         })
     }
 
-    /// Makes room for so many more tokens, so that appending them allocates nothing.
+    /// Reserves room for `tokens` more tokens, so that appending them allocates nothing.
     pub fn reserve(&mut self, tokens: usize) {
         self.tokens.reserve(tokens);
         let in_all = self.tokens.len().saturating_add(tokens);
@@ -62,12 +62,12 @@ impl TokenSequence {
         self.keys.reserve(blocks - self.keys.len());
     }
 
-    /// Adds a token. Returns the key of the block that it completes.
+    /// Appends a token. Returns the key of the block that it completes.
     pub fn append(&mut self, token: u32) -> Option<BlockKey> {
         self.extend(&[token]).first().copied()
     }
 
-    /// Adds tokens. Returns the keys of the blocks that they complete.
+    /// Appends tokens. Returns the keys of the blocks that they complete.
     pub fn extend(&mut self, tokens: &[u32]) -> &[BlockKey] {
         let before = self.keys.len();
         self.tokens.extend_from_slice(tokens);
@@ -75,7 +75,7 @@ impl TokenSequence {
         let mut start = before * page_size;
         let (_, rest) = self.tokens.split_at(start);
         let mut parent = self.hasher.after(self.keys.last().copied());
-        // The marks are looked at once for all these blocks, as most sequences have none here.
+        // One check for all these blocks: most sequences have no marks here.
         let marked = self.marks.iter().any(|mark| mark.tokens.end > start);
         for page in rest.chunks_exact(page_size) {
             let extra = if marked {
@@ -91,11 +91,11 @@ impl TokenSequence {
         self.keys.split_at(before).1
     }
 
-    /// Says that the tokens of a range, which come next or later, stand for `content` (the hash of
-    /// an image). Empty ranges say nothing.
+    /// Marks a range of tokens, after the last full block, as placeholders for `content` (the hash
+    /// of an image). An empty range has no effect.
     ///
     /// # Errors
-    /// A range that starts in a block whose key is made already, or a profile that has no place for
+    /// A range that starts in a block that already has a key, or a profile that does not support
     /// extra keys.
     pub fn mark(&mut self, tokens: Range<usize>, content: &[u8]) -> Result<(), BlocksError> {
         let keyed = self.keys.len() * self.hasher.page_size();
@@ -108,7 +108,7 @@ impl TokenSequence {
         if tokens.is_empty() {
             return Ok(());
         }
-        // Refused here, so that later blocks cannot fail.
+        // Checked here, so that later blocks cannot fail.
         self.hasher.digest([content].into_iter())?;
         self.marks.push(Mark {
             tokens,
@@ -117,8 +117,8 @@ impl TokenSequence {
         Ok(())
     }
 
-    /// Keeps the first `length` tokens; more than there are changes nothing. Content stands for
-    /// what is left of its range, and what was marked beyond is forgotten.
+    /// Keeps the first `length` tokens; a longer length changes nothing. A mark keeps the part of
+    /// its range that remains, and a mark beyond it is dropped.
     pub fn truncate(&mut self, length: usize) {
         if length >= self.tokens.len() {
             return;
@@ -131,7 +131,7 @@ impl TokenSequence {
         });
     }
 
-    /// The keys of the full blocks, the first one first.
+    /// The keys of the full blocks, in order.
     #[must_use]
     pub fn keys(&self) -> &[BlockKey] {
         &self.keys
@@ -150,36 +150,36 @@ impl TokenSequence {
         self.tokens.split_at(keyed).1
     }
 
-    /// The key of the block before the one that the token at `position` belongs to. `None` in the
-    /// first block, and where that block is not full yet.
+    /// The key of the block before the one that contains the token at `position`. `None` in the
+    /// first block, and where that previous block is not full yet.
     #[must_use]
     pub fn parent_of(&self, position: usize) -> Option<BlockKey> {
         let before = (position / self.hasher.page_size()).checked_sub(1)?;
         self.keys.get(before).copied()
     }
 
-    /// How many tokens there are.
+    /// The number of tokens.
     #[must_use]
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no tokens.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }
 
-    /// What makes its keys.
+    /// The hasher of its keys.
     #[must_use]
     pub fn hasher(&self) -> &BlockHasher {
         &self.hasher
     }
 
-    /// Asserts that the keys are those of the tokens; for tests.
+    /// Asserts that the keys match the tokens; for tests.
     ///
     /// # Panics
-    /// Where something does not hold.
+    /// If an invariant is violated.
     pub fn check_integrity(&self) {
         let page_size = self.hasher.page_size();
         assert_eq!(
@@ -201,7 +201,7 @@ impl TokenSequence {
         }
     }
 
-    /// The hash of the extra keys of the block that starts at a token.
+    /// The digest of the extra keys of the block that starts at token `start`.
     fn digest_of(&self, start: usize) -> Option<ExtraDigest> {
         let end = start + self.hasher.page_size();
         let marks = self
@@ -219,13 +219,13 @@ impl TokenSequence {
             .map(Vec::as_slice)
             .collect();
         let digest = self.hasher.digest(all.into_iter());
-        assert!(digest.is_ok(), "a mark that was refused is kept");
+        assert!(digest.is_ok(), "refused marks are not kept");
         digest.unwrap_or_default()
     }
 }
 
 impl Mark {
-    /// Its extra key in the block that starts at a token.
+    /// The mark's extra key in the block that starts at token `block`.
     fn in_block(&self, block: usize) -> Vec<u8> {
         let start = self.tokens.start as u64;
         // Two's complement: the difference as an i64, negative where the range starts before.

@@ -17,7 +17,7 @@ fn sequence(page_size: usize) -> TokenSequence {
     TokenSequence::new(hasher(Profile::Blake3, page_size), ExtraKeys::NONE).unwrap()
 }
 
-/// What belongs to each token, as a list for each of them: a model without ranges.
+/// The marked content of each token, as a list per token: a model without ranges.
 #[derive(Default)]
 struct Naive {
     tokens: Vec<u32>,
@@ -157,7 +157,7 @@ fn pitfall_23_the_same_placeholders_of_other_content_have_other_keys() {
 }
 
 #[test]
-fn content_is_not_marked_where_keys_are_made_already() {
+fn content_is_not_marked_in_blocks_with_keys() {
     let mut sequence = sequence(4);
     sequence.extend(&[0; 5]);
     let refused = sequence.mark(3..6, b"image").unwrap_err();

@@ -1,4 +1,4 @@
-//! Chains leave from their ends: whatever was visited, pinned, lost, restored, or is of another tenant.
+//! Chains shrink from their ends, regardless of visits, pins, losses, restores and tenants.
 
 use super::*;
 
@@ -20,16 +20,16 @@ fn a_dead_end_leaves_whole() {
             .count()
     };
     assert_eq!(tail(), 20);
-    // Blocks leave one by one, and until the last of the tail has left, no other does.
+    // Blocks are evicted one by one; no other block is evicted before the tail's last.
     let others = pool.cached() - 20;
     for left in (0..20).rev() {
         assert_eq!(pool.evict(1, Tick(60)).len(), 1);
         assert_eq!((tail(), pool.cached()), (left, others + left));
     }
-    assert_eq!(stored(&pool, 1, 4), 4, "what it began with is in use");
+    assert_eq!(stored(&pool, 1, 4), 4, "the shared start is in use");
 }
 
-/// Stores a chain behind `parent`, for a tenant.
+/// Stores a chain after `parent`, for a tenant.
 fn put(pool: &Arc<BlockPool>, tenant: u32, keys: &[BlockKey], parent: Option<BlockKey>) {
     let request = AllocateRequest {
         tenant: TenantId(tenant),
@@ -41,7 +41,7 @@ fn put(pool: &Arc<BlockPool>, tenant: u32, keys: &[BlockKey], parent: Option<Blo
     pool.check_integrity();
 }
 
-/// Evicts one block after the other; their keys, in this order.
+/// Evicts blocks one by one. Returns their keys in this order.
 fn leaving(pool: &Arc<BlockPool>) -> Vec<BlockKey> {
     let mut keys = Vec::new();
     loop {
@@ -96,7 +96,7 @@ fn two_chains_of_which_one_is_loaded_without_its_first_block() {
 }
 
 #[test]
-fn a_chain_leaves_from_its_end_in_whatever_order_it_was_stored() {
+fn a_chain_is_evicted_from_its_end_in_any_storing_order() {
     for kind in PolicyKind::ALL {
         for order in [
             [0, 1, 2],
@@ -119,7 +119,7 @@ fn a_chain_leaves_from_its_end_in_whatever_order_it_was_stored() {
 }
 
 #[test]
-fn a_block_that_was_lost_and_comes_back_goes_after_what_follows_it() {
+fn a_lost_block_that_returns_is_evicted_after_its_children() {
     for kind in PolicyKind::ALL {
         let pool = pool_with(16, kind);
         let keys = chain(1, 8);
@@ -136,7 +136,7 @@ fn a_block_that_was_lost_and_comes_back_goes_after_what_follows_it() {
 }
 
 #[test]
-fn what_is_restored_in_any_order_leaves_from_the_ends_of_its_chains() {
+fn chains_restored_in_any_order_are_evicted_from_their_ends() {
     const BLOCKS: u32 = 96;
     for kind in PolicyKind::ALL {
         for seed in 0..8 {
@@ -174,7 +174,7 @@ fn what_is_restored_in_any_order_leaves_from_the_ends_of_its_chains() {
 }
 
 #[test]
-fn what_is_before_a_pinned_block_stays_and_goes_after_it() {
+fn ancestors_of_a_pinned_block_stay_and_are_evicted_after_it() {
     for kind in PolicyKind::ALL {
         let pool = pool_with(8, kind);
         let keys = chain(1, 8);
@@ -213,10 +213,10 @@ fn a_tenant_at_its_quota_gives_up_its_own_leaves_and_no_block_that_another_tenan
         let pool = BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap();
         let (mine, others) = (chain(1, 4), chain(2, 3));
         put(&pool, 1, &mine, None);
-        // Another tenant goes on behind the third block.
+        // Another tenant continues after the third block.
         put(&pool, 0, &others, Some(mine[2]));
         put(&pool, 1, &[key(3, 0)], None);
-        assert_eq!(pool.peek(&mine), 3, "{kind}: the leaf went");
+        assert_eq!(pool.peek(&mine), 3, "{kind}: the leaf was evicted");
         let two = AllocateRequest {
             tenant: TenantId(1),
             ..AllocateRequest::default()
@@ -228,11 +228,11 @@ fn a_tenant_at_its_quota_gives_up_its_own_leaves_and_no_block_that_another_tenan
         );
         assert_eq!((pool.peek(&mine), pool.peek(&others)), (3, 3), "{kind}");
         pool.check_integrity();
-        // Its blocks may go when the other tenant's have left.
+        // Its blocks may be evicted after the other tenant's have left.
         assert_eq!(pool.remove(&others).blocks, 3);
         put(&pool, 1, &chain(4, 4), None);
         assert_eq!(pool.peek(&mine), 0, "{kind}");
-        // One call evicts every block, whichever tenant the leaves belong to.
+        // One call evicts every block, of either tenant.
         put(&pool, 0, &others, Some(key(4, 3)));
         let cached = pool.cached();
         assert_eq!(pool.evict(usize::MAX, Tick(0)).len(), cached, "{kind}");
@@ -240,7 +240,7 @@ fn a_tenant_at_its_quota_gives_up_its_own_leaves_and_no_block_that_another_tenan
     }
 }
 
-/// Keys are the caller's, and nothing keeps a hostile one from naming a block as its own ancestor.
+/// Keys are the caller's, so a hostile one can make a block its own ancestor.
 #[test]
 fn blocks_that_follow_themselves_can_be_evicted() {
     for kind in PolicyKind::ALL {
@@ -260,7 +260,7 @@ fn blocks_that_follow_themselves_can_be_evicted() {
             );
             pool.check_integrity();
             assert_eq!(pool.cached(), 0, "{kind}");
-            // A ring that is taken apart otherwise.
+            // A cycle that is dissolved by other means.
             for key in &ring {
                 put(
                     &pool,

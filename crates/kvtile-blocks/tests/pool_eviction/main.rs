@@ -1,11 +1,11 @@
-//! What leaves a full pool, and what stays: hints, scans, dead ends and pins, with the default policy
-//! unless it says otherwise.
+//! Which blocks leave a full pool, and which stay: hints, scans, dead ends and pins, with the
+//! default policy unless a test names another.
 //!
 //! | file | what it tests |
 //! | --- | --- |
-//! | `priorities` | priorities, deadlines and scans: which chains stay |
-//! | `room` | room: what is exhausted and comes back, and how long eviction takes |
-//! | `leaves` | chains leave from their ends: whatever was visited, pinned, lost, restored, or is of another tenant |
+//! | `priorities` | which chains stay: priorities, deadlines and scans |
+//! | `room` | exhaustion and recovery, and the cost of eviction |
+//! | `leaves` | chains shrink from their ends, regardless of visits, pins, losses, restores and tenants |
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 mod leaves;
@@ -50,7 +50,7 @@ fn pool_with(blocks: usize, kind: PolicyKind) -> Arc<BlockPool> {
     BlockPool::new(settings, |blocks| policy.build(blocks)).unwrap()
 }
 
-/// A request: uses what is stored of a chain, and stores the rest.
+/// A request: uses the cached part of a chain, and stores the remainder.
 fn request(pool: &Arc<BlockPool>, keys: &[BlockKey], now: u64, hints: Hints) {
     let claim = Claim {
         now: Tick(now),
@@ -64,7 +64,7 @@ fn request(pool: &Arc<BlockPool>, keys: &[BlockKey], now: u64, hints: Hints) {
     pool.check_integrity();
 }
 
-/// Stores the blocks of a chain from `first` on, behind those before.
+/// Stores the blocks of a chain from `first` on, after the earlier blocks.
 fn store(pool: &Arc<BlockPool>, keys: &[BlockKey], first: usize, claim: &Claim) {
     let rest = &keys[first..];
     if rest.is_empty() {
@@ -91,11 +91,11 @@ fn stored(pool: &BlockPool, number: u64, length: u64) -> usize {
     pool.peek(&chain(number, length))
 }
 
-/// Chains that come back.
+/// Chains that are requested again.
 const HOT: u64 = 32;
 
-/// A workload: chains that are requested again, some more often than others, and chains that are requested
-/// once.
+/// A workload: chains that are requested again, some more often than others, and chains that are
+/// requested once.
 struct Traffic {
     random: Numbers,
     fresh: u64,

@@ -1,4 +1,4 @@
-//! Priorities, deadlines and scans: which chains stay.
+//! Which chains stay: priorities, deadlines and scans.
 
 use super::*;
 
@@ -28,7 +28,7 @@ fn a_priority_fades_and_its_block_leaves_in_the_end() {
         while pool.peek(&kept) > 0 {
             *outlived += 1;
             request(&pool, &traffic.next(), 500 + *outlived, Hints::default());
-            assert!(*outlived < 50_000, "priority {priority}: it stays for ever");
+            assert!(*outlived < 50_000, "priority {priority}: it stays forever");
         }
     }
     let [without, with] = outlived;
@@ -37,7 +37,7 @@ fn a_priority_fades_and_its_block_leaves_in_the_end() {
 }
 
 #[test]
-fn what_has_expired_goes_before_what_was_used_long_ago() {
+fn expired_blocks_are_evicted_before_the_least_recently_used() {
     let pool = pool(12);
     request(&pool, &chain(1, 4), 0, Hints::default());
     request(
@@ -68,7 +68,7 @@ fn a_pool_full_of_the_highest_priority_still_allocates() {
     }
 }
 
-/// Pitfall 28: leaves go first, and one long scan takes all of them.
+/// Pitfall 28: leaves are evicted first, and one long scan evicts all of them.
 #[test]
 fn one_long_scan_does_not_empty_the_cache() {
     let left = [PolicyKind::Gittins, PolicyKind::Lru].map(|kind| {
@@ -83,7 +83,7 @@ fn one_long_scan_does_not_empty_the_cache() {
                 .sum::<usize>()
         };
         let before = hot(&pool);
-        // Five times what the pool has room for, each once, stored piece by piece as they are computed.
+        // Five times the pool's capacity, each document once, stored in parts as it is computed.
         for document in 0..20 {
             let archive = chain(1 << 32 | document, 128);
             for first in (0..archive.len()).step_by(32) {

@@ -1,9 +1,9 @@
-//! Room: what is exhausted and comes back, and how long eviction takes.
+//! Exhaustion and recovery, and the cost of eviction.
 
 use super::*;
 
 #[test]
-fn what_was_exhausted_is_there_when_a_guard_is_dropped() {
+fn an_exhausted_pool_recovers_when_a_guard_is_dropped() {
     let pool = pool(4);
     let held = pool.allocate(3, &AllocateRequest::default()).unwrap();
     let refused = pool.allocate(2, &AllocateRequest::default());
@@ -50,7 +50,7 @@ fn a_million_blocks_come_back() {
     assert_eq!(pool.cached(), BLOCKS as usize - 1_000);
 }
 
-/// Counts what the pool refuses.
+/// Counts the pool's refusals.
 struct Refusals {
     inner: Box<dyn EvictionPolicy>,
     count: Arc<AtomicUsize>,
@@ -107,7 +107,7 @@ impl EvictionPolicy for Refusals {
     }
 }
 
-/// A chain that was stored block by block, and of which only the last block was used since. The policy selects
+/// A chain that was stored block by block, with only its last block used since. The policy selects
 /// every other block before the leaf, and must not select them again for each eviction.
 #[test]
 fn evicting_a_long_chain_takes_as_many_steps_as_it_has_blocks() {

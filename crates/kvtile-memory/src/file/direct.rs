@@ -1,4 +1,4 @@
-//! Direct I/O: the second descriptor of a file, and which part of a transfer it may take.
+//! Direct I/O: the second descriptor of a file, and which part of a transfer may use it.
 //!
 //! ```text
 //! file offset   ..|--------|--------|--------|--------|..    | = multiple of the alignment
@@ -6,9 +6,9 @@
 //!                   buffered     direct        buffered
 //! ```
 //!
-//! The alignment is at least a page, so that no page of the page cache is used both ways in one
-//! transfer, nor in two transfers of disjoint ranges: a page is taken directly only by a transfer
-//! that covers all of it.
+//! The alignment is at least a page. So no transfer uses a page of the page cache both directly and
+//! buffered, nor do two transfers of disjoint ranges: a transfer accesses a page directly only if
+//! it covers the whole page.
 
 use super::{DirectIo, DirectState};
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -16,10 +16,10 @@ use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What filesystems want that do not say what they want.
+/// The alignment for filesystems that do not report one.
 const USUAL_ALIGNMENT: usize = 4096;
 
-/// `f_type` of tmpfs, whose files are the page cache.
+/// `f_type` of tmpfs, whose files live in the page cache.
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ impl DirectFile {
             Ok(alignment) => alignment,
             Err(reason) => return DirectState::Unavailable(reason),
         };
-        // By number, not by path: the path may name another file by now, or none.
+        // By descriptor number, not by path: the path may name another file by now, or none.
         let this = format!("/proc/self/fd/{}", fd.as_raw_fd());
         let access = if writable {
             OFlags::RDWR
@@ -61,7 +61,7 @@ impl DirectFile {
                 refused: AtomicBool::new(false),
             }),
             Err(Errno::INVAL) => {
-                DirectState::Unavailable("the filesystem does not take direct I/O".to_owned())
+                DirectState::Unavailable("the filesystem does not support direct I/O".to_owned())
             }
             Err(errno) => {
                 DirectState::Unavailable(format!("cannot open it a second time: {errno}"))
@@ -99,13 +99,13 @@ impl DirectFile {
 }
 
 impl Alignment {
-    /// What offsets and lengths must be multiples of.
+    /// The alignment of offsets and lengths.
     pub(super) fn of_offsets(self) -> usize {
         self.offset
     }
 
-    /// Bytes before the middle and bytes of the middle, for `len` bytes at file offset `offset`
-    /// and address `address`. A middle of zero means that nothing can be direct.
+    /// The bytes before the middle and the bytes of the middle, for `len` bytes at file offset
+    /// `offset` and address `address`. A middle of zero means that no part can be direct.
     pub(super) fn split(self, offset: u64, address: usize, len: usize) -> (usize, usize) {
         let past = offset % self.offset as u64;
         let head = match usize::try_from(past) {
@@ -117,7 +117,7 @@ impl Alignment {
             return (0, 0);
         };
         let middle = rest - rest % self.offset;
-        // Addresses are compared modulo a power of two, so wrapping does no harm.
+        // Addresses are compared modulo a power of two, so wrapping is harmless.
         if middle == 0 || !address.wrapping_add(head).is_multiple_of(self.memory) {
             return (0, 0);
         }
@@ -125,7 +125,7 @@ impl Alignment {
     }
 }
 
-/// The alignment that the file wants, or why it takes no direct I/O.
+/// The alignment that the file requires, or why it does not support direct I/O.
 fn alignment_of(fd: BorrowedFd<'_>) -> Result<Alignment, String> {
     let page = rustix::param::page_size();
     let usual = Alignment {
@@ -141,16 +141,16 @@ fn alignment_of(fd: BorrowedFd<'_>) -> Result<Alignment, String> {
     if stat.stx_mask & StatxFlags::DIOALIGN.bits() == 0 {
         return Ok(usual);
     }
-    let told = |bytes: u32| usize::try_from(bytes).ok().filter(|n| n.is_power_of_two());
+    let reported = |bytes: u32| usize::try_from(bytes).ok().filter(|n| n.is_power_of_two());
     match (
-        told(stat.stx_dio_offset_align),
-        told(stat.stx_dio_mem_align),
+        reported(stat.stx_dio_offset_align),
+        reported(stat.stx_dio_mem_align),
     ) {
         (Some(offset), Some(memory)) => Ok(Alignment {
             offset: offset.max(page),
             memory,
         }),
-        _ => Err("the filesystem says that this file takes no direct I/O".to_owned()),
+        _ => Err("the filesystem reports that this file does not support direct I/O".to_owned()),
     }
 }
 

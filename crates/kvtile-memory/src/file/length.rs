@@ -1,4 +1,4 @@
-//! The length of a file: checked, grown and reserved, never cut.
+//! The length of a file: checked, extended and preallocated, never truncated.
 
 use rustix::fd::BorrowedFd;
 use rustix::fs::FallocateFlags;
@@ -6,22 +6,22 @@ use rustix::io::{Errno, ReadWriteFlags, retry_on_intr};
 use rustix::process::{Resource, getrlimit};
 use std::io::IoSlice;
 
-/// Whether the filesystem has reserved the room for all bytes of a file.
+/// Whether the filesystem has reserved the space for all bytes of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Preallocation {
-    /// It has: no write can fail for want of room.
+    /// Reserved: no write can fail for lack of space.
     Done,
-    /// It was asked and cannot.
+    /// It was requested, and the filesystem cannot do it.
     Unavailable {
         /// Why not.
         reason: String,
     },
-    /// It was not asked.
+    /// It was not requested.
     NotRequested,
 }
 
-/// Refuses sizes past the file size limit of the process, at which the kernel would not fail but
-/// kill it (`SIGXFSZ`).
+/// Refuses sizes past the file size limit of the process: the kernel would kill the process
+/// (`SIGXFSZ`) instead of failing the call.
 pub(crate) fn check_limit(size: usize) -> Result<(), Errno> {
     match getrlimit(Resource::Fsize).current {
         Some(limit) if size as u64 > limit => Err(Errno::FBIG),
@@ -29,8 +29,8 @@ pub(crate) fn check_limit(size: usize) -> Result<(), Errno> {
     }
 }
 
-/// Makes the file at least `size` bytes long. It never makes it shorter, even if others let it
-/// grow meanwhile, and it changes no byte that is there; `ftruncate` could do both.
+/// Extends the file to at least `size` bytes. It never truncates, even if other processes extend
+/// the file concurrently, and it changes no existing byte; `ftruncate` could do both.
 pub(super) fn grow(fd: BorrowedFd<'_>, size: usize) -> Result<(), Errno> {
     let last = (size as u64).saturating_sub(1);
     let allocate = || rustix::fs::fallocate(fd, FallocateFlags::empty(), last, 1);
@@ -40,7 +40,7 @@ pub(super) fn grow(fd: BorrowedFd<'_>, size: usize) -> Result<(), Errno> {
     }
 }
 
-/// As [`grow`], for filesystems that do not know `fallocate`.
+/// As [`grow`], for filesystems without `fallocate`.
 fn append_zeroes(fd: BorrowedFd<'_>, size: usize) -> Result<(), Errno> {
     static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
     loop {
@@ -48,7 +48,7 @@ fn append_zeroes(fd: BorrowedFd<'_>, size: usize) -> Result<(), Errno> {
         let missing = (size as u64).saturating_sub(have);
         let chunk = usize::try_from(missing).map_or(ZEROES.len(), |n| n.min(ZEROES.len()));
         let Some(zeroes) = ZEROES.get(..chunk).filter(|zeroes| !zeroes.is_empty()) else {
-            // The file is as long as it should be.
+            // The file is long enough.
             return Ok(());
         };
         match rustix::io::pwritev2(fd, &[IoSlice::new(zeroes)], 0, ReadWriteFlags::APPEND) {
@@ -59,13 +59,13 @@ fn append_zeroes(fd: BorrowedFd<'_>, size: usize) -> Result<(), Errno> {
     }
 }
 
-/// Reserves the room for the first `size` bytes, if the filesystem can.
+/// Reserves the space for the first `size` bytes, if the filesystem can.
 pub(super) fn preallocate(fd: BorrowedFd<'_>, size: usize) -> Result<Preallocation, Errno> {
     let allocate = || rustix::fs::fallocate(fd, FallocateFlags::KEEP_SIZE, 0, size as u64);
     match retry_on_intr(allocate) {
         Ok(()) => Ok(Preallocation::Done),
         Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(Preallocation::Unavailable {
-            reason: "the filesystem cannot reserve room".to_owned(),
+            reason: "the filesystem cannot reserve space".to_owned(),
         }),
         Err(errno) => Err(errno),
     }
@@ -79,7 +79,7 @@ mod tests {
 
     /// Pitfall 10: an existing file keeps its bytes.
     #[test]
-    fn growing_never_cuts_a_file_that_others_have_let_grow_further() {
+    fn growing_never_cuts_a_file_that_others_have_extended() {
         for grow in [grow, append_zeroes] {
             let folder = tempfile::tempdir().unwrap();
             let path = folder.path().join("file");

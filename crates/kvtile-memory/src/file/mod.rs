@@ -1,7 +1,7 @@
-//! Regions that are files: kept across restarts, or scratch files that nobody else sees.
+//! Regions that are files: persistent across restarts, or unnamed scratch files.
 //!
-//! A file is read and written by position, never mapped. Nothing here makes a file shorter, and
-//! nothing removes a file that the same call did not create.
+//! A file is read and written by position, never mapped. No operation truncates a file, and no
+//! operation removes a file that it did not create.
 
 mod direct;
 mod length;
@@ -21,8 +21,8 @@ use std::path::{Path, PathBuf};
 
 /// A region of `size` bytes from the start of a file.
 ///
-/// Reads and writes of disjoint byte ranges may run at the same time from any number of threads;
-/// of ranges that meet, one at a time, or the bytes that arrive are a mixture.
+/// Threads may read and write disjoint byte ranges concurrently. Transfers of overlapping ranges
+/// must not run concurrently, or the bytes read or stored are a mixture.
 ///
 /// ```
 /// use kvtile_memory::{FileMemory, MemoryError};
@@ -44,7 +44,7 @@ use std::path::{Path, PathBuf};
 pub struct FileMemory {
     fd: OwnedFd,
     direct: DirectState,
-    /// The path, or the folder of a scratch file; for messages.
+    /// The path, or the folder of a scratch file; for error messages.
     path: PathBuf,
     scratch: bool,
     size: usize,
@@ -52,38 +52,38 @@ pub struct FileMemory {
     preallocation: Preallocation,
 }
 
-/// Whether reads and writes pass by the page cache.
+/// Whether reads and writes bypass the page cache.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DirectIo {
-    /// They do where file offset, address and length allow.
+    /// Transfers bypass it where file offset, address and length are aligned.
     Active {
-        /// Alignment of offsets, addresses and lengths at which all of a transfer is direct, in
-        /// bytes: at least a page, a power of two.
+        /// Alignment in bytes of offsets, addresses and lengths at which the whole transfer is
+        /// direct: at least a page, a power of two.
         align: usize,
     },
-    /// It was asked for and cannot be had; everything goes through the page cache.
+    /// It was requested and is not possible; every transfer goes through the page cache.
     Unavailable {
         /// Why not.
         reason: String,
     },
-    /// It was not asked for.
+    /// It was not requested.
     NotRequested,
 }
 
-/// Which parts of a transfer may pass by the page cache.
+/// Which parts of a transfer may bypass the page cache.
 #[derive(Debug, Clone, Copy)]
 pub enum Division<'a> {
-    /// None: all of it goes through the descriptor of [`AsFd`].
+    /// None: the whole transfer goes through the descriptor of [`AsFd`].
     Buffered,
-    /// Those in the middle; what lies before and behind goes through the descriptor of [`AsFd`].
+    /// The middle; head and tail go through the descriptor of [`AsFd`].
     Direct {
         /// The descriptor for the middle.
         fd: BorrowedFd<'a>,
         /// Bytes before the middle.
         head: usize,
-        /// Bytes of the middle: a multiple of `alignment`, and not zero.
+        /// Bytes of the middle: a non-zero multiple of `alignment`.
         middle: usize,
-        /// Where the middle may be cut: at multiples of so many bytes from its start.
+        /// The middle may be split at multiples of this many bytes from its start.
         alignment: usize,
     },
 }
@@ -102,21 +102,21 @@ impl FileMemory {
         FileOptions::default()
     }
 
-    /// Size of the region in bytes. The file may be longer; the rest is not touched.
+    /// Size of the region in bytes. The file may be longer; bytes past the region are not touched.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "no region is empty")]
     pub fn len(&self) -> u64 {
         self.size as u64
     }
 
-    /// The path it was opened by; `None` for a scratch file.
+    /// The path that the file was opened by; `None` for a scratch file.
     #[must_use]
     pub fn path(&self) -> Option<&Path> {
         (!self.scratch).then_some(self.path.as_path())
     }
 
     /// Whether direct I/O is used. It can change from active to unavailable once, when the kernel
-    /// refuses a transfer that it had promised to take.
+    /// refuses an aligned transfer.
     #[must_use]
     pub fn direct_io(&self) -> DirectIo {
         match &self.direct {
@@ -128,14 +128,14 @@ impl FileMemory {
         }
     }
 
-    /// Whether the room for all bytes was reserved when the file was opened.
+    /// Whether the filesystem reserved the space for all bytes when the file was opened.
     #[must_use]
     pub fn preallocation(&self) -> &Preallocation {
         &self.preallocation
     }
 
-    /// The descriptor whose transfers pass by the page cache, for those who submit transfers
-    /// themselves as [`FileMemory::divide`] says.
+    /// The descriptor that bypasses the page cache, for callers that submit transfers themselves as
+    /// [`FileMemory::divide`] splits them.
     #[must_use]
     pub fn direct_fd(&self) -> Option<BorrowedFd<'_>> {
         match &self.direct {
@@ -144,13 +144,12 @@ impl FileMemory {
         }
     }
 
-    /// Waits until everything written so far has reached the storage device, whichever way it
-    /// went.
+    /// Waits until all writes so far are durable on the storage device, buffered and direct ones.
     ///
     /// # Errors
     ///
     /// [`MemoryError::Io`] and [`MemoryError::OutOfSpace`]: earlier writes may be lost, and a
-    /// second call does not tell again.
+    /// second call does not report the error again.
     pub fn sync_data(&self) -> Result<(), MemoryError> {
         rustix::io::retry_on_intr(|| rustix::fs::fdatasync(&self.fd))
             .map_err(|errno| self.error("sync", 0, errno))
@@ -162,7 +161,7 @@ impl FileMemory {
 }
 
 impl AsFd for FileMemory {
-    /// The descriptor whose transfers go through the page cache.
+    /// The descriptor that goes through the page cache.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }

@@ -1,4 +1,4 @@
-//! Opening and creating files, and giving them their length.
+//! Opening and creating files, and setting their length.
 
 use super::direct::DirectFile;
 use super::length::{self, Preallocation};
@@ -20,7 +20,7 @@ pub struct FileOptions {
     preallocate: bool,
 }
 
-/// A file that is open and checked, not yet a region.
+/// An open, checked file that is not yet a region.
 struct Opened {
     fd: OwnedFd,
     path: PathBuf,
@@ -28,44 +28,44 @@ struct Opened {
 }
 
 impl FileOptions {
-    /// Opens for reading alone. Creating, extending and pre-allocating are errors then.
+    /// Opens read-only. Creating, extending and preallocating are then errors.
     #[must_use]
     pub fn read_only(mut self, read_only: bool) -> Self {
         self.read_only = read_only;
         self
     }
 
-    /// Lets an existing file that is shorter than the region grow, by zeroes.
+    /// Allows an existing file that is shorter than the region to be extended with zeroes.
     #[must_use]
     pub fn extend(mut self, extend: bool) -> Self {
         self.extend = extend;
         self
     }
 
-    /// Asks for transfers that pass by the page cache. A filesystem that cannot is no error:
-    /// [`FileMemory::direct_io`] tells.
+    /// Requests transfers that bypass the page cache. A filesystem without direct I/O is no error:
+    /// [`FileMemory::direct_io`] reports it.
     #[must_use]
     pub fn direct_io(mut self, wanted: bool) -> Self {
         self.direct_io = wanted;
         self
     }
 
-    /// Asks the filesystem to reserve the room for all bytes now. A filesystem that cannot is no
-    /// error ([`FileMemory::preallocation`] tells), one without the room is.
+    /// Requests that the filesystem reserve the space for all bytes now. A filesystem that cannot
+    /// reserve is no error ([`FileMemory::preallocation`] reports it); too little space is one.
     #[must_use]
     pub fn preallocate(mut self, wanted: bool) -> Self {
         self.preallocate = wanted;
         self
     }
 
-    /// Creates a file of `size` bytes that only the user may read, all zero.
+    /// Creates a file of `size` zero bytes that only its owner may read.
     ///
     /// # Errors
     ///
-    /// [`MemoryError::AlreadyExists`] if anything has that name, which is left as it is;
+    /// [`MemoryError::AlreadyExists`] if the path exists, which stays unchanged;
     /// [`MemoryError::ZeroSize`], [`MemoryError::TooLarge`], [`MemoryError::ReadOnly`],
     /// [`MemoryError::NotFound`] (the folder), [`MemoryError::PermissionDenied`],
-    /// [`MemoryError::OutOfSpace`], [`MemoryError::Io`]. The file is removed again then.
+    /// [`MemoryError::OutOfSpace`], [`MemoryError::Io`]. On an error the new file is removed.
     pub fn create_new(
         self,
         path: impl AsRef<Path>,
@@ -94,10 +94,10 @@ impl FileOptions {
     ///
     /// # Errors
     ///
-    /// [`MemoryError::FileTooSmall`] if it is shorter and may not grow,
+    /// [`MemoryError::FileTooSmall`] if it is shorter and may not be extended,
     /// [`MemoryError::NotFound`], [`MemoryError::NotAFile`], [`MemoryError::PermissionDenied`],
     /// [`MemoryError::ZeroSize`], [`MemoryError::TooLarge`], [`MemoryError::ReadOnly`],
-    /// [`MemoryError::OutOfSpace`], [`MemoryError::Io`]. The file is there as before; where growing
+    /// [`MemoryError::OutOfSpace`], [`MemoryError::Io`]. The file keeps its bytes; if extending it
     /// failed half-way it may be longer, never shorter.
     pub fn open(self, path: impl AsRef<Path>, size: usize) -> Result<FileMemory, MemoryError> {
         let path = path.as_ref();
@@ -109,8 +109,8 @@ impl FileOptions {
         self.fit(opened, have, size)
     }
 
-    /// As [`FileOptions::open`], of a file that is open already, for reading and, unless the options
-    /// say otherwise, for writing. `path` is what the file is called in messages; it is not opened.
+    /// As [`FileOptions::open`], for a file that is already open for reading and, unless the
+    /// options are read-only, for writing. `path` names the file in messages; it is not opened.
     ///
     /// # Errors
     ///
@@ -130,7 +130,7 @@ impl FileOptions {
         self.fit(opened, have, size)
     }
 
-    /// Lets the file grow where it may, and makes it a region.
+    /// Extends the file where the options allow it, and makes it a region.
     fn fit(self, opened: Opened, have: u64, size: usize) -> Result<FileMemory, MemoryError> {
         if have < size as u64 {
             if !self.extend {
@@ -180,8 +180,8 @@ impl FileOptions {
         }
     }
 
-    /// Creates a file of `size` zero bytes on the filesystem of `folder` that has no name and is
-    /// gone with the region, or with the process, however that ends.
+    /// Creates an unnamed file of `size` zero bytes on the filesystem of `folder`. The kernel frees
+    /// it when the region is dropped or the process ends, in any way.
     ///
     /// # Errors
     ///
@@ -191,11 +191,11 @@ impl FileOptions {
         check_size(size)?;
         self.check_writable(folder)?;
         check_limit(folder, size)?;
-        // With EXCL, an unnamed file can never be given a name.
+        // With EXCL, an unnamed file can never get a name.
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
         let fd = match retry_on_intr(|| rustix::fs::open(folder, flags, mode)) {
-            // Filesystems without unnamed files say one of these.
+            // Filesystems without unnamed files return one of these.
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => named_then_unlinked(folder),
             opened => opened,
         }
@@ -218,10 +218,10 @@ impl FileOptions {
         Ok(())
     }
 
-    /// Opens a regular file and tells its length.
+    /// Opens a regular file. Returns it and its length.
     fn open_existing(self, path: &Path) -> Result<(Opened, u64), MemoryError> {
         let error = |errno| MemoryError::of_path("open", path, 0, errno);
-        // Without NONBLOCK, a pipe would hold us up before we see what it is.
+        // Without NONBLOCK, opening a pipe would block before its type is known.
         let flags = self.access() | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
         let fd = retry_on_intr(|| rustix::fs::open(path, flags, Mode::empty())).map_err(error)?;
         self.adopt(fd, path)
@@ -234,7 +234,7 @@ impl FileOptions {
         }
     }
 
-    /// Takes an open regular file and tells its length.
+    /// Adopts an open regular file. Returns it and its length.
     fn adopt(self, fd: OwnedFd, path: &Path) -> Result<(Opened, u64), MemoryError> {
         let error = |errno| MemoryError::of_path("open", path, 0, errno);
         let stat = rustix::fs::fstat(&fd).map_err(error)?;
@@ -253,7 +253,7 @@ impl FileOptions {
         Ok((opened, u64::try_from(stat.st_size).unwrap_or(0)))
     }
 
-    /// Makes the region of a file that has its length.
+    /// Makes the region of a file that has its final length.
     fn finish(self, opened: Opened, size: usize) -> Result<FileMemory, MemoryError> {
         if !self.read_only {
             check_limit(&opened.path, size)?;
@@ -271,8 +271,8 @@ impl FileOptions {
             DirectState::NotRequested
         };
         if matches!(direct, DirectState::Open(_)) {
-            // What is read ahead lies in ranges that others may be writing directly. A file that
-            // takes no advice only loses speed.
+            // Read-ahead could cache ranges that other threads write directly. A file that takes no
+            // advice only loses speed.
             let _ = rustix::fs::fadvise(&opened.fd, 0, None, Advice::Random);
         }
         Ok(FileMemory {
@@ -299,7 +299,7 @@ fn check_limit(path: &Path, size: usize) -> Result<(), MemoryError> {
         .map_err(|errno| MemoryError::of_path("write", path, size as u64, errno))
 }
 
-/// A file that had a name for a moment, for filesystems without unnamed files.
+/// An unnamed file for filesystems without O_TMPFILE: created with a name and unlinked at once.
 fn named_then_unlinked(folder: &Path) -> Result<OwnedFd, Errno> {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     const ATTEMPTS: u32 = 1000;
@@ -319,14 +319,14 @@ fn named_then_unlinked(folder: &Path) -> Result<OwnedFd, Errno> {
     Err(Errno::EXIST)
 }
 
-/// Removes the file that this call created, unless its name has come to mean another.
+/// Removes the file that this call created, unless the path names another file by now.
 fn remove_created(path: &Path, created: Option<Stat>) {
     let now = rustix::fs::statat(CWD, path, AtFlags::SYMLINK_NOFOLLOW).ok();
     let same = created
         .zip(now)
         .is_some_and(|(ours, now)| (ours.st_dev, ours.st_ino) == (now.st_dev, now.st_ino));
     if same {
-        // The error that led here is what the caller needs to hear.
+        // The caller gets the error that led here, not one of this cleanup.
         let _ = rustix::fs::unlink(path);
     }
 }

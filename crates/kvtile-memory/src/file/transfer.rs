@@ -1,4 +1,4 @@
-//! Reading and writing by position: all bytes or an error.
+//! Positional reads and writes: all bytes or an error.
 
 use super::direct::DirectFile;
 use super::{DirectState, Division, FileMemory};
@@ -12,8 +12,8 @@ impl FileMemory {
     /// # Errors
     ///
     /// [`MemoryError::OutOfBounds`] if the range is not inside the region,
-    /// [`MemoryError::UnexpectedEnd`] if somebody cut the file meanwhile, [`MemoryError::Io`].
-    /// What `buffer` holds after an error is unspecified.
+    /// [`MemoryError::UnexpectedEnd`] if the file was truncated, [`MemoryError::Io`]. The content
+    /// of `buffer` after an error is unspecified.
     pub fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), MemoryError> {
         self.check_range(offset, buffer.len())?;
         let mut cursor = offset;
@@ -29,8 +29,8 @@ impl FileMemory {
         self.read_buffered(cursor, rest)
     }
 
-    /// Writes all of `bytes` from `offset`. The bytes are in the file when this returns, and on
-    /// the device after [`FileMemory::sync_data`].
+    /// Writes all of `bytes` at `offset`. They are in the file when this returns, and durable after
+    /// [`FileMemory::sync_data`].
     ///
     /// # Errors
     ///
@@ -56,10 +56,10 @@ impl FileMemory {
         self.write_buffered(cursor, rest)
     }
 
-    /// How a transfer of `len` bytes at `offset` and `address` is divided between the two
-    /// descriptors, for those who submit transfers themselves. Whoever keeps to it keeps to the
-    /// alignment of [`FileMemory::direct_io`], and takes a page directly only where all of it is
-    /// part of the transfer.
+    /// How a transfer of `len` bytes at `offset` and `address` is split between the two
+    /// descriptors, for callers that submit transfers themselves. A caller that follows the
+    /// division keeps the alignment of [`FileMemory::direct_io`] and accesses a page directly only
+    /// where the transfer covers the whole page.
     ///
     /// # Errors
     ///
@@ -93,7 +93,7 @@ impl FileMemory {
         }
     }
 
-    /// The descriptor for the direct part of a transfer, the bytes before it and its bytes.
+    /// The direct descriptor for a transfer, the bytes before its direct part and the bytes of it.
     fn direct_part(
         &self,
         offset: u64,
@@ -127,7 +127,8 @@ impl FileMemory {
             .map_err(|stop| self.error("write", (bytes.len() - stop.done) as u64, stop.errno))
     }
 
-    /// Bytes read, fewer than asked at the end of the file or if the kernel declines.
+    /// Returns the bytes read: fewer than requested at the end of the file or if the kernel
+    /// declines.
     fn read_direct(
         &self,
         direct: &DirectFile,
@@ -139,7 +140,7 @@ impl FileMemory {
             .or_else(|stop| self.declined(direct, &stop, "read", wanted))
     }
 
-    /// Bytes written, fewer than asked if the kernel declines.
+    /// Returns the bytes written: fewer than requested if the kernel declines.
     fn write_direct(
         &self,
         direct: &DirectFile,
@@ -153,8 +154,9 @@ impl FileMemory {
         }
     }
 
-    /// A kernel that finds a transfer misaligned gets it, and all later ones, the other way. After
-    /// a short transfer, whose rest is no longer aligned, that says nothing about the file.
+    /// Handles a kernel that finds a transfer misaligned (`EINVAL`): this transfer and all later
+    /// ones are buffered. After a short transfer the remainder is unaligned, so `EINVAL` then does
+    /// not disable direct I/O.
     fn declined(
         &self,
         direct: &DirectFile,
@@ -178,7 +180,7 @@ struct Stop {
     errno: Errno,
 }
 
-/// Reads until `buffer` is full or the file ends; the bytes read.
+/// Reads until `buffer` is full or the file ends. Returns the bytes read.
 fn read_on(fd: BorrowedFd<'_>, offset: u64, buffer: &mut [u8]) -> Result<usize, Stop> {
     let mut done = 0;
     while let Some(rest) = buffer.get_mut(done..).filter(|rest| !rest.is_empty()) {
@@ -197,7 +199,7 @@ fn write_on(fd: BorrowedFd<'_>, offset: u64, bytes: &[u8]) -> Result<(), Stop> {
     let mut done = 0;
     while let Some(rest) = bytes.get(done..).filter(|rest| !rest.is_empty()) {
         match pwrite(fd, rest, offset + done as u64) {
-            // Taking nothing and saying nothing would go on for ever.
+            // A write that takes nothing and reports no error would loop forever.
             Ok(0) => {
                 let errno = Errno::IO;
                 return Err(Stop { done, errno });

@@ -1,10 +1,10 @@
-//! The caches of a processor, as the kernel describes them.
+//! The data caches of a processor, as the kernel describes them.
 
 use super::{Fact, read, unclear};
 use serde::Serialize;
 use std::path::Path;
 
-/// Caches that the first processor of the machine can use for data, in bytes.
+/// Data caches of the machine's first processor, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Caches {
@@ -17,7 +17,7 @@ pub struct Caches {
 }
 
 impl Caches {
-    /// Asks the kernel now.
+    /// Reads them from the kernel.
     #[must_use]
     pub fn probe() -> Fact<Caches> {
         caches(Path::new("/"))
@@ -111,14 +111,14 @@ mod tests {
     }
 
     #[test]
-    fn a_level_that_is_missing_counts_as_the_one_before() {
+    fn a_missing_level_has_the_size_of_the_one_before() {
         let root = root_with(&[("1\n", "Data\n", "64K\n"), ("2\n", "Unified\n", "2M\n")]);
         let found = caches(root.path());
         assert_eq!(found.known().unwrap().last_level_bytes, 2 << 20);
     }
 
     #[test]
-    fn what_cannot_be_read_has_a_reason() {
+    fn an_unreadable_cache_has_a_reason() {
         let nothing = tempfile::tempdir().unwrap();
         assert!(caches(nothing.path()).unknown_reason().is_some());
         for size in ["", "much", "18446744073709551615G", "-1K"] {

@@ -1,34 +1,34 @@
-//! The memory limit of the control groups that the process is in, of either version.
+//! The memory limit of the process's control groups (cgroups), version 1 or 2.
 //!
-//! A process is in one group of a tree; the limits of all groups above it hold too, as far as they
-//! can be seen from here (inside a container, the tree ends at the container).
+//! A process is in one group of a tree. The limits of all ancestor groups apply too, as far as they
+//! are visible (inside a container, the tree ends at the container).
 
 use super::{Fact, read};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
-/// The least limit found, and where.
+/// The lowest limit found, and its source.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ControlGroupLimit {
     /// Bytes that the group may use.
     pub limit_bytes: u64,
-    /// The file that says so.
+    /// The file that contains the limit.
     pub path: PathBuf,
-    /// Which sort of control group it is.
+    /// The version of control groups.
     pub version: ControlGroupVersion,
 }
 
-/// The two sorts of control groups.
+/// The two versions of control groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ControlGroupVersion {
-    /// One tree for each controller.
+    /// Version 1: one tree for each controller.
     V1,
-    /// One tree.
+    /// Version 2: one tree for all controllers.
     V2,
 }
 
-/// Version 1 writes "no limit" as a number that nothing reaches.
+/// Version 1 writes "no limit" as a huge number; numbers from here on mean no limit.
 const NO_LIMIT_FROM: u64 = 1 << 62;
 
 pub(super) fn limit(root: &Path) -> Fact<Option<ControlGroupLimit>> {
@@ -71,8 +71,8 @@ fn limit_files(
     };
     let (mounted_group, mount_point) = mounts.lines().find_map(|mount| mount_of(mount, version))?;
     let top = root.join(mount_point.trim_start_matches('/'));
-    // Inside a container the group may be given relative to a tree that is not mounted here; then
-    // the top of the mount is the group itself.
+    // Inside a container the group may be relative to a tree that is not mounted here; then the top
+    // of the mount is the group itself.
     let below = group.strip_prefix(mounted_group).unwrap_or(group);
     let mut folder = top.join(below.trim_start_matches('/'));
     let mut files = Vec::new();
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_that_is_not_mounted_here_falls_back_to_what_is() {
+    fn a_group_that_is_not_mounted_here_falls_back_to_the_mount() {
         let files = [
             ("proc/self/cgroup", "0::/../elsewhere\n"),
             ("proc/self/mountinfo", V2_MOUNT),
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_lines_are_passed_over() {
+    fn malformed_lines_are_skipped() {
         for (groups, mounts) in [("", ""), (":::\n", V2_MOUNT), ("0::/\n", "x - \n - y\n")] {
             let files = [
                 ("proc/self/cgroup", groups),

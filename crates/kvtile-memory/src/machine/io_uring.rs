@@ -1,4 +1,4 @@
-//! Whether an io_uring can be had: the kernel is asked for one, which is given back at once.
+//! Whether io_uring is available: the probe sets up a ring and closes it at once.
 
 use super::read;
 use rustix::io::Errno;
@@ -6,7 +6,7 @@ use rustix::io_uring::{io_uring_params, io_uring_setup};
 use serde::Serialize;
 use std::path::Path;
 
-/// Whether the kernel lets the process set up an io_uring.
+/// Whether the kernel allows the process to set up an io_uring.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -24,7 +24,7 @@ pub enum IoUring {
 }
 
 impl IoUring {
-    /// Asks the kernel now.
+    /// Probes the kernel.
     #[must_use]
     pub fn probe() -> Self {
         let mut params = io_uring_params::default();
@@ -72,7 +72,7 @@ mod tests {
     }
 
     #[test]
-    fn this_kernel_is_asked() {
+    fn this_kernel_is_probed() {
         match IoUring::probe() {
             IoUring::Available { feature_bits } => assert_ne!(feature_bits, 0),
             IoUring::Unavailable { reason } => eprintln!("no io_uring here: {reason}"),

@@ -1,4 +1,4 @@
-//! How much memory there is, and the resource limits of the process.
+//! The amounts of memory, and the resource limits of the process.
 
 use super::{Fact, read};
 use rustix::process::{Resource, getrlimit};
@@ -19,9 +19,9 @@ pub struct MemoryAmounts {
 /// A resource limit of the process, in bytes; `None` means no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ResourceLimit {
-    /// The limit that holds.
+    /// The soft limit, which the kernel enforces.
     pub soft_bytes: Option<u64>,
-    /// Up to where the process may raise it.
+    /// The hard limit, up to which the process may raise the soft one.
     pub hard_bytes: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn amounts(root: &Path) -> Fact<MemoryAmounts> {
     })
 }
 
-/// The number after `name:` in the manner of `/proc/meminfo`.
+/// The number after `name:` in a text in the format of `/proc/meminfo`.
 pub(super) fn field(text: &str, name: &str) -> Option<u64> {
     text.lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn senseless_amounts_are_unknown() {
+    fn malformed_amounts_are_unknown() {
         for text in [
             "",
             "MemTotal: x kB\n",

@@ -1,7 +1,7 @@
-//! What this machine offers and allows: pages, memory, limits, CPUs, io_uring.
+//! Facts about this machine: pages, memory, limits, CPUs, io_uring.
 //!
-//! Every fact is read from the kernel (`/proc`, `/sys`, a system call), never from the environment,
-//! and says why when it cannot be known. Nothing here changes anything.
+//! Every fact is read from the kernel (`/proc`, `/sys`, a system call), never from the environment.
+//! An unknown fact carries the reason. This module changes nothing.
 
 mod caches;
 mod control_group;
@@ -18,20 +18,20 @@ pub use pages::{HugePageMode, HugePagePool};
 use serde::Serialize;
 use std::path::Path;
 
-/// Something about the machine, or why it is not known.
+/// A fact about the machine, or the reason why it is unknown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fact<T> {
-    /// It is known.
+    /// The fact is known.
     Known(T),
-    /// It is not.
+    /// The fact is unknown.
     Unknown {
         /// Why not.
         reason: String,
     },
 }
 
-/// Everything this module knows, at one moment.
+/// All facts of this module, at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Machine {
@@ -43,13 +43,13 @@ pub struct Machine {
     pub huge_pages: Fact<HugePageMode>,
     /// When shared memory gets huge pages.
     pub shared_huge_pages: Fact<HugePageMode>,
-    /// Huge pages set apart by the administrator; kvtile does not use them.
+    /// Huge pages that the administrator reserved (hugetlb); kvtile does not use them.
     pub huge_page_pool: Fact<HugePagePool>,
     /// Memory and swap of the whole machine.
     pub memory: Fact<MemoryAmounts>,
-    /// The least memory limit of the control groups that the process is in; `None` without one.
+    /// The lowest memory limit of the process's control groups; `None` without one.
     pub control_group_limit: Fact<Option<ControlGroupLimit>>,
-    /// Memory that the process may lock (`RLIMIT_MEMLOCK`), as pinning and io_uring need.
+    /// Memory that the process may lock (`RLIMIT_MEMLOCK`), which pinning and io_uring need.
     pub locked_memory: ResourceLimit,
     /// Address space that the process may use (`RLIMIT_AS`).
     pub address_space: ResourceLimit,
@@ -57,14 +57,14 @@ pub struct Machine {
     pub cpus_allowed: Fact<usize>,
     /// CPUs that are online.
     pub cpus_online: Fact<usize>,
-    /// Caches for data of one processor.
+    /// Data caches of one processor.
     pub caches: Fact<Caches>,
-    /// Whether the kernel lets the process set up an io_uring.
+    /// Whether the kernel allows the process to set up an io_uring.
     pub io_uring: IoUring,
 }
 
 impl Machine {
-    /// Asks the kernel now.
+    /// Reads all facts from the kernel.
     #[must_use]
     pub fn probe() -> Self {
         Self {
@@ -95,7 +95,7 @@ impl<T> Fact<T> {
         }
     }
 
-    /// Why it is not known, if it is not.
+    /// Why the fact is unknown, if it is.
     #[must_use]
     pub fn unknown_reason(&self) -> Option<&str> {
         match self {
@@ -137,7 +137,7 @@ pub(crate) fn shared_huge_pages() -> Fact<HugePageMode> {
     pages::shared_mode(Path::new("/"))
 }
 
-/// Bytes of memory and swap that can still be used.
+/// Available memory and free swap, in bytes.
 pub(crate) fn available_memory() -> Option<u64> {
     memory::amounts(Path::new("/")).known().map(|amounts| {
         amounts
@@ -146,7 +146,7 @@ pub(crate) fn available_memory() -> Option<u64> {
     })
 }
 
-/// The least memory limit of the control groups of this process, in bytes.
+/// The lowest memory limit of this process's control groups, in bytes.
 pub(crate) fn memory_limit() -> Option<u64> {
     let limit = control_group::limit(Path::new("/"));
     limit.known()?.as_ref().map(|limit| limit.limit_bytes)
@@ -155,7 +155,7 @@ pub(crate) fn memory_limit() -> Option<u64> {
 fn cpus_allowed() -> Fact<usize> {
     match std::thread::available_parallelism() {
         Ok(count) => Fact::Known(count.get()),
-        Err(error) => Fact::unknown(format!("the kernel does not say: {error}")),
+        Err(error) => Fact::unknown(format!("the kernel does not report it: {error}")),
     }
 }
 
@@ -171,7 +171,7 @@ fn cpus_online(root: &Path) -> Fact<usize> {
     })
 }
 
-/// The text of a file of the kernel; `path` is relative to `root`.
+/// The text of a kernel file; `path` is relative to `root`.
 fn read(root: &Path, path: &str) -> Fact<String> {
     match std::fs::read_to_string(root.join(path)) {
         Ok(text) => Fact::Known(text),
@@ -181,7 +181,7 @@ fn read(root: &Path, path: &str) -> Fact<String> {
 
 fn unclear(path: &str, text: &str) -> String {
     let start: String = text.chars().take(60).collect();
-    format!("/{path} holds something unexpected: {start:?}")
+    format!("/{path} has unexpected content: {start:?}")
 }
 
 #[cfg(test)]
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_proc_and_sys_gives_reasons_and_not_numbers() {
+    fn a_machine_without_proc_and_sys_gives_reasons_instead_of_numbers() {
         let root = tempfile::tempdir().unwrap();
         let reason = |fact: Option<&str>| assert!(fact.unwrap().contains("cannot read /"));
         reason(pages::huge_page_bytes(root.path()).unknown_reason());

@@ -1,23 +1,23 @@
-//! Huge pages: how large, and when memory gets them.
+//! Huge pages: their size, and which memory gets them.
 
 use super::{Fact, read, unclear};
 use serde::Serialize;
 use std::path::Path;
 
-/// When memory of one sort gets transparent huge pages.
+/// When memory of one kind gets transparent huge pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum HugePageMode {
-    /// Whether or not anybody asks.
+    /// Always, with or without `madvise`.
     Always,
-    /// Where the memory is advised; kvtile advises.
+    /// Where the memory is advised (`MADV_HUGEPAGE`), as kvtile does.
     Advised,
     /// Never.
     Never,
 }
 
-/// Huge pages set apart by the administrator (hugetlb).
+/// Huge pages that the administrator reserved (hugetlb).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct HugePagePool {
     /// Bytes of one page.
@@ -31,11 +31,11 @@ pub struct HugePagePool {
 const FOLDER: &str = "sys/kernel/mm/transparent_hugepage";
 
 impl Fact<HugePageMode> {
-    /// Why asking for huge pages is of no use; `None` where it may be of use.
+    /// Why requesting huge pages has no effect; `None` where it may have one.
     pub(crate) fn refusal(&self) -> Option<String> {
         match self {
             Self::Known(HugePageMode::Never) => Some(
-                "the kernel is set to make none (\"never\" in \
+                "the kernel is set to use none (\"never\" in \
                  /sys/kernel/mm/transparent_hugepage)"
                     .to_owned(),
             ),

@@ -1,6 +1,6 @@
-//! What a region is, whoever owns it: the trait, its kinds and its plain description.
+//! The region trait, the kinds of regions and their plain description.
 //!
-//! Knows nothing of how regions are made and nothing of what they hold.
+//! It knows neither how regions are made nor what they contain.
 
 mod nixl;
 mod view;
@@ -15,9 +15,9 @@ use std::sync::Arc;
 
 /// One contiguous piece of memory or of a file.
 ///
-/// A region tells where its bytes are; it does not say who reads or writes them meanwhile. Whoever
-/// turns an address into a reference or copies through it needs to know that from elsewhere (a
-/// lease, an exclusive owner).
+/// A region gives the address of its bytes; it does not synchronise access to them. Code that turns
+/// the address into a reference or copies through it needs that guarantee from elsewhere (a lease,
+/// an exclusive owner).
 ///
 /// # Safety
 ///
@@ -28,16 +28,17 @@ use std::sync::Arc;
 ///   at least 1 and `addr + size` does not pass the end of the address space.
 /// - For [`StorageKind::System`] and [`StorageKind::Pinned`], the bytes `addr..addr + size` are
 ///   mapped, initialised, readable, at most `isize::MAX` in number and never move; they are
-///   writable if `is_writable` says so. The provenance of their pointer is exposed, so that
+///   writable if `is_writable` returns true. The provenance of their pointer is exposed, so that
 ///   [`std::ptr::with_exposed_provenance_mut`] of the address reaches all of them.
-/// - For [`StorageKind::Device`], `addr` is an address of that device, allocated as long.
+/// - For [`StorageKind::Device`], `addr` is an address of that device, in an allocation that
+///   lives as long as the region.
 /// - For [`StorageKind::Disk`], `addr` is the byte offset in the file at which the region starts,
-///   the number is the file's open descriptor, and the region is a [`crate::FileMemory`] or a
+///   the number is the open file descriptor, and the region is a [`crate::FileMemory`] or a
 ///   [`RegionView`] of one.
 /// - `as_any` returns `self` and no part of it: a view of a view keeps alive what the inner view
 ///   keeps alive, and nothing else.
 ///
-/// Safe code cannot promise this, so it cannot make up a region at any address:
+/// Safe code cannot give these guarantees, so it cannot invent a region at an arbitrary address:
 ///
 /// ```compile_fail,E0200
 /// # use kvtile_memory::{MemoryRegion, StorageKind};
@@ -60,21 +61,21 @@ pub unsafe trait MemoryRegion: Debug + Send + Sync {
     /// Where the bytes are.
     fn storage_kind(&self) -> StorageKind;
 
-    /// The concrete region, for those who need more than an address.
+    /// The concrete region, for callers that need more than an address.
     fn as_any(&self) -> &dyn Any;
 
-    /// Whether the bytes may be written; `false` for files opened read-only and the like.
+    /// Whether the bytes may be written; `false` for a file opened read-only, for example.
     fn is_writable(&self) -> bool {
         true
     }
 
-    /// How a NIXL agent knows this region; `None` as long as it is registered with none.
+    /// The region's NIXL descriptor; `None` unless it is registered with a NIXL agent.
     fn nixl_descriptor(&self) -> Option<NixlDescriptor> {
         None
     }
 }
 
-/// A region that is shared by everyone who uses it and freed with the last of them.
+/// A reference-counted region, freed with its last reference.
 pub type OwnedMemoryRegion = Arc<dyn MemoryRegion>;
 
 /// Where the bytes of a region are.
@@ -132,9 +133,9 @@ impl StorageKind {
     }
 }
 
-/// Address and size of a region, without the region: as written in descriptors.
+/// Address and size of a region, as plain data.
 ///
-/// It owns nothing and proves nothing; a deserialised one is a claim of its author.
+/// It owns nothing and proves nothing; a deserialised one is an unchecked claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct MemoryDescriptor {
     /// Address of the first byte, or byte offset in a file.
@@ -159,8 +160,8 @@ impl MemoryDescriptor {
         self.addr.checked_add(self.size)
     }
 
-    /// Whether both have a byte in common. A description that wraps overlaps everything at or
-    /// above its start.
+    /// Whether the two have a byte in common. A descriptor that wraps overlaps every non-empty
+    /// range at or above its start.
     #[must_use]
     pub fn overlaps(&self, other: &Self) -> bool {
         let starts_before_end_of = |a: &Self, b: &Self| b.end().is_none_or(|end| a.addr < end);

@@ -1,4 +1,4 @@
-//! How a NIXL agent names a region. Plain facts; no NIXL library is involved.
+//! How a NIXL agent describes a region. Plain data; no NIXL library is involved.
 
 use serde::{Deserialize, Serialize};
 
@@ -9,7 +9,7 @@ pub struct NixlDescriptor {
     pub addr: u64,
     /// Size in bytes.
     pub size: usize,
-    /// Which sort of memory it is.
+    /// The memory type.
     pub mem_type: MemType,
     /// Device ordinal, file descriptor or 0, as [`crate::StorageKind::device_id`].
     pub device_id: u64,

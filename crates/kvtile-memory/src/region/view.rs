@@ -6,8 +6,8 @@ use std::any::Any;
 
 /// A part of a region, which it keeps alive.
 ///
-/// A view of a view is a view of the innermost region: [`RegionView::parent`] is never a view made
-/// here, and [`RegionView::offset`] counts from its start.
+/// A view of a view is a view of the innermost region: [`RegionView::parent`] is never a
+/// `RegionView`, and [`RegionView::offset`] counts from the parent's start.
 #[derive(Debug, Clone)]
 pub struct RegionView {
     parent: OwnedMemoryRegion,
@@ -57,7 +57,7 @@ impl RegionView {
         &self.parent
     }
 
-    /// Where in [`RegionView::parent`] this part starts, in bytes.
+    /// The byte offset in [`RegionView::parent`] at which this part starts.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.offset

@@ -41,14 +41,14 @@ pub(super) fn send(socket: &UnixStream, fd: BorrowedFd<'_>, size: u64) -> Result
         })
         .map_err(system)?;
         if sent > 0 {
-            control.clear(); // The descriptor went with the first byte.
+            control.clear(); // The first byte carries the descriptor.
         }
         rest = rest.get(sent..).unwrap_or_default();
     }
     Ok(())
 }
 
-/// The descriptor and the size claimed for it.
+/// Returns the descriptor and the size that the sender claims for it.
 pub(super) fn receive(socket: &UnixStream) -> Result<(OwnedFd, u64), MemoryError> {
     let mut message = [0; MESSAGE_BYTES];
     let mut fds = Vec::new();
@@ -84,7 +84,8 @@ fn receive_part(
     rest: &mut [u8],
     fds: &mut Vec<OwnedFd>,
 ) -> Result<usize, MemoryError> {
-    // Room for more than one, so that more than one is noticed; the kernel closes what exceeds it.
+    // Room for more than one descriptor, so that extra ones are detected; the kernel closes any
+    // that exceed the room.
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4), ScmCredentials(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let result = retry_on_intr(|| {

@@ -1,6 +1,6 @@
 //! Memory that other processes map too: a memfd whose size is sealed.
 //!
-//! The seal matters: whoever maps a file that somebody else makes shorter is killed by SIGBUS.
+//! The seal matters: if the file were truncated, SIGBUS would kill every process that maps it.
 
 mod handover;
 
@@ -16,10 +16,10 @@ use rustix::io::Errno;
 use std::any::Any;
 use std::os::unix::net::UnixStream;
 
-/// Memory that can be handed to other processes. It lives as long as any of them maps it.
+/// Memory that can be sent to other processes. It lives as long as any process maps it.
 ///
-/// Its size never changes, and no process can change it. Its bytes can be changed by every process
-/// that has it at any time, so slices of it are unsafe to make.
+/// Its size never changes, and no process can change it. Every process that has it can change its
+/// bytes at any time, so making a slice of it is unsafe.
 ///
 /// ```
 /// use kvtile_memory::{MemoryRegion, SharedMemory};
@@ -61,8 +61,8 @@ impl SharedMemory {
         Self::options().create(bytes)
     }
 
-    /// Sends the memory to the process at the other end of `socket`, which takes it with
-    /// [`SharedMemory::receive`]. Both share the same bytes from then on.
+    /// Sends the memory to the process at the other end of `socket`, which receives it with
+    /// [`SharedMemory::receive`]. Both processes then share the same bytes.
     ///
     /// # Errors
     ///
@@ -71,23 +71,23 @@ impl SharedMemory {
         handover::send(socket, self.fd.as_fd(), self.size as u64)
     }
 
-    /// Takes one hand-over from `socket` and maps it. Blocks as long as the socket does.
+    /// Receives one hand-over from `socket` and maps it. Blocks as long as the socket does.
     ///
-    /// The peer is not trusted: what it sent is mapped only if it is one memfd, sealed against
-    /// shrinking, of exactly the size claimed.
+    /// The peer is not trusted: the memory is mapped only if it is one memfd, sealed against
+    /// shrinking, of exactly the claimed size.
     ///
     /// # Errors
     ///
     /// [`MemoryError::HandoverDescriptors`], [`MemoryError::HandoverMessage`],
-    /// [`MemoryError::HandoverIncomplete`], [`MemoryError::System`] (a timeout of the socket
-    /// too), or as [`SharedMemory::from_fd`]. All descriptors received are closed then; the socket
-    /// may hold the rest of a broken message and is best closed.
+    /// [`MemoryError::HandoverIncomplete`], [`MemoryError::System`] (including a socket timeout),
+    /// or as [`SharedMemory::from_fd`]. On an error all received descriptors are closed. The socket
+    /// may then still hold part of a broken message, so close it.
     pub fn receive(socket: &UnixStream) -> Result<Self, MemoryError> {
         let (fd, claimed) = handover::receive(socket)?;
         Self::map_received(fd, Some(claimed))
     }
 
-    /// Maps shared memory that came another way (inherited, `pidfd_getfd`).
+    /// Maps shared memory that came by other means (inherited, `pidfd_getfd`).
     ///
     /// # Errors
     ///
@@ -107,7 +107,7 @@ impl SharedMemory {
         if !seals.contains(SealFlags::SHRINK) {
             return Err(MemoryError::NotSealed);
         }
-        // Only now that it cannot shrink does its size mean anything.
+        // Its size is reliable only now that the seal is known to prevent shrinking.
         let stat = rustix::fs::fstat(&fd)
             .map_err(|errno| MemoryError::system("examine the received memory", errno))?;
         let actual = u64::try_from(stat.st_size).unwrap_or(0);
@@ -125,7 +125,7 @@ impl SharedMemory {
         })
     }
 
-    /// Whether the kernel may use huge pages here; not asked for in received memory.
+    /// Whether the kernel may use huge pages here; not requested for received memory.
     #[must_use]
     pub fn huge_pages(&self) -> &HugePages {
         &self.huge_pages
@@ -135,16 +135,16 @@ impl SharedMemory {
     ///
     /// # Safety
     ///
-    /// As long as the slice lives, nobody else reads or writes the memory: no other process that
+    /// As long as the slice lives, no other code reads or writes the memory: no other process that
     /// has it, and no other mapping or descriptor of it in this one.
     #[must_use]
     pub unsafe fn as_mut_slice(&mut self) -> &mut [u8] {
-        // SAFETY: `&mut self` excludes users of this mapping, and the caller all others.
+        // SAFETY: `&mut self` excludes users of this mapping, and the caller excludes all others.
         unsafe { self.mapping.as_mut_slice(self.size) }
     }
 
-    /// Copies the bytes from `offset` into `buffer`, through the kernel: no slice of the memory is
-    /// made, so others may write it meanwhile; what they write at the same time may arrive in
+    /// Copies the bytes at `offset` into `buffer` through the kernel. No slice of the memory is
+    /// made, so other processes may write it concurrently; a concurrent write may arrive only in
     /// part.
     ///
     /// # Errors
@@ -168,7 +168,7 @@ impl SharedMemory {
         Ok(())
     }
 
-    /// Copies `bytes` to `offset`, through the kernel, as [`SharedMemory::read_exact_at`].
+    /// Copies `bytes` to `offset` through the kernel, as [`SharedMemory::read_exact_at`].
     ///
     /// # Errors
     ///
@@ -206,20 +206,20 @@ impl SharedMemory {
 impl AllocateOptions<'_, SharedMemory> {
     /// Creates `bytes` of zeroed shared memory.
     ///
-    /// Without pre-faulting, a page comes when it is first touched, and a machine that has none
-    /// left then kills the process.
+    /// Without pre-faulting, the first touch allocates each page; a machine without free memory
+    /// then kills the process.
     ///
     /// # Errors
     ///
     /// [`MemoryError::ZeroSize`], [`MemoryError::TooLarge`], [`MemoryError::AllocationFailed`],
-    /// [`MemoryError::LimitExceeded`] (with pre-faulting), [`MemoryError::System`] if there is no
-    /// descriptor to be had. Nothing stays mapped or open then.
+    /// [`MemoryError::LimitExceeded`] (with pre-faulting), [`MemoryError::System`] if no descriptor
+    /// is available. On an error nothing stays mapped or open.
     pub fn create(self, bytes: usize) -> Result<SharedMemory, MemoryError> {
         check_size(bytes)?;
         prefault::check_room(&self, bytes)?;
         let fd = sealed_memfd(bytes)?;
         let mapping = map(fd.as_fd(), bytes)?;
-        // SAFETY: the memory was just made here; its address and descriptor are told to nobody.
+        // SAFETY: the memory was just made here; no other code has its address or descriptor.
         let huge_pages = unsafe { prefault::prepare(&mapping, &self, Backing::Shared) }?;
         Ok(SharedMemory {
             mapping,
@@ -238,9 +238,9 @@ impl AsFd for SharedMemory {
 }
 
 // SAFETY: the mapping covers `size`, which is the size of the memory behind it, and that cannot
-// shrink: `create` and `map_received` saw the seal, and seals cannot be taken off. It is readable
-// and writable, zeroed or written by others, at most `isize::MAX` bytes, with exposed provenance,
-// and is unmapped only when `self.mapping` is dropped.
+// shrink: `create` and `map_received` saw the seal, and seals cannot be removed. It is readable and
+// writable, initialised by the kernel or by other processes, at most `isize::MAX` bytes, with
+// exposed provenance, and is unmapped only when `self.mapping` is dropped.
 unsafe impl MemoryRegion for SharedMemory {
     fn addr(&self) -> usize {
         self.mapping.address()
@@ -263,7 +263,7 @@ fn sealed_memfd(bytes: usize) -> Result<OwnedFd, MemoryError> {
     let system = |errno| MemoryError::system("create shared memory", errno);
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let fd = match rustix::fs::memfd_create("kvtile", flags | MemfdFlags::NOEXEC_SEAL) {
-        // Kernels before 6.3 do not know memory that is never to be executed.
+        // Kernels before 6.3 do not know `MFD_NOEXEC_SEAL`.
         Err(Errno::INVAL) => rustix::fs::memfd_create("kvtile", flags),
         created => created,
     }

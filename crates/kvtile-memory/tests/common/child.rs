@@ -1,4 +1,4 @@
-//! The test binary as a second process: one of its tests, in another role.
+//! Runs a test of this binary again in a child process, in another role.
 
 use std::process::{Child, Command, Output};
 

@@ -1,4 +1,4 @@
-//! What the process holds: descriptors and mapped bytes.
+//! Resources of the process: descriptors and mapped bytes.
 
 pub(crate) fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()

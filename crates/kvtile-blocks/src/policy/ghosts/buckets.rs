@@ -1,25 +1,26 @@
-//! A table from prints to places, in buckets of one cache line: a search reads one line as a rule, and does
-//! not follow a place to the ring unless some bits of the print fit. It knows no ghosts.
+//! A hash table from prints to places, in buckets of one cache line. A search usually reads one
+//! line, and follows a place to the ring only if some bits of the print match. It does not know
+//! ghosts.
 //!
 //! ```text
-//! bucket   word 0     how many entries whose bucket this is stand in a later one
-//!          word 1-15  entry: some bits of the print, then the place; NONE where the word is free
+//! bucket   word 0     overflow count: entries of this bucket that are in a later one
+//!          word 1-15  entry: some bits of the print, then the place; NONE if the word is free
 //! ```
 //!
-//! An entry stands in the first bucket from its own on that has a free word, so a search ends at a bucket
-//! that no entry went past.
+//! An entry is in the first bucket with a free word, starting from its home bucket. So a search
+//! ends at a bucket that no entry overflowed.
 
 use std::hint::black_box;
 
 use super::super::column::{Column, NONE};
 
-/// What [`Buckets::glance`] says where only a search can tell.
+/// Returned by [`Buckets::glance`] if only a search can decide.
 pub(super) const PERHAPS: u32 = NONE - 1;
 
-/// Entries for which a bucket has room.
+/// Entries per bucket.
 const ROOM: usize = 15;
 
-/// Places for each bucket: less than its room, so that few entries go past their own.
+/// Places per bucket: fewer than its entries, so that few entries overflow.
 const PLACES: usize = 13;
 
 /// One cache line.
@@ -34,12 +35,12 @@ struct Bucket {
 #[derive(Clone, Debug)]
 pub(super) struct Buckets {
     buckets: Column<Bucket>,
-    /// Bits that hold a place. No place has all of them set, so no entry is [`NONE`].
+    /// The number of bits of a place. No place has all of them set, so no entry is [`NONE`].
     place_bits: u32,
 }
 
 impl Buckets {
-    /// For places below `places`, at most one print for each.
+    /// A table for places below `places`, with at most one print for each.
     pub(super) fn new(places: usize) -> Buckets {
         let empty = Bucket {
             passed: 0,
@@ -51,20 +52,21 @@ impl Buckets {
         }
     }
 
-    /// Reads the buckets of all these prints. They lie anywhere, and reads of nothing but them run side by
-    /// side, where those between other work would each be waited for.
+    /// Prefetches the buckets of these prints. The buckets are scattered; consecutive reads
+    /// overlap, while reads between other work would each stall.
     pub(super) fn warm(&self, prints: impl Iterator<Item = u32>) {
         let passed = prints.map(|print| self.buckets[self.home(print)].passed);
         black_box(passed.fold(0, |all, passed| all | passed));
     }
 
-    /// Where a print may be, by its own bucket alone: a place, [`NONE`], or [`PERHAPS`]. Whether the place
-    /// has this print, the caller looks up.
+    /// The candidate place of a print from its home bucket alone: a place, [`NONE`], or
+    /// [`PERHAPS`]. The caller checks whether the place has this print.
     #[inline]
     pub(super) fn glance(&self, print: u32) -> u32 {
         let Bucket { passed, entries } = &self.buckets[self.home(print)];
         let (tag, mask) = (self.entry(print, 0), !self.place_mask());
-        // Of two that fit comes a place that is not above either of them, without a branch in the loop.
+        // If two entries match, the result is a place not above either of them; the loop is
+        // branch-free.
         let mut found = NONE;
         for &entry in entries {
             found &= if (entry ^ tag) & mask == 0 {
@@ -80,7 +82,7 @@ impl Buckets {
         }
     }
 
-    /// The place of a print that `is` says to be the right one.
+    /// The place of a print; `is` confirms a candidate place.
     pub(super) fn find(&self, print: u32, is: impl Fn(u32) -> bool) -> Option<u32> {
         let (tag, mask) = (self.entry(print, 0), !self.place_mask());
         let mut at = self.home(print);
@@ -100,7 +102,7 @@ impl Buckets {
         None
     }
 
-    /// Notes where a print is.
+    /// Inserts a print with its place.
     pub(super) fn insert(&mut self, print: u32, place: u32) {
         let noted = self.entry(print, place);
         let mut at = self.home(print);
@@ -110,7 +112,7 @@ impl Buckets {
         }
     }
 
-    /// Forgets where a print is.
+    /// Removes a print with its place.
     pub(super) fn remove(&mut self, print: u32, place: u32) {
         let noted = self.entry(print, place);
         let mut at = self.home(print);
@@ -122,7 +124,7 @@ impl Buckets {
         }
     }
 
-    /// Asserts that there are so many entries, and as many went past a bucket as it says.
+    /// Asserts the number of entries and the overflow counts.
     pub(super) fn check(&self, entries: usize, print: impl Fn(u32) -> u32) {
         let mut passed = vec![0; self.buckets.len()];
         let mut count = 0;
@@ -141,11 +143,11 @@ impl Buckets {
             }
         }
         assert_eq!(count, entries, "ghosts in the table");
-        let said: Vec<u32> = self.buckets.iter().map(|bucket| bucket.passed).collect();
-        assert_eq!(said, passed, "ghosts that went past their buckets");
+        let counted: Vec<u32> = self.buckets.iter().map(|bucket| bucket.passed).collect();
+        assert_eq!(counted, passed, "overflow counts of the buckets");
     }
 
-    /// The bits of a print that are not needed to find its bucket, and a place.
+    /// The bits of the print that are not needed to find its bucket, and the place.
     fn entry(&self, print: u32, place: u32) -> u32 {
         print.checked_shl(self.place_bits).unwrap_or(0) | place
     }
@@ -170,8 +172,8 @@ impl Buckets {
 }
 
 impl Bucket {
-    /// Writes `new` over an entry that is `old`, if there is one. All entries are compared, without a branch:
-    /// which of them it is cannot be guessed.
+    /// Replaces an entry equal to `old` with `new`. Returns false if there is none. It compares all
+    /// entries without a branch, since the position is unpredictable.
     #[inline]
     fn replace(&mut self, old: u32, new: u32) -> bool {
         let mut places = 0;

@@ -1,12 +1,12 @@
-//! Who has left: the keys of blocks that were evicted, each with a few words about it, in the order
-//! in which they left, at most a given number of them.
+//! Ghost entries: the keys of evicted blocks, each with a small value, in eviction order and
+//! bounded in number.
 //!
-//! Ghosts stand in a ring, the first to be forgotten at its start. One that comes back before leaves
-//! a gap, and gaps are closed when the ring has no place any more. A table of buckets finds a ghost by
-//! its key (`buckets`). There is one ghost for each block of a pool, so every byte counts.
+//! Ghosts are in a ring, the oldest at its start. A ghost that comes back earlier leaves a gap; a
+//! full ring is rebuilt without its gaps. A hash table of buckets finds a ghost by its key
+//! (`buckets`). There may be as many ghosts as a pool has blocks, so every byte counts.
 //!
-//! A key is remembered by 32 of its bits. Two keys that share them are taken for one; that falsifies
-//! a statistic, never a block.
+//! A ghost keeps 32 bits of its key. Two keys that share them are confused, which skews a statistic
+//! but never returns a wrong block.
 
 mod buckets;
 
@@ -14,10 +14,10 @@ use super::column::{Column, NONE};
 use crate::BlockKey;
 use buckets::{Buckets, PERHAPS};
 
-/// One who came back, or was never there.
+/// The print of an empty place: its ghost came back, or it was never used.
 const GAP: u32 = 0;
 
-/// Buckets that are read ahead at once: their lines fit the first cache.
+/// Buckets prefetched as one batch: their cache lines fit the L1 cache.
 const WARM: u32 = 128;
 
 /// Places of the smallest ring.
@@ -29,31 +29,31 @@ struct Ghost<T> {
     value: T,
 }
 
-/// The blocks that left last.
+/// The ghosts, oldest first.
 #[derive(Clone, Debug)]
 pub(super) struct Ghosts<T> {
     ring: Column<Ghost<T>>,
-    /// Where the ring starts.
+    /// The place of the ring's start.
     start: u32,
-    /// Places from there on that were given out, gaps among them.
+    /// Places in use from there on, gaps included.
     used: u32,
-    /// How many of these, the last ones, are not in the table yet. Nothing has looked for them.
+    /// How many of them, the newest, are not in the table yet. No search has needed them so far.
     waiting: u32,
     len: usize,
     table: Buckets,
 }
 
-/// Where a key is looked for: found out for many keys at once, so that their reads do not wait for one
-/// another.
+/// The result of the first step of a lookup, which is done for many keys as one batch so that their
+/// reads overlap.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sought {
     print: u32,
-    /// A place that may be the ghost's, or what a glance says instead of one.
+    /// A candidate place, or a special value of [`Buckets::glance`].
     place: u32,
 }
 
 impl<T: Copy + Default> Ghosts<T> {
-    /// Nobody has left yet.
+    /// No ghosts.
     pub(super) fn new() -> Ghosts<T> {
         let mut ghosts = Ghosts {
             ring: Column::empty(),
@@ -67,12 +67,12 @@ impl<T: Copy + Default> Ghosts<T> {
         ghosts
     }
 
-    /// How many are remembered.
+    /// The number of ghosts.
     pub(super) fn len(&self) -> usize {
         self.len
     }
 
-    /// Remembers one more.
+    /// Adds a ghost.
     pub(super) fn push(&mut self, key: &BlockKey, value: T) {
         if self.used == self.places() {
             self.rebuild();
@@ -85,7 +85,7 @@ impl<T: Copy + Default> Ghosts<T> {
         self.len += 1;
     }
 
-    /// Enters into the table what was remembered since the last time, so that it is found.
+    /// Inserts the ghosts added since the last call into the table, so that searches find them.
     pub(super) fn enter(&mut self) {
         while self.waiting > 0 {
             let first = self.used - self.waiting;
@@ -100,7 +100,7 @@ impl<T: Copy + Default> Ghosts<T> {
         }
     }
 
-    /// Looks up keys by their prints, in their order. What it finds holds until something else is remembered.
+    /// Looks up keys by their prints, in order. The result is valid until the next ghost is added.
     pub(super) fn seek(&mut self, prints: impl Iterator<Item = Print>, sought: &mut Vec<Sought>) {
         self.enter();
         sought.clear();
@@ -113,7 +113,7 @@ impl<T: Copy + Default> Ghosts<T> {
         }
     }
 
-    /// Forgets a key; what was known about it.
+    /// Removes the ghost of a key. Returns its value.
     pub(super) fn take(&mut self, key: &BlockKey) -> Option<T> {
         self.enter();
         let Print(print) = Print::new(key);
@@ -121,7 +121,7 @@ impl<T: Copy + Default> Ghosts<T> {
         self.take_sought(Sought { print, place })
     }
 
-    /// Forgets a key that was looked up; what was known about it.
+    /// Removes the ghost of a looked-up key. Returns its value.
     pub(super) fn take_sought(&mut self, Sought { print, place }: Sought) -> Option<T> {
         if place == NONE {
             return None;
@@ -135,7 +135,7 @@ impl<T: Copy + Default> Ghosts<T> {
         Some(self.forget(place))
     }
 
-    /// Forgets the one who left first; what was known about it.
+    /// Removes the oldest ghost. Returns its value.
     pub(super) fn pop(&mut self) -> Option<T> {
         if self.len == 0 {
             return None;
@@ -143,11 +143,11 @@ impl<T: Copy + Default> Ghosts<T> {
         if self.waiting == self.used {
             self.enter();
         }
-        // Gaps do not stay at the start.
+        // The ring never starts with a gap.
         Some(self.forget(self.start))
     }
 
-    /// What is known about those who left, the first first.
+    /// The values of the ghosts, oldest first.
     pub(super) fn iter(&self) -> impl Iterator<Item = T> + '_ {
         self.ghosts().map(|ghost| ghost.value)
     }
@@ -161,7 +161,7 @@ impl<T: Copy + Default> Ghosts<T> {
         u32::try_from(self.ring.len()).unwrap_or(NONE)
     }
 
-    /// The place of the ring with this number from its start.
+    /// The place with this number, counted from the ring's start.
     fn place(&self, number: u32) -> u32 {
         let to_end = self.places() - self.start;
         if number < to_end {
@@ -183,7 +183,7 @@ impl<T: Copy + Default> Ghosts<T> {
         value
     }
 
-    /// Closes the gaps, with an eighth more places than there are ghosts.
+    /// Rebuilds the ring without gaps, with an eighth more places than ghosts.
     fn rebuild(&mut self) {
         let places = (self.len + self.len / 8).max(PLACES_MIN);
         let gap = Ghost {
@@ -196,7 +196,8 @@ impl<T: Copy + Default> Ghosts<T> {
             ring[used] = ghost;
             used += 1;
         }
-        // The old ones go first: both together would be the most that a pool ever takes.
+        // The old ring and table are freed before the new table is allocated: all of them together
+        // would be the pool's peak memory.
         self.ring = ring;
         self.table = Buckets::new(0);
         self.table = Buckets::new(places);
@@ -204,14 +205,14 @@ impl<T: Copy + Default> Ghosts<T> {
         self.enter();
     }
 
-    /// Reads what forgetting so many of those who left first will read.
+    /// Prefetches the buckets that removing the `count` oldest ghosts will read.
     pub(super) fn warm(&self, count: usize) {
         let numbers = (0..self.used - self.waiting).take(count);
         let prints = numbers.map(|number| self.ring[self.place(number)].print);
         self.table.warm(prints);
     }
 
-    /// Asserts what must hold between the parts.
+    /// Asserts the invariants.
     pub(super) fn check(&self) {
         assert_eq!(self.ghosts().count(), self.len);
         assert!(self.used <= self.places());
@@ -232,7 +233,7 @@ impl<T: Copy + Default> Ghosts<T> {
     }
 }
 
-/// Some bits of a key, mixed: keys that somebody else made may differ in any of their bits.
+/// A 32-bit hash of a key, mixed because keys from elsewhere may differ in any of their bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Print(u32);
 
@@ -251,7 +252,7 @@ impl Print {
         Print(upper.clamp(GAP + 1, NONE - 1))
     }
 
-    /// The bits, which are not [`NONE`].
+    /// The bits, which are never [`NONE`].
     pub(super) fn bits(self) -> u32 {
         self.0
     }
@@ -311,8 +312,8 @@ mod tests {
         }
     }
 
-    /// Pitfall 29: a sketch to which almost every key looks frequent. Keys of engines are hashes, or
-    /// count, or differ in their upper half alone.
+    /// Pitfall 29: a sketch that takes almost every key for a frequent one. Engine keys are hashes,
+    /// counters, or differ only in their upper half.
     #[test]
     fn pitfall_29_keys_that_were_never_seen_are_not_taken_for_seen_ones() {
         let spread = |number: u64| u128::from(mix(number)) | u128::from(mix(!number)) << 64;
@@ -333,7 +334,7 @@ mod tests {
             let known = fresh
                 .filter(|&number| ghosts.take(&key(number)).is_some())
                 .count();
-            // 32 bits take 15 of a million for one of 65,536.
+            // 32 bits confuse 15 of a million keys with one of 65,536.
             println!("{shape}: {known} of a million");
             assert!(known < 100, "{shape}: {known} of a million");
         }

@@ -1,6 +1,6 @@
-//! Ages, in references to blocks, and their buckets: two an octave.
+//! Ages, in block references, and their buckets: two per octave.
 
-/// Buckets there are; the last one has no end.
+/// The number of buckets; the last one is unbounded.
 pub(super) const BUCKETS: usize = 52;
 
 /// The bucket of an age.
@@ -27,14 +27,14 @@ pub(super) fn start(bucket: usize) -> u64 {
     }
 }
 
-/// The references that pass while an age is in a bucket. The bucket of 1 covers the whole octave:
-/// there is no age between 1 and 2.
+/// The number of references in a bucket. The bucket of age 1 covers the whole octave: there is no
+/// age between 1 and 2.
 pub(super) fn width(bucket: usize) -> f32 {
     let width = start(bucket + 1).saturating_sub(start(bucket));
     width.max(1) as f32
 }
 
-/// Which part of its bucket an age has behind it.
+/// The fraction of the bucket that the age has passed.
 #[inline]
 pub(super) fn progress(age: u64, bucket: usize) -> f32 {
     let past = age.saturating_sub(start(bucket)) as f32;

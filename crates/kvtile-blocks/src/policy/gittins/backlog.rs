@@ -1,7 +1,8 @@
-//! What happened to blocks and was not learned from yet: uses and new blocks, in their order. Writing it down
-//! costs some nanoseconds a block, and nothing that is looked up later depends on when it is learned.
+//! A queue of events that the policy has not learned from yet: visits and insertions, in order.
+//! Appending costs some nanoseconds a block, and the time of learning changes no later decision.
 //!
-//! Blocks whose ids go up or down one by one are one piece: those that were allocated together, as a rule.
+//! Blocks with consecutive ascending or descending ids are stored as one piece; as a rule they were
+//! allocated together.
 
 use super::{
     super::{Insertion, Visit, column::NONE},
@@ -10,28 +11,29 @@ use super::{
 };
 use crate::BlockId;
 
-/// Events that wait at most.
+/// The maximum number of queued events.
 const EVENTS_MAX: usize = 4_096;
 
-/// Pieces that wait at most.
+/// The maximum number of queued pieces.
 const PIECES_MAX: usize = 8_192;
 
-/// Stored blocks that wait at most: learning from that many takes some three milliseconds.
+/// The maximum number of queued stored blocks: learning from that many takes some three
+/// milliseconds.
 const STORED_MAX: usize = 65_536;
 
-/// What happened to some blocks.
+/// The kind of an event.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum What {
-    /// A request found them.
+    /// A request found the blocks.
     Visited {
-        /// Whether the last one is the partial last block of the request.
+        /// Whether the last block is the partial tail of the request.
         partial_tail: bool,
     },
-    /// They were stored.
+    /// The blocks were stored.
     Stored {
-        /// The block before them.
+        /// The parent of the first block.
         parent: Option<u32>,
-        /// Whether the last one is the partial last block of the request.
+        /// Whether the last block is the partial tail of the request.
         partial_tail: bool,
     },
 }
@@ -39,7 +41,7 @@ pub(super) enum What {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Event {
     pub(super) what: What,
-    /// What the caller says of them.
+    /// The caller's hints for the blocks.
     pub(super) said: Label,
     pieces: u32,
 }
@@ -52,7 +54,7 @@ struct Piece {
     down: bool,
 }
 
-/// Events in their order.
+/// Events in order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Backlog {
     events: Vec<Event>,
@@ -65,12 +67,12 @@ impl Backlog {
         self.events.is_empty()
     }
 
-    /// Whether a visit of so many blocks may wait as well, wherever they are.
+    /// Whether there is room for a visit of `blocks` blocks, even if each is a piece of its own.
     pub(super) fn has_room(&self, blocks: usize) -> bool {
         self.events.len() < EVENTS_MAX && self.pieces.len() + blocks <= PIECES_MAX
     }
 
-    /// Whether so many stored blocks may wait as well.
+    /// Whether there is room for an insertion of `blocks` blocks.
     pub(super) fn has_room_to_store(&self, blocks: usize) -> bool {
         self.has_room(blocks) && self.stored + blocks <= STORED_MAX
     }
@@ -112,7 +114,7 @@ impl Backlog {
         });
     }
 
-    /// Gives each event with its blocks, and forgets it.
+    /// Passes each event with its blocks to `learn`, and removes it.
     pub(super) fn drain(
         &mut self,
         blocks: &mut Vec<BlockId>,
@@ -136,7 +138,7 @@ impl Piece {
         Piece { first, len, down }
     }
 
-    /// Takes this block in, if it goes on with it.
+    /// Extends the piece by this block, if the block is consecutive.
     #[inline]
     fn takes(&mut self, block: u32) -> bool {
         let up = block == self.first.wrapping_add(self.len);

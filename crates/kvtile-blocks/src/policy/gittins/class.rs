@@ -1,20 +1,20 @@
-//! What a block is, as far as its future is concerned: how often it was used, how often requests
-//! passed it over since, and how long the answer was that followed.
+//! The class of a block, which predicts its future use: how often it was used, how often requests
+//! passed it over since, and the length of the answer that followed.
 
-/// Kinds: a partial last block, five counts of blocks that were used before, and six of new blocks
-/// by how often the block before them was used.
+/// The number of kinds: a partial last block, five use counts of reused blocks, and six of new
+/// blocks by the use count of their parent.
 pub(super) const KINDS: usize = 12;
 
-/// How often a block was passed over: 0, 1, or more.
+/// The number of pass-over counts: 0, 1, or more.
 pub(super) const PASSES: usize = 3;
 
-/// Lengths of the answer, two octaves each; 0 while it is unknown.
+/// The number of answer lengths, two octaves each; 0 if unknown.
 pub(super) const OUTPUTS: usize = 6;
 
-/// Classes there are.
+/// The number of classes.
 pub(super) const CLASSES: usize = KINDS * PASSES * OUTPUTS;
 
-/// Uses that are counted.
+/// The cap of the use counter.
 pub(super) const COUNT_MAX: u8 = 16;
 
 /// The kind of a partial last block.
@@ -25,7 +25,7 @@ pub(super) const PARTIAL: u8 = 0;
 pub(super) struct Class(u8);
 
 impl Class {
-    /// A block of this kind that was just used.
+    /// The class of a block of this kind that was just used.
     pub(super) fn new(kind: u8, output: u8) -> Class {
         Class(kind * 18 + output)
     }
@@ -35,7 +35,7 @@ impl Class {
         Class(u8::try_from(index).unwrap_or(0))
     }
 
-    /// As an index.
+    /// The class as an index.
     pub(super) fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -45,7 +45,7 @@ impl Class {
         self.0 / 18
     }
 
-    /// How often it was passed over, below [`PASSES`].
+    /// How often requests passed it over, capped below [`PASSES`].
     pub(super) fn passes(self) -> u8 {
         self.0 / 6 % 3
     }
@@ -55,8 +55,7 @@ impl Class {
         self.0 % 6
     }
 
-    /// The class of such a block after one more request passed it over; none where that changes
-    /// nothing.
+    /// The class after one more request passed the block over; `None` if that does not change it.
     pub(super) fn passed(self) -> Option<Class> {
         (self.passes() < 2).then_some(Class(self.0 + 6))
     }
@@ -73,8 +72,8 @@ pub(super) fn used(count: u8) -> u8 {
     }
 }
 
-/// The kind of a new block behind one that had been used `count` times before this request; 0 where
-/// there is none.
+/// The kind of a new block whose parent was used `count` times before this request; 0 without a
+/// parent.
 pub(super) fn new(count: u8) -> u8 {
     match count {
         0..=3 => 6 + count,
@@ -83,7 +82,7 @@ pub(super) fn new(count: u8) -> u8 {
     }
 }
 
-/// The length of an answer.
+/// The class of an answer's length.
 pub(super) fn output(tokens: u32) -> u8 {
     let bits = u32::BITS - tokens.leading_zeros();
     u8::try_from((bits / 2).min(5)).unwrap_or(0)

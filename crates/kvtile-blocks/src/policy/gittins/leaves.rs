@@ -1,5 +1,5 @@
-//! The runs that may go, in one ordered set for each class and priority, by when they were used
-//! last. Within a set only the oldest and the newest can be worth least.
+//! The evictable runs, in one ordered set for each class and priority, by last use. In each set
+//! only the oldest or the newest run can have the lowest score.
 
 use std::collections::BTreeSet;
 
@@ -8,35 +8,35 @@ use super::{
     runs::{Label, Run},
 };
 
-/// Priorities in each direction.
+/// The maximum priority in each direction.
 pub(super) const PRIORITY_MAX: i8 = 4;
 
-/// Sets there are.
+/// The number of sets.
 const SETS: usize = CLASSES * 9;
 
-/// A time that never comes.
+/// The time for blocks that never expire.
 pub(super) const NEVER: u32 = u32::MAX;
 
-/// The runs that may go.
+/// The evictable runs.
 #[derive(Clone, Debug)]
 pub(super) struct Leaves {
     sets: Vec<BTreeSet<(u64, u32)>>,
-    /// A bit for each set that is not empty.
+    /// One bit for each set, set while the set is not empty.
     occupied: [u64; SETS.div_ceil(64)],
-    /// Those that expire, by when.
+    /// The runs that expire, by time.
     expiring: BTreeSet<(u32, u32)>,
 }
 
-/// A run that might be worth least.
+/// A run that may have the lowest score.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Candidate {
     /// The run.
     pub(super) run: u32,
-    /// When it was used last.
+    /// The clock at its last use.
     pub(super) touch: u64,
     /// The class of its blocks.
     pub(super) class: Class,
-    /// What the callers said.
+    /// The callers' priority.
     pub(super) priority: i8,
 }
 
@@ -50,7 +50,7 @@ impl Leaves {
         }
     }
 
-    /// A run may go from now on.
+    /// Adds a run that is now evictable.
     pub(super) fn insert(&mut self, index: u32, run: &Run) {
         let set = set(&run.label);
         if let Some(leaves) = self.sets.get_mut(set) {
@@ -67,7 +67,7 @@ impl Leaves {
         }
     }
 
-    /// A run may not go any more.
+    /// Removes a run.
     pub(super) fn remove(&mut self, index: u32, run: &Run) {
         let set = set(&run.label);
         let Some(leaves) = self.sets.get_mut(set) else {
@@ -119,12 +119,12 @@ impl Leaves {
         })
     }
 
-    /// How many runs may go.
+    /// The number of evictable runs.
     pub(super) fn len(&self) -> usize {
         self.sets.iter().map(BTreeSet::len).sum()
     }
 
-    /// Asserts that the sets that are not empty are known.
+    /// Asserts that the bits match the sets.
     pub(super) fn check(&self, expiring: usize) {
         for (index, leaves) in self.sets.iter().enumerate() {
             let bit = self

@@ -1,49 +1,50 @@
-//! What happened to blocks, and what that says about which of them to keep.
+//! Event counts, and the survival estimator that turns them into scores.
 //!
-//! For each class and bucket of age there are counts of blocks that were used again at that age,
-//! and of blocks whose watch ended there without use (they were forgotten, or changed their class).
-//! Together with those that are still watched they give a hazard: the chance that a block which
-//! reached a bucket is used in it. Classes with few blocks borrow from their kind, kinds from all.
+//! For each class and age bucket there are counts of blocks that were used at that age (hits), and
+//! of blocks whose observation ended there without a use (censored: they were dropped, or changed
+//! their class). Together with the blocks still under observation they give a hazard: the
+//! probability that a block which reached a bucket is used in it. Sparse classes shrink towards
+//! their kind, and kinds towards the pooled data.
 //!
-//! A block's worth at an age is its Gittins index: the best, over all ages at which one might give
-//! it up, of expected uses per expected time until then.
+//! A block's worth at an age is its Gittins index: the best ratio, over all later ages at which it
+//! might be given up, of expected uses to expected time until then.
 
 use super::{
     age::{self, BUCKETS},
     class::{CLASSES, Class, KINDS, OUTPUTS, PASSES},
 };
 
-/// The hazard of a bucket that nobody has seen.
+/// The prior hazard of a bucket without data.
 const HAZARD_PRIOR: f32 = 0.03;
 
-/// No hazard is higher.
+/// The maximum hazard.
 const HAZARD_MAX: f32 = 0.95;
 
-/// Blocks that a class needs to be heard as much as its kind.
+/// The prior's weight for class and kind hazards, in blocks.
 const CLASS_WEIGHT: f32 = 100.0;
 
-/// Uses that a factor needs to be heard as much as none.
+/// The prior's weight for factors, in uses.
 const FACTOR_WEIGHT: f32 = 120.0;
 
-/// What is left of a count after each lesson.
+/// The fraction of a count that remains after each lesson.
 const DECAY: f32 = 0.98;
 
-/// One number for each bucket of each of `N` things.
+/// One number for each bucket of each of `N` rows.
 pub(super) type Table<const N: usize> = Box<[[f32; BUCKETS]; N]>;
 
-/// An empty table.
+/// A table of zeros.
 pub(super) fn table<const N: usize>() -> Table<N> {
     Box::new([[0.0; BUCKETS]; N])
 }
 
-/// Counts of what happened.
+/// Counts of events.
 #[derive(Clone, Debug)]
 pub(super) struct Observations {
     /// Blocks that were used.
     hits: Table<CLASSES>,
-    /// Blocks whose watch ended.
+    /// Blocks whose observation ended without a use.
     ends: Table<CLASSES>,
-    /// Blocks whose watch began at an age above 0.
+    /// Blocks whose observation began at an age above 0.
     entries: Table<CLASSES>,
 }
 
@@ -56,26 +57,26 @@ impl Observations {
         }
     }
 
-    /// `blocks` of a class were used at an age.
+    /// Counts `blocks` blocks of a class that were used at an age.
     #[inline]
     pub(super) fn hit(&mut self, class: Class, age: u64, blocks: f32) {
         add(&mut self.hits, class, age, blocks);
     }
 
-    /// The watch of `blocks` of a class ended at an age.
+    /// Counts `blocks` blocks of a class whose observation ended at an age.
     #[inline]
     pub(super) fn end(&mut self, class: Class, age: u64, blocks: f32) {
         add(&mut self.ends, class, age, blocks);
     }
 
-    /// The watch of `blocks` began at an age, because they came into this class.
+    /// Counts `blocks` blocks that entered a class at an age.
     #[inline]
     pub(super) fn enter(&mut self, class: Class, age: u64, blocks: f32) {
         add(&mut self.entries, class, age, blocks);
     }
 
-    /// What happened so far, with the blocks that are still watched; older things count less from
-    /// now on.
+    /// Returns the counts so far, with the blocks still under observation, and then decays the
+    /// counts.
     pub(super) fn lesson(&mut self, live: Table<CLASSES>) -> Lesson {
         let lesson = Lesson {
             observed: self.clone(),
@@ -99,26 +100,27 @@ pub(super) fn add(table: &mut Table<CLASSES>, class: Class, age: u64, blocks: f3
     }
 }
 
-/// Counts that wait to be studied.
+/// Counts to be studied.
 #[derive(Clone, Debug)]
 pub struct Lesson {
     observed: Observations,
     live: Table<CLASSES>,
 }
 
-/// What blocks of each class are worth at each age.
+/// The worth of blocks of each class at each age.
 #[derive(Clone, Debug)]
 pub struct Learned {
     scores: Table<CLASSES>,
 }
 
 impl Learned {
-    /// What one believes before anything happened: all alike, and the older the less.
+    /// The prior, before any event: all classes are alike, and worth decreases with age.
     pub(super) fn nothing() -> Learned {
         Observations::new().lesson(table()).study()
     }
 
-    /// What a block of a class is worth at an age: expected uses per reference.
+    /// The worth of a block of a class at an age: expected uses per reference, interpolated between
+    /// buckets.
     #[inline]
     pub(super) fn score(&self, class: Class, age: u64) -> f32 {
         let bucket = age::bucket(age);
@@ -131,7 +133,7 @@ impl Learned {
     }
 }
 
-/// Blocks used, and blocks that could have been, for each bucket.
+/// Hits, and blocks at risk, for each bucket.
 #[derive(Clone, Copy)]
 struct Exposure {
     hits: [f32; BUCKETS],
@@ -151,7 +153,8 @@ impl Exposure {
         pairs.for_each(|(sum, more)| *sum += more);
     }
 
-    /// Hazards that are drawn towards others as if `weight` blocks had shown those.
+    /// The hazards, shrunk towards `towards`, the prior means, with a prior weight of `weight`
+    /// blocks.
     fn hazards(&self, weight: f32, towards: &[f32; BUCKETS]) -> [f32; BUCKETS] {
         let mut hazards = *towards;
         let counts = self.hits.iter().zip(&self.risk);
@@ -161,7 +164,7 @@ impl Exposure {
         hazards
     }
 
-    /// Uses that would be expected with these hazards.
+    /// The number of uses that these hazards predict.
     fn expected(&self, hazards: &[f32; BUCKETS]) -> f32 {
         self.risk
             .iter()
@@ -172,8 +175,7 @@ impl Exposure {
 }
 
 impl Lesson {
-    /// Turns what happened into what blocks are worth. Takes part of a millisecond, and always
-    /// comes to the same result.
+    /// Turns the counts into scores. It takes part of a millisecond and is deterministic.
     #[must_use]
     pub fn study(self) -> Learned {
         let exposures: Vec<Exposure> = (0..CLASSES).map(|class| self.exposure(class)).collect();
@@ -203,7 +205,7 @@ impl Lesson {
         Learned { scores }
     }
 
-    /// The actuarial rule: whoever leaves within a bucket was there for half of it.
+    /// The actuarial assumption: a block that leaves within a bucket was at risk for half of it.
     fn exposure(&self, class: usize) -> Exposure {
         let row = |table: &Table<CLASSES>| table.get(class).copied().unwrap_or([0.0; BUCKETS]);
         let hits = row(&self.observed.hits);
@@ -229,8 +231,7 @@ fn kind_hazards(of_kind: &[[f32; BUCKETS]; KINDS], class: Class) -> [f32; BUCKET
     kind.copied().unwrap_or([HAZARD_PRIOR; BUCKETS])
 }
 
-/// How much more or less often blocks are used that were passed over, or whose answer had some
-/// length.
+/// Multipliers of the hazard for blocks that were passed over, and for answer lengths.
 struct Factors {
     passes: [f32; PASSES],
     outputs: [f32; OUTPUTS],
@@ -291,8 +292,8 @@ impl Factors {
     }
 }
 
-/// The Gittins index at the start of each bucket: the largest, over all later buckets, of the uses
-/// expected until its end over the references expected until then.
+/// The Gittins index at the start of each bucket: the maximum, over all later buckets, of the
+/// expected uses until its end divided by the expected references until then.
 fn indices(hazards: &[f32; BUCKETS]) -> [f32; BUCKETS] {
     let mut indices = [0.0; BUCKETS];
     for (from, index) in indices.iter_mut().enumerate() {

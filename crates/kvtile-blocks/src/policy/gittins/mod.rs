@@ -1,23 +1,23 @@
-//! The default policy: of all leaves of the tree of stored blocks, the one goes whose best expected
-//! uses per time, over all times at which one might give it up, are lowest (its Gittins index). How
-//! ages turn into uses is learned from what happens, for each class of blocks.
+//! The default policy. It evicts the leaf with the lowest Gittins index: the best ratio of expected
+//! uses to expected time, over all times at which the block might be given up. How uses depend on
+//! age is learned online, for each class of blocks.
 //!
-//! Time is the number of references to blocks. State is kept for each run of blocks, not for each
-//! block: a chain that was always used as a whole costs as much as one block. Blocks that were
-//! evicted are remembered for a while, so that the policy learns what it lost.
+//! Time is counted in references to blocks. State is kept for each run of blocks, not for each
+//! block: a chain that was always used as a whole costs as much as one block. Evicted blocks are
+//! kept as ghosts for a while, so that the policy learns from their returns.
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | `runs` | the tree |
-//! | `class`, `age` | what a run is, and how old |
-//! | `leaves` | the runs that may go, in order |
-//! | `lesson` | counts of what happened, and what they say |
-//! | `backlog` | what happened and was not learned from yet |
-//! | `uses`, `stores` | what is learned from blocks that were found, and that were stored |
-//! | `said` | what callers say, in the units of labels |
+//! | `runs` | the tree of stored blocks, as runs |
+//! | `class`, `age` | the class and the age bucket of a run |
+//! | `leaves` | the evictable runs, ordered |
+//! | `lesson` | the event counts, and the estimator that turns them into scores |
+//! | `backlog` | events that the policy has not learned from yet |
+//! | `uses`, `stores` | how the policy handles visits and insertions |
+//! | `said` | the callers' hints as run labels |
 //!
-//! Matching and registering only write down what happened. It is learned before the next eviction, or by
-//! [`lesson`](EvictionPolicy::lesson), which a thread that has time asks for.
+//! Matching and registering only append to the backlog. The policy processes it before the next
+//! eviction, or in [`lesson`](EvictionPolicy::lesson), which a thread with spare time calls.
 
 mod age;
 mod backlog;
@@ -45,7 +45,7 @@ use lesson::Observations;
 use runs::{Runs, Shortened};
 use said::coarse;
 
-/// Evicted blocks that are remembered at least.
+/// The minimum capacity for ghosts.
 const GHOSTS_MIN: usize = 65_536;
 
 /// Requests between two lessons.
@@ -54,26 +54,26 @@ const LESSON_REQUESTS: u64 = 200;
 /// Requests before the first lesson.
 const LESSON_FIRST: u64 = 25;
 
-/// Ghosts beyond those that are remembered, until they are forgotten together.
+/// Ghosts beyond the capacity that accumulate before they are dropped as a batch.
 const EXCESS_MAX: usize = 128;
 
-/// Runs and ghosts that are looked at for a lesson.
+/// The sample size of runs and of ghosts for a lesson.
 const SAMPLE_MAX: usize = 16_384;
 
 /// No run.
 const NO_RUN: u32 = u32::MAX;
 
-/// A block that was evicted.
+/// The ghost entry of an evicted block.
 #[derive(Clone, Copy, Debug, Default)]
 struct Ghost {
-    /// When it was used last, without the upper half: there are many ghosts, and their ages are short.
+    /// The clock at its last use, lower half only: there are many ghosts, and their ages are short.
     touch: u32,
     class: Class,
     count: u8,
 }
 
 impl Ghost {
-    /// References to blocks since it was used last, modulo 2^32.
+    /// References to blocks since its last use, modulo 2^32.
     fn age(&self, clock: u64) -> u64 {
         u64::from(lower_half(clock).wrapping_sub(self.touch))
     }
@@ -95,22 +95,22 @@ pub struct Gittins {
     clock: u64,
     requests: u64,
     next_lesson: u64,
-    /// The run that is being evicted, and when it was used last: it goes as a whole.
+    /// The run that is being evicted, and its last use: it is evicted as a whole.
     victim: Option<(u32, u64)>,
-    /// What was not learned from yet.
+    /// The events that the policy has not learned from yet.
     backlog: Backlog,
-    /// The blocks of an event.
+    /// Scratch: the blocks of one event.
     scratch: Vec<BlockId>,
-    /// Runs that wait to be looked at.
+    /// Scratch: a stack of runs to visit.
     stack: Vec<u32>,
-    /// Where the ghosts of blocks are that are being stored.
+    /// Scratch: the ghost lookups of blocks that are being stored.
     sought: Vec<Sought>,
     blocks: usize,
     len: usize,
 }
 
 impl Gittins {
-    /// For a pool of `blocks` blocks.
+    /// A policy for a pool of `blocks` blocks.
     #[must_use]
     pub fn new(blocks: u32) -> Gittins {
         Gittins {
@@ -146,7 +146,7 @@ impl Gittins {
         }
     }
 
-    /// Makes `block` the last one of its run.
+    /// Splits a run so that `block` is the last of its run.
     fn split_after(&mut self, block: u32) {
         let Some(upper) = self.runs.of(block) else {
             return;
@@ -162,7 +162,7 @@ impl Gittins {
         }
     }
 
-    /// The leaf that is worth least.
+    /// The leaf with the lowest score; an expired leaf precedes it.
     fn choose(&self, now: Tick) -> Option<u32> {
         if let Some(run) = self.leaves.expired(coarse(now)) {
             return Some(run);
@@ -176,19 +176,19 @@ impl Gittins {
         least.map(|(_, leaf)| leaf.run)
     }
 
-    /// Expected uses per reference, as the callers want it seen.
+    /// Expected uses per reference, weighted by the caller's priority.
     fn score(&self, leaf: &Candidate) -> f32 {
         let age = self.clock - leaf.touch;
         let score = self.learned.score(leaf.class, age);
         if leaf.priority == 0 {
             return score;
         }
-        // In the time in which the pool is filled once, a hint loses half its weight.
+        // The hint's exponent halves in the time in which the pool is filled once.
         let fills = age as f32 / self.blocks.max(1) as f32;
         score * (f32::from(leaf.priority) / (1.0 + fills)).exp2()
     }
 
-    /// The run whose last block is to go.
+    /// The run whose last block is the candidate.
     fn victim(&mut self, now: Tick) -> Option<u32> {
         if let Some((run, touch)) = self.victim {
             let entry = self.runs.get(run);
@@ -201,7 +201,7 @@ impl Gittins {
         Some(run)
     }
 
-    /// The last block of `run` is gone.
+    /// Removes the last block of `run`.
     fn forget_tail(&mut self, run: u32) {
         self.len -= 1;
         let label = self.runs.get(run).label;
@@ -220,7 +220,7 @@ impl Gittins {
                 let Some(before) = before else { return };
                 self.list(before);
                 let entry = self.runs.get(before);
-                // A dead end leaves as a whole.
+                // A dead end is evicted as a whole.
                 if entry.listed && entry.label.class == label.class && entry.touch == touch {
                     self.victim = Some((before, touch));
                 }
@@ -232,11 +232,14 @@ impl Gittins {
     fn offered(&self, block: BlockId) -> u32 {
         let of_run = |run: &u32| self.runs.get(*run).tail == block.0;
         let run = self.runs.of(block.0).filter(of_run).unwrap_or(NO_RUN);
-        assert!(run != NO_RUN, "{block:?} is the end of a run, and offered");
+        assert!(
+            run != NO_RUN,
+            "{block:?} was offered, so it is the end of a run"
+        );
         run
     }
 
-    /// What a block was refused for has ended.
+    /// Clears a block's refusal, and lists its run again if that makes it evictable.
     fn bring_back(&mut self, block: BlockId, refusal: Refusal) {
         if let Some(run) = self.runs.of(block.0)
             && self.runs.aside(block.0) == Some(refusal)
@@ -246,8 +249,8 @@ impl Gittins {
         }
     }
 
-    /// Learns from what happened since the last time. Everything but what is found and stored calls it
-    /// first, so it makes no difference when that is learned.
+    /// Processes the backlog. Every operation except visits and insertions calls it first, so the
+    /// time of learning does not change the policy's decisions.
     fn catch_up(&mut self) {
         if self.backlog.is_empty() {
             return;
@@ -266,8 +269,8 @@ impl Gittins {
         self.scratch = scratch;
     }
 
-    /// Forgets the ghosts that are too many. The clock stands still while blocks leave, so it does not matter
-    /// when, as long as it is before the next use or the next lesson.
+    /// Drops the ghosts beyond the capacity. The clock does not advance during evictions, so any
+    /// time before the next use or the next lesson gives the same result.
     fn forget_excess(&mut self) {
         let most = GHOSTS_MIN.max(self.blocks / 2);
         self.ghosts.warm(self.ghosts.len().saturating_sub(most));
@@ -278,7 +281,7 @@ impl Gittins {
         }
     }
 
-    /// The blocks that are watched, by class and age: a sample where there are many.
+    /// The blocks under observation, by class and age: a sample if there are many.
     fn live(&self) -> lesson::Table<{ class::CLASSES }> {
         let mut live = lesson::table();
         let step = self.runs.entries() / SAMPLE_MAX + 1;

@@ -1,14 +1,14 @@
-//! The tree of stored blocks, as runs: neighbours in a chain that were always used together are
-//! one entry.
+//! The tree of stored blocks, compressed to runs. A run is an entry for consecutive blocks of a chain
+//! that were always used together.
 //!
 //! ```text
 //! chain A: 0 1 2 3 4 5      run 0: 0 1 2 ─┬─ run 1: 3 4 5
 //! chain B: 0 1 2 6 7                      └─ run 2: 6 7
 //! ```
 //!
-//! A block knows its run and the block before it; a run knows its first and last block, the first of
-//! its children and its siblings. Runs are split where a chain leaves them. What a run is worth, and
-//! when it goes, is not decided here.
+//! A block knows its run and its parent. A run knows its first and last block, the first of its
+//! children and its siblings. A run is split where a chain leaves it. This module neither scores
+//! runs nor chooses which one to evict.
 
 use super::class::Class;
 use crate::policy::{
@@ -17,39 +17,39 @@ use crate::policy::{
     ghosts::Print,
 };
 
-/// What is known of a run as a whole.
+/// The properties that all blocks of a run share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Label {
-    /// The class of its blocks.
+    /// The class of the blocks.
     pub(super) class: Class,
-    /// How often they were used, at most 16.
+    /// Their use count, at most 16.
     pub(super) count: u8,
-    /// What the callers said, at most 4 in both directions.
+    /// The callers' priority, clamped to -4..=4.
     pub(super) priority: i8,
-    /// From when on they are worth nothing; the last number means never.
+    /// When the blocks expire; the largest number means never.
     pub(super) expires: u32,
 }
 
-/// Neighbours in a chain.
+/// Consecutive blocks of a chain.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Run {
-    /// When its blocks were used last.
+    /// The clock at the last use of its blocks.
     pub(super) touch: u64,
-    /// What is known of it.
+    /// The properties of its blocks.
     pub(super) label: Label,
     /// Its first block.
     pub(super) head: u32,
-    /// Its last block; [`NONE`] in a run that is free.
+    /// Its last block; [`NONE`] in a free entry.
     pub(super) tail: u32,
-    /// How many blocks it has.
+    /// The number of blocks.
     pub(super) len: u32,
-    /// How many runs follow it.
+    /// The number of child runs.
     pub(super) children: u32,
-    /// One of those; in a free run, the next free one.
+    /// One of the child runs; in a free entry, the next free entry.
     pub(super) first_child: u32,
     next_sibling: u32,
     previous_sibling: u32,
-    /// Whether it stands among the leaves.
+    /// Whether it is among the evictable leaves.
     pub(super) listed: bool,
 }
 
@@ -63,15 +63,15 @@ struct Place {
 #[derive(Clone, Debug)]
 pub(super) struct Runs {
     places: Column<Place>,
-    /// Why a block was refused, while that lasts.
+    /// Why a block is set aside, while it is refused.
     aside: Column<Option<Refusal>>,
-    /// Grows to the largest number of runs there ever was.
+    /// Grows to the largest number of runs so far.
     runs: Column<Run>,
     free: u32,
 }
 
 impl Runs {
-    /// No run yet, for `blocks` blocks.
+    /// No runs, for `blocks` blocks.
     pub(super) fn new(blocks: usize) -> Runs {
         let place = Place {
             run: NONE,
@@ -103,34 +103,34 @@ impl Runs {
         &mut self.runs[run]
     }
 
-    /// The stored block before this one.
+    /// The stored parent of a block.
     pub(super) fn parent(&self, block: u32) -> Option<u32> {
         let parent = self.places[block].parent;
         (parent != NONE).then_some(parent)
     }
 
-    /// The run before this one.
+    /// The parent run of a run.
     pub(super) fn parent_run(&self, run: u32) -> Option<u32> {
         self.of(self.parent(self.runs[run].head)?)
     }
 
-    /// Says why a block was refused, if that lasts.
+    /// Sets or clears the reason why a block is set aside.
     pub(super) fn set_aside(&mut self, block: u32, refusal: Option<Refusal>) {
         self.aside[block] = refusal;
     }
 
-    /// Why a block was refused, if that lasts.
+    /// Why a block is set aside, if it is.
     pub(super) fn aside(&self, block: u32) -> Option<Refusal> {
         self.aside[block]
     }
 
-    /// Whether a run may be offered: nothing follows it here, and its last block was not refused.
+    /// Whether a run may be offered: it has no child run, and its last block is not set aside.
     pub(super) fn is_free_leaf(&self, run: u32) -> bool {
         let Run { children, tail, .. } = self.runs[run];
         children == 0 && self.aside[tail].is_none()
     }
 
-    /// The runs that follow a run.
+    /// The child runs of a run.
     pub(super) fn children(&self, run: u32) -> impl Iterator<Item = u32> + '_ {
         let mut at = match self.runs[run].children {
             0 => NONE,
@@ -143,19 +143,20 @@ impl Runs {
         })
     }
 
-    /// A block was stored that is to be put into a run later. Until then its print stands where its run will.
+    /// Stores the print of a new block that will get a run later. Until then the print is in the
+    /// run's field.
     pub(super) fn note(&mut self, block: u32, print: Print) {
         let place = &mut self.places[block];
         assert!(place.run == NONE, "block {block} is stored twice");
         place.run = print.bits();
     }
 
-    /// The print of a block that was noted.
+    /// The print of a block that [`note`](Runs::note) stored.
     pub(super) fn noted(&self, block: u32) -> Print {
         Print::of_bits(self.places[block].run)
     }
 
-    /// Starts a run with one block behind `parent`, which is the last block of its run.
+    /// Starts a run with one block after `parent`, which is the last block of its run.
     pub(super) fn start(
         &mut self,
         block: u32,
@@ -183,7 +184,7 @@ impl Runs {
         run
     }
 
-    /// Appends a block to a run that nothing follows.
+    /// Appends a block to a run without child runs.
     pub(super) fn extend(&mut self, run: u32, block: u32) {
         let parent = self.runs[run].tail;
         self.places[block] = Place { run, parent };
@@ -193,8 +194,8 @@ impl Runs {
         run.len += 1;
     }
 
-    /// Makes `block` the last one of its run; the run of what followed it, if anything did. That
-    /// one has the label and is not listed.
+    /// Splits a run so that `block` is its last. Returns the new run of the blocks after it, if
+    /// any. The new run has the same label and is not listed.
     pub(super) fn split_after(&mut self, block: u32) -> Option<u32> {
         let upper = self.of(block)?;
         let whole = self.runs[upper];
@@ -224,8 +225,8 @@ impl Runs {
         Some(lower)
     }
 
-    /// Takes the last block off a run that nothing follows. If it was the only one, the run is
-    /// gone; the run before it then.
+    /// Removes the last block of a run without child runs, and the run itself if that was its only
+    /// block.
     pub(super) fn shorten(&mut self, run: u32) -> Shortened {
         let Run { tail, len, .. } = self.runs[run];
         let parent = self.places[tail].parent;
@@ -243,8 +244,8 @@ impl Runs {
         Shortened::Gone { before }
     }
 
-    /// Takes a run of one block out of the tree: what followed it follows nothing now. The run
-    /// before it.
+    /// Removes a run of one block from the tree; its children lose their parent. Returns the parent
+    /// run.
     pub(super) fn cut_out(&mut self, run: u32) -> Option<u32> {
         while self.runs[run].children > 0 {
             let child = self.runs[run].first_child;
@@ -263,7 +264,7 @@ impl Runs {
         self.runs.iter().filter(|run| run.tail != NONE)
     }
 
-    /// How many entries runs take, those that are free included.
+    /// The number of run entries, free ones included.
     pub(super) fn entries(&self) -> usize {
         self.runs.len()
     }
@@ -288,14 +289,14 @@ impl Runs {
     fn release(&mut self, run: u32) {
         let free = self.free;
         let entry = &mut self.runs[run];
-        assert!(!entry.listed, "a run that is gone stands among the leaves");
+        assert!(!entry.listed, "a removed run is still among the leaves");
         entry.tail = NONE;
         entry.children = 0;
         entry.first_child = free;
         self.free = run;
     }
 
-    /// Makes a run a child of the one before it.
+    /// Links a run as a child of its parent run.
     fn attach(&mut self, run: u32) {
         let Some(parent) = self.parent_run(run) else {
             return;
@@ -313,7 +314,7 @@ impl Runs {
         parent.children += 1;
     }
 
-    /// The opposite of [`attach`](Runs::attach); the parent.
+    /// The inverse of [`attach`](Runs::attach). Returns the parent run.
     fn detach(&mut self, run: u32) -> Option<u32> {
         let parent = self.parent_run(run)?;
         let Run {
@@ -334,7 +335,7 @@ impl Runs {
         Some(parent)
     }
 
-    /// Asserts what must hold between the parts; the number of blocks.
+    /// Asserts the invariants. Returns the number of blocks.
     pub(super) fn check(&self) -> usize {
         let mut blocks = 0;
         for (index, run) in (0_u32..).zip(self.runs.iter()) {
@@ -347,7 +348,7 @@ impl Runs {
                 assert_eq!(self.places[at].run, index, "run of block {at}");
                 at = self.places[at].parent;
                 len += 1;
-                assert!(len <= run.len, "run {index} is longer than it says");
+                assert!(len <= run.len, "run {index} is longer than its length");
             }
             assert_eq!((self.places[at].run, len), (index, run.len), "run {index}");
             blocks += run.len as usize;
@@ -377,13 +378,13 @@ impl Runs {
     }
 }
 
-/// What became of a run that lost its last block.
+/// The result of removing a run's last block.
 pub(super) enum Shortened {
-    /// It has others.
+    /// The run has further blocks.
     Still,
-    /// It had no other; the run before it.
+    /// The run was removed.
     Gone {
-        /// The run before it.
+        /// The parent run.
         before: Option<u32>,
     },
 }

@@ -1,4 +1,4 @@
-//! What callers say about blocks, in the units of labels.
+//! The caller's hints as run labels.
 
 use super::{
     class::{self, Class},
@@ -7,12 +7,12 @@ use super::{
 };
 use crate::{Tick, policy::Hints};
 
-/// The moment in units of about a second.
+/// The time in units of 1024 ms.
 pub(super) fn coarse(moment: Tick) -> u32 {
     u32::try_from(moment.0 >> 10).unwrap_or(NEVER - 1)
 }
 
-/// From when on blocks are worth nothing.
+/// When the blocks expire, in the same units.
 fn expiry(hints: &Hints) -> u32 {
     match hints.expires {
         Some(moment) => coarse(Tick(moment.0.saturating_add(1023))).min(NEVER - 1),
@@ -20,7 +20,7 @@ fn expiry(hints: &Hints) -> u32 {
     }
 }
 
-/// What the caller says of blocks that are stored, whatever their kind.
+/// The hints as a label, regardless of the blocks' kind.
 pub(super) fn said(hints: &Hints) -> Label {
     Label {
         class: Class::new(0, class::output(hints.output_tokens)),
@@ -30,7 +30,7 @@ pub(super) fn said(hints: &Hints) -> Label {
     }
 }
 
-/// How much longer than others blocks are to be kept.
+/// The priority, clamped to the supported range.
 fn wanted_priority(hints: &Hints) -> i8 {
     hints.priority.clamp(-PRIORITY_MAX, PRIORITY_MAX)
 }

@@ -1,5 +1,5 @@
-//! What the policy does with blocks that were stored: each gets a label, by its ghost if it has one and by
-//! the block before it, and neighbours with one label are one run.
+//! How the policy handles stored blocks. Each block gets a label from its ghost, if it has one, and
+//! its parent; consecutive blocks with one label form one run.
 
 use super::{
     Ghost, Gittins,
@@ -9,7 +9,7 @@ use super::{
 use crate::BlockId;
 
 impl Gittins {
-    /// Blocks were stored, whose prints were noted.
+    /// Processes stored blocks, whose prints were noted.
     pub(super) fn store(
         &mut self,
         (mut parent, blocks): (Option<u32>, &[BlockId]),
@@ -23,7 +23,7 @@ impl Gittins {
             blocks.iter().map(|block| self.runs.noted(block.0)),
             &mut sought,
         );
-        // The run that ends with the parent, and nothing follows.
+        // The run that ends with the parent and has no child runs.
         let mut open: Option<(u32, Label)> = None;
         let pairs = blocks.iter().zip(&sought);
         for (at, (block, &sought)) in pairs.enumerate() {
@@ -56,7 +56,7 @@ impl Gittins {
         self.sought = sought;
     }
 
-    /// The label of a block that is stored now, behind one with the label `before`.
+    /// The label of a block that is stored now, after a block with the label `before`.
     #[inline]
     fn label(
         &mut self,
@@ -72,7 +72,8 @@ impl Gittins {
                 class::used(count)
             }
             (None, None) => class::new(0),
-            // Stored by this very request: the block before both is the one to go by.
+            // The parent was stored by this request too: its kind comes from the last block that
+            // was stored before the request.
             (None, Some(before)) if before.count == 1 && before.class.kind() != class::PARTIAL => {
                 before.class.kind()
             }
@@ -86,7 +87,7 @@ impl Gittins {
         }
     }
 
-    /// One block was stored, behind the last one of a run or behind none. Its run.
+    /// Inserts a stored block after the last block of a run, or as a root. Returns its run.
     fn insert(&mut self, block: u32, parent: Option<u32>, label: Label) -> u32 {
         let now = self.clock;
         let before = parent.and_then(|parent| self.runs.of(parent));
@@ -98,8 +99,8 @@ impl Gittins {
             (Some(run), _) => {
                 self.runs.extend(run, block);
                 let entry = self.runs.get(run);
-                // A request that stores block after block uses its run all the time; that is not
-                // worth an entry in an ordered set each time.
+                // A request that stores block after block uses its run all the time. Updating an
+                // ordered set each time is not worth it.
                 if now - entry.touch > u64::from(entry.len) * 2 {
                     self.unlist(run);
                     self.refresh(run);
@@ -119,7 +120,7 @@ impl Gittins {
         }
     }
 
-    /// What is followed by something new was used now, and so was what it follows.
+    /// Marks a run that got a new child as used now, with all of its ancestors.
     pub(super) fn refresh(&mut self, run: u32) {
         let mut at = Some(run);
         while let Some(run) = at

@@ -1,14 +1,14 @@
-//! When the policy learns makes no difference to what it does.
+//! The time of learning does not change the policy's decisions.
 
 use super::*;
 use crate::policy::Hints;
 use kvtile_random::Numbers;
 
-/// Two policies to which the same happens, of which one learns from everything at once.
+/// Two policies with the same events; one of them learns from each event at once.
 struct Pair {
     late: Gittins,
     prompt: Gittins,
-    /// Chains of stored blocks with their keys.
+    /// Chains of stored blocks, with their keys.
     chains: Vec<Vec<(BlockId, BlockKey)>>,
     free: Vec<u32>,
     random: Numbers,
@@ -47,7 +47,7 @@ impl Pair {
         }
     }
 
-    /// A request: uses the beginning of a chain, and stores a new end behind it.
+    /// A request: uses the start of a chain, and stores a new end after it.
     fn request(&mut self) {
         let hints = self.hints();
         let at = self.random.index(self.chains.len() + 2);
@@ -87,7 +87,7 @@ impl Pair {
         self.chains.push(chain);
     }
 
-    /// A new key, or one that may be a ghost's.
+    /// A new key, or an old one that may have a ghost.
     fn key(&mut self) -> BlockKey {
         self.keys += 1;
         let old = u128::from(self.random.any()) % self.keys;

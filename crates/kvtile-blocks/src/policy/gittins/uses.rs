@@ -1,5 +1,5 @@
-//! What the policy does with a request that found blocks: their runs are used, and those beside them were
-//! passed over.
+//! How the policy handles a request that found blocks: their runs are used, and the runs beside
+//! them are passed over.
 
 use super::{
     Gittins,
@@ -8,15 +8,15 @@ use super::{
 };
 use crate::BlockId;
 
-/// A block with more children than this is a prompt that everybody has: that a request took one of
-/// them says nothing about the others.
+/// A run with more child runs than this is a prompt common to many requests: the choice of one
+/// child carries no information about the others.
 const PASSED_CHILDREN_MAX: u32 = 16;
 
-/// Blocks that one request passes over at most.
+/// The maximum number of blocks that one request passes over.
 const PASSED_BLOCKS_MAX: u32 = 1024;
 
 impl Gittins {
-    /// A request found blocks.
+    /// Processes a request that found blocks.
     pub(super) fn visit(&mut self, blocks: &[BlockId], partial: bool, said: &Label) {
         let Some(last) = blocks.last() else {
             return;
@@ -35,7 +35,7 @@ impl Gittins {
                 self.split_after(parent);
             }
             let run = self.runs.of(first.0);
-            // A run may go on with other blocks than the visit.
+            // A run may continue with other blocks than the visit.
             let same = |block: &&BlockId| run.is_some() && self.runs.of(block.0) == run;
             let len = rest.iter().take_while(same).count().max(1);
             if let Some(end) = rest.get(len - 1) {
@@ -44,8 +44,8 @@ impl Gittins {
             let run = self.runs.of(first.0);
             let tail = partial && len >= rest.len();
             if let Some(run) = run {
-                // Where other tiers have the blocks before these, the visit starts behind them; those
-                // that are here as well were used all the same.
+                // If other tiers hold the blocks before these, the visit starts after them.
+                // Ancestors that are stored here as well count as used.
                 if let Some(before) = self.runs.parent_run(run) {
                     self.refresh(before);
                 }
@@ -56,7 +56,7 @@ impl Gittins {
         self.clock += blocks.len() as u64;
     }
 
-    /// A request used a whole run.
+    /// Counts a use of a whole run.
     fn touch(&mut self, run: u32, kind: Option<u8>, said: &Label) {
         self.unlist(run);
         let now = self.clock;
@@ -81,7 +81,8 @@ impl Gittins {
         self.list(run);
     }
 
-    /// A request went on behind `run`, or ended there: whatever else follows it was passed over.
+    /// Passes over all descendants of `run`, the last run of a request: the request continued
+    /// differently or ended there.
     fn pass_over(&mut self, run: u32) {
         if self.runs.get(run).children > PASSED_CHILDREN_MAX {
             return;
@@ -90,7 +91,7 @@ impl Gittins {
         stack.extend(self.runs.children(run));
         let mut passed = 0;
         while let Some(run) = stack.pop() {
-            // Who was passed over as often as is counted has no descendant that was less often.
+            // If a run is at the cap of passes, so are all of its descendants.
             let Some(class) = self.runs.get(run).label.class.passed() else {
                 continue;
             };
@@ -112,7 +113,7 @@ impl Gittins {
     }
 }
 
-/// A priority fades by a step with each use by somebody who does not ask for it.
+/// The next priority: a use with a lower priority lowers it by one step.
 fn towards(is: i8, wanted: i8) -> i8 {
     if wanted >= is { wanted } else { is - 1 }
 }

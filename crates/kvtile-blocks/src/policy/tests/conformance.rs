@@ -1,6 +1,7 @@
-//! Random operations against a model that knows which blocks are stored, which follow which and which
-//! are in use, and does what a pool does: it refuses what is followed or in use, watches that a policy
-//! offers what it may offer, and that it never forgets a block. LRU is held to its order as well.
+//! Random operations against a model that knows the stored blocks, their parents and their pins. It
+//! acts like a pool: it refuses candidates with cached children or pins. It checks that a policy
+//! offers only what it may offer, and that every block is offered in the end. LRU must also keep
+//! its order.
 
 use kvtile_random::Numbers;
 use std::collections::BTreeMap;
@@ -15,12 +16,12 @@ struct Stored {
     key: BlockKey,
     parent: Option<u32>,
     pins: u32,
-    /// Blocks that follow it and that the policy does not know: another tenant's, or some that were
-    /// stored before it.
+    /// Children that the policy does not know: blocks of another tenant, or blocks that were stored
+    /// before their parent.
     strangers: u32,
-    /// Offered and refused, and that has not ended.
+    /// The reason of a refusal that still applies.
     refused: Option<Refusal>,
-    /// The request that used it last, by number; one that lets go of a block uses it once more.
+    /// The number of the request that used it last; unpinning a parked block counts as a use.
     used: u64,
 }
 
@@ -28,13 +29,13 @@ struct Model {
     policy: Box<dyn EvictionPolicy>,
     blocks: BTreeMap<u32, Stored>,
     free: Vec<u32>,
-    /// Chains whose blocks are pinned: the ids from the first block on.
+    /// Pinned chains: the ids from the first block on.
     pins: Vec<Vec<u32>>,
     random: Numbers,
     now: u64,
     keys: u64,
     uses: u64,
-    /// Whether the block used longest ago has to go.
+    /// Whether the policy must evict the least recently used leaf.
     least_recently_used: bool,
 }
 
@@ -54,7 +55,7 @@ impl Model {
     }
 
     fn key(&mut self) -> BlockKey {
-        // Some keys come back, so that ghosts are met.
+        // Some keys return, so that the policy meets ghosts.
         self.keys += 1;
         let number = match self.random.index(4) {
             0 => self.random.any() % self.keys,
@@ -71,25 +72,25 @@ impl Model {
         key
     }
 
-    /// Whether a cached block follows this one.
+    /// Whether a cached block has this one as its parent.
     fn is_followed(&self, id: u32) -> bool {
         let children = || self.blocks.values().any(|block| block.parent == Some(id));
         self.blocks[&id].strangers > 0 || children()
     }
 
-    /// The request used these blocks.
+    /// Records that the request used these blocks.
     fn used(&mut self, blocks: &[u32]) {
         for id in blocks {
             let block = self.blocks.get_mut(id).unwrap();
             block.used = self.uses;
-            // The policy may offer it again now.
+            // The policy may now offer it again.
             if block.refused == Some(Refusal::Followed) {
                 block.refused = None;
             }
         }
     }
 
-    /// A block has left, and the blocks around it are told.
+    /// Removes a block: its children become roots, and its parent loses a child.
     fn forget(&mut self, id: u32) {
         let block = self.blocks.remove(&id).unwrap();
         for child in self.blocks.values_mut().filter(|b| b.parent == Some(id)) {
@@ -101,7 +102,7 @@ impl Model {
         }
     }
 
-    /// A block that followed this one has left.
+    /// Removes a child of a block.
     fn lost_child(&mut self, id: u32) {
         if self.is_followed(id) {
             return;
@@ -113,7 +114,7 @@ impl Model {
         self.policy.became_leaf(BlockId(id));
     }
 
-    /// Blocks that the policy does not know come behind one that it knows, or leave.
+    /// Adds or removes children that the policy does not know.
     fn strangers(&mut self) {
         let any: Vec<u32> = self.blocks.keys().copied().collect();
         if any.is_empty() {
@@ -149,8 +150,8 @@ impl Model {
         }
     }
 
-    /// A request: it finds part of a chain, sometimes without what it begins with, makes room, and stores
-    /// some more behind it.
+    /// A request: finds part of a chain, sometimes without the chain's start, evicts, and stores
+    /// further blocks after it.
     fn request(&mut self) {
         let any = self.blocks.keys().copied().collect::<Vec<u32>>();
         let found = match any.is_empty() || self.random.index(4) == 0 {
@@ -228,7 +229,7 @@ impl Model {
         self.pins.push(chain);
     }
 
-    /// Somebody stops to use a chain; what was refused meanwhile may be offered again.
+    /// Unpins a chain; its refused blocks may be offered again.
     fn unpin(&mut self) {
         if self.pins.is_empty() {
             return;
@@ -256,7 +257,7 @@ impl Model {
             && let Some(BlockId(id)) = self.policy.candidate(Tick(self.now))
         {
             let followed = self.is_followed(id);
-            let block = self.blocks.get_mut(&id).expect("it offers what is stored");
+            let block = self.blocks.get_mut(&id).expect("candidates are stored");
             assert_eq!(block.refused, None, "{id} is offered again");
             if followed || block.pins > 0 {
                 let refusal = match followed {
@@ -283,14 +284,14 @@ impl Model {
         evicted
     }
 
-    /// The blocks that may go.
+    /// The evictable blocks.
     fn leaves(&self) -> impl Iterator<Item = &Stored> {
         let unused = self.blocks.iter().filter(|(_, block)| block.pins == 0);
         let leaves = unused.filter(|(id, _)| !self.is_followed(**id));
         leaves.map(|(_, block)| block)
     }
 
-    /// The owner takes away a block that nobody uses, wherever it is in its chain.
+    /// Removes an unpinned block, at any position of its chain.
     fn remove(&mut self) {
         let free = self.blocks.iter().filter(|(_, block)| block.pins == 0);
         let any: Vec<u32> = free.map(|(&id, _)| id).collect();
@@ -326,7 +327,7 @@ impl Model {
 }
 
 #[test]
-fn every_policy_offers_what_it_may_and_forgets_nothing() {
+fn every_policy_offers_only_evictable_blocks_and_forgets_none() {
     for kind in PolicyKind::ALL {
         for seed in 0..24 {
             println!("{kind}, seed {seed}");
@@ -346,11 +347,7 @@ fn every_policy_offers_what_it_may_and_forgets_nothing() {
                 }
             }
             let left = model.blocks.len();
-            assert_eq!(
-                model.evict(usize::MAX),
-                left,
-                "the rest goes when it is free"
-            );
+            assert_eq!(model.evict(usize::MAX), left, "unpinned blocks are evicted");
             assert!(model.policy.is_empty());
         }
     }
