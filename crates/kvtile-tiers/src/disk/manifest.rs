@@ -353,7 +353,7 @@ pub(super) fn file_name(medium: &dyn Medium, file: &str) -> String {
     format!("{}/{file}", medium.name())
 }
 
-/// A random number that identifies the folder. It tells records of different folders apart and is
+/// A random number that identifies the folder: records of different folders differ by it. It is
 /// no secret.
 fn random_number() -> StoreId {
     use std::hash::{BuildHasher, Hasher, RandomState};

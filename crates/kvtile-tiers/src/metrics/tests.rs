@@ -77,7 +77,11 @@ fn pitfall_40_every_part_has_a_denominator_and_no_label_is_a_direction() {
         }
         let source = metric.labels.contains(&"source");
         let destination = metric.labels.contains(&"destination");
-        assert_eq!(source, destination, "{} has one of source and destination", metric.name);
+        assert_eq!(
+            source, destination,
+            "{} has one of source and destination",
+            metric.name
+        );
     }
 }
 

@@ -14,7 +14,7 @@
 //! So a record on the disk never refers to bytes that are not there, regardless of which writes
 //! between two syncs survive a crash.
 //!
-//! The store knows neither which blocks are worth keeping, nor who reads them, nor their layout.
+//! The store knows neither which blocks are worth keeping, nor their readers, nor their layout.
 
 mod commit;
 mod free;

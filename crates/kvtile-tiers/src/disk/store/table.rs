@@ -434,7 +434,10 @@ impl Table {
         let elsewhere = self.erasing + self.abandoned;
         assert_eq!(count + elsewhere, self.places as usize, "places are lost");
         assert_eq!(used, self.used, "the number of used slots");
-        assert!(self.durable_epoch < self.epoch, "the durable epoch is not before the current one");
+        assert!(
+            self.durable_epoch < self.epoch,
+            "the durable epoch is not before the current one"
+        );
         let written = self.entries.iter();
         let written = written.filter(|entry| entry.state == SlotState::Written);
         let pending = self.pending.iter();

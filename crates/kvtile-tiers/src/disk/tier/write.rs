@@ -258,7 +258,10 @@ impl Disk {
 fn tenant_of(batch: &Batch<'_>, wanted: &[usize]) -> u32 {
     let first = wanted.first().and_then(|at| batch.blocks.get(*at));
     let Some(first) = first else {
-        broken(format_args!("no block of {} is to be written", batch.blocks.len()))
+        broken(format_args!(
+            "no block of {} is to be written",
+            batch.blocks.len()
+        ))
     };
     first.tenant
 }
