@@ -41,7 +41,7 @@ fn durable_blocks(rig: &mut Rig) {
     sync(rig);
     let first = [is_durable; 4];
     assert_eq!(durable(rig, &links)[..4], first);
-    assert_eq!(durable(rig, &links)[4..], [false; 2], "what is not there");
+    assert_eq!(durable(rig, &links)[4..], [false; 2], "absent blocks");
     rig.write_new(&links[4..]);
     // Blocks that an earlier sync covered stay durable.
     assert_eq!(durable(rig, &links)[..4], first);

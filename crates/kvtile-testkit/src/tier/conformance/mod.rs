@@ -247,7 +247,7 @@ impl Rig {
         for block in &listed {
             assert_eq!(block.tier, self.tier().id(), "the tier of a listed block");
             let there = self.tier().has(block.group, &block.key);
-            assert!(there, "{block:?} is not there");
+            assert!(there, "{block:?} is not present");
             let hold = self.tier().hold(block.group, &[block.key]);
             let parent = hold.map(|hold| hold.parent(0));
             assert_eq!(parent, Some(block.parent), "the parent of {block:?}");
@@ -338,7 +338,7 @@ impl Hands<'_> {
             let checksum = content_checksum(&link.name.key, link.position, &found);
             match came.checksum {
                 Some(came) => assert_eq!(came, checksum, "the checksum of {link:?}"),
-                None => assert!(verifies, "{link:?} came without its checksum"),
+                None => assert!(verifies, "{link:?} was read without its checksum"),
             }
             Ok(())
         };

@@ -15,7 +15,7 @@ pub enum Miss {
     #[error("the slot holds another block")]
     WrongKey,
     /// The slot was erased or rewritten during the read.
-    #[error("the slot was given to another block while it was being read")]
+    #[error("the slot was reused for another block during the read")]
     Replaced,
     /// The bytes are not those that were written.
     #[error("the block fails its checksum")]
