@@ -3,11 +3,11 @@
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{MutexGuard, PoisonError},
     thread,
 };
 
 use kvtile_layout::broken;
+use parking_lot::MutexGuard;
 
 use super::{
     super::{
@@ -55,8 +55,7 @@ impl SlotStore {
     }
 
     fn unreported(&self) -> MutexGuard<'_, Vec<LostBlock>> {
-        let unreported = self.unreported.lock();
-        unreported.unwrap_or_else(PoisonError::into_inner)
+        self.unreported.lock()
     }
 
     /// As [`sync`](SlotStore::sync), unless a concurrent sync frees a place first. Returns whether
@@ -83,7 +82,7 @@ impl SlotStore {
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
-        self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.commit.lock()
     }
 
     fn commit(&self, commit: Commit, _turn: MutexGuard<'_, ()>) -> Synced {

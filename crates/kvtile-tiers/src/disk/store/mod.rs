@@ -36,13 +36,11 @@ pub use table::SlotState;
 
 pub(super) use scan::{Scan, Scanned, is_end};
 
-use std::{
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{io, sync::Arc};
 
 use kvtile_blocks::BlockKey;
 use kvtile_memory::{AlignedBuffer, ProcessMark};
+use parking_lot::{Mutex, MutexGuard};
 
 use self::{standing::HeldManifest, stats::Counters, table::Table};
 use super::{
@@ -260,7 +258,7 @@ impl SlotStore {
 
     fn table(&self) -> MutexGuard<'_, Table> {
         // No code panics while holding the lock; `check_integrity` would show a broken invariant.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock()
     }
 
     fn failed(&self, operation: &'static str, error: io::Error) -> TierError {

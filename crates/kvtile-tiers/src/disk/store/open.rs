@@ -1,12 +1,9 @@
 //! Creates, opens and resizes a folder, and recovers its blocks after a crash.
 
-use std::{
-    cmp::Reverse,
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{cmp::Reverse, path::Path, sync::Arc};
 
 use kvtile_memory::ProcessMark;
+use parking_lot::Mutex;
 
 use super::{
     super::{

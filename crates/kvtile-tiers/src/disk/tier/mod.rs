@@ -7,7 +7,7 @@ mod write;
 use std::{
     any::Any,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 use kvtile_transfer::completion::{Completer, Completion};
+use parking_lot::Mutex;
 
 use self::threads::Threads;
 use super::{

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError},
+    sync::Arc,
 };
 
 use kvtile_blocks::{
@@ -85,8 +85,7 @@ impl Batch<'_> {
 impl Disk {
     /// Writes as many blocks of a batch as there is room for.
     fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Outcome> {
-        let writing = self.writing.lock();
-        let _writing = writing.unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock();
         let mut batch = Batch {
             blocks,
             outcomes: vec![None; blocks.len()],

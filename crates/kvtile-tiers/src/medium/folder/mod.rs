@@ -13,10 +13,11 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use kvtile_layout::Shown;
+use parking_lot::Mutex;
 use rustix::{
     fd::OwnedFd,
     fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, renameat, stat, unlinkat},
@@ -66,7 +67,7 @@ impl FolderMedium {
 
     /// The open folder, in which all names are looked up.
     fn folder(&self) -> io::Result<Arc<File>> {
-        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut folder = self.folder.lock();
         if let Some(folder) = &*folder {
             return Ok(Arc::clone(folder));
         }
@@ -120,7 +121,7 @@ impl Medium for FolderMedium {
             .mode(FOLDER_MODE)
             .create(&self.absolute)?;
         // The folder may have been removed and created anew since its last use.
-        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.folder.lock() = None;
         self.folder().map(drop)
     }
 
