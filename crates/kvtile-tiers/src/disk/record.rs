@@ -43,7 +43,7 @@ pub(super) const FLAG_STORED: u64 = 1;
 /// The block has a parent.
 pub(super) const FLAG_PARENT: u64 = 2;
 
-/// A random number that identifies a folder; its creation draws it.
+/// A random number that identifies a folder, drawn when the folder is created.
 pub(super) type StoreId = [u8; 16];
 
 /// The length of a folder's records, which follows from the number of pieces of a block.

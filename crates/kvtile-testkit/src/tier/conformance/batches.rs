@@ -1,5 +1,5 @@
 //! Batches complete and release their memory, even if their completions or the tier are dropped,
-//! and next to other batches.
+//! and while other batches are in flight.
 
 use std::{
     collections::HashSet,

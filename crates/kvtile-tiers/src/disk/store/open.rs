@@ -211,8 +211,8 @@ impl Opening<'_> {
         Ok(files)
     }
 
-    /// Erases the page of the last record behind that record: files end at page boundaries, and a
-    /// formerly larger folder may have left records there.
+    /// Erases the remainder of the last record's page: files end at page boundaries, and a formerly
+    /// larger folder may have left records there.
     fn erase_tail(&self, records: &dyn MediumFile, before: &Manifest) -> Result<(), TierError> {
         let used = u64::from(before.slots()) * self.form.record.stride();
         let tail = capacity::records_bytes(before.slots(), self.form.record) - used;

@@ -85,7 +85,7 @@ pub struct Written {
 pub struct FailedWrite {
     /// The slot.
     pub slot: u32,
-    /// Why.
+    /// The reason.
     pub error: TierError,
 }
 

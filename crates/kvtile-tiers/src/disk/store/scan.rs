@@ -11,7 +11,7 @@ use super::super::{
 /// Bytes of records in one read.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Bytes of records that a failed chunk is reread by.
+/// The unit in which a failed chunk is reread, in bytes.
 const RETRY_BYTES: usize = PAGE;
 
 /// The decoded records of a folder.
