@@ -1,4 +1,4 @@
-//! The naive copy: one unit after the other.
+//! The naive copy, which copies unit by unit.
 
 use kvtile_layout::{Axis, BlockPair, CopyPlan, Location, Plane, RangePair, Selection, Shape};
 
@@ -8,7 +8,7 @@ use crate::{
     reference::{ReferenceLayout, indices, to_usize},
 };
 
-/// Tokens of one block that go to tokens of another.
+/// A copy of tokens from one block to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NaivePair {
     /// Source block.
@@ -24,7 +24,7 @@ pub struct NaivePair {
 }
 
 impl NaivePair {
-    /// The first `tokens` tokens of `src_block` to the start of `dst_block`.
+    /// Copies the first `tokens` tokens of `src_block` to the start of `dst_block`.
     #[must_use]
     pub fn whole(src_block: u64, dst_block: u64, tokens: u64) -> NaivePair {
         NaivePair {
@@ -37,19 +37,19 @@ impl NaivePair {
     }
 }
 
-/// Layers or heads that go to others.
+/// A range of layers or heads, with its start on each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NaiveRange {
-    /// First of the source.
+    /// First layer or head of the source.
     pub src_start: u64,
-    /// First of the destination.
+    /// First layer or head of the destination.
     pub dst_start: u64,
-    /// How many.
+    /// Number of layers or heads.
     pub count: u64,
 }
 
 impl NaiveRange {
-    /// The first `count` of both sides.
+    /// The first `count` layers or heads of both sides.
     #[must_use]
     pub fn first(count: u64) -> NaiveRange {
         NaiveRange {
@@ -64,8 +64,8 @@ impl NaiveRange {
     }
 }
 
-/// What to copy. A plane without heads takes part only when all heads of both sides do, a plane
-/// with one entry a page only when each pair is a whole page of both sides.
+/// The selection of a copy. A plane without heads requires a copy of all heads of both sides. A
+/// plane with one entry per page requires each pair to be a whole page on both sides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NaiveSelection {
     /// Blocks and tokens.
@@ -90,8 +90,8 @@ impl NaiveSelection {
         }
     }
 
-    /// What `selection` says for sides of these shapes: a range that it leaves out is all that
-    /// both sides have from entry 0 on.
+    /// The naive form of `selection` for sides of these shapes. A range that it omits covers the
+    /// entries that both sides have, from entry 0 on.
     #[must_use]
     pub fn of(selection: &Selection, src: &Shape, dst: &Shape) -> NaiveSelection {
         let range = |given: Option<RangePair>, src: u64, dst: u64| match given {
@@ -116,7 +116,7 @@ impl NaiveSelection {
         }
     }
 
-    /// The same for the planner, both ranges given.
+    /// The same selection for the planner, with both ranges given.
     #[must_use]
     pub fn selection(&self) -> Selection {
         let range = |range: NaiveRange| RangePair {
@@ -139,7 +139,7 @@ impl NaiveSelection {
         .with_heads(range(self.heads))
     }
 
-    /// Every block to the block of the same id.
+    /// Every block, to the block with the same id.
     #[must_use]
     pub fn everything(shape: &Shape) -> NaiveSelection {
         let pairs: Vec<(u64, u64)> = (0..shape.num_blocks()).map(|b| (b, b)).collect();
@@ -147,13 +147,13 @@ impl NaiveSelection {
     }
 }
 
-/// Copies the selected units from one image to the other, byte by byte, and says how many bytes
-/// that were. Planes are matched by name; both sides must have the same ones.
+/// Copies the selected units from one image to the other, byte by byte, and returns the number of
+/// bytes. Planes are matched by name; both sides must have the same planes.
 ///
 /// # Errors
-/// Images or positions that do not fit the layouts; planes that differ in unit, in being per token
-/// or in an extent other than H; a part of a page or of the heads where a plane has one entry for
-/// all. The destination may then be half written.
+/// Images or positions that do not fit the layouts; planes that differ in unit, in being per token,
+/// or in an extent other than H; a partial page or a subset of the heads for a plane that has one
+/// entry for all. The destination may be partly written then.
 pub fn naive_copy(
     src: &ReferenceLayout,
     src_image: &Image,
@@ -181,8 +181,8 @@ pub fn naive_copy(
     Ok(copied)
 }
 
-/// Copies every run of `plan` from one image to the other, in its order, and says how many bytes
-/// that were: what executors do, without any of their care for speed.
+/// Copies every run of `plan` from one image to the other, in its order, and returns the number of
+/// bytes: what an executor does, without its optimisations.
 ///
 /// # Errors
 /// A run outside an image.
@@ -214,7 +214,7 @@ fn run(
 
 type Index = Vec<(Axis, u64)>;
 
-/// Every source position of `plane` with its destination.
+/// Every source position of `plane`, paired with its destination.
 fn unit_pairs(
     src: &Shape,
     dst: &Shape,
@@ -263,7 +263,7 @@ fn unit_pairs(
     Ok(result)
 }
 
-/// Every position along the axes other than B, L, N and H.
+/// Every position of a plane along the axes other than B, L, N and H.
 fn inner_positions(shape: &Shape, plane: &Plane) -> Vec<Index> {
     let outer = |axis: Axis| matches!(axis, Axis::B | Axis::L | Axis::N | Axis::H);
     indices(shape, plane)

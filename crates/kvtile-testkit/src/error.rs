@@ -1,22 +1,22 @@
-//! Why the reference refused, or what a check found.
+//! Errors of the reference and of checks.
 
 use kvtile_layout::{Axis, LayoutError};
 use thiserror::Error;
 
-/// Why the reference refused a word or a copy, or the first wrong byte that a check found.
+/// The reference refuses a word or a copy, or a check finds a wrong byte.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TestkitError {
     /// An error of the layout crate.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// Units of several planes meet at the end of the word.
+    /// Several planes share the units at the end of the word.
     #[error("{word} does not separate its planes")]
     PlanesNotSeparated {
         /// The word.
         word: String,
     },
-    /// A plane without a place.
+    /// A plane that the word does not place.
     #[error("{word} has no place for plane {plane}")]
     PlaneMissing {
         /// The word.
@@ -24,13 +24,13 @@ pub enum TestkitError {
         /// The plane.
         plane: String,
     },
-    /// A part of a sum for no plane, or a plane in two parts.
+    /// A part of a sum that is for no plane, or a plane in two parts.
     #[error("the part {part} is for no plane, or for one that has a part already")]
     PartPlanes {
         /// The part.
         part: String,
     },
-    /// A plane name that is not among those left at that point.
+    /// A plane name that is not available at its position in the word.
     #[error("no plane {plane} at this point of the word, or in this layout")]
     UnknownPlane {
         /// The plane.
@@ -42,7 +42,7 @@ pub enum TestkitError {
         /// The axis.
         axis: Axis,
     },
-    /// The same digit twice on one path.
+    /// A digit that occurs twice on one path.
     #[error("axis {axis} with modulus {modulus:?} occurs twice")]
     RepeatedDigit {
         /// The axis.
@@ -60,12 +60,12 @@ pub enum TestkitError {
         /// The next larger modulus, or the extent.
         of: u64,
     },
-    /// An axis whose index the word leaves open.
+    /// An axis whose index the word does not determine.
     #[error("the word leaves {candidates} indices of axis {axis} open")]
     AxisMissing {
         /// The axis.
         axis: Axis,
-        /// How many indices are left.
+        /// The number of possible indices.
         candidates: usize,
     },
     /// Planes that share a digit along which they differ.
@@ -74,7 +74,7 @@ pub enum TestkitError {
         /// The axis.
         axis: Axis,
     },
-    /// A path with two bars, or with none beside one that has.
+    /// A path with two bars, or without one beside a path that has one.
     #[error("{word} has a path that crosses '|' not exactly once")]
     Bars {
         /// The word.
@@ -86,20 +86,20 @@ pub enum TestkitError {
         /// The axis.
         axis: Axis,
     },
-    /// A fixed stride below what it has to hold.
+    /// A fixed stride that is smaller than its content.
     #[error("{axis}={stride} has to hold {holds} bytes")]
     StrideTooSmall {
         /// The axis.
         axis: Axis,
         /// The stride in bytes.
         stride: u64,
-        /// The bytes it has to hold.
+        /// Bytes of the content.
         holds: u64,
     },
-    /// More than a reference that lists every unit should be asked for.
+    /// A size beyond the limits of a reference that lists every unit.
     #[error("{what} is {size}; the reference takes at most {max}")]
     TooLarge {
-        /// What is large.
+        /// The name of the size.
         what: &'static str,
         /// Its size.
         size: u64,
@@ -114,7 +114,7 @@ pub enum TestkitError {
         /// The position.
         index: Vec<(Axis, u64)>,
     },
-    /// An image whose regions are not those of the layout.
+    /// An image whose regions differ from those of the layout.
     #[error("the image has regions of {found:?} bytes, the layout of {expected:?}")]
     ImageRegions {
         /// Sizes of the layout's regions.
@@ -122,27 +122,27 @@ pub enum TestkitError {
         /// Sizes of the image's regions.
         found: Vec<u64>,
     },
-    /// Sides whose planes cannot be copied into each other.
+    /// Planes that cannot be copied between the sides.
     #[error("plane {plane} differs between the sides: unit, per token or extent of {axis:?}")]
     PlanesDiffer {
         /// The plane.
         plane: String,
-        /// The axis, where it is an extent.
+        /// The axis, if an extent differs.
         axis: Option<Axis>,
     },
-    /// A part of the tokens asked for where a plane has one entry a page.
+    /// Some tokens of a page, for a plane with one entry per page.
     #[error("plane {plane} has one entry a page and the pair is not a whole page on both sides")]
     PartialPage {
         /// The plane.
         plane: String,
     },
-    /// A part of the heads asked for where a plane has none.
+    /// Some of the heads, for a plane without heads.
     #[error("plane {plane} has no heads and not all heads of both sides are selected")]
     PartOfHeads {
         /// The plane.
         plane: String,
     },
-    /// A unit that does not hold the pattern.
+    /// A unit with a byte that differs from the pattern.
     #[error(
         "plane {plane} at {index:?}: byte {byte} of the unit (region {region}, offset {offset}) \
          is {found}, the pattern has {expected}"
@@ -158,21 +158,21 @@ pub enum TestkitError {
         region: usize,
         /// Offset of that byte in the region.
         offset: u64,
-        /// What the pattern has.
+        /// The byte of the pattern.
         expected: u8,
-        /// What is there.
+        /// The byte found.
         found: u8,
     },
-    /// Padding that was written to.
+    /// A padding byte that was overwritten.
     #[error("padding at region {region}, offset {offset} is {found}, was {expected}")]
     PaddingWritten {
         /// Region.
         region: usize,
         /// Offset in the region.
         offset: u64,
-        /// The poison.
+        /// The poison byte.
         expected: u8,
-        /// What is there.
+        /// The byte found.
         found: u8,
     },
 }

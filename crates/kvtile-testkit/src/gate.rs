@@ -1,7 +1,8 @@
-//! A gate at which threads under test stop until the test opens it, and waits that end.
+//! A gate that stops threads under test until the test opens it, and waits with a time limit.
 //!
-//! A test that fails has to end. A gate opens when its [`ShutGate`] is dropped, in a panic too; a thread stops
-//! at it for [`PATIENCE`] at most and panics then. It knows nothing of what stops at it.
+//! A failing test must end. A gate opens when its [`ShutGate`] is dropped, also by a panic. A
+//! thread waits at it for at most [`PATIENCE`] and panics then. The gate knows nothing of the
+//! threads' work.
 
 use std::{
     sync::Arc,
@@ -11,20 +12,21 @@ use std::{
 
 use parking_lot::{Condvar, Mutex};
 
-/// How long a test waits for what comes at once. Only a test that fails waits so long.
+/// The time limit of waits for events that should be immediate. Only a failing test waits this
+/// long.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Default)]
 struct State {
-    /// Threads that stop if they come now.
+    /// Arriving threads that still stop.
     stops: usize,
     /// Threads that have stopped since the gate was shut.
     stopped: usize,
-    /// How often it was opened: a thread waits until this changes.
+    /// The number of openings; a stopped thread waits until it changes.
     opened: u64,
 }
 
-/// See the module. It is open at first.
+/// A gate for threads under test; initially open.
 #[derive(Debug, Default)]
 pub struct Gate {
     state: Mutex<State>,
@@ -32,7 +34,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// The next `threads` threads that come stop until the returned value is dropped. Later ones pass.
+    /// Stops the next `threads` arriving threads until the returned guard is dropped. Later threads
+    /// pass.
     #[must_use = "the gate opens when it is dropped"]
     pub fn shut(self: &Arc<Gate>, threads: usize) -> ShutGate {
         let mut state = self.state.lock();
@@ -42,10 +45,10 @@ impl Gate {
         }
     }
 
-    /// What a thread under test calls: it returns when the gate is open.
+    /// Called by a thread under test; returns when the gate is open.
     ///
     /// # Panics
-    /// If the gate is not opened in time.
+    /// The gate is not opened in time.
     pub fn pass(&self) {
         let mut state = self.state.lock();
         if state.stops == 0 {
@@ -69,7 +72,7 @@ impl Gate {
     }
 }
 
-/// A gate that is shut. It opens when this is dropped.
+/// The guard of a shut gate. Dropping it opens the gate.
 #[derive(Debug)]
 pub struct ShutGate {
     gate: Arc<Gate>,
@@ -79,7 +82,7 @@ impl ShutGate {
     /// Waits until `threads` threads have stopped.
     ///
     /// # Panics
-    /// If they do not come in time.
+    /// They do not stop in time.
     pub fn wait_until_stopped(&self, threads: usize) {
         let mut state = self.gate.state.lock();
         let waits = |state: &mut State| state.stopped < threads;
@@ -88,7 +91,7 @@ impl ShutGate {
             .changed
             .wait_while_for(&mut state, waits, PATIENCE);
         let stopped = state.stopped;
-        // An assertion that fails under the lock would leave the threads where they are.
+        // A failed assertion under the lock would leave the threads stopped.
         drop(state);
         assert!(
             !waited.timed_out(),
@@ -96,7 +99,7 @@ impl ShutGate {
         );
     }
 
-    /// Lets the threads go.
+    /// Opens the gate.
     pub fn open(self) {}
 }
 
@@ -106,10 +109,10 @@ impl Drop for ShutGate {
     }
 }
 
-/// Waits until `is_so`.
+/// Waits until `is_so` returns true.
 ///
 /// # Panics
-/// If it does not become so in time; the message has `what`.
+/// It does not in time; the message contains `what`.
 pub fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
     let start = Instant::now();
     while !is_so() {
@@ -128,7 +131,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn as_many_threads_stop_as_said_and_the_rest_pass() {
+    fn the_requested_number_of_threads_stop_and_later_ones_pass() {
         let (gate, passed) = (Arc::new(Gate::default()), AtomicUsize::new(0));
         gate.pass();
         thread::scope(|scope| {

@@ -1,8 +1,8 @@
-//! Byte images of layouts, and the pattern that makes every mistake visible.
+//! Byte images of layouts, and a test pattern that shows every misplaced byte.
 //!
 //! A byte of the pattern is a hash of the seed, the plane's name, the index along every axis and
-//! the byte's place in its unit. Swapped planes, shifted blocks and turned axes all show. Padding
-//! holds another hash, of its address, so that a stray write shows too.
+//! the byte's offset in its unit. Swapped planes, shifted blocks and transposed axes all show.
+//! Padding holds a hash of its address, the poison, so that a stray write shows too.
 
 use kvtile_layout::Axis;
 use kvtile_random::mix;
@@ -15,8 +15,8 @@ use crate::{
 /// The bytes of every region of a layout.
 pub type Image = Vec<Vec<u8>>;
 
-/// The byte that the pattern of `seed` has at byte `byte` of the unit of `plane` at `index`. Axes
-/// at index 0 may be left out, and their order does not matter.
+/// The pattern's byte for byte `byte` of the unit of `plane` at `index`. Axes with index 0 may be
+/// omitted; the order of the axes does not matter.
 #[must_use]
 pub fn pattern_byte(seed: u64, plane: &str, index: &[(Axis, u64)], byte: u64) -> u8 {
     let mut hash = mix(seed);
@@ -30,7 +30,7 @@ pub fn pattern_byte(seed: u64, plane: &str, index: &[(Axis, u64)], byte: u64) ->
     low_byte(mix(sum ^ hash ^ mix(byte.wrapping_add(1 << 40))))
 }
 
-/// The byte that padding at `offset` of `region` holds.
+/// The poison byte of padding at `offset` of `region`.
 #[must_use]
 pub fn poison_byte(region: usize, offset: u64) -> u8 {
     low_byte(mix(mix(0xdead ^ region as u64) ^ offset))
@@ -42,7 +42,7 @@ fn low_byte(hash: u64) -> u8 {
 }
 
 impl ReferenceLayout {
-    /// An image whose every byte is poison.
+    /// An image of poison bytes only.
     ///
     /// # Errors
     /// Regions that do not fit into memory.
@@ -55,7 +55,7 @@ impl ReferenceLayout {
         Ok(image)
     }
 
-    /// An image that holds the pattern of `seed`, padding poisoned.
+    /// An image with the pattern of `seed` in its units and poison in its padding.
     ///
     /// # Errors
     /// Regions that do not fit into memory.
@@ -66,10 +66,10 @@ impl ReferenceLayout {
     }
 }
 
-/// Writes the pattern of `seed` into every unit; padding stays as it is.
+/// Writes the pattern of `seed` into every unit; padding is unchanged.
 ///
 /// # Errors
-/// An image whose regions are not the layout's.
+/// An image whose regions differ from those of the layout.
 pub fn fill(layout: &ReferenceLayout, image: &mut Image, seed: u64) -> Result<(), TestkitError> {
     check_regions(layout, image)?;
     for unit in layout.units() {
@@ -89,7 +89,7 @@ pub fn fill(layout: &ReferenceLayout, image: &mut Image, seed: u64) -> Result<()
 /// Checks that every unit holds the pattern of `seed` and that padding is still poisoned.
 ///
 /// # Errors
-/// The first byte that is wrong; an image whose regions are not the layout's.
+/// The first wrong byte; an image whose regions differ from those of the layout.
 pub fn check(layout: &ReferenceLayout, image: &Image, seed: u64) -> Result<(), TestkitError> {
     check_regions(layout, image)?;
     for unit in layout.units() {
@@ -117,10 +117,10 @@ pub fn check(layout: &ReferenceLayout, image: &Image, seed: u64) -> Result<(), T
     check_padding(layout, image)
 }
 
-/// Checks that no byte outside the units was written: all of them are still poisoned.
+/// Checks that every byte outside the units is still poisoned.
 ///
 /// # Errors
-/// The first byte that is not; an image whose regions are not the layout's.
+/// The first byte that is not; an image whose regions differ from those of the layout.
 pub fn check_padding(layout: &ReferenceLayout, image: &Image) -> Result<(), TestkitError> {
     check_regions(layout, image)?;
     let mut used: Vec<Vec<bool>> = image.iter().map(|bytes| vec![false; bytes.len()]).collect();

@@ -1,17 +1,18 @@
 //! Naive reference models and generators for the tests of the other crates.
 //!
-//! Everything here is slow and simple on purpose: a layout is a list with the place of every unit,
-//! made by walking its word with a cursor; a copy moves one unit after the other. Nothing here
-//! knows digits, strides, runs or plans, so that what it shares with the code under test is the
-//! language and the shape only.
+//! Everything here is slow and simple on purpose. A layout is a list with the offset of every unit,
+//! created by walking its word with a cursor; a copy moves one unit after the other. Nothing here
+//! knows digits, strides, runs or plans. So the code under test and the reference share only the
+//! language and the shape.
 //!
-//! [`disk`] is a disk that tears, reorders, fills up and loses power, from a seed. [`tier`] is the conformance
-//! suite of tiers, a right tier in memory, and one that breaks the contract from a seed. [`gate`] stops threads
-//! where a test wants them, and never for ever.
+//! [`disk`] is a simulated disk that tears, reorders, runs full and loses power, by a seed.
+//! [`tier`] is the conformance suite of tiers, with a correct tier in memory and one that breaks
+//! the contract by a seed. [`gate`] stops threads at a point that the test chooses, with a time
+//! limit.
 //!
-//! A development dependency: nothing that ships may depend on it. Tests that stand inside the
-//! layout crate's own sources cannot use it (they would see two copies of that crate's types);
-//! integration tests can.
+//! This is a development dependency: nothing that ships may depend on it. Unit tests inside the
+//! layout crate cannot use it, because they would see two copies of that crate's types; integration
+//! tests can.
 #![forbid(unsafe_code)]
 
 mod copy;

@@ -1,4 +1,4 @@
-//! The reference against layouts written out by hand, and its own checks against mistakes.
+//! The reference compared with layouts written by hand, and its checks on deliberate mistakes.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_layout::{Axis, Plane, Shape, StridedLayout, Unit, Word};
@@ -22,7 +22,7 @@ fn offsets(layout: &ReferenceLayout) -> Vec<(usize, u64)> {
 }
 
 #[test]
-fn units_come_in_the_order_of_the_word() {
+fn units_are_in_the_order_of_the_word() {
     let shape = key_value(1, 1, 2, 1, 3);
     let layout = reference("BLKCN", &shape, 1);
     let order: Vec<(usize, u64, u64)> = layout
@@ -53,8 +53,8 @@ fn a_modulus_is_a_tile_and_may_be_the_slower_digit() {
     assert_eq!(order("C3C"), [0, 3, 1, 4, 2, 5]);
 }
 
-/// Planes of different extents may share a slow digit where it takes as many values for each: a
-/// scale for every three units.
+/// Planes of different extents may share a slow digit if it has the same number of values for each:
+/// here a scale for every three units.
 #[test]
 fn planes_may_share_a_digit_that_counts_different_units() {
     let plane = |name, c| {

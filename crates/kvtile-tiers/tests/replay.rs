@@ -1,4 +1,4 @@
-//! Replays of generated traces: the policies against naive references, and what they promise.
+//! Replays of generated traces: policies against naive references, and bounds on their hits.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
 use std::{
@@ -20,19 +20,19 @@ use kvtile_tiers::{
     },
 };
 
-/// A cache that is written for being read, not for speed: queues are searched from end to end.
+/// A cache written for clarity, not for speed: it searches its queues linearly.
 trait Naive {
     fn has(&self, block: u32) -> bool;
     fn len(&self) -> usize;
     fn touch(&mut self, block: u32);
     fn insert(&mut self, block: u32, parent: Option<u32>);
-    /// Gives up a leaf, and says which.
+    /// Evicts a leaf and returns it.
     fn evict(&mut self, leaves: &Leaves) -> u32;
-    /// The last block behind this one has left.
+    /// The last child of `block` was evicted.
     fn became_leaf(&mut self, _block: u32) {}
 }
 
-/// Which blocks have no cached block behind them.
+/// Counts the cached children of each block.
 #[derive(Default)]
 struct Leaves {
     children: HashMap<u32, usize>,
@@ -45,7 +45,7 @@ impl Leaves {
             .is_none_or(|&children| children == 0)
     }
 
-    /// Takes the first leaf out of a queue.
+    /// Removes the first leaf of a queue.
     fn take_first(&self, queue: &mut VecDeque<u32>) -> Option<u32> {
         let at = queue.iter().position(|&block| self.is_leaf(block))?;
         queue.remove(at)
@@ -132,8 +132,8 @@ impl Naive for NaiveArc {
         self.forget();
     }
 
-    /// REPLACE of the paper, over leaves, and before the target moves, since a pool makes room before it
-    /// knows for which key.
+    /// REPLACE of the paper, over leaves only. It runs before the target moves, because a pool
+    /// evicts before it knows the key of the new block.
     fn evict(&mut self, leaves: &Leaves) -> u32 {
         let from_once = self.once.len() as f64 > self.target;
         let once = from_once.then(|| leaves.take_first(&mut self.once));
@@ -163,9 +163,9 @@ impl Naive for NaiveArc {
 struct Queued {
     block: u32,
     uses: u8,
-    /// It had its turn and was followed then, and since then it has not moved on.
+    /// It had children at its turn, and has not moved to another queue since.
     passed: bool,
-    /// It was followed then, and still is.
+    /// It has had children ever since that turn.
     waits: bool,
 }
 
@@ -175,11 +175,10 @@ const MAIN: usize = 1;
 #[derive(Default)]
 struct NaiveS3Fifo {
     capacity: usize,
-    /// Those that were passed stand in front.
+    /// Passed blocks are at the front.
     queues: [VecDeque<Queued>; 2],
     ghosts: VecDeque<u32>,
-    /// The block that was stored last, and where the next one goes if it follows that: before this block
-    /// of the queue.
+    /// The block stored last, and in each queue the block that its child is inserted before.
     stored: Option<u32>,
     latest: [Option<u32>; 2],
 }
@@ -195,7 +194,7 @@ impl NaiveS3Fifo {
         found.filter_map(|(queue, at)| Some((queue, at?))).next()
     }
 
-    /// The place of the next block that has its turn.
+    /// The index of the next block whose turn it is.
     fn next(&self, queue: usize) -> Option<usize> {
         self.queues[queue].iter().position(|queued| !queued.waits)
     }
@@ -324,8 +323,8 @@ impl Naive for NaiveS3Fifo {
     }
 }
 
-/// Hits of a naive cache: what is found is used from its end on, and the rest is stored behind it, as
-/// long as that does not give up what it follows.
+/// Hits of a naive cache. It touches the found blocks from the last to the first, and stores the
+/// others after them until storing would evict their parent.
 fn naive_hits(trace: &Trace, capacity: usize, cache: &mut dyn Naive) -> u64 {
     let mut hits = 0;
     let mut leaves = Leaves::default();
@@ -362,8 +361,8 @@ fn naive_hits(trace: &Trace, capacity: usize, cache: &mut dyn Naive) -> u64 {
     hits
 }
 
-/// A pool that is given one block at a time, as the naive references are; where room is made by giving up
-/// the end of the chain that is being stored, the rest of it is not stored.
+/// A pool that stores one block at a time, as the naive references do. If making room evicts the
+/// end of the chain that is being stored, the remaining blocks are not stored.
 struct OneByOne {
     pool: Arc<BlockPool>,
 }
@@ -485,7 +484,7 @@ fn one_long_scan_does_not_empty_the_cache_of_the_default() {
 }
 
 #[test]
-fn more_requests_than_memory_is_for_are_not_made_up() {
+fn more_requests_than_the_limit_are_refused() {
     for requests in [(1 << 20) + 1, 1 << 36, usize::MAX] {
         let refused = generate(Workload::Chat, requests, 1).unwrap_err();
         assert!(
@@ -507,7 +506,7 @@ fn blocks_of_any_size_are_replayed_or_refused() {
     assert!(RealCache::open(&trace, (4096, u32::MAX), |settings| settings).is_err());
 }
 
-/// What a dry replay says is what the cache does, for every policy.
+/// A dry replay predicts the hits of the real cache, for every policy.
 #[test]
 fn the_cache_itself_hits_what_the_dry_replay_hits() {
     for (workload, seed) in Workload::ALL.into_iter().zip(1..) {

@@ -1,22 +1,22 @@
-//! One file of a simulated disk: what readers see, what is on the disk for certain, and everything
-//! that a sector may hold when the power goes.
+//! One file of a simulated disk: its content in the page cache, its durable content, and the
+//! versions of each sector that may remain after a power loss.
 
 use std::collections::BTreeMap;
 
 use super::Numbers;
 
-/// What a disk writes in one piece, unless it is torn.
+/// The unit that a disk writes atomically, unless the write is torn.
 pub(super) const SECTOR_BYTES: usize = 512;
 
 type Sector = [u8; SECTOR_BYTES];
 
 #[derive(Debug, Default)]
 pub(super) struct SimulatedFile {
-    /// What readers see: the page cache.
+    /// The content that readers see: the page cache.
     seen: Vec<u8>,
-    /// What is on the disk for certain.
+    /// The durable content.
     durable: Vec<u8>,
-    /// What was written to each sector since the last sync, oldest first.
+    /// The contents written to each sector since the last sync, oldest first.
     versions: BTreeMap<usize, Vec<Sector>>,
 }
 
@@ -29,14 +29,14 @@ impl SimulatedFile {
         &self.seen
     }
 
-    /// Lengthens it by zeroes. Until a sync, a crash may undo that.
+    /// Extends the file with zeroes. A crash before the next sync may undo that.
     pub(super) fn lengthen(&mut self, len: usize) {
         if len > self.seen.len() {
             self.seen.resize(len, 0);
         }
     }
 
-    /// Cuts it; that is on the disk at once.
+    /// Truncates the file, durably.
     pub(super) fn cut(&mut self, len: usize) {
         self.seen.truncate(len);
         self.durable.truncate(len);
@@ -44,7 +44,7 @@ impl SimulatedFile {
             .retain(|sector, _| sector * SECTOR_BYTES < len);
     }
 
-    /// The bytes from `offset`, where there are so many.
+    /// Reads from `offset`; returns false if the file has too few bytes.
     pub(super) fn read(&self, offset: usize, buffer: &mut [u8]) -> bool {
         let end = offset.saturating_add(buffer.len());
         match self.seen.get(offset..end) {
@@ -71,7 +71,7 @@ impl SimulatedFile {
         }
     }
 
-    /// Everything that readers see is on the disk.
+    /// Makes the content of the page cache durable.
     pub(super) fn sync(&mut self) {
         self.durable.resize(self.seen.len(), 0);
         for &sector in self.versions.keys() {
@@ -80,8 +80,8 @@ impl SimulatedFile {
         self.versions.clear();
     }
 
-    /// A sync that fails: the disk took what it took, the system takes the rest for written and
-    /// never tries again, and readers see either.
+    /// A sync that fails. For each sector the disk keeps some version; the system counts the others
+    /// as written and never retries them. Readers see the page cache or the disk.
     pub(super) fn fail_sync(&mut self, numbers: &mut Numbers) {
         self.durable.resize(self.seen.len(), 0);
         for (sector, versions) in std::mem::take(&mut self.versions) {
@@ -93,8 +93,8 @@ impl SimulatedFile {
         }
     }
 
-    /// The power goes: every sector that was written since the last sync holds what it held then,
-    /// or something that was written since, or is torn.
+    /// A power loss. Every sector written since the last sync holds its durable content, a version
+    /// written since, or a mixture of two (torn).
     pub(super) fn crash(&mut self, numbers: &mut Numbers) {
         if self.seen.len() > self.durable.len() {
             let lengths = [
@@ -112,7 +112,7 @@ impl SimulatedFile {
         self.seen.clone_from(&self.durable);
     }
 
-    /// Flips a bit, on the disk and for readers. Whether there was one.
+    /// Flips a bit on the disk and in the page cache; returns whether the file has one.
     pub(super) fn flip(&mut self, numbers: &mut Numbers) -> bool {
         let at = numbers.index(self.seen.len());
         let mask = 1 << numbers.index(8);
@@ -125,8 +125,8 @@ impl SimulatedFile {
     }
 }
 
-/// What became of a sector: as it was, as it was written at some time, or the head of one and the
-/// tail of another.
+/// The content of a sector after a failure: the durable one, a version written since, or the head
+/// of one and the tail of another.
 fn choose(durable: &Sector, versions: &[Sector], numbers: &mut Numbers) -> Sector {
     let pick = |numbers: &mut Numbers| {
         let which = numbers.index(versions.len() + 1);

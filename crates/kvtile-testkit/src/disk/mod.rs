@@ -1,12 +1,12 @@
-//! A disk that misbehaves, from a seed: for the tests of whatever keeps blocks in files.
+//! A simulated disk with faults, seeded, for tests of code that keeps blocks in files.
 //!
-//! It keeps what was synced apart from what was not. When the power goes ([`SimulatedDisk::crash`])
-//! each sector that was written since the last sync is as it was, or as any write since left it,
-//! or torn; names that were made, changed or removed since the last sync of the folder are undone
-//! from the last one on. When a process is killed ([`SimulatedDisk::kill`]) nothing is lost but its
-//! lock. On the way it fails as it is told to ([`Faults`]).
+//! It separates durable from unsynced state. After a power loss ([`SimulatedDisk::crash`]) each
+//! sector written since the last sync has its old content, the content of some write since, or a
+//! torn mixture. Of the name changes since the last sync of the folder (create, rename, remove),
+//! the last ones are undone. Killing a process ([`SimulatedDisk::kill`]) loses nothing but its
+//! lock. Other operations fail at the rates of [`Faults`].
 //!
-//! It knows nothing of blocks.
+//! The disk knows nothing of blocks.
 
 mod file;
 
@@ -20,20 +20,20 @@ use kvtile_tiers::disk::medium::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-/// How often operations fail: once in so many times, never where it is 0.
+/// The rate of each fault: once in this many operations, never if 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Faults {
     /// Reads fail.
     pub read: u64,
-    /// Writes fail after a part of them was written.
+    /// Writes fail after some of their bytes.
     pub write: u64,
-    /// Writes find no room after a part of them was written.
+    /// Writes run out of space after some of their bytes.
     pub full: u64,
-    /// Syncs fail; what was written since the last one may be lost.
+    /// Syncs fail; bytes written since the last sync may be lost.
     pub sync: u64,
 }
 
-/// A folder on a disk that misbehaves. Clones are the same disk.
+/// A folder on a simulated disk. Clones are the same disk.
 #[derive(Clone, Debug)]
 pub struct SimulatedDisk {
     state: Arc<Mutex<State>>,
@@ -50,12 +50,12 @@ struct State {
     numbers: Numbers,
     faults: Faults,
     read_only: bool,
-    /// Writes and syncs until the power goes.
+    /// Writes and syncs that remain before the power loss.
     fuse: Option<u64>,
     locked: bool,
-    /// What has become of the folder's own name.
+    /// Whether the folder's own name still refers to it.
     folder: Standing,
-    /// Processes that had the disk before have no part in it any more.
+    /// The number of the current process; files and locks of earlier processes no longer work.
     process: u64,
 }
 
@@ -67,7 +67,7 @@ enum NameChange {
 }
 
 impl SimulatedDisk {
-    /// An empty folder that works, until told otherwise.
+    /// An empty folder without faults.
     #[must_use]
     pub fn new(seed: u64) -> SimulatedDisk {
         let state = State {
@@ -88,29 +88,29 @@ impl SimulatedDisk {
         }
     }
 
-    /// How it fails from now on.
+    /// Sets the rates of faults.
     pub fn set_faults(&self, faults: Faults) {
         self.state().faults = faults;
     }
 
-    /// Whether everything that writes is refused.
+    /// Sets whether every write is refused.
     pub fn set_read_only(&self, read_only: bool) {
         self.state().read_only = read_only;
     }
 
-    /// The power goes in the middle of things: after so many more writes and syncs nothing works,
-    /// until [`SimulatedDisk::crash`].
+    /// Sets a power loss: after `operations` more writes and syncs, every call fails until
+    /// [`SimulatedDisk::crash`].
     pub fn set_fuse(&self, operations: u64) {
         self.state().fuse = Some(operations);
     }
 
-    /// Whether the power went.
+    /// Whether the power is lost.
     #[must_use]
     pub fn is_dead(&self) -> bool {
         self.state().fuse == Some(0)
     }
 
-    /// The power went and is back.
+    /// A power loss, followed by a restart.
     pub fn crash(&self) {
         let mut state = self.state();
         let State {
@@ -129,12 +129,12 @@ impl SimulatedDisk {
         state.end_process();
     }
 
-    /// The process was killed: its lock is gone, and nothing else.
+    /// Kills the process: its lock is released, and nothing else is lost.
     pub fn kill(&self) {
         self.state().end_process();
     }
 
-    /// Flips a bit of a file, as it ages. Whether there was one to flip.
+    /// Flips a bit of a file; returns whether the file has one.
     pub fn flip(&self, file: &str) -> bool {
         let mut state = self.state();
         let State {
@@ -147,7 +147,7 @@ impl SimulatedDisk {
         found.is_some_and(|file| file.flip(numbers))
     }
 
-    /// Cuts a file, as somebody else might.
+    /// Truncates a file from outside the store.
     pub fn cut(&self, file: &str, length: usize) {
         let mut state = self.state();
         if let Ok(file) = state.file(file) {
@@ -155,8 +155,7 @@ impl SimulatedDisk {
         }
     }
 
-    /// Removes a file under those who have it open, or moves it away and puts an empty one in its
-    /// place. Whether there was such a file.
+    /// Removes a file that may be open, or replaces it by an empty one; returns whether it existed.
     pub fn lose(&self, file: &str, replace: bool) -> bool {
         let mut state = self.state();
         if state.file(file).is_err() {
@@ -171,7 +170,7 @@ impl SimulatedDisk {
         true
     }
 
-    /// What has become of the folder's own name, from now on.
+    /// Sets the outcome of [`Medium::standing`] for the folder's own name.
     pub fn set_folder(&self, standing: Standing) {
         self.state().folder = standing;
     }
@@ -226,7 +225,7 @@ impl State {
         file.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))
     }
 
-    /// The file of that name, which is made where it is missing.
+    /// Returns the file of that name, created if it is missing.
     fn make_file(&mut self, name: &str) -> io::Result<usize> {
         if let Some(index) = self.names.get(name) {
             return Ok(*index);
@@ -240,12 +239,12 @@ impl State {
 
     fn alive(&self) -> io::Result<()> {
         match self.fuse {
-            Some(0) => Err(io::Error::other("the power is gone")),
+            Some(0) => Err(io::Error::other("the power is lost")),
             _ => Ok(()),
         }
     }
 
-    /// One more operation that writes.
+    /// Counts one more write or sync.
     fn spend(&mut self) -> io::Result<()> {
         self.alive()?;
         if let Some(fuse) = &mut self.fuse {
@@ -257,7 +256,7 @@ impl State {
         self.alive()
     }
 
-    /// Writes `bytes`, or a part of them and an error.
+    /// Writes `bytes`, or part of them with an error.
     fn write(&mut self, index: usize, offset: usize, bytes: &[u8]) -> io::Result<()> {
         self.alive()?;
         let spent = self.spend();
@@ -265,7 +264,7 @@ impl State {
         let failed = self.numbers.once_in(self.faults.write);
         let written = match (&spent, full || failed) {
             (Ok(()), false) => bytes.len(),
-            // The power may go in the middle of a write.
+            // The power may fail during a write.
             (Err(_), _) if !self.read_only => self.numbers.index(bytes.len() + 1),
             (Err(_), _) => 0,
             (Ok(()), true) => self.numbers.index(bytes.len() + 1),
@@ -429,7 +428,7 @@ struct OpenedFile {
     disk: SimulatedDisk,
     name: String,
     index: usize,
-    /// As long as it was opened.
+    /// Its length when it was opened.
     length: usize,
     process: u64,
 }
@@ -439,7 +438,7 @@ impl OpenedFile {
         let state = self.disk.state();
         match state.process == self.process {
             true => Ok(state),
-            false => Err(io::Error::other("the process is gone")),
+            false => Err(io::Error::other("the process has ended")),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! A finite supply of choices.
 //!
-//! Generators take their decisions from a list of numbers. When it is used up every further
-//! decision is the first one, which is the simplest: a shorter list gives a simpler case, so that
-//! proptest's shrinking of the list shrinks the case.
+//! Generators take their decisions from a list of numbers. When the list is exhausted, every
+//! further decision is the first option, which is the simplest. A shorter list gives a simpler
+//! case, so proptest's shrinking of the list shrinks the case.
 
 use proptest::{collection::vec, prelude::*};
 
@@ -18,7 +18,7 @@ pub fn choices() -> impl Strategy<Value = Choices> {
 }
 
 impl Choices {
-    /// Decides by `numbers`, first number first.
+    /// Decides by `numbers`, in their order.
     #[must_use]
     pub fn new(numbers: Vec<u64>) -> Choices {
         Choices {
@@ -26,7 +26,7 @@ impl Choices {
         }
     }
 
-    /// One of `0..count`; 0 when the numbers are used up or `count` is 0.
+    /// One of `0..count`; 0 if the numbers are exhausted or `count` is 0.
     pub fn below(&mut self, count: u64) -> u64 {
         self.rest
             .next()
@@ -40,18 +40,19 @@ impl Choices {
         usize::try_from(self.below(len as u64)).unwrap_or(0)
     }
 
-    /// True once in `one_in` times; false when the numbers are used up.
+    /// True once in `one_in` times; false if the numbers are exhausted.
     pub fn once_in(&mut self, one_in: u64) -> bool {
         self.below(one_in) == one_in - 1 && one_in > 1
     }
 
-    /// One of the entries; the first when the numbers are used up, the default when there is none.
+    /// One of the entries; the first if the numbers are exhausted, the default if there are no
+    /// entries.
     pub fn pick<T: Copy + Default>(&mut self, entries: &[T]) -> T {
         let index = self.index(entries.len());
         entries.get(index).copied().unwrap_or_default()
     }
 
-    /// The entries in another order; in the same when the numbers are used up.
+    /// The entries in a random order; in the given order if the numbers are exhausted.
     pub fn shuffled<T>(&mut self, mut entries: Vec<T>) -> Vec<T> {
         let mut result = Vec::with_capacity(entries.len());
         while !entries.is_empty() {

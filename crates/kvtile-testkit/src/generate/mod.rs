@@ -1,7 +1,7 @@
-//! Random shapes, words, selections and hostile texts, as proptest strategies.
+//! Random shapes, words, selections and malformed texts, as proptest strategies.
 //!
-//! Everything is decided by a list of [`Choices`], so that a failing case shrinks and its seed
-//! repeats it. Cases are small: a shape has at most [`SHAPE_BYTES_MAX`] bytes without padding.
+//! A list of [`Choices`] decides everything, so that a failing case shrinks and its seed reproduces
+//! it. Cases are small: a shape has at most [`SHAPE_BYTES_MAX`] bytes without padding.
 
 mod choices;
 mod selections;
@@ -16,11 +16,11 @@ use proptest::{prelude::*, test_runner::RngSeed};
 
 use crate::{copy::NaiveSelection, error::TestkitError, reference::ReferenceLayout};
 
-/// The seed of the generators unless `PROPTEST_RNG_SEED` gives another.
+/// The seed of the generators unless `PROPTEST_RNG_SEED` sets another.
 pub const SEED: u64 = 20_261_122;
 
-/// The configuration for `cases` cases. The same cases in every run, because the seed is fixed and
-/// printed with a failure; `PROPTEST_RNG_SEED` and `PROPTEST_CASES` explore further.
+/// The configuration for `cases` cases. The seed is fixed, so every run has the same cases; it is
+/// printed, too. `PROPTEST_RNG_SEED` and `PROPTEST_CASES` explore further.
 #[must_use]
 pub fn config(cases: u32) -> ProptestConfig {
     let mut config = ProptestConfig {
@@ -40,7 +40,7 @@ pub fn config(cases: u32) -> ProptestConfig {
     config
 }
 
-/// What proptest takes where the environment says nothing.
+/// proptest's number of cases without an environment variable.
 const DEFAULT_CASES: u32 = 256;
 
 /// Most payload bytes of a generated shape.
@@ -53,11 +53,11 @@ pub struct LayoutCase {
     pub shape: Shape,
     /// The word.
     pub word: Word,
-    /// What the stride of blocks is rounded up to, in bytes.
+    /// The stride of blocks is rounded up to a multiple of this, in bytes.
     pub alignment: u64,
 }
 
-/// Short, for failing cases: the word as text, one line a plane.
+/// A short form for failing cases: the word as text, one line per plane.
 impl fmt::Debug for LayoutCase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (shape, word) = (&self.shape, &self.word);
@@ -91,27 +91,27 @@ impl LayoutCase {
     }
 }
 
-/// Two layouts of the same planes and what to copy from one to the other.
+/// Two layouts of the same planes and a selection to copy between them.
 #[derive(Clone, Debug)]
 pub struct TransferCase {
     /// The source.
     pub src: LayoutCase,
     /// The destination.
     pub dst: LayoutCase,
-    /// What to copy: inside both shapes, not empty, no destination token twice, and nothing that
-    /// cuts a plane without heads or tokens.
+    /// The selection: inside both shapes, not empty, each destination token at most once, and no
+    /// partial copy of a plane without heads or tokens.
     pub selection: NaiveSelection,
 }
 
-/// Random shapes: see [`SHAPE_BYTES_MAX`].
+/// Random shapes of at most [`SHAPE_BYTES_MAX`] bytes.
 pub fn shapes() -> impl Strategy<Value = Shape> {
     choices().prop_filter_map("a valid shape", |mut choices| {
         shapes::shape(&mut choices, SHAPE_BYTES_MAX).ok()
     })
 }
 
-/// Random words that are layouts of `shape`: any order, bars, K and sums whose parts differ in
-/// order and tiles, moduli (swizzles included), stride rules.
+/// Random words that are layouts of `shape`: any order of axes, bars, K, sums with parts of
+/// different orders and tiles, moduli (swizzles included), and stride rules.
 pub fn words(shape: Shape) -> impl Strategy<Value = Word> {
     choices().prop_filter_map("a valid word", move |mut choices| {
         words::word(&mut choices, &shape, 1)
@@ -149,7 +149,7 @@ pub fn selections(src: Shape, dst: Shape) -> impl Strategy<Value = NaiveSelectio
     choices().prop_map(move |mut choices| selections::selection(&mut choices, &src, &dst))
 }
 
-/// `text` with up to four letters changed, added, removed or swapped: mostly no word, or no layout.
+/// `text` with up to four letters changed, added, removed or swapped; mostly no word or no layout.
 pub fn mangled(text: &str) -> impl Strategy<Value = String> + use<> {
     let text: Vec<char> = text.chars().collect();
     choices().prop_map(move |mut choices| mangle(&mut choices, text.clone()))

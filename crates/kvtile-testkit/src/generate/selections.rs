@@ -5,7 +5,7 @@ use kvtile_layout::{Axis, Shape};
 use super::choices::Choices;
 use crate::copy::{NaivePair, NaiveRange, NaiveSelection};
 
-/// A selection that both shapes have, no destination token twice, not empty.
+/// A selection that fits both shapes, is not empty, and has each destination token at most once.
 pub(super) fn selection(choices: &mut Choices, src: &Shape, dst: &Shape) -> NaiveSelection {
     let headless = src.planes().iter().any(|plane| !plane.has(Axis::H));
     let heads = match headless {
@@ -36,7 +36,7 @@ fn range(choices: &mut Choices, src: u64, dst: u64) -> NaiveRange {
     }
 }
 
-/// Distinct destination blocks, some of them in a row or at equal distances; any source blocks.
+/// Distinct destination blocks, some of them consecutive or evenly spaced; any source blocks.
 fn whole_blocks(choices: &mut Choices, src: &Shape, dst: &Shape) -> Vec<NaivePair> {
     let (from, to) = (src.num_blocks(), dst.num_blocks());
     let step = 1 + choices.below(3);
@@ -62,7 +62,7 @@ fn whole_blocks(choices: &mut Choices, src: &Shape, dst: &Shape) -> Vec<NaivePai
     pairs
 }
 
-/// Pieces of destination blocks from pieces of source blocks, whatever the page sizes.
+/// Parts of destination blocks from parts of source blocks, for any page sizes.
 fn parts_of_blocks(choices: &mut Choices, src: &Shape, dst: &Shape) -> Vec<NaivePair> {
     let mut pairs = Vec::new();
     for dst_block in choices.shuffled((0..dst.num_blocks()).collect()) {

@@ -1,4 +1,4 @@
-//! Random shapes, and pairs of shapes between which something can be copied.
+//! Random shapes, and pairs of shapes that can be copied between.
 
 use kvtile_layout::{Axis, LayoutError, Plane, Shape, Unit};
 
@@ -6,9 +6,9 @@ use super::choices::Choices;
 
 const NAMES: [&str; 10] = ["k", "v", "ks", "vs", "c", "r", "s", "i", "conv", "ssm"];
 
-/// A shape of at most `bytes_max` bytes: one to four planes whose units have 1, 2, 3, 4, 7, 8 or
-/// 34 bytes, with or without heads, content and declared axes, some with one entry a page. One shape
-/// in three has an odd plane as well, and some have nothing else: see [`odd_plane`].
+/// A shape of at most `bytes_max` bytes with one to four planes. Their units have 1, 2, 3, 4, 7, 8
+/// or 34 bytes; they have heads, content and declared axes or not; some have one entry per page.
+/// One shape in three also has an odd plane, and some have only that: see [`odd_plane`].
 pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, LayoutError> {
     let num_blocks = 1 + choices.below(5);
     let num_layers = 1 + choices.below(4);
@@ -59,8 +59,8 @@ pub(super) fn shape(choices: &mut Choices, bytes_max: u64) -> Result<Shape, Layo
     capped
 }
 
-/// What caches hold beside keys and values, with bytes that the tokens of a page seldom divide: a
-/// recurrent state, scales of a page, and records of 34 bytes for 32 values.
+/// A plane other than keys and values, with a size that the tokens of a page seldom divide: a
+/// recurrent state, scales per page, or records of 34 bytes for 32 values.
 fn odd_plane(choices: &mut Choices) -> Result<Plane, LayoutError> {
     let odd = choices.pick(&[1, 3, 5]);
     Ok(match choices.below(5) {
@@ -107,8 +107,8 @@ fn with_extents(plane: &Plane, extent: impl Fn(Axis, u64) -> u64) -> Plane {
     }
 }
 
-/// A shape with the same planes in another order and other numbers of blocks, layers, tokens and
-/// heads, as far as the planes allow something to be copied between the two.
+/// A shape with the same planes in another order, and with other numbers of blocks, layers, tokens
+/// and heads as far as the planes allow a copy between the two shapes.
 pub(super) fn relative(choices: &mut Choices, shape: &Shape) -> Result<Shape, LayoutError> {
     let per_page = shape.planes().iter().any(|plane| !plane.is_per_token());
     let headless = shape.planes().iter().any(|plane| !plane.has(Axis::H));

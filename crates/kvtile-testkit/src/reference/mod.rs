@@ -1,4 +1,4 @@
-//! The reference for layouts: the place of every unit, listed.
+//! The reference for layouts: a list with the offset of every unit.
 
 mod paths;
 mod walk;
@@ -7,10 +7,10 @@ use kvtile_layout::{Axis, Plane, Shape, StridedLayout, UnitIndex, Word};
 
 use crate::error::TestkitError;
 
-/// Most units a reference layout lists.
+/// The most units that a reference layout lists.
 pub const UNITS_MAX: u64 = 1 << 21;
 
-/// Where a unit starts.
+/// The start of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place {
     /// Index of the region.
@@ -19,7 +19,7 @@ pub struct Place {
     pub offset: u64,
 }
 
-/// One unit: which it is and where it lies.
+/// One unit: its plane, its index and its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReferenceUnit {
     /// Index of the plane in the shape.
@@ -36,11 +36,11 @@ pub struct ReferenceLayout {
     shape: Shape,
     region_bytes: Vec<u64>,
     units: Vec<ReferenceUnit>,
-    /// For each plane, the place of every unit, row-major over [`axes`].
+    /// For each plane, the start of every unit, row-major over [`axes`].
     places: Vec<Vec<Place>>,
 }
 
-/// The axes along which a unit of `plane` is counted: B, L, N, then those that the plane declares.
+/// The axes of the index of a unit of `plane`: B, L, N, then those that the plane declares.
 #[must_use]
 pub fn axes(plane: &Plane) -> Vec<Axis> {
     let declared = plane.extents().iter().map(|(axis, _)| *axis);
@@ -65,11 +65,11 @@ impl ReferenceLayout {
         ReferenceLayout::from_units(shape, units, region_bytes)
     }
 
-    /// Asks `layout` for the place of every unit: for layouts that have no word, as imported
-    /// tensors. Independent of the planner, not of the layout.
+    /// Locates every unit with `layout`, for layouts without a word, such as imported tensors. The
+    /// result is independent of the planner, but not of the layout.
     ///
     /// # Errors
-    /// What `locate` says; more than [`UNITS_MAX`] units.
+    /// An error of `locate`; more than [`UNITS_MAX`] units.
     pub fn from_strided(layout: &StridedLayout) -> Result<ReferenceLayout, TestkitError> {
         let shape = layout.shape();
         ReferenceLayout::from_fn(shape, layout.region_bytes(), |plane, index| {
@@ -85,10 +85,10 @@ impl ReferenceLayout {
         })
     }
 
-    /// The layout in which `place` says where each unit lies.
+    /// The layout in which `place` returns the start of each unit.
     ///
     /// # Errors
-    /// What `place` says; more than [`UNITS_MAX`] units.
+    /// An error of `place`; more than [`UNITS_MAX`] units.
     pub fn from_fn(
         shape: &Shape,
         region_bytes: &[u64],
@@ -148,13 +148,13 @@ impl ReferenceLayout {
         &self.region_bytes
     }
 
-    /// Every unit, in the order of the memory where the layout was made from a word.
+    /// Every unit; in memory order if the layout was created from a word.
     #[must_use]
     pub fn units(&self) -> &[ReferenceUnit] {
         &self.units
     }
 
-    /// Where the unit of `plane` at `index` lies; axes that are not given are 0.
+    /// The start of the unit of `plane` at `index`; omitted axes are 0.
     ///
     /// # Errors
     /// A plane or a position that the layout does not have.
@@ -172,8 +172,8 @@ impl ReferenceLayout {
             .ok_or_else(|| no_unit(plane, index))
     }
 
-    /// For every region, which of its bytes belong to a unit; the others are padding. `None`
-    /// where two units share a byte or one ends outside its region.
+    /// For every region, which of its bytes belong to a unit; the others are padding. `None` if two
+    /// units overlap or one ends outside its region.
     #[must_use]
     pub fn used_bytes(&self) -> Option<Vec<Vec<bool>>> {
         let mut used: Vec<Vec<bool>> = Vec::new();

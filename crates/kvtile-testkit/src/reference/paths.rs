@@ -1,4 +1,4 @@
-//! Which axes each plane meets on its way through a word, and the rules about them.
+//! The axes on each plane's path through a word, and the rules for them.
 
 use kvtile_layout::{Axis, AxisItem, Item, Plane, Shape, Word};
 
@@ -78,7 +78,7 @@ pub(super) fn only(shape: &Shape, set: &[usize], name: &str) -> Result<usize, Te
         })
 }
 
-/// Which planes of `set` each part is for: those it names, or, if it names none, those that no
+/// The planes of `set` that each part is for: those it names or, if it names none, those that no
 /// part names.
 pub(super) fn share(
     shape: &Shape,
@@ -140,8 +140,8 @@ fn name_of(shape: &Shape, plane: usize) -> Option<&str> {
     shape.planes().get(plane).map(|p| p.name().as_str())
 }
 
-/// No axis is unknown, no digit occurs twice, and moduli divide each other and the extent. That
-/// the digits leave nothing open is found by the walk.
+/// Checks that no axis is unknown, no digit occurs twice, and moduli divide each other and the
+/// extent. The walk checks that the digits determine every index.
 fn check(shape: &Shape, plane: &Plane, path: &[AxisItem]) -> Result<(), TestkitError> {
     for (i, item) in path.iter().enumerate() {
         let (axis, modulus) = (item.axis, item.modulus);

@@ -1,4 +1,4 @@
-//! The walk: a cursor goes over the memory in the order in which the word lists it.
+//! The walk: a cursor moves over the memory in the order of the word.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use super::{
 };
 use crate::error::TestkitError;
 
-/// Every unit in the order of the memory, and the bytes of each region.
+/// Every unit in memory order, and the bytes of each region.
 pub(super) fn walk(
     word: &Word,
     shape: &Shape,
@@ -35,15 +35,15 @@ pub(super) fn walk(
     Ok((walker.units, walker.regions))
 }
 
-/// Where the walk is: still choosing a region, or at an offset of the last region.
+/// The position of the walk: still choosing a region, or at an offset of the last region.
 #[derive(Clone, Copy, Debug)]
 enum Cursor {
     Regions,
     Bytes(u64),
 }
 
-/// A digit that was chosen: `(index % modulus) / low == value`, where low is the next smaller
-/// modulus on the path of a plane.
+/// A chosen digit: `(index % modulus) / low == value`, where low is the next smaller modulus on the
+/// path of a plane.
 struct Picked {
     axis: Axis,
     modulus: Option<u64>,
@@ -65,7 +65,7 @@ struct Walker<'a> {
 }
 
 impl Walker<'_> {
-    /// Visits everything that `items` list for the planes of `set`, and says where that ends.
+    /// Visits the units that `items` list for the planes of `set`; returns the cursor after them.
     fn go(
         &mut self,
         items: &[&Item],
@@ -119,7 +119,7 @@ impl Walker<'_> {
         }
     }
 
-    /// A new region, filled with what `items` list.
+    /// Adds a region with the units that `items` list.
     fn region(&mut self, items: &[&Item], set: &[usize]) -> Result<Cursor, TestkitError> {
         self.regions.push(0);
         let Cursor::Bytes(end) = self.go(items, set, Cursor::Bytes(0))? else {
@@ -181,7 +181,7 @@ impl Walker<'_> {
             .unwrap_or(1)
     }
 
-    /// How many values the digit takes, the same for all planes.
+    /// The number of values of the digit, which must be the same for all planes.
     fn values(&self, item: AxisItem, set: &[usize]) -> Result<u64, TestkitError> {
         let mut each = BTreeSet::new();
         for &i in set {
@@ -200,7 +200,7 @@ impl Walker<'_> {
         }
     }
 
-    /// Where the next entry of `item` starts, when this one went from `start` to `end`.
+    /// The start of the next entry of `item`, if the current entry spans `start..end`.
     fn padded(&self, item: AxisItem, start: Cursor, end: Cursor) -> Result<Cursor, TestkitError> {
         let axis = item.axis;
         let (Cursor::Bytes(start), Cursor::Bytes(end)) = (start, end) else {

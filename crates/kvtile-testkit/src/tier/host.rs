@@ -1,4 +1,4 @@
-//! Host memory that tests lease to tiers: each lease has a place that tells when the tier has let go of it.
+//! Host memory that tests lease to tiers; each lease shows when the tier has released it.
 
 use std::{
     any::Any,
@@ -19,10 +19,10 @@ use parking_lot::{Mutex, MutexGuard};
 
 use crate::disk::Numbers;
 
-/// Blocks in memory start at multiples of this, for direct I/O.
+/// The alignment of blocks in memory, for direct I/O.
 const ALIGNMENT: u64 = 4096;
 
-/// A few host blocks.
+/// A fixed number of host blocks.
 pub struct HostMemory {
     manager: TransferManager,
     handle: LayoutHandle,
@@ -31,7 +31,7 @@ pub struct HostMemory {
     free: Arc<Mutex<Vec<usize>>>,
 }
 
-/// A block that is in use. It is free again when this is dropped and the tier has let go of it.
+/// A block in use. It is free once this is dropped and the tier has released it.
 pub struct ReservedBlock(Arc<Reserved>);
 
 struct Reserved {
@@ -52,7 +52,7 @@ impl std::fmt::Debug for ReservedBlock {
 }
 
 impl ReservedBlock {
-    /// Whether nothing but this holds the block.
+    /// Whether this is the only owner of the block.
     #[must_use]
     pub fn is_let_go(&self) -> bool {
         Arc::strong_count(&self.0) == 1
@@ -72,10 +72,10 @@ impl std::fmt::Debug for HostMemory {
 }
 
 impl HostMemory {
-    /// So many blocks of a small model.
+    /// Allocates `blocks` blocks of a small model.
     ///
     /// # Errors
-    /// No memory for them.
+    /// The memory cannot be allocated.
     pub fn new(blocks: usize) -> Result<HostMemory, TierError> {
         let unit = Unit::new("f32", 4, 1)?;
         let shape = Shape::key_value(blocks as u64, 2, 4, 2, 8, &unit)?;
@@ -101,25 +101,25 @@ impl HostMemory {
         })
     }
 
-    /// What its blocks are.
+    /// The identity of its blocks.
     #[must_use]
     pub fn identity(&self) -> &StoreIdentity {
         &self.identity
     }
 
-    /// How many blocks it has.
+    /// The number of its blocks.
     #[must_use]
     pub fn blocks(&self) -> usize {
         self.blocks
     }
 
-    /// Blocks that nothing holds.
+    /// The number of free blocks.
     #[must_use]
     pub fn free_blocks(&self) -> usize {
         lock(&self.free).len()
     }
 
-    /// Waits until nothing holds a block, for at most so long. False where something still does.
+    /// Waits until all blocks are free, for at most `within`; returns whether they are.
     #[must_use]
     pub fn wait_until_free(&self, within: Duration) -> bool {
         let start = Instant::now();
@@ -132,7 +132,7 @@ impl HostMemory {
         true
     }
 
-    /// A block that is filled with zeroes, to read into.
+    /// A block of zeroes, to read into.
     #[must_use]
     pub fn empty(&self) -> (ReservedBlock, HostBlock) {
         let reserved = self.reserve();
@@ -141,7 +141,7 @@ impl HostMemory {
         (reserved, block)
     }
 
-    /// A block that holds what belongs to `name`, to write from.
+    /// A block with the content of `name`, to write from.
     #[must_use]
     pub fn filled(&self, name: &BlockName) -> (ReservedBlock, HostBlock) {
         let reserved = self.reserve();
@@ -153,7 +153,7 @@ impl HostMemory {
         (reserved, block)
     }
 
-    /// The bytes of a block that the tier has let go of.
+    /// The bytes of a block that the tier has released.
     #[must_use]
     pub fn bytes(&self, reserved: &ReservedBlock) -> Vec<u8> {
         let block = self.lend(reserved, LeaseMode::Read);
@@ -169,14 +169,14 @@ impl HostMemory {
         usize::try_from(self.identity.block_bytes()).unwrap_or(usize::MAX)
     }
 
-    /// Some pieces of a block that is filled with zeroes, to read into.
+    /// Pieces of a block of zeroes, to read into.
     #[must_use]
     pub fn empty_part(&self, pieces: std::ops::Range<usize>) -> (ReservedBlock, HostBlock) {
         let (reserved, whole) = self.empty();
         drop(whole);
         let place: Arc<dyn Any + Send + Sync> = Arc::clone(&reserved.0) as _;
         let start = self.identity.pieces.bytes(pieces.clone()).start;
-        // A piece is a layer here.
+        // In this layout a piece is a layer.
         let layers = pieces.start as u64..pieces.end as u64;
         let ids = [reserved.0.block];
         let lease = self
@@ -185,7 +185,7 @@ impl HostMemory {
         let part = lease.map_err(TierError::from);
         match part.and_then(|lease| HostBlock::part(lease, start, place)) {
             Ok(part) => (reserved, part),
-            Err(error) => broken(format_args!("{reserved:?} is not let go of: {error}")),
+            Err(error) => broken(format_args!("{reserved:?} is not released: {error}")),
         }
     }
 
@@ -210,21 +210,21 @@ impl HostMemory {
         let block = lease.map_err(TierError::from);
         match block.and_then(|lease| HostBlock::new(lease, place)) {
             Ok(block) => block,
-            Err(error) => broken(format_args!("{reserved:?} is not let go of: {error}")),
+            Err(error) => broken(format_args!("{reserved:?} is not released: {error}")),
         }
     }
 }
 
-/// A piece for each layer, however short it is.
+/// One piece per layer, however short the layers are.
 fn layer_by_layer(layout: &PhysicalLayout) -> Result<Pieces, TierError> {
     let Some(layers) = layout.layer_ranges() else {
-        broken(format_args!("the layers of a block are not apart"))
+        broken(format_args!("the layers of a block are not contiguous"))
     };
     let ends: Vec<u64> = layers.iter().map(|layer| layer.end).collect();
     Pieces::ending_at(&ends)
 }
 
-/// The bytes that belong to a block, different for each name and at each offset.
+/// The content of a block, different for each name and at each offset.
 #[must_use]
 pub fn content(name: &BlockName, bytes: usize) -> Vec<u8> {
     let seed = name

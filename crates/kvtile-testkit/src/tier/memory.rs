@@ -1,5 +1,5 @@
-//! A small, right tier in the memory of the process: what the conformance suite and simulations compare with.
-//! It looks through all of its blocks for everything that it decides.
+//! A small, correct tier in process memory, as a reference for the conformance suite and
+//! simulations. It scans all of its blocks for each decision.
 
 use std::{
     any::Any,
@@ -30,11 +30,11 @@ use parking_lot::{Mutex, MutexGuard};
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A tier in the memory of the process. It keeps blocks of any groups, evicts leaves that are not pinned, those
-/// that were used longest ago first, and does not verify what it returns.
+/// A tier in process memory. It keeps blocks of all groups, evicts the least recently used leaf
+/// that is not pinned, and does not verify what it returns.
 pub struct MemoryTier {
     shared: Arc<Shared>,
-    /// Without one, batches are done in the calls.
+    /// Without a thread, batches complete within the calls.
     thread: Option<(mpsc::Sender<Work>, JoinHandle<()>)>,
 }
 
@@ -50,13 +50,13 @@ struct Shared {
 #[derive(Default)]
 struct State {
     blocks: HashMap<BlockName, MemoryBlock>,
-    /// Uses that there were.
+    /// The number of uses so far.
     uses: u64,
-    /// Pins with a deadline.
+    /// Pins with a deadline, by number.
     pins: HashMap<u64, PinReport>,
-    /// Blocks and pins that there ever were.
+    /// The number of blocks and pins created so far.
     made: u64,
-    /// Blocks that were stored.
+    /// The number of blocks stored so far.
     stored: u64,
     evicted_for_room: u64,
     removed: u64,
@@ -69,18 +69,18 @@ struct MemoryBlock {
     checksum: u64,
     parent: Option<BlockKey>,
     tenant: u32,
-    /// The use that was its last one.
+    /// The number of its last use.
     used: u64,
     pins: usize,
-    /// No other block has the same, not even a later one of its name.
+    /// Unique, also among blocks of the same name.
     serial: u64,
 }
 
-/// Blocks that are pinned in a memory tier.
+/// Pinned blocks of a memory tier.
 struct MemoryHold {
     shared: Arc<Shared>,
     blocks: Vec<PinnedBlock>,
-    /// Its pin with a deadline, where it has one.
+    /// The number of its pin, if it has a deadline.
     pin: Option<u64>,
 }
 
@@ -106,11 +106,11 @@ impl fmt::Debug for MemoryHold {
 }
 
 impl MemoryTier {
-    /// With room for so many blocks. With threads of the context it has one of its own, and batches end later
-    /// than the calls; without, they end in them.
+    /// A tier with room for `capacity` blocks. If the context has threads, the tier has one thread,
+    /// and batches complete after the calls; otherwise they complete within them.
     ///
     /// # Errors
-    /// A thread that the system does not give.
+    /// The thread cannot be spawned.
     pub fn new(
         id: TierId,
         capacity: usize,
@@ -119,10 +119,11 @@ impl MemoryTier {
         MemoryTier::open((id, false), capacity, context)
     }
 
-    /// The same, as a tier that other caches write to as well: it evicts blocks that are held, too.
+    /// As [`new`](MemoryTier::new), but a tier that other caches write to as well: it also evicts
+    /// held blocks.
     ///
     /// # Errors
-    /// A thread that the system does not give.
+    /// The thread cannot be spawned.
     pub fn shared(
         id: TierId,
         capacity: usize,
@@ -169,11 +170,11 @@ impl MemoryTier {
 }
 
 impl Drop for MemoryTier {
-    /// The thread does what was handed to it, and ends.
+    /// The thread completes its queue and ends.
     fn drop(&mut self) {
         if let Some((sender, thread)) = self.thread.take() {
             drop(sender);
-            // What panicked there has ended its batch.
+            // A job that panicked has completed its batch by unwinding.
             let _ = thread.join();
         }
     }
@@ -238,7 +239,8 @@ impl Shared {
         was_there
     }
 
-    /// Gives up the leaf that was used longest ago, is not pinned where holds keep blocks, and not one of `kept`.
+    /// Evicts the least recently used leaf that is not in `kept` and, unless the tier is shared,
+    /// not pinned.
     fn evict_one(&self, state: &mut State, kept: &HashSet<BlockName>) -> bool {
         let parents: HashSet<BlockName> = state
             .blocks
@@ -257,7 +259,7 @@ impl Shared {
 
     fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Result<Wrote, NotWritten>> {
         let mut state = self.lock();
-        // What this batch stands on or has written is not evicted for the rest of it.
+        // Parents and blocks of this batch must not be evicted for its later blocks.
         let mut kept = HashSet::new();
         let mut without_room = HashSet::new();
         let mut outcomes = Vec::with_capacity(blocks.len());
@@ -529,7 +531,7 @@ impl Drop for MemoryHold {
     fn drop(&mut self) {
         let mut state = self.shared.lock();
         for pinned in &self.blocks {
-            // One that was forgotten meanwhile may be there again, and is another one then.
+            // A forgotten block may have been stored again, with another serial.
             if let Some(block) = state.blocks.get_mut(&pinned.name)
                 && block.serial == pinned.serial
             {
@@ -555,7 +557,7 @@ mod tests {
     use kvtile_tiers::cache::SystemClock;
 
     #[test]
-    fn the_leaf_that_was_used_longest_ago_goes_first_and_a_hold_is_no_use() {
+    fn the_least_recently_used_leaf_is_evicted_first_and_a_hold_counts_as_no_use() {
         let host = HostMemory::new(4).unwrap();
         let context = TierContext {
             identity: host.identity().clone(),

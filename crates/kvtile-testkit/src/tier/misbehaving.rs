@@ -1,4 +1,4 @@
-//! A tier that breaks its contract on purpose, from a seed: around any other tier.
+//! A wrapper around any tier that breaks the contract on purpose, by a seed.
 
 use std::{
     any::Any,
@@ -29,20 +29,21 @@ use parking_lot::{Mutex, MutexGuard};
 use super::serving::{Copied, Served};
 use crate::disk::Numbers;
 
-/// How often a tier misbehaves in each way: once in so many calls, or blocks; never where it is 0.
+/// The rate of each fault: once in this many calls or blocks, never if 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TierFaults {
-    /// A batch ends only some calls later.
+    /// A batch completes a few calls later.
     pub slow: u64,
-    /// A batch of reads or writes does not end before it is released.
+    /// A batch of reads or writes does not complete until it is released.
     pub no_answer: u64,
-    /// A sync does not end before it is released.
+    /// A sync does not complete until it is released.
     pub no_sync_answer: u64,
-    /// The blocks of a batch from some block on are said to be written, and are not.
+    /// The blocks of a batch from some index on are reported as written, and are not.
     pub lossy: u64,
-    /// A block that is read is absent from then on, and no event says so.
+    /// A block that is read is absent from then on, without an event.
     pub vanishing: u64,
-    /// A block comes with wrong bytes: one bit flipped, half of another block, all of it, or no checksum.
+    /// A read returns wrong bytes: one bit flipped, half of another block, all of another block, or
+    /// no checksum.
     pub wrong_bytes: u64,
     /// A read of a block fails.
     pub read_error: u64,
@@ -50,16 +51,16 @@ pub struct TierFaults {
     pub write_error: u64,
     /// A sync fails.
     pub sync_error: u64,
-    /// Lookups say that the tier has nothing.
+    /// Lookups report that the tier has nothing.
     pub denial: u64,
-    /// A batch ends with one outcome more than blocks, or one fewer.
+    /// A batch reports one outcome more than it has blocks, or one fewer.
     pub wrong_count: u64,
-    /// Host memory is kept after the batch has ended, until it is released.
+    /// The tier keeps host memory after the batch has completed, until it is released.
     pub keeps_memory: u64,
 }
 
 impl TierFaults {
-    /// Every way, once in `of` times.
+    /// Every fault, once in `of` times.
     #[must_use]
     pub fn all(of: u64) -> TierFaults {
         TierFaults {
@@ -79,11 +80,12 @@ impl TierFaults {
     }
 }
 
-/// A tier around another one that breaks the contract. It waits for the other one in its calls, and keeps a copy
-/// of all that was written, of which it makes wrong bytes. What was in the other tier before has no checksum.
+/// A wrapper that breaks the contract. It waits for the inner tier within its calls, and keeps a
+/// copy of every written block to derive wrong bytes from. Blocks that the inner tier held before
+/// have no checksum.
 pub struct Misbehaving {
     inner: Arc<dyn Tier>,
-    /// Calls that there were.
+    /// The number of calls so far.
     calls: AtomicU64,
     state: Mutex<State>,
 }
@@ -92,14 +94,14 @@ struct State {
     numbers: Numbers,
     faults: TierFaults,
     copies: HashMap<BlockName, Copied>,
-    /// Blocks that cannot be found any more although the other tier has them.
+    /// Blocks that lookups no longer find although the inner tier has them.
     vanished: HashSet<BlockName>,
     kept: Vec<Kept>,
 }
 
-/// What it keeps for later.
+/// A batch or memory that is kept for later.
 struct Kept {
-    /// The call at which it is done, where it is not to be released.
+    /// The call at which the batch completes; `None` if it waits for a release.
     due: Option<u64>,
     batch: Batch,
 }
@@ -108,9 +110,9 @@ enum Batch {
     Read(Vec<BlockRead>, Completer<ReadReport>),
     Write(Vec<BlockWrite>, Completer<WriteReport>),
     Sync(Completer<SyncReport>),
-    /// Of a batch that has ended.
+    /// The memory of a completed batch.
     Reads(#[expect(dead_code, reason = "held, not read")] Vec<BlockRead>),
-    /// Of a batch that has ended.
+    /// The memory of a completed batch.
     Writes(#[expect(dead_code, reason = "held, not read")] Vec<BlockWrite>),
 }
 
@@ -121,7 +123,7 @@ impl fmt::Debug for Misbehaving {
 }
 
 impl Misbehaving {
-    /// Around `inner`, from a seed. It does nothing wrong yet.
+    /// Wraps `inner`, without faults.
     #[must_use]
     pub fn new(inner: Arc<dyn Tier>, seed: u64) -> Misbehaving {
         Misbehaving {
@@ -137,19 +139,19 @@ impl Misbehaving {
         }
     }
 
-    /// How it misbehaves from now on.
+    /// Sets the rates of faults.
     pub fn set_faults(&self, faults: TierFaults) {
         self.lock().faults = faults;
     }
 
-    /// Batches that have not ended, and those whose memory it keeps.
+    /// The number of batches in flight and of completed batches whose memory is kept.
     #[must_use]
     pub fn kept(&self) -> usize {
         self.lock().kept.len()
     }
 
-    /// Ends one of the batches that it keeps, or lets go of its memory, whichever `numbers` say. False where it
-    /// keeps none.
+    /// Completes a kept batch, or releases its memory; `numbers` select the batch. Returns false if
+    /// none is kept.
     pub fn release_one(&self, numbers: &mut Numbers) -> bool {
         let mut state = self.lock();
         if state.kept.is_empty() {
@@ -162,7 +164,7 @@ impl Misbehaving {
         true
     }
 
-    /// The same for all of them.
+    /// Completes or releases all kept batches.
     pub fn release_all(&self) {
         let kept = mem::take(&mut self.lock().kept);
         for kept in kept {
@@ -170,12 +172,13 @@ impl Misbehaving {
         }
     }
 
-    /// Ends the slow batches that the next call would end, so that the call itself ends none.
+    /// Completes the slow batches that the next call would complete, so that the call completes
+    /// none.
     pub fn end_due(&self) {
         self.end_until(self.calls.load(Ordering::Relaxed));
     }
 
-    /// The tier inside.
+    /// The inner tier.
     #[must_use]
     pub fn inner(&self) -> &Arc<dyn Tier> {
         &self.inner
@@ -185,19 +188,19 @@ impl Misbehaving {
         self.state.lock()
     }
 
-    /// Whether a fault happens now that does so once in so many times.
+    /// Whether a fault with rate `of` happens now.
     fn happens(&self, of: impl Fn(&TierFaults) -> u64) -> bool {
         let mut state = self.lock();
         let of = of(&state.faults);
         state.numbers.once_in(of)
     }
 
-    /// A call begins: what is slow may end.
+    /// Counts a call and completes the slow batches that are due.
     fn call(&self) {
         self.end_until(self.calls.fetch_add(1, Ordering::Relaxed));
     }
 
-    /// Ends the slow batches that are due at a call.
+    /// Completes the slow batches that are due at a call.
     fn end_until(&self, call: u64) {
         let mut state = self.lock();
         let is_due = |kept: &mut Kept| kept.due.is_some_and(|due| due <= call);
@@ -208,7 +211,7 @@ impl Misbehaving {
         }
     }
 
-    /// Ends a batch now, later, or when it is released.
+    /// Completes a batch now, after some calls, or when it is released.
     fn begin(&self, batch: Batch) {
         let is_sync = matches!(batch, Batch::Sync(_));
         let no_answer = |faults: &TierFaults| match is_sync {
@@ -253,7 +256,7 @@ impl Misbehaving {
             drop(state);
             self.keep(Batch::Reads(blocks));
         } else {
-            // What it does not answer itself, the other tier does.
+            // The inner tier serves the reads that this one does not answer itself.
             let mut passed = Vec::new();
             for mut block in blocks {
                 match self.own_answer(&mut block) {
@@ -292,7 +295,7 @@ impl Misbehaving {
         }
     }
 
-    /// The outcome of a read that the other tier is not to answer.
+    /// The outcome of a read that this tier answers instead of the inner one.
     fn own_answer(&self, block: &mut BlockRead) -> Option<Result<Came, TierMiss>> {
         let name = block.name;
         if self.happens(|faults| faults.read_error) {
@@ -325,7 +328,7 @@ impl Misbehaving {
             false => wanted,
         };
         if keeps_memory {
-            // The other tier is not to have memory that this one keeps.
+            // The inner tier must not get memory that this one keeps.
             outcomes.extend((0..wanted).map(|_| Ok(Wrote::New)));
             self.keep(Batch::Writes(blocks));
         } else {
@@ -365,7 +368,7 @@ impl Misbehaving {
         }
     }
 
-    /// What the other tier has now can be found again.
+    /// Makes a written block that had vanished findable again.
     fn wrote(
         &self,
         name: &BlockName,
@@ -391,7 +394,7 @@ impl Misbehaving {
         }
     }
 
-    /// Leading blocks that have not vanished.
+    /// The number of leading blocks that have not vanished.
     fn leading(&self, group: GroupId, keys: &[BlockKey]) -> usize {
         if self.happens(|faults| faults.denial) {
             return 0;

@@ -1,12 +1,12 @@
-//! Tiers for tests, and the suite that each implementation of the contract runs.
+//! Tiers for tests, and the conformance suite for every implementation of the contract.
 //!
-//! | module | what it is |
+//! | module | content |
 //! | --- | --- |
-//! | `memory` | a small, right tier in the memory of the process |
-//! | `misbehaving` | a tier that breaks the contract on purpose, around any other one |
-//! | `serving` | the right and wrong bytes that it serves |
-//! | `host` | host memory to lease from, and blocks whose bytes follow from their names |
-//! | `conformance` | the contract of [`kvtile_tiers::tier`], sentence by sentence |
+//! | `memory` | a small, correct tier in process memory |
+//! | `misbehaving` | a wrapper around any tier that breaks the contract on purpose |
+//! | `serving` | the right and wrong bytes that it returns |
+//! | `host` | host memory to lease to tiers, and block contents derived from names |
+//! | `conformance` | checks of each rule of the contract of [`kvtile_tiers::tier`] |
 
 pub mod conformance;
 mod host;

@@ -1,23 +1,24 @@
-//! Copies of what was written to a misbehaving tier, and the right and wrong bytes that it serves of them.
+//! Copies of blocks written to a misbehaving tier, and the right and wrong bytes that it returns
+//! for them.
 
 use kvtile_tiers::tier::{BlockWrite, Came, HostBlock, TierMiss};
 
 use crate::disk::Numbers;
 
-/// A block as it was written.
+/// A copy of a written block.
 #[derive(Clone, Debug)]
 pub(super) struct Copied {
     bytes: Vec<u8>,
     pub(super) checksum: u64,
 }
 
-/// What is served instead of a block.
+/// The bytes returned for a block.
 pub(super) enum Served {
     /// The block.
     Right,
     /// The block with one bit flipped.
     Flipped(u64),
-    /// The first half of the block and the second one of another, with the block's own checksum.
+    /// The block's first half and another block's second half, with the block's own checksum.
     Torn(Copied),
     /// Another block with its checksum.
     Another(Copied),
@@ -26,7 +27,7 @@ pub(super) enum Served {
 }
 
 impl Served {
-    /// Wrong bytes of some kind; `other` is another block, where there is one.
+    /// Random wrong bytes; `other` is another block, if there is one.
     pub(super) fn wrong(numbers: &mut Numbers, other: Option<Copied>) -> Served {
         let bit = numbers.any();
         match (numbers.below(4), other) {
@@ -39,7 +40,7 @@ impl Served {
 }
 
 impl Copied {
-    /// Of a block that is written; `None` where its bytes cannot be read.
+    /// A copy of a block to write; `None` if its bytes cannot be read.
     pub(super) fn of(block: &BlockWrite) -> Option<Copied> {
         Some(Copied {
             bytes: block.from.bytes().ok()?.to_vec(),
@@ -47,7 +48,7 @@ impl Copied {
         })
     }
 
-    /// Fills host memory.
+    /// Fills `into` with right or wrong bytes, and returns the checksum to report.
     pub(super) fn serve(&self, into: &mut HostBlock, how: Served) -> Result<Came, TierMiss> {
         let into = into.bytes_mut();
         let into = into.map_err(|error| TierMiss::Failed(error.into()))?;

@@ -1,4 +1,4 @@
-//! How many slots fit a capacity: everything that the folder holds is counted, to the byte.
+//! How many slots fit a capacity. The count includes every file of the folder, to the byte.
 //!
 //! ```text
 //! folder and lock       one page each
@@ -10,25 +10,25 @@
 use super::record::RecordForm;
 use crate::error::TierError;
 
-/// What file systems and direct I/O count in.
+/// The page size of file systems and the alignment of direct I/O, in bytes.
 pub(super) const PAGE_BYTES: u64 = PAGE as u64;
 
-/// [`PAGE_BYTES`] for memory.
+/// [`PAGE_BYTES`] as a `usize`.
 pub(super) const PAGE: usize = 4096;
 
-/// No block is larger.
+/// The largest block.
 const BLOCK_BYTES_MAX: u64 = 1 << 40;
 
-/// One slot in so many is kept erased for the next write.
+/// One slot in this many is kept erased for the next write.
 const RESERVE_SHARE: u32 = 64;
 
-/// More erased slots are never needed between two syncs.
+/// The most slots that are kept erased: no more are needed between two syncs.
 const RESERVE_MAX: u32 = 1024;
 
-/// The most slots: what is kept in memory of each of them would be too much for more.
+/// The most slots; it bounds the memory that the store keeps for each slot.
 pub const SLOTS_MAX: u32 = 1 << 26;
 
-/// The fewest slots: one that holds a block, and an erased one.
+/// The fewest slots: one that holds a block and an erased one.
 const PHYSICAL_MIN: u32 = 2;
 
 /// Bytes of a slot for blocks of `block_bytes`.
@@ -59,19 +59,19 @@ pub(super) fn physical_for(blocks: u32) -> u32 {
     enough
 }
 
-/// What a slot takes, in bytes.
+/// The sizes that decide how many bytes a slot takes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SlotForm {
     pub(super) block_bytes: u64,
     pub(super) record: RecordForm,
 }
 
-/// Bytes of the records of so many slots.
+/// Bytes of the records of `physical` slots.
 pub(super) fn records_bytes(physical: u32, record: RecordForm) -> u64 {
     (u64::from(physical) * record.stride()).next_multiple_of(PAGE_BYTES)
 }
 
-/// Bytes of all files with so many slots; `None` past 2^64.
+/// Bytes of all files with `physical` slots; `None` if they exceed 2^64.
 pub(super) fn total_bytes(physical: u32, form: SlotForm, manifest_bytes: u64) -> Option<u64> {
     let slot_bytes = slot_bytes(form.block_bytes).ok()?;
     let manifest = manifest_bytes.checked_next_multiple_of(PAGE_BYTES)?;
@@ -82,7 +82,7 @@ pub(super) fn total_bytes(physical: u32, form: SlotForm, manifest_bytes: u64) ->
         .checked_add(records_bytes(physical, form.record))
 }
 
-/// The most slots, erased ones among them, that fit `capacity_bytes`.
+/// The most slots, erased ones included, that fit `capacity_bytes`.
 pub(super) fn physical_slots(
     capacity_bytes: u64,
     form: SlotForm,
@@ -136,7 +136,7 @@ mod tests {
         }
     }
 
-    /// Pitfall 35: the capacity is kept to the byte, and no slot is given away.
+    /// Pitfall 35: the files stay within the capacity to the byte, with as many slots as fit.
     #[test]
     fn as_many_slots_as_fit_and_not_one_more() {
         for (block_bytes, pieces) in [(1, 1), (4096, 1), (4097, 2), (65_536, 10), (1 << 20, 121)] {
@@ -180,7 +180,7 @@ mod tests {
             SLOTS_MAX
         );
         assert!(physical_slots(most_bytes + 2 * PAGE_BYTES, form(4096, 1), 2000).is_err());
-        // The largest blocks of all: the addresses end first.
+        // With the largest blocks, the 2^64 bytes of offsets run out before the slots do.
         assert!(physical_slots(u64::MAX, form(1 << 40, 1), 2000).unwrap() < SLOTS_MAX);
     }
 

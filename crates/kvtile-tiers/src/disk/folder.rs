@@ -1,4 +1,4 @@
-//! The names in a folder, its lock, and how it is emptied.
+//! The file names of a folder, its lock, and how the folder is cleared.
 
 use super::{
     manifest::{MANIFEST_FILE, MANIFEST_PARTIAL_FILE, file_name},
@@ -7,16 +7,16 @@ use super::{
 };
 use crate::error::TierError;
 
-/// Which process uses the folder.
+/// Names the process that uses the folder.
 pub(super) const LOCK_FILE: &str = "lock";
 
-/// One record a slot.
+/// One record per slot.
 pub(super) const RECORDS_FILE: &str = "records";
 
-/// The slots.
+/// The slots: the bytes of the blocks.
 pub(super) const SLOTS_FILE: &str = "slots";
 
-/// Every name that we make.
+/// Every file name that a store creates.
 const OURS: [&str; 5] = [
     LOCK_FILE,
     MANIFEST_FILE,
@@ -25,12 +25,12 @@ const OURS: [&str; 5] = [
     SLOTS_FILE,
 ];
 
-/// A folder that file systems make in their own root.
+/// A folder that file systems create in their root.
 const LOST_AND_FOUND: &str = "lost+found";
 
-/// Refuses a folder that holds files of somebody else, before anything in it is touched. One with
-/// a manifest is ours; one without may be left over from a creation that did not end, and that
-/// starts with the lock.
+/// Refuses a folder with foreign files before anything in it changes. A folder with a manifest is a
+/// store. A folder without one may remain from an interrupted creation, whose first file is the
+/// lock.
 pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
     let names = medium.names();
     let names = names.map_err(|error| TierError::file("list", medium.name(), error))?;
@@ -51,14 +51,14 @@ pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
     }
 }
 
-/// Takes the lock of the folder, to write in it.
+/// Takes the lock of the folder for writing.
 pub(super) fn lock(medium: &dyn Medium) -> Result<Box<dyn MediumLock>, TierError> {
     let lock = medium.lock(LOCK_FILE);
     lock.map_err(|error| lock_error(medium, error))
 }
 
-/// Takes the lock of the folder to read in it, and writes nothing. `Ok(Err(_))` says why it cannot be taken
-/// here although nothing is known to use the folder.
+/// Takes the lock of the folder for reading, and writes nothing. `Ok(Err(_))` is the reason why the
+/// lock cannot be taken here although no process is known to use the folder.
 pub(super) fn lock_to_read(
     medium: &dyn Medium,
 ) -> Result<Result<Box<dyn MediumLock>, TierError>, TierError> {
@@ -69,7 +69,8 @@ pub(super) fn lock_to_read(
     }
 }
 
-/// Refuses a folder that is neither new nor empty. What a creation left over that did not end counts as empty.
+/// Refuses a folder that is neither new nor empty. The remains of an interrupted creation count as
+/// empty.
 pub(super) fn check_new(medium: &dyn Medium) -> Result<(), TierError> {
     let names = medium.names();
     let names = names.map_err(|error| TierError::file("list", medium.name(), error))?;
@@ -81,13 +82,13 @@ pub(super) fn check_new(medium: &dyn Medium) -> Result<(), TierError> {
     }
 }
 
-/// Length of a file in bytes, 0 where there is none.
+/// Length of a file in bytes, 0 if it is missing.
 pub(super) fn length(medium: &dyn Medium, file: &str) -> Result<u64, TierError> {
     let failed = |error| TierError::file("look at", file_name(medium, file), error);
     Ok(medium.length(file).map_err(failed)?.unwrap_or(0))
 }
 
-/// A file of so many bytes, to read; `None` where it has none.
+/// Opens a file of `length_bytes` for reading; `None` if that length is 0.
 pub(super) fn open_to_read(
     medium: &dyn Medium,
     file: &str,
@@ -106,7 +107,7 @@ pub(super) fn open_to_read(
     medium.open(file, &how).map(Some).map_err(failed)
 }
 
-/// Fills `buffer` with the bytes of a slot, which are not verified here.
+/// Fills `buffer` with the bytes of a slot. The caller verifies them.
 pub(super) fn read_slot(
     medium: &dyn Medium,
     slots: Option<&dyn MediumFile>,
@@ -125,8 +126,8 @@ pub(super) fn read_slot(
     })
 }
 
-/// Removes what a creation left over that did not end, and the file `lock`. A folder that is in use or has a
-/// manifest stays as it is.
+/// Removes the remains of an interrupted creation, and the file `lock`. A folder that is in use or
+/// has a manifest stays unchanged.
 pub(super) fn remove_unfinished(medium: &dyn Medium) -> Result<(), TierError> {
     let _lock = lock(medium)?;
     check_new(medium)?;
@@ -152,8 +153,8 @@ fn lock_error(medium: &dyn Medium, error: LockError) -> TierError {
     }
 }
 
-/// Removes what is left of a folder without a manifest. The lock stays: another process may be
-/// waiting for it.
+/// Removes the data files of a folder without a manifest. The lock file stays: another process may
+/// be waiting for it.
 pub(super) fn remove_data(medium: &dyn Medium) -> Result<(), TierError> {
     let failed = |error| TierError::file("clear", medium.name(), error);
     for file in [MANIFEST_PARTIAL_FILE, RECORDS_FILE, SLOTS_FILE] {
@@ -162,11 +163,11 @@ pub(super) fn remove_data(medium: &dyn Medium) -> Result<(), TierError> {
     medium.sync_folder().map_err(failed)
 }
 
-/// Removes all blocks and the manifest; the next store makes the folder anew. The manifest goes
-/// first, so that a crash leaves an unfinished folder and never a half-empty one.
+/// Removes all blocks and the manifest; the next store creates the folder anew. The manifest is
+/// removed first, so that a crash leaves an unfinished folder and never a half-empty store.
 ///
 /// # Errors
-/// The folder is in use, is no disk tier, or what the file system says.
+/// The folder is in use or is no disk tier, or the file system fails.
 pub fn clear(medium: &dyn Medium) -> Result<(), TierError> {
     let names = medium.names();
     let names = names.map_err(|error| TierError::file("list", medium.name(), error))?;

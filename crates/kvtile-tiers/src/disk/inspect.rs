@@ -1,9 +1,10 @@
-//! Looking into a folder without using it: what it holds, and whether that is whole.
+//! Inspecting a folder without using it: which blocks it holds, and whether they are intact.
 //!
-//! It writes nothing, takes no lock, needs no identity, and works in folders that may only be read: an
-//! image, another user's, a mount for reading, a network file system. A cache may use the folder
-//! meanwhile. Each block is verified by its checksum, so none is given that is a mixture; a block that
-//! the cache replaced after the records were read is [`Miss::Replaced`], which is no damage.
+//! An inspection writes nothing, takes no lock, needs no identity, and works on read-only folders:
+//! an image, another user's folder, a read-only mount, a network file system. A cache may use the
+//! folder concurrently. [`Inspection::read`] verifies the checksum of each block, so a block that
+//! changed during the read is never returned. A block that the cache replaced after the scan of the
+//! records is [`Miss::Replaced`], which is no damage.
 
 use std::{path::Path, sync::Arc};
 
@@ -17,7 +18,8 @@ use super::{
 };
 use crate::{error::TierError, tier::Pieces};
 
-/// What a folder holds. Its blocks are numbered by where they lie, not by a store's slots.
+/// The contents of a folder. A block's slot is its index in the data file, not a store's slot
+/// number.
 #[derive(Debug)]
 pub struct Inspection {
     medium: Arc<dyn Medium>,
@@ -37,19 +39,19 @@ pub struct Inspection {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum FolderUsage {
-    /// None does.
+    /// No cache uses it.
     Unused,
-    /// One does, and may write while the folder is looked into.
+    /// A cache uses it and may write during the inspection.
     Used(LockHolder),
-    /// It cannot be told from here, for instance on a network file system.
+    /// The lock cannot be examined from here, for instance on a network file system.
     Unknown(TierError),
 }
 
 impl Inspection {
-    /// Looks into a folder, which may be in use.
+    /// Scans the records of a folder, which may be in use.
     ///
     /// # Errors
-    /// No disk tier there, a damaged manifest, or what the file system says.
+    /// The folder is no disk tier, its manifest is damaged, or the file system fails.
     pub fn open(path: &Path) -> Result<Inspection, TierError> {
         Inspection::open_on(Arc::new(FolderMedium::new(path)))
     }
@@ -90,7 +92,7 @@ impl Inspection {
         for file in [MANIFEST_FILE, RECORDS_FILE, SLOTS_FILE] {
             self.files_bytes += folder::length(&*self.medium, file)?;
         }
-        // It need not be there, and nothing is read from it.
+        // The lock file may be missing, and its content does not matter.
         self.files_bytes += folder::length(&*self.medium, LOCK_FILE).unwrap_or(0);
         let records = capacity::records_bytes(self.manifest.slots(), self.form);
         let records = records.min(folder::length(&*self.medium, RECORDS_FILE)?);
@@ -116,7 +118,7 @@ impl Inspection {
         Ok(())
     }
 
-    /// A cache may have been writing a record just when it was read.
+    /// A cache may have been writing a torn record during the scan; a second read settles it.
     fn read_torn_again(&mut self) {
         for slot in std::mem::take(&mut self.torn) {
             match self.record(slot) {
@@ -127,7 +129,7 @@ impl Inspection {
         }
     }
 
-    /// The record of a slot as it is now; `None` where it cannot be read.
+    /// The current record of a slot; `None` if it cannot be read.
     fn record(&self, slot: u32) -> Option<Decoded> {
         let mut bytes = vec![0; self.form.bytes()];
         let offset = u64::from(slot) * self.form.stride();
@@ -140,14 +142,13 @@ impl Inspection {
         ))
     }
 
-    /// What the folder says of itself.
+    /// The manifest of the folder.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// The blocks that it offers, those with smaller positions first. `slot` is where each lies in
-    /// the data file.
+    /// The stored blocks, smaller positions first. `slot` is a block's index in the data file.
     pub fn blocks(&self) -> impl ExactSizeIterator<Item = StoredBlock> + '_ {
         self.stored.iter().map(|(slot, record)| StoredBlock {
             slot: *slot,
@@ -171,7 +172,7 @@ impl Inspection {
         &self.unreadable
     }
 
-    /// Bytes of all files.
+    /// Bytes of all files of the folder.
     #[must_use]
     pub fn files_bytes(&self) -> u64 {
         self.files_bytes
@@ -186,8 +187,8 @@ impl Inspection {
     /// Reads the `index`-th of [`blocks`](Inspection::blocks) and verifies it.
     ///
     /// # Errors
-    /// Why there is no such block; [`Miss::Replaced`] where a cache has replaced or erased it since the
-    /// folder was opened here. What `buffer` holds then must not be used.
+    /// Why the block cannot be read; [`Miss::Replaced`] if a cache has replaced or erased it since
+    /// the folder was opened here. The content of `buffer` must not be used then.
     pub fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), Miss> {
         let (block_bytes, found_bytes) = (self.manifest.block_bytes(), buffer.len() as u64);
         if found_bytes != block_bytes {
@@ -198,7 +199,7 @@ impl Inspection {
         }
         let (slot, record) = self.stored.get(index).ok_or(Miss::Empty)?;
         let read = self.read_verified(*slot, record, buffer);
-        // It is damaged only if its record still speaks of it.
+        // The block is damaged only if its record is still the one that was scanned.
         match (&read, self.record(*slot)) {
             (Err(_), Some(now)) if now != Decoded::Stored(record.clone()) => Err(Miss::Replaced),
             _ => read,

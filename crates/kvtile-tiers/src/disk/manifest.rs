@@ -1,7 +1,7 @@
-//! What a folder says of itself: `manifest.json`.
+//! The manifest of a folder: `manifest.json`.
 //!
-//! It is replaced in one step or not at all, carries a checksum over its fields, and names the
-//! identity in full, so that a refusal can name the field that differs.
+//! A write replaces the manifest in one step or not at all. The manifest carries a checksum over
+//! its fields and contains the full identity, so that an error can name the field that differs.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -22,22 +22,22 @@ use crate::{
     tier::{Pieces, StoreIdentity},
 };
 
-/// Name of the manifest.
+/// File name of the manifest.
 pub(super) const MANIFEST_FILE: &str = "manifest.json";
 
-/// What the manifest is called until all of it is on the disk.
+/// File name of the manifest until all of it is durable.
 pub(super) const MANIFEST_PARTIAL_FILE: &str = "manifest.json.partial";
 
-/// What every manifest starts with.
+/// The value of the field `format` of every manifest.
 pub(super) const FORMAT: &str = "kvtile disk tier";
 
-/// Version of the folder's form that is written and read.
+/// The version of the folder format that is written and read.
 pub(super) const VERSION: u32 = 2;
 
-/// A longer one is not ours.
+/// The longest manifest that is read.
 pub(super) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 
-/// What a folder says of itself.
+/// The manifest of a folder: its identity, its geometry and its capacity.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
@@ -46,11 +46,11 @@ pub struct Manifest {
     store: Fingerprint,
     created: Created,
     capacity_bytes: u64,
-    /// One, until a folder keeps several groups.
+    /// Exactly one, until a folder keeps several groups.
     groups: Vec<Group>,
 }
 
-/// What a folder says of one group of layers: its blocks, and the two files that keep them.
+/// The manifest of one group of layers: its blocks and the two files that store them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Group {
@@ -66,7 +66,7 @@ struct Group {
     slots: u32,
 }
 
-/// When and by what a folder was made.
+/// When a folder was created, and by which version.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Created {
@@ -76,7 +76,7 @@ pub struct Created {
     pub kvtile: String,
 }
 
-/// The file: the manifest and the checksum of its JSON.
+/// The file's content: the manifest and the checksum of its JSON.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct ManifestFile {
@@ -100,7 +100,7 @@ impl Group {
         })
     }
 
-    /// Whether the numbers fit each other.
+    /// Whether the numbers are consistent with each other.
     fn is_sensible(&self) -> bool {
         let (Ok(pieces), Ok(slot_bytes)) = (
             Pieces::ending_at(&self.piece_ends),
@@ -117,7 +117,7 @@ impl Group {
 }
 
 impl Manifest {
-    /// Of a new folder with `slots` slots.
+    /// The manifest of a new folder with `slots` slots.
     pub(super) fn new(
         identity: &StoreIdentity,
         capacity_bytes: u64,
@@ -137,7 +137,7 @@ impl Manifest {
         })
     }
 
-    /// The same with another capacity.
+    /// This manifest with another capacity.
     pub(super) fn resized(&self, capacity_bytes: u64, slots: u32) -> Manifest {
         let mut resized = self.clone();
         resized.capacity_bytes = capacity_bytes;
@@ -161,7 +161,7 @@ impl Manifest {
         &self.group().identity
     }
 
-    /// How one block lies.
+    /// The layout of one block.
     #[must_use]
     pub fn block_layout(&self) -> &LayoutIdentity {
         &self.group().block_layout
@@ -191,13 +191,13 @@ impl Manifest {
         self.slots() - capacity::reserve(self.slots())
     }
 
-    /// What the files may have together, in bytes.
+    /// The most bytes that all files together may take.
     #[must_use]
     pub fn capacity_bytes(&self) -> u64 {
         self.capacity_bytes
     }
 
-    /// When and by what the folder was made.
+    /// When the folder was created, and by which version.
     #[must_use]
     pub fn created(&self) -> &Created {
         &self.created
@@ -212,12 +212,12 @@ impl Manifest {
         self.slot_bytes().saturating_mul(u64::from(self.slots()))
     }
 
-    /// How a block is cut. The manifest knows bytes, and no layers.
+    /// How a block is cut into pieces. The manifest knows their bytes, not the layers behind them.
     pub(super) fn pieces(&self) -> Result<Pieces, TierError> {
         Pieces::ending_at(&self.group().piece_ends)
     }
 
-    /// The first field in which a folder is not what `identity` says.
+    /// The first field in which the folder differs from `identity`.
     pub(super) fn first_difference(&self, identity: &StoreIdentity) -> Option<Difference> {
         let group = self.group();
         let ends = identity.pieces.ends();
@@ -265,13 +265,13 @@ impl Manifest {
         Ok(format!("{checksum:016x}"))
     }
 
-    /// The bytes of the largest manifest of this identity.
+    /// The length in bytes of the largest manifest of this identity.
     pub(super) fn bytes_max(&self) -> Result<u64, TierError> {
         let largest = self.resized(u64::MAX, u32::MAX);
         Ok(largest.to_bytes()?.len() as u64)
     }
 
-    /// Reads the manifest of a folder; `None` where there is none.
+    /// Reads the manifest of a folder; `None` if the file is missing.
     pub(super) fn read(medium: &dyn Medium) -> Result<Option<Manifest>, TierError> {
         let failed = |error| TierError::file("read", file_name(medium, MANIFEST_FILE), error);
         if medium.length(MANIFEST_FILE).map_err(failed)?.is_none() {
@@ -308,7 +308,7 @@ impl Manifest {
         }
     }
 
-    /// Puts the manifest in the folder, in one step; it is durable when this returns.
+    /// Replaces the folder's manifest in one step; it is durable when this returns.
     pub(super) fn write(&self, medium: &dyn Medium) -> Result<(), TierError> {
         let bytes = self.to_bytes()?;
         let failed = |error| TierError::file("write", file_name(medium, MANIFEST_FILE), error);
@@ -322,7 +322,7 @@ impl Manifest {
     }
 }
 
-/// Refuses another version by its number, whatever else that version may have in its manifest.
+/// Refuses another version by its number, regardless of the other fields of its manifest.
 fn check_version(bytes: &[u8], medium: &dyn Medium) -> Result<(), TierError> {
     #[derive(Deserialize)]
     struct AnyVersion {
@@ -348,17 +348,18 @@ fn check_version(bytes: &[u8], medium: &dyn Medium) -> Result<(), TierError> {
     Ok(())
 }
 
-/// A file of the folder, for messages.
+/// The name of a file of the folder, for messages.
 pub(super) fn file_name(medium: &dyn Medium, file: &str) -> String {
     format!("{}/{file}", medium.name())
 }
 
-/// A number that no other folder has. It keeps records apart and is no secret.
+/// A random number that identifies the folder: records of different folders differ by it. It is
+/// no secret.
 fn random_number() -> StoreId {
     use std::hash::{BuildHasher, Hasher, RandomState};
     let mut number = [0; 16];
     for half in number.chunks_exact_mut(8) {
-        // Each state is seeded by the system.
+        // The standard library seeds each `RandomState` from the system's random numbers.
         let random = RandomState::new().build_hasher().finish();
         half.copy_from_slice(&random.to_le_bytes());
     }

@@ -1,15 +1,15 @@
-//! Blocks in a folder: what survives a restart, a crash and a loss of power.
+//! The disk tier: blocks in a folder, which survive a restart, a crash and a loss of power.
 //!
 //! ```text
 //! manifest.json   version, identity in full, layout and pieces of a block, sizes; replaced in one step
-//! records         64 bytes a slot and more: key, parent, position, tenant, sequence, checksums of pieces
+//! records         64 bytes or more per slot: key, parent, position, tenant, sequence, checksums of pieces
 //! slots           one block a slot, at multiples of 4096
-//! lock            which process uses the folder; the lock itself is on the folder
+//! lock            names the process that uses the folder; the lock itself is on the folder
 //! ```
 //!
-//! [`SlotStore`] keeps blocks in slots and says which ones are durable. Everything is bounded by
-//! the capacity it was given. It does not know which blocks are worth keeping: slots are chosen,
-//! emptied and pinned by whoever uses it. Files are reached through a [`Medium`](medium::Medium).
+//! [`SlotStore`] keeps blocks in slots and reports which ones are durable. Its capacity bounds all
+//! of its files. It does not know which blocks are worth keeping: the caller chooses, erases and
+//! pins slots. All file access goes through a [`Medium`](medium::Medium).
 
 mod capacity;
 mod convert;

@@ -1,4 +1,4 @@
-//! What is kept of each slot outside its bytes.
+//! The record of a slot: the metadata that the folder stores outside the slot's bytes.
 //!
 //! ```text
 //! 0   key              16 bytes
@@ -11,9 +11,10 @@
 //!     zeroes           up to the length of a record: 64 bytes, or the next power of two
 //! ```
 //!
-//! A record of zeroes is an empty slot. The seal has the folder's and the slot's number in it, so
-//! that a record that strays to another slot or folder is none. Records are as long as a power of
-//! two. One that is longer than a sector may tear; its seal fails then, and it is none.
+//! A record of zeroes is an empty slot. The seal covers the folder's and the slot's number, so a
+//! record that ends up in another slot or folder is invalid. The length of a record is a power of
+//! two. A record longer than a sector may tear in a crash; its seal fails then, and it counts as
+//! torn.
 
 use crc_fast::{CrcAlgorithm, Digest};
 use kvtile_blocks::BlockKey;
@@ -21,13 +22,13 @@ use kvtile_layout::broken;
 
 use crate::tier::Pieces;
 
-/// Bytes of the shortest record, and of one of a block with one piece.
+/// Bytes of the shortest record, which is the record of a block with one piece.
 const RECORD_BYTES_MIN: usize = 64;
 
 /// Bytes in front of the checksums.
 const HEAD_BYTES: usize = 56;
 
-/// Where the seal stands.
+/// Offset of the seal.
 const SEAL_AT: usize = 48;
 
 /// Bytes of a checksum.
@@ -42,17 +43,17 @@ pub(super) const FLAG_STORED: u64 = 1;
 /// The block has a parent.
 pub(super) const FLAG_PARENT: u64 = 2;
 
-/// The number of a folder, made when it is.
+/// A random number that identifies a folder, drawn when the folder is created.
 pub(super) type StoreId = [u8; 16];
 
-/// How long records are: it follows from the number of pieces.
+/// The length of a folder's records, which follows from the number of pieces of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RecordForm {
     pieces: usize,
 }
 
 impl RecordForm {
-    /// Of blocks that are cut like this.
+    /// The form for blocks that are cut into `pieces`.
     pub(super) fn of(pieces: &Pieces) -> RecordForm {
         RecordForm {
             pieces: pieces.count(),
@@ -65,13 +66,13 @@ impl RecordForm {
         needed.next_power_of_two().max(RECORD_BYTES_MIN)
     }
 
-    /// [`bytes`](RecordForm::bytes) for offsets.
+    /// [`bytes`](RecordForm::bytes) as a `u64`, for offsets.
     pub(super) fn stride(self) -> u64 {
         self.bytes() as u64
     }
 }
 
-/// What a slot holds.
+/// A decoded record: the block that a slot holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Record {
     pub(super) key: BlockKey,
@@ -84,7 +85,7 @@ pub(super) struct Record {
     pub(super) sums: Box<[u64]>,
 }
 
-/// What the bytes of a record say.
+/// The result of decoding a record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Decoded {
     Empty,
@@ -127,7 +128,7 @@ impl Record {
         }
     }
 
-    /// What `bytes`, as many as a record has, say of a slot.
+    /// Decodes the record of a slot from `bytes`, which has the length of a record.
     pub(super) fn decode(
         form: RecordForm,
         bytes: &[u8],
@@ -174,7 +175,7 @@ impl Record {
     }
 }
 
-/// Over everything but the seal itself.
+/// The checksum of everything in the record but the seal, with the folder's and the slot's number.
 fn seal(store: &StoreId, slot: u32, record: &[u8]) -> u64 {
     let (before, rest) = record.split_at(SEAL_AT.min(record.len()));
     let (_, after) = rest.split_at(SUM_BYTES.min(rest.len()));
@@ -186,8 +187,8 @@ fn seal(store: &StoreId, slot: u32, record: &[u8]) -> u64 {
     digest.finalize()
 }
 
-/// The checksum of piece `piece` of a block, which has these bytes. Neither a changed byte, nor another block,
-/// nor another piece of it passes for this one.
+/// The checksum of a block's piece `piece` with these bytes. A changed byte, another block and
+/// another piece of the same block each change it.
 pub(super) fn piece_sum(key: &BlockKey, position: u32, (piece, bytes): (usize, &[u8])) -> u64 {
     let mut digest = Digest::new(CrcAlgorithm::Crc64Nvme);
     digest.update(key.as_bytes());
@@ -213,7 +214,7 @@ pub(super) fn piece_sums(
         .collect()
 }
 
-/// Whether the bytes of the pieces `which` of a block have the checksums `sums`, those of all its pieces.
+/// Whether the bytes of the pieces `which` have their checksums; `sums` are those of all pieces.
 pub(super) fn are_whole(
     pieces: &Pieces,
     which: std::ops::Range<usize>,
@@ -226,7 +227,7 @@ pub(super) fn are_whole(
         .all(|(piece, bytes)| sums.get(piece) == Some(&piece_sum(key, position, (piece, bytes))))
 }
 
-/// The bytes of a record that are not read yet.
+/// Splits off the fields of a record; holds the bytes that are not yet read.
 pub(super) struct Reader<'a> {
     pub(super) bytes: &'a [u8],
 }
@@ -268,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn records_come_back_as_they_were() {
+    fn records_survive_encoding_and_decoding() {
         for parent in [None, Some([0; 16]), Some([2; 16])] {
             for pieces in [1, 2, 9, 10, 57, Pieces::MAX] {
                 let record = record(parent.map(BlockKey::from_bytes), pieces);
@@ -297,9 +298,9 @@ mod tests {
         }
     }
 
-    /// Pitfalls 23 and 36: a record is of its slot and of its folder, and whole.
+    /// Pitfalls 23 and 36: a record is valid only in its slot, in its folder, and unchanged.
     #[test]
-    fn records_of_other_slots_other_folders_and_with_any_flipped_bit_are_none() {
+    fn records_of_other_slots_other_folders_and_with_any_flipped_bit_are_torn() {
         for pieces in [1, 5, 20] {
             let (form, bytes) = encoded(&record(Some(BlockKey::from_bytes([2; 16])), pieces), 5);
             assert_eq!(Record::decode(form, &bytes, (&STORE, 6)), Decoded::Torn);

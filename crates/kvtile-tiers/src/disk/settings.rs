@@ -12,33 +12,34 @@ use crate::tier::{TierSettings, TierWrites};
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct DiskSettings {
-    /// The folder. It is made where it is not there; one cache at a time may have it.
+    /// The folder, created if it is missing. One cache at a time may use it.
     pub folder: PathBuf,
-    /// Bytes that the folder takes at most, all its files together: room for two blocks at least,
-    /// for [`SLOTS_MAX`](super::SLOTS_MAX) at most.
+    /// The most bytes that all files of the folder may take: room for at least two blocks and for
+    /// at most [`SLOTS_MAX`](super::SLOTS_MAX).
     pub capacity_bytes: u64,
-    /// Its name among the tiers of its cache (default `disk`): see
+    /// The tier's name in its cache (default `disk`): see
     /// [`TierId::new`](kvtile_blocks::events::TierId::new).
     #[serde(default)]
     pub name: Option<String>,
-    /// When host blocks are written to it (default: when they are evicted).
+    /// When the cache writes host blocks to the tier (default: when it evicts them).
     #[serde(default)]
     pub writes: TierWrites,
-    /// Which stored block goes first (default: the learned leaf policy).
+    /// The policy that selects the block to evict (default: the learned leaf policy).
     #[serde(default)]
     pub policy: PolicyKind,
-    /// How long closing the cache may take to write blocks that are only in host memory (default 30 s; with
-    /// 0 it writes none). What there is no time for is lost, and the log says how much that is.
+    /// How long closing the cache may take to write blocks that are only in host memory (default 30
+    /// s; with 0 it writes none). Blocks that remain unwritten are lost, and the log reports how
+    /// many.
     #[serde(default = "close_within")]
     pub close_within: Duration,
-    /// How long the cache waits for a batch (default 30 s). What comes later is a miss, and the disk is left
-    /// alone for a while.
+    /// The longest that the cache waits for a batch (default 30 s). A later completion counts as a
+    /// miss, and the cache stops using the disk for a while.
     #[serde(default = "answer_within")]
     pub answer_within: Duration,
 }
 
 impl DiskSettings {
-    /// Written on eviction.
+    /// Settings for a folder that is written on eviction.
     #[must_use]
     pub fn new(folder: impl Into<PathBuf>, capacity_bytes: u64) -> DiskSettings {
         DiskSettings {
@@ -52,7 +53,7 @@ impl DiskSettings {
         }
     }
 
-    /// What the cache does with it.
+    /// The settings that the cache applies to the tier.
     #[must_use]
     pub fn tier(&self) -> TierSettings {
         TierSettings {

@@ -1,17 +1,16 @@
-//! What the disk tier asks of a file system: one folder of files.
+//! The disk tier's interface to a file system: one folder of files.
 //!
-//! Everything that touches files goes through here, so that tests can put a simulated disk in its
-//! place that tears, reorders, fills up and loses power. It knows nothing of blocks.
+//! All file access goes through this module, so that tests can substitute a simulated disk that
+//! tears, reorders, runs full and loses power. It knows nothing of blocks.
 //!
-//! What a medium promises, and what the store builds on:
+//! The guarantees of a medium, which the store relies on:
 //!
-//! - Before [`MediumFile::sync_data`] returns, bytes written may reach the disk in any order, in
-//!   part, or not at all; afterwards they stay.
-//! - Names change (created, renamed, removed) in the order of the calls, and stay after
-//!   [`Medium::sync_folder`].
-//! - A lock ends with its process, however that ends; children do not have it.
-//! - What a batch was given belongs to the caller again when the call has returned or panicked: nothing
-//!   reads or writes it any more.
+//! - Before [`MediumFile::sync_data`] returns, written bytes may reach the disk in any order, in
+//!   part, or not at all; afterwards they are durable.
+//! - Changes of names (create, rename, remove) take effect in the order of the calls, and are
+//!   durable after [`Medium::sync_folder`].
+//! - A lock ends with its process, even if the process is killed; forked children do not hold it.
+//! - Once a batch call has returned or panicked, nothing reads or writes its buffers any more.
 
 mod folder;
 
@@ -23,156 +22,157 @@ use std::{fmt, io};
 /// How [`Medium::open`] opens a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenFile {
-    /// Length in bytes, not zero. What is writable is created where it is missing, cut where it is
-    /// longer and lengthened by zeroes where it is shorter; what is read only is at least so long.
+    /// Length in bytes, not zero. A writable file is created if it is missing, truncated if it is
+    /// longer, and extended with zeroes if it is shorter. A read-only file must have at least this
+    /// length.
     pub length_bytes: u64,
-    /// Whether it is written to.
+    /// Whether the file is opened for writing.
     pub writable: bool,
-    /// Whether transfers should pass by the page cache where the file system can.
+    /// Whether transfers should bypass the page cache if the file system supports it.
     pub direct: bool,
-    /// Whether the room for all bytes is to be reserved now, where the file system can.
+    /// Whether to reserve the disk space of all bytes now, if the file system supports it.
     pub preallocate: bool,
 }
 
-/// What has become of a name under which something was opened.
+/// Whether a name still refers to the file or folder that was opened under it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// It still stands for what was opened.
+    /// The name still refers to it.
     Same,
-    /// Nothing has that name any more.
+    /// The name no longer exists.
     Removed,
-    /// Something else has that name.
+    /// The name refers to something else.
     Replaced,
-    /// The file is shorter than it was when it was opened.
+    /// The file is shorter than when it was opened.
     Cut {
-        /// Its length now, in bytes.
+        /// Its current length in bytes.
         length_bytes: u64,
     },
 }
 
 /// One folder of files.
 pub trait Medium: fmt::Debug + Send + Sync {
-    /// What the folder is called in messages.
+    /// The folder's name in messages.
     fn name(&self) -> String;
 
-    /// Makes the folder where it is missing.
+    /// Creates the folder if it is missing.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn create(&self) -> io::Result<()>;
 
-    /// The names in the folder, in no order. None where there is no folder.
+    /// The names in the folder, in no particular order; empty if there is no folder.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn names(&self) -> io::Result<Vec<String>>;
 
-    /// Length of a file in bytes; `None` where there is none of that name.
+    /// Length of a file in bytes; `None` if it is missing.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn length(&self, file: &str) -> io::Result<Option<u64>>;
 
-    /// All bytes of a small file.
+    /// Reads a small file.
     ///
     /// # Errors
-    /// What the file system says; `InvalidData` for a file longer than `bytes_max`.
+    /// The file system fails; `InvalidData` for a file longer than `bytes_max`.
     fn read(&self, file: &str, bytes_max: u64) -> io::Result<Vec<u8>>;
 
-    /// Puts `bytes` in a small file, which is created or loses what it held, and waits until they
-    /// are on the disk. A crash meanwhile leaves any mixture; its name is durable after
+    /// Creates a small file, or replaces its content, and waits until the bytes are durable. A
+    /// crash during the call can leave any mixture. The name is durable after
     /// [`Medium::sync_folder`].
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()>;
 
-    /// Gives a file another name, in place of whatever had that name, in one step.
+    /// Renames a file atomically, replacing any file of the new name.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
 
-    /// Removes a file. One that is missing is no error.
+    /// Removes a file. A missing file is no error.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn remove(&self, file: &str) -> io::Result<()>;
 
-    /// Waits until all names are on the disk.
+    /// Waits until all changes of names are durable.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn sync_folder(&self) -> io::Result<()>;
 
-    /// What has become of the folder's own name since its files were opened. Files may lie in it and
-    /// be out of reach, because the folder was removed, renamed or replaced.
+    /// Whether the folder's own name still refers to the opened folder. Its files can be intact and
+    /// unreachable because the folder was removed, renamed or replaced.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn standing(&self) -> io::Result<Standing>;
 
-    /// Takes the lock of the folder, to write in it, until the guard is dropped or the process ends;
-    /// the process leaves its number in the file `lock`.
+    /// Takes the lock of the folder for writing, until the guard is dropped or the process ends.
+    /// The process writes its number to the file `file`.
     ///
     /// # Errors
-    /// Another process, or another part of this one, holds it, or what the file system says;
-    /// [`NotLocal`] on a file system whose locks may not reach all that can write there.
+    /// Another process, or another part of this one, holds the lock; the file system fails;
+    /// [`NotLocal`] on a file system whose locks may not bind every machine that can write there.
     fn lock(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError>;
 
-    /// As [`lock`](Medium::lock), and nothing is written: keeps others from writing while the folder is
+    /// As [`lock`](Medium::lock), but writes nothing: it keeps writers out while the folder is
     /// read.
     ///
     /// # Errors
     /// The same.
     fn lock_to_read(&self, file: &str) -> Result<Box<dyn MediumLock>, LockError>;
 
-    /// Who holds the lock, if it is held. It takes and writes nothing.
+    /// The holder of the lock, if it is held. The call neither takes the lock nor writes.
     ///
     /// # Errors
-    /// It cannot be told.
+    /// The lock cannot be examined.
     fn holder(&self, file: &str) -> io::Result<Option<LockHolder>>;
 
     /// Opens a data file.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn open(&self, file: &str, how: &OpenFile) -> io::Result<Box<dyn MediumFile>>;
 }
 
-/// Gets the index of each block of a batch of reads once, with its bytes or why there are none.
+/// Called once for each read of a batch, with its index and its bytes or error.
 pub type ReadLanded<'l> = dyn FnMut(usize, io::Result<&[u8]>) + 'l;
 
-/// Gets the index of each block of a batch of writes once, with its outcome.
+/// Called once for each write of a batch, with its index and its outcome.
 pub type WriteLanded<'l> = dyn FnMut(usize, io::Result<()>) + 'l;
 
-/// What batches of a file go through.
+/// How batches on a file are executed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BatchIo {
     /// One operation after the other.
     OneByOne,
-    /// Many in flight.
+    /// Many operations in flight.
     InFlight(FileIo),
 }
 
-/// A data file, read and written by position from any number of threads.
+/// A data file, read and written at offsets. All methods are thread-safe.
 pub trait MediumFile: fmt::Debug + Send + Sync {
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors
-    /// What the file system says; `UnexpectedEof` where the file is too short. What `buffer` holds
-    /// then is unspecified.
+    /// The file system fails; `UnexpectedEof` if the file is too short. The content of `buffer` is
+    /// unspecified then.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()>;
 
     /// Writes all of `bytes` at `offset`.
     ///
     /// # Errors
-    /// What the file system says. Any part may be written then.
+    /// The file system fails. Any part of `bytes` may be written then.
     fn write_all_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
 
-    /// Does all of `reads`, each as [`MediumFile::read_exact_at`] would, in any order and several at a
-    /// time. `landed` gets each as soon as it has ended, while others may be under way.
+    /// Executes all `reads`, each as [`MediumFile::read_exact_at`], in any order and several at a
+    /// time. It calls `landed` as soon as a read completes, while others may be in flight.
     fn read_many(&self, reads: &mut [FileRead<'_>], landed: &mut ReadLanded<'_>) {
         for (index, read) in reads.iter_mut().enumerate() {
             let outcome = self.read_exact_at(read.offset, read.bytes);
@@ -180,50 +180,51 @@ pub trait MediumFile: fmt::Debug + Send + Sync {
         }
     }
 
-    /// Does all of `writes`, which do not meet, each as [`MediumFile::write_all_at`] would, in any order
-    /// and several at a time. `landed` gets each as soon as it has ended, while others may be under way.
+    /// Executes all `writes`, which must not overlap, each as [`MediumFile::write_all_at`], in any
+    /// order and several at a time. It calls `landed` as soon as a write completes, while others
+    /// may be in flight.
     fn write_many(&self, writes: &[FileWrite<'_>], landed: &mut WriteLanded<'_>) {
         for (index, write) in writes.iter().enumerate() {
             landed(index, self.write_all_at(write.offset, write.bytes));
         }
     }
 
-    /// What [`MediumFile::read_many`] and [`MediumFile::write_many`] go through now.
+    /// How [`MediumFile::read_many`] and [`MediumFile::write_many`] are executed now.
     fn batch_io(&self) -> BatchIo {
         BatchIo::OneByOne
     }
 
-    /// Waits until everything written before is on the disk.
+    /// Waits until everything written before is durable.
     ///
     /// # Errors
-    /// What the file system says. What was written since the last sync that succeeded may be lost
-    /// then, and a second call does not tell again.
+    /// The file system fails. Bytes written since the last successful sync may be lost then, and a
+    /// second call does not report the failure again.
     fn sync_data(&self) -> io::Result<()>;
 
-    /// What has become of the name in the folder that the file was opened by. Reads and writes of a
-    /// file without a name go on and fail nowhere; what they wrote is gone with the process.
+    /// Whether the name that the file was opened under still refers to it. Reads and writes of a
+    /// file whose name was removed keep succeeding; their bytes disappear with the process.
     ///
     /// # Errors
-    /// What the file system says.
+    /// The file system fails.
     fn standing(&self) -> io::Result<Standing>;
 
-    /// Whether transfers pass by the page cache.
+    /// Whether transfers bypass the page cache.
     fn is_direct(&self) -> bool;
 }
 
-/// A lock that is held while this lives.
+/// The guard of a lock, which is held until it is dropped.
 pub trait MediumLock: fmt::Debug + Send + Sync {}
 
-/// Which process holds a lock, as far as can be seen.
+/// The process that holds a lock, as far as it is visible.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockHolder {
-    /// A process that has the lock now. Other users' processes and those of other containers cannot be
-    /// seen.
+    /// The process that has the lock now. Processes of other users and of other containers are not
+    /// visible.
     pub pid: Option<u32>,
-    /// What that process runs.
+    /// The program of that process.
     pub program: Option<String>,
-    /// The process that took the lock, as it wrote down. It may have ended, and left the lock to a
-    /// child.
+    /// The process that took the lock, according to the lock file. It may have ended and left the
+    /// lock to a child.
     pub opened_by: Option<u32>,
 }
 
@@ -232,7 +233,7 @@ pub struct LockHolder {
 pub enum LockError {
     /// Another process, or another part of this one, holds it.
     Held(LockHolder),
-    /// The file system refused.
+    /// The file system returned an error.
     Io(io::Error),
 }
 

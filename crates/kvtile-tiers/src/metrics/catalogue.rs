@@ -1,22 +1,22 @@
-//! Every metric by name: what it counts, in what, and of what it is a part.
+//! Every metric by name: what it counts, its unit, and its denominator.
 
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 
-/// How a metric behaves.
+/// The kind of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows.
+    /// A number that only grows.
     Counter,
-    /// What there is now.
+    /// A current value.
     Gauge,
-    /// Single measurements, with their number and their sum.
+    /// Single measurements, with their count and their sum.
     Histogram,
 }
 
-/// What a metric counts.
+/// The unit of a metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
-    /// Requests, pieces of work, times that something happened.
+    /// Requests, jobs, occurrences.
     Count,
     /// Blocks.
     Blocks,
@@ -26,20 +26,20 @@ pub enum Unit {
     Seconds,
 }
 
-/// A metric.
+/// A metric of the catalogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Metric {
-    /// Its name, ending in its unit, and in `_total` where it only grows.
+    /// Its name, which ends in its unit, and in `_total` if it only grows.
     pub name: &'static str,
-    /// How it behaves.
+    /// Its kind.
     pub kind: Kind,
-    /// What it counts.
+    /// Its unit.
     pub unit: Unit,
     /// Its labels.
     pub labels: &'static [&'static str],
-    /// The metric that it is a part of, or relates to: what a ratio divides by.
+    /// The metric that it is a part of or relates to: the denominator of a ratio.
     pub denominator: Option<&'static str>,
-    /// What it says.
+    /// The help text for the recorder.
     pub help: &'static str,
 }
 
@@ -110,29 +110,29 @@ pub const CATALOGUE: &[Metric] = &[
     counter(LOOKUP_BLOCKS, Unit::Blocks, &[], None, "Full blocks of the prefixes that were looked up: hits and misses together"),
     counter(HITS, Unit::Blocks, TIER, Some(LOOKUP_BLOCKS), "Blocks that a lookup found, by the fastest tier that has them"),
     counter(MISSES, Unit::Blocks, REASON, Some(LOOKUP_BLOCKS), "Blocks that a lookup did not offer, and why"),
-    counter(LOST_HITS, Unit::Blocks, REASON, Some(HITS), "Blocks that a lookup found and a load could not bring, and why"),
-    counter(MOVES, Unit::Count, ROUTE, None, "Transfers between tiers that were begun"),
+    counter(LOST_HITS, Unit::Blocks, REASON, Some(HITS), "Blocks that a lookup found and a load could not read, and why"),
+    counter(MOVES, Unit::Count, ROUTE, None, "Transfers between tiers, failed ones included"),
     counter(MOVE_FAILURES, Unit::Count, ROUTE, Some(MOVES), "Transfers between tiers that failed"),
     counter(MOVED_BLOCKS, Unit::Blocks, ROUTE, None, "Blocks that arrived"),
     counter(MOVED_BYTES, Unit::Bytes, ROUTE, None, "Bytes of the blocks that arrived"),
-    Metric { kind: Kind::Histogram, ..counter(MOVE_SECONDS, Unit::Seconds, ROUTE, Some(MOVED_BYTES), "How long each transfer took that arrived, without waiting in queues") },
-    gauge(QUEUE_DEPTH, Unit::Count, QUEUE, Some(QUEUE_CAPACITY), "Pieces of work that wait"),
-    gauge(QUEUE_CAPACITY, Unit::Count, QUEUE, None, "Pieces of work that may wait"),
-    counter(QUEUE_OFFERED, Unit::Count, QUEUE, None, "Pieces of work that were to be queued, refused ones among them"),
-    counter(QUEUE_REFUSED, Unit::Count, QUEUE, Some(QUEUE_OFFERED), "Pieces of work that were refused because the queue was full"),
-    gauge(PINNED, Unit::Blocks, TIER, Some(PRESENT), "Pins on blocks; a block that is pinned twice counts twice"),
-    counter(PINS, Unit::Blocks, TIER, None, "Blocks that were pinned, each time"),
-    counter(PINS_OVERDUE, Unit::Blocks, TIER, Some(PINS), "Pins that outlived their deadline and were reported"),
+    Metric { kind: Kind::Histogram, ..counter(MOVE_SECONDS, Unit::Seconds, ROUTE, Some(MOVED_BYTES), "Duration of each completed transfer, without its time in queues") },
+    gauge(QUEUE_DEPTH, Unit::Count, QUEUE, Some(QUEUE_CAPACITY), "Jobs in the queue"),
+    gauge(QUEUE_CAPACITY, Unit::Count, QUEUE, None, "Jobs that the queue has room for"),
+    counter(QUEUE_OFFERED, Unit::Count, QUEUE, None, "Jobs offered to the queue, refused ones included"),
+    counter(QUEUE_REFUSED, Unit::Count, QUEUE, Some(QUEUE_OFFERED), "Jobs refused because the queue was full"),
+    gauge(PINNED, Unit::Blocks, TIER, Some(PRESENT), "Current pins on blocks; a block that is pinned twice counts twice"),
+    counter(PINS, Unit::Blocks, TIER, None, "Pins taken on blocks"),
+    counter(PINS_OVERDUE, Unit::Blocks, TIER, Some(PINS), "Pins that were held past their deadline and were reported"),
     counter(STORED, Unit::Blocks, TIER, None, "Blocks that were stored"),
-    counter(LEFT_OUT, Unit::Blocks, TIER, Some(STORED), "Blocks that were to be stored and were not: no room, a tier that fails, or ancestors in no tier"),
-    gauge(PRESENT, Unit::Blocks, TIER, Some(CAPACITY), "Blocks that can be found"),
-    gauge(CAPACITY, Unit::Blocks, TIER, None, "Blocks that have room"),
+    counter(LEFT_OUT, Unit::Blocks, TIER, Some(STORED), "Blocks that a tier did not store: no room, a failing tier, or ancestors in no tier"),
+    gauge(PRESENT, Unit::Blocks, TIER, Some(CAPACITY), "Blocks that a lookup can find"),
+    gauge(CAPACITY, Unit::Blocks, TIER, None, "Blocks that the tier has room for"),
     counter(EVICTED, Unit::Blocks, &["tier", "reason"], Some(STORED), "Blocks that left a tier, and why"),
     counter(CHECKED, Unit::Blocks, TIER, None, "Blocks whose checksum was compared"),
     counter(CHECKSUM_FAILURES, Unit::Blocks, TIER, Some(CHECKED), "Blocks whose checksum did not match"),
 ];
 
-/// Tells the recorder what each metric is.
+/// Registers unit and help text of each metric with the recorder.
 pub(super) fn describe() {
     for metric in CATALOGUE {
         let unit = match metric.unit {

@@ -1,5 +1,5 @@
-//! Counters and gauges that are counted here and told to the recorder, by the values of a label.
-//! Handles are made once: counting is two atomic additions and looks nothing up.
+//! Counters and gauges by the values of a label, kept here and reported to the recorder. Their
+//! handles are created once: counting is two atomic additions, without a lookup in the recorder.
 
 use super::label::Label;
 use std::collections::BTreeMap;
@@ -29,7 +29,7 @@ impl Counter {
     }
 }
 
-/// What there is now.
+/// A current value.
 pub(super) struct Gauge {
     value: AtomicU64,
     handle: metrics::Gauge,
@@ -53,7 +53,7 @@ impl Gauge {
         self.handle.increment(count as f64);
     }
 
-    /// Takes away what was added before.
+    /// Subtracts what was added before.
     pub(super) fn subtract(&self, count: u64) {
         let before = self.value.fetch_sub(count, Ordering::Relaxed);
         assert!(before >= count, "{count} taken from a gauge of {before}");
@@ -65,7 +65,7 @@ impl Gauge {
     }
 }
 
-/// One of something for each value of a label.
+/// One counter or gauge for each value of a label.
 pub(super) struct By<L, C> {
     cells: Vec<(L, C)>,
 }
@@ -86,7 +86,7 @@ impl<L: Copy + Ord, C> By<L, C> {
         }
     }
 
-    /// What happens to the one of a value; nothing for a value that was not named at the start.
+    /// Calls `use_it` with the cell of a value; does nothing for a value without a cell.
     pub(super) fn with<R>(&self, label: L, use_it: impl FnOnce(&C) -> R) -> Option<R> {
         let cell = self.cells.iter().find(|(one, _)| *one == label);
         cell.map(|(_, cell)| use_it(cell))
@@ -96,7 +96,7 @@ impl<L: Copy + Ord, C> By<L, C> {
         self.cells.iter().map(|(label, cell)| (*label, cell))
     }
 
-    /// Values that are not zero.
+    /// The values that are not zero.
     pub(super) fn values(&self, value: impl Fn(&C) -> u64) -> BTreeMap<L, u64> {
         let values = self.iter().map(|(label, cell)| (label, value(cell)));
         values.filter(|&(_, value)| value > 0).collect()

@@ -1,17 +1,17 @@
-//! The values of labels, but for tiers: which there are, each cache knows by itself.
+//! The label values of metrics, except tiers, which each cache names itself.
 
 use serde::{Deserialize, Serialize};
 
-/// A closed set of values of a label.
+/// A closed set of label values.
 pub(super) trait Label: Copy + Ord + 'static {
-    /// All of them.
+    /// All values.
     const ALL: &'static [Self];
 
-    /// As it stands in metrics and in JSON.
+    /// The name in metrics and in JSON.
     fn name(self) -> &'static str;
 }
 
-/// An enum whose variants are the values of a label, in snake case everywhere.
+/// Defines an enum whose variants are the values of a label, in snake case in metrics and in JSON.
 macro_rules! label {
     ($(#[$about:meta])* $name:ident { $($(#[$doc:meta])* $variant:ident = $text:literal,)* }) => {
         $(#[$about])*
@@ -25,10 +25,10 @@ macro_rules! label {
         }
 
         impl $name {
-            /// All of them.
+            /// All values.
             pub const ALL: &'static [$name] = &[$($name::$variant,)*];
 
-            /// As it stands in metrics and in JSON.
+            /// The name in metrics and in JSON.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -48,11 +48,11 @@ macro_rules! label {
 }
 
 label! {
-    /// Why a block that was asked for has to be computed.
+    /// Why a requested block must be computed.
     MissReason {
         /// No tier has it.
         Absent = "absent",
-        /// A tier may have it, but not one of the blocks before it.
+        /// A tier may have it, but a block before it is missing.
         AfterGap = "after_gap",
         /// Loading it would take longer than computing it.
         SlowerThanComputing = "slower_than_computing",
@@ -62,15 +62,15 @@ label! {
         ReadFailed = "read_failed",
         /// It was evicted or replaced between lookup and load.
         Evicted = "evicted",
-        /// All of the memory that it would be read to is in use.
+        /// All host memory that it could be read into is in use.
         HostFull = "host_full",
         /// The queue that would load it is full.
         QueueFull = "queue_full",
         /// The load was cancelled.
         Cancelled = "cancelled",
-        /// The load was not done by its deadline.
+        /// The load did not complete by its deadline.
         Deadline = "deadline",
-        /// The tier that has it did not answer in time.
+        /// The tier that has it did not complete in time.
         Late = "late",
     }
 }
@@ -78,11 +78,11 @@ label! {
 label! {
     /// Why a block left a tier.
     EvictionReason {
-        /// Another block needed its place.
+        /// Another block needed its slot.
         Capacity = "capacity",
-        /// Its tenant has more than its share.
+        /// Its tenant exceeds its quota.
         Quota = "quota",
-        /// Its time to live is over.
+        /// Its time to live has passed.
         Expired = "expired",
         /// The tier was cleared, or its owner removed it.
         Removed = "removed",
@@ -92,17 +92,17 @@ label! {
 }
 
 label! {
-    /// Where work waits.
+    /// The queues of a cache.
     Queue {
-        /// Blocks that a request waits for.
+        /// Loads that a request waits for.
         Load = "load",
-        /// Blocks that are stored.
+        /// Stores of blocks.
         Store = "store",
-        /// Blocks that may be asked for soon.
+        /// Prefetches of blocks that may be requested soon.
         Prefetch = "prefetch",
-        /// Blocks on their way to tiers.
+        /// Spills of blocks to tiers.
         Spill = "spill",
-        /// Questions to tiers that answer later.
+        /// Lookups in tiers that answer asynchronously.
         Ask = "ask",
     }
 }

@@ -1,12 +1,13 @@
-//! What a cache counts.
+//! The metrics of a cache.
 //!
-//! A [`CacheMetrics`] counts for one cache, and tells the `metrics` facade the same numbers, whatever
-//! recorder the program installed there before the cache was built (Prometheus, or none). The cache
-//! reads its own back as [`CacheStats`]. This module decides nothing and reads no clock.
+//! A [`CacheMetrics`] counts for one cache and reports the same numbers to the `metrics` facade,
+//! for the recorder that the program installed before it built the cache (Prometheus, or none). The
+//! cache reads its own numbers back as [`CacheStats`]. This module decides nothing and reads no
+//! clock.
 //!
-//! [`CATALOGUE`] has every name with its unit, its labels, and what it is a part of, so that each
-//! ratio has its denominator. Where bytes go from and to are two labels, `source` and `destination`,
-//! each of them a tier: no label stands for a direction.
+//! [`CATALOGUE`] lists every metric with its unit, its labels and its denominator, so that each
+//! ratio can be computed. Two labels, `source` and `destination`, name the tiers of a transfer; no
+//! label is a direction.
 //!
 //! ```
 //! use kvtile_blocks::events::TierId;

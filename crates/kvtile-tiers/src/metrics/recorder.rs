@@ -1,5 +1,4 @@
-//! What a cache calls when something happens. Every function may be called from any thread, and
-//! none waits.
+//! The functions that a cache calls for each event. All of them are thread-safe, and none blocks.
 
 use super::catalogue as names;
 use super::counter::{By, Counter, Gauge};
@@ -11,8 +10,8 @@ use std::fmt;
 
 type CounterBy<L> = By<L, Counter>;
 
-/// The counters of one cache. Caches of one process add up at the recorder; their gauges overwrite
-/// each other there.
+/// The counters of one cache. At the recorder, the counters of several caches in one process add
+/// up, and their gauges overwrite each other.
 pub struct CacheMetrics {
     lookups: Counter,
     lookup_blocks: Counter,
@@ -24,7 +23,7 @@ pub struct CacheMetrics {
     tiers: By<TierId, Place>,
 }
 
-/// What happens between two tiers.
+/// The metrics of transfers from one tier to another.
 struct Route {
     moves: Counter,
     failures: Counter,
@@ -34,7 +33,7 @@ struct Route {
     seconds: metrics::Histogram,
 }
 
-/// A queue.
+/// The metrics of a queue.
 struct Waiting {
     depth: Gauge,
     capacity: Gauge,
@@ -42,7 +41,7 @@ struct Waiting {
     refused: Counter,
 }
 
-/// A tier.
+/// The metrics of a tier.
 struct Place {
     pinned: Gauge,
     pins: Counter,
@@ -78,7 +77,7 @@ impl Route {
             failures: of(names::MOVE_FAILURES),
             blocks: of(names::MOVED_BLOCKS),
             bytes: of(names::MOVED_BYTES),
-            // The recorder has them as the sum of the histogram.
+            // The recorder has this number as the sum of the histogram.
             nanoseconds: Counter::new(metrics::Counter::noop()),
             seconds: histogram!(
                 names::MOVE_SECONDS,
@@ -138,8 +137,8 @@ impl Place {
 }
 
 impl CacheMetrics {
-    /// Counters at zero for these tiers, and their handles at the recorder that is installed now. What happens
-    /// to other tiers is not counted.
+    /// Counters at zero for `tiers`, with handles of the recorder that is installed now. Events of
+    /// other tiers are not counted.
     #[must_use]
     pub fn new(tiers: &[TierId]) -> CacheMetrics {
         names::describe();
@@ -157,7 +156,7 @@ impl CacheMetrics {
         }
     }
 
-    /// A lookup ended: each of its blocks is a hit of one tier, or a miss for one reason.
+    /// Counts a lookup: each of its blocks is a hit in one tier, or a miss with one reason.
     pub fn looked_up(&self, hits: &[(TierId, u64)], misses: &[(MissReason, u64)]) {
         self.lookups.add(1);
         for &(tier, blocks) in hits {
@@ -170,12 +169,12 @@ impl CacheMetrics {
         }
     }
 
-    /// Blocks that a lookup found could not be loaded.
+    /// Counts blocks that a lookup found and that could not be loaded.
     pub fn lost(&self, reason: MissReason, blocks: u64) {
         self.lost_hits.with(reason, |counter| counter.add(blocks));
     }
 
-    /// A transfer arrived.
+    /// Counts a completed transfer.
     pub fn moved(
         &self,
         source: TierId,
@@ -193,7 +192,7 @@ impl CacheMetrics {
         });
     }
 
-    /// A transfer failed, and nothing of it arrived.
+    /// Counts a transfer that failed as a whole.
     pub fn move_failed(&self, source: TierId, destination: TierId) {
         self.route(source, destination, |route| {
             route.moves.add(1);
@@ -201,13 +200,13 @@ impl CacheMetrics {
         });
     }
 
-    /// How much may wait.
+    /// Sets the capacity of a queue.
     pub fn queue_capacity(&self, queue: Queue, capacity: u64) {
         self.queues
             .with(queue, |waiting| waiting.capacity.set(capacity));
     }
 
-    /// A piece of work waits.
+    /// Counts a job that entered a queue.
     pub fn queued(&self, queue: Queue) {
         self.queues.with(queue, |waiting| {
             waiting.offered.add(1);
@@ -215,12 +214,12 @@ impl CacheMetrics {
         });
     }
 
-    /// A piece of work waits no longer, whatever became of it.
+    /// Counts a job that left a queue, for any reason.
     pub fn unqueued(&self, queue: Queue) {
         self.queues.with(queue, |waiting| waiting.depth.subtract(1));
     }
 
-    /// A piece of work was not queued, because the queue is full.
+    /// Counts a job that a full queue refused.
     pub fn refused(&self, queue: Queue) {
         self.queues.with(queue, |waiting| {
             waiting.offered.add(1);
@@ -228,7 +227,7 @@ impl CacheMetrics {
         });
     }
 
-    /// Blocks were pinned.
+    /// Counts pinned blocks.
     pub fn pinned(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| {
             place.pins.add(blocks);
@@ -236,34 +235,34 @@ impl CacheMetrics {
         });
     }
 
-    /// Pins were released.
+    /// Counts released pins.
     pub fn unpinned(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| place.pinned.subtract(blocks));
     }
 
-    /// Pins outlived their deadline and were reported, each once.
+    /// Counts pins that were held past their deadline and were reported, each once.
     pub fn overdue(&self, tier: TierId, pins: u64) {
         self.tiers.with(tier, |place| place.overdue.add(pins));
     }
 
-    /// Blocks were stored.
+    /// Counts stored blocks.
     pub fn stored(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| place.stored.add(blocks));
     }
 
-    /// Blocks were to be stored in a tier and were not.
+    /// Counts blocks that a tier did not store.
     pub fn left_out(&self, tier: TierId, blocks: u64) {
         self.tiers.with(tier, |place| place.left_out.add(blocks));
     }
 
-    /// Blocks left a tier.
+    /// Counts blocks that left a tier.
     pub fn evicted(&self, tier: TierId, reason: EvictionReason, blocks: u64) {
         self.tiers.with(tier, |place| {
             place.evicted.with(reason, |counter| counter.add(blocks));
         });
     }
 
-    /// How many blocks a tier has, and has room for.
+    /// Sets how many blocks a tier holds and has room for.
     pub fn filled(&self, tier: TierId, present: u64, capacity: u64) {
         self.tiers.with(tier, |place| {
             place.present.set(present);
@@ -271,7 +270,7 @@ impl CacheMetrics {
         });
     }
 
-    /// Checksums were compared, and so many did not match.
+    /// Counts compared checksums, and how many of them did not match.
     pub fn checked(&self, tier: TierId, blocks: u64, failures: u64) {
         self.tiers.with(tier, |place| {
             place.checked.add(blocks);
@@ -279,7 +278,7 @@ impl CacheMetrics {
         });
     }
 
-    /// The numbers as they are now. While others count, they may be of slightly different moments.
+    /// The current numbers. Under concurrent counting they may be of slightly different moments.
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         let routes = self.routes.iter().flat_map(|(source, to)| {

@@ -1,11 +1,11 @@
-//! The numbers of a cache at one moment, as plain data.
+//! The counters of a cache at one moment, as plain data.
 
 use super::{EvictionReason, MissReason, Queue};
 use kvtile_blocks::events::TierId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
-/// What a cache counted since it was built. Maps leave out zeros.
+/// The counters of a cache since it was built. Maps leave out zeros.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CacheStats {
     /// Lookups.
@@ -14,30 +14,30 @@ pub struct CacheStats {
     pub lookup_blocks: u64,
     /// Blocks that were found, by the fastest tier that had them.
     pub hits: BTreeMap<TierId, u64>,
-    /// Blocks that were not offered, by reason.
+    /// Blocks that a lookup did not offer, by reason.
     pub misses: BTreeMap<MissReason, u64>,
     /// Hits that could not be loaded, by reason.
     pub lost_hits: BTreeMap<MissReason, u64>,
-    /// What went from tier to tier.
+    /// Transfers between tiers.
     pub moves: Vec<MoveStats>,
-    /// What waits.
+    /// The queues.
     pub queues: Vec<QueueStats>,
-    /// Pins now.
+    /// Current pins.
     pub pinned: BTreeMap<TierId, u64>,
-    /// Pins that were ever taken.
+    /// Pins taken.
     pub pins: BTreeMap<TierId, u64>,
-    /// Pins that outlived their deadline.
+    /// Pins that were held past their deadline.
     pub pins_overdue: BTreeMap<TierId, u64>,
-    /// Blocks that were ever stored.
+    /// Blocks stored.
     pub stored: BTreeMap<TierId, u64>,
-    /// Blocks that were to be stored and were not, because the tier has no room for them or fails, or
-    /// because their ancestors are in no tier.
+    /// Blocks that a tier did not store, because it has no room or fails, or because their
+    /// ancestors are in no tier.
     pub left_out: BTreeMap<TierId, u64>,
-    /// Blocks that are there now.
+    /// Blocks that the tier holds now.
     pub present: BTreeMap<TierId, u64>,
-    /// Blocks that have room.
+    /// Blocks that the tier has room for.
     pub capacity: BTreeMap<TierId, u64>,
-    /// Blocks that left, by tier and reason.
+    /// Blocks that left a tier, by tier and reason.
     pub evicted: BTreeMap<TierId, BTreeMap<EvictionReason, u64>>,
     /// Blocks whose checksum was compared.
     pub checked: BTreeMap<TierId, u64>,
@@ -45,42 +45,42 @@ pub struct CacheStats {
     pub checksum_failures: BTreeMap<TierId, u64>,
 }
 
-/// What went from one tier to another.
+/// The transfers from one tier to another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveStats {
-    /// From here.
+    /// The tier read from.
     pub source: TierId,
-    /// To there.
+    /// The tier written to.
     pub destination: TierId,
-    /// Transfers, failed ones among them.
+    /// Transfers, failed ones included.
     pub moves: u64,
     /// Transfers that failed.
     pub failures: u64,
     /// Blocks that arrived.
     pub blocks: u64,
-    /// Their bytes.
+    /// Bytes of those blocks.
     pub bytes: u64,
-    /// How long the transfers took that arrived, together.
+    /// The total duration of the completed transfers.
     pub nanoseconds: u64,
 }
 
-/// A queue.
+/// The counters of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueStats {
-    /// Which.
+    /// The queue.
     pub queue: Queue,
-    /// What waits now.
+    /// Jobs in the queue now.
     pub depth: u64,
-    /// What may wait.
+    /// Jobs that the queue has room for.
     pub capacity: u64,
-    /// What was to be queued, refused or not.
+    /// Jobs offered to the queue, refused ones included.
     pub offered: u64,
-    /// What was refused because the queue was full.
+    /// Jobs refused because the queue was full.
     pub refused: u64,
 }
 
 impl CacheStats {
-    /// Hits of all tiers over blocks that were looked up; `None` before the first.
+    /// Hits of all tiers over the blocks looked up; `None` before the first lookup.
     #[must_use]
     pub fn hit_ratio(&self) -> Option<f64> {
         ratio(self.hits.values().sum(), self.lookup_blocks)
@@ -88,7 +88,7 @@ impl CacheStats {
 }
 
 impl MoveStats {
-    /// Bytes that arrived over the time they took; `None` before the first.
+    /// Transferred bytes over the duration of the transfers; `None` before the first one.
     #[must_use]
     pub fn bytes_per_second(&self) -> Option<f64> {
         ratio(self.bytes, self.nanoseconds).map(|per_nanosecond| per_nanosecond * 1e9)

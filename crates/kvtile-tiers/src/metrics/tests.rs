@@ -1,4 +1,4 @@
-//! What reaches a recorder, and what the catalogue promises.
+//! What reaches a recorder, and what the catalogue guarantees.
 
 use super::label::Label;
 use super::*;
@@ -6,7 +6,7 @@ use kvtile_blocks::events::TierId;
 use metrics_exporter_prometheus::PrometheusBuilder;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The page that Prometheus would read after everything happened once, in numbers that differ.
+/// The Prometheus page after `count` has run.
 fn page(count: impl FnOnce(&CacheMetrics)) -> String {
     let recorder = PrometheusBuilder::new().build_recorder();
     let handle = recorder.handle();
@@ -54,11 +54,11 @@ fn labels_are_called_the_same_in_metrics_and_in_json() {
     check_labels::<Queue>();
 }
 
-/// Pitfall 40: a metric without a denominator, or a direction label that means two things.
+/// Pitfall 40: a metric without a denominator, or a direction label with two meanings.
 #[test]
-fn pitfall_40_every_part_has_its_whole_and_no_label_is_a_direction() {
+fn pitfall_40_every_part_has_a_denominator_and_no_label_is_a_direction() {
     let by_name: BTreeMap<&str, &Metric> = CATALOGUE.iter().map(|m| (m.name, m)).collect();
-    assert_eq!(by_name.len(), CATALOGUE.len(), "a name stands twice");
+    assert_eq!(by_name.len(), CATALOGUE.len(), "a name occurs twice");
     for metric in CATALOGUE {
         let total = metric.name.ends_with("_total");
         assert_eq!(total, metric.kind == Kind::Counter, "{}", metric.name);
@@ -77,11 +77,15 @@ fn pitfall_40_every_part_has_its_whole_and_no_label_is_a_direction() {
         }
         let source = metric.labels.contains(&"source");
         let destination = metric.labels.contains(&"destination");
-        assert_eq!(source, destination, "{} knows one end", metric.name);
+        assert_eq!(
+            source, destination,
+            "{} has one of source and destination",
+            metric.name
+        );
     }
 }
 
-/// Pitfall 40: from the disk to the host is not from the host to the disk.
+/// Pitfall 40: transfers from disk to host and from host to disk are separate series.
 #[test]
 fn pitfall_40_bytes_are_counted_from_their_source_to_their_destination() {
     let page = page(|metrics| {
@@ -111,10 +115,9 @@ fn pitfall_40_bytes_are_counted_from_their_source_to_their_destination() {
     }
 }
 
-/// What is told to the recorder and what stands in the catalogue are the same names, with the same
-/// labels and help.
+/// The recorder gets exactly the metrics of the catalogue, with the same labels and help texts.
 #[test]
-fn the_recorder_gets_what_the_catalogue_says_and_nothing_else() {
+fn the_recorder_gets_exactly_the_metrics_of_the_catalogue() {
     let page = page(everything);
     for metric in CATALOGUE {
         assert!(
@@ -179,8 +182,8 @@ fn stats_are_the_numbers_that_were_counted() {
     assert_eq!(serde_json::from_str::<CacheStats>(&text).unwrap(), stats);
 }
 
-/// Pitfall 39: pins that are never released. What is pinned now is a number that goes back to zero,
-/// and what was pinned for too long is another.
+/// Pitfall 39: pins that are never released. The gauge of current pins returns to zero when they
+/// are, and overdue pins have their own counter.
 #[test]
 fn pitfall_39_pins_that_are_not_released_stay_visible() {
     let metrics = CacheMetrics::new(&TIERS);

@@ -1,4 +1,4 @@
-//! Batches of writes and reads against the same blocks one by one.
+//! Compares batched writes and reads with the same operations block by block.
 
 use std::{
     collections::HashSet,
@@ -28,7 +28,7 @@ use crate::{
 
 const BLOCK_BYTES: u64 = 1600;
 
-/// A store on a simulated disk of its own, filled by batches or block by block.
+/// A store on its own simulated disk, which writes and reads in batches or block by block.
 struct Side {
     disk: SimulatedDisk,
     store: SlotStore,
@@ -61,7 +61,7 @@ impl Side {
             .collect()
     }
 
-    /// What each read gives: the bytes, or the miss.
+    /// The outcome of each read: the bytes, or the text of the miss.
     fn read(&self, wanted: &[(u32, u64)]) -> Vec<Result<Vec<u8>, String>> {
         let bytes = usize::try_from(self.store.block_bytes()).unwrap();
         let mut buffers = vec![vec![0; bytes]; wanted.len()];
@@ -100,8 +100,8 @@ impl Side {
     }
 }
 
-/// A batch with all that a caller may do wrong: slots twice, slots that hold a block, slots that are not
-/// there, bytes that are not a block. `next` numbers the blocks.
+/// A batch with every kind of misuse: repeated slots, occupied slots, slots out of range, and bytes
+/// of a wrong length. `next` is the number of the last block.
 fn random_batch(numbers: &mut Numbers, slots: u32, next: &mut u64) -> Vec<(u32, u64, usize)> {
     let most = [1, 4, 30][numbers.index(3)];
     let count = numbers.index(most + 1);
@@ -133,16 +133,16 @@ fn writes<'b>(batch: &[(u32, u64, usize)], contents: &'b [Vec<u8>]) -> Vec<SlotW
         .collect()
 }
 
-/// Random work on both sides; `faults` are in force while blocks are written.
+/// Random operations on both stores; `faults` are active during writes only.
 struct Comparison {
     seed: u64,
     faults: Faults,
     identity: StoreIdentity,
     numbers: Numbers,
     sides: [Side; 2],
-    /// Numbers of blocks so far.
+    /// The number of the last block.
     next: u64,
-    /// The block that each slot holds or held last.
+    /// The number of the block that each slot holds or held last.
     held: Vec<u64>,
 }
 
@@ -203,7 +203,7 @@ impl Comparison {
         for side in &self.sides {
             side.store.erase(&erased).unwrap();
         }
-        // Syncs that writes wait for would find other faults.
+        // A write that runs a sync for erasures would meet other faults in each store.
         if self.faults != Faults::default() {
             self.sync();
         }
@@ -245,7 +245,7 @@ impl Comparison {
         }
     }
 
-    /// What is found again after a crash is the same too.
+    /// Checks that both stores recover the same blocks after a crash.
     fn reopen(self) {
         let recovered = self.sides.map(|side| {
             let Side { disk, store, .. } = side;
@@ -262,14 +262,14 @@ impl Comparison {
 }
 
 #[test]
-fn a_batch_comes_to_what_its_blocks_come_to_one_by_one() {
+fn a_batch_has_the_same_result_as_its_blocks_one_by_one() {
     for seed in 0..200 {
         Comparison::new(seed, Faults::default()).run();
     }
 }
 
 #[test]
-fn writes_that_fail_or_end_short_fail_alone_in_a_batch() {
+fn failed_and_short_writes_fail_alone_in_a_batch() {
     for seed in 0..200 {
         let faults = Faults {
             write: 5,
@@ -280,7 +280,8 @@ fn writes_that_fail_or_end_short_fail_alone_in_a_batch() {
     }
 }
 
-/// Whichever write panics, slots are free again and everything that was not reported can be read.
+/// Each write panics in turn: its slots become empty, and every block not reported as failed can be
+/// read.
 #[test]
 fn a_medium_that_panics_in_a_batch_leaves_no_slot_taken() {
     let identity = sized(4096);
@@ -336,7 +337,7 @@ fn open_with(folder: &Path, way: FileWay, places: u64, identity: &StoreIdentity)
     opened.unwrap().0
 }
 
-/// On a real folder, through the ring and through threads.
+/// On a real folder, with io_uring where available and with worker threads.
 #[test]
 fn ten_thousand_blocks_are_one_batch_and_one_sync() {
     const BLOCKS: u64 = 10_000;
@@ -366,7 +367,7 @@ fn ten_thousand_blocks_are_one_batch_and_one_sync() {
         assert_eq!(store.stats().erasure_waits, 0);
         store.check_integrity();
         let mut arrived = AlignedBuffer::new(4096 * 10_000, 4096).unwrap();
-        // The last one first, so that the file's order is not the caller's.
+        // In reverse, so that the caller's order is not that of the file.
         let mut reads: Vec<SlotRead<'_>> = (0..10_000_u32)
             .rev()
             .zip(arrived.chunks_mut(4096))
@@ -391,7 +392,7 @@ fn ten_thousand_blocks_are_one_batch_and_one_sync() {
     }
 }
 
-/// The two waits of a sync, whatever the number of blocks.
+/// A sync waits for the disk twice, independent of the number of blocks.
 #[test]
 fn a_thousand_small_blocks_wait_for_the_disk_as_often_as_one() {
     let identity = sized(4096);
@@ -433,7 +434,7 @@ fn the_blocks_of_a_batch_lie_side_by_side_where_there_is_room() {
     };
     let all: Vec<u32> = (0..store.slots()).collect();
     write_all(&all, 0);
-    // Single gaps everywhere, and one run of 20.
+    // Single gaps, and one run of 20.
     let gaps: Vec<u32> = (0..10).map(|index| 4 * index).chain(60..80).collect();
     store.erase(&gaps).unwrap();
     assert!(store.sync().failure.is_none());
@@ -453,14 +454,14 @@ fn the_blocks_of_a_batch_lie_side_by_side_where_there_is_room() {
 }
 
 #[test]
-fn reads_of_a_batch_miss_alone_and_say_why() {
+fn reads_of_a_batch_miss_alone_and_give_the_reason() {
     let identity = sized(4096);
     for way in [FileWay::Best, FileWay::Threads] {
         let folder = tempfile::tempdir().unwrap();
         let store = open_with(folder.path(), way, 24, &identity);
         crate::common::store_chain(&store, &identity, 0, 16);
         assert!(store.read_many(&mut []).is_empty());
-        // Blocks of a new store lie in the order of their writes.
+        // A new store writes blocks to ascending places.
         let path = folder.path().join("slots");
         let mut bytes = fs::read(&path).unwrap();
         bytes[3 * 4096 + 17] ^= 1;
@@ -472,7 +473,7 @@ fn reads_of_a_batch_miss_alone_and_say_why() {
             .zip(&mut buffers)
             .map(|(index, buffer)| SlotRead {
                 start: 0,
-                // The last ones are read a second time.
+                // The last reads repeat blocks.
                 slot: if index < 17 { index } else { index - 16 },
                 key: key(u64::from(
                     if index < 17 { index } else { index - 16 } + u32::from(index == 9),

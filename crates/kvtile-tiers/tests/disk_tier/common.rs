@@ -1,5 +1,4 @@
-//! What the tests of the disk tier share: an identity, blocks that differ everywhere, numbers from
-//! a seed.
+//! Shared helpers: an identity, and blocks whose bytes differ at every offset, both from a number.
 
 use kvtile_blocks::BlockKey;
 use kvtile_layout::{
@@ -28,13 +27,13 @@ pub(crate) fn identity(heads: u64, word: &str, base: f64) -> StoreIdentity {
     }
 }
 
-/// The usual one.
+/// The identity of most tests.
 pub(crate) fn usual() -> StoreIdentity {
     identity(2, "BHLKNC", 10_000.0)
 }
 
-/// The usual one with another block size, for tests that need small blocks; the layout does not
-/// give that size, which the store does not look at.
+/// [`usual`] with another block size, for tests that need small blocks. The layout has a different
+/// size, which the store does not check.
 pub(crate) fn sized(block_bytes: u64) -> StoreIdentity {
     StoreIdentity {
         pieces: cut(block_bytes),
@@ -42,7 +41,7 @@ pub(crate) fn sized(block_bytes: u64) -> StoreIdentity {
     }
 }
 
-/// Three pieces, of which the first two are as long as each other.
+/// Three pieces; the first two have the same length.
 pub(crate) fn cut(block_bytes: u64) -> Pieces {
     match block_bytes / 4 {
         0 => Pieces::whole(block_bytes),
@@ -50,7 +49,7 @@ pub(crate) fn cut(block_bytes: u64) -> Pieces {
     }
 }
 
-/// Bytes of a record of a block of one or of three pieces.
+/// Bytes of a record for a block of one or of three pieces.
 pub(crate) fn record_bytes(identity: &StoreIdentity) -> u64 {
     match identity.pieces.count() {
         1 => 64,
@@ -58,7 +57,7 @@ pub(crate) fn record_bytes(identity: &StoreIdentity) -> u64 {
     }
 }
 
-/// Settings with room for so many places.
+/// Settings with room for `places` places.
 pub(crate) fn room_for(places: u64, identity: &StoreIdentity) -> SlotStoreSettings {
     let slot = identity.block_bytes().next_multiple_of(4096);
     // Folder, lock and two manifests of two pages each, and the records.
@@ -88,7 +87,7 @@ pub(crate) fn content(number: u64, identity: &StoreIdentity) -> Vec<u8> {
     bytes
 }
 
-/// Block `number` of one chain, to be written to `slot`.
+/// A write of block `number` of one chain to `slot`.
 pub(crate) fn write(slot: u32, number: u64, bytes: &[u8]) -> SlotWrite<'_> {
     SlotWrite {
         slot,
@@ -100,7 +99,7 @@ pub(crate) fn write(slot: u32, number: u64, bytes: &[u8]) -> SlotWrite<'_> {
     }
 }
 
-/// Writes blocks `first..first + count` of a chain to slots of the same numbers, and syncs.
+/// Writes blocks `first..first + count` of a chain to the slots of the same numbers, and syncs.
 pub(crate) fn store_chain(store: &SlotStore, identity: &StoreIdentity, first: u64, count: u64) {
     for number in first..first + count {
         let bytes = content(number, identity);
@@ -113,7 +112,7 @@ pub(crate) fn store_chain(store: &SlotStore, identity: &StoreIdentity, first: u6
     store.check_integrity();
 }
 
-/// Reads every block that was offered and compares every byte.
+/// Reads every recovered block and compares all of its bytes.
 pub(crate) fn check_offered(store: &SlotStore, recovered: &Recovered, identity: &StoreIdentity) {
     let mut buffer = vec![0; usize::try_from(identity.block_bytes()).unwrap()];
     for entry in &recovered.entries {

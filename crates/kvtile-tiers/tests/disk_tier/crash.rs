@@ -1,7 +1,7 @@
-//! A process that writes is killed at random moments, again and again, in the same folder. What it
-//! said to be durable is there, and everything that is offered is what was written.
+//! Kills a writing process at random moments, repeatedly, in the same folder. Every block that it
+//! reported durable is recovered, and every recovered block has the bytes that were written.
 //!
-//! `KVTILE_DISK_KILLS=n` kills so many times; `cargo x soak --kills n` does that.
+//! `KVTILE_DISK_KILLS=n` sets the number of kills; `cargo x soak --kills n` does that.
 
 use std::{
     collections::HashSet,
@@ -18,10 +18,10 @@ use kvtile_tiers::disk::{SlotState, SlotStore, SlotWrite};
 
 const KILLS: u64 = 50;
 const PLACES: u64 = 40;
-/// Where the writer finds its folder, and the first number that it may use.
+/// Environment variables of the writer: its folder, and the first block number that it may use.
 const FOLDER: &str = "KVTILE_DISK_WRITER_FOLDER";
 const FIRST: &str = "KVTILE_DISK_WRITER_FIRST";
-/// A writer that nobody kills ends by itself.
+/// The writer ends by itself after this time if it is not killed.
 const WRITER_SECONDS: u64 = 30;
 
 #[test]
@@ -39,11 +39,11 @@ fn a_killed_writer_loses_nothing_durable_and_leaves_nothing_wrong() {
         said += lines;
         durable = check(folder.path(), &durable, kill);
     }
-    println!("{kills} kills, {said} blocks said to be durable, {first} numbers used");
-    assert!(said > 0 || kills < 10, "no writer came to write anything");
+    println!("{kills} kills, {said} blocks reported durable, {first} numbers used");
+    assert!(said > 0 || kills < 10, "no writer reported a durable block");
 }
 
-/// The last number that the writer used, and how many blocks it said to be durable.
+/// Returns the last number that the writer used, and how many blocks it reported durable.
 fn run_and_kill(
     folder: &Path,
     first: u64,
@@ -84,7 +84,7 @@ fn run_and_kill(
     (last, count)
 }
 
-/// What is offered now.
+/// Opens the folder, checks it, and returns the recovered blocks.
 fn check(folder: &Path, durable: &HashSet<u64>, kill: u64) -> HashSet<u64> {
     let identity = usual();
     let settings = room_for(PLACES, &identity);
@@ -105,13 +105,13 @@ fn check(folder: &Path, durable: &HashSet<u64>, kill: u64) -> HashSet<u64> {
     let missing: Vec<_> = durable.difference(&offered).collect();
     assert!(
         missing.is_empty(),
-        "kill {kill}: durable blocks {missing:?} are gone"
+        "kill {kill}: durable blocks {missing:?} are missing"
     );
     assert_eq!(recovered.dropped.torn, 0, "a kill tears no sector");
     offered
 }
 
-/// Not a test by itself: the process that is killed. It does nothing unless it is told where.
+/// Not a test: the process that is killed. Without the variable `FOLDER` it does nothing.
 #[test]
 fn the_writer_that_is_killed() {
     let (Ok(folder), Ok(first)) = (std::env::var(FOLDER), std::env::var(FIRST)) else {
@@ -163,7 +163,7 @@ fn the_writer_that_is_killed() {
     }
 }
 
-/// Says something in one write, which outlives the process. Not by `println`, which is captured.
+/// Prints a line in one write, which survives a kill. `println` would be captured.
 fn say(what: &str, numbers: &[u64]) {
     let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
     let line = format!("\n{what} {}\n", numbers.join(" "));

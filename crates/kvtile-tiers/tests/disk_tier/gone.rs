@@ -1,5 +1,5 @@
-//! Files that are removed, renamed, replaced, cut or overwritten under an open store: nothing is said
-//! to be durable from then on, and what is open goes on giving its blocks.
+//! Files that are removed, renamed, replaced, truncated or overwritten under an open store: from
+//! then on it reports nothing as durable, and its open files stay readable.
 
 use std::{fs, path::Path};
 
@@ -12,7 +12,7 @@ use kvtile_tiers::{
 
 const FILES: [&str; 3] = ["manifest.json", "records", "slots"];
 
-/// A store with blocks 0 and 1 durable and 2 written, in `tier` of a folder of its own.
+/// A store in the subfolder `tier` of `folder`: blocks 0 and 1 durable, 2 written.
 fn store(folder: &Path) -> SlotStore {
     let identity = usual();
     let settings = room_for(8, &identity);
@@ -36,10 +36,10 @@ fn gone(error: &TierError) -> (&str, FileChange) {
     }
 }
 
-/// Everything that speaks of durability or writes says that `file` is `change`, whatever is read.
+/// Checks that every call about durability and every write reports `change` of `file`.
 fn check_gone(store: &SlotStore, file: &Path, change: FileChange) {
     let expected = (file.to_str().unwrap(), change);
-    // Twice: it is not told once and forgotten.
+    // Twice: the error repeats.
     for _ in 0..2 {
         let synced = store.sync();
         assert_eq!(gone(&synced.failure.unwrap()), expected);
@@ -70,7 +70,7 @@ fn check_readable(store: &SlotStore) {
 }
 
 #[test]
-fn a_file_that_is_removed_or_replaced_makes_nothing_durable_and_reads_go_on() {
+fn with_a_file_removed_or_replaced_nothing_is_durable_and_reads_succeed() {
     for file in FILES {
         for replace in [false, true] {
             let folder = tempfile::tempdir().unwrap();
@@ -83,7 +83,7 @@ fn a_file_that_is_removed_or_replaced_makes_nothing_durable_and_reads_go_on() {
                 false => FileChange::Removed,
             };
             if replace {
-                // Even by the same bytes: what is written from now on is not among them.
+                // The same bytes do not help: the copy misses later writes.
                 fs::write(&path, &kept).unwrap();
             }
             check_gone(&store, &path, change);
@@ -93,7 +93,7 @@ fn a_file_that_is_removed_or_replaced_makes_nothing_durable_and_reads_go_on() {
 }
 
 #[test]
-fn a_file_that_is_renamed_and_comes_back_is_durable_again() {
+fn a_file_that_is_renamed_and_renamed_back_is_durable_again() {
     for file in FILES {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path());
@@ -142,7 +142,7 @@ fn a_folder_that_is_removed_renamed_or_replaced_makes_nothing_durable() {
 }
 
 #[test]
-fn a_link_to_the_folder_may_be_turned_and_only_the_folder_counts() {
+fn a_folder_is_durable_while_its_link_leads_to_it() {
     let folder = tempfile::tempdir().unwrap();
     let (real, link) = (folder.path().join("real"), folder.path().join("tier"));
     fs::create_dir(&real).unwrap();
@@ -177,9 +177,9 @@ fn files_that_are_cut_and_a_manifest_that_is_overwritten_are_noticed() {
     check_readable(&store);
 }
 
-/// Each block is durable or not, whatever became of the batch that it was written with.
+/// Durability is per block, independent of the batch that wrote the block.
 #[test]
-fn durability_is_told_for_each_block() {
+fn durability_is_reported_for_each_block() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path());
     assert!(store.sync().failure.is_none());

@@ -1,4 +1,5 @@
-//! Names in a folder that stand for something else: nothing behind them is read or written.
+//! File names that refer to something other than a plain file: nothing behind them is read or
+//! written.
 
 use std::{
     fs,
@@ -45,7 +46,7 @@ const TRAPS: [Trap; 7] = [
 ];
 
 impl Trap {
-    /// Puts it in the place of `path`, with a file of somebody else behind it.
+    /// Replaces the file at `path` by this trap, with the foreign file `victim` behind it.
     fn set(self, path: &Path, victim: &Path) {
         if path.exists() {
             fs::remove_file(path).unwrap();
@@ -81,7 +82,7 @@ fn open(path: &Path) -> Result<(SlotStore, Recovered), TierError> {
     SlotStore::create_or_open(path, &room_for(8, &identity), &identity)
 }
 
-/// A store with two blocks, and a file that is not its.
+/// A store with two blocks, and a foreign file.
 fn tier(parent: &Path) -> (PathBuf, PathBuf) {
     let path = parent.join("tier");
     let (store, _) = open(&path).unwrap();
@@ -95,10 +96,10 @@ fn tier(parent: &Path) -> (PathBuf, PathBuf) {
 fn check_untouched(victim: &Path, what: &str) {
     assert_eq!(fs::read(victim).unwrap(), b"precious", "{what}");
     let beside = fs::read_dir(victim.parent().unwrap()).unwrap().count();
-    assert_eq!(beside, 1, "{what}: a file was made behind the link");
+    assert_eq!(beside, 1, "{what}: a file was created behind the link");
 }
 
-/// Every file, every kind of thing in its place, in a folder that is whole.
+/// Every kind of trap in place of every file of an intact folder.
 #[test]
 fn what_is_no_plain_file_is_refused_by_name_and_nothing_behind_it_is_touched() {
     for file in FILES {
@@ -110,13 +111,13 @@ fn what_is_no_plain_file_is_refused_by_name_and_nothing_behind_it_is_touched() {
             let what = format!("{trap:?} as {file}");
             check_untouched(&victim, &what);
             match (file, trap, opened) {
-                // What is left of a manifest is removed, never opened.
+                // An unfinished manifest is removed and never opened.
                 ("manifest.json.partial", Trap::Folder, Err(TierError::File { .. })) => {}
                 ("manifest.json.partial", _, Ok((store, recovered))) => {
                     check_offered(&store, &recovered, &usual());
                     assert!(!path.join(file).exists());
                 }
-                // It is only read.
+                // The manifest is only read.
                 ("manifest.json", Trap::HardLink, Err(TierError::ManifestDamaged { .. })) => {}
                 (_, _, Err(TierError::NotAPlainFile { file: named, found })) => {
                     assert_eq!(
@@ -130,7 +131,7 @@ fn what_is_no_plain_file_is_refused_by_name_and_nothing_behind_it_is_touched() {
     }
 }
 
-/// The same in a folder whose making did not end, and in one that is cleared.
+/// The same traps in a folder of an interrupted creation, and in a folder that is cleared.
 #[test]
 fn unfinished_folders_and_clearing_touch_nothing_behind_a_name() {
     for file in FILES {
@@ -164,7 +165,7 @@ fn unfinished_folders_and_clearing_touch_nothing_behind_a_name() {
     }
 }
 
-/// Readers follow no links either; a second name of a file does not harm them.
+/// Inspections follow no links either; a hard link of a file does no harm to them.
 #[test]
 fn inspections_follow_no_links_and_read_files_with_other_names() {
     for file in ["manifest.json", "records", "slots"] {
@@ -183,7 +184,7 @@ fn inspections_follow_no_links_and_read_files_with_other_names() {
     }
 }
 
-/// The folder itself may be reached through links.
+/// A path to the folder may contain links.
 #[test]
 fn a_link_to_the_folder_is_the_folder() {
     let parent = tempfile::tempdir().unwrap();

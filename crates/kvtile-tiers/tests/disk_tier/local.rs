@@ -1,4 +1,5 @@
-//! A folder on a file system that is not known to be local: a FUSE file system that this test serves.
+//! A folder on a file system that is not known to be local: a FUSE file system that the test
+//! serves.
 
 use std::{
     fs::{self, File},
@@ -16,7 +17,7 @@ use kvtile_tiers::{
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
-/// Requests of the kernel (`include/uapi/linux/fuse.h`).
+/// Opcodes of kernel requests (`include/uapi/linux/fuse.h`).
 const LOOKUP: u32 = 1;
 const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
@@ -50,14 +51,15 @@ const HARMLESS: [u32; 14] = [
     BATCH_FORGET,
 ];
 
-/// An empty folder of a file system in this process.
+/// An empty FUSE file system that a thread of this process serves, with the opcodes of its
+/// requests.
 struct Served<'a> {
     at: &'a Path,
     asked: Arc<Mutex<Vec<u32>>>,
 }
 
 impl Served<'_> {
-    /// `None`, with the reason, where it cannot be mounted.
+    /// Mounts it at `at`; the error is the reason why that is not possible here.
     fn mount(at: &Path) -> Result<Served<'_>, String> {
         let device = fs::OpenOptions::new()
             .read(true)
@@ -85,7 +87,7 @@ impl Drop for Served<'_> {
     }
 }
 
-/// Answers until it is unmounted.
+/// Serves requests until the unmount.
 fn serve(mut device: File, asked: &Mutex<Vec<u32>>) {
     let mut request = vec![0; 1 << 20];
     while let Ok(length) = device.read(&mut request) {
@@ -112,13 +114,13 @@ fn serve(mut device: File, asked: &Mutex<Vec<u32>>) {
 fn answer(opcode: u32) -> (i32, Vec<u8>) {
     let words = |words: &[u32]| words.iter().flat_map(|word| word.to_le_bytes()).collect();
     match opcode {
-        // Version 7.31, no flags, writes of 128 KiB.
+        // Protocol version 7.31, no flags, writes of up to 128 KiB.
         INIT => {
             let mut body = vec![7, 31, 1 << 17, 0, 0, 1 << 17, 1];
             body.resize(16, 0);
             (0, words(&body))
         }
-        // One second of validity, inode 1, a folder with mode 0755 and two names.
+        // Valid for one second: inode 1, a folder with mode 0755 and two links.
         GETATTR => {
             let mut body = vec![0; 26];
             body[0] = 1;
@@ -171,7 +173,7 @@ fn a_folder_on_a_file_system_that_is_not_known_to_be_local_is_refused_by_its_nam
             assert!(text.contains(part), "{text}");
         }
     }
-    // Clearing writes too, and reading does not.
+    // Clearing would write, and is refused; inspecting only reads.
     assert!(kvtile_tiers::disk::clear(&FolderMedium::new(folder.path())).is_err());
     assert!(matches!(
         Inspection::open(folder.path()),
@@ -183,9 +185,9 @@ fn a_folder_on_a_file_system_that_is_not_known_to_be_local_is_refused_by_its_nam
         .into_iter()
         .filter(|what| !HARMLESS.contains(what))
         .collect();
-    // GETXATTR (22) and LSEEK-like questions would be harmless too; nothing else was asked.
+    // GETXATTR (22) is harmless too; there were no other requests.
     assert!(written.iter().all(|what| *what == 22), "{written:?}");
     drop(served);
-    // The same folder without the mount.
+    // The same path after the unmount.
     SlotStore::create_or_open(folder.path(), &settings, &identity).unwrap();
 }

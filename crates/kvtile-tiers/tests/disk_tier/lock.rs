@@ -1,4 +1,5 @@
-//! Who has a folder: the process that opened it, until it ends, whatever children it made.
+//! The lock of a folder: the process that opened it holds it until it ends, and its children do
+//! not.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -13,10 +14,10 @@ use kvtile_tiers::{
     disk::{FolderUsage, Inspection, Recovered, SlotState, SlotStore},
 };
 
-/// Where the owner finds its folder, and how it makes its child.
+/// Environment variables of the owner: its folder, and how it creates its child.
 const FOLDER: &str = "KVTILE_DISK_OWNER_FOLDER";
 const HOW: &str = "KVTILE_DISK_OWNER_HOW";
-/// An owner or a child that nobody kills ends by itself.
+/// An owner or child that is not killed ends by itself after this time.
 const SECONDS: u64 = 60;
 
 fn open(path: &Path) -> Result<(SlotStore, Recovered), TierError> {
@@ -24,7 +25,7 @@ fn open(path: &Path) -> Result<(SlotStore, Recovered), TierError> {
     SlotStore::create_or_open(path, &room_for(8, &identity), &identity)
 }
 
-/// A process that has the folder open with two durable blocks, and its child.
+/// A process that has the folder open with two durable blocks, and its child process.
 struct Owner {
     process: Child,
     child: i32,
@@ -55,14 +56,14 @@ impl Owner {
     }
 
     fn is_child_alive(&self) -> bool {
-        // SAFETY: signal 0 does nothing but look.
+        // SAFETY: signal 0 only checks that the process exists.
         unsafe { libc::kill(self.child, 0) == 0 }
     }
 }
 
 impl Drop for Owner {
     fn drop(&mut self) {
-        // SAFETY: the number is that of a child that the owner made and that waits for this.
+        // SAFETY: the number is that of a child of the owner, which waits to be killed.
         unsafe { libc::kill(self.child, libc::SIGKILL) };
         drop(self.process.kill());
         drop(self.process.wait());
@@ -70,7 +71,7 @@ impl Drop for Owner {
 }
 
 #[test]
-fn a_folder_is_free_when_its_process_was_killed_though_a_child_lives() {
+fn a_folder_is_free_after_its_process_was_killed_even_if_a_child_lives() {
     let folder = tempfile::tempdir().unwrap();
     let mut owner = Owner::begin(folder.path(), "fork");
     assert!(
@@ -78,7 +79,7 @@ fn a_folder_is_free_when_its_process_was_killed_though_a_child_lives() {
         "{:?}",
         owner.said
     );
-    // While the owner lives, its folder is its own, and the child that dropped the store changed nothing.
+    // While the owner lives, it keeps the lock, although its child dropped the store.
     match open(folder.path()) {
         Err(TierError::InUse { holder, .. }) => assert_eq!(holder.pid, Some(owner.process.id())),
         other => panic!("{other:?}"),
@@ -92,9 +93,9 @@ fn a_folder_is_free_when_its_process_was_killed_though_a_child_lives() {
     assert!(owner.is_child_alive());
 }
 
-/// A child that was made without the C library: the error names the process that lives.
+/// A child created by a raw system call inherits the lock: the error names that live process.
 #[test]
-fn a_child_that_keeps_the_lock_is_named_and_so_is_who_opened_the_folder() {
+fn the_error_names_the_child_that_keeps_the_lock_and_the_process_that_opened_the_folder() {
     let folder = tempfile::tempdir().unwrap();
     let mut owner = Owner::begin(folder.path(), "clone");
     owner.process.kill().unwrap();
@@ -121,7 +122,7 @@ fn a_child_that_keeps_the_lock_is_named_and_so_is_who_opened_the_folder() {
         other => panic!("{other:?}"),
     }
     drop(owner);
-    // It is gone with the child, as soon as the system has ended that.
+    // The lock ends with the child, once the kernel has closed its files.
     let mut opened = open(folder.path());
     for _ in 0..100 {
         if opened.is_ok() {
@@ -133,7 +134,7 @@ fn a_child_that_keeps_the_lock_is_named_and_so_is_who_opened_the_folder() {
     assert_eq!(opened.unwrap().1.entries.len(), 2);
 }
 
-/// Taking the file `lock` away, or putting another in its place, lets nobody in.
+/// Removing or replacing the file `lock` does not release the lock.
 #[test]
 fn the_file_lock_is_not_the_lock() {
     for replace in [false, true] {
@@ -157,7 +158,7 @@ fn the_file_lock_is_not_the_lock() {
     }
 }
 
-/// A folder that is reached by two names, or under another name than before, is one folder.
+/// A folder reached through a link, or renamed, is the same folder.
 #[test]
 fn other_names_of_a_folder_are_the_same_folder() {
     let parent = tempfile::tempdir().unwrap();
@@ -172,9 +173,9 @@ fn other_names_of_a_folder_are_the_same_folder() {
     open(&moved).unwrap();
 }
 
-/// Those who look do not keep those who open away.
+/// Concurrent inspections never make an open fail.
 #[test]
-fn looking_all_the_time_refuses_nobody() {
+fn constant_inspection_refuses_no_open() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()).unwrap());
     let ends = std::sync::atomic::AtomicBool::new(false);
@@ -191,14 +192,14 @@ fn looking_all_the_time_refuses_nobody() {
 }
 
 fn say(text: &str) {
-    // Not by `println`, which may be captured.
+    // Not by `println`, whose output may be captured.
     std::io::stdout()
         .write_all(format!("\n{text}\n").as_bytes())
         .unwrap();
     std::io::stdout().flush().unwrap();
 }
 
-/// Not a test by itself: the process that is killed. It does nothing unless it is told where.
+/// Not a test: the process that is killed. Without the variables it does nothing.
 #[test]
 fn the_owner_that_is_killed() {
     let (Ok(folder), Ok(how)) = (std::env::var(FOLDER), std::env::var(HOW)) else {
@@ -210,14 +211,14 @@ fn the_owner_that_is_killed() {
         refuse_in_child(&store);
     }
     let child = match how.as_str() {
-        // SAFETY: the child does nothing but wait.
+        // SAFETY: the child only sleeps and exits.
         "fork" => unsafe { libc::fork() },
-        // SAFETY: the same; a null stack shares the parent's by copy, as fork does.
+        // SAFETY: the child only sleeps and exits; a null stack copies the parent's, as fork does.
         _ => i32::try_from(unsafe { libc::syscall(libc::SYS_clone, libc::SIGCHLD, 0, 0, 0, 0) })
             .unwrap(),
     };
     if child == 0 {
-        // SAFETY: waits and ends the child, without a word to the rest of the process.
+        // SAFETY: `sleep` touches no state of the process.
         unsafe { libc::sleep(u32::try_from(SECONDS).unwrap()) };
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(0) };
@@ -227,10 +228,10 @@ fn the_owner_that_is_killed() {
     drop(store);
 }
 
-/// In a child, the store writes nothing, says so, and gives nothing back.
+/// Checks in a forked child that the store refuses to write, and that dropping it releases nothing.
 fn refuse_in_child(store: &SlotStore) {
     let bytes = content(2, &usual());
-    // SAFETY: the child calls the store only, whose locks nobody holds, and ends by `_exit`.
+    // SAFETY: the child only calls the store, whose locks no thread holds, and ends by `_exit`.
     let child = unsafe { libc::fork() };
     if child == 0 {
         let forked = |error: &TierError| matches!(error, TierError::Forked { .. });
@@ -239,8 +240,8 @@ fn refuse_in_child(store: &SlotStore) {
             && forked(&store.sync().failure.unwrap())
             && forked(&store.are_durable(&[(0, key(0))]).unwrap_err())
             && store.state(2) == SlotState::Empty;
-        // The store as the child has it: dropped there, it must not unlock the parent's folder.
-        // SAFETY: the child ends below, and nothing uses the store after this.
+        // Dropping the child's copy of the store must not unlock the parent's folder. SAFETY: the
+        // child ends below, and nothing uses the store after this.
         drop(unsafe { std::ptr::read(store) });
         // SAFETY: ends the child at once.
         unsafe { libc::_exit(i32::from(refused)) };

@@ -1,4 +1,4 @@
-//! The disk tier from outside.
+//! The public interface of the disk tier.
 #![expect(
     clippy::unwrap_used,
     clippy::indexing_slicing,

@@ -1,4 +1,4 @@
-//! Folders that one may only read: another user's, and a mount for reading.
+//! Inspections of folders without write permission: another user's folder, and a read-only mount.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ use kvtile_tiers::{
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
 
-/// Where the reader that is another user finds its folder.
+/// Environment variable of the reader that runs as another user: its folder.
 const FOLDER: &str = "KVTILE_DISK_READER_FOLDER";
 const BLOCKS: u64 = 3;
 
@@ -29,7 +29,7 @@ fn tier(path: &Path) -> SlotStore {
     store
 }
 
-/// Everything that there is to see of a folder: names, sizes, times, numbers.
+/// Names, sizes, times and inodes of a folder and its files.
 fn seen(path: &Path) -> Vec<(PathBuf, u64, i64, i64, u64)> {
     let entries = fs::read_dir(path)
         .unwrap()
@@ -43,7 +43,7 @@ fn seen(path: &Path) -> Vec<(PathBuf, u64, i64, i64, u64)> {
     all.into_iter().map(look).collect()
 }
 
-/// Reads all blocks of a folder.
+/// Inspects a folder and reads all of its blocks.
 fn check_read(path: &Path) -> Inspection {
     let identity = usual();
     let inspection = Inspection::open(path).unwrap();
@@ -85,7 +85,7 @@ fn another_user_reads_a_folder_that_is_not_writable_for_it() {
     let open_to_all = fs::Permissions::from_mode(0o555);
     fs::set_permissions(&path, open_to_all.clone()).unwrap();
     fs::set_permissions(parent.path(), open_to_all).unwrap();
-    // With a lock that it may not read either.
+    // Also with a lock file that the reader may not read.
     for lock in [0o444, 0o000] {
         fs::set_permissions(path.join("lock"), fs::Permissions::from_mode(lock)).unwrap();
         let before = seen(&path);
@@ -114,17 +114,17 @@ fn another_user_reads_a_folder_that_is_not_writable_for_it() {
         );
         assert_eq!(seen(&path), before);
     }
-    // So that it can be removed by those who may not override modes.
+    // So that the folder can be removed without the right to override modes.
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
     fs::set_permissions(parent.path(), fs::Permissions::from_mode(0o700)).unwrap();
 }
 
-/// Whether this process may give files to others.
+/// Whether this process is the superuser, which may change owners.
 fn rustix_is_root(path: &Path) -> bool {
     chown(path, Some(0), None).is_ok() && fs::metadata(path).unwrap().uid() == 0
 }
 
-/// Not a test by itself: the reader. It does nothing unless it is told where.
+/// Not a test: the reader. Without the variable it does nothing.
 #[test]
 fn the_reader_that_is_another_user() {
     let Ok(folder) = std::env::var(FOLDER) else {
@@ -139,7 +139,7 @@ fn the_reader_that_is_another_user() {
 }
 
 #[test]
-fn a_mount_for_reading_is_read_and_opening_it_says_why_not() {
+fn a_read_only_mount_can_be_inspected_and_not_opened() {
     let parent = tempfile::tempdir().unwrap();
     let (path, at) = (parent.path().join("tier"), parent.path().join("mount"));
     drop(tier(&path));
@@ -155,7 +155,7 @@ fn a_mount_for_reading_is_read_and_opening_it_says_why_not() {
         let identity = usual();
         let opened = SlotStore::create_or_open(&at, &room_for(8, &identity), &identity);
         assert!(matches!(opened, Err(TierError::File { .. })), "{opened:?}");
-        // Used through the other mount, and seen through this one.
+        // In use through the writable mount, as seen through the read-only one.
         let (store, _) =
             SlotStore::create_or_open(&path, &room_for(8, &identity), &identity).unwrap();
         assert!(matches!(check_read(&at).usage(), FolderUsage::Used(_)));
@@ -166,10 +166,10 @@ fn a_mount_for_reading_is_read_and_opening_it_says_why_not() {
     assert!(checked.is_ok());
 }
 
-/// A cache writes while a reader reads: a block is what it was, or the reader is told that it was
-/// replaced; nothing is called damaged.
+/// A cache writes during an inspection: a read returns the original block or `Replaced`, and never
+/// reports damage.
 #[test]
-fn a_reader_beside_a_writer_gets_whole_blocks_or_hears_that_they_were_replaced() {
+fn a_reader_beside_a_writer_gets_intact_blocks_or_replaced() {
     let folder = tempfile::tempdir().unwrap();
     let identity = usual();
     let store = tier(folder.path());
@@ -178,10 +178,10 @@ fn a_reader_beside_a_writer_gets_whole_blocks_or_hears_that_they_were_replaced()
         panic!("{:?}", inspection.usage());
     };
     assert_eq!(holder.pid, Some(std::process::id()));
-    // Erased, its place written again, and its record erased on the disk.
+    // Block 1 is erased, its record on the disk too, and its place is rewritten.
     store.erase(&[1]).unwrap();
     assert!(store.sync().failure.is_none());
-    // All places that were never used come first.
+    // Unused places are allocated first.
     for (number, slot) in (10..).zip([1, 3, 4, 5, 6, 3]) {
         let bytes = content(number, &identity);
         if store.key(slot).is_some() {
@@ -231,7 +231,7 @@ fn readers_that_never_stop_see_no_damage_while_a_store_writes() {
             }
             read
         });
-        // The reader ends also when a write fails.
+        // The guard also ends the reader when a write fails.
         let end = EndOfReading(&ends);
         for number in 10..200 {
             let slot = u32::try_from(number % 7).unwrap();

@@ -1,6 +1,8 @@
-//! Random work on a disk that misbehaves, against a naive model, thousands of times.
+//! Random operations on a disk that misbehaves, compared with a naive model, for thousands of
+//! seeds.
 //!
-//! `KVTILE_DISK_SEED=n` runs one seed and tells every step; `KVTILE_DISK_SEEDS=n` runs so many.
+//! `KVTILE_DISK_SEED=n` runs one seed and prints each step; `KVTILE_DISK_SEEDS=n` sets the number
+//! of seeds.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -18,30 +20,30 @@ use kvtile_tiers::{
     },
 };
 
-/// Three sectors and a part of one.
+/// Three sectors and part of a fourth.
 const BLOCK_BYTES: u64 = 1600;
 const SEEDS: u64 = 10_000;
 const STEPS: u64 = 60;
-/// Few, so that the same block is written, erased and written again elsewhere.
+/// Few, so that a block is often erased and written again to another slot.
 const NUMBERS: u64 = 24;
 
-/// One write of a block: its number, and the how-manieth write of all it was.
+/// One write of a block: the block's number, and the number of the write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Version {
     number: u64,
     version: u64,
 }
 
-/// What must be true of a store, said as simply as possible.
+/// The naive model of a store.
 struct Model {
-    /// What each slot holds.
+    /// The write that each slot holds.
     slots: Vec<Option<Version>>,
-    /// Everything that may be offered after a crash.
+    /// Writes that may be found after a crash.
     possible: HashSet<Version>,
-    /// Erased, and no sync since.
+    /// Writes erased since the last sync.
     erased: Vec<Version>,
     versions: u64,
-    /// Bits flipped and files cut since the last opening.
+    /// Flipped bits and truncated files since the last open.
     damage: u64,
     /// Whether a file was removed or replaced under the open store.
     gone: bool,
@@ -78,7 +80,7 @@ impl Simulation {
     fn new(seed: u64, tell: bool) -> Simulation {
         let identity = sized(BLOCK_BYTES);
         let mut numbers = Numbers::new(seed);
-        // Half of the seeds know crashes alone.
+        // Half of the seeds have crashes only.
         let faults = match seed % 4 {
             0 | 1 => Faults::default(),
             _ => Faults {
@@ -138,7 +140,7 @@ impl Simulation {
         self.read(&store);
     }
 
-    /// Opens until it works; what the disk refuses while it fails is an error that can be told.
+    /// Opens until it succeeds; a fault of the disk must be a typed error.
     fn open(&mut self, must_keep: bool) -> SlotStore {
         let must = match must_keep {
             true => self.must(),
@@ -161,7 +163,7 @@ impl Simulation {
                         matches!(error, TierError::File { .. } | TierError::DiskFull { .. }),
                         "{error}"
                     );
-                    assert!(attempt < 50, "it never opens: {error}");
+                    assert!(attempt < 50, "the open never succeeds: {error}");
                     if attempt > 2 {
                         self.disk.set_faults(Faults::default());
                     }
@@ -174,12 +176,12 @@ impl Simulation {
         }
     }
 
-    /// What must still be there: whatever was said to be durable.
+    /// The writes that must be found: the durable ones.
     fn must(&self) -> HashSet<Version> {
         self.model.slots.iter().flatten().copied().collect()
     }
 
-    /// Checks what was offered, and goes on from there.
+    /// Checks the recovered blocks and makes them the model's state.
     fn adopt(&mut self, store: &SlotStore, recovered: &Recovered, must: &HashSet<Version>) {
         store.check_integrity();
         assert!(self.disk.total_bytes() <= self.settings.capacity_bytes);
@@ -201,7 +203,7 @@ impl Simulation {
                     let version = self.check_bytes(number, &bytes);
                     assert!(
                         self.model.possible.contains(&version),
-                        "{version:?} came back"
+                        "{version:?} must not be found"
                     );
                     self.model.slots[index] = Some(version);
                     offered.insert(version);
@@ -215,7 +217,10 @@ impl Simulation {
         }
         for (index, entry) in recovered.entries.iter().enumerate() {
             let before = entry.parent.and_then(|parent| places.get(&parent));
-            assert!(before.is_none_or(|before| *before < index), "a child first");
+            assert!(
+                before.is_none_or(|before| *before < index),
+                "a child comes before its parent"
+            );
         }
         let missing = must.difference(&offered).count() as u64;
         self.tell(|| {
@@ -226,14 +231,15 @@ impl Simulation {
                 recovered.created
             )
         });
-        // Erasures that the disk refuses leave more blocks than there are slots.
+        // Erasures that the disk refused leave more blocks than there are slots.
         let surplus = match self.faults == Faults::default() {
             true => 0,
             false => recovered.dropped.over_capacity,
         };
         let excused = self.model.damage + u64::from(recovered.dropped.unreadable + surplus);
         assert!(missing <= excused, "{missing} durable blocks are missing");
-        // Damaged blocks that were erased just now, or could not be, may come back as misses.
+        // Damaged blocks that were just erased, or whose erasure the disk refused, may be found
+        // again.
         if bad + recovered.dropped.total() == 0 {
             self.model.damage = 0;
         }
@@ -241,7 +247,7 @@ impl Simulation {
         self.disk.set_faults(self.faults);
     }
 
-    /// Which write these bytes are; all of them must be its.
+    /// The write that these bytes belong to; all bytes must belong to it.
     fn check_bytes(&self, number: u64, bytes: &[u8]) -> Version {
         let version = u64::from_le_bytes(bytes[..8].try_into().unwrap());
         let version = Version { number, version };
@@ -304,12 +310,12 @@ impl Simulation {
         self.settle(store);
     }
 
-    /// Whether the disk may fail at all.
+    /// Whether any fault of the disk is possible.
     fn troubled(&self) -> bool {
         self.faults != Faults::default() || self.disk.is_dead() || self.damaging
     }
 
-    /// A failed sync, which a write may have waited for, empties slots.
+    /// A failed sync, possibly inside a write, empties slots.
     fn settle(&mut self, store: &SlotStore) {
         for (held, slot) in self.model.slots.iter_mut().zip(0..) {
             if held.is_some() && store.state(slot) == SlotState::Empty {
@@ -360,7 +366,7 @@ impl Simulation {
             }
             return;
         }
-        assert!(!self.model.gone, "durable in files that are gone");
+        assert!(!self.model.gone, "durable in files that are missing");
         for version in self.model.erased.drain(..) {
             self.model.possible.remove(&version);
         }
@@ -403,7 +409,7 @@ impl Simulation {
         }
     }
 
-    /// Something that is not the store's fault.
+    /// Damage from outside the store.
     fn harm(&mut self) {
         if !self.damaging {
             return;
@@ -418,7 +424,7 @@ impl Simulation {
             }
             3 => {
                 let file = ["slots", "records", "manifest.json"][self.numbers.index(3)];
-                // One that is empty would be refused at the next opening, which is another test's.
+                // An empty manifest would make the next open fail, which other tests cover.
                 let replace = file != "manifest.json" && self.numbers.once_in(2);
                 self.tell(|| format!("{file} is lost, replaced: {replace}"));
                 if self.disk.lose(file, replace) {
@@ -435,7 +441,7 @@ impl Simulation {
         }
     }
 
-    /// The power goes, or the process is killed, or it ends.
+    /// A power loss, a kill, or an orderly end.
     fn restart(&mut self, store: SlotStore, how: usize) -> SlotStore {
         let durable = |slot: u32| store.state(slot) == SlotState::Durable;
         for (held, slot) in self.model.slots.iter_mut().zip(0..) {
@@ -468,7 +474,7 @@ impl Simulation {
     }
 }
 
-/// Blocks are in chains of four.
+/// Blocks are chains of four.
 fn parent(number: u64) -> Option<u64> {
     (!number.is_multiple_of(4)).then(|| number - 1)
 }
@@ -477,7 +483,7 @@ fn position(number: u64) -> u32 {
     u32::try_from(number % 4).unwrap()
 }
 
-/// The bytes of one write: they say which one it is, and differ everywhere.
+/// The bytes of one write: they contain its number and differ at every offset.
 fn content(version: Version) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(BLOCK_BYTES).unwrap()];
     crate::common::fill(version.number << 32 | version.version, &mut bytes);

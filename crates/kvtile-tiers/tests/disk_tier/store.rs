@@ -1,4 +1,4 @@
-//! The disk tier on a real folder: what is written comes back, and what is not ours is left alone.
+//! The slot store on a real folder: written blocks are recovered, foreign files stay unchanged.
 
 use std::{
     collections::HashSet,
@@ -24,7 +24,7 @@ fn open(
 }
 
 #[test]
-fn blocks_come_back_after_a_restart_with_parents_before_children() {
+fn blocks_are_recovered_after_a_restart_with_parents_before_children() {
     let folder = tempfile::tempdir().unwrap();
     for direct_io in [true, false] {
         let path = folder.path().join(format!("tier-{direct_io}"));
@@ -60,7 +60,7 @@ fn blocks_come_back_after_a_restart_with_parents_before_children() {
 }
 
 #[test]
-fn a_written_block_can_be_read_before_it_is_durable_and_is_lost_by_nobody() {
+fn a_written_block_can_be_read_before_it_is_durable() {
     let folder = tempfile::tempdir().unwrap();
     let identity = usual();
     let (store, _) = open(folder.path(), 8, &identity).unwrap();
@@ -100,7 +100,7 @@ fn a_written_block_can_be_read_before_it_is_durable_and_is_lost_by_nobody() {
 }
 
 #[test]
-fn misuse_is_told_with_the_numbers_and_harms_nothing() {
+fn misuse_is_an_error_with_its_numbers_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let identity = usual();
     let (store, _) = open(folder.path(), 8, &identity).unwrap();
@@ -136,7 +136,7 @@ fn misuse_is_told_with_the_numbers_and_harms_nothing() {
 }
 
 #[test]
-fn slots_are_written_again_and_again_and_old_blocks_never_come_back() {
+fn slots_are_rewritten_and_old_blocks_are_never_recovered() {
     let folder = tempfile::tempdir().unwrap();
     let identity = usual();
     let (store, _) = open(folder.path(), 5, &identity).unwrap();
@@ -159,7 +159,7 @@ fn slots_are_written_again_and_again_and_old_blocks_never_come_back() {
         }
     }
     let stats = store.stats();
-    // One place is in reserve; the others have to be erased on the disk first.
+    // One place is in reserve; a sync must first erase the others on the disk.
     assert!(stats.erasure_waits > 0);
     assert_eq!(stats.erased, 36);
     drop(store);
@@ -169,7 +169,7 @@ fn slots_are_written_again_and_again_and_old_blocks_never_come_back() {
     check_offered(&store, &recovered, &identity);
 }
 
-/// Pitfall 10 and 35: one process a folder, and the lock does not outlive its holder.
+/// Pitfalls 10 and 35: one process per folder, and the lock ends with its holder.
 #[test]
 fn a_second_store_is_refused_with_the_process_that_has_the_folder() {
     let folder = tempfile::tempdir().unwrap();
@@ -186,7 +186,7 @@ fn a_second_store_is_refused_with_the_process_that_has_the_folder() {
     open(folder.path(), 4, &identity).unwrap();
 }
 
-/// Pitfall 23: blocks of another model, layout or size are refused, and left as they were.
+/// Pitfall 23: a folder of another model, layout or block size is refused and stays unchanged.
 #[test]
 fn another_identity_layout_or_block_size_is_refused_naming_the_field() {
     let folder = tempfile::tempdir().unwrap();
@@ -231,9 +231,9 @@ fn another_identity_layout_or_block_size_is_refused_naming_the_field() {
     check_offered(&store, &recovered, &ours);
 }
 
-/// Pitfall 10: nothing that we did not make is touched.
+/// Pitfall 10: foreign files are never changed.
 #[test]
-fn a_folder_with_other_peoples_files_is_refused_and_left_as_it_is() {
+fn a_folder_with_foreign_files_is_refused_and_stays_unchanged() {
     for name in ["slots", "notes.txt", "records"] {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(name);
@@ -250,7 +250,7 @@ fn a_folder_with_other_peoples_files_is_refused_and_left_as_it_is() {
     open(folder.path(), 4, &usual()).unwrap();
 }
 
-/// Bytes of all files and of the folder: as long as they are, and as the disk keeps them.
+/// Bytes of all files and of the folder: by their lengths, and by their disk blocks.
 fn bytes_of(folder: &Path) -> (u64, u64) {
     let own = fs::metadata(folder).unwrap();
     let files = fs::read_dir(folder)
@@ -261,7 +261,7 @@ fn bytes_of(folder: &Path) -> (u64, u64) {
     })
 }
 
-/// Pitfall 35: the capacity is never exceeded, whatever is written.
+/// Pitfall 35: the capacity is never exceeded.
 #[test]
 fn all_files_together_stay_within_the_capacity_to_the_byte() {
     let identity = usual();
@@ -320,9 +320,9 @@ fn a_folder_grows_and_shrinks_with_its_capacity_and_keeps_what_fits() {
     check_offered(&store, &recovered, &identity);
 }
 
-/// Pitfall 36: a flipped bit in a block is a miss of that block alone.
+/// Pitfall 36: a flipped bit in a block makes that block a miss, and no other.
 #[test]
-fn flipped_bits_and_cut_files_are_misses_and_nothing_else() {
+fn flipped_bits_and_truncated_files_are_misses() {
     let folder = tempfile::tempdir().unwrap();
     let identity = usual();
     let (store, _) = open(folder.path(), 12, &identity).unwrap();
@@ -348,7 +348,7 @@ fn flipped_bits_and_cut_files_are_misses_and_nothing_else() {
         })
         .collect();
     assert_eq!(bad, [3]);
-    // Cut under our feet.
+    // Truncated while open.
     slots.set_len(5 * identity.block_bytes() + 1).unwrap();
     let mut buffer = content(5, &identity);
     assert!(matches!(
@@ -359,7 +359,7 @@ fn flipped_bits_and_cut_files_are_misses_and_nothing_else() {
     let stats = store.stats();
     assert_eq!((stats.misses_checksum, stats.misses_truncated), (1, 1));
     drop(store);
-    // And found cut: what lies behind is not offered.
+    // Truncated before the open: blocks past the end are not offered.
     let (store, recovered) = open(folder.path(), 12, &identity).unwrap();
     assert_eq!(recovered.entries.len(), 5);
     assert_eq!(recovered.dropped.truncated, 3);
@@ -394,7 +394,7 @@ fn a_damaged_manifest_is_refused_and_cleared_by_hand() {
         fs::write(&path, &bytes).unwrap();
         match open(folder.path(), 6, &identity) {
             Err(TierError::ManifestDamaged { .. } | TierError::FolderDiffers { .. }) => {}
-            // White space between the values says nothing.
+            // A change of white space outside values does no harm.
             Ok(_) => assert!(whole[at].is_ascii_whitespace() || bytes[at].is_ascii_whitespace()),
             other => panic!("byte {at}: {other:?}"),
         }

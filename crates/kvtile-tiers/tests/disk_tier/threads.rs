@@ -1,4 +1,4 @@
-//! Several threads that write, read, erase and sync one store.
+//! Several threads write, read, erase and sync one store.
 
 use std::{
     sync::atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ const ROUNDS: u64 = 150;
 const THREADS: u64 = 3;
 const SLOTS: u32 = 8;
 
-/// Pitfall 20: a place that is given to another block is never read as the old one.
+/// Pitfall 20: a place that is reused is never read as its old block.
 #[test]
 fn threads_that_write_read_erase_and_sync_never_see_wrong_bytes() {
     let folder = tempfile::tempdir().unwrap();
@@ -46,7 +46,7 @@ fn threads_that_write_read_erase_and_sync_never_see_wrong_bytes() {
                 })
             })
             .collect();
-        // Reads what the others write and erase.
+        // Reads what the writers write and erase.
         let reader = scope.spawn(|| {
             let mut numbers = Numbers::new(99);
             let mut read = content(0, &identity);

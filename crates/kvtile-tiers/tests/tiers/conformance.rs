@@ -1,4 +1,4 @@
-//! Each implementation runs the suite: inline, and with threads of its own.
+//! Runs the conformance suite on each implementation, without and with worker threads.
 
 use std::sync::Arc;
 
@@ -107,7 +107,7 @@ fn a_tier_that_could_misbehave_and_does_not_keeps_the_contract() {
     check_tier(2, &|| misbehaving(TierFaults::default()));
 }
 
-/// The suite is worth what it finds.
+/// The suite must fail for each kind of misbehaviour.
 #[test]
 fn the_suite_finds_each_way_to_misbehave() {
     let of = |set: fn(&mut TierFaults)| {

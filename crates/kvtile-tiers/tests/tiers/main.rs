@@ -1,4 +1,4 @@
-//! Tiers behind their contract: the conformance suite of the testkit on each implementation.
+//! Implementations of the tier contract under the conformance suite of the testkit.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 

@@ -1,4 +1,4 @@
-//! Growing a draft, from the slowest item on.
+//! Grows a draft from the slowest item on.
 
 use kvtile_layout::{Axis, Shape};
 
@@ -17,18 +17,18 @@ pub(super) fn draft(choices: &mut Choices, shape: &Shape) -> Vec<Node> {
     draft.grow(&all, todos, bar, Naming::Free)
 }
 
-/// Where the bar stands from here on.
+/// The state of the bar at a point of the word.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Bar {
-    /// It was passed, or there is none.
+    /// The bar was set, or the word has none.
     Done,
-    /// Somebody else sets it further right.
+    /// The caller sets the bar further right.
     Later,
-    /// It has to be set.
+    /// The bar must be set here.
     Must,
 }
 
-/// Whether a part has to name its planes, or must not.
+/// Whether a part must or must not name its planes.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Naming {
     Free,
@@ -36,14 +36,14 @@ enum Naming {
     Unnamed,
 }
 
-/// An axis with the digits that are still to be set.
+/// An axis with the digits that remain to be set.
 #[derive(Clone)]
 struct Todo {
     axis: Axis,
     moduli: Vec<Option<u64>>,
     touched: bool,
-    /// The slowest digit is set and takes this many values, for planes of different extents: each
-    /// part still has to set what is below it.
+    /// The slowest digit is set with this many values, for planes of different extents: each part
+    /// must still set the faster digits.
     shared_values: Option<u64>,
 }
 
@@ -60,7 +60,7 @@ impl Draft<'_> {
             .collect()
     }
 
-    /// The axes of a set of planes, each cut into digits; axes of extent 1 now and then.
+    /// The axes of a set of planes, each split into digits, and sometimes axes of extent 1.
     fn todos(&mut self, set: &[usize]) -> Vec<Todo> {
         let standard = [Axis::B, Axis::L, Axis::N, Axis::H, Axis::C];
         let declared = ['D', 'W'].into_iter().filter_map(Axis::new);
@@ -79,7 +79,7 @@ impl Draft<'_> {
         todos
     }
 
-    /// Moduli that divide each other and every extent of `axis` in `set` but 1.
+    /// Moduli that divide each other and every extent of `axis` in `set` other than 1.
     fn moduli(&mut self, set: &[usize], axis: Axis) -> Vec<Option<u64>> {
         let mut extents = self.extents(set, axis);
         extents.retain(|&extent| extent > 1);
@@ -147,7 +147,7 @@ impl Draft<'_> {
         nodes
     }
 
-    /// Now and then, the slowest digit of an axis along which the planes of `set` differ, with the
+    /// Sometimes sets the slowest digit of an axis along which the planes of `set` differ, with the
     /// same number of values for all of them: the first C of `C(s,kC32)`.
     fn shared_digit(
         &mut self,
@@ -174,7 +174,7 @@ impl Draft<'_> {
         Some(axis_node(todo.axis, None, bar))
     }
 
-    /// Whether every plane of `set` has the same digits of this axis, so that one item does.
+    /// Whether every plane of `set` has the same digits of this axis, so that one item serves all.
     fn can_set(&self, set: &[usize], separated: bool, todo: Option<&Todo>) -> bool {
         todo.is_some_and(|todo| {
             let extents = self.extents(set, todo.axis);
@@ -194,7 +194,7 @@ impl Draft<'_> {
         Some(axis_node(todo.axis, modulus, bar))
     }
 
-    /// Puts the name of a single plane somewhere into its part.
+    /// Inserts the name of a single plane at a random position of its part.
     fn name(&mut self, set: &[usize], naming: Naming, nodes: &mut Vec<Node>) {
         let named = match naming {
             Naming::Named => true,
@@ -211,7 +211,7 @@ impl Draft<'_> {
         }
     }
 
-    /// A sum over parts of `set`, and what follows it.
+    /// A sum over parts of `set`, and the items after it.
     fn sum(&mut self, set: &[usize], todos: Vec<Todo>, bar: Bar, naming: Naming) -> Vec<Node> {
         let (tail_todos, part_todos): (Vec<Todo>, Vec<Todo>) = todos
             .into_iter()
@@ -239,7 +239,7 @@ impl Draft<'_> {
         nodes
     }
 
-    /// `set` in at least two parts.
+    /// Splits `set` into at least two parts.
     fn partition(&mut self, set: &[usize]) -> Vec<Vec<usize>> {
         let mut parts: Vec<Vec<usize>> = Vec::new();
         for plane in self.choices.shuffled(set.to_vec()) {
@@ -253,8 +253,8 @@ impl Draft<'_> {
         parts
     }
 
-    /// Axes that no digit is set of yet may be cut differently in each part, or left out where
-    /// they have one entry.
+    /// Axes without a set digit may be split differently in each part, or omitted if they have one
+    /// entry.
     fn part_todos(&mut self, planes: &[usize], todos: &[Todo]) -> Vec<Todo> {
         let mut mine = Vec::new();
         for todo in todos {

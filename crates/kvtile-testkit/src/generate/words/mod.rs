@@ -1,8 +1,8 @@
 //! Random words that are layouts of a shape.
 //!
-//! A draft is a tree of items. It is grown from the slowest item on: at each point a digit that
-//! all planes at hand share, a bar, or a separation (K, or a sum whose parts may split the axes
-//! anew). Stride rules come last, since a fixed stride has to hold what stands right of it.
+//! A draft is a tree of items that grows from the slowest item on. Each step adds a digit that all
+//! current planes share, a bar, or a separation (K, or a sum whose parts may split the axes anew).
+//! Stride rules come last, because a fixed stride must hold the items to its right.
 
 mod draft;
 
@@ -13,8 +13,8 @@ use kvtile_layout::{Axis, Shape, Word};
 use super::choices::Choices;
 use crate::{error::TestkitError, reference::ReferenceLayout};
 
-/// A word that is a layout of `shape` with this alignment; `None` only if the draft was no word,
-/// which would be a bug here and shows as a test that finds no cases.
+/// A word that is a layout of `shape` with this alignment. `None` means that the draft is no word:
+/// a bug of this module, which shows as a test without cases.
 pub(super) fn word(choices: &mut Choices, shape: &Shape, alignment: u64) -> Option<Word> {
     let mut nodes = draft::draft(choices, shape);
     let plain = Word::parse(&print(&nodes)).ok()?;
@@ -88,7 +88,7 @@ fn rules(nodes: &mut [Node]) -> Vec<&mut Rule> {
     found
 }
 
-/// Sets up to two stride rules, at most one of them fixed; says whether there is one.
+/// Sets up to two stride rules, at most one of them fixed; returns whether it set one.
 fn add_rules(choices: &mut Choices, nodes: &mut [Node]) -> bool {
     let mut any = false;
     let mut fixed = false;
@@ -109,7 +109,7 @@ fn add_rules(choices: &mut Choices, nodes: &mut [Node]) -> bool {
     any
 }
 
-/// Raises the fixed stride to what it has to hold; `None` where padding would dominate.
+/// Raises the fixed stride to the size of its content; `None` if padding would dominate.
 fn settle_rules(nodes: &mut [Node], shape: &Shape, alignment: u64) -> Option<Word> {
     for _ in 0..16 {
         let word = Word::parse(&print(nodes)).ok()?;

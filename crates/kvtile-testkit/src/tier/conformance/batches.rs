@@ -1,5 +1,5 @@
-//! Batches: they end whatever becomes of their completions, of the tier and of other batches, and let go of
-//! their memory.
+//! Batches complete and release their memory, even if their completions or the tier are dropped,
+//! and while other batches are in flight.
 
 use std::{
     collections::HashSet,
@@ -15,22 +15,16 @@ use crate::disk::Numbers;
 
 pub(super) const CHECKS: &[Check] = &[
     (
-        "batches that nothing waits for end and let go of their memory",
+        "batches whose completions are dropped complete and release their memory",
         left_alone,
     ),
-    (
-        "batches that are not waited for any more end as others do",
-        given_up,
-    ),
-    (
-        "a tier that is dropped ends its batches first",
-        dropped_tier,
-    ),
+    ("cancelled batches complete as others do", given_up),
+    ("dropping a tier completes its batches first", dropped_tier),
     (
         "a hold outlives its tier and keeps no memory of a batch",
         dropped_before_its_holds,
     ),
-    ("several batches at once keep blocks apart", at_once),
+    ("concurrent batches do not mix up blocks", at_once),
 ];
 
 fn left_alone(rig: &mut Rig) {
@@ -38,7 +32,7 @@ fn left_alone(rig: &mut Rig) {
     drop(rig.tier().write(rig.hands().writes(&links).1));
     drop(rig.tier().sync());
     assert!(rig.host.wait_until_free(PATIENCE));
-    // It has ended, and there was room.
+    // The write has completed, and there was room.
     rig.read_all(&links);
     for _ in 0..8 {
         drop(rig.tier().read(rig.hands().reads(&links).1));
@@ -63,7 +57,7 @@ fn given_up(rig: &mut Rig) {
     assert_eq!(written.as_ref().map(Vec::len), Some(6));
     assert_eq!(read, Some(6));
     assert_eq!(rig.host.free_blocks(), rig.host.blocks());
-    // What it says of each block is so.
+    // The reported outcome of each block is true.
     for (outcome, link) in written.iter().flatten().zip(&links) {
         assert_eq!(
             outcome.is_ok(),
@@ -110,8 +104,8 @@ fn dropped_before_its_holds(rig: &mut Rig) {
     rig.reopen();
 }
 
-/// Several threads, each of which writes, reads, looks up and evicts at random in a few chains that all share,
-/// more than there is room for.
+/// Several threads write, read, look up and evict at random in a few shared chains, which exceed
+/// the tier's capacity.
 fn at_once(rig: &mut Rig) {
     let began = Mutex::default();
     std::thread::scope(|scope| {
@@ -124,7 +118,7 @@ fn at_once(rig: &mut Rig) {
     rig.check();
     let present = rig.tier().stats().present;
     let there = |number| rig.leading(&chain(number, 8)) as u64;
-    // Only ends of chains were given up.
+    // Only the ends of chains were evicted.
     assert_eq!((0..CHAINS).map(there).sum::<u64>(), present);
     for number in 0..CHAINS {
         let links = chain(number, 8);
@@ -135,7 +129,7 @@ fn at_once(rig: &mut Rig) {
 
 const CHAINS: u8 = 16;
 
-/// What a thread does. `began` has all blocks that any thread began to write.
+/// The work of one thread. `began` holds all blocks that any thread has begun to write.
 fn work(hands: Hands<'_>, began: &Mutex<HashSet<Link>>, thread: u64) {
     let began = || began.lock();
     let is_shared = hands.tier.abilities().is_shared;
@@ -161,7 +155,7 @@ fn work(hands: Hands<'_>, began: &Mutex<HashSet<Link>>, thread: u64) {
                 let hold = hands.tier.hold(GROUP, &keys(&links));
                 let held = hold.as_ref().map_or(0, |hold| hold.blocks());
                 let outcomes = hands.read(&links);
-                // Once it has come, a thread had begun to write it.
+                // A block that was read is one that some thread had begun to write.
                 let began = began();
                 for (at, (outcome, link)) in outcomes.iter().zip(&links).enumerate() {
                     match outcome {

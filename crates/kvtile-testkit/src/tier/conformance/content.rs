@@ -1,4 +1,4 @@
-//! Blocks and what comes back of them.
+//! Reads return the written blocks.
 
 use kvtile_tiers::tier::{BlockRead, GroupId, NotWritten, TierMiss, Wrote};
 
@@ -6,7 +6,7 @@ use super::{Check, GROUP, Rig, TENANT, bytes_of, chain, chain_of, ended, keys};
 
 pub(super) const CHECKS: &[Check] = &[
     (
-        "what was written comes back, each outcome at its place",
+        "reads return what was written, in the order of the batch",
         comes_back,
     ),
     ("an empty batch has no outcomes", empty_batches),
@@ -14,15 +14,18 @@ pub(super) const CHECKS: &[Check] = &[
         "a block that is in a batch twice is written once and read twice",
         twice_in_a_batch,
     ),
-    ("a block is written after its parent only", parents),
+    ("a block is written only after its parent", parents),
     (
         "blocks of another group are other blocks, or refused",
         other_groups,
     ),
-    ("a hold names parents and tenants", holds_know_their_blocks),
-    ("what it is does not change", it_stays_the_same),
     (
-        "a tier that reads pieces reads each alone, and verifies it",
+        "a hold reports parents and tenants",
+        holds_know_their_blocks,
+    ),
+    ("id and abilities do not change", it_stays_the_same),
+    (
+        "a tier that reads pieces reads and verifies each alone",
         pieces,
     ),
 ];
@@ -36,7 +39,7 @@ fn comes_back(rig: &mut Rig) {
         assert!(matches!(outcome, Ok(Wrote::Present)), "{outcome:?}");
     }
     assert_eq!(rig.tier().stats().present, 8);
-    // In an order that is not that of the chain, with absent blocks between.
+    // Not in the order of the chain, with absent blocks in between.
     let mut mixed = Vec::new();
     for at in [5, 0, 7, 2, 1, 6, 4, 3] {
         mixed.push(absent[at]);
@@ -49,7 +52,7 @@ fn comes_back(rig: &mut Rig) {
     assert_eq!(rig.leading(&absent), 0);
     assert_eq!(rig.leading(&[&links[..3], &absent[..1]].concat()), 3);
     assert!(rig.find(&absent).is_none() && rig.hold(&absent).is_none());
-    // A chain that another one continues from its middle on.
+    // Another chain branches off the middle of the first.
     let mut branch = chain(3, 8);
     branch[4].parent = Some(links[3].name.key);
     rig.write_new(&branch[4..]);
@@ -57,7 +60,8 @@ fn comes_back(rig: &mut Rig) {
     rig.read_all(&branch[4..]);
 }
 
-/// Each piece, each run of pieces, and pieces of several blocks in one batch; what is not asked for stays as it is.
+/// Each piece, each run of pieces, and pieces of several blocks in one batch; other bytes stay
+/// unchanged.
 fn pieces(rig: &mut Rig) {
     let abilities = rig.tier().abilities();
     if !abilities.reads_pieces {
@@ -65,7 +69,7 @@ fn pieces(rig: &mut Rig) {
     }
     assert!(
         abilities.verifies,
-        "a piece has no checksum to come with it"
+        "a tier that reads pieces must verify them"
     );
     let links = chain(1, 4);
     rig.write_new(&links);
@@ -133,11 +137,11 @@ fn parents(rig: &mut Rig) {
     assert!(outcomes.iter().all(is_orphan), "{outcomes:?}");
     assert_eq!(rig.tier().stats().present, 0);
     rig.read_none(&links);
-    // Its parent comes behind it in the batch.
+    // The parent follows the block in the batch.
     let outcomes = rig.write(&[links[1], links[0], links[2]]);
     assert!(is_orphan(&outcomes[0]) && outcomes[1].is_ok() && is_orphan(&outcomes[2]));
     assert_eq!(rig.leading(&links), 1);
-    // The block between two is missing.
+    // The block between two of the batch is missing.
     let outcomes = rig.write(&[links[1], links[3], links[4]]);
     assert!(outcomes[0].is_ok() && outcomes[1..].iter().all(is_orphan));
     rig.write_new(&links[2..]);
@@ -186,7 +190,7 @@ fn holds_know_their_blocks(rig: &mut Rig) {
             assert_eq!(hold.tenant(at), TENANT);
         }
     }
-    // From the middle on, without the blocks before.
+    // A hold from the middle of a chain, without the blocks before.
     let hold = rig.hold(&links[4..]);
     assert_eq!(hold.map(|hold| hold.blocks()), Some(2));
 }

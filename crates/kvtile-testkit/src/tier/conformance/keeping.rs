@@ -1,4 +1,4 @@
-//! What outlives the tier, and what it says of itself.
+//! Durability, and the tier's reports on itself.
 
 use std::time::Duration;
 
@@ -11,16 +11,16 @@ use super::{Check, GROUP, Link, Rig, chain, keys};
 
 pub(super) const CHECKS: &[Check] = &[
     (
-        "what is durable is there when the tier is opened again",
+        "durable blocks are found when the tier is reopened",
         durable_blocks,
     ),
     (
-        "what was given up before a sync does not come back",
+        "blocks removed before a sync are not found again",
         given_up_blocks,
     ),
     ("pins that last too long are reported", overdue_pins),
     ("an estimate grows with the blocks", estimates),
-    ("the counts of a pool are those of uses", finds_are_uses),
+    ("only finds count as uses of a pool", finds_are_uses),
 ];
 
 fn sync(rig: &Rig) {
@@ -41,14 +41,14 @@ fn durable_blocks(rig: &mut Rig) {
     sync(rig);
     let first = [is_durable; 4];
     assert_eq!(durable(rig, &links)[..4], first);
-    assert_eq!(durable(rig, &links)[4..], [false; 2], "what is not there");
+    assert_eq!(durable(rig, &links)[4..], [false; 2], "absent blocks");
     rig.write_new(&links[4..]);
-    // What an earlier sync covered stays so.
+    // Blocks that an earlier sync covered stay durable.
     assert_eq!(durable(rig, &links)[..4], first);
     sync(rig);
     sync(rig);
     assert_eq!(durable(rig, &links), [is_durable; 6]);
-    // In any order, and with what is absent between.
+    // In any order, with an absent block in between.
     let mixed = [links[5], chain(2, 1)[0], links[0]];
     assert_eq!(durable(rig, &mixed), [is_durable, false, is_durable]);
     rig.reopen();
@@ -64,7 +64,7 @@ fn durable_blocks(rig: &mut Rig) {
     }
     assert_eq!(durable(rig, &links), [is_durable; 6]);
     rig.check();
-    // The chain is continued.
+    // The chain can be continued.
     let behind = &chain(1, 9)[left..];
     rig.write_new(behind);
     rig.read_all(behind);
@@ -155,7 +155,7 @@ fn finds_are_uses(rig: &mut Rig) {
     drop(rig.hold(&links));
     assert!(rig.tier().has(GROUP, &links[0].name.key));
     let held = rig.tier().stats().pool.unwrap_or_default();
-    assert_eq!(held.lookups, before.lookups, "a hold is no use");
+    assert_eq!(held.lookups, before.lookups, "a hold counts as no use");
     drop(rig.find(&links));
     let found = rig.tier().stats().pool.unwrap_or_default();
     assert_eq!(found.lookups, before.lookups + 1);

@@ -1,9 +1,9 @@
-//! The conformance suite of tiers: what the contract of [`kvtile_tiers::tier`] says, checked on a tier that the
-//! caller opens. Each check gets a place of its own, and stops with a panic at the first sentence that does not
-//! hold.
+//! The conformance suite of tiers: it checks the contract of [`kvtile_tiers::tier`] on a tier that
+//! the caller opens. Each check opens the tier in a new, empty place, and panics at the first
+//! violation.
 #![expect(
     clippy::indexing_slicing,
-    reason = "a check that goes past the end of an answer has found a fault and panics as all checks do"
+    reason = "an index past the end of an answer is a violation, and checks panic on those"
 )]
 
 mod batches;
@@ -32,25 +32,27 @@ use kvtile_transfer::completion::Completion;
 
 use super::{HostMemory, ReservedBlock, content as bytes_of};
 
-/// Opens a tier in one place; again once the tier before was dropped, and then with what outlived that one.
+/// Opens a tier in one place. After that tier was dropped, it can open it again, with its durable
+/// blocks.
 pub type OpenTierAt = Box<dyn Fn(&TierContext) -> Arc<dyn Tier>>;
 
-/// Host blocks of a check: more than a tier of the suite has room for.
+/// Host blocks of a check: more than the capacity of any tier of the suite.
 const HOST_BLOCKS: usize = 160;
 
-/// Most blocks that a tier of the suite may have room for, and fewest.
+/// The allowed capacities of a tier of the suite.
 const ROOM: std::ops::RangeInclusive<u64> = 24..=96;
 
-/// How long a batch may take to end.
+/// The time limit for a batch.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The group that every tier has.
 const GROUP: GroupId = GroupId(0);
 
-/// Checks a tier with so many threads. `new_place` makes an empty place for a tier with room for 24 to 96 blocks.
+/// Checks a tier with `threads` threads. `new_place` creates an empty place for a tier with room
+/// for 24 to 96 blocks.
 ///
 /// # Panics
-/// At the first sentence of the contract that does not hold. What was checked last is on the standard output.
+/// At the first violation of the contract. The last line of standard output names the check.
 pub fn check_tier(threads: usize, new_place: &dyn Fn() -> OpenTierAt) {
     let checks = content::CHECKS
         .iter()
@@ -65,26 +67,26 @@ pub fn check_tier(threads: usize, new_place: &dyn Fn() -> OpenTierAt) {
         rig.check();
         assert!(
             rig.host.wait_until_free(PATIENCE),
-            "{name}: host memory was not given back"
+            "{name}: host memory was not released"
         );
     }
 }
 
-/// A check and what it says.
+/// The name of a check, and the check.
 type Check = (&'static str, fn(&mut Rig));
 
-/// A tier with what it needs, and what its events have said.
+/// A tier with its context and host memory, and a mirror of its events.
 struct Rig {
     open: OpenTierAt,
     context: TierContext,
     host: HostMemory,
-    /// None only while it is opened again.
+    /// `None` only while the tier is being reopened.
     opened: Option<Arc<dyn Tier>>,
     subscriber: Subscriber,
     mirror: Mirror,
 }
 
-/// A block to write: its key, the one before it, and how many are before it.
+/// A block to write: its name, the key of its parent, and its position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Link {
     name: BlockName,
@@ -92,7 +94,7 @@ struct Link {
     position: u32,
 }
 
-/// The blocks of a chain.
+/// The first `blocks` blocks of chain `number`.
 fn chain(number: u8, blocks: usize) -> Vec<Link> {
     chain_of(GROUP, number, blocks)
 }
@@ -139,19 +141,19 @@ impl Rig {
             mirror: Mirror::new(),
         };
         let stats = rig.tier().stats();
-        assert_eq!(stats.present, 0, "a new place is not empty");
+        assert_eq!(stats.present, 0, "the new place is not empty");
         if rig.tier().abilities().is_bounded {
             assert!(ROOM.contains(&stats.capacity), "{stats:?}");
         }
         rig
     }
 
-    /// The tier is dropped and opened again.
+    /// Drops the tier and opens it again.
     fn reopen(&mut self) {
         drop(self.opened.take());
         self.context = context_of(&self.host, self.context.threads);
         self.opened = Some((self.open)(&self.context));
-        // What it found when it was opened has no events.
+        // Blocks that the tier finds when it is opened have no events.
         self.subscriber = self.context.events.subscribe();
         let snapshot = self.context.events.snapshot(|list| self.tier().list(list));
         self.mirror = Mirror::from_snapshot(&snapshot);
@@ -176,7 +178,7 @@ impl Rig {
         }
     }
 
-    /// Writes a batch and waits for it: the outcomes.
+    /// Writes a batch, waits for it and returns the outcomes.
     fn write(&self, links: &[Link]) -> Vec<Result<Wrote, NotWritten>> {
         self.hands().write(links)
     }
@@ -188,19 +190,19 @@ impl Rig {
         }
     }
 
-    /// Reads a batch and waits for it: the outcomes.
+    /// Reads a batch, waits for it and returns the outcomes.
     fn read(&self, links: &[Link]) -> Vec<Result<(), TierMiss>> {
         self.hands().read(links)
     }
 
-    /// Reads blocks that must all come.
+    /// Reads blocks that must all be hits.
     fn read_all(&self, links: &[Link]) {
         for (outcome, link) in self.read(links).iter().zip(links) {
             assert!(outcome.is_ok(), "{link:?}: {outcome:?}");
         }
     }
 
-    /// Reads blocks of which none may come.
+    /// Reads blocks that must all be absent.
     fn read_none(&self, links: &[Link]) {
         for (outcome, link) in self.read(links).iter().zip(links) {
             let is_absent = matches!(outcome, Err(TierMiss::Absent));
@@ -216,7 +218,7 @@ impl Rig {
         self.tier().find(GROUP, &keys(links), &Claim::default())
     }
 
-    /// Leading blocks that the tier has, by all of its answers.
+    /// The number of leading blocks that the tier has; all lookups must agree on it.
     fn leading(&self, links: &[Link]) -> usize {
         let of = |hold: Option<Box<dyn Hold>>| hold.map_or(0, |hold| hold.blocks());
         let asked = ended(&self.tier().ask(GROUP, &keys(links)));
@@ -229,8 +231,8 @@ impl Rig {
         held
     }
 
-    /// What does not change with what a check did: the tier's parts fit each other, its list, its events and
-    /// its answers agree, and the blocks that left and those that are there are those that came.
+    /// Checks the invariants after any operation: the tier's parts are consistent, and its list,
+    /// its events and its lookups agree.
     fn check(&mut self) {
         self.tier().check_integrity();
         let mut events = Vec::new();
@@ -245,7 +247,7 @@ impl Rig {
         for block in &listed {
             assert_eq!(block.tier, self.tier().id(), "the tier of a listed block");
             let there = self.tier().has(block.group, &block.key);
-            assert!(there, "{block:?} is not there");
+            assert!(there, "{block:?} is not present");
             let hold = self.tier().hold(block.group, &[block.key]);
             let parent = hold.map(|hold| hold.parent(0));
             assert_eq!(parent, Some(block.parent), "the parent of {block:?}");
@@ -263,13 +265,13 @@ impl Rig {
         assert_eq!(by_events, list, "events and list");
     }
 
-    /// Gives up everything that is not in use.
+    /// Evicts every block that is not in use; returns their number.
     fn clear(&self) -> usize {
         self.tier().clear(Tick(0))
     }
 }
 
-/// What threads that share a tier have of a rig.
+/// The parts of a [`Rig`] that threads share.
 #[derive(Clone, Copy)]
 struct Hands<'a> {
     tier: &'a dyn Tier,
@@ -301,28 +303,29 @@ impl Hands<'_> {
         links.iter().map(read).unzip()
     }
 
-    /// Writes a batch and waits for it. There is one outcome for each block, and the tier has let go of the host
-    /// memory by then.
+    /// Writes a batch and waits for it. Checks that there is one outcome per block, and that the
+    /// tier has released the host memory.
     fn write(&self, links: &[Link]) -> Vec<Result<Wrote, NotWritten>> {
         let (reserved, blocks) = self.writes(links);
         let report = ended(&self.tier.write(blocks));
         let let_go = reserved.iter().all(ReservedBlock::is_let_go);
         assert!(
             let_go,
-            "a batch of writes ended before its memory was let go of"
+            "a batch of writes completed before it released its memory"
         );
         assert_eq!(report.blocks.len(), links.len(), "outcomes of writes");
         report.blocks.to_vec()
     }
 
-    /// The same for reads. What came is what was written, and has its checksum where the tier does not verify.
+    /// Reads a batch likewise. Checks the bytes of each hit, and its checksum unless the tier
+    /// verifies.
     fn read(&self, links: &[Link]) -> Vec<Result<(), TierMiss>> {
         let (reserved, blocks) = self.reads(links);
         let report = ended(&self.tier.read(blocks));
         let let_go = reserved.iter().all(ReservedBlock::is_let_go);
         assert!(
             let_go,
-            "a batch of reads ended before its memory was let go of"
+            "a batch of reads completed before it released its memory"
         );
         assert_eq!(report.blocks.len(), links.len(), "outcomes of reads");
         let verifies = self.tier.abilities().verifies;
@@ -335,7 +338,7 @@ impl Hands<'_> {
             let checksum = content_checksum(&link.name.key, link.position, &found);
             match came.checksum {
                 Some(came) => assert_eq!(came, checksum, "the checksum of {link:?}"),
-                None => assert!(verifies, "{link:?} came without its checksum"),
+                None => assert!(verifies, "{link:?} was read without its checksum"),
             }
             Ok(())
         };
@@ -343,11 +346,11 @@ impl Hands<'_> {
     }
 }
 
-/// The end of a batch.
+/// Waits for the completion of a batch.
 fn ended<T: Clone>(completion: &Completion<T>) -> T {
     match completion.wait_timeout(PATIENCE) {
         Some(end) => end,
-        None => broken(format_args!("a batch did not end within {PATIENCE:?}")),
+        None => broken(format_args!("a batch did not complete within {PATIENCE:?}")),
     }
 }
 

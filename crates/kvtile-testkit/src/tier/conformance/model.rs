@@ -1,4 +1,4 @@
-//! Random operations against a list of what must be there, while there is room for everything.
+//! Random operations against a set of the blocks that must be present, with room for all of them.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use super::{Check, GROUP, Link, Rig, chain, keys};
 use crate::disk::Numbers;
 
 pub(super) const CHECKS: &[Check] = &[(
-    "random operations come to what a list of blocks comes to",
+    "random operations have the results of a set of blocks",
     random_operations,
 )];
 

@@ -1,4 +1,4 @@
-//! Room: what leaves, what does not, and how many.
+//! Capacity: which blocks are evicted, which stay, and how many.
 
 use kvtile_blocks::Tick;
 use kvtile_tiers::tier::{NotWritten, Wrote};
@@ -7,36 +7,36 @@ use super::{Check, GROUP, Link, Rig, chain, keys};
 
 pub(super) const CHECKS: &[Check] = &[
     (
-        "of a chain that is longer than the tier its head stays",
+        "the head of a chain that is longer than the tier stays",
         longer_than_the_tier,
     ),
     (
-        "what leaves for others leaves from the ends of chains",
+        "evictions for room take the ends of chains",
         leaves_from_the_end,
     ),
     ("pinned blocks and their ancestors stay", pinned_blocks_stay),
     (
-        "where all room is pinned nothing is written",
+        "nothing is written while all blocks are pinned",
         all_room_is_pinned,
     ),
     (
-        "evictions on request are as many as they say",
+        "requested evictions return their number",
         evictions_are_counted,
     ),
-    ("what is forgotten is absent", forgotten_blocks),
+    ("forgotten blocks are absent", forgotten_blocks),
     (
-        "what is forgotten while it is pinned is absent too",
+        "blocks forgotten while pinned are absent too",
         forgotten_while_pinned,
     ),
 ];
 
-/// Each chain is there up to some block, and not from there on.
+/// The number of leading blocks; checks that no block after them is present.
 fn is_whole(rig: &Rig, links: &[Link]) -> usize {
     let leading = rig.leading(links);
     for link in &links[leading..] {
         assert!(
             !rig.tier().has(GROUP, &link.name.key),
-            "{link:?} is there, and the block before it is not"
+            "{link:?} is present, and the block before it is not"
         );
     }
     leading
@@ -60,7 +60,7 @@ fn longer_than_the_tier(rig: &mut Rig) {
     }
     assert_eq!(is_whole(rig, &links), capacity);
     rig.read_all(&links[..capacity]);
-    // Once more, and in pieces: the head of the chain is not given up for its tail.
+    // Once more, in pieces: the head of the chain is not evicted for its tail.
     for piece in links.chunks(7) {
         rig.write(piece);
     }
@@ -140,7 +140,7 @@ fn evictions_are_counted(rig: &mut Rig) {
     let stats = rig.tier().stats();
     assert_eq!((stats.removed, stats.evicted_for_room), (11, 0));
     rig.read_none(&first);
-    // There is room again.
+    // The evictions have freed room.
     rig.write_new(&first);
     rig.read_all(&first);
     rig.check();
@@ -173,7 +173,7 @@ fn forgotten_while_pinned(rig: &mut Rig) {
     assert_eq!(rig.tier().forget(GROUP, &keys(&links)), 4);
     assert_eq!(rig.leading(&links), 0);
     rig.read_none(&links);
-    // It comes again while the hold of the former one lives.
+    // The blocks are written again while a hold of the forgotten ones lives.
     rig.write_new(&links);
     rig.read_all(&links);
     drop(hold);

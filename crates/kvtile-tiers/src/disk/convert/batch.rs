@@ -1,4 +1,4 @@
-//! Blocks on their way, many at a time: read and verified, permuted, written and synced.
+//! One batch of a conversion: blocks are read and verified, permuted, written and synced.
 
 use kvtile_layout::broken;
 use kvtile_transfer::{LayoutHandle, LeaseMode, TransferManager, TransferOptions};
@@ -11,23 +11,23 @@ use super::{
 };
 use crate::error::TierError;
 
-/// Bytes of the blocks of a batch, in both orders together.
+/// Bytes of a batch: its blocks in the stored and in the target order together.
 const BATCH_BYTES: u64 = 64 << 20;
 
-/// Memory for a batch.
+/// The memory of a batch.
 #[derive(Debug)]
 pub(super) struct Batches {
     manager: TransferManager,
     stored: LayoutHandle,
-    /// That of `stored` where nothing is permuted.
+    /// Equal to `stored` if nothing is permuted.
     target: LayoutHandle,
-    /// Blocks of a batch.
+    /// Blocks per batch.
     blocks: usize,
     block_bytes: u64,
 }
 
 impl Batches {
-    /// For `blocks` blocks in all.
+    /// Memory for a conversion of `blocks` blocks in all.
     pub(super) fn new(
         source: &Source,
         orders: &Orders,
@@ -50,7 +50,7 @@ impl Batches {
         })
     }
 
-    /// Copies these blocks to the slots of `store` from 0 on.
+    /// Copies `blocks` to the slots of `store`, from slot 0 on.
     pub(super) fn copy(
         &self,
         (source, blocks): (&Source, &[(usize, StoredBlock)]),
@@ -69,7 +69,7 @@ impl Batches {
         Ok(())
     }
 
-    /// Reads a batch: the whole blocks, which lie one after the other from block 0 on.
+    /// Reads a batch and returns its intact blocks, which lie side by side from block 0 on.
     fn read(
         &self,
         source: &Source,
@@ -93,7 +93,7 @@ impl Batches {
         Ok(whole)
     }
 
-    /// Brings the first `blocks` blocks into the new order.
+    /// Permutes the first `blocks` blocks into the target order.
     fn permute(&self, blocks: usize) -> Result<(), TierError> {
         if self.stored == self.target || blocks == 0 {
             return Ok(());
@@ -107,7 +107,7 @@ impl Batches {
         Ok(())
     }
 
-    /// Writes blocks behind those that are there, and waits until they are durable.
+    /// Writes blocks to the slots after those written so far, and waits until they are durable.
     fn write(
         &self,
         store: &SlotStore,

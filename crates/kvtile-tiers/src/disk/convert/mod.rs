@@ -1,4 +1,5 @@
-//! Copying the blocks of a folder to a new one: from version 1, or into another order of stored blocks.
+//! Conversion: copies a folder's blocks to a new folder, from version 1 or into another block
+//! layout.
 //!
 //! ```text
 //! FROM   only read, its lock held          TO     new or empty; without a manifest until the end
@@ -6,8 +7,8 @@
 //!                                      └─► permuted in memory ─► written, synced ─► … ─► manifest
 //! ```
 //!
-//! The manifest of the new folder gets its name last ([`Unfinished`]). Whatever happens before leaves a folder
-//! that is no disk tier, and that a cache or another conversion makes anew.
+//! The manifest of the new folder gets its name last ([`Unfinished`]). An error or crash before
+//! that leaves a folder that is no disk tier, and that a cache or another conversion creates anew.
 
 mod batch;
 mod order;
@@ -37,29 +38,32 @@ use super::{
 };
 use crate::error::TierError;
 
-/// What a conversion is to do.
+/// The settings of a conversion.
 #[derive(Clone, Debug, Default)]
 pub struct ConvertSettings {
-    /// The order of the blocks in the new folder (default: [`STORAGE_WORD`](crate::tier::STORAGE_WORD)).
+    /// The layout of the blocks in the new folder (default:
+    /// [`STORAGE_WORD`](crate::tier::STORAGE_WORD)).
     pub layout: Option<Word>,
-    /// The order of the blocks in the folder that is read (default: the first of the usual ones that fits).
+    /// The layout of the blocks in the source folder (default: the first of the usual layouts that
+    /// fits).
     pub stored_layout: Option<Word>,
-    /// What the files of the new folder may take together (default: what those of the other may, and more where
-    /// the same number of slots needs it).
+    /// The most bytes that all files of the new folder may take (default: the source's capacity, or
+    /// more if the same number of slots needs more).
     pub capacity_bytes: Option<u64>,
 }
 
-/// Copies every whole block of the folder `from` to the new folder `to`, in the current format.
+/// Copies every intact block of the folder `from` to the new folder `to`, in the current format.
 ///
-/// Blocks keep their keys, parents, positions and tenants, and are written in the order of their positions, older
-/// ones first among equals. Blocks that fail their checksum are left out, and those after them stay. Nothing is
-/// written to `from`. `progress` is called after each batch of blocks.
+/// Blocks keep their keys, parents, positions and tenants. They are written in ascending order of
+/// their positions, older ones first among equals. Blocks that fail their checksum are left out;
+/// their successors are copied. Nothing is written to `from`. `progress` is called after each batch
+/// of blocks.
 ///
 /// # Errors
-/// `to` is `from`, lies in it, is a disk tier, or holds other files; `from` is in use, is no disk tier, is of a
-/// version that is not known, or has a damaged manifest; a word that is not the order of its blocks; a capacity
-/// that is too small; what the file systems say. `to` is no disk tier then, and what was made of it is removed
-/// where that can be done.
+/// `to` is `from`, lies in it, is a disk tier, or holds other files; `from` is in use, is no disk
+/// tier, is of an unknown version, or has a damaged manifest; a word is not the layout of its
+/// blocks; the capacity is too small; a file system fails. `to` is no disk tier then, and the files
+/// that the conversion created are removed where possible.
 pub fn convert(
     from: &Path,
     to: &Path,
@@ -71,7 +75,7 @@ pub fn convert(
     let (source, target) = (FolderMedium::new(from), FolderMedium::new(to));
     let converted = convert_on(Arc::new(source), Arc::new(target), settings, progress);
     if converted.is_err() && !was_there {
-        // The error is what the caller needs; an empty folder does no harm.
+        // An empty folder that stays does no harm, and the caller needs the first error.
         drop(fs::remove_dir(to));
     }
     converted
@@ -107,7 +111,7 @@ pub fn convert_on(
         batches.copy((&source, &blocks), store, (&mut converted, progress))
     });
     let manifest = made.inspect_err(|_| {
-        // The error is what the caller needs; the next attempt removes what stays.
+        // The caller needs the first error; the next attempt removes the remaining files.
         drop(folder::remove_unfinished(&*to));
     })?;
     converted.capacity_bytes = manifest.capacity_bytes();
@@ -115,7 +119,7 @@ pub fn convert_on(
     Ok(converted)
 }
 
-/// Makes the folder `to`, lets `fill` write its blocks, and gives its manifest its name.
+/// Creates the folder `to`, lets `fill` write its blocks, and then gives the manifest its name.
 fn make(
     to: &Arc<dyn Medium>,
     settings: &SlotStoreSettings,
@@ -126,7 +130,7 @@ fn make(
     let medium: Arc<dyn Medium> = Arc::clone(&unfinished) as Arc<dyn Medium>;
     let (store, recovered) = SlotStore::create_or_open_on(medium, settings, identity)?;
     if !recovered.created {
-        // Another process made it since it was looked at.
+        // Another process created the store after `check_new`.
         return Err(TierError::AlreadyAStore { folder: to.name() });
     }
     fill(&store)?;
@@ -134,7 +138,7 @@ fn make(
     Ok(store.manifest().clone())
 }
 
-/// Bytes that the new folder may have. A capacity that was asked for must have room for all blocks.
+/// The capacity of the new folder in bytes. A requested capacity must have room for all blocks.
 fn capacity_bytes(
     source: &Source,
     (blocks, identity): (&[(usize, StoredBlock)], &StoreIdentity),
@@ -165,7 +169,7 @@ fn capacity_bytes(
 /// Refuses a folder `to` that is `from` or lies in it.
 fn check_apart(from: &Path, to: &Path) -> Result<(), TierError> {
     let (Ok(source), Ok(to_absolute)) = (from.canonicalize(), std::path::absolute(to)) else {
-        // What is wrong with them is said when they are opened.
+        // Opening the folders reports what is wrong with them.
         return Ok(());
     };
     match resolved(&to_absolute).starts_with(&source) {
@@ -177,7 +181,7 @@ fn check_apart(from: &Path, to: &Path) -> Result<(), TierError> {
     }
 }
 
-/// Where a path leads, or would lead once what is missing is made.
+/// The target of a path, with missing components appended as if they existed.
 fn resolved(path: &Path) -> PathBuf {
     for there in path.ancestors() {
         let (Ok(found), Ok(missing)) = (there.canonicalize(), path.strip_prefix(there)) else {

@@ -1,5 +1,5 @@
-//! The order of the blocks in both folders, as words that layouts can be built from. A folder has only where
-//! each value lies, so words are tried until one says the same.
+//! The block layouts of both folders, as words that layouts can be built from. A manifest records
+//! only the offset of each value, so this module tries words until one gives the same offsets.
 
 use kvtile_layout::{
     LayoutError, Shape, StridedLayout, Word,
@@ -14,10 +14,10 @@ use crate::{
     tier::{Pieces, STORAGE_WORD, StoreIdentity},
 };
 
-/// Axes of a block, in every order.
+/// Axes of a block; every permutation of them is tried.
 const AXES: &str = "LKNHC";
 
-/// Orders with planes apart from each other, as some engines have them.
+/// Words of some engines that store the planes apart from each other.
 const SPLIT_WORDS: [&str; 4] = [
     "BLH(kCN,vNC)",
     "BHL(kCN,vNC)",
@@ -25,7 +25,7 @@ const SPLIT_WORDS: [&str; 4] = [
     "BHL(kNC,vCN)",
 ];
 
-/// An order of stored blocks.
+/// A block layout of a folder.
 #[derive(Debug)]
 pub(super) struct Order {
     pub(super) word: Word,
@@ -34,12 +34,12 @@ pub(super) struct Order {
     pieces: Pieces,
 }
 
-/// The order of the folder that is read, and that of the new one.
+/// The block layouts of the source folder and of the new folder.
 #[derive(Debug)]
 pub(super) struct Orders {
     pub(super) stored: Order,
     pub(super) target: Order,
-    /// Of the new folder.
+    /// The identity of the new folder.
     pub(super) identity: StoreIdentity,
 }
 
@@ -59,7 +59,7 @@ impl Order {
         })
     }
 
-    /// Memory for so many blocks in this order.
+    /// Allocates memory for `blocks` blocks in this layout.
     pub(super) fn memory(&self, blocks: u64) -> Result<PhysicalLayout, TierError> {
         let layout = PhysicalLayout::builder()
             .with_aligned_shape(self.shape.with_num_blocks(blocks)?, PAGE_BYTES)
@@ -102,7 +102,7 @@ impl Orders {
         })
     }
 
-    /// Whether bytes stay where they are in their block.
+    /// Whether both layouts are equal, so that no bytes move within a block.
     pub(super) fn are_equal(&self) -> bool {
         self.stored
             .block
@@ -112,7 +112,7 @@ impl Orders {
     }
 }
 
-/// The order that was named, if the blocks lie so.
+/// The requested layout, if it is that of the stored blocks.
 fn named(source: &Source, order: Order) -> Result<Order, TierError> {
     match difference(source, &order) {
         None => Ok(order),
@@ -124,11 +124,11 @@ fn named(source: &Source, order: Order) -> Result<Order, TierError> {
     }
 }
 
-/// The first of the usual orders in which the blocks lie.
+/// The first of the usual layouts that is that of the stored blocks.
 fn usual(source: &Source, shape: &Shape) -> Result<Order, TierError> {
     let words = usual_words();
     for word in &words {
-        // Not every word goes with every shape.
+        // Some words do not fit some shapes.
         if let Ok(order) = Order::new(parse(word)?, shape)
             && difference(source, &order).is_none()
         {
@@ -153,7 +153,8 @@ fn difference(source: &Source, order: &Order) -> Option<Difference> {
     })
 }
 
-/// The default order, every order of the axes, and a few more.
+/// The words to try: the default one, every permutation of the axes, and the words with split
+/// planes.
 fn usual_words() -> Vec<String> {
     let mut words = vec![STORAGE_WORD.to_owned()];
     add_orders("B", AXES, &mut words);
@@ -161,7 +162,7 @@ fn usual_words() -> Vec<String> {
     words
 }
 
-/// Adds a word for each order of `rest` after `begun`.
+/// Adds `begun` followed by each permutation of `rest`.
 fn add_orders(begun: &str, rest: &str, words: &mut Vec<String>) {
     if rest.is_empty() {
         words.push(begun.to_owned());

@@ -1,4 +1,4 @@
-//! What became of a conversion.
+//! The report of a conversion.
 
 use kvtile_layout::Word;
 
@@ -9,13 +9,13 @@ use super::{
 };
 use crate::error::TierError;
 
-/// How far a conversion has come.
+/// The progress of a conversion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConvertProgress {
-    /// Blocks that were read.
+    /// Blocks read so far.
     pub blocks: usize,
-    /// Blocks to read.
+    /// Blocks to read in all.
     pub of: usize,
 }
 
@@ -23,38 +23,38 @@ pub struct ConvertProgress {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LeftOut {
-    /// Which, and where it lies in the folder that was read.
+    /// The block; its slot is that of the source folder.
     pub block: StoredBlock,
-    /// Why.
+    /// Why it was not copied.
     pub reason: Miss,
 }
 
-/// What a conversion read and wrote.
+/// The result of a conversion.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Converted {
-    /// The version of the folder that was read.
+    /// The format version of the source folder.
     pub from_version: u32,
-    /// The order of its blocks.
+    /// The layout of its blocks.
     pub stored_layout: Word,
-    /// The order of the blocks in the new folder.
+    /// The layout of the blocks in the new folder.
     pub layout: Word,
     /// Blocks in the new folder, all of them durable.
     pub blocks: usize,
     /// Bytes of those blocks.
     pub bytes: u64,
-    /// Blocks that cannot be used, in the order of their positions.
+    /// Blocks that are not intact, in the order of their positions.
     pub left_out: Vec<LeftOut>,
-    /// Older copies of blocks that a crash left there twice; the newest one counts.
+    /// Older copies of blocks that a crash left twice; only the newest copy is converted.
     pub duplicates: usize,
     /// Slots whose record is neither whole nor erased.
     pub torn: Vec<u32>,
     /// Slots whose record cannot be read.
     pub unreadable: Vec<u32>,
-    /// Why the lock of the folder that was read could not be taken, where it could not: a cache on another machine
-    /// may have written there meanwhile.
+    /// Why the lock of the source folder could not be taken, if it could not: a cache on another
+    /// machine may have written to the folder during the conversion.
     pub not_locked: Option<TierError>,
-    /// What the files of the new folder may take together, in bytes.
+    /// The most bytes that all files of the new folder may take.
     pub capacity_bytes: u64,
     /// Blocks that the new folder has room for.
     pub blocks_max: u32,
@@ -82,7 +82,7 @@ impl Converted {
         }
     }
 
-    /// Whether every block and every record of the folder that was read is whole.
+    /// Whether every block and every record of the source folder is intact.
     #[must_use]
     pub fn is_whole(&self) -> bool {
         self.left_out.is_empty() && self.torn.is_empty() && self.unreadable.is_empty()

@@ -1,4 +1,4 @@
-//! The folder that is read, of whichever version.
+//! The source folder of a conversion, of either version.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,12 +13,12 @@ use super::super::{
 };
 use crate::error::TierError;
 
-/// A folder that is read.
+/// The source folder of a conversion.
 #[derive(Debug)]
 pub(super) struct Source {
     name: String,
     folder: SourceFolder,
-    /// As the folder numbers them.
+    /// In the folder's own order, whose indices [`Source::read`] takes.
     blocks: Vec<StoredBlock>,
 }
 
@@ -110,13 +110,13 @@ impl Source {
         }
     }
 
-    /// All blocks that the records name.
+    /// All blocks that have a valid record.
     pub(super) fn blocks(&self) -> &[StoredBlock] {
         &self.blocks
     }
 
-    /// The blocks with their indices, each key once, the newest of it: those with smaller positions first, older
-    /// ones first among equals.
+    /// The newest copy of each key, with its index: smaller positions first, older ones first among
+    /// equals.
     pub(super) fn newest(&self) -> Vec<(usize, StoredBlock)> {
         let mut newest: HashMap<BlockKey, (usize, StoredBlock)> = HashMap::new();
         for (index, block) in self.blocks.iter().enumerate() {

@@ -1,7 +1,8 @@
-//! A folder whose manifest has not got its name yet.
+//! A folder whose manifest does not have its final name yet.
 //!
-//! The store that fills it finds its manifest under the usual name. On the disk it is called
-//! `manifest.json.partial` until [`Unfinished::finish`], so nothing takes the folder for a disk tier before.
+//! The store that fills the folder finds the manifest under its final name. On the disk the file is
+//! called `manifest.json.partial` until [`Unfinished::finish`], so no process takes the folder for
+//! a disk tier before.
 
 use std::{
     io,
@@ -17,7 +18,7 @@ use super::super::{
 };
 use crate::error::TierError;
 
-/// A folder that is being made.
+/// A folder under construction.
 #[derive(Debug)]
 pub(super) struct Unfinished {
     folder: Arc<dyn Medium>,
@@ -33,7 +34,7 @@ impl Unfinished {
         }
     }
 
-    /// Gives the manifest its name; the folder is a disk tier when this returns.
+    /// Gives the manifest its final name; the folder is a disk tier when this returns.
     pub(super) fn finish(&self) -> Result<(), TierError> {
         let failed = |error| {
             TierError::file(
@@ -47,13 +48,14 @@ impl Unfinished {
             .map_err(failed)?;
         let synced = self.folder.sync_folder().map_err(failed);
         if synced.is_err() {
-            // It may be on the disk or not, and is reported as not made.
+            // The rename may or may not be durable; the conversion reports failure, so the name is
+            // removed.
             drop(self.folder.remove(MANIFEST_FILE));
         }
         synced
     }
 
-    /// What a file is called on the disk.
+    /// The name of a file on the disk.
     fn on_disk<'f>(&self, file: &'f str) -> &'f str {
         match file == MANIFEST_FILE && self.has_manifest.load(Ordering::Acquire) {
             true => MANIFEST_PARTIAL_FILE,

@@ -15,10 +15,10 @@ use super::super::{
 };
 use crate::error::TierError;
 
-/// The version that is read here.
+/// The format version that this module reads.
 pub(in super::super) const OLD_VERSION: u32 = 1;
 
-/// What a folder of version 1 says of itself. The order of the fields is that of their checksum.
+/// The manifest of a folder of version 1. Its checksum covers the fields in this order.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(in super::super) struct OldManifest {
@@ -44,7 +44,7 @@ struct OldManifestFile {
 }
 
 impl OldManifest {
-    /// Reads the manifest of a folder that has one.
+    /// Reads the manifest of a folder, which must have one.
     pub(super) fn read(medium: &dyn Medium) -> Result<OldManifest, TierError> {
         let failed = |error| TierError::file("read", file_name(medium, MANIFEST_FILE), error);
         let bytes = medium.read(MANIFEST_FILE, MANIFEST_BYTES_MAX);
@@ -70,7 +70,7 @@ impl OldManifest {
         }
     }
 
-    /// Whether the numbers fit each other.
+    /// Whether the numbers are consistent with each other.
     fn is_sensible(&self) -> bool {
         let Ok(slot_bytes) = capacity::slot_bytes(self.block_bytes) else {
             return false;

@@ -1,8 +1,8 @@
-//! Folders of version 1, read to convert them and for nothing else.
+//! Folders of version 1. They are only read, in order to convert them.
 //!
 //! ```text
-//! manifest.json   as in version 2, flat: one group of layers, and no pieces
-//! records         64 bytes a slot, with one checksum over the whole block
+//! manifest.json   as in version 2, but flat: one group of layers, and no pieces
+//! records         64 bytes per slot, with one checksum over the whole block
 //! slots           as in version 2
 //! ```
 
@@ -23,12 +23,12 @@ use super::{
 };
 use crate::{error::TierError, tier::content_checksum};
 
-/// Records of a page.
+/// Records in a page.
 const PAGE_RECORDS: u32 = 64;
 
 const _: () = assert!(PAGE_RECORDS as usize * OLD_RECORD_BYTES == PAGE);
 
-/// What a folder of version 1 holds.
+/// The contents of a folder of version 1.
 #[derive(Debug)]
 pub(super) struct OldFolder {
     medium: Arc<dyn Medium>,

@@ -18,10 +18,10 @@ use super::super::record::{FLAG_PARENT, FLAG_STORED, Reader, StoreId};
 /// Bytes of a record.
 pub(super) const OLD_RECORD_BYTES: usize = 64;
 
-/// Bytes that the seal is over.
+/// Bytes that the seal covers, beside the folder's and the slot's number.
 const SEALED_BYTES: usize = 56;
 
-/// What a slot holds.
+/// A decoded record: the block that a slot holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OldRecord {
     pub(super) key: BlockKey,
@@ -32,7 +32,7 @@ pub(super) struct OldRecord {
     pub(super) content: u64,
 }
 
-/// What the bytes of a record say.
+/// The result of decoding a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum OldDecoded {
     Empty,

@@ -1,13 +1,13 @@
-//! Bringing blocks, records and erasures to the disk, in that order.
+//! Sync: makes blocks durable first, then records and erasures.
 
 use std::{
     io,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{MutexGuard, PoisonError},
     thread,
 };
 
 use kvtile_layout::broken;
+use parking_lot::MutexGuard;
 
 use super::{
     super::{
@@ -21,17 +21,17 @@ use super::{
 };
 use crate::error::TierError;
 
-/// Bytes of records that are written in one call.
+/// The most bytes of records in one write call.
 const RUN_BYTES_MAX: usize = 256 << 10;
 
 impl SlotStore {
-    /// Brings everything that was written or erased before to the disk, and waits for it. Calls
-    /// from several threads take turns; one that finds nothing left to do returns at once.
+    /// Makes everything that was written or erased before durable, and waits for it. Concurrent
+    /// calls run one after the other; a call with nothing left to do returns at once.
     ///
-    /// A failure is told in the report, and the store goes on: blocks that the disk did not take
-    /// are lost, everything else is tried again by the next sync. Where the folder or one of its
-    /// files was removed, replaced or cut since the store was opened, nothing is durable, what was
-    /// before included ([`TierError::FileGone`]).
+    /// After a failure the store stays usable. Blocks that the disk refused are lost and reported
+    /// in [`Synced::lost`]; the next sync retries everything else. If the folder or one of its
+    /// files was removed, replaced or truncated since the store was opened, nothing is durable,
+    /// blocks of earlier syncs included ([`TierError::FileGone`]).
     pub fn sync(&self) -> Synced {
         if let Err(error) = self.check_process() {
             return Synced {
@@ -47,20 +47,19 @@ impl SlotStore {
         self.commit(commit, turn)
     }
 
-    /// Blocks that were lost by a sync for which a [`write`](SlotStore::write) had to wait, and that
-    /// nobody was told of yet. Their slots are empty.
+    /// Takes the blocks that were lost by the syncs that a [`write`](SlotStore::write) had to run.
+    /// Each is reported once; their slots are empty.
     #[must_use]
     pub fn take_lost(&self) -> Vec<LostBlock> {
         std::mem::take(&mut *self.unreported())
     }
 
     fn unreported(&self) -> MutexGuard<'_, Vec<LostBlock>> {
-        let unreported = self.unreported.lock();
-        unreported.unwrap_or_else(PoisonError::into_inner)
+        self.unreported.lock()
     }
 
-    /// As [`sync`](SlotStore::sync), unless somebody else's sync frees a place meanwhile. Whether
-    /// a place was freed, or soon will be.
+    /// As [`sync`](SlotStore::sync), unless a concurrent sync frees a place first. Returns whether
+    /// a place is free or will be soon.
     pub(super) fn sync_erasures(&self) -> bool {
         let turn = self.turn();
         let commit = {
@@ -71,7 +70,7 @@ impl SlotStore {
             if !table.has_stale() {
                 let coming = table.has_abandoned();
                 drop(table);
-                // Another thread gives its place back as soon as its write returns.
+                // Another thread frees its place as soon as its write returns.
                 thread::yield_now();
                 return coming;
             }
@@ -83,12 +82,12 @@ impl SlotStore {
     }
 
     fn turn(&self) -> MutexGuard<'_, ()> {
-        self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+        self.commit.lock()
     }
 
     fn commit(&self, commit: Commit, _turn: MutexGuard<'_, ()>) -> Synced {
-        // What was taken from the table goes back to it, also where a medium panics: it is unknown then
-        // what is on the disk.
+        // The commit returns to the table even if the medium panics. The state of the disk is
+        // unknown then.
         let brought = catch_unwind(AssertUnwindSafe(|| self.bring_to_files(&commit)));
         let (outcome, failure) = brought.unwrap_or_else(|_| {
             let unknown = Outcome {
@@ -121,8 +120,8 @@ impl SlotStore {
         }
     }
 
-    /// As [`bring`](SlotStore::bring), if the files are there, before and after: what writes to a file
-    /// that was cut would give it its length back.
+    /// As [`bring`](SlotStore::bring), with a check of the files before and after it. The second
+    /// check alone could miss a truncated file, because a write to it restores its length.
     fn bring_to_files(&self, commit: &Commit) -> (Outcome, Option<TierError>) {
         let untouched = Outcome {
             blocks: true,
@@ -142,7 +141,7 @@ impl SlotStore {
         }
     }
 
-    /// Blocks first: no record may speak of bytes that are not on the disk.
+    /// Blocks come first: a durable record must never refer to bytes that are not durable.
     fn bring(&self, commit: &Commit) -> (Outcome, Option<TierError>) {
         let failed = |operation, file, error| {
             TierError::file(operation, file_name(&*self.medium, file), error)
@@ -172,24 +171,24 @@ impl SlotStore {
     }
 }
 
-/// Records to be changed.
+/// Records to write or erase in one sync.
 #[derive(Debug)]
 pub(super) struct Changes {
     form: RecordForm,
-    /// Places, and where the bytes of their records begin; nothing for records of zeroes.
+    /// Places, and the offset of their record in `bytes`; `None` erases the record.
     changes: Vec<(u32, Option<usize>)>,
-    /// The bytes of the records.
+    /// The encoded records.
     bytes: Vec<u8>,
 }
 
-/// What became of them.
+/// The outcome of writing [`Changes`].
 #[derive(Debug)]
 pub(super) struct Brought {
-    /// Places that the file did not take, in order.
+    /// Places whose record the file refused, in ascending order.
     pub(super) refused: Vec<u32>,
-    /// Why not, the first time.
+    /// The first error of a refused write.
     refusal: Option<io::Error>,
-    /// Whether the others are on the disk.
+    /// Whether the other records are durable.
     pub(super) synced: io::Result<()>,
 }
 
@@ -213,7 +212,7 @@ impl Changes {
         record.encode(self.form, (store, place), &mut self.bytes);
     }
 
-    /// Writes them, neighbours together, and waits until they are on the disk.
+    /// Writes the records, neighbours in one call, and waits until they are durable.
     pub(super) fn bring(mut self, records: &dyn MediumFile) -> Brought {
         let mut brought = Brought {
             refused: Vec::new(),
@@ -247,7 +246,7 @@ impl Changes {
         brought
     }
 
-    /// Appends the record that begins at `start`, or zeroes.
+    /// Appends the record at offset `start`, or zeroes for `None`.
     fn append(&self, start: Option<usize>, run: &mut Vec<u8>) {
         let bytes = self.form.bytes();
         let Some(start) = start else {

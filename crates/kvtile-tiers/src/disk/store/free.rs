@@ -1,37 +1,38 @@
-//! Free places, given out side by side.
+//! The free list: free places of the data file, allocated side by side.
 //!
 //! ```text
 //! places    0 . . . . 5 . . 8 . . . . . . . .        free: 1..5  6..8  9..17
-//! of 3      the run after the last place given, if it has 3; else the shortest run with 3
-//! of 20     no run has so many: the longest first, then the next
+//! of 3      the run after the last allocated place, if it has 3; else the shortest run with 3
+//! of 20     no run has so many: the longest run first, then the next
 //! ```
 //!
-//! A single block goes beside the last one, so that a chain that is stored block by block lies side by
-//! side as well; where that place is taken, it begins the longest run.
+//! A single block follows the last allocated place, so that a chain that is stored block by block
+//! is contiguous as well. If that place is taken, the block starts the longest run.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::Range,
 };
 
-/// Free places.
+/// The free places of a data file.
 #[derive(Debug)]
 pub(super) struct FreePlaces {
-    /// The run that places are taken from now; where it is empty, the place after the last one.
+    /// The run that allocations take from. If it is empty, it marks the place after the last
+    /// allocated one.
     current: Range<u32>,
-    /// All others: their first place, and how many. No two of them are neighbours.
+    /// All other runs: first place and length. No two of them are adjacent.
     runs: BTreeMap<u32, u32>,
-    /// The same, by length.
+    /// The runs of `runs`, ordered by length.
     by_length: BTreeSet<(u32, u32)>,
-    /// How many places all have together.
+    /// The number of free places.
     count: usize,
 }
 
 impl FreePlaces {
-    /// The places that are not taken.
+    /// The free list of a file whose places are `taken` or free.
     pub(super) fn of(taken: &[bool]) -> FreePlaces {
         let mut free = FreePlaces {
-            // No place has been given out.
+            // No place has been allocated yet.
             current: u32::MAX..u32::MAX,
             runs: BTreeMap::new(),
             by_length: BTreeSet::new(),
@@ -53,20 +54,20 @@ impl FreePlaces {
         self.count
     }
 
-    /// All of them, in no order.
+    /// All free places, in no particular order.
     pub(super) fn iter(&self) -> impl Iterator<Item = u32> {
         let runs = self.runs.iter();
         let runs = runs.map(|(first, length)| *first..first + length);
         runs.chain([self.current.clone()]).flatten()
     }
 
-    /// A place is free now.
+    /// Frees a place.
     pub(super) fn insert(&mut self, place: u32) {
         self.count += 1;
         self.merge(place..place + 1);
     }
 
-    /// The next `count` places are for blocks of one chain.
+    /// Chooses the run for the next `count` allocations, which are blocks of one chain.
     pub(super) fn expect(&mut self, count: usize) {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let after = self.current.clone();
@@ -74,7 +75,7 @@ impl FreePlaces {
             return;
         }
         self.current = after.start..after.start;
-        // Together with what was freed beside it, it may have room.
+        // Merged with places that were freed next to it, the run may be long enough.
         self.merge(after.clone());
         let here = self.runs.range(..=after.start).next_back();
         let here = here.map(|(first, length)| (*first, *length));
@@ -83,7 +84,7 @@ impl FreePlaces {
             room >= count
         });
         let fitting = || match count {
-            // More may follow it.
+            // A longer run leaves room for the blocks that may follow.
             0 | 1 => None,
             _ => self.by_length.range((count, 0)..).next(),
         };
@@ -96,7 +97,7 @@ impl FreePlaces {
         };
         self.drop_run(first, length);
         let from = match here {
-            // What lies before the last place is left behind.
+            // The places before the last allocated one stay in a run of their own.
             Some(_) if first < after.start => {
                 self.put(first, after.start - first);
                 after.start
@@ -106,7 +107,7 @@ impl FreePlaces {
         self.current = from..first + length;
     }
 
-    /// Takes a place.
+    /// Allocates a place.
     pub(super) fn take(&mut self) -> Option<u32> {
         if self.current.is_empty() {
             self.expect(1);
@@ -116,7 +117,7 @@ impl FreePlaces {
         Some(place)
     }
 
-    /// Adds a run to its neighbours.
+    /// Adds a run, merged with its neighbours.
     fn merge(&mut self, run: Range<u32>) {
         let (mut first, mut end) = (run.start, run.end);
         if run.is_empty() {
@@ -145,7 +146,7 @@ impl FreePlaces {
         self.by_length.remove(&(length, first));
     }
 
-    /// Runs do not meet, and both orders and the count say the same.
+    /// Asserts that runs are not adjacent, and that both orders and the count agree.
     pub(super) fn check_integrity(&self) {
         let lengths = self.runs.iter().map(|(first, length)| (*length, *first));
         let lengths: BTreeSet<(u32, u32)> = lengths.collect();
@@ -187,7 +188,7 @@ mod tests {
     fn a_batch_lies_side_by_side_where_a_run_has_room() {
         let mut places = free(&[1..5, 6..8, 9..17]);
         assert_eq!(take(&mut places, 3), [1, 2, 3]);
-        // The rest of that run is too short.
+        // The first run has one place left, which is too few.
         assert_eq!(take(&mut places, 2), [6, 7]);
         assert_eq!(take(&mut places, 7), [9, 10, 11, 12, 13, 14, 15]);
         assert_eq!(take(&mut places, 1), [16]);
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn where_no_run_has_room_the_longest_come_first() {
+    fn a_batch_that_no_run_fits_takes_the_longest_runs_first() {
         let mut places = free(&[1..5, 6..8, 9..17]);
         assert_eq!(
             take(&mut places, 13),
@@ -205,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn single_blocks_follow_each_other_and_what_was_freed_beside_them_is_used() {
+    fn single_blocks_follow_each_other_and_reuse_freed_neighbours() {
         let mut places = free(&[0..2, 50..60]);
         assert_eq!(take(&mut places, 1), [50]);
         assert_eq!(take(&mut places, 1), [51]);
@@ -214,10 +215,10 @@ mod tests {
         assert_eq!(take(&mut places, 9), [52, 53, 54, 55, 56, 57, 58, 59, 60]);
     }
 
-    /// Whatever is taken and freed, each place is given out once, and a batch for which there is a run
-    /// lies side by side.
+    /// Random allocations and frees: no place is allocated twice, and a batch for which a run has
+    /// room is contiguous.
     #[test]
-    fn no_place_is_lost_or_given_out_twice() {
+    fn no_place_is_lost_or_allocated_twice() {
         for seed in 0..300 {
             let mut numbers = Numbers::new(seed);
             let taken: Vec<bool> = (0..PLACES).map(|_| numbers.once_in(2)).collect();

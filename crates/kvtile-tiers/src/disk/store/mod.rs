@@ -2,19 +2,19 @@
 //!
 //! # What is durable when
 //!
-//! 1. [`SlotStore::write`] puts the bytes of blocks into erased places of the data file. They can
-//!    be read at once; a crash loses them.
-//! 2. [`SlotStore::sync`] waits until these bytes are on the disk, then writes their records
-//!    together with the erasures of what was erased since, then waits for the records. From then
-//!    on the blocks outlive a crash. Many blocks share its two waits.
-//! 3. [`SlotStore::erase`] empties slots in memory. Their places are written again only when a
-//!    sync has erased their records on the disk; a few places more than there are slots stand by,
-//!    so that a write need not wait for that.
+//! 1. [`SlotStore::write`] writes the bytes of blocks to erased places of the data file. The blocks
+//!    can be read at once; a crash loses them.
+//! 2. [`SlotStore::sync`] waits until these bytes are durable, then writes their records together
+//!    with the erasures of slots since the last sync, then waits for the records. From then on the
+//!    blocks survive a crash. All blocks of a sync share its two waits.
+//! 3. [`SlotStore::erase`] empties slots in memory. Their places are written again only after a
+//!    sync has erased their records on the disk. The data file has a few more places than slots, so
+//!    that a write rarely has to wait for such a sync.
 //!
-//! So no record on the disk ever speaks of bytes that are not there, whatever a crash leaves of
-//! the writes between two syncs.
+//! So a record on the disk never refers to bytes that are not there, regardless of which writes
+//! between two syncs survive a crash.
 //!
-//! It does not know which block is worth keeping, who reads which one, nor how its bytes lie.
+//! The store knows neither which blocks are worth keeping, nor their readers, nor their layout.
 
 mod commit;
 mod free;
@@ -36,13 +36,11 @@ pub use table::SlotState;
 
 pub(super) use scan::{Scan, Scanned, is_end};
 
-use std::{
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{io, sync::Arc};
 
 use kvtile_blocks::BlockKey;
 use kvtile_memory::{AlignedBuffer, ProcessMark};
+use parking_lot::{Mutex, MutexGuard};
 
 use self::{standing::HeldManifest, stats::Counters, table::Table};
 use super::{
@@ -54,7 +52,7 @@ use super::{
 };
 use crate::{error::TierError, tier::Pieces};
 
-/// Blocks in the slots of one folder. All methods may be called from any number of threads.
+/// Blocks in the slots of one folder. All methods are thread-safe.
 #[derive(Debug)]
 pub struct SlotStore {
     medium: Arc<dyn Medium>,
@@ -65,32 +63,32 @@ pub struct SlotStore {
     slots: Box<dyn MediumFile>,
     records: Box<dyn MediumFile>,
     table: Mutex<Table>,
-    /// Held during a sync; there is one at a time.
+    /// Held during a sync; syncs run one at a time.
     commit: Mutex<()>,
-    /// Blocks that were lost and that nobody was told of yet.
+    /// Lost blocks that [`SlotStore::take_lost`] has not yet reported.
     unreported: Mutex<Vec<LostBlock>>,
     counters: Counters,
-    /// The process that opened it: a child has neither its lock nor its threads.
+    /// The process that opened the store: a forked child has neither its lock nor its threads.
     process: ProcessMark,
-    /// Held while the store lives.
+    /// Held as long as the store lives.
     _lock: Box<dyn MediumLock>,
 }
 
-/// How a store is kept.
+/// Settings of a slot store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlotStoreSettings {
-    /// What all files of the folder may have together, in bytes. Another capacity than before
-    /// changes the size of the folder; what no longer fits is dropped.
+    /// The most bytes that all files of the folder may take. Opening a folder with another capacity
+    /// resizes it; blocks that no longer fit are dropped.
     pub capacity_bytes: u64,
-    /// Whether blocks should pass by the page cache where the file system can.
+    /// Whether blocks bypass the page cache if the file system supports it.
     pub direct_io: bool,
-    /// Whether the disk's room is reserved when the folder is made, so that it cannot run out
-    /// later. Otherwise the files grow as they are written.
+    /// Whether creating the folder reserves its disk space, so that the disk cannot run full later.
+    /// Otherwise the files grow as they are written.
     pub preallocate: bool,
 }
 
 impl SlotStoreSettings {
-    /// A capacity, direct I/O, and room that is taken as it is needed.
+    /// Settings with a capacity, direct I/O, and files that grow as they are written.
     #[must_use]
     pub fn new(capacity_bytes: u64) -> SlotStoreSettings {
         SlotStoreSettings {
@@ -102,7 +100,7 @@ impl SlotStoreSettings {
 }
 
 impl SlotStore {
-    /// How many slots there are, `0..slots`.
+    /// The number of slots; slots are `0..slots`.
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.manifest.blocks_max()
@@ -114,35 +112,36 @@ impl SlotStore {
         self.manifest.block_bytes()
     }
 
-    /// How a block is cut: what can be read and verified alone.
+    /// How a block is cut into pieces; each piece can be read and verified alone.
     #[must_use]
     pub fn pieces(&self) -> &Pieces {
         &self.pieces
     }
 
-    /// What the folder says of itself.
+    /// The manifest of the folder.
     #[must_use]
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    /// Whether blocks pass by the page cache.
+    /// Whether blocks bypass the page cache.
     #[must_use]
     pub fn is_direct(&self) -> bool {
         self.slots.is_direct()
     }
 
-    /// What batches of blocks go through: an io_uring, threads, or one block after the other.
+    /// How batches of blocks are executed: by io_uring, by worker threads, or one block after the
+    /// other.
     #[must_use]
     pub fn batch_io(&self) -> BatchIo {
         self.slots.batch_io()
     }
 
-    /// Empties slots. Those that are empty already stay so. Blocks that were durable may be offered
-    /// again after a crash, until the next [`sync`](SlotStore::sync).
+    /// Empties slots; empty slots stay empty. After a crash, blocks that were durable may be found
+    /// again until the next [`sync`](SlotStore::sync).
     ///
     /// # Errors
-    /// A slot that the store does not have; no slot was erased then.
+    /// A slot that the store does not have; no slot is erased then.
     pub fn erase(&self, slots: &[u32]) -> Result<(), TierError> {
         let count = self.slots();
         if let Some(&slot) = slots.iter().find(|slot| **slot >= count) {
@@ -155,11 +154,11 @@ impl SlotStore {
         Ok(())
     }
 
-    /// Reads every slot that holds a block and verifies it: the slot, and why it is bad where it
-    /// is. Slots that are emptied meanwhile are left out.
+    /// Reads every slot that holds a block and verifies it. The iterator yields each slot with the
+    /// outcome; it skips slots that are erased concurrently.
     ///
     /// # Errors
-    /// No memory for one block.
+    /// The buffer for one block cannot be allocated.
     pub fn verify(
         &self,
     ) -> Result<impl Iterator<Item = (u32, Result<(), Miss>)> + '_, kvtile_memory::MemoryError>
@@ -175,14 +174,14 @@ impl SlotStore {
         }))
     }
 
-    /// The key of the block that can be read from `slot`.
+    /// The key of the block in `slot`, if it can be read.
     #[must_use]
     pub fn key(&self, slot: u32) -> Option<BlockKey> {
         let entry = *self.table().entry(slot)?;
         matches!(entry.state, SlotState::Written | SlotState::Durable).then_some(entry.key)
     }
 
-    /// How far the block of a slot has come; `Empty` for slots that the store does not have.
+    /// The state of a slot; `Empty` for slots that the store does not have.
     #[must_use]
     pub fn state(&self, slot: u32) -> SlotState {
         let table = self.table();
@@ -191,19 +190,19 @@ impl SlotStore {
             .map_or(SlotState::Empty, |entry| entry.state)
     }
 
-    /// Whether everything written up to `ticket` is durable, or was reported as lost.
+    /// Whether everything written up to `ticket` is durable or was reported as lost.
     #[must_use]
     pub fn is_durable(&self, ticket: Ticket) -> bool {
         self.table().durable_epoch() >= ticket.0
     }
 
-    /// Which of these blocks, each with the slot that it was written to, outlive a crash now: the slot
-    /// holds the block, a sync has brought it to the disk, and the folder with all of its files is
-    /// still there. Blocks that were lost, erased or replaced, or that no sync has reached, are not.
+    /// Which of these blocks, each with its slot, survive a crash from now on. A block does if its
+    /// slot still holds it, a sync has made it durable, and the folder still has all of its files.
+    /// Blocks that were lost, erased, replaced or not yet synced do not.
     ///
     /// # Errors
-    /// None of them is durable, because the folder or one of its files is gone
-    /// ([`TierError::FileGone`]), or cannot be looked at.
+    /// None of them is durable, because the folder or one of its files is removed, replaced,
+    /// truncated or overwritten ([`TierError::FileGone`]), or cannot be examined.
     pub fn are_durable(&self, blocks: &[(u32, BlockKey)]) -> Result<Vec<bool>, TierError> {
         self.check_process()?;
         let durable = {
@@ -215,11 +214,11 @@ impl SlotStore {
             };
             blocks.iter().map(durable).collect()
         };
-        // Last, so that files that went meanwhile are seen.
+        // Checked last, to notice files that were removed during the call.
         self.check_files().map(|()| durable)
     }
 
-    /// What happened since the store was opened, and what it holds.
+    /// Counters since the store was opened, and its current fill.
     #[must_use]
     pub fn stats(&self) -> SlotStoreStats {
         let counted = self.counters.snapshot();
@@ -232,18 +231,18 @@ impl SlotStore {
         }
     }
 
-    /// Asserts what must hold between its parts; for tests.
+    /// Asserts the invariants between the store's parts; for tests.
     ///
     /// # Panics
-    /// Where something does not hold.
+    /// An invariant is broken.
     pub fn check_integrity(&self) {
         let table = self.table();
         assert_eq!(table.slots(), self.slots(), "slots of manifest and table");
         table.check_integrity();
     }
 
-    /// Fails in a child of the process that opened the store: its lock stayed behind, and another
-    /// process may have the folder by now.
+    /// Fails in a forked child of the process that opened the store: the lock belongs to the
+    /// parent, and another process may hold the folder by now.
     fn check_process(&self) -> Result<(), TierError> {
         match self.process.is_current() {
             true => Ok(()),
@@ -258,8 +257,8 @@ impl SlotStore {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // Nothing panics while it is held; a broken invariant would show in `check_integrity`.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        // No code panics while holding the lock; `check_integrity` would show a broken invariant.
+        self.table.lock()
     }
 
     fn failed(&self, operation: &'static str, error: io::Error) -> TierError {

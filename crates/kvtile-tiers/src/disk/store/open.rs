@@ -1,12 +1,9 @@
-//! Making a folder, opening one, giving it another size, and what is in it after a crash.
+//! Creates, opens and resizes a folder, and recovers its blocks after a crash.
 
-use std::{
-    cmp::Reverse,
-    path::Path,
-    sync::{Arc, Mutex},
-};
+use std::{cmp::Reverse, path::Path, sync::Arc};
 
 use kvtile_memory::ProcessMark;
+use parking_lot::Mutex;
 
 use super::{
     super::{
@@ -30,12 +27,12 @@ use crate::{
 };
 
 impl SlotStore {
-    /// Opens the folder at `path`, or makes it, and tells which blocks it holds.
+    /// Opens the folder at `path`, or creates it, and reports the blocks that it holds.
     ///
     /// # Errors
-    /// The folder is in use; holds files of somebody else; belongs to another identity, block
-    /// layout, block size or version (the first field that differs is named); its manifest is
-    /// damaged; the capacity is too small for one block; what the file system says.
+    /// The folder is in use; contains foreign files; belongs to another identity, block layout,
+    /// block size or version (the error names the first field that differs); its manifest is
+    /// damaged; the capacity is too small for one block; the file system fails.
     pub fn create_or_open(
         path: &Path,
         settings: &SlotStoreSettings,
@@ -80,7 +77,7 @@ impl SlotStore {
 struct Opening<'a> {
     medium: &'a Arc<dyn Medium>,
     settings: &'a SlotStoreSettings,
-    /// Of the identity; a folder of another one is refused.
+    /// The form of the requested identity; a folder of another identity is refused.
     form: SlotForm,
 }
 
@@ -97,11 +94,11 @@ struct Opened {
     created: bool,
 }
 
-/// What the records say, sorted out.
+/// The scanned records, sorted into blocks to offer and places to erase.
 #[derive(Default)]
 struct Found {
     stored: Vec<(u32, Record)>,
-    /// Places whose records have to be erased.
+    /// Places whose records must be erased.
     stale: Vec<u32>,
     dropped: Dropped,
     last_sequence: u64,
@@ -116,8 +113,7 @@ impl Opening<'_> {
         folder::remove_data(&**self.medium)?;
         let made = self.make_files(&manifest);
         if made.is_err() {
-            // The error that led here is what the caller needs to hear; what is left over is
-            // removed by the next attempt.
+            // The caller needs the first error; the next attempt removes the remaining files.
             drop(folder::remove_data(&**self.medium));
         }
         Ok(Opened {
@@ -153,8 +149,9 @@ impl Opening<'_> {
                 write_back: true,
             },
         );
-        // A killed process may have left names, records and erasures that only the page cache has.
-        // None is believed before it is on the disk.
+        // A killed process may have left names, records and erasures that only the page cache
+        // holds. The scan writes them back, and this sync makes them durable before the store
+        // relies on them.
         let failed = |error| TierError::file("write", self.file_name(RECORDS_FILE), error);
         scan.failure.take().map_or(Ok(()), Err).map_err(failed)?;
         self.sync_file(&*records, RECORDS_FILE)?;
@@ -162,7 +159,8 @@ impl Opening<'_> {
         let places = self.places(&manifest)?;
         let resized = manifest.resized(self.settings.capacity_bytes, places);
         found.fit(&resized);
-        // Before the files get their length back, or what was cut off would be offered next time.
+        // Before the files get their length back: otherwise the next open would offer truncated
+        // blocks.
         found.erase((&*records, self.form.record), places);
         let files = match resized == manifest {
             true => Files {
@@ -171,7 +169,7 @@ impl Opening<'_> {
             },
             false => self.resize(records, &manifest, &resized)?,
         };
-        // Last: a file that was missing has just been made.
+        // Last: a missing file was created just now.
         self.medium.sync_folder().map_err(failed)?;
         Ok(Opened {
             manifest: resized,
@@ -181,7 +179,7 @@ impl Opening<'_> {
         })
     }
 
-    /// Places for the capacity asked for.
+    /// The number of places for the requested capacity.
     fn places(&self, manifest: &Manifest) -> Result<u32, TierError> {
         if self.settings.capacity_bytes == manifest.capacity_bytes() && manifest.slots() > 0 {
             return Ok(manifest.slots());
@@ -193,14 +191,14 @@ impl Opening<'_> {
         )
     }
 
-    /// A larger folder gets its room before its manifest says so, a smaller one loses it after.
+    /// A growing folder gets its space before the new manifest, a shrinking one loses it after.
     fn resize(
         &self,
         records: Box<dyn MediumFile>,
         before: &Manifest,
         after: &Manifest,
     ) -> Result<Files, TierError> {
-        // What an earlier change of size may have left behind its end goes first.
+        // First, cut off what an earlier resize may have left behind the end of the files.
         drop((records, self.slots_file(before)?));
         if after.slots() <= before.slots() {
             after.write(&**self.medium)?;
@@ -213,8 +211,8 @@ impl Opening<'_> {
         Ok(files)
     }
 
-    /// Erases what stands behind the last record in its page: files are cut at pages, and a larger
-    /// folder may have left records there.
+    /// Erases the remainder of the last record's page: files end at page boundaries, and a formerly
+    /// larger folder may have left records there.
     fn erase_tail(&self, records: &dyn MediumFile, before: &Manifest) -> Result<(), TierError> {
         let used = u64::from(before.slots()) * self.form.record.stride();
         let tail = capacity::records_bytes(before.slots(), self.form.record) - used;
@@ -235,7 +233,7 @@ impl Opening<'_> {
             length_bytes: capacity::records_bytes(manifest.slots(), self.form.record),
             writable: true,
             direct: false,
-            // A record must not fail for want of room when its block is on the disk already.
+            // A record must not fail for lack of disk space after its block is durable.
             preallocate: true,
         };
         self.file(RECORDS_FILE, &how)
@@ -277,7 +275,8 @@ impl Opening<'_> {
 }
 
 impl Found {
-    /// Leaves out what cannot be offered. `lengths` are those that the files were found with.
+    /// Leaves out the blocks that cannot be offered. `lengths` are those of the files before this
+    /// open.
     fn of(scan: Scan, (manifest, form): (&Manifest, RecordForm), lengths: (u64, u64)) -> Found {
         let (slots_bytes, records_bytes) = lengths;
         let whole = u32::try_from(records_bytes / form.stride()).unwrap_or(u32::MAX);
@@ -316,11 +315,11 @@ impl Found {
         }
     }
 
-    /// Leaves out what a folder of this size has no room for, and puts the rest in order.
+    /// Leaves out the blocks that a folder of this size has no room for, and sorts the others.
     ///
-    /// A crash in the middle of a sync can leave more blocks than there are slots: old ones that
-    /// were to be erased, and new ones in their stead. Those that were durable before were no more
-    /// than there are slots, so the newest are left out.
+    /// A crash during a sync can leave more blocks than there are slots: old blocks that the sync
+    /// was to erase, and the new blocks that replace them. The blocks that were durable before fit
+    /// the slots, so the newest are left out.
     fn fit(&mut self, after: &Manifest) {
         self.stored
             .sort_unstable_by_key(|(_, record)| record.sequence);
@@ -338,11 +337,12 @@ impl Found {
         });
         let gone = found - self.stored.len();
         self.dropped.over_capacity += u32::try_from(gone).unwrap_or(u32::MAX);
-        // Stable, so that older ones stay before newer ones.
+        // The sort is stable, so older blocks stay before newer ones.
         self.stored.sort_by_key(|(_, record)| record.position);
     }
 
-    /// Erases what was left out. What the disk does not take is left to the syncs to come.
+    /// Erases the records of the places left out. Later syncs retry the erasures that the disk
+    /// refused.
     fn erase(&mut self, (records, form): (&dyn MediumFile, RecordForm), places: u32) {
         let mut changes = Changes::new(form);
         self.stale.iter().for_each(|place| changes.erase(*place));

@@ -1,4 +1,4 @@
-//! Reading blocks, many at a time.
+//! Reads blocks in batches.
 
 use std::ops::Range;
 
@@ -13,22 +13,22 @@ use super::{
 };
 use crate::error::TierError;
 
-/// A block of a batch that is there.
+/// A block of a batch that the table has found.
 struct There {
-    /// Its position in the batch.
+    /// Its index in the batch.
     at: usize,
     slot: u32,
     entry: Entry,
-    /// The pieces that are read, and the checksums of all.
+    /// The pieces to read; `sums` are the checksums of all pieces.
     pieces: Range<usize>,
     sums: Box<[u64]>,
 }
 
 impl SlotStore {
-    /// Reads the block of `slot`, which must be `key`, and verifies it: a batch of one.
+    /// Reads the block of `slot`, which must have the key `key`, and verifies it: a batch of one.
     ///
     /// # Errors
-    /// Why there is no such block. What `buffer` holds then must not be used.
+    /// Why the block cannot be read. The content of `buffer` must not be used then.
     pub fn read(&self, slot: u32, key: &BlockKey, buffer: &mut [u8]) -> Result<(), Miss> {
         let key = *key;
         let start = 0;
@@ -44,10 +44,10 @@ impl SlotStore {
         }
     }
 
-    /// Reads blocks, or pieces of them, and verifies them, many at a time: the outcome of each, in their order. What the
-    /// buffer of one that failed holds must not be used. Buffers whose address is a multiple of 4096 are
-    /// read past the page cache where the file system has direct I/O; blocks that are neighbours on the
-    /// disk are read in one piece.
+    /// Reads blocks, or pieces of them, and verifies them, many at a time. Returns the outcome of
+    /// each, in the order of `batch`; the buffer of a failed read must not be used. Buffers aligned
+    /// to 4096 bytes are read past the page cache if the file system has direct I/O. Neighbouring
+    /// blocks on the disk are read in one operation.
     pub fn read_many(&self, batch: &mut [SlotRead<'_>]) -> Vec<Result<(), Miss>> {
         let found = self.find(batch);
         let mut outcomes = Vec::with_capacity(batch.len());
@@ -66,7 +66,7 @@ impl SlotStore {
                 Err(miss) => Some(Err(miss)),
             });
         }
-        // Blocks are verified as they arrive, while others are read.
+        // Each block is verified as soon as its read completes, while others are in flight.
         self.slots.read_many(&mut reads, &mut |read, bytes| {
             let Some(there) = entries.get(read) else {
                 broken(format_args!("read {read} of {}", entries.len()));
@@ -86,7 +86,7 @@ impl SlotStore {
         outcomes
     }
 
-    /// The blocks that are there.
+    /// Looks up the blocks of a batch in the table.
     fn find(&self, batch: &[SlotRead<'_>]) -> Vec<Result<There, Miss>> {
         let table = self.table();
         let find = |(at, read): (usize, &SlotRead<'_>)| {
@@ -103,7 +103,7 @@ impl SlotStore {
         batch.iter().enumerate().map(find).collect()
     }
 
-    /// The pieces that a buffer is for.
+    /// The pieces that fill a buffer.
     fn pieces_of(&self, read: &SlotRead<'_>) -> Result<Range<usize>, TierError> {
         let bytes = read.start..read.start.saturating_add(read.buffer.len() as u64);
         if let Some(pieces) = self.pieces.at(&bytes) {
@@ -135,7 +135,7 @@ impl SlotStore {
         }
     }
 
-    /// A place that was given to another block meanwhile is no sign of damage.
+    /// A failed read of a place that was reused for another block during the read is no damage.
     fn tell_replaced(&self, entries: &[There], outcomes: &mut [Option<Result<(), Miss>>]) {
         let failed = |outcome: &Option<Result<(), Miss>>| matches!(outcome, Some(Err(_)));
         if !outcomes.iter().any(failed) {

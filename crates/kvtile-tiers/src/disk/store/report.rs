@@ -1,21 +1,21 @@
-//! What the store tells: misses, what became of writes and syncs, what was recovered.
+//! The store's reports: misses, outcomes of writes and syncs, recovered blocks.
 
 use kvtile_blocks::BlockKey;
 
 use crate::error::TierError;
 
-/// Why a slot does not give the block that was asked for. No byte of such a block may be used.
+/// Why a read of a slot does not return the requested block. No byte of its buffer may be used.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Miss {
-    /// The slot holds nothing that can be read.
+    /// The slot holds no block that can be read.
     #[error("the slot is empty")]
     Empty,
     /// The slot holds another block.
     #[error("the slot holds another block")]
     WrongKey,
-    /// The slot was erased or written anew while it was being read.
-    #[error("the slot was given to another block while it was being read")]
+    /// The slot was erased or rewritten during the read.
+    #[error("the slot was reused for another block during the read")]
     Replaced,
     /// The bytes are not those that were written.
     #[error("the block fails its checksum")]
@@ -37,15 +37,15 @@ pub enum Miss {
 /// One block to write.
 #[derive(Clone, Copy, Debug)]
 pub struct SlotWrite<'a> {
-    /// Where; the slot is empty.
+    /// The slot to write, which must be empty.
     pub slot: u32,
     /// The block's key.
     pub key: BlockKey,
     /// The key of the block before it in its chain, if it has one.
     pub parent: Option<BlockKey>,
-    /// How many blocks stand before it in its chain: more than before its parent.
+    /// How many blocks precede it in its chain: more than precede its parent.
     pub position: u32,
-    /// Whose block it is.
+    /// The tenant of the block.
     pub tenant: u32,
     /// All of its bytes.
     pub bytes: &'a [u8],
@@ -54,27 +54,29 @@ pub struct SlotWrite<'a> {
 /// One block to read, or consecutive pieces of one.
 #[derive(Debug)]
 pub struct SlotRead<'a> {
-    /// Where it is.
+    /// The slot to read.
     pub slot: u32,
-    /// The key that it must have.
+    /// The key that the block must have.
     pub key: BlockKey,
-    /// Where in the block the bytes begin: 0, or the start of a piece.
+    /// Offset in the block at which the read starts: 0, or the start of a piece.
     pub start: u64,
-    /// Where the bytes go; as long as a block, or as the pieces.
+    /// The destination; as long as a block, or as the pieces.
     pub buffer: &'a mut [u8],
 }
 
-/// Stands for everything written up to a moment. Tickets are ordered.
+/// Identifies everything written up to a moment. Tickets are ordered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub(super) u64);
 
-/// What became of a batch of writes.
+/// The outcome of a batch of writes.
 #[derive(Debug)]
 #[must_use = "writes that failed are not stored"]
 pub struct Written {
-    /// Becomes durable with a later sync.
+    /// The writes of the batch are durable once
+    /// [`SlotStore::is_durable`](super::SlotStore::is_durable) accepts this ticket, unless they
+    /// were lost.
     pub ticket: Ticket,
-    /// Blocks that are not stored, with the reason; their slots are as they were before.
+    /// Blocks that are not stored, with the reason; their slots are unchanged.
     pub failed: Vec<FailedWrite>,
 }
 
@@ -83,11 +85,11 @@ pub struct Written {
 pub struct FailedWrite {
     /// The slot.
     pub slot: u32,
-    /// Why.
+    /// The reason.
     pub error: TierError,
 }
 
-/// What became of a sync.
+/// The outcome of a sync.
 #[derive(Debug)]
 #[must_use = "blocks may have been lost"]
 pub struct Synced {
@@ -95,18 +97,18 @@ pub struct Synced {
     pub durable: Ticket,
     /// Blocks that became durable.
     pub blocks: usize,
-    /// Erased places that may be written again.
+    /// Erased places that are free for new writes.
     pub erased: usize,
-    /// Blocks that could not be brought to the disk; their slots are empty.
+    /// Blocks that could not be made durable; their slots are empty.
     pub lost: Vec<LostBlock>,
-    /// Why not everything is durable that this sync was to bring to the disk, or why nothing is:
-    /// [`TierError::FileGone`]. What was not lost is tried again by the next sync.
-    /// [`SlotStore::are_durable`](super::SlotStore::are_durable) tells it for single blocks, those
-    /// that other syncs lost included.
+    /// Why part of this sync is not durable, or why nothing is: [`TierError::FileGone`]. The next
+    /// sync retries everything that was not lost.
+    /// [`SlotStore::are_durable`](super::SlotStore::are_durable) reports single blocks, and covers
+    /// blocks that other syncs lost.
     pub failure: Option<TierError>,
 }
 
-/// A block that was written and could not be brought to the disk.
+/// A block that was written and could not be made durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LostBlock {
     /// The slot that held it.
@@ -122,25 +124,25 @@ pub struct StoredBlock {
     pub slot: u32,
     /// Its key.
     pub key: BlockKey,
-    /// The key of the block before it in its chain; that block need not be stored.
+    /// The key of the block before it in its chain, which may not be stored.
     pub parent: Option<BlockKey>,
-    /// How many blocks stand before it in its chain.
+    /// How many blocks precede it in its chain.
     pub position: u32,
-    /// Whose block it is.
+    /// The tenant of the block.
     pub tenant: u32,
-    /// When it was written, compared with others of the same folder.
+    /// Its write's number, ascending over all writes of the folder.
     pub sequence: u64,
 }
 
-/// What was found when a folder was opened.
+/// The blocks that were found when a folder was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recovered {
-    /// The blocks, those with smaller positions first, older ones first among equals, so that no
-    /// block comes before its parent. Their slots are 0, 1, 2, ….
+    /// The blocks, smaller positions first, older ones first among equals, so that no block comes
+    /// before its parent. Their slots are 0, 1, 2, ….
     pub entries: Vec<StoredBlock>,
-    /// What was left out.
+    /// Counts of the slots that were left out.
     pub dropped: Dropped,
-    /// Whether the folder was made by this call.
+    /// Whether this call created the folder.
     pub created: bool,
 }
 
@@ -152,17 +154,17 @@ pub struct Dropped {
     pub torn: u32,
     /// Records that could not be read.
     pub unreadable: u32,
-    /// Slots that the files are too short for.
+    /// Slots beyond the end of a file.
     pub truncated: u32,
-    /// Older copies of blocks that are there twice.
+    /// Older copies of blocks that are stored twice.
     pub duplicate: u32,
-    /// Blocks that there are no slots for: the capacity is smaller than before, or a crash left both
-    /// old blocks that were erased and new ones in their stead.
+    /// Blocks without a slot: the capacity is smaller than before, or a crash left both the erased
+    /// old blocks and the new ones that replaced them.
     pub over_capacity: u32,
 }
 
 impl Dropped {
-    /// All of them.
+    /// The sum over all reasons.
     #[must_use]
     pub fn total(&self) -> u32 {
         self.torn + self.unreadable + self.truncated + self.duplicate + self.over_capacity

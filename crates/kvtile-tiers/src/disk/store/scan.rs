@@ -1,4 +1,4 @@
-//! Reading all records of a folder.
+//! Reads all records of a folder.
 
 use std::io;
 
@@ -8,35 +8,35 @@ use super::super::{
     record::{Decoded, Record, RecordForm, StoreId},
 };
 
-/// Bytes of records that are read at once.
+/// Bytes of records in one read.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// What is read again one by one where a chunk fails.
+/// The unit in which a failed chunk is reread, in bytes.
 const RETRY_BYTES: usize = PAGE;
 
-/// What the records of a folder say.
+/// The decoded records of a folder.
 #[derive(Debug, Default)]
 pub(in super::super) struct Scan {
     pub(in super::super) stored: Vec<(u32, Record)>,
     pub(in super::super) torn: Vec<u32>,
     pub(in super::super) unreadable: Vec<u32>,
-    /// Why records could not be written back, the first time.
+    /// The first error of writing records back.
     pub(in super::super) failure: Option<io::Error>,
 }
 
-/// How many records there are, and whose.
+/// What to scan: the folder's number, its places and the form of its records.
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Scanned<'a> {
     pub(in super::super) store: &'a StoreId,
     pub(in super::super) places: u32,
     pub(in super::super) form: RecordForm,
-    /// Whether what was read is written back as it is. After a sync that failed, the page cache may
-    /// have records and erasures that the disk has not, and that no later sync would bring there.
+    /// Whether the scan writes the bytes back unchanged. After a failed sync, the page cache may
+    /// hold records and erasures that the disk does not, and that no later sync would write out.
     pub(in super::super) write_back: bool,
 }
 
 impl Scan {
-    /// Reads the records of all places, in their order.
+    /// Reads the records of all places, in ascending order.
     pub(in super::super) fn read(records: &dyn MediumFile, of: Scanned<'_>) -> Scan {
         let mut scan = Scan::default();
         let mut buffer = vec![0; CHUNK_BYTES];
@@ -65,7 +65,7 @@ impl Scan {
             self.take(records, of, first, buffer);
             return;
         }
-        // One bad page costs its own records only.
+        // A bad page costs only its own records.
         let mut place = first;
         for page in buffer.chunks_mut(RETRY_BYTES) {
             let count = of.records_in(page.len());
@@ -100,13 +100,13 @@ impl Scan {
 }
 
 impl Scanned<'_> {
-    /// Whole records in so many bytes, at most as many as a chunk has.
+    /// Whole records in `bytes` bytes.
     fn records_in(&self, bytes: usize) -> u32 {
         u32::try_from(bytes / self.form.bytes()).unwrap_or(u32::MAX)
     }
 }
 
-/// Whether an error says that the file ended.
+/// Whether the error means the end of the file.
 pub(in super::super) fn is_end(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::UnexpectedEof
 }

@@ -1,10 +1,10 @@
-//! Whether the files that a store has open are still those of its folder.
+//! Checks that the files that a store has open are still those of its folder.
 //!
-//! A file that was removed or replaced goes on taking writes and syncs without a word, and all of
-//! that is gone with the process. So names are compared with what was opened before anything is said
-//! to be durable, and before a block is written. It costs a few looks at names that the system has in
-//! memory. What others write into `records` and `slots` without changing their names is not seen
-//! here; checksums see it when a block is read.
+//! A removed or replaced file accepts writes and syncs without an error, and its content disappears
+//! with the process. So the store compares the names with its open files before it reports anything
+//! as durable and before it writes blocks. The check costs a few lookups of names that the kernel
+//! has cached. It does not notice that another process writes into `records` or `slots` without
+//! changing their names; checksums detect that when a block is read.
 
 use super::{
     super::{
@@ -16,7 +16,7 @@ use super::{
 };
 use crate::error::{FileChange, TierError};
 
-/// The manifest of an open folder.
+/// The open manifest of a folder, with its content.
 #[derive(Debug)]
 pub(super) struct HeldManifest {
     file: Box<dyn MediumFile>,
@@ -24,7 +24,7 @@ pub(super) struct HeldManifest {
 }
 
 impl HeldManifest {
-    /// Keeps the manifest open, so that another file cannot pass for it.
+    /// Keeps the manifest open, so that another file with its name is recognised.
     pub(super) fn open(medium: &dyn Medium) -> Result<HeldManifest, TierError> {
         let failed = |error| TierError::file("read", file_name(medium, MANIFEST_FILE), error);
         let bytes = medium.read(MANIFEST_FILE, MANIFEST_BYTES_MAX);
@@ -47,7 +47,7 @@ impl HeldManifest {
 }
 
 impl SlotStore {
-    /// Fails where the folder or one of its files is no longer what was opened.
+    /// Fails if the folder or one of its files is no longer the one that was opened.
     pub(super) fn check_files(&self) -> Result<(), TierError> {
         let folder = self.medium.standing();
         let folder = folder.map_err(|error| TierError::file("look at", self.medium.name(), error));

@@ -1,38 +1,38 @@
-//! What the store counts.
+//! Counters of the store.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::report::Miss;
 
-/// Counters of a store since it was opened, and what it holds now.
+/// Counters since the store was opened, and its current fill.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct SlotStoreStats {
-    /// Slots that hold a block now.
+    /// Slots that hold a block.
     pub used: u64,
-    /// Slots.
+    /// Slots in all.
     pub slots: u64,
-    /// Erased places that can be written at once.
+    /// Erased places that are free for writes.
     pub erased_places: u64,
-    /// Blocks that were asked for: those given and all misses.
+    /// Requested blocks: hits and misses.
     pub reads: u64,
-    /// Bytes of blocks given.
+    /// Bytes of hits.
     pub read_bytes: u64,
-    /// Reads of empty slots, of other blocks, or of slots that were replaced meanwhile.
+    /// Reads of empty slots, of slots with another block, or of slots replaced during the read.
     pub misses_absent: u64,
     /// Reads of blocks that fail their checksum.
     pub misses_checksum: u64,
-    /// Reads past the end of a file that was cut.
+    /// Reads past the end of a truncated file.
     pub misses_truncated: u64,
-    /// Reads that failed.
+    /// Reads that failed with an I/O error, or whose buffer has no valid length.
     pub misses_io: u64,
-    /// Blocks that were to be written: those written and those that failed.
+    /// Blocks passed to writes: written and failed ones.
     pub writes: u64,
     /// Bytes of blocks written.
     pub written_bytes: u64,
     /// Writes that failed.
     pub write_failures: u64,
-    /// Writes that waited for a sync, because no erased place was left.
+    /// Writes that waited for a sync because no erased place was free.
     pub erasure_waits: u64,
     /// Slots that were erased.
     pub erased: u64,
@@ -40,7 +40,7 @@ pub struct SlotStoreStats {
     pub syncs: u64,
     /// Syncs that failed.
     pub sync_failures: u64,
-    /// Blocks that were written and lost because a sync failed.
+    /// Blocks that were written and then lost to a failed sync.
     pub lost: u64,
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Counters {
     pub(super) lost: Counter,
 }
 
-/// Only counts; it orders nothing.
+/// A counter with relaxed memory ordering: it synchronises nothing.
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 

@@ -1,7 +1,9 @@
-//! Which slot holds what, and where in the data file it lies: the store without its files.
+//! The slot table: which slot holds which block, and in which place of the data file. It is the
+//! store without its files.
 //!
-//! A slot of the caller is a number; its bytes lie in a *place* of the data file, which is chosen
-//! when it is written. There are a few more places than slots, so that erased ones are in reserve:
+//! The caller names slots by number. The bytes of a slot are in a *place* of the data file, which
+//! the table allocates when the slot is written. There are a few more places than slots, as a
+//! reserve of erased ones:
 //!
 //! ```text
 //!          write            sync            erase          sync
@@ -9,8 +11,8 @@
 //!                    └─ fails: free     └─ or from written
 //! ```
 //!
-//! A place is free only if its record on the disk is known to be erased. It does no I/O and knows
-//! no clock; the store calls it under one lock.
+//! A place is free only if its record on the disk is known to be erased. The table does no I/O and
+//! knows no clock; the store calls it under one lock.
 
 use std::mem;
 
@@ -20,27 +22,27 @@ use kvtile_layout::broken;
 use super::{super::record::Record, free::FreePlaces, report::Miss};
 use crate::{error::TierError, tier::Pieces};
 
-/// No place.
+/// The place of an empty slot: none.
 const NOWHERE: u32 = u32::MAX;
 
-/// How far the block of a slot has come.
+/// The state of a slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SlotState {
-    /// The slot holds nothing.
+    /// The slot holds no block.
     Empty,
-    /// A write is under way.
+    /// A write is in flight.
     Writing,
-    /// It can be read, and a crash would lose it.
+    /// The block can be read; a crash would lose it.
     Written,
-    /// It outlives a crash.
+    /// The block survives a crash.
     Durable,
 }
 
-/// What is known of a slot.
+/// The table's entry for a slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) key: BlockKey,
-    /// Which write filled it; no two writes have the same.
+    /// The number of the write that filled the slot, unique in the table.
     pub(super) write: u64,
     pub(super) position: u32,
     pub(super) place: u32,
@@ -55,7 +57,7 @@ const EMPTY: Entry = Entry {
     state: SlotState::Empty,
 };
 
-/// A written block whose record is not on the disk.
+/// A written block whose record is not on the disk yet.
 #[derive(Clone, Debug)]
 pub(super) struct Pending {
     pub(super) slot: u32,
@@ -64,27 +66,27 @@ pub(super) struct Pending {
     pub(super) record: Record,
 }
 
-/// What one sync has to bring to the disk.
+/// The work of one sync.
 #[derive(Debug, Default)]
 pub(super) struct Commit {
     pub(super) epoch: u64,
     pub(super) pending: Vec<Pending>,
-    /// Places whose records are to be erased.
+    /// Places whose records must be erased.
     pub(super) stale: Vec<u32>,
 }
 
-/// How a sync ended.
+/// The outcome of a sync on the disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Outcome {
-    /// The blocks are on the disk; where not, none of their records was written.
+    /// Whether the blocks are durable; if not, none of their records was written.
     pub(super) blocks: bool,
-    /// The records and erasures are on the disk; where not, any of them may be.
+    /// Whether the records and erasures are durable; if not, each of them may or may not be.
     pub(super) records: bool,
-    /// Places whose record or erasure the file did not take, in order.
+    /// Places whose record or erasure the file refused, in ascending order.
     pub(super) refused: Vec<u32>,
 }
 
-/// What a sync brought about.
+/// The effect of a sync on the table.
 #[derive(Debug, Default)]
 pub(super) struct Finished {
     pub(super) durable: usize,
@@ -107,33 +109,33 @@ impl Commit {
 #[derive(Debug)]
 pub(super) struct Table {
     entries: Vec<Entry>,
-    /// Pieces of a block.
+    /// Pieces per block.
     pieces: usize,
-    /// The checksums of the pieces of every slot, slot by slot.
+    /// The checksums of the pieces of every slot, in the order of the slots.
     sums: Vec<u64>,
     places: u32,
     free: FreePlaces,
     stale: Vec<u32>,
     pending: Vec<Pending>,
-    /// Places that a sync is erasing.
+    /// The number of places that a sync is erasing.
     erasing: usize,
-    /// Places whose write was erased while it was under way.
+    /// The number of places whose slot was erased while its write was in flight.
     abandoned: usize,
     next_write: u64,
     next_sequence: u64,
-    /// The sync that is going to take what is pending now.
+    /// The sync that takes everything that is pending now.
     epoch: u64,
-    /// The last sync of which everything is durable.
+    /// The last sync whose work is all durable.
     durable_epoch: u64,
     used: u32,
-    /// Syncs of blocks that failed. Such a failure is told once, and may concern every write since
-    /// the last sync, those under way among them.
+    /// The number of syncs that failed to make blocks durable. The operating system reports such a
+    /// failure once; it may concern every write since the last sync, writes in flight included.
     failed_syncs: u64,
 }
 
 impl Table {
-    /// `recovered` are the records that become slots 0, 1, … with their places; `stale` are places
-    /// whose records are to be erased.
+    /// A table in which the blocks `recovered`, each with its place, are the slots 0, 1, …; `stale`
+    /// are places whose records must be erased.
     pub(super) fn new(
         (slots, places, pieces): (u32, u32, &Pieces),
         recovered: &[(u32, Record)],
@@ -197,7 +199,7 @@ impl Table {
         !self.stale.is_empty() || self.erasing > 0
     }
 
-    /// Whether a write is under way that will give its place back.
+    /// Whether a write is in flight whose place becomes free when it ends.
     pub(super) fn has_abandoned(&self) -> bool {
         self.abandoned > 0
     }
@@ -206,7 +208,7 @@ impl Table {
         self.durable_epoch
     }
 
-    /// The sync that makes what was written so far durable.
+    /// The sync that makes the writes so far durable.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -215,13 +217,13 @@ impl Table {
         self.entries.get(slot as usize)
     }
 
-    /// Whether `slot` still holds the write with that number.
+    /// Whether `slot` still holds the block of write number `write`.
     pub(super) fn holds(&self, slot: u32, write: u64) -> bool {
         self.entry(slot)
             .is_some_and(|entry| entry.state != SlotState::Empty && entry.write == write)
     }
 
-    /// The checksums of the block in `slot`, piece by piece.
+    /// The checksums of the block in `slot`, in the order of its pieces.
     pub(super) fn sums(&self, slot: u32) -> &[u64] {
         let start = slot as usize * self.pieces;
         match self.sums.get(start..start + self.pieces) {
@@ -230,7 +232,7 @@ impl Table {
         }
     }
 
-    /// The entry of a block that can be read.
+    /// The entry of `slot`, if its block can be read and has the key `key`.
     pub(super) fn find(&self, slot: u32, key: &BlockKey) -> Result<Entry, Miss> {
         match self.entry(slot) {
             Some(entry) if matches!(entry.state, SlotState::Written | SlotState::Durable) => {
@@ -244,12 +246,12 @@ impl Table {
         }
     }
 
-    /// So many writes are about to begin, whose blocks are to lie side by side.
+    /// Prepares for `count` writes whose blocks should be contiguous.
     pub(super) fn expect_writes(&mut self, count: usize) {
         self.free.expect(count);
     }
 
-    /// Takes a place for a write; `None` where no erased one is left.
+    /// Allocates a place for a write; [`Begin::NoPlace`] if no erased place is free.
     pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> Begin {
         let slots = self.slots();
         let Some(entry) = self.entries.get_mut(slot as usize) else {
@@ -278,8 +280,8 @@ impl Table {
         })
     }
 
-    /// The bytes of a write are in the file. Whether they count: not where a sync failed since
-    /// the write began, because nobody knows whether it failed for them.
+    /// Records a write whose bytes are in the file. Returns false, and discards the write, if a
+    /// sync has failed since the write began: that failure may have concerned these bytes.
     pub(super) fn written(&mut self, mut pending: Pending, failed_syncs: u64) -> bool {
         if failed_syncs != self.failed_syncs {
             self.failed(pending.slot, pending.place, pending.write);
@@ -293,7 +295,7 @@ impl Table {
                     broken(format_args!("the checksums of slot {}", pending.slot))
                 };
                 sums.copy_from_slice(&pending.record.sums);
-                // Given here, so that what a later sync takes has larger numbers.
+                // Assigned here, so that writes of a later sync have larger numbers.
                 pending.record.sequence = self.next_sequence;
                 self.next_sequence += 1;
                 self.pending.push(pending);
@@ -303,7 +305,7 @@ impl Table {
         true
     }
 
-    /// A write failed.
+    /// Discards a write that failed.
     pub(super) fn failed(&mut self, slot: u32, place: u32, write: u64) {
         if self.holds(slot, write) {
             self.clear(slot);
@@ -313,7 +315,8 @@ impl Table {
         }
     }
 
-    /// The place of a write that was erased while it was under way; its record was never written.
+    /// Frees the place of a write whose slot was erased in flight; no record of it was ever
+    /// written.
     fn give_up(&mut self, place: u32) {
         self.abandoned = self.abandoned.saturating_sub(1);
         self.free.insert(place);
@@ -326,7 +329,7 @@ impl Table {
         }
     }
 
-    /// Empties a slot. Whether it held something.
+    /// Empties a slot; returns whether it held a block.
     pub(super) fn erase(&mut self, slot: u32) -> bool {
         let Some(entry) = self.entries.get(slot as usize).copied() else {
             return false;
@@ -340,8 +343,8 @@ impl Table {
         true
     }
 
-    /// What the next sync has to do. Blocks that were erased meanwhile are left out; their places
-    /// are among the stale ones.
+    /// Takes the work of the next sync. It leaves out blocks that were erased before the sync;
+    /// their places are among the stale ones.
     pub(super) fn take_commit(&mut self) -> Commit {
         let pending = mem::take(&mut self.pending);
         let stale = mem::take(&mut self.stale);
@@ -359,7 +362,7 @@ impl Table {
         }
     }
 
-    /// Takes the outcome of a sync.
+    /// Applies the outcome of a sync.
     pub(super) fn finish_commit(&mut self, commit: Commit, outcome: &Outcome) -> Finished {
         self.erasing = 0;
         let is_lost = |pending: &Pending| !outcome.blocks || outcome.refuses(pending.place);
@@ -368,7 +371,7 @@ impl Table {
             self.failed_syncs += 1;
             lost.append(&mut self.pending);
         }
-        // Those that were erased meanwhile are stale already, and nobody misses them.
+        // Blocks that were erased during the sync are stale already and do not count as lost.
         lost.retain(|pending| self.holds(pending.slot, pending.write));
         for pending in &lost {
             self.clear(pending.slot);
@@ -393,7 +396,7 @@ impl Table {
         finished
     }
 
-    /// Whether the block is still there to become durable.
+    /// Marks a block durable, if its slot still holds it; returns whether it does.
     fn promote(&mut self, pending: &Pending) -> bool {
         match self.entries.get_mut(pending.slot as usize) {
             Some(entry) if entry.write == pending.write && entry.state == SlotState::Written => {
@@ -404,7 +407,7 @@ impl Table {
         }
     }
 
-    /// Every place is in exactly one state, and the counters are what they count.
+    /// Asserts that every place is in exactly one state, and that the counters are correct.
     pub(super) fn check_integrity(&self) {
         let mut seen = vec![false; self.places as usize];
         let mut count = 0;
@@ -431,7 +434,10 @@ impl Table {
         let elsewhere = self.erasing + self.abandoned;
         assert_eq!(count + elsewhere, self.places as usize, "places are lost");
         assert_eq!(used, self.used, "the number of used slots");
-        assert!(self.durable_epoch < self.epoch, "a sync before its time");
+        assert!(
+            self.durable_epoch < self.epoch,
+            "the durable epoch is not before the current one"
+        );
         let written = self.entries.iter();
         let written = written.filter(|entry| entry.state == SlotState::Written);
         let pending = self.pending.iter();
@@ -441,7 +447,7 @@ impl Table {
     }
 }
 
-/// What became of the wish to write a slot.
+/// The outcome of [`Table::begin`].
 #[derive(Debug)]
 pub(super) enum Begin {
     Place(Placed),
@@ -449,11 +455,11 @@ pub(super) enum Begin {
     Refused(TierError),
 }
 
-/// Where a write goes.
+/// The place and the number of a write.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Placed {
     pub(super) place: u32,
     pub(super) write: u64,
-    /// Syncs of blocks that had failed when it began.
+    /// The table's `failed_syncs` when the write began.
     pub(super) failed_syncs: u64,
 }

@@ -1,9 +1,10 @@
-//! Writing blocks, many at a time.
+//! Writes blocks in batches.
 //!
-//! A batch is written in rounds. A round takes places for as many blocks as there are erased ones, writes
-//! them all at once, and then says of each that it is there. What finds no erased place waits for a sync,
-//! and a slot that is named a second time waits for what became of the first; both begin a new round, so a
-//! batch comes to the same as its blocks one by one.
+//! The store writes a batch in rounds. A round allocates places for as many blocks as there are
+//! erased ones, writes all of them at once, and then records the outcome of each. A block for which
+//! no erased place is free waits for a sync; a slot that the batch names a second time waits for
+//! the outcome of its first write. Both start a new round, so a batch has the same result as its
+//! blocks one by one.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -19,22 +20,23 @@ use super::{
 };
 use crate::error::TierError;
 
-/// What became of a block whose write was begun: the checksums of its pieces, or why it is not written.
+/// The outcome of a block's write: the checksums of its pieces, or the reason of the failure.
 type Landed = Result<Box<[u64]>, TierError>;
 
 impl SlotStore {
-    /// Writes blocks to empty slots, many at a time. They can be read when this returns, and are durable
-    /// after the next [`sync`](SlotStore::sync). Blocks whose address is a multiple of 4096 pass by the
-    /// page cache where the file system has direct I/O. The blocks of one batch lie side by side in the
-    /// order of the batch where there is room for that.
+    /// Writes blocks to empty slots, many at a time. They can be read when this returns, and are
+    /// durable after the next [`sync`](SlotStore::sync). Blocks aligned to 4096 bytes bypass the
+    /// page cache if the file system has direct I/O. The blocks of a batch are contiguous and in
+    /// its order if a run of free places has room.
     ///
-    /// It waits for a sync only where more places were erased since the last one than are kept in
-    /// reserve. Nothing is written where the folder or one of its files was removed, replaced or cut
-    /// since the store was opened ([`TierError::FileGone`]); what was written before can still be
+    /// The call waits for a sync only if the slots erased since the last sync exceed the reserve of
+    /// erased places. It writes nothing if the folder or one of its files was removed, replaced or
+    /// truncated since the store was opened ([`TierError::FileGone`]); earlier blocks can still be
     /// read.
     pub fn write(&self, batch: &[SlotWrite<'_>]) -> Written {
         if let Err(error) = self.check_process() {
-            // The table is not looked at: a thread that the child does not have may hold it.
+            // Does not touch the table: a thread that does not exist in the child may hold its
+            // lock.
             let fail = |write: &SlotWrite<'_>| FailedWrite {
                 slot: write.slot,
                 error: error.clone(),
@@ -71,7 +73,7 @@ impl SlotStore {
         }
     }
 
-    /// Why each block of the batch is not written, where it is not.
+    /// Writes the batch; returns the error of each block that was not written.
     fn write_rounds(&self, batch: &[SlotWrite<'_>]) -> Vec<Option<TierError>> {
         let mut failures = vec![None; batch.len()];
         let mut next = 0;
@@ -87,8 +89,8 @@ impl SlotStore {
             } else if next < batch.len() {
                 self.counters.erasure_waits.add(u64::from(!waits));
                 waits = true;
-                // Other threads may take what was freed; there are places for all slots, so it is
-                // given up only where the disk frees none.
+                // Other threads may take the freed places first. There are places for all slots, so
+                // the write fails only if the disk erases none.
                 if !self.sync_erasures() {
                     let syncs_failed = self.counters.sync_failures.get();
                     if let Some(failure) = failures.get_mut(next) {
@@ -103,8 +105,8 @@ impl SlotStore {
         failures
     }
 
-    /// Takes places for the blocks from `first` on, as many as one round can have: their indices and
-    /// places, and the index of the first block that is left to the next round.
+    /// Allocates places for the blocks from `first` on, as many as one round takes. Returns their
+    /// indices and places, and the index of the first block that remains for the next round.
     fn begin_round(
         &self,
         batch: &[SlotWrite<'_>],
@@ -142,7 +144,7 @@ impl SlotStore {
         (round, batch.len())
     }
 
-    /// Writes the blocks of a round, and says of each what became of it.
+    /// Writes the blocks of a round and records the outcome of each.
     fn write_round(
         &self,
         batch: &[SlotWrite<'_>],
@@ -192,16 +194,16 @@ impl SlotStore {
                 bytes: write.bytes,
             })
             .collect();
-        // Slots are taken: a medium that panics must not leave them so. What has not landed by then
-        // is not written.
+        // If the medium panics, the slots of the round must not stay in `Writing`. A block without
+        // an outcome by then counts as not written.
         let panicked = TierError::Panicked {
             what: "a write to the disk tier",
         };
         let mut landed: Vec<Landed> = vec![Err(panicked); writes.len()];
-        // The log has what the panic said.
+        // The panic hook has logged the panic's message.
         let _ = catch_unwind(AssertUnwindSafe(|| {
             self.slots.write_many(&writes, &mut |index, outcome| {
-                // Checksums are computed while other blocks are written.
+                // The checksums of a block are computed while other blocks are being written.
                 let outcome = outcome.map_err(|error| self.failed("write", error));
                 if let (Some(landed), Some(write)) = (landed.get_mut(index), blocks.get(index)) {
                     let sums = || piece_sums(&self.pieces, &write.key, write.position, write.bytes);
@@ -213,7 +215,7 @@ impl SlotStore {
     }
 }
 
-/// Whether what the slot holds is written in this round; write numbers of a round ascend.
+/// Whether this round writes the block that the slot holds; the write numbers of a round ascend.
 fn is_in_round(round: &[(usize, Placed)], held: Option<&Entry>) -> bool {
     held.is_some_and(|held| {
         let found = round.binary_search_by_key(&held.write, |(_, placed)| placed.write);

@@ -1,4 +1,4 @@
-//! The disk as a tier: the slots of a folder, and the pool that knows which block is in which.
+//! The disk as a tier: a slot store, and a block pool that maps keys to its slots.
 
 mod read;
 mod threads;
@@ -7,7 +7,7 @@ mod write;
 use std::{
     any::Any,
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
@@ -24,6 +24,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 use kvtile_transfer::completion::{Completer, Completion};
+use parking_lot::Mutex;
 
 use self::threads::Threads;
 use super::{
@@ -40,20 +41,20 @@ use crate::{
     },
 };
 
-/// Blocks in a folder, behind the contract of tiers. It has one group, `GroupId(0)`.
+/// Blocks in a folder, as a [`Tier`]. It has one group, `GroupId(0)`.
 #[derive(Debug)]
 pub struct DiskTier {
     disk: Arc<Disk>,
     readers: Threads,
     writer: Threads,
-    /// A sync does not stand before writes, nor behind them.
+    /// Has its own thread, so that a sync neither delays writes nor waits for them.
     syncer: Threads,
 }
 
-/// What the threads of a disk tier share.
+/// The state that the threads of a disk tier share.
 struct Disk {
     id: TierId,
-    /// The id of a block in the pool is the number of its slot.
+    /// A block's id in the pool is its slot number.
     pool: Arc<BlockPool>,
     store: SlotStore,
     tenants: Tenants,
@@ -61,7 +62,7 @@ struct Disk {
     damaged: AtomicU64,
     rate: Rate,
     clock: Arc<dyn Clock>,
-    /// Held while a batch is written: two batches with the same block do not write it twice.
+    /// Held while a batch is written, so that concurrent batches do not write the same block twice.
     writing: Mutex<()>,
 }
 
@@ -74,7 +75,7 @@ impl std::fmt::Debug for Disk {
     }
 }
 
-/// Whose block is in which slot.
+/// The tenant of the block in each slot.
 #[derive(Clone)]
 struct Tenants(Arc<[AtomicU32]>);
 
@@ -124,7 +125,7 @@ impl Hold for DiskHold {
 }
 
 impl Disk {
-    /// Notes whose block is in a slot.
+    /// Records the tenant of a slot's block.
     fn describe(&self, slot: BlockId, tenant: u32) {
         self.tenants.of(slot).store(tenant, Ordering::Relaxed);
     }
@@ -134,7 +135,8 @@ impl Disk {
         Tick(u64::try_from(millis).unwrap_or(u64::MAX))
     }
 
-    /// Pins the leading blocks of `keys` without the policy hearing of it.
+    /// Pins the longest prefix of `keys` that is present, without counting as an access for the
+    /// policy.
     fn pin(&self, keys: &[BlockKey]) -> PinnedBlocks {
         let (there, _) = keys.split_at(self.pool.peek(keys));
         let claim = Claim {
@@ -148,7 +150,7 @@ impl Disk {
         pinned.blocks
     }
 
-    /// Empties slots whose blocks the pool has given up, so that others may be written there.
+    /// Empties slots whose blocks the pool has evicted or removed, so that they can be rewritten.
     fn erase(&self, slots: &[BlockId]) {
         let slots: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
         if let Err(error) = self.store.erase(&slots) {
@@ -158,19 +160,19 @@ impl Disk {
         }
     }
 
-    /// Blocks that were lost, or could not be read, are not found any more.
+    /// Removes lost or unreadable blocks from the pool.
     fn remove_damaged(&self, keys: &[BlockKey]) {
         let removed = self.pool.remove(keys).blocks as u64;
         self.damaged.fetch_add(removed, Ordering::Relaxed);
     }
 
-    /// What the disk had taken and lost cannot be found any more.
+    /// Removes blocks that were written and then lost to a failed sync.
     fn drop_lost(&self, lost: &[LostBlock]) {
         if lost.is_empty() {
             return;
         }
         log::warn!(
-            "the {} tier lost {} blocks that it had taken",
+            "the {} tier lost {} blocks that were written to it",
             self.id,
             lost.len()
         );
@@ -191,17 +193,18 @@ impl Disk {
 }
 
 impl DiskTier {
-    /// Opens the folder of `settings`, or makes it.
+    /// Opens the folder of `settings`, or creates it.
     ///
     /// # Errors
-    /// A name that a tier cannot have; a folder that is in use, of another identity or layout, on a file system
-    /// that is not local, or that cannot be read or written; a capacity without room for two blocks.
+    /// The name is no valid tier name; the folder is in use, belongs to another identity or layout,
+    /// is on a file system that is not local, or cannot be read or written; the capacity has no
+    /// room for two blocks.
     pub fn open(settings: &DiskSettings, context: &TierContext) -> Result<DiskTier, TierError> {
         let medium = Arc::new(FolderMedium::new(&settings.folder));
         DiskTier::open_on(medium, settings, context)
     }
 
-    /// The same on another medium than the folder of the settings.
+    /// As [`DiskTier::open`], on `medium` instead of the folder of the settings.
     ///
     /// # Errors
     /// As for [`DiskTier::open`].
@@ -218,7 +221,7 @@ impl DiskTier {
         let (store, recovered) = SlotStore::create_or_open_on(medium, &kept, &context.identity)?;
         if recovered.dropped.total() > 0 {
             log::warn!(
-                "left out when the {id} tier was opened: {:?}",
+                "slots left out when the {id} tier was opened: {:?}",
                 recovered.dropped
             );
         }
@@ -257,7 +260,7 @@ impl DiskTier {
             disk.erase(&superfluous);
         }
         let few = usize::from(context.threads > 0);
-        // As many as parts of loads that are under way, and one more for each.
+        // Twice the parts of loads in flight, so that each part can have two reads at a time.
         let readers = context.threads.saturating_mul(2).min(READERS_MAX);
         Ok(DiskTier {
             disk,
@@ -267,19 +270,19 @@ impl DiskTier {
         })
     }
 
-    /// What its pool counted and holds.
+    /// Counters of its pool, and the pool's current fill.
     #[must_use]
     pub fn pool_stats(&self) -> PoolStats {
         self.disk.pool.stats()
     }
 
-    /// What its folder counted and holds.
+    /// Counters of its folder, and the folder's current fill.
     #[must_use]
     pub fn store_stats(&self) -> SlotStoreStats {
         self.disk.store.stats()
     }
 
-    /// Bytes per second at which it gave blocks lately, once it has given one.
+    /// The recent read rate in bytes per second; `None` before the first read.
     #[must_use]
     pub fn bytes_per_second(&self) -> Option<f64> {
         self.disk.rate.bytes_per_second()
@@ -294,7 +297,7 @@ impl DiskTier {
     }
 }
 
-/// Most threads that read.
+/// The most reader threads.
 const READERS_MAX: usize = 16;
 
 /// The only group of a disk tier.
@@ -381,7 +384,7 @@ impl Tier for DiskTier {
         let slots = pinned.blocks.ids().iter().map(|slot| slot.0);
         let blocks: Vec<(u32, BlockKey)> = slots.zip(pinned.blocks.keys()).collect();
         let mut durable = vec![false; keys.len()];
-        // Where the files cannot be looked at, none is; the sync before has reported why.
+        // If the files cannot be examined, none is durable; the preceding sync has reported why.
         let known = self.disk.store.are_durable(&blocks).unwrap_or_default();
         for (at, known) in pinned.positions.iter().zip(known) {
             if let Some(one) = durable.get_mut(*at) {
@@ -392,7 +395,7 @@ impl Tier for DiskTier {
     }
 
     fn stats(&self) -> TierStats {
-        // Counted first: what is damaged from here on is only counted the next time.
+        // Loaded first: a block damaged after this line counts in the next call.
         let damaged = self.disk.damaged.load(Ordering::Relaxed);
         TierStats::of_pool(self.disk.pool.stats(), damaged)
     }
@@ -430,7 +433,7 @@ impl Tier for DiskTier {
     }
 }
 
-/// Ends a sync when it is dropped, whatever became of it. An end that came before counts.
+/// Completes a sync when it is dropped. An earlier completion takes precedence.
 struct EndOfSync(Completer<SyncReport>);
 
 impl Drop for EndOfSync {
@@ -442,7 +445,7 @@ impl Drop for EndOfSync {
     }
 }
 
-/// What work ended with that has no outcome of its own: it panicked, or was not begun before the tier was
+/// The error of a job without an outcome: it panicked, or it had not begun when the tier was
 /// closed.
 fn given_up(what: &'static str) -> TierError {
     match std::thread::panicking() {

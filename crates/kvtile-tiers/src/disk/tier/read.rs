@@ -1,4 +1,4 @@
-//! Batches of reads: many in flight at a time, each block verified as it arrives.
+//! Batched reads: many blocks in flight, each verified as soon as it arrives.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use crate::{
     tier::{BlockRead, Came, Gather, ReadReport, TierMiss},
 };
 
-/// Blocks from which on a batch is read by several threads: one keeps so many in flight.
+/// The blocks that one thread keeps in flight; a longer batch is split over several threads.
 const BLOCKS_PER_THREAD: usize = 32;
 
-/// Starts reading, in parts for several threads where the batch is large.
+/// Starts a batch of reads, split over several threads if it is long.
 pub(super) fn start(
     disk: &Arc<Disk>,
     threads: &Threads,
@@ -48,20 +48,20 @@ pub(super) fn start(
     completion
 }
 
-/// A block of a batch that is on the disk, pinned there.
+/// A block of a batch that is on the disk, with its pin.
 struct There {
-    /// Its position in the batch.
+    /// Its index in the batch.
     at: usize,
     key: BlockKey,
     slot: BlockId,
-    /// How many bytes of it are read.
+    /// The number of bytes to read.
     bytes: u64,
     _pin: PinnedBlocks,
 }
 
 impl Disk {
-    /// Reads and verifies blocks, or pieces of them: their outcomes, and how many bytes came. Those that are
-    /// damaged, or cannot be read, are given up.
+    /// Reads and verifies blocks, or pieces of them. Returns their outcomes and the number of bytes
+    /// read. Blocks that are damaged or cannot be read are removed.
     fn read_all(&self, blocks: &mut [BlockRead]) -> (Vec<Result<Came, TierMiss>>, u64) {
         let mut outcomes: Vec<Result<Came, TierMiss>> =
             blocks.iter().map(|_| Err(TierMiss::Absent)).collect();
@@ -112,7 +112,7 @@ impl Disk {
         (outcomes, came)
     }
 
-    /// What a miss of the slot store is; a block that is lost is given up.
+    /// Maps a miss of the slot store to a miss of the tier; a lost block is removed.
     fn missed(&self, there: &There, miss: Miss) -> TierMiss {
         let what = miss.to_string();
         let outcome = match miss {

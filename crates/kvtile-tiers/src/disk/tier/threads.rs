@@ -1,11 +1,13 @@
-//! The threads of a disk tier: a list of work and those that take it from there.
+//! The worker threads of a disk tier, with their job queue.
 
 use std::{
     collections::VecDeque,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread::JoinHandle,
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::error::TierError;
 
@@ -25,11 +27,11 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that holds the lock can leave it half changed.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        // No code that holds the lock can leave the state half changed.
+        self.state.lock()
     }
 
-    /// The next work, waited for; `None` once it is closed.
+    /// Waits for the next job; `None` once the queue is closed.
     fn next(&self) -> Option<Work> {
         let mut state = self.lock();
         loop {
@@ -39,14 +41,13 @@ impl Shared {
             if let Some(work) = state.waiting.pop_front() {
                 return Some(work);
             }
-            let waited = self.changed.wait(state);
-            state = waited.unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
     }
 }
 
-/// Some threads, or none: then work is done where it is handed over. When it is dropped, work that was not
-/// begun is dropped, and what was begun comes to its end.
+/// A pool of worker threads. Without threads, [`Threads::run`] executes each job in place. Dropping
+/// the pool drops the jobs that have not begun and waits for those that have.
 pub(super) struct Threads {
     shared: Arc<Shared>,
     handles: Vec<JoinHandle<()>>,
@@ -78,12 +79,12 @@ impl Threads {
         Ok(started)
     }
 
-    /// How many parts a batch is best cut into.
+    /// The number of parts that a batch should be split into.
     pub(super) fn parts(&self) -> usize {
         self.handles.len().max(1)
     }
 
-    /// Hands work over.
+    /// Queues a job for a worker thread.
     pub(super) fn run(&self, work: impl FnOnce() + Send + 'static) {
         if self.handles.is_empty() {
             run(Box::new(work));
@@ -94,10 +95,10 @@ impl Threads {
     }
 }
 
-/// Work that panics has ended its batch by being dropped.
+/// A job that panics is dropped by the unwinding, which completes its batch.
 fn run(work: Work) {
     if catch_unwind(AssertUnwindSafe(work)).is_err() {
-        log::error!("work of the disk tier panicked; this is a defect; the tier goes on");
+        log::error!("a job of the disk tier panicked; this is a defect; the tier stays in use");
     }
 }
 
@@ -110,7 +111,7 @@ impl Drop for Threads {
         self.shared.changed.notify_all();
         drop(left);
         for handle in self.handles.drain(..) {
-            // What panicked on it was caught and logged there.
+            // The worker caught and logged each panic of a job.
             let _ = handle.join();
         }
     }

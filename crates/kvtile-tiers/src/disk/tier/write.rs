@@ -1,9 +1,9 @@
-//! Batches of writes: places for all of them, one write of the slot store, then each block after its parent
-//! becomes findable.
+//! Batched writes. A batch allocates slots for its blocks, writes them with one call of the slot
+//! store, and then registers each block after its parent, which makes it findable.
 
 use std::{
     collections::{HashMap, HashSet},
-    sync::{Arc, PoisonError},
+    sync::Arc,
 };
 
 use kvtile_blocks::{
@@ -23,7 +23,7 @@ use crate::{
 
 type Outcome = Result<Wrote, NotWritten>;
 
-/// Starts writing.
+/// Starts a batch of writes.
 pub(super) fn start(
     disk: &Arc<Disk>,
     threads: &Threads,
@@ -49,18 +49,19 @@ pub(super) fn start(
     completion
 }
 
-/// What a batch has done so far.
+/// The progress of a batch of writes.
 struct Batch<'a> {
     blocks: &'a [BlockWrite],
     outcomes: Vec<Option<Outcome>>,
-    /// Blocks of the tier that may not be evicted for others of the batch: parents, and what was written.
+    /// Pinned blocks that must not be evicted for others of the batch: parents, and blocks it has
+    /// written.
     held: Vec<PinnedBlocks>,
-    /// Keys of the batch that are on the tier, or will be unless a write fails.
+    /// Keys of the batch that are on the tier, or will be unless their write fails.
     expected: HashSet<BlockKey>,
 }
 
 impl Batch<'_> {
-    /// The outcomes, once all blocks but repeated ones have theirs.
+    /// The outcomes, once every block has one, apart from repeated keys.
     fn end(self) -> Vec<Outcome> {
         let mut of_keys: HashMap<BlockKey, Outcome> = HashMap::new();
         let ended = self.blocks.iter().zip(self.outcomes);
@@ -82,10 +83,9 @@ impl Batch<'_> {
 }
 
 impl Disk {
-    /// Writes a batch, as far as there is room.
+    /// Writes as many blocks of a batch as there is room for.
     fn write_all(&self, blocks: &[BlockWrite]) -> Vec<Outcome> {
-        let writing = self.writing.lock();
-        let _writing = writing.unwrap_or_else(PoisonError::into_inner);
+        let _writing = self.writing.lock();
         let mut batch = Batch {
             blocks,
             outcomes: vec![None; blocks.len()],
@@ -110,7 +110,7 @@ impl Disk {
         batch.end()
     }
 
-    /// The positions of the blocks that are to be written: not there yet, and with a parent.
+    /// The indices of the blocks to write: those that are not on the tier and whose parent is.
     fn wanted(&self, batch: &mut Batch<'_>) -> Vec<usize> {
         let mut wanted = Vec::new();
         for (at, block) in batch.blocks.iter().enumerate() {
@@ -124,7 +124,7 @@ impl Disk {
                 continue;
             }
             if batch.expected.contains(&key) {
-                // Twice in one batch: the outcome of the first one is that of both.
+                // A repeated key gets the outcome of its first block.
                 continue;
             }
             let there = self.pin(std::slice::from_ref(&key));
@@ -148,7 +148,7 @@ impl Disk {
         wanted
     }
 
-    /// Slots for up to `wanted` blocks. What has to leave for them is erased.
+    /// Allocates slots for up to `wanted` blocks and erases those of the blocks evicted for them.
     fn slots(&self, wanted: usize, tenant: u32) -> Option<MutableBlocks> {
         let request = AllocateRequest {
             tenant: TenantId(tenant),
@@ -162,7 +162,8 @@ impl Disk {
         })
     }
 
-    /// Writes the blocks at the positions `run` into `room`, and registers each whose parent is there.
+    /// Writes the blocks with the indices `run` into `room`, and registers each whose parent is
+    /// present.
     fn write_run(
         &self,
         batch: &mut Batch<'_>,
@@ -214,7 +215,7 @@ impl Disk {
         }
     }
 
-    /// Makes a written block findable, where its parent is.
+    /// Registers a written block in the pool if its parent is there.
     fn register(
         &self,
         batch: &mut Batch<'_>,
@@ -224,7 +225,7 @@ impl Disk {
         let Some(block) = batch.blocks.get(at) else {
             broken(format_args!("block {at} of {}", batch.blocks.len()))
         };
-        // The write of a parent in this batch may have failed, and a sync may have lost one.
+        // The write of a parent in this batch may have failed, or a sync may have lost the parent.
         if block.parent.is_some_and(|parent| !self.pool.has(&parent)) {
             return Err(NotWritten::NoParent);
         }
@@ -241,8 +242,8 @@ impl Disk {
             registered.duplicates.is_empty(),
             "block {key} was written while another thread wrote it"
         );
-        // A sync that lost the block before it was registered did not find it in the pool; one that loses it
-        // from here on does.
+        // A sync that lost the block before its registration did not find it in the pool, so this
+        // check removes it. A sync that loses it later does.
         if self.store.key(slot.0) != Some(key) {
             self.remove_damaged(std::slice::from_ref(&key));
             let slot = slot.0;
@@ -256,7 +257,10 @@ impl Disk {
 fn tenant_of(batch: &Batch<'_>, wanted: &[usize]) -> u32 {
     let first = wanted.first().and_then(|at| batch.blocks.get(*at));
     let Some(first) = first else {
-        broken(format_args!("no block of {} is wanted", batch.blocks.len()))
+        broken(format_args!(
+            "no block of {} is to be written",
+            batch.blocks.len()
+        ))
     };
     first.tenant
 }

@@ -26,7 +26,7 @@ pub(super) struct FolderFile {
 }
 
 impl FolderFile {
-    /// Opens the file `name` of `folder`; `called` is its name in messages.
+    /// Opens the file `name` of `folder`; messages call it `called`.
     pub(super) fn open(
         folder: Arc<File>,
         (name, called): (&str, &str),
@@ -40,7 +40,7 @@ impl FolderFile {
         };
         let fd = open_plain(&folder, name, access)?;
         if how.writable {
-            // Another file system may be mounted on the file alone.
+            // Another file system may be mounted on the file itself.
             check_local(&fd)?;
             cut(&fd, how.length_bytes)?;
         }
@@ -62,7 +62,7 @@ impl FolderFile {
     }
 }
 
-/// Cuts the file where it is longer.
+/// Truncates the file if it is longer.
 fn cut(fd: &OwnedFd, length_bytes: u64) -> io::Result<()> {
     if length(&fstat(fd)?) > length_bytes {
         ftruncate(fd, length_bytes)?;
@@ -125,7 +125,7 @@ impl MediumFile for FolderFile {
     }
 }
 
-/// The kernel's own error where there is one.
+/// The kernel's own error, if the memory error has one.
 fn into_io(error: MemoryError) -> io::Error {
     match error {
         MemoryError::PermissionDenied { source, .. }

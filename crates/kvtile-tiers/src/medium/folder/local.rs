@@ -1,23 +1,23 @@
-//! Which file systems are known to be local: one machine alone has them, so a lock on a folder there
-//! keeps every other process away that could open it.
+//! The file systems that are known to be local: only one machine mounts them, so a lock on a folder
+//! excludes every other process that could open it.
 //!
-//! On network, shared and user-space file systems a lock may be known to one machine (or one mount)
-//! alone, and two stores would write over each other's blocks. So what is not on the list is refused;
-//! there is no setting that overrules it, because nothing would make that safe.
+//! On network, shared and user-space file systems, a lock may bind one machine or one mount only,
+//! and two stores would overwrite each other's blocks. So every file system that is not on the list
+//! is refused. No setting overrides that, because nothing would make it safe.
 //!
-//! - Two containers or name spaces of one machine that share a folder by bind mounts have the same
-//!   folder, and its lock keeps them apart.
-//! - `overlay`, the root of most containers, counts as local: its upper layer belongs to one mount,
-//!   the kernel says that two mounts of one upper layer are undefined (`Documentation/filesystems/
-//!   overlayfs.rst`), and lower layers are never written to. So two machines never have one overlay,
-//!   wherever its layers lie.
-//! - `fuseblk` is a user-space driver of a block device (NTFS), which one machine mounts at a time; the
-//!   name stands for that alone. All other kinds of FUSE may be anything, `virtiofs` included.
-//! - Block devices that several machines reach (iSCSI) are as local as their file system: mounting ext4
-//!   twice destroys the file system itself.
+//! - Two containers or namespaces of one machine that share a folder by bind mounts have the same
+//!   folder, and its lock excludes one of them.
+//! - `overlay`, the root of most containers, counts as local. Its upper layer belongs to one mount:
+//!   the kernel documents two mounts of one upper layer as undefined
+//!   (`Documentation/filesystems/overlayfs.rst`), and lower layers are never written. So two
+//!   machines never share one overlay, wherever its layers are.
+//! - `fuseblk` is a user-space driver of a block device (NTFS) that one machine mounts at a time,
+//!   and the name means nothing else. Any other kind of FUSE, `virtiofs` included, may be remote.
+//! - Block devices that several machines reach (iSCSI) are as local as their file system: mounting
+//!   ext4 twice destroys the file system itself.
 //!
-//! The numbers are from Linux, `include/uapi/linux/magic.h` and `statfs(2)`; those of ZFS and bcachefs
-//! from their own sources, as `statfs(2)` does not have them.
+//! The numbers are from Linux, `include/uapi/linux/magic.h` and `statfs(2)`; those of ZFS and
+//! bcachefs are from their own sources, because `statfs(2)` does not list them.
 
 use std::fs;
 
@@ -26,10 +26,10 @@ use rustix::{
     fs::fstatfs,
 };
 
-/// FUSE of every kind.
+/// The number of FUSE of every kind.
 const FUSE: u32 = 0x6573_5546;
 
-/// Local file systems: the number that `statfs` gives, and the names that mounts of it have.
+/// Local file systems: the number from `statfs`, and the type names of their mounts.
 const LOCAL: [(u32, &[&str]); 18] = [
     (0x0000_ef53, &["ext2", "ext3", "ext4"]),
     (0x5846_5342, &["xfs"]),
@@ -51,7 +51,7 @@ const LOCAL: [(u32, &[&str]); 18] = [
     (FUSE, &["fuseblk"]),
 ];
 
-/// What others are called where the mount cannot be looked up.
+/// Names of other file systems, used if the mount cannot be looked up.
 const OTHERS: [(u32, &str); 21] = [
     (0x0000_6969, "nfs"),
     (0xff53_4d42, "cifs"),
@@ -76,11 +76,12 @@ const OTHERS: [(u32, &str); 21] = [
     (0x0000_f15f, "ecryptfs"),
 ];
 
-/// A folder on a file system that is not known to be local; inside the [`std::io::Error`] of a medium.
+/// The file system of a folder is not known to be local; the inner error of a medium's
+/// [`std::io::Error`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{file_system} is not known to be a local file system")]
 pub struct NotLocal {
-    /// What the file system is called.
+    /// The name of the file system.
     pub file_system: String,
 }
 
@@ -90,10 +91,10 @@ impl From<NotLocal> for std::io::Error {
     }
 }
 
-/// Refuses what does not lie on a local file system.
+/// Refuses a file or folder that is not on a local file system.
 pub(super) fn check_local(fd: impl AsFd) -> std::io::Result<()> {
     let magic = fstatfs(&fd)?.f_type;
-    // Kernels give it as a signed word of the machine's size, with 32 bits that mean something.
+    // Kernels return a signed word of the machine's size, of which 32 bits are the number.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -104,14 +105,14 @@ pub(super) fn check_local(fd: impl AsFd) -> std::io::Result<()> {
     Ok(judge(magic, name.as_deref())?)
 }
 
-/// Whether a file system is known to be local, by its number and, where the mount can be looked up, by
-/// its name too: both must say so.
+/// Checks that a file system is known to be local: by its number and, if the mount can be looked
+/// up, by its name; both must match.
 fn judge(magic: u32, name: Option<&str>) -> Result<(), NotLocal> {
     let of_number = LOCAL.iter().filter(|(number, _)| *number == magic);
     let mut names = of_number.flat_map(|(_, names)| names.iter());
     let local = match name {
         Some(name) => names.any(|local| *local == name),
-        // The number of FUSE says nothing by itself.
+        // The number of FUSE alone is not enough.
         None => names.next().is_some() && magic != FUSE,
     };
     if local {
@@ -126,7 +127,7 @@ fn judge(magic: u32, name: Option<&str>) -> Result<(), NotLocal> {
     Err(NotLocal { file_system })
 }
 
-/// The type of the mount that an open file lies on, as `fuse.sshfs`.
+/// The type of the mount that an open file is on, such as `fuse.sshfs`.
 fn mount_name(fd: i32) -> Option<String> {
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
     let id = info.lines().find_map(|line| line.strip_prefix("mnt_id:"))?;
@@ -134,7 +135,7 @@ fn mount_name(fd: i32) -> Option<String> {
     mount_type(&mounts, id.trim())
 }
 
-/// The type of the mount with that number: `27 1 254:0 / / rw - ext4 /dev/vda rw`.
+/// The type of the mount with the id `id`: `27 1 254:0 / / rw - ext4 /dev/vda rw`.
 fn mount_type(mounts: &str, id: &str) -> Option<String> {
     let mut lines = mounts.lines();
     let line = lines.find(|line| line.split(' ').next() == Some(id))?;
@@ -146,9 +147,10 @@ fn mount_type(mounts: &str, id: &str) -> Option<String> {
 mod tests {
     use super::*;
 
-    /// The whole table: each number with each of its names, with no name, and with those of all others.
+    /// The whole table: each number with each of its names, without a name, and with every other
+    /// name.
     #[test]
-    fn a_file_system_is_local_only_if_number_and_name_say_so() {
+    fn a_file_system_is_local_only_if_number_and_name_match() {
         for (number, names) in LOCAL {
             for (other, others) in LOCAL {
                 for name in others {

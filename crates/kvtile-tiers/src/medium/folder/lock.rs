@@ -1,8 +1,8 @@
 //! The lock of a folder.
 //!
-//! It is a `flock` on the folder itself, so that no file has to be there for it, and none can be
-//! removed to get around it. The file `lock` only says which process took it. Children that the process
-//! makes by `fork` do not have the lock ([`ProcessFile`]): it ends with the process that took it.
+//! It is a `flock` on the folder itself, so that it needs no file, and removing a file cannot
+//! bypass it. The file `lock` only names the process that took the lock. Forked children do not
+//! hold the lock ([`ProcessFile`]): it ends with the process that took it.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -24,16 +24,16 @@ use super::{
     plain::{Access, open_plain},
 };
 
-/// A longer text in a lock is not ours.
+/// The most bytes of the lock file that are read.
 const LOCK_BYTES_MAX: u64 = 256;
 
-/// What stands before the number of the process in a lock.
+/// The text before the process number in the lock file.
 const LOCK_TEXT: &str = "kvtile disk tier, used by process ";
 
-/// A reader that asks who has the folder has the lock for a moment.
+/// How often to try: a process that examines the lock holds it for a moment.
 const TRIES: u32 = 20;
 
-/// How long to wait for it.
+/// The time between two tries.
 const TRY_AFTER: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
@@ -43,7 +43,7 @@ struct FolderLock {
 
 impl MediumLock for FolderLock {}
 
-/// Takes the lock of the folder, to write in it, and leaves the number of the process in `name`.
+/// Takes the lock of the folder for writing, and writes the process number to the file `name`.
 pub(super) fn take(folder: &File, name: &str) -> Result<Box<dyn MediumLock>, LockError> {
     let taken = take_to_read(folder, name)?;
     let text = format!("{LOCK_TEXT}{}\n", std::process::id());
@@ -58,7 +58,7 @@ pub(super) fn take_to_read(folder: &File, name: &str) -> Result<Box<dyn MediumLo
     check_local(folder)?;
     let lock = open(folder)?;
     let Some(file) = lock.file() else {
-        return Err(io::Error::other("the process forked and goes on in the child").into());
+        return Err(io::Error::other("the process forked; the child has no lock").into());
     };
     let mut tries = 0;
     loop {
@@ -73,9 +73,9 @@ pub(super) fn take_to_read(folder: &File, name: &str) -> Result<Box<dyn MediumLo
     Ok(Box::new(FolderLock { _lock: lock }))
 }
 
-/// Which process has the folder now, for one that only looks; `None` where there is none.
+/// Examines the lock without keeping it; `None` if no process holds it.
 pub(super) fn look(folder: &File, name: &str) -> io::Result<Option<LockHolder>> {
-    // Elsewhere a lock says nothing of other machines.
+    // On other file systems a lock does not show whether another machine uses the folder.
     check_local(folder)?;
     let lock = open(folder)?;
     match lock.file().map(File::try_lock_shared) {
@@ -85,13 +85,13 @@ pub(super) fn look(folder: &File, name: &str) -> io::Result<Option<LockHolder>> 
     }
 }
 
-/// The folder, opened once more: locks of two openings keep each other away, in one process too.
+/// Opens the folder once more: locks of two openings exclude each other, even in one process.
 fn open(folder: &File) -> io::Result<ProcessFile> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     ProcessFile::open(|| Ok(retry_on_intr(|| openat(folder, ".", flags, Mode::empty()))?))
 }
 
-/// Which process has the lock, by what the system shows and by what the file says.
+/// The process that holds the lock, from `/proc` and from the lock file.
 fn holder(folder: &File, name: &str) -> LockHolder {
     let opened_by = said_in(folder, name);
     let pid = match opened_by {
@@ -106,7 +106,7 @@ fn holder(folder: &File, name: &str) -> LockHolder {
     }
 }
 
-/// The process that took the lock last, as the file says.
+/// The last process that took the lock, according to the lock file.
 fn said_in(folder: &File, name: &str) -> Option<u32> {
     let mut text = String::new();
     let file = File::from(open_plain(folder, name, Access::Read).ok()?);
@@ -114,13 +114,13 @@ fn said_in(folder: &File, name: &str) -> Option<u32> {
     text.strip_prefix(LOCK_TEXT)?.trim_end().parse().ok()
 }
 
-/// All processes that can be seen.
+/// All processes that are visible.
 fn processes() -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// Whether a process has an open file that locks the folder, as far as that can be seen.
+/// Whether a process has an open file that locks the folder, as far as it is visible.
 fn has_lock(pid: u32, folder: &File) -> bool {
     let Ok(ours) = folder.metadata() else {
         return false;
@@ -128,8 +128,8 @@ fn has_lock(pid: u32, folder: &File) -> bool {
     let infos = fs::read_dir(format!("/proc/{pid}/fdinfo"));
     let mut infos = infos.into_iter().flatten().flatten();
     infos.any(|info| {
-        // `lock:	1: FLOCK  ADVISORY  WRITE 17947 fe:00:10045161 0 EOF`; the device there is not that of
-        // `stat` on every file system, so only files with such a line are looked at.
+        // `lock:  1: FLOCK  ADVISORY  WRITE 17947 fe:00:10045161 0 EOF`. On some file systems that
+        // device is not the one of `stat`, so the line only selects the files to compare by `stat`.
         let locks = fs::read_to_string(info.path())
             .is_ok_and(|text| text.contains("FLOCK") && text.contains("WRITE"));
         let name = info.file_name();

@@ -1,4 +1,4 @@
-//! A folder of the file system.
+//! A folder of the local file system as a medium.
 
 mod file;
 mod local;
@@ -13,10 +13,11 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use kvtile_layout::Shown;
+use parking_lot::Mutex;
 use rustix::{
     fd::OwnedFd,
     fs::{AtFlags, Dir, Mode, OFlags, fstat, openat, renameat, stat, unlinkat},
@@ -30,15 +31,15 @@ use self::{
 };
 use super::{FileWay, LockError, LockHolder, Medium, MediumFile, MediumLock, OpenFile, Standing};
 
-/// A folder that only the user may enter.
+/// The mode of a new folder: only its user may enter it.
 const FOLDER_MODE: u32 = 0o700;
 
-/// A folder of the file system, with direct I/O where it has that. From the first use on it is one
-/// folder, whatever becomes of its path; clones are the same folder.
+/// A folder of the file system, with direct I/O where supported. The first use opens the folder and
+/// keeps it, regardless of later changes of its path; clones share it.
 #[derive(Clone, Debug)]
 pub struct FolderMedium {
     path: PathBuf,
-    /// The same, whatever the working directory will be.
+    /// The absolute path, independent of later changes of the working directory.
     absolute: PathBuf,
     folder: Arc<Mutex<Option<Arc<File>>>>,
     way: FileWay,
@@ -50,7 +51,7 @@ impl FolderMedium {
     pub fn new(path: impl Into<PathBuf>) -> FolderMedium {
         let path = path.into();
         FolderMedium {
-            // An empty path has none; opening it says so.
+            // An empty path has no absolute path; opening it reports that.
             absolute: std::path::absolute(&path).unwrap_or_else(|_| path.clone()),
             path,
             folder: Arc::default(),
@@ -58,7 +59,7 @@ impl FolderMedium {
         }
     }
 
-    /// The same folder, with another way to have many reads and writes in flight.
+    /// The same folder with another way of keeping many reads and writes in flight.
     #[must_use]
     pub fn with_way(self, way: FileWay) -> FolderMedium {
         FolderMedium { way, ..self }
@@ -66,7 +67,7 @@ impl FolderMedium {
 
     /// The open folder, in which all names are looked up.
     fn folder(&self) -> io::Result<Arc<File>> {
-        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut folder = self.folder.lock();
         if let Some(folder) = &*folder {
             return Ok(Arc::clone(folder));
         }
@@ -86,7 +87,7 @@ fn open_folder(path: &Path) -> io::Result<File> {
     Ok(opened.into())
 }
 
-/// The folder, or the nearest one above it that is there: where it would be made.
+/// Opens the folder or its nearest existing ancestor, which is where it would be created.
 fn nearest(path: &Path) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let mut problem = Errno::NOENT;
@@ -108,7 +109,7 @@ impl Medium for FolderMedium {
     }
 
     fn create(&self) -> io::Result<()> {
-        // Its files would be those of the working directory.
+        // An empty path would put its files into the working directory.
         if self.path.as_os_str().is_empty() {
             let problem = "its path is empty; give the path of a folder";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, problem));
@@ -119,8 +120,8 @@ impl Medium for FolderMedium {
             .recursive(true)
             .mode(FOLDER_MODE)
             .create(&self.absolute)?;
-        // It may have been removed and made anew since it was used last.
-        *self.folder.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        // The folder may have been removed and created anew since its last use.
+        *self.folder.lock() = None;
         self.folder().map(drop)
     }
 
@@ -165,7 +166,8 @@ impl Medium for FolderMedium {
     }
 
     fn write(&self, file: &str, bytes: &[u8]) -> io::Result<()> {
-        // Made anew: whatever has the name is not opened, however it came there.
+        // Removes the name and creates the file: an existing file or link of that name is never
+        // opened.
         self.remove(file)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
         let folder = self.folder()?;

@@ -1,9 +1,8 @@
-//! Opening files of a folder by name, and nothing that only looks like one.
+//! Opens plain files of a folder by name, and nothing else.
 //!
-//! A name in a folder may have been made to stand for something else: a link to a file elsewhere, a
-//! second name of such a file, a pipe, a device. Nothing of that kind is opened, so nothing outside
-//! the folder is ever overwritten or read in the place of what belongs here. The folder itself may
-//! be reached through links.
+//! A name in a folder may refer to something else: a link to a file elsewhere, a hard link of such
+//! a file, a pipe, a device. This module opens none of these, so the store never overwrites or
+//! reads anything outside the folder by mistake. The folder itself may be reached through links.
 
 use std::{fmt, fs::File, io};
 
@@ -13,16 +12,17 @@ use rustix::{
     io::{Errno, retry_on_intr},
 };
 
-/// Files that only the user may read, as prompts can be told from them.
+/// The mode of new files: only their user may read them, because prompts can be recovered from
+/// them.
 pub(super) const FILE_MODE: Mode = Mode::from_raw_mode(0o600);
 
-/// What stands in the place of a plain file with one name.
+/// What a name refers to instead of a plain file with one name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FoundInstead {
-    /// A symbolic link, wherever it leads.
+    /// A symbolic link, regardless of its target.
     SymbolicLink,
-    /// A file with other names, which may be anybody's.
+    /// A file with other names, which may lie outside the folder.
     HardLink {
         /// How many names it has.
         names: u64,
@@ -50,11 +50,11 @@ impl fmt::Display for FoundInstead {
     }
 }
 
-/// A name that does not stand for a plain file; inside the [`io::Error`] of a medium.
+/// A name does not refer to a plain file; the inner error of a medium's [`io::Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("it is {found}, not a plain file")]
 pub struct NotPlain {
-    /// What was found.
+    /// What the name refers to.
     pub found: FoundInstead,
 }
 
@@ -64,16 +64,16 @@ impl From<NotPlain> for io::Error {
     }
 }
 
-/// What a file is opened for.
+/// The purpose of opening a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Reading what is there.
+    /// Reading an existing file.
     Read,
-    /// Reading and writing; the file is made where it is missing.
+    /// Reading and writing; the file is created if it is missing.
     Write,
 }
 
-/// Which file something is: no two that are there at the same time have the same.
+/// Device and inode number: two files that exist at the same time differ in them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileNumber {
     device: u64,
@@ -91,13 +91,13 @@ impl FileNumber {
 
 /// Opens a plain file of the folder. Its length is not changed.
 pub(super) fn open_plain(folder: &File, name: &str, access: Access) -> io::Result<OwnedFd> {
-    // Looked at first, because opening a device or a pipe may already do something.
+    // Checked first, because opening a device or a pipe may already have an effect.
     match stat_name(folder, name)? {
         Some(stat) => check_plain(&stat, access)?,
         None if access == Access::Read => return Err(io::ErrorKind::NotFound.into()),
         None => {}
     }
-    // Without NONBLOCK, a pipe that came meanwhile would hold us up before we see what it is.
+    // Without NONBLOCK, opening a pipe that was created since the check would block.
     let careful = OFlags::NOFOLLOW | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
     let access_flags = match access {
         Access::Read => OFlags::RDONLY,
@@ -112,7 +112,7 @@ pub(super) fn open_plain(folder: &File, name: &str, access: Access) -> io::Resul
     Ok(fd)
 }
 
-/// What a name stands for; `None` where there is no such name.
+/// The metadata of a name; `None` if it does not exist.
 pub(super) fn stat_name(folder: &File, name: &str) -> io::Result<Option<Stat>> {
     match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
         Ok(stat) => Ok(Some(stat)),
@@ -121,7 +121,7 @@ pub(super) fn stat_name(folder: &File, name: &str) -> io::Result<Option<Stat>> {
     }
 }
 
-/// Refuses what is not a plain file, and a file with other names where it would be written to.
+/// Refuses everything but a plain file, and for writing also a file with other names.
 pub(super) fn check_plain(stat: &Stat, access: Access) -> Result<(), NotPlain> {
     let found = match FileType::from_raw_mode(stat.st_mode) {
         FileType::RegularFile => {

@@ -1,4 +1,4 @@
-//! Full disks, disks that fail, and a loss of power at every operation.
+//! Conversions to disks that run full or fail, and with a power loss at every operation.
 
 use kvtile_testkit::disk::{Faults, SimulatedDisk};
 use kvtile_tiers::disk::{convert_on, medium::FolderMedium};
@@ -51,7 +51,7 @@ fn a_disk_that_is_full_or_fails_gets_no_tier_and_keeps_nothing() {
 }
 
 #[test]
-fn power_that_goes_at_any_operation_leaves_a_whole_tier_or_none() {
+fn a_power_loss_at_any_operation_leaves_an_intact_tier_or_none() {
     let folder = tempfile::tempdir().unwrap();
     let from = version_1(folder.path());
     let before = files(&from);
@@ -80,7 +80,7 @@ fn power_that_goes_at_any_operation_leaves_a_whole_tier_or_none() {
     assert_eq!(files(&from), before);
 }
 
-/// A killed process leaves its files as they were; no cache takes them for a tier.
+/// A kill leaves the files as they are; no cache takes them for a disk tier.
 #[test]
 fn a_process_that_is_killed_leaves_no_tier() {
     let folder = tempfile::tempdir().unwrap();

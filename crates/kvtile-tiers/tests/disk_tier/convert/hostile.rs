@@ -1,11 +1,11 @@
-//! Folders of version 1 that are not what was written.
+//! Damaged and forged folders of version 1.
 
 use kvtile_testkit::disk::SimulatedDisk;
 use kvtile_tiers::disk::{Inspection, Miss, convert_on, medium::FolderMedium};
 
 use super::*;
 
-/// The manifest with a change, and the checksum that goes with it.
+/// A changed manifest with a valid checksum.
 fn forged(manifest: &str, change: &dyn Fn(&str) -> String) -> String {
     let compact: String = manifest.lines().map(str::trim_start).collect();
     let compact = compact.replace("\": ", "\":");
@@ -16,7 +16,7 @@ fn forged(manifest: &str, change: &dyn Fn(&str) -> String) -> String {
     format!("{{\"manifest\":{body},\"checksum\":\"{checksum:016x}\"}}")
 }
 
-/// Converts the fixture with a manifest that says `new` where it said `old`.
+/// Converts the fixture with `old` replaced by `new` in its manifest.
 fn with_manifest(old: &str, new: &str) -> Result<Converted, TierError> {
     let folder = tempfile::tempdir().unwrap();
     let from = version_1(folder.path());
@@ -84,7 +84,7 @@ fn absurd_numbers_of_a_manifest_are_refused() {
 #[test]
 fn more_slots_than_the_files_have_are_unreadable_and_fewer_are_left_alone() {
     let more = with_manifest("\"slots\":11", "\"slots\":1000").unwrap();
-    // The file has a page of records.
+    // The file holds one page of records.
     assert_eq!((more.blocks, more.unreadable.len()), (6, 1000 - 64));
     let fewer = with_manifest("\"slots\":11", "\"slots\":5").unwrap();
     assert_eq!(
@@ -115,9 +115,10 @@ fn a_manifest_that_fails_its_checksum_is_refused() {
 }
 
 #[test]
-fn files_that_are_missing_cut_or_rubbish_cost_their_blocks_only() {
+fn missing_and_truncated_files_cost_only_their_blocks() {
     type Change = (&'static str, Option<usize>, usize, usize);
-    // File, its length then (none: removed), blocks that are left, blocks and records that are not.
+    // File, its new length (`None`: removed), blocks converted, and blocks and records that are
+    // bad.
     let changes: [Change; 6] = [
         ("slots", None, 0, 8),
         ("slots", Some(0), 0, 8),
@@ -152,7 +153,7 @@ fn files_that_are_missing_cut_or_rubbish_cost_their_blocks_only() {
     }
 }
 
-/// Bytes that changed anywhere: a typed error, or whole blocks and no others.
+/// Flipped bits anywhere give a typed error, or only intact blocks.
 #[test]
 fn no_flipped_byte_makes_another_block() {
     let numbers: Vec<u64> = (0..8).collect();
@@ -191,7 +192,7 @@ fn no_flipped_byte_makes_another_block() {
                 .iter()
                 .find(|number| key(**number) == block.key)
                 .unwrap();
-            // The older copy of block 1 counts where the record of the newer one is torn.
+            // The older copy of block 1 is used if the record of the newer one is torn.
             let older = *number == 1 && buffer == content(90, "BCNHKL");
             assert!(older || buffer == content(*number, "BCNHKL"), "seed {seed}");
         }

@@ -1,7 +1,7 @@
-//! Converting folders: every byte is compared with what is computed here.
+//! Conversions of folders; the tests compute every byte and compare it.
 //!
-//! `tests/fixtures/version_1` was written by the code of version 1: blocks of 2 layers, 2 heads, 16 tokens and 12
-//! elements of 2 bytes in the order `BHLKNC`, in slots of these numbers.
+//! The code of version 1 wrote `tests/fixtures/version_1`: blocks of 2 layers, 2 heads, 16 tokens
+//! and 12 elements of 2 bytes in the layout `BHLKNC`, in the slots of these numbers.
 //!
 //! ```text
 //! 0 ── 1 ── 2 ── 3 ── 4        tenant 7; slot 1 has an older copy of block 1 with other bytes, slot 8 the newer one
@@ -36,10 +36,10 @@ use kvtile_random::mix;
 
 use crate::common::key;
 
-/// Blocks of the fixture that are whole, in the order of their positions and ages.
+/// Blocks of the fixture that are intact, in the order of their positions and ages.
 const WHOLE: [u64; 6] = [0, 1, 2, 3, 4, 6];
 
-/// A folder of version 1 in `folder`, to be changed at will.
+/// A copy of the fixture in `folder`, which tests may change.
 fn version_1(folder: &Path) -> PathBuf {
     let path = folder.join("from");
     fs::create_dir(&path).unwrap();
@@ -50,7 +50,7 @@ fn version_1(folder: &Path) -> PathBuf {
     path
 }
 
-/// The names and the bytes of a folder.
+/// The names and contents of the files of a folder.
 fn files(path: &Path) -> BTreeMap<String, Vec<u8>> {
     let entries = fs::read_dir(path).unwrap().map(Result::unwrap);
     entries
@@ -73,7 +73,7 @@ fn logical() -> LogicalIdentity {
         .with_rope(rope)
 }
 
-/// The bytes of block `number` of the fixture, in the order of a word such as `BHLKNC`.
+/// The bytes of block `number` of the fixture, in the layout of a word such as `BHLKNC`.
 fn content(number: u64, word: &str) -> Vec<u8> {
     content_of(number, word, &|axis| match axis {
         'N' => 16,
@@ -82,8 +82,8 @@ fn content(number: u64, word: &str) -> Vec<u8> {
     })
 }
 
-/// The bytes of block `number` with these extents: elements of two bytes that follow from number, layer, plane,
-/// head, token and content.
+/// The bytes of block `number` with these extents. Each element of two bytes is computed from
+/// number, layer, plane, head, token and content.
 fn content_of(number: u64, word: &str, extent: &dyn Fn(char) -> u64) -> Vec<u8> {
     let order = word.strip_prefix('B').unwrap();
     let elements: u64 = order.chars().map(extent).product();
@@ -114,7 +114,7 @@ fn run(from: &Path, to: &Path, settings: &ConvertSettings) -> Result<Converted, 
     convert(from, to, settings, &mut |_| {})
 }
 
-/// Compares blocks and bytes of a converted fixture.
+/// Checks the blocks and bytes of a converted fixture.
 fn check_converted(to: Inspection, word: &str) {
     let mut buffer = vec![0; 3072];
     let found: Vec<(u64, StoredBlock)> = to.blocks().map(|block| (number(&block), block)).collect();
@@ -133,7 +133,7 @@ fn check_converted(to: Inspection, word: &str) {
     }
 }
 
-/// Which block of the fixture it is.
+/// The number of a block of the fixture.
 fn number(block: &StoredBlock) -> u64 {
     (0..8).find(|number| key(*number) == block.key).unwrap()
 }
@@ -142,7 +142,7 @@ fn inspect(medium: Arc<dyn Medium>) -> Result<Inspection, TierError> {
     Inspection::open_on(medium)
 }
 
-/// The order of a word or, without one, the default.
+/// A word, or the default layout.
 fn word_or_default(word: Option<&str>) -> &str {
     word.unwrap_or(STORAGE_WORD)
 }

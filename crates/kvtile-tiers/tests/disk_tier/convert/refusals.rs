@@ -1,4 +1,4 @@
-//! What is refused before anything is written.
+//! Conversions that are refused before anything is written.
 
 use std::os::unix::fs::symlink;
 
@@ -10,7 +10,7 @@ use kvtile_tiers::disk::{
 use super::*;
 use crate::hooked::{HookedFolder, Operation};
 
-/// Refused, and neither folder is another than before.
+/// Checks that a conversion is refused and changes neither folder.
 fn refused(from: &Path, to: &Path, settings: &ConvertSettings) -> TierError {
     let (before, there) = (files(from), to.exists().then(|| files(to)));
     let error = run(from, to, settings).unwrap_err();
@@ -34,7 +34,7 @@ fn a_target_that_is_not_new_is_refused_before_anything_is_read() {
     fs::write(tier.join("manifest.json"), b"{}").unwrap();
     let error = refused(&from, &tier, &settings(None));
     assert!(matches!(error, TierError::AlreadyAStore { .. }), "{error}");
-    // Only then is the first folder looked at.
+    // The source is examined only after the target.
     let error = refused(&from, &folder.path().join("new"), &settings(None));
     assert!(matches!(error, TierError::NotAStore { .. }), "{error}");
 }
@@ -62,12 +62,12 @@ fn a_folder_is_not_converted_into_itself() {
         );
         assert_eq!(files(&from), before, "{to}");
     }
-    // A name that begins with the same letters is another folder.
+    // A folder whose name starts with the same letters is another folder.
     run(&from, &folder.path().join("from-new"), &settings(None)).unwrap();
 }
 
 #[test]
-fn an_empty_folder_and_one_that_a_creation_left_over_are_taken() {
+fn an_empty_folder_and_the_remains_of_an_interrupted_creation_are_valid_targets() {
     let folder = tempfile::tempdir().unwrap();
     let from = version_1(folder.path());
     let empty = folder.path().join("empty");
@@ -85,7 +85,7 @@ fn an_empty_folder_and_one_that_a_creation_left_over_are_taken() {
 }
 
 #[test]
-fn a_capacity_in_which_a_block_has_no_room_is_refused_with_what_is_needed() {
+fn a_capacity_that_is_too_small_is_refused_with_the_needed_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let from = version_1(folder.path());
     let to = folder.path().join("to");
@@ -119,7 +119,7 @@ fn a_capacity_in_which_a_block_has_no_room_is_refused_with_what_is_needed() {
 }
 
 #[test]
-fn words_that_make_no_order_of_blocks_are_refused() {
+fn words_that_are_no_block_layout_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let from = version_1(folder.path());
     let to = folder.path().join("to");
@@ -138,7 +138,7 @@ fn words_that_make_no_order_of_blocks_are_refused() {
     assert!(matches!(&error, TierError::StoredOrderDiffers { word, .. } if word == "BLHKNC"));
 }
 
-/// The folder that is read is locked until the end, and nothing is written there.
+/// The source folder is locked until the end, and nothing is written to it.
 #[test]
 fn no_cache_can_open_the_folder_while_it_is_read() {
     let folder = tempfile::tempdir().unwrap();

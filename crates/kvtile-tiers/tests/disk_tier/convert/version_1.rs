@@ -1,4 +1,4 @@
-//! The fixture, converted.
+//! Conversions of the fixture of version 1.
 
 use kvtile_layout::Word;
 use kvtile_layout::{StridedLayout, identity::LayoutIdentity};
@@ -12,7 +12,7 @@ use kvtile_transfer::{LeaseMode, PhysicalLayout};
 use super::*;
 
 #[test]
-fn every_whole_block_comes_over_in_every_order() {
+fn every_intact_block_is_converted_to_every_layout() {
     for word in [
         None,
         Some("BHLKNC"),
@@ -82,7 +82,7 @@ fn a_cache_finds_and_loads_the_chain() {
     }
 }
 
-/// Equal positions stay in the order of their age.
+/// Blocks at equal positions keep the order of their ages.
 #[test]
 fn older_blocks_of_a_position_stay_older() {
     let folder = tempfile::tempdir().unwrap();

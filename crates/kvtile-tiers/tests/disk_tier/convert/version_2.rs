@@ -1,4 +1,4 @@
-//! Folders of the current version, brought into another order.
+//! Conversions of folders of the current version to another layout.
 
 use kvtile_layout::{StridedLayout, identity::LayoutIdentity};
 use kvtile_tiers::{
@@ -8,7 +8,7 @@ use kvtile_tiers::{
 
 use super::*;
 
-/// Three layers of 64 KiB, and so three pieces where layers are outermost.
+/// Three layers of 64 KiB, and so three pieces in layouts with layers outermost.
 fn large_shape() -> Shape {
     let unit = Unit::new("bf16", 2, 1).unwrap();
     Shape::key_value(1, 3, 16, 8, 128, &unit).unwrap()
@@ -24,7 +24,7 @@ fn large_content(number: u64, word: &str) -> Vec<u8> {
     })
 }
 
-/// A folder with a chain of blocks that lie as `word` says, with these bytes.
+/// A folder with a chain of blocks in the layout `word`, with these bytes.
 fn stored(
     path: &Path,
     (shape, word): (&Shape, &str),
@@ -71,9 +71,10 @@ fn check(path: &Path, blocks: u64, bytes: impl Fn(u64) -> Vec<u8>) -> Inspection
     inspection
 }
 
-/// More blocks than one batch has, forth in pieces and back in one.
+/// More blocks than one batch; to a layout with three pieces per block, and back to one with a
+/// single piece.
 #[test]
-fn blocks_come_into_another_order_and_back() {
+fn blocks_are_converted_to_another_layout_and_back() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let blocks = 180;
@@ -100,14 +101,14 @@ fn blocks_come_into_another_order_and_back() {
     check(&at("c"), blocks, |number| large_content(number, "BHLKNC"));
 }
 
-/// The word has to be named where it is none of the usual ones.
+/// The caller must name a word that is not a usual one.
 #[test]
-fn an_unusual_order_is_named() {
+fn an_unusual_layout_must_be_named() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let word = "BLHNKN4C";
     let tiled = |number| {
-        // Tokens in groups of 4, each with keys before values.
+        // Tokens in groups of 4, each group with keys before values.
         let plain = content(number, "BLHNKC");
         let element =
             |l: usize, h: usize, n: usize, k: usize| (((l * 2 + h) * 16 + n) * 2 + k) * 24;
@@ -139,7 +140,7 @@ fn an_unusual_order_is_named() {
     named.stored_layout = Some(word.parse().unwrap());
     run(&at("a"), &at("b"), &named).unwrap();
     check(&at("b"), 5, |number| content(number, "BHLKNC"));
-    // And into it.
+    // And back to it.
     run(&at("b"), &at("c"), &settings(Some(word))).unwrap();
     check(&at("c"), 5, tiled);
 }
