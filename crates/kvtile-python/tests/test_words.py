@@ -98,7 +98,7 @@ def test_dtypes_go_by_the_names_of_every_framework(dtype: Any, codec: str) -> No
         ),
         (
             float,
-            "Python's own int and float are of no fixed width: numpy takes float for 64 bits, torch for 32; "
+            "Python's own int and float have no fixed width: numpy takes float for 64 bits, torch for 32; "
             "give a dtype such as 'float32' or torch.bfloat16",
         ),
     ],
@@ -267,14 +267,14 @@ def test_what_holds_memory_or_threads_says_why_it_is_not_pickled() -> None:
         for value, answer in [
             (engine, "it holds the memory of its tensors; pickle its word and its shape"),
             (cache, "it has memory and threads; open another one with its identity and a layout"),
-            (store, "it waits for what goes on in this process; pickle the report that wait returns"),
+            (store, "it waits for an operation of this process; pickle the report that wait returns"),
             (cache.lookup(keys), "it pins blocks of its cache; pickle the keys and look them up again"),
-            (cache.subscribe(), "it has its place in the events of its cache; subscribe again"),
+            (cache.subscribe(), "it holds a position in the events of its cache; subscribe again"),
             (cache.snapshot(), "it belongs to its cache; pickle its blocks"),
-            (kvtile.plan(engine, engine, [0], [1]), "it is worked out from two layouts; plan again where it is needed"),
+            (kvtile.plan(engine, engine, [0], [1]), "it is computed from two layouts; call plan again where it is needed"),
             (
                 kvtile.TokenSequence(hasher, range(3)),
-                "it grows, and knows no way back to its marks; pickle its hasher and its tokens",
+                "it grows, and cannot restore its marks; pickle its hasher and its tokens",
             ),
         ]:
             expected = f"a {type(value).__name__} cannot be pickled or copied: {answer}"
@@ -307,5 +307,5 @@ def test_notebooks_show_layouts_and_caches() -> None:
 def test_a_pickle_that_is_none_is_refused() -> None:
     for kind in (Shape, kvtile.Identity, kvtile.Plane, kvtile.TokenHasher, kvtile.LoadReport, kvtile.Event):
         for text in ("", "[]", '{"num_blocks": -1}', "null"):
-            with pytest.raises(kvtile.ArgumentError, match="^no pickled object of kvtile: "):
+            with pytest.raises(kvtile.ArgumentError, match="^not a pickled kvtile object: "):
                 kind._from_pickle(text)  # type: ignore[attr-defined]
