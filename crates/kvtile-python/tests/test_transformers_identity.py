@@ -305,7 +305,7 @@ def test_a_cache_keeps_no_model_alive() -> None:
     del model
     gc.collect()
     assert [each() for each in gone] == [None, None]
-    with pytest.raises(kvtile.IdentityError, match="is gone"):
+    with pytest.raises(kvtile.IdentityError, match="no longer exists"):
         cache.prefill(prompt(1, 20))
     cache.close()
 
