@@ -150,7 +150,7 @@ def test_of_a_name_the_commit_counts_or_it_is_refused() -> None:
         assert revision_of(config) == COMMIT
         # It is the commit of the config, and the weights are of another one.
         config.model_config.hf_config_path = "org/other"
-        with pytest.raises(kvtile.IdentityError, match="which weights org/model stands for is not known"):
+        with pytest.raises(kvtile.IdentityError, match="not known which weights org/model stands for"):
             revision_of(config)
     finally:
         del config.model_config.hf_config._commit_hash
