@@ -170,7 +170,7 @@ def test_equally_spaced_views_of_one_storage_are_one_region() -> None:
         (lambda: dense()[1:], "tensor 0 of sizes .1279. has 5116 bytes, its region has 5120"),
         (lambda: [dense(), dense()], "2 tensors for BLKNHC, which has 1 region"),
         (lambda: [], "0 tensors"),
-        (lambda: [17], "tensor 0: int is no tensor"),
+        (lambda: [17], "tensor 0: int is not a tensor"),
         (lambda: dense().astype(">f4"), "another byte order"),
         (lambda: np.array([object()] * 1280), "tensor 0: its dtype object"),
         (lambda: dense().view(np.uint8), "tensor 0 has dtype uint8"),

@@ -162,7 +162,7 @@ def test_invalid_batches_are_refused() -> None:
         ({"input_ids": tokens, "attention_mask": torch.tensor([[1, 1, 1, 0]])}, "pad on the left"),
         ({"input_ids": tokens, "attention_mask": torch.tensor([[1, 0, 1, 1]])}, "pad on the left"),
         ({"input_ids": tokens, "attention_mask": torch.zeros(1, 4)}, "no tokens"),
-        ({"input_ids": tokens, "attention_mask": torch.ones(1, 3)}, "not of the size"),
+        ({"input_ids": tokens, "attention_mask": torch.ones(1, 3)}, "does not have the size"),
         ({"input_ids": tokens, "attention_mask": torch.full((1, 4), -1e9)}, "0 and 1"),
         ({"input_ids": tokens, "attention_mask": torch.ones(1, 1, 4, 4)}, "0 and 1"),
         ({"input_ids": tokens, "attention_mask": 1}, "0 and 1"),
@@ -213,8 +213,8 @@ def test_mismatched_outputs_are_refused() -> None:
             (tokens, prompt(2, 8), transformers.DynamicCache(), "do not begin"),
             (tokens, tokens, None, "give past_key_values"),
             (tokens, tokens, cache.prefill(tokens), "holds 0 tokens"),
-            (tokens, tokens, transformers.StaticCache(model.config, 16), "StaticCache is no DynamicCache"),
-            (tokens, tokens, "a text", "str is no DynamicCache"),
+            (tokens, tokens, transformers.StaticCache(model.config, 16), "StaticCache is not a DynamicCache"),
+            (tokens, tokens, "a text", "str is not a DynamicCache"),
         ]:
             with pytest.raises(kvtile.RequestError, match=message):
                 cache.save(inputs, outputs, past)

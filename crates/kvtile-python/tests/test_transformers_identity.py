@@ -375,7 +375,7 @@ def test_autocast_is_refused() -> None:
                 cache.prefill(tokens)
             past = transformers.DynamicCache(config=model.config)
             outputs = model.generate(tokens, past_key_values=past, **GREEDY)
-        with pytest.raises(kvtile.RequestError, match="something else"):
+        with pytest.raises(kvtile.RequestError, match="holds other KV"):
             cache.save(tokens, outputs, past)
 
 

@@ -303,7 +303,7 @@ def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest
         parallel_config=SimpleNamespace(distributed_executor_backend="uni"),
     )
     sides.worker.open_worker(config, {}, None)
-    with pytest.raises(kvtile.SettingsError, match="one connector a process"):
+    with pytest.raises(kvtile.SettingsError, match="one connector per process"):
         sides.worker.open_worker(config, {}, None)
     assert not worker.cache.closed, "the first engine keeps its cache"
     sides.worker.close_worker(config)
