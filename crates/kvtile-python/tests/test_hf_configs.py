@@ -51,7 +51,7 @@ EXPECTED: dict[str, tuple[int, int, int] | str] = {
     "Qwen/Qwen3.5-27B": IMAGES,
     "Qwen/Qwen3.5-35B-A3B": IMAGES,
     "Qwen/Qwen3.5-397B-A17B": IMAGES,
-    "XiaomiMiMo/MiMo-7B-Base": f"'mimo' is {UNKNOWN}",
+    "XiaomiMiMo/MiMo-7B-Base": f"'mimo' {UNKNOWN}",
     "XiaomiMiMo/MiMo-V2-Flash": WINDOW,
     "deepseek-ai/DeepSeek-R1": LATENT,
     "deepseek-ai/DeepSeek-V3.2": LATENT,
