@@ -219,8 +219,8 @@ fn refused(package: &Package, table: &[(&str, &[Kind])]) -> Vec<String> {
     dependencies.filter_map(refused).collect()
 }
 
-/// Checks that the Python package reaches no crate that its users do not need, whatever `ARROWS`
-/// allows.
+/// Checks that the Python package reaches no crate that its users do not need, regardless of
+/// `ARROWS`.
 fn of_the_wheel(ours: &[&Package]) -> Vec<String> {
     let mut reached = vec![WHEEL];
     let mut next = 0;

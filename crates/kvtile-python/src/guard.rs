@@ -2,8 +2,8 @@
 //!
 //! Calls into the library take its locks, and so do its worker threads, which log to Python. So
 //! this crate releases the GIL for every call of the library and every drop of its objects. Other
-//! Python threads continue, and no thread waits for the GIL while it holds a lock that the GIL's
-//! owner needs.
+//! Python threads continue, and no thread holds the GIL while it waits for a lock of the library,
+//! so the two cannot deadlock.
 
 use std::{
     any::Any,

@@ -151,8 +151,8 @@ def test_an_invalid_config_is_named(tmp_path: Path) -> None:
     for given, answer in [
         (none, f"{none}: No such file or directory{hint}"),
         (tmp_path, f"{tmp_path / 'config.json'}: No such file or directory{hint}"),
-        (text, f"{text} is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        (listed, f"{listed} is no config: it holds a list, and a config is an object"),
+        (text, f"{text} is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (listed, f"{listed} is not a config: it holds a list, and a config is an object"),
     ]:
         with pytest.raises(kvtile.IdentityError) as said:
             Shape.from_hf_config(given, page_size=16)

@@ -284,7 +284,7 @@ class Engine:
         for name, count in scheduled.items():
             request = self.requests[name]
             bad = [at for at, block in enumerate(request.blocks) if block in failed]
-            assert name not in wrong or bad, f"{name} computed with what is not there, and nobody said so"
+            assert name not in wrong or bad, f"{name} computed with missing blocks, and no rank reported it"
             if bad:
                 request.computed = min(bad) * PAGE
                 continue
@@ -305,7 +305,7 @@ class Engine:
             request.state = "running"
         if report is not None:
             self.scheduler.take(report)
-        assert sent <= self.held.keys(), "blocks that vLLM does not keep are given back"
+        assert sent <= self.held.keys(), "blocks that vLLM does not hold are freed"
         self.scheduler.finishing -= sent
         self.scheduler.loading -= loaded
         for name in sent:

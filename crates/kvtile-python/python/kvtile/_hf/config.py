@@ -43,9 +43,9 @@ def _of_file(path: Path) -> dict[str, Any]:
         hint = "; give the folder of the model, or what AutoConfig.from_pretrained returns for a name on the hub"
         raise IdentityError(f"{file}: {because}{hint if isinstance(error, FileNotFoundError) else ''}") from error
     except ValueError as error:
-        raise IdentityError(f"{file} is no JSON: {error}") from error
+        raise IdentityError(f"{file} is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise IdentityError(f"{file} is no config: it holds a {type(fields).__name__}, and a config is an object")
+        raise IdentityError(f"{file} is not a config: it holds a {type(fields).__name__}, and a config is an object")
     return fields
 
 

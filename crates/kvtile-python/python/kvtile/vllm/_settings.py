@@ -34,7 +34,7 @@ class Settings:
             to load than to compute are not loaded.
         model: the model's name in the identity of its blocks; default: the name that vLLM was given.
         revision: identifies the weights; default: a commit of the hub's cache, or a digest of the files.
-        salt: isolates tenants: blocks of another salt are never served, nor is their presence revealed.
+        salt: isolates tenants: blocks of another salt are never served.
     """
 
     host_gib: float = 1.0
