@@ -1,4 +1,4 @@
-//! Any bytes: a descriptor of either version or a typed error, within bounded memory.
+//! Parses arbitrary bytes as a descriptor: either version or a typed error, within bounded memory.
 #![no_main]
 
 use kvtile::layout::{DescribedLayout, LayoutDescriptor, PhysicalLayout};
@@ -22,7 +22,7 @@ fuzz_target!(|json: &[u8]| {
     for (region, bytes) in shown.memory_descriptors.iter().zip(bytes) {
         assert!(region.size as u64 >= *bytes && region.end().is_some());
     }
-    // The traditional view is there, or says why not.
+    // The traditional view exists, or reports why it does not.
     let config = layout.config().is_ok();
     assert_eq!(config, layout.serialization_details().is_ok());
     if let DescribedLayout::Traditional { .. } = descriptor.layout {

@@ -1,4 +1,4 @@
-//! Any bytes: the header of a saved cache or a typed error.
+//! Parses arbitrary bytes as the header of a saved cache: a header or a typed error.
 #![no_main]
 
 use kvtile::{layout::StridedLayout, saved::SavedHeader};

@@ -1,5 +1,5 @@
-//! Any text: it parses or is refused, prints as it was written, resolves or is refused, and what
-//! resolves can be planned to the canonical order.
+//! Parses arbitrary text as a word. A word prints as it was written, resolves or is refused, and a
+//! resolved layout can be planned to the canonical order.
 #![no_main]
 
 use kvtile::layout::{CopyPlan, Selection, Shape, StridedLayout, Unit, Word};

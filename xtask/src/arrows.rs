@@ -1,8 +1,9 @@
-//! The dependency arrows: which crate may know which, and what a pure crate may stand on.
+//! The dependency arrows: which crates may depend on which, and the allowed dependencies of pure
+//! crates.
 
 use crate::metadata::Package;
 
-/// Every crate of the workspace and the crates of ours that it may be built with.
+/// Every crate of the workspace, and the workspace crates that it may depend on.
 const ARROWS: [(&str, &[&str]); 15] = [
     ("kvtile-layout", &[]),
     ("kvtile-memory", &[]),
@@ -62,7 +63,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("xtask", &[]),
 ];
 
-/// What the crates that do no I/O may be built with.
+/// The allowed external dependencies of crates that do no I/O.
 const PURE: [(&str, &[&str]); 3] = [
     ("kvtile-random", &[]),
     ("kvtile-layout", &["blake3", "serde", "thiserror", "toml"]),
@@ -82,23 +83,24 @@ const PURE: [(&str, &[&str]); 3] = [
 /// The crate of the Python package.
 const WHEEL: &str = "kvtile-python";
 
-/// What the Python package is not built with, neither itself nor through a crate of ours: the model of
-/// the demonstration and the rivals of the benchmark.
+/// Crates that the Python package must not depend on, directly or through another crate: the model
+/// of the demonstration and the rivals of the benchmark.
 const NOT_IN_THE_WHEEL: [&str; 3] = ["kvtile-bench", "kvtile-demo", "kvtile-rivals"];
 
-/// Block managers of other projects, which bring many crates, and the only crate that may be built with them.
+/// Block managers of other projects, which have many dependencies, and the only crate that may
+/// depend on them.
 const RIVALS: (&str, [&str; 1]) = ("kvtile-rivals", ["kvbm-logical"]);
 
-/// What a crate may refuse to be built and tested with.
+/// A kind of dependency that a crate may refuse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// Async runtimes: right in a crate for networks, wrong wherever a caller brings its own threads.
+    /// Async runtimes: fine in a network crate, wrong where the caller brings its own threads.
     Runtime,
-    /// Clients of networks and object stores, and TLS.
+    /// Network and object store clients, and TLS.
     Network,
-    /// Bindings to accelerators and network cards, which need their libraries to be built.
+    /// Bindings to accelerators and network cards, which need their native libraries at build time.
     Hardware,
-    /// Error types that are no types.
+    /// Error types without typed facts.
     Untyped,
 }
 
@@ -126,8 +128,8 @@ impl Kind {
     }
 }
 
-/// Every crate of the workspace and what it refuses, dev-dependencies included. A crate for networks has a
-/// row without [`Kind::Runtime`] and [`Kind::Network`].
+/// The kinds of dependencies that each crate refuses, dev-dependencies included. A network crate
+/// has a row without [`Kind::Runtime`] and [`Kind::Network`].
 const REFUSED: [(&str, &[Kind]); 15] = [
     ("kvtile-layout", Kind::ALL),
     ("kvtile-memory", Kind::ALL),
@@ -189,7 +191,7 @@ pub(crate) fn check(packages: &[Package]) -> Vec<String> {
     broken
 }
 
-/// The rivals that `package` is built or tested with, though only one crate may be.
+/// Complaints about rivals among the dependencies of `package`, unless it is their owner.
 fn rivals_of(package: &Package) -> Vec<String> {
     let (owner, rivals) = RIVALS;
     let dependencies = package.normal.iter().chain(&package.dev);
@@ -217,7 +219,8 @@ fn refused(package: &Package, table: &[(&str, &[Kind])]) -> Vec<String> {
     dependencies.filter_map(refused).collect()
 }
 
-/// Whatever the table allows, the Python package does not reach what its users do not use.
+/// Checks that the Python package reaches no crate that its users do not need, regardless of
+/// `ARROWS`.
 fn of_the_wheel(ours: &[&Package]) -> Vec<String> {
     let mut reached = vec![WHEEL];
     let mut next = 0;
@@ -238,7 +241,7 @@ fn of_the_wheel(ours: &[&Package]) -> Vec<String> {
         .collect()
 }
 
-/// No dependency needs a newer Rust than the one we state.
+/// Complaints about dependencies that need a newer Rust than the workspace states.
 fn minimum_versions(packages: &[Package]) -> Vec<String> {
     let stated = packages
         .iter()
@@ -286,7 +289,7 @@ mod tests {
         }
     }
 
-    /// The workspace as the table has it.
+    /// A workspace that matches the table.
     fn workspace() -> Vec<Package> {
         ARROWS
             .iter()

@@ -1,8 +1,8 @@
-//! Circles among the rooms of a crate: modules at the top of its `src` that use each other, directly or
-//! through others. A room of a circle cannot be read, tested or moved alone.
+//! Cycles among the rooms of a crate: modules at the top of its `src` that use each other, directly
+//! or through others. A room in a cycle cannot be read, tested or moved alone.
 //!
-//! It reads text: `crate::room::…` in `use` trees and in paths, `super::room::…` at the top of a room, and names
-//! that the root re-exports from a room. Tests may look wherever they want.
+//! The check reads text: `crate::room::…` in `use` trees and in paths, `super::room::…` at the top
+//! of a room, and names that the root re-exports from a room. Tests may use any room.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,8 +15,8 @@ use crate::{
     step::{Failure, root},
 };
 
-/// Circles that exist, by crate: each to be opened, none to grow. One that is not there any more has to go
-/// from this list.
+/// Known cycles by crate. They are to be removed and must not grow. The check fails for an entry
+/// that no longer exists.
 const KNOWN: [(&str, &[&[&str]]); 5] = [
     (
         "kvtile-bench",
@@ -59,7 +59,7 @@ const KNOWN: [(&str, &[&[&str]]); 5] = [
     ),
 ];
 
-/// Which rooms each room uses.
+/// The rooms that each room uses.
 type Uses = BTreeMap<String, BTreeSet<String>>;
 
 /// A source file of a crate: its path inside `src`, and its text.
@@ -93,7 +93,7 @@ pub(crate) fn check() -> Result<Vec<String>, Failure> {
     Ok(broken)
 }
 
-/// What is wrong with the circles of a crate, given those that are known.
+/// Complaints about new cycles of a crate, and about known ones that no longer exist.
 fn complaints(name: &str, found: &[Vec<String>], known: &[&[&str]]) -> Vec<String> {
     let is_known = |circle: &&Vec<String>| known.iter().any(|known| circle.iter().eq(*known));
     let new = found.iter().filter(|circle| !is_known(circle));
@@ -102,12 +102,12 @@ fn complaints(name: &str, found: &[Vec<String>], known: &[&[&str]]) -> Vec<Strin
     let old = known.iter().filter(|known| !is_found(known));
     let old = old.map(|known| {
         let known = known.join(", ");
-        format!("{name}: the circle of {known} is open; take it from the list")
+        format!("{name}: the cycle of {known} no longer exists; remove it from KNOWN")
     });
     new.chain(old).collect()
 }
 
-/// Groups of rooms that reach each other, each sorted by name.
+/// The cycles: groups of rooms that reach each other, each sorted by name.
 fn circles(uses: &Uses) -> Vec<Vec<String>> {
     let reached: BTreeMap<&String, BTreeSet<&String>> =
         uses.keys().map(|room| (room, reach(uses, room))).collect();
@@ -134,7 +134,7 @@ fn reach<'u>(uses: &'u Uses, room: &String) -> BTreeSet<&'u String> {
     reached
 }
 
-/// Which rooms each room of a crate uses.
+/// The rooms that each room of a crate uses.
 fn uses(sources: &[Source]) -> Uses {
     let rooms: BTreeSet<String> = sources.iter().filter_map(|(path, _)| room(path)).collect();
     let from_root = re_exports(sources, &rooms);
@@ -148,7 +148,7 @@ fn uses(sources: &[Source]) -> Uses {
         }
         let text = joined(text);
         let mut names = heads(&text, "crate::");
-        // The module above the top of a room is the root of the crate.
+        // At the top of a room, `super` is the root of the crate.
         if path.iter().count() == 1 || path.ends_with("mod.rs") && path.iter().count() == 2 {
             names.extend(heads(&text, "super::"));
         }
@@ -165,7 +165,7 @@ fn uses(sources: &[Source]) -> Uses {
     uses
 }
 
-/// The room that a file belongs to; the root of the crate belongs to none.
+/// The room of a file; `None` for the root of the crate.
 fn room(path: &Path) -> Option<String> {
     let first = path.components().next()?;
     let first = first.as_os_str().to_string_lossy();
@@ -181,7 +181,7 @@ fn is_test(path: &Path) -> bool {
     })
 }
 
-/// The rooms from which the root re-exports names.
+/// Names that the root re-exports, and their rooms.
 fn re_exports(sources: &[Source], rooms: &BTreeSet<String>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();
     for (path, text) in sources {
@@ -200,13 +200,13 @@ fn re_exports(sources: &[Source], rooms: &BTreeSet<String>) -> BTreeMap<String, 
     names
 }
 
-/// The code of a file in one line.
+/// The code of a file as one line.
 fn joined(text: &str) -> String {
     let lines: Vec<&str> = code(text).iter().map(|(_, line)| line.trim()).collect();
     lines.join(" ")
 }
 
-/// The first names behind every `start` of a path: one, or all of a tree in braces.
+/// The first path segment after every `start`: one, or all of a tree in braces.
 fn heads(text: &str, start: &str) -> Vec<String> {
     let is_name = |c: char| c.is_alphanumeric() || c == '_';
     let mut found = Vec::new();

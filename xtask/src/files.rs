@@ -1,4 +1,4 @@
-//! File rules: how long a file is, where unsafe code may stand, and what may not stand anywhere.
+//! File rules: the length of files, where unsafe code is allowed, and text that is allowed nowhere.
 
 use std::{
     fs,
@@ -7,11 +7,12 @@ use std::{
 
 use crate::step::{Failure, root};
 
-/// Lines of a source file, its tests aside.
+/// Lines of a source file, without its tests.
 const LINES_MAX: usize = 600;
 
-/// Folders and files whose code may be unsafe: memory, the executors, the leases that prove them sound, and the one file in which the
-/// Python package reads the structures of DLPack and of the buffer protocol.
+/// Folders and files that may contain unsafe code: memory, the executors, the leases that prove
+/// them sound, and the file in which the Python package reads the structures of DLPack and of the
+/// buffer protocol.
 const UNSAFE_PLACES: [&str; 4] = [
     "crates/kvtile-memory/src",
     "crates/kvtile-transfer/src/execute",
@@ -33,7 +34,7 @@ const PURE_FOLDERS: [&str; 3] = [
     "crates/kvtile-random/src",
 ];
 
-/// Where an answer of success that says nothing may hide a broken invariant.
+/// Folders where `return Ok(())` without a comment may hide a broken invariant.
 const CORE_FOLDERS: [&str; 5] = [
     "crates/kvtile-blocks/src",
     "crates/kvtile-layout/src",
@@ -42,7 +43,7 @@ const CORE_FOLDERS: [&str; 5] = [
     "crates/kvtile-transfer/src",
 ];
 
-/// Text that stands nowhere. Written in two parts, so that it does not stand here.
+/// Text that is allowed nowhere. It is split here, so that this file passes.
 fn forbidden() -> [(String, &'static str); 5] {
     [
         (["todo", "!("].concat(), "finish it"),
@@ -51,7 +52,7 @@ fn forbidden() -> [(String, &'static str); 5] {
             ["#[", "allow("].concat(),
             "use #[expect(…, reason = \"…\")]",
         ),
-        (["#[", "ignore"].concat(), "skip at run time and say why"),
+        (["#[", "ignore"].concat(), "skip at run time with a reason"),
         (["FIX", "ME"].concat(), "mend it or write an issue"),
     ]
 }
@@ -86,8 +87,8 @@ pub(crate) fn collect(folder: &Path, sources: &mut Vec<PathBuf>) -> Result<(), F
     Ok(())
 }
 
-/// The lines of a file without its tests, each with its number. An item is a test of its own where
-/// `#[cfg(test)]` stands in the first column before it; what comes behind that item is code again.
+/// The numbered lines of a file without its tests. `#[cfg(test)]` in the first column marks the
+/// next item as a test; the code after that item counts again.
 fn without_tests(text: &str) -> Vec<(usize, &str)> {
     let mut kept = Vec::new();
     let mut lines = text.lines().enumerate().map(|(i, line)| (i + 1, line));
@@ -96,7 +97,7 @@ fn without_tests(text: &str) -> Vec<(usize, &str)> {
             kept.push((number, line));
             continue;
         }
-        // The item ends with its first line, or with what closes it in the first column.
+        // The item ends with its first line, or with a closing bracket in the first column.
         let mut is_item = false;
         for (_, line) in lines.by_ref() {
             let is_attribute = !is_item && (line.starts_with("#[") || line.starts_with("//"));
@@ -110,15 +111,15 @@ fn without_tests(text: &str) -> Vec<(usize, &str)> {
     kept
 }
 
-/// The code among these lines: without comments.
+/// The lines of code: without tests and comments.
 pub(crate) fn code(text: &str) -> Vec<(usize, &str)> {
     let mut lines = without_tests(text);
     lines.retain(|(_, line)| !line.trim_start().starts_with("//"));
     lines
 }
 
-/// The lines of `let … else` blocks that answer success and do not say why: a broken invariant must not pass for
-/// one.
+/// The lines of `let … else` blocks that return success without a comment: a broken invariant must
+/// not pass as success.
 fn unexplained(text: &str) -> Vec<usize> {
     let lines = without_tests(text);
     let answers = |line: &str| line.trim_start().starts_with("return Ok(())");
@@ -164,8 +165,8 @@ fn check_file(path: &Path, text: &str) -> Vec<String> {
         let unexplained = unexplained(text).into_iter();
         broken.extend(unexplained.map(|number| {
             format!(
-                "{name}:{number}: an `else` that answers Ok needs the reason as a comment in its block, or is an \
-                 assertion"
+                "{name}:{number}: an `else` that returns Ok needs the reason as a comment in its block, or must be \
+                 an assertion"
             )
         }));
     }
@@ -176,7 +177,7 @@ fn check_file(path: &Path, text: &str) -> Vec<String> {
             .any(|what| has(&["un", "safe ", what].concat()));
         if not_safe && !inside(&UNSAFE_PLACES) {
             broken.push(format!(
-                "{name}:{number}: unsafe code belongs to memory, executors and tensors of others"
+                "{name}:{number}: unsafe code is allowed only in memory, the executors, leases and foreign.rs"
             ));
         }
         if has("env::var") && !inside(&ENVIRONMENT_FOLDERS) {
@@ -208,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn unsafe_code_is_found_where_it_may_not_stand() {
+    fn unsafe_code_outside_its_folders_is_found() {
         let text = "//! Header.\nfn f() { unsafe { g() } }\n";
         assert_eq!(broken("crates/kvtile-layout/src/a.rs", text), 1);
         assert_eq!(broken("crates/kvtile-transfer/src/manager/a.rs", text), 1);
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn success_in_an_else_says_why() {
+    fn success_in_an_else_needs_a_reason() {
         let bare =
             "//! H.\nfn f() {\n    let Some(a) = b else {\n        return Ok(());\n    };\n}\n";
         let core = "crates/kvtile-tiers/src/a.rs";

@@ -1,8 +1,8 @@
-//! Licences: what is built in is compatible with Apache-2.0.
+//! Licences: every dependency's licence is compatible with Apache-2.0.
 
 use crate::metadata::Package;
 
-/// Licences that need nothing but their text.
+/// Licences that require only their text.
 const ALLOWED: [&str; 13] = [
     "0BSD",
     "Apache-2.0",
@@ -35,7 +35,7 @@ fn is_allowed(expression: &str) -> bool {
     let expression = expression.replace('/', " OR ");
     let flat = expression.replace(['(', ')'], " ");
     let flat = flat.split_whitespace().collect::<Vec<_>>().join(" ");
-    // Parentheses occur around OR inside AND only: then every AND part is an OR of its own.
+    // Parentheses occur around OR inside AND only, so each AND operand is an OR list.
     if expression.contains('(') {
         return flat
             .split(" AND ")

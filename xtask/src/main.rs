@@ -1,8 +1,7 @@
 //! The project's own commands, run as `cargo x`.
 //!
-//! `cargo x test` is what the README promises, `cargo x check` is what CI runs, `cargo x fuzz` is
-//! for people with a nightly toolchain (CI runs it where there is one). Every step is a command
-//! that a person could type; it is printed before it runs.
+//! The README names `cargo x test`. CI runs `cargo x check`. `cargo x fuzz` needs a nightly
+//! toolchain; CI runs it if there is one. Every step is a plain command, printed before it runs.
 
 mod arrows;
 mod circles;
@@ -32,56 +31,57 @@ struct Arguments {
 enum Command {
     /// All tests and doc tests.
     Test,
-    /// Everything that CI runs: format, lints, rules, tests, documents, the demonstration, fuzzing.
+    /// All checks of CI: format, lints, rules, tests, documents, the demonstration, fuzzing.
     Check {
-        /// Leave out the tests, because they have just run.
+        /// Skip the tests, for instance because they have just run.
         #[arg(long)]
         without_tests: bool,
     },
     /// The fuzz targets, for some seconds each.
     Fuzz {
-        /// Seconds a target.
+        /// Seconds per target.
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
-    /// The concurrent core of the block pool, in every order in which threads can meet.
+    /// Model-checks the block pool's concurrent core with loom, over all thread interleavings.
     Loom,
-    /// The executors' tests under the address sanitizer alone.
+    /// Only the executors' tests under the address sanitizer.
     Sanitize,
-    /// The cache and its disk tier, for as long as asked: a writer that is killed, simulated disks, and
-    /// a mixed load of several threads.
+    /// Soak tests of the cache and its disk tier: killed writers, simulated disks, and a mixed load
+    /// of several threads.
     Soak {
-        /// How often the writer is killed.
+        /// Number of kills of the writer.
         #[arg(long, default_value_t = 1000)]
         kills: u64,
-        /// How many seeds of the simulation.
+        /// Number of seeds of the simulation.
         #[arg(long, default_value_t = 100_000)]
         seeds: u64,
-        /// How long the mixed load lasts, in seconds.
+        /// Duration of the mixed load in seconds.
         #[arg(long, default_value_t = 300)]
         seconds: u64,
-        /// One seed of the simulation of the disk tier alone, step by step.
+        /// Run only the disk tier's simulation with this seed, step by step.
         #[arg(long)]
         seed: Option<u64>,
     },
-    /// The rules for dependencies, licences, files and rooms alone.
+    /// Only the rules for dependencies, licences, files and rooms.
     Rules,
-    /// The Python package: built into an environment of its own, and tested there.
+    /// Builds the Python package into its own environment and tests it there.
     TestPython,
-    /// The wheel of the Python package.
+    /// Builds the wheel of the Python package.
     Wheel,
-    /// vLLM with the connector, end to end: installed into the user's cache folder, with a real model.
+    /// End-to-end tests of vLLM with the connector and a real model, installed into the user's
+    /// cache folder.
     TestVllm,
-    /// How long vLLM takes to the first token with the connector and without: two minutes, a table and a
-    /// chart.
+    /// Measures how long vLLM takes to the first token with and without the connector: two minutes,
+    /// a table and a chart.
     DemoVllm {
-        /// What the demonstration takes: `--html FILE`, `--rounds N`, … (`-- --help` says all).
+        /// Options of the demonstration: `--html FILE`, `--rounds N`, … (`-- --help` lists all).
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// How long transformers takes to the first token, by where the KV of the prompt comes from.
+    /// Measures how long transformers takes to the first token, by the source of the prompt's KV.
     DemoTransformers {
-        /// What the demonstration takes: `--rounds N`, `--json FILE`, … (`-- --help` says all).
+        /// Options of the demonstration: `--rounds N`, `--json FILE`, … (`-- --help` lists all).
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -127,7 +127,8 @@ fn check(without_tests: bool) -> Result<(), Failure> {
     Step::cargo(["fmt", "--all", "--check"]).run()?;
     let clippy = ["clippy", "--workspace", "--all-targets", "--locked", "--"];
     Step::cargo(clippy.into_iter().chain(["-D", "warnings"])).run()?;
-    // The program with the rivals of the benchmark, which it is not built with otherwise.
+    // The default build leaves out the benchmark's rivals, so build and test the program with them
+    // too.
     let rivals = ["-p", "kvtile-program", "--features", "rivals", "--locked"];
     let clippy = ["clippy"]
         .into_iter()
@@ -173,11 +174,11 @@ fn soak((kills, seeds, seconds): (u64, u64, u64), seed: Option<u64>) -> Result<(
         .run()
 }
 
-/// Seconds that CI fuzzes each target.
+/// Seconds of CI's fuzzing per target.
 const CHECK_FUZZ_SECONDS: u32 = 20;
 
-/// The demonstration as a user runs it: with the tiny model always, and with the real one, which it
-/// fetches itself, where the package index can be reached.
+/// Runs the demonstration as a user does: with the tiny model, then with the real one, which it
+/// downloads if the package index is reachable.
 fn demonstration() -> Result<(), Failure> {
     let demo = ["run", "--release", "--locked", "--", "demo"];
     Step::cargo(demo.into_iter().chain(["--tiny"])).run()?;
@@ -199,7 +200,7 @@ fn rules() -> Result<(), Failure> {
     Err(Failure::Rules(broken))
 }
 
-/// Known vulnerabilities, where `cargo-deny` is installed and its database can be fetched.
+/// Checks for known vulnerabilities, if `cargo-deny` is installed and its database can be fetched.
 fn advisories() -> Result<(), Failure> {
     if !Step::cargo(["deny", "--version"]).succeeds() {
         println!("advisories: not checked, cargo-deny is not installed");
@@ -212,13 +213,13 @@ fn advisories() -> Result<(), Failure> {
     Step::cargo(["deny", "check", "advisories"]).run()
 }
 
-/// The tests that touch bytes through pointers, where every access is checked.
+/// Runs the tests that access bytes through pointers under the address sanitizer.
 fn sanitize() -> Result<(), Failure> {
     if !Step::cargo(["+nightly", "--version"]).succeeds() {
         println!("sanitize: skipped, there is no nightly toolchain");
         return Ok(());
     }
-    // With a target given, build scripts and macros are left as they are.
+    // An explicit target keeps the sanitizer out of build scripts and macros.
     let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
     let tests = ["--lib", "--test", "transfers_reference", "--test", "large"];
     let test = [
@@ -240,8 +241,8 @@ fn sanitize() -> Result<(), Failure> {
     .run()
 }
 
-/// The models of the block pool, of completions and of flights. They have a folder of their own, as
-/// everything below them is built with other flags.
+/// The loom models of the block pool, completions and flights. They have a target folder of their
+/// own, because their flags rebuild all dependencies.
 fn loom() -> Result<(), Failure> {
     for (package, models) in [
         ("kvtile-blocks", &["--test", "pool_loom"][..]),

@@ -1,10 +1,10 @@
-//! What `cargo metadata` says of the workspace and its dependencies.
+//! The output of `cargo metadata` about the workspace and its dependencies.
 
 use serde_json::Value;
 
 use crate::step::{Failure, Step};
 
-/// A package, ours or not.
+/// A package of the workspace, or a dependency.
 pub(crate) struct Package {
     pub(crate) name: String,
     pub(crate) version: String,
@@ -12,13 +12,13 @@ pub(crate) struct Package {
     pub(crate) rust_version: Option<String>,
     /// Whether it is a member of the workspace.
     pub(crate) ours: bool,
-    /// Names of the dependencies that are built into it: no dev-dependencies.
+    /// Names of its normal and build dependencies: no dev-dependencies.
     pub(crate) normal: Vec<String>,
     /// Names of its dev-dependencies.
     pub(crate) dev: Vec<String>,
 }
 
-/// All packages that the lock file has.
+/// All packages in the lock file.
 pub(crate) fn read() -> Result<Vec<Package>, Failure> {
     let json = Step::cargo(["metadata", "--format-version", "1", "--locked"]).output()?;
     let json: Value = serde_json::from_slice(&json)

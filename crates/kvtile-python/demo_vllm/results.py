@@ -1,4 +1,4 @@
-"""What was measured, and what follows from it."""
+"""The measurements and their summary."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from typing import Any
 
 
 class WrongTokensError(Exception):
-    """A prompt got another answer with KV from somewhere else. It never may."""
+    """Two answers to one prompt differ. The source of the KV must never change an answer."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to the KV of a prompt: which engine answers, and what it still has."""
+    """One source of a prompt's KV: the engine that answers, and the state of its caches."""
 
     engine: str
     state: str
     title: str
-    # What the time to the first token is held against, in the same round.
+    # The baseline of the ratio, in the same round.
     against: tuple[str, str]
-    # Where the prefix comes from: computed, vLLM's own cache, host memory, disk, files of the ExampleConnector.
+    # Source of the prefix: computed, vLLM's own cache, host memory, disk, files of the ExampleConnector.
     source: str
 
 
@@ -39,7 +39,7 @@ WAYS = (
 
 @dataclass
 class Row:
-    """What a way came to: medians over the rounds."""
+    """The medians of a way over the rounds."""
 
     way: Way
     seconds: float
@@ -54,7 +54,7 @@ class Row:
 
 @dataclass
 class Results:
-    """All answers, on which machine, with which versions, of which sizes."""
+    """All answers, with the machine, the versions and the sizes."""
 
     machine: str
     versions: dict[str, str]
@@ -62,11 +62,11 @@ class Results:
     answers: list[dict[str, Any]]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, and the summary."""
+        """All answers and the metadata."""
         return asdict(self)
 
     def check(self) -> None:
-        """Every answer to a prompt has the same tokens, wherever its KV came from."""
+        """Checks that all answers to a prompt have the same tokens."""
         expected: dict[int, list[int]] = {}
         for answer in self.answers:
             tokens = expected.setdefault(answer["round"], answer["tokens"])
@@ -85,7 +85,7 @@ class Results:
         return {answer["round"]: answer for answer in part if (answer["engine"], answer["state"]) == (engine, state)}
 
     def rows(self) -> list[Row]:
-        """One row a way."""
+        """One row per way."""
         return [self._row(way) for way in WAYS if self.of(way.engine, way.state, restarted=way.state == "restarted")]
 
     def _row(self, way: Way) -> Row:

@@ -1,4 +1,4 @@
-"""What was measured, for a terminal."""
+"""The results as a table for a terminal."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ COLOURS = {"computed": "red", "own": "bright_black", "host": "green", "disk": "b
 
 
 def milliseconds(seconds: float) -> str:
-    """As a person reads it."""
+    """A readable time."""
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.0f} ms"
 
 
 def span(row: Row) -> str:
-    """From the fastest round to the slowest."""
+    """The range from the fastest round to the slowest."""
     if row.high_seconds >= 1:
         return f"{row.low_seconds:.2f}–{row.high_seconds:.2f} s"
     return f"{row.low_seconds * 1e3:.0f}–{row.high_seconds * 1e3:.0f} ms"
 
 
 def against(row: Row) -> str:
-    """What a ratio is held against."""
+    """The name of a ratio's baseline."""
     return "no connector" if row.way.against[1] == "cold" else "vLLM's own cache"
 
 
 def is_itself(row: Row) -> bool:
-    """Whether a row is what others are held against."""
+    """Whether a row is a baseline."""
     return (row.way.engine, row.way.state) == row.way.against
 
 
 def show(console: Console, results: Results) -> None:
-    """The table, with bars."""
+    """Prints the table, with bars."""
     rows = results.rows()
     longest = max(row.seconds for row in rows)
     table = Table(title="Time to first token, by where the prompt's KV comes from", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
@@ -64,7 +64,7 @@ def show(console: Console, results: Results) -> None:
 
 
 def notes(results: Results) -> list[str]:
-    """What the figures mean."""
+    """Notes on how the figures were measured."""
     told = results.told
     versions = ", ".join(f"{name} {version}" for name, version in results.versions.items())
     return [

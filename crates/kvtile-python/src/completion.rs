@@ -1,4 +1,4 @@
-//! Completions: the end of what was begun, to wait for, to await, or to be called back by.
+//! Completions of copies, loads and stores: wait for them, await them, or add a callback.
 
 use std::{
     future::Future,
@@ -25,7 +25,7 @@ use crate::{
     report::{PyLoadReport, PyStoreReport, PyTransferReport},
 };
 
-/// What may end.
+/// The library's completion of an operation.
 #[derive(Clone, Debug)]
 pub(crate) enum Ending {
     Copy(TransferCompletion),
@@ -33,7 +33,7 @@ pub(crate) enum Ending {
     Store(Completion<StoreReport>),
 }
 
-/// How it ended.
+/// The report of a completed operation.
 enum Outcome {
     Copy(PyTransferReport),
     Load(PyLoadReport),
@@ -94,7 +94,7 @@ impl Ending {
         }
     }
 
-    /// Leaves a waker behind; whether the end has come already.
+    /// Registers a waker. Returns whether the operation is complete already.
     fn poll(&mut self, waker: &Waker) -> bool {
         let context = &mut Context::from_waker(waker);
         match self {
@@ -105,18 +105,18 @@ impl Ending {
     }
 }
 
-/// The end of a copy, a load or a store.
+/// The completion of a copy, a load or a store.
 ///
-/// Wait for it (``wait``), await it in a coroutine, or be called back (``add_done_callback``). Dropping
-/// it neither cancels what is under way nor loses it. Awaiting gives what ``wait`` gives.
+/// Wait for it (``wait``), await it in a coroutine, or add a callback (``add_done_callback``).
+/// Awaiting returns what ``wait`` returns. Dropping a completion does not cancel the operation.
 #[pyclass(name = "Completion", module = "kvtile", frozen, generic)]
 pub(crate) struct PyCompletion {
     ending: Option<Ending>,
-    /// What waits to be called back: their places in the list of those who wait.
+    /// Clones of `ending` whose wakers call the callbacks. Dropping one would remove its waker.
     polled: Mutex<Vec<Ending>>,
-    /// Layers that it has; none of which only its end is known.
+    /// The number of layers; `usize::MAX` if no layout is known.
     layers: usize,
-    /// The layouts that are read and written.
+    /// The layouts that the operation reads and writes.
     layouts: Option<Vec<Arc<LayoutInner>>>,
 }
 
@@ -140,7 +140,8 @@ impl PyCompletion {
         ending.ok_or_else(|| python::ClosedError::new_err("the completion is being dropped"))
     }
 
-    /// Refuses to wait without end on a thread that may have to bring that end about.
+    /// Refuses to wait without a timeout on a thread that may have to complete the operation
+    /// itself.
     fn check_wait(&self, py: Python<'_>, timeout: Option<Duration>) -> PyResult<()> {
         if timeout.is_some() || guard::called_back().is_none() || self.done(py)? {
             return Ok(());
@@ -162,18 +163,19 @@ impl Drop for PyCompletion {
 
 #[pymethods]
 impl PyCompletion {
-    /// Waits for the end. Other Python threads run meanwhile, and Ctrl-C ends the wait.
+    /// Waits for the completion. Other Python threads run during the wait, and Ctrl-C ends it.
     ///
     /// Args:
-    ///     timeout: seconds; for ever unless said.
+    ///     timeout: seconds; default: no timeout.
     ///
     /// Returns:
     ///     A TransferReport, LoadReport or StoreReport.
     ///
     /// Raises:
-    ///     WaitTimeoutError: the end did not come in time; what is under way goes on.
-    ///     RequestError: a layer that there is not; a callback waits without a timeout for what has not ended.
-    ///     TransferError: a copy failed. Loads and stores do not raise: their reports say what came.
+    ///     WaitTimeoutError: the timeout expired; the operation continues.
+    ///     RequestError: the layer does not exist, or a callback waits without a timeout for an
+    ///         operation in flight.
+    ///     TransferError: a copy failed. Loads and stores do not raise: see their reports.
     #[pyo3(signature = (timeout=None))]
     fn wait(
         &self,
@@ -189,18 +191,20 @@ impl PyCompletion {
         }
     }
 
-    /// Waits until a layer is complete at the destination, as an engine does before it attends to it.
+    /// Waits until a layer is complete at the destination, as an engine does before it attends to
+    /// that layer.
     ///
     /// Args:
-    ///     layer: counted from the first that is copied or loaded.
-    ///     timeout: seconds; for ever unless said.
+    ///     layer: index, counted from the first layer that is copied or loaded.
+    ///     timeout: seconds; default: no timeout.
     ///
     /// Returns:
-    ///     True where the layer is there, False where a load ended without it (``wait`` says why).
+    ///     True if the layer is complete, False if a load ended without it (``wait`` reports why).
     ///
     /// Raises:
-    ///     WaitTimeoutError: it did not come in time.
-    ///     RequestError: a layer that there is not; a callback waits without a timeout for what has not ended.
+    ///     WaitTimeoutError: the timeout expired.
+    ///     RequestError: the layer does not exist, or a callback waits without a timeout for an
+    ///         operation in flight.
     ///     TransferError: the copy failed.
     #[pyo3(signature = (layer, timeout=None))]
     fn wait_layer(
@@ -224,17 +228,17 @@ impl PyCompletion {
         }
     }
 
-    /// Whether the end has come.
+    /// Whether the operation is complete.
     fn done(&self, py: Python<'_>) -> PyResult<bool> {
         let ending = self.ending()?;
         guard::call(py, || ending.is_complete())
     }
 
-    /// Asks a load or a store for an early end: what has not begun does not begin. Copies cannot be
-    /// cancelled. When the end has come, nothing touches the tensors any more.
+    /// Cancels a load or a store: parts that have not begun do not begin. Copies cannot be
+    /// cancelled. After the completion, kvtile does not touch the tensors any more.
     ///
     /// Returns:
-    ///     Whether it can be cancelled at all.
+    ///     Whether this kind of operation can be cancelled.
     fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
         let ending = self.ending()?;
         guard::call(py, || match ending {
@@ -250,11 +254,13 @@ impl PyCompletion {
         })
     }
 
-    /// Calls ``callback(completion)`` at the end, on a thread of kvtile, or now if it has come.
+    /// Calls ``callback(completion)`` on completion, on a thread of kvtile, or at once if the
+    /// operation is complete.
     ///
-    /// There it may call everything of kvtile but wait without a timeout for what has not ended, and
-    /// copy_blocks where it is the callback of a copy: both would wait for their own thread, and are
-    /// refused. What it raises is printed and ignored.
+    /// The callback may call all of kvtile, with two exceptions that would wait for their own
+    /// thread and are refused. It must not wait without a timeout for an operation in flight. The
+    /// callback of a copy must not call copy_blocks. An exception in the callback is printed and
+    /// ignored.
     fn add_done_callback(
         slf: &Bound<'_, Self>,
         #[pyo3(from_py_with = object::callback)] callback: Bound<'_, PyAny>,
@@ -294,7 +300,7 @@ impl PyCompletion {
     fn __reduce__(&self) -> PyResult<()> {
         Err(pickle::refused(
             "Completion",
-            "it waits for what goes on in this process; pickle the report that wait returns",
+            "it waits for an operation of this process; pickle the report that wait returns",
         ))
     }
 
@@ -309,7 +315,7 @@ impl PyCompletion {
     }
 }
 
-/// Calls somebody back, once.
+/// A waker that calls a Python callback once.
 struct Bell {
     callback: Mutex<Option<(Py<PyAny>, Py<PyCompletion>)>>,
     ended: Ended,
@@ -330,7 +336,7 @@ impl Bell {
 
 impl Wake for Bell {
     fn wake(self: Arc<Self>) {
-        // Where there is no interpreter any more, nobody waits.
+        // After interpreter shutdown the callback is skipped.
         guard::call_back(self.ended, || {
             ending::attach(|py| self.ring(py));
         });

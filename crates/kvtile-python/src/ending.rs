@@ -1,7 +1,7 @@
-//! The end of the interpreter. Python stops the threads that want it back once it has begun to end, by
-//! unwinding them, and that aborts the process where there are frames of Rust. So from then on threads
-//! other than the one that ends it do not come back from the library: they stay where they are until
-//! the process is gone, and are as good as stopped. This module does not know what is called.
+//! Interpreter shutdown. Once shutdown has begun, Python unwinds every other thread that tries to
+//! take the GIL back. Unwinding through Rust frames aborts the process. From then on, threads other
+//! than the one that shuts down do not return from the library: they park until the process exits.
+//! This module does not know which calls it guards.
 
 use std::{
     sync::{
@@ -16,23 +16,23 @@ use pyo3::prelude::*;
 
 use crate::{error::python::ClosedError, guard};
 
-/// How long the end waits for threads that are on their way back to Python.
+/// How long shutdown waits for threads that are returning to Python.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The thread that ends the interpreter, once it has begun.
+/// The thread that shuts the interpreter down, once shutdown has begun.
 static ENDING: OnceLock<ThreadId> = OnceLock::new();
 
-/// Threads on their way back to Python, and callbacks.
+/// The number of threads that are returning to Python or run a callback.
 static RETURNING: AtomicUsize = AtomicUsize::new(0);
 
-/// Whether the interpreter is being ended by another thread than this one.
+/// Whether another thread than this one shuts the interpreter down.
 pub(crate) fn elsewhere() -> bool {
     let this = thread::current().id();
     ENDING.get().is_some_and(|ending| *ending != this)
 }
 
-/// Before a thread takes the interpreter back; [`returned`] follows. It does not come back from here
-/// where the interpreter is being ended.
+/// Call this before the thread takes the GIL back, and [`returned`] afterwards. During shutdown by
+/// another thread this function does not return, except in callbacks.
 pub(crate) fn wait_to_return() {
     if enter() || guard::called_back().is_some() {
         return;
@@ -41,27 +41,26 @@ pub(crate) fn wait_to_return() {
     stay();
 }
 
-/// Until the process is gone.
+/// Parks this thread until the process exits.
 fn stay() {
     loop {
         thread::park();
     }
 }
 
-/// A module of this package that is in Python. Nothing can be imported any more while the interpreter
-/// ends.
+/// Imports a Python module of this package. Imports fail during interpreter shutdown.
 pub(crate) fn import<'py>(py: Python<'py>, name: &str) -> PyResult<Bound<'py, PyModule>> {
     let module = run_python(py, || py.import(name));
     module.map_err(|error| ClosedError::new_err(format!("{name} cannot be imported: {error}")))
 }
 
-/// The thread has the interpreter again.
+/// Marks that the thread has the GIL again.
 pub(crate) fn returned() {
     RETURNING.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Runs code of Python on a thread of Python. It is waited for where the interpreter is being ended
-/// meanwhile, and not begun afterwards.
+/// Runs Python code on a Python thread. Shutdown waits for such code to end. After shutdown has
+/// begun, the code does not start.
 pub(crate) fn run_python<T>(py: Python<'_>, call: impl FnOnce() -> T) -> T {
     if !enter() && guard::called_back().is_none() {
         returned();
@@ -74,19 +73,19 @@ pub(crate) fn run_python<T>(py: Python<'_>, call: impl FnOnce() -> T) -> T {
     value
 }
 
-/// Keeps a thread that Python unwinds, because the end did not wait for it any longer.
+/// Parks a thread that Python unwinds because shutdown did not wait for it any longer.
 struct StayWhereUnwound;
 
 impl Drop for StayWhereUnwound {
     fn drop(&mut self) {
-        // Panics of Rust go on: they are caught, and the thread goes on.
+        // A Rust panic continues to unwind: `guard` catches it.
         if !thread::panicking() {
             stay();
         }
     }
 }
 
-/// Calls Python from a thread of the library, and not where the interpreter is being ended.
+/// Calls Python from a thread of the library, unless another thread shuts the interpreter down.
 pub(crate) fn attach<T>(call: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     let value = match enter() {
         true => Python::try_attach(call),
@@ -96,15 +95,15 @@ pub(crate) fn attach<T>(call: impl FnOnce(Python<'_>) -> T) -> Option<T> {
     value
 }
 
-/// Counts this thread; whether it may go on.
+/// Counts this thread as returning. Returns whether it may continue.
 fn enter() -> bool {
     RETURNING.fetch_add(1, Ordering::SeqCst);
-    // Either this thread sees the end, or the end sees that it is counted.
+    // With the fence in `begin`: either this thread sees shutdown, or shutdown sees its count.
     fence(Ordering::SeqCst);
     !elsewhere()
 }
 
-/// Begins the end: waits for threads that are on their way, with the interpreter left to them.
+/// Begins shutdown: releases the GIL and waits for the threads that are returning.
 pub(crate) fn begin(py: Python<'_>) {
     let _ = ENDING.set(thread::current().id());
     fence(Ordering::SeqCst);

@@ -1,6 +1,6 @@
-//! The bridge of errors: what the library refuses becomes an exception of `kvtile`.
+//! Converts the library's errors to exceptions of `kvtile`.
 //!
-//! The exceptions are defined in Python (`kvtile/_errors.py`), as most of them have two bases.
+//! The exceptions are defined in Python (`kvtile/_errors.py`), because most of them have two bases.
 
 use std::error::Error;
 
@@ -13,11 +13,11 @@ use kvtile::{
 };
 use pyo3::prelude::*;
 
-/// The exceptions as Python has them.
+/// The exception classes.
 pub(crate) mod python {
     use pyo3::{import_exception, prelude::*};
 
-    /// Finds all of them now, because nothing can be imported any more while the interpreter ends.
+    /// Imports all exceptions now, because imports fail during interpreter shutdown.
     pub(crate) fn load(py: Python<'_>) {
         let _ = [
             py.get_type::<ArgumentError>(),
@@ -55,18 +55,18 @@ pub(crate) mod python {
     import_exception!(kvtile._errors, WaitTimeoutError);
 }
 
-/// Why a call of the library came to nothing.
+/// Why a call failed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// What the library says.
+    /// An error of the library.
     Refused(Box<TierError>),
-    /// What the binding itself refuses.
+    /// A tensor that the binding refuses.
     Tensor(String),
-    /// Something of ours that should not have happened.
+    /// A panic in the library: a defect of kvtile.
     Panic(String),
-    /// The child of a fork.
+    /// A call in a forked child.
     Forked {
-        /// The process that used the library before.
+        /// The id of the process that used the library first.
         home: u32,
     },
 }
@@ -112,7 +112,7 @@ impl Failure {
     }
 }
 
-/// An error of the library as an exception.
+/// Converts an error of the library to an exception.
 pub(crate) fn raise(py: Python<'_>, error: impl Into<Failure>) -> PyErr {
     error.into().into_exception(py)
 }
@@ -210,7 +210,7 @@ where
     exception
 }
 
-/// The message with its causes, each said once.
+/// The message with its causes, without repetition.
 fn text_of(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

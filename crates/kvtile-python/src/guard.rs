@@ -1,8 +1,9 @@
-//! The one way into the library.
+//! The only way into the library.
 //!
-//! Whoever calls the library holds locks of it now and then, and so do its threads, which log to
-//! Python. So nothing of the library is called, and nothing of it dropped, while this thread keeps
-//! the interpreter to itself: other Python threads go on meanwhile, and no thread waits for the other.
+//! Calls into the library take its locks, and so do its worker threads, which log to Python. So
+//! this crate releases the GIL for every call of the library and every drop of its objects. Other
+//! Python threads continue, and no thread holds the GIL while it waits for a lock of the library,
+//! so the two cannot deadlock.
 
 use std::{
     any::Any,
@@ -16,10 +17,10 @@ use pyo3::prelude::*;
 
 use crate::{ending, error::Failure};
 
-/// How long a wait goes on before it looks whether Ctrl-C was pressed.
+/// How often a wait checks for Ctrl-C.
 const SIGNAL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// The process that the library's threads and locks belong to: the first that used it.
+/// The process that owns the library's threads and locks: the first one that used it.
 static HOME: OnceLock<u32> = OnceLock::new();
 
 /// Whether this process is a fork of the one that used the library.
@@ -28,7 +29,7 @@ fn is_fork() -> bool {
     *HOME.get_or_init(|| this) != this
 }
 
-/// Calls the library.
+/// Calls the library without the GIL. Panics become `InternalError`.
 pub(crate) fn run<T, E>(py: Python<'_>, work: impl FnOnce() -> Result<T, E> + Send) -> PyResult<T>
 where
     T: Send,
@@ -48,12 +49,12 @@ where
     }
 }
 
-/// Calls what cannot be refused.
+/// Calls library code that does not return an error.
 pub(crate) fn call<T: Send>(py: Python<'_>, work: impl FnOnce() -> T + Send) -> PyResult<T> {
     run(py, || Ok::<T, Failure>(work()))
 }
 
-/// Refuses to go on in the child of a fork: threads and locks of the library stayed behind.
+/// Refuses calls in a forked child, which does not have the threads of the library.
 pub(crate) fn check_fork() -> PyResult<()> {
     if is_fork() {
         let home = HOME.get().copied().unwrap_or_default();
@@ -62,8 +63,9 @@ pub(crate) fn check_fork() -> PyResult<()> {
     Ok(())
 }
 
-/// Drops something of the library. In the child of a fork it is left as it is: to drop it there would
-/// wait for threads that the child does not have. So it is while another thread ends the interpreter.
+/// Drops an object of the library. In a forked child the object leaks instead: its drop would wait
+/// for threads that the child does not have. It also leaks while another thread shuts the
+/// interpreter down.
 pub(crate) fn discard<T: Send>(value: T) {
     if is_fork() || ending::elsewhere() {
         std::mem::forget(value);
@@ -79,12 +81,12 @@ pub(crate) fn discard<T: Send>(value: T) {
         ending::returned();
     });
     if dropped.is_none() {
-        // The interpreter is gone, and nobody can wait for it.
+        // After interpreter shutdown there is no GIL to release.
         drop(value);
     }
 }
 
-/// What ended, when a thread of the library calls Python back.
+/// The kind of operation whose completion calls Python back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ended {
     /// A copy.
@@ -94,25 +96,25 @@ pub(crate) enum Ended {
 }
 
 thread_local! {
-    /// Whether this thread calls Python back just now.
+    /// Set while this thread calls Python back.
     static CALLED_BACK: Cell<Option<Ended>> = const { Cell::new(None) };
 }
 
-/// Calls Python back, on the thread on which something ended.
+/// Calls Python back on the thread that completes an operation.
 pub(crate) fn call_back(ended: Ended, call: impl FnOnce()) {
     let before = CALLED_BACK.replace(Some(ended));
     call();
     CALLED_BACK.set(before);
 }
 
-/// What ended on this thread, where it calls Python back just now. Such a thread must not wait for what
-/// it may have to do itself.
+/// The kind of operation whose callback runs on this thread now. Such a thread must not wait for
+/// work that it may have to do itself.
 pub(crate) fn called_back() -> Option<Ended> {
     CALLED_BACK.get()
 }
 
-/// Waits for what `poll` waits for in short turns, and looks for signals between them. `None` where
-/// it did not come within `timeout`.
+/// Waits in short turns and checks for signals between them. Returns `None` if `poll` has no result
+/// within `timeout`.
 pub(crate) fn wait<T: Send>(
     py: Python<'_>,
     timeout: Option<Duration>,

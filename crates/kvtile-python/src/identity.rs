@@ -1,4 +1,4 @@
-//! Identities: what stored blocks mean.
+//! Identities: everything that must be equal before stored bytes may be used.
 
 use std::{
     collections::{BTreeMap, hash_map::DefaultHasher},
@@ -24,19 +24,19 @@ use crate::{
     shape::PyShape,
 };
 
-/// What the blocks of a cache mean: everything that must be equal before stored bytes may be used.
+/// The identity of a cache's blocks: everything that must be equal before stored bytes may be used.
 ///
-/// The number of blocks and where the bytes lie are no part of it: caches of the same identity may have
-/// different layouts. ``Identity.from_hf_config`` makes it from a model's config.
+/// The number of blocks and the layout are not part of it: caches of the same identity may have
+/// different layouts. ``Identity.from_hf_config`` derives it from a model's config.
 ///
 /// Args:
 ///     model: the model's name.
-///     revision: which weights: a commit, or a digest of the file.
-///     shape: layers, page size, planes and the shard held here.
+///     revision: identifies the weights: a commit, or a digest of the file.
+///     shape: layers, page size, planes and the shard of this rank.
 ///     rope: the rotary embedding as Hugging Face writes ``rope_parameters``: ``rope_type``,
-///         ``rope_theta``, and what else decides the angles; None for models without.
-///     extra: whatever else the values depend on: a digest of static scales, the adapter, the attention
-///         backend of an opaque layout.
+///         ``rope_theta``, and the other parameters of the angles; None for models without.
+///     extra: everything else that the values depend on: a digest of static scales, the adapter,
+///         the attention backend of an opaque layout.
 ///
 /// Raises:
 ///     LayoutError: names that are empty or longer than 4096 bytes, numbers that are not finite.
@@ -70,27 +70,33 @@ impl PyIdentity {
         identity.map(PyIdentity).map_err(|error| raise(py, error))
     }
 
-    /// The identity of a model's KV from its Hugging Face config, for the model types that ``docs/models.md`` lists.
+    /// Derives the identity of a model's KV from its Hugging Face config. ``docs/models.md`` lists
+    /// the supported model types.
     ///
-    /// What of the config changes KV is in ``extra``, one entry a field, named ``config.`` and the field.
+    /// Each config field that affects KV becomes an entry of ``extra``, named ``config.`` and the
+    /// field.
     ///
     /// Args:
-    ///     config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file or of its
-    ///         folder; all give the same identity.
-    ///     page_size: tokens a block.
-    ///     dtype: of the KV; the config's dtype unless said.
-    ///     model: the name; the config's ``_name_or_path`` unless said.
-    ///     revision: which weights; the commit that the config was loaded from unless said.
-    ///     tp_rank, tp_size: which heads are held here, under tensor parallelism.
-    ///     layers: ``(start, stop)`` of the layers held here, under pipeline parallelism; all unless said.
+    ///     config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file
+    ///         or of its folder; all give the same identity.
+    ///     page_size: tokens per block.
+    ///     dtype: dtype of the KV; default: the config's dtype.
+    ///     model: the name; default: the config's ``_name_or_path``.
+    ///     revision: identifies the weights; default: the commit that the config was loaded from.
+    ///     tp_rank, tp_size: rank and size of tensor parallelism; they select the heads of this
+    ///         rank.
+    ///     layers: ``(start, stop)`` of this rank's layers under pipeline parallelism; default: all
+    ///         layers.
     ///     extra: as for Identity.
-    ///     max_model_len: the context length of an engine that chooses its rotary embedding by it, as vLLM
-    ///         does; without it, embeddings that depend on the length of a sequence are refused.
-    ///     text_only: read the text part of a model that takes images or sound too, of which only text is kept.
+    ///     max_model_len: the context length of an engine that selects its rotary embedding by it,
+    ///         as vLLM does. Without it, embeddings that depend on the sequence length are refused.
+    ///     text_only: accept models with image or sound input and use their text part; only KV of
+    ///         text may be stored.
     ///
     /// Raises:
-    ///     IdentityError: a model type that is not known, a config that lacks something, or a model whose KV
-    ///         is not one group of full causal attention (latent, sliding-window, recurrent, in both directions).
+    ///     IdentityError: an unknown model type, a config without a required field, or a model
+    ///         whose KV is not one group of full causal attention (latent, sliding-window,
+    ///         recurrent, bidirectional).
     #[staticmethod]
     #[pyo3(signature = (config, *, page_size, **settings))]
     fn from_hf_config(
@@ -103,19 +109,19 @@ impl PyIdentity {
         Ok(ending::run_python(config.py(), call)?.unbind())
     }
 
-    /// The identity that ``to_json`` wrote.
+    /// Parses the JSON that ``to_json`` wrote.
     ///
     /// Raises:
-    ///     IdentityError: text that is none.
+    ///     IdentityError: text that is not an identity.
     #[staticmethod]
     fn from_json(#[pyo3(from_py_with = text::text)] text: Text) -> PyResult<PyIdentity> {
         let identity = serde_json::from_str(&text);
         identity
             .map(PyIdentity)
-            .map_err(|error| IdentityError::new_err(format!("no identity: {}", plain(&error))))
+            .map_err(|error| IdentityError::new_err(format!("not an identity: {}", plain(&error))))
     }
 
-    /// All of it as JSON.
+    /// The whole identity as JSON.
     fn to_json(&self) -> PyResult<String> {
         serde_json::to_string(&self.0).map_err(|error| IdentityError::new_err(error.to_string()))
     }
@@ -126,31 +132,33 @@ impl PyIdentity {
         self.0.model()
     }
 
-    /// Which weights.
+    /// Identifies the weights.
     #[getter]
     fn revision(&self) -> &str {
         self.0.revision()
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[getter]
     fn page_size(&self) -> u64 {
         self.0.page_size()
     }
 
-    /// What else the values depend on.
+    /// The other facts that the values depend on.
     #[getter]
     fn extra(&self) -> BTreeMap<String, String> {
         self.0.extra().clone()
     }
 
-    /// 128 bits of all of it, as hexadecimal text; the same in every process and on every machine.
+    /// A 128-bit hash of the identity as hexadecimal text, the same in every process and on every
+    /// machine.
     #[getter]
     fn fingerprint(&self) -> String {
         self.0.fingerprint().to_string()
     }
 
-    /// The first field that differs and both values, as a person reads it; None where both are equal.
+    /// A readable text of the first field that differs and both values; None if the identities are
+    /// equal.
     fn difference(
         &self,
         #[pyo3(from_py_with = object::other)] other: Bound<'_, PyIdentity>,
@@ -184,7 +192,7 @@ impl PyIdentity {
     }
 }
 
-/// What is wrong with JSON, without the names that its fields' types have in Rust.
+/// The message of a JSON error, without Rust's type names.
 fn plain(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let mut words: Vec<&str> = Vec::new();
@@ -203,7 +211,7 @@ fn plain(error: &serde_json::Error) -> String {
     words.join(" ")
 }
 
-/// What else the values depend on: text by text.
+/// The entries of `extra`; every value is text.
 fn texts_of(extra: Option<Bound<'_, PyDict>>) -> PyResult<BTreeMap<String, String>> {
     let mut texts = BTreeMap::new();
     for (name, value) in extra.iter().flatten() {
@@ -214,7 +222,7 @@ fn texts_of(extra: Option<Bound<'_, PyDict>>) -> PyResult<BTreeMap<String, Strin
     Ok(texts)
 }
 
-/// A rotary embedding from the words of Hugging Face.
+/// A rotary embedding from Hugging Face's field names.
 fn rope_of(rope: &Bound<'_, PyDict>) -> PyResult<Rope> {
     let py = rope.py();
     let mut kind = "default".to_owned();

@@ -1,4 +1,4 @@
-//! Keys of blocks, from tokens.
+//! Block keys, computed from tokens.
 
 use kvtile::{
     BlockKey, HasherOptions, TokenHasher, TokenSequence,
@@ -26,20 +26,22 @@ use crate::{
 
 /// Makes the keys of full blocks: chained hashes of their tokens, keyed by the identity and the salt.
 ///
-/// Keys are 16 bytes, the same in every process and on every machine. Two blocks have one key only if
-/// they and everything before them have the same tokens, extra keys, identity and salt.
+/// Keys are 16 bytes, the same in every process and on every machine. Two blocks have the same key
+/// only if they and all blocks before them have the same tokens, extra keys, identity and salt.
 ///
 /// Args:
-///     identity: what the blocks mean.
-///     salt: keeps tenants apart: blocks are found only by those who have the same one.
-///     profile: ``"blake3"``; ``"xxh3"`` is faster, for one tenant whose prompts are trusted; ``"router"`` is
-///         for routers that use XXH3-64: the first 8 bytes of a key are the sequence hash and the last 8 the
-///         block hash, little-endian, and neither depends on the identity.
-///     seed: that of the router's hashes, with ``"router"`` alone.
-///     page_size: tokens a block, the identity's; with ``"router"`` that of the router.
+///     identity: the identity of the blocks.
+///     salt: isolates tenants: a lookup finds only blocks of the same salt.
+///     profile: ``"blake3"``; ``"xxh3"`` is faster, for one tenant whose prompts are trusted;
+///         ``"router"`` is for routers that use XXH3-64: the first 8 bytes of a key are the
+///         sequence hash and the last 8 the block hash, little-endian, and neither depends on the
+///         identity.
+///     seed: the seed of the router's hashes, for ``"router"`` only.
+///     page_size: tokens per block; default: the identity's. With ``"router"``, the router's page
+///         size.
 ///
 /// Raises:
-///     RequestError: another profile, one without what it needs, or a page size out of range.
+///     RequestError: an unknown profile, a profile without its seed, or a page size out of range.
 #[pyclass(name = "TokenHasher", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyTokenHasher {
@@ -47,7 +49,7 @@ pub(crate) struct PyTokenHasher {
     made_of: HasherSettings,
 }
 
-/// What a hasher is made of.
+/// The arguments of a hasher, for pickling.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct HasherSettings {
     identity: LogicalIdentity,
@@ -64,8 +66,7 @@ impl HasherSettings {
             ("xxh3", None) => Profile::Xxh3,
             ("router", Some(seed)) => Profile::Router { seed },
             ("router", None) => {
-                let text =
-                    "the profile \"router\" has a seed, the one that the router uses; give seed=";
+                let text = "the profile \"router\" needs the seed that the router uses; give seed=";
                 return Err(RequestError::new_err(text));
             }
             (profile @ ("blake3" | "xxh3"), Some(seed)) => {
@@ -129,22 +130,22 @@ impl PyTokenHasher {
         pickle::restore::<HasherSettings>(text)?.hasher()
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[getter]
     fn page_size(&self) -> usize {
         self.hasher.page_size()
     }
 
-    /// The keys of all full blocks of ``tokens``; tokens after the last full block have none.
+    /// The keys of all full blocks of ``tokens``. Tokens after the last full block have no key.
     ///
     /// Args:
-    ///     tokens: token ids, 0 to 2**32 - 1: a list, or a flat array or tensor of whole numbers. Text and
-    ///         bytes are none; ``memoryview(data)`` of bytes is one token a byte.
-    ///     parent: the key of the block before; None at the start of a prompt.
-    ///     extra: what every block depends on beside its tokens, such as the name of an adapter.
+    ///     tokens: token ids, 0 to 2**32 - 1: a list, or a flat array or tensor of integers. Text
+    ///         and bytes are refused; ``memoryview(data)`` of bytes has one token per byte.
+    ///     parent: the key of the block before the first one; None at the start of a prompt.
+    ///     extra: what every block depends on besides its tokens, such as the name of an adapter.
     ///
     /// Returns:
-    ///     One key of 16 bytes a block.
+    ///     One key of 16 bytes per block.
     #[pyo3(signature = (tokens, *, parent=None, extra=Vec::new()))]
     fn keys<'py>(
         &self,
@@ -168,12 +169,12 @@ impl PyTokenHasher {
     }
 }
 
-/// The tokens of one request, which grow, and the keys of their full blocks.
+/// The growing token sequence of one request, and the keys of its full blocks.
 ///
 /// Args:
 ///     hasher: makes the keys.
 ///     tokens: the first tokens.
-///     extra: what every block depends on beside its tokens, such as the name of an adapter.
+///     extra: what every block depends on besides its tokens, such as the name of an adapter.
 #[pyclass(name = "TokenSequence", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyTokenSequence(Mutex<TokenSequence>);
@@ -203,7 +204,7 @@ impl PyTokenSequence {
         Ok(PyTokenSequence(Mutex::new(sequence)))
     }
 
-    /// Adds tokens.
+    /// Appends tokens.
     ///
     /// Returns:
     ///     The keys of the blocks that they complete.
@@ -216,11 +217,11 @@ impl PyTokenSequence {
         list_of(py, &keys)
     }
 
-    /// Says that the tokens ``start`` to ``stop``, which come next or later, stand for content such as
-    /// an image, by its hash.
+    /// Marks the tokens ``start`` to ``stop`` as placeholders for content such as an image, given
+    /// by its hash. The tokens may be appended later.
     ///
     /// Raises:
-    ///     RequestError: a range that starts in a block whose key is made already.
+    ///     RequestError: the range starts in a block whose key is computed already.
     fn mark(
         &self,
         py: Python<'_>,
@@ -243,7 +244,7 @@ impl PyTokenSequence {
     fn __reduce__(&self) -> PyResult<()> {
         Err(pickle::refused(
             "TokenSequence",
-            "it grows, and knows no way back to its marks; pickle its hasher and its tokens",
+            "it grows, and cannot restore its marks; pickle its hasher and its tokens",
         ))
     }
 
@@ -274,7 +275,7 @@ impl PyTokenSequence {
     }
 }
 
-/// Keys as Python has them.
+/// Keys as a Python list of bytes.
 pub(crate) fn list_of<'py>(py: Python<'py>, keys: &[BlockKey]) -> PyResult<Bound<'py, PyList>> {
     PyList::new(py, keys.iter().map(|key| PyBytes::new(py, key.as_bytes())))
 }

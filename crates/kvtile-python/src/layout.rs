@@ -30,39 +30,39 @@ use crate::{
 
 /// Where every element of a KV cache lies: a word of the layout language, a shape, and the memory.
 ///
-/// The word says what is inside, from the slowest axis to the fastest: ``B`` block, ``L`` layer, ``K``
-/// plane, ``N`` token, ``H`` head, ``C`` content; what stands left of ``|`` enumerates tensors. So
-/// ``"L|BH(kCN,vNC)"`` is one tensor a layer, in it blocks, heads, then K with the token fastest beside V
-/// with the content fastest. ``kvtile layout WORD`` draws any word.
+/// The word lists the axes from slowest to fastest: ``B`` block, ``L`` layer, ``K`` plane, ``N``
+/// token, ``H`` head, ``C`` content. The axes left of ``|`` enumerate tensors. So
+/// ``"L|BH(kCN,vNC)"`` is one tensor per layer; it holds blocks, then heads, then K with the token
+/// fastest beside V with the content fastest. ``kvtile layout WORD`` draws any word.
 ///
-/// The order of a word is that of memory, which is not always the shape that numpy and torch show. So a
-/// tensor comes with its dimensions in the order of memory, the slowest first. A view in another order
-/// can be read in two ways and is refused: the error names both, and by which dimensions to permute it.
-/// Sizes that are those of the word's axes in another order are refused as well; flat tensors and fused
-/// dimensions are fine, as engines' shapes are not always what is in memory.
+/// The word gives the order in memory, which may differ from the shape that numpy and torch show.
+/// So pass tensors with their dimensions in memory order, the slowest first. A view in another
+/// order has two readings and is refused: the error names both, and the permutation to apply. Sizes
+/// that match the word's axes in another order are refused as well. Flat tensors and fused
+/// dimensions are accepted, because an engine's shape may differ from what is in memory.
 ///
-/// Tensors are never copied and kept alive as long as the layout, and whatever uses it, lives. Gaps
-/// that their strides leave are left, and views of one storage are fine.
+/// Tensors are never copied. The layout, and all objects that use it, keep them alive. Gaps between
+/// their strides are not touched, and views of one storage are fine.
 ///
 /// Args:
-///     word: the layout.
-///     shape: what it holds.
-///     tensors: one for each region of the word, in its order: numpy arrays, torch or jax tensors on the
-///         CPU, or anything with a buffer. A single one may be given as it is. Without tensors the layout
-///         can be planned with, but holds nothing.
+///     word: the layout word.
+///     shape: the shape of the blocks.
+///     tensors: one for each region of the word, in its order: numpy arrays, torch or jax tensors
+///         on the CPU, or any object with a buffer. A single tensor needs no list. Without tensors,
+///         the layout supports planning but holds nothing.
 ///
 /// Raises:
-///     LayoutError: a word that is none, or that does not fit the shape.
-///     TensorError: a tensor of another dtype, device, number of bytes, one that can be read in two
-///         orders, or with strides that cut what the word keeps together; the message names the tensor
-///         and what is wrong with it.
+///     LayoutError: an invalid word, or one that does not fit the shape.
+///     TensorError: a tensor of another dtype, device or number of bytes, with two possible orders,
+///         or with strides that break contiguous parts of the word. The message names the tensor
+///         and the problem.
 #[pyclass(name = "Layout", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyLayout {
     shared: Option<Arc<LayoutInner>>,
 }
 
-/// What a layout and everything that uses it share.
+/// The part of a layout that copies and caches share with it.
 #[derive(Debug)]
 pub(crate) struct LayoutInner {
     word: Word,
@@ -78,12 +78,12 @@ impl LayoutInner {
         self.word.to_string()
     }
 
-    /// The digits.
+    /// The resolved layout.
     pub(crate) fn strided(&self) -> &StridedLayout {
         &self.strided
     }
 
-    /// The handle with the process's transfer manager, registered with the first use.
+    /// The handle in the process's transfer manager; the first use registers the layout.
     pub(crate) fn handle(&self) -> Result<LayoutHandle, Failure> {
         let mut handle = self.lock();
         if let Some(handle) = *handle {
@@ -91,7 +91,7 @@ impl LayoutInner {
         }
         let Some(memory) = &self.memory else {
             let text = format!(
-                "the layout {} has no tensors: it can be planned with, not copied",
+                "the layout {} has no tensors: it supports plans, not copies",
                 self.word
             );
             return Err(Failure::Tensor(text));
@@ -121,7 +121,7 @@ impl Drop for PyLayout {
 }
 
 impl PyLayout {
-    /// What it shares with those who use it.
+    /// The part that copies and caches share.
     pub(crate) fn shared(&self) -> PyResult<Arc<LayoutInner>> {
         let shared = self.shared.as_ref().map(Arc::clone);
         shared.ok_or_else(|| python::ClosedError::new_err("the layout is being dropped"))
@@ -150,7 +150,8 @@ impl PyLayout {
                 &*word, &*word
             )));
         };
-        // The name of an engine is spelled as a plane is.
+        // A lower-case engine name also parses as a plane, so resolve the word for the better
+        // error.
         let asked = AskedLayout::Word(word.clone());
         if let Err(error @ LayoutError::Preset(_)) = asked.resolve(&shape.get().0, 1) {
             return Err(raise(py, error));
@@ -160,17 +161,17 @@ impl PyLayout {
 
     /// The layout of an engine by name, for instance ``"vllm:LBHNC/cpu/bf16/vec"``.
     ///
-    /// ``kvtile layout list`` has all of them, with how each is known. A preset is for one dtype and one
-    /// instruction set: the shape's planes must have its names and dtypes.
+    /// ``kvtile layout list`` shows all presets, with the source of each. A preset fixes the dtype
+    /// and the instruction set: the shape's planes must have its names and dtypes.
     ///
     /// Args:
-    ///     name: ``engine:layout/backend/dtype/instruction set``; dtypes may be written as torch does.
-    ///     shape: what it holds.
+    ///     name: ``engine:layout/backend/dtype/instruction set``; dtypes may have torch's names.
+    ///     shape: the shape of the blocks.
     ///     tensors: as for Layout.
     ///
     /// Raises:
-    ///     LayoutError: a name that there is not, an engine's layout whose inside nobody knows, or a shape
-    ///         whose planes are not the preset's.
+    ///     LayoutError: an unknown name, an engine's layout with unknown interior, or a shape whose
+    ///         planes differ from the preset's.
     ///     TensorError: as for Layout.
     #[staticmethod]
     #[pyo3(signature = (name, *, shape, tensors=None))]
@@ -196,25 +197,25 @@ impl PyLayout {
         build(py, word.clone(), Some(preset.name.clone()), &shape, tensors)
     }
 
-    /// The word.
+    /// The layout word.
     #[getter]
     fn word(&self) -> PyResult<String> {
         Ok(self.shared()?.word.to_string())
     }
 
-    /// The name of the preset, where it was made from one.
+    /// The name of the preset, if the layout was made from one.
     #[getter]
     fn preset_name(&self) -> PyResult<Option<String>> {
         Ok(self.shared()?.preset.clone())
     }
 
-    /// What it holds.
+    /// The shape of the blocks.
     #[getter]
     fn shape(&self) -> PyResult<PyShape> {
         Ok(PyShape(self.shared()?.strided.shape().clone()))
     }
 
-    /// Regions of memory: views of one storage at even distances are one.
+    /// The number of memory regions. Equally spaced views of one storage are one region.
     #[getter]
     fn num_regions(&self) -> PyResult<usize> {
         Ok(self.shared()?.strided.region_bytes().len())
@@ -226,7 +227,7 @@ impl PyLayout {
         Ok(self.shared()?.strided.region_bytes().to_vec())
     }
 
-    /// Whether it has tensors, all of which may be written.
+    /// Whether the layout has tensors and all of them are writable.
     #[getter]
     fn is_writable(&self) -> PyResult<bool> {
         let shared = self.shared()?;
@@ -234,8 +235,8 @@ impl PyLayout {
         Ok(memory.is_some_and(|memory| memory.memory_regions().iter().all(|r| r.is_writable())))
     }
 
-    /// The 128-bit fingerprint of where everything lies, as hexadecimal text: equal for layouts that are
-    /// the same, however they were written.
+    /// The 128-bit fingerprint of all positions, as hexadecimal text. Equal layouts have equal
+    /// fingerprints, even if their words differ.
     #[getter]
     fn fingerprint(&self) -> PyResult<String> {
         let shared = self.shared()?;
@@ -243,7 +244,7 @@ impl PyLayout {
         Ok(identity.fingerprint().to_string())
     }
 
-    /// The word in words, with offsets and strides in bytes.
+    /// The long form of the word, with offsets and strides in bytes.
     fn describe(&self) -> PyResult<String> {
         let shared = self.shared()?;
         Ok(format!(
@@ -260,7 +261,7 @@ impl PyLayout {
         ))
     }
 
-    /// The picture that a notebook shows: what lies where in memory.
+    /// The picture for notebooks: the memory map.
     fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
         let shared = self.shared()?;
         guard::call(py, || {
@@ -326,9 +327,9 @@ fn build(
     })
 }
 
-/// The tensors, whose elements are what the planes are made of.
+/// Describes the tensors and checks their dtypes against the planes.
 fn described(shape: &Shape, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>> {
-    // Anything else is one tensor: to go through it would take it apart.
+    // Only lists and tuples hold several tensors: iterating over another object would split it.
     let list: Vec<Bound<'_, PyAny>> = match tensors.cast::<PyList>() {
         Ok(list) => list.iter().collect(),
         Err(_) => match tensors.cast::<PyTuple>() {
@@ -345,8 +346,8 @@ fn described(shape: &Shape, tensors: &Bound<'_, PyAny>) -> PyResult<Vec<Tensor>>
     Ok(found)
 }
 
-/// Elements are those of the planes; bytes may also hold records, values of a byte, and planes of
-/// several kinds.
+/// Checks that the elements match the planes. Byte tensors may also hold records, one-byte values,
+/// and planes of several dtypes.
 fn check_dtype(index: usize, unit: &Unit, planes: &[Plane]) -> PyResult<()> {
     if planes.iter().all(|plane| plane.unit() == unit) {
         return Ok(());

@@ -1,20 +1,20 @@
 //! The Python package `kvtile`: this extension module and the files in `python/kvtile`.
 //!
-//! | module | what it is |
+//! | module | contents |
 //! | --- | --- |
-//! | `guard` | the one way into the library: other Python threads go on, panics and forks are refused |
-//! | `ending` | the end of the interpreter, after which threads do not come back |
-//! | `error` | Rust errors to Python exceptions |
-//! | `arguments` | what Python gives, checked by name, kind and limits |
+//! | `guard` | the only way into the library: releases the GIL, catches panics, refuses forks |
+//! | `ending` | interpreter shutdown: keeps other threads from returning to Python |
+//! | `error` | converts Rust errors to Python exceptions |
+//! | `arguments` | checks the type and limits of each Python argument |
 //! | `dtype`, `shape` | data types, planes and shapes |
-//! | `tensor` | whose memory it is: DLPack, array interface, buffers; the only unsafe code here |
+//! | `tensor` | reads DLPack, array interface and buffers; the only unsafe code here |
 //! | `layout` | words and presets over tensors |
-//! | `plan`, `transfer` | what a copy comes to, and copies |
-//! | `identity`, `keys` | what blocks mean, and what they are called |
-//! | `cache` | the cache, its matches, numbers and events |
-//! | `completion`, `report` | the ends of what was begun, and what they came to |
+//! | `plan`, `transfer` | copy plans and copies |
+//! | `identity`, `keys` | identities and block keys |
+//! | `cache` | the cache, its matches, statistics and events |
+//! | `completion`, `report` | completions and their reports |
 //!
-//! It holds no logic of blocks or layouts: what it knows, it asks the library `kvtile`.
+//! The crate holds no logic of blocks or layouts: the library `kvtile` does all of it.
 
 mod arguments;
 mod cache;
@@ -37,7 +37,7 @@ mod transfer;
 
 use pyo3::prelude::*;
 
-/// The extension module of the package `kvtile`; import the package, not this.
+/// The extension module of the package `kvtile`. Import the package, not this module.
 #[pymodule]
 mod _kvtile {
     use std::ffi::OsString;
@@ -65,14 +65,14 @@ mod _kvtile {
     #[pymodule_export]
     use crate::transfer::{copy_blocks, copy_blocks_async};
 
-    /// Closes all caches of this process, which is about to end: from then on other threads do not come
-    /// back from kvtile.
+    /// Closes all caches of this process, which is about to end. After that, other threads do not
+    /// return from kvtile calls.
     #[pyfunction]
     fn close_all(py: Python<'_>) -> PyResult<()> {
         crate::cache::close_all(py)
     }
 
-    /// Runs the commands of the program kvtile, with these arguments after its name; returns the exit
+    /// Runs the command-line program kvtile with these arguments after its name. Returns the exit
     /// code.
     #[pyfunction]
     fn run_program(py: Python<'_>, arguments: Vec<OsString>) -> PyResult<u8> {
@@ -97,7 +97,7 @@ fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))
 }
 
-/// Panics inside the library, for the test of what becomes of that; not in release builds.
+/// Panics inside the library. A test checks the resulting exception. Not in release builds.
 #[cfg(debug_assertions)]
 #[pyfunction]
 #[expect(clippy::panic, reason = "it is the purpose")]

@@ -1,4 +1,4 @@
-//! Pickling and copying: objects that are plain data come back equal, all others say why they do not.
+//! Pickling and copying: plain data is restored equal, other objects refuse with a reason.
 
 use pyo3::{
     exceptions::PyTypeError,
@@ -9,10 +9,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::error::python::ArgumentError;
 
-/// What `pickle` and `copy` call with what, to have the object again.
+/// The function and arguments that `pickle` and `copy` use to restore an object.
 pub(crate) type Reduced<'py> = (Bound<'py, PyAny>, (Bound<'py, PyString>,));
 
-/// An object of `class` as a call of its class method `_from_pickle`.
+/// Reduces an object of `class` to a call of its class method `_from_pickle`.
 pub(crate) fn reduce<'py>(
     class: &Bound<'py, PyType>,
     value: &impl Serialize,
@@ -23,13 +23,13 @@ pub(crate) fn reduce<'py>(
     Ok((class.getattr("_from_pickle")?, (text,)))
 }
 
-/// What [`reduce`] wrote, checked as if it were given anew.
+/// Parses what [`reduce`] wrote, with all checks of a new object.
 pub(crate) fn restore<T: DeserializeOwned>(text: &str) -> PyResult<T> {
     serde_json::from_str(text)
-        .map_err(|error| ArgumentError::new_err(format!("no pickled object of kvtile: {error}")))
+        .map_err(|error| ArgumentError::new_err(format!("not a pickled kvtile object: {error}")))
 }
 
-/// The refusal of what holds more than data.
+/// The error for objects that hold more than data.
 pub(crate) fn refused(class: &str, because: &str) -> PyErr {
     PyTypeError::new_err(format!("a {class} cannot be pickled or copied: {because}"))
 }

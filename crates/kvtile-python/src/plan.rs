@@ -1,4 +1,4 @@
-//! What a copy comes to, worked out and not done.
+//! Copy plans, computed without a copy.
 
 use kvtile::layout::{CopyPlan, RangePair, Shape, StridedLayout};
 use pyo3::prelude::*;
@@ -12,9 +12,9 @@ use crate::{
     selection::{self, ids},
 };
 
-/// What copying blocks from one layout to another comes to: loops, and runs of contiguous bytes.
+/// A plan to copy blocks from one layout to another: loops, and runs of contiguous bytes.
 ///
-/// Made by kvtile.plan. ``print`` it for the loops.
+/// Returned by kvtile.plan. ``print`` shows the loops.
 #[pyclass(name = "Plan", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PyPlan {
@@ -24,7 +24,7 @@ pub(crate) struct PyPlan {
     destination: Side,
 }
 
-/// A layout as the plan knows it, without its tensors.
+/// One layout of the plan, without its tensors.
 #[derive(Debug)]
 struct Side {
     word: String,
@@ -40,24 +40,26 @@ impl Side {
     }
 }
 
-/// Plans a copy of blocks, without a byte being moved. The layouts need no tensors.
+/// Plans a copy of blocks without moving a byte. The layouts need no tensors.
 ///
 /// Args:
 ///     src: the layout to read.
 ///     dst: the layout to write.
-///     src_blocks: block ids of src; all blocks that both have unless said.
-///     dst_blocks: block ids of dst, as many; the same as src_blocks unless said.
-///     layers, tokens, heads: ``(start, stop)`` for both sides, or ``((start, stop), (start, stop))`` for
-///         src and dst; all unless said.
+///     src_blocks: block ids of src; default: all blocks that both layouts have.
+///     dst_blocks: block ids of dst, as many as src_blocks; default: src_blocks.
+///     layers, tokens, heads: ``(start, stop)`` for both sides, or ``((start, stop), (start,
+///         stop))`` for src and dst; default: all.
 ///
-/// Between pages of different sizes, and without ``tokens``, the blocks of each side are a sequence of tokens:
-/// as many are copied as both lists have room for, so 16 blocks of 16 tokens fill one of 256.
+/// If the page sizes differ and ``tokens`` is None, the blocks of each side form one sequence of
+/// tokens. The plan copies as many tokens as fit both lists, so 16 blocks of 16 tokens fill one of
+/// 256.
 ///
 /// Returns:
 ///     A Plan.
 ///
 /// Raises:
-///     LayoutError: planes that differ, ranges or ids that do not exist, a block written twice.
+///     LayoutError: planes that differ, ranges or ids that do not exist, a block that would be
+///     written twice.
 #[pyfunction]
 #[pyo3(signature = (src, dst, src_blocks=None, dst_blocks=None, *, layers=None, tokens=None, heads=None))]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
@@ -77,7 +79,7 @@ pub(crate) fn plan(
         let common = from.shape().num_blocks().min(to.shape().num_blocks());
         let (page, other) = (from.shape().page_size(), to.shape().page_size());
         let (source, destination) = match (src_blocks, dst_blocks) {
-            // Where nothing is said, all tokens that both have.
+            // By default the plan copies all tokens that both layouts have.
             (None, None) if page != other && tokens.is_none() => {
                 let all = |shape: &Shape| (0..shape.num_blocks()).collect::<Vec<u64>>();
                 (all(from.shape()), all(to.shape()))
@@ -102,13 +104,13 @@ pub(crate) fn plan(
 
 #[pymethods]
 impl PyPlan {
-    /// Payload bytes that it moves.
+    /// Payload bytes that the copy moves.
     #[getter]
     fn bytes(&self) -> u64 {
         self.plan.bytes()
     }
 
-    /// Runs of contiguous bytes that it comes to.
+    /// The number of runs of contiguous bytes.
     #[getter]
     fn runs(&self) -> u64 {
         self.plan.runs()
@@ -129,7 +131,7 @@ impl PyPlan {
     fn __reduce__(&self) -> PyResult<()> {
         Err(pickle::refused(
             "Plan",
-            "it is worked out from two layouts; plan again where it is needed",
+            "it is computed from two layouts; call plan again where it is needed",
         ))
     }
 
@@ -141,7 +143,7 @@ impl PyPlan {
         )
     }
 
-    /// The picture that a notebook shows: both layouts, and a sample of the runs between them.
+    /// The picture for notebooks: both layouts, and a sample of the runs between them.
     fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
         guard::call(py, || {
             let (from, to) = (&self.source.strided, &self.destination.strided);

@@ -1,4 +1,4 @@
-//! Reports: what copies, loads, stores and flushes came to.
+//! Reports of copies, loads, stores and flushes.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::pickle::{self, Reduced};
 
-/// What a finished copy did.
+/// The report of a completed copy.
 #[pyclass(name = "TransferReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
 pub(crate) struct PyTransferReport(TransferFacts);
@@ -44,19 +44,19 @@ impl PyTransferReport {
         self.0.bytes
     }
 
-    /// Runs of contiguous bytes that the plan came to.
+    /// The number of runs of contiguous bytes that were copied.
     #[getter]
     fn runs(&self) -> u64 {
         self.0.runs
     }
 
-    /// From the start of the copy to its end, in seconds.
+    /// Seconds from the start of the copy to its end.
     #[getter]
     fn seconds(&self) -> f64 {
         self.0.seconds
     }
 
-    /// Whether the destination was compared with the source.
+    /// Whether the copy compared the destination with the source.
     #[getter]
     fn verified(&self) -> bool {
         self.0.verified
@@ -82,7 +82,7 @@ impl PyTransferReport {
     }
 }
 
-/// What a load came to. Loads do not fail: what did not come has to be computed.
+/// The report of a load. Loads do not fail: compute the blocks that did not load.
 #[pyclass(name = "LoadReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
 pub(crate) struct PyLoadReport(LoadFacts);
@@ -140,19 +140,19 @@ fn load_stop(stop: Option<&LoadStop>) -> Option<&'static str> {
 
 #[pymethods]
 impl PyLoadReport {
-    /// Leading blocks that are where they were wanted. What comes after them has to be computed.
+    /// Leading blocks that were loaded. Compute the blocks after them.
     #[getter]
     fn blocks(&self) -> usize {
         self.0.blocks
     }
 
-    /// Blocks that were wanted.
+    /// Blocks that were requested.
     #[getter]
     fn wanted(&self) -> usize {
         self.0.wanted
     }
 
-    /// Blocks that came from each tier, by its name; tiers that gave none are left out.
+    /// Loaded blocks by the name of their tier; tiers without any are left out.
     #[getter(from_tiers)]
     fn blocks_by_tier(&self) -> BTreeMap<String, usize> {
         self.0.from_tiers.clone()
@@ -164,21 +164,22 @@ impl PyLoadReport {
         self.0.bytes
     }
 
-    /// From the call to the end, in seconds.
+    /// Seconds from the call to the completion.
     #[getter]
     fn seconds(&self) -> f64 {
         self.0.seconds
     }
 
-    /// Why not all of them came: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"lost"`` (not what was
-    /// written, or not readable), ``"evicted"``, ``"late"`` (a tier did not answer in time), ``"host_full"``, ``"pool"``, ``"transfer"`` or
-    /// ``"panicked"`` (a defect of kvtile); None where all came.
+    /// Why a load is incomplete: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"lost"``
+    /// (unreadable, or not the bytes that were written), ``"evicted"``, ``"late"`` (a tier did not
+    /// answer in time), ``"host_full"``, ``"pool"``, ``"transfer"`` or ``"panicked"`` (a defect of
+    /// kvtile). None if all blocks were loaded.
     #[getter]
     fn stopped(&self) -> Option<&str> {
         self.0.stopped.as_deref()
     }
 
-    /// What the pool or the copy said, where one of them stopped it.
+    /// The error of the pool or the copy, if one of them stopped the load.
     #[getter]
     fn detail(&self) -> Option<String> {
         self.0.detail.clone()
@@ -210,7 +211,7 @@ impl PyLoadReport {
     }
 }
 
-/// What a store came to. Stores do not fail: what was not stored is not found later.
+/// The report of a store. Stores do not fail: later lookups miss the blocks that were not stored.
 #[pyclass(name = "StoreReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
 pub(crate) struct PyStoreReport(StoreFacts);
@@ -261,13 +262,13 @@ fn store_stop(stop: Option<&StoreStop>) -> Option<&'static str> {
 
 #[pymethods]
 impl PyStoreReport {
-    /// Blocks that were copied and can be found now.
+    /// Blocks that were copied and that lookups find now.
     #[getter]
     fn stored(&self) -> usize {
         self.0.stored
     }
 
-    /// Blocks that were there already.
+    /// Blocks that were in the cache already.
     #[getter]
     fn present(&self) -> usize {
         self.0.present
@@ -285,22 +286,23 @@ impl PyStoreReport {
         self.0.bytes
     }
 
-    /// From the call to the end, in seconds.
+    /// Seconds from the call to the completion.
     #[getter]
     fn seconds(&self) -> f64 {
         self.0.seconds
     }
 
-    /// Why not all of them were stored: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"`` (all host
-    /// memory is in use, or holds the first blocks of the same chain, which stay), ``"no_ancestors"`` (the block
-    /// before the first one is in no tier, so these would never be found), ``"pool"``, ``"transfer"`` or
-    /// ``"panicked"`` (a defect of kvtile); None where all were.
+    /// Why a store is incomplete: ``"cancelled"``, ``"deadline"``, ``"closed"``, ``"host_full"``
+    /// (all host memory is in use, or holds the first blocks of the same chain, which stay),
+    /// ``"no_ancestors"`` (no tier has the parent of the first block, so no lookup would find
+    /// these), ``"pool"``, ``"transfer"`` or ``"panicked"`` (a defect of kvtile). None if all
+    /// blocks were stored.
     #[getter]
     fn stopped(&self) -> Option<&str> {
         self.0.stopped.as_deref()
     }
 
-    /// What the pool or the copy said, where one of them stopped it.
+    /// The error of the pool or the copy, if one of them stopped the store.
     #[getter]
     fn detail(&self) -> Option<String> {
         self.0.detail.clone()
@@ -331,7 +333,7 @@ impl PyStoreReport {
     }
 }
 
-/// What a flush came to.
+/// The report of a flush.
 #[pyclass(name = "FlushReport", module = "kvtile", frozen)]
 #[derive(Clone, Debug)]
 pub(crate) struct PyFlushReport(FlushFacts);
@@ -348,7 +350,7 @@ struct FlushFacts {
     tiers: BTreeMap<String, BTreeMap<String, usize>>,
 }
 
-/// What a flush came to on one tier.
+/// The counts of a flush on one tier.
 fn counts(tier: &TierFlush) -> BTreeMap<String, usize> {
     [
         ("wanted", tier.wanted),
@@ -383,50 +385,55 @@ impl From<FlushReport> for PyFlushReport {
 
 #[pymethods]
 impl PyFlushReport {
-    /// Blocks that were in host memory when the flush began, or on their way from there to the disk.
+    /// Blocks that were in host memory when the flush began, or on their way from there to the
+    /// disk.
     #[getter]
     fn wanted(&self) -> usize {
         self.0.wanted
     }
 
-    /// Blocks that were written by this call; the others were on disk already.
+    /// Blocks that this call wrote; the others were on disk already.
     #[getter]
     fn written(&self) -> usize {
         self.0.written
     }
 
-    /// Blocks that no durable tier was to have: the cache has no disk, or the block before them is not there.
+    /// Blocks for which there is no durable tier: the cache has no disk, or their parent is
+    /// neither in host memory nor on disk.
     #[getter]
     fn no_tier(&self) -> usize {
         self.0.no_tier
     }
 
-    /// Blocks that are not on disk because it has no room for them; they are worth less than those that are.
+    /// Blocks that are not on disk because it has no room; they are less valuable than those on
+    /// disk.
     #[getter]
     fn no_room(&self) -> usize {
         self.0.no_room
     }
 
-    /// Blocks that are not on disk because the time was over; with a ``close_within`` of 0 it never begins.
+    /// Blocks that are not on disk because time ran out; with a ``close_within`` of 0, writing
+    /// never begins.
     #[getter]
     fn late(&self) -> usize {
         self.0.late
     }
 
-    /// Blocks that are not on disk because it failed, or that it lost.
+    /// Blocks that are not on disk because the disk failed or lost them.
     #[getter]
     fn failed(&self) -> usize {
         self.0.failed
     }
 
-    /// Whether all wanted blocks outlive a crash now, each on some tier. False without a disk tier.
+    /// Whether all requested blocks now survive a crash, each on some tier. False without a disk
+    /// tier.
     #[getter]
     fn durable(&self) -> bool {
         self.0.durable
     }
 
-    /// What it came to on each durable tier, by its name: ``wanted``, ``durable``, ``written``, ``no_room``, ``late``
-    /// and ``failed``.
+    /// Counts for each durable tier, by its name: ``wanted``, ``durable``, ``written``,
+    /// ``no_room``, ``late`` and ``failed``.
     #[getter(tiers)]
     fn flushed_tiers(&self) -> BTreeMap<String, BTreeMap<String, usize>> {
         self.0.tiers.clone()

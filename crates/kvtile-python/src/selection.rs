@@ -1,13 +1,13 @@
-//! What blocks of two layouts select, whatever the sizes of their pages.
+//! Selections of blocks of two layouts, whose page sizes may differ.
 
 use kvtile::layout::{BlockPair, LayoutError, RangePair, Selection, StridedLayout};
 
-/// Block ids as the library has them.
+/// Converts block ids to the library's type.
 pub(crate) fn ids(blocks: Vec<usize>) -> Vec<u64> {
     blocks.into_iter().map(|block| block as u64).collect()
 }
 
-/// Whole blocks, the same tokens of each, or a sequence of tokens through pages of two sizes.
+/// Selects whole blocks, the same tokens of each block, or a token sequence across two page sizes.
 pub(crate) fn between(
     from: &StridedLayout,
     to: &StridedLayout,

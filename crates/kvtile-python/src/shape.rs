@@ -1,4 +1,4 @@
-//! Planes and shapes as Python gives them.
+//! The Python classes `Plane` and `Shape`.
 
 use std::collections::BTreeMap;
 
@@ -24,16 +24,18 @@ use crate::{
 /// One component of a block with its own dtype and axes: ``k``, ``v``, a latent, scales.
 ///
 /// Args:
-///     name: lower-case letters, as the layout word has it.
-///     dtype: a name or the dtype of numpy, torch or ml_dtypes; for records give ``codec`` names such as
-///         ``"q8_0"``, or any name together with ``unit_bytes``.
+///     name: lower-case letters, as in the layout word.
+///     dtype: a name or the dtype of numpy, torch or ml_dtypes. For records, a ``codec`` name such
+///         as ``"q8_0"``, or any name together with ``unit_bytes``.
 ///     unit_bytes: bytes of one unit, for a dtype that kvtile does not know.
-///     opaque: whether nobody knows the inside of a unit; it is then copied whole or not at all.
-///     per_page: one entry a block and layer, not one a token.
-///     axes: extents in units, for instance ``H=8, C=128``; other capital letters are axes of your own.
+///     opaque: whether the interior of a unit is unknown. Such a plane is copied as a whole or not
+///         at all.
+///     per_page: one entry per block and layer, not one per token.
+///     axes: extents in units, for instance ``H=8, C=128``; other capital letters are axes of your
+///         own.
 ///
 /// Raises:
-///     LayoutError: a name, dtype or axis that makes no sense.
+///     LayoutError: an invalid name, dtype or axis.
 #[pyclass(name = "Plane", module = "kvtile", frozen, eq, hash)]
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PyPlane(pub(crate) Plane);
@@ -58,7 +60,7 @@ impl PyPlane {
             let mut letters = letter.chars();
             let (Some(axis), None) = (letters.next().and_then(Axis::new), letters.next()) else {
                 return Err(LayoutError::new_err(format!(
-                    "{letter:?} is no axis of plane {name}; axes are single capital letters, such as H and C"
+                    "{letter:?} is not an axis of plane {name}; axes are single capital letters, such as H and C"
                 )));
             };
             let limits = (0, i128::from(i64::MAX));
@@ -131,18 +133,20 @@ fn unit(dtype: &Bound<'_, PyAny>, bytes: Option<u64>, opaque: bool) -> PyResult<
     }
 }
 
-/// What a layout holds: how many blocks, layers, tokens a block, and which planes, in no order.
+/// The contents of a layout: the numbers of blocks and layers, the page size, and the planes, in no
+/// order.
 ///
 /// Args:
-///     num_blocks: blocks.
-///     num_layers: layers held here.
-///     page_size: tokens a block (vLLM calls it block_size).
-///     num_heads: KV heads held here; with ``head_size`` and ``dtype`` it makes the planes k and v.
+///     num_blocks: number of blocks.
+///     num_layers: number of layers of this shard.
+///     page_size: tokens per block (vLLM calls it block_size).
+///     num_heads: KV heads of this shard; with ``head_size`` and ``dtype`` it defines the planes k
+///         and v.
 ///     head_size: elements of one head of one token.
-///     dtype: of k and v, a name or the dtype of numpy, torch or ml_dtypes.
-///     planes: the planes, instead of the three before.
-///     first_layer, total_layers, first_head, total_heads: which part of the whole model this is, for
-///         pipeline and tensor parallelism; the whole model unless said.
+///     dtype: dtype of k and v, a name or the dtype of numpy, torch or ml_dtypes.
+///     planes: the planes, instead of the three arguments before.
+///     first_layer, total_layers, first_head, total_heads: the position of this shard in the whole
+///         model, for pipeline and tensor parallelism; default: the whole model.
 ///
 /// Raises:
 ///     LayoutError: counts of zero, sizes beyond 2**63 bytes, planes that contradict each other.
@@ -165,7 +169,7 @@ const KEYWORDS: [&str; 11] = [
     "total_heads",
 ];
 
-/// The part of a model, as keywords.
+/// The shard, as keywords.
 #[derive(Default)]
 struct Part {
     first_layer: u64,
@@ -245,16 +249,18 @@ impl PyShape {
         shape.map(PyShape).map_err(|error| raise(py, error))
     }
 
-    /// The shape of a model's KV, or of the part that one rank holds, from its Hugging Face config.
+    /// Derives the shape of a model's KV, or of one rank's shard, from its Hugging Face config.
     ///
     /// Args:
     ///     config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file or of its
     ///         folder.
-    ///     page_size: tokens a block.
-    ///     num_blocks: blocks; 1 unless said.
-    ///     dtype: of the KV; the config's dtype unless said.
-    ///     tp_rank, tp_size: which heads are held here, under tensor parallelism.
-    ///     layers: ``(start, stop)`` of the layers held here, under pipeline parallelism; all unless said.
+    ///     page_size: tokens per block.
+    ///     num_blocks: number of blocks; default: 1.
+    ///     dtype: dtype of the KV; default: the config's dtype.
+    ///     tp_rank, tp_size: rank and size of tensor parallelism; they select the heads of this
+    ///         rank.
+    ///     layers: ``(start, stop)`` of this rank's layers under pipeline parallelism; default: all
+    ///         layers.
     ///     text_only: as for Identity.from_hf_config.
     ///
     /// Raises:
@@ -271,25 +277,25 @@ impl PyShape {
         Ok(ending::run_python(config.py(), call)?.unbind())
     }
 
-    /// Blocks.
+    /// The number of blocks.
     #[getter]
     fn num_blocks(&self) -> u64 {
         self.0.num_blocks()
     }
 
-    /// Layers held here.
+    /// The number of layers of this shard.
     #[getter]
     fn num_layers(&self) -> u64 {
         self.0.num_layers()
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[getter]
     fn page_size(&self) -> u64 {
         self.0.page_size()
     }
 
-    /// KV heads held here; 1 where no plane has heads.
+    /// KV heads of this shard; 1 if no plane has heads.
     #[getter]
     fn num_heads(&self) -> u64 {
         self.0.num_heads()

@@ -22,17 +22,17 @@ use crate::{
     selection::{self, ids},
 };
 
-/// All layouts of this process are registered with one manager, so that their leases are about the
-/// same memory.
+/// The transfer manager of this process. All layouts are registered with it, so that their leases
+/// cover the same memory.
 pub(crate) fn manager() -> &'static Arc<TransferManager> {
     static MANAGER: OnceLock<Arc<TransferManager>> = OnceLock::new();
     MANAGER.get_or_init(|| Arc::new(TransferManager::new()))
 }
 
-/// Layouts that nobody has any more while a copy was still under way.
+/// Layouts whose last user dropped them while a copy was in flight.
 static RETIRED: Mutex<Vec<LayoutHandle>> = Mutex::new(Vec::new());
 
-/// Gives a layout back, and those that could not be given back before.
+/// Unregisters a layout, and those that were still in use before.
 pub(crate) fn retire(handle: LayoutHandle) {
     let mut retired = RETIRED.lock();
     retired.push(handle);
@@ -42,41 +42,43 @@ pub(crate) fn retire(handle: LayoutHandle) {
             layouts.push(layout);
             false
         }
-        // In use until its copy has ended; it is tried again with the next one.
+        // Still in use by a copy; the next call of `retire` tries again.
         Err(error) => matches!(
             error,
             TransferError::Register(RegisterError::LayoutInUse { .. })
         ),
     });
     drop(retired);
-    // The tensors go outside the lock: that is code of others.
+    // Drop the tensors outside the lock: their destructors are foreign code.
     drop(layouts);
 }
 
-/// Copies blocks from one layout to another, whatever their orders, and returns when they are there.
+/// Copies blocks from one layout to another of any order, and returns when the copy is complete.
 ///
-/// Other Python threads run meanwhile. Nothing is written unless everything is right.
+/// Other Python threads run during the copy. kvtile checks all arguments before it writes.
 ///
 /// Args:
 ///     src: the layout to read.
 ///     dst: the layout to write.
 ///     src_blocks: block ids of src.
-///     dst_blocks: block ids of dst, as many; the same as src_blocks unless said.
-///     layers, tokens, heads: ``(start, stop)`` for both sides, or ``((start, stop), (start, stop))`` for
-///         src and dst; all unless said.
+///     dst_blocks: block ids of dst, as many as src_blocks; default: src_blocks.
+///     layers, tokens, heads: ``(start, stop)`` for both sides, or ``((start, stop), (start,
+///         stop))`` for src and dst; default: all.
 ///     verify: compare the destination with the source afterwards.
 ///
-/// Between pages of different sizes, and without ``tokens``, the blocks of each side are a sequence of tokens:
-/// as many are copied as both lists have room for, so 16 blocks of 16 tokens fill one of 256.
+/// If the page sizes differ and ``tokens`` is None, the blocks of each side form one sequence of
+/// tokens. The copy moves as many tokens as fit both lists, so 16 blocks of 16 tokens fill one of
+/// 256.
 ///
 /// Returns:
 ///     A TransferReport.
 ///
 /// Raises:
-///     LayoutError: planes that differ, ranges or ids that do not exist, a block written twice.
-///     TransferError: read-only tensors as destination, blocks that another copy uses, source and
+///     LayoutError: planes that differ, ranges or ids that do not exist, a block that would be written
+///         twice.
+///     TransferError: a read-only destination, blocks that another copy uses, or a source and a
 ///         destination that share bytes.
-///     RequestError: in the callback of a copy, as it would wait for its own thread.
+///     RequestError: in the callback of a copy, where the call would wait for its own thread.
 #[pyfunction]
 #[pyo3(signature = (
     src, dst, src_blocks, dst_blocks=None, *, layers=None, tokens=None, heads=None, verify=false
@@ -100,7 +102,7 @@ pub(crate) fn copy_blocks(
         verify,
     };
     if guard::called_back() == Some(Ended::Copy) {
-        let text = "the callback of a copy runs on the thread that copies, and copy_blocks would wait for it; use \
+        let text = "the callback of a copy runs on the copying thread, and copy_blocks would wait for it; use \
                     copy_blocks_async there";
         return Err(python::RequestError::new_err(text));
     }
@@ -113,16 +115,16 @@ pub(crate) fn copy_blocks(
     }
 }
 
-/// Starts what copy_blocks does, and returns at once.
+/// Starts the copy of copy_blocks and returns at once.
 ///
-/// Small copies between memories are done when it returns. Source and destination must not be changed
-/// before the end.
+/// Small copies between memories are complete on return. Source and destination must not change
+/// before the completion.
 ///
 /// Args:
 ///     src, dst, src_blocks, dst_blocks, layers, tokens, heads, verify: as for copy_blocks.
 ///
 /// Returns:
-///     A Completion that ends with a TransferReport.
+///     A Completion of a TransferReport.
 ///
 /// Raises:
 ///     LayoutError, TransferError: as for copy_blocks, before anything is written.
@@ -151,7 +153,7 @@ pub(crate) fn copy_blocks_async(
     Ok(PyCompletion::new(Ending::Copy(completion), layouts))
 }
 
-/// What is said of a copy beside its blocks.
+/// The options of a copy.
 struct Asked {
     layers: Option<RangePair>,
     tokens: Option<RangePair>,
@@ -175,7 +177,7 @@ impl Asked {
     }
 }
 
-/// A copy that is under way, and the layouts that it needs.
+/// A copy in flight, and the layouts that it uses.
 type Begun = (TransferCompletion, Vec<Arc<LayoutInner>>);
 
 fn begin(

@@ -1,4 +1,4 @@
-"""Every public callable of the package with arguments that are right, for tests that make them wrong."""
+"""All public callables of the package with valid arguments, for tests that make these invalid."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 
 import kvtile
 
-# Reports, events and the like are made by the library alone: they have no constructor.
+# Reports, events and similar objects have no constructor: only the library makes them.
 MADE_BY_KVTILE = {
     "Completion",
     "Event",
@@ -26,7 +26,7 @@ MADE_BY_KVTILE = {
     "TransferReport",
 }
 
-# What Python itself asks of an object, with whatever it likes.
+# Methods that Python itself calls, with any arguments.
 LEFT_TO_PYTHON = {"__reduce__", "_from_pickle", "__exit__", "__class_getitem__", "__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"}
 
 SETTINGS = {
@@ -50,7 +50,7 @@ SETTINGS = {
 
 @dataclass
 class World:
-    """An engine of 8 blocks of 64 KiB, and everything that can be made of it."""
+    """An engine of 8 blocks of 64 KiB, and one object of every class over it."""
 
     folder: Path
     caches: list[kvtile.Cache] = field(default_factory=list)
@@ -97,7 +97,7 @@ def config() -> dict[str, Any]:
 
 
 def calls(world: World) -> dict[str, Callable[[], Call]]:
-    """For each callable by name what makes it and its arguments; a call of its own each time."""
+    """By callable name, a function that makes the callable and its arguments anew."""
     w = world
     ranges = {"layers": (0, 1), "tokens": (0, 2), "heads": ((0, 1), (1, 2))}
     copy = {"src": w.layout, "dst": w.other, "src_blocks": [0], "dst_blocks": [1], **ranges, "verify": False}
@@ -225,7 +225,7 @@ def calls(world: World) -> dict[str, Callable[[], Call]]:
 
 
 def events(world: World) -> kvtile.Event:
-    """An event that has happened."""
+    """An event of a store."""
     cache = world.open(workers=1)
     subscriber = cache.subscribe()
     cache.store(world.keys, [0]).wait()
@@ -233,7 +233,7 @@ def events(world: World) -> kvtile.Event:
 
 
 def public() -> set[str]:
-    """The names of everything public that can be called: functions, constructors, methods."""
+    """The names of all public callables: functions, constructors, methods."""
     names = set()
     for name in kvtile.__all__:
         value = getattr(kvtile, name)

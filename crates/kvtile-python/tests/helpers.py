@@ -1,4 +1,4 @@
-"""What several tests need: small shapes, and tensors over words."""
+"""Shared by several tests: small shapes, and tensors over words."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def shape(dtype="float32", **changes: int) -> kvtile.Shape:
 
 
 def regions(word: str, shape: kvtile.Shape, dtype="float32") -> list[np.ndarray]:
-    """Empty tensors for a word, one a region."""
+    """Zeroed tensors for a word, one per region."""
     dtype = np.dtype(dtype)
     layout = kvtile.Layout(word, shape=shape)
     return [np.zeros(size // dtype.itemsize, dtype) for size in layout.region_bytes]
 
 
 def layout(word: str, shape: kvtile.Shape, dtype="float32") -> tuple[kvtile.Layout, list[np.ndarray]]:
-    """A layout over tensors of its own, and these."""
+    """A layout and its tensors."""
     tensors = regions(word, shape, dtype)
     return kvtile.Layout(word, shape=shape, tensors=tensors), tensors

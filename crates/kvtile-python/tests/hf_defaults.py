@@ -16,13 +16,13 @@ from kvtile._hf.fields import ROPE, unimportant
 from kvtile._hf.models import PLAIN
 
 TARGET = Path(_hf.__file__).with_name("models.json")
-# Read for the rotary embedding and for windows, though KV does not depend on the first by itself.
+# KV does not depend on these by themselves, but the rotary embedding and windows need them.
 KEPT = {"max_position_embeddings", "original_max_position_embeddings", "rotary_dim"}
 SOURCE = "field names and defaults of the config classes of transformers (Apache-2.0)"
 
 
 def rows() -> dict[str, Any]:
-    """The table, as the installed transformers has it."""
+    """The table, from the installed transformers."""
     return {name: _row(name) for name in PLAIN}
 
 
@@ -51,7 +51,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def _rope(kind: Any, made: Any) -> dict[str, Any] | None:
-    """The base and the part of a head that is rotated where a config does not say, and what a type has of its own."""
+    """The default base, the default rotated part of a head, and the type's own preset."""
     rope = getattr(made, "rope_parameters", None)
     if rope is None and not hasattr(made, "rotary_dim"):
         return None
@@ -68,7 +68,7 @@ def main() -> None:
     """Writes the file."""
     import transformers
 
-    # One model a line.
+    # One model per line.
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows().items())
     source = json.dumps(f"{SOURCE}, version {transformers.__version__}")
     TARGET.write_text(f'{{"source": {source}, "models": {{\n{lines}\n}}}}\n', encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Small random models of transformers, and whether their KV is a function of its prefix."""
+"""Small random models of transformers, and a check that their KV is a function of its prefix."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EXPERTS = {
     "n_routed_experts": 4, "n_shared_experts": 1, "num_local_experts": 4, "n_group": 1, "topk_group": 1, "moe_topk": 2,
     "first_k_dense_replace": 1, "moe_num_experts": 4, "moe_k": 2, "shared_intermediate_size": 32, "moe_num_shared_experts": 1,
 }  # fmt: skip
-# What the types need beside the sizes, or have by other names.
+# Required settings of the types besides the sizes, and sizes under other names.
 OWN: dict[str, dict[str, Any]] = {
     "falcon": {"num_kv_heads": 2},
     "gpt_neo": {"attention_types": [[["global"], 2]]},
@@ -40,7 +40,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(model_type: str, **changes: Any) -> Any:
-    """A config of a type with two small layers."""
+    """A config of a model type with two small layers."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = CONFIG_MAPPING[model_type]
@@ -56,7 +56,7 @@ def tiny_config(model_type: str, **changes: Any) -> Any:
 
 
 def tiny_model(config: Any) -> Any:
-    """A model of random weights, the same ones every time."""
+    """A model with random weights, the same in every run."""
     from transformers import AutoModel, AutoModelForCausalLM
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -67,7 +67,7 @@ def tiny_model(config: Any) -> Any:
         model = (AutoModelForCausalLM if listed else AutoModel).from_config(config, attn_implementation="eager")
     with torch.no_grad():
         for parameter in model.parameters():
-            # No part of the model may be without effect.
+            # Give every parameter an effect.
             parameter.add_(torch.randn_like(parameter) * 0.05)
     return model.float().eval()
 
@@ -80,7 +80,8 @@ def kv(model: Any, tokens: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]
 
 
 def difference(model: Any, tokens: list[int], length: int) -> float:
-    """How far KV of a prefix by itself is from that of the same tokens in a longer sequence, in standard deviations."""
+    """The largest difference between the KV of a prefix alone and of the same tokens in a longer sequence, in standard
+    deviations."""
     worst = 0.0
     for alone, within in zip(kv(model, tokens[:length]), kv(model, tokens), strict=True):
         for short, long in zip(alone, within, strict=True):

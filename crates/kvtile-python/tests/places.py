@@ -1,8 +1,8 @@
-"""Calls everything public from one kind of place, and prints for each what came of it.
+"""Calls every public callable from one kind of place, and prints the outcome of each call.
 
     python places.py PLACE FOLDER
 
-Each call has a line ``NAME ok`` or ``NAME <exception>``; what hangs ends the process with its stacks.
+Each call prints a line ``NAME ok`` or ``NAME <exception>``. If a call hangs, the process ends with its stacks.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from typing import Any
 SECONDS = 120
 FILLING = 256
 
-# They wait for an end that comes with a step, on the thread that waits.
+# These wait for an operation that completes in a step, on the thread that would have to call step.
 UNSTEPPED = frozenset({"StoreReport.__repr__", "LoadReport.__repr__", "Event.__repr__"})
 
 
-# What kvtile raises; filled before the interpreter ends, when nothing can be imported any more.
+# Expected exceptions; filled early, because imports fail during interpreter shutdown.
 RAISED: list[type[BaseException]] = []
 
 
 def attempt(name: str, call: Callable[[], Any], raised: list[type[BaseException]] = RAISED) -> None:
-    """One call, whose end is printed."""
+    """Runs one call and prints its outcome."""
     try:
         call()
     except tuple(raised) as error:
         outcome = type(error).__name__
-    except BaseException as error:  # whatever else is a failure of the test
+    except BaseException as error:  # any other exception fails the test
         outcome = f"WRONG {type(error).__name__}: {error}"
     else:
         outcome = "ok"
-    # In one piece, whatever other threads print.
+    # A single write, so that lines of several threads do not mix.
     os.write(1, f"{name} {outcome}\n".encode())
 
 
 def open_world(folder: Path) -> Any:
-    """What is called, with a layout for stores that take a while."""
+    """The objects under test, with a layout for stores that take a while."""
     import numpy as np
 
     import kvtile
@@ -62,7 +62,7 @@ def open_world(folder: Path) -> Any:
 
 
 def each(world: Any, left_out: frozenset[str] = frozenset()) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Every public callable with its arguments, by name."""
+    """All public callables with their arguments, by name."""
     for name, make in world.calls().items():
         if name not in left_out:
 
@@ -74,7 +74,7 @@ def each(world: Any, left_out: frozenset[str] = frozenset()) -> Iterator[tuple[s
 
 
 class Deleted:
-    """Does something when it is deleted."""
+    """Calls a function when it is deleted."""
 
     def __init__(self, name: str, call: Callable[[], Any]) -> None:
         self.name, self.call = name, call
@@ -85,12 +85,12 @@ class Deleted:
 
 @contextlib.contextmanager
 def busy(world: Any) -> Iterator[Callable[[Callable[[Any], None]], threading.Event]]:
-    """The cache's only worker waits meanwhile, so that what is stored ends after this, on the worker."""
+    """Blocks the cache's only worker, so that later stores complete after this block, on the worker."""
     held, go = threading.Event(), threading.Event()
     here = threading.get_ident()
 
     def hold(_: Any) -> None:
-        # Where it had ended already, this is the main thread, which is not to wait.
+        # If the store has completed already, this runs on the main thread, which must not wait.
         if threading.get_ident() != here:
             held.set()
             go.wait(SECONDS)
@@ -98,7 +98,7 @@ def busy(world: Any) -> Iterator[Callable[[Callable[[Any], None]], threading.Eve
     while not held.is_set():
         world.cache.clear()
         world.cache.store(world.keys, [0, 1, 2, 3]).wait()
-        # Long enough for the callback to be there before the end.
+        # Large enough that the callback is registered before the completion.
         keys = [os.urandom(16) for _ in range(FILLING)]
         world.cache.store(keys, range(FILLING), layout=world.large).add_done_callback(hold)
         held.wait(0.5)
@@ -114,7 +114,7 @@ def busy(world: Any) -> Iterator[Callable[[Callable[[Any], None]], threading.Eve
             finally:
                 over.set()
 
-        # What is stored already ends at once, on this thread.
+        # A store of present blocks completes at once, on this thread.
         world.cache.store([os.urandom(16)], [0]).add_done_callback(call)
         done.append(over)
         return over
@@ -126,7 +126,7 @@ def busy(world: Any) -> Iterator[Callable[[Callable[[Any], None]], threading.Eve
 
 
 def on_worker(world: Any, call: Callable[[], Any]) -> None:
-    """Calls it in a callback, on the cache's worker."""
+    """Runs the call in a callback, on the cache's worker."""
     with busy(world) as later:
         later(lambda _: call())
 
@@ -182,7 +182,7 @@ def deletions_on_workers(world: Any) -> None:
 
 
 def threads(world: Any) -> None:
-    """Every callable from four threads at once, against each other."""
+    """Every callable from four threads concurrently."""
 
     def work() -> None:
         for name, call in each(world):
@@ -196,7 +196,7 @@ def threads(world: Any) -> None:
 
 
 def at_exit(world: Any) -> None:
-    # Registered after kvtile's own, so it is called before it.
+    # Registered after kvtile's own handler, so it runs before it.
     atexit.register(lambda: [attempt(name, call) for name, call in each(world)])
 
 
@@ -208,7 +208,7 @@ def deletions_at_exit(world: Any) -> None:
 
 
 def threads_at_exit(world: Any) -> None:
-    """Threads that are still calling when the interpreter ends."""
+    """Threads that still make calls when the interpreter shuts down."""
 
     def work(name: str, call: Callable[[], Any]) -> None:
         attempt(name, call)
@@ -238,9 +238,9 @@ PLACES = {
 
 
 def after_exit(folder: Path) -> None:
-    """Calls everything when kvtile has closed its caches already."""
+    """Makes all calls after kvtile has closed its caches."""
     world: list[Any] = []
-    # Registered before kvtile's own, so it is called after it.
+    # Registered before kvtile's own handler, so it runs after it.
     atexit.register(lambda: [attempt(name, call) for name, call in each(world[0])])
     world.append(open_world(folder))
 

@@ -1,4 +1,4 @@
-"""A naive reading of the layout language: walks a word element by element and knows no strides."""
+"""A naive implementation of the layout language: walks a word element by element, without strides."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def parse(word: str) -> list:
 
 
 def places(word: str, extents: dict[str, int], planes: tuple[str, ...]) -> dict[tuple, tuple[int, int]]:
-    """Where each element is: (plane, b, l, n, h, c) to (region, element)."""
+    """The position of each element: (plane, b, l, n, h, c) to (region, element)."""
     found: dict[tuple, tuple[int, int]] = {}
     region, element = -1, 0
     for fresh, plane, index in walk(parse(word), extents, planes, [], {}, None):

@@ -1,4 +1,5 @@
-"""Whatever is given for whatever parameter: a KvtileError, or an answer; at once, and without memory."""
+"""Every parameter with every kind of value: the call succeeds or raises a KvtileError, quickly and without much
+memory."""
 
 from __future__ import annotations
 
@@ -78,15 +79,15 @@ OTHERS: list[Any] = [
     lambda: None,
 ]
 
-# Names of Rust in a message.
+# Rust names, which must not occur in a message.
 RUST = re.compile(
     r"::|\b[ui](8|16|32|64|128|size)\b|\b(struct|enum|impl|unwrap|Option|Some|Vec|Selection|TenantId|BlockId)\b|&mut|None\)"
 )
 
-# What a parameter means is asked of the module of configs, which has tests of its own.
+# The config reader has its own tests.
 ELSEWHERE = {("Shape.from_hf_config", "config"), ("Identity.from_hf_config", "config")}
 
-# Settings that would take what is asked for: threads, memory and room on disk.
+# Valid settings that would really allocate: threads, memory and disk space.
 AS_ASKED = {("Cache", "host_bytes", 1 << 31)}
 
 
@@ -94,7 +95,7 @@ AS_ASKED = {("Cache", "host_bytes", 1 << 31)}
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("arguments")
     made = World(folder)
-    # Any text may be the name of a folder of the disk tier.
+    # Any text may name a folder for the disk tier, so run inside an empty one.
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield made
@@ -102,7 +103,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has."""
+    """Resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 
@@ -120,7 +121,7 @@ def test_every_setting_of_a_cache_is_among_the_arguments(world: World) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_right_is_taken(world: World, name: str) -> None:
+def test_valid_arguments_are_accepted(world: World, name: str) -> None:
     function, arguments = calls(world)[name]()
     if name == "Completion.__await__":
         with pytest.raises(kvtile.RequestError, match="asyncio"):
@@ -132,7 +133,7 @@ def test_what_is_right_is_taken(world: World, name: str) -> None:
 
 
 def refused(name: str, function: Any, arguments: dict[str, Any]) -> str | None:
-    """What a call says that is refused; None where it is answered."""
+    """The error message of a refused call; None if the call succeeds."""
     before, start = resident(), time.monotonic()
     try:
         answer = function(**arguments)
@@ -149,17 +150,17 @@ def refused(name: str, function: Any, arguments: dict[str, Any]) -> str | None:
     return None
 
 
-# A callback that cannot be called with a completion is printed.
+# An exception in a callback that cannot be called with a completion is printed.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("name", NAMES)
-def test_any_value_for_any_parameter_is_answered_or_a_kvtile_error(world: World, name: str) -> None:
+def test_any_value_succeeds_or_raises_a_kvtile_error(world: World, name: str) -> None:
     parameters = calls(world)[name]()[1]
     for parameter in parameters:
         if (name, parameter) in ELSEWHERE:
             continue
         for value in [*NUMBERS, *OTHERS]:
             function, arguments = calls(world)[name]()
-            # A number as large as the memory that is asked for is no mistake.
+            # A host_bytes as large as available memory is valid.
             if isinstance(value, int) and (name, parameter, value) in AS_ASKED:
                 continue
             refused(f"{name}({parameter})", function, {**arguments, parameter: value})
@@ -192,7 +193,7 @@ MAY_BE_FRACTIONS = {"timeout", "hold", "lifetime", "within", "recompute_tokens_p
 
 
 @pytest.mark.parametrize("name", TAKES_NUMBERS)
-def test_what_is_no_number_of_that_kind_is_refused_with_its_name(world: World, name: str) -> None:
+def test_wrong_numbers_are_refused_by_parameter_name(world: World, name: str) -> None:
     for parameter in TAKES_NUMBERS[name]:
         wrong = [True, "1", b"1", [1], {}, object(), float("nan"), float("-inf"), -(1 << 200)]
         if (name, parameter) not in MAY_BE_NEGATIVE:
@@ -214,7 +215,7 @@ def test_the_limits_of_settings_are_those_of_the_documents(world: World) -> None
         assert f"| `{setting}` | " in text and f"{most:,}" in text, setting
     with pytest.raises(kvtile.SettingsError, match=f"host_bytes is {(1 << 46) + 1}"):
         world.open(host_bytes=(1 << 46) + 1)
-    # A limit and not a size: nothing is taken for what does not wait.
+    # The capacity is only a limit: an empty queue allocates nothing.
     before = resident()
     world.open(workers=0, queue_capacity=1 << 24).close()
     assert resident() - before < 16 << 20
@@ -230,7 +231,7 @@ def test_a_disk_without_a_path_leaves_nothing_behind(
             world.open(**settings, disk_bytes=8 << 20)
         assert list(tmp_path.iterdir()) == []
     else:
-        # This is the working directory by its name, and an empty one may be used.
+        # "." is the working directory, which is empty and may be used.
         world.open(**settings, disk_bytes=8 << 20).close()
 
 
@@ -252,8 +253,8 @@ LARGE = 4_000_000
     ],
     ids=lambda value: type(value).__name__ + str(getattr(value, "dtype", "")),
 )
-def test_nothing_large_is_taken_apart(world: World, large: Any) -> None:
-    """For every argument that takes a list: refused, or taken as what it is, without an object an element."""
+def test_large_objects_are_not_iterated(world: World, large: Any) -> None:
+    """Every list argument refuses a large object, or reads it as a whole, without an object per element."""
     lists = {"tensors", "src_blocks", "dst_blocks", "blocks", "keys", "tokens", "extra", "planes", "parent", "content"}
     seen = set()
     for name in NAMES:
@@ -313,7 +314,7 @@ def test_large_arrays_are_read_quickly(world: World) -> None:
     assert resident() - before < 512 << 20
 
 
-def test_what_is_wrong_in_a_list_is_named_with_its_place(world: World) -> None:
+def test_a_wrong_list_item_is_named_by_its_index(world: World) -> None:
     with pytest.raises(kvtile.RequestError, match=r"tokens\[2\] is -5; give a whole number of 0 to 4294967295"):
         world.hasher.keys([1, 2, -5, 4])
     with pytest.raises(kvtile.ArgumentError, match=r"tokens\[1\] is a whole number, not 1.5"):
@@ -327,7 +328,7 @@ def test_what_is_wrong_in_a_list_is_named_with_its_place(world: World) -> None:
 
 
 class Broken:
-    """An object whose description of itself cannot be read."""
+    """An object whose array interface is invalid."""
 
     def __init__(self, interface: object) -> None:
         self.__array_interface__ = interface
@@ -351,7 +352,7 @@ class Raising:
         Raising(),
     ],
 )
-def test_objects_that_describe_themselves_wrongly_are_refused(world: World, broken: object) -> None:
+def test_invalid_array_interfaces_are_refused(world: World, broken: object) -> None:
     for tensors in (broken, [broken]):
         with pytest.raises(kvtile.TensorError):
             kvtile.Layout("BLKNHC", shape=world.shape, tensors=tensors)
@@ -362,7 +363,7 @@ def test_objects_that_describe_themselves_wrongly_are_refused(world: World, brok
 @pytest.mark.parametrize(
     "text", ["", "3", "[]", "{}", '{"model": 3}', "null", '{"model": "a"}', "{" * 1000, '{"shape": {"num_layers": -1}}']
 )
-def test_identities_that_are_none_are_refused_in_plain_words(text: str) -> None:
+def test_invalid_identity_json_is_refused_without_rust_names(text: str) -> None:
     with pytest.raises(kvtile.IdentityError) as refused:
         kvtile.Identity.from_json(text)
     assert not RUST.search(str(refused.value)), refused.value
@@ -384,7 +385,7 @@ def test_a_call_with_the_wrong_arguments_is_a_type_error_of_python(world: World)
 
 
 @pytest.mark.parametrize("head_size", [1, 8, 64, 512])
-def test_host_memory_is_said_in_whole_pages(head_size: int) -> None:
+def test_host_bytes_per_block_is_in_whole_pages(head_size: int) -> None:
     shape = kvtile.Shape(num_blocks=1, num_layers=1, page_size=4, num_heads=1, head_size=head_size, dtype="float32")
     layout = kvtile.Layout("BLKNHC", shape=shape, tensors=np.zeros(shape.block_bytes // 4, "float32"))
     identity = kvtile.Identity("a", "1", shape)

@@ -1,4 +1,4 @@
-"""The cache from Python: lookups, loads, stores, disks, events, ends."""
+"""The cache from Python: lookups, loads, stores, the disk tier, events, closing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAGE = 4
 
 
 class Engine:
-    """An engine's KV, its layout, and the identity of what it holds."""
+    """An engine's KV, its layout, and its identity."""
 
     def __init__(self, word: str = "L|BH(kCN,vNC)", *, dtype: str = "float32", **changes: int) -> None:
         self.shape = shape(dtype, **{"B": BLOCKS, **changes})
@@ -64,7 +64,7 @@ def tokens(count: int, start: int = 0) -> list[int]:
     return list(range(start, start + count))
 
 
-def test_what_was_stored_is_found_and_loaded(engine: Engine, cache: kvtile.Cache) -> None:
+def test_stored_blocks_are_found_and_loaded(engine: Engine, cache: kvtile.Cache) -> None:
     keys = engine.hasher.keys(tokens(4 * PAGE + 1))
     assert len(keys) == 4 and {len(key) for key in keys} == {16}
     for block in range(3):
@@ -127,12 +127,12 @@ def test_blocks_may_come_from_and_go_to_other_layouts(engine: Engine, cache: kvt
         cache.store(keys, [0], layout=other)
 
 
-def test_blocks_whose_lifetime_is_over_leave_first(engine: Engine, cache: kvtile.Cache) -> None:
+def test_expired_blocks_are_evicted_first(engine: Engine, cache: kvtile.Cache) -> None:
     old, new = engine.hasher.keys(range(16)), engine.hasher.keys(range(100, 116))
     cache.store(old, [0, 1, 2, 3]).wait()
     cache.store(new, [4, 5, 6, 7], lifetime=0, output_tokens=3, partial_tail=True).wait()
     cache.lookup(new, lifetime=0.001).release()
-    # Time is kept to about a second.
+    # Lifetimes are accurate to about a second.
     time.sleep(2.1)
     assert cache.evict("host", 4) == 4
     assert [cache.lookup(keys).blocks for keys in (old, new)] == [4, 0]
@@ -140,9 +140,9 @@ def test_blocks_whose_lifetime_is_over_leave_first(engine: Engine, cache: kvtile
         cache.lookup(old, lifetime=-1)
 
 
-def test_keys_of_an_engine_are_taken_as_they_are(engine: Engine, cache: kvtile.Cache) -> None:
+def test_an_engines_own_keys_are_accepted(engine: Engine, cache: kvtile.Cache) -> None:
     keys = [bytes([i]) * 32 for i in range(3)]
-    # The block before the first one is nowhere, so no lookup would find these.
+    # The parent of the first block is in no tier, so no lookup would find these.
     report = cache.store(keys, [0, 1], first=1).wait(10)
     assert (report.stored, report.dropped, report.stopped) == (0, 2, "no_ancestors")
     assert cache.store(keys, [2, 0, 1]).wait(10).stored == 3
@@ -165,7 +165,7 @@ def test_keys_of_an_engine_are_taken_as_they_are(engine: Engine, cache: kvtile.C
         (lambda c: c.lookup(["k"]), kvtile.ArgumentError, "bytes"),
     ],
 )
-def test_requests_that_make_no_sense_are_refused(cache: kvtile.Cache, call, error, message: str) -> None:
+def test_invalid_requests_are_refused(cache: kvtile.Cache, call, error, message: str) -> None:
     with pytest.raises(error, match=message):
         call(cache)
 
@@ -186,7 +186,7 @@ def test_requests_that_make_no_sense_are_refused(cache: kvtile.Cache, call, erro
         ({"host_gib": None}, kvtile.ArgumentError, "no setting"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(engine: Engine, settings, error, message: str) -> None:
+def test_invalid_settings_are_refused(engine: Engine, settings, error, message: str) -> None:
     with pytest.raises(error, match=message):
         kvtile.Cache(engine.identity, engine.layout, **settings)
 
@@ -213,7 +213,7 @@ def test_blocks_outlive_the_process_on_disk_and_only_for_their_identity(tmp_path
         on_disk = {"wanted": 6, "durable": 6, "written": 6, "no_room": 0, "late": 0, "failed": 0}
         assert flushed.tiers == {"disk": on_disk} and flushed.no_tier == 0
 
-    # Another engine of the same model, in another order, reads them.
+    # Another engine of the same model reads them in another order.
     other = Engine("BLKNHC")
     assert other.identity == engine.identity
     with kvtile.Cache(other.identity, other.layout, **settings) as cache:
@@ -237,26 +237,26 @@ def test_blocks_outlive_the_process_on_disk_and_only_for_their_identity(tmp_path
 
 
 @pytest.mark.parametrize("writes", ["on_eviction", "at_once", 1])
-def test_closing_brings_what_is_in_host_memory_to_the_disk_unless_it_may_not(tmp_path: Path, writes: str | int) -> None:
+def test_closing_writes_host_blocks_to_disk_within_its_time(tmp_path: Path, writes: str | int) -> None:
     engine = Engine()
     settings = {"host_bytes": 1 << 20, "disk": tmp_path / "kv", "disk_bytes": 16 << 20, "disk_writes": writes}
     keys = engine.hasher.keys(tokens(6 * PAGE))
     with kvtile.Cache(engine.identity, engine.layout, close_within=0, **settings) as cache:
         cache.store(keys, range(6)).wait(10)
         cache.lookup(keys[:4]).release()
-        # A lookup uses what it finds, so this one asks for no block that the one before did not use.
+        # A lookup counts as a use, so this one covers no block that the first one did not.
         lost = cache.lookup(keys[:4])
         report = cache.close()
         assert report is not None and report.written == 0 and report.wanted == report.late + report.tiers["disk"]["durable"]
         assert report.durable == (report.late == 0) and cache.close() is None
         assert len(lost) == 0 and lost.tiers == []
     cache = kvtile.Cache(engine.identity, engine.layout, **settings)
-    # Blocks that were used once may have been written before the cache was closed.
+    # Blocks with one use may have been written before the cache closed.
     assert len(cache.lookup(keys)) <= {"on_eviction": 0, 1: 4, "at_once": 6}[writes]
     cache.store(keys, range(6)).wait(10)
     cache.lookup(keys[:4]).release()
     report = cache.close()
-    # Blocks that are to be used before they are written are not written for being there at the end.
+    # Closing writes only blocks that have the required number of uses.
     wanted = 4 if writes == 1 else 6
     assert report is not None and report.durable and report.wanted == wanted, report
     with kvtile.Cache(engine.identity, engine.layout, **settings) as cache:
@@ -286,14 +286,14 @@ def test_closing_waits_for_the_calls_of_other_threads(tmp_path: Path) -> None:
         for thread in threads:
             thread.start()
         cache.close()
-        # The folder is free at once, whatever the others were about to call.
+        # The folder is free at once, even if other threads are about to call.
         kvtile.Cache(engine.identity, engine.layout, **settings).close()
         for thread in threads:
             thread.join(10)
             assert not thread.is_alive()
 
 
-def test_what_was_flipped_on_disk_is_computed_again_and_counted(tmp_path: Path) -> None:
+def test_corrupt_blocks_on_disk_are_misses_and_counted(tmp_path: Path) -> None:
     engine = Engine()
     settings = {"host_bytes": 1 << 20, "disk": tmp_path / "kv", "disk_bytes": 16 << 20, "disk_writes": "at_once"}
     keys = engine.hasher.keys(tokens(2 * PAGE))
@@ -313,7 +313,7 @@ def test_what_was_flipped_on_disk_is_computed_again_and_counted(tmp_path: Path) 
         assert not any(map(any, engine.block(4)))
 
 
-def test_events_tell_what_was_stored_and_removed(engine: Engine, cache: kvtile.Cache) -> None:
+def test_events_report_stores_and_removals(engine: Engine, cache: kvtile.Cache) -> None:
     keys = engine.hasher.keys(tokens(2 * PAGE))
     events = cache.subscribe()
     cache.store(keys, [0, 1]).wait(10)
@@ -331,7 +331,7 @@ def test_events_tell_what_was_stored_and_removed(engine: Engine, cache: kvtile.C
     assert events.poll() == []
 
 
-def test_a_subscriber_that_lags_is_told(engine: Engine) -> None:
+def test_a_lagging_subscriber_raises(engine: Engine) -> None:
     with kvtile.Cache(engine.identity, engine.layout, host_bytes=1 << 20, event_capacity=2) as cache:
         events = cache.subscribe()
         cache.store(engine.hasher.keys(tokens(5 * PAGE)), range(5)).wait(10)
@@ -343,7 +343,7 @@ def test_a_subscriber_that_lags_is_told(engine: Engine) -> None:
         assert snapshot.exact_from >= snapshot.first_event == events.next_sequence
 
 
-def test_numbers_are_plain_values(engine: Engine, cache: kvtile.Cache) -> None:
+def test_stats_are_plain_values(engine: Engine, cache: kvtile.Cache) -> None:
     keys = engine.hasher.keys(tokens(4 * PAGE))
     cache.store(keys[:2], [0, 1]).wait(10)
     with cache.lookup(keys, owner=7, hold=0.0):
@@ -377,7 +377,7 @@ def test_a_full_queue_is_busy_and_deadlines_pass(engine: Engine) -> None:
     assert report.stopped == "closed" and report.dropped == 1
 
 
-def test_a_closed_cache_refuses_and_lets_go(engine: Engine) -> None:
+def test_a_closed_cache_refuses_calls_and_releases_tensors(engine: Engine) -> None:
     cache = kvtile.Cache(engine.identity, engine.layout, host_bytes=1 << 20)
     keys = engine.hasher.keys(tokens(PAGE))
     cache.close()
@@ -488,7 +488,7 @@ def test_other_threads_run_while_one_waits(engine: Engine) -> None:
 
 
 def run(script: str) -> subprocess.CompletedProcess[str]:
-    """Runs a script beside these tests."""
+    """Runs a script in the folder of these tests."""
     here = Path(__file__).parent
     prelude = "import os, signal, sys, threading, time\nimport kvtile\nfrom test_cache import Engine, tokens\nengine = Engine()\n"
     return subprocess.run(
@@ -511,7 +511,7 @@ def test_ctrl_c_ends_a_wait() -> None:
     assert done.stdout == "interrupted\n", done
 
 
-def test_a_fork_is_refused_and_ends_in_peace() -> None:
+def test_a_fork_is_refused_and_exits() -> None:
     done = run("""
         import gc
         cache = kvtile.Cache(engine.identity, engine.layout, host_bytes=1 << 20)
@@ -540,7 +540,7 @@ def test_a_fork_is_refused_and_ends_in_peace() -> None:
     assert done.returncode == 0
 
 
-def test_an_open_cache_does_not_hold_up_the_end() -> None:
+def test_an_open_cache_does_not_delay_exit() -> None:
     done = run("""
         cache = kvtile.Cache(engine.identity, engine.layout, host_bytes=1 << 20)
         store = cache.store(engine.hasher.keys(tokens(4)), [0])

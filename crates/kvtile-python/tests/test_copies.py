@@ -1,4 +1,4 @@
-"""Copies are what a naive reading of the words says they are."""
+"""Copies agree with a naive implementation of the layout language."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_copy_between_random_words_is_the_naive_copy(seed: int) -> None:
     try:
         report = kvtile.copy_blocks(src, dst, src_blocks, dst_blocks, **ranges)
     except kvtile.LayoutError:
-        # Ranges of tokens that cut what the layout keeps together are refused as a whole.
+        # The plan refuses ranges of tokens that cut a unit of the layout.
         assert "tokens" in ranges
         assert all((a.view(np.uint8) == b.view(np.uint8)).all() for a, b in zip(expected, dst_tensors, strict=True))
         return
@@ -83,7 +83,7 @@ def test_sides_may_differ_in_ranges() -> None:
     assert not found[2, 0].any() and not found[2, :, :, :, :2].any()
 
 
-def test_a_verified_copy_says_so() -> None:
+def test_a_verified_copy_reports_it() -> None:
     src, _ = layout("L|BH(kCN,vNC)", shape())
     dst, _ = layout("BHLKNC", shape())
     report = kvtile.copy_blocks(src, dst, [0, 3], verify=True)
@@ -127,11 +127,11 @@ def test_other_threads_run_while_blocks_are_copied() -> None:
     end = time.perf_counter()
     over.set()
     ticking.join()
-    # A copy that kept the interpreter would leave room for a tick or two between the five.
+    # If the copy held the GIL, only a tick or two would fit into the five copies.
     assert sum(start < tick < end for tick in ticks) > 10, (end - start, len(ticks))
 
 
-def test_what_makes_no_sense_is_refused_before_a_byte_is_written() -> None:
+def test_invalid_copies_are_refused_before_a_byte_is_written() -> None:
     src, tensors = layout("L|BH(kCN,vNC)", shape())
     dst, written = layout("BHLKNC", shape())
     for tensor in tensors:
@@ -141,7 +141,7 @@ def test_what_makes_no_sense_is_refused_before_a_byte_is_written() -> None:
             kvtile.copy_blocks(src, dst, *blocks)
     with pytest.raises(kvtile.LayoutError, match="layers"):
         kvtile.copy_blocks(src, dst, [0], layers=(1, 9))
-    with pytest.raises(kvtile.LayoutError, match="no range"):
+    with pytest.raises(kvtile.LayoutError, match="not a range"):
         kvtile.copy_blocks(src, dst, [0], layers=(1, 1))
     with pytest.raises(ValueError, match="plane"):
         kvtile.copy_blocks(src, layout("BHLKNC", shape("float16"), "float16")[0], [0])
@@ -165,7 +165,7 @@ def test_a_plan_reads_like_a_plan() -> None:
         kvtile.copy_blocks(src, dst, [0])
 
 
-def test_a_callback_comes_at_the_end_and_not_with_a_layer() -> None:
+def test_a_callback_runs_on_completion_not_per_layer() -> None:
     shape = kvtile.Shape(num_blocks=256, num_layers=8, page_size=16, num_heads=2, head_size=64, dtype="float32")
     src, dst = (
         kvtile.Layout("L|BKNHC", shape=shape, tensors=[np.zeros(256 * 4096, "float32") for _ in range(8)])

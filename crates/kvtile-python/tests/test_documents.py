@@ -1,4 +1,4 @@
-"""The Python in the documents runs."""
+"""Runs the Python examples of the documents."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ ROOT = Path(__file__).parents[3]
 
 
 def examples(name: str, kind: str) -> list[str]:
-    """The examples of a document whose fence says ``kind``."""
+    """The examples of a document with the fence ``kind``."""
     return re.findall(rf"^```{kind}\n(.*?)^```$", (ROOT / name).read_text(), re.DOTALL | re.MULTILINE)
 
 
 def run(name: str, kind: str, names: dict[str, object]) -> None:
-    """Runs the examples one after the other, as a reader would."""
+    """Runs the examples in order, as a reader would."""
     found = examples(name, kind)
     assert found
     for example in found:

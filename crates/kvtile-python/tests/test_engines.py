@@ -1,4 +1,4 @@
-"""Presets are what engines really write, where they can run here."""
+"""Checks presets against the bytes that engines write, if the engine can run here."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("isa", ["vec", "vec16"])
-def test_the_cpu_backend_of_vllm_writes_what_its_preset_says(dtype: str, isa: str) -> None:
+def test_the_cpu_backend_of_vllm_matches_its_preset(dtype: str, isa: str) -> None:
     pytest.importorskip("vllm")
     from vllm import _custom_ops as ops
 

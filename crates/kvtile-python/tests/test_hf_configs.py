@@ -1,4 +1,4 @@
-"""Configs of Hugging Face are read for what they are: real ones, all model types of transformers, and wrong ones."""
+"""The config reader: real configs, all model types of transformers, and invalid configs."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ LATENT = "latent"
 WINDOWS = "sliding_attention"
 RECURRENT = "nemotron_h.*known to keep plain"
 WINDOW = r"sliding window \(sliding_window\)"
-UNKNOWN = "not one that is known"
+UNKNOWN = "is not known to keep plain"
 
-# What reading each config gives: layers, KV heads and head size, or why it is refused.
+# The expected result for each config: layers, KV heads and head size, or the reason for the refusal.
 EXPECTED: dict[str, tuple[int, int, int] | str] = {
     "MiniMaxAI/MiniMax-M2.5": (62, 8, 128),
     "MiniMaxAI/MiniMax-M2.7": (62, 8, 128),
@@ -51,7 +51,7 @@ EXPECTED: dict[str, tuple[int, int, int] | str] = {
     "Qwen/Qwen3.5-27B": IMAGES,
     "Qwen/Qwen3.5-35B-A3B": IMAGES,
     "Qwen/Qwen3.5-397B-A17B": IMAGES,
-    "XiaomiMiMo/MiMo-7B-Base": f"'mimo' is {UNKNOWN}",
+    "XiaomiMiMo/MiMo-7B-Base": f"'mimo' {UNKNOWN}",
     "XiaomiMiMo/MiMo-V2-Flash": WINDOW,
     "deepseek-ai/DeepSeek-R1": LATENT,
     "deepseek-ai/DeepSeek-V3.2": LATENT,
@@ -116,7 +116,7 @@ EXPECTED: dict[str, tuple[int, int, int] | str] = {
     "zai-org/GLM-5.3": LATENT,
     "zai-org/GLM-5": LATENT,
 }
-# Their text part alone.
+# The results for their text parts.
 TEXT = {
     "Qwen/Qwen3-VL-235B-A22B-Instruct": (94, 4, 128),
     "Qwen/Qwen3-VL-2B-Instruct": (28, 8, 128),
@@ -126,7 +126,7 @@ TEXT = {
     "Qwen/Qwen3-VL-4B-Instruct": (36, 8, 128),
     "Qwen/Qwen3-VL-8B-Instruct": (36, 8, 128),
 }
-# Models that are not in the file above, of kinds that were read wrongly before: published sizes.
+# Models that are not in the file above, of kinds that the reader once misread; sizes as published.
 OLDER: dict[str, tuple[dict[str, Any], tuple[int, int, int] | str]] = {
     "falcon-7b": (
         {"model_type": "falcon", "hidden_size": 4544, "num_attention_heads": 71, "num_hidden_layers": 32, "multi_query": True,
@@ -180,13 +180,13 @@ OLDER: dict[str, tuple[dict[str, Any], tuple[int, int, int] | str]] = {
 
 
 def sizes(config: Any, **settings: Any) -> tuple[int, int, int]:
-    """Layers, heads and head size that are read from a config."""
+    """The layers, heads and head size of a config."""
     shape = shape_of(config, 16, dtype="bfloat16", **settings)
     return shape.num_layers, shape.num_heads, shape.block_bytes // (shape.num_layers * 2 * 16 * 2 * shape.num_heads)
 
 
 def outcome(config: Any, **settings: Any) -> tuple[int, int, int] | str:
-    """Sizes, or the refusal; every way of reading gives the same."""
+    """The sizes, or the refusal; all entry points must agree."""
     try:
         found = sizes(config, **settings)
     except kvtile.IdentityError as error:
@@ -247,11 +247,11 @@ LLAMA = {
 
 
 def identity(**changes: Any) -> kvtile.Identity:
-    """The identity of a Llama, some fields changed."""
+    """The identity of a Llama with some changed fields."""
     return kvtile.Identity.from_hf_config({**LLAMA, **changes}, page_size=16)
 
 
-def test_what_changes_kv_is_in_the_identity_by_name() -> None:
+def test_fields_that_change_kv_are_in_the_identity() -> None:
     base = identity()
     for field, changed in {
         "extra.config.rms_norm_eps": {"rms_norm_eps": 1e-5},
@@ -267,7 +267,7 @@ def test_what_changes_kv_is_in_the_identity_by_name() -> None:
     assert two == kvtile.Identity.from_hf_config(mixtral, page_size=16), "the type's default is 2"
 
 
-def test_what_cannot_change_kv_is_in_no_identity() -> None:
+def test_fields_that_cannot_change_kv_are_not_in_the_identity() -> None:
     base = identity()
     for changed in [
         {"use_cache": False}, {"transformers_version": "4.1"}, {"initializer_range": 0.5}, {"attention_dropout": 0.1},
@@ -339,9 +339,9 @@ def test_windows_count_only_where_they_cut() -> None:
     assert length_limit({**qwen, "layer_types": ["full_attention"] * 4, "max_window_layers": 0}) is None
     with pytest.raises(kvtile.IdentityError, match="linear_attention"):
         sizes({**qwen, "layer_types": ["full_attention", "linear_attention"]})
-    with pytest.raises(kvtile.IdentityError, match="does not say how wide"):
+    with pytest.raises(kvtile.IdentityError, match="gives no width"):
         sizes({**LLAMA, "layer_types": ["full_attention", "sliding_attention"]})
-    # Types whose classes do not know the field, where caches go by it all the same.
+    # Classes of these types lack the field, but transformers' caches use it.
     with pytest.raises(kvtile.IdentityError, match="window of 128"):
         sizes({**LLAMA, "sliding_window": 128})
 
@@ -358,7 +358,7 @@ def test_windows_count_only_where_they_cut() -> None:
         {"rope_scaling": {"type": "llama3", "factor": 8.0}}, {"num_key_value_heads": 3}, {"model_type": "of tomorrow"},
     ],
 )  # fmt: skip
-def test_what_is_not_plain_is_refused_by_its_field(changes: dict[str, Any]) -> None:
+def test_other_attention_is_refused_by_field(changes: dict[str, Any]) -> None:
     with pytest.raises(kvtile.IdentityError) as error:
         kvtile.Identity.from_hf_config({**LLAMA, **changes}, page_size=16)
     (name,) = changes
@@ -387,7 +387,7 @@ def test_wrong_values_are_refused_and_never_crash(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "head_dim"])
-def test_lists_and_fractions_are_no_numbers(name: str) -> None:
+def test_lists_and_fractions_are_not_numbers(name: str) -> None:
     for value in ([8, 8], "8", 8.5, True, -8):
         with pytest.raises(kvtile.IdentityError, match=r"positive whole number|KV heads"):
             sizes({**LLAMA, name: value})
@@ -396,20 +396,20 @@ def test_lists_and_fractions_are_no_numbers(name: str) -> None:
 def test_types_that_are_not_listed_are_read_only_when_the_engine_vouches_for_them() -> None:
     config = {"model_type": "of_tomorrow", "num_hidden_layers": 2, "rope_theta": 1e4, "use_cache": True}
     for read in (kv_fields, config_digest, rope_of, length_dependence, length_limit):
-        with pytest.raises(kvtile.IdentityError, match="'of_tomorrow' is not one that is known"):
+        with pytest.raises(kvtile.IdentityError, match="'of_tomorrow' is not known"):
             read(config)
     fields = kv_fields(config, known=False, max_model_len=64)
     assert fields == {"config.model_type": "of_tomorrow", "config.num_hidden_layers": "2", "config.rope_theta": "10000",
                       "config.max_model_len": "64"}  # fmt: skip
     assert config_digest(config, known=False) != config_digest({**config, "rope_theta": 2e4}, known=False)
-    # A listed type is read as ever.
+    # A listed type is read as without known=False.
     assert kv_fields(LLAMA, known=False, max_model_len=64) == kv_fields(LLAMA)
     with_images = {"model_type": "x", "vision_config": {"a": 1}, "text_config": {"model_type": "y", "num_hidden_layers": 3}}
     assert kv_fields(with_images, known=False)["config.num_hidden_layers"] == "3"
 
 
 def test_the_fields_of_a_type_change_its_digest() -> None:
-    # These count only together with others: windows that are off, and LongRoPE.
+    # These fields count only with others: windows that are off, and LongRoPE.
     seen_elsewhere = (
         "sliding_window max_window_layers window_size layer_types attention_types use_sliding_window sliding_window_pattern "
         "original_max_position_embeddings"

@@ -1,4 +1,5 @@
-"""The list of plain model types against transformers itself: its config classes, and small random models of each type."""
+"""Compares the list of plain model types with transformers: its config classes, and small random models of each
+type."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def _quiet() -> None:
     transformers.logging.set_verbosity(transformers.logging.CRITICAL)
 
 
-def test_the_table_is_what_the_config_classes_say() -> None:
+def test_the_table_matches_the_config_classes() -> None:
     written = json.loads(TARGET.read_text(encoding="utf-8"))
     minor = ".".join(transformers.__version__.split(".")[:2])
     if f"version {minor}." not in written["source"]:
@@ -51,7 +52,7 @@ def test_kv_of_a_plain_type_is_a_function_of_its_prefix(name: str) -> None:
     for keys, values in layers:
         assert keys.shape == values.shape == (shape.num_heads, len(TOKENS), config_head(shape))
     assert len(layers) == shape.num_layers
-    assert any(bool((keys.std(dim=1) > 0).all()) for keys, _ in layers), "tokens have KV of their own"
+    assert any(bool((keys.std(dim=1) > 0).all()) for keys, _ in layers), "KV differs between tokens"
 
 
 def config_head(shape: kvtile.Shape) -> int:
@@ -85,7 +86,7 @@ def test_real_configs_are_the_same_as_dict_and_as_object(name: str) -> None:
         try:
             made = CONFIG_MAPPING[config["model_type"]].from_dict(dict(config))
         except Exception as error:  # noqa: BLE001
-            # Configs of refused types are kept in part only.
+            # transformers keeps only some fields of refused types.
             assert config["model_type"] not in PLAIN, error
             return
     found = _read(config)
@@ -134,7 +135,7 @@ EMBEDDINGS: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("kind", EMBEDDINGS)
-def test_embeddings_depend_on_the_length_where_it_is_said(kind: str) -> None:
+def test_length_dependence_is_reported(kind: str) -> None:
     parameters, depends = EMBEDDINGS[kind]
     config = tiny_config("llama", rope_parameters={"rope_theta": 100.0, **parameters}, max_position_embeddings=32)
     off = difference(tiny_model(config), TOKENS, 20)
@@ -214,7 +215,7 @@ def test_fields_that_do_not_count_do_not_change_kv(name: str) -> None:
             changes[field] = value + 0.3 if isinstance(value, float) else value + 1
     changes.pop("pad_token_id", None)
     if name == "diffllama":
-        del changes["attention_dropout"]  # it knows no other than 0
+        del changes["attention_dropout"]  # its only supported value is 0
     other = tiny_config(name, **changes)
     assert kv_fields(other) == kv_fields(config), changes
     again = tiny_model(other)

@@ -20,7 +20,7 @@ def test_the_default_order_of_stored_blocks_is_a_word() -> None:
     assert kvtile.STORAGE_WORD in repr(kvtile.Layout(kvtile.STORAGE_WORD, shape=shape()))
 
 
-def test_dtypes_may_be_said_in_any_way() -> None:
+def test_dtypes_are_accepted_in_every_form() -> None:
     for dtype in ["float32", "f32", "torch.float32", np.float32, np.dtype("float32")]:
         assert shape(dtype) == shape("float32")
     assert shape(ml_dtypes.bfloat16) == shape("bf16") == shape(np.dtype("bfloat16"))
@@ -29,7 +29,7 @@ def test_dtypes_may_be_said_in_any_way() -> None:
         shape("float33")
 
 
-def test_shapes_say_what_they_are() -> None:
+def test_shapes_describe_themselves() -> None:
     made = shape()
     assert (made.num_blocks, made.num_layers, made.page_size, made.num_heads) == (5, 2, 4, 2)
     assert made.block_bytes == 2 * 2 * 4 * 2 * 8 * 4
@@ -62,7 +62,7 @@ def test_planes_of_any_kind() -> None:
         kvtile.Plane("k", "x", opaque=True)
 
 
-def test_a_word_that_is_none_is_pointed_at() -> None:
+def test_an_invalid_word_shows_where() -> None:
     for word in ["BLKNH", "", "B(kC", "BLXKNHC", "BLKNHCC", "kNvC"]:
         with pytest.raises(kvtile.LayoutError):
             kvtile.Layout(word, shape=shape())
@@ -99,7 +99,7 @@ def test_shards_are_parts_of_a_model() -> None:
 def test_a_panic_is_an_exception_like_others(capfd: pytest.CaptureFixture[str]) -> None:
     panic = getattr(kvtile._kvtile, "_panic", None)
     if panic is None:
-        pytest.skip("a release build panics for nobody")
+        pytest.skip("release builds lack the panic function")
     with pytest.raises(kvtile.InternalError, match="defect of kvtile.*something broke"):
         panic("something broke")
     assert "something broke" in capfd.readouterr().err
@@ -136,7 +136,7 @@ LLAMA = {
 
 
 class Config:
-    """A config as transformers has it: fields of an object."""
+    """A config object in the style of transformers."""
 
     def __init__(self, **fields: object) -> None:
         self.__dict__.update(fields)
@@ -161,7 +161,7 @@ def test_identities_come_from_configs_of_hugging_face() -> None:
     assert kvtile.Identity.from_json(identity.to_json()) == identity
 
 
-def test_whatever_decides_the_values_is_in_the_identity() -> None:
+def test_facts_that_determine_values_are_in_the_identity() -> None:
     base = kvtile.Identity.from_hf_config(LLAMA, page_size=16)
     assert base.difference(base) is None
     for field, changed in {
@@ -206,7 +206,7 @@ def test_ranks_hold_parts_of_the_model() -> None:
         ({"rope_scaling": {"full_attention": {"rope_theta": 1.0}}}, "several kinds"),
     ],
 )
-def test_what_a_config_does_not_say_is_asked_for(changes: dict, message: str) -> None:
+def test_missing_config_fields_are_requested(changes: dict, message: str) -> None:
     with pytest.raises(kvtile.IdentityError, match=message):
         kvtile.Identity.from_hf_config({**LLAMA, **changes}, page_size=16)
 
@@ -235,7 +235,7 @@ def test_keys_depend_on_everything_before_and_beside_the_tokens() -> None:
             kvtile.TokenHasher(identity, **wrong)
     with pytest.raises(kvtile.RequestError):
         hasher.keys([-1, 2, 3, 4])
-    # What routers of this kind publish for these tokens.
+    # The hashes that routers of this kind publish for these tokens.
     router = kvtile.TokenHasher(identity, profile="router", seed=1337).keys(range(1, 13))
     assert [struct.unpack("<QQ", key) for key in router] == [
         (14643705804678351452, 14643705804678351452),

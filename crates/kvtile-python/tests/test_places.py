@@ -1,4 +1,4 @@
-"""Everything public may be called from anywhere: callbacks, deletions, threads, the end of the interpreter."""
+"""Every public callable works from any place: callbacks, destructors, threads, interpreter shutdown."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_everything_may_be_called_from(place: str, tmp_path: Path) -> None:
     assert not wrong, wrong
     if "exit" not in place:
         assert "the end" in done.stdout
-    # While the interpreter ends, threads may be stopped before their first call.
+    # During shutdown, Python may stop a thread before its first call.
     left_out = UNSTEPPED if place == "callbacks_of_steps" else set()
     if place != "threads_at_exit":
         assert public() - set(outcomes) - left_out == set()
@@ -63,5 +63,5 @@ def test_a_cache_may_be_closed_from_its_own_callback(close: str, after: str, tmp
     script = CLOSING.format(tests=str(Path(__file__).parent), folder=str(tmp_path), close=close, after=after)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0 and "the end" in done.stdout, done.stderr[-3000:]
-    # What a callback raises is printed, and a thread that joins itself panics.
+    # An exception in a callback would be printed, and a thread that joins itself would panic.
     assert done.stderr == ""

@@ -1,4 +1,4 @@
-"""python -m kvtile is the program kvtile, without the demonstration and the benchmark."""
+"""``python -m kvtile`` is the program kvtile, without the demonstration and the benchmark."""
 
 from __future__ import annotations
 
@@ -44,14 +44,14 @@ def test_the_script_of_that_name_is_the_same() -> None:
 def test_the_help_lists_the_commands_that_are_there() -> None:
     told = program("--help").stdout
     commands = told.split("Commands:")[1].split("Options:")[0]
-    # Descriptions go on in further lines, with more space before them.
+    # Continuation lines of descriptions are indented further.
     names = re.findall(r"^  (\w+)", commands, re.MULTILINE)
     assert names == ["layout", "plan", "inspect", "replay", "cache", "doctor", "completions", "man", "help"]
 
 
 @pytest.mark.parametrize("command", ["demo", "bench"])
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("--tiny", "--json"), ("blocks", "--rounds", "1")])
-def test_commands_of_the_rust_program_say_where_they_are(command: str, arguments: tuple[str, ...]) -> None:
+def test_commands_of_the_rust_program_refer_to_it(command: str, arguments: tuple[str, ...]) -> None:
     refused = program(command, *arguments)
     assert refused.returncode == 2 and refused.stdout == ""
     assert refused.stderr.startswith(f"error: `{command}` is a command of the Rust program")

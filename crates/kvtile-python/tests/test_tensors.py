@@ -1,4 +1,4 @@
-"""Tensors come in without a copy, as they are, or are refused by name."""
+"""Tensors are used without a copy, or refused with an error that names them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def dense(dtype="float32", **changes: int) -> np.ndarray:
 
 
 def copied(source: np.ndarray | bytearray, dtype="float32", word="BLKNHC") -> np.ndarray:
-    """What comes out of a tensor."""
+    """The bytes of a copy from a tensor."""
     src = kvtile.Layout(word, shape=shape(dtype), tensors=source)
     dst, tensors = layout("BLKNHC", shape(dtype), dtype)
     kvtile.copy_blocks(src, dst, range(5))
@@ -59,11 +59,11 @@ def test_buffers_are_read_and_written() -> None:
 def test_padded_views_are_what_their_strides_say() -> None:
     numbers = np.arange(5 * 2 * 2 * 4 * 2 * 8, dtype=np.float32)
     blocks_last = np.ascontiguousarray(numbers.reshape(5, 2, 2, 4, 2, 8))
-    # Blocks with a gap after each.
+    # Blocks, each followed by a gap.
     pool = np.zeros((5, 3, 2, 4, 2, 8), np.float32)
     pool[:, :2] = blocks_last
     assert (copied(pool[:, :2]) == numbers).all()
-    # Every other block of a larger pool, written to.
+    # Every other block of a larger pool, as destination.
     pool = np.zeros((10, 2, 2, 4, 2, 8), np.float32)
     dst = kvtile.Layout("BLKNHC", shape=shape(), tensors=pool[1::2])
     src = kvtile.Layout("BLKNHC", shape=shape(), tensors=blocks_last)
@@ -106,7 +106,7 @@ def test_a_view_in_another_order_than_memory_is_refused_at_every_entry(given, wo
             continue
         with pytest.raises(kvtile.TensorError, match="read in two ways") as refused:
             kvtile.Layout(word, shape=plain, tensors=views)
-        # Both readings, and how to say which.
+        # The error names both readings, and the permutation for each.
         back = [order.index(dim) for dim in range(len(sizes))]
         for text in (word, str([sizes[dim] for dim in order]), str(sizes), str(back)):
             assert text in str(refused.value)
@@ -128,7 +128,7 @@ def test_sizes_of_the_axes_in_another_order_are_refused() -> None:
         kvtile.Layout("L|BNHC", shape=plain, tensors=heads_first)
     kvtile.Layout("L|BHNC", shape=plain, tensors=heads_first)
     kvtile.Layout("L|BNHC", shape=plain, tensors=[array.reshape(-1) for array in heads_first])
-    # As numpy shows it, this is B, N, H, C; its memory is not.
+    # The view's shape is B, N, H, C; its memory order is not.
     with pytest.raises(kvtile.TensorError, match=r"read in two ways.*\[0, 2, 1, 3\]"):
         kvtile.Layout("L|BNHC", shape=plain, tensors=[array.transpose(0, 2, 1, 3) for array in heads_first])
 
@@ -170,7 +170,7 @@ def test_equally_spaced_views_of_one_storage_are_one_region() -> None:
         (lambda: dense()[1:], "tensor 0 of sizes .1279. has 5116 bytes, its region has 5120"),
         (lambda: [dense(), dense()], "2 tensors for BLKNHC, which has 1 region"),
         (lambda: [], "0 tensors"),
-        (lambda: [17], "tensor 0: int is no tensor"),
+        (lambda: [17], "tensor 0: int is not a tensor"),
         (lambda: dense().astype(">f4"), "another byte order"),
         (lambda: np.array([object()] * 1280), "tensor 0: its dtype object"),
         (lambda: dense().view(np.uint8), "tensor 0 has dtype uint8"),
@@ -196,7 +196,7 @@ def test_read_only_arrays_are_read_and_never_written() -> None:
 
 
 class Watched(np.ndarray):
-    """An array that can be watched."""
+    """An array that supports weak references."""
 
 
 def test_tensors_live_as_long_as_their_layout() -> None:
@@ -234,7 +234,7 @@ class Refusing(Elsewhere):
 
 
 class OnlyDlpack:
-    """An array that speaks DLPack alone, and an old version of it."""
+    """An array with an old version of DLPack only."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array

@@ -1,4 +1,4 @@
-"""Models of transformers continue from what kvtile kept, token for token."""
+"""Models of transformers reuse KV from kvtile, and generate the same tokens."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_restored_blocks_are_what_the_model_computes() -> None:
             assert torch.equal(ours.values, theirs.values[:, :, :40])
         again = model.generate(**inputs, past_key_values=past, **GREEDY)
         assert torch.equal(again, outputs)
-        # The answer was kept too: a longer conversation begins with it.
+        # save kept the answer too: a longer conversation starts with it.
         assert cache.prefill(torch.cat([outputs, prompt(4, 3)], dim=1)).get_seq_length() == 48
 
 
@@ -66,7 +66,7 @@ def test_batches_continue_each_row_from_what_is_known_of_it() -> None:
             inputs = padded(prompts)
             wanted = model.generate(**inputs, **GREEDY)
             past = cache.prefill(inputs)
-            # What is restored is what a prompt alone has at these places.
+            # The restored KV equals that of a prompt alone, row by row.
             for row, tokens in enumerate(prompts):
                 start, length = inputs["input_ids"].shape[1] - len(tokens), past.get_seq_length()
                 if length <= start:
@@ -85,7 +85,7 @@ def test_batches_continue_each_row_from_what_is_known_of_it() -> None:
     assert known > 300
 
 
-def test_a_large_batch_is_not_too_much(tmp_path: Path) -> None:
+def test_a_large_batch_fits_the_queue(tmp_path: Path) -> None:
     model = llama()
     inputs = torch.cat([prompt(seed, 9) for seed in range(400)])
     with PrefixCache(model, host_gib=0.1, disk=tmp_path / "kv", disk_gib=0.1, page_size=4) as cache:
@@ -104,7 +104,7 @@ def test_answers_that_end_before_others_are_kept_up_to_their_end() -> None:
     model.generation_config.eos_token_id = int(free[0, 21])
     with PrefixCache(model, host_gib=0.05, page_size=4) as cache:
         outputs = cache.generate(model, inputs, **GREEDY)
-        assert outputs.shape[1] > 24 and not outputs[0, 22:].any(), "the first is filled up"
+        assert outputs.shape[1] > 24 and not outputs[0, 22:].any(), "the first answer is padded"
         first, second = ({"input_ids": row[None], "attention_mask": torch.ones_like(row[None])} for row in outputs)
         assert cache.prefill(first).get_seq_length() == 20
         assert cache.prefill(second).get_seq_length() == (outputs.shape[1] - 1) // 4 * 4
@@ -156,13 +156,13 @@ def test_bfloat16_is_kept_as_it_is() -> None:
         assert torch.equal(past.layers[2].values, computed.layers[2].values[:, :, :32])
 
 
-def test_inputs_that_are_no_batch_of_prompts_are_refused() -> None:
+def test_invalid_batches_are_refused() -> None:
     tokens = prompt(1, 4)
     wrong = [
         ({"input_ids": tokens, "attention_mask": torch.tensor([[1, 1, 1, 0]])}, "pad on the left"),
         ({"input_ids": tokens, "attention_mask": torch.tensor([[1, 0, 1, 1]])}, "pad on the left"),
         ({"input_ids": tokens, "attention_mask": torch.zeros(1, 4)}, "no tokens"),
-        ({"input_ids": tokens, "attention_mask": torch.ones(1, 3)}, "not of the size"),
+        ({"input_ids": tokens, "attention_mask": torch.ones(1, 3)}, "does not have the size"),
         ({"input_ids": tokens, "attention_mask": torch.full((1, 4), -1e9)}, "0 and 1"),
         ({"input_ids": tokens, "attention_mask": torch.ones(1, 1, 4, 4)}, "0 and 1"),
         ({"input_ids": tokens, "attention_mask": 1}, "0 and 1"),
@@ -205,7 +205,7 @@ def test_tokens_may_come_in_any_form() -> None:
         assert [cache.prefill(form).get_seq_length() for form in forms] == [16] * len(forms)
 
 
-def test_what_does_not_fit_a_request_is_refused() -> None:
+def test_mismatched_outputs_are_refused() -> None:
     model, tokens = llama(), prompt(1, 4)
     with PrefixCache(model, host_gib=0.05) as cache:
         for inputs, outputs, past, message in [
@@ -213,8 +213,8 @@ def test_what_does_not_fit_a_request_is_refused() -> None:
             (tokens, prompt(2, 8), transformers.DynamicCache(), "do not begin"),
             (tokens, tokens, None, "give past_key_values"),
             (tokens, tokens, cache.prefill(tokens), "holds 0 tokens"),
-            (tokens, tokens, transformers.StaticCache(model.config, 16), "StaticCache is no DynamicCache"),
-            (tokens, tokens, "a text", "str is no DynamicCache"),
+            (tokens, tokens, transformers.StaticCache(model.config, 16), "StaticCache is not a DynamicCache"),
+            (tokens, tokens, "a text", "str is not a DynamicCache"),
         ]:
             with pytest.raises(kvtile.RequestError, match=message):
                 cache.save(inputs, outputs, past)

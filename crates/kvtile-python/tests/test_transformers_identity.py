@@ -1,4 +1,4 @@
-"""Whatever changes the KV of a model gives it another identity, before a cache is opened and while one is open."""
+"""Every change of a model's KV changes its identity, before a cache is opened and while one is open."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETTINGS = {"host_gib": 0.05, "page_size": 8}
 
 
 class Adapted(torch.nn.Module):
-    """A linear layer with a low-rank adapter, as adapter libraries put it in the place of the layer."""
+    """A linear layer with a low-rank adapter, as adapter libraries replace the layer."""
 
     def __init__(self, base: Any) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Adapted(torch.nn.Module):
 
 
 class Doubled(torch.nn.Linear):
-    """A linear layer that computes something else with the same weights."""
+    """A linear layer that computes other values from the same weights."""
 
     def forward(self, x: Any) -> Any:
         return 2 * super().forward(x)
@@ -110,7 +110,7 @@ def _activation(model: Any) -> None:
 
 
 def _set(path: str, value: Any) -> Callable[[Any], None]:
-    """Sets an attribute of a module, or of the config."""
+    """Returns a function that sets an attribute of a module, or of the config."""
 
     def change(model: Any) -> None:
         *owners, name = path.split(".")
@@ -158,7 +158,7 @@ def _frequencies(model: Any) -> None:
     model.model.rotary_emb.inv_freq *= 0.5
 
 
-# By name: a model, what changes its KV, and whether that is seen where the caller answers for the weights by a name.
+# By name: a model, a change of its KV, and whether it is detected if the caller names the weights by revision=.
 CHANGES: dict[str, tuple[Callable[[], Any], Callable[[Any], None], bool]] = {
     "weights, added to": (llama, _add, False),
     "weights, one element": (llama, _one_element, False),
@@ -198,7 +198,7 @@ def identity(model: Any, **settings: Any) -> kvtile.Identity:
 def test_a_changed_model_has_another_identity(name: str, tmp_path: Path) -> None:
     make, change, _ = CHANGES[name]
     settings = {"disk": tmp_path / "kv", "disk_gib": 0.1}
-    # A commit in the config says nothing of the weights in memory.
+    # A commit in the config does not identify the weights in memory.
     plain, changed, again = make(), make(), make()
     for model in (plain, changed, again):
         model.config._commit_hash = "0123456789abcdef"
@@ -212,7 +212,7 @@ def test_a_changed_model_has_another_identity(name: str, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", [name for name, (_, _, seen) in CHANGES.items() if seen])
-def test_a_name_for_the_weights_says_nothing_of_adapters_and_settings(name: str) -> None:
+def test_a_revision_does_not_hide_adapters_and_settings(name: str) -> None:
     make, change, _ = CHANGES[name]
     plain, changed = make(), make()
     change(changed)
@@ -239,7 +239,7 @@ def test_a_change_under_an_open_cache_is_noticed(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["an adapter, its scale", "an epsilon", "config, rms_norm_eps"])
-def test_a_change_that_is_taken_back_is_forgiven(name: str) -> None:
+def test_a_reverted_change_is_accepted(name: str) -> None:
     make, change, _ = CHANGES[name]
     model, tokens = make(), prompt(1, 40)
     with PrefixCache(model, **SETTINGS) as cache:
@@ -256,7 +256,7 @@ def test_a_change_that_is_taken_back_is_forgiven(name: str) -> None:
         assert cache.prefill(tokens).get_seq_length() == 32
 
 
-def test_what_leaves_kv_as_it_is_is_no_change() -> None:
+def test_changes_that_keep_kv_are_accepted() -> None:
     model, tokens = llama(), prompt(1, 40)
     changes: list[Callable[[], Any]] = [
         lambda: model.load_state_dict(llama().state_dict()),
@@ -279,7 +279,7 @@ def test_what_leaves_kv_as_it_is_is_no_change() -> None:
 
 
 def test_a_model_that_is_what_its_config_says_needs_no_more_than_that() -> None:
-    """Its identity is that of other engines, and outlives upgrades of transformers."""
+    """Its identity equals that of other engines, and survives upgrades of transformers."""
     extra = identity(llama(), revision="mine").extra
     assert extra and all(name.startswith("config.") for name in extra)
     assert "state" in identity(adapted(), revision="mine").extra
@@ -305,7 +305,7 @@ def test_a_cache_keeps_no_model_alive() -> None:
     del model
     gc.collect()
     assert [each() for each in gone] == [None, None]
-    with pytest.raises(kvtile.IdentityError, match="is gone"):
+    with pytest.raises(kvtile.IdentityError, match="no longer exists"):
         cache.prefill(prompt(1, 20))
     cache.close()
 
@@ -332,7 +332,7 @@ def test_the_precision_of_products_is_in_the_identity() -> None:
 
 
 def hook(*_: Any) -> None:
-    """A hook of the caller's."""
+    """A hook in the caller's code."""
 
 
 @pytest.mark.parametrize(
@@ -375,7 +375,7 @@ def test_autocast_is_refused() -> None:
                 cache.prefill(tokens)
             past = transformers.DynamicCache(config=model.config)
             outputs = model.generate(tokens, past_key_values=past, **GREEDY)
-        with pytest.raises(kvtile.RequestError, match="something else"):
+        with pytest.raises(kvtile.RequestError, match="holds other KV"):
             cache.save(tokens, outputs, past)
 
 
@@ -471,7 +471,7 @@ def test_a_compiled_model_is_the_model() -> None:
         assert cache.stats()["hits"] == {"host": 4}
 
 
-# What shows each row of the document's table of models: names of changes and of refused models above, or of tests.
+# The evidence for each row of the document's table of models: names of changes, of refused models, or of tests.
 ROWS: dict[str, list[str]] = {
     "weights, merged adapters": [*(name for name in CHANGES if name.startswith("weights")), "an adapter, merged"],
     "adapters (peft)": [name for name in CHANGES if name.startswith("an adapter")],
@@ -485,15 +485,15 @@ ROWS: dict[str, list[str]] = {
     "encoders": ["encoder_decoder", "without_head", "with_images"],
     "attributes of modules": ["an epsilon", "the scale of attention", "causal or not", "an activation"],
     "hooks and": ["test_code_of_the_callers_in_a_model_is_refused_or_named"],
-    "`attn_implementation`": ["test_what_leaves_kv_as_it_is_is_no_change"],
+    "`attn_implementation`": ["test_changes_that_keep_kv_are_accepted"],
     "other attention functions": ["config, an unknown attention"],
     "`torch.set_float32": ["test_the_precision_of_products_is_in_the_identity"],
     "`torch.autocast`": ["test_autocast_is_refused"],
     "training mode with dropout": ["test_dropout_is_refused_for_as_long_as_it_drops_out"],
-    "training mode without": ["test_what_leaves_kv_as_it_is_is_no_change", "test_a_compiled_model_is_the_model"],
+    "training mode without": ["test_changes_that_keep_kv_are_accepted", "test_a_compiled_model_is_the_model"],
     "`device_map`": ["test_a_model_in_another_memory_is_refused"],
     "`_name_or_path`": ["test_the_name_of_a_model_is_in_its_identity"],
-    "`_commit_hash`": ["test_what_leaves_kv_as_it_is_is_no_change"],
+    "`_commit_hash`": ["test_changes_that_keep_kv_are_accepted"],
 }
 
 

@@ -1,4 +1,4 @@
-"""Every model type that is known to be plain, as a small random model: the same answers, or refused at opening."""
+"""Every plain model type as a small random model: the answers are the same, or opening refuses it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_a_model_of_each_type_gives_the_same_answers_or_is_refused(model_type: s
     model.generation_config.use_cache = True
     rows = [(prompt(seed, length) % 127 + 1)[0].tolist() for seed, length in ((1, 40), (2, 29))]
     with PrefixCache(model, host_gib=0.05, page_size=8) as cache:
-        assert all(name.startswith("config.") for name in cache.identity.extra), "it is what its config says"
+        assert all(name.startswith("config.") for name in cache.identity.extra), "the model equals its config"
         for inputs in ({"input_ids": torch.tensor(rows[:1])}, padded(rows)):
             wanted = model.generate(**inputs, **GREEDY)
             for _ in range(3):

@@ -1,4 +1,4 @@
-"""With every option of generate the tokens are those without the cache, the first time and later."""
+"""With every option of generate, the tokens equal those without the cache, on a miss and on a hit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DICT = {"return_dict_in_generate": True}
 
 
 def words() -> Any:
-    """A tokenizer with a character for each token, and a word that transformers looks for when it reads stop strings."""
+    """A tokenizer with one character per token, and a word that transformers needs to read stop strings."""
     vocabulary = {**{chr(0x4E00 + number): number for number in range(210)}, "abcdef": 210}
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token=chr(0x4E00)))
@@ -38,7 +38,7 @@ def words() -> Any:
 
 
 class Streamer:
-    """Takes the tokens as they come."""
+    """Records the tokens that generate streams."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
@@ -55,11 +55,11 @@ def _allowed(_: int, __: Any) -> list[int]:
 
 
 def _decode(model: Any, input_ids: Any, **_: Any) -> Any:
-    """A decoding loop of the caller's."""
+    """A decoding loop of the caller."""
     return torch.cat([input_ids, input_ids[:, :1]], dim=1)
 
 
-# Each option of generate with a value: those that leave KV as it is.
+# Options that do not change KV, each with a value.
 OPTIONS: dict[str, dict[str, Any]] = {
     "max_length": {"max_length": 50, "max_new_tokens": None},
     "max_new_tokens": {"max_new_tokens": 3},
@@ -131,7 +131,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "generation_config": {"generation_config": transformers.GenerationConfig(max_new_tokens=7, do_sample=False)},
     "transformers_version": {"transformers_version": "5"},
 }
-# Those with which a request is computed without the cache.
+# Options that make a request run without the cache.
 COMPUTED: dict[str, dict[str, Any]] = {
     "num_beams": {"num_beams": 3},
     "num_return_sequences": {"num_return_sequences": 2, **SAMPLE},
@@ -160,7 +160,7 @@ COMPUTED: dict[str, dict[str, Any]] = {
     "token_type_ids": {"token_type_ids": torch.zeros(1, 40, dtype=torch.long)},
     "output_attentions": {**DICT, "output_attentions": True},
     "output_hidden_states": {**DICT, "output_hidden_states": True},
-    # Other values of the same, and one that no table has.
+    # Other values of these options, and an option that no table has.
     "num_beams, sampled": {"num_beams": 2, "do_sample": True},
     "cache_implementation, dynamic": {"cache_implementation": "dynamic"},
     "cache_implementation, dynamic_full": {"cache_implementation": "dynamic_full"},
@@ -173,7 +173,8 @@ COMPUTED: dict[str, dict[str, Any]] = {
 
 
 def result(generate: Any, inputs: dict[str, Any], options: dict[str, Any]) -> tuple[Any, ...] | str:
-    """What generate gives: tokens, scores, what was streamed, how much of the prompt came back; or the kind of its error."""
+    """The result of generate: tokens, scores, streamed tokens, the part of the prompt that it returned; or its error
+    type."""
     made = {key: value() if value in (Streamer, llama, transformers.DynamicCache) else value
             for key, value in {**GREEDY, **options}.items()}  # fmt: skip
     if "generation_config" in options:
@@ -205,7 +206,7 @@ def same(ours: tuple[Any, ...] | str, theirs: tuple[Any, ...] | str) -> None:
 
 @pytest.fixture(autouse=True)
 def _warnings_of_transformers(recwarn: pytest.WarningsRecorder) -> None:
-    """Not of interest here."""
+    """Ignores warnings of transformers."""
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -220,7 +221,7 @@ def test_with_every_option_the_answers_are_those_without_the_cache(name: str, ca
         inputs = {"inputs": TOKENS}
     wanted = result(lambda named, made: model.generate(**named, **made), inputs, options)
     with PrefixCache(model, **SETTINGS) as cache:
-        # Something is there already, so that each call could find it.
+        # Store a prefix first, so that each call could hit it.
         cache.generate(model, TOKENS, **GREEDY)
         for _ in range(3):
             same(result(lambda named, made: cache.generate(model, named, **made), inputs, options), wanted)
@@ -326,7 +327,7 @@ def test_dropout_is_computed_without_the_cache() -> None:
     kvtile.BusyError("full"), kvtile.TransferError("no memory"), kvtile.DiskError("gone"), kvtile.RequestError("no"),
     kvtile.InternalError("defect"), kvtile.ClosedError("closed"), kvtile.IdentityError("changed"),
 ], ids=lambda error: type(error).__name__)  # fmt: skip
-def test_nothing_that_happens_in_keeping_loses_an_answer(
+def test_a_failed_store_loses_no_answer(
     error: kvtile.KvtileError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, "kvtile.transformers")

@@ -1,4 +1,4 @@
-"""Many requests at once: each gets the KV of its own tokens, whatever the order and the threads."""
+"""Interleaved requests: each gets the KV of its own tokens, in any order and from any thread."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ SETTINGS = {"host_gib": 0.05, "page_size": 8}
 
 
 def computed(model, tokens):
-    """The KV that the model computes of tokens."""
+    """The KV that the model computes for tokens."""
     with torch.no_grad():
         return model(tokens, use_cache=True).past_key_values
 
 
 def check_kept(cache: PrefixCache, model, tokens) -> int:
-    """Everything that is kept of tokens is what the model computes of them; how many are."""
+    """Checks the stored KV of tokens against the model; returns how many tokens are stored."""
     past = cache.prefill(tokens)
     length = past.get_seq_length()
     if length:
@@ -50,7 +50,7 @@ def test_the_cache_of_another_request_is_refused_in_every_combination() -> None:
                       lambda at: (prompts[at], outputs[1 - at], pasts[at]),
                       lambda at: (prompts[at], outputs[1 - at], pasts[1 - at])):
             for at in (0, 1):
-                with pytest.raises(kvtile.RequestError, match="something else|do not begin"):
+                with pytest.raises(kvtile.RequestError, match="holds other KV|do not begin"):
                     cache.save(*wrong(at))
         assert [cache.prefill(output).get_seq_length() for output in outputs] == [0, 0]
         for tokens, output, past in zip(prompts, outputs, pasts, strict=True):
@@ -67,7 +67,7 @@ def test_two_answers_to_one_prompt_are_not_mixed() -> None:
             for past in pasts
         ]
         for at in (0, 1):
-            with pytest.raises(kvtile.RequestError, match="something else"):
+            with pytest.raises(kvtile.RequestError, match="holds other KV"):
                 cache.save(tokens, outputs[at], pasts[1 - at])
         for output, past in zip(outputs, pasts, strict=True):
             cache.save(tokens, output, past)
@@ -75,7 +75,7 @@ def test_two_answers_to_one_prompt_are_not_mixed() -> None:
 
 
 @pytest.mark.parametrize("change", ["other tokens", "other positions", "padding", "one layer", "zeros", "nan", "rows"])
-def test_kv_of_something_else_is_not_kept(change: str) -> None:
+def test_kv_of_other_tokens_is_not_stored(change: str) -> None:
     model = llama()
     inputs = padded([prompt(1, 24)[0].tolist(), prompt(2, 16)[0].tolist()])
     tokens, mask = inputs["input_ids"], inputs["attention_mask"]
@@ -99,7 +99,7 @@ def test_kv_of_something_else_is_not_kept(change: str) -> None:
         elif change == "rows":
             past.batch_select_indices(torch.tensor([1, 0]))
     with PrefixCache(model, **SETTINGS) as cache:
-        with pytest.raises(kvtile.RequestError, match="something else|2 layers"):
+        with pytest.raises(kvtile.RequestError, match="holds other KV|2 layers"):
             cache.save(inputs, inputs["input_ids"], past)
         assert cache.prefill(inputs).get_seq_length() == 0
 
@@ -114,7 +114,7 @@ def test_a_cache_may_be_copied_cropped_and_continued() -> None:
         outputs = model.generate(tokens, past_key_values=twin, return_dict_in_generate=True, **GREEDY)
         cache.save(tokens, outputs)
         assert check_kept(cache, model, outputs.sequences) == 48
-        # The first one is as it was.
+        # The first cache is unchanged.
         assert past.get_seq_length() == 24
         longer = torch.cat([outputs.sequences, prompt(3, 13)], dim=1)
         second = model.generate(longer, past_key_values=twin, **GREEDY)
@@ -139,7 +139,7 @@ def test_outputs_bring_their_cache() -> None:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_any_order_of_requests_gives_what_the_model_gives_alone(seed: int) -> None:
-    """prefill, generate and save of several requests, interleaved at random; each step against the model alone."""
+    """Interleaves prefill, generate and save of several requests at random; compares each step with the model alone."""
     choose, model = random.Random(seed), llama(seed)
     base = prompt(seed, 70)
     alone: dict[tuple[int, ...], object] = {}
@@ -208,7 +208,7 @@ def test_threads_get_the_tokens_that_the_model_gives_alone(recipe: str) -> None:
         assert cache.stats()["hits"]["host"] > 50
 
 
-def test_closing_while_requests_are_under_way_loses_no_answer() -> None:
+def test_closing_with_requests_in_flight_loses_no_answer() -> None:
     model, tokens = llama(), prompt(1, 40)
     wanted = model.generate(tokens, **GREEDY)
     cache = PrefixCache(model, **SETTINGS)

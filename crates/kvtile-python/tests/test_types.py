@@ -1,4 +1,4 @@
-"""The stubs are what the module is, the package is typed, and everything public is explained."""
+"""The stubs match the module, the package is typed, and all public names have docstrings."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def mypy(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd)
 
 
-def test_the_stubs_are_what_the_module_is(tmp_path: Path) -> None:
+def test_the_stubs_match_the_module(tmp_path: Path) -> None:
     checked = mypy("mypy.stubtest", "kvtile._kvtile", "--mypy-config-file", SETTINGS, cwd=tmp_path)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
-def test_the_package_and_those_who_use_it_are_checked(tmp_path: Path) -> None:
+def test_the_package_and_its_users_type_check(tmp_path: Path) -> None:
     package = Path(kvtile.__file__).parent
     assert (package / "py.typed").exists()
     (tmp_path / "user.py").write_text(
@@ -56,7 +56,7 @@ def test_the_package_and_those_who_use_it_are_checked(tmp_path: Path) -> None:
     assert 'has incompatible type "int"; expected "Shape"' in lines[1]
 
 
-def test_everything_public_is_explained() -> None:
+def test_all_public_names_have_docstrings() -> None:
     bare = []
     for name in kvtile.__all__:
         public = getattr(kvtile, name)

@@ -1,4 +1,4 @@
-"""Where the threads of a vLLM worker's cache may run, in processes that are bound as vLLM binds its workers."""
+"""The CPU affinity of a vLLM worker's cache threads, in processes that are bound as vLLM binds its workers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import kvtile
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux binds threads to processors")
 
 MODULE = Path(kvtile.__file__).with_name("vllm") / "_processors.py"
-# A worker whose first thread is bound to one processor; it says where threads run that start then and later.
+# A worker whose first thread is bound to one processor; it reports the affinity of threads that it starts inside and
+# afterwards.
 WORKER = """
 import importlib.util, json, os, sys, threading
 spec = importlib.util.spec_from_file_location("processors", sys.argv[1])
@@ -43,7 +44,7 @@ print(json.dumps(said))
 
 @pytest.fixture
 def processors() -> ModuleType:
-    """The module alone, which needs nothing of vLLM."""
+    """The module alone, which imports nothing of vLLM."""
     spec = importlib.util.spec_from_file_location("processors", MODULE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -74,13 +75,13 @@ def test_limits_hold_where_vllm_binds_nothing() -> None:
 @pytest.mark.parametrize(
     ("nodes", "own", "engine", "expected"),
     [
-        # One processor of a core computes, the other one rests; the last two cores are reserved.
+        # One processor of each core computes, the other one idles; the last two cores are reserved.
         ({"0": "0-3,8-11", "1": "4-7,12-15"}, {8}, set(range(16)), {0, 1, 2, 3, 8, 9, 10, 11}),
-        # The process was limited before vLLM began.
+        # The process was limited before vLLM started.
         ({"0": "0-3,8-11", "1": "4-7,12-15"}, {2, 3}, {1, 2, 3, 4}, {1, 2, 3}),
-        # A worker of several nodes, and a node without processors.
+        # A worker on several nodes, and a node without processors.
         ({"0": "0-1", "1": "2-3", "2": ""}, {1, 2}, {0, 1, 2, 3}, {0, 1, 2, 3}),
-        # A machine that names no nodes.
+        # A machine that lists no nodes.
         ({}, {0}, {0, 1}, {0, 1}),
         # The engine has ended.
         ({"0": "0-1"}, {0}, set(), {0}),

@@ -1,4 +1,4 @@
-"""The scheduler of the vLLM connector alone, step by step, without vLLM."""
+"""The scheduler side of the vLLM connector alone, step by step, without vLLM."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["sides"]  # The fixture of the tests below.
 
 
 def scheduler_of(sides: Any, changes: list[Any] | None = None) -> Any:
-    """One with one worker, whose tiers have these blocks."""
+    """A scheduler with one worker, whose tiers have these blocks."""
     kv = {f"layers.{layer}": Tensor(np.zeros((BLOCKS, 2, PAGE, 1, 4), np.float32)) for layer in range(LAYERS)}
     _, identity = layout_and_identity(None, kv, None, SimpleNamespace(number=0, size=1))
     scheduler = sides.scheduler.Scheduler(sides.settings.Settings(), PAGE)
@@ -33,7 +33,7 @@ def a_request(name: str = "one", blocks: int = 4, **given: Any) -> Request:
 
 
 def step_of(request: Request, scheduled: int, *, new: bool = True) -> Any:
-    """A step that computes so many tokens of a request, whose first ``computed`` ones vLLM has."""
+    """A step that computes ``scheduled`` tokens of a request, after the ``computed`` ones that vLLM has."""
     name = request.request_id
     cached = SimpleNamespace(req_ids=[] if new else [name], num_computed_tokens=[] if new else [request.computed])
     return SimpleNamespace(
@@ -51,8 +51,8 @@ def stored(keys: list[bytes], tier: str = "host") -> list[Any]:
     return [("stored", tier, key, parent) for key, parent in zip(keys, [None, *keys], strict=False)]
 
 
-def test_what_vllm_has_and_kvtile_has_lost_is_stored_from_the_first_block_on(sides: Any) -> None:
-    """vLLM has the head of the prompt in its own cache: only what follows is computed, and all of it is stored."""
+def test_evicted_blocks_are_stored_from_the_first_one(sides: Any) -> None:
+    """vLLM has the head of the prompt in its own cache: it computes only the tail, and all blocks are stored."""
     scheduler, request = scheduler_of(sides), a_request()
     assert scheduler.matched(request, 3 * PAGE) == (0, False)
     request.computed = 3 * PAGE
@@ -61,7 +61,7 @@ def test_what_vllm_has_and_kvtile_has_lost_is_stored_from_the_first_block_on(sid
     assert len(store.keys[0]) == 4
 
 
-def test_of_what_is_there_nothing_is_stored_again(sides: Any) -> None:
+def test_present_blocks_are_not_stored_again(sides: Any) -> None:
     scheduler, request = scheduler_of(sides), a_request()
     assert scheduler.matched(request, 0) == (0, False)
     keys = scheduler.tracked["one"].keys.of(4)[0]
@@ -72,16 +72,16 @@ def test_of_what_is_there_nothing_is_stored_again(sides: Any) -> None:
     assert (store.first, store.blocks) == (2, [2, 3])
 
 
-def test_blocks_of_a_disk_come_within_the_step_where_no_other_request_waits_for_it(sides: Any) -> None:
+def test_disk_blocks_load_in_the_step_if_no_other_request_waits(sides: Any) -> None:
     scheduler, request = scheduler_of(sides), a_request()
     scheduler.matched(request, 0)
     keys = scheduler.tracked["one"].keys.of(4)[0]
     scheduler.directories[0].apply(stored(keys, "disk"))
-    # How fast the disk is is not known yet.
+    # The disk's speed is unknown until its first read.
     assert scheduler.matched(request, 0) == (4 * PAGE, True)
     scheduler.take(report(sides, disk_seconds=0.001))
     assert scheduler.matched(request, 0) == (4 * PAGE, False)
-    # A slow one is not waited for.
+    # The step does not wait for a slow disk.
     scheduler.take(report(sides, disk_seconds=0.26))
     assert scheduler.matched(request, 0) == (4 * PAGE, True)
     scheduler.take(report(sides, disk_seconds=0.001))
@@ -92,27 +92,27 @@ def test_blocks_of_a_disk_come_within_the_step_where_no_other_request_waits_for_
     assert scheduler.matched(request, 0) == (4 * PAGE, False)
 
 
-def test_blocks_whose_ancestors_have_left_the_tiers_are_stored_with_them(sides: Any) -> None:
-    """A long answer: what was stored of its prompt is evicted meanwhile, and its next blocks would be worth nothing."""
+def test_evicted_ancestors_are_stored_with_new_blocks(sides: Any) -> None:
+    """A long answer: the stored prompt is evicted during it, so no lookup would find its next blocks."""
     scheduler, request = scheduler_of(sides), a_request()
     scheduler.matched(request, 0)
     (store,) = scheduler.orders(step_of(request, len(request.all_token_ids))).stores
     keys = store.keys[0]
     request.computed, request.all_token_ids = 17, [*request.all_token_ids, *range(100, 104)]
-    # Before its end is known the next store follows on.
+    # While a store is in flight, the next one continues after it.
     (store,) = scheduler.orders(step_of(request, 4, new=False)).stores
     assert store.first == 4
     scheduler.take(report(sides, ended={"one": 2}, changes=[*stored(keys), *stored([*keys, store.keys[0][4]])[4:]]))
     request.computed, request.all_token_ids = 21, [*request.all_token_ids, *range(200, 204)]
     (store,) = scheduler.orders(step_of(request, 4, new=False)).stores
-    assert store.first == 5, "everything is there"
+    assert store.first == 5, "the earlier blocks are stored"
     scheduler.take(report(sides, ended={"one": 1}, changes=[("removed", "host", key, None) for key in [*keys[2:], *store.keys[0][4:]]]))
     request.computed, request.all_token_ids = 25, [*request.all_token_ids, *range(300, 304)]
     (store,) = scheduler.orders(step_of(request, 4, new=False)).stores
     assert (store.first, len(store.blocks)) == (2, 5)
 
 
-def test_what_found_no_room_is_not_offered_for_ever(sides: Any) -> None:
+def test_dropped_blocks_are_not_offered_again(sides: Any) -> None:
     scheduler, request = scheduler_of(sides), a_request()
     scheduler.matched(request, 0)
     (store,) = scheduler.orders(step_of(request, 17)).stores
@@ -145,7 +145,7 @@ def adapter_in(folder: Path, content: bytes, number: int = 1) -> Any:
 
 
 def test_an_adapter_that_is_trained_again_at_its_path_finds_nothing(sides: Any, tmp_path: Path) -> None:
-    """In a process and after a restart, under the same name, number and path."""
+    """In one process and after a restart, with the same name, number and path."""
     lora = adapter_in(tmp_path / "lora", b"monday")
     scheduler, request = scheduler_of(sides), a_request(lora_request=lora)
     scheduler.matched(request, 0)
@@ -174,7 +174,7 @@ def test_blocks_of_another_adapter_than_the_one_that_is_loaded_are_neither_store
     order = functools.partial(sides.messages.StoreOrder, "one", {0: keys}, 0, [0, 1])
     try:
         worker._start_store(order((1, b"monday")))
-        assert not worker.stores and worker.take_report().without_room == {"one"}, "nothing is loaded that it could be of"
+        assert not worker.stores and worker.take_report().without_room == {"one"}, "no adapter is loaded yet"
         sides.worker.LOADED.note(manager, 1, b"monday")
         worker._start_store(order((1, b"tuesday")))
         assert not worker.stores and worker.take_report().ended == {"one": 1}
@@ -190,19 +190,19 @@ def test_blocks_of_another_adapter_than_the_one_that_is_loaded_are_neither_store
         worker.close()
 
 
-def test_what_is_stored_after_everything_was_forgotten_is_for_this_process_alone(sides: Any) -> None:
-    """vLLM forgets when its weights have become other ones, and the identity is that of the weights it began with."""
+def test_blocks_stored_after_a_reset_are_for_this_process_only(sides: Any) -> None:
+    """vLLM clears the cache when its weights have changed; the identity is that of the first weights."""
     scheduler, request = scheduler_of(sides), a_request()
     scheduler.matched(request, 0)
     (store,) = scheduler.orders(step_of(request, 17)).stores
     before = store.keys[0]
     scheduler.clear()
-    # A request that was on its way has blocks of both.
+    # A request in flight has blocks of both weights.
     assert scheduler.orders(step_of(request, 1, new=False)).clear
     request.computed, request.all_token_ids = 17, [*request.all_token_ids, *range(100, 110)]
     assert scheduler.orders(step_of(request, 10, new=False)).stores == []
-    assert scheduler.finished(request), "what it stores is still being read"
-    # A store that was on its way arrives after all.
+    assert scheduler.finished(request), "its stores are in flight"
+    # A store in flight completes after the clear.
     scheduler.take(report(sides, ended={"one": 1}, changes=stored(before)))
     again = a_request("two")
     assert scheduler.matched(again, 0) == (0, False)
@@ -211,12 +211,12 @@ def test_what_is_stored_after_everything_was_forgotten_is_for_this_process_alone
     assert not set(after) & set(before)
     scheduler.take(report(sides, ended={"two": 1}, changes=stored(after)))
     assert scheduler.matched(a_request("three"), 0) == (16, False)
-    # A process that begins anew has the first weights again.
+    # A new process has the first weights again.
     assert scheduler_of(sides, stored(after)).matched(a_request("four"), 0) == (0, False)
     assert scheduler_of(sides, stored(before)).matched(a_request("five"), 0) == (16, False)
 
 
-def test_forgetting_says_so_where_a_request_still_waits_for_what_is_forgotten(sides: Any) -> None:
+def test_a_reset_reports_requests_that_still_wait_for_loads(sides: Any) -> None:
     scheduler, request = scheduler_of(sides), a_request()
     scheduler.matched(request, 0)
     scheduler.directories[0].apply(stored(scheduler.tracked["one"].keys.of(4)[0], "disk"))
@@ -228,7 +228,7 @@ def test_forgetting_says_so_where_a_request_still_waits_for_what_is_forgotten(si
 
 
 def test_another_request_under_the_name_of_one_that_ended_has_keys_of_its_own(sides: Any) -> None:
-    """Given up and sent again, before its end was seen."""
+    """A client aborts a request and sends it again before vLLM reports its end."""
     scheduler = scheduler_of(sides)
     first = a_request(tokens=list(range(17)))
     scheduler.matched(first, 0)
@@ -239,7 +239,7 @@ def test_another_request_under_the_name_of_one_that_ended_has_keys_of_its_own(si
 
 
 def test_a_session_whose_last_tokens_are_replaced_is_stored_anew_from_there(sides: Any) -> None:
-    """Streaming input: vLLM drops the last token of a turn, and all of them where the request had been preempted."""
+    """Streaming input: vLLM drops the last token of a turn, and all of its tokens after a preemption."""
     scheduler, request = scheduler_of(sides), a_request(resumable=True)
     scheduler.matched(request, 0)
     (store,) = scheduler.orders(step_of(request, 17)).stores
@@ -251,8 +251,8 @@ def test_a_session_whose_last_tokens_are_replaced_is_stored_anew_from_there(side
     assert store.keys[0] == scheduler._hashers[0].keys(request.all_token_ids[:24])
 
 
-def test_tokens_that_are_only_guessed_are_in_no_block(sides: Any) -> None:
-    """With drafts more tokens are computed than are known; those that are refused are computed again."""
+def test_draft_tokens_fill_no_block(sides: Any) -> None:
+    """With draft tokens, more tokens are computed than accepted; rejected ones are computed again."""
     scheduler, request = scheduler_of(sides), a_request(blocks=1)
     scheduler.matched(request, 0)
     (store,) = scheduler.orders(step_of(request, 5 + 12)).stores
@@ -262,7 +262,7 @@ def test_tokens_that_are_only_guessed_are_in_no_block(sides: Any) -> None:
 
 
 def test_requests_of_one_prompt_do_not_share_their_state(sides: Any) -> None:
-    """Several answers to one prompt (n > 1) go on at the same time, each with its own tokens."""
+    """Several answers to one prompt (n > 1) run concurrently, each with its own tokens."""
     scheduler = scheduler_of(sides)
     requests = [a_request(f"{number}_one") for number in range(3)]
     for request in requests:
@@ -279,7 +279,7 @@ def test_requests_of_one_prompt_do_not_share_their_state(sides: Any) -> None:
 
 
 @pytest.mark.parametrize(("longest", "warned"), [(24 * PAGE, False), (24 * PAGE + 1, True), (1 << 20, True)])
-def test_one_warning_says_that_a_prompt_has_no_room(
+def test_one_warning_reports_too_little_room(
     sides: Any, monkeypatch: pytest.MonkeyPatch, longest: int, warned: bool
 ) -> None:
     said: list[str] = []
@@ -293,7 +293,7 @@ def test_one_warning_says_that_a_prompt_has_no_room(
 
 
 def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM has one connector a process: the second engine would get the first one's, over its own memory."""
+    """vLLM has one connector per process: the second engine would get the first one's, over the first one's memory."""
     engine = Engine(sides, 0, 1, None, monkeypatch)
     (worker,) = engine.workers
     monkeypatch.setattr(sides.worker, "Worker", lambda *_: worker)
@@ -303,9 +303,9 @@ def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest
         parallel_config=SimpleNamespace(distributed_executor_backend="uni"),
     )
     sides.worker.open_worker(config, {}, None)
-    with pytest.raises(kvtile.SettingsError, match="one connector a process"):
+    with pytest.raises(kvtile.SettingsError, match="one connector per process"):
         sides.worker.open_worker(config, {}, None)
-    assert not worker.cache.closed, "the first one goes on"
+    assert not worker.cache.closed, "the first engine keeps its cache"
     sides.worker.close_worker(config)
     assert worker.cache.closed
     sides.worker.open_worker(config, {}, None)
@@ -315,7 +315,7 @@ def test_a_second_engine_in_a_process_is_refused(sides: Any, monkeypatch: pytest
 def test_a_worker_opens_its_cache_on_the_processors_of_its_engine(
     sides: Any, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Threads have the processors of the one that starts them."""
+    """A thread inherits the affinity of the thread that starts it."""
     now: list[str] = []
 
     @contextlib.contextmanager
@@ -337,7 +337,7 @@ def test_a_worker_opens_its_cache_on_the_processors_of_its_engine(
     assert opened == [["mp"]] and not now
 
 
-def test_settings_that_say_nothing_are_refused_and_all_others_reach_the_cache(sides: Any, tmp_path: Path) -> None:
+def test_settings_without_effect_are_refused_and_others_reach_the_cache(sides: Any, tmp_path: Path) -> None:
     read, rank = sides.settings.Settings.read, sides.rank.Rank(0, 1)
     for given in ({"close_within": 5.0}, {"disk_path": "kv"}, {"disk_gib": 1.0}, {"hostgib": 1}, {"workers": "two"}):
         with pytest.raises(kvtile.SettingsError):

@@ -18,10 +18,10 @@ __all__ = ["sides"]  # The fixture of the tests below.
 
 @pytest.mark.parametrize("ranks", [1, 3])
 @pytest.mark.parametrize("seed", range(6))
-def test_every_block_is_what_its_request_needs_and_everything_ends(
+def test_every_block_is_right_and_every_operation_completes(
     sides: Any, seed: int, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Pitfall 38, with several ranks: ranks that evict on their own and disagree about the length of a hit."""
+    """Several ranks that evict independently and disagree about the length of a hit."""
     on_disk = seed % 2 == 1
     engine = Engine(sides, seed, ranks, tmp_path / "disk" if on_disk else None, monkeypatch)
     try:
@@ -41,14 +41,14 @@ def test_every_block_is_what_its_request_needs_and_everything_ends(
             left += [worker.loads, worker.stores, worker.held]
         assert not any(left)
         assert sorted(engine.free) == list(range(BLOCKS))
-        # Where one rank may miss what the others have, nothing is computed before all have said what they have.
+        # With several ranks, one may miss blocks that others have, so no step computes before all have reported.
         assert (engine.loaded_blocks["in step"] > 20) == (ranks == 1)
         assert engine.loaded_blocks["before"] > 20 if on_disk or ranks > 1 else engine.failed_blocks > 0
         for rank, worker in enumerate(engine.workers):
             stored = {(tier, key) for tier, _, key, _ in worker.cache.snapshot().blocks}
             known = scheduler.directories[rank]._tiers
             assert stored == {(tier, key) for tier, keys in known.items() for key in keys}
-        assert all(engine.keys) and len(set().union(*engine.keys)) == sum(map(len, engine.keys)), "ranks have keys of their own"
+        assert all(engine.keys) and len(set().union(*engine.keys)) == sum(map(len, engine.keys)), "ranks share no keys"
     finally:
         for worker in engine.workers:
             worker.close()
@@ -70,7 +70,7 @@ def test_a_block_counts_when_all_workers_have_it(sides: Any) -> None:
 
 
 def cache_in(folder: Path) -> kvtile.Cache:
-    """A cache with a disk tier, as an engine with one worker has it."""
+    """A cache with a disk tier, like that of an engine with one worker."""
     kv = {f"layers.{layer}": Tensor(np.zeros((BLOCKS, 2, PAGE, 1, 4), np.float32)) for layer in range(LAYERS)}
     layout, identity = layout_and_identity(None, kv, None, SimpleNamespace(number=0, size=1))
     return kvtile.Cache(identity, layout, host_bytes=1 << 20, disk=str(folder), disk_bytes=1 << 20)

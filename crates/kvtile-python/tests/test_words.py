@@ -1,4 +1,4 @@
-"""What users write by mistake, and the whole answer; what can be pickled; what notebooks show."""
+"""Error messages for common mistakes in full; pickling; notebook output."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def layout(shape: Shape = SHAPE, word: str = "BLKNHC") -> tuple[kvtile.Layout, n
         ),
     ],
 )
-def test_a_word_that_is_none_is_answered_with_what_was_meant(word: str, answer: str) -> None:
+def test_an_invalid_word_gets_a_suggestion(word: str, answer: str) -> None:
     with pytest.raises(kvtile.LayoutError) as said:
         kvtile.Layout(word, shape=SHAPE)
     assert str(said.value) == answer
 
 
-def test_an_engine_is_answered_with_its_layouts() -> None:
+def test_an_engine_name_lists_its_layouts() -> None:
     with pytest.raises(kvtile.LayoutError) as said:
         kvtile.Layout("vllm", shape=SHAPE)
     lines = str(said.value).splitlines()
@@ -98,12 +98,12 @@ def test_dtypes_go_by_the_names_of_every_framework(dtype: Any, codec: str) -> No
         ),
         (
             float,
-            "Python's own int and float are of no fixed width: numpy takes float for 64 bits, torch for 32; "
+            "Python's own int and float have no fixed width: numpy takes float for 64 bits, torch for 32; "
             "give a dtype such as 'float32' or torch.bfloat16",
         ),
     ],
 )
-def test_a_dtype_that_is_none_is_answered_with_what_was_meant(dtype: Any, answer: str) -> None:
+def test_an_invalid_dtype_gets_a_suggestion(dtype: Any, answer: str) -> None:
     with pytest.raises(kvtile.LayoutError) as said:
         Shape(**SIZES, num_heads=2, head_size=8, dtype=dtype)
     assert str(said.value) == answer
@@ -113,7 +113,7 @@ def test_a_dtype_that_is_none_is_answered_with_what_was_meant(dtype: Any, answer
     ("given", "meant"),
     [("heads", "num_heads"), ("num_kv_heads", "num_heads"), ("head_dim", "head_size"), ("num_head", "num_heads")],
 )
-def test_a_wrong_keyword_is_answered_with_the_right_one(given: str, meant: str) -> None:
+def test_a_wrong_keyword_gets_a_suggestion(given: str, meant: str) -> None:
     answer = rf"^Shape\(\) got an unexpected keyword argument '{given}'; did you mean {meant}\?$"
     with pytest.raises(TypeError, match=answer):
         Shape(**SIZES, **{given: 2})
@@ -123,7 +123,7 @@ def test_a_wrong_keyword_is_answered_with_the_right_one(given: str, meant: str) 
         kvtile.Cache(identity, engine, host_byte=1 << 20)  # type: ignore[call-arg]
 
 
-def test_what_a_shape_lacks_is_named() -> None:
+def test_missing_shape_arguments_are_named() -> None:
     with pytest.raises(kvtile.LayoutError) as said:
         Shape(**SIZES, num_heads=2)
     assert str(said.value) == (
@@ -143,7 +143,7 @@ def test_a_config_is_a_dict_an_object_a_file_or_a_folder(tmp_path: Path) -> None
         assert identity == kvtile.Identity.from_hf_config(CONFIG, page_size=16, model="m", revision="r")
 
 
-def test_what_is_no_config_is_said_to_be_what_it_is(tmp_path: Path) -> None:
+def test_an_invalid_config_is_named(tmp_path: Path) -> None:
     none, text, listed = tmp_path / "none.json", tmp_path / "text.json", tmp_path / "list.json"
     text.write_text("{")
     listed.write_text("[]")
@@ -151,8 +151,8 @@ def test_what_is_no_config_is_said_to_be_what_it_is(tmp_path: Path) -> None:
     for given, answer in [
         (none, f"{none}: No such file or directory{hint}"),
         (tmp_path, f"{tmp_path / 'config.json'}: No such file or directory{hint}"),
-        (text, f"{text} is no JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        (listed, f"{listed} is no config: it holds a list, and a config is an object"),
+        (text, f"{text} is not JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (listed, f"{listed} is not a config: it holds a list, and a config is an object"),
     ]:
         with pytest.raises(kvtile.IdentityError) as said:
             Shape.from_hf_config(given, page_size=16)
@@ -203,7 +203,7 @@ def test_pages_of_different_sizes_exchange_tokens(pages: tuple[int, int]) -> Non
     assert kvtile.plan(src, dst).bytes == values.nbytes
     report = kvtile.copy_blocks(src, dst, blocks, others, verify=True)
     assert report.bytes == values.nbytes
-    # Block, layer, plane, token: the tokens of both, in the order of the lists.
+    # Axes: block, layer, plane, token; the tokens of both sides in list order.
     tokens = values.reshape(-1, 2, 2, page, 16)[blocks].transpose(1, 2, 0, 3, 4).reshape(2, 2, 128, 16)
     found = copied.reshape(-1, 2, 2, other, 16).transpose(1, 2, 0, 3, 4).reshape(2, 2, 128, 16)
     assert np.array_equal(tokens, found)
@@ -219,7 +219,7 @@ def facts(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names if not callable(getattr(value, name))}
 
 
-def test_plain_data_comes_back_equal(tmp_path: Path) -> None:
+def test_plain_data_is_restored_equal(tmp_path: Path) -> None:
     part = Shape(**SIZES, num_heads=2, head_size=8, dtype="bf16", first_layer=2, total_layers=8, total_heads=4)
     identity = kvtile.Identity("m", "r", part, rope={"rope_theta": 1e4, "factor": 8.0}, extra={"a": "ä"})
     planes = [kvtile.Plane("c", "q8_0", C=4), kvtile.Plane("x", "secret", unit_bytes=64, opaque=True, per_page=True)]
@@ -256,7 +256,7 @@ def test_plain_data_comes_back_equal(tmp_path: Path) -> None:
                 assert repr(again) == repr(value) and facts(again) == facts(value)
 
 
-def test_what_holds_memory_or_threads_says_why_it_is_not_pickled() -> None:
+def test_objects_with_memory_or_threads_refuse_pickling() -> None:
     engine, _ = layout()
     identity = kvtile.Identity("m", "main", SHAPE)
     with kvtile.Cache(identity, engine, host_bytes=1 << 20) as cache:
@@ -267,14 +267,14 @@ def test_what_holds_memory_or_threads_says_why_it_is_not_pickled() -> None:
         for value, answer in [
             (engine, "it holds the memory of its tensors; pickle its word and its shape"),
             (cache, "it has memory and threads; open another one with its identity and a layout"),
-            (store, "it waits for what goes on in this process; pickle the report that wait returns"),
+            (store, "it waits for an operation of this process; pickle the report that wait returns"),
             (cache.lookup(keys), "it pins blocks of its cache; pickle the keys and look them up again"),
-            (cache.subscribe(), "it has its place in the events of its cache; subscribe again"),
+            (cache.subscribe(), "it holds a position in the events of its cache; subscribe again"),
             (cache.snapshot(), "it belongs to its cache; pickle its blocks"),
-            (kvtile.plan(engine, engine, [0], [1]), "it is worked out from two layouts; plan again where it is needed"),
+            (kvtile.plan(engine, engine, [0], [1]), "it is computed from two layouts; call plan again where it is needed"),
             (
                 kvtile.TokenSequence(hasher, range(3)),
-                "it grows, and knows no way back to its marks; pickle its hasher and its tokens",
+                "it grows, and cannot restore its marks; pickle its hasher and its tokens",
             ),
         ]:
             expected = f"a {type(value).__name__} cannot be pickled or copied: {answer}"
@@ -297,15 +297,15 @@ def test_notebooks_show_layouts_and_caches() -> None:
     assert table.startswith("<table><caption>&lt;kvtile.Cache for BLKNHC: open&gt;</caption>")
     assert '<th style="text-align:left">moves</th><td style="text-align:left">device to host: 2 blocks</td>' in table
     assert table.endswith("</table>") and "lookups" in table
-    # No text of the cache is taken for markup.
+    # The table escapes the cache's text.
     inside = re.sub(r"</?(table|caption|tr|th|td)( style=\"text-align:left\")?>", "", table)
     assert "<" not in inside and ">" not in inside
     cache.close()
     assert cache._repr_html_() == "<table><caption>&lt;kvtile.Cache for BLKNHC: closed&gt;</caption></table>"
 
 
-def test_a_pickle_that_is_none_is_refused() -> None:
+def test_an_invalid_pickle_is_refused() -> None:
     for kind in (Shape, kvtile.Identity, kvtile.Plane, kvtile.TokenHasher, kvtile.LoadReport, kvtile.Event):
         for text in ("", "[]", '{"num_blocks": -1}', "null"):
-            with pytest.raises(kvtile.ArgumentError, match="^no pickled object of kvtile: "):
+            with pytest.raises(kvtile.ArgumentError, match="^not a pickled kvtile object: "):
                 kind._from_pickle(text)  # type: ignore[attr-defined]

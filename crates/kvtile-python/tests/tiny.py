@@ -7,7 +7,7 @@ import random
 import torch
 import transformers
 
-# Several threads share a tiny matrix badly, and worse where other processes compute.
+# Threads slow down products of tiny matrices, even more under load of other processes.
 torch.set_num_threads(1)
 
 VOCABULARY = 211
@@ -27,7 +27,7 @@ def llama(seed: int = 0, **changes):
 
 
 def of(kind, config, seed: int = 0):
-    """A model of a class and a config."""
+    """A model of this class and config."""
     torch.manual_seed(seed)
     model = kind(config)
     model.generation_config.eos_token_id = None
@@ -43,7 +43,7 @@ def prompt(seed: int, length: int):
 
 
 def padded(prompts: list[list[int]]):
-    """A batch as a tokenizer with ``padding_side="left"`` gives it."""
+    """A batch in the form of a tokenizer with ``padding_side="left"``."""
     width = max(map(len, prompts))
     return {
         "input_ids": torch.tensor([[0] * (width - len(tokens)) + tokens for tokens in prompts]),

@@ -1,7 +1,7 @@
 """A small engine around the two sides of the vLLM connector, without vLLM.
 
-The engine computes KV that says which tokens it belongs to, so that any block that is not what its request needs is
-seen. Blocks are poisoned when they are freed. What the sides say to each other is pickled, as between processes.
+The engine's KV encodes the tokens that it belongs to, so the engine detects every wrong block. Freed blocks are
+poisoned. Messages between the sides are pickled, as between processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import kvtile
 PAGE = 4
 LAYERS = 2
 BLOCKS = 40
-# Whole chains of blocks of kvtile's host memory.
+# Some whole chains of blocks fit kvtile's host memory.
 HOST_BLOCKS = 24
 POISON = -1.0
 CONFIG = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64), lora_config=None)
@@ -35,7 +35,7 @@ CONFIG = SimpleNamespace(model_config=SimpleNamespace(max_model_len=64), lora_co
 
 @pytest.fixture(scope="module")
 def sides() -> Iterator[Any]:
-    """The modules of the connector, with as much of vLLM as they import."""
+    """The modules of the connector, with stubs for the parts of vLLM that they import."""
     base = {
         "base": ("KVConnectorBase_V1", "KVConnectorHandshakeMetadata", "KVConnectorMetadata", "KVConnectorRole",
                  "KVConnectorWorkerMetadata"),
@@ -77,11 +77,11 @@ class Stats:
 
 
 def ignore(*_: Any) -> None:
-    """Nothing is logged."""
+    """A logger method that does nothing."""
 
 
 class Tensor:
-    """As much of a tensor as the worker asks for its size."""
+    """The parts of a tensor that the worker reads."""
 
     def __init__(self, array: np.ndarray) -> None:
         self.array = array
@@ -104,7 +104,7 @@ class Request:
     blocks: list[int] = field(default_factory=list)
     computed: int = 0
     state: str = "waiting"
-    # Until vLLM's workers have seen it with these blocks.
+    # True until the request is in a step's ``scheduled_new_reqs`` with these blocks.
     is_new: bool = True
     pooling_params: Any = None
     lora_request: Any = None
@@ -125,7 +125,7 @@ class Request:
 
 
 class Engine:
-    """A scheduler and a model in little, which has a head for each rank."""
+    """A small scheduler and model, with one head per rank."""
 
     def __init__(self, sides: Any, seed: int, ranks: int, disk: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
         self.numbers = random.Random(seed)
@@ -146,7 +146,7 @@ class Engine:
         self.scheduler.greet(
             {rank: pickle.loads(pickle.dumps(worker.hello())) for rank, worker in enumerate(self.workers)}
         )
-        # How many ranks have said that a request's loads, or its stores, have ended.
+        # How many ranks have reported the end of a request's loads, or of its stores.
         self.said: dict[str, Counter[str]] = {"loaded": Counter(), "sent": Counter()}
         self.sides = sides
         self.free = list(range(BLOCKS))
@@ -156,18 +156,18 @@ class Engine:
         self.loaded_blocks = {"in step": 0, "before": 0}
         self.failed_blocks = 0
         self.failed: set[int] = set()
-        # Those that were to be stored, by rank.
+        # Keys of the ordered stores, by rank.
         self.keys: list[set[bytes]] = [set() for _ in range(ranks)]
         self.texts = [[self.numbers.randrange(1000) for _ in range(24)] for _ in range(3)]
 
-    # What the model computes.
+    # The model.
 
     def content(self, request: Request, rank: int, layer: int, position: int) -> float:
         prefix = np.array(request.all_token_ids[: position + 1], np.uint32).tobytes()
         return float(zlib.crc32(prefix) % (1 << 20)) + layer / 4 + rank / 16
 
     def compute(self, request: Request, layer: int, count: int) -> bool:
-        """One layer; what is computed from a wrong prefix is wrong, with all heads. Whether it was right."""
+        """Computes one layer. A wrong prefix gives wrong values in all heads. Returns whether the prefix was right."""
         right = self.is_right(request, layer)
         for rank, kv in enumerate(self.kv):
             for position in range(request.computed, request.computed + count):
@@ -176,7 +176,7 @@ class Engine:
         return right
 
     def is_right(self, request: Request, layer: int) -> bool:
-        """Whether every token that counts as computed has the KV that the model would have computed."""
+        """Whether every token that counts as computed has the KV that the model computes for it."""
         positions = range(request.computed)
         return all(
             (kv[layer][request.blocks[at // PAGE], :, at % PAGE] == self.content(request, rank, layer, at)).all()
@@ -184,7 +184,7 @@ class Engine:
             for at in positions
         )
 
-    # What the scheduler does.
+    # The scheduler.
 
     def release(self, blocks: list[int]) -> None:
         for kv in self.kv:
@@ -200,7 +200,7 @@ class Engine:
             self.release(request.blocks)
 
     def admit(self) -> None:
-        """Waiting requests get room, as far as there is some."""
+        """Admits waiting requests as far as there are free blocks."""
         for request in [r for r in self.requests.values() if r.state == "waiting"]:
             external, later = self.scheduler.matched(request, 0)
             assert external % PAGE == 0 and external < request.num_tokens
@@ -254,7 +254,7 @@ class Engine:
             request.is_new = False
         for worker in self.workers:
             if numbers.random() < 0.3:
-                # What the scheduler has counted on may be gone, at one rank and not at another.
+                # A block that the scheduler has found may be evicted, on one rank but not on another.
                 worker.cache.evict("host", numbers.randrange(12))
             worker.wait_for_stores(orders.preempted)
         for blocks in preempted.values():
@@ -278,13 +278,13 @@ class Engine:
         sent = self.said_by_all("sent", [worker.take_finished_stores() for worker in self.workers])
         failed = set().union(*(worker.take_failed_blocks() for worker in self.workers))
         self.failed_blocks += len(failed)
-        # A load fails at one rank before it has ended at all of them.
+        # A load may fail on one rank before it completes on all of them.
         self.failed |= failed
         report = self.report()
         for name, count in scheduled.items():
             request = self.requests[name]
             bad = [at for at, block in enumerate(request.blocks) if block in failed]
-            assert name not in wrong or bad, f"{name} computed with what is not there, and nobody said so"
+            assert name not in wrong or bad, f"{name} computed with missing blocks, and no rank reported it"
             if bad:
                 request.computed = min(bad) * PAGE
                 continue
@@ -305,7 +305,7 @@ class Engine:
             request.state = "running"
         if report is not None:
             self.scheduler.take(report)
-        assert sent <= self.held.keys(), "blocks that vLLM does not keep are given back"
+        assert sent <= self.held.keys(), "blocks that vLLM does not hold are freed"
         self.scheduler.finishing -= sent
         self.scheduler.loading -= loaded
         for name in sent:
@@ -316,7 +316,7 @@ class Engine:
                     assert self.is_right(request, layer), f"{request.request_id}, layer {layer}"
 
     def said_by_all(self, what: str, said: list[set[str]]) -> set[str]:
-        """Requests of which now all ranks have said so."""
+        """Requests that all ranks have reported by now."""
         counts = self.said[what]
         counts.update(name for names in said for name in names)
         ended = {name for name, count in counts.items() if count == len(self.workers)}
@@ -325,7 +325,7 @@ class Engine:
         return ended
 
     def report(self) -> Any:
-        """What all ranks have to say, put together by vLLM; None for nothing."""
+        """The ranks' reports, merged as vLLM does; None if there are none."""
         reports = [worker.take_report() for worker in self.workers]
         made = [
             pickle.loads(pickle.dumps(self.sides.messages.Report({rank: report})))
@@ -352,7 +352,7 @@ def layout_and_identity(_: Any, caches: dict[str, Tensor], __: Any, rank: Any) -
 
 
 def nothing() -> Any:
-    """A step in which nothing is scheduled."""
+    """A step that schedules nothing."""
     return SimpleNamespace(
         total_num_scheduled_tokens=0, preempted_req_ids=set(), num_scheduled_tokens={}, scheduled_new_reqs=[],
         scheduled_cached_reqs=SimpleNamespace(req_ids=[], num_computed_tokens=[]),

@@ -19,7 +19,7 @@ def _made(**changes: Any) -> Any:
 
 
 def engine_config(**changes: Any) -> Any:
-    """That of an engine with these arguments; the caller may change it."""
+    """The config of an engine with these arguments; the caller may change it."""
     made = copy.copy(_made(**changes))
     for field in dataclasses.fields(made):
         part = getattr(made, field.name, None)
@@ -29,7 +29,7 @@ def engine_config(**changes: Any) -> Any:
 
 
 def blank(kind: type) -> Any:
-    """A config with all defaults, which nothing has checked."""
+    """A config with all defaults, without validation."""
     from kvtile.vllm._extras import default_of
 
     made = object.__new__(kind)
@@ -40,7 +40,7 @@ def blank(kind: type) -> Any:
 
 
 def another(value: Any) -> Any:
-    """A value that is another one, of a similar kind."""
+    """Another value of a similar kind."""
     if isinstance(value, bool):
         return not value
     if isinstance(value, (int, float)):

@@ -1,4 +1,4 @@
-"""vLLM and torch warn of themselves when they are imported; only what they warn of later counts."""
+"""Imports vLLM and torch early, because they raise warnings on import; only later warnings count."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A process with one vLLM engine: reads what to do as JSON from its input, and says what came out.
+"""A process with one vLLM engine: reads orders as JSON from its input, and prints the results.
 
-The tests start it again and again, because what they are about is what outlives a process.
+The tests start it repeatedly, because they check what survives a process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 
 def main() -> None:
-    """Does what it is told."""
+    """Runs the orders."""
     told = json.load(sys.stdin)
     for name, value in told.get("patches", {}).items():
         patch(name, value)
@@ -36,13 +36,13 @@ def main() -> None:
 
 
 def say(event: str, **facts: Any) -> None:
-    """One line of JSON, marked, because vLLM writes to the output as well."""
+    """Prints one line of JSON with a mark, because vLLM writes to the output as well."""
     sys.stdout.write(f"\n@{json.dumps({'event': event, **facts})}\n")
     sys.stdout.flush()
 
 
 def patch(name: str, value: Any) -> None:
-    """Makes the machine look other than it is."""
+    """Simulates another machine."""
     if name == "amx":
         import torch
 
@@ -56,7 +56,7 @@ def patch(name: str, value: Any) -> None:
 
 
 def listen(endpoint: str) -> Counter[str]:
-    """Counts what vLLM publishes, by kind of event and medium, as long as this process lives."""
+    """Counts vLLM's published events by kind and medium, until the process ends."""
     import msgspec
     import zmq
     from vllm.distributed.kv_events import KVEventBatch
@@ -78,7 +78,7 @@ def listen(endpoint: str) -> Counter[str]:
 
 
 def engine(told: dict[str, Any]) -> Any:
-    """vLLM, with the connector where there are settings for one."""
+    """A vLLM engine, with the connector if there are settings for one."""
     from vllm import LLM
     from vllm.config import KVEventsConfig, KVTransferConfig
 
@@ -107,7 +107,7 @@ def engine(told: dict[str, Any]) -> Any:
 
 
 def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
-    """One batch of prompts, all in flight at once."""
+    """Runs one batch of prompts, all in flight concurrently."""
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
@@ -118,7 +118,7 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
         llm.reset_prefix_cache(reset_connector=turn.get("forget_all", False))
     sampling = SamplingParams(
         temperature=0, max_tokens=turn.get("max_tokens", 16), ignore_eos=True, detokenize=False,
-        # Whether nothing that was computed before is used, by vLLM or by kvtile.
+        # Whether to ignore the prefix caches of vLLM and kvtile.
         skip_reading_prefix_cache=turn.get("alone", False),
     )
     prompts = [{"prompt_token_ids": prompt} for prompt in turn["prompts"]]
@@ -137,7 +137,7 @@ def play(llm: Any, turn: dict[str, Any]) -> dict[str, Any]:
 
 
 def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
-    """Requests that are given up after each number of steps from none on."""
+    """Aborts requests after each number of steps, from 0."""
     core = llm.llm_engine
     for steps in range(5):
         names = [
@@ -146,7 +146,7 @@ def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
         ]
         for _ in range(steps):
             core.step()
-        # These are vLLM's own names, which have something random at their end.
+        # vLLM's own request names end with a random part.
         core.abort_request(names, internal=True)
         for _ in range(50):
             outputs = core.step()
@@ -159,7 +159,7 @@ def abort(llm: Any, prompts: list[Any], sampling: Any) -> dict[str, Any]:
 
 
 def connected(llm: Any) -> Any:
-    """The worker of the connector, where there is one and it is in this process."""
+    """The worker of the connector, if there is one in this process."""
     if "kvtile.vllm" not in sys.modules:
         return None
     from kvtile.vllm._worker import find_worker
@@ -168,13 +168,13 @@ def connected(llm: Any) -> Any:
 
 
 def blocks_on_disk(llm: Any) -> int:
-    """What the connector found in its folder."""
+    """The number of blocks that the connector found in its folder."""
     worker = connected(llm)
     return worker.cache.pool_stats("disk")["cached"] if worker is not None and worker.has_disk else 0
 
 
 def counts(llm: Any) -> dict[str, Any]:
-    """What the connector counted, and what its two sides still have open."""
+    """The connector's counters, and the requests that its two sides still track."""
     worker = connected(llm)
     if worker is None:
         return {}
@@ -194,7 +194,7 @@ def counts(llm: Any) -> dict[str, Any]:
 
 
 def in_step_with(worker: Any, scheduler: Any) -> bool:
-    """Whether the scheduler knows exactly what the worker's tiers have."""
+    """Whether the scheduler's directory equals the worker's tiers."""
     from kvtile.vllm._messages import Report
 
     report = worker.take_report()

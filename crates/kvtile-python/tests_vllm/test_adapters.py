@@ -1,4 +1,4 @@
-"""Adapters are known by what is in their files, and by what vLLM has loaded of them."""
+"""Adapters are identified by their files' contents, and by what vLLM has loaded of them."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_files_that_are_written_again_are_read_again(tmp_path: Path, file: str, 
     else:
         (folder / "new").write_bytes(content)
         (folder / "new").rename(folder / file)
-    # As large, and as old by what it says itself.
+    # The same size and modification time as before.
     os.utime(folder / file, ns=(old.st_atime_ns, old.st_mtime_ns))
     assert digests.of(named(folder)) not in (None, before)
 
@@ -72,7 +72,7 @@ def test_files_that_change_while_they_are_read_have_no_digest(tmp_path: Path, mo
     assert Digests().of(named(folder)) is None
 
 
-def test_what_cannot_be_read_has_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_have_no_digest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     digests, folder = Digests(), adapter(tmp_path / "lora")
     for path in (tmp_path / "none", "~/no/such/adapter", "org/not-downloaded", "no such\nname"):
@@ -94,7 +94,7 @@ def test_the_folder_is_the_one_that_vllm_reads(tmp_path: Path, monkeypatch: pyte
 
 
 class Manager(LRUCacheWorkerLoRAManager):
-    """One of vLLM's, which loads nothing."""
+    """vLLM's manager, with a load that does nothing."""
 
     def __init__(self) -> None:
         self.during: Any = None
@@ -114,24 +114,24 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> LoadedAdapters:
     return made
 
 
-def test_what_vllm_loads_is_noted_when_it_loads_it(tmp_path: Path, loaded: LoadedAdapters) -> None:
+def test_loads_are_recorded_when_they_happen(tmp_path: Path, loaded: LoadedAdapters) -> None:
     digests, manager, folder = Digests(), Manager(), adapter(tmp_path / "lora")
     one = digests.of(named(folder))
     assert one is not None
     assert loaded.may_be((1, one)) and not loaded.is_loaded((1, one)), "nothing is loaded yet"
     assert manager._load_adapter(named(folder)) == "loaded lora"
     assert loaded.may_be((1, one)) and loaded.is_loaded((1, one))
-    # The files become others, and vLLM goes on with what it has.
+    # The files change, and vLLM keeps the adapter that it has loaded.
     two = digests.of(named(adapter(folder, b"two")))
     assert two is not None and two != one
     assert loaded.is_loaded((1, one)) and not loaded.may_be((1, two)) and not loaded.is_loaded((1, two))
-    # It loads them anew: in place, or because it had dropped them.
+    # vLLM loads the adapter again: in place, or after it was evicted.
     manager._load_adapter(named(folder, load_inplace=True))
     assert loaded.is_loaded((1, two)) and not loaded.may_be((1, one))
     assert loaded.may_be((2, one)), "another number is another adapter"
 
 
-def test_what_changes_while_vllm_loads_it_is_not_known(tmp_path: Path, loaded: LoadedAdapters) -> None:
+def test_files_that_change_during_a_load_are_unknown(tmp_path: Path, loaded: LoadedAdapters) -> None:
     digests, manager, folder = Digests(), Manager(), adapter(tmp_path / "lora")
     one = digests.of(named(folder))
     manager.during = lambda: adapter(folder, b"two")
@@ -141,7 +141,7 @@ def test_what_changes_while_vllm_loads_it_is_not_known(tmp_path: Path, loaded: L
     assert not any(check((1, digest)) for check in (loaded.may_be, loaded.is_loaded) for digest in (one, two))
 
 
-def test_what_failed_to_load_is_not_known(tmp_path: Path, loaded: LoadedAdapters) -> None:
+def test_a_failed_load_is_unknown(tmp_path: Path, loaded: LoadedAdapters) -> None:
     manager, folder = Manager(), adapter(tmp_path / "lora")
     one = Digests().of(named(folder))
     assert one is not None
@@ -156,7 +156,7 @@ def test_what_failed_to_load_is_not_known(tmp_path: Path, loaded: LoadedAdapters
     assert not loaded.is_loaded((1, one))
 
 
-def test_engines_that_disagree_about_a_number_have_none_that_is_known(tmp_path: Path, loaded: LoadedAdapters) -> None:
+def test_engines_that_disagree_about_a_number_have_no_known_adapter(tmp_path: Path, loaded: LoadedAdapters) -> None:
     first, second = Manager(), Manager()
     folder, copy = adapter(tmp_path / "lora"), adapter(tmp_path / "copy", b"two")
     one = Digests().of(named(folder))

@@ -1,4 +1,4 @@
-"""vLLM with the connector gives the tokens that it gives without, whatever happens to the blocks."""
+"""vLLM generates the same tokens with the connector as without, under evictions, preemptions, kills and corruption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from helpers import HOST_BLOCKS, MODEL, SECONDS, Process, flip_bytes, run, told
 
 PROMPTS = 36
-# vLLM has room for about two of the longer requests: blocks are evicted, and requests preempted.
+# vLLM has room for about two of the longer requests, so it evicts blocks and preempts requests.
 SMALL = {"num_gpu_blocks_override": 34}
 
 
@@ -26,7 +26,7 @@ def moved(said: dict[str, Any], source: str, destination: str) -> int:
 
 
 def settled(said: dict[str, Any]) -> None:
-    """Everything that was begun has ended, and both sides know the same of the tiers."""
+    """No operation is open, and both sides agree about the tiers."""
     assert not any(said["ended"]["open"])
     assert said["ended"]["directory"]
 
@@ -45,16 +45,16 @@ def prompts() -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def expected(prompts: list[list[int]]) -> list[list[int]]:
-    """What vLLM says by itself, with the prefixes in its own cache."""
+    """vLLM's answers without the connector, with its own prefix cache."""
     turn = {"prompts": prompts, "forget": False}
     said = run(told([turn, turn], kvtile=None))
-    assert said["rounds"][0]["tokens"] == said["rounds"][1]["tokens"], "vLLM agrees with itself"
+    assert said["rounds"][0]["tokens"] == said["rounds"][1]["tokens"], "vLLM is deterministic"
     return said["rounds"][1]["tokens"]
 
 
 @pytest.fixture(scope="module")
 def folder(prompts: list[list[int]], expected: list[list[int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A disk tier that an engine has filled, which had little room of its own."""
+    """A disk tier that was filled by an engine with little KV memory."""
     disk = tmp_path_factory.mktemp("kv") / "disk"
     order = list(range(PROMPTS))
     rounds = []
@@ -64,7 +64,7 @@ def folder(prompts: list[list[int]], expected: list[list[int]], tmp_path_factory
     said = run(told([turn for _, turn in rounds], disk, engine=SMALL))
     for (order, _), turn in zip(rounds, said["rounds"], strict=True):
         assert turn["tokens"] == [expected[at] for at in order]
-    assert said["rounds"][-1]["preemptions"] > 0, "the engine had too little room"
+    assert said["rounds"][-1]["preemptions"] > 0, "the engine has too little KV memory"
     settled(said)
     assert moved(said, "host", "device") > 100 and moved(said, "disk", "host") > 10
     assert said["closed"]
@@ -87,7 +87,7 @@ def test_the_same_tokens_come_after_a_restart(
 
 
 def wait_for_blocks(disk: Path) -> None:
-    """Until something is stored."""
+    """Waits until a block is stored."""
     command = [sys.executable, "-m", "kvtile", "cache", "stat", str(disk), "--json"]
     for _ in range(SECONDS):
         stat = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -97,7 +97,7 @@ def wait_for_blocks(disk: Path) -> None:
     pytest.fail("nothing was stored")
 
 
-def test_a_killed_engine_has_lost_nothing_that_matters(
+def test_a_killed_engine_leaves_a_usable_disk_tier(
     prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
@@ -110,12 +110,12 @@ def test_a_killed_engine_has_lost_nothing_that_matters(
             process.kill()
             break
     said = run(told([{"prompts": prompts}] * 2, disk, engine=SMALL))
-    assert said["ready"]["blocks_on_disk"] > 0, "what was stored before the kill is offered"
+    assert said["ready"]["blocks_on_disk"] > 0, "blocks that were stored before the kill are found"
     assert [turn["tokens"] for turn in said["rounds"]] == [expected] * 2
     settled(said)
 
 
-def test_flipped_bytes_are_computed_anew_and_counted(
+def test_corrupt_blocks_are_recomputed_and_counted(
     folder: Path, prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
 ) -> None:
     disk = copy_of(folder, tmp_path)
@@ -126,7 +126,7 @@ def test_flipped_bytes_are_computed_anew_and_counted(
     settled(said)
 
 
-def test_requests_that_are_given_up_leave_nothing_open(
+def test_aborted_requests_leave_nothing_open(
     folder: Path, prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
 ) -> None:
     rounds = [{"prompts": prompts[:12], "abort": True}, {"prompts": prompts}]
@@ -155,7 +155,7 @@ def other_rope(tmp_path: Path) -> Path:
         ({"revision": "another"}, "revision"),
     ],
 )
-def test_blocks_that_mean_something_else_are_refused_by_name(
+def test_blocks_of_another_identity_are_refused_by_field(
     folder: Path, tmp_path: Path, change: dict[str, Any], field: str
 ) -> None:
     wanted = told([], folder)
@@ -172,10 +172,10 @@ def test_blocks_that_mean_something_else_are_refused_by_name(
 def test_the_engine_may_be_in_processes_of_its_own(
     prompts: list[list[int]], expected: list[list[int]], tmp_path: Path
 ) -> None:
-    """As vLLM does by itself: the scheduler in one process, the worker in another."""
+    """vLLM's default: the scheduler in one process, the worker in another."""
     disk = tmp_path / "disk"
     environment = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    # These processes take minutes where there are few processors.
+    # These processes take minutes on a machine with few processors.
     prompts, expected = prompts[:16], expected[:16]
     turn = {"prompts": prompts}
     endpoint = f"ipc://{tmp_path}/events"
@@ -189,8 +189,8 @@ def test_the_engine_may_be_in_processes_of_its_own(
     second = run(told([turn], disk, environment=environment))
     assert second["rounds"][0]["tokens"] == expected
     assert sum(second["rounds"][0]["cached"]) > sum(map(len, prompts)) // 2, "prefixes came from disk"
-    assert "stats" not in second["ended"], "the worker is elsewhere"
-    # vLLM's own metrics have the counts of both sides, from both processes.
+    assert "stats" not in second["ended"], "the worker is in another process"
+    # vLLM's own metrics contain the counts of both sides, from both processes.
     counts = {name.removeprefix("vllm:kvtile_"): count for name, count in second["rounds"][0]["kvtile"].items()}
     assert 0 < counts["found_blocks"] <= counts["looked_up_blocks"]
     assert counts["from_disk_blocks"] > 20

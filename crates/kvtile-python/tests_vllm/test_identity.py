@@ -1,4 +1,4 @@
-"""What an engine's blocks mean: its weights by what is in their files, and what changes KV beside them."""
+"""The identity of an engine's blocks: its weights by their files' contents, and everything else that changes KV."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def folder(path: Path, config: dict[str, Any] | None = None, **files: bytes) -> 
 
 
 def identity(config: Any, rank: Rank | None = None, settings: Settings | None = None, **kwargs: Any) -> kvtile.Identity:
-    """That of the blocks of one rank of an engine."""
+    """The identity of the blocks of one rank of an engine."""
     rank, settings = rank or Rank(), settings or Settings(model="a-model")
     config.parallel_config.tensor_parallel_size = rank.size
     model, page = config.model_config, config.cache_config.block_size
@@ -63,7 +63,7 @@ def identity(config: Any, rank: Rank | None = None, settings: Settings | None = 
              "params.json", "quantize_config.json", "preprocessor_config.json", "modeling_own.py",
              "whisper-large-v3/model.safetensors"],
 )
-def test_a_byte_of_a_file_that_counts_is_another_model(tmp_path: Path, file: str) -> None:
+def test_every_byte_of_a_relevant_file_counts(tmp_path: Path, file: str) -> None:
     model = folder(tmp_path / "model", model__safetensors=b"weights")
     (model / file).parent.mkdir(exist_ok=True)
     (model / file).write_bytes(b'{"one": 1}')
@@ -83,7 +83,7 @@ def test_files_that_do_not_change_kv_do_not_count(tmp_path: Path, file: str) -> 
     assert weights_digest(model) == before
 
 
-def test_bytes_do_not_wander_from_one_file_to_the_next(tmp_path: Path) -> None:
+def test_the_digest_depends_on_file_boundaries(tmp_path: Path) -> None:
     one = folder(tmp_path / "one", a__safetensors=b"12", b__safetensors=b"3")
     two = folder(tmp_path / "two", a__safetensors=b"1", b__safetensors=b"23")
     assert weights_digest(one) != weights_digest(two)
@@ -96,7 +96,7 @@ def test_a_folder_without_weights_is_no_model(tmp_path: Path) -> None:
 
 
 def config_of(path: Path | str, **changes: Any) -> Any:
-    """A plain engine that was given another model."""
+    """A plain engine with another model."""
     config = engine_config()
     config.model_config.model = str(path)
     for name, value in changes.items():
@@ -104,15 +104,15 @@ def config_of(path: Path | str, **changes: Any) -> Any:
     return config
 
 
-def test_of_a_folder_the_files_count_and_no_commit_that_was_said(tmp_path: Path) -> None:
-    """vLLM does not look at ``revision`` where the model is a folder."""
+def test_a_folder_is_identified_by_its_files_not_by_revision(tmp_path: Path) -> None:
+    """vLLM ignores ``revision`` if the model is a folder."""
     model = folder(tmp_path / "model")
     expected = f"blake2b:{weights_digest(model)}"
     assert revision_of(config_of(model)) == revision_of(config_of(model, revision=COMMIT)) == expected
 
 
 def snapshot(path: Path) -> Path:
-    """As the hub keeps a commit: links to blobs that are named by what is in them."""
+    """A commit in the layout of the hub's cache: links to blobs that are named by their contents."""
     model, blobs = path / "snapshots" / COMMIT, path / "blobs"
     model.mkdir(parents=True)
     blobs.mkdir()
@@ -122,12 +122,12 @@ def snapshot(path: Path) -> Path:
     return model
 
 
-def test_of_a_snapshot_of_the_hub_the_commit_counts(tmp_path: Path) -> None:
+def test_a_hub_snapshot_is_identified_by_its_commit(tmp_path: Path) -> None:
     assert revision_of(config_of(snapshot(tmp_path))) == COMMIT
 
 
 @pytest.mark.parametrize("change", ["edited", "added", "elsewhere"])
-def test_a_snapshot_that_somebody_has_changed_is_a_folder(tmp_path: Path, change: str) -> None:
+def test_a_modified_snapshot_is_a_folder(tmp_path: Path, change: str) -> None:
     model = snapshot(tmp_path)
     file = model / "model.safetensors"
     if change == "edited":
@@ -142,15 +142,15 @@ def test_a_snapshot_that_somebody_has_changed_is_a_folder(tmp_path: Path, change
     assert revision_of(config_of(model)) == f"blake2b:{weights_digest(model)}"
 
 
-def test_of_a_name_the_commit_counts_or_it_is_refused() -> None:
+def test_a_model_name_needs_a_commit() -> None:
     assert revision_of(config_of("org/model", revision=COMMIT)) == COMMIT
     config = config_of("org/model", revision="main")
     config.model_config.hf_config._commit_hash = COMMIT
     try:
         assert revision_of(config) == COMMIT
-        # It is the commit of the config, and the weights are of another one.
+        # The commit is that of the config, and the weights come from another repository.
         config.model_config.hf_config_path = "org/other"
-        with pytest.raises(kvtile.IdentityError, match="which weights org/model stands for is not known"):
+        with pytest.raises(kvtile.IdentityError, match="not known which weights org/model stands for"):
             revision_of(config)
     finally:
         del config.model_config.hf_config._commit_hash
@@ -181,8 +181,8 @@ def test_weights_of_another_repository_need_a_revision(field: str) -> None:
         delattr(config.model_config.hf_config, field)
 
 
-def test_what_the_shape_the_weights_and_the_config_say_is_in_the_identity(tmp_path: Path) -> None:
-    """The options that count as covered by something else."""
+def test_covered_options_are_in_the_identity(tmp_path: Path) -> None:
+    """The options that are covered by other identity fields."""
     model = folder(tmp_path / "model")
     plain = identity(engine_config(model=str(model)))
     assert identity(engine_config(model=str(model), enforce_eager=True)) == plain
@@ -210,7 +210,7 @@ def test_fields_of_the_config_are_in_the_identity_though_the_weights_are_vouched
 
 
 def test_longrope_follows_the_context_that_the_engine_has(tmp_path: Path) -> None:
-    """vLLM takes the long factors for all sequences, or the short ones, by max_model_len alone."""
+    """vLLM selects the long or the short factors for all sequences by max_model_len alone."""
     model = str(folder(tmp_path / "phi", PHI))
     short, shorter, long, longer = (
         identity(engine_config(model=model, max_model_len=length)) for length in (256, 128, 512, 1024)
@@ -219,7 +219,7 @@ def test_longrope_follows_the_context_that_the_engine_has(tmp_path: Path) -> Non
     assert (short.difference(long) or "").startswith(("rope", "extra.config.rope"))
 
 
-def test_the_factors_are_the_ones_that_vllm_takes(tmp_path: Path) -> None:
+def test_the_longrope_factors_match_vllms(tmp_path: Path) -> None:
     from vllm.config import set_current_vllm_config
     from vllm.model_executor.layers.rotary_embedding import Phi3LongRoPEScaledRotaryEmbedding
 
@@ -231,9 +231,9 @@ def test_the_factors_are_the_ones_that_vllm_takes(tmp_path: Path) -> None:
         assert ("long_factor" in str(said)) == rope.use_long_rope, said
 
 
-def test_a_model_type_that_kvtile_does_not_know_has_all_of_its_config_there() -> None:
-    """vLLM says itself that its attention is full; what a field of such a config does is not known, nor what the context
-    that the engine has changes (Llama 4's attention temperature follows it, for one)."""
+def test_an_unknown_model_type_has_its_whole_config_in_the_identity() -> None:
+    """vLLM itself reports full attention. The meaning of such a config's fields is unknown, and so is the effect of the
+    context length (Llama 4's attention temperature depends on it, for one)."""
 
     def of(**changes: Any) -> kvtile.Identity:
         config = engine_config()
@@ -252,7 +252,7 @@ def test_a_model_type_that_kvtile_does_not_know_has_all_of_its_config_there() ->
         assert of().difference(of(**change)) is not None
 
 
-def test_blocks_mean_the_same_in_transformers() -> None:
+def test_the_identity_matches_transformers() -> None:
     from transformers import AutoConfig
 
     given = {"dtype": "float32", "model": "a-model", "revision": "a-revision"}
@@ -262,7 +262,7 @@ def test_blocks_mean_the_same_in_transformers() -> None:
 
 
 def test_the_quantisation_of_a_composite_model_is_in_the_identity() -> None:
-    """Its config is one level above that of its text."""
+    """The quantisation config is one level above the text's config."""
     settings = Settings(model="m", revision="r")
     config = engine_config()
     hf = config.model_config.hf_config

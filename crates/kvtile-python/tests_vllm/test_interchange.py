@@ -1,6 +1,6 @@
-"""Blocks that one engine wrote are read by another, though their elements are in another order.
+"""Engines read each other's blocks, though their elements are in another order.
 
-Inside a block of vLLM's CPU backend K is transposed; transformers has token after token. Both keep the same blocks.
+vLLM's CPU backend transposes K inside a block; transformers stores token after token. Both use the same stored blocks.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def open_cache(model: PreTrainedModel, disk: Path) -> PrefixCache:
 
 
 def vllm(prompts: list[list[int]], disk: Path) -> dict[str, Any]:
-    """What vLLM says to prompts, with that folder."""
+    """vLLM's answers to prompts, with this folder."""
     wanted = told([{"prompts": prompts, "max_tokens": ANSWER}], disk)
     wanted["kvtile"]["model"] = str(MODEL)
     return run(wanted)["rounds"][0]
@@ -104,4 +104,4 @@ def test_what_transformers_wrote_continues_in_vllm(
             expected.append(outputs[0, len(prompt) :].tolist())
     said = vllm(prompts, disk)
     assert said["tokens"] == expected
-    assert said["cached"] == [(len(prompt) - 1) // PAGE * PAGE for prompt in prompts], "nothing of it was computed"
+    assert said["cached"] == [(len(prompt) - 1) // PAGE * PAGE for prompt in prompts], "only the last block was computed"

@@ -1,4 +1,4 @@
-"""Two requests share blocks exactly where vLLM's own prefix cache would let them, but that content counts, not names."""
+"""Two requests share exactly the blocks that vLLM's prefix cache would share, except that content counts, not names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def hasher() -> kvtile.TokenHasher:
 
 
 def feature(number: int, offset: int, length: int, modality: str = "image", **changes: Any) -> MultiModalFeatureSpec:
-    """One of a few images; the one of a number has always the same content."""
+    """One of a few images; a number always has the same content."""
     data = {"pixels": SimpleNamespace(data=torch.full((2, 3), float(number))), "grid": SimpleNamespace(data=torch.tensor([number]))}
     given = {"data": data, "identifier": f"image-{number}", "mm_position": PlaceholderRange(offset, length), "modality": modality}
     return MultiModalFeatureSpec(**(given | changes))
@@ -49,7 +49,7 @@ def request(tokens: list[int] | None = None, **given: Any) -> Request:
 
 def keys_of(hasher: kvtile.TokenHasher, made: Request) -> list[bytes]:
     lora = made.lora_request
-    # As if the content of an adapter had its name and path.
+    # The name and path of an adapter substitute for its content here.
     common = [f"{lora.lora_name} at {lora.lora_path}".encode()] if lora is not None else []
     keys = RequestKeys(made, {0: hasher, 1: hasher}, common)
     of = keys.of(made.num_tokens // PAGE)
@@ -58,7 +58,7 @@ def keys_of(hasher: kvtile.TokenHasher, made: Request) -> list[bytes]:
 
 
 def some_request(numbers: random.Random) -> Request:
-    """Texts, images and adapters out of few, so that many requests share much."""
+    """Random combinations of few texts, images and adapters, so that many requests share much."""
     tokens: list[int] = []
     features = []
     for _ in range(numbers.randrange(1, 6)):
@@ -96,7 +96,7 @@ def test_keys_are_equal_exactly_where_vllms_hashes_are(hasher: kvtile.TokenHashe
             blocks += 1
             assert by_hash.setdefault(block_hash, key) == key
             assert by_key.setdefault(key, block_hash) == block_hash
-    assert len(by_key) < 0.6 * blocks, "many blocks were shared"
+    assert len(by_key) < 0.6 * blocks, "many blocks are shared"
 
 
 def test_a_system_prompt_before_an_image_is_shared_and_so_is_the_first_of_two_images(hasher: kvtile.TokenHasher) -> None:
@@ -110,7 +110,7 @@ def test_a_system_prompt_before_an_image_is_shared_and_so_is_the_first_of_two_im
 
 
 def test_the_name_of_an_image_does_not_count(hasher: kvtile.TokenHasher) -> None:
-    """A client may give it, and without caches vLLM numbers images by request, from 0 after every start."""
+    """A client may set the name, and without caches vLLM numbers images per request, from 0 after every start."""
     tokens = [PLACEHOLDER] * 8
 
     def keys(**changes: Any) -> list[bytes]:
@@ -125,8 +125,8 @@ def test_the_name_of_an_image_does_not_count(hasher: kvtile.TokenHasher) -> None
 
 
 @pytest.mark.parametrize("data", [None, {"pixels": SimpleNamespace(data=object())}])
-def test_from_content_that_is_not_known_on_nothing_is_kept(hasher: kvtile.TokenHasher, data: Any) -> None:
-    """It is elsewhere: in shared memory (mm_processor_cache_type shm), or with an encoder of its own."""
+def test_blocks_after_unknown_content_have_no_keys(hasher: kvtile.TokenHasher, data: Any) -> None:
+    """The content is in shared memory (mm_processor_cache_type shm), or in a separate encoder."""
     tokens = list(range(10)) + [PLACEHOLDER] * 4 + [1] * 6
     known = keys_of(hasher, request(tokens, mm_features=[feature(1, 10, 4)]))
     keys = RequestKeys(request(tokens, mm_features=[feature(1, 10, 4, data=data)]), {0: hasher}, [])
@@ -142,7 +142,7 @@ def test_every_value_has_its_own_digest() -> None:
     digests = [digest_of_feature(feature(1, 0, 1, data={"one": SimpleNamespace(data=value)})) for value in values]
     assert None not in digests and len(set(digests)) == len(values)
     moved = torch.tensor([[0.0, 2.0], [1.0, 3.0]]).t()
-    assert digest_of_feature(feature(1, 0, 1, data={"one": SimpleNamespace(data=moved)})) == digests[-2], "strides say nothing"
+    assert digest_of_feature(feature(1, 0, 1, data={"one": SimpleNamespace(data=moved)})) == digests[-2], "strides do not count"
 
 
 def test_embeddings_count_by_content_and_by_which_positions_are_tokens() -> None:
@@ -155,7 +155,7 @@ def test_embeddings_count_by_content_and_by_which_positions_are_tokens() -> None
 
 
 def test_a_session_that_replaces_its_last_tokens_has_other_keys(hasher: kvtile.TokenHasher) -> None:
-    """As vLLM does when new input comes (Scheduler._update_request_as_session)."""
+    """As vLLM does on new input (Scheduler._update_request_as_session)."""
     made = request([1] * 10, mm_features=[])
     keys = RequestKeys(made, {0: hasher}, [])
     before = keys.of(2)[0]

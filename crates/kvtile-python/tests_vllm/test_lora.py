@@ -1,4 +1,4 @@
-"""Adapters in a real engine: what is computed with one is never served for another, whatever it is called."""
+"""Adapters in a real engine: KV computed with one adapter is never served for another, under any name."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(folder: Path, seed: int) -> Path:
-    """An adapter of random numbers, large enough that every answer is another one."""
+    """An adapter of random numbers, large enough to change every answer."""
     hidden, numbers = CONFIG["hidden_size"], torch.Generator().manual_seed(seed)
     tensors = {}
     for layer in range(CONFIG["num_hidden_layers"]):
@@ -58,7 +58,7 @@ def test_an_adapter_that_is_trained_again_at_its_path(model: Path, tmp_path: Pat
     disk = tmp_path / "disk"
     again, in_place = turn(path, copies=[(str(tuesday), str(path))]), turn(path, lora={"load_inplace": True})
     first = play(turn(path, copies=[(str(monday), str(path))]), turn(path), again, in_place, turn(path), disk=disk)
-    # vLLM goes on with what it has loaded until it loads anew.
+    # vLLM keeps the loaded adapter until it loads it again.
     assert [said["tokens"] for said in first] == [of_monday, of_monday, of_monday, of_tuesday, of_tuesday]
     assert [said["cached"][0] for said in first] == [0, FULL, 0, 0, FULL]
 
@@ -67,8 +67,8 @@ def test_an_adapter_that_is_trained_again_at_its_path(model: Path, tmp_path: Pat
     assert [said["cached"][0] for said in second] == [FULL, FULL, 0]
 
 
-def test_what_was_computed_with_other_weights_is_not_there_after_a_restart(tmp_path: Path) -> None:
-    """vLLM is told to forget everything when its weights have become other ones."""
+def test_blocks_of_other_weights_are_not_found_after_a_restart(tmp_path: Path) -> None:
+    """An operator resets vLLM's caches after replacing the weights."""
     disk, prompt = tmp_path / "disk", list(range(1000, 1200))
     before, after = ({"prompts": [prompt], "max_tokens": 4} | more for more in ({}, {"forget_all": True}))
     first = run(told([before, before, after, before], disk))["rounds"]

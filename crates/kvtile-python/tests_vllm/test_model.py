@@ -1,4 +1,4 @@
-"""The model that the other tests run is the one that was published, not merely one that speaks."""
+"""The model of the other tests is converted exactly, not merely well enough to answer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 MODEL = Path(os.environ["KVTILE_TEST_MODEL"])
 PROMPT = "The capital of France is"
-# With rows of q and k in the wrong order the model still begins with Paris, and is lost at the fifth token.
+# With rows of q and k in the wrong order, the model still begins with Paris, but fails at the fifth token.
 GREEDY = [7042, 30, 198, 198, 504, 2988, 314, 42, 216, 34, 32, 33, 40, 29, 32, 33, 29, 34, 34, 216]
 
 
-def test_the_model_says_what_it_says_and_its_text_is_text() -> None:
+def test_the_model_answers_exactly_and_decodes_text() -> None:
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     model = AutoModelForCausalLM.from_pretrained(MODEL, dtype=torch.float32)
     inputs = tokenizer(PROMPT, return_tensors="pt")

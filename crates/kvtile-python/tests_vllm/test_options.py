@@ -1,4 +1,4 @@
-"""Every option of vLLM has a row that says what the connector does about it, and does just that."""
+"""The table has every option of vLLM, and the connector treats each as its row states."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import kvtile
 from kvtile.vllm import _extras
 from kvtile.vllm._options import ENVIRONMENT, OPTIONS, Effect
 
-# A model's own description of its speech, which an engine does not have, and configs that are refused as a whole.
+# A model's own speech-to-text config, which an engine does not have, and configs that are refused as a whole.
 NOT_OF_AN_ENGINE = {"SpeechToTextConfig", "DiffusionConfig", "WeightTransferConfig"}
 EXAMINED = Path(__file__).with_name("environment.txt")
 PAGE = Path(__file__).parents[3] / "docs" / "vllm-options.md"
@@ -37,7 +37,7 @@ def fields_with(*effects: Effect) -> list[Any]:
 
 
 def engine_with(name: str, **values: Any) -> Any:
-    """A plain engine, one of whose configs has other values."""
+    """A plain engine with changed values in one of its configs."""
     config = engine_config()
     part = find(config, name)
     if part is None:
@@ -52,7 +52,7 @@ def find(config: Any, name: str) -> Any:
 
 
 def attach(config: Any, name: str) -> Any:
-    """Gives an engine a part that a plain one does not have."""
+    """Adds a config that a plain engine lacks."""
     part = blank(classes()[name])
     owners = {
         "LoRAConfig": (config, "lora_config"),
@@ -99,7 +99,7 @@ def test_a_plain_engine_has_no_extras_and_is_not_refused() -> None:
 @pytest.mark.parametrize(("name", "field"), fields_with(Effect.IDENTITY))
 def test_an_option_that_changes_kv_changes_the_identity(name: str, field: str) -> None:
     plain = engine_with(name)
-    # A worker of vLLM's own says nothing.
+    # The default is one of vLLM's own workers, which add no entry.
     before = "auto" if field == "worker_cls" else getattr(find(plain, name), field)
     one, two = another(before), another(another(before))
     told = extras(engine_with(name, **{field: one}))
@@ -117,7 +117,7 @@ def test_an_option_that_does_not_change_kv_changes_nothing(name: str, field: str
 
 
 @pytest.mark.parametrize(("name", "field"), fields_with(Effect.REFUSED))
-def test_an_option_with_which_kv_is_not_what_its_key_says_is_refused(name: str, field: str) -> None:
+def test_an_option_under_which_kv_mismatches_its_key_is_refused(name: str, field: str) -> None:
     plain = engine_with(name)
     _extras.refuse_options(plain, None, {})
     changed = engine_with(name, **{field: another(getattr(find(plain, name), field))})
@@ -176,11 +176,11 @@ def test_a_forced_load_format_is_refused() -> None:
 def test_the_two_kinds_of_fp8_are_two_identities() -> None:
     kinds = {str(extras(engine_with("CacheConfig", cache_dtype=kind))) for kind in ("auto", "fp8_e4m3", "fp8_e5m2")}
     assert len(kinds) == 3
-    # What the tensors' own type says already.
+    # The tensors' dtype is in the shape already.
     assert extras(engine_with("CacheConfig", cache_dtype="bfloat16")) == {}
 
 
-def test_what_fp8_rounds_was_computed_in_some_type() -> None:
+def test_fp8_depends_on_the_model_dtype() -> None:
     config = engine_with("CacheConfig", cache_dtype="fp8_e4m3")
     before = extras(config)
     config.model_config.dtype = "torch.bfloat16"
@@ -196,7 +196,7 @@ def same(config: Any) -> Any:
     return config
 
 
-def test_overrides_by_a_function_count_by_what_they_make_of_the_config() -> None:
+def test_overrides_by_a_function_count_by_the_resulting_config() -> None:
     one = extras(engine_config(hf_overrides=lower_epsilon))
     two = extras(engine_config(hf_overrides=same))
     assert one.keys() == two.keys() == {"vllm.hf_config"} and one != two
@@ -208,7 +208,7 @@ def test_overrides_count() -> None:
 
 
 class Frozen(dict):
-    """A dict that can be an argument of what is cached."""
+    """A hashable dict, as an argument of a cached function."""
 
     def __hash__(self) -> int:
         return hash(str(self))

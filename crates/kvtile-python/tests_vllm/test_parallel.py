@@ -1,4 +1,4 @@
-"""Several workers that share the heads of a model: each keeps its own, and the scheduler decides for all of them."""
+"""Several workers share the heads of a model: each keeps its own heads, and the scheduler decides for all of them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from helpers import flip_bytes, run, told
 
-# As many as the model has KV heads.
+# The number of the model's KV heads.
 RANKS = 3
 # Each worker is a process with one thread.
 ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -37,7 +37,7 @@ def counts(turn: dict[str, Any]) -> dict[str, int]:
 
 def test_ranks_keep_their_own_heads_and_agree_about_hits(prompts: list[list[int]], tmp_path: Path) -> None:
     disk = tmp_path / "disk"
-    # What the workers say when nothing is used again; then what is stored meanwhile is used.
+    # The first round reuses nothing; the second one reuses the blocks that the first one stored.
     first = parallel([{"prompts": prompts, "alone": True}, {"prompts": prompts}], disk)
     alone, again = first["rounds"]
     assert not any(alone["cached"]) and again["tokens"] == alone["tokens"]
@@ -47,13 +47,13 @@ def test_ranks_keep_their_own_heads_and_agree_about_hits(prompts: list[list[int]
     folders = sorted(folder.name for folder in disk.iterdir())
     assert folders == [f"rank-{rank}-of-{RANKS}" for rank in range(RANKS)]
 
-    # After a restart all is on disk, where one of the workers has lost some.
+    # After a restart all blocks are on disk, where one worker has lost some.
     flip_bytes(disk / f"rank-1-of-{RANKS}" / "slots", every=1 << 22)
     second = parallel([{"prompts": prompts}], disk)
     assert second["rounds"][0]["tokens"] == alone["tokens"]
     found = counts(second["rounds"][0])
     assert found["from_disk_blocks"] > 2 * RANKS and found["failed_blocks"] > 0
 
-    # The blocks of a part of the heads are not those of all of them.
+    # The blocks of one rank's heads differ from those of all heads.
     refused = run(told([], disk))["refused"]
     assert refused["kind"] == "IdentityError" and "tensor_parallel_size differs" in refused["message"]

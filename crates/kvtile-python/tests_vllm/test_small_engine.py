@@ -1,4 +1,4 @@
-"""An engine that has too little room for its requests, which it preempts, and that gives some up, with a small model."""
+"""A small engine with too little KV memory for its requests, which preempts some and has others aborted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tiny import CONFIG, tiny_model
 BLOCKS = 120
 
 
-def test_the_same_tokens_come_with_preemptions_requests_that_are_given_up_and_after_a_restart(tmp_path: Path) -> None:
+def test_tokens_match_with_preemptions_aborts_and_after_a_restart(tmp_path: Path) -> None:
     model = tiny_model(tmp_path / "tiny")
     numbers = random.Random(7)
     texts = [[numbers.randrange(3, 990) for _ in range(700)] for _ in range(3)]
@@ -22,7 +22,7 @@ def test_the_same_tokens_come_with_preemptions_requests_that_are_given_up_and_af
     turn = {"prompts": prompts}
     expected = run(told([turn], kvtile=None, model=str(model)))["rounds"][0]["tokens"]
 
-    # The weights are known by their content here.
+    # The identity contains the weights' digest here.
     block = 32 * CONFIG["num_hidden_layers"] * 2 * CONFIG["hidden_size"] * 4
     kvtile = {"host_gib": BLOCKS * block / (1 << 30), "disk_path": str(tmp_path / "disk"), "disk_gib": 1}
     given_up = {"prompts": prompts[:16], "abort": True}

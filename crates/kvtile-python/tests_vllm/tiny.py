@@ -1,4 +1,4 @@
-"""A small model of random numbers, for what takes many steps: a real one takes minutes, with adapters seconds a token."""
+"""A small random model for tests of many steps: a real one takes minutes, and with adapters seconds per token."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ CONFIG = {
 
 
 def tiny_model(folder: Path) -> Path:
-    """Writes it to a folder."""
+    """Writes the model to a folder."""
     folder.mkdir()
     numbers = torch.Generator().manual_seed(5)
     hidden = CONFIG["hidden_size"]
-    # Small beside what the layers add, so that the answer is theirs.
+    # Small compared with what the layers add, so that the layers determine the answer.
     tensors = {"model.embed_tokens.weight": torch.randn(CONFIG["vocab_size"], hidden, generator=numbers) / 50}
     tensors |= {"lm_head.weight": torch.randn(CONFIG["vocab_size"], hidden, generator=numbers), "model.norm.weight": torch.ones(hidden)}
     for layer in range(CONFIG["num_hidden_layers"]):

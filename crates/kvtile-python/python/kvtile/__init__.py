@@ -1,9 +1,9 @@
 """KV cache blocks of language models, in any layout and any memory, moved at the speed of the memory.
 
-``Layout`` says where an engine's KV lies, over its own tensors. ``copy_blocks`` moves blocks between
-layouts, ``plan`` says what that comes to. ``Cache`` keeps blocks in host memory and on disk, and serves them
-only where ``Identity`` says that they mean the same. Everything that kvtile raises is a ``KvtileError``; only a
-call with a missing, superfluous or unknown argument is Python's own ``TypeError``.
+``Layout`` describes where an engine's KV lies in its own tensors. ``copy_blocks`` moves blocks between layouts;
+``plan`` computes a copy without running it. ``Cache`` keeps blocks in host memory and on disk, and serves them only to
+engines of the same ``Identity``. Every exception of kvtile is a ``KvtileError``; only a call with a missing,
+superfluous or unknown argument raises Python's own ``TypeError``.
 """
 
 from __future__ import annotations
@@ -100,5 +100,5 @@ __all__ = [
 for _name in _errors.__all__:
     getattr(_errors, _name).__module__ = "kvtile"
 
-# Its threads log to Python, and end before Python does.
+# Caches must close before the interpreter ends, because their threads log to Python.
 _atexit.register(_kvtile.close_all)

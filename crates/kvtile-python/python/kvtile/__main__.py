@@ -1,6 +1,6 @@
-"""The commands of the program kvtile: ``python -m kvtile``, and the script of that name.
+"""The command-line program kvtile: ``python -m kvtile``, and the script of that name.
 
-The demonstration and the benchmark are commands of the Rust program alone.
+Only the Rust program has the demonstration and the benchmark.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from kvtile import _kvtile
 
 
 def main() -> int:
-    """Does what the arguments say and returns the exit code."""
-    # The program is not Python: Ctrl-C ends it at once, or does what the command does then.
+    """Runs the program with the process's arguments and returns the exit code."""
+    # Python's own handler cannot interrupt Rust code; with the default action, Ctrl-C ends the process at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     return _kvtile.run_program(sys.argv[1:])
 

@@ -1,4 +1,4 @@
-"""Completions in coroutines: an asyncio future that the end of a completion settles."""
+"""Awaiting completions: an asyncio future that the completion's callback resolves."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from kvtile._kvtile import Completion
 
 
 def iterate(completion: Completion[Any]) -> Generator[Any, None, Any]:
-    """What ``await completion`` goes through, on the running loop."""
+    """The iterator of ``await completion``, on the running loop."""
     try:
         loop = asyncio.get_running_loop()
     except RuntimeError:
-        raise RequestError("a completion is awaited in a coroutine of asyncio; elsewhere call wait()") from None
+        raise RequestError("await a completion in an asyncio coroutine; elsewhere call wait()") from None
     future: asyncio.Future[Any] = loop.create_future()
 
     def settle() -> None:
@@ -27,7 +27,7 @@ def iterate(completion: Completion[Any]) -> Generator[Any, None, Any]:
             future.set_exception(error)
 
     def ended(_: Completion[Any]) -> None:
-        # A loop that was closed has nobody who waits.
+        # A closed loop runs no coroutine that could wait.
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle)
 

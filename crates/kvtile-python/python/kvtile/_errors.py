@@ -1,4 +1,4 @@
-"""The exceptions of kvtile. Each is a `KvtileError`; most are the built-in error of their kind as well."""
+"""The exceptions of kvtile. Each is a `KvtileError`; most also derive from a built-in exception."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ __all__ = [
 
 
 class KvtileError(Exception):
-    """Everything that kvtile raises of its own."""
+    """Base class of all exceptions of kvtile."""
 
 
 class ArgumentError(KvtileError, TypeError):
-    """An argument of another type than the function takes; the message names the argument."""
+    """An argument of the wrong type; the message names the argument."""
 
 
 class LayoutError(KvtileError, ValueError):
-    """A word, a shape, a preset or a selection that makes no sense; the message names the values."""
+    """An invalid word, shape, preset or selection; the message contains the values.""" """A tensor whose dtype, device,
+    shape or strides do not fit the layout; the message names the tensor."""
 
 
 class TensorError(LayoutError):
@@ -39,10 +40,10 @@ class TensorError(LayoutError):
 
 
 class IdentityError(KvtileError, ValueError):
-    """Stored blocks mean something else than the engine's: another model, RoPE base, dtype, block size."""
+    """Stored blocks have another identity than the engine's: another model, RoPE base, dtype, block size."""
 
     field: str | None = None
-    """The first field that differs, such as ``"rope.base"``; None where only fingerprints are known."""
+    """The first field that differs, such as ``"rope.base"``; None if only fingerprints are known."""
     ours: str | None = None
     """Its value on this side."""
     theirs: str | None = None
@@ -50,11 +51,11 @@ class IdentityError(KvtileError, ValueError):
 
 
 class SettingsError(KvtileError, ValueError):
-    """Settings that mean nothing, or memory and disk space in which not even one block has room."""
+    """Invalid settings, or host memory or disk space too small for one block."""
 
 
 class RequestError(KvtileError, ValueError):
-    """Block ids, keys or tiers that the cache does not have."""
+    """Block ids, keys or tiers that the cache does not have, or a call that is not allowed at this point."""
 
 
 class TransferError(KvtileError, RuntimeError):
@@ -62,19 +63,19 @@ class TransferError(KvtileError, RuntimeError):
 
 
 class BusyError(KvtileError, RuntimeError):
-    """The queue of the cache is full and nothing was begun: go on without it, or try again later."""
+    """The queue of the cache is full, so the operation was not started: continue without it, or try again later."""
 
 
 class ClosedError(KvtileError, RuntimeError):
-    """The cache, or the match, was closed or used up."""
+    """The cache is closed, or the match was loaded or released."""
 
 
 class DiskError(KvtileError, OSError):
-    """The folder of the disk tier cannot be used: no room, not readable, not a disk tier."""
+    """The folder of the disk tier cannot be used: disk full, not readable, not a disk tier."""
 
 
 class FolderInUseError(DiskError):
-    """Another cache, here or in another process, has the folder of the disk tier."""
+    """Another cache, in this process or another one, uses the folder of the disk tier."""
 
 
 class LaggedError(KvtileError, RuntimeError):
@@ -87,11 +88,11 @@ class LaggedError(KvtileError, RuntimeError):
 
 
 class WaitTimeoutError(KvtileError, TimeoutError):
-    """The end did not come in time. What is under way goes on."""
+    """The timeout expired before the completion. The operation continues."""
 
 
 class ForkError(KvtileError, RuntimeError):
-    """kvtile was used in the child of a fork, where its threads do not exist: start children with spawn."""
+    """kvtile was used in a forked child, which lacks its threads: start children with the method spawn."""
 
 
 class InternalError(KvtileError, RuntimeError):

@@ -1,4 +1,4 @@
-//! True and False, and nothing that is merely taken for one of them.
+//! `True` and `False` only: other truthy or falsy values are refused.
 
 use pyo3::{prelude::*, types::PyBool};
 

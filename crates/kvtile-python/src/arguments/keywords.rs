@@ -1,9 +1,9 @@
-//! Keywords that a function does not have.
+//! Errors for keywords that a function does not have.
 
 use kvtile::layout::nearest;
 use pyo3::{exceptions::PyTypeError, prelude::*, types::PyDict};
 
-/// What other projects call arguments.
+/// Names that other projects use, and our name for the same argument.
 const ELSEWHERE: [(&str, &str); 22] = [
     ("heads", "num_heads"),
     ("kv_heads", "num_heads"),
@@ -29,8 +29,8 @@ const ELSEWHERE: [(&str, &str); 22] = [
     ("threads", "workers"),
 ];
 
-/// Refuses what was caught beside the arguments that `function` has, as Python does, with the one that was
-/// meant.
+/// Refuses keywords in `others`, which `function` does not have. The error is Python's own, with
+/// the closest `known` keyword.
 pub(crate) fn refuse(
     function: &str,
     others: Option<&Bound<'_, PyDict>>,
@@ -46,7 +46,7 @@ pub(crate) fn refuse(
     )))
 }
 
-/// `; did you mean num_heads?`, or nothing.
+/// `; did you mean num_heads?`, or an empty string.
 pub(crate) fn meant(name: &str, known: &[&str]) -> String {
     let elsewhere = ELSEWHERE.iter().find(|(other, _)| *other == name);
     let here = elsewhere

@@ -1,5 +1,5 @@
-//! Lists: block ids, tokens, keys, tensors. Arrays and tensors of whole numbers are read in one go, others are
-//! refused by their type: none is taken apart element by element.
+//! Lists: block ids, tokens, keys, tensors. Integer arrays and tensors are read as a whole; other
+//! arrays are refused by their type. No array is iterated element by element.
 
 use kvtile::blocks::BlockKey;
 use pyo3::{
@@ -61,9 +61,10 @@ pub(crate) fn optional_tokens(value: &Bound<'_, PyAny>) -> PyResult<Option<Vec<u
     }
 }
 
-/// Keys: 16 bytes as they are, others hashed, so that an engine's own may be given.
+/// Keys. A key of 16 bytes stays as it is; others are hashed, so an engine's own block hashes are
+/// accepted.
 pub(crate) fn keys(value: &Bound<'_, PyAny>) -> PyResult<Vec<BlockKey>> {
-    // A chain may have a million keys, and its caller waits: nothing is kept of each but the key.
+    // A chain may have a million keys while its caller waits, so this loop allocates only the keys.
     let key = |(index, item): (usize, Bound<'_, PyAny>)| match item.cast::<PyBytes>() {
         Ok(bytes) => Ok(BlockKey::from_opaque(bytes.as_bytes())),
         Err(_) => {
@@ -83,12 +84,12 @@ pub(crate) fn keys(value: &Bound<'_, PyAny>) -> PyResult<Vec<BlockKey>> {
     items.into_iter().enumerate().map(key).collect()
 }
 
-/// What all blocks depend on.
+/// The extra keys on which every block depends.
 pub(crate) fn extra(value: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>> {
     bytes_of("extra", value)
 }
 
-/// The key of the block before, or None.
+/// The key of the parent block, or None.
 pub(crate) fn parent(value: &Bound<'_, PyAny>) -> PyResult<Option<BlockKey>> {
     match value.is_none() {
         true => Ok(None),
@@ -101,7 +102,7 @@ pub(crate) fn content(value: &Bound<'_, PyAny>) -> PyResult<PyBackedBytes> {
     bytes("content", value)
 }
 
-/// The elements of a list or another sequence of objects; arrays, text and bytes are none.
+/// The elements of a list or another sequence of objects. Arrays, text and bytes are refused.
 pub(crate) fn items<'py>(
     name: &str,
     wanted: &str,
@@ -141,7 +142,7 @@ fn bytes_of(name: &str, value: &Bound<'_, PyAny>) -> PyResult<Vec<PyBackedBytes>
     items.iter().enumerate().map(item).collect()
 }
 
-/// Whole numbers of a list, a range, an array or a tensor of one dimension.
+/// Reads the integers of a list, a range, or an array or tensor of one dimension.
 fn numbers<T: TryFrom<u64> + TryFrom<i128>>(
     name: &str,
     what: &str,
@@ -177,7 +178,7 @@ fn numbers<T: TryFrom<u64> + TryFrom<i128>>(
     };
     let mut numbers = Vec::with_capacity(items.len());
     for (index, item) in items.iter().enumerate() {
-        // Most are plain numbers within the limits.
+        // The fast path: most items are plain integers within the limits.
         let simple = item.extract::<u64>().ok().filter(|number| *number <= most);
         let simple = simple.filter(|_| !item.is_instance_of::<PyBool>());
         match simple.and_then(|number| T::try_from(number).ok()) {
@@ -191,7 +192,7 @@ fn numbers<T: TryFrom<u64> + TryFrom<i128>>(
     Ok(numbers)
 }
 
-/// The numbers of an array, or the first one that is outside, with its place.
+/// The numbers of an array, or the index and value of the first one outside the limits.
 fn within<T: TryFrom<u64>>(found: &Numbers, most: u64) -> Result<Vec<T>, (usize, i128)> {
     let mut numbers = Vec::with_capacity(found.len());
     for (index, number) in found.iter().enumerate() {

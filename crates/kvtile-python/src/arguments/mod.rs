@@ -1,17 +1,17 @@
-//! Arguments of the functions that Python calls: each is checked by its name, its kind and its limits
-//! before anything is done with it, and what is refused is an exception of `kvtile`.
+//! Arguments of the functions that Python calls. Each reader checks an argument's type and limits
+//! before the function runs. A refused argument raises an exception of `kvtile`.
 //!
 //! | module | what it reads |
 //! | --- | --- |
-//! | `number`, `optional` | whole numbers, with their limits |
+//! | `number`, `optional` | integers, with their limits |
 //! | `time` | seconds |
-//! | `text`, `flag`, `object` | text, True and False, objects of this package |
-//! | `list` | block ids, tokens, keys; never element by element where it is an array |
-//! | `range` | entries of an axis |
+//! | `text`, `flag`, `object` | text, booleans, objects of this package |
+//! | `list` | block ids, tokens, keys; arrays as a whole, never element by element |
+//! | `range` | ranges of an axis |
 //! | `keywords` | keywords that a function does not have |
 //!
-//! A function names the reader of each of its parameters (`from_py_with`), so the table of limits is
-//! here and nowhere else. This module does not know what the arguments are for.
+//! A function names the reader of each of its parameters (`from_py_with`), so the limits are
+//! defined only here. This module does not know what the arguments are for.
 
 pub(crate) mod flag;
 pub(crate) mod keywords;
@@ -30,14 +30,14 @@ use pyo3::{
 
 use crate::error::python::{ArgumentError, LayoutError, RequestError, SettingsError};
 
-/// What a value outside its limits is.
+/// The exception class for a value outside its limits.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Refusal {
-    /// A shape, a layout or a selection that makes no sense.
+    /// `LayoutError`: an invalid shape, layout or selection.
     Layout,
-    /// Something that the cache or the hasher does not have.
+    /// `RequestError`: an id, key or option that the cache or the hasher does not have.
     Request,
-    /// A setting that means nothing.
+    /// `SettingsError`: an invalid setting.
     Setting,
 }
 
@@ -52,12 +52,12 @@ impl Refusal {
     }
 }
 
-/// The exception for an argument of another type.
+/// The exception for an argument of the wrong type.
 pub(crate) fn wrong_type(name: &str, wanted: &str, value: &Bound<'_, PyAny>) -> PyErr {
     ArgumentError::new_err(format!("{name} is {wanted}, not {}", shown(value)))
 }
 
-/// A value as messages show it: simple ones as Python writes them, others by their type.
+/// A value as error messages show it: short simple values by their `repr`, others by their type.
 fn shown(value: &Bound<'_, PyAny>) -> String {
     let simple = value.is_none()
         || value.is_exact_instance_of::<PyBool>()
@@ -65,7 +65,7 @@ fn shown(value: &Bound<'_, PyAny>) -> String {
         || value.is_exact_instance_of::<PyFloat>()
         || (value.is_exact_instance_of::<PyString>() && value.len().is_ok_and(|len| len < 48));
     let text = match simple {
-        // Numbers of many digits have no text.
+        // `repr` fails for integers of too many digits.
         true => value.repr().ok().map(|text| text.to_string()),
         false => None,
     };

@@ -1,11 +1,11 @@
-//! Whole numbers, and the table of their limits. Python's are of any size, so each is compared before
-//! it becomes one of a fixed size.
+//! Integers, and the table of their limits. Python integers are unbounded, so each one is compared
+//! with its limits before it is converted to a fixed size.
 
 use pyo3::{exceptions::PyOverflowError, prelude::*, types::PyBool};
 
 use super::{Refusal, shown, wrong_type};
 
-/// Readers of parameters: a function of the parameter's name for each row.
+/// Defines one reader function, named like its parameter, for each row.
 macro_rules! numbers {
     ($($name:ident: $kind:ty, $least:expr, $most:expr, $refusal:ident;)*) => {
         $(
@@ -19,10 +19,10 @@ macro_rules! numbers {
     };
 }
 
-/// Counts and indices: what a list can have.
+/// The maximum of counts and indices: the largest length of a list.
 const COUNT_MAX: u64 = (1 << 63) - 1;
 
-// Shapes are checked further: no axis is empty, and all bytes together are fewer than 2^63.
+// `Shape` checks further that no axis is empty and that the total size is below 2^63 bytes.
 numbers! {
     num_blocks: u64, 0, COUNT_MAX, Layout;
     num_layers: u64, 0, COUNT_MAX, Layout;
@@ -45,7 +45,7 @@ numbers! {
     length: usize, 0, COUNT_MAX, Request;
 }
 
-/// A whole number within limits.
+/// An integer within limits.
 pub(crate) fn whole<T: TryFrom<i128>>(
     name: &str,
     value: &Bound<'_, PyAny>,

@@ -1,4 +1,4 @@
-//! Objects of this package, and what is called back.
+//! Objects of this package, mappings and callbacks.
 
 use pyo3::{
     PyTypeInfo,
@@ -54,7 +54,7 @@ pub(crate) fn layout<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'p
     read("layout", "a Layout or None", value).map(Some)
 }
 
-/// Planes in a list, or None.
+/// A list of planes, or None.
 pub(crate) fn planes<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Vec<Bound<'py, PyPlane>>>> {
     if value.is_none() {
         return Ok(None);
@@ -88,17 +88,17 @@ pub(crate) fn mapping<'py>(
     Ok(Some(dict))
 }
 
-/// The fields of a rotary embedding.
+/// The parameters of a rotary embedding.
 pub(crate) fn rope<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyDict>>> {
     mapping("rope", value)
 }
 
-/// What else the values of an identity depend on.
+/// The `extra` entries of an identity.
 pub(crate) fn extra<'py>(value: &Bound<'py, PyAny>) -> PyResult<Option<Bound<'py, PyDict>>> {
     mapping("extra", value)
 }
 
-/// Something to call.
+/// A callable.
 pub(crate) fn callback<'py>(value: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     match value.is_callable() {
         true => Ok(value.clone()),

@@ -1,4 +1,4 @@
-//! Whole numbers that may be None, with their limits.
+//! Integers that may be None, with their limits.
 
 use pyo3::prelude::*;
 
@@ -19,7 +19,7 @@ macro_rules! optional {
     };
 }
 
-/// As for what is not optional.
+/// The same maximum as in [`super::number`].
 const COUNT_MAX: u64 = (1 << 63) - 1;
 
 optional! {

@@ -1,4 +1,4 @@
-//! Entries of an axis: `(start, stop)` for both sides, or one such pair for each.
+//! Ranges of an axis: `(start, stop)` for both sides, or one such pair for each side.
 
 use kvtile::layout::{AxisRange, RangePair};
 use pyo3::{
@@ -70,7 +70,7 @@ fn side(name: &str, value: &Bound<'_, PyAny>) -> PyResult<AxisRange> {
     let count = stop.checked_sub(start).filter(|&count| count > 0);
     let count = count.ok_or_else(|| {
         LayoutError::new_err(format!(
-            "{name} ({start}, {stop}) is no range; the stop comes after the start"
+            "{name} ({start}, {stop}) is not a range; stop must be greater than start"
         ))
     })?;
     Ok(AxisRange::new(start, count))

@@ -1,4 +1,4 @@
-//! Events: what was stored and removed, in order.
+//! Events: which blocks were stored and removed, in order.
 
 use kvtile::blocks::{
     BlockKey, BlocksError, GroupId,
@@ -17,32 +17,33 @@ use crate::{
     pickle::{self, Reduced},
 };
 
-/// One change of one group of layers in one tier.
+/// One change in one tier, of one group of layers.
 #[pyclass(name = "Event", module = "kvtile", frozen, eq)]
 #[derive(Clone, PartialEq)]
 pub(crate) struct PyEvent(Event);
 
 #[pymethods]
 impl PyEvent {
-    /// Its place in the order of all events, without gaps.
+    /// The sequence number of the event; sequence numbers have no gaps.
     #[getter]
     fn sequence(&self) -> u64 {
         self.0.sequence
     }
 
-    /// Where it happened: ``"host"`` or ``"disk"``.
+    /// The tier of the change: ``"host"`` or ``"disk"``.
     #[getter]
     fn tier(&self) -> String {
         self.0.tier.to_string()
     }
 
-    /// The number of the group of layers that it happened to; equal keys of two groups are two blocks.
+    /// The number of the group of layers. Equal keys in two groups are two blocks.
     #[getter]
     fn group(&self) -> u32 {
         self.0.group.0
     }
 
-    /// What happened: ``"stored"``, ``"removed"``, or ``"cleared"`` for all blocks of the group in the tier.
+    /// The kind of change: ``"stored"``, ``"removed"``, or ``"cleared"`` for all blocks of the
+    /// group in the tier.
     #[getter]
     fn kind(&self) -> &'static str {
         match self.0.kind {
@@ -61,7 +62,7 @@ impl PyEvent {
         }
     }
 
-    /// The key of the block before it in its chain, where one was stored after another.
+    /// The key of the parent block in the chain, if a block was stored after another.
     #[getter]
     fn parent<'py>(&self, py: Python<'py>) -> Option<Bound<'py, PyBytes>> {
         match self.0.kind {
@@ -102,7 +103,7 @@ impl PyEvent {
             ("cleared", None) => EventKind::Cleared,
             _ => {
                 return Err(ArgumentError::new_err(
-                    "no pickled object of kvtile: an event of no kind",
+                    "not a pickled kvtile object: an event of no kind",
                 ));
             }
         };
@@ -134,7 +135,7 @@ fn bytes(py: Python<'_>, key: BlockKey) -> Bound<'_, PyBytes> {
     PyBytes::new(py, key.as_bytes())
 }
 
-/// Reads the events of a cache from a place on. It never holds the cache back.
+/// Reads the events of a cache. A slow subscriber never blocks the cache.
 #[pyclass(name = "Subscriber", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PySubscriber(Mutex<Subscriber>);
@@ -150,15 +151,15 @@ impl PySubscriber {
     fn __reduce__(&self) -> PyResult<()> {
         Err(pickle::refused(
             "Subscriber",
-            "it has its place in the events of its cache; subscribe again",
+            "it holds a position in the events of its cache; subscribe again",
         ))
     }
 
-    /// Up to ``count`` further events, each once and in order; none where nothing happened.
+    /// Up to ``count`` further events, each once and in order; empty if there are none.
     ///
     /// Raises:
-    ///     LaggedError: events were overwritten before they were read; told once for each gap. Take a
-    ///         snapshot of the cache to know what is stored.
+    ///     LaggedError: events were overwritten before this subscriber read them. Raised once for
+    ///         each gap. Take a snapshot of the cache to learn what is stored.
     #[pyo3(signature = (count=1024))]
     fn poll(
         &self,
@@ -173,7 +174,7 @@ impl PySubscriber {
         })
     }
 
-    /// Goes on at the first event that has to be applied on top of a snapshot of the same cache.
+    /// Continues at the first event to apply on top of a snapshot of the same cache.
     fn resynchronise(
         &self,
         py: Python<'_>,
@@ -186,19 +187,19 @@ impl PySubscriber {
         })
     }
 
-    /// The sequence number of the event that it reads next.
+    /// The sequence number of the next event to read.
     #[getter]
     fn next_sequence(&self, py: Python<'_>) -> PyResult<u64> {
         guard::call(py, || self.0.lock().next_sequence())
     }
 }
 
-/// All stored blocks, and which events have to be applied on top.
+/// All stored blocks, and the range of events to apply on top of them.
 #[pyclass(name = "Snapshot", module = "kvtile", frozen)]
 #[derive(Debug)]
 pub(crate) struct PySnapshot(pub(super) Snapshot);
 
-/// A stored block: its tier, the number of its group, its key, and the key before it.
+/// A stored block: its tier, the number of its group, its key, and its parent's key.
 type Stored<'py> = (
     String,
     u32,
@@ -221,7 +222,7 @@ impl PySnapshot {
         self.0.from
     }
 
-    /// The state is exact once all events below this one are applied.
+    /// The snapshot is exact once all events below this one are applied.
     #[getter]
     fn exact_from(&self) -> u64 {
         self.0.until

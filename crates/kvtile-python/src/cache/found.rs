@@ -1,4 +1,4 @@
-//! Matches: what a lookup found, pinned until it is loaded or released.
+//! Matches: the blocks that a lookup found, pinned until the match is loaded or released.
 
 use kvtile::{blocks::events::TierId, tiers::cache::Match};
 use parking_lot::{Mutex, MutexGuard};
@@ -13,9 +13,10 @@ use crate::{
     guard, pickle,
 };
 
-/// The longest stored prefix of a request. Its blocks are pinned until it is loaded or released.
+/// The longest stored prefix of a request. Its blocks are pinned until the match is loaded or
+/// released.
 ///
-/// ``len`` is the number of blocks. Use it in a ``with`` statement where it may stay unused.
+/// ``len`` is the number of blocks. Use it in a ``with`` statement if it may stay unused.
 #[pyclass(name = "Match", module = "kvtile", frozen)]
 pub(crate) struct PyMatch(Mutex<Option<Match>>);
 
@@ -28,7 +29,7 @@ impl PyMatch {
         self.0.lock()
     }
 
-    /// The match, which nobody else can use then.
+    /// Takes the match out; later calls fail with `ClosedError`.
     pub(super) fn take(&self) -> PyResult<Match> {
         let found = self.lock().take();
         found.ok_or_else(|| ClosedError::new_err("the match was loaded or released already"))
@@ -50,7 +51,7 @@ impl Drop for PyMatch {
 
 #[pymethods]
 impl PyMatch {
-    /// Blocks that were found.
+    /// The number of blocks found.
     #[getter]
     fn blocks(&self) -> PyResult<usize> {
         self.read(Match::blocks)
@@ -66,13 +67,13 @@ impl PyMatch {
         self.read(|found| found.tiers().map(|tier| tier.to_string()).collect())
     }
 
-    /// Of its blocks, those in ``tier``.
+    /// How many of its blocks are in ``tier``.
     fn blocks_in(&self, #[pyo3(from_py_with = text::tier)] tier: Text) -> PyResult<usize> {
         let tier = text::tier_of(&tier)?;
         self.read(|found| found.blocks_in(tier))
     }
 
-    /// Leaves out the first ``blocks`` blocks, which the engine has itself, and returns the match.
+    /// Drops the first ``blocks`` blocks, which the engine has already, and returns the match.
     fn skip<'py>(
         slf: Bound<'py, Self>,
         #[pyo3(from_py_with = number::blocks)] blocks: usize,
@@ -90,7 +91,7 @@ impl PyMatch {
         Ok(slf)
     }
 
-    /// Lets go of the blocks. Releasing twice, or after a load, is fine.
+    /// Unpins the blocks. Releasing twice, or after a load, is fine.
     fn release(&self, py: Python<'_>) -> PyResult<()> {
         let found = self.lock().take();
         guard::call(py, move || drop(found))

@@ -1,4 +1,4 @@
-//! The cache: what the library's cache does, with Python's manners.
+//! The Python class `Cache`, over the library's cache.
 
 mod events;
 mod found;
@@ -47,50 +47,57 @@ use crate::{
     transfer::manager,
 };
 
-/// Blocks in host memory start at multiples of this.
+/// Alignment of blocks in host memory, in bytes.
 const HOST_PAGE_BYTES: u64 = 4096;
 
-/// The cache while it is open.
+/// The cache, or `None` once it is closed.
 type Slot = Mutex<Option<Arc<Cache>>>;
 
-/// Caches of this process that may be open; they are closed before the interpreter ends.
+/// Caches of this process that may still be open. `close_all` closes them before the interpreter
+/// ends.
 static OPEN: Mutex<Vec<Weak<Slot>>> = Mutex::new(Vec::new());
 
 /// Keeps blocks of KV in host memory and on disk, for one engine's layout.
 ///
-/// An engine looks up the keys of a prompt, loads what is found into its blocks, computes the rest, and
-/// stores that. No call waits for a copy or a disk: what cannot be queued raises BusyError, and the
-/// engine computes instead. Use it in a ``with`` statement, or close it: closing brings what is only in host
-/// memory to the disk tier, where there is one. A kill loses what was not synced: a sync begins at the latest
-/// when 64 blocks were written, or 250 ms after the first of them, whatever else the cache does.
+/// An engine looks up the keys of a prompt, loads the hits into its blocks, computes the other
+/// blocks, and stores them. No call waits for a copy or a disk. When the queue is full, a call
+/// raises BusyError and the engine computes instead.
+///
+/// Use the cache in a ``with`` statement, or close it. Closing writes blocks that are only in host
+/// memory to the disk tier, if there is one. A killed process loses the blocks that were not
+/// synced. A sync begins at the latest when 64 blocks were written, or 250 ms after the first of
+/// them, regardless of other work.
 ///
 /// Args:
-///     identity: what the blocks mean; blocks of anything else are never served.
+///     identity: the identity of the blocks; blocks of another identity are never served.
 ///     layout: the engine's layout over its tensors.
 ///     host_bytes: host memory for blocks, each of which takes ``host_bytes_per_block``.
-///     prefault: whether all of that memory is there when the cache opens, which takes longer then; otherwise
-///         its pages come when they are first used, and storing is slower until all have come.
-///     disk: folder of the disk tier; none unless said. One cache at a time may have it.
-///     disk_bytes: what all files of the folder take at most.
-///     disk_writes: ``"on_eviction"`` from host memory, ``"at_once"`` (in the order of stores, as fast as the disk
-///         takes them), or the number of uses after which a block is written.
-///     close_within: seconds that closing may take to write blocks that are only in host memory; 30 unless
-///         said, and with 0 they are lost.
-///     answer_within: seconds that the cache waits for each batch of the disk; 30 unless said. What comes later
-///         is a miss, and the disk is left alone for a while.
-///     policy, disk_policy: which block goes first: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
-///     storage_word: the order of a block in host memory and on disk, ``kvtile.STORAGE_WORD`` unless said.
-///     quotas: blocks of host memory that tenants may have at most, by tenant.
-///     workers: threads that move blocks; with 0 nothing moves until ``step`` is called.
-///     queue_capacity: jobs that may wait.
-///     recompute_tokens_per_second: how fast the engine computes KV; blocks whose loading from disk would
-///         take longer count as missing.
+///     prefault: fault in all host memory when the cache opens, which then takes longer. Otherwise
+///         the first use of each page faults it in, and storing is slower until all pages are
+///         resident.
+///     disk: folder of the disk tier; default: no disk tier. One cache at a time may use a folder.
+///     disk_bytes: limit for the total size of the files in the folder.
+///     disk_writes: ``"on_eviction"`` from host memory, ``"at_once"`` (in the order of stores, as
+///         fast as the disk takes them), or the number of uses after which a block is written.
+///     close_within: seconds that closing may take to write blocks that are only in host memory;
+///         default: 30. With 0 these blocks are lost.
+///     answer_within: seconds that the cache waits for each disk batch; default: 30. A later answer
+///         is a miss, and the cache does not use the disk for a while.
+///     policy, disk_policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
+///     storage_word: the layout word of a block in host memory and on disk; default:
+///         ``kvtile.STORAGE_WORD``.
+///     quotas: limits of blocks of host memory, by tenant.
+///     workers: worker threads that move blocks; with 0, blocks move only in calls of ``step``.
+///     queue_capacity: maximum number of queued jobs.
+///     recompute_tokens_per_second: how fast the engine computes KV. Blocks that take longer to
+///         load from disk than to compute count as missing.
 ///     event_capacity: events kept for subscribers that lag.
 ///
 /// Raises:
-///     IdentityError: a layout or a folder of another identity; ``field`` says which field differs.
-///     SettingsError: settings that mean nothing, or too little room for one block.
-///     FolderInUseError: another cache has the folder.
+///     IdentityError: a layout or a folder of another identity; ``field`` names the field that
+///         differs.
+///     SettingsError: invalid settings, or too little room for one block.
+///     FolderInUseError: another cache uses the folder.
 ///     DiskError: a folder that cannot be used.
 #[pyclass(name = "Cache", module = "kvtile", frozen, weakref)]
 pub(crate) struct PyCache {
@@ -105,7 +112,7 @@ impl PyCache {
         cache.ok_or_else(|| python::ClosedError::new_err("the cache is closed"))
     }
 
-    /// The engine's layout, and the other one where there is one.
+    /// The engine's layout, and `other` if there is one.
     fn layouts(&self, other: Option<&Bound<'_, PyLayout>>) -> PyResult<Vec<Arc<LayoutInner>>> {
         let other = other.map(|layout| layout.get().shared()).transpose()?;
         Ok(self.layout.iter().map(Arc::clone).chain(other).collect())
@@ -126,15 +133,16 @@ impl PyCache {
     }
 }
 
-/// How long closing waits before it looks again whether the calls of other threads have ended.
+/// How often closing checks whether calls of other threads have ended.
 const CALLS_INTERVAL: Duration = Duration::from_millis(1);
 
 thread_local! {
-    /// Calls of caches that this thread is in: what the library logs may call back into Python.
+    /// Number of cache calls that this thread is inside of. Log records of the library may call
+    /// back into Python, which may call the cache again.
     static IN_CALLS: Cell<usize> = const { Cell::new(0) };
 }
 
-/// A call of a cache, until it is dropped.
+/// Marks this thread as inside a cache call, until it is dropped.
 struct Call;
 
 impl Call {
@@ -152,12 +160,13 @@ impl Drop for Call {
 
 impl Drop for PyCache {
     fn drop(&mut self) {
-        // Without a lock: in the child of a fork, a thread that is not there may have it.
+        // Takes no lock: in a forked child, a thread that does not exist there may hold it.
         guard::discard((self.slot.take(), self.layout.take()));
     }
 }
 
-/// Closes what is still open, before the interpreter ends, and keeps other threads away from then on.
+/// Closes all open caches before the interpreter ends. After that, other threads do not return to
+/// Python.
 pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     if guard::check_fork().is_err() {
         return Ok(());
@@ -173,8 +182,9 @@ pub(crate) fn close_all(py: Python<'_>) -> PyResult<()> {
     Ok(())
 }
 
-/// Closes a cache, once the calls of other threads have ended; nothing where it is closed already, or
-/// where this very thread is inside a call of the cache, which closes it when it ends.
+/// Closes a cache once the calls of other threads have ended. Returns `None` if the cache is closed
+/// already. Also returns `None` if this thread is inside a call of the cache: the last such call
+/// then closes it.
 fn close(slot: &Slot) -> Option<(bool, FlushReport)> {
     let mut cache = lock(slot).take()?;
     loop {
@@ -225,18 +235,19 @@ impl PyCache {
     /// Finds the longest stored prefix of ``keys``, in any tier, and pins it. It does no I/O.
     ///
     /// Args:
-    ///     keys: the chain from its first block on, as TokenHasher makes it; an engine's own block
-    ///         hashes of any length may be given too, as long as they are given everywhere.
-    ///     owner: who looks; reports of pins name it.
-    ///     hold: seconds within which the match should be used or released; ``overdue`` names others.
-    ///     priority: how much longer than others the blocks should be kept; each step doubles their worth.
-    ///     lifetime: seconds after which the blocks leave first, to about a second; None for no end. The
-    ///         longest that any of their users gave counts.
-    ///     output_tokens: tokens that were generated for the request, 0 while that is unknown.
-    ///     partial_tail: whether the last key is of a block that is not full.
+    ///     keys: the chain from its first block, as TokenHasher makes it. An engine's own block
+    ///         hashes of any length work too, if all calls use them.
+    ///     owner: a number that reports of pins show.
+    ///     hold: seconds within which the match should be loaded or released; ``overdue`` lists the
+    ///         matches that exceed it.
+    ///     priority: how much longer than others to keep the blocks; each step doubles their value.
+    ///     lifetime: seconds after which the blocks are evicted first, accurate to about a second;
+    ///         None for no limit. The longest lifetime of all users of a block counts.
+    ///     output_tokens: tokens generated for the request; 0 if unknown.
+    ///     partial_tail: whether the last key belongs to a block that is not full.
     ///
     /// Returns:
-    ///     A Match: load it or release it, as it pins its blocks.
+    ///     A Match. It pins its blocks, so load it or release it.
     #[pyo3(signature = (
         keys, *, owner=0, hold=None, priority=0, lifetime=None, output_tokens=0, partial_tail=false
     ))]
@@ -263,23 +274,23 @@ impl PyCache {
         Ok(PyMatch::new(found))
     }
 
-    /// Starts loading a match into blocks of the engine, as many leading ones as there are ids.
+    /// Starts loading a match into blocks of the engine: as many leading blocks as there are ids.
     ///
-    /// The match is used up, also where this raises.
+    /// The call consumes the match, even if it raises.
     ///
     /// Args:
     ///     found: the Match.
-    ///     blocks: where its blocks go, ids of the engine's layout.
+    ///     blocks: the destination blocks, ids of the engine's layout.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
-    ///     within: seconds; parts that have not begun by then do not begin.
-    ///     layout: another layout to load into, of the same identity, instead of the engine's.
+    ///     within: deadline in seconds; parts that have not begun by then do not begin.
+    ///     layout: another layout of the same identity to load into, instead of the engine's.
     ///
     /// Returns:
-    ///     A Completion that ends with a LoadReport.
+    ///     A Completion of a LoadReport.
     ///
     /// Raises:
-    ///     BusyError: no place in the queue: compute the blocks instead.
-    ///     RequestError: more ids than blocks, ids that do not exist or come twice.
+    ///     BusyError: the queue is full; compute the blocks instead.
+    ///     RequestError: more ids than blocks, or ids that do not exist or occur twice.
     #[pyo3(
         signature = (
             found, blocks, *, priority=Text::Borrowed("normal"), within=None, layout=None
@@ -309,28 +320,29 @@ impl PyCache {
         Ok(PyCompletion::new(Ending::Load(load), layouts))
     }
 
-    /// Starts storing blocks of the engine. Until the end they must keep what they hold.
+    /// Starts storing blocks of the engine. Their contents must not change before the completion.
     ///
     /// Args:
-    ///     keys: the chain from its first block on, at least up to the last one stored.
-    ///     blocks: ids of the engine's layout; block ``i`` is that of ``keys[first + i]``.
-    ///     first: where in the chain the first of them stands.
-    ///     tenant: whose they are.
+    ///     keys: the chain from its first block, at least up to the last stored block.
+    ///     blocks: ids of the engine's layout; block ``i`` has the key ``keys[first + i]``.
+    ///     first: index in the chain of the first stored block.
+    ///     tenant: the tenant that owns the blocks.
     ///     priority: ``"background"``, ``"low"``, ``"normal"`` or ``"urgent"``.
-    ///     within: seconds; if it has not begun by then, it does not begin.
-    ///     keep: how much longer than others the blocks should be kept; each step doubles their worth.
-    ///     lifetime: seconds after which the blocks leave first, to about a second; None for no end. The
-    ///         longest that any of their users gave counts.
-    ///     output_tokens: tokens that were generated for the request, 0 while that is unknown.
+    ///     within: deadline in seconds; a store that has not begun by then does not begin.
+    ///     keep: how much longer than others to keep the blocks; each step doubles their value.
+    ///     lifetime: seconds after which the blocks are evicted first, accurate to about a second;
+    ///         None for no limit. The longest lifetime of all users of a block counts.
+    ///     output_tokens: tokens generated for the request; 0 if unknown.
     ///     partial_tail: whether the last block is not full.
-    ///     layout: another layout that has the blocks, of the same identity, instead of the engine's.
+    ///     layout: another layout of the same identity that holds the blocks, instead of the
+    ///         engine's.
     ///
     /// Returns:
-    ///     A Completion that ends with a StoreReport.
+    ///     A Completion of a StoreReport.
     ///
     /// Raises:
-    ///     BusyError: no place in the queue: go on without storing them.
-    ///     RequestError: fewer keys than blocks, ids that do not exist or come twice.
+    ///     BusyError: the queue is full; continue without storing the blocks.
+    ///     RequestError: fewer keys than blocks, or ids that do not exist or occur twice.
     #[pyo3(
         signature = (
             keys, blocks, *, first=0, tenant=0, priority=Text::Borrowed("low"), within=None, keep=0,
@@ -371,13 +383,13 @@ impl PyCache {
         Ok(PyCompletion::new(Ending::Store(store), layouts))
     }
 
-    /// Starts bringing the leading blocks of ``keys`` that are on disk to host memory.
+    /// Starts promoting the leading blocks of ``keys`` from disk to host memory.
     ///
     /// Returns:
-    ///     A Completion that ends with a LoadReport.
+    ///     A Completion of a LoadReport.
     ///
     /// Raises:
-    ///     BusyError: no place in the queue.
+    ///     BusyError: the queue is full.
     fn prefetch(
         &self,
         py: Python<'_>,
@@ -387,8 +399,8 @@ impl PyCache {
         Ok(PyCompletion::new(Ending::Load(load), self.layouts(None)?))
     }
 
-    /// Evicts up to ``blocks`` blocks of ``tier`` (``"host"`` or ``"disk"``), those least worth keeping
-    /// first, and returns how many have gone. It does the I/O of that itself.
+    /// Evicts up to ``blocks`` blocks of ``tier`` (``"host"`` or ``"disk"``), the least valuable
+    /// first. Returns how many it evicted. The calling thread does the I/O.
     ///
     /// Raises:
     ///     RequestError: a tier that the cache does not have.
@@ -402,33 +414,33 @@ impl PyCache {
         self.with(py, |cache| cache.evict(tier, blocks))
     }
 
-    /// Makes all blocks of all tiers impossible to find, and returns how many. Those in use stay where
-    /// they are until they are let go.
+    /// Removes the keys of all blocks from all tiers, so that no lookup finds them. Returns their
+    /// number. Blocks in use keep their memory until they are released.
     ///
     /// Raises:
-    ///     DiskError: a disk that cannot be brought to forget.
+    ///     DiskError: the disk tier cannot be cleared.
     fn clear(&self, py: Python<'_>) -> PyResult<usize> {
         self.with(py, Cache::clear)
     }
 
-    /// Brings everything to the disk that is only in host memory, as far as the disk has room, and waits until it
-    /// is durable. Where not all of it has room, the blocks go there that are worth most.
+    /// Writes all blocks that are only in host memory to the disk, as far as it has room, and waits
+    /// until they are durable. If the room does not suffice, the most valuable blocks are written.
     ///
     /// Returns:
-    ///     A FlushReport; ``durable`` says whether all blocks that were in host memory outlive a crash now. Without a
-    ///     disk nothing does, and ``no_tier`` says so.
+    ///     A FlushReport; ``durable`` is True if all blocks that were in host memory now survive a
+    ///     crash. Without a disk no block does, and ``no_tier`` counts them.
     fn flush(&self, py: Python<'_>) -> PyResult<PyFlushReport> {
         let report = self.with(py, |cache| Ok::<_, Failure>(cache.flush()))?;
         Ok(PyFlushReport::from(report))
     }
 
-    /// What was counted since the cache was opened, and what it holds, as a dict of plain values.
+    /// Counters since the cache was opened, and its current contents, as a dict of plain values.
     fn stats(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let stats = self.with(py, |cache| Ok::<_, Failure>(stats::of_cache(cache)))?;
         stats::object(py, &stats)
     }
 
-    /// What the pool of ``tier`` (``"host"`` or ``"disk"``) counted and holds, as a dict.
+    /// Counters and contents of the pool of ``tier`` (``"host"`` or ``"disk"``), as a dict.
     ///
     /// Raises:
     ///     RequestError: a tier that the cache does not have.
@@ -445,13 +457,13 @@ impl PyCache {
         stats::object(py, &stats::of_pool(&stats))
     }
 
-    /// Matches that were held for longer than their owners said: dicts of owner, blocks and milliseconds.
+    /// Matches held past their ``hold`` time: dicts of owner, blocks and milliseconds.
     fn overdue(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
         let pins = self.with(py, |cache| Ok::<_, Failure>(cache.overdue()))?;
         stats::object(py, &stats::of_pins(&pins))
     }
 
-    /// Bytes a second at which the disk has given blocks lately; None while it has given none.
+    /// Recent read throughput of the disk in bytes per second; None before the first read.
     #[getter]
     fn disk_bytes_per_second(&self, py: Python<'_>) -> PyResult<Option<f64>> {
         self.with(py, |cache| {
@@ -459,7 +471,7 @@ impl PyCache {
         })
     }
 
-    /// Bytes of host memory that one block takes: whole pages of 4,096 bytes.
+    /// Bytes of host memory that one block takes, in whole pages of 4,096 bytes.
     #[getter]
     fn host_bytes_per_block(&self, py: Python<'_>) -> PyResult<u64> {
         let layout = self.layout.as_ref().map(|layout| layout.strided().shape());
@@ -468,33 +480,35 @@ impl PyCache {
         Ok(bytes.next_multiple_of(HOST_PAGE_BYTES))
     }
 
-    /// Events of all tiers from now on.
+    /// Subscribes to the events of all tiers from now on.
     fn subscribe(&self, py: Python<'_>) -> PyResult<PySubscriber> {
         let subscriber = self.with(py, |cache| Ok::<_, Failure>(cache.subscribe()))?;
         Ok(PySubscriber::new(subscriber))
     }
 
-    /// All stored blocks, and from which event on that is true.
+    /// All stored blocks, and the first event to apply on top of them.
     fn snapshot(&self, py: Python<'_>) -> PyResult<PySnapshot> {
         let snapshot = self.with(py, |cache| Ok::<_, Failure>(cache.snapshot()))?;
         Ok(PySnapshot(snapshot))
     }
 
-    /// Does one job that waits, on this thread; False where none does. For caches without workers.
+    /// Runs one queued job on this thread; False if the queue is empty. For caches without workers.
     fn step(&self, py: Python<'_>) -> PyResult<bool> {
         self.with(py, |cache| Ok::<_, Failure>(cache.step()))
     }
 
-    /// Brings what is only in host memory to the disk tier, where there is one, within ``close_within`` seconds
-    /// and the time of one sync, and gives everything back: threads, host memory, the folder. What has not
-    /// begun ends as closed, and matches have no blocks any more. Closing twice is fine.
+    /// Writes blocks that are only in host memory to the disk tier, if there is one, within
+    /// ``close_within`` seconds and the time of one sync. Then frees threads, host memory and the
+    /// folder. Queued jobs complete as closed, and matches lose their blocks. Closing twice is
+    /// fine.
     ///
-    /// It waits for calls of other threads to end. From a callback it gives everything back when the callback
-    /// returns.
+    /// The call waits for calls of other threads to end. From a callback, the cache closes when the
+    /// callback returns.
     ///
     /// Returns:
-    ///     A FlushReport of what became of the blocks in host memory; None without a disk tier, where the cache
-    ///     was closed already, or from inside another call of the cache, at whose end it closes.
+    ///     A FlushReport of the blocks in host memory. None without a disk tier, if the cache was
+    ///     closed already, or from inside another call of the cache, at the end of which it
+    ///     closes.
     fn close(&self, py: Python<'_>) -> PyResult<Option<PyFlushReport>> {
         let slot = self.slot.as_ref();
         let closed = guard::call(py, || slot.and_then(|slot| close(slot)))?;
@@ -502,7 +516,7 @@ impl PyCache {
         Ok(report.map(|(_, report)| PyFlushReport::from(report)))
     }
 
-    /// Whether it was closed.
+    /// Whether the cache is closed.
     #[getter]
     fn closed(&self) -> bool {
         let slot = self.slot.as_ref();
@@ -522,7 +536,7 @@ impl PyCache {
         self.close(py).map(drop)
     }
 
-    /// The numbers that a notebook shows.
+    /// The statistics as a table for notebooks.
     fn _repr_html_(&self, py: Python<'_>) -> PyResult<String> {
         let title = self.__repr__();
         match self.closed() {

@@ -32,7 +32,7 @@ use crate::{
     },
 };
 
-/// What is said of the disk tier, which may be said in any order.
+/// The keywords of the disk tier, which may come in any order.
 #[derive(Default)]
 struct Disk {
     folder: Option<PathBuf>,
@@ -43,7 +43,7 @@ struct Disk {
     answer_within: Option<Duration>,
 }
 
-/// The settings that keywords say; others than these are refused.
+/// Builds settings from keywords. Unknown keywords are refused.
 pub(super) fn read(
     identity: LogicalIdentity,
     keywords: Option<&Bound<'_, PyDict>>,
@@ -129,10 +129,10 @@ impl Disk {
             }
             (None, None) if says_nothing => Ok(None),
             (Some(_), None) => Err(SettingsError::new_err(
-                "a disk tier needs disk_bytes: what all its files take at most",
+                "a disk tier needs disk_bytes, the limit for the total size of its files",
             )),
             (None, _) => Err(SettingsError::new_err(
-                "disk_bytes, disk_writes, disk_policy, close_within and answer_within say nothing without disk, the folder",
+                "disk_bytes, disk_writes, disk_policy, close_within and answer_within have no effect without disk, the folder",
             )),
         }
     }
@@ -143,7 +143,7 @@ impl Disk {
     }
 }
 
-/// A whole number of any size that the library has; its own limits are narrower.
+/// An integer setting. The library itself checks narrower limits.
 fn number<T: TryFrom<i128>>(name: &str, value: &Bound<'_, PyAny>) -> PyResult<T> {
     whole(name, value, (0, i128::from(i64::MAX)), Refusal::Setting)
 }

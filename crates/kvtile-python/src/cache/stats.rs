@@ -1,4 +1,4 @@
-//! Numbers of a cache as plain values: the names are those of the library's structures.
+//! Statistics of a cache as plain values, with the field names of the library's structures.
 
 use kvtile::{
     blocks::pool::{PinReport, PoolStats},
@@ -11,7 +11,7 @@ use pyo3::{
 };
 use serde_json::{Value, json};
 
-/// What the cache counted, and what is worked out of it.
+/// The counters of the cache, with the ratios derived from them.
 pub(super) fn of_cache(cache: &Cache) -> Value {
     let stats = cache.stats();
     let mut value = serde_json::to_value(&stats).unwrap_or_default();
@@ -25,7 +25,7 @@ pub(super) fn of_cache(cache: &Cache) -> Value {
     value
 }
 
-/// What a pool counted.
+/// The counters of a pool.
 pub(super) fn of_pool(stats: &PoolStats) -> Value {
     json!({
         "blocks": stats.blocks,
@@ -54,7 +54,7 @@ pub(super) fn of_pool(stats: &PoolStats) -> Value {
     })
 }
 
-/// Pins that are overdue; times are milliseconds of the cache's clock.
+/// Overdue pins; times are milliseconds of the cache's clock.
 pub(super) fn of_pins(pins: &[PinReport]) -> Value {
     let pin = |pin: &PinReport| {
         json!({
@@ -67,7 +67,7 @@ pub(super) fn of_pins(pins: &[PinReport]) -> Value {
     Value::Array(pins.iter().map(pin).collect())
 }
 
-/// As Python has it.
+/// Converts JSON to Python objects.
 pub(super) fn object(py: Python<'_>, value: &Value) -> PyResult<Py<PyAny>> {
     let object = match value {
         Value::Null => py.None().into_bound(py),
@@ -110,7 +110,7 @@ pub(super) fn html(title: &str, value: &Value) -> String {
         let shown = match value {
             Value::Null => continue,
             Value::Array(entries) => {
-                // Moves in a row each; queues are for those who look for a reason, in stats().
+                // Moves are one row each. Details of the queues are in stats() only.
                 let moved = entries.iter().filter_map(moved);
                 let moved: Vec<String> = moved.collect();
                 if moved.is_empty() {

@@ -1,4 +1,4 @@
-//! The array interface, version 3: what numpy arrays say about themselves.
+//! The array interface, version 3, of numpy and other arrays.
 
 use kvtile::layout::Unit;
 use pyo3::{prelude::*, types::PyDict};
@@ -6,7 +6,7 @@ use pyo3::{prelude::*, types::PyDict};
 use super::{Tensor, dense_strides, in_elements};
 use crate::dtype::name_of;
 
-/// The tensor, why it is none that can be used, or `None` for an object without the interface.
+/// The tensor, the reason why it is unusable, or `None` for an object without the interface.
 pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
     let Some(interface) = object.getattr_opt("__array_interface__")? else {
         return Ok(None);
@@ -35,7 +35,7 @@ pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tens
             let strides: Vec<isize> = strides.extract()?;
             let Some(strides) = in_elements(&strides, unit.bytes()) else {
                 let what = format!(
-                    "its strides {strides:?} are no multiples of {} bytes",
+                    "its strides {strides:?} are not multiples of {} bytes",
                     unit.bytes()
                 );
                 return Ok(Some(Err(what)));
@@ -54,8 +54,8 @@ pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tens
     })))
 }
 
-/// What an element is: by the name of the dtype, where there is one, because type strings call all
-/// floats of a byte `f1`; else by the type string.
+/// The unit of an element. The name of the dtype comes first, because the type string of every
+/// one-byte float is `f1`. Arrays without a named dtype use the type string.
 fn unit(object: &Bound<'_, PyAny>, typestr: &str) -> PyResult<Result<Unit, String>> {
     let mut letters = typestr.chars();
     let (order, kind) = (letters.next(), letters.next());
@@ -78,6 +78,7 @@ fn unit(object: &Bound<'_, PyAny>, typestr: &str) -> PyResult<Result<Unit, Strin
         (None, _) => typestr.to_owned(),
     };
     let unit = Unit::named(&name);
-    Ok(unit
-        .ok_or_else(|| format!("its dtype {name} ({typestr}) holds no numbers that kvtile knows")))
+    Ok(unit.ok_or_else(|| {
+        format!("its dtype {name} ({typestr}) is not a number type that kvtile knows")
+    }))
 }

@@ -1,11 +1,12 @@
-//! The buffer protocol: bytearray, mmap, array.array, ctypes and whatever else `memoryview` takes.
+//! The buffer protocol: bytearray, mmap, array.array, ctypes and every other object that
+//! `memoryview` accepts.
 
 use kvtile::layout::Unit;
 use pyo3::{exceptions::PyTypeError, prelude::*, types::PyMemoryView};
 
 use super::{Tensor, foreign::buffer_address, in_elements};
 
-/// The tensor, why it is none that can be used, or `None` for an object without a buffer.
+/// The tensor, the reason why it is unusable, or `None` for an object without a buffer.
 pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
     let py = object.py();
     let view = match PyMemoryView::from(object) {
@@ -17,13 +18,13 @@ pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tens
     let bytes: u64 = view.getattr("itemsize")?.extract()?;
     let Some(unit) = unit(&format, bytes) else {
         return Ok(Some(Err(format!(
-            "its buffer has elements of format {format:?}, which are no numbers of this machine"
+            "its buffer has elements of format {format:?}, which is not a native number format"
         ))));
     };
     let strides: Vec<isize> = view.getattr("strides")?.extract()?;
     let Some(strides) = in_elements(&strides, bytes) else {
         return Ok(Some(Err(format!(
-            "its strides {strides:?} are no multiples of {bytes} bytes"
+            "its strides {strides:?} are not multiples of {bytes} bytes"
         ))));
     };
     Ok(Some(Ok(Tensor {
@@ -33,12 +34,12 @@ pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tens
         unit,
         read_only: view.getattr("readonly")?.extract()?,
         storage: None,
-        // A view that is held keeps its owner from moving or shrinking the memory.
+        // A held view stops its owner from moving or shrinking the memory.
         owners: vec![view.unbind()],
     })))
 }
 
-/// What an element of a format of the module `struct` is, in the order of this machine.
+/// The unit of a `struct` format in native byte order.
 fn unit(format: &str, bytes: u64) -> Option<Unit> {
     let kind = match format.strip_prefix('@').unwrap_or(format) {
         "e" | "f" | "d" => "float",

@@ -1,6 +1,6 @@
-//! DLPack: what torch, jax and others hand over.
+//! DLPack, the protocol of torch, jax and others.
 //!
-//! The capsule is not consumed: it keeps what it holds as long as it lives, and gives it back itself.
+//! The capsule is not consumed: it owns the tensor as long as it lives and releases it itself.
 
 use kvtile::layout::Unit;
 use pyo3::{
@@ -15,30 +15,30 @@ use super::{
 };
 use crate::error::python::TensorError;
 
-/// Devices whose memory the CPU reads and writes at its address: its own, and host memory that a
-/// driver has pinned.
+/// Device types with memory that the CPU can address: CPU memory, and host memory that a driver has
+/// pinned.
 const ADDRESSABLE: [i32; 3] = [1, 3, 11];
 
-/// The tensor, why it is none that can be used, or `None` for an object that speaks no DLPack.
+/// The tensor, the reason why it is unusable, or `None` for an object without DLPack.
 pub(super) fn describe(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
     let Some(device) = object.getattr_opt("__dlpack_device__")? else {
         return Ok(None);
     };
-    // Frameworks have devices that DLPack does not: they raise something of their own.
+    // Frameworks have devices that DLPack lacks, and raise their own exceptions for them.
     let device = device
         .call0()
         .and_then(|device| device.extract::<(i32, i32)>());
     let (kind, ordinal) = device.unwrap_or((0, 0));
     if !ADDRESSABLE.contains(&kind) {
         let name = device_name(object, kind, ordinal)?;
-        let what = format!("it is on {name}, and kvtile reads and writes memory of the CPU only");
+        let what = format!("it is on {name}, and kvtile reads and writes CPU memory only");
         return Ok(Some(Err(what)));
     }
     let capsule = match export(object) {
         Ok(capsule) => capsule,
         Err(error) => {
             return Ok(Some(Err(format!(
-                "it cannot be handed over without a copy: {}",
+                "it cannot be exported without a copy: {}",
                 error.value(object.py())
             ))));
         }
@@ -75,7 +75,7 @@ fn all<To: TryFrom<i64>>(numbers: &[i64]) -> Option<Vec<To>> {
     numbers.iter().map(|&n| To::try_from(n).ok()).collect()
 }
 
-/// The capsule: of the version that tells read-only tensors, where the framework has it.
+/// Exports the capsule, with the version that marks read-only tensors if the framework supports it.
 fn export<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     let py = object.py();
     let options = PyDict::new(py);
@@ -86,13 +86,13 @@ fn export<'py>(object: &Bound<'py, PyAny>) -> PyResult<Bound<'py, PyAny>> {
     }
 }
 
-/// Whether the framework never writes its tensors and says nothing of it in the capsule.
+/// Whether the framework's tensors are immutable without a mark in the capsule.
 fn is_immutable(object: &Bound<'_, PyAny>) -> PyResult<bool> {
     let module: String = object.get_type().getattr("__module__")?.extract()?;
     Ok(module.starts_with("jax"))
 }
 
-/// A device as people write it.
+/// A readable name of the device.
 fn device_name(object: &Bound<'_, PyAny>, kind: i32, ordinal: i32) -> PyResult<String> {
     if let Some(device) = object.getattr_opt("device")? {
         return Ok(device.str()?.to_string());
@@ -109,7 +109,7 @@ fn device_name(object: &Bound<'_, PyAny>, kind: i32, ordinal: i32) -> PyResult<S
     Ok(format!("{name}:{ordinal}"))
 }
 
-/// What an element is.
+/// The unit of an element.
 fn unit_of(tensor: &DlTensor) -> Result<Unit, String> {
     let (code, bits, lanes) = (tensor.code, tensor.bits, tensor.lanes);
     let name = match code {
@@ -132,10 +132,10 @@ fn unit_of(tensor: &DlTensor) -> Result<Unit, String> {
         ));
     }
     Unit::named(&name)
-        .ok_or_else(|| format!("DLPack type {code} of {bits} bits is none that kvtile knows"))
+        .ok_or_else(|| format!("DLPack type {code} of {bits} bits is not one that kvtile knows"))
 }
 
-/// A capsule that is none.
+/// The error for an invalid capsule.
 pub(super) fn broken(what: &str) -> PyErr {
     TensorError::new_err(format!("the DLPack capsule {what}"))
 }

@@ -1,8 +1,8 @@
-//! Memory and structures of others, through their addresses: the only unsafe code of this crate.
+//! Foreign memory and structures, through their addresses: the only unsafe code of this crate.
 //!
-//! It reads the structures of DLPack and of the buffer protocol, and makes regions of the addresses
-//! in them. What they say is believed, as every user of these protocols believes it; that the numbers
-//! make sense together is checked by those who use them.
+//! It reads the structures of DLPack and of the buffer protocol, and makes regions from their
+//! addresses. It trusts these structures, as every user of the protocols does. Its callers check
+//! that the numbers are consistent.
 
 use std::{
     ffi::{c_int, c_void},
@@ -23,10 +23,10 @@ use pyo3::{
 
 use super::{Extent, Tensor, dlpack::broken};
 
-/// Most dimensions that a tensor may say it has.
+/// The maximum number of dimensions of a tensor.
 const DIMENSIONS_MAX: i32 = 16;
 
-/// The bit of `flags` that says that the tensor must not be written.
+/// The bit of `flags` that marks a read-only tensor.
 const READ_ONLY: u64 = 1;
 
 /// `DLTensor` of dlpack.h.
@@ -45,7 +45,7 @@ struct RawTensor {
     byte_offset: u64,
 }
 
-/// The beginning of `DLManagedTensorVersioned` of dlpack.h, which ends with the tensor.
+/// The beginning of `DLManagedTensorVersioned` of dlpack.h; its last field is the tensor.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct RawVersioned {
@@ -57,39 +57,39 @@ struct RawVersioned {
     tensor: RawTensor,
 }
 
-/// A tensor as DLPack has it, without pointers.
+/// A DLPack tensor without pointers.
 #[derive(Debug)]
 pub(super) struct DlTensor {
     /// Address of the first element.
     pub(super) address: usize,
-    /// The kind of its values.
+    /// The type code of its values.
     pub(super) code: u8,
-    /// Bits of a value.
+    /// Bits per value.
     pub(super) bits: u8,
-    /// Values of an element.
+    /// Values per element.
     pub(super) lanes: u16,
     /// Entries of each dimension.
     pub(super) sizes: Vec<i64>,
-    /// Elements from one entry to the next; `None` for tensors without gaps.
+    /// Strides in elements; `None` for tensors without gaps.
     pub(super) strides: Option<Vec<i64>>,
 }
 
-/// What a capsule holds.
+/// The contents of a capsule.
 #[derive(Debug)]
 pub(super) struct Exported {
     pub(super) tensor: DlTensor,
     pub(super) read_only: bool,
 }
 
-/// Reads a capsule of either version, which stays as it is.
+/// Reads a capsule of either version without consuming it.
 pub(super) fn read_capsule(capsule: &Bound<'_, PyCapsule>) -> PyResult<Exported> {
     if capsule.is_valid_checked(Some(c"dltensor")) {
         let pointer = capsule
             .pointer_checked(Some(c"dltensor"))?
             .cast::<RawTensor>();
-        // SAFETY: a capsule of this name holds a `DLManagedTensor`, which begins with its `DLTensor`
-        // and lives as long as the capsule, which is held here; nobody writes it meanwhile, because
-        // this thread has the interpreter.
+        // SAFETY: a capsule of this name holds a `DLManagedTensor`, which begins with its
+        // `DLTensor` and lives as long as the capsule, which is held here; no other thread writes
+        // it during the read, because this thread has the interpreter.
         let raw = unsafe { pointer.read() };
         let tensor = tensor_of(&raw)?;
         let read_only = false;
@@ -120,8 +120,8 @@ fn tensor_of(raw: &RawTensor) -> PyResult<DlTensor> {
         if pointer.is_null() {
             return (length == 0).then(Vec::new);
         }
-        // SAFETY: DLPack says that shape and strides, where there are any, have `ndim` numbers each,
-        // which was checked to be a small one, and that they live as long as the capsule.
+        // SAFETY: DLPack specifies that shape and strides, if present, have `ndim` numbers each,
+        // which was checked to be small, and that they live as long as the capsule.
         let numbers = unsafe { std::slice::from_raw_parts(pointer, length) };
         Some(numbers.to_vec())
     };
@@ -140,7 +140,7 @@ fn tensor_of(raw: &RawTensor) -> PyResult<DlTensor> {
     })
 }
 
-/// `Py_buffer` of the C interface, the same from Python 3.10 on.
+/// `Py_buffer` of the C API, the same from Python 3.10 on.
 #[repr(C)]
 struct RawBuffer {
     buf: *mut c_void,
@@ -156,16 +156,16 @@ struct RawBuffer {
     internal: *mut c_void,
 }
 
-/// Whatever strides the memory has, and read-only memory too: `PyBUF_FULL_RO`.
+/// Accepts any strides and read-only memory: `PyBUF_FULL_RO`.
 const BUFFER_FULL_RO: c_int = 0x11C;
 
-// In the limited interface from 3.11 on; in 3.10 they have the same form.
+// Part of the limited API from 3.11 on; 3.10 has the same signatures.
 unsafe extern "C" {
     fn PyObject_GetBuffer(object: *mut ffi::PyObject, view: *mut RawBuffer, flags: c_int) -> c_int;
     fn PyBuffer_Release(view: *mut RawBuffer);
 }
 
-/// The address of the first element of a memoryview. It holds as long as the view does.
+/// The address of the first element of a memoryview, valid as long as the view lives.
 pub(super) fn buffer_address(view: &Bound<'_, PyAny>) -> PyResult<usize> {
     let mut raw = RawBuffer {
         buf: std::ptr::null_mut(),
@@ -187,13 +187,13 @@ pub(super) fn buffer_address(view: &Bound<'_, PyAny>) -> PyResult<usize> {
         return Err(PyErr::fetch(view.py()));
     }
     let address = raw.buf.expose_provenance();
-    // SAFETY: `raw` was filled by `PyObject_GetBuffer` and is given back once.
+    // SAFETY: `raw` was filled by `PyObject_GetBuffer` and is released once.
     unsafe { PyBuffer_Release(&raw mut raw) };
     Ok(address)
 }
 
-/// The elements of one dimension of `tensor`, one after the other; `None` where they would lie beyond
-/// the end of the address space. `tensor` keeps its memory as it is meanwhile.
+/// Copies the elements of one dimension of `tensor` in order; `None` if they would exceed the
+/// address space. `tensor` keeps its memory alive during the call.
 pub(super) fn read_elements(
     tensor: &Tensor,
     size: usize,
@@ -218,17 +218,18 @@ pub(super) fn read_elements(
     for index in 0..runs {
         let offset = isize::try_from(index).ok()?.checked_mul(step)?;
         let pointer = std::ptr::with_exposed_provenance::<u8>(at.checked_add_signed(offset)?);
-        // SAFETY: the tensor said that it has `size` elements of `width` bytes, `step` bytes apart
-        // from its address on, and its owners keep them there as long as it is borrowed here. Each
-        // run is one of them, or all of them where they lie side by side, and its address was computed
-        // without overflow. This thread has the interpreter, so no Python code writes them meanwhile.
+        // SAFETY: the tensor declares that it has `size` elements of `width` bytes, `step` bytes
+        // apart from its address on, and its owners keep them there as long as it is borrowed here.
+        // Each run is one of them, or all of them if they are contiguous, and its address was
+        // computed without overflow. This thread has the interpreter, so no Python code writes them
+        // during the read.
         let element = unsafe { std::slice::from_raw_parts(pointer, run) };
         bytes.extend_from_slice(element);
     }
     Some(bytes)
 }
 
-/// The memory of an extent as a region, which lives as long as its owners.
+/// The memory of an extent as a region that keeps its owners alive.
 pub(super) fn borrow(
     extent: Extent,
     owners: Vec<Py<PyAny>>,
@@ -238,11 +239,11 @@ pub(super) fn borrow(
     let pointer = NonNull::new(pointer).unwrap_or(NonNull::dangling());
     let bytes = if extent.address == 0 { 0 } else { extent.bytes };
     let kept = Arc::new(owners);
-    // SAFETY: the owners said, through DLPack, the array interface or the buffer protocol, that these
-    // bytes are memory of this process which stays where it is as long as what is kept here does;
-    // where they said that it is not to be written, the region is read-only. Regions are copied under
-    // leases; that no other Python thread writes the tensors meanwhile is asked of users, as of
-    // everything that works on tensors without holding the interpreter.
+    // SAFETY: the owners declare, through DLPack, the array interface or the buffer protocol, that
+    // these bytes are memory of this process which stays in place as long as the objects kept here
+    // live; if they declare it read-only, the region is read-only. Regions are copied under leases;
+    // users must not let other Python threads write the tensors during a copy, as with everything
+    // that works on tensors without holding the interpreter.
     let memory = unsafe { BorrowedMemory::new(pointer, bytes, kept, StorageKind::System) }?;
     let memory = if read_only {
         memory.read_only()

@@ -1,4 +1,5 @@
-//! From tensors to regions: equally spaced views of one storage are one region, others one each.
+//! Makes regions from tensors: equally spaced views of one storage are one region, other tensors
+//! one each.
 
 use kvtile::layout::{OwnedMemoryRegion, TensorView};
 use pyo3::prelude::*;
@@ -6,7 +7,7 @@ use pyo3::prelude::*;
 use super::{Extent, Tensor, foreign::borrow};
 use crate::error::{python::TensorError, raise};
 
-/// Tensors as the library takes them: the regions, and where each tensor lies in them.
+/// Tensors in the library's form: the regions, and the position of each tensor in them.
 #[derive(Debug)]
 pub(crate) struct Backing {
     pub(crate) regions: Vec<OwnedMemoryRegion>,
@@ -57,7 +58,7 @@ pub(crate) fn back(py: Python<'_>, tensors: Vec<Tensor>) -> PyResult<Backing> {
     Ok(Backing { regions, views })
 }
 
-/// The part of their storage that several tensors take, if they are views of one at even distances.
+/// The extent of several tensors in their storage, if they are equally spaced views of one storage.
 fn one_storage(tensors: &[Tensor], extents: &[Extent]) -> Option<Extent> {
     let storage = tensors.first()?.storage?;
     let (first, last) = (extents.first()?, extents.last()?);

@@ -1,8 +1,8 @@
-//! Tensors of others: where they are, what they hold, and whose memory that is.
+//! Foreign tensors: their address, shape, element and owner.
 //!
-//! A tensor says so itself, in one of three ways: the array interface (numpy), DLPack (torch, jax,
-//! cupy), or the buffer protocol (bytearray, mmap, array). Whatever it is, it is looked at, kept alive
-//! and never copied. This module does not know what a layout is.
+//! A tensor describes itself through one of three protocols: the array interface (numpy), DLPack
+//! (torch, jax, cupy), or the buffer protocol (bytearray, mmap, array). This module reads the
+//! description and keeps the tensor alive; it never copies it. It does not know what a layout is.
 
 mod array;
 mod buffer;
@@ -37,21 +37,21 @@ impl Extent {
     }
 }
 
-/// A tensor as its owner describes it.
+/// A tensor, as its protocol describes it.
 #[derive(Debug)]
 pub(crate) struct Tensor {
     /// Address of the first element.
     address: usize,
     /// Entries of each dimension.
     pub(crate) sizes: Vec<usize>,
-    /// Elements from one entry of each dimension to the next.
+    /// The stride of each dimension in elements.
     pub(crate) strides: Vec<isize>,
-    /// What an element is.
+    /// The unit of an element.
     pub(crate) unit: Unit,
     read_only: bool,
-    /// The whole memory that it is a view of, where its framework tells.
+    /// The whole storage that the tensor is a view of, if its framework exposes it.
     storage: Option<Extent>,
-    /// What keeps the memory as it is.
+    /// The objects that keep the memory valid.
     owners: Vec<Py<PyAny>>,
 }
 
@@ -77,7 +77,7 @@ impl Tensor {
     }
 }
 
-/// What `object` says about itself; `index` is for the message.
+/// Reads the description of `object`; `index` is for the error message.
 pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tensor> {
     let refused = |what: String| TensorError::new_err(format!("tensor {index}: {what}"));
     let found = protocols(object)?;
@@ -88,14 +88,14 @@ pub(crate) fn describe(index: usize, object: &Bound<'_, PyAny>) -> PyResult<Tens
         }
         Some(Err(what)) => Err(refused(what)),
         None => Err(refused(format!(
-            "{} is no tensor: it has neither __array_interface__ nor __dlpack__ nor a buffer",
+            "{} is not a tensor: it has neither __array_interface__ nor __dlpack__ nor a buffer",
             object.get_type().name()?
         ))),
     }
 }
 
-/// What `object` says in the first of the protocols that it has. An object whose protocol cannot be read
-/// is a tensor that cannot be used.
+/// Reads the first protocol that `object` has. An object whose protocol fails is an unusable
+/// tensor.
 fn protocols(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Tensor, String>>> {
     for describe in [array::describe, dlpack::describe, buffer::describe] {
         match ending::run_python(object.py(), || describe(object)) {
@@ -122,7 +122,7 @@ fn dense_strides(sizes: &[usize]) -> Vec<isize> {
     strides
 }
 
-/// Strides in elements from strides in bytes.
+/// Converts strides in bytes to strides in elements.
 fn in_elements(strides: &[isize], element: u64) -> Option<Vec<isize>> {
     let element = isize::try_from(element).ok()?;
     let whole =

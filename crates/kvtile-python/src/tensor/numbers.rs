@@ -1,12 +1,12 @@
-//! Whole numbers in an array or a tensor, read in one go: block ids and tokens. This module does not
-//! know what they mean.
+//! Integers of an array or a tensor, read as a whole: block ids and tokens. This module does not
+//! know their meaning.
 
 use pyo3::prelude::*;
 
 use super::{Tensor, buffer, foreign::read_elements, protocols};
 use crate::dtype::name_of;
 
-/// The elements of a flat tensor of whole numbers, copied out of it.
+/// A copy of the elements of a one-dimensional integer tensor.
 #[derive(Debug)]
 pub(crate) struct Numbers {
     bytes: Vec<u8>,
@@ -15,12 +15,12 @@ pub(crate) struct Numbers {
 }
 
 impl Numbers {
-    /// How many.
+    /// The number of elements.
     pub(crate) fn len(&self) -> usize {
         self.bytes.len() / self.width
     }
 
-    /// Each of them.
+    /// The elements.
     pub(crate) fn iter(&self) -> impl Iterator<Item = i128> {
         self.bytes
             .chunks_exact(self.width)
@@ -48,8 +48,8 @@ impl Numbers {
     }
 }
 
-/// The numbers of `object`, why it is no flat tensor of whole numbers, or `None` for an object that is
-/// no tensor at all.
+/// The integers of `object`, the reason why it is not a flat integer tensor, or `None` for an
+/// object that is not a tensor.
 pub(crate) fn numbers(object: &Bound<'_, PyAny>) -> PyResult<Option<Result<Numbers, String>>> {
     let tensor = match protocols(object)? {
         None => return Ok(None),
@@ -81,7 +81,7 @@ fn read(tensor: &Tensor) -> Result<Numbers, String> {
     };
     let width = usize::try_from(tensor.unit.bytes()).unwrap_or_default();
     let bytes = read_elements(tensor, *size, *stride, width)
-        .ok_or_else(|| format!("its size {size} and stride {stride} are beyond all memory"))?;
+        .ok_or_else(|| format!("its size {size} and stride {stride} exceed the address space"))?;
     Ok(Numbers {
         bytes,
         width,
@@ -89,7 +89,7 @@ fn read(tensor: &Tensor) -> Result<Numbers, String> {
     })
 }
 
-/// Those of a tensor on a device, which its framework copies.
+/// The numbers of a tensor on a device; its framework copies them to the CPU.
 fn elsewhere(object: &Bound<'_, PyAny>, problem: String) -> PyResult<Result<Numbers, String>> {
     let flat = match object.getattr_opt("ndim")? {
         Some(dimensions) => dimensions.eq(1)?,

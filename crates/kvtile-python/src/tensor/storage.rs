@@ -1,13 +1,13 @@
-//! Which memory a tensor is a view of, where its framework tells.
+//! The storage that a tensor is a view of, if its framework exposes it.
 
 use pyo3::{prelude::*, types::PyDict};
 
 use super::Extent;
 
-/// Most views of views that are followed.
+/// The maximum depth of nested views that is followed.
 const DEPTH_MAX: usize = 16;
 
-/// The memory under a tensor of torch or an array of numpy.
+/// The storage of a torch tensor or a numpy array.
 pub(super) fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<Extent>> {
     if let Some(storage) = object.getattr_opt("untyped_storage")? {
         let storage = storage.call0()?;
@@ -19,7 +19,7 @@ pub(super) fn of(object: &Bound<'_, PyAny>) -> PyResult<Option<Extent>> {
     of_array(object)
 }
 
-/// An array's is that of the array at the end of its bases, if that one has no gaps.
+/// The storage of an array is the array at the end of its `base` chain, if that one has no gaps.
 fn of_array(object: &Bound<'_, PyAny>) -> PyResult<Option<Extent>> {
     let mut root = object.clone();
     for _ in 0..DEPTH_MAX {

@@ -1,8 +1,8 @@
-"""What a Hugging Face config says of a model's KV. Nothing is guessed: unknown model types and what is missing are
-refused by name.
+"""Derives the shape and identity of a model's KV from its Hugging Face config.
 
-``models`` has the list of known types, ``config`` reads fields, ``rope`` the rotary embedding, ``attention`` refuses
-what is not full causal attention, ``fields`` says which fields change KV.
+Nothing is guessed: unknown model types and missing fields are refused by name. ``models`` has the list of known types,
+``config`` reads fields, ``rope`` the rotary embedding, ``attention`` refuses other attention than full and causal,
+``fields`` lists the fields that change KV.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def identity_of(
         raise IdentityError("the config does not name its model; give model=")
     commit = revision or read.commit
     if not commit:
-        raise IdentityError("the config does not say which weights it is for; give revision=, a commit or a digest")
+        raise IdentityError("the config does not identify its weights; give revision=, a commit or a digest")
     shape = _shape(read, page_size, 1, dtype, tp_rank, tp_size, layers)
-    # What the shape and the rotary embedding say, the identity has from them.
+    # The identity already has these fields from the shape and the rotary embedding.
     said = {f"config.{field}" for field in ("rope", "num_hidden_layers", "num_key_value_heads", "head_dim")}
     more = {name: value for name, value in _kv_fields(read, max_model_len).items() if name not in said}
     return Identity(str(name), str(commit), shape, rope=_rope.rope_of(read, max_model_len), extra={**more, **(extra or {})})
@@ -61,28 +61,28 @@ def shape_of(
     layers: tuple[int, int] | None = None,
     text_only: bool = False,
 ) -> Shape:
-    """The shape of a model's KV, or of the part that one rank holds."""
+    """The shape of a model's KV, or of one rank's shard."""
     return _shape(Config(config, text_only=text_only), page_size, num_blocks, dtype, tp_rank, tp_size, layers)
 
 
 def rope_of(config: Any, *, max_model_len: int | None = None, text_only: bool = False) -> dict[str, Any] | None:
-    """The rotary embedding, in the words of ``rope_parameters``; None for model types without.
+    """The rotary embedding, in the format of ``rope_parameters``; None for model types without one.
 
     Args:
-        max_model_len: the context length of an engine that chooses by it, as vLLM does; where it is not given,
-            embeddings that depend on the length of the sequence are refused.
+        max_model_len: the context length of an engine that selects the embedding by it, as vLLM does. Without it,
+            embeddings that depend on the sequence length are refused.
     """
     return _rope.rope_of(Config(config, text_only=text_only), max_model_len)
 
 
 def length_dependence(config: Any, *, max_model_len: int | None = None, text_only: bool = False) -> str | None:
-    """Why a model's KV is no function of its prefix, in one sentence; None where it is one."""
+    """Why a model's KV depends on more than its prefix, in one sentence; None if it does not."""
     return _rope.length_dependence(Config(config, text_only=text_only), max_model_len)
 
 
 def length_limit(config: Any, *, text_only: bool = False) -> int | None:
-    """How many tokens a sequence may have for all of it to be seen: the window of a model whose window is no smaller
-    than its context; None for models without a window.
+    """The longest sequence over which attention is full: the window of a model whose window is no smaller than its
+    context; None for models without a window.
     """
     return refuse_other_kinds(Config(config, text_only=text_only))
 
@@ -90,12 +90,12 @@ def length_limit(config: Any, *, text_only: bool = False) -> int | None:
 def kv_fields(
     config: Any, *, max_model_len: int | None = None, text_only: bool = False, known: bool = True
 ) -> dict[str, str]:
-    """What of a config changes KV: text by the field's name, the same for a dict and for an object.
+    """The config fields that change KV: text by field name, the same for a dict and for a config object.
 
     Args:
         max_model_len: as for rope_of.
-        known: refuse model types that are not in the list. Where it is False all fields of an unknown type count, and
-            max_model_len; it is for engines that themselves know that KV is a function of its prefix.
+        known: refuse model types that are not in the list. With False, all fields of an unknown type count, and
+            max_model_len; use it for engines that know themselves that KV is a function of its prefix.
     """
     read = Config(config, text_only=text_only, known=known)
     if read.listed:
@@ -107,7 +107,7 @@ def kv_fields(
 def config_digest(
     config: Any, *, max_model_len: int | None = None, text_only: bool = False, known: bool = True
 ) -> str:
-    """128 bits of kv_fields, as hexadecimal text."""
+    """A 128-bit digest of kv_fields, as hexadecimal text."""
     fields = kv_fields(config, max_model_len=max_model_len, text_only=text_only, known=known)
     written = "".join(f"{name}={len(value)}:{value}\n" for name, value in sorted(fields.items()))
     return hashlib.blake2b(written.encode(), digest_size=16).hexdigest()
@@ -140,7 +140,7 @@ def _shape(
     total_heads, head_size = heads_and_size(read)
     dtype = dtype or read.dtype
     if dtype is None:
-        raise IdentityError("the config does not say its dtype; give dtype=")
+        raise IdentityError("the config has no dtype; give dtype=")
     if not 0 <= tp_rank < tp_size or (total_heads % tp_size and tp_size % total_heads):
         raise IdentityError(
             f"rank {tp_rank} of {tp_size} over {total_heads} KV heads: the size divides the heads or is a "

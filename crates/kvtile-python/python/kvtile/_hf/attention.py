@@ -1,4 +1,4 @@
-"""What of a known type's fields makes its attention something else than full and causal, and how many heads KV has."""
+"""Refuses configs whose attention is not full and causal, and reads the number and size of KV heads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _OTHER_HEADS = ("num_kv_heads", "n_head_kv", "multi_query", "multi_query_group_n
 
 
 def refuse_other_kinds(config: Config) -> int | None:
-    """Refuses what is not full causal attention.
+    """Refuses every attention but full causal attention.
 
     Returns:
-        The window of a model whose window is no smaller than its context: sequences up to it are seen whole.
+        The window of a model whose window is no smaller than its context: attention is full up to that length.
     """
     fields = config.fields
     nested = fields.get("attn_config")
@@ -25,14 +25,14 @@ def refuse_other_kinds(config: Config) -> int | None:
     for name, what in OTHER_KINDS.items():
         for value in (fields.get(name), nested.get(name)):
             if not empty(value) and value not in (False, 0):
-                raise IdentityError(f"{what} ({name} is {short(value)}); kvtile's reader of configs has full causal attention only")
+                raise IdentityError(f"{what} ({name} is {short(value)}); kvtile's config reader supports full causal attention only")
     if fields.get("is_causal") is False:
         raise IdentityError("its attention is not causal (is_causal is False): KV depends on later tokens")
     return _window(config)
 
 
 def heads_and_size(config: Config) -> tuple[int, int]:
-    """The heads of keys and values, and the elements of each."""
+    """The number of KV heads, and the elements per head."""
     fields, name = config.fields, str(config.model_type)
     heads = config.number("num_attention_heads")
     known = table()[name].fields
@@ -40,7 +40,7 @@ def heads_and_size(config: Config) -> tuple[int, int]:
         if alien not in known and not empty(fields.get(alien)):
             raise IdentityError(
                 f"the config has {alien} {short(fields[alien])}, which {name} models of transformers do not read; "
-                f"how many heads its KV has is not known; {BY_HAND}"
+                f"the number of its KV heads is unknown; {BY_HAND}"
             )
     total = config.positive("number of KV heads", kv_heads(name, fields, heads))
     said = fields.get("num_key_value_heads")
@@ -80,7 +80,7 @@ def _window(config: Config) -> int | None:
     kinds = None if empty(kinds) else kinds
     if kinds is not None:
         if not isinstance(kinds, (list, tuple)) or not all(isinstance(kind, str) for kind in kinds):
-            raise IdentityError(f"the config's layer_types are {short(kinds)}, and a list of names is needed")
+            raise IdentityError(f"the config's layer_types are {short(kinds)}, not a list of names")
         if name == "gpt_neo":
             kinds = ["sliding_attention" if kind == "local" else "full_attention" for kind in kinds]
             window = fields.get("window_size")
@@ -96,7 +96,7 @@ def _window(config: Config) -> int | None:
         return None
     if empty(window) or window is False:
         if kinds is not None and "sliding_attention" in kinds:
-            raise IdentityError("it has layers with a sliding window (layer_types), and sliding_window does not say how wide")
+            raise IdentityError("it has layers with a sliding window (layer_types), and sliding_window gives no width")
         return None
     width = config.positive("sliding_window", window)
     context = fields.get("max_position_embeddings")

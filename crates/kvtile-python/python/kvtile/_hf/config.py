@@ -1,4 +1,4 @@
-"""A model's config as kvtile reads it: the fields of its text part, by the usual names, defaults filled in."""
+"""A model's config: the fields of its text part, under their usual names, with defaults filled in."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kvtile._hf.models import DERIVED, LAYERS, PLAIN, table
 
 BY_HAND = "make a Shape and an Identity by hand if its KV is one group of full causal attention"
 LARGEST = (1 << 31) - 1
-"""No size in a config is larger."""
-# Parts of a config that read something else than text.
+"""The maximum of every size in a config."""
+# Keys of config parts for inputs other than text.
 _MEDIA = re.compile(r"(vision|visual|image|img|video|audio|speech|acoustic|codec|vq|protein|encoder)\w*(_config|_tower|_model)$")
 
 
 def _read(config: Any) -> Any:
-    """The config itself, or what its file holds."""
+    """The config itself, or the contents of its file."""
     if isinstance(config, str | os.PathLike):
         return _of_file(Path(config))
     if isinstance(config, Mapping) or (hasattr(config, "__dict__") and not isinstance(config, type)):
@@ -43,9 +43,9 @@ def _of_file(path: Path) -> dict[str, Any]:
         hint = "; give the folder of the model, or what AutoConfig.from_pretrained returns for a name on the hub"
         raise IdentityError(f"{file}: {because}{hint if isinstance(error, FileNotFoundError) else ''}") from error
     except ValueError as error:
-        raise IdentityError(f"{file} is no JSON: {error}") from error
+        raise IdentityError(f"{file} is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise IdentityError(f"{file} is no config: it holds a {type(fields).__name__}, and a config is an object")
+        raise IdentityError(f"{file} is not a config: it holds a {type(fields).__name__}, and a config is an object")
     return fields
 
 
@@ -54,7 +54,7 @@ class Config:
 
     Args:
         config: a ``PretrainedConfig``, the ``config.json`` as a dict, or the path of that file or of its folder.
-        text_only: the text part is meant, where the model takes images or sound as well.
+        text_only: read the text part of a model that also takes images or sound.
         known: refuse model types that are not in the list.
     """
 
@@ -73,16 +73,16 @@ class Config:
 
     def _refuse_unknown(self, config: Any, fields: Mapping[str, Any]) -> None:
         if not self.model_type:
-            raise IdentityError("the config has no model_type, by which kvtile knows how a model keeps its KV; add it")
+            raise IdentityError("the config has no model_type, from which kvtile knows how a model keeps its KV; add it")
         if type(config).__module__.startswith("transformers_modules."):
             raise IdentityError(
                 f"the config of this {self.model_type} model comes with code of its own ({type(config).__qualname__}), and "
-                f"kvtile knows what transformers' own models keep; load it without trust_remote_code, or {BY_HAND}"
+                f"kvtile knows the KV of transformers' own models only; load it without trust_remote_code, or {BY_HAND}"
             )
         if not self.listed:
             because = _other_kind(fields)
             raise IdentityError(
-                f"model type {self.model_type!r} is not one that is known to keep plain keys and values"
+                f"model type {self.model_type!r} is not known to keep plain keys and values"
                 f"{f' ({because})' if because else ''}; {BY_HAND} (docs/models.md has the list)"
             )
 
@@ -103,26 +103,26 @@ class Config:
             try:
                 derive(fields)
             except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
-                raise IdentityError(f"the config of this {self.model_type} model does not make sense: {error}") from error
+                raise IdentityError(f"the config of this {self.model_type} model is invalid: {error}") from error
         return fields
 
     def number(self, name: str) -> int:
-        """A field that must be a positive whole number."""
+        """A field that must be a positive integer."""
         return self.positive(name, self.fields.get(name))
 
     def positive(self, name: str, value: Any) -> int:
-        """A value that must be a positive whole number."""
+        """A value that must be a positive integer."""
         largest = LAYERS if name == "num_hidden_layers" else LARGEST
         if value is None:
             raise IdentityError(f"the config has no {name}; add it, or make a Shape and an Identity by hand")
         if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= largest:
             raise IdentityError(
-                f"the config's {name} is {short(value)}, and a positive whole number up to {largest} is needed"
+                f"the config's {name} is {short(value)}, not a positive whole number up to {largest}"
             )
         return value
 
     def kv_fields(self) -> dict[str, str]:
-        """The fields that change KV beside shape and rotary embedding, as text."""
+        """The fields that change KV besides shape and rotary embedding, as text."""
         left_out = ROPE | SHAPE if self.listed else frozenset()
         return {
             f"config.{name}": text(value)
@@ -132,12 +132,12 @@ class Config:
 
 
 def _fields(config: Any) -> dict[str, Any]:
-    """What a config says, as a dict of its own names."""
+    """The fields of a config by their original names."""
     if isinstance(config, Mapping):
         return dict(config)
     if hasattr(config, "to_dict"):
         fields = {**config.to_dict(), "_commit_hash": getattr(config, "_commit_hash", None)}
-        # A field that a later transformers brought, at its default, is none that an older config file lacks.
+        # A default-valued field that a newer transformers added is dropped, because older config files lack it.
         if dataclasses.is_dataclass(config):
             model = table().get(fields.get("model_type") or "")
             for field in dataclasses.fields(config):
@@ -150,7 +150,7 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dict[str, Any]:
-    """The fields of the text part; a model of several parts is refused unless its text alone is meant."""
+    """The fields of the text part. A model of several parts is refused unless ``text_only`` is set."""
     name = outer.get("model_type")
     if outer.get("is_encoder_decoder"):
         raise IdentityError(
@@ -164,10 +164,10 @@ def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dic
     if composite and known and not text_only:
         parts = f" ({', '.join(media)})" if media else ""
         inner = part.get("model_type") if isinstance(part, Mapping) else f"{name}_text"
-        hint = "; where only text is given, say so with text_only=True" if inner in PLAIN else ""
+        hint = "; if the model gets text only, set text_only=True" if inner in PLAIN else ""
         raise IdentityError(
-            f"{_named(name)} takes images, sound or more beside text{parts}, on which KV depends and which keys made of tokens "
-            f"do not have{hint}"
+            f"{_named(name)} takes images, sound or more besides text{parts}: KV depends on them, and keys made of tokens "
+            f"do not{hint}"
         )
     if part is None:
         fields = {key: value for key, value in outer.items() if key not in media}
@@ -175,7 +175,7 @@ def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dic
             fields["model_type"] = f"{name}_text"
         return fields
     if not isinstance(part, Mapping):
-        raise IdentityError(f"the config's text_config is {short(part)}, and a dict or a config is needed")
+        raise IdentityError(f"the config's text_config is {short(part)}, not a dict or a config")
     fields = dict(part)
     for key in ("quantization_config", "compression_config"):
         if fields.get(key) is None and outer.get(key) is not None:
@@ -184,7 +184,7 @@ def _text_part(outer: Mapping[str, Any], *, text_only: bool, known: bool) -> dic
 
 
 def _other_kind(fields: Mapping[str, Any]) -> str | None:
-    """What the fields of an unknown type say of its KV; a help for the reader, nothing rests on it."""
+    """What kind of KV an unknown type seems to have, for the error message only."""
     if fields.get("kv_lora_rank"):
         return "its KV is a latent (kv_lora_rank), whose planes only its engine knows; make a Shape with planes"
     if isinstance(fields.get("layer_types"), (list, tuple)):
@@ -206,7 +206,7 @@ def _other_kind(fields: Mapping[str, Any]) -> str | None:
 
 
 def _first(*sources: Any) -> Any:
-    """The first value that is there: of the sources, in order, under any of the names."""
+    """The first non-empty value: searches the sources in order, under each of the names."""
     maps = [source for source in sources if isinstance(source, Mapping)]
     names = [source for source in sources if isinstance(source, str)]
     return next((each[name] for each in maps for name in names if each.get(name)), None)
@@ -217,6 +217,6 @@ def _named(name: Any) -> str:
 
 
 def short(value: Any) -> str:
-    """A value as an error shows it."""
+    """A value as error messages show it."""
     written = repr(value)
     return written if len(written) <= 60 else f"{written[:57]}..."

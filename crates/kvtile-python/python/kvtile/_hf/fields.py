@@ -1,4 +1,4 @@
-"""Which fields of a config change KV, and how a field's value is written so that equal ones are equal text."""
+"""Which config fields change KV, and a canonical text form of their values."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-# Long values (quantisation lists modules by name) are named by a digest.
+# Longer values (quantisation lists modules by name) are replaced by a digest.
 _LONG = 200
 
 ROPE = frozenset(
     "rope_parameters rope_scaling rope_theta partial_rotary_factor rotary_emb_base rotary_pct rotary_dim "
     "original_max_position_embeddings".split()
 )
-"""Fields that say how positions are rotated; ``rope_of`` reads them."""
+"""Fields of the rotary embedding; ``rope_of`` reads them."""
 
 OTHER_KINDS = {
     "kv_lora_rank": "its KV is a latent, whose planes only its engine knows; make a Shape with planes",
@@ -32,19 +32,19 @@ OTHER_KINDS = {
     "sparse_attention_config": "it has sparse attention, which keeps more than keys and values",
     "index_topk": "it has sparse attention, which keeps more than keys and values",
 }
-"""Fields by which a config asks for something that is not plain, wherever they stand, and what it is."""
+"""Fields that mark other attention or KV than plain, anywhere in a config, and the reason for the refusal."""
 
 SHAPE = frozenset(OTHER_KINDS) | frozenset(
     "num_hidden_layers num_key_value_heads num_kv_heads n_head_kv multi_query head_dim v_head_dim "
     "layer_types sliding_window sliding_window_pattern use_sliding_window max_window_layers attention_layers window_size is_causal".split()
 )
-"""Fields that say how much KV there is and which part of it is seen; the shape and the refusals read them."""
+"""Fields that determine the amount of KV and the visible part of it; the shape and the refusals read them."""
 
 _UNIMPORTANT = frozenset(
-    # How a config is stored and where it is from.
+    # Storage and origin of the config.
     "name_or_path transformers_version architectures auto_map model_type tokenizer_class "
     "dtype torch_dtype torchscript use_bfloat16 task_specific_params kwargs "
-    # What is returned, and by which code the same is computed.
+    # Returned values, and alternative implementations of the same computation.
     "return_dict use_return_dict output_hidden_states output_attentions output_router_logits use_cache "
     "attn_implementation experts_implementation base_model_tp_plan tf_legacy_loss "
     "base_model_pp_plan base_model_ep_plan base_model_fsdp_plan ignore_keys_at_rope_validation pretraining_tp "
@@ -53,10 +53,10 @@ _UNIMPORTANT = frozenset(
     # Training.
     "initializer_range initializer_factor init_std init_method_std input_jitter_noise moe_loss_weight "
     "router_aux_loss_coef router_z_loss_coef aux_loss_coef is_decoder "
-    # What comes after the last layer, and sizes that only weights have.
+    # Everything after the last layer, and sizes of weights only.
     "tie_word_embeddings vocab_size logit_scale logits_scaling final_logit_softcapping lm_head_multiplier lm_head_bias "
     "num_logits_to_keep num_mtp_layers num_nextn_predict_layers id2label label2id num_labels problem_type finetuning_task "
-    # Context: KV of a position does not depend on how many there may be; where it does, rope_of says so.
+    # Context length: KV of a position does not depend on it; where it does, rope_of includes it.
     "max_position_embeddings n_ctx max_seq_len "
     # Generation.
     "temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_beams do_sample "
@@ -68,12 +68,12 @@ _UNIMPORTANT_KINDS = re.compile(r"dropout|pdrop$|layerdrop|drop_?path|_token_ids
 
 
 def unimportant(name: str) -> bool:
-    """Whether a field cannot change KV."""
+    """Whether changes of a field leave KV unchanged."""
     return name in _UNIMPORTANT or name.startswith("_") or _UNIMPORTANT_KINDS.search(name) is not None
 
 
 def text(value: Any) -> str:
-    """A value as text: equal values give equal text, whether they come from JSON or from an object."""
+    """A canonical text: equal values give equal text, from JSON or from a config object."""
     plain = _plain(value)
     written = plain if isinstance(plain, str) else json.dumps(plain, sort_keys=True, separators=(",", ":"))
     if len(written) <= _LONG:
@@ -82,7 +82,7 @@ def text(value: Any) -> str:
 
 
 def empty(value: Any) -> bool:
-    """Whether a value says nothing: None, or a list or dict of nothing."""
+    """Whether a value is None or an empty list, tuple or dict."""
     return value is None or (isinstance(value, (list, tuple, dict)) and not value)
 
 

@@ -1,9 +1,9 @@
 """The model types that are known to be plain: one group of layers, full causal attention in each, keys and values of
-one head size. What is not in the list is refused by its name.
+one head size. Other types are refused by name.
 
-``models.json`` has the fields that each type has and their defaults, as the config classes of transformers give them;
-``tests/hf_defaults.py`` writes it from an installed transformers, and a test compares it. The rules here are what the
-classes and the models compute from the fields. That each type is plain is tested with a small random model of it.
+``models.json`` has the fields of each type and their defaults, as the config classes of transformers give them;
+``tests/hf_defaults.py`` writes it from an installed transformers, and a test compares it. The functions here derive
+fields as those classes and models do. For each type, a test with a small random model checks that it is plain.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ PLAIN = (
     "olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_5_vl_text qwen2_moe qwen2_vl_text qwen3 qwen3_moe "
     "qwen3_vl_moe_text qwen3_vl_text seed_oss smollm3 solar_open stablelm starcoder2 xglm"
 ).split()
-"""Model types, as ``model_type`` of a config says them."""
+"""Model types, as in ``model_type`` of a config."""
 
 LAYERS = 1 << 16
-"""No model has more layers."""
+"""The maximum number of layers."""
 
 WIDTH_FOLLOWS = frozenset(
     "biogpt bitnet bloom codegen falcon glm4v_text gpt2 gpt_bigcode gpt_neo gpt_neox gpt_neox_japanese gptj helium mpt olmoe opt "
     "persimmon qwen2_5_vl_text qwen2_vl_text stablelm xglm".split()
 )
-"""Types whose heads share the hidden size evenly, whatever ``head_dim`` a config has."""
+"""Types whose head size is always the hidden size divided by the heads, even if a config has ``head_dim``."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What a model type's config has."""
+    """The fields of a model type's config."""
 
     fields: Mapping[str, Any]
-    """Fields and their defaults, by the names that most types use for them."""
+    """Fields and their defaults, by the names that most types use."""
     aliases: Mapping[str, str]
-    """This type's own names, and the names that most types use for the same."""
+    """This type's own field names, and the usual names for them."""
     rope: Mapping[str, Any] | None
-    """The rotary embedding of a config that says nothing of it; None for types without."""
+    """The default rotary embedding; None for types without one."""
 
 
 @cache
@@ -57,7 +57,7 @@ def table() -> dict[str, Model]:
 
 
 def kv_heads(model_type: str, fields: Fields, heads: int) -> Any:
-    """The heads that keys and values have."""
+    """The number of KV heads."""
     if model_type == "falcon":
         if fields["new_decoder_architecture"]:
             return fields["num_kv_heads"] or heads
@@ -70,7 +70,7 @@ def kv_heads(model_type: str, fields: Fields, heads: int) -> Any:
 
 
 def windowed_from(model_type: str, fields: Fields) -> int:
-    """The first layer that has a sliding window where the config has one and does not name the layers' types."""
+    """The first layer with a sliding window, if the config has a window and does not list the layer types."""
     if model_type in {"qwen2", "qwen3", "dots1", "qwen2_vl_text", "qwen2_5_vl_text"}:
         first = fields["max_window_layers"]
         return first if isinstance(first, int) else 0
@@ -80,7 +80,7 @@ def windowed_from(model_type: str, fields: Fields) -> int:
 def _layers(fields: Fields) -> int:
     layers = fields["num_hidden_layers"]
     if isinstance(layers, bool) or not isinstance(layers, int) or not 1 <= layers <= LAYERS:
-        raise ValueError(f"num_hidden_layers is {layers!r:.60}, and a positive whole number up to {LAYERS} is needed")
+        raise ValueError(f"num_hidden_layers is {layers!r:.60}, not a positive whole number up to {LAYERS}")
     return layers
 
 
@@ -145,4 +145,4 @@ DERIVED: dict[str, Callable[[Fields], None]] = {
     "jetmoe": _jetmoe,
     "hyperclovax": _hyperclovax,
 }
-"""What the config classes fill in from other fields."""
+"""Functions that derive fields from others, as the config classes do, by model type."""

@@ -1,4 +1,4 @@
-"""The rotary embedding of a config, in one form, and whether it turns KV into something else than a function of its prefix.
+"""The rotary embedding of a config in canonical form, and whether its angles make KV depend on more than the prefix.
 
 The rules are those of ``modeling_rope_utils.py`` of transformers 5 and, where an engine's context length is given, of
 ``model_executor/layers/rotary_embedding`` of vLLM 0.32.
@@ -14,7 +14,7 @@ from kvtile._errors import IdentityError
 from kvtile._hf.config import Config, short
 from kvtile._hf.models import table
 
-# Kinds whose angles follow from the config alone, with the fields that each needs.
+# Kinds whose angles follow from the config alone, with their required fields.
 _STATIC: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -22,7 +22,7 @@ _STATIC: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "original_max_position_embeddings"),
 }
 _LONG = ("short_factor", "long_factor", "original_max_position_embeddings")
-# What transformers and vLLM take where nothing is said: said or not, it is the same.
+# Defaults of transformers and vLLM. Explicit defaults are dropped, so that both configs are equal.
 _USUAL: dict[str, Any] = {"partial_rotary_factor": 1.0, "beta_fast": 32, "beta_slow": 1, "truncate": True, "mrope_interleaved": False}
 _NUMBERS = frozenset(
     "rope_theta factor partial_rotary_factor attention_factor beta_fast beta_slow mscale mscale_all_dim low_freq_factor "
@@ -32,7 +32,7 @@ _NUMBERS = frozenset(
 
 
 def rope_of(config: Config, max_model_len: int | None = None) -> dict[str, Any] | None:
-    """The parameters in one form; None for types without a rotary embedding."""
+    """The parameters in canonical form; None for types without a rotary embedding."""
     rope = _parameters(config)
     if rope is None:
         return None
@@ -46,7 +46,7 @@ def rope_of(config: Config, max_model_len: int | None = None) -> dict[str, Any] 
 
 
 def length_dependence(config: Config, max_model_len: int | None = None) -> str | None:
-    """Why KV is no function of its prefix, in one sentence; None where it is one."""
+    """Why KV depends on more than its prefix, in one sentence; None if it does not."""
     rope = _parameters(config)
     return None if rope is None else _depends_on_length(config, rope, max_model_len)
 
@@ -60,7 +60,7 @@ def _depends_on_length(config: Config, rope: Mapping[str, Any], max_model_len: i
         return None
     return (
         f"this {config.model_type} model's rotary embedding is {kind}, whose angles depend on the length of the whole "
-        "sequence: KV of a prompt is not that of the same tokens in a longer one, and cannot be kept for it"
+        "sequence: KV of a prompt differs from that of the same tokens in a longer one, and cannot be reused"
     )
 
 
@@ -70,8 +70,8 @@ def _parameters(config: Config) -> dict[str, Any] | None:
         return None
     given = fields.get("rope_scaling") or fields.get("rope_parameters")
     if given is not None and not isinstance(given, Mapping):
-        raise IdentityError(f"the config's rotary embedding is {short(given)}, and a dict is needed")
-    # A type with parameters of its own has them only where the config gives none.
+        raise IdentityError(f"the config's rotary embedding is {short(given)}, not a dict")
+    # A type's own preset applies only if the config has no parameters.
     rope = {name: value for name, value in (given or model.rope["preset"]).items() if value is not None}
     if any(isinstance(value, Mapping) for value in rope.values()):
         raise IdentityError("its layers have rotary embeddings of several kinds (rope_parameters by layer type)")
@@ -83,7 +83,7 @@ def _parameters(config: Config) -> dict[str, Any] | None:
         rope["rotary_dim"] = fields["rotary_dim"]
     context = fields.get("max_position_embeddings")
     if rope["rope_type"] in ("llama3", "yarn", "longrope"):
-        # What the config says beside the rotary embedding counts more than what it says in it.
+        # A top-level field takes precedence over the one in the rotary embedding.
         original = fields.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings")
         rope["original_max_position_embeddings"] = original or context
     rope.pop("max_position_embeddings", None)
@@ -95,13 +95,13 @@ def _parameters(config: Config) -> dict[str, Any] | None:
 def _kind(config: Config, kind: Any) -> str:
     if config.model_type == "phi3" and kind in ("su", "yarn"):
         return "longrope"
-    # Positions of text are the same in all sections.
+    # For text, the positions in all sections are equal.
     kind = "default" if kind == "mrope" else kind
     if isinstance(kind, str) and kind in (*_STATIC, "dynamic", "longrope"):
         return kind
     raise IdentityError(
-        f"the config's rotary embedding is of the kind {short(kind)}, and kvtile knows {', '.join(sorted(_STATIC))}, "
-        "and where the engine's context length is given dynamic and longrope"
+        f"the config's rotary embedding is of the kind {short(kind)}; kvtile knows {', '.join(sorted(_STATIC))}, "
+        "and with the engine's context length also dynamic and longrope"
     )
 
 
@@ -114,7 +114,7 @@ def _partial(config: Config, usual: float) -> Any:
 
 
 def _checked(config: Config, rope: dict[str, Any]) -> dict[str, Any]:
-    """Numbers as numbers, and what a kind needs is there."""
+    """Converts numbers and checks that the required fields of the kind are present."""
     kind = rope["rope_type"]
     needs = _STATIC.get(kind, _LONG if kind == "longrope" else ())
     if kind == "yarn" and rope.get("factor") is None:
@@ -130,11 +130,11 @@ def _checked(config: Config, rope: dict[str, Any]) -> dict[str, Any]:
         elif isinstance(value, (list, tuple)):
             rope[name] = [_number(name, each) for each in value]
         elif not isinstance(value, (str, bool, int, float)):
-            raise IdentityError(f"the config's rotary embedding has {short(value)} as {name}, and a number or text is needed")
+            raise IdentityError(f"the config's rotary embedding has {short(value)} as {name}, not a number or text")
     return rope
 
 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise IdentityError(f"the config's rotary embedding has {short(value)} as {name}, and a number is needed")
+        raise IdentityError(f"the config's rotary embedding has {short(value)} as {name}, not a number")
     return float(value)

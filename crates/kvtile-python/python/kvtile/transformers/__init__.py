@@ -1,8 +1,7 @@
 """A prefix cache for ``generate`` of Hugging Face transformers.
 
-The KV of prompts and answers is kept in host memory and, where a folder is given, on disk. A prompt that begins as
-an earlier one did continues from there, in this process or a later one; the tokens are those that the
-model would have given without the cache.
+The cache keeps the KV of prompts and answers in host memory and, if a folder is given, on disk. A prompt with a known
+prefix continues from its KV, in this process or a later one. The generated tokens are the same as without the cache.
 
     cache = kvtile.transformers.PrefixCache(model, disk="kv-cache", host_gib=2)
     outputs = cache.generate(model, inputs, max_new_tokens=64)

@@ -1,7 +1,7 @@
-"""The prefix cache: what is known of prompts, and what is kept of them.
+"""The prefix cache: loads the KV of known prefixes and stores new KV.
 
-An object of this class has no state of a request. What belongs to one is in the ``DynamicCache`` that ``prefill`` gives out,
-and that ``save`` takes.
+An object of this class holds no request state. The state of a request is in the ``DynamicCache`` that ``prefill``
+returns and ``save`` takes.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["PrefixCache"]
 
 _GIB = 1 << 30
-# The caller waits for what it asked for, so that a large batch is no reason to be refused.
+# The caller waits for its own operations, so a large batch must not exceed the queue.
 _QUEUE = 1 << 16
 _WORD = "LK|HBNC"  # DynamicCache: for each layer keys and values of one sequence, [heads, tokens, head size]
 
@@ -41,23 +41,24 @@ _log = logging.getLogger("kvtile.transformers")
 
 
 class PrefixCache:
-    """Keeps the KV of one model's prompts, and continues from it. Several threads may use it at once.
+    """Keeps the KV of one model's prompts and reuses it. Several threads may use it at once.
 
     Args:
         model: a causal language model of transformers on the CPU, whose layers all have full attention.
-        disk: folder that keeps blocks for later processes; none unless said.
+        disk: folder that keeps blocks for later processes; default: none.
         host_gib: host memory for blocks, in GiB.
-        disk_gib: what the folder takes at most, in GiB.
-        close_within: seconds that closing may take to write blocks that are only in host memory; 30 unless said.
-        page_size: tokens a block: prefixes are found in steps of it.
-        revision: a name for the weights, such as a commit, that the caller answers for; a digest of all weights as they
-            are in memory unless said. Adapters and other changes of the model are found and told apart in both cases,
-            weights that were changed in place before only with the digest.
-        salt: keeps tenants apart: prefixes are found only by those who have the same one.
-        extra: whatever else the KV depends on. An entry ``hooks`` says what hooks of the caller's in the model do.
+        disk_gib: limit for the size of the folder, in GiB.
+        close_within: seconds that closing may take to write blocks that are only in host memory; default: 30.
+        page_size: tokens per block; prefixes are reused in whole blocks.
+        revision: a name for the weights, such as a commit; the caller vouches for it. Default: a digest of all
+            weights in memory. Adapters and other changes of the model are detected in both cases; weights that were
+            changed in place beforehand only with the digest.
+        salt: isolates tenants: a request finds only prefixes of the same salt.
+        extra: everything else that the KV depends on. An entry ``hooks`` describes what the caller's hooks in the
+            model do.
 
     Raises:
-        IdentityError: a model whose KV is not that of plain causal attention, or a folder of another model.
+        IdentityError: a model without plain causal attention, or a folder of another model.
         TensorError: a model that is not on the CPU.
         DiskError: a folder that cannot be used.
     """
@@ -97,7 +98,7 @@ class PrefixCache:
         self._warned: set[str] = set()
         self._warned_lock = threading.Lock()
         self._check_layers(model)
-        # Blocks come from and go to each request's own tensors; the engine of the cache is one block.
+        # Blocks are copied from and to each request's own tensors; the cache's engine layout is one dummy block.
         engine = torch.zeros(self._sizes(1, page_size), dtype=self._dtype)[0]
         self.cache = Cache(
             self.identity,
@@ -111,39 +112,40 @@ class PrefixCache:
         )
 
     def prefill(self, inputs: Any) -> DynamicCache:
-        """What is known of the KV of a prompt, or of a batch, as the ``past_key_values`` of a ``generate`` or ``forward``.
+        """Loads the known prefix of a prompt, or of a batch, as the ``past_key_values`` of a ``generate`` or
+        ``forward``.
 
         Args:
-            inputs: what the tokenizer gives, or token ids, ``[prompts, tokens]`` or ``[tokens]``. Shorter prompts of a
-                batch are padded on the left, and the attention mask says so.
+            inputs: the output of the tokenizer, or token ids, ``[prompts, tokens]`` or ``[tokens]``. Shorter prompts of
+                a batch are padded on the left, with an attention mask.
 
         Returns:
-            A ``DynamicCache`` of the longest prefix that is stored, in whole blocks, the last token never among
-            them; an empty one where nothing is. In a batch the rows go on together: from where the one goes on
-            that is known least far.
+            A ``DynamicCache`` of the longest stored prefix, in whole blocks and without the last token; an empty one
+            without a hit. All rows of a batch continue from the same column: that of the row with the shortest hit.
 
         Raises:
             IdentityError: the model has changed since the cache was opened.
-            RequestError: inputs that are no batch of tokens with padding on the left; a model that drops out; autocast.
+            RequestError: inputs that are not a batch of tokens with padding on the left; a model with active dropout;
+                autocast.
         """
         model = self._watch.check()
         return self._prefill(model, self._prompts(model, inputs))
 
     def save(self, inputs: Any, outputs: Any, past_key_values: Any = None) -> list[StoreReport]:
-        """Keeps the KV of prompts and their answers, in whole blocks; what is there already is not copied.
+        """Stores the KV of prompts and their answers, in whole blocks; known blocks are not copied again.
 
         Args:
             inputs: as for prefill.
             outputs: what ``generate`` returned: a tensor of token ids, or an output with ``sequences``.
-            past_key_values: the cache that ``generate`` worked on; that of the outputs unless said.
+            past_key_values: the cache that ``generate`` used; default: the cache of the outputs.
 
         Returns:
-            What was stored, of each prompt.
+            A report for each prompt.
 
         Raises:
             IdentityError: the model has changed since the cache was opened.
-            RequestError: outputs that do not continue the inputs, or a cache that is not theirs: the first layer of what
-                is new is computed again and compared.
+            RequestError: outputs that do not continue the inputs, or a cache that does not belong to them: kvtile
+                recomputes and compares the first layer of the new tokens.
         """
         model = self._watch.check()
         past = getattr(outputs, "past_key_values", None)
@@ -156,15 +158,15 @@ class PrefixCache:
         return self._save(model, self._prompts(model, inputs), outputs, past, ends_of(model, {}))
 
     def generate(self, model: Any, inputs: Any, **options: Any) -> Any:
-        """``model.generate`` that continues from what is known of the prompt, and keeps what it computed.
+        """Calls ``model.generate`` on top of the prompt's known prefix, and stores the new KV.
 
-        A request that cannot be cached is computed by ``model.generate`` alone, and the first of each kind is logged as a
-        warning; keeping never fails a request.
+        For a request that cannot be cached, ``model.generate`` runs without the cache; the first request of each kind
+        logs a warning. A failed store never fails a request.
 
         Args:
             model: the model that the cache was made for.
             inputs: as for prefill.
-            options: those of ``model.generate``.
+            options: options of ``model.generate``.
 
         Returns:
             What ``model.generate`` returns.
@@ -194,11 +196,11 @@ class PrefixCache:
         return outputs
 
     def stats(self) -> dict[str, Any]:
-        """What the cache counted, as Cache.stats."""
+        """The counters of the cache, as Cache.stats."""
         return self.cache.stats()
 
     def close(self) -> None:
-        """Brings everything to the disk, where there is one, and gives everything back, as Cache.close."""
+        """Writes all blocks to the disk, if there is one, and frees all resources, as Cache.close."""
         self.cache.close()
 
     def __enter__(self) -> Self:
@@ -216,7 +218,7 @@ class PrefixCache:
         return f"<kvtile.transformers.PrefixCache for {self.identity!r}>"
 
     def _begin(self, model: Any, asked: Mapping[str, Any]) -> tuple[list[Prompt], DynamicCache | None]:
-        """The prompts of a request and what is known of them; no cache where it is computed without."""
+        """The prompts of a request and their known prefix; None instead of a cache if the request runs without it."""
         read = read_request(model, asked)
         if isinstance(read, tuple):
             kind, why = read
@@ -236,7 +238,7 @@ class PrefixCache:
 
     def _prefill(self, model: Any, rows: list[Prompt]) -> DynamicCache:
         past = DynamicCache(config=model.config)
-        # One token is left to be computed: it gives the first logits.
+        # The last token is always computed, because it gives the first logits.
         keys = [self._hasher.keys(row.tokens)[: (len(row.tokens) - 1) // self._page_size] for row in rows]
         with contextlib.ExitStack() as stack:
             found = [stack.enter_context(self.cache.lookup(keys_)) for keys_ in keys]
@@ -251,10 +253,10 @@ class PrefixCache:
                     if count
                 ]
                 came = [row.start + load.wait().blocks * self._page_size for row, load in loads]
-                # What lies before the first of them is padding, which nothing attends to.
+                # Columns before the first loaded token are padding, which attention ignores.
                 length = min(length, *came)
                 if any(length > row.start for row in rows):
-                    # Rows are apart in memory while they come; here each layer gets all of its rows.
+                    # The pool is laid out by row for loading; each layer needs a view of all rows.
                     layers = pool[..., :length, :].unflatten(1, (-1, 2)).permute(1, 2, 0, 3, 4, 5)
                     for layer, pair in zip(past.layers, layers, strict=True):
                         layer.lazy_initialization(*pair)
@@ -264,7 +266,7 @@ class PrefixCache:
         return past
 
     def _load(self, found: Match, blocks: int, halves: Any) -> Completion[LoadReport]:
-        """Begins to load so many blocks to the first tokens of a row."""
+        """Starts loading ``blocks`` blocks into the first tokens of a row."""
         halves = list(halves[:, :, : blocks * self._page_size])
         return self.cache.load(found, range(blocks), layout=self._layout(halves, blocks))
 
@@ -297,10 +299,10 @@ class PrefixCache:
         return [store.wait() for store in stores]
 
     def _length(self, past: Any, rows: int) -> int:
-        """How many tokens a cache holds, padding included; refuses what is not a DynamicCache of this model's sizes."""
+        """The number of tokens in a cache, with padding; refuses all but a DynamicCache of this model's sizes."""
         layers = getattr(past, "layers", None)
         if not layers or any(type(layer) is not DynamicLayer for layer in layers):
-            raise RequestError(f"a {type(past).__name__} is no DynamicCache with layers of full attention")
+            raise RequestError(f"a {type(past).__name__} is not a DynamicCache with layers of full attention")
         length = int(past.get_seq_length())
         _, halves, heads, _, head_size = self._sizes(rows, length)
         sizes = (rows, heads, length, head_size)
@@ -318,7 +320,7 @@ class PrefixCache:
     def _check_content(
         self, model: Any, prompts: list[Prompt], kept: list[list[int]], keys: list[Any], past: Any
     ) -> None:
-        """Whether what is new in a cache was computed of these tokens."""
+        """Checks that the new KV in a cache was computed from these tokens."""
         tokens: list[int] = []
         positions: list[int] = []
         halves: list[tuple[Any, Any]] = []
@@ -336,7 +338,7 @@ class PrefixCache:
             check_first_layer(model, tokens, positions, *first)
 
     def _check_layers(self, model: Any) -> None:
-        """Whether the model's own cache is what this cache reads and writes."""
+        """Checks that the model's own cache has the layers and sizes that this cache reads and writes."""
         others = {type(layer).__name__ for layer in DynamicCache(config=model.config).layers} - {"DynamicLayer"}
         if others:
             raise IdentityError(f"its cache has layers of other kinds than full attention ({', '.join(sorted(others))})")
@@ -346,12 +348,12 @@ class PrefixCache:
         for name, half in zip(("keys", "values"), first_layer(model, [0, 1], [0, 1]), strict=True):
             if tuple(half.shape) != (2, heads, head_size) or half.dtype != self._dtype:
                 raise IdentityError(
-                    f"the config says {heads} KV heads of {head_size} in {self._dtype}, and {name} of the first layer are "
+                    f"the config gives {heads} KV heads of {head_size} in {self._dtype}, and {name} of the first layer are "
                     f"{half.shape[1]} of {half.shape[2]} in {half.dtype}"
                 )
 
     def _warn(self, message: str, kind: str) -> None:
-        """Logs the first of a kind."""
+        """Logs the first message of each kind."""
         with self._warned_lock:
             known = kind in self._warned
             self._warned.add(kind)
@@ -362,7 +364,8 @@ class PrefixCache:
         return Layout(_WORD, shape=self._shape.with_num_blocks(blocks), tensors=halves)
 
     def _sizes(self, rows: int, tokens: int) -> tuple[int, int, int, int, int]:
-        """Keys and values of all layers for so many tokens of each row: rows, halves, heads, tokens, head size."""
+        """Dimensions of the KV of all layers for ``tokens`` tokens of each row: rows, halves, heads, tokens, head
+        size."""
         halves, heads = 2 * self._shape.num_layers, self._shape.num_heads
         head_bytes = self._shape.block_bytes // (halves * heads * self._page_size)
         return rows, halves, heads, tokens, head_bytes // self._dtype.itemsize

@@ -1,9 +1,9 @@
-"""What tells tensors from all others: 128 bits over every byte of them.
+"""A 128-bit digest over every byte of tensors.
 
-A tensor is read once, at the speed of memory. Its 64-bit words are multiplied with odd pseudo-random numbers and summed,
-chunk by chunk, modulo 2^64; the sums are hashed with BLAKE2b. A single word that differs always changes its sum, and
-several that differ leave it as it was with a probability of about 2^-64. It is not made against those who choose weights
-in order to deceive it.
+A tensor is read once, at memory bandwidth. Its 64-bit words are multiplied with odd pseudo-random numbers and summed,
+chunk by chunk, modulo 2^64; the sums are hashed with BLAKE2b. A single changed word always changes its sum. Several
+changed words leave the sum unchanged with a probability of about 2^-64. The digest does not resist an adversary that
+chooses the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from kvtile._errors import TensorError
 
-_CHUNK = 1 << 16  # words: what is multiplied at once stays in a core's cache
+_CHUNK = 1 << 16  # words: the operands of one product stay in a core's cache
 
 
 def digest(tensors: Iterable[tuple[str, Any]], text: str = "") -> str:
@@ -39,9 +39,9 @@ def digest(tensors: Iterable[tuple[str, Any]], text: str = "") -> str:
 
 
 def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
-    """The plain tensors that a tensor is made of: itself, or what a quantised one wraps."""
+    """The plain tensors inside a tensor: itself, or the parts of a quantised one."""
     if tensor.device.type != "cpu":
-        raise TensorError(f"{name} is on {tensor.device}, and kvtile reads and writes memory of the CPU only")
+        raise TensorError(f"{name} is on {tensor.device}, and kvtile reads and writes CPU memory only")
     if is_traceable_wrapper_subclass(tensor):
         inner, _ = tensor.__tensor_flatten__()
         for attribute in inner:
@@ -59,7 +59,8 @@ def plain_parts(name: str, tensor: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _sums(tensor: Any) -> bytes:
-    """The sums of a tensor's chunks, and the bytes that fill no word. NumPy, as it shares no small product among threads."""
+    """The sums of a tensor's chunks, and the bytes after the last whole word. Uses NumPy, which does not start threads
+    for small products."""
     flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
     words = flat[: flat.size // 8 * 8].view(np.int64)
     factors = _factors()

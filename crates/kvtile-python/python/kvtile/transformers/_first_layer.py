@@ -1,8 +1,8 @@
-"""Whose KV a cache holds, told by its first layer.
+"""Checks by its first layer that a cache holds the KV of given tokens.
 
-Keys and values of the first layer are computed from a token and its position alone. They are computed again, without
-attention and without the other layers, and compared: a cache that was computed of other tokens, at other positions, or by
-another model differs there by as much as the values themselves.
+Keys and values of the first layer depend on a token and its position alone. This module recomputes them, without
+attention and without the other layers, and compares. The KV of other tokens, positions or models differs there by as
+much as the values themselves.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from transformers import DynamicCache
 from kvtile._errors import IdentityError, RequestError
 from kvtile.transformers._model import bare
 
-# How far keys or values of a token may be from those computed again, as a part of their length: some times what rounding
-# in a dtype comes to. Another token or position differs by 0.1 and more.
+# The largest relative error, by the norm, of a token's key or value: a few times the rounding error of the dtype.
+# Another token or position differs by 0.1 and more.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 5e-4, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 _AT_ONCE = 4096
 
 
-class _Computed(Exception):  # noqa: N818  it ends a forward pass, and is no error
-    """The keys and values of the first layer are known."""
+class _Computed(Exception):  # noqa: N818  it ends a forward pass, and is not an error
+    """The keys and values of the first layer are computed."""
 
 
 class _FirstLayer(DynamicCache):  # type: ignore[misc]
-    """A cache that takes the keys and values of the first layer, and ends the forward pass."""
+    """A cache that records the keys and values of the first layer, and ends the forward pass."""
 
     def update(self, key_states: Any, value_states: Any, layer_idx: int, *_: Any, **__: Any) -> Any:
         self.halves = (key_states, value_states)
@@ -43,7 +43,7 @@ def first_layer(model: Any, tokens: list[int], positions: list[int]) -> tuple[An
     for at in range(0, len(tokens), _AT_ONCE):
         cache = _FirstLayer()
         try:
-            # Each token is a sequence of its own: nothing attends, and a mask has one element.
+            # Each token is a sequence of its own, so attention is trivial and the mask has one element.
             with torch.no_grad():
                 bare(model)(
                     input_ids=torch.tensor(tokens[at : at + _AT_ONCE])[:, None],
@@ -55,8 +55,8 @@ def first_layer(model: Any, tokens: list[int], positions: list[int]) -> tuple[An
             parts.append([half[:, :, 0] for half in cache.halves])
         except Exception as error:
             raise IdentityError(
-                f"{type(model).__name__} does not compute its first layer from tokens and positions ({error}), so that it "
-                "cannot be told whose KV a cache holds"
+                f"{type(model).__name__} does not compute its first layer from tokens and positions ({error}), so kvtile "
+                "cannot check which tokens a cache holds"
             ) from error
         else:
             raise IdentityError(f"{type(model).__name__} does not fill the past_key_values that it is given")
@@ -68,22 +68,22 @@ def check_first_layer(model: Any, tokens: list[int], positions: list[int], keys:
     """Refuses keys and values that are not those of these tokens at these positions.
 
     Args:
-        keys: of the first layer, ``[tokens, heads, head size]``; ``values`` as well.
+        keys: of the first layer, ``[tokens, heads, head size]``; ``values`` likewise.
 
     Raises:
-        RequestError: with the first token that differs.
+        RequestError: names the first token that differs.
     """
     tolerance = TOLERANCES[keys.dtype]
     for name, found, computed in zip(("key", "value"), (keys, values), first_layer(model, tokens, positions), strict=True):
         found, computed = found.flatten(1).double(), computed.flatten(1).double()
         length = computed.norm(dim=1)
         apart = (found - computed).norm(dim=1)
-        # Written so that what is no number is refused as well.
+        # Written so that NaN is refused too.
         wrong = ~(apart <= tolerance * length)
         if wrong.any():
             at = int(wrong.nonzero()[0])
             raise RequestError(
-                f"the cache holds KV of something else: in its first layer the {name} of token {tokens[at]} at position "
-                f"{positions[at]} is {float(apart[at] / length[at]):.2g} of its length away from what the model computes; "
+                f"the cache holds other KV: in its first layer the {name} of token {tokens[at]} at position "
+                f"{positions[at]} is {float(apart[at] / length[at]):.2g} of its length away from the model's; "
                 "give the cache that generate worked on, and the inputs and outputs of that call"
             )

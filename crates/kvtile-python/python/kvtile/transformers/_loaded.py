@@ -1,6 +1,6 @@
-"""What was loaded into a cache that was given out, written on that cache itself.
+"""A record of the loaded prefix, stored on the ``DynamicCache`` itself.
 
-It goes where the cache goes, into copies too, and speaks of no other one.
+So copies of the cache keep the record, and it never applies to another cache.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ class Loaded:
 
     @classmethod
     def of(cls, identity: Identity, prompts: list[Prompt], length: int) -> Loaded:
-        """So many columns of these prompts."""
+        """The record of the first ``length`` columns of these prompts."""
         rows = ((row.start, tuple(row.tokens[: max(0, length - row.start)])) for row in prompts)
         return cls(identity.fingerprint, tuple(rows))
 
     @staticmethod
     def in_cache(past: Any, identity: Identity) -> Loaded | None:
-        """What was loaded into a cache; None where nothing was, or KV of another identity."""
+        """The record of a cache; None without one, or if it is of another identity."""
         loaded = getattr(past, _ATTRIBUTE, None)
         return loaded if isinstance(loaded, Loaded) and loaded.fingerprint == identity.fingerprint else None
 
     def mark(self, past: Any) -> None:
-        """Writes it on the cache."""
+        """Stores the record on the cache."""
         setattr(past, _ATTRIBUTE, self)
 
     def known(self, row: int, prompt: Prompt) -> int:
-        """How many leading tokens of a prompt were loaded into a row; none where the row was loaded for another prompt."""
+        """How many leading tokens of a prompt were loaded into a row; 0 if the row was loaded for another prompt."""
         if row >= len(self.rows):
             return 0
         start, tokens = self.rows[row]

@@ -1,8 +1,9 @@
-"""What of a model, besides its config, its KV depends on: weights, and where it is not what its class makes of its config.
+"""What a model's KV depends on besides its config: the weights, and differences from what its class builds from the
+config.
 
-A model of transformers is made again from its config, without weights (on the meta device), and compared: modules of
-another class (adapters, quantised layers), numbers that were changed (a scaling, an epsilon) and buffers with other values
-are in the ``state``. A model that is what its config says has an empty one, whatever the version of transformers.
+This module builds the model again from its config, without weights (on the meta device), and compares. Modules of
+another class (adapters, quantised layers), changed numbers (a scaling, an epsilon) and buffers with other values are in
+the ``state``. The state of an unchanged model is empty in every version of transformers.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ import torch
 from kvtile._errors import IdentityError, RequestError, TensorError
 from kvtile.transformers._digest import digest
 
-# Whose hooks and changed forward functions leave KV as it is: they record outputs, compile, and place modules.
+# Packages whose hooks and replaced forward functions do not change KV: they record outputs, compile, and place modules.
 _KNOWN_CODE = ("transformers", "torch", "accelerate")
-# Attributes of modules that say nothing of KV.
+# Attributes of modules that do not affect KV.
 _NO_MATTER = {
     "training",
     "name_or_path",
@@ -31,23 +32,23 @@ _NO_MATTER = {
     "_is_torch_compile",
 }
 _SCALARS = (int, float, complex, str, bytes, bool, type(None), torch.dtype)
-# Implementations of the same attention; others have a name of their own in the identity.
+# Implementations of the same attention; others are named in the identity.
 _ATTENTION = {"eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4", None}
 
 
 def bare(model: Any) -> Any:
-    """The model itself, where torch.compile has wrapped it."""
+    """The model inside a torch.compile wrapper, or the model itself."""
     return getattr(model, "_orig_mod", model)
 
 
 def check_kind(model: Any, *, hooks: bool = False) -> None:
-    """Refuses models whose KV is not that of plain causal attention, or not a function of weights, config and tokens.
+    """Refuses models without plain causal attention, or whose KV is not a function of weights, config and tokens.
 
     Args:
-        hooks: the caller says what hooks do, with an entry of ``extra``.
+        hooks: an entry of ``extra`` describes what the hooks do.
 
     Raises:
-        IdentityError, TensorError: with what it is, and what to do.
+        IdentityError, TensorError: with the reason and what to do.
     """
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
@@ -72,32 +73,33 @@ def check_kind(model: Any, *, hooks: bool = False) -> None:
 
 
 def check_moment(modules: list[Any]) -> None:
-    """Refuses what would make the KV of this request another: dropout, and autocast.
+    """Refuses a model in a state that changes the KV of this request: dropout, and autocast.
 
     Raises:
         RequestError: with what to do.
     """
     if torch.is_autocast_enabled("cpu"):
         raise RequestError(
-            f"autocast to {torch.get_autocast_dtype('cpu')} is on: KV has another dtype then; load the model with that dtype"
+            f"autocast to {torch.get_autocast_dtype('cpu')} is on, and changes the dtype of KV; load the model with that dtype"
         )
     for module in [module for module in modules if module.training]:
         name = type(module).__name__
         for key, value in vars(module).items():
             drops = "dropout" in key or (key == "p" and "Dropout" in name)
             if drops and isinstance(value, float) and value > 0.0:
-                raise RequestError(f"the model is in training mode, and a {name} drops out ({key} {value}); call model.eval()")
+                raise RequestError(f"the model is in training mode, and the dropout of a {name} is active ({key} {value}); call model.eval()")
         if isinstance(module, torch.nn.modules.batchnorm._NormBase):
-            raise RequestError(f"the model is in training mode, and a {name} learns from its inputs; call model.eval()")
+            raise RequestError(f"the model is in training mode, and a {name} updates its statistics; call model.eval()")
 
 
 def weights_digest(model: Any) -> str:
-    """128 bits over all parameters and buffers that are weights."""
+    """A 128-bit digest over all parameters, and the buffers that checkpoints contain."""
     return digest(sorted(_tensors(bare(model)).items()))
 
 
 def state_of(model: Any) -> dict[str, str]:
-    """Where a model is not what its class makes of its config, and settings of torch that change its results."""
+    """Where a model differs from what its class builds from its config, and settings of torch that change its
+    results."""
     state = {}
     texts, tensors = _differences(bare(model))
     if texts or tensors:
@@ -113,7 +115,7 @@ def state_of(model: Any) -> dict[str, str]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a word, or a container of such."""
+    """Whether a value is a number, text, or a container of such values."""
     if isinstance(value, _SCALARS):
         return True
     if isinstance(value, Mapping):
@@ -122,7 +124,7 @@ def is_plain(value: Any) -> bool:
 
 
 def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Tensors that are an attribute of a module, or in a container that is one, and that torch does not know of."""
+    """Tensors in attributes of a module, or in containers there, that torch does not register."""
     if isinstance(value, torch.Tensor):
         yield name, value
     elif isinstance(value, Mapping):
@@ -133,7 +135,7 @@ def tensors_in(name: str, value: Any) -> Iterator[tuple[str, Any]]:
             yield from tensors_in(f"{name}[{at}]", each)
 
 
-# Attributes of modules by which torch knows tensors and modules, or code.
+# Attributes in which torch keeps a module's tensors and submodules.
 KNOWN_TO_TORCH = {"_parameters", "_buffers", "_modules"}
 
 
@@ -149,7 +151,7 @@ def _text(value: Any) -> str:
 
 
 def _differences(model: Any) -> tuple[list[str], list[tuple[str, Any]]]:
-    """What the plain model does not have so: classes and numbers as text, and tensors by name."""
+    """Differences from the plain model: classes and numbers as text, and tensors by name."""
     plain = _plain(model)
     modules = dict(plain.named_modules()) if plain is not None else {}
     texts: list[str] = []
@@ -175,42 +177,43 @@ def _differences(model: Any) -> tuple[list[str], list[tuple[str, Any]]]:
 
 
 def _plain(model: Any) -> Any:
-    """The model that its class makes of its config, without weights; None where it cannot be made so."""
+    """The model that its class builds from its config, without weights; None if it cannot be built."""
     try:
         with torch.device("meta"):
             return type(model)(copy.deepcopy(model.config)).eval()
-    except Exception:  # the code of a model's class may raise what it likes
+    except Exception:  # the code of a model's class may raise any exception
         return None
 
 
 def _changed_buffers(module: Any, expected: Any, plain: Any) -> set[str]:
-    """Buffers that are not in checkpoints, where they have other values than the class gives them."""
+    """Buffers outside checkpoints whose values differ from those that the class computes."""
     names = {name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None}
     values = _buffers_of_class(expected, plain) if names else {}
     return {name for name in names if name not in values or not _close(module._buffers[name], values[name])}
 
 
 def _buffers_of_class(expected: Any, plain: Any) -> dict[str, Any]:
-    """The buffers that a class computes, such as the frequencies of a rotary embedding; none where it does not say them."""
+    """The buffers that a class computes, such as the frequencies of a rotary embedding; empty if it cannot compute
+    them."""
     try:
         with torch.no_grad():
             for name, buffer in expected._buffers.items():
                 if buffer is not None:
                     expected._buffers[name] = torch.zeros_like(buffer, device="cpu")
-            # Its parameters are on the meta device, where nothing is computed.
+            # The plain model's parameters are on the meta device, so only these buffers are computed.
             plain._init_weights(expected)
-    except Exception:  # the code of a model's class may raise what it likes
+    except Exception:  # the code of a model's class may raise any exception
         return {}
     return {name: buffer for name, buffer in expected._buffers.items() if buffer is not None}
 
 
 def _close(ours: Any, theirs: Any) -> bool:
-    """Equal but for how another processor rounds."""
+    """Equal up to rounding differences between processors."""
     return bool(ours.shape == theirs.shape and torch.allclose(ours.double(), theirs.double(), rtol=1e-4, atol=0.0))
 
 
 def _tensors(model: Any) -> dict[str, Any]:
-    """Parameters, and what checkpoints have besides them (packed weights of quantised layers)."""
+    """Parameters, and the other tensors of checkpoints (packed weights of quantised layers)."""
     found = {name: value for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     return {**found, **dict(model.named_parameters())}
 
@@ -224,11 +227,11 @@ def own_tensors(module: Any) -> Iterator[tuple[str, Any]]:
 def _check_memory(model: Any) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.device.type != "cpu":
-            raise TensorError(f"{name} is on {tensor.device}, and kvtile reads and writes memory of the CPU only")
+            raise TensorError(f"{name} is on {tensor.device}, and kvtile reads and writes CPU memory only")
 
 
 def _check_hooks(path: str, module: Any) -> None:
-    """Refuses code of the caller's inside the model: what it does to KV cannot be read."""
+    """Refuses the caller's own code inside the model, because its effect on KV is unknown."""
     hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     if "forward" in vars(module):
         hooks.append(vars(module)["forward"])
@@ -236,6 +239,6 @@ def _check_hooks(path: str, module: Any) -> None:
         origin = getattr(hook, "__module__", None) or type(hook).__module__
         if origin.split(".")[0] not in _KNOWN_CODE:
             raise IdentityError(
-                f"{path or 'the model'} has a hook or forward function of {origin}, and what it does to KV cannot be "
-                'read; remove it, or say what it does with extra={"hooks": "..."}'
+                f"{path or 'the model'} has a hook or forward function of {origin}, whose effect on KV is "
+                'unknown; remove it, or say what it does with extra={"hooks": "..."}'
             )

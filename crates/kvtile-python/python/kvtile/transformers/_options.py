@@ -1,7 +1,7 @@
-"""What each option of ``generate`` means for the KV, and which requests are computed without the cache.
+"""What each option of ``generate`` means for the KV, and which requests run without the cache.
 
-Every option is in one of two tables; one that is in neither goes to the model itself, and the request is
-computed without the cache. The tests hold the tables against the options that transformers has.
+Every known option is in one of two tables. A request with any other option runs without the cache, because that option
+goes to the model itself. The tests compare the tables with the options of transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from kvtile._errors import RequestError
 from kvtile.transformers._prompts import Prompt, prompts_of
 
-# How the next token is chosen, when to stop and what to return: KV is a function of the tokens, whichever they are.
+# Sampling, stopping and return options: KV is a function of the tokens, however they are chosen.
 NO_MATTER = frozenset(
     """
     max_length max_new_tokens min_length min_new_tokens early_stopping max_time stop_strings stopping_criteria tokenizer
@@ -30,16 +30,16 @@ NO_MATTER = frozenset(
     """.split()
 )
 
-# What the cache reads itself.
+# Options that the cache reads itself.
 INPUTS = frozenset({"input_ids", "attention_mask"})
 
-_SEVERAL = "a prompt then has several sequences, and the KV that is left belongs to no one of them"
-_DRAFTS = "drafted tokens are computed and taken back in a cache of its own"
+_SEVERAL = "a prompt then has several sequences, and the remaining KV belongs to none of them"
+_DRAFTS = "it computes and discards drafted tokens in a cache of its own"
 _MODE = "its decoding has a cache of its own"
-_NOT_TOKENS = "KV is then no function of the tokens alone"
-_WHOLE = "it returns what is computed of every token of the prompt"
+_NOT_TOKENS = "KV is then not a function of the tokens alone"
+_WHOLE = "it returns values of every token of the prompt"
 
-# Option: the values with which it means nothing, and why a request that has another is computed without the cache.
+# By option: the values that have no effect, and why a request with another value runs without the cache.
 WITHOUT: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((None, 1), _SEVERAL),
     "num_return_sequences": ((None, 1), _SEVERAL),
@@ -56,10 +56,10 @@ WITHOUT: Mapping[str, tuple[tuple[Any, ...], str]] = {
     "dola_layers": ((None,), _MODE),
     "custom_generate": ((None,), _MODE),
     "continuous_batching_config": ((None,), _MODE),
-    "use_cache": ((None, True), "it asks for no cache"),
-    "cache_implementation": ((None,), "it asks for a cache of another kind than DynamicCache"),
+    "use_cache": ((None, True), "it disables the cache"),
+    "cache_implementation": ((None,), "it selects another kind of cache than DynamicCache"),
     "past_key_values": ((None,), "it brings a cache of its own"),
-    "prefill_chunk_size": ((None,), "transformers computes all chunks of the prompt, whatever is in the cache"),
+    "prefill_chunk_size": ((None,), "transformers computes all chunks of the prompt, even those in the cache"),
     "token_healing": ((None, False), "it changes the tokens of the prompt"),
     "inputs": ((None,), "the tokens are input_ids"),
     "inputs_embeds": ((None,), _NOT_TOKENS),
@@ -72,7 +72,7 @@ WITHOUT: Mapping[str, tuple[tuple[Any, ...], str]] = {
 
 
 def value_of(name: str, model: Any, asked: Mapping[str, Any]) -> Any:
-    """What an option is: as it is asked for, in the ``generation_config`` of the request, or in that of the model."""
+    """The value of an option: from the request, its ``generation_config``, or the model's."""
     if name in asked:
         return asked[name]
     for config in (asked.get("generation_config"), model.generation_config):
@@ -83,7 +83,7 @@ def value_of(name: str, model: Any, asked: Mapping[str, Any]) -> Any:
 
 
 def padding_of(model: Any, asked: Mapping[str, Any]) -> int | None:
-    """The token that ``generate`` takes for padding where it gets no mask; None where it takes none for it."""
+    """The token that ``generate`` treats as padding without a mask; None if there is none."""
     padding = value_of("pad_token_id", model, asked)
     return None if padding is None or int(padding) in ends_of(model, asked) else int(padding)
 
@@ -98,14 +98,14 @@ def ends_of(model: Any, asked: Mapping[str, Any]) -> set[int]:
 
 
 def read_request(model: Any, asked: Mapping[str, Any]) -> list[Prompt] | tuple[str, str]:
-    """The prompts of a request; or of what kind one is that is computed without the cache, and why it is."""
+    """The prompts of a request; or, for a request that runs without the cache, its kind and the reason."""
     for name, (harmless, why) in WITHOUT.items():
         value = value_of(name, model, asked)
         if not any(_same(value, each) for each in harmless):
             return name, f"{name}: {why}"
     for name, value in asked.items():
         if value is not None and not (name in NO_MATTER or name in INPUTS or name in WITHOUT):
-            return name, f"{name}: it goes to the model, and what it does to KV is not known"
+            return name, f"{name}: it goes to the model, and its effect on KV is unknown"
     try:
         return prompts_of(asked, padding_of(model, asked))
     except RequestError as error:
@@ -113,5 +113,5 @@ def read_request(model: Any, asked: Mapping[str, Any]) -> list[Prompt] | tuple[s
 
 
 def _same(value: Any, harmless: Any) -> bool:
-    """Whether a value is a harmless one; values may be tensors and objects, which none is."""
+    """Whether a value is the harmless one. Values may be tensors and objects, which never are."""
     return value is harmless or (isinstance(value, (bool, int, float)) and harmless is not None and value == harmless)

@@ -1,6 +1,6 @@
-"""The prompts of a batch, read from what a tokenizer gives.
+"""The prompts of a batch, from the output of a tokenizer.
 
-This module knows token ids and masks. It knows neither models nor KV.
+This module knows token ids and masks, but neither models nor KV.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kvtile._errors import RequestError
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt of a batch: its tokens, which end with the batch, and the column where they start."""
+    """A prompt of a batch: its tokens, which end with the batch, and the column of the first one."""
 
     tokens: list[int]
     start: int
@@ -29,11 +29,11 @@ def prompts_of(inputs: Any, padding: int | None = None) -> list[Prompt]:
     """The prompts of a batch.
 
     Args:
-        inputs: token ids, or a mapping with ``input_ids`` and perhaps ``attention_mask``.
-        padding: the token that ``generate`` takes for padding where it gets no mask.
+        inputs: token ids, or a mapping with ``input_ids`` and optionally ``attention_mask``.
+        padding: the token that ``generate`` treats as padding without a mask.
 
     Raises:
-        RequestError: tokens or a mask that are not those of a batch that is padded on the left.
+        RequestError: the tokens or the mask are not those of a batch that is padded on the left.
     """
     mask = None
     if isinstance(inputs, Mapping):
@@ -53,15 +53,15 @@ def prompts_of(inputs: Any, padding: int | None = None) -> list[Prompt]:
         masks = _mask_lists(mask)
     if [len(seen) for seen in masks] != [len(tokens) for tokens in sequences]:
         raise RequestError(
-            f"the attention mask is not of the size of the inputs: {_size(masks)} for inputs of {_size(sequences)}"
+            f"the attention mask does not have the size of the inputs: {_size(masks)} for inputs of {_size(sequences)}"
         )
     prompts = []
     for tokens, seen in zip(sequences, masks, strict=True):
         start = next((at for at, value in enumerate(seen) if value), len(seen))
         if not all(seen[start:]):
             raise RequestError(
-                "the attention mask leaves out what is not before all tokens; pad on the left (padding_side), as "
-                "generate wants, and mask nothing else"
+                "the attention mask leaves out tokens after the first one; pad on the left (padding_side), as "
+                "generate requires, and mask nothing else"
             )
         prompts.append(Prompt(tokens[start:], start))
     if not prompts or not all(prompt.tokens for prompt in prompts):
@@ -70,9 +70,9 @@ def prompts_of(inputs: Any, padding: int | None = None) -> list[Prompt]:
 
 
 def token_lists(tokens: Any) -> list[list[int]]:
-    """Token ids, one list a sequence, all of a length."""
+    """Token ids, one list per sequence, all of the same length."""
     if isinstance(tokens, (str, bytes)):
-        raise RequestError(f"{type(tokens).__name__} are not token ids; give what the tokenizer makes of them")
+        raise RequestError(f"{type(tokens).__name__} are not token ids; give the output of the tokenizer")
     rows = tokens.tolist() if hasattr(tokens, "tolist") else list(tokens) if hasattr(tokens, "__iter__") else tokens
     if not isinstance(rows, list):
         raise RequestError(f"token ids are [prompts, tokens] or [tokens], and not {rows!r}")
@@ -88,7 +88,7 @@ def token_lists(tokens: Any) -> list[list[int]]:
 
 
 def end_of_answer(tokens: list[int], start: int, stop: int, ends: Collection[int]) -> int:
-    """Where an answer ends: those that are shorter than others of their batch are filled up."""
+    """The end of an answer: shorter answers of a batch are padded after it."""
     return next((at + 1 for at in range(start, stop) if tokens[at] in ends), stop)
 
 
@@ -101,7 +101,7 @@ def _mask_lists(mask: Any) -> list[list[int]]:
     if not all(isinstance(value, (int, float)) and value in (0, 1) for row in rows for value in row):
         raise RequestError(
             "an attention mask is [prompts, tokens] of 0 and 1; with a mask of more dimensions or other values KV is "
-            "no function of the tokens before it"
+            "not a function of the tokens before it"
         )
     return [[int(value) for value in row] for row in rows]
 

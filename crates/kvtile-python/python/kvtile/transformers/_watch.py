@@ -1,8 +1,8 @@
-"""Notices before each request whether a model is still the one that a cache was opened for.
+"""Checks before each request whether the model has changed since its cache was opened.
 
-The whole answer reads all weights. In between a mark is compared that takes some milliseconds at most: which modules there
-are, their numbers, where each tensor lies, how often torch has changed it, and some of its values. Where the mark is
-another, the whole is read again.
+The full check reads all weights. Between full checks, a cheap mark is compared, in a few milliseconds at most: the
+modules, their numbers, and for each tensor its address, its version counter and some of its values. If the mark
+differs, the full check runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SAMPLES = 8
 
 
 class ModelWatch:
-    """A model, held weakly, and the identity that it had."""
+    """A weak reference to a model, and the identity that it had at first."""
 
     def __init__(self, model: Any, identity_of: Callable[[Any], Identity]) -> None:
         self._model = weakref.ref(model)
@@ -35,18 +35,18 @@ class ModelWatch:
         self.identity = identity_of(model)
 
     def model(self) -> Any:
-        """The model. Raises IdentityError where nothing else keeps it any more."""
+        """The model. Raises IdentityError if it was garbage-collected."""
         model = self._model()
         if model is None:
-            raise IdentityError("the model of this cache is gone")
+            raise IdentityError("the model of this cache no longer exists")
         return model
 
     def check(self) -> Any:
-        """The model, as it was when the cache was opened.
+        """Returns the model after checking that it is unchanged.
 
         Raises:
-            IdentityError: its KV would be another now.
-            RequestError: it drops out or computes in another dtype at the moment.
+            IdentityError: a change would change its KV.
+            RequestError: dropout or autocast is active at the moment.
         """
         model = self.model()
         modules = _modules(model)
@@ -57,7 +57,7 @@ class ModelWatch:
         return model
 
     def _look_again(self, model: Any) -> None:
-        # The mark is taken first: what changes while the weights are read is seen by the next check.
+        # The mark is taken first, so the next check sees a change during the full check.
         mark = _Mark(_modules(model))
         try:
             difference = self.identity.difference(self._identity_of(model))
@@ -65,14 +65,14 @@ class ModelWatch:
             difference = str(error)
         if difference is not None:
             raise IdentityError(
-                f"the model has changed since this cache was opened, and its KV is another now: {difference}. Make a new "
+                f"the model has changed since this cache was opened, and so has its KV: {difference}. Make a new "
                 "PrefixCache for it, or change it back"
             )
         self._mark = mark
 
 
 class _Mark:
-    """What a model looks like from outside, without reading all of it. It keeps nothing of the model alive."""
+    """A cheap summary of a model's state. It keeps nothing of the model alive."""
 
     def __init__(self, modules: list[Any]) -> None:
         self._attributes = [_Attributes(module) for module in modules]
@@ -97,7 +97,7 @@ class _Mark:
 
 
 class _Attributes:
-    """The class of a module, how many attributes and hooks it has, and the numbers and words among them."""
+    """The class of a module, its numbers of attributes and hooks, and its plain values."""
 
     def __init__(self, module: Any) -> None:
         attributes = vars(module)
@@ -116,7 +116,7 @@ class _Attributes:
 
 
 def _modules(model: Any) -> list[Any]:
-    """All modules in an order of their own; faster than model.modules()."""
+    """All modules, in a fixed order; faster than model.modules()."""
     found, waiting, seen = [], [model], set()
     while waiting:
         module = waiting.pop()
@@ -128,7 +128,8 @@ def _modules(model: Any) -> list[Any]:
 
 
 def _configs(modules: list[Any]) -> list[dict[str, Any]]:
-    """What the distinct configs of modules say. They compare equal where their attention is another, so their fields do."""
+    """The fields of the modules' distinct configs. Configs that differ only in attention compare equal; their fields do
+    not."""
     found: dict[int, Any] = {}
     for module in modules:
         config = vars(module).get("config")
@@ -144,7 +145,7 @@ def _fields(config: Any) -> dict[str, Any]:
 
 
 def _tensors_of(modules: list[Any], loose: list[tuple[int, str]]) -> list[Any]:
-    """Where tensors lie and how often they changed; some of their values."""
+    """Addresses, version counters and sample values of the tensors."""
     found: list[Any] = []
     tensors = [
         tensor
@@ -170,7 +171,7 @@ _PLAIN = {torch.Tensor, torch.nn.Parameter}
 
 
 def _sample(tensor: Any) -> list[Any]:
-    """Values of a tensor at even distances; one by one, as torch would share even these among threads."""
+    """Equally spaced values of a tensor, converted one by one: torch would start threads even for these few."""
     count = tensor.numel()
     if count <= _SAMPLES or not tensor.is_contiguous():
         return list(tensor.reshape(-1)[:: max(1, count // _SAMPLES)].tolist())

@@ -1,6 +1,6 @@
-"""vLLM keeps its KV in kvtile: in host memory and on disk, over restarts, for CPUs without a GPU too.
+"""A vLLM connector: keeps KV in host memory and on disk, across restarts, also on machines without a GPU.
 
-``KvtileConnector`` is loaded by vLLM itself::
+vLLM itself loads ``KvtileConnector``::
 
     from vllm import LLM
     from vllm.config import KVTransferConfig
@@ -15,7 +15,7 @@
         ),
     )
 
-Importing this module imports vLLM. What it can be told is in :class:`kvtile.vllm.Settings`.
+Importing this module imports vLLM. :class:`kvtile.vllm.Settings` documents the settings.
 """
 
 from kvtile.vllm._connector import KvtileConnector

@@ -1,8 +1,8 @@
-"""Adapters (LoRA) by what is in their files, and which of these vLLM has loaded.
+"""Identifies adapters (LoRA) by their files' contents, and tracks which ones vLLM has loaded.
 
-The scheduler reads the files of a request's adapter when the request comes; each worker notes the digest of the files
-that vLLM loads, when it loads them. Where the two differ, because the files were written again meanwhile, the worker
-neither loads nor stores blocks.
+The scheduler reads the files of an adapter when a request for it arrives. Each worker records the digest of the files
+that vLLM loads. If the files are overwritten in between, the digests differ, and the worker neither loads nor stores
+blocks.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from weakref import WeakKeyDictionary
 
 from kvtile.vllm._weights import digest_of_files
 
-# Those that vLLM reads (vllm/lora/lora_model.py, peft_helper.py), in its order: the first of the weights counts.
+# The files that vLLM reads (vllm/lora/lora_model.py, peft_helper.py), in its order; only the first weights file counts.
 _CONFIG = "adapter_config.json"
 _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapter_model.pt")
 
-# What a file is by everything but its bytes.
+# The metadata of files, without their bytes.
 Signature = tuple[tuple[str, int, int, int, int, int], ...]
-# The number that vLLM knows an adapter by, and the digest of its files.
+# vLLM's number of an adapter, and the digest of its files.
 Adapter = tuple[int, bytes]
 
 
 def folder_of(path: str) -> Path | None:
-    """Where vLLM reads an adapter from (vllm/lora/utils.py:get_adapter_absolute_path); None for one that is not on this
-    machine yet."""
+    """The folder from which vLLM reads an adapter (vllm/lora/utils.py:get_adapter_absolute_path); None if it is not on
+    this machine yet."""
     expanded = Path(os.path.expanduser(path))
     if expanded.is_dir():
         return expanded.absolute()
@@ -50,19 +50,20 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _signature(files: list[Path]) -> Signature:
-    """Raises OSError for files that are not there."""
+    """Raises OSError if a file is missing."""
     stats = [(file.name, file.stat()) for file in files]
     return tuple((name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats)
 
 
 @dataclass
 class Digests:
-    """Digests of adapters' files, read again when the files are others."""
+    """Digests of adapters' files, computed again when the files change."""
 
     _known: dict[Path, tuple[Signature, bytes]] = field(default_factory=dict)
 
     def of(self, request: Any) -> bytes | None:
-        """That of a LoRARequest's files as they are now; None where they cannot be read whole."""
+        """The digest of a LoRARequest's files as they are now; None if they cannot be read, or change during the
+        read."""
         try:
             folder = folder_of(request.lora_path)
             files = _files(folder) if folder is not None else []
@@ -82,13 +83,13 @@ class Digests:
 
     @staticmethod
     def _with_form(request: Any, digest: bytes) -> bytes:
-        """The same file is read in two ways (LoRARequest.is_3d_lora_weight)."""
+        """Adds the form of the weights, because vLLM reads one file in two ways (LoRARequest.is_3d_lora_weight)."""
         form = b"\1" if getattr(request, "is_3d_lora_weight", False) else b"\0"
         return hashlib.blake2b(digest + form, digest_size=16).digest()
 
 
 class LoadedAdapters:
-    """What vLLM's workers in this process have loaded, by their managers and numbers."""
+    """The adapters that vLLM's workers in this process have loaded, by manager and number."""
 
     def __init__(self) -> None:
         self._lock = Lock()
@@ -97,7 +98,7 @@ class LoadedAdapters:
         self._watching = False
 
     def watch(self) -> None:
-        """Notes from now on what vLLM loads. Before this, nothing may have been loaded."""
+        """Starts to record the adapters that vLLM loads. Call it before the first one."""
         from vllm.lora.worker_manager import WorkerLoRAManager
 
         with self._lock:
@@ -109,10 +110,10 @@ class LoadedAdapters:
 
         def noting(manager: Any, request: Any) -> Any:
             before = loaded._digests.of(request)
-            # What is loaded now is not what was, even if this fails.
+            # The previous adapter is replaced, even if this load fails.
             loaded.note(manager, request.lora_int_id, None)
             adapter = load(manager, request)
-            # The same before and after: what was read in between.
+            # Equal digests before and after the load are those of the loaded files.
             same = before is not None and before == loaded._digests.of(request)
             loaded.note(manager, request.lora_int_id, before if same else None)
             return adapter
@@ -120,22 +121,22 @@ class LoadedAdapters:
         WorkerLoRAManager._load_adapter = noting
 
     def note(self, manager: Any, number: int, digest: bytes | None) -> None:
-        """An adapter has been loaded; None for files that are not known."""
+        """Records a loaded adapter; None for unknown files."""
         with self._lock:
             self._managers.setdefault(manager, {})[number] = digest
 
     def may_be(self, adapter: Adapter) -> bool:
-        """Whether vLLM has no other one under this number; it may have none yet."""
+        """Whether vLLM has this adapter, or none, under this number."""
         number, digest = adapter
         with self._lock:
             return all(found.get(number, digest) == digest for found in self._managers.values())
 
     def is_loaded(self, adapter: Adapter) -> bool:
-        """Whether vLLM has this very one under this number."""
+        """Whether vLLM has exactly this adapter under this number."""
         with self._lock:
             found = any(adapter[0] in adapters for adapters in self._managers.values())
         return found and self.may_be(adapter)
 
 
 LOADED = LoadedAdapters()
-"""vLLM's managers of adapters are found by none but themselves, so there is one for the process."""
+"""One per process, because vLLM's adapter managers cannot be reached from a worker's connector."""

@@ -1,7 +1,7 @@
-"""Digests of what a request brings beside its tokens: images and the like, and embeddings.
+"""Digests of a request's inputs besides its tokens: images and other media, and embeddings.
 
-vLLM's own identifiers of them are not taken: a client may give one, an image may name itself in its metadata, and
-without caches vLLM numbers them by request.
+vLLM's own identifiers are not used: a client may set them, an image may carry one in its metadata, and without caches
+vLLM numbers the inputs per request.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _SIZE = 16
 
 
 def digest_of_feature(feature: Any) -> bytes | None:
-    """Of an item as the model gets it, after processing; None where it is not known in this process."""
+    """The digest of an item after processing, as the model receives it; None if its data is not in this process."""
     if feature.data is None:
         return None
     digest = hashlib.blake2b(digest_size=_SIZE)
@@ -32,7 +32,7 @@ def digest_of_feature(feature: Any) -> bytes | None:
 
 
 def digest_of_embeddings(rows: torch.Tensor, mask: list[bool] | None) -> bytes:
-    """Of the embeddings of one block, and which of its positions are tokens nevertheless."""
+    """The digest of the embeddings of one block, and of the mask of positions that are tokens."""
     digest = hashlib.blake2b(digest_size=_SIZE)
     _add(digest, rows)
     _add(digest, mask)
@@ -40,11 +40,11 @@ def digest_of_embeddings(rows: torch.Tensor, mask: list[bool] | None) -> bytes:
 
 
 class _UnknownContentError(Exception):
-    """A value of a kind whose bytes are not known."""
+    """A value of an unsupported type."""
 
 
 def _add(digest: Any, value: Any) -> None:
-    """Adds a value, with its kind and size before it, so that no two values are one."""
+    """Adds a value with a prefix of its type and size, so that different values never encode equally."""
     if value is None:
         digest.update(b"n")
     elif isinstance(value, Mapping):
@@ -76,7 +76,7 @@ def _add_tensor(digest: Any, tensor: torch.Tensor) -> None:
 
     text = f"{tensor.dtype}{tuple(tensor.shape)}".encode()
     digest.update(b"t%d:" % len(text) + text)
-    # Without elements a tensor cannot be viewed as bytes.
+    # An empty tensor cannot be viewed as bytes.
     if tensor.numel():
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)

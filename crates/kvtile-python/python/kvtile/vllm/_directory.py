@@ -1,7 +1,7 @@
-"""What the scheduler knows of the workers' caches: which blocks are in which tier.
+"""The scheduler's view of the workers' caches: which blocks are in which tier.
 
-It is told with every step, and may be a little behind. A block that is gone meanwhile is computed; one that is not known
-yet is a miss.
+Each step updates it, so it may lag. If a block was evicted since the last update, its load fails and vLLM recomputes
+it. A block that the directory does not list yet is a miss.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Directory:
         self.apply(changes)
 
     def apply(self, changes: Iterable[Change]) -> None:
-        """Takes note of what happened, in its order."""
+        """Applies changes in order."""
         for kind, tier, key, _ in changes:
             blocks = self._tiers[tier]
             if kind == "stored":
@@ -33,7 +33,7 @@ class Directory:
                 blocks.clear()
 
     def clear(self) -> None:
-        """Knows nothing any more."""
+        """Removes all blocks."""
         for blocks in self._tiers.values():
             blocks.clear()
 
@@ -43,9 +43,9 @@ class Directory:
 
 
 def leading_tiers(directories: Mapping[int, Directory], keys: Keys) -> list[str]:
-    """Of the leading blocks that all workers have: the slowest of the tiers that they are in.
+    """The tiers of the leading blocks that all workers have; for each block, the slowest tier of all workers.
 
-    ``directories`` and ``keys`` are by rank; what one rank has and another has not is not there.
+    ``directories`` and ``keys`` are by rank. A block that one rank lacks counts as missing.
     """
     found: list[str] = []
     for block in zip(*(keys[rank] for rank in directories), strict=True):

@@ -1,4 +1,4 @@
-"""What happened in kvtile's tiers, in the words of vLLM's events."""
+"""Converts changes of kvtile's tiers to vLLM's events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MEDIUM = {"host": "kvtile:host", "disk": "kvtile:disk"}
 
 
 def events_of(changes: Iterable[Change], page_size: int) -> Iterator[KVCacheEvent]:
-    """Hashes are kvtile's keys; the tokens are not known any more."""
+    """The events of changes. Their hashes are kvtile's keys; token ids are not available."""
     for kind, tier, key, parent in changes:
         if kind == "stored":
             yield BlockStored(

@@ -1,4 +1,4 @@
-"""What an engine's options make of its KV: parts of the identity, and reasons to refuse. ``_options`` says of which."""
+"""How an engine's options affect KV: entries of the identity, and refusals. ``_options`` classifies the options."""
 
 from __future__ import annotations
 
@@ -15,44 +15,44 @@ from kvtile.vllm._options import ENVIRONMENT, OPTIONS, Effect
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
-# Values of an identity are short; a longer one has its digest there.
+# Longer values are replaced by a digest, because the values of an identity are short.
 _LONGEST = 500
-# Loaders that read the files of the model's folder, or of its commit.
+# Loaders that read only the model's folder, or its commit.
 _FROM_FILES = ("auto", "hf", "safetensors", "pt", "npcache", "fastsafetensors", "instanttensor", "runai_streamer", "mistral")
 _DRAFTERS = ("ngram", "ngram_gpu", "suffix", "medusa", "mlp_speculator")
 
-# Of each option that may be refused: the values that are not, and why others are.
+# For each option that may be refused: the allowed values, and why others are refused.
 _ALLOWED: dict[tuple[str, str], tuple[tuple[Any, ...], str]] = {
     ("ParallelConfig", "pipeline_parallel_size"): ((1,), "pipeline parallelism is not supported yet; tensor parallelism is"),
     ("ParallelConfig", "prefill_context_parallel_size"): ((1,), "prefill context parallelism is not supported yet; tensor parallelism is"),
     ("ParallelConfig", "decode_context_parallel_size"): ((1,), "decode context parallelism is not supported yet; tensor parallelism is"),
-    ("VllmConfig", "diffusion_config"): ((None,), "tokens of a canvas see those after them, so KV is no function of its prefix"),
+    ("VllmConfig", "diffusion_config"): ((None,), "tokens of a canvas attend to later ones, so KV is not a function of its prefix"),
     ("VllmConfig", "weight_transfer_config"): (
-        (None,), "weights that are replaced in a running engine are in no identity; run this engine without kvtile",
+        (None,), "the identity does not cover weights that are replaced in a running engine; run this engine without kvtile",
     ),
     ("ModelConfig", "enable_sleep_mode"): (
-        (False,), "an engine that sleeps gives up the memory that kvtile reads, and may wake with other weights",
+        (False,), "a sleeping engine frees the memory that kvtile reads, and may wake with other weights",
     ),
     ("SchedulerConfig", "async_scheduling"): (
-        (False, None), "a step would begin before it is known what the last one could not load; switch it off",
+        (False, None), "a step would begin before the failed loads of the last one are known; switch it off",
     ),
-    ("AttentionConfig", "use_non_causal"): ((False,), "a token would see those after it, so KV is no function of its prefix"),
-    ("MultiModalConfig", "mm_encoder_attn_dtype"): ((None,), "its scales follow what the encoder has seen before"),
+    ("AttentionConfig", "use_non_causal"): ((False,), "a token would attend to later ones, so KV is not a function of its prefix"),
+    ("MultiModalConfig", "mm_encoder_attn_dtype"): ((None,), "its scales depend on the encoder's earlier inputs"),
     ("SpeculativeConfig", "method"): (
         _DRAFTERS, f"KV of a drafter depends on the token after it; {', '.join(_DRAFTERS)} have none",
     ),
 }
-# The same of where the weights come from: the setting ``revision`` says it instead.
+# The same for the source of the weights, unless the setting ``revision`` identifies them.
 _ALLOWED_WITHOUT_REVISION: dict[tuple[str, str], tuple[tuple[Any, ...], str]] = {
-    ("ModelConfig", "model_weights"): (("",), "the weights lie in an object store"),
+    ("ModelConfig", "model_weights"): (("",), "the weights are in an object store"),
     ("LoadConfig", "load_format"): (_FROM_FILES, "the weights do not come from the model's own files"),
-    ("LoadConfig", "model_loader_extra_config"): ((), "the loader may take the weights from elsewhere"),
+    ("LoadConfig", "model_loader_extra_config"): ((), "the loader may take the weights from another source"),
 }
 _HARMLESS_LOADER_KEYS = {"enable_multithread_load", "num_threads", "concurrency", "memory_limit", "distributed"}
 
 
 def refuse_options(config: VllmConfig, revision: str | None, environment: Mapping[str, str]) -> None:
-    """Raises SettingsError, in one sentence, for options with which KV would not be what its key says.
+    """Raises SettingsError, with one sentence, for options under which KV would not match its key.
 
     ``revision`` is the connector's own setting, with which a user vouches for the weights.
     """
@@ -76,15 +76,15 @@ def _refuse_unknown_weights(name: str, field: str, value: Any) -> None:
     harmless = isinstance(value, Mapping) and set(value) <= _HARMLESS_LOADER_KEYS
     if value not in allowed and not harmless:
         raise SettingsError(
-            f"kvtile.vllm: {field} of {text_of(value)}: {why}, so which ones they are is not known; "
-            'say it as "revision" in kv_connector_extra_config'
+            f"kvtile.vllm: {field} of {text_of(value)}: {why}, so kvtile cannot identify them; "
+            'give "revision" in kv_connector_extra_config'
         )
 
 
 def extras_of(config: VllmConfig, environment: Mapping[str, str]) -> dict[str, str]:
-    """What KV depends on beside the weights, the config and the shape: the options that are not at their defaults.
+    """Identity entries besides weights, config and shape: the options that affect KV and are not at their defaults.
 
-    Options that are not in the table belong to a later vLLM and count as if KV depended on them.
+    Options that are not in the table belong to a later vLLM; KV is assumed to depend on them.
     """
     found: dict[str, str] = {}
     for name, part in configs(config):
@@ -105,17 +105,17 @@ def extras_of(config: VllmConfig, environment: Mapping[str, str]) -> dict[str, s
 
 
 def _from_model(config: VllmConfig) -> dict[str, str]:
-    """What no single option says."""
+    """Identity entries that depend on several options."""
     model, found = config.model_config, {}
     if callable(model.hf_overrides) or model.hf_config_path:
-        # Neither a function nor a path says what it makes of the config.
+        # Neither a function nor a path identifies the resulting config, so the identity contains the config's digest.
         found["vllm.hf_config"] = _digest(text_of(_plain(model.hf_config.to_dict())))
     quantised = getattr(model.hf_config, "quantization_config", None)
     if quantised and model.hf_config is not model.hf_text_config:
-        # The text's own config does not have it.
+        # The text's own config lacks it.
         found["vllm.hf_config.quantization_config"] = _short(text_of(quantised))
     if _is_quantised(config.cache_config.cache_dtype):
-        # What the cache rounds was computed in this type.
+        # A quantised cache rounds values that were computed in this dtype.
         found["vllm.ModelConfig.dtype"] = text_of(model.dtype)
     if config.load_config.load_format == "dummy":
         found["vllm.ModelConfig.seed"] = text_of(model.seed)
@@ -131,7 +131,7 @@ def _is_quantised(cache_dtype: str) -> bool:
 
 
 def _says_nothing(config: VllmConfig, name: str, field: str, value: Any) -> bool:
-    """Whether a value that is not the default means what the default does, or what the shape says."""
+    """Whether a non-default value is equivalent to the default, or is covered by the shape."""
     if (name, field) == ("CacheConfig", "cache_dtype"):
         return not _is_quantised(str(value))
     if (name, field) == ("LoRAConfig", "lora_dtype"):
@@ -142,7 +142,7 @@ def _says_nothing(config: VllmConfig, name: str, field: str, value: Any) -> bool
 
 
 def configs(config: Any) -> Iterator[tuple[str, Any]]:
-    """A config and those in it, by the names of their classes; parts that are not in the table are found as well."""
+    """A config and its nested configs, by class name; includes nested configs that are not in the table."""
     name = type(config).__name__
     yield name, config
     for field in dataclasses.fields(config):
@@ -153,17 +153,17 @@ def configs(config: Any) -> Iterator[tuple[str, Any]]:
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """A field's default, as the class gives it; MISSING for none."""
+    """A field's default, as its class gives it; MISSING if there is none."""
     if field.default_factory is not dataclasses.MISSING:
         return field.default_factory()
     default = field.default
-    # pydantic keeps it in a description of the field.
+    # pydantic wraps the default in a field description.
     described = getattr(default, "get_default", None)
     return described(call_default_factory=True) if described is not None else default
 
 
 def text_of(value: Any) -> str:
-    """A value in a form that is the same in every process."""
+    """A canonical text of a value, the same in every process."""
     return json.dumps(_jsonable(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
@@ -185,7 +185,7 @@ def _jsonable(value: Any) -> Any:
     if hasattr(value, "model_dump"):
         return _jsonable(value.model_dump())
     shown = str(value)
-    # The address of an object is another one in every process.
+    # Text with an object's address differs between processes.
     return f"{type(value).__module__}.{type(value).__qualname__}" if " at 0x" in shown else shown
 
 

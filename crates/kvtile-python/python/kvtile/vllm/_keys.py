@@ -1,4 +1,4 @@
-"""The keys of a request's blocks: from its tokens, and from what they stand for."""
+"""The keys of a request's blocks: from its tokens, and from the content of placeholder tokens."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 class RequestKeys:
     """The keys of one request's full blocks, by rank.
 
-    A block depends on what overlaps it, and by its parent's key on everything before: an adapter and a salt from the
-    start, an image from where it begins. From content that is not known on there are no keys.
+    A block depends on the content that overlaps it, and through its parent's key on everything before. Adapter and salt
+    count from the start, an image from its first token. There are no keys from the first unknown content on.
     """
 
     def __init__(self, request: Request, hashers: Mapping[int, TokenHasher], common: list[bytes]) -> None:
-        """``common`` is what all blocks depend on, beside the salt."""
+        """``common``: the extra keys of all blocks, besides the salt."""
         self._request = request
         self._hashers = dict(hashers)
         self._common = [*common, *([b"salt:" + request.cache_salt.encode()] if request.cache_salt else [])]
-        # Content is marked once; a session gets more of it.
+        # Content is digested once; a session may add more.
         self._contents: list[bytes | None] = []
         self._page_size = next(iter(self._hashers.values())).page_size
         self._make()
@@ -66,8 +66,8 @@ class RequestKeys:
         self.limit = block if self.limit is None else min(self.limit, block)
 
     def follow(self) -> int | None:
-        """After a session got new input, which may replace its last tokens: how many leading blocks are as before; None
-        where nothing has changed."""
+        """Updates the keys after a session's new input, which may replace its last tokens. Returns how many leading
+        blocks are unchanged; None if nothing has changed."""
         request = self._request
         old = next(iter(self._sequences.values()))
         tokens = list(request.all_token_ids[: len(old)])
@@ -83,7 +83,7 @@ class RequestKeys:
         return min(same)
 
     def of(self, blocks: int) -> Keys:
-        """The keys of the leading blocks, as far as they are known."""
+        """The keys of the leading blocks, up to the first unknown content."""
         if self.limit is not None:
             blocks = min(blocks, self.limit)
         tokens = self._request.all_token_ids

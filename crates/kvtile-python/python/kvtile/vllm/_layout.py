@@ -1,4 +1,4 @@
-"""How vLLM's KV lies in memory, and what it means: from the tensors that it reports, the backend and its options."""
+"""The layout and identity of vLLM's KV, from its tensors, the backend and the options."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm.kvtile")
 
-# Instruction sets of the CPU backend of which the order of elements was checked.
+# Dtypes and instruction sets of the CPU backend whose element order was verified.
 _CHECKED = {("float32", "vec"), ("float32", "vec16"), ("bfloat16", "vec"), ("bfloat16", "vec16")}
 
 
 def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None, settings: Settings) -> None:
-    """Raises SettingsError, in one sentence, for engines whose KV this connector cannot keep."""
+    """Raises SettingsError, with one sentence, for engines whose KV this connector cannot keep."""
     refuse_options(config, settings.revision, os.environ)
     if kv is None:
-        raise SettingsError("kvtile.vllm: this vLLM does not tell its connectors of its KV cache (kv_cache_config)")
+        raise SettingsError("kvtile.vllm: this vLLM gives its connectors no KV cache config (kv_cache_config)")
     groups = kv.kv_cache_groups
     if len(groups) != 1:
         raise SettingsError(
@@ -51,11 +51,11 @@ def refuse_what_is_not_supported(config: VllmConfig, kv: KVCacheConfig | None, s
 def layout_and_identity(
     config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings, rank: Rank
 ) -> tuple[Layout, Identity]:
-    """The layout over vLLM's tensors, and what they mean: all layers, and those heads that the rank has.
+    """The layout over vLLM's tensors, and the identity of its blocks: all layers, and the heads of this rank.
 
-    Where the order of the elements inside a block is known, blocks are what the model's config says of them,
-    and another engine's layout can read them. Where it is not, a block is opaque: it is moved whole, and its
-    identity has the backend and its instruction set.
+    If the element order inside a block is known, the identity follows from the model's config, and engines with other
+    layouts can read the blocks. Otherwise a block is opaque: it is copied as a whole, and its identity contains the
+    backend and its instruction set.
     """
     tensors = [caches[name] for name in in_order(caches)]
     first = tensors[0]
@@ -76,8 +76,8 @@ def layout_and_identity(
         layout = Layout.preset(f"vllm:LBHNC/cpu/{dtype}/{isa}", shape=shape, tensors=tensors)
         return layout, _identity(config, settings, layout, dtype, rank)
     logger.warning(
-        "the order of elements of vLLM's KV is not known for %s, instruction set %s, shape %s: blocks are kept whole, "
-        "for this very backend",
+        "the element order of vLLM's KV is not known for %s, instruction set %s, shape %s: blocks are kept whole, "
+        "for this backend only",
         dtype,
         isa,
         tuple(first.shape),
@@ -89,10 +89,10 @@ def layout_and_identity(
 
 
 def _identity(config: VllmConfig, settings: Settings, layout: Layout, dtype: str, rank: Rank) -> Identity:
-    """What blocks mean whose order is known: what the model's config says, and the options that change KV."""
+    """The identity of blocks with known element order: from the model's config, and the options that change KV."""
     model = config.model_config
     hf, limit = model.hf_text_config, model.max_model_len
-    # vLLM has said that the attention is full; of types that kvtile does not know, all of the config counts.
+    # vLLM has reported full attention already; for model types that kvtile does not know, the whole config counts.
     if not Config(hf, known=False).listed:
         return _identity_by_fields(config, settings, layout, {})
     return identity_of(
@@ -104,7 +104,7 @@ def _identity(config: VllmConfig, settings: Settings, layout: Layout, dtype: str
 def _identity_by_fields(
     config: VllmConfig, settings: Settings, layout: Layout, extra: Mapping[str, str]
 ) -> Identity:
-    """The same where the shape does not say all, or the model's type is not known."""
+    """The identity if the shape is opaque, or the model type is unknown: all config fields count."""
     model = config.model_config
     fields = kv_fields(model.hf_text_config, max_model_len=model.max_model_len, known=False)
     return Identity(
@@ -118,7 +118,7 @@ def _name(config: VllmConfig, settings: Settings) -> str:
 
 
 def _opaque(tensors: list[torch.Tensor], page_size: int, isa: str) -> tuple[Layout, dict[str, str]]:
-    """Blocks that are moved whole, and what their values depend on."""
+    """The layout of opaque blocks, and the extra entries of their identity."""
     import torch
 
     first = tensors[0]
@@ -135,19 +135,19 @@ def _opaque(tensors: list[torch.Tensor], page_size: int, isa: str) -> tuple[Layo
 
 
 def in_order(caches: Mapping[str, torch.Tensor]) -> list[str]:
-    """The names of the layers from the first to the last; vLLM orders them as text."""
+    """The layer names from first to last; vLLM sorts them as text."""
     return sorted(caches, key=_layer)
 
 
 def _layer(name: str) -> int:
     numbers = [int(part) for part in name.split(".") if part.isdigit()]
     if len(numbers) != 1:
-        raise LayoutError(f"vLLM's KV tensor {name!r} does not say which layer it is of")
+        raise LayoutError(f"vLLM's KV tensor {name!r} does not name its layer by one number")
     return numbers[0]
 
 
 def _instruction_set(config: VllmConfig, tensor: torch.Tensor, page_size: int) -> str:
-    """That of the attention backend, as it chooses it itself."""
+    """The instruction set that the attention backend selects for itself."""
     from vllm.v1.attention.backends import cpu_attn
 
     cache_dtype = config.cache_config.cache_dtype

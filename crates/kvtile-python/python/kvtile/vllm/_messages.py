@@ -1,5 +1,5 @@
-"""What the two sides of a connector tell each other. They may be in different processes, and there is one worker
-a rank.
+"""The messages between the two sides of a connector. The sides may be in different processes, and there is one worker
+per rank.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from kvtile._errors import InternalError
 
-# The keys of blocks by rank: each rank keeps its own heads of a block, under a key that says so.
+# Block keys by rank: each rank keeps its own heads of a block, under a key that depends on its shard.
 Keys = dict[int, list[bytes]]
-# What happened ("stored", "removed", "cleared"), in which tier, to which block, and which one is before it.
+# A change: its kind ("stored", "removed", "cleared"), the tier, the block's key, and its parent's key.
 Change = tuple[str, str, bytes, "bytes | None"]
 
 
 @dataclass
 class LoadOrder:
-    """Blocks that vLLM has made room for: those of a request from its block ``first`` on.
+    """Loads blocks that vLLM has allocated: those of a request from its block ``first`` on.
 
-    ``keys`` are those of the request from its first block to the last one that is loaded.
+    ``keys`` are the request's keys from its first block to the last block to load.
     """
 
     request: str
     keys: Keys
     first: int
     blocks: list[int]
-    # Whether the step that loads them also computes with them, layer by layer.
+    # Whether the step that loads the blocks also computes with them, layer by layer.
     in_step: bool
     adapter: tuple[int, bytes] | None = None
 
 
 @dataclass
 class StoreOrder:
-    """Blocks that are full after this step; ``keys`` are those of the request from its first block on."""
+    """Stores blocks that are full after this step; ``keys`` are the request's keys from its first block on."""
 
     request: str
     keys: Keys
@@ -49,24 +49,24 @@ class StoreOrder:
 
 @dataclass
 class Orders(KVConnectorMetadata):  # type: ignore[misc]
-    """What the scheduler tells the workers for one step."""
+    """The scheduler's orders to the workers for one step."""
 
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
-    # Prefixes that requests use and vLLM has itself; what is used is kept longer.
+    # Prefixes in use that vLLM has itself; a use makes kvtile keep them longer.
     uses: list[Keys] = field(default_factory=list)
     preempted: set[str] = field(default_factory=set)
-    # Requests that have ended and whose blocks vLLM keeps until their stores have ended.
+    # Ended requests whose blocks vLLM keeps until their stores complete.
     held: set[str] = field(default_factory=set)
-    # Everything is to be forgotten first.
+    # Whether to remove all blocks first.
     clear: bool = False
-    # Whether nothing is computed in this step.
+    # Whether the step computes nothing.
     idle: bool = False
 
 
 @dataclass
 class Hello(KVConnectorHandshakeMetadata):  # type: ignore[misc]
-    """What a worker says when it has opened its cache: what its blocks mean, and which ones it has."""
+    """A worker's message after opening its cache: the identity of its blocks, and the blocks that it has."""
 
     identity: str
     changes: list[Change]
@@ -74,29 +74,29 @@ class Hello(KVConnectorHandshakeMetadata):  # type: ignore[misc]
 
 @dataclass
 class RankReport:
-    """What happened at one worker since its last report."""
+    """The events at one worker since its last report."""
 
     changes: list[Change] = field(default_factory=list)
-    # How many of a request's stores have ended.
+    # The number of completed stores by request.
     ended: dict[str, int] = field(default_factory=dict)
-    # From which block on a request is to be stored again.
+    # By request, the first block to store again.
     store_from: dict[str, int] = field(default_factory=dict)
-    # Requests of which blocks found no room.
+    # Requests with blocks that were dropped for lack of room.
     without_room: set[str] = field(default_factory=set)
     # Whether attention waits for its layers.
     loads_in_step: bool = True
-    # Seconds that the disk takes for a block, once it has given some.
+    # Seconds that the disk takes to read a block; None before the first read.
     disk_seconds: float | None = None
 
 
 @dataclass
 class Report(KVConnectorWorkerMetadata):  # type: ignore[misc]
-    """What happened at all workers, by rank."""
+    """The reports of all workers, by rank."""
 
     ranks: dict[int, RankReport]
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
-        """With what happened at other workers."""
+        """Merges the reports of other workers."""
         if not isinstance(other, Report):
             raise InternalError(f"kvtile.vllm: {type(other).__name__} is not the report of this connector")
         return Report(self.ranks | other.ranks)

@@ -1,8 +1,8 @@
-"""Which of vLLM's options change KV, one by one: data, and nothing else.
+"""Classifies each of vLLM's options by its effect on KV. This module is data only.
 
-``OPTIONS`` has every field of every config that an engine of vLLM 0.32 has, by what the connector does about it. A field
-that it does not have is one of a later vLLM: it becomes a part of the identity as soon as it is not at its default.
-Sources are the fields' own descriptions in ``vllm/config`` and, where they do not say it, the code that reads them.
+``OPTIONS`` lists every field of every config of an engine of vLLM 0.32, by how the connector treats it. A field that is
+not listed belongs to a later vLLM: it becomes a part of the identity unless it is at its default. Sources are the
+fields' own descriptions in ``vllm/config`` and, where these are silent, the code that reads them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Effect(Enum):
-    """What the connector does about an option."""
+    """How the connector treats an option."""
 
     IDENTITY = "part of the identity, unless it is at its default"
     COVERED = "the identity has what it stands for: digest or commit of the weights, fields of the config, shape, rank"
@@ -35,9 +35,9 @@ OPTIONS: dict[str, dict[str, Effect]] = {
                 profiler_config kv_transfer_config kv_events_config ec_transfer_config ec_manager_config
                 reasoning_config watermark_config""",
             Effect.IDENTITY: "additional_config",
-            # The quantisation that model_config names, made ready.
+            # The prepared form of the quantisation that model_config names.
             Effect.COVERED: "quant_config",
-            # A canvas attends to itself in both directions; weights are replaced under the cache.
+            # A canvas attends in both directions; weight transfer replaces the weights under the cache.
             Effect.REFUSED: "diffusion_config weight_transfer_config",
             Effect.NOTHING: "instance_id optimization_level performance_mode shutdown_timeout",
         },
@@ -60,7 +60,7 @@ OPTIONS: dict[str, dict[str, Effect]] = {
         "CacheConfig": {
             Effect.IDENTITY: "cache_dtype kv_cache_dtype_skip_layers kv_sharing_fast_prefill swa_bounded_replay",
             Effect.COVERED: "block_size kv_cache_layout sliding_window",
-            # Those of states are for models that are refused: their KV is of several groups.
+            # The state options are for models that are refused, because their KV has several groups.
             Effect.NOTHING: """user_specified_block_size prefix_match_unit gpu_memory_utilization is_attention_free
                 num_gpu_blocks_override enable_prefix_caching prefix_caching_hash_algo prefix_cache_retention_interval
                 mamba_page_size_padded skip_page_size_padded mamba_block_size mamba_cache_dtype mamba_ssm_cache_dtype
@@ -90,7 +90,7 @@ OPTIONS: dict[str, dict[str, Effect]] = {
                 _api_process_count _api_process_rank enable_fault_tolerance""",
         },
         "SchedulerConfig": {
-            # A step would begin before what the last one loaded is known to have come.
+            # A step would begin before the failed loads of the last one are known.
             Effect.REFUSED: "async_scheduling",
             Effect.COVERED: "runner_type",
             Effect.NOTHING: """max_num_batched_tokens max_num_scheduled_tokens max_num_seqs max_num_active_seqs
@@ -107,7 +107,7 @@ OPTIONS: dict[str, dict[str, Effect]] = {
         },
         "LoadConfig": {
             Effect.IDENTITY: "ignore_patterns",
-            # Where weights come from somewhere else than from the model's own files.
+            # The weights may come from another source than the model's own files.
             Effect.REFUSED: "load_format model_loader_extra_config",
             Effect.NOTHING: """download_dir safetensors_load_strategy safetensors_prefetch_num_threads
                 safetensors_prefetch_block_size device use_tqdm_on_load pt_load_map_location""",
@@ -115,7 +115,7 @@ OPTIONS: dict[str, dict[str, Effect]] = {
         "AttentionConfig": {
             Effect.IDENTITY: """disable_flashinfer_q_quantization use_prefill_query_quantization indexer_kv_dtype
                 indexer_sparse_logits""",
-            # A token would see those after it.
+            # A token would attend to later ones.
             Effect.REFUSED: "use_non_causal",
             Effect.PARTS: "hisparse_config",
             Effect.NOTHING: """backend minimax_m3_msa_decode_backend backend_per_kind flash_attn_version
@@ -125,7 +125,7 @@ OPTIONS: dict[str, dict[str, Effect]] = {
         },
         "MultiModalConfig": {
             Effect.IDENTITY: "mm_device_do_normalize video_pruning_rate video_pruning_method",
-            # Scales that follow what was seen before, or lie in a file of their own.
+            # Scales that depend on earlier inputs, or are in a separate file.
             Effect.REFUSED: "mm_encoder_attn_dtype",
             Effect.KEYS: """media_io_kwargs mm_processor_kwargs mm_processor_cache_gb mm_processor_cache_type
                 mm_hasher_algorithm enable_mm_embeds allow_missing_mm_embeddings""",
@@ -135,7 +135,7 @@ OPTIONS: dict[str, dict[str, Effect]] = {
                 mm_ipc_gpu_memory_gb""",
         },
         "SpeculativeConfig": {
-            # Drafters with a KV of their own see the token after; the others change nothing.
+            # Drafters with their own KV depend on the next token; the others change nothing.
             Effect.REFUSED: "method",
             Effect.NOTHING: """enforce_eager num_speculative_tokens model draft_tensor_parallel_size
                 tensor_parallel_size quantization moe_backend attention_backend kv_cache_dtype max_model_len revision
@@ -174,7 +174,7 @@ OPTIONS: dict[str, dict[str, Effect]] = {
                 fuse_rope_kvcache fuse_qk_norm_rope_kvcache rope_kvcache_fusion_max_token_num
                 fi_allreduce_fusion_max_size_mb""",
         },
-        # States are of hybrid models, which are refused.
+        # Only hybrid models have states, and they are refused.
         "MambaConfig": {
             Effect.NOTHING: "backend enable_stochastic_rounding stochastic_rounding_philox_rounds ssu_algorithm",
         },
@@ -189,13 +189,13 @@ OPTIONS: dict[str, dict[str, Effect]] = {
         },
         "HiSparseConfig": {Effect.NOTHING: "device_buffer_size eager_host_mirror"},
         "EngramConfig": {Effect.NOTHING: "cpu_offload embedding_across_dp dp_shared_memory use_thp"},
-        # Pooling requests are not kept.
+        # Pooling requests are not stored.
         "PoolerConfig": {
             Effect.NOTHING: """task pooling_type seq_pooling_type tok_pooling_type use_activation
                 enable_flash_late_interaction dimensions enable_chunked_processing max_embed_len logit_mean
                 logit_sigma step_tag_id returned_token_ids""",
         },
-        # Embeddings that come from elsewhere have no content that is known here: see the keys.
+        # The content of external embeddings is unknown here; see the keys.
         "ECTransferConfig": {
             Effect.KEYS: "ec_connector ec_role",
             Effect.NOTHING: """engine_id ec_buffer_device ec_buffer_size ec_ip ec_port ec_connector_extra_config
@@ -240,10 +240,10 @@ OPTIONS: dict[str, dict[str, Effect]] = {
         },
     }.items()
 }
-"""By the name of a config's class: what is done about each of its fields."""
+"""By config class: how the connector treats each field."""
 
 ENVIRONMENT: dict[Effect, str] = {
-    # Numbers in fewer bits than the model's, other routes to its experts, another place that names are looked up at.
+    # Number formats with fewer bits than the model's, other expert routing, another hub for names.
     Effect.IDENTITY: """VLLM_CPU_INT4_W4A8 VLLM_FLOAT32_MATMUL_PRECISION VLLM_USE_MODELSCOPE
         VLLM_MOE_ROUTING_SIMULATION_STRATEGY VLLM_HUMMING_INPUT_QUANT_CONFIG VLLM_HUMMING_ONLINE_QUANT_CONFIG
         VLLM_HUMMING_USE_F16_ACCUM VLLM_MARLIN_INPUT_DTYPE VLLM_B12X_MOE_FP4_FORCE_A16 VLLM_DEEPEPLL_NVFP4_DISPATCH
@@ -253,5 +253,5 @@ ENVIRONMENT: dict[Effect, str] = {
     Effect.COVERED: "VLLM_KV_CACHE_LAYOUT VLLM_ROCM_SHUFFLE_KV_CACHE_LAYOUT VLLM_MODEL_REDIRECT_PATH VLLM_MLA_DISABLE",
     Effect.REFUSED: "VLLM_TEST_FORCE_LOAD_FORMAT",
 }
-"""The same of environment variables; all others say which kernels are used, which round differently, or have nothing to do
-with the model."""
+"""The same for environment variables. All others select kernels, which round differently, or do not concern the
+model."""

@@ -1,4 +1,4 @@
-"""On which processors the threads of a worker's cache run."""
+"""The CPU affinity of the threads of a worker's cache."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-# A folder for each memory node of the machine, with the processors next to it.
+# One folder per NUMA node, which lists the processors of that node.
 NODES = Path("/sys/devices/system/node")
 
 
 @contextmanager
 def processors_of_engine(executor: object) -> Iterator[None]:
-    """Threads that start meanwhile may run on all processors of the engine that are next to this thread's memory.
+    """Threads that start inside may run on all of the engine's processors that share a NUMA node with this thread's.
 
-    vLLM binds a worker's first thread to processors that compute, or to one of them, and reserves others for everything
-    else. A thread starts with the processors of the one that starts it: the cache would interrupt the model while reserved
-    processors do nothing. vLLM binds workers where ``executor`` is "mp"; they are then children of the process that has
-    all of its processors. Anywhere else nothing changes, so limits that were set for the process hold.
+    vLLM binds a worker's first thread to the processors that compute, or to one of them, and reserves others for the
+    remaining work. A new thread inherits the affinity of its parent, so the cache would interrupt the model while
+    reserved processors idle. vLLM binds workers if ``executor`` is "mp"; then they are children of the process that has
+    all processors. With other executors nothing changes, so limits of the process hold.
     """
     if executor != "mp" or sys.platform != "linux":
         yield
@@ -34,7 +34,7 @@ def processors_of_engine(executor: object) -> Iterator[None]:
 
 
 def _engine() -> set[int]:
-    """The processors of the process that has started this one; none where it has ended."""
+    """The processors of the parent process; empty if it has ended."""
     try:
         return os.sched_getaffinity(os.getppid())
     except OSError:
@@ -42,13 +42,13 @@ def _engine() -> set[int]:
 
 
 def _near(own: set[int], others: set[int]) -> set[int]:
-    """Those of the others that share a memory node with some of our own; all of them where the machine names no nodes."""
+    """Those of ``others`` that share a NUMA node with ``own``; all of them if the machine lists no nodes."""
     nodes = [_numbers(node.read_text()) for node in sorted(NODES.glob("node[0-9]*/cpulist"))]
     return others.intersection(set().union(*(node for node in nodes if node & own))) if nodes else others
 
 
 def _numbers(text: str) -> set[int]:
-    """A list of the kernel's, such as 0-3,8."""
+    """Parses a CPU list of the kernel, such as 0-3,8."""
     numbers: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")

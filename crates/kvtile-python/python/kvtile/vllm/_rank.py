@@ -1,4 +1,4 @@
-"""Which of an engine's workers this is, and where it keeps its blocks."""
+"""The rank of a worker, and the folder of its blocks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Rank:
         return f"{self.number} of {self.size}"
 
     def folder(self, path: Path) -> Path:
-        """Where a worker keeps its blocks: one alone in the folder itself, several in a folder each.
+        """The folder of a worker's blocks: the folder itself for a single worker, otherwise a subfolder per worker.
 
-        Raises IdentityError where the folder has blocks of another number of workers.
+        Raises IdentityError if the folder has blocks of another number of workers.
         """
         entries = [entry.name for entry in path.iterdir()] if path.is_dir() else []
         sizes = {int(found[1]) for found in map(_RANK.fullmatch, entries) if found}
@@ -43,7 +43,7 @@ class Rank:
 
 
 def rank_of(config: VllmConfig) -> Rank:
-    """Which of the workers this is."""
+    """The rank of this worker."""
     from vllm.distributed import get_tensor_model_parallel_rank
 
     return Rank(get_tensor_model_parallel_rank(), config.parallel_config.tensor_parallel_size)

@@ -1,4 +1,4 @@
-"""The scheduler's side: decides what is loaded and stored, for all workers alike."""
+"""The scheduler side: decides which blocks all workers load and store."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
 
-# A step waits no longer than this for a disk: a request that comes meanwhile would wait too.
+# The longest time that a step waits for a disk, because a request that arrives during the step waits too.
 STEP_DISK_SECONDS = 1.0
 
-# Below vLLM's own, so that it is seen where that is.
+# A child of vLLM's logger, so its settings apply.
 logger = init_logger("vllm.kvtile")
 
 
@@ -35,14 +35,14 @@ class Tracked:
     """A request that has not ended.
 
     Attributes:
-        keys: the keys of its full blocks; None where they are not kept.
-        adapter: the adapter that it is computed with.
-        stored: leading blocks that need not be stored.
-        has_room: whether the tiers have room for more of it.
-        first: the block from which on it is loaded.
-        found: leading blocks that the workers had when it was scheduled.
-        in_step: whether it is loaded by the step that computes with it.
-        counted, loaded: whether it was counted as looked up, and whether it was loaded.
+        keys: the keys of its full blocks; None if the request is not cached.
+        adapter: the adapter of the request.
+        stored: leading blocks that need no store.
+        has_room: whether the tiers have room for more of its blocks.
+        first: the first block to load.
+        found: leading blocks that the workers had when the request was scheduled.
+        in_step: whether the step that computes with the blocks also loads them.
+        counted, loaded: whether the request was counted as looked up, and whether it was loaded.
     """
 
     request: Request
@@ -58,34 +58,34 @@ class Tracked:
 
 
 class Scheduler:
-    """What is known of requests and of the workers' caches."""
+    """The state of the requests, and of the workers' caches."""
 
     def __init__(self, settings: Settings, page_size: int) -> None:
         self.page_size = page_size
         self.stats = KvtileStats()
         self.directories: dict[int, Directory] = {}
-        # Stores that the workers were told of and that have not ended, by request.
+        # The number of ordered stores that have not completed, by request.
         self.announced: dict[str, int] = {}
-        # Requests that have ended and whose blocks vLLM keeps until their stores end.
+        # Ended requests whose blocks vLLM keeps until their stores complete.
         self.finishing: set[str] = set()
-        # Requests whose loads are on their way while they wait.
+        # Requests that wait for their loads.
         self.loading: set[str] = set()
         self.tracked: dict[str, Tracked] = {}
-        # What has happened since somebody asked last; None where nobody will.
+        # Changes since vLLM last took the events; None if events are disabled.
         self.changes: list[Change] | None = None
         self._settings = settings
-        # By rank; ranks that keep the same heads have the same one.
+        # By rank. Ranks with the same heads share a hasher.
         self._hashers: dict[int, TokenHasher] = {}
         self._orders = Orders()
         self._loads_in_step = True
         self._disk_seconds: dict[int, float] = {}
         self._adapters = Digests()
         self._unknown_adapters: set[str] = set()
-        # What blocks depend on since they were forgotten, when the weights may have become other ones.
+        # An extra key of all blocks since the last clear, because the weights may have changed.
         self._epoch: bytes | None = None
 
     def greet(self, hellos: Mapping[int, Hello]) -> None:
-        """The workers have opened their caches."""
+        """Receives the workers' handshakes, once they have opened their caches."""
         identities = {hello.identity for hello in hellos.values()}
         salt = self._settings.salt
         hashers = {identity: TokenHasher(Identity.from_json(identity), salt=salt) for identity in identities}
@@ -93,11 +93,11 @@ class Scheduler:
         self.directories = {rank: Directory(hello.changes) for rank, hello in hellos.items()}
 
     def matched(self, request: Request, computed: int) -> tuple[int, bool]:
-        """Tokens that can be loaded beyond those that vLLM has itself, and whether that takes longer than a step."""
+        """The number of tokens that can be loaded beyond vLLM's own, and whether the load takes longer than a step."""
         tracked = self._track(request)
         if tracked.keys is None:
             return 0, False
-        # The last token is always computed: its logits are wanted.
+        # The last token is always computed, because it gives the logits.
         keys = tracked.keys.of((request.num_tokens - 1) // self.page_size)
         full = len(next(iter(keys.values())))
         tracked.loaded = False
@@ -115,20 +115,21 @@ class Scheduler:
         if found <= here or computed % self.page_size:
             return 0, False
         tracked.first = here
-        # Host memory is faster than computing, so its blocks come while the step computes. Those of a disk do so where
-        # no other request is there to wait for them, layer by layer. Where there are several workers, one may miss what
-        # the others have, and must say so before anything is computed.
+        # Host memory is faster than computing, so its blocks load while the step computes. Blocks on disk do so only if
+        # no other request would wait, layer by layer. With several workers, one may miss a block that the others have,
+        # and must report this before the step computes, so loads never run in a step.
         on_disk = tiers[here:].count("disk")
         tracked.in_step = self._loads_in_step and len(self.directories) == 1 and (not on_disk or self._is_worth_waiting(on_disk))
         return (found - here) * self.page_size, not tracked.in_step
 
     def _is_worth_waiting(self, on_disk: int) -> bool:
-        """Whether a step may wait for so many blocks of a disk: no other request is delayed, and the disk is known to be fast."""
+        """Whether a step may wait for ``on_disk`` blocks of a disk: no other request is delayed, and the disk is fast
+        enough."""
         block_seconds = max(self._disk_seconds.values(), default=None)
         return len(self.tracked) == 1 and block_seconds is not None and on_disk * block_seconds <= STEP_DISK_SECONDS
 
     def _without_slow(self, tiers: list[str], here: int) -> list[str]:
-        """Up to the first block on disk, where reading the disk takes longer than computing from there on."""
+        """Cuts the hit at the first block on disk, if reading the disk takes longer than computing from there on."""
         rate = self._settings.recompute_tokens_per_second
         on_disk = tiers[here:].count("disk")
         if rate is None or not on_disk:
@@ -138,7 +139,7 @@ class Scheduler:
         return tiers[:first] if on_disk * max(self._disk_seconds.values(), default=0) > computing else tiers
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, external: int) -> None:
-        """vLLM has made room for what was found, or wants none of it."""
+        """vLLM has allocated blocks for the tokens to load, or declines to load them."""
         if not external:
             return
         tracked = self.tracked[request.request_id]
@@ -154,7 +155,7 @@ class Scheduler:
             self.loading.add(request.request_id)
 
     def orders(self, output: SchedulerOutput) -> Orders:
-        """What the workers do in this step."""
+        """The workers' orders for this step."""
         orders, self._orders = self._orders, Orders()
         orders.idle = not output.total_num_scheduled_tokens
         orders.preempted = set(output.preempted_req_ids or ())
@@ -174,14 +175,14 @@ class Scheduler:
         return orders
 
     def _full_blocks(self, tracked: Tracked, computed: int, output: SchedulerOutput) -> StoreOrder | None:
-        """Blocks of a request that are full after a step and were not before."""
+        """The order to store the blocks of a request that this step fills; None without any."""
         request, keys = tracked.request, tracked.keys
         if keys is None or not tracked.has_room:
             return None
         if request.resumable:
             same = keys.follow()
             tracked.stored = tracked.stored if same is None else min(tracked.stored, same)
-        # Tokens that were only guessed have no block: their KV may be wrong.
+        # Draft tokens fill no block: their KV may be wrong.
         full = min(computed, request.num_tokens) // self.page_size
         full = full if keys.limit is None else min(full, keys.limit)
         if full <= tracked.stored:
@@ -196,11 +197,11 @@ class Scheduler:
         return StoreOrder(request.request_id, of_request, first, ids, tracked.adapter)
 
     def _first_to_store(self, tracked: Tracked, keys: Keys) -> int:
-        """A block is worth nothing without those before it: where they have left the tiers, they are stored again, from
-        the first one that is in none."""
+        """The first block to store. A lookup needs all blocks before a block, so evicted ancestors are stored again,
+        from the first one that is in no tier."""
         first = tracked.stored
         if not first or self.announced.get(tracked.request.request_id):
-            # What is being stored is in no tier yet.
+            # Blocks of stores in flight are in no tier yet.
             return first
         last = {rank: of_rank[first - 1 : first] for rank, of_rank in keys.items()}
         if leading_tiers(self.directories, last):
@@ -209,7 +210,7 @@ class Scheduler:
         return len(leading_tiers(self.directories, before))
 
     def finished(self, request: Request) -> bool:
-        """However a request ends: whether vLLM keeps its blocks, because they are still read."""
+        """Ends a request. Returns whether vLLM must keep its blocks, because stores still read them."""
         name = request.request_id
         self.tracked.pop(name, None)
         if not self.announced.get(name):
@@ -219,10 +220,10 @@ class Scheduler:
         return True
 
     def take(self, report: Report) -> None:
-        """What the workers say after a step."""
+        """Receives the workers' reports after a step."""
         for rank, said in report.ranks.items():
             self.directories[rank].apply(said.changes)
-            # A block's events are those of its first heads.
+            # vLLM gets one event per block: that of the lowest rank.
             if self.changes is not None and rank == min(self.directories):
                 self.changes.extend(said.changes)
             for name, count in said.ended.items():
@@ -236,24 +237,25 @@ class Scheduler:
             for name in said.without_room:
                 tracked = self.tracked.get(name)
                 if tracked is not None:
-                    # The tail of a chain whose head fills the tiers would be offered with every block.
+                    # Stop here: the head of the chain fills the tiers, and each later block would be refused too.
                     tracked.has_room = False
             self._loads_in_step &= said.loads_in_step
             if said.disk_seconds:
                 self._disk_seconds[rank] = said.disk_seconds
 
     def clear(self) -> bool:
-        """Forgets all blocks with the next step. False where requests still wait for some of them, which they will use.
+        """Removes all blocks with the next step. Returns False if requests still wait for loads, whose blocks they will
+        use.
 
-        vLLM asks for this when its weights have become other ones, which the identity does not know: what is stored from
-        now on is for this process alone, and of requests that are on their way nothing is.
+        vLLM resets the cache when it has replaced its weights, which the identity does not cover. So blocks stored from
+        now on are for this process only, and requests in flight store nothing.
         """
         for directory in self.directories.values():
             directory.clear()
         self._orders.clear = True
         self._epoch = secrets.token_bytes(16)
         self.tracked.clear()
-        logger.info("kvtile has forgotten all blocks; those that follow are kept for this process alone")
+        logger.info("kvtile has removed all blocks; later ones are kept for this process only")
         return not self.loading
 
     def _track(self, request: Request) -> Tracked:

@@ -1,4 +1,4 @@
-"""What ``kv_connector_extra_config`` may say."""
+"""The settings in ``kv_connector_extra_config``."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _GIB = 1 << 30
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of a connector, by the names that ``kv_connector_extra_config`` has.
+    """The settings of a connector, by their names in ``kv_connector_extra_config``.
 
     Attributes:
-        host_gib: GiB of host memory for blocks, of all ranks together.
-        prefault: whether all host memory is there when vLLM starts; otherwise its pages come when they are first
-            used, and everything is slower until all have come.
-        disk_path: a folder for blocks that outlive the process; None for none.
-        disk_gib: GiB that the folder has at most, of all ranks together; needed with ``disk_path``.
-        disk_writes: when blocks go to disk: ``"at_once"`` (a kill loses what was written in the last 250 ms),
-            ``"on_eviction"``, or the number of uses after which.
-        close_within: seconds that closing may take to write blocks that are only in host memory; 30 unless given.
-        policy: what is evicted first, ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
-        workers: threads that move blocks, for each rank.
-        recompute_tokens_per_second: prompt tokens that the engine computes in a second; blocks on disk that
-            would take longer to load than to compute are then left there.
-        model: the model's name in the identity of its blocks; without it, what vLLM was given.
-        revision: which weights these are; without it, a commit of the hub's cache, or a digest of the files.
-        salt: blocks of another salt are never served; for tenants who must not learn of each other.
+        host_gib: GiB of host memory for blocks, over all ranks.
+        prefault: fault in all host memory when vLLM starts. Otherwise the first use of each page faults it in, and all
+            operations are slower until then.
+        disk_path: a folder for blocks that outlive the process; default: none.
+        disk_gib: limit for the size of the folder in GiB, over all ranks; required with ``disk_path``.
+        disk_writes: when blocks go to disk: ``"at_once"`` (a killed process loses the writes of the last 250 ms),
+            ``"on_eviction"``, or after this number of uses.
+        close_within: seconds that closing may take to write blocks that are only in host memory; default: 30.
+        policy: eviction policy: ``"gittins"``, ``"lru"``, ``"arc"`` or ``"s3-fifo"``.
+        workers: worker threads that move blocks, per rank.
+        recompute_tokens_per_second: prompt tokens that the engine computes per second. Blocks on disk that take longer
+            to load than to compute are not loaded.
+        model: the model's name in the identity of its blocks; default: the name that vLLM was given.
+        revision: identifies the weights; default: a commit of the hub's cache, or a digest of the files.
+        salt: isolates tenants: blocks of another salt are never served.
     """
 
     host_gib: float = 1.0
@@ -52,7 +52,7 @@ class Settings:
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Settings:
-        """From a config. Raises SettingsError for names that are not settings, and for values of another type."""
+        """Parses a config. Raises SettingsError for unknown names, and for values of the wrong type."""
         hints = typing.get_type_hints(cls)
         unknown = sorted(set(given) - set(hints))
         if unknown:
@@ -70,11 +70,11 @@ class Settings:
         if (settings.disk_path is None) != (settings.disk_gib is None):
             raise SettingsError("kv_connector_extra_config: disk_path and disk_gib go together")
         if settings.disk_path is None and settings.close_within is not None:
-            raise SettingsError("kv_connector_extra_config: close_within says nothing without disk_path")
+            raise SettingsError("kv_connector_extra_config: close_within has no effect without disk_path")
         return settings
 
     def of_cache(self, rank: Rank) -> dict[str, Any]:
-        """The keyword arguments of a rank's ``kvtile.Cache``, but for those that were not given."""
+        """The keyword arguments of a rank's ``kvtile.Cache``, without those that were not given."""
         told = {
             "host_bytes": int(self.host_gib * _GIB) // rank.size,
             "prefault": self.prefault,

@@ -1,4 +1,4 @@
-"""What a connector counts, in vLLM's own statistics."""
+"""The counters of a connector, in vLLM's own statistics."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _COUNTS = {
 
 
 class KvtileStats(KVConnectorStats):  # type: ignore[misc]
-    """Counts since they were last taken. Blocks are vLLM's blocks; every ratio has its denominator."""
+    """Counts since the last take. Blocks are vLLM's blocks; every ratio has its denominator."""
 
     def __init__(self, data: dict[str, Any] | None = None) -> None:
         super().__init__(data=dict(data or {}))
@@ -41,7 +41,7 @@ class KvtileStats(KVConnectorStats):  # type: ignore[misc]
             self.data[name] = self.data.get(name, 0) + count
 
     def take(self) -> KvtileStats | None:
-        """What was counted until now, which starts anew; None for nothing."""
+        """Returns the counts and resets them; None if there are none."""
         if self.is_empty():
             return None
         taken = KvtileStats(self.data)
@@ -49,16 +49,16 @@ class KvtileStats(KVConnectorStats):  # type: ignore[misc]
         return taken
 
     def reset(self) -> None:
-        """Starts anew."""
+        """Resets all counts."""
         self.data: dict[str, Any] = {}
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
-        """Adds the counts of another."""
+        """Adds the counts of ``other``."""
         self.add(**other.data)
         return self
 
     def reduce(self) -> dict[str, int | float]:
-        """What vLLM writes to its log."""
+        """The values that vLLM logs."""
         shown: dict[str, int | float] = {name: self.data[name] for name in _COUNTS if self.data.get(name)}
         seconds = self.data.get("load_seconds", 0)
         if seconds:
@@ -91,6 +91,6 @@ class KvtilePromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
                 self._counters[engine][name] = counter.labels(*values)
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
-        """Adds what was counted since the last time."""
+        """Adds the counts since the last call."""
         for name, count in transfer_stats_data.items():
             self._counters[engine_idx][name].inc(count)

@@ -1,4 +1,4 @@
-"""The worker's side: the cache over its tensors, and what is on its way."""
+"""The worker side: the cache over its tensors, and its transfers in flight."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
     import torch
     from vllm.config import VllmConfig
 
-# Below vLLM's own, so that it is seen where that is.
+# A child of vLLM's logger, so its settings apply.
 logger = init_logger("vllm.kvtile")
 
-# Seconds to wait for a load where the engine has nothing else to do.
+# Seconds to wait for a load when the engine is idle.
 _PATIENCE = 0.005
 
 _workers: dict[str, Worker] = {}
@@ -45,22 +45,22 @@ _workers_lock = threading.Lock()
 
 @dataclass
 class Load:
-    """Blocks on their way to vLLM, those of a request from its block ``first`` on."""
+    """A load in flight, of a request's blocks from its block ``first`` on."""
 
     blocks: list[int]
     first: int
-    # None for one that could not even begin.
+    # None for a load that could not begin.
     completion: Completion[LoadReport] | None = None
-    # Layers that the step which computes with it has waited for.
+    # Layers for which the step that computes with the blocks has waited.
     waited: int = 0
 
     def is_done(self) -> bool:
-        """Whether all of them are there, or no more of them come."""
+        """Whether the load is complete, or could not begin."""
         return self.completion is None or self.completion.done()
 
 
 class Worker:
-    """The cache of one worker, and what its requests have open."""
+    """The cache of one worker, and the loads and stores in flight."""
 
     def __init__(
         self, config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings, rank: Rank
@@ -73,10 +73,10 @@ class Worker:
         self.layers = {name: layer for layer, name in enumerate(in_order(caches))}
         self.stats = KvtileStats()
         self.loads: dict[str, Load] = {}
-        # Those of the step that is computed now, which uses them.
+        # Loads of the current step, which computes with their blocks.
         self.step_loads: dict[str, Load] = {}
         self.stores: dict[str, list[Completion[StoreReport]]] = {}
-        # Requests that have ended and whose blocks vLLM keeps until their stores end.
+        # Ended requests whose blocks vLLM keeps until their stores complete.
         self.held: set[str] = set()
         self.failed_blocks: set[int] = set()
         self._block_bytes = sum(tensor[0].numel() * tensor.element_size() for tensor in caches.values())
@@ -91,7 +91,7 @@ class Worker:
         )
 
     def _warn_of_little_room(self, config: VllmConfig) -> None:
-        """A prompt that is longer than all tiers is never found whole."""
+        """Warns if no tier can hold a prompt of the maximum length."""
         page_size, longest = self.identity.page_size, config.model_config.max_model_len
         blocks = {tier: self.cache.pool_stats(tier)["blocks"] for tier in TIERS if tier == "host" or self.has_disk}
         if max(blocks.values()) * page_size >= longest:
@@ -104,11 +104,11 @@ class Worker:
         )
 
     def hello(self) -> Hello:
-        """What the scheduler has to know from the start."""
+        """The worker's identity and blocks, for the scheduler."""
         return Hello(self.identity.to_json(), list(self._everything()))
 
     def begin_step(self, orders: Orders) -> None:
-        """Starts what is loaded."""
+        """Starts the loads of a step."""
         if orders.clear:
             self.cache.clear()
         for keys in orders.uses:
@@ -118,12 +118,12 @@ class Worker:
             self._start_load(load)
 
     def _start_load(self, order: LoadOrder) -> None:
-        """What cannot be loaded has failed at once."""
+        """Starts one load; a load that cannot begin fails at once."""
         load = Load(order.blocks, order.first)
         (self.step_loads if order.in_step else self.loads)[order.request] = load
         found = self.cache.lookup(order.keys[self.rank])
         if order.adapter is not None and not LOADED.may_be(order.adapter):
-            reason = "vLLM has another adapter loaded than its files have now"
+            reason = "vLLM has loaded other adapter weights than the files contain now"
         elif found.blocks > order.first:
             try:
                 found = found.skip(order.first)
@@ -132,13 +132,13 @@ class Worker:
             except KvtileError as error:
                 reason = str(error)
         else:
-            reason = "they are gone meanwhile"
+            reason = "they have been evicted since the lookup"
         found.release()
         logger.warning("request %s computes its %d blocks: %s", order.request, len(order.blocks), reason)
         self._load_failed(order.request, order.first, order.blocks)
 
     def wait_for_layer(self, name: str) -> None:
-        """Waits until a layer of all that the step loads is there, or does not come."""
+        """Waits until the step's loads have completed this layer, or have failed."""
         if not self.step_loads:
             return
         layer = self.layers[name]
@@ -148,17 +148,17 @@ class Worker:
                 load.completion.wait_layer(layer)
 
     def end_step(self, orders: Orders) -> None:
-        """Starts storing what the step has computed; it does not wait."""
+        """Starts storing the blocks that the step has computed, without waiting."""
         sound = self._end_step_loads()
         for store in orders.stores:
             if sound:
                 self._start_store(store)
             else:
-                # It may be computed from what has not come; vLLM computes it again.
+                # The step may have computed with blocks that failed to load; vLLM recomputes it.
                 self._store_later(store)
 
     def _end_step_loads(self) -> bool:
-        """Whether everything that the step computed had what it needed."""
+        """Whether all loads of the step completed in time."""
         sound = True
         for request, load in self.step_loads.items():
             if load.completion is None:
@@ -166,9 +166,9 @@ class Worker:
                 continue
             report = load.completion.wait()
             if load.waited < len(self.layers):
-                # The step has read its blocks too early: all of them count as not loaded.
+                # The step read the blocks before they were loaded, so all of them count as failed.
                 self._report.loads_in_step = False
-                logger.warning("attention does not wait for its layers here: blocks are loaded before they are used")
+                logger.warning("attention does not wait for its layers here: kvtile now loads blocks before the step that uses them")
                 self._load_failed(request, load.first, load.blocks)
                 sound = False
             else:
@@ -178,9 +178,9 @@ class Worker:
         return sound
 
     def _start_store(self, order: StoreOrder) -> None:
-        """The blocks keep what they hold until the store ends."""
+        """Starts one store. vLLM keeps the blocks unchanged until it completes."""
         if order.adapter is not None and not LOADED.is_loaded(order.adapter):
-            # They belong to another adapter than their keys say, and so will those that follow.
+            # The adapter's weights do not match the keys of this block and of later ones.
             self.stats.add(dropped_blocks=len(order.blocks))
             self._report.without_room.add(order.request)
             self._store_ended(order.request)
@@ -199,14 +199,14 @@ class Worker:
         self._store_ended(order.request)
 
     def wait_for_stores(self, requests: set[str]) -> None:
-        """Waits until nothing of these requests is read any more: their blocks are about to be overwritten."""
+        """Waits for all stores of these requests, because their blocks are about to be overwritten."""
         for request in requests:
             for completion in self.stores.get(request, []):
                 completion.wait()
         self.reap_stores()
 
     def reap_stores(self) -> None:
-        """Takes note of the stores that have ended."""
+        """Records the stores that have completed."""
         for request, completions in list(self.stores.items()):
             for completion in [completion for completion in completions if completion.done()]:
                 completions.remove(completion)
@@ -224,14 +224,14 @@ class Worker:
                 del self.stores[request]
 
     def take_finished_stores(self) -> set[str]:
-        """Requests that have ended, and now their stores too."""
+        """Ended requests whose stores have completed."""
         self.reap_stores()
         sent = {request for request in self.held if request not in self.stores}
         self.held -= sent
         return sent
 
     def take_finished_loads(self, *, idle: bool) -> set[str]:
-        """Requests whose loads have ended; waits for one where there is nothing else to do."""
+        """Requests whose loads have completed. In an idle step, waits for one."""
         pending = [load.completion for load in self.loads.values() if load.completion is not None]
         if idle and pending and not any(load.is_done() for load in self.loads.values()):
             try:
@@ -246,12 +246,12 @@ class Worker:
         return ended
 
     def take_failed_blocks(self) -> set[int]:
-        """Blocks that vLLM computes itself."""
+        """Blocks that failed to load and that vLLM recomputes."""
         failed, self.failed_blocks = self.failed_blocks, set()
         return failed
 
     def take_report(self) -> RankReport | None:
-        """What the scheduler has to know after a step; None where nothing happened."""
+        """The report for the scheduler after a step; None if it is empty."""
         report = self._report
         report.changes.extend(self._changes())
         rate = self.cache.disk_bytes_per_second
@@ -263,7 +263,7 @@ class Worker:
         return report
 
     def _changes(self) -> Iterator[Change]:
-        """Whoever lagged behind says everything anew."""
+        """The changes since the last call. After lagging, a snapshot of all blocks replaces them."""
         try:
             while events := self._subscriber.poll():
                 for event in events:
@@ -291,7 +291,7 @@ class Worker:
         if missing:
             logger.warning(
                 "request %s computes %d of %d blocks that were found: %s", request, len(missing), len(load.blocks),
-                report.detail or report.stopped or "they are gone meanwhile",
+                report.detail or report.stopped or "they have been evicted since the lookup",
             )
             self._load_failed(request, load.first + report.blocks, missing)
 
@@ -301,7 +301,7 @@ class Worker:
         self.stats.add(failed_blocks=len(blocks))
 
     def _store_again_from(self, request: str, first: int) -> None:
-        """What is not stored, or not what was stored, is stored by a later step, if the request has one."""
+        """Requests that a later step of the request stores its blocks again, from ``first`` on."""
         again = self._report.store_from
         again[request] = min(first, again.get(request, first))
 
@@ -309,14 +309,14 @@ class Worker:
         self._report.ended[request] = self._report.ended.get(request, 0) + 1
 
     def close(self) -> None:
-        """Brings everything to the disk and ends. Called more than once it does nothing."""
+        """Writes all blocks to the disk and closes the cache. Further calls do nothing."""
         if self._closed:
             return
         self._closed = True
         atexit.unregister(self.close)
         report = self.cache.close()
         if report is not None and not report.durable:
-            logger.warning("not everything in host memory could be brought to the disk: %s", report)
+            logger.warning("not all blocks in host memory could be written to the disk: %s", report)
 
 
 def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings: Settings) -> Worker:
@@ -325,9 +325,9 @@ def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings
     with _workers_lock:
         if name in _workers:
             raise SettingsError(
-                f"kvtile.vllm: engine {name} has its cache in this process already; vLLM has one connector a process, so end "
-                "the first engine before the next one begins (llm.llm_engine.engine_core.shutdown()), or give each a process "
-                "(VLLM_ENABLE_V1_MULTIPROCESSING=1)"
+                f"kvtile.vllm: engine {name} has its cache in this process already; vLLM has one connector per process, so "
+                "shut down the first engine before the next one starts (llm.llm_engine.engine_core.shutdown()), or use "
+                "separate processes (VLLM_ENABLE_V1_MULTIPROCESSING=1)"
             )
         if config.lora_config is not None:
             LOADED.watch()
@@ -337,13 +337,13 @@ def open_worker(config: VllmConfig, caches: Mapping[str, torch.Tensor], settings
 
 
 def find_worker(config: VllmConfig) -> Worker | None:
-    """The worker of an engine, where it is in this process."""
+    """The worker of an engine, if it is in this process."""
     with _workers_lock:
         return _workers.get(_name(config))
 
 
 def close_worker(config: VllmConfig) -> None:
-    """Ends the cache of an engine, if it has one in this process."""
+    """Closes the cache of an engine, if it has one in this process."""
     with _workers_lock:
         worker = _workers.pop(_name(config), None)
     if worker is not None:
