@@ -8,9 +8,9 @@ use std::path::Path;
 
 use kvtile::blocks::events::TierId;
 use kvtile::layout::{Shape, Unit, Word};
-use kvtile::tiers::TierError;
 use kvtile::tiers::cache::LoadStop;
 use kvtile::tiers::disk::Inspection;
+use kvtile::tiers::{MismatchError, SettingsError, TierError};
 use kvtile::transfer::{LeaseError, TransferError, TransferManager};
 use kvtile_demo::DemoError;
 use kvtile_demo::demonstration::{
@@ -237,7 +237,9 @@ fn damaged_and_foreign_folders_are_refused_and_never_continued() {
 }
 
 fn differing(error: DemoError) -> String {
-    let DemoError::Tier(TierError::FolderDiffers { difference, .. }) = error else {
+    let DemoError::Tier(TierError::Mismatch(MismatchError::FolderDiffers { difference, .. })) =
+        error
+    else {
         panic!("{error}");
     };
     difference.field
@@ -323,7 +325,9 @@ fn what_cannot_work_is_refused_before_anything_is_computed() {
         assert!(
             matches!(
                 error,
-                DemoError::Tier(TierError::StorageNotContiguous { .. })
+                DemoError::Tier(TierError::Settings(
+                    SettingsError::StorageNotContiguous { .. }
+                ))
             ),
             "{word}: {error}"
         );

@@ -8,7 +8,7 @@ use kvtile::{
     blocks::BlocksError,
     identity::Difference,
     layout::LayoutError,
-    tiers::TierError,
+    tiers::{FolderError, MismatchError, RequestError, SettingsError, TierError},
     transfer::{BindError, CopyError, TransferError},
 };
 use pyo3::prelude::*;
@@ -130,36 +130,31 @@ fn exception(py: Python<'_>, error: &TierError) -> PyErr {
                 [("missed", missed), ("resume_at", resume_at)],
             )
         }
-        TierError::IdentityDiffers { difference } | TierError::FolderDiffers { difference, .. } => {
-            of_difference(py, text, difference)
-        }
-        TierError::EngineDiffers { .. } => python::IdentityError::new_err(text),
-        TierError::Busy { .. } => python::BusyError::new_err(text),
-        TierError::Closed => python::ClosedError::new_err(text),
-        TierError::Forked { .. } => python::ForkError::new_err(text),
-        TierError::InUse { .. } => python::FolderInUseError::new_err(text),
-        TierError::StorageNotContiguous { .. }
-        | TierError::HostTooSmall { .. }
-        | TierError::CapacityTooSmall { .. }
-        | TierError::BlockBytes { .. }
-        | TierError::RecomputeRate { .. }
-        | TierError::CapacityTooLarge { .. }
-        | TierError::SettingOutOfRange { .. }
-        | TierError::NoFolder
-        | TierError::ZeroUses
-        | TierError::Blocks(
+        TierError::Mismatch(
+            MismatchError::IdentityDiffers { difference }
+            | MismatchError::FolderDiffers { difference, .. },
+        ) => of_difference(py, text, difference),
+        TierError::Mismatch(_) => python::IdentityError::new_err(text),
+        TierError::Request(RequestError::Busy { .. }) => python::BusyError::new_err(text),
+        TierError::Request(RequestError::Closed) => python::ClosedError::new_err(text),
+        TierError::Folder(FolderError::Forked { .. }) => python::ForkError::new_err(text),
+        TierError::Folder(FolderError::InUse { .. }) => python::FolderInUseError::new_err(text),
+        TierError::Blocks(
             BlocksError::PoolSize { .. }
             | BlocksError::QuotaOfNothing { .. }
             | BlocksError::TwoQuotas { .. },
         ) => python::SettingsError::new_err(text),
         TierError::Blocks(_)
-        | TierError::KeyPageSize { .. }
-        | TierError::TooManyDestinations { .. }
-        | TierError::OtherCache
-        | TierError::TooFewKeys { .. }
-        | TierError::EngineBlockOutOfRange { .. }
-        | TierError::EngineBlockTwice { .. }
-        | TierError::NoSuchTier { .. } => python::RequestError::new_err(text),
+        | TierError::Settings(SettingsError::KeyPageSize { .. })
+        | TierError::Request(
+            RequestError::TooManyDestinations { .. }
+            | RequestError::OtherCache
+            | RequestError::TooFewKeys { .. }
+            | RequestError::EngineBlockOutOfRange { .. }
+            | RequestError::EngineBlockTwice { .. }
+            | RequestError::NoSuchTier { .. },
+        ) => python::RequestError::new_err(text),
+        TierError::Settings(_) => python::SettingsError::new_err(text),
         _ => python::DiskError::new_err(text),
     }
 }

@@ -11,7 +11,7 @@ use kvtile_blocks::{
 use kvtile_layout::identity::LogicalIdentity;
 use serde::{Deserialize, Serialize};
 
-use crate::error::TierError;
+use crate::error::{SettingsError, TierError};
 
 /// Makes the keys of full blocks: chained hashes of their tokens, keyed by an identity and a salt.
 ///
@@ -56,10 +56,10 @@ impl TokenHasher {
         let page_size = options.page_size.unwrap_or(of_identity);
         let is_router = matches!(options.profile, Profile::Router { .. });
         if page_size != of_identity && !is_router {
-            return Err(TierError::KeyPageSize {
+            return Err(TierError::Settings(SettingsError::KeyPageSize {
                 given: page_size,
                 of_identity,
-            });
+            }));
         }
         let settings = KeySettings {
             profile: options.profile,

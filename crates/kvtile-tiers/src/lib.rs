@@ -30,5 +30,8 @@ pub mod replay;
 mod room;
 pub mod tier;
 
-pub use error::{FileChange, TierError};
+pub use error::{
+    BatchError, ConvertError, FileChange, FolderError, MismatchError, RequestError, SettingsError,
+    SlotError, TierError,
+};
 pub use keys::{HasherOptions, TokenHasher};

@@ -14,7 +14,7 @@ use std::{
 use clap::{Args, Subcommand, ValueEnum};
 use kvtile::layout::{LayoutError, Shown, Word};
 use kvtile::tiers::{
-    TierError,
+    FolderError, TierError,
     cache::STORAGE_WORD,
     disk::{self, Inspection, Miss, StoredBlock, medium::FolderMedium},
 };
@@ -212,7 +212,9 @@ fn export_saved_to_standard(folder: &FolderArgs, args: &ExportArgs) -> Result<()
 fn open(dir: &Path) -> Result<Inspection, CliError> {
     output::note(|| format!("reading {}", dir.display()));
     match Inspection::open(dir) {
-        Err(TierError::NotAStore { .. }) if !is_other(dir) => Err(no_tier(dir)),
+        Err(TierError::Folder(FolderError::NotAStore { .. })) if !is_other(dir) => {
+            Err(no_tier(dir))
+        }
         Err(_) if !dir.is_dir() && !dir.is_symlink() => Err(no_tier(dir)),
         other => Ok(other?),
     }
@@ -334,7 +336,10 @@ fn confirm(dir: &Path) -> Result<(), CliError> {
     let held = match Inspection::open(dir) {
         Ok(inspection) => Held(Some(inspection.blocks().len())),
         // A damaged folder is what people clear.
-        Err(TierError::ManifestDamaged { .. } | TierError::NotAStore { .. }) => Held(None),
+        Err(
+            TierError::Folder(FolderError::ManifestDamaged { .. })
+            | TierError::Folder(FolderError::NotAStore { .. }),
+        ) => Held(None),
         Err(error) => return Err(error.into()),
     };
     let dir_name = dir.display().to_string();

@@ -11,7 +11,7 @@ use kvtile::{
     identity::{Fingerprint, LogicalIdentity},
     layout::Shown,
     tiers::{
-        TierError,
+        ConvertError, FolderError, MismatchError, TierError,
         disk::{FolderUsage, Inspection, Miss, StoredBlock},
     },
 };
@@ -313,18 +313,19 @@ impl<'a> Checked<'a> {
 /// A folder that could not be used, as JSON.
 pub(super) fn failed_json(path: &Path, error: &TierError) -> impl Serialize {
     let verdict = match error {
-        TierError::NotAStore { .. } => "not a disk tier",
-        TierError::InUse { .. } => "in use",
-        TierError::NotLocal { .. } | TierError::NotAPlainFile { .. } => "refused",
-        TierError::ManifestDamaged { .. } => "damaged",
-        TierError::FolderDiffers { .. }
-        | TierError::ForeignFolder { .. }
-        | TierError::FolderVersion { .. }
-        | TierError::AlreadyAStore { .. }
-        | TierError::TargetInSource { .. }
-        | TierError::StoredOrderUnknown { .. }
-        | TierError::StoredOrderDiffers { .. }
-        | TierError::BlocksDoNotFit { .. } => "refused",
+        TierError::Folder(FolderError::NotAStore { .. }) => "not a disk tier",
+        TierError::Folder(FolderError::InUse { .. }) => "in use",
+        TierError::Folder(FolderError::NotLocal { .. })
+        | TierError::Folder(FolderError::NotAPlainFile { .. }) => "refused",
+        TierError::Folder(FolderError::ManifestDamaged { .. }) => "damaged",
+        TierError::Mismatch(MismatchError::FolderDiffers { .. })
+        | TierError::Folder(FolderError::ForeignFolder { .. })
+        | TierError::Folder(FolderError::FolderVersion { .. })
+        | TierError::Convert(ConvertError::AlreadyAStore { .. })
+        | TierError::Convert(ConvertError::TargetInSource { .. })
+        | TierError::Convert(ConvertError::StoredOrderUnknown { .. })
+        | TierError::Convert(ConvertError::StoredOrderDiffers { .. })
+        | TierError::Convert(ConvertError::BlocksDoNotFit { .. }) => "refused",
         _ => "unreadable",
     };
     serde_json::json!({ "path": path, "verdict": verdict, "problem": error.to_string() })

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use kvtile::blocks::events::TierId;
 use kvtile::layout::StridedLayout;
-use kvtile::tiers::TierError;
+use kvtile::tiers::{MismatchError, TierError};
 
 use super::engine::{Engine, SLOT_ALIGNMENT};
 use super::folder::RunFolder;
@@ -302,12 +302,14 @@ fn refuse(
         Err(DemoError::Tier(error)) => {
             let message = error.to_string();
             match error {
-                TierError::FolderDiffers { difference, .. } => Ok(Refusal {
-                    field: difference.field,
-                    asked: difference.ours,
-                    stored: difference.theirs,
-                    message,
-                }),
+                TierError::Mismatch(MismatchError::FolderDiffers { difference, .. }) => {
+                    Ok(Refusal {
+                        field: difference.field,
+                        asked: difference.ours,
+                        stored: difference.theirs,
+                        message,
+                    })
+                }
                 error => Err(error.into()),
             }
         }

@@ -20,7 +20,7 @@ use clap::Args;
 use kvtile::{
     blocks::{BlocksError, key::PAGE_SIZE_MAX},
     layout::{LayoutError, Word},
-    tiers::TierError,
+    tiers::{SettingsError, TierError},
 };
 use kvtile_cli::{
     error::CliError,
@@ -197,7 +197,7 @@ fn told(error: DemoError, args: &DemoArgs) -> ProgramError {
     };
     match error {
         DemoError::Layout(error) => error.into(),
-        DemoError::Tier(TierError::StorageNotContiguous { .. }) => {
+        DemoError::Tier(TierError::Settings(SettingsError::StorageNotContiguous { .. })) => {
             option("--store-layout", args.store_layout.clone(), error).into()
         }
         DemoError::PrefixTooShort { .. }

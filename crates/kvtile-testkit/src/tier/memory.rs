@@ -17,7 +17,7 @@ use kvtile_blocks::{
 };
 use kvtile_layout::broken;
 use kvtile_tiers::{
-    TierError,
+    RequestError, TierError,
     cache::Clock,
     tier::{
         Abilities, Answers, BlockName, BlockRead, BlockWrite, Came, Gather, GroupId, Hold,
@@ -492,9 +492,9 @@ impl Tier for MemoryTier {
     }
 }
 
-const PANICKED: TierError = TierError::Panicked {
+const PANICKED: TierError = TierError::Request(RequestError::Panicked {
     what: "a batch of a memory tier",
-};
+});
 
 impl Hold for MemoryHold {
     fn blocks(&self) -> usize {

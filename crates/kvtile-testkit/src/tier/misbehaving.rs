@@ -17,7 +17,7 @@ use kvtile_blocks::{
     pool::{Claim, PinReport},
 };
 use kvtile_tiers::{
-    TierError,
+    RequestError, TierError,
     tier::{
         Abilities, Answer, BlockName, BlockRead, BlockWrite, Came, GroupId, Hold, NotWritten,
         ReadReport, SyncReport, Tier, TierMiss, TierStats, WriteReport, Wrote,
@@ -406,7 +406,7 @@ impl Misbehaving {
 }
 
 fn failure(operation: &'static str) -> TierError {
-    TierError::Panicked { what: operation }
+    TierError::Request(RequestError::Panicked { what: operation })
 }
 
 impl Tier for Misbehaving {

@@ -7,7 +7,7 @@ use kvtile_transfer::completion::{Completer, Completion};
 
 use super::{Parts, Priority, QueueLabel, below::GROUP, job::Work};
 use crate::{
-    error::TierError,
+    error::{RequestError, TierError},
     tier::{Answer, Answers},
 };
 
@@ -73,7 +73,7 @@ impl Drop for Question {
     fn drop(&mut self) {
         self.completer.finish(Answer {
             leading: 0,
-            failure: Some(TierError::Closed),
+            failure: Some(TierError::Request(RequestError::Closed)),
         });
     }
 }

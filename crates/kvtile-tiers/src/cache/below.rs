@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    error::TierError,
+    error::{BatchError, RequestError, TierError},
     tier::{
         Abilities, Answer, BlockName, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport,
         Tier, TierSettings, WriteReport,
@@ -193,21 +193,21 @@ impl Below {
         let within = self.settings.answer_within;
         completion.wait_timeout(within).ok_or_else(|| {
             completion.cancel();
-            TierError::Late {
+            TierError::Request(RequestError::Late {
                 tier: self.id,
                 operation,
                 within,
-            }
+            })
         })
     }
 
     fn check_outcomes(&self, found: usize, wanted: usize) -> Result<(), TierError> {
         match found == wanted {
             true => Ok(()),
-            false => Err(TierError::TierBroken {
+            false => Err(TierError::Batch(BatchError::TierBroken {
                 tier: self.id,
                 what: "ended a batch with another number of outcomes than blocks",
-            }),
+            })),
         }
     }
 }

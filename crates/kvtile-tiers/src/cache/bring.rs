@@ -22,7 +22,7 @@ use super::{
     report::LoadStop,
 };
 use crate::{
-    error::TierError,
+    error::{RequestError, TierError},
     metrics::MissReason,
     room::chain_room,
     tier::{BlockRead, Came, ReadReport, TierMiss, content_checksum},
@@ -229,7 +229,7 @@ pub(super) fn failed(
     below.is_late([Arc::downgrade(place)]);
     below.reads.failed(inner.clock.now(), error);
     let (reason, stop) = match error {
-        TierError::Late { .. } => (MissReason::Late, LoadStop::Late),
+        TierError::Request(RequestError::Late { .. }) => (MissReason::Late, LoadStop::Late),
         _ => (MissReason::ReadFailed, LoadStop::Lost),
     };
     inner.metrics.lost(reason, blocks as u64);
@@ -315,8 +315,8 @@ pub(super) fn lost(inner: &Parts, below: &Below, miss: &TierMiss) -> LoadStop {
             inner.metrics.lost(MissReason::ReadFailed, 1);
             below.spill.touched(inner.clock.now());
             return match error {
-                TierError::Panicked { .. } => LoadStop::Panicked,
-                TierError::Closed => LoadStop::Closed,
+                TierError::Request(RequestError::Panicked { .. }) => LoadStop::Panicked,
+                TierError::Request(RequestError::Closed) => LoadStop::Closed,
                 _ => LoadStop::Lost,
             };
         }

@@ -20,7 +20,7 @@ use super::{
     spill::SYNC_BLOCKS,
 };
 use crate::{
-    error::TierError,
+    error::{FolderError, RequestError, TierError},
     tier::{BlockWrite, NotWritten, TierWrites, Wrote},
 };
 
@@ -95,7 +95,7 @@ pub(super) fn evict(inner: &Parts, tier: TierId, blocks: usize) -> Result<usize,
         return Ok(count);
     }
     let below = inner.below.iter().find(|below| below.id == tier);
-    let below = below.ok_or(TierError::NoSuchTier { tier })?;
+    let below = below.ok_or(TierError::Request(RequestError::NoSuchTier { tier }))?;
     let count = below.tier.evict(blocks, inner.tick());
     below.spill.touched(inner.clock.now());
     Ok(count)
@@ -125,7 +125,7 @@ pub(super) fn clear(inner: &Parts) -> Result<usize, TierError> {
     }
     match is_durable {
         true => Ok(gone),
-        false => Err(TierError::NotDurable),
+        false => Err(TierError::Folder(FolderError::NotDurable)),
     }
 }
 

@@ -136,6 +136,7 @@ fn cause_of(error: &TierError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::FolderError;
 
     #[test]
     fn a_failing_operation_is_tried_once_a_pause_and_pauses_grow() {
@@ -144,12 +145,12 @@ mod tests {
         assert!(health.allows(seconds(0)) && health.paused_until().is_none());
         let mut now = seconds(5);
         let mut tries = 0;
-        health.failed(now, &TierError::NotDurable);
+        health.failed(now, &TierError::Folder(FolderError::NotDurable));
         while now < seconds(605) {
             now += Duration::from_millis(10);
             if health.allows(now) {
                 tries += 1;
-                health.failed(now, &TierError::NotDurable);
+                health.failed(now, &TierError::Folder(FolderError::NotDurable));
             }
         }
         // 1, 2, 4, 8, 16 and 32 s are 63 s; every later pause is 60 s.
@@ -162,8 +163,11 @@ mod tests {
     fn failures_of_attempts_that_were_under_way_do_not_make_the_pause_longer() {
         let health = Health::new("writes to the disk tier".to_owned());
         let now = Duration::from_secs(1);
-        health.failed(now, &TierError::NotDurable);
-        health.failed(now + DELAY_MIN / 2, &TierError::NotDurable);
+        health.failed(now, &TierError::Folder(FolderError::NotDurable));
+        health.failed(
+            now + DELAY_MIN / 2,
+            &TierError::Folder(FolderError::NotDurable),
+        );
         assert_eq!(health.paused_until(), Some(now + DELAY_MIN));
     }
 }

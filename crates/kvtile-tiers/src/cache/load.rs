@@ -34,7 +34,10 @@ use super::{
     report::{LoadReport, LoadStop},
     requests,
 };
-use crate::{error::TierError, metrics::MissReason};
+use crate::{
+    error::{RequestError, TierError},
+    metrics::MissReason,
+};
 
 /// Parts per worker thread that a load from tiers below is split into.
 const PARTS_PER_WORKER: usize = 2;
@@ -93,14 +96,14 @@ pub(super) fn start(
     options: &LoadOptions,
 ) -> Result<Completion<LoadReport>, TierError> {
     if !found.is_of(inner) {
-        return Err(TierError::OtherCache);
+        return Err(TierError::Request(RequestError::OtherCache));
     }
     let blocks = found.blocks();
     if destinations.len() > blocks {
-        return Err(TierError::TooManyDestinations {
+        return Err(TierError::Request(RequestError::TooManyDestinations {
             destinations: destinations.len(),
             blocks,
-        });
+        }));
     }
     let layout = requests::check_blocks(inner, options.layout, destinations)?;
     let found = found.truncate(destinations.len());

@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     disk::{DiskTier, medium::Medium},
-    error::TierError,
+    error::{MismatchError, SettingsError, TierError},
     metrics::CacheMetrics,
     tier::{OpenTier, Pieces, STORAGE_WORD, StoreIdentity, Tier, TierContext, TierSettings},
 };
@@ -228,13 +228,17 @@ pub(super) fn check_identity(
 ) -> Result<(), TierError> {
     let identity = &settings.identity;
     if let Some(difference) = identity.difference_to_shape(engine.shape())? {
-        return Err(TierError::IdentityDiffers { difference });
+        return Err(TierError::Mismatch(MismatchError::IdentityDiffers {
+            difference,
+        }));
     }
     match engine.logical_fingerprint() {
-        Some(theirs) if theirs != identity.fingerprint() => Err(TierError::EngineDiffers {
-            ours: identity.fingerprint(),
-            theirs,
-        }),
+        Some(theirs) if theirs != identity.fingerprint() => {
+            Err(TierError::Mismatch(MismatchError::EngineDiffers {
+                ours: identity.fingerprint(),
+                theirs,
+            }))
+        }
         _ => Ok(()),
     }
 }
@@ -283,10 +287,10 @@ fn host_blocks(
     let most = u64::from(u32::MAX - 1).saturating_sub(spares as u64);
     let blocks = (settings.host_bytes / stride).min(most);
     if blocks == 0 {
-        return Err(TierError::HostTooSmall {
+        return Err(TierError::Settings(SettingsError::HostTooSmall {
             host_bytes: settings.host_bytes,
             needed_bytes: stride,
-        });
+        }));
     }
     match u32::try_from(blocks) {
         Ok(blocks) => Ok(blocks),
@@ -317,9 +321,9 @@ fn host_layout(
         .allocate_system_with(prefault)
         .build()?;
     if !storage.strided().blocks_are_contiguous() {
-        return Err(TierError::StorageNotContiguous {
+        return Err(TierError::Settings(SettingsError::StorageNotContiguous {
             layout: storage.strided().describe(),
-        });
+        }));
     }
     Ok(storage)
 }
@@ -345,7 +349,7 @@ fn open_below(
         let id = tier.id();
         let known = [TierId::DEVICE, TierId::HOST];
         if known.contains(&id) || below.iter().any(|below| below.id == id) {
-            return Err(TierError::TierTwice { tier: id });
+            return Err(TierError::Settings(SettingsError::TierTwice { tier: id }));
         }
         below.push(Below::new(tier, settings));
     }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    error::TierError,
+    error::{RequestError, TierError},
     metrics::CacheMetrics,
     tier::{Pieces, TierStats},
 };
@@ -115,12 +115,12 @@ impl Parts {
             match refused {
                 Refused::Full { waiting } => {
                     labels.iter().for_each(|label| self.metrics.refused(*label));
-                    TierError::Busy {
+                    TierError::Request(RequestError::Busy {
                         waiting,
                         capacity: self.settings.queue_capacity,
-                    }
+                    })
                 }
-                Refused::Closed => TierError::Closed,
+                Refused::Closed => TierError::Request(RequestError::Closed),
             }
         })
     }

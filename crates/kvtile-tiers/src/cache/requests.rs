@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use kvtile_transfer::LayoutHandle;
 
 use super::{Parts, open::check_identity};
-use crate::error::TierError;
+use crate::error::{RequestError, TierError};
 
 /// The longest list of ids that is checked with a hash set; for longer ones a bitmap over all
 /// blocks of the layout is cheaper.
@@ -34,10 +34,10 @@ pub(super) fn check_blocks(
 fn check_ids(blocks: &[usize], count: u64) -> Result<(), TierError> {
     let outside = blocks.iter().find(|block| **block as u64 >= count);
     if let Some(&block) = outside {
-        return Err(TierError::EngineBlockOutOfRange {
+        return Err(TierError::Request(RequestError::EngineBlockOutOfRange {
             block,
             blocks: count,
-        });
+        }));
     }
     let twice = if blocks.len() <= SET_IDS_MAX {
         let mut seen = HashSet::with_capacity(blocks.len());
@@ -55,7 +55,7 @@ fn check_ids(blocks: &[usize], count: u64) -> Result<(), TierError> {
         })
     };
     match twice {
-        Some(&block) => Err(TierError::EngineBlockTwice { block }),
+        Some(&block) => Err(TierError::Request(RequestError::EngineBlockTwice { block })),
         None => Ok(()),
     }
 }
@@ -72,13 +72,13 @@ mod tests {
             let outside = check_ids(&ids, length as u64 - 1);
             assert!(matches!(
                 outside,
-                Err(TierError::EngineBlockOutOfRange { block, .. }) if block == length - 1
+                Err(TierError::Request(RequestError::EngineBlockOutOfRange { block, .. })) if block == length - 1
             ));
             for at in [0, length / 2, length - 1] {
                 let twice = [&ids[..], &[at]].concat();
                 let error = check_ids(&twice, length as u64);
                 assert!(
-                    matches!(error, Err(TierError::EngineBlockTwice { block }) if block == at),
+                    matches!(error, Err(TierError::Request(RequestError::EngineBlockTwice { block })) if block == at),
                     "{length} {at}: {error:?}"
                 );
             }

@@ -6,7 +6,11 @@ use kvtile_blocks::{policy::PolicyKind, pool::Quota};
 use kvtile_layout::{Word, identity::LogicalIdentity};
 use serde::{Deserialize, Serialize};
 
-use crate::{disk::DiskSettings, error::TierError, tier::TierWrites};
+use crate::{
+    disk::DiskSettings,
+    error::{SettingsError, TierError},
+    tier::TierWrites,
+};
 
 /// Default size of host memory: 1 GiB.
 const HOST_BYTES: u64 = 1 << 30;
@@ -196,7 +200,7 @@ impl CacheSettings {
     pub(super) fn check(&self) -> Result<(), TierError> {
         let rate = self.recompute_tokens_per_second;
         if let Some(rate) = rate.filter(|rate| !rate.is_finite() || *rate <= 0.0) {
-            return Err(TierError::RecomputeRate { rate });
+            return Err(TierError::Settings(SettingsError::RecomputeRate { rate }));
         }
         let queue = (1, QUEUE_CAPACITY_MAX as u64);
         check_range("queue_capacity", self.queue_capacity as u64, queue)?;
@@ -208,7 +212,7 @@ impl CacheSettings {
         if let Some(disk) = &self.disk {
             disk.tier().check()?;
             if disk.folder.as_os_str().is_empty() {
-                return Err(TierError::NoFolder);
+                return Err(TierError::Settings(SettingsError::NoFolder));
             }
         }
         Ok(())
@@ -223,12 +227,12 @@ fn check_range(setting: &'static str, value: u64, range: (u64, u64)) -> Result<(
 }
 
 fn out_of_range(setting: &'static str, value: u64, (least, most): (u64, u64)) -> TierError {
-    TierError::SettingOutOfRange {
+    TierError::Settings(SettingsError::SettingOutOfRange {
         setting,
         value,
         least,
         most,
-    }
+    })
 }
 
 fn host_bytes() -> u64 {

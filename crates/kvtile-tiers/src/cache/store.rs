@@ -24,7 +24,11 @@ use super::{
     parent::Parent,
     requests, tend,
 };
-use crate::{error::TierError, room::chain_room, tier::TierWrites};
+use crate::{
+    error::{RequestError, TierError},
+    room::chain_room,
+    tier::TierWrites,
+};
 
 /// Why a store ended before its last block.
 #[derive(Clone, Debug)]
@@ -103,11 +107,11 @@ pub(super) fn start(
     let first = options.first;
     let wanted = first.checked_add(blocks.len());
     let Some(chain) = wanted.and_then(|end| all.get(first..end)) else {
-        return Err(TierError::TooFewKeys {
+        return Err(TierError::Request(RequestError::TooFewKeys {
             keys: all.len(),
             first,
             blocks: blocks.len(),
-        });
+        }));
     };
     let layout = requests::check_blocks(inner, options.layout, blocks)?;
     let completer = Completer::new(0, 0);

@@ -8,7 +8,7 @@ use std::{
 use kvtile_blocks::BlockKey;
 
 use super::{Parts, QueueLabel, below::Below, demote, spill::Due};
-use crate::error::TierError;
+use crate::error::{RequestError, TierError};
 
 /// How long the thread of a tier sleeps if even its clock panics.
 const AFTER_PANIC: Duration = Duration::from_millis(50);
@@ -37,9 +37,9 @@ pub(super) fn serve_tier(inner: &Parts, below: &Below) {
 /// On a durable tier the syncs pause and hold back the writes; on another tier only the writes
 /// pause.
 fn tier_panicked(inner: &Parts, below: &Below) {
-    let error = TierError::Panicked {
+    let error = TierError::Request(RequestError::Panicked {
         what: "the thread of a tier",
-    };
+    });
     log::error!("{error}; this is a defect; the cache goes on");
     let noted = catch_unwind(AssertUnwindSafe(|| {
         let now = inner.clock.now();

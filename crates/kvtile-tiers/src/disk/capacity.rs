@@ -8,7 +8,7 @@
 //! ```
 
 use super::record::RecordForm;
-use crate::error::TierError;
+use crate::error::{SettingsError, TierError};
 
 /// The page size of file systems and the alignment of direct I/O, in bytes.
 pub(super) const PAGE_BYTES: u64 = PAGE as u64;
@@ -34,7 +34,9 @@ const PHYSICAL_MIN: u32 = 2;
 /// Bytes of a slot for blocks of `block_bytes`.
 pub(super) fn slot_bytes(block_bytes: u64) -> Result<u64, TierError> {
     if block_bytes == 0 || block_bytes > BLOCK_BYTES_MAX {
-        return Err(TierError::BlockBytes { block_bytes });
+        return Err(TierError::Settings(SettingsError::BlockBytes {
+            block_bytes,
+        }));
     }
     Ok(block_bytes.next_multiple_of(PAGE_BYTES))
 }
@@ -96,20 +98,20 @@ pub(super) fn physical_slots(
     };
     if !fits(PHYSICAL_MIN) {
         let needed = total_bytes(PHYSICAL_MIN, form, manifest_bytes);
-        return Err(TierError::CapacityTooSmall {
+        return Err(TierError::Settings(SettingsError::CapacityTooSmall {
             capacity_bytes,
             block_bytes,
             needed_bytes: needed.unwrap_or(u64::MAX),
-        });
+        }));
     }
     if total_bytes(SLOTS_MAX + 1, form, manifest_bytes).is_some_and(|b| b <= capacity_bytes) {
         let most = total_bytes(SLOTS_MAX, form, manifest_bytes);
-        return Err(TierError::CapacityTooLarge {
+        return Err(TierError::Settings(SettingsError::CapacityTooLarge {
             capacity_bytes,
             block_bytes,
             blocks_max: SLOTS_MAX,
             most_bytes: most.unwrap_or(u64::MAX),
-        });
+        }));
     }
     let (mut most, mut too_many) = (PHYSICAL_MIN, SLOTS_MAX + 1);
     while too_many - most > 1 {
@@ -148,7 +150,7 @@ mod tests {
                 match physical {
                     2 => assert!(matches!(
                         less,
-                        Err(TierError::CapacityTooSmall { needed_bytes, .. }) if needed_bytes == exact
+                        Err(TierError::Settings(SettingsError::CapacityTooSmall { needed_bytes, .. })) if needed_bytes == exact
                     )),
                     _ => assert_eq!(less.unwrap(), physical - 1),
                 }
@@ -169,10 +171,14 @@ mod tests {
 
     #[test]
     fn absurd_sizes_and_absurd_capacities_are_refused() {
-        assert!(matches!(slot_bytes(0), Err(TierError::BlockBytes { .. })));
+        assert!(matches!(
+            slot_bytes(0),
+            Err(TierError::Settings(SettingsError::BlockBytes { .. }))
+        ));
         assert!(slot_bytes(u64::MAX).is_err());
         let absurd = physical_slots(u64::MAX, form(4096, 1), 2000);
-        let Err(TierError::CapacityTooLarge { most_bytes, .. }) = absurd else {
+        let Err(TierError::Settings(SettingsError::CapacityTooLarge { most_bytes, .. })) = absurd
+        else {
             panic!("{absurd:?}");
         };
         assert_eq!(

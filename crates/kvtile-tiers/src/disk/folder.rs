@@ -5,7 +5,7 @@ use super::{
     medium::{LockError, Medium, MediumFile, MediumLock, NotPlain, OpenFile},
     store::{Miss, is_end},
 };
-use crate::error::TierError;
+use crate::error::{ConvertError, FolderError, TierError};
 
 /// Names the process that uses the folder.
 pub(super) const LOCK_FILE: &str = "lock";
@@ -44,10 +44,10 @@ pub(super) fn check_ours(medium: &dyn Medium) -> Result<(), TierError> {
     });
     match foreign {
         None => Ok(()),
-        Some(found) => Err(TierError::ForeignFolder {
+        Some(found) => Err(TierError::Folder(FolderError::ForeignFolder {
             folder: medium.name(),
             found,
-        }),
+        })),
     }
 }
 
@@ -75,9 +75,9 @@ pub(super) fn check_new(medium: &dyn Medium) -> Result<(), TierError> {
     let names = medium.names();
     let names = names.map_err(|error| TierError::file("list", medium.name(), error))?;
     match names.iter().any(|name| name == MANIFEST_FILE) {
-        true => Err(TierError::AlreadyAStore {
+        true => Err(TierError::Convert(ConvertError::AlreadyAStore {
             folder: medium.name(),
-        }),
+        })),
         false => check_ours(medium),
     }
 }
@@ -138,10 +138,10 @@ pub(super) fn remove_unfinished(medium: &dyn Medium) -> Result<(), TierError> {
 
 fn lock_error(medium: &dyn Medium, error: LockError) -> TierError {
     match error {
-        LockError::Held(holder) => TierError::InUse {
+        LockError::Held(holder) => TierError::Folder(FolderError::InUse {
             folder: medium.name(),
             holder,
-        },
+        }),
         LockError::Io(error) => {
             let inner = error.get_ref();
             let name = match inner.is_some_and(|inner| inner.is::<NotPlain>()) {
@@ -173,9 +173,9 @@ pub fn clear(medium: &dyn Medium) -> Result<(), TierError> {
     let names = names.map_err(|error| TierError::file("list", medium.name(), error))?;
     check_ours(medium)?;
     if !names.iter().any(|name| OURS.contains(&name.as_str())) {
-        return Err(TierError::NotAStore {
+        return Err(TierError::Folder(FolderError::NotAStore {
             folder: medium.name(),
-        });
+        }));
     }
     let _lock = lock(medium)?;
     let failed = |error| TierError::file("clear", medium.name(), error);

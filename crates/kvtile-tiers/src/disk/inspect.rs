@@ -16,7 +16,10 @@ use super::{
     record::{Decoded, Record, RecordForm, are_whole},
     store::{Miss, Scan, Scanned, StoredBlock},
 };
-use crate::{error::TierError, tier::Pieces};
+use crate::{
+    error::{FolderError, SlotError, TierError},
+    tier::Pieces,
+};
 
 /// The contents of a folder. A block's slot is its index in the data file, not a store's slot
 /// number.
@@ -63,7 +66,7 @@ impl Inspection {
     pub fn open_on(medium: Arc<dyn Medium>) -> Result<Inspection, TierError> {
         let Some(manifest) = Manifest::read(&*medium)? else {
             let folder = medium.name();
-            return Err(TierError::NotAStore { folder });
+            return Err(TierError::Folder(FolderError::NotAStore { folder }));
         };
         let usage = match medium.holder(LOCK_FILE) {
             Ok(None) => FolderUsage::Unused,
@@ -192,10 +195,10 @@ impl Inspection {
     pub fn read(&self, index: usize, buffer: &mut [u8]) -> Result<(), Miss> {
         let (block_bytes, found_bytes) = (self.manifest.block_bytes(), buffer.len() as u64);
         if found_bytes != block_bytes {
-            return Err(Miss::Buffer(TierError::WrongBlockBytes {
+            return Err(Miss::Buffer(TierError::Slot(SlotError::WrongBlockBytes {
                 block_bytes,
                 found_bytes,
-            }));
+            })));
         }
         let (slot, record) = self.stored.get(index).ok_or(Miss::Empty)?;
         let read = self.read_verified(*slot, record, buffer);

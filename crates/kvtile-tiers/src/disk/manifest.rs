@@ -18,7 +18,7 @@ use super::{
     record::{RecordForm, StoreId},
 };
 use crate::{
-    error::TierError,
+    error::{FolderError, TierError},
     tier::{Pieces, StoreIdentity},
 };
 
@@ -284,9 +284,11 @@ impl Manifest {
     }
 
     fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<Manifest, TierError> {
-        let damaged = |problem: String| TierError::ManifestDamaged {
-            folder: medium.name(),
-            problem: Shown(&problem).to_string(),
+        let damaged = |problem: String| {
+            TierError::Folder(FolderError::ManifestDamaged {
+                folder: medium.name(),
+                problem: Shown(&problem).to_string(),
+            })
         };
         check_version(bytes, medium)?;
         let file: ManifestFile =
@@ -301,10 +303,10 @@ impl Manifest {
         match manifest.groups.as_slice() {
             [group] if manifest.format == FORMAT && group.is_sensible() => Ok(manifest),
             [_] => Err(damaged("its numbers contradict each other".to_owned())),
-            groups => Err(TierError::FolderGroups {
+            groups => Err(TierError::Folder(FolderError::FolderGroups {
                 folder: medium.name(),
                 groups: groups.len(),
-            }),
+            })),
         }
     }
 
@@ -333,17 +335,18 @@ fn check_version(bytes: &[u8], medium: &dyn Medium) -> Result<(), TierError> {
         format: String,
         version: u32,
     }
-    let any: AnyVersion =
-        serde_json::from_slice(bytes).map_err(|error| TierError::ManifestDamaged {
+    let any: AnyVersion = serde_json::from_slice(bytes).map_err(|error| {
+        TierError::Folder(FolderError::ManifestDamaged {
             folder: medium.name(),
             problem: Shown(&error.to_string()).to_string(),
-        })?;
+        })
+    })?;
     if any.manifest.format == FORMAT && any.manifest.version != VERSION {
-        return Err(TierError::FolderVersion {
+        return Err(TierError::Folder(FolderError::FolderVersion {
             folder: medium.name(),
             found: any.manifest.version,
             ours: VERSION,
-        });
+        }));
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use super::{
     trace::{Request, Trace},
 };
 use crate::{
-    TierError,
+    BatchError, SettingsError, TierError,
     cache::{Cache, CacheSettings, LookupOptions, StoreOptions},
 };
 
@@ -47,10 +47,14 @@ impl RealCache {
         adjust: impl FnOnce(CacheSettings) -> CacheSettings,
     ) -> Result<RealCache, TierError> {
         if block_bytes == 0 || !block_bytes.is_multiple_of(2) {
-            return Err(TierError::OddBlockBytes { block_bytes });
+            return Err(TierError::Settings(SettingsError::OddBlockBytes {
+                block_bytes,
+            }));
         }
         if block_bytes > BLOCK_BYTES_MAX {
-            return Err(TierError::BlockBytes { block_bytes });
+            return Err(TierError::Settings(SettingsError::BlockBytes {
+                block_bytes,
+            }));
         }
         let longest = trace.requests().map(|request| request.blocks.len()).max();
         let blocks = longest.unwrap_or(0).max(1) as u64;
@@ -108,7 +112,7 @@ impl RealCache {
             };
             self.content(&key);
             if lease.block(index as u64)? != self.block {
-                return Err(TierError::WrongBytes { key });
+                return Err(TierError::Batch(BatchError::WrongBytes { key }));
             }
             self.compared += 1;
         }
@@ -181,6 +185,8 @@ mod tests {
         drop(lease);
         let error = cache.compare(2).unwrap_err();
         let key = cache.keys[1];
-        assert!(matches!(error, TierError::WrongBytes { key: bad } if bad == key));
+        assert!(
+            matches!(error, TierError::Batch(BatchError::WrongBytes { key: bad }) if bad == key)
+        );
     }
 }

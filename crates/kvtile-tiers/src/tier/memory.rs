@@ -4,7 +4,7 @@ use std::{any::Any, fmt, sync::Arc};
 
 use kvtile_transfer::{BlockLease, TransferError};
 
-use crate::error::TierError;
+use crate::error::{BatchError, TierError};
 
 /// One leased block of host memory, or some layers of one. While it lives, the lease excludes other
 /// writers, and a write lease also excludes readers; and the pool does not reuse the block.
@@ -44,9 +44,9 @@ impl HostBlock {
         place: Arc<dyn Any + Send + Sync>,
     ) -> Result<HostBlock, TierError> {
         let [block] = *lease.blocks() else {
-            return Err(TierError::NotOneBlock {
+            return Err(TierError::Batch(BatchError::NotOneBlock {
                 blocks: lease.blocks().len(),
-            });
+            }));
         };
         Ok(HostBlock {
             lease,

@@ -12,7 +12,7 @@ use std::{ops::Range, sync::Arc};
 
 use kvtile_layout::{LayoutError, StridedLayout, broken};
 
-use crate::error::TierError;
+use crate::error::{BatchError, TierError};
 
 /// The smallest piece if a block has several: smaller reads do not use the disk's bandwidth.
 const PIECE_BYTES_MIN: u64 = 64 << 10;
@@ -103,10 +103,10 @@ impl Pieces {
         let starts = [0].iter().chain(ends);
         let ascend = starts.zip(ends).all(|(start, end)| start < end);
         if ends.is_empty() || ends.len() > Pieces::MAX || !ascend {
-            return Err(TierError::Pieces {
+            return Err(TierError::Batch(BatchError::Pieces {
                 ends: ends.into(),
                 most: Pieces::MAX,
-            });
+            }));
         }
         Ok(Pieces {
             ends: ends.into(),
@@ -328,7 +328,10 @@ mod tests {
         let many: Vec<u64> = (1..200).collect();
         for ends in [&[][..], &[0], &[5, 5], &[5, 4], &many] {
             assert!(
-                matches!(Pieces::ending_at(ends), Err(TierError::Pieces { .. })),
+                matches!(
+                    Pieces::ending_at(ends),
+                    Err(TierError::Batch(BatchError::Pieces { .. }))
+                ),
                 "{ends:?}"
             );
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::TierError;
+use crate::error::{SettingsError, TierError};
 
 /// When the cache writes host blocks to a tier.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,7 +69,7 @@ impl TierSettings {
     /// Refuses values out of range.
     pub(crate) fn check(&self) -> Result<(), TierError> {
         match self.writes {
-            TierWrites::AfterUses(0) => Err(TierError::ZeroUses),
+            TierWrites::AfterUses(0) => Err(TierError::Settings(SettingsError::ZeroUses)),
             _ => Ok(()),
         }
     }

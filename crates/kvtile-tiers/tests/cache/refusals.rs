@@ -2,7 +2,7 @@
 
 use kvtile_layout::Word;
 use kvtile_tiers::{
-    TierError,
+    FolderError, MismatchError, RequestError, SettingsError, TierError,
     cache::{Cache, CacheSettings, TierWrites},
 };
 
@@ -35,7 +35,13 @@ fn a_folder_of_another_storage_order_is_refused() {
     let word: Word = "BLKNHC".parse().unwrap();
     let other = with_disk(8, folder.path(), DISK).storage_word(word);
     let error = Cache::open(other, engine_layout()).unwrap_err();
-    assert!(matches!(error, TierError::FolderDiffers { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            TierError::Mismatch(MismatchError::FolderDiffers { .. })
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -43,7 +49,10 @@ fn a_folder_that_is_in_use_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let first = Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).unwrap();
     let second = Cache::open(with_disk(8, folder.path(), DISK), engine_layout());
-    assert!(matches!(second, Err(TierError::InUse { .. })));
+    assert!(matches!(
+        second,
+        Err(TierError::Folder(FolderError::InUse { .. }))
+    ));
     drop(first);
     assert!(Cache::open(with_disk(8, folder.path(), DISK), engine_layout()).is_ok());
 }
@@ -54,10 +63,19 @@ fn settings_out_of_range_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     for rate in [0.0, -1.0, f64::NAN, f64::INFINITY] {
         let error = open(settings(8).recompute_tokens_per_second(rate)).unwrap_err();
-        assert!(matches!(error, TierError::RecomputeRate { .. }));
+        assert!(matches!(
+            error,
+            TierError::Settings(SettingsError::RecomputeRate { .. })
+        ));
     }
     let small = open(settings(0)).unwrap_err();
-    assert!(matches!(small, TierError::HostTooSmall { .. }), "{small}");
+    assert!(
+        matches!(
+            small,
+            TierError::Settings(SettingsError::HostTooSmall { .. })
+        ),
+        "{small}"
+    );
     let sets: [fn(&mut CacheSettings, u64); 5] = [
         |settings, number| settings.queue_capacity = usize::try_from(number).unwrap(),
         |settings, number| settings.event_capacity = usize::try_from(number).unwrap(),
@@ -79,18 +97,30 @@ fn settings_out_of_range_are_refused() {
         settings.event_capacity = events;
         let refused = open(settings).unwrap_err();
         assert!(
-            matches!(refused, TierError::SettingOutOfRange { .. }),
+            matches!(
+                refused,
+                TierError::Settings(SettingsError::SettingOutOfRange { .. })
+            ),
             "{refused}"
         );
     }
     let nameless = open(with_disk(8, std::path::Path::new(""), DISK)).unwrap_err();
-    assert!(matches!(nameless, TierError::NoFolder), "{nameless}");
+    assert!(
+        matches!(nameless, TierError::Settings(SettingsError::NoFolder)),
+        "{nameless}"
+    );
     assert!(!std::path::Path::new("lock").exists());
     let uses = with_disk(8, folder.path(), DISK).disk_writes(TierWrites::AfterUses(0));
-    assert!(matches!(open(uses).unwrap_err(), TierError::ZeroUses));
+    assert!(matches!(
+        open(uses).unwrap_err(),
+        TierError::Settings(SettingsError::ZeroUses)
+    ));
     let word: Word = "LBKNHC".parse().unwrap();
     let scattered = open(settings(8).storage_word(word)).unwrap_err();
-    assert!(matches!(scattered, TierError::StorageNotContiguous { .. }));
+    assert!(matches!(
+        scattered,
+        TierError::Settings(SettingsError::StorageNotContiguous { .. })
+    ));
 }
 
 #[test]
@@ -101,19 +131,24 @@ fn blocks_that_the_engine_does_not_have_are_refused() {
     let outside = store(&[0, 64]).unwrap_err();
     assert!(matches!(
         outside,
-        TierError::EngineBlockOutOfRange { block: 64, .. }
+        TierError::Request(RequestError::EngineBlockOutOfRange { block: 64, .. })
     ));
     assert!(matches!(
         store(&[3, 3]),
-        Err(TierError::EngineBlockTwice { block: 3 })
+        Err(TierError::Request(RequestError::EngineBlockTwice {
+            block: 3
+        }))
     ));
     assert!(matches!(
         store(&[1, 2, 3]),
-        Err(TierError::TooFewKeys { .. })
+        Err(TierError::Request(RequestError::TooFewKeys { .. }))
     ));
     let found = cache.lookup(&keys);
     let load = cache.load(found, &[1]);
-    assert!(matches!(load, Err(TierError::TooManyDestinations { .. })));
+    assert!(matches!(
+        load,
+        Err(TierError::Request(RequestError::TooManyDestinations { .. }))
+    ));
 }
 
 #[test]
@@ -130,10 +165,10 @@ fn a_full_queue_refuses_at_once_and_leaves_nothing_pinned() {
     let waiting = [load().unwrap(), load().unwrap()];
     assert!(matches!(
         load(),
-        Err(TierError::Busy {
+        Err(TierError::Request(RequestError::Busy {
             waiting: 2,
             capacity: 2
-        })
+        }))
     ));
     let refused: u64 = cache.stats().queues.iter().map(|queue| queue.refused).sum();
     assert_eq!(refused, 1);

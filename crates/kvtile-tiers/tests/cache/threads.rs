@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use kvtile_blocks::events::TierId;
 use kvtile_testkit::disk::Numbers;
-use kvtile_tiers::{TierError, cache::Cache};
+use kvtile_tiers::{RequestError, TierError, cache::Cache};
 
 use super::{
     bounds::folder_bytes,
@@ -158,7 +158,7 @@ fn work(cache: &Cache, thread: u64, seed: u64) {
                 }
                 load.wait().blocks
             }
-            Err(TierError::Busy { .. }) => 0,
+            Err(TierError::Request(RequestError::Busy { .. })) => 0,
             Err(error) => panic!("{error}"),
         };
         for (index, key) in keys.iter().enumerate() {
@@ -173,13 +173,13 @@ fn work(cache: &Cache, thread: u64, seed: u64) {
             Ok(store) => {
                 store.wait();
             }
-            Err(TierError::Busy { .. }) => {}
+            Err(TierError::Request(RequestError::Busy { .. })) => {}
             Err(error) => panic!("{error}"),
         }
         if numbers.once_in(10) {
             match cache.prefetch(&chain(numbers.below(10), 1 + numbers.index(6))) {
                 Ok(prefetch) if numbers.once_in(2) => drop(prefetch.wait()),
-                Ok(_) | Err(TierError::Busy { .. }) => {}
+                Ok(_) | Err(TierError::Request(RequestError::Busy { .. })) => {}
                 Err(error) => panic!("{error}"),
             }
         }

@@ -13,7 +13,7 @@ use std::{
 use kvtile_memory::AlignedBuffer;
 use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
 use kvtile_tiers::{
-    TierError,
+    RequestError, TierError,
     disk::{
         FailedWrite, Miss, SlotRead, SlotState, SlotStore, SlotStoreSettings, SlotWrite,
         StoreIdentity,
@@ -308,7 +308,10 @@ fn a_medium_that_panics_in_a_batch_leaves_no_slot_taken() {
         let failed: HashSet<u32> = written.failed.iter().map(|failed| failed.slot).collect();
         assert!(failed.contains(&u32::try_from(at - 1).unwrap()));
         for failed in &written.failed {
-            assert!(matches!(failed.error, TierError::Panicked { .. }));
+            assert!(matches!(
+                failed.error,
+                TierError::Request(RequestError::Panicked { .. })
+            ));
         }
         let mut buffer = vec![0; 4096];
         for (slot, expected) in (0..).zip(&contents) {

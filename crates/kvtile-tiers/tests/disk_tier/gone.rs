@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 use crate::common::{content, key, room_for, store_chain, usual, write};
 use kvtile_blocks::BlockKey;
 use kvtile_tiers::{
-    FileChange, TierError,
+    FileChange, FolderError, TierError,
     disk::{SlotState, SlotStore},
 };
 
@@ -31,7 +31,7 @@ fn blocks() -> [(u32, BlockKey); 3] {
 
 fn gone(error: &TierError) -> (&str, FileChange) {
     match error {
-        TierError::FileGone { file, change } => (file, *change),
+        TierError::Folder(FolderError::FileGone { file, change }) => (file, *change),
         other => panic!("{other}"),
     }
 }

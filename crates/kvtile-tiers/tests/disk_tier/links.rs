@@ -9,7 +9,7 @@ use std::{
 
 use crate::common::{check_offered, room_for, store_chain, usual};
 use kvtile_tiers::{
-    TierError,
+    FolderError, TierError,
     disk::{
         Inspection, Recovered, SlotStore,
         medium::{FolderMedium, FoundInstead},
@@ -112,14 +112,26 @@ fn what_is_no_plain_file_is_refused_by_name_and_nothing_behind_it_is_touched() {
             check_untouched(&victim, &what);
             match (file, trap, opened) {
                 // An unfinished manifest is removed and never opened.
-                ("manifest.json.partial", Trap::Folder, Err(TierError::File { .. })) => {}
+                (
+                    "manifest.json.partial",
+                    Trap::Folder,
+                    Err(TierError::Folder(FolderError::File { .. })),
+                ) => {}
                 ("manifest.json.partial", _, Ok((store, recovered))) => {
                     check_offered(&store, &recovered, &usual());
                     assert!(!path.join(file).exists());
                 }
                 // The manifest is only read.
-                ("manifest.json", Trap::HardLink, Err(TierError::ManifestDamaged { .. })) => {}
-                (_, _, Err(TierError::NotAPlainFile { file: named, found })) => {
+                (
+                    "manifest.json",
+                    Trap::HardLink,
+                    Err(TierError::Folder(FolderError::ManifestDamaged { .. })),
+                ) => {}
+                (
+                    _,
+                    _,
+                    Err(TierError::Folder(FolderError::NotAPlainFile { file: named, found })),
+                ) => {
                     assert_eq!(
                         (named.as_str(), found),
                         (path.join(file).to_str().unwrap(), trap.found())
@@ -151,7 +163,10 @@ fn unfinished_folders_and_clearing_touch_nothing_behind_a_name() {
                 check_untouched(&victim, &what);
                 if file == "lock" {
                     assert!(
-                        matches!(done, Err(TierError::NotAPlainFile { .. })),
+                        matches!(
+                            done,
+                            Err(TierError::Folder(FolderError::NotAPlainFile { .. }))
+                        ),
                         "{what}: {done:?}"
                     );
                 }
@@ -179,7 +194,7 @@ fn inspections_follow_no_links_and_read_files_with_other_names() {
         symlink(&away, path.join(file)).unwrap();
         assert!(matches!(
             Inspection::open(&path),
-            Err(TierError::NotAPlainFile { .. })
+            Err(TierError::Folder(FolderError::NotAPlainFile { .. }))
         ));
     }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use crate::common::{room_for, usual};
 use kvtile_tiers::{
-    TierError,
+    FolderError, TierError,
     disk::{Inspection, SlotStore, medium::FolderMedium},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -155,10 +155,10 @@ fn a_folder_on_a_file_system_that_is_not_known_to_be_local_is_refused_by_its_nam
     ] {
         let error = SlotStore::create_or_open(&path, &settings, &identity).unwrap_err();
         match &error {
-            TierError::NotLocal {
+            TierError::Folder(FolderError::NotLocal {
                 folder,
                 file_system,
-            } => {
+            }) => {
                 assert_eq!(folder, path.to_str().unwrap());
                 assert_eq!(file_system, "fuse.kvtile-test");
             }
@@ -177,7 +177,7 @@ fn a_folder_on_a_file_system_that_is_not_known_to_be_local_is_refused_by_its_nam
     assert!(kvtile_tiers::disk::clear(&FolderMedium::new(folder.path())).is_err());
     assert!(matches!(
         Inspection::open(folder.path()),
-        Err(TierError::NotAStore { .. })
+        Err(TierError::Folder(FolderError::NotAStore { .. }))
     ));
     let asked = served.asked.lock().unwrap().clone();
     assert!(asked.contains(&STATFS), "{asked:?}");

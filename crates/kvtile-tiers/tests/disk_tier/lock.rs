@@ -10,7 +10,7 @@ use std::{
 
 use crate::common::{check_offered, content, key, room_for, store_chain, usual, write};
 use kvtile_tiers::{
-    TierError,
+    FolderError, TierError,
     disk::{FolderUsage, Inspection, Recovered, SlotState, SlotStore},
 };
 
@@ -81,7 +81,9 @@ fn a_folder_is_free_after_its_process_was_killed_even_if_a_child_lives() {
     );
     // While the owner lives, it keeps the lock, although its child dropped the store.
     match open(folder.path()) {
-        Err(TierError::InUse { holder, .. }) => assert_eq!(holder.pid, Some(owner.process.id())),
+        Err(TierError::Folder(FolderError::InUse { holder, .. })) => {
+            assert_eq!(holder.pid, Some(owner.process.id()))
+        }
         other => panic!("{other:?}"),
     }
     owner.process.kill().unwrap();
@@ -102,7 +104,7 @@ fn the_error_names_the_child_that_keeps_the_lock_and_the_process_that_opened_the
     owner.process.wait().unwrap();
     let (dead, child) = (owner.process.id(), u32::try_from(owner.child).unwrap());
     let error = open(folder.path()).unwrap_err();
-    let TierError::InUse { holder, .. } = &error else {
+    let TierError::Folder(FolderError::InUse { holder, .. }) = &error else {
         panic!("{error}");
     };
     assert_eq!((holder.pid, holder.opened_by), (Some(child), Some(dead)));
@@ -145,7 +147,7 @@ fn the_file_lock_is_not_the_lock() {
             std::fs::write(folder.path().join("lock"), "else").unwrap();
         }
         match open(folder.path()) {
-            Err(TierError::InUse { holder, .. }) => {
+            Err(TierError::Folder(FolderError::InUse { holder, .. })) => {
                 assert_eq!(holder.pid, Some(std::process::id()));
                 assert_eq!(holder.opened_by, None);
             }
@@ -165,10 +167,16 @@ fn other_names_of_a_folder_are_the_same_folder() {
     let (folder, link) = (parent.path().join("tier"), parent.path().join("link"));
     let (store, _) = open(&folder).unwrap();
     std::os::unix::fs::symlink(&folder, &link).unwrap();
-    assert!(matches!(open(&link), Err(TierError::InUse { .. })));
+    assert!(matches!(
+        open(&link),
+        Err(TierError::Folder(FolderError::InUse { .. }))
+    ));
     let moved = parent.path().join("moved");
     std::fs::rename(&folder, &moved).unwrap();
-    assert!(matches!(open(&moved), Err(TierError::InUse { .. })));
+    assert!(matches!(
+        open(&moved),
+        Err(TierError::Folder(FolderError::InUse { .. }))
+    ));
     drop(store);
     open(&moved).unwrap();
 }
@@ -234,7 +242,8 @@ fn refuse_in_child(store: &SlotStore) {
     // SAFETY: the child only calls the store, whose locks no thread holds, and ends by `_exit`.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let forked = |error: &TierError| matches!(error, TierError::Forked { .. });
+        let forked =
+            |error: &TierError| matches!(error, TierError::Folder(FolderError::Forked { .. }));
         let written = store.write(&[write(2, 2, &bytes)]);
         let refused = forked(&written.failed[0].error)
             && forked(&store.sync().failure.unwrap())

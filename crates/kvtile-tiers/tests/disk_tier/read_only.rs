@@ -12,7 +12,7 @@ use std::{
 
 use crate::common::{content, key, room_for, store_chain, usual, write};
 use kvtile_tiers::{
-    TierError,
+    FolderError, TierError,
     disk::{FolderUsage, Inspection, Miss, SlotStore},
 };
 use rustix::mount::{MountFlags, UnmountFlags, mount_bind, mount_remount, unmount};
@@ -134,7 +134,10 @@ fn the_reader_that_is_another_user() {
     check_read(path);
     let identity = usual();
     let opened = SlotStore::create_or_open(path, &room_for(8, &identity), &identity);
-    assert!(matches!(opened, Err(TierError::File { .. })), "{opened:?}");
+    assert!(
+        matches!(opened, Err(TierError::Folder(FolderError::File { .. }))),
+        "{opened:?}"
+    );
     println!("read all of it");
 }
 
@@ -154,7 +157,10 @@ fn a_read_only_mount_can_be_inspected_and_not_opened() {
         check_read(&at);
         let identity = usual();
         let opened = SlotStore::create_or_open(&at, &room_for(8, &identity), &identity);
-        assert!(matches!(opened, Err(TierError::File { .. })), "{opened:?}");
+        assert!(
+            matches!(opened, Err(TierError::Folder(FolderError::File { .. }))),
+            "{opened:?}"
+        );
         // In use through the writable mount, as seen through the read-only one.
         let (store, _) =
             SlotStore::create_or_open(&path, &room_for(8, &identity), &identity).unwrap();

@@ -13,7 +13,7 @@ use std::{
 use crate::common::{key, room_for, sized};
 use kvtile_testkit::disk::{Faults, Numbers, SimulatedDisk};
 use kvtile_tiers::{
-    TierError,
+    FolderError, SlotError, TierError,
     disk::{
         Miss, Recovered, SlotRead, SlotState, SlotStore, SlotStoreSettings, SlotWrite,
         StoreIdentity,
@@ -160,7 +160,11 @@ impl Simulation {
                 Err(error) => {
                     self.tell(|| format!("cannot open: {error}"));
                     assert!(
-                        matches!(error, TierError::File { .. } | TierError::DiskFull { .. }),
+                        matches!(
+                            error,
+                            TierError::Folder(FolderError::File { .. })
+                                | TierError::Folder(FolderError::DiskFull { .. })
+                        ),
                         "{error}"
                     );
                     assert!(attempt < 50, "the open never succeeds: {error}");
@@ -301,7 +305,11 @@ impl Simulation {
                     self.model.possible.insert(version);
                 }
                 Some(failed) => assert!(
-                    self.troubled() && !matches!(failed.error, TierError::SlotOccupied { .. }),
+                    self.troubled()
+                        && !matches!(
+                            failed.error,
+                            TierError::Slot(SlotError::SlotOccupied { .. })
+                        ),
                     "{}",
                     failed.error
                 ),
@@ -362,7 +370,10 @@ impl Simulation {
         if let Some(failure) = synced.failure {
             assert!(self.troubled());
             if self.model.gone && !self.disk.is_dead() && self.faults.read == 0 {
-                assert!(matches!(failure, TierError::FileGone { .. }), "{failure}");
+                assert!(
+                    matches!(failure, TierError::Folder(FolderError::FileGone { .. })),
+                    "{failure}"
+                );
             }
             return;
         }

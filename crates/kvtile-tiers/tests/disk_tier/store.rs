@@ -11,7 +11,7 @@ use crate::common::{
     check_offered, content, identity, key, room_for, sized, store_chain, usual, write,
 };
 use kvtile_tiers::{
-    TierError,
+    FolderError, MismatchError, SettingsError, SlotError, TierError,
     disk::{Miss, Recovered, SlotState, SlotStore, SlotStoreSettings, StoreIdentity},
 };
 
@@ -116,20 +116,20 @@ fn misuse_is_an_error_with_its_numbers_and_changes_nothing() {
     assert_eq!(written.failed.len(), 3);
     assert!(matches!(
         written.failed[0].error,
-        TierError::SlotOccupied { slot: 0 }
+        TierError::Slot(SlotError::SlotOccupied { slot: 0 })
     ));
     assert!(matches!(
         written.failed[1].error,
-        TierError::SlotOutOfRange { slot: 7, slots: 7 }
+        TierError::Slot(SlotError::SlotOutOfRange { slot: 7, slots: 7 })
     ));
     assert!(matches!(
         written.failed[2].error,
-        TierError::WrongBlockBytes { .. }
+        TierError::Slot(SlotError::WrongBlockBytes { .. })
     ));
     assert_eq!(store.state(2), SlotState::Written);
     assert!(matches!(
         store.erase(&[0, 7]),
-        Err(TierError::SlotOutOfRange { .. })
+        Err(TierError::Slot(SlotError::SlotOutOfRange { .. }))
     ));
     assert_eq!(store.state(0), SlotState::Durable);
     store.check_integrity();
@@ -176,7 +176,7 @@ fn a_second_store_is_refused_with_the_process_that_has_the_folder() {
     let identity = usual();
     let (store, _) = open(folder.path(), 4, &identity).unwrap();
     match open(folder.path(), 4, &identity) {
-        Err(TierError::InUse { holder, .. }) => {
+        Err(TierError::Folder(FolderError::InUse { holder, .. })) => {
             assert_eq!(holder.pid, Some(std::process::id()));
             assert_eq!(holder.opened_by, holder.pid);
         }
@@ -208,7 +208,7 @@ fn another_identity_layout_or_block_size_is_refused_naming_the_field() {
         ),
     ] {
         match open(folder.path(), 4, &other) {
-            Err(TierError::FolderDiffers { difference, .. }) => {
+            Err(TierError::Mismatch(MismatchError::FolderDiffers { difference, .. })) => {
                 assert_eq!(difference.field, field);
                 assert_ne!(difference.ours, difference.theirs);
             }
@@ -239,7 +239,9 @@ fn a_folder_with_foreign_files_is_refused_and_stays_unchanged() {
         let path = folder.path().join(name);
         fs::write(&path, b"mine").unwrap();
         match open(folder.path(), 4, &usual()) {
-            Err(TierError::ForeignFolder { found, .. }) => assert_eq!(found, name),
+            Err(TierError::Folder(FolderError::ForeignFolder { found, .. })) => {
+                assert_eq!(found, name)
+            }
             other => panic!("{other:?}"),
         }
         assert_eq!(fs::read(&path).unwrap(), b"mine");
@@ -287,7 +289,7 @@ fn all_files_together_stay_within_the_capacity_to_the_byte() {
     }
     let folder = tempfile::tempdir().unwrap();
     match SlotStore::create_or_open(folder.path(), &SlotStoreSettings::new(slot), &identity) {
-        Err(TierError::CapacityTooSmall { needed_bytes, .. }) => {
+        Err(TierError::Settings(SettingsError::CapacityTooSmall { needed_bytes, .. })) => {
             let settings = SlotStoreSettings::new(needed_bytes);
             let (store, _) =
                 SlotStore::create_or_open(folder.path(), &settings, &identity).unwrap();
@@ -393,7 +395,10 @@ fn a_damaged_manifest_is_refused_and_cleared_by_hand() {
         bytes[at] ^= 1;
         fs::write(&path, &bytes).unwrap();
         match open(folder.path(), 6, &identity) {
-            Err(TierError::ManifestDamaged { .. } | TierError::FolderDiffers { .. }) => {}
+            Err(
+                TierError::Folder(FolderError::ManifestDamaged { .. })
+                | TierError::Mismatch(MismatchError::FolderDiffers { .. }),
+            ) => {}
             // A change of white space outside values does no harm.
             Ok(_) => assert!(whole[at].is_ascii_whitespace() || bytes[at].is_ascii_whitespace()),
             other => panic!("byte {at}: {other:?}"),

@@ -36,7 +36,7 @@ use super::{
     medium::{FolderMedium, Medium},
     record::RecordForm,
 };
-use crate::error::TierError;
+use crate::error::{ConvertError, TierError};
 
 /// The settings of a conversion.
 #[derive(Clone, Debug, Default)]
@@ -131,7 +131,9 @@ fn make(
     let (store, recovered) = SlotStore::create_or_open_on(medium, settings, identity)?;
     if !recovered.created {
         // Another process created the store after `check_new`.
-        return Err(TierError::AlreadyAStore { folder: to.name() });
+        return Err(TierError::Convert(ConvertError::AlreadyAStore {
+            folder: to.name(),
+        }));
     }
     fill(&store)?;
     unfinished.finish()?;
@@ -157,11 +159,13 @@ fn capacity_bytes(
     };
     match asked {
         None => Ok(bytes(fewest.max(source.slots())).max(source.capacity_bytes())),
-        Some(capacity_bytes) if capacity_bytes < bytes(fewest) => Err(TierError::BlocksDoNotFit {
-            capacity_bytes,
-            blocks,
-            needed_bytes: bytes(fewest),
-        }),
+        Some(capacity_bytes) if capacity_bytes < bytes(fewest) => {
+            Err(TierError::Convert(ConvertError::BlocksDoNotFit {
+                capacity_bytes,
+                blocks,
+                needed_bytes: bytes(fewest),
+            }))
+        }
         Some(capacity_bytes) => Ok(capacity_bytes),
     }
 }
@@ -174,10 +178,10 @@ fn check_apart(from: &Path, to: &Path) -> Result<(), TierError> {
     };
     match resolved(&to_absolute).starts_with(&source) {
         false => Ok(()),
-        true => Err(TierError::TargetInSource {
+        true => Err(TierError::Convert(ConvertError::TargetInSource {
             target: FolderMedium::new(to).name(),
             source_folder: FolderMedium::new(from).name(),
-        }),
+        })),
     }
 }
 

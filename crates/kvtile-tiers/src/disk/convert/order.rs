@@ -10,7 +10,7 @@ use kvtile_transfer::PhysicalLayout;
 
 use super::{super::capacity::PAGE_BYTES, ConvertSettings, source::Source};
 use crate::{
-    error::TierError,
+    error::{ConvertError, SettingsError, TierError},
     tier::{Pieces, STORAGE_WORD, StoreIdentity},
 };
 
@@ -47,9 +47,9 @@ impl Order {
     fn new(word: Word, shape: &Shape) -> Result<Order, TierError> {
         let layout = StridedLayout::resolve(&word, shape, PAGE_BYTES)?;
         if !layout.blocks_are_contiguous() {
-            return Err(TierError::StorageNotContiguous {
+            return Err(TierError::Settings(SettingsError::StorageNotContiguous {
                 layout: layout.describe(),
-            });
+            }));
         }
         Ok(Order {
             word,
@@ -116,11 +116,11 @@ impl Orders {
 fn named(source: &Source, order: Order) -> Result<Order, TierError> {
     match difference(source, &order) {
         None => Ok(order),
-        Some(difference) => Err(TierError::StoredOrderDiffers {
+        Some(difference) => Err(TierError::Convert(ConvertError::StoredOrderDiffers {
             folder: source.name().to_owned(),
             word: order.word.to_string(),
             difference: Box::new(difference),
-        }),
+        })),
     }
 }
 
@@ -135,10 +135,10 @@ fn usual(source: &Source, shape: &Shape) -> Result<Order, TierError> {
             return Ok(order);
         }
     }
-    Err(TierError::StoredOrderUnknown {
+    Err(TierError::Convert(ConvertError::StoredOrderUnknown {
         folder: source.name().to_owned(),
         tried: words.len(),
-    })
+    }))
 }
 
 fn difference(source: &Source, order: &Order) -> Option<Difference> {

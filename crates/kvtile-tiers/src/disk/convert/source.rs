@@ -11,7 +11,7 @@ use super::super::{
     medium::Medium,
     old::{OLD_VERSION, OldFolder},
 };
-use crate::error::TierError;
+use crate::error::{FolderError, TierError};
 
 /// The source folder of a conversion.
 #[derive(Debug)]
@@ -33,7 +33,9 @@ impl Source {
     pub(super) fn open(medium: Arc<dyn Medium>) -> Result<Source, TierError> {
         let name = medium.name();
         let folder = match Inspection::open_on(Arc::clone(&medium)) {
-            Err(TierError::FolderVersion { found, .. }) if found == OLD_VERSION => {
+            Err(TierError::Folder(FolderError::FolderVersion { found, .. }))
+                if found == OLD_VERSION =>
+            {
                 SourceFolder::Old(OldFolder::open(medium)?)
             }
             opened => SourceFolder::Current(opened?),

@@ -13,7 +13,7 @@ use super::super::{
     medium::Medium,
     record::StoreId,
 };
-use crate::error::TierError;
+use crate::error::{FolderError, TierError};
 
 /// The format version that this module reads.
 pub(in super::super) const OLD_VERSION: u32 = 1;
@@ -52,9 +52,11 @@ impl OldManifest {
     }
 
     fn from_bytes(bytes: &[u8], medium: &dyn Medium) -> Result<OldManifest, TierError> {
-        let damaged = |problem: &str| TierError::ManifestDamaged {
-            folder: medium.name(),
-            problem: Shown(problem).to_string(),
+        let damaged = |problem: &str| {
+            TierError::Folder(FolderError::ManifestDamaged {
+                folder: medium.name(),
+                problem: Shown(problem).to_string(),
+            })
         };
         let file: OldManifestFile =
             serde_json::from_slice(bytes).map_err(|error| damaged(&error.to_string()))?;

@@ -19,7 +19,7 @@ use super::{
     LostBlock, SlotStore, Synced, Ticket,
     table::{Commit, Outcome, Pending},
 };
-use crate::error::TierError;
+use crate::error::{RequestError, TierError};
 
 /// The most bytes of records in one write call.
 const RUN_BYTES_MAX: usize = 256 << 10;
@@ -31,7 +31,7 @@ impl SlotStore {
     /// After a failure the store stays usable. Blocks that the disk refused are lost and reported
     /// in [`Synced::lost`]; the next sync retries everything else. If the folder or one of its
     /// files was removed, replaced or truncated since the store was opened, nothing is durable,
-    /// blocks of earlier syncs included ([`TierError::FileGone`]).
+    /// blocks of earlier syncs included ([`FolderError::FileGone`]).
     pub fn sync(&self) -> Synced {
         if let Err(error) = self.check_process() {
             return Synced {
@@ -96,7 +96,10 @@ impl SlotStore {
                 refused: Vec::new(),
             };
             let what = "a sync of the disk tier";
-            (unknown, Some(TierError::Panicked { what }))
+            (
+                unknown,
+                Some(TierError::Request(RequestError::Panicked { what })),
+            )
         });
         self.counters.syncs.add(u64::from(!commit.is_empty()));
         self.counters

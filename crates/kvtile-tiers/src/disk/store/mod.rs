@@ -50,7 +50,10 @@ use super::{
     medium::{BatchIo, Medium, MediumFile, MediumLock},
     record::RecordForm,
 };
-use crate::{error::TierError, tier::Pieces};
+use crate::{
+    error::{FolderError, SlotError, TierError},
+    tier::Pieces,
+};
 
 /// Blocks in the slots of one folder. All methods are thread-safe.
 #[derive(Debug)]
@@ -145,7 +148,10 @@ impl SlotStore {
     pub fn erase(&self, slots: &[u32]) -> Result<(), TierError> {
         let count = self.slots();
         if let Some(&slot) = slots.iter().find(|slot| **slot >= count) {
-            return Err(TierError::SlotOutOfRange { slot, slots: count });
+            return Err(TierError::Slot(SlotError::SlotOutOfRange {
+                slot,
+                slots: count,
+            }));
         }
         let mut table = self.table();
         let erased = slots.iter().filter(|slot| table.erase(**slot)).count();
@@ -202,7 +208,7 @@ impl SlotStore {
     ///
     /// # Errors
     /// None of them is durable, because the folder or one of its files is removed, replaced,
-    /// truncated or overwritten ([`TierError::FileGone`]), or cannot be examined.
+    /// truncated or overwritten ([`FolderError::FileGone`]), or cannot be examined.
     pub fn are_durable(&self, blocks: &[(u32, BlockKey)]) -> Result<Vec<bool>, TierError> {
         self.check_process()?;
         let durable = {
@@ -246,9 +252,9 @@ impl SlotStore {
     fn check_process(&self) -> Result<(), TierError> {
         match self.process.is_current() {
             true => Ok(()),
-            false => Err(TierError::Forked {
+            false => Err(TierError::Folder(FolderError::Forked {
                 opened_by: self.process.id(),
-            }),
+            })),
         }
     }
 

@@ -22,7 +22,7 @@ use super::{
     table::Table,
 };
 use crate::{
-    error::TierError,
+    error::{MismatchError, TierError},
     tier::{Pieces, StoreIdentity},
 };
 
@@ -134,7 +134,10 @@ impl Opening<'_> {
     fn open(&self, manifest: Manifest, identity: &StoreIdentity) -> Result<Opened, TierError> {
         if let Some(difference) = manifest.first_difference(identity) {
             let folder = self.medium.name();
-            return Err(TierError::FolderDiffers { folder, difference });
+            return Err(TierError::Mismatch(MismatchError::FolderDiffers {
+                folder,
+                difference,
+            }));
         }
         let failed = |error| TierError::file("clear", self.medium.name(), error);
         self.medium.remove(MANIFEST_PARTIAL_FILE).map_err(failed)?;

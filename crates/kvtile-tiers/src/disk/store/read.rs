@@ -11,7 +11,7 @@ use super::{
     report::Miss::{self, Buffer, Checksum, Io, Replaced, Truncated},
     table::Entry,
 };
-use crate::error::TierError;
+use crate::error::{SettingsError, SlotError, TierError};
 
 /// A block of a batch that the table has found.
 struct There {
@@ -110,15 +110,15 @@ impl SlotStore {
             return Ok(pieces);
         }
         Err(match read.start {
-            0 => TierError::WrongBlockBytes {
+            0 => TierError::Slot(SlotError::WrongBlockBytes {
                 block_bytes: self.block_bytes(),
                 found_bytes: bytes.end,
-            },
-            _ => TierError::NoSuchPieces {
+            }),
+            _ => TierError::Settings(SettingsError::NoSuchPieces {
                 start: bytes.start,
                 end: bytes.end,
                 ends: self.pieces.ends().into(),
-            },
+            }),
         })
     }
 

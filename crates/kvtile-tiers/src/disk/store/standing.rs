@@ -14,7 +14,7 @@ use super::{
     },
     SlotStore,
 };
-use crate::error::{FileChange, TierError};
+use crate::error::{FileChange, FolderError, TierError};
 
 /// The open manifest of a folder, with its content.
 #[derive(Debug)]
@@ -67,10 +67,10 @@ impl SlotStore {
         let whole = self.held_manifest.is_whole();
         match whole.map_err(|error| TierError::file("read", name(), error))? {
             true => Ok(()),
-            false => Err(TierError::FileGone {
+            false => Err(TierError::Folder(FolderError::FileGone {
                 file: name(),
                 change: FileChange::Overwritten,
-            }),
+            })),
         }
     }
 }
@@ -82,8 +82,8 @@ fn check(standing: Standing, file: impl FnOnce() -> String) -> Result<(), TierEr
         Standing::Replaced => FileChange::Replaced,
         Standing::Cut { length_bytes } => FileChange::Cut { length_bytes },
     };
-    Err(TierError::FileGone {
+    Err(TierError::Folder(FolderError::FileGone {
         file: file(),
         change,
-    })
+    }))
 }

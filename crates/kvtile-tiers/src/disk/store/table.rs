@@ -20,7 +20,10 @@ use kvtile_blocks::BlockKey;
 use kvtile_layout::broken;
 
 use super::{super::record::Record, free::FreePlaces, report::Miss};
-use crate::{error::TierError, tier::Pieces};
+use crate::{
+    error::{SlotError, TierError},
+    tier::Pieces,
+};
 
 /// The place of an empty slot: none.
 const NOWHERE: u32 = u32::MAX;
@@ -255,10 +258,10 @@ impl Table {
     pub(super) fn begin(&mut self, slot: u32, key: BlockKey, position: u32) -> Begin {
         let slots = self.slots();
         let Some(entry) = self.entries.get_mut(slot as usize) else {
-            return Begin::Refused(TierError::SlotOutOfRange { slot, slots });
+            return Begin::Refused(TierError::Slot(SlotError::SlotOutOfRange { slot, slots }));
         };
         if entry.state != SlotState::Empty {
-            return Begin::Refused(TierError::SlotOccupied { slot });
+            return Begin::Refused(TierError::Slot(SlotError::SlotOccupied { slot }));
         }
         let Some(place) = self.free.take() else {
             return Begin::NoPlace;

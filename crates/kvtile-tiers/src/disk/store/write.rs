@@ -18,7 +18,7 @@ use super::{
     FailedWrite, SlotStore, SlotWrite, Ticket, Written,
     table::{Begin, Entry, Pending, Placed},
 };
-use crate::error::TierError;
+use crate::error::{RequestError, SlotError, TierError};
 
 /// The outcome of a block's write: the checksums of its pieces, or the reason of the failure.
 type Landed = Result<Box<[u64]>, TierError>;
@@ -31,7 +31,7 @@ impl SlotStore {
     ///
     /// The call waits for a sync only if the slots erased since the last sync exceed the reserve of
     /// erased places. It writes nothing if the folder or one of its files was removed, replaced or
-    /// truncated since the store was opened ([`TierError::FileGone`]); earlier blocks can still be
+    /// truncated since the store was opened ([`FolderError::FileGone`]); earlier blocks can still be
     /// read.
     pub fn write(&self, batch: &[SlotWrite<'_>]) -> Written {
         if let Err(error) = self.check_process() {
@@ -94,9 +94,9 @@ impl SlotStore {
                 if !self.sync_erasures() {
                     let syncs_failed = self.counters.sync_failures.get();
                     if let Some(failure) = failures.get_mut(next) {
-                        *failure = Some(TierError::NoErasedSlot {
+                        *failure = Some(TierError::Slot(SlotError::NoErasedSlot {
                             failures: syncs_failed,
-                        });
+                        }));
                     }
                     (next, waits) = (next + 1, false);
                 }
@@ -121,15 +121,15 @@ impl SlotStore {
             let found_bytes = write.bytes.len() as u64;
             let begun = match found_bytes == block_bytes {
                 true => table.begin(write.slot, write.key, write.position),
-                false => Begin::Refused(TierError::WrongBlockBytes {
+                false => Begin::Refused(TierError::Slot(SlotError::WrongBlockBytes {
                     block_bytes,
                     found_bytes,
-                }),
+                })),
             };
             match begun {
                 Begin::Place(placed) => round.push((index, placed)),
                 Begin::NoPlace => return (round, index),
-                Begin::Refused(TierError::SlotOccupied { slot })
+                Begin::Refused(TierError::Slot(SlotError::SlotOccupied { slot }))
                     if is_in_round(&round, table.entry(slot)) =>
                 {
                     return (round, index);
@@ -171,7 +171,7 @@ impl SlotStore {
                         record: record(write, sums),
                     };
                     let counts = table.written(pending, placed.failed_syncs);
-                    (!counts).then_some(TierError::SyncFailedMeanwhile { slot })
+                    (!counts).then_some(TierError::Slot(SlotError::SyncFailedMeanwhile { slot }))
                 }
             };
             if let Some(failure) = failures.get_mut(*index) {
@@ -196,9 +196,9 @@ impl SlotStore {
             .collect();
         // If the medium panics, the slots of the round must not stay in `Writing`. A block without
         // an outcome by then counts as not written.
-        let panicked = TierError::Panicked {
+        let panicked = TierError::Request(RequestError::Panicked {
             what: "a write to the disk tier",
-        };
+        });
         let mut landed: Vec<Landed> = vec![Err(panicked); writes.len()];
         // The panic hook has logged the panic's message.
         let _ = catch_unwind(AssertUnwindSafe(|| {

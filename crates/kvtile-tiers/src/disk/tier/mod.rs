@@ -33,7 +33,7 @@ use super::{
 };
 use crate::{
     clock::Clock,
-    error::TierError,
+    error::{RequestError, TierError},
     rate::Rate,
     tier::{
         Abilities, Answers, BlockRead, BlockWrite, GroupId, Hold, ReadReport, SyncReport, Tier,
@@ -449,7 +449,7 @@ impl Drop for EndOfSync {
 /// closed.
 fn given_up(what: &'static str) -> TierError {
     match std::thread::panicking() {
-        true => TierError::Panicked { what },
-        false => TierError::Closed,
+        true => TierError::Request(RequestError::Panicked { what }),
+        false => TierError::Request(RequestError::Closed),
     }
 }

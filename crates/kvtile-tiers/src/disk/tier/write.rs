@@ -16,7 +16,7 @@ use kvtile_transfer::completion::Completion;
 use super::{Disk, GROUP, given_up, threads::Threads};
 use crate::{
     disk::SlotWrite,
-    error::TierError,
+    error::{BatchError, SlotError, TierError},
     room::chain_room,
     tier::{BlockWrite, Gather, NotWritten, WriteReport, Wrote},
 };
@@ -116,10 +116,10 @@ impl Disk {
         for (at, block) in batch.blocks.iter().enumerate() {
             let key = block.name.key;
             if block.name.group != GROUP {
-                let unknown = TierError::NoSuchGroup {
+                let unknown = TierError::Batch(BatchError::NoSuchGroup {
                     tier: self.id,
                     group: block.name.group.0,
-                };
+                });
                 set(&mut batch.outcomes, at, Err(NotWritten::Failed(unknown)));
                 continue;
             }
@@ -247,7 +247,9 @@ impl Disk {
         if self.store.key(slot.0) != Some(key) {
             self.remove_damaged(std::slice::from_ref(&key));
             let slot = slot.0;
-            return Err(NotWritten::Failed(TierError::SyncFailedMeanwhile { slot }));
+            return Err(NotWritten::Failed(TierError::Slot(
+                SlotError::SyncFailedMeanwhile { slot },
+            )));
         }
         batch.held.push(registered.blocks);
         Ok(Wrote::New)

@@ -36,7 +36,7 @@ fn a_disk_that_is_full_or_fails_gets_no_tier_and_keeps_nothing() {
             Ok(_) => check_converted(inspect(Arc::new(disk)).unwrap(), "BLHKNC"),
             Err(error) => {
                 match error {
-                    TierError::DiskFull { .. } => full += 1,
+                    TierError::Folder(FolderError::DiskFull { .. }) => full += 1,
                     _ => failed += 1,
                 }
                 assert_eq!(disk.names().unwrap(), Vec::<String>::new(), "seed {seed}");
@@ -63,7 +63,7 @@ fn a_power_loss_at_any_operation_leaves_an_intact_tier_or_none() {
         disk.crash();
         match inspect(Arc::new(disk.clone())) {
             Ok(tier) => check_converted(tier, "BLHKNC"),
-            Err(TierError::NotAStore { .. }) => {
+            Err(TierError::Folder(FolderError::NotAStore { .. })) => {
                 assert!(converted.is_err(), "fuse {fuse}");
                 none += 1;
                 to_disk(&from, &disk).unwrap();
@@ -96,7 +96,10 @@ fn a_process_that_is_killed_leaves_no_tier() {
         "{names:?}"
     );
     let error = inspect(Arc::new(disk.clone())).unwrap_err();
-    assert!(matches!(error, TierError::NotAStore { .. }), "{error}");
+    assert!(
+        matches!(error, TierError::Folder(FolderError::NotAStore { .. })),
+        "{error}"
+    );
     to_disk(&from, &disk).unwrap();
     check_converted(inspect(Arc::new(disk)).unwrap(), "BLHKNC");
 }

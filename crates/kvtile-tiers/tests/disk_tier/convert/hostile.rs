@@ -61,22 +61,33 @@ fn absurd_numbers_of_a_manifest_are_refused() {
     ] {
         let error = with_manifest(old, new).unwrap_err();
         assert!(
-            matches!(error, TierError::ManifestDamaged { .. }),
+            matches!(
+                error,
+                TierError::Folder(FolderError::ManifestDamaged { .. })
+            ),
             "{new}: {error}"
         );
     }
     let error = with_manifest("\"block_bytes\":3072", "\"block_bytes\":4096").unwrap_err();
     assert!(
-        matches!(error, TierError::StoredOrderUnknown { .. }),
+        matches!(
+            error,
+            TierError::Convert(ConvertError::StoredOrderUnknown { .. })
+        ),
         "{error}"
     );
     for version in [0, 3, u32::MAX] {
         let error = with_manifest("\"version\":1", &format!("\"version\":{version}")).unwrap_err();
-        assert!(matches!(error, TierError::FolderVersion { found, .. } if found == version));
+        assert!(
+            matches!(error, TierError::Folder(FolderError::FolderVersion { found, .. }) if found == version)
+        );
     }
     let error = with_manifest("\"version\":1", "\"version\":2").unwrap_err();
     assert!(
-        matches!(error, TierError::ManifestDamaged { .. }),
+        matches!(
+            error,
+            TierError::Folder(FolderError::ManifestDamaged { .. })
+        ),
         "{error}"
     );
 }
@@ -108,7 +119,10 @@ fn a_manifest_that_fails_its_checksum_is_refused() {
         fs::write(&path, changed).unwrap();
         let error = run(&from, &folder.path().join("to"), &settings(None)).unwrap_err();
         assert!(
-            matches!(error, TierError::ManifestDamaged { .. }),
+            matches!(
+                error,
+                TierError::Folder(FolderError::ManifestDamaged { .. })
+            ),
             "{error}"
         );
     }

@@ -27,7 +27,7 @@ use kvtile_layout::{
     identity::{LogicalIdentity, Rope},
 };
 use kvtile_tiers::{
-    TierError,
+    ConvertError, FolderError, SettingsError, TierError,
     disk::{ConvertSettings, Converted, Inspection, StoredBlock, convert, medium::Medium},
     tier::STORAGE_WORD,
 };

@@ -28,15 +28,26 @@ fn a_target_that_is_not_new_is_refused_before_anything_is_read() {
     fs::create_dir(&foreign).unwrap();
     fs::write(foreign.join("thesis.tex"), b"mine").unwrap();
     let error = refused(&from, &foreign, &settings(None));
-    assert!(matches!(&error, TierError::ForeignFolder { found, .. } if found == "thesis.tex"));
+    assert!(
+        matches!(&error, TierError::Folder(FolderError::ForeignFolder { found, .. }) if found == "thesis.tex")
+    );
     let tier = folder.path().join("tier");
     fs::create_dir(&tier).unwrap();
     fs::write(tier.join("manifest.json"), b"{}").unwrap();
     let error = refused(&from, &tier, &settings(None));
-    assert!(matches!(error, TierError::AlreadyAStore { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            TierError::Convert(ConvertError::AlreadyAStore { .. })
+        ),
+        "{error}"
+    );
     // The source is examined only after the target.
     let error = refused(&from, &folder.path().join("new"), &settings(None));
-    assert!(matches!(error, TierError::NotAStore { .. }), "{error}");
+    assert!(
+        matches!(error, TierError::Folder(FolderError::NotAStore { .. })),
+        "{error}"
+    );
 }
 
 #[test]
@@ -57,7 +68,10 @@ fn a_folder_is_not_converted_into_itself() {
     ] {
         let error = run(&from, &folder.path().join(to), &settings(None)).unwrap_err();
         assert!(
-            matches!(error, TierError::TargetInSource { .. }),
+            matches!(
+                error,
+                TierError::Convert(ConvertError::TargetInSource { .. })
+            ),
             "{to}: {error}"
         );
         assert_eq!(files(&from), before, "{to}");
@@ -94,20 +108,29 @@ fn a_capacity_that_is_too_small_is_refused_with_the_needed_bytes() {
         ..settings(Some("BHLKNC"))
     };
     let error = refused(&from, &to, &with(20_000));
-    let TierError::BlocksDoNotFit {
+    let TierError::Convert(ConvertError::BlocksDoNotFit {
         blocks,
         needed_bytes,
         ..
-    } = error
+    }) = error
     else {
         panic!("{error}");
     };
     assert_eq!(blocks, 7);
     let error = refused(&from, &to, &with(needed_bytes - 1));
-    assert!(matches!(error, TierError::BlocksDoNotFit { .. }), "{error}");
+    assert!(
+        matches!(
+            error,
+            TierError::Convert(ConvertError::BlocksDoNotFit { .. })
+        ),
+        "{error}"
+    );
     let error = refused(&from, &to, &with(u64::MAX));
     assert!(
-        matches!(error, TierError::CapacityTooLarge { .. }),
+        matches!(
+            error,
+            TierError::Settings(SettingsError::CapacityTooLarge { .. })
+        ),
         "{error}"
     );
     let converted = run(&from, &to, &with(needed_bytes)).unwrap();
@@ -126,7 +149,10 @@ fn words_that_are_no_block_layout_are_refused() {
     for word in ["L|BHKNC", "LBHKNC", "BL@4096HKNC"] {
         let error = refused(&from, &to, &settings(Some(word)));
         assert!(
-            matches!(error, TierError::StorageNotContiguous { .. }),
+            matches!(
+                error,
+                TierError::Settings(SettingsError::StorageNotContiguous { .. })
+            ),
             "{word}: {error}"
         );
     }
@@ -135,7 +161,9 @@ fn words_that_are_no_block_layout_are_refused() {
     let mut named = settings(None);
     named.stored_layout = Some("BLHKNC".parse().unwrap());
     let error = refused(&from, &to, &named);
-    assert!(matches!(&error, TierError::StoredOrderDiffers { word, .. } if word == "BLHKNC"));
+    assert!(
+        matches!(&error, TierError::Convert(ConvertError::StoredOrderDiffers { word, .. }) if word == "BLHKNC")
+    );
 }
 
 /// The source folder is locked until the end, and nothing is written to it.

@@ -109,11 +109,11 @@ fn stat_refuses_the_old_folder_by_its_version() {
     let error = Inspection::open(&version_1(folder.path())).unwrap_err();
     assert!(matches!(
         error,
-        TierError::FolderVersion {
+        TierError::Folder(FolderError::FolderVersion {
             found: 1,
             ours: 2,
             ..
-        }
+        })
     ));
     assert!(
         error.to_string().contains("kvtile cache convert"),

@@ -126,14 +126,17 @@ fn an_unusual_layout_must_be_named() {
     drop(stored(&at("a"), (&shape(1), word), 5, tiled));
     let error = run(&at("a"), &at("b"), &settings(None)).unwrap_err();
     assert!(
-        matches!(error, TierError::StoredOrderUnknown { tried, .. } if tried > 120),
+        matches!(error, TierError::Convert(ConvertError::StoredOrderUnknown { tried, .. }) if tried > 120),
         "{error}"
     );
     let mut named = settings(Some("BHLKNC"));
     named.stored_layout = Some("BHLKNC".parse().unwrap());
     let error = run(&at("a"), &at("b"), &named).unwrap_err();
     assert!(
-        matches!(error, TierError::StoredOrderDiffers { .. }),
+        matches!(
+            error,
+            TierError::Convert(ConvertError::StoredOrderDiffers { .. })
+        ),
         "{error}"
     );
     assert!(!at("b").exists());
@@ -163,7 +166,7 @@ fn a_folder_that_a_cache_uses_is_refused_by_its_process() {
         content(number, "BHLKNC")
     });
     let error = run(&from, &to, &settings(None)).unwrap_err();
-    let TierError::InUse { holder, .. } = &error else {
+    let TierError::Folder(FolderError::InUse { holder, .. }) = &error else {
         panic!("{error}");
     };
     assert_eq!(holder.pid, Some(std::process::id()));

@@ -1,0 +1,93 @@
+//! A lookup, load or store that a cache refuses or cannot complete.
+
+use std::{io, sync::Arc, time::Duration};
+
+use kvtile_blocks::events::TierId;
+use thiserror::Error;
+
+/// A lookup, load or store that a cache refuses or cannot complete.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// More destinations than blocks in the match.
+    #[error("{destinations} destinations for a match of {blocks} blocks")]
+    TooManyDestinations {
+        /// Destination ids that were given.
+        destinations: usize,
+        /// Blocks of the match.
+        blocks: usize,
+    },
+    /// A match that another cache returned.
+    #[error("the match was found in another cache; look its keys up in this one")]
+    OtherCache,
+    /// Fewer keys than blocks to store.
+    #[error(
+        "{blocks} blocks from block {first} of the chain on, and only {keys} keys; give the keys \
+         of the whole chain"
+    )]
+    TooFewKeys {
+        /// Number of keys that were given.
+        keys: usize,
+        /// Index of the first block to store.
+        first: usize,
+        /// Number of blocks to store.
+        blocks: usize,
+    },
+    /// A block id outside the engine's layout, or outside the other layout that was given.
+    #[error("engine block {block} is not one of its {blocks}")]
+    EngineBlockOutOfRange {
+        /// The id.
+        block: usize,
+        /// Number of blocks of the layout.
+        blocks: u64,
+    },
+    /// The same engine block twice in one list.
+    #[error("engine block {block} is twice in one list")]
+    EngineBlockTwice {
+        /// The id.
+        block: usize,
+    },
+    /// The queue is full. No job was queued; continue without the cache.
+    #[error(
+        "{waiting} of {capacity} jobs wait already; compute the blocks instead, or try again later"
+    )]
+    Busy {
+        /// Jobs in the queue.
+        waiting: usize,
+        /// Capacity of the queue.
+        capacity: usize,
+    },
+    /// The cache is closed.
+    #[error("the cache is closed")]
+    Closed,
+    /// A tier that the cache does not have.
+    #[error("this cache has no {tier} tier")]
+    NoSuchTier {
+        /// The tier.
+        tier: TierId,
+    },
+    /// A component panicked: a medium, a clock, or kvtile itself. The process's log has the panic
+    /// message.
+    #[error("{what} panicked; the operation counts as failed")]
+    Panicked {
+        /// The component.
+        what: &'static str,
+    },
+    /// The system refused to start a thread.
+    #[error("cannot start a thread for the cache")]
+    Thread {
+        /// The system's error.
+        source: Arc<io::Error>,
+    },
+    /// A tier did not complete an operation in time. The cache does not use the tier until a
+    /// backoff has passed.
+    #[error("the {tier} tier did not {operation} within {} ms", within.as_millis())]
+    Late {
+        /// The tier.
+        tier: TierId,
+        /// The operation.
+        operation: &'static str,
+        /// How long the cache waited.
+        within: Duration,
+    },
+}

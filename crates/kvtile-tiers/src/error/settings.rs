@@ -1,0 +1,123 @@
+//! Settings that a cache or a tier cannot have.
+
+use std::sync::Arc;
+
+use kvtile_blocks::events::TierId;
+use thiserror::Error;
+
+/// Settings that a cache or a tier cannot have.
+#[derive(Clone, Debug, Error)]
+#[non_exhaustive]
+pub enum SettingsError {
+    /// A page size of keys that is not the identity's.
+    #[error(
+        "page_size is {given}, and blocks of this identity have {of_identity} tokens, so no cache would find the \
+         keys; leave page_size out, or make the identity with page_size={given} (only the profile \"router\" has \
+         pages of its own)"
+    )]
+    KeyPageSize {
+        /// Tokens of a block that were given.
+        given: usize,
+        /// Tokens of a block of the identity.
+        of_identity: usize,
+    },
+    /// A storage order in which a block is not one contiguous range.
+    #[error(
+        "blocks are stored in one piece each, and in {layout} they are not; give a word that \
+         begins with B"
+    )]
+    StorageNotContiguous {
+        /// The layout.
+        layout: String,
+    },
+    /// Host memory too small for one block.
+    #[error("{host_bytes} bytes of host memory hold no block; give at least {needed_bytes}")]
+    HostTooSmall {
+        /// Bytes that were given.
+        host_bytes: u64,
+        /// Bytes that one block needs.
+        needed_bytes: u64,
+    },
+    /// A recompute rate that is not a positive, finite number.
+    #[error("{rate} tokens per second is not a rate; give a finite number above 0, or none")]
+    RecomputeRate {
+        /// The rate that was given.
+        rate: f64,
+    },
+    /// A setting outside its range.
+    #[error("{setting} is {value}; give {least} to {most}")]
+    SettingOutOfRange {
+        /// The setting.
+        setting: &'static str,
+        /// The value that was given.
+        value: u64,
+        /// The smallest allowed value.
+        least: u64,
+        /// The largest allowed value.
+        most: u64,
+    },
+    /// The path of the disk tier's folder is empty.
+    #[error("the path of the disk tier's folder is empty; give the path of a folder")]
+    NoFolder,
+    /// [`TierWrites::AfterUses`](crate::tier::TierWrites::AfterUses) with 0 uses.
+    #[error("a block cannot be written after 0 uses; give `at_once`, or at least 1 use")]
+    ZeroUses,
+    /// Two tiers of one cache with the same name.
+    #[error("two tiers are named {tier}; give each of them a name of its own")]
+    TierTwice {
+        /// The name.
+        tier: TierId,
+    },
+    /// A capacity too small to store even one block safely.
+    #[error(
+        "{capacity_bytes} bytes of disk are too few for blocks of {block_bytes} bytes; give at \
+         least {needed_bytes}"
+    )]
+    CapacityTooSmall {
+        /// The capacity given.
+        capacity_bytes: u64,
+        /// Bytes of a block.
+        block_bytes: u64,
+        /// The smallest sufficient capacity.
+        needed_bytes: u64,
+    },
+    /// A capacity for more blocks than a disk tier can address.
+    #[error(
+        "{capacity_bytes} bytes of disk are more than {blocks_max} blocks of {block_bytes} bytes; \
+         give at most {most_bytes}"
+    )]
+    CapacityTooLarge {
+        /// The capacity given.
+        capacity_bytes: u64,
+        /// Bytes of a block.
+        block_bytes: u64,
+        /// The largest number of blocks.
+        blocks_max: u32,
+        /// The largest allowed capacity.
+        most_bytes: u64,
+    },
+    /// A block size outside the range of a slot.
+    #[error("blocks of {block_bytes} bytes cannot be stored; a block has 1 byte to 1 TiB")]
+    BlockBytes {
+        /// Bytes of a block.
+        block_bytes: u64,
+    },
+    /// A block size that does not split into equal halves for keys and values.
+    #[error(
+        "blocks of {block_bytes} bytes do not have as many keys as values; give an even number"
+    )]
+    OddBlockBytes {
+        /// Bytes of a block.
+        block_bytes: u64,
+    },
+    /// A byte range of a block that does not coincide with whole pieces.
+    #[error("bytes {start} to {end} of a block are no whole pieces; its pieces end at {ends:?}")]
+    NoSuchPieces {
+        /// The first byte.
+        start: u64,
+        /// The end of the range (exclusive).
+        end: u64,
+        /// The offsets at which the pieces of a block end.
+        ends: Arc<[u64]>,
+    },
+}
