@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,11 +19,11 @@ from vllm_engine import BLOCKS, CONFIG, LAYERS, PAGE, Engine, Request, Tensor, i
 __all__ = ["sides"]  # The fixture of the tests below.
 
 
-def scheduler_of(sides: Any, changes: list[Any] | None = None) -> Any:
+def scheduler_of(sides: Any, changes: list[Any] | None = None, **settings: Any) -> Any:
     """A scheduler with one worker, whose tiers have these blocks."""
     kv = {f"layers.{layer}": Tensor(np.zeros((BLOCKS, 2, PAGE, 1, 4), np.float32)) for layer in range(LAYERS)}
     _, identity = layout_and_identity(None, kv, None, SimpleNamespace(number=0, size=1))
-    scheduler = sides.scheduler.Scheduler(sides.settings.Settings(), PAGE)
+    scheduler = sides.scheduler.Scheduler(sides.settings.Settings(**settings), PAGE)
     scheduler.greet({0: sides.messages.Hello(identity.to_json(), changes or [])})
     return scheduler
 
@@ -345,3 +346,35 @@ def test_settings_without_effect_are_refused_and_others_reach_the_cache(sides: A
     given = {"disk_path": str(tmp_path), "disk_gib": 1.0, "close_within": 5.0, "disk_writes": 2, "workers": 3}
     told = read(given).of_cache(rank)
     assert (told["close_within"], told["disk_writes"], told["workers"], told["disk_bytes"]) == (5.0, 2, 3, 1 << 30)
+
+
+def test_requests_are_recorded_when_they_end(sides: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    scheduler = scheduler_of(sides, record=str(path))
+    request = a_request("one", tokens=list(range(3 * PAGE + 2)))
+    scheduler.matched(request, 0)
+    request.all_token_ids = request.all_token_ids + [7] * PAGE
+    request.num_output_tokens = PAGE
+    scheduler.finished(request)
+    same = a_request("two", tokens=list(range(3 * PAGE)))
+    scheduler.matched(same, 0)
+    scheduler.finished(same)
+    # Requests without keys, and requests that were never scheduled, are not in the trace.
+    pooling = a_request("three", pooling_params=object())
+    scheduler.matched(pooling, 0)
+    scheduler.finished(pooling)
+    scheduler.finished(a_request("four"))
+    scheduler.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    lengths = [(line["input_length"], line["output_length"], len(line["hash_ids"])) for line in lines]
+    assert lengths == [(3 * PAGE + 2, PAGE, 4), (3 * PAGE, 0, 3)]
+    assert lines[0]["hash_ids"][:3] == lines[1]["hash_ids"]
+    assert all(line["timestamp"] == 1_700_000_000_250 for line in lines)
+
+
+def test_a_trace_file_that_holds_something_else_is_refused_at_the_start(sides: Any, tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("mine\n")
+    with pytest.raises(kvtile.SettingsError, match="no trace"):
+        scheduler_of(sides, record=str(path))
+    assert path.read_text() == "mine\n"

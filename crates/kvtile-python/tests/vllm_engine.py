@@ -114,10 +114,16 @@ class Request:
     prompt_is_token_ids: Any = None
     resumable: bool = False
     skip_reading_prefix_cache: bool = False
+    arrival_time: float = 1_700_000_000.25
+    num_output_tokens: int = 0
 
     @property
     def num_tokens(self) -> int:
         return len(self.all_token_ids)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.all_token_ids) - self.num_output_tokens
 
     @property
     def prompt_token_ids(self) -> list[int]:

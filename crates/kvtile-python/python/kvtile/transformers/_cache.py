@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,18 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from kvtile._errors import ClosedError, ForkError, IdentityError, KvtileError, RequestError
-from kvtile._kvtile import Cache, Completion, Identity, Layout, LoadReport, Match, Shape, StoreReport, TokenHasher
+from kvtile._kvtile import (
+    Cache,
+    Completion,
+    Identity,
+    Layout,
+    LoadReport,
+    Match,
+    Shape,
+    StoreReport,
+    TokenHasher,
+    TraceRecorder,
+)
 from kvtile.transformers._first_layer import TOLERANCES, check_first_layer, first_layer
 from kvtile.transformers._loaded import Loaded
 from kvtile.transformers._model import bare, check_kind, state_of, weights_digest
@@ -54,6 +66,7 @@ class PrefixCache:
             weights in memory. Adapters and other changes of the model are detected in both cases; weights that were
             changed in place beforehand only with the digest.
         salt: isolates tenants: a request finds only prefixes of the same salt.
+        record: a file to which the requests are appended as a trace for ``kvtile replay``.
         extra: everything else that the KV depends on. An entry ``hooks`` describes what the caller's hooks in the
             model do.
 
@@ -74,6 +87,7 @@ class PrefixCache:
         page_size: int = 16,
         revision: str | None = None,
         salt: str = "",
+        record: str | os.PathLike[str] | None = None,
         extra: Mapping[str, str] | None = None,
     ) -> None:
         extra = dict(extra or {})
@@ -95,6 +109,7 @@ class PrefixCache:
         self._dtype = model.dtype
         self._page_size = page_size
         self._hasher = TokenHasher(self.identity, salt=salt)
+        self._recorder = None if record is None else TraceRecorder(record, page_size)
         self._warned: set[str] = set()
         self._warned_lock = threading.Lock()
         self._check_layers(model)
@@ -187,10 +202,11 @@ class PrefixCache:
         prompts, past = self._begin(model, asked)
         if past is None:
             return model.generate(**asked)
+        arrived = time.time()
         outputs = model.generate(**asked, past_key_values=past)
         try:
             self._watch.check()
-            self._save(model, prompts, outputs, past, ends_of(model, asked))
+            self._save(model, prompts, outputs, past, ends_of(model, asked), arrived)
         except KvtileError as error:
             self._warn(f"an answer was not kept: {error}", type(error).__name__)
         return outputs
@@ -202,6 +218,8 @@ class PrefixCache:
     def close(self) -> None:
         """Writes all blocks to the disk, if there is one, and frees all resources, as Cache.close."""
         self.cache.close()
+        if self._recorder is not None:
+            self._recorder.close()
 
     def __enter__(self) -> Self:
         return self
@@ -271,7 +289,7 @@ class PrefixCache:
         return self.cache.load(found, range(blocks), layout=self._layout(halves, blocks))
 
     def _save(
-        self, model: Any, prompts: list[Prompt], outputs: Any, past: Any, ends: set[int]
+        self, model: Any, prompts: list[Prompt], outputs: Any, past: Any, ends: set[int], arrived: float | None = None
     ) -> list[StoreReport]:
         answered = token_lists(getattr(outputs, "sequences", outputs))
         if len(answered) != len(prompts):
@@ -290,6 +308,7 @@ class PrefixCache:
         ]
         keys = [self._hasher.keys(tokens) for tokens in kept]
         self._check_content(model, prompts, kept, keys, past)
+        self._record(prompts, kept, arrived)
         halves = [half for layer in past.layers for half in (layer.keys, layer.values)]
         stores = []
         for at, (row, keys_) in enumerate(zip(prompts, keys, strict=True)):
@@ -297,6 +316,14 @@ class PrefixCache:
             layout = self._layout([half[at, :, row.start : stop] for half in halves], len(keys_)) if keys_ else None
             stores.append(self.cache.store(keys_, range(len(keys_)), layout=layout))
         return [store.wait() for store in stores]
+
+    def _record(self, prompts: list[Prompt], kept: list[list[int]], arrived: float | None) -> None:
+        """Adds a request, a line for each prompt, to the trace."""
+        if self._recorder is None:
+            return
+        for row, tokens in zip(prompts, kept, strict=True):
+            new = max(0, len(tokens) - len(row.tokens))
+            self._recorder.record(self._hasher.keys(row.tokens), len(row.tokens), new, arrived=arrived)
 
     def _length(self, past: Any, rows: int) -> int:
         """The number of tokens in a cache, with padding; refuses all but a DynamicCache of this model's sizes."""

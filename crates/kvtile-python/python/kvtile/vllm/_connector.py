@@ -192,6 +192,7 @@ class KvtileConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def shutdown(self) -> None:
         """In a worker, writes all blocks to the disk and closes the cache."""
+        self.scheduler.close()
         if self._opened is not None:
             self._opened = None
             close_worker(self._vllm_config)

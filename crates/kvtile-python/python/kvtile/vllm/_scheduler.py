@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
 
-from kvtile import Identity, TokenHasher
+from kvtile import Identity, TokenHasher, TraceRecorder
 from kvtile._errors import InternalError
 from kvtile.vllm._adapters import Adapter, Digests
 from kvtile.vllm._directory import Directory, leading_tiers
@@ -76,6 +76,7 @@ class Scheduler:
         self._settings = settings
         # By rank. Ranks with the same heads share a hasher.
         self._hashers: dict[int, TokenHasher] = {}
+        self._recorder: TraceRecorder | None = None
         self._orders = Orders()
         self._loads_in_step = True
         self._disk_seconds: dict[int, float] = {}
@@ -91,6 +92,8 @@ class Scheduler:
         hashers = {identity: TokenHasher(Identity.from_json(identity), salt=salt) for identity in identities}
         self._hashers = {rank: hashers[hello.identity] for rank, hello in hellos.items()}
         self.directories = {rank: Directory(hello.changes) for rank, hello in hellos.items()}
+        if self._settings.record is not None:
+            self._recorder = TraceRecorder(self._settings.record, self.page_size)
 
     def matched(self, request: Request, computed: int) -> tuple[int, bool]:
         """The number of tokens that can be loaded beyond vLLM's own, and whether the load takes longer than a step."""
@@ -212,12 +215,27 @@ class Scheduler:
     def finished(self, request: Request) -> bool:
         """Ends a request. Returns whether vLLM must keep its blocks, because stores still read them."""
         name = request.request_id
-        self.tracked.pop(name, None)
+        self._record(request, self.tracked.pop(name, None))
         if not self.announced.get(name):
             return False
         self.finishing.add(name)
         self._orders.held.add(name)
         return True
+
+    def _record(self, request: Request, tracked: Tracked | None) -> None:
+        """Adds a request that has ended to the trace."""
+        if self._recorder is None or tracked is None or tracked.keys is None:
+            return
+        keys = tracked.keys.of(request.num_prompt_tokens // self.page_size)
+        self._recorder.record(
+            keys[min(keys)], request.num_prompt_tokens, request.num_output_tokens, arrived=request.arrival_time
+        )
+
+    def close(self) -> None:
+        """Ends the recording."""
+        if self._recorder is not None:
+            self._recorder.close()
+            self._recorder = None
 
     def take(self, report: Report) -> None:
         """Receives the workers' reports after a step."""

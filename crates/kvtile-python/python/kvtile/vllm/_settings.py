@@ -35,6 +35,7 @@ class Settings:
         model: the model's name in the identity of its blocks; default: the name that vLLM was given.
         revision: identifies the weights; default: a commit of the hub's cache, or a digest of the files.
         salt: isolates tenants: blocks of another salt are never served.
+        record: a file to which the scheduler appends the requests as a trace for ``kvtile replay``; None for none.
     """
 
     host_gib: float = 1.0
@@ -49,6 +50,7 @@ class Settings:
     model: str | None = None
     revision: str | None = None
     salt: str = ""
+    record: str | None = None
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> Settings:
