@@ -1,11 +1,11 @@
-//! The parser of the layout language. Its errors point at the character.
+//! The parser of the layout language. Its errors give the offset of the character.
 
 use std::{fmt, iter::Peekable, str::CharIndices};
 
 use super::{AxisItem, Item, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word};
 use crate::{axis::Axis, shape::PlaneName};
 
-/// Why a text is not a word, and where.
+/// Why and where a text is not a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseError {
     text: String,
@@ -22,14 +22,13 @@ impl ParseError {
         }
     }
 
-    /// Byte offset of the character that is wrong; the length of the text where something is
-    /// missing at its end.
+    /// Byte offset of the wrong character; the length of the text where its end is missing.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.at
     }
 
-    /// What is wrong, without the picture.
+    /// The problem, without the marked text.
     #[must_use]
     pub fn problem(&self) -> &str {
         &self.problem
