@@ -116,7 +116,7 @@ pub enum LayoutError {
         second_count: u64,
     },
     /// A shard whose range differs from the shape's, or lies outside the model.
-    #[error("the shard says {axis} {range} of {total}, the shape holds {held}")]
+    #[error("the shard has {axis} {range} of {total}, the shape holds {held}")]
     ShardRange {
         /// `layers` or `heads`.
         axis: &'static str,
@@ -154,7 +154,7 @@ pub enum LayoutError {
         meant: Vec<String>,
     },
     /// A part of a sum that applies to no plane.
-    #[error("the part {part:?} is for no plane; the shape has {planes}")]
+    #[error("the part {part:?} matches no plane; the shape has {planes}")]
     EmptyPart {
         /// The part.
         part: String,

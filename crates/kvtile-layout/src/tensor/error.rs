@@ -105,7 +105,9 @@ pub enum TensorError {
         expected: u64,
     },
     /// A tensor whose planes are ambiguous or not given.
-    #[error("tensor {tensor} does not say which of the planes {known} it holds, or says it twice")]
+    #[error(
+        "tensor {tensor} does not name which of the planes {known} it holds, or names one twice"
+    )]
     WhichPlane {
         /// The tensor.
         tensor: usize,
@@ -114,7 +116,7 @@ pub enum TensorError {
     },
     /// A tensor whose layer is not given.
     #[error(
-        "tensor {tensor} does not say which of the {num_layers} layers it holds: set its layer, \
+        "tensor {tensor} does not name which of the {num_layers} layers it holds: set its layer, \
          or give a dimension the role L, not both"
     )]
     WhichLayer {
@@ -124,7 +126,7 @@ pub enum TensorError {
         num_layers: u64,
     },
     /// A tensor without roles, where the roles decide.
-    #[error("tensor {tensor} has no roles; say what each of its dimensions is")]
+    #[error("tensor {tensor} has no roles; give the role of each dimension")]
     RolesMissing {
         /// The tensor.
         tensor: usize,
@@ -179,7 +181,7 @@ pub enum TensorError {
     },
     /// Layers of a plane with different interiors or uneven distances.
     #[error(
-        "layer {layer} of plane {plane} does not lie as layer 0 does, one even step further for \
+        "layer {layer} of plane {plane} does not have the placement of layer 0, one even step further for \
          each layer; number the regions in the order of the layers"
     )]
     UnevenLayers {

@@ -71,7 +71,7 @@ pub enum ConfigError {
         kv_block_layout: KvBlockLayout,
     },
     /// An explicit shape that contradicts the config.
-    #[error("the layout config says {what} {config}, the shape {shape}")]
+    #[error("the layout config has {what} {config}, the shape {shape}")]
     ShapeDisagrees {
         /// What is counted.
         what: &'static str,

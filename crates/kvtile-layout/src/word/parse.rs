@@ -80,8 +80,8 @@ impl Parser<'_> {
 
     fn unexpected(&self, at: usize, found: char) -> ParseError {
         let hint = match found {
-            '0'..='9' => "a number stands behind an axis (its modulus), '@' or '='",
-            '@' | '=' => "a stride rule stands behind an axis",
+            '0'..='9' => "a number follows an axis (its modulus), '@' or '='",
+            '@' | '=' => "a stride rule follows an axis",
             c if c.is_whitespace() => "words have no spaces",
             _ => "a word is made of axes A-Z, planes a-z, numbers, '@', '=', '(', ',', ')' and '|'",
         };
@@ -236,7 +236,7 @@ mod tests {
             ("BN@", 3, "is missing"),
             ("BN@0", 2, "stride of 0"),
             ("BK2", 2, "takes no modulus"),
-            ("16N", 0, "behind an axis"),
+            ("16N", 0, "follows an axis"),
             ("BN99999999999999999999", 20, "too large"),
             ("BÄ", 1, "unexpected 'Ä'"),
         ] {
