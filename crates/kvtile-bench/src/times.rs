@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Times of one contender, one a round.
+/// Times of one contender, one per round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Times(Vec<Duration>);
 

@@ -326,7 +326,7 @@ pub enum DemoError {
         elsewhere: usize,
     },
     /// A load delivered fewer blocks than the lookup found. The blocks were not used.
-    #[error("request {number}: {loaded} of {wanted} blocks of its prefix came from the cache: {}",
+    #[error("request {number}: {loaded} of {wanted} blocks of its prefix were loaded: {}",
         stop_reason(stopped.as_ref()))]
     PrefixLost {
         /// The request.

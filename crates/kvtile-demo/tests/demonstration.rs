@@ -416,7 +416,7 @@ fn leased_blocks_are_values_in_both_orders() {
         let mut kv = lease().unwrap();
         assert!(
             lease().is_err(),
-            "blocks that are written are nobody else's"
+            "a lease for writing excludes other leases"
         );
         let mut next = 0.0;
         for layer in 0..2 {

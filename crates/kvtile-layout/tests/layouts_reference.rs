@@ -92,7 +92,7 @@ proptest! {
             (Ok(layout), Ok(reference)) => assert_same(&layout, &reference),
             (Err(_), Err(_)) => {}
             (layout, reference) => prop_assert!(
-                false, "{}: {:?}, the reference says {:?}",
+                false, "{}: {:?}, the reference gives {:?}",
                 word, layout.err(), reference.err()
             ),
         }

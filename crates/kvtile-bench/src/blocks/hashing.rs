@@ -26,7 +26,7 @@ pub struct HashRow {
     pub ns_per_block: f64,
     /// 10^6 tokens per second, by the median.
     pub million_tokens_per_s: f64,
-    /// Longest round less shortest, as a part of the median.
+    /// Longest round minus shortest, as a part of the median.
     pub spread: f64,
     /// The goal in 10^6 tokens per second, if any.
     pub goal: Option<f64>,

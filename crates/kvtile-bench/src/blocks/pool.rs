@@ -35,7 +35,7 @@ pub struct OperationRow {
     pub operation: &'static str,
     /// Nanoseconds per block, the median.
     pub ns_per_block: f64,
-    /// Longest round less shortest, as a part of the median.
+    /// Longest round minus shortest, as a part of the median.
     pub spread: f64,
     /// The goal in nanoseconds per block, if any.
     pub goal_ns: Option<f64>,

@@ -12,7 +12,7 @@ use kvtile::layout::Shown;
 /// Most characters between the escape character and the `m` of a colour.
 const COLOUR_CHARACTERS_MAX: usize = 24;
 
-/// Filters `text` for a terminal: line breaks stay, colours stay where `wanted`, and other control
+/// Filters `text` for a terminal: line breaks stay, colours stay if requested, and other control
 /// characters and invisible marks are escaped.
 pub(super) fn for_terminal(text: &str, wanted: bool) -> String {
     let mut safe = String::with_capacity(text.len());

@@ -178,7 +178,7 @@ pub struct RecomputeReport {
     pub answer: AnswerReport,
 }
 
-/// A request beside its run from an empty sequence. The first request is that run itself.
+/// A request and its run from an empty sequence. The first request is that run itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestReport {
     /// The request as served.

@@ -1,7 +1,7 @@
 //! Copy plans: computes which bytes to copy to which offsets before a byte moves.
 //!
 //! ```text
-//! for each class            block pairs that lie alike: same token phase, same progression
+//! for each class            block pairs with equal token phases and one progression
 //!   for each pair           base = place of (block, first token), once per side
 //!     for each piece        planes and cuts that did not join
 //!       for each loop …     a small nest of (extent, source step, destination step)

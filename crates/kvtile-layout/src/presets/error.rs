@@ -11,7 +11,7 @@ pub enum PresetError {
     Data {
         /// The file.
         file: &'static str,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
     /// A name that no preset has.
@@ -29,7 +29,7 @@ pub enum PresetError {
     NameForWord {
         /// The text.
         text: String,
-        /// What it names.
+        /// The named engine or layouts.
         what: String,
         /// The known layouts that it may mean.
         layouts: Vec<String>,

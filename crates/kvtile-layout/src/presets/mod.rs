@@ -126,7 +126,7 @@ pub enum PresetLayout {
 pub struct Preset {
     /// `engine:layout/backend/dtype/instruction set`, as far as each is known.
     pub name: String,
-    /// The engine, as people write it.
+    /// The engine, in its usual spelling.
     pub engine: String,
     /// The version that was read or run, where known.
     pub version: Option<String>,

@@ -18,7 +18,7 @@ use crate::{
 pub struct TensorShape {
     /// Entries of each dimension.
     pub sizes: Vec<usize>,
-    /// What each dimension is.
+    /// The role of each dimension.
     pub roles: Vec<DimRole>,
 }
 

@@ -86,7 +86,7 @@ pub struct DigitsDetails {
 pub enum LayoutTypeDetails {
     /// One region: `[num_blocks, num_layers, outer_dim, page_size, inner_dim]`.
     FullyContiguous(FullyContiguousDetails),
-    /// One region a layer.
+    /// One region per layer.
     LayerSeparate(LayerSeparateDetails),
     /// An order in the layout language.
     Word(WordDetails),

@@ -43,7 +43,7 @@ pub enum ConfigError {
     InnerOrderUnknown {
         /// The plane.
         plane: PlaneName,
-        /// Tokens a block.
+        /// Tokens per block.
         tokens: u64,
         /// Its heads.
         heads: u64,
@@ -88,7 +88,7 @@ pub enum ConfigError {
     NoInnerDim {
         /// Bytes of one layer and block.
         bytes: u64,
-        /// Tokens a block.
+        /// Tokens per block.
         page_size: u64,
     },
 }

@@ -50,7 +50,7 @@ pub enum BlockFormat {
 pub enum LayoutKind {
     /// `[num_blocks, num_layers, outer_dim, page_size, inner_dim]` in one region.
     FullyContiguous,
-    /// One region a layer.
+    /// One region per layer.
     LayerSeparate(BlockDimension),
     /// Any other order, given by a word or by digits.
     Strided,

@@ -25,7 +25,7 @@ pub struct ManagerRow {
     pub operation: &'static str,
     /// Nanoseconds per block, the median.
     pub ns_per_block: f64,
-    /// Longest round less shortest, as a part of the median.
+    /// Longest round minus shortest, as a part of the median.
     pub spread: f64,
     /// Its time over that of each of kvtile's other pools.
     pub over: Vec<ManagerRatio>,
