@@ -112,6 +112,6 @@ pub enum BenchError {
         problem: String,
     },
     /// Stored results that cannot be read.
-    #[error("these are not the results of a benchmark")]
+    #[error("these are no results of a benchmark")]
     Results(#[from] serde_json::Error),
 }

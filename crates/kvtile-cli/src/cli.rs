@@ -34,10 +34,10 @@ appears under its name only when complete. Give lists as a,b or repeat the optio
 4096, 512K, 64MiB (of 1024) or 1GB (of 1000).
 
 Exit codes:
-  0    done, and all checked data is whole
+  0    done, and what was checked is whole
   1    failed, damaged or refused
   2    a request that makes no sense
-  130  stopped with Ctrl-C, in the shell's convention";
+  130  stopped with Ctrl-C, by the shell's count";
 
 const ELSEWHERE: &str = "\
 The demonstration and the benchmark are commands of the Rust program alone: in a checkout of kvtile,

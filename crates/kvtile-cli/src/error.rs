@@ -213,7 +213,7 @@ impl CliError {
                 Some("`kvtile layout --help` teaches the language")
             }
             CliError::Layout(LayoutError::Preset(PresetError::NameForWord { .. })) => Some(
-                "give one of these in the place of a word; `kvtile layout list NAME` describes each",
+                "give one of these in the place of a word; `kvtile layout list NAME` says what each is",
             ),
             CliError::Empty { .. } => Some(
                 "a saved cache is written under another name and renamed at its end, so this is none; \

@@ -207,7 +207,7 @@ impl LayoutFacts {
             text,
             "\n{} {}",
             screen.bold("Memory from left to right"),
-            screen.dim("(each row shows the contents of the first cell above it)")
+            screen.dim("(each row shows the first cell above it)")
         );
         text.push_str(&draw::picture(node, screen));
         text
