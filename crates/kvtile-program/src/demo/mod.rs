@@ -57,7 +57,7 @@ Examples:
 
 /// The first line of every run.
 const TITLE: &str =
-    "kvtile demo: three requests share a prefix, and a cache keeps it across a restart";
+    "kvtile demo: three requests share a prefix, and a cache keeps it over a restart";
 
 /// Arguments of `kvtile demo`.
 #[derive(Args, Debug)]

@@ -144,7 +144,7 @@ impl Narrator {
             Event::Compared(request) => self.compared(request),
             Event::SecondProcess { id } => {
                 self.second = true;
-                let text = "started now, with the model, the folder and a prompt";
+                let text = "started now; it is given the model, the folder and a prompt";
                 self.screen.bold(&format!("\nprocess {id}, {text}\n"))
             }
             _ => self.of_first(event),
@@ -168,7 +168,7 @@ impl Narrator {
             }
             Event::TinyInstead { reason } => {
                 let text = format!(
-                    "The real model is not available: {reason}. A tiny model with random weights \
+                    "The real model cannot be had: {reason}. A tiny model with random weights \
                      takes the same steps instead."
                 );
                 self.speech.push(&text) + &self.speech.end()
