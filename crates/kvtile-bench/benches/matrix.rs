@@ -1,5 +1,5 @@
-//! `cargo bench -p kvtile-bench [-- --quick] [-- TEXT…]`: the matrix, or the rows whose text has
-//! all of these. `kvtile bench` has more to choose from.
+//! `cargo bench -p kvtile-bench [-- --quick] [-- TEXT…]`: the matrix, or the rows whose text
+//! contains every TEXT. `kvtile bench` has more options.
 
 use std::process::ExitCode;
 
@@ -16,7 +16,7 @@ impl Progress for Lines {
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // Cargo says `--bench` where it benches, and nothing where it tests: then there is nothing to do.
+    // Cargo passes `--bench` for a benchmark and omits it for a test, which does nothing here.
     if !arguments.iter().any(|argument| argument == "--bench") {
         return ExitCode::SUCCESS;
     }

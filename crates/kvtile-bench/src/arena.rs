@@ -1,7 +1,7 @@
-//! The memory of both sides, lent to transfers as regions and to everything else as slices.
+//! The memory of both sides: transfers get it as regions, all other methods as slices.
 //!
-//! Every method that is measured works on the same pages. A transfer gets regions over them, which
-//! are all given back before the next method gets the bytes.
+//! Every measured method works on the same pages. A transfer gets regions over them and must
+//! release all of them before the next method gets the bytes.
 
 use std::{
     sync::Arc,
@@ -16,13 +16,13 @@ use kvtile::{
 
 use crate::error::BenchError;
 
-/// What regions start at a multiple of, as those that the library allocates.
+/// Alignment of regions, the same as that of regions that the library allocates.
 const REGION_ALIGNMENT: u64 = 4096;
 
-/// How long a finished transfer may take to let go of its memory.
+/// How long a finished transfer may take to release its memory.
 const RELEASE_TIME: Duration = Duration::from_secs(2);
 
-/// How the regions of a layout lie in one allocation.
+/// The placement of the regions of a layout in one allocation.
 #[derive(Clone, Debug)]
 pub(crate) struct Packing {
     bytes: usize,
@@ -30,7 +30,7 @@ pub(crate) struct Packing {
 }
 
 impl Packing {
-    /// One region after the other, each at a page.
+    /// Places the regions one after the other, each at a page.
     ///
     /// # Errors
     /// A size that does not fit.
@@ -51,12 +51,12 @@ impl Packing {
         Ok(Packing { bytes, regions })
     }
 
-    /// Bytes of everything.
+    /// Total size in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Where each region starts.
+    /// The start of each region.
     pub(crate) fn starts(&self) -> Vec<usize> {
         self.regions.iter().map(|(start, _)| *start).collect()
     }
@@ -69,16 +69,17 @@ pub(crate) struct Arena {
 }
 
 impl Arena {
-    /// Memory that is there, not only promised.
+    /// Allocates memory and touches it.
     fn allocate(bytes: usize) -> Result<Arena, BenchError> {
         let options = SystemMemory::options().prefault(Prefault::Populate { threads: 0 });
         let memory = Arc::new(options.allocate(bytes)?);
         Ok(Arena { memory })
     }
 
-    /// The bytes, once nobody else holds them.
+    /// The bytes, once no transfer holds them.
     fn bytes_mut(&mut self) -> Result<&mut [u8], BenchError> {
-        // The thread that finished a transfer drops it a moment after its completion was seen.
+        // The worker thread of a transfer drops its regions shortly after the completion is
+        // visible.
         let deadline = Instant::now() + RELEASE_TIME;
         while Arc::get_mut(&mut self.memory).is_none() && Instant::now() < deadline {
             thread::yield_now();
@@ -106,10 +107,10 @@ pub(crate) struct Arenas {
 }
 
 impl Arenas {
-    /// Memory for `bytes` on each side; the source is full of bytes that differ everywhere.
+    /// Allocates `bytes` on each side and fills the source with random bytes.
     ///
     /// # Errors
-    /// Memory that cannot be had.
+    /// Memory that cannot be allocated.
     pub(crate) fn new(bytes: usize, seed: u64) -> Result<Arenas, BenchError> {
         let mut source = Arena::allocate(bytes)?;
         kvtile_random::Numbers::new(seed).fill(source.bytes_mut()?);
@@ -149,7 +150,7 @@ impl Arenas {
         ))
     }
 
-    /// Overwrites the destination up to `bytes`, so that nothing of an earlier copy is left.
+    /// Overwrites the destination up to `bytes`, to erase earlier copies.
     ///
     /// # Errors
     /// Regions that are still held.
@@ -162,5 +163,5 @@ impl Arenas {
     }
 }
 
-/// What a destination holds before a copy.
+/// The destination's contents before a copy.
 const POISON: u8 = 0xa5;

@@ -1,23 +1,23 @@
-//! Classes of copies, by what their plan comes to, and the goal of each.
+//! Classes of copies, by the runs of their plan, and the goal of each.
 
 use std::fmt;
 
 use kvtile::layout::{CopyPlan, Loop, Step};
 use serde::{Deserialize, Serialize};
 
-/// Runs from here on are contiguous: the order of the rest no longer matters.
+/// Longer runs count as contiguous: the order of the other loops no longer matters.
 const CONTIGUOUS_BYTES: u64 = 4096;
 
-/// Rows of one head of one token are at least this long in the models that are measured.
+/// Shortest rows of one head of one token in the measured models.
 const ROW_BYTES: u64 = 128;
 
-/// Shortest pieces that have a goal where nothing is permuted.
+/// Shortest pieces with a goal where nothing is permuted.
 const PIECE_BYTES: u64 = 256;
 
 /// Longest run that a transpose in registers moves as one element.
 const ELEMENT_BYTES: u64 = 16;
 
-/// What a copy comes to. The shortest run of the plan decides.
+/// The class of a copy, by the shortest run of its plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Class {
@@ -31,7 +31,7 @@ pub enum Class {
     ShortRows,
     /// Runs of at most 16 bytes: transposes of elements and small tiles.
     Elements,
-    /// One block of one layer, handle to completion.
+    /// One block of one layer, from the call to its completion.
     FixedCost,
     /// A file on one side.
     File,
@@ -53,8 +53,8 @@ impl Class {
         }
     }
 
-    /// The least ratio to one flat `memcpy` on one thread that is good enough; `None` where none
-    /// was set. In the cache, a goal is never above 0.9.
+    /// The lowest sufficient ratio to one flat `memcpy` on one thread; `None` where the class has
+    /// no goal. In the cache, a goal is never above 0.9.
     #[must_use]
     pub fn goal(self, run_bytes_min: u64, threads: u32, in_cache: bool) -> Option<f64> {
         let goal = match (self, threads) {
@@ -69,7 +69,7 @@ impl Class {
         Some(if in_cache { f64::min(goal, 0.9) } else { goal })
     }
 
-    /// What a reader calls the class.
+    /// The title of the class in reports.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {

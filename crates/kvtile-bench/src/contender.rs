@@ -1,4 +1,4 @@
-//! Everything that can copy the blocks of a cell, so that it can take its turn.
+//! The contenders that copy the blocks of a cell in turns.
 
 use std::{
     hint::black_box,
@@ -18,16 +18,16 @@ use crate::{
     walk::Walk,
 };
 
-/// What copies.
+/// A method of copying.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Method {
     /// A transfer manager.
     #[serde(rename = "kvtile")]
     Kvtile,
-    /// One flat copy of as many bytes.
+    /// One flat copy of the same number of bytes.
     #[serde(rename = "memcpy")]
     Memcpy,
-    /// A loop of copies for each block, layer and plane, or row where pieces are smaller.
+    /// A loop of copies for each block, layer and plane, or for each row where pieces are smaller.
     #[serde(rename = "memcpy loop")]
     MemcpyLoop,
     /// Views with permuted axes, assigned to each other.
@@ -36,13 +36,13 @@ pub enum Method {
     /// `index_select` and `permute().contiguous()`.
     #[serde(rename = "torch")]
     Torch,
-    /// The file benchmark of that name.
+    /// The file benchmark `fio`.
     #[serde(rename = "fio")]
     Fio,
 }
 
 impl Method {
-    /// Its name.
+    /// The name in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -70,7 +70,7 @@ impl Orders {
     }
 }
 
-/// Something that copies blocks between two layouts over the same memory as all others.
+/// A method that copies blocks between two layouts in the shared memory.
 pub(crate) trait Contender {
     fn method(&self) -> Method;
 
@@ -78,8 +78,8 @@ pub(crate) trait Contender {
         1
     }
 
-    /// Copies all blocks `repeats` times, and says how long all of that took. Before the clock
-    /// starts it may copy once, where `warm` asks for it.
+    /// Copies all blocks `repeats` times and returns the total time. With `warm`, it may copy once
+    /// before the clock starts.
     fn run(
         &mut self,
         arenas: &mut Arenas,
@@ -89,22 +89,22 @@ pub(crate) trait Contender {
     ) -> Result<Duration, BenchError>;
 }
 
-/// A manager with so many threads for copies.
+/// A manager with this many copy threads.
 pub(crate) fn manager_with(threads: u32) -> TransferManager {
     let threads = usize::try_from(threads).unwrap_or(usize::MAX);
     TransferManager::builder().copy_threads(threads).build()
 }
 
-/// Both layouts of a cell, and how they lie in memory.
+/// Both layouts of a cell, and their packing in memory.
 #[derive(Debug)]
 pub(crate) struct Sides {
     pub(crate) source: (StridedLayout, Packing),
     pub(crate) destination: (StridedLayout, Packing),
-    /// The heads that are copied, where it is not all of both sides.
+    /// The copied heads, where they are not all heads of both sides.
     pub(crate) heads: Option<RangePair>,
 }
 
-/// kvtile.
+/// kvtile's transfers.
 pub(crate) struct Transfers<'a> {
     manager: TransferManager,
     threads: u32,
@@ -179,7 +179,7 @@ impl Contender for Transfers<'_> {
     }
 }
 
-/// The spec that gives the layout again.
+/// The spec that reproduces the layout.
 pub(crate) fn spec_of(layout: &StridedLayout) -> LayoutSpec {
     if let Some(word) = layout.word() {
         return LayoutSpec::Word(word.clone());
@@ -196,7 +196,7 @@ pub(crate) fn spec_of(layout: &StridedLayout) -> LayoutSpec {
     }
 }
 
-/// One flat copy of as many bytes, on one thread or on several, each with its share.
+/// One flat copy of the same number of bytes, on one thread or split over several.
 pub(crate) struct FlatCopy {
     pub(crate) bytes: usize,
     pub(crate) threads: u32,
@@ -251,7 +251,7 @@ impl Contender for FlatCopy {
     }
 }
 
-/// The loop that a user would write.
+/// The copy loop that a user would write.
 pub(crate) struct CopyLoop<'a> {
     pub(crate) walk: &'a Walk,
 }

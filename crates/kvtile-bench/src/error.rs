@@ -1,4 +1,4 @@
-//! Why something could not be measured.
+//! The errors of the benchmarks.
 
 use std::path::PathBuf;
 
@@ -15,100 +15,100 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum BenchError {
-    /// A word or a shape that does not work out.
+    /// An invalid word or shape.
     #[error(transparent)]
     Layout(#[from] LayoutError),
     /// A transfer failed.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// Memory could not be had.
+    /// Memory could not be allocated.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Keys or pools refused what was done with them.
+    /// Keys or pools refused an operation.
     #[error(transparent)]
     Blocks(#[from] BlocksError),
-    /// The disk tier refused what was done with it.
+    /// The disk tier refused an operation.
     #[error(transparent)]
     Tier(#[from] TierError),
-    /// A cache moved fewer blocks than it was given.
-    #[error("the cache came to {came} of {wanted} blocks in a round of {operation}")]
+    /// A cache moved fewer blocks than requested.
+    #[error("the cache moved {came} of {wanted} blocks in a round of {operation}")]
     CacheFellShort {
-        /// What it was to do.
+        /// The operation.
         operation: &'static str,
-        /// Blocks that it did it with.
+        /// Moved blocks.
         came: usize,
-        /// Blocks that it was given.
+        /// Requested blocks.
         wanted: usize,
     },
-    /// A block of the disk tier did not come back.
-    #[error("block {slot} of the disk tier did not come back: {miss}")]
+    /// A block of the disk tier that could not be read.
+    #[error("block {slot} of the disk tier could not be read: {miss}")]
     Miss {
         /// Its slot.
         slot: u32,
-        /// Why not.
+        /// The reason.
         miss: Miss,
     },
-    /// A rival cannot be made as the benchmark needs it.
+    /// A rival that cannot be created as required.
     #[error("{name}: {source}")]
     Rival {
-        /// Which one.
+        /// The rival.
         name: &'static str,
-        /// What it says.
+        /// Its error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
-    /// Filters, or models and pairs that do not fit, leave nothing.
+    /// Filters without matches, or models and pairs that do not fit each other.
     #[error("nothing matches {filters:?}; there are {known}")]
     NothingLeft {
         /// The filters.
         filters: Vec<String>,
-        /// What there is.
+        /// The existing names.
         known: String,
     },
-    /// Both sides do not fit the memory that is there.
+    /// A cell that does not fit the available memory.
     #[error("{bytes} bytes need {needed} of memory and {available} are available; give less")]
     TooManyBytes {
-        /// What one cell moves.
+        /// Bytes of one cell.
         bytes: u64,
-        /// What that takes.
+        /// Required memory.
         needed: u64,
-        /// What there is.
+        /// Available memory.
         available: u64,
     },
-    /// Something was copied wrong.
+    /// A wrong copy.
     #[error("{row}: block {block} arrived changed; this is a defect of {method}")]
     WrongCopy {
-        /// What was measured.
+        /// The measured row.
         row: String,
-        /// What copied.
+        /// The method.
         method: &'static str,
         /// The destination block.
         block: u64,
     },
-    /// Memory that was lent to a transfer did not come back.
+    /// Memory that a transfer did not release.
     #[error("memory of a finished transfer is still held")]
     StillHeld,
-    /// The number of threads cannot be chosen.
-    #[error("transfers on {threads} threads cannot be asked for")]
+    /// An unsupported number of threads.
+    #[error("transfers on {threads} threads are not supported")]
     Threads {
-        /// What was asked for.
+        /// The requested number.
         threads: u32,
     },
-    /// A file of the system's or the user's.
+    /// A failed operation on a file of the system or the user.
     #[error("cannot {operation} {path}", path = .path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A program that was run beside ours.
+    /// A failure of an external program.
     #[error("{program}: {problem}")]
     Program {
         /// Its name.
         program: &'static str,
-        /// What went wrong.
+        /// The problem.
         problem: String,
     },
     /// Stored results that cannot be read.

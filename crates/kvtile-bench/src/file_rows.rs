@@ -1,4 +1,4 @@
-//! Cells with a file on one side, through the page cache and past it.
+//! Cells with a file on one side, through the page cache and bypassing it.
 
 use std::{
     path::PathBuf,
@@ -26,7 +26,7 @@ use crate::{
 };
 use kvtile_random::Numbers;
 
-/// The part of what `fio` reaches that is good enough.
+/// The goal: this part of the throughput of `fio`.
 const GOAL: f64 = 0.9;
 
 /// Bytes of one request of `fio`.
@@ -35,13 +35,13 @@ const FIO_PIECE_BYTES: u64 = 1 << 20;
 /// Requests of `fio` in flight.
 const FIO_DEPTH: u32 = 8;
 
-/// Blocks that are poisoned before and compared after each counted round.
+/// Blocks to poison before and compare after each counted round.
 const SAMPLED: usize = 4;
 
-/// Rounds of which the median counts.
+/// Number of rounds; results are their median.
 const ROUNDS: u32 = 3;
 
-/// A cell, which side is the file, and how it is opened.
+/// A cell, the side that is a file, and how to open the file.
 #[derive(Clone, Debug)]
 pub(crate) struct FileCell {
     pub(crate) cell: Cell,
@@ -50,7 +50,7 @@ pub(crate) struct FileCell {
 }
 
 impl FileCell {
-    /// Everything by which a filter may pick it.
+    /// The text that filters match.
     pub(crate) fn label(&self) -> String {
         let file = self.place().title();
         let (source, destination) = (
@@ -72,24 +72,24 @@ impl FileCell {
     }
 }
 
-/// Both sides, registered.
+/// Both sides as registered layouts.
 struct Files {
     manager: TransferManager,
     source: LayoutHandle,
     destination: LayoutHandle,
     file: Arc<FileMemory>,
     blocks: usize,
-    /// Where `fio` has its own file.
+    /// The path of the file of `fio`.
     beside: PathBuf,
     /// Removes the files when dropped.
     _folder: TempDir,
 }
 
-/// What a cell came to.
+/// The results of a cell.
 #[derive(Debug, Default)]
 pub(crate) struct Outcome {
     pub(crate) rows: Vec<Row>,
-    /// What could not be measured, and why.
+    /// A measurement that was not possible, with the reason.
     pub(crate) left_out: Option<String>,
 }
 
@@ -119,7 +119,7 @@ pub(crate) fn measure(
     };
     let mut with_fio = with_fio && asked.direct;
     if with_fio {
-        // The file that it reads, and writes over, is there from the start.
+        // Creates the file that later jobs read and overwrite.
         let first = fio::run(&files.beside(bytes, Direction::Write));
         outcome.left_out = first
             .err()
@@ -225,7 +225,7 @@ impl Files {
         }))
     }
 
-    /// What `fio` does with its own file.
+    /// The job of `fio` on its own file.
     fn beside(&self, bytes: u64, direction: Direction) -> FioJob<'_> {
         FioJob {
             path: &self.beside,
@@ -247,7 +247,7 @@ impl Files {
         let sample: Vec<usize> = orders.destination.iter().copied().take(compared).collect();
         let poison = FillPattern::Constant(0xa5);
         self.manager.fill(self.destination, &sample, poison)?;
-        // What earlier rounds left to be written is not this one's work.
+        // Flushes the writes of earlier rounds, which do not count in this one.
         self.file.sync_data()?;
         let start = Instant::now();
         let options = TransferOptions::new();

@@ -1,4 +1,4 @@
-//! `fio`, where it is installed: what the disk gives, measured by somebody else.
+//! Runs `fio`, where it is installed, as an independent measurement of the disk.
 
 use std::{
     path::Path,
@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::BenchError;
 
-/// What is missing where it is.
+/// The reason for missing rows of `fio`.
 pub(crate) const NOT_INSTALLED: &str =
     "fio: not installed, so that direct files have nothing to compare with (apt-get install fio)";
 
-/// Shorter jobs measure how `fio` starts: a small file is gone through as often as comes to this.
+/// Shorter jobs would measure the start of `fio`: it repeats a small file until this many bytes.
 const JOB_BYTES: u64 = 256 << 20;
 
-/// Which way.
+/// The direction of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Direction {
@@ -25,7 +25,7 @@ pub(crate) enum Direction {
     Write,
 }
 
-/// Whether it can be run.
+/// Whether `fio` can run.
 pub(crate) fn is_installed() -> bool {
     let version = Command::new("fio")
         .arg("--version")
@@ -35,7 +35,7 @@ pub(crate) fn is_installed() -> bool {
     version.is_ok_and(|status| status.success())
 }
 
-/// What it is to do, past the page cache.
+/// A job of `fio` with direct I/O.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FioJob<'a> {
     pub(crate) path: &'a Path,
@@ -46,7 +46,7 @@ pub(crate) struct FioJob<'a> {
     /// Requests in flight.
     pub(crate) depth: u32,
     pub(crate) direction: Direction,
-    /// Whether requests come in a random order.
+    /// Whether the requests are in random order.
     pub(crate) is_random: bool,
 }
 
@@ -67,7 +67,7 @@ struct Done {
     bw_bytes: u64,
 }
 
-/// The time for all bytes of the file once.
+/// Runs the job. Returns the time for all bytes of the file once.
 pub(crate) fn run(job: &FioJob<'_>) -> Result<Duration, BenchError> {
     let failed = |problem: String| BenchError::Program {
         program: "fio",
@@ -80,7 +80,7 @@ pub(crate) fn run(job: &FioJob<'_>) -> Result<Duration, BenchError> {
         (Direction::Write, false) => "write",
         (Direction::Write, true) => "randwrite",
     };
-    // Where io_uring is forbidden, the older interface has as many in flight.
+    // Where io_uring is forbidden, libaio allows as many requests in flight.
     let mut last = String::new();
     for engine in ["io_uring", "libaio"] {
         let output = Command::new("fio")
@@ -96,7 +96,7 @@ pub(crate) fn run(job: &FioJob<'_>) -> Result<Duration, BenchError> {
             .output()
             .map_err(|error| failed(error.to_string()))?;
         let text = String::from_utf8_lossy(&output.stdout);
-        // Notes may stand before the object.
+        // Messages may precede the JSON object.
         let object = text.find('{').and_then(|start| text.get(start..));
         let parsed = object.map(serde_json::from_str::<Output>);
         if let (true, Some(Ok(done))) = (output.status.success(), parsed) {

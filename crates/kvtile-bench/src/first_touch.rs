@@ -1,4 +1,4 @@
-//! Getting a pool of memory ready, against populating a plain mapping on as many threads.
+//! Allocating and populating a pool, against populating a plain mapping on as many threads.
 
 use std::{
     thread,
@@ -11,36 +11,36 @@ use serde::{Deserialize, Serialize};
 
 use crate::{error::BenchError, machine::MachineFacts, settings::Settings, times::Times};
 
-/// Rounds of each.
+/// Rounds of each side.
 const ROUNDS: u32 = 3;
 
-/// The size that a pool has at most, if the memory allows.
+/// Largest pool, if the memory allows.
 const POOL_BYTES: u64 = 8 << 30;
 
-/// The same in a quick run.
+/// Largest pool in a quick run.
 const POOL_BYTES_QUICK: u64 = 1 << 30;
 
-/// What it took.
+/// The times of the first touch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstTouch {
     /// Size of the pool.
     pub bytes: u64,
-    /// Threads that populate.
+    /// Threads that populate the memory.
     pub threads: u32,
-    /// Seconds until kvtile has a pool that is there, by the median.
+    /// Seconds until kvtile has a populated pool, the median.
     pub seconds: f64,
-    /// Seconds to map and populate as much memory, in turns with that.
+    /// Seconds to map and populate as much memory, in turns with kvtile.
     pub populate_seconds: f64,
-    /// Time of the plain way over kvtile's: 1 is as fast.
+    /// The plain time over kvtile's: 1 is as fast.
     pub ratio: f64,
-    /// Rounds of which the medians are given.
+    /// Number of rounds; results are their median.
     pub rounds: u32,
 }
 
 /// Measures both in turns.
 ///
 /// # Errors
-/// Memory that cannot be had.
+/// Memory that cannot be allocated.
 pub(crate) fn measure(settings: &Settings) -> Result<FirstTouch, BenchError> {
     let wanted = if settings.quick {
         POOL_BYTES_QUICK
@@ -48,7 +48,7 @@ pub(crate) fn measure(settings: &Settings) -> Result<FirstTouch, BenchError> {
         POOL_BYTES
     };
     let available = MachineFacts::available_bytes().unwrap_or(wanted);
-    // Half is left to everybody else.
+    // Half of the memory stays free for other processes.
     let bytes = settings.bytes.iter().copied().max().unwrap_or(wanted);
     let bytes = bytes.min(available / 2).max(1 << 20);
     let size = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -87,7 +87,7 @@ fn pool(bytes: usize) -> Result<Duration, BenchError> {
     Ok(elapsed)
 }
 
-/// A mapping with huge pages, each thread populating its share.
+/// Populates a mapping with huge pages; each thread populates its share.
 fn populate(bytes: usize, threads: usize) -> Result<Duration, BenchError> {
     let failed = |operation| {
         move |source| BenchError::File {

@@ -1,4 +1,4 @@
-//! What a transfer costs beside its bytes: one block of one layer, from the call to its completion.
+//! The fixed cost of a transfer: one block of one layer, from the call to its completion.
 
 use std::{
     hint::black_box,
@@ -22,10 +22,11 @@ use crate::{
 };
 use kvtile_random::Numbers;
 
-/// Bytes of one layer of a block, keys and values together, and the size of a head that gives them.
+/// Bytes of one layer of a block, keys and values together, and the size of a head that results in
+/// them.
 pub(crate) const PAGES: [(u64, u64); 2] = [(512, 8), (32 << 10, 512)];
 
-/// The layouts: an engine's, and blocks.
+/// The layouts: an engine's, and one of blocks.
 const SOURCE: &str = "L|KBNHC";
 const DESTINATION: &str = "BLKNHC";
 
@@ -36,7 +37,7 @@ const PAGE_SIZE: u64 = 16;
 /// Transfers in a round.
 const REPEATS: u32 = 4096;
 
-/// Rounds of which the median counts.
+/// Number of rounds; results are their median.
 const ROUNDS: u32 = 5;
 
 /// Two layouts of one manager.
@@ -68,7 +69,7 @@ pub(crate) fn measure(
                 0 => (&mut ours, pair.round(&orders)?),
                 _ => (&mut flat, copies(page, &orders, source, destination)),
             };
-            // The first round brings everything into the cache, and does not count.
+            // The first round fills the caches and does not count.
             if round > 0 {
                 times.add(time / REPEATS);
             }
@@ -129,7 +130,7 @@ impl Pair {
         })
     }
 
-    /// Every layer of every block in its turn, and then all blocks compared.
+    /// Transfers every layer of every block in turn, and then compares all blocks.
     fn round(&self, (from, to): &(Vec<usize>, Vec<usize>)) -> Result<Duration, BenchError> {
         let all: Vec<usize> = (0..BLOCKS).collect();
         let poison = FillPattern::Constant(0xa5);
@@ -166,7 +167,7 @@ impl Pair {
     }
 }
 
-/// As many copies of as many bytes.
+/// The same number of copies of the same number of bytes.
 fn copies(
     page: usize,
     (from, to): &(Vec<usize>, Vec<usize>),

@@ -1,4 +1,4 @@
-//! One flat copy on several threads, against the same on one.
+//! One flat copy on several threads, against the same copy on one.
 
 use crate::{
     arena::Arenas,
@@ -11,7 +11,7 @@ use crate::{
     times::{Times, seconds},
 };
 
-/// What there is to copy where no layouts are.
+/// The orders of a copy without layouts.
 const NO_BLOCKS: Orders = Orders {
     source: Vec::new(),
     destination: Vec::new(),

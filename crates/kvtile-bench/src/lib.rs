@@ -1,22 +1,21 @@
-//! Copies between layouts against one flat `memcpy` of the same bytes, and against the plain ways
-//! of doing the same.
+//! Measures copies between layouts against one flat `memcpy` of the same bytes, and against common
+//! alternatives.
 //!
-//! | module | what it is |
+//! | module | content |
 //! | --- | --- |
-//! | [`settings`] | what a run is asked to do |
+//! | [`settings`] | the settings of a run |
 //! | [`matrix`] | pairs of layouts, models and sizes, and how they combine |
 //! | [`class`] | classes of copies, and the goal of each |
-//! | `arena`, `walk` | memory of both sides; where every byte of a block lies, without a plan |
-//! | `contender`, `rivals` | everything that can copy: kvtile, `memcpy`, and what people use otherwise |
+//! | `arena`, `walk` | memory of both sides; the place of every byte of a block, without a plan |
+//! | `contender`, `rivals` | the copying methods: kvtile, `memcpy`, and common alternatives |
 //! | `memory_rows`, `file_rows`, `fixed_cost`, [`first_touch`] | the measurements |
-//! | [`blocks`] | keys from tokens and the operations of pools, in nanoseconds a block |
+//! | [`blocks`] | keys from tokens and the operations of pools, in nanoseconds per block |
 //! | [`disk`] | the slot store of the disk tier against `fio` |
-//! | [`row`], [`report`], [`machine`] | what they came to, as it is stored |
-//! | `text`, `html` | what they came to, as people read it |
+//! | [`row`], [`report`], [`machine`] | the results, as stored |
+//! | `text`, `html` | the results, as shown |
 //!
-//! How a cell is measured stands in `docs/benchmarks/README.md`. Of our crates only the program and
-//! `kvtile-rivals` are built with this one, so no other crate depends on the rivals. It does
-//! not tune anything.
+//! `docs/benchmarks/README.md` describes the measurement of a cell. Only the program and
+//! `kvtile-rivals` depend on this crate, so no other crate depends on the rivals. It tunes nothing.
 
 mod arena;
 pub mod blocks;

@@ -1,4 +1,4 @@
-//! Rows that belong together: one pair with one model in one size, everything measured in turns.
+//! Lines of a report: the rows of one pair with one model in one size, measured in turns.
 
 use crate::{
     class::Class,
@@ -13,7 +13,7 @@ pub(crate) struct Line<'a> {
 }
 
 impl<'a> Line<'a> {
-    /// Rows of the same cell, in the order in which cells first appear.
+    /// The lines of the rows, in the order in which their cells first appear.
     pub(crate) fn of(rows: impl IntoIterator<Item = &'a Row>) -> Vec<Line<'a>> {
         let mut lines: Vec<Line<'a>> = Vec::new();
         for row in rows {
@@ -29,7 +29,7 @@ impl<'a> Line<'a> {
         lines
     }
 
-    /// The row of one method on so many threads.
+    /// The row of one method on this many threads.
     pub(crate) fn find(&self, method: Method, threads: u32) -> Option<&'a Row> {
         let mut rows = self.rows.iter().copied();
         rows.find(|row| row.method == method && row.threads == threads)
@@ -67,10 +67,10 @@ pub(crate) fn size(row: &Row) -> String {
     }
 }
 
-/// `64 MiB`, `96 B`, to the nearest whole number.
+/// `64 MiB`, `96 B`, rounded to a whole number.
 pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [(&str, u32); 3] = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
-    // From 10 on the number is whole: 9.5 MiB, 12 MiB.
+    // From 10 on, the number is whole: 9.5 MiB, 12 MiB.
     for (unit, shift) in UNITS {
         let in_tenths = (u128::from(count) * 10 + (1 << shift) / 2) >> shift;
         if in_tenths >= 100 {

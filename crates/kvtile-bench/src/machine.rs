@@ -1,4 +1,4 @@
-//! The machine that was measured, as it is stored with the results.
+//! The measured machine, as stored with the results.
 
 use std::{
     fs,
@@ -8,24 +8,24 @@ use std::{
 use kvtile::memory::machine::{Fact, Machine};
 use serde::{Deserialize, Serialize};
 
-/// What the results depend on beside kvtile.
+/// The facts of the machine that influence the results, and the version of kvtile.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MachineFacts {
-    /// The processor, as it calls itself.
+    /// The name of the processor.
     pub cpu: String,
     /// Cores that the process may use.
     pub cores: u64,
-    /// Caches of the first core, where they are known.
+    /// Caches of the first core, where known.
     pub caches: Option<CacheFacts>,
-    /// Whether a hypervisor says that it is there.
+    /// Whether the processor reports a hypervisor.
     pub virtual_machine: bool,
     /// Memory of the machine, in bytes.
     pub memory_bytes: u64,
     /// Bytes of a page.
     pub page_bytes: u64,
-    /// Bytes of a transparent huge page, and when memory gets them.
+    /// Bytes of a transparent huge page, and the mode of the kernel.
     pub huge_pages: String,
-    /// The kernel.
+    /// The version of the kernel.
     pub kernel: String,
     /// Vector units that copies may use.
     pub vector_units: Vec<String>,
@@ -47,7 +47,7 @@ pub struct CacheFacts {
 }
 
 impl MachineFacts {
-    /// Asks the kernel now.
+    /// Reads the facts from the kernel.
     #[must_use]
     pub fn probe() -> MachineFacts {
         let machine = Machine::probe();
@@ -98,14 +98,13 @@ impl MachineFacts {
         }
     }
 
-    /// Payload of a cell that fits the second-level cache on both sides, with room for the rest of
-    /// a program.
+    /// Payload of a cell that fits the second-level cache on both sides, with room for other data.
     #[must_use]
     pub fn cache_cell_bytes(&self) -> u64 {
         self.caches.map_or(1 << 20, |caches| caches.level2_bytes) / 4
     }
 
-    /// Bytes that can be had, by the machine and by the control group.
+    /// Available bytes, by the machine and by the control group.
     #[must_use]
     pub fn available_bytes() -> Option<u64> {
         let machine = Machine::probe();
@@ -117,7 +116,7 @@ impl MachineFacts {
 }
 
 fn read(path: &str) -> String {
-    // What the kernel does not tell is shown as unknown.
+    // A fact that the kernel does not report is shown as unknown.
     fs::read_to_string(path).unwrap_or_default()
 }
 
@@ -151,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_machine_tells_what_it_is() {
+    fn the_machine_has_its_facts() {
         let facts = MachineFacts::probe();
         assert!(facts.cores > 0 && facts.page_bytes > 0);
         eprintln!("{facts:#?}");

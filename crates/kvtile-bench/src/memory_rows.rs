@@ -1,4 +1,4 @@
-//! Cells of the matrix: blocks from memory to memory, every contender in its turn.
+//! Cells of the matrix: copies blocks from memory to memory with every contender in turn.
 //!
 //! ```text
 //! uncounted round   each contender: poison the destination, copy, compare every block
@@ -24,16 +24,16 @@ use crate::{
 };
 use kvtile_random::Numbers;
 
-/// Blocks that are compared after each counted round.
+/// Blocks to compare after each counted round.
 const SAMPLED: usize = 4;
 
-/// How long a round takes at least; what is shorter is repeated.
+/// Shortest round; shorter copies are repeated.
 const ROUND_TIME: Duration = Duration::from_millis(2);
 
 /// Most transfers in a round.
 const REPEATS_MAX: u32 = 20_000;
 
-/// What the rows of a cell have in common.
+/// The common fields of the rows of a cell.
 struct Common<'a> {
     cell: &'a Cell,
     orders: Orders,
@@ -104,7 +104,7 @@ pub(crate) fn measure(
         .collect()
 }
 
-/// All blocks in the order of a round.
+/// The block orders of a round.
 fn orders(settings: &Settings, random: &mut Numbers, cell: &Cell) -> Orders {
     let blocks = usize::try_from(cell.source.shape().num_blocks()).unwrap_or(usize::MAX);
     if settings.consecutive {
@@ -120,8 +120,8 @@ fn orders(settings: &Settings, random: &mut Numbers, cell: &Cell) -> Orders {
     }
 }
 
-/// The uncounted round: brings memory and clock into the state of the others, compares every
-/// block, finds how often a short copy is repeated, and how many rounds there is time for.
+/// The uncounted round: warms up memory and clock, compares every block, and finds the repetitions
+/// of a short copy and the number of rounds that the time allows.
 fn warm_up(
     contenders: &mut [Box<dyn Contender + '_>],
     arenas: &mut Arenas,
@@ -133,7 +133,7 @@ fn warm_up(
     for (number, contender) in contenders.iter_mut().enumerate() {
         let mut elapsed = round.run(contender.as_mut(), arenas, common, usize::MAX)?;
         if number == 0 && elapsed < ROUND_TIME {
-            // The first copy of all is slower than the rest: look once more.
+            // The very first copy is slower than later ones: measure it again.
             elapsed = round.run(contender.as_mut(), arenas, common, 0)?;
             let repeats = ROUND_TIME.as_secs_f64() / crate::times::seconds(elapsed);
             let fits = |n: &u32| f64::from(*n) <= repeats;
@@ -145,7 +145,7 @@ fn warm_up(
     Ok(settings.rounds(copying * common.repeats))
 }
 
-/// How a contender takes its turn.
+/// The state of the turn of a contender.
 struct Round<'a> {
     walk: &'a Walk,
     label: String,
@@ -153,7 +153,7 @@ struct Round<'a> {
 }
 
 impl Round<'_> {
-    /// Poisons, copies and compares; the time of the copying alone, of one of its repetitions.
+    /// Poisons, copies and compares. Returns the time of one repetition of the copy.
     fn run(
         &mut self,
         contender: &mut dyn Contender,
@@ -255,7 +255,7 @@ mod tests {
     use super::*;
     use crate::matrix;
 
-    /// Leaves one byte of one block as it was.
+    /// Leaves one byte of one block unchanged.
     struct Careless(FlatCopy);
 
     impl Contender for Careless {

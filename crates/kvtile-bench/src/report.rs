@@ -1,27 +1,27 @@
-//! Everything that a run came to, as it is printed and stored.
+//! The results of a run, as printed and stored.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{first_touch::FirstTouch, machine::MachineFacts, row::Row, settings::Settings};
 
-/// A run.
+/// The results of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// The machine.
     pub machine: MachineFacts,
-    /// How it was measured.
+    /// The conditions of the measurement.
     pub how: How,
     /// The measurements.
     pub rows: Vec<Row>,
-    /// What it takes to get a pool of memory ready.
+    /// The time to allocate and populate a pool.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub first_touch: Vec<FirstTouch>,
-    /// What was asked for and could not be measured, and why.
+    /// Requested measurements that were not possible, with the reasons.
     #[serde(default)]
     pub left_out: Vec<String>,
 }
 
-/// How a run was measured.
+/// The conditions of a run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct How {
     /// The order of the blocks: `random`, fresh in each round, or `consecutive`.
@@ -30,7 +30,7 @@ pub struct How {
     pub seed: u64,
     /// Whether it was a quick run.
     pub quick: bool,
-    /// What was compared.
+    /// The comparisons that verified the copies.
     pub checked: String,
     /// Seconds that the run took.
     pub seconds: u64,
@@ -56,10 +56,10 @@ impl How {
 }
 
 impl Report {
-    /// What a run that was stored as JSON came to.
+    /// Parses the stored JSON of a run.
     ///
     /// # Errors
-    /// A text that is no report.
+    /// A text that is not a report.
     pub fn parse(json: &str) -> Result<Report, crate::BenchError> {
         Ok(serde_json::from_str(json)?)
     }

@@ -1,10 +1,10 @@
-//! One measurement, as it is stored.
+//! One measurement, as stored.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{class::Class, contender::Method, matrix::Purpose};
 
-/// Where one side lies.
+/// The memory of one side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Place {
@@ -14,12 +14,12 @@ pub enum Place {
     Cache,
     /// A file through the page cache.
     File,
-    /// A file past the page cache.
+    /// A file that bypasses the page cache.
     DirectFile,
 }
 
 impl Place {
-    /// What a reader calls it.
+    /// The title in reports.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
@@ -31,35 +31,35 @@ impl Place {
     }
 }
 
-/// What a cell came to with one method and one number of threads.
+/// The result of a cell with one method and one number of threads.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Row {
-    /// The word of what was read, or the name of a known layout without one.
+    /// The word of the source, or the name of a known layout without a word.
     pub source: String,
-    /// The word of what was written.
+    /// The word of the destination.
     pub destination: String,
-    /// What the pair is for.
+    /// The purpose of the pair.
     pub purpose: Purpose,
-    /// Where the source lies.
+    /// The memory of the source.
     pub source_place: Place,
-    /// Where the destination lies.
+    /// The memory of the destination.
     pub destination_place: Place,
-    /// Which part of the model is copied, where it is not all of it: `rank 1 of 2`.
+    /// The copied part of the model, where it is not the whole: `rank 1 of 2`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub part: Option<String>,
-    /// What the blocks hold.
+    /// The model of the blocks.
     pub model: String,
-    /// What copied.
+    /// The method.
     pub method: Method,
-    /// What the copy comes to.
+    /// The class of the copy.
     pub class: Class,
     /// Payload bytes of one transfer, each counted once.
     pub bytes: u64,
     /// Blocks of one transfer.
     pub blocks: u64,
-    /// Layers of a block: fewer than the model's where the cell is small.
+    /// Layers per block: fewer than the model's where the cell is small.
     pub layers: u64,
-    /// Tokens of a block.
+    /// Tokens per block.
     pub page_size: u64,
     /// Runs of the plan.
     pub runs: u64,
@@ -67,30 +67,31 @@ pub struct Row {
     pub run_bytes: u64,
     /// Bytes of the shortest run.
     pub run_bytes_min: u64,
-    /// Threads that copy.
+    /// Copy threads.
     pub threads: u32,
-    /// Rounds of which the medians are given.
+    /// Number of rounds; results are their median.
     pub rounds: u32,
     /// Transfers in a round.
     pub repeats: u32,
-    /// Payload bytes over time, in 10^9 bytes a second.
+    /// Payload bytes over time, in 10^9 bytes per second.
     pub gb_per_s: f64,
-    /// The same for one flat `memcpy` of as many bytes on one thread, in turns with this.
+    /// The throughput of one flat `memcpy` of as many bytes on one thread, in turns with the
+    /// method.
     pub memcpy_gb_per_s: f64,
-    /// One over the other.
+    /// The throughput of the method over that of `memcpy`.
     pub ratio: f64,
-    /// Longest less shortest time of the rounds, as a part of the median.
+    /// Longest minus shortest time of the rounds, as a part of the median.
     pub spread: f64,
-    /// The least ratio that is good enough, where one was set.
+    /// The lowest sufficient ratio, if any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub goal: Option<f64>,
-    /// Of one transfer from the call to its completion, where that is what counts.
+    /// Nanoseconds per transfer from the call to its completion, for the class of fixed costs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ns_per_transfer: Option<f64>,
-    /// Of a `memcpy` of the same bytes, beside `ns_per_transfer`.
+    /// Nanoseconds per `memcpy` of the same bytes, together with `ns_per_transfer`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memcpy_ns_per_transfer: Option<f64>,
-    /// What `fio` reached with direct I/O on a file of this size, in turns with this.
+    /// The throughput of `fio` with direct I/O on a file of this size, in turns with the method.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fio_gb_per_s: Option<f64>,
     /// `gb_per_s` over `fio_gb_per_s`.
@@ -119,7 +120,7 @@ impl Row {
         }
     }
 
-    /// What is compared with the goal, and the goal; `None` where there is none.
+    /// The figure that a goal applies to, and the goal; `None` without a goal.
     #[must_use]
     pub fn against_goal(&self) -> Option<(f64, f64)> {
         let reached = match self.class {
@@ -129,7 +130,7 @@ impl Row {
         Some((reached, self.goal?))
     }
 
-    /// Whether a goal was set for kvtile and is missed.
+    /// Whether kvtile has a goal here and misses it.
     #[must_use]
     pub fn misses(&self) -> bool {
         let short = |(reached, goal)| reached < goal;

@@ -1,4 +1,4 @@
-//! A run: cell after cell, each in the memory of the largest so far.
+//! A run: measures cell after cell, each in the memory of the largest so far.
 
 use std::time::Instant;
 
@@ -16,13 +16,13 @@ use crate::{
     settings::Settings,
 };
 
-/// Who is told how far a run has come.
+/// Receives the progress of a run.
 pub trait Progress {
-    /// `done` of `total` measurements are made, and this one is next.
+    /// `done` of `total` measurements are complete, and `what` is next.
     fn next(&mut self, done: usize, total: usize, what: &str);
 }
 
-/// What is measured, one after the other.
+/// One measurement.
 enum Task {
     Cell(Box<Cell>),
     Flat { bytes: u64, threads: u32 },
@@ -32,7 +32,7 @@ enum Task {
 }
 
 impl Task {
-    /// Everything by which a filter may pick it.
+    /// The text that filters match.
     fn label(&self) -> String {
         match self {
             Task::Cell(cell) => cell.label(),
@@ -63,11 +63,11 @@ impl Task {
     }
 }
 
-/// Measures what the settings ask for.
+/// Runs the measurements of the settings.
 ///
 /// # Errors
-/// Filters that leave nothing; pairs that do not fit their model; memory or files that cannot be
-/// had; and a copy that arrived changed, which is a defect.
+/// Filters without matches; pairs that do not fit their model; memory or files that are not
+/// available; and a wrong copy, which is a defect.
 pub fn run(settings: &Settings, progress: &mut dyn Progress) -> Result<Report, BenchError> {
     let start = Instant::now();
     let machine = MachineFacts::probe();
@@ -164,7 +164,7 @@ fn tasks(settings: &Settings, machine: &MachineFacts) -> Result<Vec<Task>, Bench
     Ok(tasks)
 }
 
-/// What was asked for and cannot be measured here.
+/// Requested measurements that are not possible here.
 fn left_out(tasks: &[Task]) -> Vec<String> {
     let mut reasons = Vec::new();
     let mut files = tasks.iter().filter_map(|task| match task {
@@ -177,7 +177,7 @@ fn left_out(tasks: &[Task]) -> Vec<String> {
     reasons
 }
 
-/// The memory of the tasks before, or new memory where that is too small.
+/// The memory of earlier tasks, or new memory where that is too small.
 fn large_enough<'a>(
     arenas: &'a mut Option<Arenas>,
     side_bytes: usize,
@@ -187,7 +187,7 @@ fn large_enough<'a>(
         .as_ref()
         .is_none_or(|arenas| arenas.bytes() < side_bytes)
     {
-        // The old memory is given back before the new is taken.
+        // Frees the old memory before it allocates the new.
         *arenas = None;
         check_memory(side_bytes as u64)?;
     }
@@ -197,7 +197,7 @@ fn large_enough<'a>(
     }
 }
 
-/// Both sides, and a quarter more for everybody else.
+/// Checks the memory for both sides, with a quarter more for other processes.
 fn check_memory(side_bytes: u64) -> Result<(), BenchError> {
     let needed = side_bytes.saturating_mul(5) / 2;
     match MachineFacts::available_bytes() {

@@ -1,4 +1,4 @@
-//! What a run is asked to do.
+//! The settings of a run.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -11,25 +11,26 @@ pub struct Settings {
     pub models: Vec<Model>,
     /// One pair instead of the matrix's.
     pub pair: Option<Pair>,
-    /// Bytes that block strides are rounded up to.
+    /// Alignment of block strides, in bytes.
     pub alignment: u64,
     /// Sizes instead of the matrix's, in bytes.
     pub bytes: Vec<u64>,
-    /// Threads of transfers. Counts that cannot be had are left out, and the report says so.
+    /// Numbers of copy threads to measure.
     pub threads: Vec<u32>,
-    /// Rounds of which the median counts; by default as many as fit the time of a cell, at least 3.
+    /// Number of rounds; results are their median. By default as many as fit the time of a cell, at
+    /// least 3.
     pub rounds: Option<u32>,
     /// Seed of block orders and contents.
     pub seed: u64,
-    /// Blocks in the order of their numbers instead of a random one.
+    /// Copies blocks in the order of their numbers instead of a random one.
     pub consecutive: bool,
-    /// Only rows whose text has all of these.
+    /// Only rows whose text contains all of these.
     pub filters: Vec<String>,
     /// Less than a minute: fewer pairs, models and bytes.
     pub quick: bool,
-    /// Rows for the plain ways.
+    /// Also measures the alternatives.
     pub compare: bool,
-    /// Where rows with files write theirs, and remove them.
+    /// The folder for the temporary files of file rows.
     pub folder: PathBuf,
 }
 
@@ -52,14 +53,14 @@ impl Default for Settings {
     }
 }
 
-/// Fewest rounds of which a median is worth something.
+/// Fewest rounds of a useful median.
 const ROUNDS_MIN: u32 = 3;
 
-/// Rounds beyond which a median does not get better.
+/// More rounds than this do not improve the median.
 const ROUNDS_MAX: u32 = 7;
 
 impl Settings {
-    /// Rounds for a cell whose first, uncounted round took so long.
+    /// Rounds for a cell, by the time of its first, uncounted round.
     pub(crate) fn rounds(&self, round: Duration) -> u32 {
         if let Some(rounds) = self.rounds {
             return rounds;
@@ -71,7 +72,7 @@ impl Settings {
         fitting.max().unwrap_or(ROUNDS_MIN)
     }
 
-    /// Whether all filters find their text in `label`.
+    /// Whether `label` contains the text of every filter.
     pub(crate) fn wants(&self, label: &str) -> bool {
         self.filters.iter().all(|filter| label.contains(filter))
     }

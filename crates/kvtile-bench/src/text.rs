@@ -1,4 +1,4 @@
-//! A report as people read it in a terminal: class by class, with the goal beside it.
+//! A report as text for a terminal: class by class, with the goal of each.
 
 use std::fmt::Write as _;
 
@@ -10,14 +10,14 @@ use crate::{
     row::Row,
 };
 
-/// Lines of a class beyond which only those are shown that miss a goal.
+/// Above this number of lines, a class shows only those that miss a goal.
 const LINES_MAX: usize = 60;
 
-/// Writes `text` so that a reader sees that it matters.
+/// Marks `text` as important, for instance with a colour.
 pub type Emphasis = fn(&str) -> String;
 
 impl Report {
-    /// Tables of all classes. `emphasis` is put on ratios that miss a goal.
+    /// Tables of all classes. `emphasis` marks ratios that miss a goal.
     #[must_use]
     pub fn text(&self, emphasis: Emphasis) -> String {
         let mut text = String::new();
@@ -99,7 +99,7 @@ fn of_class(class: Class, rows: &[&Row], emphasis: Emphasis) -> String {
     if shown.len() < lines.len() {
         let _ = write!(
             text,
-            " ({} that reach it are not shown)",
+            " ({} that reach it are hidden)",
             lines.len() - shown.len()
         );
     }
@@ -152,7 +152,7 @@ fn cells(line: &Line<'_>, columns: &[(Method, u32)]) -> Option<Vec<String>> {
     Some(cells)
 }
 
-/// The ratio, with what else is said of the class, and `!` where a goal is missed.
+/// The ratio, with further figures of the class, and `!` where a goal is missed.
 fn figure(row: &Row) -> String {
     let mark = if row.misses() { "!" } else { "" };
     match (
@@ -166,7 +166,7 @@ fn figure(row: &Row) -> String {
     }
 }
 
-/// Columns as wide as what stands in them; the first two to the left, the others to the right.
+/// Aligns columns to their widest cell; the first two to the left, the others to the right.
 fn aligned(table: &[Vec<String>], emphasis: Emphasis) -> String {
     let columns = table.first().map_or(0, Vec::len);
     let width = |column: usize| {

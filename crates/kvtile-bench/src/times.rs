@@ -1,8 +1,8 @@
-//! Times of rounds, and what they come to.
+//! Times of rounds, and statistics over them.
 
 use std::time::Duration;
 
-/// Times of one contender, one a round.
+/// Times of one contender, one per round.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Times(Vec<Duration>);
 
@@ -11,27 +11,27 @@ impl Times {
         self.0.push(time);
     }
 
-    /// The middle one, of an odd number.
+    /// The median of an odd number of times.
     pub(crate) fn median(&self) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
         sorted.get(sorted.len() / 2).copied().unwrap_or_default()
     }
 
-    /// Longest less shortest, as a part of the median.
+    /// Longest minus shortest, as a part of the median.
     pub(crate) fn spread(&self) -> f64 {
         let longest = self.0.iter().max().copied().unwrap_or_default();
         let shortest = self.0.iter().min().copied().unwrap_or_default();
         (longest - shortest).as_secs_f64() / seconds(self.median())
     }
 
-    /// 10^9 bytes a second, by the median.
+    /// 10^9 bytes per second, by the median.
     pub(crate) fn gb_per_s(&self, bytes: f64) -> f64 {
         bytes / seconds(self.median()) / 1e9
     }
 }
 
-/// Seconds to divide by.
+/// Seconds, above zero, to divide by.
 pub(crate) fn seconds(time: Duration) -> f64 {
     time.as_secs_f64().max(1e-9)
 }

@@ -1,8 +1,8 @@
-//! Where every byte of a block lies on both sides, by the digits of the layouts alone.
+//! The place of every byte of a block on both sides, from the digits of the layouts alone.
 //!
-//! This is what a careful user would write by hand: loops over layers and planes, and inside them
-//! over tokens, heads and elements, with the longest pieces that are contiguous on both sides of
-//! one plane of one layer. It knows nothing of copy plans, so that it can check what they do.
+//! The walk is what a careful user would write by hand: loops over layers and planes, and inside
+//! them over tokens, heads and elements, with the longest pieces that are contiguous on both sides
+//! of one plane of one layer. It does not use copy plans, so it can verify them.
 
 use std::ops::Range;
 
@@ -23,7 +23,7 @@ pub(crate) struct Walk {
 pub(crate) struct PlaneWalk {
     start: (Location, Location),
     blocks: Table<Step>,
-    /// Layers, and axes that lead from region to region.
+    /// Layers, and axes that cross regions.
     outer: Vec<Table<Step>>,
     /// The other axes, the destination's slowest first.
     inner: Vec<Table<usize>>,
@@ -31,7 +31,7 @@ pub(crate) struct PlaneWalk {
     run_bytes: usize,
 }
 
-/// What each index of an axis adds, on both sides.
+/// The offset of each index of an axis, on both sides.
 #[derive(Clone, Debug)]
 struct Table<T> {
     source: Vec<T>,
@@ -39,8 +39,8 @@ struct Table<T> {
 }
 
 impl Walk {
-    /// The walk between two layouts that are packed into memory in this way, over all heads or
-    /// those that both sides have.
+    /// The walk between two layouts with this packing in memory, over all heads or those that both
+    /// sides have.
     pub(crate) fn new(
         (source, from): (&StridedLayout, &Packing),
         (destination, to): (&StridedLayout, &Packing),
@@ -87,7 +87,7 @@ impl Walk {
         }
     }
 
-    /// Elements of a size that the compiler knows, as a user's loop over `u16` or `f32` has them.
+    /// Copies elements of a size that the compiler knows, like a user's loop over `u16` or `f32`.
     fn copy_elements<const N: usize>(
         &self,
         plane: &PlaneWalk,
@@ -106,7 +106,7 @@ impl Walk {
         });
     }
 
-    /// Whether the destination holds what the source holds.
+    /// Whether the destination equals the source.
     pub(crate) fn is_equal(
         &self,
         blocks: (usize, usize),
@@ -130,7 +130,7 @@ impl Walk {
         })
     }
 
-    /// The same for elements of a size that the compiler knows.
+    /// Compares elements of a size that the compiler knows.
     fn are_equal<const N: usize>(
         &self,
         plane: &PlaneWalk,
@@ -147,7 +147,7 @@ impl Walk {
         equal
     }
 
-    /// Calls `visit` with where each piece of a block lies.
+    /// Calls `visit` with the place of each piece of a block.
     fn pieces(
         &self,
         plane: &PlaneWalk,
@@ -248,7 +248,7 @@ impl PlaneWalk {
         }
         let unit = usize::try_from(plane.unit().bytes()).unwrap_or(usize::MAX);
         let run_bytes = merge(&mut local, unit);
-        // An axis of one entry may still lie away from the start.
+        // An axis of one entry may still have an offset.
         local.retain(|table| table.source != [0] || table.destination != [0]);
         let slowest = |table: &Table<usize>| match table.destination.as_slice() {
             [first, second, ..] => second.abs_diff(*first),
@@ -270,7 +270,7 @@ impl PlaneWalk {
 }
 
 impl Table<Step> {
-    /// The same in bytes, where no step leaves its region.
+    /// The table in bytes, where no step leaves its region.
     fn local(&self) -> Option<Table<usize>> {
         let bytes = |steps: &[Step]| -> Option<Vec<usize>> {
             let local = |step: &Step| step.is_local().then_some(step.bytes);
@@ -287,14 +287,14 @@ impl Table<Step> {
     }
 }
 
-/// What each index of an axis adds.
+/// The offset of each index of an axis.
 fn steps(digits: &[Digit], axis: Axis, indices: Range<u64>) -> Vec<Step> {
     indices
         .map(|index| axis_step(digits, axis, index))
         .collect()
 }
 
-/// Where entry `index` of an axis lies relative to entry 0.
+/// The position of entry `index` of an axis relative to entry 0.
 pub(crate) fn axis_step(digits: &[Digit], axis: Axis, index: u64) -> Step {
     let mine = digits.iter().filter(|digit| digit.axis == axis);
     mine.fold(Step::default(), |sum, digit| {
@@ -306,7 +306,8 @@ pub(crate) fn axis_step(digits: &[Digit], axis: Axis, index: u64) -> Step {
     })
 }
 
-/// Takes what is contiguous on both sides out of the tables, and says how long it is.
+/// Removes the axes that are contiguous on both sides from the tables, and returns their length in
+/// bytes.
 fn merge(tables: &mut [Table<usize>], unit_bytes: usize) -> usize {
     let mut run = unit_bytes;
     loop {
@@ -326,7 +327,7 @@ fn merge(tables: &mut [Table<usize>], unit_bytes: usize) -> usize {
     }
 }
 
-/// The longest groups of indices that follow each other at `run` bytes, on both sides.
+/// The longest groups of consecutive indices with a stride of `run` bytes, on both sides.
 fn contiguous(table: &Table<usize>, run: usize) -> usize {
     let extent = table.source.len();
     let follows = |places: &[usize], group: usize| {
@@ -348,7 +349,7 @@ mod tests {
 
     use super::*;
 
-    /// Every byte of every block, against `locate`.
+    /// Checks every byte of every block against `locate`.
     fn check(from: &str, to: &str, run_bytes: usize) {
         let shape = Shape::key_value(3, 2, 32, 4, 16, &Unit::named("bf16").unwrap()).unwrap();
         let layout =
@@ -389,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_are_walked_as_the_words_say() {
+    fn the_walk_visits_blocks_as_their_words_describe() {
         check("L|KBNHC", "BLKNHC", 4096);
         check("L|KBNHC", "BHLKNC", 32);
         check("L|BH(kCN,vNC)", "BHLKNC", 2);

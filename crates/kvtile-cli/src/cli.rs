@@ -8,30 +8,30 @@ use crate::{
     CommandLine, OutputArgs, cache, doctor, error::CliError, inspect, layout, plan, replay, shell,
 };
 
-/// What a program kvtile is, in one line.
+/// The description of kvtile in one line.
 pub const ABOUT: &str = "KV cache layouts: explain, plan, measure and inspect";
 
 const LONG_ABOUT: &str = "\
 kvtile keeps the key/value cache of language models in blocks, in any layout and any memory, and \
 moves the blocks between layouts at the speed of the memory. This program explains layouts, shows \
-how blocks get from one to another, replays traces of requests, and looks into caches on disk.";
+how to copy blocks from one to another, replays traces of requests, and looks into caches on disk.";
 
 const EXAMPLES: &str = "\
 Start here:
-  kvtile layout 'L|BH(kCN,vNC)'                 what a layout is, drawn
+  kvtile layout 'L|BH(kCN,vNC)'                 explain and draw a layout
   kvtile layout list vllm                       layouts of real engines
-  kvtile plan 'L|KBNHC' BHLKNC                  how blocks get from one to the other
-  kvtile inspect cache.kvtile                   what a saved cache holds, and whether it is whole
-  kvtile replay trace.jsonl --dry               which policy would have kept what was asked for
-  kvtile cache stat DIR                         what the folder of a disk tier holds
-  kvtile doctor                                 what this machine offers, and what to change";
+  kvtile plan 'L|KBNHC' BHLKNC                  how to copy blocks from one to the other
+  kvtile inspect cache.kvtile                   contents of a saved cache, and its checksums
+  kvtile replay trace.jsonl --dry               hit rates of eviction policies
+  kvtile cache stat DIR                         contents of the folder of a disk tier
+  kvtile doctor                                 features of this machine, with advice";
 
-/// What holds for every command, and the exit codes: the end of `--help`.
+/// The rules of every command and the exit codes: the end of `--help`.
 pub const HELP_RULES: &str = "\
 Words contain | and parentheses: quote them in a shell. Every command has --help with examples
 and --json for programs. Where a file is read or written, - is standard input or output. A file
-has its name when all of it is there. Lists are given as a,b or by repeating the option; bytes
-as 4096, 512K, 64MiB (of 1024) or 1GB (of 1000).
+appears under its name only when complete. Give lists as a,b or repeat the option; give bytes as
+4096, 512K, 64MiB (of 1024) or 1GB (of 1000).
 
 Exit codes:
   0    done, and what was checked is whole
@@ -64,7 +64,7 @@ enum Request {
     Bench(Elsewhere),
 }
 
-/// Arguments of a command that this command line does not have, whatever they are.
+/// The arguments, unparsed, of a command that this command line does not have.
 #[derive(Args, Debug)]
 struct Elsewhere {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -94,34 +94,34 @@ pub enum Command {
     /// Explain a layout and draw it; list the known ones
     #[command(after_help = layout::EXAMPLES)]
     Layout(Box<layout::LayoutArgs>),
-    /// Show how blocks get from one layout to another
+    /// Show how to copy blocks from one layout to another
     #[command(after_help = plan::EXAMPLES)]
     Plan(Box<plan::PlanArgs>),
-    /// Tell what a saved cache holds, whether it is whole, and why it would be refused
+    /// Show the contents of a saved cache, verify it, and check its identity
     #[command(after_help = inspect::EXAMPLES)]
     Inspect(inspect::InspectArgs),
-    /// Replay a trace of requests: how often would a cache have had the blocks?
+    /// Replay a trace of requests and report the hit rates of a cache
     #[command(after_help = replay::EXAMPLES)]
     Replay(replay::ReplayArgs),
-    /// Look into the folder of a disk tier, check it, export it, clear it
+    /// Report on the folder of a disk tier, verify, export or clear it
     #[command(after_help = cache::EXAMPLES)]
     Cache(cache::CacheArgs),
-    /// Tell what this machine offers, and what to change
+    /// Report the features of this machine, with advice
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
-    /// Write the script that completes these commands in a shell
+    /// Write the completion script of a shell
     #[command(after_help = shell::COMPLETIONS_EXAMPLES)]
     Completions(shell::CompletionsArgs),
-    /// Write a page of the manual, as `man` reads it
+    /// Write a manual page, in the format of `man`
     #[command(after_help = shell::MAN_EXAMPLES)]
     Man(shell::ManArgs),
 }
 
 impl Command {
-    /// Runs the command, of the command line `program`.
+    /// Runs the command; `program` is the whole command line.
     ///
     /// # Errors
-    /// What the command could not do, or why the request makes no sense.
+    /// The command failed, or the request makes no sense.
     pub fn run(&self, program: clap::Command) -> Result<(), CliError> {
         match self {
             Command::Layout(args) => layout::run(args),

@@ -17,21 +17,21 @@ pub const FAILURE: u8 = 1;
 /// Exit code of a request that makes no sense, as `clap` has it too.
 pub const USAGE: u8 = 2;
 
-/// The error of a program, as its user is shown it.
+/// The error of a program, as shown to the user.
 pub trait Failure {
     /// [`USAGE`] where the request makes no sense, [`FAILURE`] where it failed.
     fn exit_code(&self) -> u8;
 
-    /// The message with its causes and what to do.
+    /// The message with its causes and a hint.
     fn text(&self) -> String;
 
-    /// An argument that was meant otherwise, and what it was meant to be.
+    /// A mistyped argument and its correction.
     fn correction(&self) -> Option<(&str, &str)> {
         None
     }
 }
 
-/// `message` with the causes of `error` below it, each said once.
+/// `message` with the causes of `error` below it, without repetitions.
 #[must_use]
 pub fn with_causes(message: String, error: &dyn StdError) -> String {
     let mut text = message;
@@ -48,36 +48,36 @@ pub fn with_causes(message: String, error: &dyn StdError) -> String {
     text
 }
 
-/// Why a command ended without doing what it was asked.
+/// Why a command failed.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum CliError {
-    /// A word, a shape or a selection that the user gave does not work out.
+    /// A word, a shape or a selection of the user that is invalid.
     #[error(transparent)]
     Layout(#[from] LayoutError),
-    /// An option whose value does not work out.
+    /// An option with an invalid value.
     #[error("{option} {value:?}: {problem}")]
     Option {
         /// The option.
         option: &'static str,
         /// Its value.
         value: String,
-        /// What is wrong, and what to give instead.
+        /// The problem, and what to give instead.
         problem: String,
     },
-    /// A filter that leaves nothing.
+    /// A filter without matches.
     #[error("nothing matches {filter:?}; there are {known}")]
     NothingLeft {
         /// The filter.
         filter: String,
-        /// What there is.
+        /// The existing names.
         known: String,
     },
     /// A transfer, a physical layout or a saved cache failed.
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// Nobody said that a folder may be cleared.
-    #[error("{path} is left as it is; say --yes to clear it", path = .path.display())]
+    /// A folder that the user did not confirm to clear.
+    #[error("{path} is unchanged; give --yes to clear it", path = .path.display())]
     NotConfirmed {
         /// The folder.
         path: PathBuf,
@@ -90,34 +90,34 @@ pub enum CliError {
         /// Bytes of the header.
         header_bytes: usize,
     },
-    /// A command that the program has and this library has not.
+    /// A command of the program that this library does not have.
     #[error(
-        "`{command}` is a command of the Rust program `kvtile`; the Python package comes without it"
+        "`{command}` is a command of the Rust program `kvtile`; the Python package does not have it"
     )]
     InProgramOnly {
         /// The command.
         command: &'static str,
     },
-    /// Memory could not be had.
+    /// Memory could not be allocated.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// A file of the user's.
+    /// A failed operation on a file of the user.
     #[error("cannot {operation} {path}", path = .path.display())]
     File {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// The path.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file without a byte.
+    /// An empty file.
     #[error("{path} is empty: it has 0 bytes", path = .path.display())]
     Empty {
         /// The path.
         path: PathBuf,
     },
-    /// A folder that is no disk tier.
+    /// A folder that is not a disk tier.
     #[error("{path} {problem}", path = .path.display())]
     NoTier {
         /// The path.
@@ -130,24 +130,24 @@ pub enum CliError {
     NotAnIdentity {
         /// The path.
         path: PathBuf,
-        /// Why it is no identity.
+        /// Why it is not an identity.
         source: serde_json::Error,
     },
-    /// A saved cache is not what was saved, or not what it is to be used for. The report was
-    /// printed.
+    /// A saved cache or a folder that is damaged, or that does not fit its intended use. The
+    /// command has printed the report.
     #[error("{path}: {problem}", path = .path.display())]
     Refused {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         problem: String,
     },
-    /// A trace of requests is none.
+    /// A file that is not a valid trace of requests.
     #[error("{path} cannot be replayed", path = .path.display())]
     Trace {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: TraceError,
     },
     /// A cache failed.
@@ -156,8 +156,8 @@ pub enum CliError {
     /// The output could not be written.
     #[error("cannot write the output")]
     Output(#[from] std::io::Error),
-    /// A report could not be put as JSON.
-    #[error("cannot put the report as JSON")]
+    /// A report that could not be serialised as JSON.
+    #[error("cannot write the report as JSON")]
     Json(#[from] serde_json::Error),
 }
 
@@ -195,8 +195,8 @@ impl Failure for CliError {
 }
 
 impl CliError {
-    /// Whether the message has names or texts of files in it. The others may have several lines: they
-    /// point at the place in a word.
+    /// Whether the message contains names or text from files. Other messages may have several
+    /// lines: they point at a position in a word.
     fn is_of_files(&self) -> bool {
         !matches!(
             self,

@@ -1,5 +1,5 @@
-//! Files that the user names. `-` is standard input where one is read, and standard output where one
-//! is written.
+//! Files that the user names. `-` is standard input for a file to read, and standard output for a
+//! file to write.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -18,7 +18,7 @@ pub fn is_standard(path: &Path) -> bool {
     path.as_os_str() == STANDARD
 }
 
-/// Opens what is read.
+/// Opens a file for reading.
 ///
 /// # Errors
 /// The file cannot be opened.
@@ -34,7 +34,7 @@ pub fn open(path: &Path) -> Result<Box<dyn io::BufRead>, CliError> {
 /// Reads a text of at most `most` bytes.
 ///
 /// # Errors
-/// The file cannot be read, or is no text.
+/// The file cannot be read, or is not text.
 pub fn read(path: &Path, most: u64) -> Result<String, CliError> {
     let mut text = String::new();
     let read = open(path)?.take(most).read_to_string(&mut text);
@@ -42,21 +42,22 @@ pub fn read(path: &Path, most: u64) -> Result<String, CliError> {
     Ok(text)
 }
 
-/// A file that maps and seeks: `path` itself, or what standard input brings, in a file without a name.
+/// A file that supports mapping and seeking: `path` itself, or a temporary file with the contents
+/// of standard input.
 pub(crate) struct Whole {
     path: PathBuf,
     _copy: Option<tempfile::NamedTempFile>,
 }
 
 impl Whole {
-    /// Takes standard input to its end where `path` is that.
+    /// Reads standard input to its end where `path` is `-`.
     ///
     /// # Errors
-    /// A file that is not there or empty; standard input that cannot be read.
+    /// A file that does not exist or is empty; standard input that cannot be read.
     pub(crate) fn of(path: &Path) -> Result<Whole, CliError> {
         let mut copy = None;
         if is_standard(path) {
-            let kept = |source| failed("keep standard input in", &std::env::temp_dir(), source);
+            let kept = |source| failed("store standard input in", &std::env::temp_dir(), source);
             let mut file = tempfile::NamedTempFile::new().map_err(kept)?;
             io::copy(&mut io::stdin(), &mut file).map_err(|source| failed("read", path, source))?;
             copy = Some(file);
@@ -74,14 +75,14 @@ impl Whole {
         })
     }
 
-    /// Where its bytes are.
+    /// The path of the bytes.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 }
 
-/// A file that will be written: it is opened before the work begins, and has its name when all of it
-/// is there.
+/// An output file. It is checked before the work begins, and appears under its name only when it is
+/// complete.
 #[derive(Debug)]
 pub struct OutputFile {
     path: PathBuf,
@@ -91,18 +92,18 @@ pub struct OutputFile {
 #[derive(Debug)]
 enum Place {
     Standard,
-    /// A pipe, a device, or a file in a folder that takes no new ones.
+    /// A pipe, a device, or a file in a folder that takes no new files.
     Open(File),
-    /// Written beside it and renamed.
+    /// Written beside the target and renamed.
     Beside(PathBuf),
 }
 
 impl OutputFile {
-    /// Makes sure that `path` can be written. A file that is there keeps what it has until
+    /// Checks that `path` can be written. An existing file keeps its contents until
     /// [`finish`](OutputFile::finish).
     ///
     /// # Errors
-    /// The file cannot be written, for instance because its folder is not there.
+    /// The file cannot be written, for instance because its folder does not exist.
     pub fn open(path: &Path) -> Result<OutputFile, CliError> {
         let refused = |source| failed("write", path, source);
         let opened = |place| {
@@ -114,7 +115,7 @@ impl OutputFile {
         if is_standard(path) {
             return opened(Place::Standard);
         }
-        // What a link names is replaced, not the link.
+        // Replaces the target of a link, not the link.
         let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
         match fs::metadata(&target) {
             Ok(facts) if facts.is_dir() => Err(refused(io::ErrorKind::IsADirectory.into())),
@@ -135,24 +136,24 @@ impl OutputFile {
         }
     }
 
-    /// [`open`](OutputFile::open) for an option that may not be given.
+    /// [`open`](OutputFile::open) for an optional path.
     ///
     /// # Errors
-    /// As there.
+    /// As [`open`](OutputFile::open).
     pub fn open_some(path: Option<&PathBuf>) -> Result<Option<OutputFile>, CliError> {
         path.map(|path| OutputFile::open(path)).transpose()
     }
 
-    /// Whether it is standard output, which has nothing else then.
+    /// Whether the file is standard output, which must then carry nothing else.
     #[must_use]
     pub fn is_standard(&self) -> bool {
         matches!(self.place, Place::Standard)
     }
 
-    /// Writes all of it and gives it its name.
+    /// Writes `text` and gives the file its name.
     ///
     /// # Errors
-    /// The file cannot be written; then there is no part of it.
+    /// The file cannot be written. A file beside the target is then discarded.
     pub fn finish(self, text: &str) -> Result<(), CliError> {
         let refused = |source| failed("write", &self.path, source);
         output::note(|| format!("writing {} bytes to {}", text.len(), self.path.display()));
@@ -178,8 +179,8 @@ impl OutputFile {
     }
 }
 
-/// A new file without a name, which it gets when all of it is there: where the program is stopped
-/// before, nothing is left.
+/// A new unnamed file that gets its name when it is complete. If the program stops earlier, no file
+/// remains.
 #[derive(Debug)]
 pub(crate) struct NewFile {
     path: PathBuf,
@@ -188,19 +189,19 @@ pub(crate) struct NewFile {
 
 #[derive(Debug)]
 enum Unnamed {
-    /// What standard output gets in the end.
+    /// Copied to standard output at the end.
     Standard(File),
     #[cfg(target_os = "linux")]
     Nameless(File),
-    /// Where the file system has no files without a name.
+    /// For file systems without unnamed files.
     Named(tempfile::NamedTempFile),
 }
 
 impl NewFile {
-    /// A new file that will be called `path`.
+    /// Creates the unnamed file for `path`.
     ///
     /// # Errors
-    /// There is one already, or the folder takes none.
+    /// The path exists already, or its folder takes no new files.
     pub(crate) fn create(path: &Path) -> Result<NewFile, CliError> {
         let refused = |source| failed("create", path, source);
         let path = path.to_owned();
@@ -220,7 +221,7 @@ impl NewFile {
         Ok(NewFile { path, file })
     }
 
-    /// What it will be called.
+    /// The future name.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -234,10 +235,10 @@ impl NewFile {
         }
     }
 
-    /// Brings its `length` bytes to the disk and gives it its name.
+    /// Flushes its `length` bytes to disk and gives the file its name.
     ///
     /// # Errors
-    /// There is a file of this name by now, or it cannot be written.
+    /// A file of this name exists by now, or it cannot be written.
     pub(crate) fn finish(mut self, length: u64) -> Result<(), CliError> {
         let path = self.path.clone();
         let refused = |operation| {
@@ -294,7 +295,7 @@ fn nameless(folder: &Path) -> io::Result<File> {
     Ok(open(folder, flags, Mode::from_raw_mode(0o666))?.into())
 }
 
-/// Gives a file without a name the name `path`, which must be free.
+/// Links an unnamed file to `path`, which must be free.
 #[cfg(target_os = "linux")]
 fn name(file: &File, path: &Path) -> io::Result<()> {
     use std::os::fd::AsRawFd;
@@ -311,10 +312,10 @@ fn folder_of(path: &Path) -> &Path {
     folder.unwrap_or(Path::new("."))
 }
 
-/// A new file in the folder of `path`, with the rights that new files have.
+/// A new file in the folder of `path`, with the default permissions of new files.
 fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     let folder = folder_of(path);
-    // A missing folder is reported by its own name, not by that of the temporary file.
+    // So that a missing folder is reported by its own name, not by that of the temporary file.
     let _ = fs::metadata(folder)?;
     let mut builder = tempfile::Builder::new();
     builder.prefix(".kvtile-");
@@ -326,7 +327,7 @@ fn beside(path: &Path) -> io::Result<tempfile::NamedTempFile> {
     builder.tempfile_in(folder)
 }
 
-/// The error for a file of the user's.
+/// The error for a file of the user.
 #[must_use]
 pub fn failed(operation: &'static str, path: &Path, source: io::Error) -> CliError {
     CliError::File {

@@ -1,4 +1,4 @@
-//! Layouts as the user asks for them, for the shape that the options describe.
+//! Resolves layouts that the user names, for the shape of the options.
 
 use kvtile::{
     layout::StridedLayout,
@@ -7,13 +7,13 @@ use kvtile::{
 
 use crate::{error::CliError, shape_args::ShapeArgs};
 
-/// The layout that was asked for, for the shape that the options describe.
+/// Resolves the requested layout for the shape of the options.
 pub(crate) fn resolve(asked: &AskedLayout, shape: &ShapeArgs) -> Result<StridedLayout, CliError> {
     let resolved = shape.shape(asked.example())?;
     Ok(asked.resolve(&resolved, shape.alignment)?)
 }
 
-/// The layout of a preset in a few characters.
+/// A short form of the layout of a preset.
 pub(crate) fn short(preset: &Preset) -> String {
     match &preset.layout {
         PresetLayout::Word(word) => word.to_string(),

@@ -1,23 +1,23 @@
 //! The commands of the program kvtile: they explain layouts and plans, inspect saved caches and the
-//! folders of disk tiers, replay traces, and report what the machine offers.
+//! folders of disk tiers, replay traces, and report the features of the machine.
 //!
-//! | module | what it is |
+//! | module | content |
 //! | --- | --- |
 //! | `cli` | the command line of the library, and the commands that every program has |
 //! | `layout`, `plan`, `inspect`, `cache`, `replay`, `doctor` | one command each |
 //! | `draw` | pictures in the terminal and as SVG |
 //! | `settings` | the options that every command has |
-//! | `shell` | completions, manual pages, commands as a shell takes them |
-//! | [`shape_args`], `known`, `ranges`, [`numbers`] | what the user may say: shapes, layouts, ranges, sizes |
+//! | `shell` | completions, manual pages, shell quoting |
+//! | [`shape_args`], `known`, `ranges`, [`numbers`] | the user's input: shapes, layouts, ranges, sizes |
 //! | [`output`], [`files`] | text, tables, JSON, progress, files |
-//! | [`error`] | what a program says when it fails, and its exit codes |
+//! | [`error`] | the error messages of a program, and its exit codes |
 //!
-//! The commands know only what the library says; only this crate and the program read the environment.
+//! All facts come from the library. Only this crate and the program read the environment.
 //!
-//! The Python package runs this library as it is ([`run`]). The program `kvtile` of `kvtile-program`
-//! adds the demonstration and the benchmark: its command line has [`Command`] as a part, and
-//! [`run_program`] runs it. So the demonstration's model and the benchmark's rivals are in the
-//! program alone.
+//! The Python package runs this library unchanged ([`run`]). The program `kvtile` of
+//! `kvtile-program` adds the demonstration and the benchmark: its command line includes
+//! [`Command`], and [`run_program`] runs it. So only the program contains the demonstration's model
+//! and the benchmark's rivals.
 
 use std::ffi::OsString;
 
@@ -61,18 +61,18 @@ pub mod arguments {
 
 use self::{error::Failure, settings::Settings};
 
-/// The arguments of a program, whole.
+/// The complete arguments of a program.
 pub trait CommandLine: Parser {
-    /// How its commands fail.
+    /// The error of its commands.
     type Failed: Failure;
 
     /// The options that every command has.
     fn output(&self) -> &OutputArgs;
 
-    /// Does what the arguments ask for.
+    /// Runs the command of the arguments.
     ///
     /// # Errors
-    /// What the command could not do, or why the request makes no sense.
+    /// The command failed, or the request makes no sense.
     fn run(self) -> Result<(), Self::Failed>;
 }
 
@@ -92,7 +92,7 @@ pub fn run_program<P: CommandLine>(arguments: &[OsString]) -> u8 {
     let program = match matches.and_then(|mut found| P::from_arg_matches_mut(&mut found)) {
         Ok(program) => program,
         Err(said) => {
-            // Help and versions come this way as well. A closed output is no error here.
+            // Help and versions take this path as well. A closed output is no error here.
             let _ = said.print();
             return u8::try_from(said.exit_code()).unwrap_or(error::USAGE);
         }

@@ -1,8 +1,9 @@
-//! Numbers and sizes in bytes as people type them.
+//! Parses numbers and sizes in bytes.
 
 use std::{fmt::Display, str::FromStr};
 
-/// Units of bytes: decimal ones by two letters, binary ones by one or three, in upper or lower case.
+/// Units of bytes: decimal ones with two letters, binary ones with one or three. Case does not
+/// count.
 const UNITS: [(&str, u64); 17] = [
     ("", 1),
     ("b", 1),
@@ -26,7 +27,7 @@ const UNITS: [(&str, u64); 17] = [
 /// Bytes: `1048576`, `512K` and `512KiB` (of 1024), `1MB` (of 1000), `1.5GiB`.
 ///
 /// # Errors
-/// What is no size, no whole number of bytes, or none at all; the text says what to give.
+/// A text that is no size, no whole number of bytes, or zero; the error suggests a correction.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let problem =
         || "give bytes such as 1048576, 512K, 64MiB (of 1024) or 1GB (of 1000)".to_owned();
@@ -43,7 +44,7 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
     let whole: u64 = whole.parse().map_err(|_| problem())?;
     let bytes = whole.checked_mul(*unit).ok_or_else(problem)?;
-    // Twelve digits behind the point are enough for the largest unit.
+    // Twelve digits after the point are enough for the largest unit.
     let digits = u32::try_from(part.len())
         .ok()
         .filter(|digits| *digits <= 12);
@@ -53,17 +54,17 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let part: u64 = part.parse().map_err(|_| problem())?;
     let part = u128::from(part) * u128::from(*unit);
     if !part.is_multiple_of(tens) {
-        return Err(format!("{text} is no whole number of bytes"));
+        return Err(format!("{text} is not a whole number of bytes"));
     }
     let part = u64::try_from(part / tens).map_err(|_| problem())?;
     match bytes.checked_add(part) {
         None => Err(problem()),
-        Some(0) => Err("0 bytes are nothing; give 1 or more".to_owned()),
+        Some(0) => Err("0 bytes are too few; give 1 or more".to_owned()),
         Some(bytes) => Ok(bytes),
     }
 }
 
-/// Bytes of `least` to `most`.
+/// Parses `least` to `most` bytes.
 pub fn bytes_within(
     least: u64,
     most: u64,
@@ -74,7 +75,7 @@ pub fn bytes_within(
     }
 }
 
-/// A whole number of `least` to `most`.
+/// Parses a whole number of `least` to `most`.
 pub fn within<T>(
     least: T,
     most: T,
@@ -89,19 +90,19 @@ where
     }
 }
 
-/// How many there are: at least one.
+/// Parses a count of at least one.
 ///
 /// # Errors
-/// What is none; the text says what to give.
+/// A text that is no such number; the error suggests a correction.
 pub fn count(text: &str) -> Result<u64, String> {
     let number = text.trim().parse::<u64>().ok().filter(|number| *number > 0);
     number.ok_or_else(|| "give a whole number of 1 or more".to_owned())
 }
 
-/// Which one, counted from 0.
+/// Parses an index, counted from 0.
 ///
 /// # Errors
-/// What is none; the text says what to give.
+/// A text that is no such number; the error suggests a correction.
 pub fn index(text: &str) -> Result<u64, String> {
     let number = text.trim().parse::<u64>();
     number.map_err(|_| "give a whole number of 0 or more".to_owned())

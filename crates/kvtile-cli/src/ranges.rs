@@ -1,4 +1,4 @@
-//! Ranges and lists of indices as people type them: `0..4`, `3,7,12-15`.
+//! Parses ranges and lists of indices: `0..4`, `3,7,12-15`.
 
 use std::str::FromStr;
 

@@ -1,4 +1,4 @@
-//! Options that every command has, for as long as it runs: how much it says, and where its result goes.
+//! Options of every command for the duration of its run: verbosity and result file.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -13,25 +13,25 @@ pub struct OutputArgs {
     /// Write the result to a file; - is standard output
     #[arg(long, short, global = true, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Show no progress, and where a command only checks no report: its exit code says it
+    /// Hide progress and the reports of commands that only check: the exit code has the result
     #[arg(long, short, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say on standard error which files are read and written, and how long the command took
+    /// Report on standard error which files are read and written, and how long the command took
     #[arg(long, short, global = true)]
     verbose: bool,
 }
 
-/// The settings of one run, until it ends.
+/// The settings of one run, restored when it ends.
 pub(crate) struct Settings {
     start: Instant,
     file: Option<OutputFile>,
 }
 
 impl Settings {
-    /// Opens the file of the result.
+    /// Applies the options and opens the result file.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub(crate) fn of(args: &OutputArgs) -> Result<Settings, CliError> {
         let file = OutputFile::open_some(args.output.as_ref())?;
         let file = file.filter(|file| !file.is_standard());
@@ -42,11 +42,11 @@ impl Settings {
         })
     }
 
-    /// Writes the result to its file, if there is a result. A command that failed before it had one leaves
-    /// the file as it was.
+    /// Writes the result, if any, to its file. A command that failed before it had a result leaves
+    /// the file unchanged.
     ///
     /// # Errors
-    /// It cannot be written.
+    /// The file cannot be written.
     pub(crate) fn finish(mut self) -> Result<(), CliError> {
         let text = output::take_result().filter(|text| !text.is_empty());
         if let (Some(file), Some(text)) = (self.file.take(), text) {

@@ -1,4 +1,4 @@
-//! The options that say what a layout holds.
+//! The options of the shape of a layout.
 
 use clap::Args;
 use kvtile::{
@@ -8,12 +8,12 @@ use kvtile::{
 
 use crate::{error::CliError, numbers};
 
-/// What `--help` says of planes.
+/// The help of `--plane`.
 const PLANE_HELP: &str = "A plane NAME:UNIT[:AXIS=EXTENT,…], once for each plane, for instance \
 c:bf16:C=512. UNIT is a data type (bf16, fp8_e4m3, q8_0, …), NAME/BYTES, NAME/BYTES/VALUES or \
-opaque/NAME/BYTES; `:page` behind it makes it one entry a page instead of one a token";
+opaque/NAME/BYTES; the suffix `:page` gives one entry per page instead of one per token";
 
-/// What a layout holds: blocks, layers, tokens, planes.
+/// The shape options: blocks, layers, tokens, planes.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Shape")]
 pub struct ShapeArgs {
@@ -32,7 +32,7 @@ pub struct ShapeArgs {
     /// Layers [default: 32, or the model's]
     #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub layers: Option<u64>,
-    /// Tokens a block [default: 16]
+    /// Tokens per block [default: 16]
     #[arg(long, value_name = "N", value_parser = numbers::count)]
     pub page_size: Option<u64>,
     /// KV heads [default: 8, or the model's]
@@ -44,7 +44,7 @@ pub struct ShapeArgs {
     /// Data type of K and V [default: bf16]
     #[arg(long, value_name = "TYPE")]
     pub dtype: Option<String>,
-    /// The planes, where no model and no data type says them.
+    /// The planes, where no model and no data type gives them.
     #[arg(long = "plane", value_name = "PLANE", help = PLANE_HELP,
           conflicts_with_all = ["heads", "head_size", "dtype"])]
     pub planes: Vec<String>,
@@ -53,10 +53,10 @@ pub struct ShapeArgs {
     pub alignment: u64,
 }
 
-/// What one side of a plan has otherwise than the other.
+/// The options of one side of a plan that differ from the common ones.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Override {
-    /// Tokens a block.
+    /// Tokens per block.
     pub(crate) page_size: Option<u64>,
     /// Tensor-parallel size.
     pub(crate) tp: Option<u64>,
@@ -65,7 +65,7 @@ pub(crate) struct Override {
 }
 
 impl ShapeArgs {
-    /// The same options with those of one side on top.
+    /// The options with the overrides of one side.
     pub(crate) fn with(&self, other: Override) -> ShapeArgs {
         ShapeArgs {
             page_size: other.page_size.or(self.page_size),
@@ -75,7 +75,7 @@ impl ShapeArgs {
         }
     }
 
-    /// Whether an option says something of the shape.
+    /// Whether the user gave an option of the shape.
     pub(crate) fn is_given(&self) -> bool {
         let numbers = [
             self.tp,
@@ -93,8 +93,8 @@ impl ShapeArgs {
             || self.alignment != 1
     }
 
-    /// The shape for a layout. What the options leave open is as in `example`, where the layout is a
-    /// known one, else as in a model of 8 billion parameters.
+    /// The shape for a layout. Missing options come from `example`, where the layout is a known
+    /// one, else from a model of 8 billion parameters.
     ///
     /// # Errors
     /// Options that contradict each other, or sizes that no layout can have.
@@ -127,11 +127,11 @@ impl ShapeArgs {
         Ok(shape.with_shard(shard)?)
     }
 
-    /// What a reader calls the shape: the model, or that there is none.
+    /// The title of the shape: the name of the model, or "a custom shape".
     #[must_use]
     pub fn title(&self) -> String {
         let tp = self.tp.map_or(String::new(), |tp| format!(" tp {tp}"));
-        let model = self.model.as_deref().unwrap_or("a shape of its own");
+        let model = self.model.as_deref().unwrap_or("a custom shape");
         format!("{model}{tp}")
     }
 
@@ -161,7 +161,7 @@ impl ShapeArgs {
     }
 }
 
-/// The plane with this many heads, where it has heads.
+/// The plane with this many heads, if it has heads.
 fn with_heads(plane: &Plane, heads: u64) -> Result<Plane, CliError> {
     let mut held = Plane::new(plane.name().as_str(), plane.unit().clone())?;
     if !plane.is_per_token() {

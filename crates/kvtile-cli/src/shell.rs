@@ -1,4 +1,4 @@
-//! The command line as shells and manuals see it: completions, pages of the manual, quoted commands.
+//! The command line in shells and manuals: completions, manual pages, quoting.
 
 use std::ffi::OsString;
 
@@ -19,26 +19,26 @@ pub struct CompletionsArgs {
 /// Arguments of `kvtile man`.
 #[derive(Args, Debug)]
 pub struct ManArgs {
-    /// The command whose page is wanted, for instance `cache stat` [default: that of the program]
+    /// The command of the page, for instance `cache stat` [default: the program]
     #[arg(value_name = "COMMAND")]
     command: Vec<String>,
 }
 
-/// What `--help` says of completions at its end.
+/// The end of `--help` of completions.
 pub(crate) const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
   kvtile completions bash > ~/.local/share/bash-completion/completions/kvtile
   kvtile completions zsh > ~/.zfunc/_kvtile                  with ~/.zfunc in fpath
   kvtile completions fish > ~/.config/fish/completions/kvtile.fish";
 
-/// What `--help` says of the manual at its end.
+/// The end of `--help` of the manual.
 pub(crate) const MAN_EXAMPLES: &str = "\
 Examples:
   kvtile man | man -l -                                      read it
   kvtile man cache stat | man -l -
   kvtile man -o ~/.local/share/man/man1/kvtile.1             install it";
 
-/// Writes the script that completes the commands of `program` in a shell.
+/// Writes the completion script of `program` for a shell.
 pub(crate) fn completions(args: &CompletionsArgs, mut program: Command) -> Result<(), CliError> {
     let mut script = Vec::new();
     let name = program.get_name().to_owned();
@@ -46,7 +46,7 @@ pub(crate) fn completions(args: &CompletionsArgs, mut program: Command) -> Resul
     output::print_script(&String::from_utf8_lossy(&script))
 }
 
-/// Writes a page of the manual as roff.
+/// Writes a manual page as roff.
 pub(crate) fn man(args: &ManArgs, mut program: Command) -> Result<(), CliError> {
     program.build();
     let mut command = &program;
@@ -66,8 +66,8 @@ pub(crate) fn man(args: &ManArgs, mut program: Command) -> Result<(), CliError> 
     output::print_script(&String::from_utf8_lossy(&page))
 }
 
-/// The command and all below it, with `-1` taken for a value, which is refused with its limits, and not for
-/// an option that there is not.
+/// Makes the command and all its subcommands parse `-1` as a value, so that the error gives the
+/// limits of the value instead of an unknown option.
 pub(crate) fn with_negative_numbers(command: Command) -> Command {
     let names: Vec<String> = command
         .get_subcommands()
@@ -79,7 +79,7 @@ pub(crate) fn with_negative_numbers(command: Command) -> Command {
     command.allow_negative_numbers(true)
 }
 
-/// The command that was given, with `word` as it was meant.
+/// The user's command with `word` corrected to `meant`.
 pub(crate) fn corrected(arguments: &[OsString], word: &str, meant: &str) -> String {
     let given = arguments.iter().map(|argument| argument.to_string_lossy());
     let words = given.enumerate().map(|(index, given)| match given.trim() {
@@ -90,7 +90,7 @@ pub(crate) fn corrected(arguments: &[OsString], word: &str, meant: &str) -> Stri
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// An argument as shells take it.
+/// An argument, quoted for a shell.
 fn quoted(text: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:=@,+%".contains(c);
     match !text.is_empty() && text.chars().all(plain) {

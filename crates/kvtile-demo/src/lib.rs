@@ -1,15 +1,14 @@
 //! A small Llama on the CPU whose KV cache lives in kvtile blocks, for the
 //! demonstration and its tests.
 //!
-//! The crate holds a whole inference engine in little: fetching a model
-//! ([`fetch`]), reading its file ([`gguf`]), its tokenizer ([`tokenizer`]), its
-//! forward pass ([`llama`]) and a seeded miniature for machines without network
-//! ([`tiny`]). What the engine does not hold is the KV cache: that belongs to the
-//! caller, and the model reaches it through [`kv::KvView`]. The demonstration itself
-//! ([`demonstration`]) keeps it in kvtile blocks behind a cache, and finds it again in memory
-//! and, after a restart, on disk, in another layout.
+//! The crate contains a small inference engine: it fetches a model ([`fetch`]), reads its file
+//! ([`gguf`]) and its tokenizer ([`tokenizer`]), runs its forward pass ([`llama`]), and has a
+//! seeded miniature for machines without network ([`tiny`]). The engine does not own the KV cache:
+//! the caller does, and the model accesses it through [`kv::KvView`]. The demonstration itself
+//! ([`demonstration`]) keeps it in kvtile blocks behind a cache, and loads it again from memory
+//! and, after a restart, from disk into another layout.
 //!
-//! Nothing here reads the environment.
+//! This crate does not read the environment.
 //!
 //! ```
 //! use kvtile_demo::{

@@ -1,11 +1,10 @@
-//! The text that the demonstration reads, and what it asks.
+//! The text of the demonstration and its questions.
 
 /// A handbook of about 1,300 tokens, written for this demonstration.
 pub const HANDBOOK: &str = include_str!("../assets/handbook.txt");
 
-/// What is asked about [`HANDBOOK`], one question a request. They begin with different letters: what
-/// the prompts share is the handbook and nothing more. The answer to the last one stands near its
-/// end.
+/// The questions about [`HANDBOOK`], one per request. They begin with different letters, so that
+/// the prompts share exactly the handbook. The answer to the last one is near its end.
 pub const QUESTIONS: [&str; 3] = [
     "How often does the supply boat come?",
     "Describe how to clean the glass of the lantern.",

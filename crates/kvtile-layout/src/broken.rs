@@ -1,10 +1,11 @@
-//! Broken invariants: where code finds what cannot be, it stops with the facts and computes nothing from it.
+//! Broken invariants: code that finds one stops with the facts and does not compute on.
 
 use std::fmt;
 
-/// Panics: an invariant of kvtile does not hold, and `facts` says which and with which values.
+/// Panics because an invariant of kvtile does not hold. `facts` states the invariant and the
+/// values.
 ///
-/// It is for what no input can reach. What a caller or a file can get wrong is an error.
+/// Use it for states that no input can reach. A mistake of a caller or of a file is an error.
 ///
 /// # Panics
 /// Always.

@@ -1,11 +1,11 @@
-//! Data types by every name that frameworks give them.
+//! Data types under the names that frameworks give them.
 //!
-//! Knows names and widths. Does not know which of them an engine or a device supports.
+//! This module knows names and widths. It does not know which types an engine or a device supports.
 
 use crate::near::nearest;
 
-/// A data type: its codec, bytes and values of a unit, and what torch, numpy, ml_dtypes, configs of
-/// Hugging Face, safetensors and vLLM call it otherwise.
+/// A data type: its codec, bytes and values of a unit, and its other names in torch, numpy,
+/// ml_dtypes, Hugging Face configs, safetensors and vLLM.
 struct Dtype(&'static str, u64, u64, &'static [&'static str]);
 
 const DTYPES: &[Dtype] = &[
@@ -22,7 +22,7 @@ const DTYPES: &[Dtype] = &[
     Dtype("fp8_e5m2", 1, 1, &["float8_e5m2", "f8_e5m2"]),
     Dtype("fp8_e4m3fnuz", 1, 1, &["float8_e4m3fnuz", "f8_e4m3fnuz"]),
     Dtype("fp8_e5m2fnuz", 1, 1, &["float8_e5m2fnuz", "f8_e5m2fnuz"]),
-    // The one with infinities; torch and engines have the one without.
+    // The variant with infinities; torch and engines use the one without.
     Dtype("fp8_e4m3_ieee", 1, 1, &["float8_e4m3"]),
     Dtype(
         "fp4_e2m1",
@@ -48,8 +48,8 @@ const DTYPES: &[Dtype] = &[
     Dtype("q4_1", 20, 32, &[]),
 ];
 
-/// Codec, bytes and values of the data type called `name`, in upper or lower case, with or without the
-/// module that it comes from.
+/// Codec, bytes and values of the data type called `name`. Case does not count, and a module prefix
+/// such as `torch.` is allowed.
 pub(crate) fn known(name: &str) -> Option<(&'static str, u64, u64)> {
     let name = bare(name);
     let found = DTYPES
@@ -58,7 +58,7 @@ pub(crate) fn known(name: &str) -> Option<(&'static str, u64, u64)> {
     found.map(|Dtype(codec, bytes, values, _)| (*codec, *bytes, *values))
 }
 
-/// What to give in place of `name`, which is no data type.
+/// The advice for `name`, which is not a data type.
 pub(crate) fn advice(name: &str) -> String {
     let name = bare(name);
     if name == "auto" {
@@ -75,7 +75,7 @@ pub(crate) fn advice(name: &str) -> String {
     }
 }
 
-/// `torch.bfloat16` and `BF16` as the table has them.
+/// `torch.bfloat16` and `BF16` in the spelling of the table.
 fn bare(name: &str) -> String {
     let last = name.rsplit('.').next().unwrap_or(name);
     last.to_ascii_lowercase()
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_name_is_that_of_one_type() {
+    fn each_name_belongs_to_one_type() {
         let mut names: Vec<&str> = Vec::new();
         for dtype in DTYPES {
             for name in [dtype.0].into_iter().chain(dtype.3.iter().copied()) {
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_none_is_answered_with_what_was_meant() {
+    fn unknown_names_get_a_suggestion() {
         assert_eq!(advice("float33"), "did you mean float32?");
         assert_eq!(advice("bflaot16"), "did you mean bfloat16?");
         assert!(advice("auto").starts_with("auto stands for"));

@@ -1,4 +1,4 @@
-//! What can be wrong with a layout, a word, a plan or an identity.
+//! The errors of layouts, words, plans and identities.
 
 use std::convert::Infallible;
 
@@ -15,23 +15,23 @@ use crate::{
     word::ParseError,
 };
 
-/// Why a layout or a plan was refused. Every message names the values and what to do.
+/// Why a layout or a plan was refused. Every message gives the values and what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LayoutError {
-    /// A text that is not a word of the layout language.
+    /// A text that is not a word of the layout language, with the parse error.
     #[error("not a layout word: {0}")]
     Parse(#[from] ParseError),
-    /// A traditional config or its details.
+    /// An invalid traditional config or layout details that are invalid.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// An identity or a part of one.
+    /// An invalid identity, or a part of one.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Presets.
+    /// A preset that is unknown, refused or broken.
     #[error(transparent)]
     Preset(#[from] PresetError),
-    /// Imported tensors.
+    /// Imported tensors that make no layout.
     #[error(transparent)]
     Tensor(#[from] TensorError),
     /// A count or an extent of zero.
@@ -60,7 +60,7 @@ pub enum LayoutError {
         /// Its size in bytes.
         bytes: u64,
     },
-    /// A unit that holds no values without being opaque, or an opaque one that claims values.
+    /// A unit with zero values that is not opaque, or an opaque unit with values.
     #[error(
         "unit {codec} claims {values} values; a unit holds at least 1, an opaque one claims none"
     )]
@@ -70,7 +70,7 @@ pub enum LayoutError {
         /// The values claimed.
         values: u64,
     },
-    /// An element width that no data type has.
+    /// An element width that belongs to no data type.
     #[error("an element of {bytes} bytes: dtype_width_bytes is 1, 2, 4 or 8")]
     DtypeWidth {
         /// The width in bytes.
@@ -117,8 +117,8 @@ pub enum LayoutError {
         /// Its heads.
         second_count: u64,
     },
-    /// A shard whose range is not what the shape holds, or lies outside the model.
-    #[error("the shard says {axis} {range} of {total}, the shape holds {held}")]
+    /// A shard whose range differs from the shape's, or lies outside the model.
+    #[error("the shard has {axis} {range} of {total}, the shape holds {held}")]
     ShardRange {
         /// `layers` or `heads`.
         axis: &'static str,
@@ -129,7 +129,7 @@ pub enum LayoutError {
         /// Entries of the shape.
         held: u64,
     },
-    /// A tensor-parallel split that does not come out even.
+    /// A tensor-parallel size that neither divides the heads nor is a multiple of them.
     #[error(
         "rank {rank} of {size} over {heads} KV heads: the size must divide the heads or be a \
          multiple of them, and the rank be below it"
@@ -142,7 +142,7 @@ pub enum LayoutError {
         /// The tensor-parallel size.
         size: u64,
     },
-    /// A word that does not say in which order its planes lie.
+    /// A word that does not give the order of its planes.
     #[error(
         "{word} does not separate the planes {planes}; use K, or name them: (k…,v…){}",
         instead(meant)
@@ -152,11 +152,11 @@ pub enum LayoutError {
         word: String,
         /// The planes.
         planes: String,
-        /// Words that differ from it by an axis and fit.
+        /// Words that differ from it by an axis and fit the shape.
         meant: Vec<String>,
     },
-    /// A part of a sum that is for no plane.
-    #[error("the part {part:?} is for no plane; the shape has {planes}")]
+    /// A part of a sum that applies to no plane.
+    #[error("the part {part:?} matches no plane; the shape has {planes}")]
     EmptyPart {
         /// The part.
         part: String,
@@ -171,15 +171,15 @@ pub enum LayoutError {
         /// The parts.
         parts: String,
     },
-    /// A plane that is not there.
+    /// A plane that the shape does not have.
     #[error("no plane {plane:?} here; there are {known}")]
     UnknownPlane {
-        /// The name asked for.
+        /// The requested name.
         plane: String,
-        /// The names there are.
+        /// The names of the shape.
         known: String,
     },
-    /// A word whose axes are small letters, as names of planes are.
+    /// A word with its axes in small letters, which are for planes.
     #[error(
         "{word:?} has its axes in small letters; axes are capital letters, planes small ones: {meant}"
     )]
@@ -189,12 +189,12 @@ pub enum LayoutError {
         /// The word with its axes in capitals, which fits the shape.
         meant: String,
     },
-    /// A data type that is none.
+    /// A name that belongs to no data type.
     #[error("no data type is called {name:?}; {advice}")]
     UnknownDtype {
         /// The name.
         name: String,
-        /// What to give instead.
+        /// The suggested replacement.
         advice: String,
     },
     /// An axis that no plane declares.
@@ -205,7 +205,7 @@ pub enum LayoutError {
     UnknownAxis {
         /// The axis.
         axis: Axis,
-        /// The word, or the plane.
+        /// The word or the plane that has the axis.
         word: String,
     },
     /// The same digit twice on one path.
@@ -236,7 +236,7 @@ pub enum LayoutError {
         plane: PlaneName,
         /// The word.
         word: String,
-        /// Words that differ from it by what is missing and fit.
+        /// Words that add the missing axis and fit the shape.
         meant: Vec<String>,
     },
     /// A modulus that divides neither the next one nor the extent.
@@ -268,7 +268,7 @@ pub enum LayoutError {
         /// Its extent.
         second_extent: u64,
     },
-    /// Some paths through the word have a bar, others none or two.
+    /// A word in which some paths cross a bar and others cross none or two.
     #[error("{word}: every path to a plane crosses '|' exactly once, or none does")]
     MixedBars {
         /// The word.
@@ -282,14 +282,14 @@ pub enum LayoutError {
         /// The word.
         word: String,
     },
-    /// A fixed stride below what it has to hold.
+    /// A fixed stride below the size that it must hold.
     #[error("the stride of {axis} is fixed at {stride} bytes and has to hold {holds}")]
     StrideTooSmall {
         /// The axis.
         axis: Axis,
         /// The stride in bytes.
         stride: u64,
-        /// The bytes right of it.
+        /// The bytes that one step must hold.
         holds: u64,
     },
     /// No regions, or too many.
@@ -306,7 +306,7 @@ pub enum LayoutError {
         /// The alignment in bytes.
         alignment: u64,
     },
-    /// A plane whose digits were given never, or twice.
+    /// A plane whose digits are missing or given twice.
     #[error("give the digits of plane {plane} once")]
     PlanesGiven {
         /// The plane.
@@ -345,10 +345,10 @@ pub enum LayoutError {
         extent: u64,
     },
 
-    /// Bytes that are not in one piece.
+    /// Bytes that are not contiguous.
     #[error("the bytes of {what} are not contiguous in {layout}")]
     NotContiguous {
-        /// What was asked for.
+        /// The requested bytes.
         what: String,
         /// The layout.
         layout: String,
@@ -375,7 +375,7 @@ pub enum LayoutError {
          {destination_tokens}"
     )]
     SequenceTooLong {
-        /// Tokens asked for.
+        /// Requested tokens.
         tokens: u64,
         /// Tokens that the source blocks hold.
         source_tokens: u64,
@@ -414,7 +414,7 @@ pub enum LayoutError {
         /// The first token written twice.
         token: u64,
     },
-    /// Shards that hold different parts, and no range that says what to copy.
+    /// Shards that hold different ranges, without a selected range.
     #[error(
         "the source holds {axis} {source_range} of {source_total}, the destination \
          {destination_range} of {destination_total}; select the {axis} to copy"
@@ -422,11 +422,11 @@ pub enum LayoutError {
     ShardsDiffer {
         /// `layers` or `heads`.
         axis: &'static str,
-        /// What the source holds.
+        /// The range of the source.
         source_range: AxisRange,
         /// Entries of the source's whole model.
         source_total: u64,
-        /// What the destination holds.
+        /// The range of the destination.
         destination_range: AxisRange,
         /// Entries of the destination's whole model.
         destination_total: u64,
@@ -447,7 +447,7 @@ pub enum LayoutError {
         /// Planes of the destination.
         known: String,
     },
-    /// Planes of one name that are not the same thing.
+    /// Planes of one name with different properties.
     #[error(
         "{field} of plane {plane}: {source_value} in the source, {destination_value} in the \
          destination; a copy converts nothing"
@@ -462,7 +462,7 @@ pub enum LayoutError {
         /// Its value in the destination.
         destination_value: String,
     },
-    /// Some tokens of a plane that has no tokens.
+    /// A token range of a plane that has no token axis.
     #[error(
         "plane {plane} is one piece a page: {tokens} tokens of pages of {source_page_size} and \
          {destination_page_size} cannot be copied, only whole pages of equal size"
@@ -470,19 +470,19 @@ pub enum LayoutError {
     PlaneNotPerToken {
         /// The plane.
         plane: PlaneName,
-        /// Tokens asked for.
+        /// Requested tokens.
         tokens: u64,
         /// Page size of the source.
         source_page_size: u64,
         /// Page size of the destination.
         destination_page_size: u64,
     },
-    /// Some heads of a plane that has no heads.
+    /// A head range of a plane that has no heads.
     #[error("plane {plane} has no heads: {count} heads of it cannot be copied, only all")]
     PlaneNotPerHead {
         /// The plane.
         plane: PlaneName,
-        /// Heads asked for.
+        /// Requested heads.
         count: u64,
     },
     /// Moduli of one axis that do not divide each other.
@@ -495,7 +495,7 @@ pub enum LayoutError {
         /// Another modulus.
         second: u64,
     },
-    /// A destination without a proof that its units are apart.
+    /// A destination whose units are not proved disjoint.
     #[error("units of the destination may share bytes, so it cannot be written: {layout}")]
     DestinationOverlaps {
         /// The layout.
@@ -511,7 +511,7 @@ pub enum LayoutError {
     },
 }
 
-/// The words that may have been meant, behind a message.
+/// The suggested words, as the end of a message.
 fn instead(meant: &[String]) -> String {
     match meant {
         [] => String::new(),
@@ -519,7 +519,7 @@ fn instead(meant: &[String]) -> String {
     }
 }
 
-/// What an axis stands for, where its letter does not say it.
+/// The meaning of an axis, where its letter does not make it clear.
 fn stands_for(axis: Axis) -> String {
     let says = match axis {
         Axis::B => "the blocks",
@@ -533,7 +533,7 @@ fn stands_for(axis: Axis) -> String {
     format!(" ({says})")
 }
 
-/// What the letter means elsewhere.
+/// The meaning of the letter in other projects.
 fn foreign(axis: Axis) -> String {
     match axis::foreign(axis) {
         Some((name, here)) => format!("; what others call {axis} ({name}) is {here} here"),

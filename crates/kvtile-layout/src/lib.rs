@@ -1,8 +1,8 @@
 //! KV cache layouts as arithmetic.
 //!
-//! This crate knows units, planes, shapes, the layout language, digits, copy plans and identity.
-//! It does no I/O, holds no addresses, reads no clock and no environment, starts no thread and
-//! has no unsafe code: where the bytes live is the business of other crates.
+//! This crate contains units, planes, shapes, the layout language, digits, copy plans and identity.
+//! It does no I/O, holds no addresses, reads no clock and no environment, starts no thread and has
+//! no unsafe code. Other crates own the bytes.
 #![forbid(unsafe_code)]
 
 mod axis;

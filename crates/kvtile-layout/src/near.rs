@@ -1,13 +1,13 @@
-//! Names that resemble one that was mistyped.
+//! Suggestions for a mistyped name.
 
-/// Most names that are suggested.
+/// Most names to suggest.
 const NAMES_MAX: usize = 3;
 
-/// Longest name that is compared, in characters.
+/// Longest name to compare, in characters.
 const CHARACTERS_MAX: usize = 96;
 
-/// The names that differ least from `name`, at most three, where they differ by a third of its letters
-/// or less. Case does not count.
+/// Up to three names that are nearest to `name` by edit distance, where the distance is a third of
+/// its letters or less. Case does not count.
 #[must_use]
 pub fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'a str> {
     let wanted: Vec<char> = name.to_lowercase().chars().collect();
@@ -26,7 +26,7 @@ pub fn nearest<'a>(name: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<
     close.map(|(_, known)| known).take(NAMES_MAX).collect()
 }
 
-/// Letters to add, drop, change or swap with their neighbour, to come from one text to the other.
+/// The edit distance: letters to add, remove, replace or swap with a neighbour.
 fn distance(from: &[char], to: &[char]) -> usize {
     let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=to.len()).collect();

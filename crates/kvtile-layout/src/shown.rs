@@ -1,12 +1,12 @@
-//! Text of others, as it may be shown.
+//! Makes foreign text safe to display.
 //!
-//! What stands in a file that somebody else made (a model's name, a message about it, a name of a
-//! file) may hold control characters that a terminal obeys, or marks that turn the order of what
-//! stands around them. They are written as `\u{1b}`. All other text stays as it is.
+//! Text from foreign files (the name of a model, a message about it, a file name) may hold control
+//! characters that a terminal obeys, or marks that change the order of the surrounding text.
+//! [`Shown`] writes them as `\u{1b}` and leaves all other text unchanged.
 
 use std::fmt::{self, Write};
 
-/// Shows text with control characters, line breaks among them, and invisible marks escaped.
+/// Displays text with control characters (including line breaks) and invisible marks escaped.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a>(pub &'a str);
 
@@ -23,17 +23,17 @@ impl fmt::Display for Shown<'_> {
 }
 
 impl Shown<'_> {
-    /// Whether nothing of it has to be escaped.
+    /// Whether the text needs no escape.
     #[must_use]
     pub fn is_plain(&self) -> bool {
         !self.0.chars().any(is_obeyed)
     }
 }
 
-/// Whether a terminal does something for a character instead of showing it: control characters (C0,
-/// delete, C1), line and paragraph separators, and the invisible marks of Unicode that change the order
-/// or the look of what stands around them (bidirectional marks, embeddings, overrides and isolates;
-/// joiners, the word joiner and its operators, annotations, language tags).
+/// Whether a terminal obeys a character instead of showing it: control characters (C0, delete, C1),
+/// line and paragraph separators, and the invisible marks of Unicode that change the order or the
+/// look of the text around them (bidirectional marks, embeddings, overrides and isolates; joiners,
+/// the word joiner and its operators, annotations, language tags).
 fn is_obeyed(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_that_a_terminal_obeys_comes_through_and_the_rest_stays() {
+    fn characters_that_a_terminal_obeys_are_escaped_and_others_stay() {
         let shown = |character: char| Shown(&format!("a{character}b")).to_string();
         for number in (0..0x20).chain(0x7f..0xa0) {
             let character = char::from_u32(number).unwrap();

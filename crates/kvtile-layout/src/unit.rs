@@ -1,4 +1,4 @@
-//! Units: the atoms of a plane, which no transfer ever cuts.
+//! Units: the atoms of a plane, which no transfer cuts.
 
 use std::fmt;
 
@@ -19,10 +19,10 @@ pub const UNIT_BYTES_MAX: u64 = 1 << 30;
 /// | bfloat16 | `bf16` | 2 | 1 |
 /// | packed 4-bit | `int4` | 1 | 2 |
 /// | llama.cpp's Q8_0 record | `q8_0` | 34 | 32 |
-/// | an interior that nobody can name | any, chosen by its writer | all of it | 0 |
+/// | an unknown interior | any, chosen by its writer | all of it | 0 |
 ///
-/// Two units are the same when all of it is the same. A change of codec is a
-/// conversion, which a copy never does.
+/// Two units are equal when all three are equal. A change of codec is a conversion, which a copy
+/// never does.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedUnit")]
 pub struct Unit {
@@ -76,9 +76,8 @@ impl Unit {
         Unit::checked(codec, bytes, values, false)
     }
 
-    /// A unit whose inside is unknown: it can be copied whole into a unit of the same codec name
-    /// and size, and nothing else. The name should carry what decides the inside, for instance
-    /// `vllm-cpu-neon-bf16`.
+    /// A unit of unknown interior. It can only be copied whole into a unit of the same codec name
+    /// and size. The name should identify the interior, for instance `vllm-cpu-neon-bf16`.
     ///
     /// # Errors
     /// As for [`Unit::new`].
@@ -86,7 +85,7 @@ impl Unit {
         Unit::checked(codec, bytes, 0, true)
     }
 
-    /// One element of `bytes` bytes of which only the width is known; its codec is `raw8`,
+    /// One element of `bytes` bytes of unknown type; its codec is `raw8`,
     /// `raw16`, `raw32` or `raw64`.
     ///
     /// # Errors
@@ -98,8 +97,8 @@ impl Unit {
         }
     }
 
-    /// The unit of a well-known data type, by any name that torch, numpy, configs of Hugging Face,
-    /// safetensors or vLLM give it: `bfloat16`, `torch.bfloat16`, `bf16` and `BF16` are one.
+    /// The unit of a well-known data type, under any name of torch, numpy, Hugging Face configs,
+    /// safetensors or vLLM: `bfloat16`, `torch.bfloat16`, `bf16` and `BF16` are one.
     ///
     /// ```
     /// use kvtile_layout::Unit;
@@ -113,7 +112,7 @@ impl Unit {
         Unit::checked(codec, bytes, values, false).ok()
     }
 
-    /// As [`Unit::named`], with what to give instead of a name that there is not.
+    /// As [`Unit::named`]; the error suggests a replacement.
     ///
     /// # Errors
     /// [`LayoutError::UnknownDtype`].
@@ -163,7 +162,7 @@ impl Unit {
         self.values
     }
 
-    /// Whether its inside is unknown.
+    /// Whether its interior is unknown.
     #[must_use]
     pub fn is_opaque(&self) -> bool {
         self.opaque

@@ -1,5 +1,5 @@
-//! Layouts from explicit digits: the same as from the word, and never called free of overlap when
-//! they are not.
+//! Layouts from explicit digits: they equal those from the word, and an overlapping layout never
+//! counts as disjoint.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use kvtile_layout::{
@@ -17,7 +17,7 @@ fn resolve(case: &LayoutCase) -> StridedLayout {
     StridedLayout::resolve(&case.word, &case.shape, case.alignment).unwrap()
 }
 
-/// The pieces of a layout, given back as explicit digits in another order.
+/// The pieces of a layout as explicit digits in another order.
 fn given(layout: &StridedLayout, choices: &mut Choices) -> Vec<PlaneDigits> {
     let planes = layout.planes().map(|(plane, piece)| PlaneDigits {
         plane: plane.name().to_string(),
@@ -33,8 +33,8 @@ fn from_digits(layout: &StridedLayout, planes: &[PlaneDigits]) -> StridedLayout 
     StridedLayout::from_digits(layout.shape(), planes, bytes, layout.alignment()).unwrap()
 }
 
-/// Changes a few steps and offsets to others that occur, to zero, or by a few bytes; regions have
-/// room for whatever comes out.
+/// Changes a few steps and offsets to others that occur, to zero, or by a few bytes. The regions
+/// have room for the result.
 fn disturbed(planes: &mut [PlaneDigits], choices: &mut Choices) {
     let all: Vec<u64> = planes
         .iter()
@@ -47,7 +47,7 @@ fn disturbed(planes: &mut [PlaneDigits], choices: &mut Choices) {
         }
         for digit in &mut plane.digits {
             if !digit.step.is_local() {
-                // A step to another region may move bytes too.
+                // A step to another region may change the offset too.
                 if choices.once_in(3) {
                     digit.step.bytes = choices.pick(&all);
                 }
@@ -85,7 +85,8 @@ proptest! {
         prop_assert_eq!(a.unwrap(), b.unwrap());
     }
 
-    /// Pitfall 7: what is called free of overlap is; anything else is refused as a destination.
+    /// Pitfall 7: a layout that counts as disjoint is disjoint; every other one is refused as a
+    /// destination.
     #[test]
     fn overlap_is_never_overlooked((case, mut choices) in (layouts(), choices())) {
         let layout = resolve(&case);
@@ -105,7 +106,7 @@ proptest! {
         }
     }
 
-    /// A source may repeat or overlap itself, a destination that is proved may have any strides.
+    /// A source may repeat or overlap itself; a destination with a proof may have any strides.
     #[test]
     fn plans_from_explicit_strides_copy_what_the_naive_copy_copies(
         (case, mut choices) in (layouts(), choices())
@@ -167,7 +168,7 @@ fn steps_to_another_region_that_move_bytes_are_seen() {
     assert!(injective(4, 8));
 }
 
-/// The proof is sufficient, not necessary: it must not refuse what people have.
+/// The proof is sufficient, not necessary: it must accept the layouts in common use.
 #[test]
 fn most_layouts_of_words_are_proved_free_of_overlap_from_their_digits() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};

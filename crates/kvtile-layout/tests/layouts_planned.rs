@@ -50,7 +50,7 @@ proptest! {
     }
 }
 
-/// Refusals are allowed above only if they stay rare, and the cases must not be all alike.
+/// Refusals are allowed above only while they stay rare, and the cases must differ.
 #[test]
 fn generated_transfers_use_what_a_selection_offers() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
@@ -82,8 +82,8 @@ fn generated_transfers_use_what_a_selection_offers() {
     assert!(others.iter().all(|&count| count >= 20), "{counts:?}");
 }
 
-/// Planes may cut the tokens at moduli that do not divide each other: the phase of a token is
-/// then known only modulo their common multiple.
+/// Planes may cut the tokens at moduli that do not divide each other: then the phase of a token is
+/// known only modulo their common multiple.
 #[test]
 fn planes_with_incommensurable_tiles_of_tokens_copy_any_tokens() {
     let shape = Shape::key_value(3, 2, 24, 2, 2, &Unit::raw(2).unwrap()).unwrap();

@@ -12,7 +12,7 @@ fn resolve(case: &LayoutCase) -> StridedLayout {
     StridedLayout::resolve(&case.word, &case.shape, case.alignment).unwrap()
 }
 
-/// Every unit lies where the reference says, and the regions are as large.
+/// Every unit lies at its reference place, and the regions have the reference size.
 fn assert_same(layout: &StridedLayout, reference: &ReferenceLayout) {
     assert_eq!(layout.region_bytes(), reference.region_bytes());
     for unit in reference.units() {
@@ -54,7 +54,7 @@ proptest! {
         prop_assert!(located.used_bytes().is_some());
     }
 
-    /// Pitfall 4: alignment is used.
+    /// Pitfall 4: the layout applies the alignment.
     #[test]
     fn blocks_start_at_multiples_of_the_alignment(case in layouts()) {
         let layout = resolve(&case);
@@ -74,7 +74,7 @@ proptest! {
         prop_assert!(!word.long_form().is_empty());
     }
 
-    /// Pitfall 5: what is no layout is refused, with the same verdict as the reference.
+    /// Pitfall 5: invalid words are refused, with the same verdict as the reference.
     #[test]
     fn mangled_words_are_refused_or_mean_what_the_cursor_finds(
         (case, text) in layouts().prop_flat_map(|case| {
@@ -92,7 +92,7 @@ proptest! {
             (Ok(layout), Ok(reference)) => assert_same(&layout, &reference),
             (Err(_), Err(_)) => {}
             (layout, reference) => prop_assert!(
-                false, "{}: {:?}, the reference says {:?}",
+                false, "{}: {:?}, the reference gives {:?}",
                 word, layout.err(), reference.err()
             ),
         }
@@ -105,7 +105,7 @@ fn shares_a_digit_of_different_units(layout: &StridedLayout) -> bool {
     digits().any(|a| digits().any(|b| a.axis == b.axis && a.step == b.step && a.low != b.low))
 }
 
-/// The generator must not fall back to a few simple words, or the tests above prove little.
+/// If the generator only produced simple words, the tests above would prove little.
 #[test]
 fn generated_words_use_the_whole_language() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};

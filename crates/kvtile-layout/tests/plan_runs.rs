@@ -1,4 +1,4 @@
-//! What remains of well-known pairs after planning: the loops and runs that arithmetic promises.
+//! The loops and runs of well-known pairs after planning, against arithmetic.
 
 #![expect(clippy::unwrap_used, reason = "tests")]
 
@@ -190,7 +190,7 @@ fn bad_selections_are_refused_with_their_values() {
     }
 }
 
-/// A plane from outside has its axes once and in order, however they were written.
+/// A plane from JSON has its axes once and in order, in any order of the text.
 #[test]
 fn planes_from_json_are_checked_and_sorted() {
     let plane = |extents: &str| {
@@ -205,7 +205,7 @@ fn planes_from_json_are_checked_and_sorted() {
     assert_eq!(plane(r#"[["H",4],["C",2]]"#).unwrap(), built);
 }
 
-/// Pitfall 8: a shape that claims 2^55 blocks takes no memory for them; what is named is checked.
+/// Pitfall 8: a shape that declares 2^55 blocks takes no memory for them; named blocks are checked.
 #[test]
 fn a_plan_over_more_blocks_than_memory_could_list_is_made_and_checked() {
     let unit = Unit::named("bf16").unwrap();

@@ -1,4 +1,4 @@
-//! One planner for many lists of blocks, against plans made afresh and against the naive copy.
+//! One planner for many lists of blocks, against fresh plans and against the naive copy.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 use std::sync::Arc;
@@ -32,7 +32,7 @@ fn lists() -> impl Strategy<Value = (TransferCase, Vec<NaiveSelection>)> {
                 ..list
             });
             let mut lists: Vec<NaiveSelection> = more.collect();
-            // The first list once more: what the others left must not show.
+            // The first list again: the lists between must leave no trace.
             lists.insert(0, first.clone());
             lists.push(first);
             (case, lists)
@@ -133,8 +133,8 @@ fn moved(plan: &CopyPlan) -> Vec<[u64; 4]> {
     bytes
 }
 
-/// The generators must reach moduli of layers and repeated bindings, or the tests above prove
-/// little.
+/// If the generators never produced moduli of layers and repeated bindings, the tests above would
+/// prove little.
 #[test]
 fn generated_lists_have_layers_with_moduli() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
@@ -165,7 +165,7 @@ fn pairs(list: &[(u64, u64)]) -> Vec<BlockPair> {
     list.iter().map(whole).collect()
 }
 
-/// Pitfall 16: a list that was refused leaves nothing behind that another would stumble on.
+/// Pitfall 16: a refused list leaves no state that affects another one.
 #[test]
 fn refused_lists_leave_no_trace() {
     let mut planner = planner(5000);
@@ -189,7 +189,7 @@ fn refused_lists_leave_no_trace() {
     assert_eq!(planner.plan([]), Err(LayoutError::NothingSelected));
 }
 
-/// What is compared pair by pair, what a bitmap finds and what sorting finds is the same.
+/// The pairwise comparison, the bitmap and the sort find the same duplicates.
 #[test]
 fn duplicates_are_found_in_lists_of_every_length() {
     for blocks in [70, 1 << 30] {
@@ -208,7 +208,7 @@ fn duplicates_are_found_in_lists_of_every_length() {
     }
 }
 
-/// A loop is worth it where both ids go up by one, or for four blocks at equal distances.
+/// A loop pays where both ids ascend by one, or for four blocks at equal distances.
 #[test]
 fn progressions_are_found_wherever_they_start() {
     let mut planner = planner(64);
@@ -226,7 +226,7 @@ fn progressions_are_found_wherever_they_start() {
     assert_eq!(grouped(&[(3, 4), (5, 6), (7, 8)]), [(1, vec![3, 5, 7])]);
     let four = [(1, 0), (3, 5), (5, 10), (7, 15)];
     assert_eq!(grouped(&four), [(4, vec![1])]);
-    // Three that go on by two, of which the last goes on by one.
+    // Three that ascend by two; the last one starts a step of one.
     let mixed = [(1, 0), (3, 2), (5, 4), (6, 5), (7, 6)];
     assert_eq!(grouped(&mixed), [(1, vec![1, 3]), (3, vec![5])]);
     let down: Vec<(u64, u64)> = (0..6).map(|i| (9 - i, 20 - i)).collect();

@@ -1,4 +1,4 @@
-//! The command line as a whole.
+//! The complete command line of the program.
 
 use clap::{CommandFactory, Parser, Subcommand};
 use kvtile_cli::{ABOUT, HELP_RULES, OutputArgs};
@@ -13,14 +13,14 @@ how blocks get from one to another, measures that on this machine, and looks int
 const EXAMPLES: &str = "\
 Start here:
   kvtile demo                                   a real model, two processes, three layouts
-  kvtile layout 'L|BH(kCN,vNC)'                 what a layout is, drawn
+  kvtile layout 'L|BH(kCN,vNC)'                 explain and draw a layout
   kvtile layout list vllm                       layouts of real engines
-  kvtile plan 'L|KBNHC' BHLKNC                  how blocks get from one to the other
-  kvtile bench --quick                          how fast, against memcpy on this machine
-  kvtile inspect cache.kvtile                   what a saved cache holds, and whether it is whole
-  kvtile replay trace.jsonl --dry               which policy would have kept what was asked for
-  kvtile cache stat DIR                         what the folder of a disk tier holds
-  kvtile doctor                                 what this machine offers, and what to change";
+  kvtile plan 'L|KBNHC' BHLKNC                  how to copy blocks from one to the other
+  kvtile bench --quick                          the speed on this machine, against memcpy
+  kvtile inspect cache.kvtile                   contents of a saved cache, and its checksums
+  kvtile replay trace.jsonl --dry               hit rates of eviction policies
+  kvtile cache stat DIR                         contents of the folder of a disk tier
+  kvtile doctor                                 features of this machine, with advice";
 
 /// The program's arguments.
 #[derive(Parser, Debug)]
@@ -35,7 +35,7 @@ pub(crate) struct CommandLine {
 
 #[derive(Subcommand, Debug)]
 enum Command {
-    /// Watch a real model find the KV of a prefix in memory and, after a restart, on disk
+    /// Watch a real model reuse the KV of a prefix from memory and, after a restart, from disk
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
     /// The second process of the demonstration

@@ -1,4 +1,4 @@
-//! What the demonstration and the benchmark say when they fail, beside what every command says.
+//! The errors of the demonstration and the benchmark, besides those of the other commands.
 
 use kvtile::layout::LayoutError;
 use kvtile_bench::BenchError;
@@ -9,7 +9,7 @@ use thiserror::Error;
 /// Why a command of the program failed.
 #[derive(Debug, Error)]
 pub(crate) enum ProgramError {
-    /// As every command fails.
+    /// An error of the other commands.
     #[error(transparent)]
     Cli(#[from] CliError),
     /// The demonstration failed.

@@ -1,10 +1,10 @@
 //! The program kvtile: the commands of `kvtile-cli`, the demonstration and the benchmark.
 //!
-//! | module | what it is |
+//! | module | content |
 //! | --- | --- |
-//! | `command_line` | the command line as a whole |
+//! | `command_line` | the complete command line |
 //! | `demo`, `bench` | the two commands that the library does not have |
-//! | `error` | what these two say when they fail |
+//! | `error` | the errors of these two |
 
 use std::{ffi::OsString, process::ExitCode};
 

@@ -1,11 +1,11 @@
 //! Block managers that other projects publish, as contenders of `kvtile bench blocks`.
 //!
-//! | module | what it is |
+//! | module | content |
 //! | --- | --- |
 //! | `logical` | `kvbm-logical`, the block manager of NVIDIA Dynamo |
 //!
-//! They stand in a crate of their own because they bring many crates with them. The program is built with
-//! it where its feature `rivals` is on, and nothing else is ever built with it. It measures nothing.
+//! The rivals are a crate of their own because they bring many dependencies. Only the program
+//! depends on it, and only with its feature `rivals`. It measures nothing.
 
 mod logical;
 

@@ -1,8 +1,8 @@
 //! `kvbm-logical`, the block manager of NVIDIA Dynamo.
 //!
-//! Its default keeps inactive blocks by lineage and evicts the leaf that became inactive longest ago; its
-//! LRU knows no lineage. It runs without frequency tracking and without events, which are off unless a
-//! caller turns them on, as kvtile's pool runs without events.
+//! Its default keeps inactive blocks by lineage and evicts the leaf that became inactive longest
+//! ago; its LRU ignores lineage. It runs without frequency tracking and without events, both off by
+//! default; kvtile's pool runs without events too.
 
 use kvbm_logical::{
     BlockManager, BlockRegistry, CompleteBlock, ImmutableBlock, MutableBlock, SequenceHash,
@@ -15,10 +15,10 @@ use kvtile_bench::{
 
 const NAME: &str = "kvbm-logical 1.6.1";
 
-/// Tokens of a block; nothing that is measured depends on it.
+/// Tokens per block; the measurements do not depend on it.
 const BLOCK_TOKENS: usize = 16;
 
-/// The metadata type that tells its pools apart.
+/// The metadata type that distinguishes its pools.
 #[derive(Clone, Debug)]
 struct Tier;
 
@@ -31,7 +31,7 @@ struct LogicalManager {
     kept: Vec<Vec<ImmutableBlock<Tier>>>,
 }
 
-/// With the backend that it takes when none is named.
+/// With its default backend.
 pub(crate) fn with_its_default(chains: &[HashChain]) -> Result<Box<dyn PoolContender>, BenchError> {
     contender(chains, ContenderOrder::Default, |builder| builder)
 }
@@ -65,7 +65,7 @@ fn contender(
     }))
 }
 
-/// Its keys: hash and position of a block, and the hash of the block before it.
+/// Its keys: hash and position of a block, and the hash of the preceding block.
 fn keys(chain: &HashChain) -> Vec<SequenceHash> {
     let mut before = None;
     let positions = (0_u64..).zip(chain);

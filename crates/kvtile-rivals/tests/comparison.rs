@@ -1,4 +1,5 @@
-//! Every rival does in the benchmark what kvtile does: the benchmark stops where one finds other blocks.
+//! Every rival does the same work in the benchmark as kvtile: the benchmark panics where one finds
+//! other blocks.
 
 use kvtile_bench::blocks::{self, BlocksSettings};
 use kvtile_rivals::RIVALS;

@@ -18,17 +18,17 @@ const PROMPTS: u32 = 20;
 /// One profile with one page size.
 #[derive(Clone, Debug, Serialize)]
 pub struct HashRow {
-    /// What makes the keys.
+    /// The hash profile.
     pub profile: &'static str,
     /// Tokens per block.
     pub page_size: usize,
-    /// Nanoseconds a block, the median.
+    /// Nanoseconds per block, the median.
     pub ns_per_block: f64,
-    /// 10^6 tokens a second, by the median.
+    /// 10^6 tokens per second, by the median.
     pub million_tokens_per_s: f64,
-    /// Longest round less shortest, as a part of the median.
+    /// Longest round minus shortest, as a part of the median.
     pub spread: f64,
-    /// 10^6 tokens a second that are wanted, where that is said.
+    /// The goal in 10^6 tokens per second, if any.
     pub goal: Option<f64>,
 }
 

@@ -1,7 +1,8 @@
-//! What bookkeeping costs: keys from tokens, and the operations of a pool, in nanoseconds a block.
+//! The cost of bookkeeping: keys from tokens, and the operations of a pool, in nanoseconds per
+//! block.
 //!
-//! Nothing here moves bytes of blocks; that is the rest of this crate. How it is measured stands in
-//! `docs/benchmarks/README.md`.
+//! Nothing here moves the bytes of blocks; the other modules of this crate measure that.
+//! `docs/benchmarks/README.md` describes the method.
 
 mod hashing;
 mod managers;
@@ -19,14 +20,14 @@ pub use pool::{OperationRow, ThreadsRow};
 
 use crate::{error::BenchError, machine::MachineFacts};
 
-/// What is measured.
+/// Settings of the measurement.
 #[derive(Clone, Debug)]
 pub struct BlocksSettings {
-    /// Rounds, of which the median counts.
+    /// Number of rounds; results are their median.
     pub rounds: u32,
     /// Blocks of the pools.
     pub blocks: usize,
-    /// The policies whose pools are measured.
+    /// The measured policies.
     pub policies: Vec<PolicyKind>,
 }
 
@@ -40,15 +41,15 @@ impl Default for BlocksSettings {
     }
 }
 
-/// Why there are no rivals.
+/// The reason for missing rivals.
 const LEFT_OUT: &str = "kvbm-logical is left out: the program was built without its feature rivals";
 
-/// What it came to.
+/// The report.
 #[derive(Clone, Debug, Serialize)]
 pub struct BlocksReport {
-    /// Where.
+    /// The machine.
     pub machine: MachineFacts,
-    /// Rounds, of which the median counts.
+    /// Number of rounds; results are their median.
     pub rounds: u32,
     /// Blocks of the pools.
     pub blocks: usize,
@@ -60,17 +61,17 @@ pub struct BlocksReport {
     pub threads: Vec<ThreadsRow>,
     /// kvtile's pools and the rivals, in turns.
     pub managers: Vec<ManagerRow>,
-    /// Why no rivals are among them, where that is so.
+    /// Why it contains no rivals, if so.
     pub managers_left_out: Option<&'static str>,
 }
 
-/// Measures everything, one after the other; kvtile's pools and the rivals in turns.
+/// Measures all parts in sequence; kvtile's pools and the rivals take turns.
 ///
 /// # Errors
-/// Where a pool refuses what the benchmark does with it, or a rival cannot be made.
+/// A pool that refuses an operation of the benchmark, or a rival that cannot be created.
 ///
 /// # Panics
-/// Where a contender finds or evicts other blocks than it should.
+/// A contender that finds or evicts other blocks than expected.
 pub fn run(
     settings: &BlocksSettings,
     rivals: &[MakeContender],

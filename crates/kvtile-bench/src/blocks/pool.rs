@@ -16,7 +16,7 @@ use super::{BlocksSettings, managers::CHAIN};
 use crate::times::Times;
 use kvtile_random::Numbers;
 
-/// Operations in the order in which a round does them, and what is wanted, in nanoseconds a block.
+/// The operations in the order of a round, and their goals in nanoseconds per block.
 const OPERATIONS: [(&str, Option<f64>); 6] = [
     ("allocate and drop", Some(25.0)),
     ("register", Some(150.0)),
@@ -31,22 +31,22 @@ const OPERATIONS: [(&str, Option<f64>); 6] = [
 pub struct OperationRow {
     /// The policy.
     pub policy: PolicyKind,
-    /// What is done.
+    /// The operation.
     pub operation: &'static str,
-    /// Nanoseconds a block, the median.
+    /// Nanoseconds per block, the median.
     pub ns_per_block: f64,
-    /// Longest round less shortest, as a part of the median.
+    /// Longest round minus shortest, as a part of the median.
     pub spread: f64,
-    /// Nanoseconds a block that are wanted, where that is said.
+    /// The goal in nanoseconds per block, if any.
     pub goal_ns: Option<f64>,
 }
 
-/// Blocks that are found and released by two threads, over those of one.
+/// Two threads that match and release blocks, compared with one.
 #[derive(Clone, Debug, Serialize)]
 pub struct ThreadsRow {
     /// The policy.
     pub policy: PolicyKind,
-    /// Nanoseconds a block on one thread, the median.
+    /// Nanoseconds per block on one thread, the median.
     pub one_thread_ns_per_block: f64,
     /// Throughput of two threads on one pool over that of one thread.
     pub one_pool_gain: f64,
@@ -56,7 +56,7 @@ pub struct ThreadsRow {
 
 type Chain = Vec<BlockKey>;
 
-/// Keys of as many chains as fill a pool; other `salt`, other keys.
+/// Keys of chains that fill a pool; `salt` varies the keys.
 fn chains(blocks: usize, salt: u64) -> Vec<Chain> {
     (0..blocks / CHAIN)
         .map(|chain| {
@@ -68,7 +68,7 @@ fn chains(blocks: usize, salt: u64) -> Vec<Chain> {
         .collect()
 }
 
-/// A key as evenly spread as a hash.
+/// A uniformly distributed key.
 fn key(block: u64, salt: u64) -> BlockKey {
     BlockKey::from_opaque(&[block.to_le_bytes(), salt.to_le_bytes(), [0; 8]].concat())
 }
@@ -82,7 +82,7 @@ pub(super) fn new_pool(policy: PolicyKind, blocks: usize) -> Result<Arc<BlockPoo
     BlockPool::new(settings, |blocks| policy.build(blocks))
 }
 
-/// Times of one chain after the other, added up.
+/// Runs `work` and adds its time to `total`.
 pub(super) fn timed<T>(total: &mut Duration, work: impl FnOnce() -> T) -> T {
     let begun = Instant::now();
     let done = work();
@@ -176,12 +176,12 @@ fn round(
     }
     for _ in order {
         let evicted = timed(evict, || pool.evict(CHAIN, now));
-        assert_eq!(evicted.len(), CHAIN, "what nobody uses can be evicted");
+        assert_eq!(evicted.len(), CHAIN, "inactive blocks can be evicted");
     }
     Ok(times)
 }
 
-/// A pool whose chains are all stored and not in use.
+/// A pool that stores all chains, none in use.
 fn filled(policy: PolicyKind, chains: &[Chain]) -> Result<Arc<BlockPool>, BlocksError> {
     let pool = new_pool(policy, chains.len() * CHAIN)?;
     for keys in chains {
@@ -234,7 +234,7 @@ pub(super) fn two_threads(
     })
 }
 
-/// How long two threads take that begin together, starting them not counted.
+/// The time of two threads that start together, without the time to create them.
 pub(super) fn both(first: impl FnOnce() + Send, second: impl FnOnce() + Send) -> Duration {
     let barrier = Barrier::new(2);
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! The report as people read it.
+//! The report as text.
 
 use std::fmt::{self, Display};
 
@@ -75,7 +75,7 @@ impl Display for BlocksReport {
     }
 }
 
-/// What misses its goal has one.
+/// The mark of a missed goal.
 fn mark(missed: bool) -> char {
     if missed { '!' } else { ' ' }
 }

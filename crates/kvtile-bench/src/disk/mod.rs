@@ -1,6 +1,7 @@
-//! The disk tier against `fio` with the same piece size, in turns: its slot store, and a whole cache.
+//! The disk tier against `fio` with the same piece size, in turns: its slot store, and a whole
+//! cache.
 //!
-//! How it is measured stands in `docs/benchmarks/README.md`.
+//! `docs/benchmarks/README.md` describes the method.
 
 mod store;
 mod text;
@@ -29,22 +30,22 @@ use crate::{
     times::{Times, seconds},
 };
 
-/// The part of what `fio` reaches that is good enough.
+/// The goal: this part of the throughput of `fio`.
 const GOAL: f64 = 0.9;
 
-/// Requests of `fio` in flight: as many as the store has.
+/// Requests of `fio` in flight: the same number as the store's.
 const DEPTH: u32 = 32;
 
-/// What is measured.
+/// Settings of the measurement.
 #[derive(Clone, Debug)]
 pub struct DiskBenchSettings {
-    /// The folder in which files are made and removed.
+    /// The folder of the temporary files.
     pub folder: PathBuf,
-    /// Bytes of a block, a multiple of 4096 each.
+    /// Block sizes in bytes, each a multiple of 4096.
     pub block_bytes: Vec<u64>,
-    /// Bytes that are written and read in each round.
+    /// Bytes to write and read in each round.
     pub bytes: u64,
-    /// Rounds, of which the median counts.
+    /// Number of rounds; results are their median.
     pub rounds: u32,
 }
 
@@ -59,22 +60,22 @@ impl Default for DiskBenchSettings {
     }
 }
 
-/// What it came to.
+/// The report.
 #[derive(Clone, Debug, Serialize)]
 pub struct DiskBenchReport {
-    /// Where.
+    /// The machine.
     pub machine: MachineFacts,
-    /// What the store's batches go through.
+    /// The I/O interface of the store's batches.
     pub through: String,
-    /// Whether the store's blocks pass by the page cache.
+    /// Whether the store's blocks bypass the page cache.
     pub direct: bool,
-    /// Bytes that were written and read in each round.
+    /// Bytes written and read in each round.
     pub bytes: u64,
-    /// Rounds, of which the median counts.
+    /// Number of rounds; results are their median.
     pub rounds: u32,
     /// The figures.
     pub rows: Vec<DiskBenchRow>,
-    /// What could not be measured, and why.
+    /// Measurements that were not possible, with the reasons.
     pub left_out: Vec<String>,
 }
 
@@ -86,19 +87,19 @@ pub struct DiskBenchRow {
     direction: Direction,
     placement: BlockPlacement,
     memory: BlockMemory,
-    /// 10^9 bytes a second of the store, by the median.
+    /// 10^9 bytes per second of the store, by the median.
     pub gb_per_s: f64,
-    /// Longest round less shortest, as a part of the median.
+    /// Longest round minus shortest, as a part of the median.
     pub spread: f64,
-    /// The same of `fio`.
+    /// 10^9 bytes per second of `fio`, by the median.
     pub fio_gb_per_s: Option<f64>,
-    /// The same of `fio`.
+    /// Longest round of `fio` minus shortest, as a part of the median.
     pub fio_spread: Option<f64>,
-    /// The store over `fio`: the middle of the ratios of all rounds.
+    /// The store over `fio`: the median of the ratios of all rounds.
     pub ratio: Option<f64>,
     /// The lowest and the highest of these ratios.
     pub ratio_range: Option<(f64, f64)>,
-    /// What the ratio should be.
+    /// The goal of the ratio.
     pub goal: f64,
 }
 
@@ -108,7 +109,7 @@ impl DiskBenchRow {
     }
 }
 
-/// Times of the store and of `fio`, round by round.
+/// Times of the store and of `fio`, by round.
 #[derive(Clone, Default)]
 struct Turns {
     ours: Times,
@@ -116,10 +117,10 @@ struct Turns {
     ratios: Vec<f64>,
 }
 
-/// Measures everything, one block size after the other.
+/// Measures all block sizes in sequence.
 ///
 /// # Errors
-/// A folder that cannot be used, a store that refuses or loses a block, `fio` that fails.
+/// A folder that cannot be used, a store that refuses or loses a block, or a failure of `fio`.
 pub fn run(settings: &DiskBenchSettings) -> Result<DiskBenchReport, BenchError> {
     let with_fio = fio::is_installed();
     let mut report = DiskBenchReport {
@@ -173,7 +174,7 @@ fn measure(
 ) -> Result<Vec<DiskBenchRow>, BenchError> {
     let (block_bytes, bytes) = (store.block_bytes(), store.bytes());
     if let Some(path) = beside {
-        // The file that it reads, and writes over, is there from the start.
+        // Creates the file that later jobs read and overwrite.
         fio::run(&FioJob {
             path,
             bytes,
@@ -204,7 +205,7 @@ fn measure(
     Ok(rows)
 }
 
-/// What `fio` does beside a row, if it is installed.
+/// The `fio` job of a row, if `fio` is installed.
 fn fio_job(
     beside: Option<&Path>,
     (piece_bytes, bytes): (u64, u64),
@@ -220,7 +221,8 @@ fn fio_job(
     })
 }
 
-/// The same through a cache, whose blocks lie side by side. Its writes go on while its own thread syncs.
+/// Measures through a cache, which places blocks side by side. Its writes continue while its own
+/// thread syncs.
 fn measure_cache(
     cache: &mut CacheUnderTest,
     beside: Option<&Path>,
@@ -246,14 +248,14 @@ fn measure_cache(
     Ok(all.into_iter().map(row).collect())
 }
 
-/// One row's work.
+/// The work of one row.
 #[derive(Clone, Copy, Debug)]
 struct DiskWork {
     direction: Direction,
     memory: BlockMemory,
 }
 
-/// What a round does, in this order.
+/// The work of a round, in this order.
 const WORK: [DiskWork; 3] = [
     DiskWork {
         direction: Direction::Write,
@@ -270,7 +272,7 @@ const WORK: [DiskWork; 3] = [
 ];
 
 impl Turns {
-    /// Both in turns, another one first in each round. Round 0 does not count.
+    /// Runs both in turns, alternating the first. Round 0 does not count.
     fn take(
         &mut self,
         job: Option<&FioJob<'_>>,

@@ -1,7 +1,7 @@
-//! The store that is measured, and what is written to it and read from it.
+//! The store under test and its content.
 //!
-//! It has twice the slots that a round uses. Blocks that lie side by side fill its second half; scattered
-//! ones lie in every second slot, between blocks that stay where they are.
+//! It has twice the slots that a round uses. Contiguous blocks fill its second half. Scattered
+//! blocks lie in every second slot, between blocks that stay.
 
 use std::{
     path::Path,
@@ -21,45 +21,46 @@ use super::DEPTH;
 use crate::error::BenchError;
 use kvtile_random::Numbers;
 
-/// What slots are aligned to, and buffers too.
+/// Alignment of slots and buffers.
 const PAGE: usize = 4096;
 
-/// How the blocks of a round lie on the disk.
+/// The placement of the blocks of a round on the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum BlockPlacement {
-    /// One behind the other, as those of one chain.
+    /// Side by side, like the blocks of one chain.
     SideBySide,
-    /// None beside another.
+    /// No two side by side.
     Scattered,
-    /// As a cache places the blocks of one chain: side by side.
+    /// The placement of a cache for the blocks of one chain: side by side.
     ThroughCache,
 }
 
-/// Where the bytes of blocks are.
+/// The memory of the blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum BlockMemory {
-    /// Each has memory of its own, which no cache holds.
+    /// Separate memory for each block, too large for a CPU cache.
     Own,
-    /// All take turns in as much memory as the requests of `fio` have, which a cache may hold.
+    /// One buffer as large as that of the requests of `fio`, which may stay in a CPU cache.
     AsFio,
 }
 
 pub(super) struct StoreUnderTest {
     store: SlotStore,
-    /// Blocks of a round.
+    /// Blocks per round.
     blocks: u32,
     block_bytes: usize,
     /// The bytes of all blocks of a round.
     content: AlignedBuffer,
     arrived: AlignedBuffer,
-    /// Whether every second slot stays filled.
+    /// Whether every second slot is occupied.
     is_scattered: bool,
 }
 
 impl StoreUnderTest {
-    /// A store in `folder` that is full but for the blocks of a round, of `bytes` bytes in all.
+    /// Creates a store in `folder` that is full except for the blocks of a round, of `bytes` bytes
+    /// in total.
     pub(super) fn new(
         folder: &Path,
         block_bytes: u64,
@@ -74,7 +75,7 @@ impl StoreUnderTest {
         let blocks = blocks.max(1);
         let size = usize::try_from(block_bytes).map_err(|_| too_many())?;
         let all = size.checked_mul(blocks as usize).ok_or_else(too_many)?;
-        // Room for the slots, the reserve, the records, and what is left over is not used.
+        // Room for the slots, the reserve and the records; a remainder stays unused.
         let slots = 2 * u64::from(blocks) + 8;
         let places = slots + slots / 32;
         let capacity = places * (block_bytes.next_multiple_of(PAGE as u64) + 64) + (64 << 10);
@@ -96,7 +97,7 @@ impl StoreUnderTest {
             arrived,
             is_scattered: false,
         };
-        // Every place is written once, so that the file system has given it out.
+        // Writes every place once, so that the file system has allocated it.
         let first: Vec<u32> = (0..tested.blocks).collect();
         let second: Vec<u32> = (tested.blocks..2 * tested.blocks).collect();
         tested.write_slots(&first, BlockMemory::Own)?;
@@ -128,7 +129,7 @@ impl StoreUnderTest {
         }
     }
 
-    /// Writes the blocks of a round. Those that were written before are erased.
+    /// Erases the blocks of the round before and writes those of a round.
     pub(super) fn write(
         &mut self,
         placement: BlockPlacement,
@@ -136,7 +137,7 @@ impl StoreUnderTest {
     ) -> Result<Duration, BenchError> {
         self.erase(placement)?;
         if placement == BlockPlacement::Scattered && !self.is_scattered {
-            // Until now all were side by side.
+            // Until now all blocks are side by side.
             self.is_scattered = true;
             self.write_slots(&self.slots(BlockPlacement::SideBySide), BlockMemory::Own)?;
             self.erase_slots(&self.slots(BlockPlacement::Scattered))?;
@@ -172,7 +173,7 @@ impl StoreUnderTest {
         }
     }
 
-    /// Reads the blocks of a round; each is compared where `compared` says so.
+    /// Reads the blocks of a round and, with `compared`, checks each.
     pub(super) fn read(
         &mut self,
         placement: BlockPlacement,
@@ -212,7 +213,7 @@ impl StoreUnderTest {
         Ok(elapsed)
     }
 
-    /// Makes room for the next round.
+    /// Frees slots for the next round.
     pub(super) fn erase(&self, placement: BlockPlacement) -> Result<(), BenchError> {
         self.erase_slots(&self.slots(placement))
     }
@@ -232,7 +233,7 @@ fn key(slot: u32) -> BlockKey {
     BlockKey::from_bytes(bytes)
 }
 
-/// An identity of blocks of any size: the store does not look into them.
+/// An identity for blocks of any size: the store does not interpret them.
 fn identity(block_bytes: u64) -> Result<StoreIdentity, BenchError> {
     let shape = Shape::key_value(1, 1, 16, 1, 64, &Unit::new("bf16", 2, 1)?)?;
     let logical = LogicalIdentity::new("benchmark", "none", &shape)?;

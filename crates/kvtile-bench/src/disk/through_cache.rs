@@ -1,5 +1,5 @@
-//! The same blocks through a whole cache: from host memory to disk when they are evicted, and back when they
-//! are prefetched.
+//! The same blocks through a whole cache: eviction demotes them from host memory to disk, prefetch
+//! promotes them.
 
 use std::{
     path::Path,
@@ -16,10 +16,10 @@ use kvtile::{
 
 use crate::error::BenchError;
 
-/// Tokens of a block.
+/// Tokens per block.
 const PAGE_SIZE: u64 = 16;
 
-/// Keys and values of a head, in bytes a token and element.
+/// Keys and values of a head, in bytes per token and element.
 const ELEMENT_BYTES: u64 = 2 * 2;
 
 /// A cache with host memory for the blocks of a round, and a disk for twice as many.
@@ -27,7 +27,7 @@ pub(super) struct CacheUnderTest {
     cache: Cache,
     blocks: usize,
     block_bytes: u64,
-    /// Chains that were written, so that each round writes blocks that are not on disk.
+    /// Number of written chains: each round writes blocks that are not on disk.
     chains: u64,
 }
 
@@ -98,7 +98,8 @@ impl CacheUnderTest {
         (0..self.blocks).collect()
     }
 
-    /// Stores a new chain, and evicts it from host memory to the disk: the time of that.
+    /// Stores a new chain and evicts it from host memory to the disk. Returns the time of the
+    /// eviction.
     pub(super) fn write(&mut self) -> Result<Duration, BenchError> {
         self.cache.clear()?;
         self.chains += 1;
@@ -111,8 +112,8 @@ impl CacheUnderTest {
         Ok(elapsed)
     }
 
-    /// Brings the chain from the disk to host memory: the time of that. Where `compared` says so, the blocks
-    /// are loaded to the engine and compared with what was stored.
+    /// Prefetches the chain from the disk to host memory and returns the time. With `compared`, it
+    /// loads the blocks to the engine and compares them with the stored ones.
     pub(super) fn read(&self, compared: bool) -> Result<Duration, BenchError> {
         let begun = Instant::now();
         let report = self.cache.prefetch(&self.keys())?.wait();
@@ -121,7 +122,7 @@ impl CacheUnderTest {
         if compared {
             self.compare()?;
         }
-        // What is on the disk already is not written again.
+        // Blocks that are on disk already are not written again.
         self.cache.evict(TierId::HOST, self.blocks)?;
         Ok(elapsed)
     }

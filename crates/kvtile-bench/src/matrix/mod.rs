@@ -1,4 +1,4 @@
-//! What is measured: pairs of layouts, models, sizes, and how they combine.
+//! The matrix of measurements: pairs of layouts, models, sizes, and their combinations.
 
 mod models;
 mod pairs;
@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::{error::BenchError, file_rows::FileCell, fio::Direction, lines, settings::Settings};
 
-/// Blocks of a cell that is smaller than the model's own blocks, which then has fewer layers.
+/// Fewest blocks of a cell: a cell that is smaller than this many blocks of the model has fewer
+/// layers.
 const BLOCKS_MIN: u64 = 4;
 
-/// Bytes of the cells that do not fit any cache.
+/// Bytes of the cells that fit no cache.
 const LARGE_BYTES: u64 = 64 << 20;
 
-/// Bytes of the largest cells, which the first model alone has.
+/// Bytes of the largest cells, which only the first model has.
 const LARGEST_BYTES: u64 = 512 << 20;
 
 /// One side of a pair.
@@ -31,7 +32,7 @@ pub enum Order {
 }
 
 impl Order {
-    /// A word, or the name of a known layout that has none.
+    /// The word, or the name of a known layout without a word.
     #[must_use]
     pub fn label(&self) -> String {
         match self {
@@ -54,9 +55,9 @@ impl Order {
 /// Two layouts between which blocks are copied.
 #[derive(Clone, Debug)]
 pub struct Pair {
-    /// What is read.
+    /// The source layout.
     pub source: Order,
-    /// What is written.
+    /// The destination layout.
     pub destination: Order,
 }
 
@@ -76,11 +77,11 @@ impl Pair {
     }
 }
 
-/// What a pair is for.
+/// The purpose of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
-    /// Asked for by the user.
+    /// Requested by the user.
     Asked,
     /// Equal layouts on both sides.
     Equal,
@@ -90,16 +91,16 @@ pub enum Purpose {
     Store,
     /// From the order of stored blocks to an engine.
     Load,
-    /// No pair of layouts: a measurement of its own.
+    /// A separate measurement without a pair of layouts.
     Extra,
 }
 
 impl Purpose {
-    /// What a reader calls it.
+    /// The title of the purpose in reports.
     #[must_use]
     pub fn title(self) -> &'static str {
         match self {
-            Purpose::Asked => "the pair asked for",
+            Purpose::Asked => "the requested pair",
             Purpose::Equal => "equal layouts",
             Purpose::Across => "from one engine, host pool or store to another",
             Purpose::Store => "from an engine to the order of stored blocks",
@@ -109,7 +110,7 @@ impl Purpose {
     }
 }
 
-/// One pair with one model in one size: everything that is measured in turns.
+/// One pair with one model in one size; its methods are measured in turns.
 #[derive(Clone, Debug)]
 pub(crate) struct Cell {
     pub(crate) pair: Pair,
@@ -117,14 +118,14 @@ pub(crate) struct Cell {
     pub(crate) model: String,
     pub(crate) source: StridedLayout,
     pub(crate) destination: StridedLayout,
-    /// The heads that are copied, where one side holds those of one rank alone.
+    /// The copied heads, where one side holds those of one rank only.
     pub(crate) heads: Option<RangePair>,
     /// Whether both sides fit the second-level cache.
     pub(crate) in_cache: bool,
 }
 
 impl Cell {
-    /// Everything by which a filter may pick it.
+    /// The text that filters match.
     pub(crate) fn label(&self) -> String {
         let size = match (self.in_cache, self.bytes()) {
             (false, Ok(bytes)) => lines::bytes(bytes),
@@ -135,31 +136,32 @@ impl Cell {
         format!("{}{part}  {}  {size}", self.pair.label(), self.model)
     }
 
-    /// Payload of all blocks: what the side with fewer heads holds.
+    /// Payload of all blocks, by the side with fewer heads.
     pub(crate) fn bytes(&self) -> Result<u64, BenchError> {
         let source = self.source.shape().total_bytes()?;
         Ok(source.min(self.destination.shape().total_bytes()?))
     }
 
-    /// Which part of the model is copied, where it is not all of it.
+    /// The copied part of the model, where it is not the whole.
     pub(crate) fn part(&self) -> Option<String> {
         self.heads.map(|_| "rank 1 of 2".to_owned())
     }
 }
 
-/// How much a cell moves.
+/// The size of a cell.
 #[derive(Clone, Copy, Debug)]
 enum Size {
-    /// So little that both sides fit a cache; what does not is left out.
+    /// At most this many bytes, so that both sides fit a cache; cells that cannot be that small are
+    /// skipped.
     InCache(u64),
-    /// About so much.
+    /// About this many bytes.
     Bytes(u64),
 }
 
-/// The cells that the settings ask for, before filters.
+/// The cells of the settings, before filters.
 ///
 /// # Errors
-/// A pair that the user gave and that does not fit the model.
+/// A pair of the user that does not fit the model.
 pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, BenchError> {
     let models = match settings.models.as_slice() {
         [] => models::usual(settings.quick)?,
@@ -184,7 +186,7 @@ pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, 
     let pairs = pairs::all();
     for (number, model) in models.iter().enumerate() {
         let fitting = pairs.iter().filter(|entry| entry.fits(&model.shape));
-        // Beside the first model, a quick run looks at what is special in the others.
+        // Of the models after the first, a quick run measures only the special pairs.
         let entries = fitting.filter(|entry| match (settings.quick, number) {
             (false, _) => true,
             (true, 0) => entry.usual,
@@ -210,17 +212,17 @@ pub(crate) fn cells(settings: &Settings, cache_bytes: u64) -> Result<Vec<Cell>, 
 /// Bytes of the cells with files.
 const FILE_BYTES: u64 = 256 << 20;
 
-/// The same in a quick run.
+/// Bytes of the cells with files in a quick run.
 const FILE_BYTES_QUICK: u64 = 64 << 20;
 
-/// The pairs with a file on one side: an engine's layout and the order of stored blocks, which lies
-/// in the file, and stored blocks as they are.
+/// The pairs with a file on one side: an engine's layout with the stored order in the file, and
+/// stored blocks in the same order on both sides.
 const FILES: [(&str, &str); 2] = [("L|BKNHC", "BHLKNC"), ("BHLKNC", "BHLKNC")];
 
-/// The cells with files that the settings ask for, before filters.
+/// The cells with files of the settings, before filters.
 ///
 /// # Errors
-/// A pair that the user gave and that does not fit the model.
+/// A pair of the user that does not fit the model.
 pub(crate) fn file_cells(settings: &Settings) -> Result<Vec<FileCell>, BenchError> {
     let models = match settings.models.as_slice() {
         [] => models::usual(true)?,
@@ -290,7 +292,7 @@ fn sizes(settings: &Settings, cache_bytes: u64, first_model: bool) -> Vec<Size> 
     sizes
 }
 
-/// `None` where one block of one layer is more than the cache holds.
+/// Builds a cell; `None` where one block of one layer exceeds the cache.
 fn cell(
     (pair, purpose): (&Pair, Purpose),
     model: &Model,
@@ -325,14 +327,14 @@ fn cell(
     }))
 }
 
-/// Cells between a rank that holds the second half of the heads and stored blocks of the whole
-/// model: none where heads cannot be halved, or in the cache.
+/// Cells between a rank with the second half of the heads and stored blocks of the whole model.
+/// None where the heads cannot be halved, and none in the cache.
 fn ranks(model: &Model, size: Size, alignment: u64) -> Result<Vec<Cell>, BenchError> {
     let all = model.shape.num_heads();
     let (Size::Bytes(bytes), true) = (size, all.is_multiple_of(2)) else {
         return Ok(Vec::new());
     };
-    // Of the whole model, so that the half that moves is as large as other cells.
+    // The size of the whole model, so that the half that moves is as large as other cells.
     let size = Size::Bytes(bytes.saturating_mul(2));
     let mut cells = Vec::new();
     for (held, stored, back) in pairs::RANKS {

@@ -7,19 +7,19 @@ use kvtile::{
 
 use crate::error::BenchError;
 
-/// Tokens a block.
+/// Tokens per block.
 const PAGE_SIZE: u64 = 16;
 
-/// What blocks hold, and what a reader calls that.
+/// The shape of the blocks, and its name in reports.
 #[derive(Clone, Debug)]
 pub struct Model {
     /// For instance `llama-3.1-8b tp 8`.
     pub name: String,
-    /// Layers, tokens a block and planes; the number of blocks does not matter.
+    /// Layers, tokens per block and planes; the number of blocks is ignored.
     pub shape: Shape,
 }
 
-/// A preset, ranks, and the data type where it is not the model's own.
+/// A preset, the number of ranks, and the data type where it is not the model's own.
 type Row = (&'static str, u64, Option<&'static str>);
 
 /// Whole and split, large and tiny, a latent, and elements of one byte.
@@ -32,7 +32,7 @@ const MODELS: [Row; 6] = [
     ("llama-3.1-8b", 1, Some("fp8_e4m3")),
 ];
 
-/// What a quick run takes of them.
+/// The models of a quick run.
 const QUICK: [Row; 3] = [
     ("llama-3.1-8b", 1, None),
     ("deepseek-v3", 1, None),
@@ -44,7 +44,7 @@ pub(super) fn usual(quick: bool) -> Result<Vec<Model>, BenchError> {
     rows.iter().map(|row| model(*row)).collect()
 }
 
-/// What the second of two tensor-parallel ranks holds of a whole model.
+/// The part of a whole model that the second of two tensor-parallel ranks holds.
 pub(super) fn half_of_heads(whole: &Shape) -> Result<Shape, BenchError> {
     let shard = Shard::tensor_parallel(whole.num_layers(), whole.num_heads(), 1, 2)?;
     let mut planes = Vec::new();

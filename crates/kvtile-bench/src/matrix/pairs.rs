@@ -1,17 +1,17 @@
-//! The pairs of the matrix: every layout of an engine whose bytes are known, to the order of stored
-//! blocks and back, and the pairs that meet when engines, host pools and stores are combined.
+//! The pairs of the matrix: every engine layout whose bytes are known, to the stored order and
+//! back, and the pairs between engines, host pools and stores.
 
 use kvtile::layout::{Axis, Shape};
 
 use super::Purpose;
 
-/// Blocks as they are stored: heads outermost, so that any tensor-parallel size reads one run.
+/// The stored order: heads outermost, so that any tensor-parallel size reads one run.
 const STORED: &str = "BHLKNC";
 
-/// The same for a latent, which has no heads.
+/// The stored order of a latent, which has no heads.
 const STORED_LATENT: &str = "BLKNC";
 
-/// Which shapes a layout is for.
+/// The shapes that a layout is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fits {
     /// Keys and values.
@@ -32,17 +32,17 @@ pub(super) struct Entry {
     pub(super) source: String,
     pub(super) destination: String,
     pub(super) purpose: Purpose,
-    /// Tokens a block where the engine has another number than 16.
+    /// Tokens per block, where the engine has another number than 16.
     pub(super) page_size: Option<u64>,
-    /// Whether a quick run has it.
+    /// Whether a quick run includes it.
     pub(super) usual: bool,
-    /// Whether it is for one kind of model alone.
+    /// Whether it is for one kind of model only.
     pub(super) special: bool,
     fits: Fits,
 }
 
 impl Entry {
-    /// Whether some engine has these layouts for such a shape.
+    /// Whether an engine has these layouts for this shape.
     pub(super) fn fits(&self, shape: &Shape) -> bool {
         let heads = shape.planes().iter().all(|plane| plane.has(Axis::H));
         let unit_bytes = |bytes| shape.planes().iter().all(|p| p.unit().bytes() == bytes);
@@ -59,7 +59,8 @@ impl Entry {
     }
 }
 
-/// Layouts of engines and host pools: word, tokens a block, what for, whether a quick run has it.
+/// Layouts of engines and host pools: word, tokens per block, shapes, whether a quick run includes
+/// it.
 const ENGINES: [(&str, Option<u64>, Fits, bool); 47] = [
     // The block-manager tradition.
     ("BLKNHC", None, Fits::Heads, true),
@@ -129,7 +130,8 @@ const EQUAL: [(&str, Fits, bool); 6] = [
     ("L|BNKC", Fits::Latent, true),
 ];
 
-/// Pairs that meet: device to host pool, engine to engine, block by block without a permutation.
+/// Pairs between systems: device to host pool, engine to engine, block by block without a
+/// permutation.
 const ACROSS: [(&str, &str, Option<u64>, Fits, bool); 19] = [
     ("L|KBNHC", "BLKNHC", None, Fits::Heads, true),
     ("BLKNHC", "L|KBNHC", None, Fits::Heads, false),
@@ -158,7 +160,8 @@ const ACROSS: [(&str, &str, Option<u64>, Fits, bool); 19] = [
     ("L|BNKC", "B|LNKC", Some(256), Fits::Latent, false),
 ];
 
-/// Layouts of one rank of two, to stored blocks of the whole model, and whether the copy goes back.
+/// Layouts of one rank of two, to stored blocks of the whole model, and whether the matrix has the
+/// way back.
 pub(super) const RANKS: [(&str, &str, bool); 4] = [
     ("L|KBNHC", STORED, false),
     ("LK|BHNC", STORED, false),
@@ -219,7 +222,7 @@ mod tests {
                 continue;
             }
             let word = word.to_string();
-            // Strides that one engine's capacity fixes: the order without them is there.
+            // Strides that depend on the capacity of one engine: the order without them is present.
             if !word.contains('=') {
                 assert!(known(&word), "{word} of {}", preset.name);
             }
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn no_pair_is_there_twice() {
+    fn no_pair_occurs_twice() {
         let mut labels: Vec<_> = all()
             .iter()
             .map(|e| (e.source.clone(), e.destination.clone(), e.fits as u8))

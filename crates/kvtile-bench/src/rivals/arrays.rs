@@ -1,4 +1,4 @@
-//! `ndarray`: a view of each plane with the axes of both sides, assigned to the other.
+//! `ndarray`: assigns a view of each plane with the axes of both sides to the other.
 
 use std::{
     hint::black_box,
@@ -22,10 +22,10 @@ pub(crate) struct ArrayAssign {
     planes: Vec<PlaneViews>,
 }
 
-/// One plane of one layer, or of all layers where both sides have them in one region.
+/// The views of one plane of one layer, or of all layers where both sides have them in one region.
 struct PlaneViews {
     extents: Vec<usize>,
-    /// Layers that have views of their own.
+    /// Layers with separate views.
     layers: usize,
     source: View,
     destination: View,
@@ -34,13 +34,13 @@ struct PlaneViews {
 /// One side of a plane, in elements.
 struct View {
     strides: Vec<usize>,
-    /// Where a block starts, in each layer that has a view of its own.
+    /// The start of a block, in each layer with a separate view.
     starts: Vec<Vec<usize>>,
 }
 
 impl ArrayAssign {
-    /// `None` where views cannot say it: units that are no element, planes whose elements differ,
-    /// an axis other than the layers that leads from region to region, a part of the heads.
+    /// `None` where views cannot express the copy: units that are no element, planes whose elements
+    /// differ, an axis other than the layers that crosses regions, a part of the heads.
     pub(crate) fn new(sides: &Sides) -> Option<ArrayAssign> {
         let (source, destination) = (&sides.source.0, &sides.destination.0);
         let shape = source.shape();
@@ -73,14 +73,14 @@ impl ArrayAssign {
         let whole = |bytes: usize| ..bytes - bytes % size_of::<T>();
         let source = source.get(whole(source.len())).unwrap_or_default();
         let destination = destination.get_mut(whole(destination.len()));
-        // Memory starts at a page, and is cut to whole elements here.
+        // Memory starts at a page; here it is cut to whole elements.
         let source = bytemuck::try_cast_slice::<u8, T>(source).unwrap_or_default();
         let destination = destination.unwrap_or_default();
         let destination = bytemuck::try_cast_slice_mut::<u8, T>(destination).unwrap_or_default();
         for (from, to) in orders.pairs() {
             for plane in &self.planes {
                 for layer in 0..plane.layers {
-                    // What is left out here is found by the comparison that follows.
+                    // The comparison after the copy finds pieces that fail here.
                     let _ = plane.copy((from, to), layer, source, destination);
                 }
             }
@@ -98,16 +98,16 @@ impl ArrayAssign {
     }
 }
 
-/// One side of a plane, while its views are worked out.
+/// One side of a plane during the construction of its views.
 struct Side<'a> {
     piece: &'a Piece,
-    /// Where the regions start.
+    /// The starts of the regions.
     regions: &'a [usize],
     unit_bytes: usize,
 }
 
 impl Side<'_> {
-    /// What one step of a digit is, in elements; `None` where it leads to another region.
+    /// The step of a digit, in elements; `None` where it leads to another region.
     fn stride(&self, axis: Axis, low: u64) -> Option<usize> {
         let step = axis_step(self.piece.digits(), axis, low);
         let bytes = step.is_local().then_some(step.bytes)?;
@@ -121,7 +121,7 @@ impl Side<'_> {
         layers.all(|digit| digit.step.is_local())
     }
 
-    /// Where a block starts in a layer.
+    /// The start of a block in a layer.
     fn start(&self, block: u64, layer: u64) -> Option<usize> {
         let digits = self.piece.digits();
         let (b, l) = (
@@ -187,15 +187,15 @@ impl PlaneViews {
     }
 }
 
-/// Bytes as elements, where they are whole.
+/// A number of bytes as a number of elements; `None` where it is not whole.
 fn elements(bytes: usize, unit_bytes: usize) -> Option<usize> {
     bytes
         .is_multiple_of(unit_bytes)
         .then_some(bytes / unit_bytes)
 }
 
-/// An axis in digits that have one stride on both sides, slowest first; `None` where the moduli do
-/// not divide each other.
+/// Cuts an axis into digits that have one stride on both sides, slowest first; `None` where the
+/// moduli do not divide each other.
 fn cut(from: &[Digit], to: &[Digit], axis: Axis, extent: u64) -> Option<Vec<(u64, u64)>> {
     let digits = from.iter().chain(to).filter(|digit| digit.axis == axis);
     let mut lows: Vec<u64> = digits.map(|digit| digit.low).chain([1]).collect();

@@ -1,4 +1,4 @@
-//! What people use otherwise, on the same memory or beside it.
+//! Common alternatives, in the same memory or in a separate process.
 
 pub(crate) mod arrays;
 pub(crate) mod torch;

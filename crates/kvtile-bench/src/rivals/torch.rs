@@ -1,5 +1,5 @@
-//! PyTorch, where it is installed: `index_select` and `permute().contiguous()`, in a process of its
-//! own with memory of its own, against a flat copy of its own.
+//! PyTorch, where it is installed: `index_select` and `permute().contiguous()`, in a separate
+//! process with its own memory, against its own flat copy.
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,8 @@ struct Figures {
     spread: f64,
 }
 
-/// Measures all cells whose layouts are permutations of axes; a reason where torch is not there.
+/// Measures all cells whose layouts are permutations of axes; returns a reason where torch is not
+/// installed.
 pub(crate) fn measure(
     cells: &[&Cell],
     settings: &Settings,
@@ -113,7 +114,7 @@ fn run(jobs: &[&Job]) -> Result<Vec<Figures>, BenchError> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// `None` where a layout is more than an order of axes.
+/// The job of a cell; `None` where a layout is more than an order of axes.
 fn job(cell: &Cell, row: &Row, settings: &Settings) -> Option<Job> {
     let (source_regions, source) = axes(&cell.source)?;
     let (destination_regions, destination) = axes(&cell.destination)?;
@@ -158,7 +159,7 @@ fn axes(layout: &StridedLayout) -> Option<(String, String)> {
 }
 
 impl Figures {
-    /// The row beside kvtile's.
+    /// The row that belongs to kvtile's row.
     fn row(&self, beside: &Row) -> Result<Row, BenchError> {
         if !self.right {
             return Err(BenchError::WrongCopy {

@@ -22,7 +22,7 @@ use crate::{
     output::{self, Screen, bytes, thousands},
 };
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(super) const EXAMPLES: &str = "\
 The command reads FROM and holds its lock, so no cache can open it during the conversion.
 Blocks keep their keys, parents, positions and tenants. Blocks that fail their checksum are
@@ -53,8 +53,8 @@ pub(super) struct ConvertArgs {
     /// The order in which the cache stored the blocks [default: the usual one that fits]
     #[arg(long, value_name = "WORD")]
     stored_layout: Option<String>,
-    /// Bytes that the files of the new folder may take, for instance 20GiB [default: as before, and what
-    /// the new format needs]
+    /// Bytes that the files of the new folder may take, for instance 20GiB [default: as before,
+    /// plus the overhead of the new format]
     #[arg(long, value_name = "BYTES", value_parser = numbers::parse_bytes)]
     capacity: Option<u64>,
     /// Print JSON
@@ -62,7 +62,7 @@ pub(super) struct ConvertArgs {
     json: bool,
 }
 
-/// What was read and written, as JSON.
+/// The result of the conversion, as JSON.
 #[derive(Serialize)]
 struct ConvertReport<'a> {
     from: &'a Path,
@@ -78,7 +78,7 @@ struct ConvertReport<'a> {
     duplicates: usize,
     torn: &'a [u32],
     unreadable: &'a [u32],
-    /// Why the lock of the first folder could not be taken, if so.
+    /// Why the lock of the first folder was not taken, if so.
     not_locked: Option<String>,
     capacity_bytes: u64,
     blocks_max: u32,
@@ -154,7 +154,7 @@ impl<'a> ConvertReport<'a> {
         }
     }
 
-    /// All of it, for a person.
+    /// The report as text.
     fn text(&self, screen: Screen) -> String {
         let mut text = screen.bold(&Shown(&self.to.display().to_string()).to_string());
         let _ = writeln!(
@@ -168,7 +168,7 @@ impl<'a> ConvertReport<'a> {
         );
         let _ = writeln!(
             text,
-            "  room for {} blocks in {}; a cache that is opened with less drops what has no room",
+            "  room for {} blocks in {}; a cache opened with less room drops blocks",
             thousands(u64::from(self.blocks_max)),
             bytes(self.capacity_bytes)
         );

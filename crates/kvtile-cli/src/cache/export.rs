@@ -1,4 +1,4 @@
-//! Blocks in one file: the safetensors form, one tensor of bytes a block, named by its key.
+//! Blocks in one safetensors file: one byte tensor per block, named by its key.
 //!
 //! ```text
 //! 0    length of the header, u64 little-endian
@@ -6,8 +6,8 @@
 //! …    the blocks' bytes, one after the other
 //! ```
 //!
-//! The file's metadata has the identity, the layout of a block, and for each block its parent, its
-//! position and its tenant, all as JSON.
+//! The file's metadata has the identity, the layout of a block, and for each block its parent,
+//! position and tenant, all as JSON.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -26,13 +26,13 @@ use crate::{
     files::{self, NewFile},
 };
 
-/// Readers take no longer header.
+/// Readers refuse a longer header.
 const HEADER_BYTES_MAX: usize = 100_000_000;
 
-/// Headers end where eight bytes do.
+/// The header ends at a multiple of eight bytes.
 const HEADER_ALIGNMENT: usize = 8;
 
-/// What was written.
+/// The result of an export.
 pub(super) struct Exported {
     /// The blocks of the file, in its order.
     pub(super) whole: Vec<StoredBlock>,
@@ -46,7 +46,7 @@ struct Tensor {
     data_offsets: [u64; 2],
 }
 
-/// What a file says of a block beside its bytes.
+/// The facts of a block besides its bytes.
 #[derive(Serialize)]
 pub(super) struct BlockFacts {
     key: String,
@@ -64,7 +64,7 @@ struct Header<'a> {
     tensors: BTreeMap<String, &'a Tensor>,
 }
 
-/// Writes every whole block to a new file; on an error there is none.
+/// Writes every whole block to a new file. After an error, no file exists.
 pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<Exported, CliError> {
     let path = new.path().to_owned();
     let failed = |operation| {
@@ -74,7 +74,7 @@ pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<Exported, 
     let mut out = BufWriter::new(new);
     let block_bytes = inspection.manifest().block_bytes();
     let all = newest(inspection);
-    // With all blocks, as the header comes first and is not longer in the end.
+    // The header with all blocks is the longest possible one; it comes first in the file.
     let longest = header(inspection, &all)?.len();
     let room = (8 + longest).next_multiple_of(HEADER_ALIGNMENT) - 8;
     if room > HEADER_BYTES_MAX {
@@ -97,13 +97,14 @@ pub(super) fn export(inspection: &Inspection, new: NewFile) -> Result<Exported, 
     let file = out
         .into_inner()
         .map_err(|error| failed("write")(error.into_error()))?;
-    // Without blocks the header is all there is.
+    // Without blocks, the file is the header alone.
     let length = 8 + room as u64 + block_bytes * exported.whole.len() as u64;
     file.finish(length)?;
     Ok(exported)
 }
 
-/// The blocks of a folder, each once: a crash can leave a block twice, and the newer one counts.
+/// The blocks of a folder without duplicates: a crash can leave a block twice, and the newer one
+/// counts.
 pub(super) fn newest(inspection: &Inspection) -> Vec<StoredBlock> {
     let newest: HashMap<_, _> = inspection.blocks().map(|b| (b.key, b.sequence)).collect();
     inspection
@@ -112,7 +113,7 @@ pub(super) fn newest(inspection: &Inspection) -> Vec<StoredBlock> {
         .collect()
 }
 
-/// Reads every block of a folder once, hands the whole ones to `take`, and counts the others.
+/// Reads every block of a folder once, passes the whole ones to `take`, and counts the others.
 pub(super) fn read_whole(
     inspection: &Inspection,
     mut take: impl FnMut(&StoredBlock, &[u8]) -> Result<(), CliError>,
@@ -140,7 +141,7 @@ pub(super) fn read_whole(
     Ok(exported)
 }
 
-/// What a file says of its blocks, in its order.
+/// The facts of the blocks, in the order of the file.
 pub(super) fn facts(blocks: &[StoredBlock]) -> Vec<BlockFacts> {
     let facts = blocks.iter().map(|block| BlockFacts {
         key: block.key.to_string(),

@@ -1,4 +1,4 @@
-//! `kvtile cache`: looks into the folder of a disk tier, checks it, exports it and clears it.
+//! `kvtile cache`: reports on the folder of a disk tier, verifies it, exports it and clears it.
 
 mod convert;
 mod export;
@@ -26,16 +26,16 @@ use crate::{
     output::{self, Screen},
 };
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
 A folder keeps the blocks of one model in one layout, each with its key and a checksum. It belongs
-to one process at a time. stat, verify and export only read: they work beside it, in folders that may
-only be read, and say that it is in use; clear and convert are refused then.
+to one process at a time. stat, verify and export only read: they work while a cache uses the folder,
+and in read-only folders, and report the use. clear and convert are refused during use.
 
 Exit codes: 0 done and whole, 1 damaged, refused or in use, 2 a request that makes no sense.
 
 Examples:
-  kvtile cache stat /var/cache/kvtile                    what it holds, and of which model
+  kvtile cache stat /var/cache/kvtile                    its contents and its model
   kvtile cache verify /var/cache/kvtile                  reads every block
   kvtile cache export /var/cache/kvtile blocks.safetensors
   kvtile cache export /var/cache/kvtile cache.kvtile --format saved     then: kvtile inspect cache.kvtile
@@ -51,7 +51,7 @@ pub struct CacheArgs {
 
 #[derive(Subcommand, Debug)]
 enum CacheCommand {
-    /// Tell what a folder holds: identity, blocks, bytes, age
+    /// Show the contents of a folder: identity, blocks, bytes, age
     Stat(FolderArgs),
     /// Read every block and compare its checksum
     Verify(FolderArgs),
@@ -60,11 +60,11 @@ enum CacheCommand {
     /// Copy all whole blocks to a new folder, from an older version or into another order
     #[command(after_help = convert::EXAMPLES)]
     Convert(convert::ConvertArgs),
-    /// Remove all blocks and give their room back
+    /// Remove all blocks and free their space
     Clear {
         #[command(flatten)]
         folder: FolderArgs,
-        /// Do not ask
+        /// Skip the confirmation
         #[arg(long)]
         yes: bool,
     },
@@ -73,7 +73,7 @@ enum CacheCommand {
 /// The form of an exported file.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Format {
-    /// A tensor of bytes a block, named by its key, for any reader of safetensors
+    /// One byte tensor per block, named by its key, for any safetensors reader
     Safetensors,
     /// A saved cache, with the blocks' keys in the note `blocks`, for `kvtile inspect` and `kvtile::saved`
     Saved,
@@ -89,7 +89,7 @@ struct ExportArgs {
     /// The form of the file
     #[arg(long, value_enum, default_value = "safetensors")]
     format: Format,
-    /// The order in which the cache stores its blocks, for a saved cache [default: that of a cache without another]
+    /// The order of the blocks in the cache, for a saved cache [default: the cache's default order]
     #[arg(long, value_name = "WORD")]
     store_layout: Option<String>,
 }
@@ -104,7 +104,7 @@ struct FolderArgs {
     json: bool,
 }
 
-/// Does what was asked of a folder.
+/// Runs the command on its folder.
 pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
     match &args.command {
         CacheCommand::Stat(folder) => told(folder, stat),
@@ -115,7 +115,7 @@ pub(crate) fn run(args: &CacheArgs) -> Result<(), CliError> {
     }
 }
 
-/// Says in JSON too why a folder cannot be used.
+/// Runs a command; with `--json`, prints the error of an unusable folder as JSON too.
 fn told(
     folder: &FolderArgs,
     run: impl FnOnce(&FolderArgs) -> Result<(), CliError>,
@@ -161,7 +161,7 @@ fn export(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
     if standard && word.is_some() {
         return export_saved_to_standard(folder, args);
     }
-    // Before the folder is read: what cannot be written is said at once.
+    // Created before the folder is read, so that an unwritable file fails at once.
     let new = files::NewFile::create(file)?;
     let inspection = open(&folder.dir)?;
     let exported = match &word {
@@ -172,12 +172,12 @@ fn export(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
         }
     };
     let blocks = exported.whole.len();
-    // A saved cache has one block at least.
+    // A saved cache has at least one block.
     let written = word.is_none() || blocks > 0;
     let to = written.then_some((file.as_path(), blocks));
     let checked = Checked::of(&folder.dir, &inspection, exported.read, to);
     match standard {
-        // The file is there.
+        // The file is standard output, so only the exit code reports.
         true => checked_exit(folder, &checked)?,
         false => finish(folder, &checked)?,
     }
@@ -185,12 +185,12 @@ fn export(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
         true => Ok(()),
         false => Err(CliError::Refused {
             path: folder.dir.clone(),
-            problem: "there is no block to save, and a saved cache has one at least".to_owned(),
+            problem: "there is no block to save, and a saved cache has at least one".to_owned(),
         }),
     }
 }
 
-/// A saved cache is written by its name, so it has one for a while.
+/// Exports a saved cache to standard output, through a temporary file: its writer needs a path.
 fn export_saved_to_standard(folder: &FolderArgs, args: &ExportArgs) -> Result<(), CliError> {
     let failed = |source| files::failed("write", &args.file, source);
     let place = tempfile::tempdir().map_err(failed)?;
@@ -208,7 +208,7 @@ fn export_saved_to_standard(folder: &FolderArgs, args: &ExportArgs) -> Result<()
     checked_exit(folder, &checked)
 }
 
-/// The folder of a disk tier, or what it is instead.
+/// Opens the folder of a disk tier; the error names what the path is instead.
 fn open(dir: &Path) -> Result<Inspection, CliError> {
     output::note(|| format!("reading {}", dir.display()));
     match Inspection::open(dir) {
@@ -220,19 +220,19 @@ fn open(dir: &Path) -> Result<Inspection, CliError> {
     }
 }
 
-/// Whether a folder without a manifest has something in it.
+/// Whether a folder without a manifest contains other files.
 fn is_other(dir: &Path) -> bool {
     dir.read_dir()
         .is_ok_and(|mut names| names.any(|name| name.is_ok_and(|name| name.file_name() != LOCK)))
 }
 
-/// The file that a cleared folder keeps.
+/// The file that remains in a cleared folder.
 const LOCK: &str = "lock";
 
 fn no_tier(dir: &Path) -> CliError {
     let problem = match dir.metadata() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => "does not exist",
-        Err(_) => "cannot be looked into",
+        Err(_) => "cannot be read",
         Ok(facts) if facts.is_file() => {
             "is a file, and a disk tier is a folder; for a saved cache there is `kvtile inspect FILE`"
         }
@@ -248,15 +248,14 @@ fn no_tier(dir: &Path) -> CliError {
 }
 
 impl ExportArgs {
-    /// The order of the stored blocks, where they are to be a saved cache.
+    /// The order of the stored blocks, for the saved form.
     fn saved_word(&self) -> Result<Option<Word>, CliError> {
         match (self.format, &self.store_layout) {
             (Format::Safetensors, None) => Ok(None),
             (Format::Safetensors, Some(word)) => Err(CliError::Option {
                 option: save::STORE_LAYOUT,
                 value: word.clone(),
-                problem: "it is for --format saved; the other form has the blocks as they lie"
-                    .to_owned(),
+                problem: "it needs --format saved; safetensors keeps the stored order".to_owned(),
             }),
             (Format::Saved, word) => {
                 let word = word.as_deref().unwrap_or(STORAGE_WORD);
@@ -317,7 +316,7 @@ fn clear(folder: &FolderArgs, yes: bool) -> Result<(), CliError> {
     }
 }
 
-/// Whether nothing is to be cleared; an error where there is no folder.
+/// Whether there is nothing to clear; an error where the folder does not exist.
 fn dir_is_empty(dir: &Path) -> Result<bool, CliError> {
     match dir.is_dir() {
         true => Ok(dir.read_dir().is_ok() && !is_other(dir)),
@@ -325,7 +324,7 @@ fn dir_is_empty(dir: &Path) -> Result<bool, CliError> {
     }
 }
 
-/// Asks, where somebody is there to answer.
+/// Prompts for confirmation; without a terminal, it refuses.
 fn confirm(dir: &Path) -> Result<(), CliError> {
     let refused = || CliError::NotConfirmed {
         path: dir.to_owned(),
@@ -335,11 +334,10 @@ fn confirm(dir: &Path) -> Result<(), CliError> {
     }
     let held = match Inspection::open(dir) {
         Ok(inspection) => Held(Some(inspection.blocks().len())),
-        // A damaged folder is what people clear.
-        Err(
-            TierError::Folder(FolderError::ManifestDamaged { .. })
-            | TierError::Folder(FolderError::NotAStore { .. }),
-        ) => Held(None),
+        // Clearing a damaged folder is a common case.
+        Err(TierError::Folder(
+            FolderError::ManifestDamaged { .. } | FolderError::NotAStore { .. },
+        )) => Held(None),
         Err(error) => return Err(error.into()),
     };
     let dir_name = dir.display().to_string();
@@ -358,7 +356,7 @@ impl fmt::Display for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(blocks) => write!(f, "{blocks} blocks"),
-            None => f.write_str("whatever a damaged folder holds"),
+            None => f.write_str("the contents of a damaged folder"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What is said of a folder.
+//! The reports on a folder.
 
 use std::{
     collections::BTreeSet,
@@ -19,7 +19,7 @@ use serde::Serialize;
 
 use crate::output::{Align, Screen, Table, bytes, thousands};
 
-/// How many bad blocks are named one by one.
+/// Most bad blocks in a list.
 const BAD_SHOWN: usize = 8;
 
 /// Lists the first blocks and records that are bad.
@@ -35,7 +35,7 @@ pub(super) fn push_bad(text: &mut String, bad: &[BadBlock], (torn, unreadable): 
     }
 }
 
-/// What a folder holds.
+/// The contents of a folder.
 #[derive(Serialize)]
 pub(super) struct Stat<'a> {
     path: &'a Path,
@@ -62,7 +62,7 @@ pub(super) struct Stat<'a> {
 /// Whether a cache uses the folder.
 #[derive(Serialize)]
 struct Usage {
-    /// Null where it cannot be told.
+    /// Null where it is unknown.
     in_use: Option<bool>,
     #[serde(skip_serializing_if = "Option::is_none")]
     used_by_process: Option<u32>,
@@ -78,12 +78,12 @@ impl Usage {
                 let text = match (holder.pid, &holder.program) {
                     (Some(pid), Some(program)) => format!("by process {pid} ({program})"),
                     (Some(pid), None) => format!("by process {pid}"),
-                    (None, _) => "by a process that cannot be seen from here".to_owned(),
+                    (None, _) => "by a process that is not visible from here".to_owned(),
                 };
                 (Some(true), holder.pid, text)
             }
-            FolderUsage::Unknown(error) => (None, None, format!("cannot be told: {error}")),
-            _ => (None, None, "cannot be told".to_owned()),
+            FolderUsage::Unknown(error) => (None, None, format!("unknown: {error}")),
+            _ => (None, None, "unknown".to_owned()),
         };
         Usage {
             in_use,
@@ -123,7 +123,7 @@ impl<'a> Stat<'a> {
         }
     }
 
-    /// All of it, for a person.
+    /// The report as text.
     pub(super) fn text(&self, screen: Screen) -> String {
         let mut text = path_text(screen, self.path);
         text.push('\n');
@@ -169,7 +169,7 @@ fn path_text(screen: Screen, path: &Path) -> String {
     screen.bold(&Shown(&path.display().to_string()).to_string())
 }
 
-/// `3 days`, as coarse as people say it.
+/// `3 days`: a coarse age for people.
 fn age(seconds: u64) -> String {
     let (count, unit) = match seconds {
         0..120 => (seconds, "second"),
@@ -181,7 +181,7 @@ fn age(seconds: u64) -> String {
     format!("{count} {unit}{plural}")
 }
 
-/// A block that cannot be used.
+/// An unusable block.
 #[derive(Serialize)]
 pub(super) struct BadBlock {
     key: String,
@@ -206,15 +206,15 @@ impl BadBlock {
     }
 }
 
-/// What reading every block found.
+/// The outcome of reading every block.
 #[derive(Default)]
 pub(super) struct ReadBlocks {
     pub(super) bad: Vec<BadBlock>,
-    /// Blocks that the cache that uses the folder replaced or erased meanwhile.
+    /// Blocks that the cache using the folder replaced or erased during the read.
     pub(super) replaced: usize,
 }
 
-/// What reading every block found, and where they were written to.
+/// The outcome of reading every block, and where they were exported to.
 #[derive(Serialize)]
 pub(super) struct Checked<'a> {
     path: &'a Path,
@@ -222,7 +222,7 @@ pub(super) struct Checked<'a> {
     verdict: &'static str,
     checked: usize,
     bad: Vec<BadBlock>,
-    /// Blocks that were replaced or erased while they were read, which is no damage.
+    /// Blocks that were replaced or erased during the read, which is no damage.
     replaced: usize,
     torn: &'a [u32],
     unreadable: &'a [u32],
@@ -261,7 +261,7 @@ impl<'a> Checked<'a> {
         }
     }
 
-    /// Why not all of it can be used, if so.
+    /// Why some blocks are unusable, if so.
     pub(super) fn problem(&self) -> Option<String> {
         if self.verdict == "whole" {
             return None;
@@ -276,7 +276,7 @@ impl<'a> Checked<'a> {
         ))
     }
 
-    /// All of it, for a person.
+    /// The report as text.
     pub(super) fn text(&self, screen: Screen) -> String {
         let mut text = path_text(screen, self.path);
         let whole = self.checked - self.bad.len() - self.replaced;
@@ -290,12 +290,12 @@ impl<'a> Checked<'a> {
             let used = Shown(&self.usage.text);
             let _ = writeln!(
                 text,
-                "  used {used}; what it writes meanwhile may be missing here"
+                "  used {used}; blocks that it writes now may be missing here"
             );
         }
         if self.replaced > 0 {
             let replaced = thousands(self.replaced as u64);
-            let _ = writeln!(text, "  {replaced} were replaced while they were read");
+            let _ = writeln!(text, "  {replaced} were replaced during the read");
         }
         push_bad(&mut text, &self.bad, (self.torn, self.unreadable));
         if let Some(ExportedTo { file, blocks }) = &self.exported {
@@ -310,7 +310,7 @@ impl<'a> Checked<'a> {
     }
 }
 
-/// A folder that could not be used, as JSON.
+/// An unusable folder, as JSON.
 pub(super) fn failed_json(path: &Path, error: &TierError) -> impl Serialize {
     let verdict = match error {
         TierError::Folder(FolderError::NotAStore { .. }) => "not a disk tier",

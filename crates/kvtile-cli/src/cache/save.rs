@@ -1,11 +1,11 @@
-//! Blocks in one file: the form of a saved cache (`kvtile::saved`).
+//! Blocks in one file: the saved form (`kvtile::saved`).
 //!
 //! A saved cache has no keys of its own. Its note `blocks` has, for each block in the order of the
 //! file, the key, the parent, the position and the tenant as JSON.
 //!
-//! Blocks are verified on their way into a file without a name beside the target, and saved from
-//! there, because the header of a saved cache says how many blocks there are before the first of
-//! them. So an export takes the room of the blocks twice while it runs, and little memory.
+//! The header of a saved cache states the number of blocks before the first of them. So an export
+//! first verifies the blocks into an unnamed file beside the target and saves from there. It needs
+//! twice the space of the blocks while it runs, and little memory.
 
 use std::{path::Path, sync::Arc};
 
@@ -21,11 +21,11 @@ use kvtile::{
 use super::export::{Exported, facts, newest, read_whole};
 use crate::error::CliError;
 
-/// The option that says the order of the stored blocks.
+/// The option with the order of the stored blocks.
 pub(super) const STORE_LAYOUT: &str = "--store-layout";
 
-/// Writes every whole block to a new saved cache; on an error, or without a whole block, there is
-/// none.
+/// Writes every whole block to a new saved cache. After an error, or without a whole block, no file
+/// exists.
 pub(super) fn export(
     inspection: &Inspection,
     path: &Path,
@@ -36,7 +36,7 @@ pub(super) fn export(
     if all.is_empty() {
         return read_whole(inspection, |_, _| Ok(()));
     }
-    // Before the first byte is read: a wrong word is refused at once.
+    // Checked before the first byte is read, so that a wrong word fails at once.
     let _ = layout(manifest, all.len(), word)?;
     let block_bytes = manifest.block_bytes();
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty());
@@ -54,7 +54,7 @@ pub(super) fn export(
     Ok(exported)
 }
 
-/// Saves the blocks that lie one behind the other in `staged`.
+/// Saves the consecutive blocks of `staged`.
 fn save_staged(
     manifest: &Manifest,
     staged: FileMemory,
@@ -84,7 +84,7 @@ fn save_staged(
     Ok(())
 }
 
-/// The layout of the blocks one behind the other.
+/// The layout of consecutive blocks.
 fn layout(manifest: &Manifest, blocks: usize, word: &Word) -> Result<StridedLayout, CliError> {
     let refused = |problem: String| CliError::Option {
         option: STORE_LAYOUT,
@@ -107,13 +107,13 @@ fn layout(manifest: &Manifest, blocks: usize, word: &Word) -> Result<StridedLayo
     }
     if !one_behind_the_other(&layout, manifest.block_bytes()) {
         return Err(refused(
-            "a block is no piece of its own; give a word that begins with B".to_owned(),
+            "its blocks are not contiguous; give a word that begins with B".to_owned(),
         ));
     }
     Ok(layout)
 }
 
-/// Whether block `i` of the layout is the bytes from `i × block_bytes` on.
+/// Whether block `i` of the layout is the bytes that start at `i × block_bytes`.
 fn one_behind_the_other(layout: &StridedLayout, block_bytes: u64) -> bool {
     let blocks = layout.shape().num_blocks();
     layout.region_bytes() == [block_bytes * blocks]

@@ -1,4 +1,4 @@
-//! One line for each thing that the machine offers.
+//! The checks of `kvtile doctor`, one line each.
 
 use std::path::Path;
 
@@ -13,23 +13,23 @@ use serde::Serialize;
 
 use crate::output::{Screen, count};
 
-/// Bytes that are tried in a folder.
+/// Bytes of the trial file in a folder.
 const TRIAL_BYTES: usize = 64 << 10;
 
 /// Locked memory below which registering buffers soon fails.
 const LOCKED_BYTES_MIN: u64 = 64 << 20;
 
-/// How something stands.
+/// The status of a feature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Status {
-    /// As good as it gets.
+    /// Nothing to improve.
     Ok,
-    /// It can be better.
+    /// Can be improved.
     Improvable,
-    /// Not there; nothing needs it.
+    /// Absent, but optional.
     Absent,
-    /// It cannot be known.
+    /// Not detectable.
     Unknown,
 }
 
@@ -44,14 +44,14 @@ impl Status {
     }
 }
 
-/// One thing that was looked at.
+/// One checked feature.
 #[derive(Debug, Serialize)]
 pub(super) struct Check {
     pub(super) name: String,
     pub(super) status: Status,
-    /// What was found, or why nothing was.
+    /// What was found, or why the check failed.
     pub(super) found: String,
-    /// What to change.
+    /// The advice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) advice: Option<String>,
 }
@@ -79,7 +79,7 @@ impl Check {
     }
 }
 
-/// What the kernel says.
+/// The checks of the kernel's facts.
 pub(super) fn of_machine(machine: &Machine) -> Vec<Check> {
     vec![
         cpus(machine),
@@ -116,7 +116,11 @@ fn cpu_features() -> Check {
     let features = detected();
     let found = features.join(", ");
     if features.is_empty() {
-        Check::new("vector units", Status::Unknown, "none that kvtile asks for")
+        Check::new(
+            "vector units",
+            Status::Unknown,
+            "none that kvtile checks for",
+        )
     } else {
         Check::new("vector units", Status::Ok, found)
     }
@@ -194,7 +198,7 @@ fn huge_pages(name: &str, fact: &Fact<HugePageMode>, file: &str, machine: &Machi
     Check::of_fact(name, fact, |mode| {
         let (status, found) = match mode {
             HugePageMode::Always => (Status::Ok, "always"),
-            HugePageMode::Advised => (Status::Ok, "where asked for, and kvtile asks"),
+            HugePageMode::Advised => (Status::Ok, "on request, and kvtile requests them"),
             HugePageMode::Never => (Status::Improvable, "never"),
             _ => (Status::Unknown, "in a mode that kvtile does not know"),
         };
@@ -228,21 +232,25 @@ fn locked_memory(limit: ResourceLimit) -> Check {
     }
 }
 
-/// How files are read and written, by trying what a transfer tries.
+/// The way to read and write files, by the same probe that a transfer makes.
 fn io_uring() -> Check {
     let name = "io_uring";
     match FileIo::probe() {
-        FileIo::IoUring => Check::new(name, Status::Ok, "works; files are read and written by it"),
+        FileIo::IoUring => Check::new(
+            name,
+            Status::Ok,
+            "works; kvtile reads and writes files with it",
+        ),
         FileIo::Threads { reason } => {
-            let found = format!("{reason}; files are read and written by threads");
+            let found = format!("{reason}; kvtile reads and writes files with threads");
             Check::new(name, Status::Improvable, found)
-                .advice("where it is allowed, several reads and writes in flight need no threads")
+                .advice("with io_uring, several reads and writes in flight need no threads")
         }
-        _ => Check::new(name, Status::Unknown, "the library did not say"),
+        _ => Check::new(name, Status::Unknown, "no result"),
     }
 }
 
-/// Whether files in `folder` can pass by the page cache.
+/// Whether files in `folder` can bypass the page cache.
 pub(super) fn direct_io(folder: &Path) -> Check {
     let name = format!("direct I/O in {}", folder.display());
     let trial = FileMemory::options()
@@ -257,8 +265,8 @@ pub(super) fn direct_io(folder: &Path) -> Check {
                 Check::new(&name, Status::Ok, found)
             }
             DirectIo::Unavailable { reason } => Check::new(&name, Status::Improvable, reason)
-                .advice("files there go through the page cache; ext4 and xfs on a disk take it"),
-            DirectIo::NotRequested => Check::new(&name, Status::Unknown, "it was not asked for"),
+                .advice("files there go through the page cache; ext4 and xfs on a disk support direct I/O"),
+            DirectIo::NotRequested => Check::new(&name, Status::Unknown, "not requested"),
         },
     }
 }

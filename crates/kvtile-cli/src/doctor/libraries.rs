@@ -1,5 +1,5 @@
-//! Libraries of others, found without loading any of their code: by the cache of the dynamic
-//! linker, by well-known folders, and by the paths that the environment names.
+//! Finds third-party libraries without loading their code: by the cache of the dynamic linker, by
+//! well-known folders, and by paths in the environment.
 
 use std::{
     fs,
@@ -8,7 +8,7 @@ use std::{
 
 use super::checks::{Check, Status};
 
-/// Where drivers and toolkits put their libraries, beside what the linker knows.
+/// Common folders of driver and toolkit libraries, besides those of the linker.
 const FOLDERS: [&str; 10] = [
     "/usr/lib/x86_64-linux-gnu",
     "/usr/lib/aarch64-linux-gnu",
@@ -42,7 +42,7 @@ pub(super) fn cuda() -> Check {
             )
         }
         (None, true) => {
-            let found = "a GPU device file is there, but no libcuda.so.1";
+            let found = "a GPU device file exists, but no libcuda.so.1";
             Check::new(name, Status::Improvable, found)
                 .advice("install the driver's libraries, or have the container mount them")
         }
@@ -62,12 +62,12 @@ pub(super) fn nixl() -> Check {
         None => Check::new(
             name,
             Status::Absent,
-            "no libnixl*.so; only remote memory would need it",
+            "no libnixl*.so; only remote memory needs it",
         ),
     }
 }
 
-/// The first library whose file name is wanted.
+/// The first library whose file name matches.
 fn find(wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     let name_of = |path: &Path| {
         let name = path.file_name();
@@ -91,7 +91,8 @@ fn find(wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
     })
 }
 
-/// Paths in the cache of the dynamic linker: text between zero bytes, whatever else its form is.
+/// Paths in the cache of the dynamic linker: the text between zero bytes. Its other structure is
+/// ignored.
 fn linker_cache() -> Vec<PathBuf> {
     let cache = fs::read("/etc/ld.so.cache").unwrap_or_default();
     paths_in(&cache)

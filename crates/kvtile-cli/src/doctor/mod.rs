@@ -1,4 +1,4 @@
-//! `kvtile doctor`: what this machine offers, and what to change.
+//! `kvtile doctor`: the features of this machine, with advice.
 
 mod checks;
 mod libraries;
@@ -15,10 +15,10 @@ use crate::{
     output::{self, Align, Screen, Table},
 };
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
-Nothing is changed, no code of a driver is loaded, and nothing that is missing is an error: kvtile
-needs none of it to run. Lines marked ! can be better; what to do stands below them.
+The command changes nothing and loads no driver code. A missing feature is no error: kvtile runs
+without all of them. Lines marked ! can be improved; the advice is below them.
 
 Examples:
   kvtile doctor
@@ -28,7 +28,7 @@ Examples:
 /// Arguments of `kvtile doctor`.
 #[derive(Args, Debug)]
 pub struct DoctorArgs {
-    /// Folder to try direct I/O in, once for each [default: the current one and /var/tmp]
+    /// Folder to try direct I/O in; repeat for several [default: the current one and /var/tmp]
     #[arg(long = "folder", value_name = "FOLDER")]
     folders: Vec<PathBuf>,
     /// Print JSON
@@ -36,7 +36,7 @@ pub struct DoctorArgs {
     json: bool,
 }
 
-/// Everything, as a report.
+/// The whole report.
 #[derive(Serialize)]
 struct Report {
     version: &'static str,
@@ -46,7 +46,7 @@ struct Report {
     machine: Machine,
 }
 
-/// Looks at the machine.
+/// Checks the machine.
 pub(crate) fn run(args: &DoctorArgs) -> Result<(), CliError> {
     let machine = Machine::probe();
     let folders = match args.folders.as_slice() {

@@ -1,4 +1,4 @@
-//! `kvtile inspect`: what a saved cache holds, whether it is whole, and whether it may be used.
+//! `kvtile inspect`: the contents of a saved cache, its checksums, and whether it may be used.
 
 mod report;
 
@@ -21,18 +21,18 @@ use crate::{
 /// Longest identity file, in bytes.
 const IDENTITY_BYTES_MAX: u64 = 16 << 20;
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
 A saved cache carries the identity of its bytes: model, revision, planes, page size, layers and
-heads, rotary embedding. It is loaded only where all of that is equal, and only blocks whose
-checksums hold are served.
+heads, rotary embedding. A load requires all of them to be equal, and serves only blocks whose
+checksums match.
 
 Exit codes: 0 whole (and equal, with --against), 1 damaged, refused or no saved cache.
 
 Examples:
   kvtile inspect cache.kvtile
   kvtile inspect cache.kvtile --no-blocks                header and tables only, at once
-  kvtile inspect cache.kvtile --against other.kvtile     may one stand in for the other?
+  kvtile inspect cache.kvtile --against other.kvtile     may one replace the other?
   kvtile inspect cache.kvtile --json | jq .identity > identity.json
   kvtile inspect cache.kvtile --against identity.json";
 
@@ -42,11 +42,11 @@ pub struct InspectArgs {
     /// The saved cache
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// Compare identities with another saved cache, or with an identity as JSON, and name what
-    /// differs
+    /// Compare identities with another saved cache, or with an identity as JSON, and name the
+    /// differences
     #[arg(long, value_name = "FILE")]
     against: Option<PathBuf>,
-    /// Do not read the blocks: look at the header and the tables only
+    /// Skip the blocks: check only the header and the tables
     #[arg(long)]
     no_blocks: bool,
     /// Print JSON
@@ -54,7 +54,7 @@ pub struct InspectArgs {
     json: bool,
 }
 
-/// Looks into a saved cache.
+/// Inspects a saved cache.
 pub(crate) fn run(args: &InspectArgs) -> Result<(), CliError> {
     if args.file.is_dir() {
         return Err(CliError::NoTier {
@@ -109,7 +109,7 @@ fn compare(cache: &SavedCache, path: &Path) -> Result<Against, CliError> {
     Ok(Against::new(path, &theirs, differences))
 }
 
-/// The identity of a saved cache, or the one that a JSON file spells out.
+/// The identity of a saved cache, or one from a JSON file.
 fn identity_of(path: &Path) -> Result<LogicalIdentity, CliError> {
     let file = Whole::of(path)?;
     match SavedCache::inspect(file.path()) {

@@ -1,4 +1,4 @@
-//! What is said of a saved cache.
+//! The reports on a saved cache.
 
 use std::{collections::BTreeMap, fmt::Write as _, path::Path};
 
@@ -15,10 +15,10 @@ use crate::{
     output::{Align, Screen, Table, bytes, thousands},
 };
 
-/// How many bad blocks are named one by one.
+/// Most bad blocks in a list.
 const BAD_SHOWN: usize = 8;
 
-/// Characters of a note that are shown to a person; JSON has all of it.
+/// Longest note in a text report, in characters; JSON has it in full.
 const NOTE_CHARACTERS_MAX: usize = 200;
 
 /// A saved cache, as a report.
@@ -69,7 +69,7 @@ impl<'a> FailedReport<'a> {
     }
 }
 
-/// A note, cut where it is long.
+/// A note, truncated where it is long.
 fn shortened(note: &str) -> String {
     match note.char_indices().nth(NOTE_CHARACTERS_MAX) {
         None => note.to_owned(),
@@ -83,7 +83,7 @@ fn shortened(note: &str) -> String {
     }
 }
 
-/// What the checksums say.
+/// The outcome of the checksums.
 #[derive(Serialize)]
 pub(super) struct Blocks {
     checked: usize,
@@ -118,7 +118,7 @@ pub(super) struct Against {
     path: std::path::PathBuf,
     model: String,
     equal: bool,
-    /// In a fixed order; the first one is what a load would be refused with.
+    /// In a fixed order; a load fails with the first one.
     differences: Vec<Differing>,
 }
 
@@ -206,7 +206,7 @@ impl<'a> Report<'a> {
         ))
     }
 
-    /// All of it, for a person.
+    /// The report as text.
     pub(super) fn text(&self, screen: Screen) -> String {
         let path = self.path.display().to_string();
         let mut text = screen.bold(&Shown(&path).to_string());
@@ -273,7 +273,7 @@ impl Against {
     fn summary(&self) -> String {
         let path = self.path.display();
         match self.differences.first() {
-            None => format!("{path}: equal, blocks of one may stand in for the other"),
+            None => format!("{path}: equal, blocks of one may replace those of the other"),
             Some(first) => format!("{path}: refused, {} differs", first.field),
         }
     }

@@ -1,4 +1,4 @@
-//! What is said of one layout.
+//! The report on one layout.
 
 use std::fmt::Write as _;
 
@@ -17,10 +17,10 @@ use crate::{
 /// One layout for one shape, as a report.
 #[derive(Debug, Serialize)]
 pub(crate) struct LayoutFacts {
-    /// What is known of it, where it was asked for by name.
+    /// The facts of the preset, where the user gave its name.
     #[serde(flatten)]
     known: Option<Known>,
-    /// `None` where the strides are explicit.
+    /// `None` for explicit strides.
     word: Option<String>,
     long_form: String,
     shape: Shape,
@@ -31,7 +31,7 @@ pub(crate) struct LayoutFacts {
     planes: Vec<PlaneFacts>,
 }
 
-/// Where a known layout comes from.
+/// The origin of a known layout.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Known {
     pub(crate) name: String,
@@ -43,7 +43,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// What is known of a layout that was asked for by name.
+    /// The facts of a layout that the user gave by name.
     pub(crate) fn asked(asked: &AskedLayout) -> Option<Known> {
         match asked {
             AskedLayout::Word(_) => None,
@@ -51,7 +51,7 @@ impl Known {
         }
     }
 
-    /// What is known of a preset.
+    /// The facts of a preset.
     fn of(preset: &Preset) -> Known {
         Known {
             name: preset.name.clone(),
@@ -82,10 +82,10 @@ struct Bytes {
     payload_per_block: u64,
 }
 
-/// What lies in one piece.
+/// The contiguous parts.
 #[derive(Debug, Serialize)]
 struct Contiguous {
-    /// A block with all of its layers and planes.
+    /// A block with all layers and planes.
     block: bool,
     /// One layer of a block with all planes.
     layer_of_block: bool,
@@ -105,7 +105,7 @@ struct PlaneFacts {
 }
 
 impl LayoutFacts {
-    /// What `layout` is. Sizes fit, because the layout exists.
+    /// The facts of `layout`. Sizes fit, because the layout exists.
     pub(crate) fn of(layout: &StridedLayout, known: Option<Known>) -> LayoutFacts {
         let regions = layout.region_bytes();
         let total: u64 = regions.iter().sum();
@@ -154,7 +154,7 @@ impl LayoutFacts {
         }
     }
 
-    /// The same under the word of its user.
+    /// The facts under the user's word.
     pub(crate) fn called(self, word: &Word) -> LayoutFacts {
         LayoutFacts {
             word: Some(word.to_string()),
@@ -179,7 +179,7 @@ impl LayoutFacts {
         }
     }
 
-    /// All of it, for a person.
+    /// The report as text.
     pub(crate) fn text(&self, node: &Node, screen: Screen) -> String {
         let mut text = self.heading(screen);
         let mut facts = Table::bare([Align::Left, Align::Left]);
@@ -207,7 +207,7 @@ impl LayoutFacts {
             text,
             "\n{} {}",
             screen.bold("Memory from left to right"),
-            screen.dim("(each row shows what the first cell above it holds)")
+            screen.dim("(each row shows the first cell above it)")
         );
         text.push_str(&draw::picture(node, screen));
         text

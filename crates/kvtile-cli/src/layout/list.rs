@@ -160,7 +160,7 @@ pub(super) fn layouts(filters: &[String], json: bool) -> Result<(), CliError> {
     output::print(&text)
 }
 
-/// Up to how many layouts are shown with all that is known of them.
+/// Up to this many layouts are listed with all details.
 const DETAILED: usize = 6;
 
 fn table() -> Table {

@@ -1,4 +1,4 @@
-//! `kvtile layout`: what a layout is, and which ones are known.
+//! `kvtile layout`: explains layouts, and lists the known ones.
 
 mod facts;
 mod list;
@@ -25,14 +25,14 @@ use crate::{
     shape_args::ShapeArgs,
 };
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
 The language:
   A word names the axes from slowest to fastest: B block, L layer, K plane (K and V), N token,
   H head, C content. Axes multiply, parentheses add, a number is a modulus:
     BLKNHC           one region, token by token inside a block
-    L|KBNHC          what stands left of the bar enumerates regions: one a layer
-    L|BH(kCN,vNC)    K and V lie side by side in orders of their own
+    L|KBNHC          axes left of the bar enumerate regions: one per layer
+    L|BH(kCN,vNC)    K and V lie side by side each in its own order
     BLKHCNC8         tiles: the 8 fastest elements of the content innermost
     L|B@4096HNKC     the stride of a block is rounded up to 4096 bytes (=4096 would fix it)
     L|BN(c,r)C       planes of other names, given by --plane or by a model
@@ -77,7 +77,8 @@ pub(crate) fn run(args: &LayoutArgs) -> Result<(), CliError> {
     }
 }
 
-/// A picture of a layout as SVG. A layout over tensors has strides of its own; `word` is what its user calls it.
+/// A picture of a layout as SVG. `word` is the user's word for it, since a layout over tensors has
+/// explicit strides.
 #[must_use]
 pub fn layout_picture(layout: &StridedLayout, word: &Word) -> String {
     let node = Node::of(layout);
@@ -85,7 +86,7 @@ pub fn layout_picture(layout: &StridedLayout, word: &Word) -> String {
     draw::layout_svg(&facts.side(&node))
 }
 
-/// Options of a layout, which a list would leave unread.
+/// Refuses options of a layout, which a list would ignore.
 fn check_list(args: &LayoutArgs, what: &str) -> Result<(), CliError> {
     let option = match (&args.svg, args.shape.is_given()) {
         (Some(_), _) => "--svg beside",

@@ -1,4 +1,4 @@
-//! How shapes, digits and nestings are put for a person.
+//! Text forms of shapes, digits and nestings.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use crate::{
     output::{Align, Table, count, thousands},
 };
 
-/// `N` for a whole axis, `N/16` for sixteens.
+/// `N` for a whole axis, `N/16` for groups of sixteen.
 pub(super) fn axis_text(digit: &Digit) -> String {
     match digit.low {
         1 => format!("{} {}", digit.axis, digit.axis.long_name()),

@@ -1,4 +1,4 @@
-//! Sizes and counts as people read them.
+//! Formats sizes and counts for people.
 
 /// `1.5 MiB (1,572,864 bytes)`, or `96 bytes`.
 pub fn bytes(count: u64) -> String {
@@ -31,7 +31,7 @@ fn binary(count: u64) -> Option<String> {
     if rest == 0 {
         return Some(format!("{whole} {unit}"));
     }
-    // Three digits are enough to compare; the exact number stands beside them where it matters.
+    // Three digits are enough to compare; the exact number follows where it matters.
     let hundredths = (u128::from(rest) * 100) >> shift;
     Some(match whole {
         0..10 => format!("{whole}.{hundredths:02} {unit}"),

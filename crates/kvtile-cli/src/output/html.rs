@@ -1,10 +1,10 @@
-//! What all pages have in common: they stand alone, follow light and dark, and take no text for
-//! markup.
+//! The common parts of all HTML pages: they are self-contained, support light and dark mode, and
+//! escape text.
 
-/// The style of all pages; each adds what is its own.
+/// The style of all pages; each page adds its own rules.
 pub const PAGE_STYLE: &str = include_str!("page.css");
 
-/// Text that is no markup; whoever wrote it may say anything.
+/// Escapes untrusted text for HTML.
 pub fn escaped(text: &str) -> String {
     let text = text.replace('&', "&amp;").replace('<', "&lt;");
     text.replace('>', "&gt;").replace('"', "&quot;")
@@ -15,7 +15,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_somebody_says_is_no_markup() {
+    fn markup_in_text_is_escaped() {
         assert_eq!(escaped("<b> & \"x\""), "&lt;b&gt; &amp; &quot;x&quot;");
     }
 }

@@ -1,4 +1,4 @@
-//! What a command hands to its reader: text or JSON, in one piece, to whoever still listens.
+//! The output of a command: text or JSON, written in one piece. A closed reader is no error.
 
 mod bytes;
 mod html;
@@ -20,23 +20,23 @@ pub use table::{Align, Table};
 
 use crate::error::CliError;
 
-/// Columns where nobody says how many there are.
+/// Columns where neither the terminal nor `COLUMNS` gives a number.
 const COLUMNS_DEFAULT: usize = 80;
 
-/// Columns beyond which pictures do not grow.
+/// Widest picture, in columns.
 const COLUMNS_MAX: usize = 120;
 
-/// How the reader reads.
+/// The properties of the output.
 #[derive(Clone, Copy, Debug)]
 pub struct Screen {
-    /// Columns that may be used.
+    /// Usable columns.
     pub columns: usize,
-    /// Whether colours are wanted and understood.
+    /// Whether the output shows colours.
     pub colours: bool,
 }
 
 impl Screen {
-    /// Asks the terminal, `NO_COLOR` and `COLUMNS`.
+    /// Reads the terminal, `NO_COLOR` and `COLUMNS`.
     pub fn of_stdout() -> Screen {
         let term = Term::stdout();
         let asked = std::env::var("COLUMNS").ok().and_then(|c| c.parse().ok());
@@ -49,17 +49,17 @@ impl Screen {
         }
     }
 
-    /// `text` in bold, where the reader sees it.
+    /// `text` in bold, where the output shows it.
     pub fn bold(self, text: &str) -> String {
         self.ansi("1", text)
     }
 
-    /// `text` in a dim colour, where the reader sees it.
+    /// `text` dimmed, where the output shows it.
     pub fn dim(self, text: &str) -> String {
         self.ansi("2", text)
     }
 
-    /// `text` between the given attributes, where the reader sees them.
+    /// `text` with the given attributes, where the output shows them.
     pub fn ansi(self, attributes: &str, text: &str) -> String {
         if self.colours {
             format!("\u{1b}[{attributes}m{text}\u{1b}[0m")
@@ -69,7 +69,7 @@ impl Screen {
     }
 }
 
-/// Writes `text` to standard output. A reader that has left (`| head`) is no error.
+/// Writes `text` to standard output. A closed reader (`| head`) is no error.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -78,8 +78,8 @@ pub fn print(text: &str) -> Result<(), CliError> {
     result(&terminal::for_terminal(text, colours))
 }
 
-/// As [`print()`], for the report of a command that only checks: its exit code says the same, so it is not
-/// shown where the user wants quiet.
+/// As [`print()`], for the report of a command that only checks: with `--quiet` it prints nothing,
+/// because the exit code carries the result.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -90,14 +90,14 @@ pub fn print_check(text: &str) -> Result<(), CliError> {
     }
 }
 
-/// Writes a line, or a question without an end of line, to standard error.
+/// Writes a line, or a prompt without a line break, to standard error.
 pub fn print_error(text: &str) {
     let text = terminal::for_terminal(text, false);
-    // Where nobody reads, there is nobody to tell.
+    // A closed standard error leaves no place to report to.
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Writes a text that a program reads, as it is.
+/// Writes text for a program, unescaped.
 ///
 /// # Errors
 /// The output cannot be written.
@@ -105,7 +105,7 @@ pub(crate) fn print_script(text: &str) -> Result<(), CliError> {
     result(text)
 }
 
-/// Text of the result, to its file or to standard output.
+/// Writes text of the result to its file or to standard output.
 fn result(text: &str) -> Result<(), CliError> {
     match said::keep(text) {
         true => Ok(()),
@@ -113,7 +113,7 @@ fn result(text: &str) -> Result<(), CliError> {
     }
 }
 
-/// Text to standard output, whatever the file of the result is.
+/// Writes text to standard output, even where the result has a file.
 pub(crate) fn write_out(text: &str) -> Result<(), CliError> {
     let mut stdout = io::stdout().lock();
     let written = stdout
@@ -128,7 +128,7 @@ pub(crate) fn write_out(text: &str) -> Result<(), CliError> {
 /// Writes `report` as indented JSON.
 ///
 /// # Errors
-/// The report cannot be JSON, or the output cannot be written.
+/// The report cannot be serialised, or the output cannot be written.
 pub fn print_json(report: &impl Serialize) -> Result<(), CliError> {
     let mut text = serde_json::to_string_pretty(report)?;
     text.push('\n');

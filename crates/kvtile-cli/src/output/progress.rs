@@ -1,5 +1,4 @@
-//! Progress bars on standard error; nothing where that is no terminal, or where the user wants
-//! quiet.
+//! Progress bars on standard error; hidden where it is no terminal, or with `--quiet`.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -9,7 +8,7 @@ pub fn progress(steps: u64, what: &'static str) -> ProgressBar {
     if super::is_quiet() {
         bar.set_draw_target(ProgressDrawTarget::hidden());
     }
-    // The template is fixed; if it were ever wrong, the plain bar would serve.
+    // The template is fixed; if it were wrong, the plain bar would serve.
     if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
         bar.set_style(style);
     }

@@ -1,40 +1,41 @@
-//! How much a run says, and whether its result is kept for a file.
+//! The verbosity of a run, and the buffer for its result file.
 
 use std::cell::{Cell, RefCell};
 
 thread_local! {
-    // A run is one thread's, and the Python package makes several in a process.
+    // Thread-local, because a run uses one thread and the Python package makes several in a
+    // process.
     static QUIET: Cell<bool> = const { Cell::new(false) };
     static VERBOSE: Cell<bool> = const { Cell::new(false) };
     static RESULT: RefCell<Option<String>> = const { RefCell::new(None) };
 }
 
-/// Says what a run is to say, and whether its result is kept, until the next call.
+/// Sets the verbosity and whether the result is buffered, until the next call.
 pub(crate) fn begin(quiet: bool, verbose: bool, keeps: bool) {
     QUIET.set(quiet);
     VERBOSE.set(verbose);
     RESULT.set(keeps.then(String::new));
 }
 
-/// The result that was kept.
+/// Takes the buffered result.
 pub(crate) fn take_result() -> Option<String> {
     RESULT.take()
 }
 
-/// Whether the run is to be quiet.
+/// Whether `--quiet` is set.
 #[must_use]
 pub fn is_quiet() -> bool {
     QUIET.get()
 }
 
-/// A line on standard error for those who want to hear more.
+/// Writes a line to standard error with `--verbose`.
 pub fn note(text: impl FnOnce() -> String) {
     if VERBOSE.get() {
         super::print_error(&format!("{}\n", kvtile::layout::Shown(&text())));
     }
 }
 
-/// Keeps `text` for the file of the result; false where there is none.
+/// Buffers `text` for the result file; false where there is none.
 pub(super) fn keep(text: &str) -> bool {
     RESULT.with_borrow_mut(|result| match result {
         Some(kept) => {

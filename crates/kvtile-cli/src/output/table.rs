@@ -1,15 +1,15 @@
-//! Plain tables: columns as wide as what stands in them, two spaces apart. Cells may hold text from
-//! files: what a terminal would obey is escaped, line breaks included.
+//! Plain tables: each column as wide as its widest cell, two spaces apart. Cells may contain text
+//! from files, so the table escapes characters that a terminal obeys, including line breaks.
 
 use console::measure_text_width;
 use kvtile::layout::Shown;
 
-/// Which side a column keeps to.
+/// The alignment of a column.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Align {
-    /// The left one.
+    /// Left.
     Left,
-    /// The right one.
+    /// Right.
     Right,
 }
 
@@ -40,7 +40,7 @@ impl Table {
         }
     }
 
-    /// One more row.
+    /// Adds a row.
     pub fn row<const N: usize>(&mut self, cells: [String; N]) {
         let shown = cells.iter().map(|cell| Shown(cell).to_string());
         self.rows.push(shown.collect());

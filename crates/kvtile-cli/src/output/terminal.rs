@@ -1,19 +1,19 @@
-//! What reaches a terminal: text, line breaks, and the program's own colours.
+//! The filter for terminal output: it passes text, line breaks and the program's own colours.
 //!
-//! Everything that is printed comes through here, so that no file that somebody else made can move the
-//! cursor, hide what stands beside it or turn its order. Text that comes from a file is shown through
-//! [`Shown`] where a report takes it (`Table` does that for every cell), which catches line breaks and
-//! colours too; what was forgotten there is caught here.
+//! All printed text goes through this filter, so that text from a foreign file cannot move the
+//! cursor, hide the text around it or change its order. Reports also show text from files through
+//! [`Shown`] (`Table` does so for every cell), which escapes line breaks and colours too. This
+//! filter is the second line of defence.
 
 use std::fmt::Write;
 
 use kvtile::layout::Shown;
 
-/// What stands between the escape character and the `m` of a colour, at most.
+/// Most characters between the escape character and the `m` of a colour.
 const COLOUR_CHARACTERS_MAX: usize = 24;
 
-/// `text` as a terminal may have it: line breaks stay, colours stay where they are `wanted`, other
-/// control characters and invisible marks are escaped.
+/// Filters `text` for a terminal: line breaks stay, colours stay if requested, and other control
+/// characters and invisible marks are escaped.
 pub(super) fn for_terminal(text: &str, wanted: bool) -> String {
     let mut safe = String::with_capacity(text.len());
     let mut rest = text;
@@ -36,7 +36,7 @@ pub(super) fn for_terminal(text: &str, wanted: bool) -> String {
     safe
 }
 
-/// Bytes of the colour that `text` begins with: `ESC [ 38;5;255 m`.
+/// Length in bytes of the colour sequence at the start of `text`: `ESC [ 38;5;255 m`.
 fn colour(text: &str) -> Option<usize> {
     let attributes = text.strip_prefix("\u{1b}[")?;
     let end = attributes.find('m')?;
@@ -45,8 +45,8 @@ fn colour(text: &str) -> Option<usize> {
     (plain && end <= COLOUR_CHARACTERS_MAX).then_some(end + 3)
 }
 
-/// JSON whose strings a terminal may have: what it would obey is written as JSON escapes, so the values
-/// are the same. Outside its strings JSON has none of these.
+/// Filters JSON for a terminal: characters that a terminal obeys become JSON escapes, so the values
+/// stay equal. JSON has such characters only in strings.
 pub(super) fn json_for_terminal(json: &str) -> String {
     let mut safe = String::with_capacity(json.len());
     for character in json.chars() {
@@ -68,7 +68,7 @@ pub(super) fn json_for_terminal(json: &str) -> String {
 mod tests {
     use super::*;
 
-    /// Every control character and every mark that turns the order of text.
+    /// Every control character and every mark that changes the order of text.
     fn obeyed() -> impl Iterator<Item = char> {
         let marks = ['\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}'];
         let controls = (0..0x20).chain(0x7f..0xa0);
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn json_has_the_same_values_and_nothing_that_is_obeyed() {
+    fn json_keeps_its_values_without_characters_that_a_terminal_obeys() {
         let text: String = obeyed().chain("é \\ \" 😀 \u{e0041}".chars()).collect();
         let json = serde_json::to_string_pretty(&serde_json::json!({ &text: [&text] })).unwrap();
         let safe = json_for_terminal(&json);

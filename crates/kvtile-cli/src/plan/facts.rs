@@ -1,4 +1,4 @@
-//! What is said of one plan.
+//! The report on one plan.
 
 use std::fmt::Write as _;
 
@@ -20,7 +20,7 @@ pub(super) struct PlanFacts<'a> {
     pub(super) plan: &'a CopyPlan,
 }
 
-/// The same as a report.
+/// The plan as a report.
 #[derive(Serialize)]
 pub(super) struct PlanReport<'a> {
     source: &'a LayoutFacts,
@@ -39,7 +39,7 @@ struct RunBytes {
     shortest: u64,
 }
 
-/// Block pairs that lie alike.
+/// A class of block pairs.
 #[derive(Serialize)]
 struct ClassReport {
     pairs: usize,
@@ -82,7 +82,7 @@ impl PlanFacts<'_> {
         }
     }
 
-    /// The plan in a line or two.
+    /// A summary of the plan in a line or two.
     pub(super) fn notes(&self) -> Vec<String> {
         let (longest, shortest) = self.plan.run_bytes();
         let runs = match self.plan.runs() {
@@ -104,7 +104,7 @@ impl PlanFacts<'_> {
         )]
     }
 
-    /// All of it, for a person.
+    /// The report as text.
     pub(super) fn text(
         &self,
         (source, destination): (&Node, &Node),
@@ -139,7 +139,7 @@ impl PlanFacts<'_> {
                 text,
                 "\n{} {}",
                 screen.bold("Some runs, in the order of each memory"),
-                screen.dim("(·· other bytes lie between)")
+                screen.dim("(·· other bytes between)")
             );
             text.push_str(&draw::strips(samples, screen));
         }
@@ -155,12 +155,12 @@ impl PlanFacts<'_> {
     }
 }
 
-/// What the lengths of the runs mean.
+/// The cost of runs of these lengths.
 fn judgement(longest: u64, shortest: u64) -> &'static str {
     match (shortest, longest) {
         (4096.., _) => "long runs: memory speed",
-        (256.., _) => "medium runs: some cost for each",
-        (17.., _) => "short runs: a good part of the time goes into their number",
+        (256.., _) => "medium runs: some overhead per run",
+        (17.., _) => "short runs: the overhead per run is a large part of the time",
         (_, 0..=16) => "runs as short as single units: a transpose",
         _ => "some runs as short as single units: a transpose in part",
     }

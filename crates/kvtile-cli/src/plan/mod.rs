@@ -1,4 +1,4 @@
-//! `kvtile plan`: how blocks get from one layout to another.
+//! `kvtile plan`: how to copy blocks from one layout to another.
 
 mod facts;
 mod select;
@@ -24,11 +24,11 @@ use crate::{
     shape_args::{Override, ShapeArgs},
 };
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
-A plan is worked out by arithmetic before a byte moves: what both sides hold in one piece becomes
-one run, the rest a small nest of loops. Longer runs are faster; equal layouts have one run a block
-or less.
+Arithmetic gives the plan before a byte moves: bytes that are contiguous on both sides become one
+run, the others a small nest of loops. Longer runs are faster; equal layouts have one run per block
+or fewer.
 
 Examples:
   kvtile plan 'L|KBNHC' BHLKNC
@@ -42,10 +42,10 @@ Examples:
 /// Arguments of `kvtile plan`.
 #[derive(Args, Debug)]
 pub struct PlanArgs {
-    /// Layout that is read: a word, or the name of a known layout
+    /// Source layout: a word, or the name of a known layout
     #[arg(value_name = "SOURCE")]
     source: String,
-    /// Layout that is written
+    /// Destination layout
     #[arg(value_name = "DESTINATION")]
     destination: String,
     #[command(flatten)]
@@ -54,7 +54,7 @@ pub struct PlanArgs {
     sides: SideArgs,
     #[command(flatten)]
     shape: ShapeArgs,
-    /// Write the picture of both sides and of the runs to a file
+    /// Write a picture of both sides and of the runs to a file
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     svg: Option<PathBuf>,
     /// Print JSON
@@ -62,14 +62,14 @@ pub struct PlanArgs {
     json: bool,
 }
 
-/// What is copied.
+/// The options of the selection.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Selection")]
 pub(crate) struct SelectionArgs {
-    /// Blocks that are read, for instance 3,7,12-15 [default: the first 8]
+    /// Source blocks, for instance 3,7,12-15 [default: the first 8]
     #[arg(long, value_name = "LIST")]
     source_blocks: Option<IndexList>,
-    /// Blocks that are written, one for each that is read [default: the first 8]
+    /// Destination blocks, one for each source block [default: the first 8]
     #[arg(long, value_name = "LIST")]
     destination_blocks: Option<IndexList>,
     /// Only these layers, on both sides, for instance 0..8
@@ -78,22 +78,22 @@ pub(crate) struct SelectionArgs {
     /// Only these tokens of every block, on both sides
     #[arg(long, value_name = "RANGE")]
     token_range: Option<Range>,
-    /// Heads of the source that are read, counted there
+    /// Heads of the source, by its own numbers
     #[arg(long, value_name = "RANGE")]
     source_heads: Option<Range>,
-    /// Heads of the destination that are written, counted there
+    /// Heads of the destination, by its own numbers
     #[arg(long, value_name = "RANGE")]
     destination_heads: Option<Range>,
 }
 
-/// What the sides have otherwise.
+/// The options in which the sides differ.
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Sides that differ")]
 pub(crate) struct SideArgs {
-    /// Tokens a block of the source
+    /// Tokens per block of the source
     #[arg(long, value_name = "N", value_parser = numbers::count)]
     source_page_size: Option<u64>,
-    /// Tokens a block of the destination
+    /// Tokens per block of the destination
     #[arg(long, value_name = "N", value_parser = numbers::count)]
     destination_page_size: Option<u64>,
     /// Tensor-parallel size of the source
@@ -162,7 +162,7 @@ pub(crate) fn run(args: &PlanArgs) -> Result<(), CliError> {
     output::print(&text)
 }
 
-/// A rank of as many as nothing says means nothing.
+/// Refuses a rank without a tensor-parallel size.
 fn check_ranks(sides: &SideArgs, shape: &ShapeArgs) -> Result<(), CliError> {
     let ranks = [
         (

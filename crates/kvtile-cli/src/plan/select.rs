@@ -1,14 +1,14 @@
-//! From options to a selection.
+//! Builds a selection from the options.
 
 use kvtile::layout::{BlockPair, RangePair, Selection, Shape};
 
 use super::SelectionArgs;
 use crate::{error::CliError, ranges::Range};
 
-/// Blocks that are planned where none are named.
+/// Number of blocks by default.
 const BLOCKS_DEFAULT: u64 = 8;
 
-/// What the options select between two shapes.
+/// The selection of the options between two shapes.
 pub(super) fn selection(
     args: &SelectionArgs,
     source: &Shape,
@@ -30,7 +30,7 @@ pub(super) fn selection(
     Ok(selection)
 }
 
-/// The same blocks on both sides where one list or none is given.
+/// The block lists; one list applies to both sides.
 fn lists(args: &SelectionArgs, held: u64) -> (Vec<u64>, Vec<u64>) {
     let first = |count: usize| (0..count as u64).collect::<Vec<u64>>();
     match (&args.source_blocks, &args.destination_blocks) {
@@ -60,7 +60,7 @@ fn part_of_pages(
     Ok(selection)
 }
 
-/// A sequence of tokens through pages of different sizes: as many as fill whole pages of both.
+/// A token sequence through pages of different sizes: as many tokens as fill whole pages of both.
 fn sequence(
     args: &SelectionArgs,
     source: &Shape,
@@ -94,7 +94,7 @@ fn sequence(
     Ok(Selection::sequence(&from, a, &to, b, tokens)?)
 }
 
-/// Given heads, or what two shards of one model share.
+/// The given heads, or the heads that two shards of one model share.
 fn heads(
     args: &SelectionArgs,
     source: &Shape,
@@ -121,7 +121,7 @@ fn heads(
         return Err(CliError::Option {
             option: "--destination-heads",
             value: format!("{}..{}", to.start, to.start.saturating_add(to.count)),
-            problem: format!("the source gives {} heads; give as many", from.count),
+            problem: format!("the source has {} heads; give as many", from.count),
         });
     }
     Ok(Some(RangePair {

@@ -2,7 +2,7 @@
 
 use pulp::Arch;
 
-/// Chains in which sums and maxima are taken, on every machine.
+/// Number of chains for sums and maxima, on every machine.
 const CHAINS: usize = 16;
 
 /// `out = x * weight / sqrt(mean(x^2) + epsilon)` for each row of `weight.len()`
@@ -78,9 +78,8 @@ fn fold(values: &[f32], start: f32, step: impl Fn(f32, f32) -> f32) -> [f32; CHA
     chains
 }
 
-/// The exponential to about two units in the last place, without branches or
-/// calls, so that a loop over it becomes vector code. Arguments are clamped to
-/// where the result is a normal number.
+/// The exponential to about two units in the last place, without branches or calls, so that a loop
+/// over it becomes vector code. Arguments are clamped to the range with normal results.
 ///
 /// `exp(x) = 2^n * exp(r)` with `n = round(x / ln 2)` and `|r| <= ln 2 / 2`; adding
 /// 1.5 * 2^23 rounds and leaves `n` in the low bits, the Taylor polynomial of

@@ -3,13 +3,12 @@
 //! The instruction set is chosen at run time (AVX-512, AVX2, NEON, else scalar).
 //! It knows neither models nor caches.
 //!
-//! **Order of summation.** Every element of a matrix product is one chain of
-//! fused multiply-adds along the inner axis, first to last, whatever the number
-//! of rows computed together, of threads, or of vector lanes. Norms and softmax
-//! sum in sixteen interleaved chains, on every machine. (Where a processor has no
-//! fused multiply-add, product and sum are rounded apart.) Hence a token's result
-//! does not depend, not even in its last bit, on how a prompt was cut into
-//! passes, nor on where its keys and values were stored.
+//! **Order of summation.** Every element of a matrix product is one chain of fused multiply-adds
+//! along the inner axis, first to last. The chain does not depend on the number of rows computed
+//! together, of threads, or of vector lanes. Norms and softmax sum in sixteen interleaved chains,
+//! on every machine. (A processor without fused multiply-add rounds product and sum separately.)
+//! Hence the result of a token is the same to the last bit for any split of a prompt into passes
+//! and any place of its keys and values.
 
 mod elementwise;
 mod multiply;

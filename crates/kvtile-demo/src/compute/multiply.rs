@@ -1,22 +1,21 @@
 //! Rows times panels.
 //!
-//! Up to twelve rows are multiplied with the 32 columns of one panel at a time:
-//! 24 accumulators of 16 lanes fill the registers of AVX-512 (four rows where
-//! there are only 16 registers). The rows are first turned so that the twelve
-//! values of one inner index lie together.
+//! One step multiplies up to twelve rows with the 32 columns of one panel: 24 accumulators of 16
+//! lanes fill the registers of AVX-512 (four rows on machines with 16 registers). The rows are
+//! first transposed so that the twelve values of one inner index are adjacent.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::panels::{PANEL_COLUMNS, PanelView};
 
-/// Rows that one task of a parallel product computes: a multiple of the largest
-/// tile whose rows stay in a core's second cache.
+/// Rows per task of a parallel product: a multiple of the largest tile, small enough that the rows
+/// stay in a core's second-level cache.
 const TASK_ROWS: usize = 96;
 
 /// `out = rows * panels` on one thread. `rows` is row-major, `panels.inner` wide;
 /// `out` is row-major and `out.len() / row count` wide, at least `panels.columns`.
-/// Columns of `out` beyond `panels.columns` are left alone.
+/// Columns of `out` beyond `panels.columns` stay unchanged.
 pub(crate) fn multiply(rows: &[f32], panels: PanelView<'_>, out: &mut [f32]) {
     let count = rows.len() / panels.inner.max(1);
     let width = out.len().checked_div(count).unwrap_or(0);
@@ -30,8 +29,8 @@ pub(crate) fn multiply(rows: &[f32], panels: PanelView<'_>, out: &mut [f32]) {
     }
 }
 
-/// [`multiply`] with all threads of the current pool: by rows where there are
-/// many, else by columns. The result is the same bit for bit.
+/// [`multiply`] on all threads of the current pool: split by rows where there are many, else by
+/// columns. The result is equal bit for bit.
 pub(crate) fn multiply_parallel(rows: &[f32], panels: PanelView<'_>, out: &mut [f32]) {
     let count = rows.len() / panels.inner.max(1);
     let width = out.len().checked_div(count).unwrap_or(0);
@@ -124,7 +123,7 @@ impl WithSimd for Product<'_> {
     }
 }
 
-/// Rows in groups of `ROWS`: for each inner index, the values of the group.
+/// Transposes rows in groups of `ROWS`: for each inner index, the values of the group.
 fn turn<const ROWS: usize>(rows: &[f32], inner: usize) -> Vec<[f32; ROWS]> {
     let mut turned = vec![[0.0; ROWS]; rows.len() / ROWS];
     for (group, rows) in turned
@@ -141,7 +140,7 @@ fn turn<const ROWS: usize>(rows: &[f32], inner: usize) -> Vec<[f32; ROWS]> {
     turned
 }
 
-/// Where a panel's results go.
+/// The destination of a panel's results.
 #[derive(Clone, Copy)]
 struct Place {
     width: usize,

@@ -66,7 +66,7 @@ impl Panels {
         }
     }
 
-    /// Copies column `index` into `out`; what does not exist is left alone.
+    /// Copies column `index` into `out`; without such a column, `out` stays unchanged.
     pub(crate) fn read_column(&self, index: usize, out: &mut [f32]) {
         let panel = self.view().panel(index / PANEL_COLUMNS).unwrap_or_default();
         let values = panel
@@ -79,7 +79,7 @@ impl Panels {
     }
 }
 
-/// Panels in someone's memory: the first `inner` rows of each are used.
+/// Panels in borrowed memory: the first `inner` rows of each are used.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PanelView<'a> {
     /// The panels, `stride` floats apart.
@@ -104,7 +104,7 @@ impl<'a> PanelView<'a> {
         (0..self.columns.div_ceil(PANEL_COLUMNS)).map_while(move |index| self.panel(index))
     }
 
-    /// Panels `first..first + count` as a matrix of their own.
+    /// Panels `first..first + count` as a matrix.
     pub(crate) fn section(self, first: usize, count: usize) -> Self {
         let data = self
             .data

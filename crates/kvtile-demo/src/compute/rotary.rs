@@ -1,7 +1,7 @@
-//! Rotary position embedding (Su and others, "RoFormer", 2021), in the convention
-//! of Hugging Face and vLLM: element `i` of a head is rotated together with
-//! element `i + half`. (llama.cpp rotates neighbours and stores the rows of its
-//! query and key weights in another order for it; loading puts them back.)
+//! Rotary position embedding (Su and others, "RoFormer", 2021), in the convention of Hugging Face
+//! and vLLM: element `i` of a head is rotated together with element `i + half`. (llama.cpp rotates
+//! neighbours and therefore stores the rows of its query and key weights in another order; loading
+//! restores the order of the halves.)
 
 /// Cosines and sines of a range of positions.
 #[derive(Debug)]
@@ -12,9 +12,8 @@ pub(crate) struct Rotations {
 }
 
 impl Rotations {
-    /// The rotations of positions `start..start + count` for heads of `head_size`:
-    /// angle `position * base^(-2 i / head_size)`, in single precision like the
-    /// engines do it.
+    /// The rotations of positions `start..start + count` for heads of `head_size`: angle `position
+    /// * base^(-2 i / head_size)`, in single precision like the engines.
     pub(crate) fn new(base: f32, head_size: usize, start: usize, count: usize) -> Self {
         let half = head_size / 2;
         let frequencies: Vec<f32> = (0..half)

@@ -1,5 +1,5 @@
-//! An engine in little: its blocks, and the cache that they come from and go to. What is
-//! computed on them it does not know.
+//! A small engine: its blocks, and the cache that stores and loads them. It does not know the
+//! computation on the blocks.
 
 use std::path::Path;
 use std::time::Instant;
@@ -16,9 +16,9 @@ use super::{FlushedReport, OpenReport, StoreSettings, StoredReport};
 use crate::DemoError;
 use crate::kv::{KvOrder, KvShape};
 
-/// What host memory and the slots of the disk are aligned to, bytes.
+/// Alignment of host memory and of the disk's slots, in bytes.
 pub(super) const SLOT_ALIGNMENT: u64 = 4096;
-/// Bytes of the disk tier beside its slots: manifest, records and lock have room in them.
+/// Bytes of the disk tier besides its slots: room for manifest, records and lock.
 const FOLDER_BYTES: u64 = 1 << 20;
 
 /// The blocks of a process behind its cache.
@@ -32,12 +32,12 @@ pub(super) struct Engine {
 }
 
 impl Engine {
-    /// Opens the cache for these blocks. No rate of computing is given to it: what it has is
-    /// to be loaded, so that both can be measured.
+    /// Opens the cache for these blocks. It sets no compute rate, so the cache loads every hit and
+    /// the demonstration can time both ways.
     ///
     /// # Errors
     /// A folder of another model, layout or page size, or one that is in use; an order in which a
-    /// block is not one piece.
+    /// block is not contiguous.
     pub(super) fn open(
         blocks: EngineBlocks,
         store: &StoreSettings,
@@ -101,12 +101,12 @@ impl Engine {
         Ok(sequence)
     }
 
-    /// Loads the longest prefix of `keys` that any tier has, into the first of `blocks`. They
-    /// must not be leased.
+    /// Loads the longest cached prefix of `keys` into the first of `blocks`, which must not be
+    /// leased.
     ///
     /// # Errors
-    /// [`DemoError::PrefixElsewhere`] unless it has `expected` blocks in `tier` and nothing
-    /// else; [`DemoError::PrefixLost`] where they do not come.
+    /// [`DemoError::PrefixElsewhere`] unless the prefix has exactly `expected` blocks, all in
+    /// `tier`; [`DemoError::PrefixLost`] where the load stops early.
     pub(super) fn load(
         &self,
         number: usize,
@@ -142,7 +142,7 @@ impl Engine {
     /// Stores the blocks of `keys`, which are the first of `blocks`. They must not be leased.
     ///
     /// # Errors
-    /// [`DemoError::NotStored`] where one of them was not taken.
+    /// [`DemoError::NotStored`] where the cache refused one of them.
     pub(super) fn store(
         &self,
         number: usize,
@@ -169,17 +169,17 @@ impl Engine {
         })
     }
 
-    /// The blocks as the model wants them; nobody else can have them meanwhile.
+    /// Leases the blocks exclusively and returns them in the form that the model uses.
     pub(super) fn lease(&self, blocks: &[usize]) -> Result<BlockKv, DemoError> {
         let (manager, handle) = (self.cache.manager(), self.cache.engine());
         BlockKv::lease(manager, handle, blocks, (self.kv_shape, self.order))
     }
 
-    /// Brings everything to the disk and ends: cache, host memory and the engine's blocks are
-    /// gone afterwards, and the folder is free for another process.
+    /// Flushes the cache to disk and ends: the cache, its host memory and the engine's blocks are
+    /// freed, and the folder is free for another process.
     ///
     /// # Errors
-    /// [`DemoError::NotFlushed`] where something is not durable.
+    /// [`DemoError::NotFlushed`] where a block is not durable.
     pub(super) fn flush(self, folder: &Path) -> Result<FlushedReport, DemoError> {
         let started = Instant::now();
         let flushed = self.cache.flush();

@@ -1,4 +1,4 @@
-//! What happens, as it happens.
+//! The events of a run, in real time.
 
 use std::path::PathBuf;
 
@@ -10,32 +10,31 @@ use super::report::{
 };
 use crate::fetch::Progress;
 
-/// One thing that happened. The events of the second process arrive between
-/// [`Event::SecondProcess`] and the last [`Event::Compared`].
+/// One event. The events of the second process arrive between [`Event::SecondProcess`] and the last
+/// [`Event::Compared`].
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Event {
-    /// The run's folder, which is there from now on. It is to be removed by whoever
-    /// ends this process before the run is over.
+    /// The folder of the run exists. A caller that ends this process early must remove it.
     Folder {
         /// Its path.
         path: PathBuf,
     },
     /// The model is being fetched or checked.
     Fetching(Progress),
-    /// The model's file is here, and is what was pinned.
+    /// The model's file exists and has the pinned digest.
     Fetched {
         /// Its path.
         path: PathBuf,
-        /// Bytes that were downloaded; 0 where the file was there already.
+        /// Bytes that were downloaded; 0 where the file existed already.
         downloaded_bytes: u64,
-        /// Downloading and checking, seconds.
+        /// Time to download and check, in seconds.
         seconds: f64,
     },
-    /// The real model cannot be had; the tiny one runs instead.
+    /// The real model is not available; the tiny one runs instead.
     TinyInstead {
-        /// Why.
+        /// The reason.
         reason: String,
     },
     /// The model is loaded.
@@ -44,34 +43,34 @@ pub enum Event {
     Prompt(PromptReport),
     /// The engine's blocks are allocated.
     Allocated(AllocateReport),
-    /// The cache is open: what its folder holds is of this model.
+    /// The cache is open: the identity of its folder is that of the model.
     Opened(OpenReport),
-    /// A request has come; from here on its time to first token counts.
+    /// A request has arrived; its time to first token starts here.
     Request {
         /// Its number, from 1 on.
         number: usize,
-        /// What is asked.
+        /// The question.
         question: String,
         /// Tokens of its prompt.
         prompt_tokens: usize,
     },
-    /// So many tokens are computed.
+    /// Progress of the prefill.
     Prefilling {
         /// Tokens done.
         done: usize,
         /// Tokens to compute.
         total: usize,
     },
-    /// The prefix of the request is in the engine's blocks, wherever it came from.
+    /// The prefix of the request is in the engine's blocks, loaded or computed.
     Prefix(PrefixReport),
-    /// The rest of the prompt is computed, and the first token of the answer known.
+    /// The tokens after the prefix are computed, and the first token of the answer is known.
     FirstToken {
-        /// Tokens behind the prefix.
+        /// Tokens after the prefix.
         rest_tokens: usize,
-        /// Seconds since the request came.
+        /// Seconds since the arrival of the request.
         seconds: f64,
     },
-    /// A piece of the answer, as text. Nothing follows the end of the turn.
+    /// A piece of the answer, as text. Text after the end of the turn is left out.
     Said {
         /// The piece.
         text: String,
@@ -82,7 +81,7 @@ pub enum Event {
     Stored(StoredReport),
     /// A request is compared with its run from an empty sequence.
     Compared(Box<RequestReport>),
-    /// What host memory held is on disk, and the cache of the first process is closed.
+    /// All blocks of host memory are on disk, and the cache of the first process is closed.
     Flushed(FlushedReport),
     /// The second process has started.
     SecondProcess {

@@ -1,5 +1,5 @@
-//! The first process: a request that is computed and stored, one that finds its prefix in host
-//! memory; later the comparison with the second process, and the refusal.
+//! The first process: it computes and stores one request, and answers a second one with its prefix
+//! from host memory. Later it compares with the second process and shows the refusal.
 
 use std::num::NonZeroUsize;
 use std::ops::Range;
@@ -25,10 +25,10 @@ use crate::prompt::{self, QUESTIONS};
 const FOLDER: &str = "cache";
 /// Name of the request to the second process, beside it.
 const REQUEST: &str = "resume.json";
-/// Bases of the rotary embedding that the model has not: the first that differs.
+/// Candidates for another base of the rotary embedding: the first that differs from the model's.
 const OTHER_BASES: [f32; 2] = [10_000.0, 500_000.0];
 
-/// The first process after its cache is closed: the model is still there, and the folder.
+/// The first process after it closed its cache: the model and the folder remain.
 #[derive(Debug)]
 pub struct FirstProcess {
     model: Loaded,
@@ -41,14 +41,12 @@ pub struct FirstProcess {
 }
 
 impl FirstProcess {
-    /// Loads, answers two requests, computes the third one's answer for comparison, brings
-    /// what was stored to the disk, and closes the cache. What cannot work is refused before
-    /// anything is computed.
+    /// Loads the model, answers two requests, computes the third answer for comparison, flushes the
+    /// stored blocks to disk, and closes the cache. It refuses invalid settings before it computes.
     ///
     /// # Errors
-    /// A model that cannot be had or read, a context, a page size or a store layout that does
-    /// not fit, a prefix that is not where it must be, an answer that differs, a disk that does
-    /// not take the blocks.
+    /// A model that is not available or not readable; a context, a page size or a store layout that
+    /// does not fit; a prefix in the wrong tier; an answer that differs; a failed flush.
     pub fn run(settings: &Settings, events: &mut dyn FnMut(Event)) -> Result<Self, DemoError> {
         let (file, tiny_instead) = model::find(&settings.model, &settings.cache, events)?;
         let model = Loaded::read(&file, settings.threads)?;
@@ -92,18 +90,18 @@ impl FirstProcess {
         })
     }
 
-    /// What the second process is to be told.
+    /// The request to the second process.
     pub fn request(&self) -> ResumeRequest {
         self.request.clone()
     }
 
-    /// What was done so far.
+    /// The report of the first process.
     pub fn report(&self) -> &FirstReport {
         &self.report
     }
 
-    /// Compares the second process's answer, shows the refusal, and removes the files unless
-    /// they are to be kept.
+    /// Compares the second process's answer, shows the refusal, and removes the files unless the
+    /// settings keep them.
     ///
     /// # Errors
     /// [`DemoError::TokensDiffer`], [`DemoError::NotRefused`], or files that cannot be
@@ -130,20 +128,20 @@ impl FirstProcess {
     }
 }
 
-/// The prompts in tokens, and the blocks that they take.
+/// The prompts as tokens, and their blocks.
 struct Prompts {
     tokens: Vec<Vec<u32>>,
-    /// Full blocks that each one shares with those before it.
+    /// Full blocks that each prompt shares with earlier ones.
     shared: Vec<usize>,
-    /// Blocks for the longest one with its answer.
+    /// Blocks of the longest prompt with its answer.
     needed_blocks: usize,
     answer_tokens: usize,
     report: PromptReport,
 }
 
 impl Prompts {
-    /// Refused where they do not fit the context, share no block, or their blocks do not fit the
-    /// layout of the store.
+    /// Tokenises the prompts. Refuses prompts that exceed the context or share no block, and blocks
+    /// that do not fit the layout of the store.
     fn fitting(model: &Loaded, settings: &Settings) -> Result<Self, DemoError> {
         let page_size = settings.page_size.get();
         let message = |question: &&str| model.tokens(&prompt::message(question));
@@ -200,7 +198,7 @@ impl Prompts {
     ) -> Result<ResumeRequest, DemoError> {
         let last = self.request(QUESTIONS.len() - 1, Some(TierId::DISK));
         let page_size = settings.page_size;
-        // What a prompt shares with those before it is stored once.
+        // Prompts store a shared prefix once.
         let stored = |(index, prompt): (usize, &Vec<u32>)| match (index, self.shared.get(index)) {
             (1.., Some(shared)) => prompt.len() / page_size - shared,
             _ => prompt.len() / page_size,
@@ -225,14 +223,14 @@ impl Prompts {
     }
 }
 
-/// What the first process answered.
+/// The answers of the first process.
 struct Answered {
     requests: [RequestReport; 2],
     stored: [StoredReport; 2],
     expected: RecomputeReport,
 }
 
-/// Two requests with the cache, and the last two without it.
+/// Answers two requests with the cache, and the last two without it.
 fn answer(
     engine: &Engine,
     model: &Loaded,
@@ -242,8 +240,8 @@ fn answer(
     let half = prompts.needed_blocks;
     let blocks = |range: Range<usize>| -> Vec<usize> { range.collect() };
     let low = blocks(0..half);
-    // Not the blocks of the first request, and not in their order: what the second one finds
-    // there can only have come from the cache.
+    // Other blocks than those of the first request, in another order: correct contents can only
+    // come from the cache.
     let mut high = blocks(half..2 * half);
     high.reverse();
 

@@ -1,7 +1,7 @@
-//! The folder of a run: there while the run lives, gone afterwards.
+//! The folder of a run, which is removed when the run ends.
 //!
-//! It is locked while its process lives. What a killed process left has no lock any
-//! more, and the next run removes it.
+//! Its process holds a lock on it. The folder of a killed process has no lock any more, and the
+//! next run removes it.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
@@ -11,14 +11,14 @@ use tempfile::TempDir;
 
 use crate::DemoError;
 
-/// Names of folders that go with their run.
+/// Prefix of folders that are removed with their run.
 const RUNNING: &str = "demo-run-";
-/// Names of folders that stay.
+/// Prefix of folders that are kept.
 const KEPT: &str = "demo-kept-";
-/// Times that a folder is made before giving up on locking one.
+/// Attempts to create and lock a folder.
 const TRIES: usize = 8;
 
-/// A folder of its own for one run.
+/// The folder of one run.
 #[derive(Debug)]
 pub(super) struct RunFolder {
     folder: Option<TempDir>,
@@ -28,7 +28,7 @@ pub(super) struct RunFolder {
 }
 
 impl RunFolder {
-    /// Makes a folder in `cache`, which is created when needed.
+    /// Creates a folder in `cache`, and `cache` itself if needed.
     pub(super) fn begin(cache: &Path, keep: bool) -> Result<Self, DemoError> {
         let failed = |action, source| DemoError::Io {
             action,
@@ -36,7 +36,7 @@ impl RunFolder {
             source,
         };
         fs::create_dir_all(cache).map_err(|source| failed("create the folder", source))?;
-        // The second process must find it, wherever it is started.
+        // An absolute path, because the second process may have another working directory.
         let cache = fs::canonicalize(cache).map_err(|source| failed("find", source))?;
         remove_abandoned(&cache);
         for _ in 0..TRIES {
@@ -62,7 +62,7 @@ impl RunFolder {
         &self.path
     }
 
-    /// Ends the run: the folder's path if it stays.
+    /// Ends the run. Returns the folder's path if it is kept.
     ///
     /// # Errors
     /// A folder that cannot be removed.
@@ -84,18 +84,18 @@ impl RunFolder {
     }
 }
 
-/// The lock on a folder, unless somebody took it for an abandoned one.
+/// Locks a folder; `None` where another run holds the lock or has removed the folder as abandoned.
 fn lock(folder: &Path) -> Option<File> {
     let lock = File::open(folder).ok()?;
     if let Err(fs::TryLockError::WouldBlock) = lock.try_lock() {
         return None;
     }
-    // A filesystem without locks has nobody who removes either.
+    // On a filesystem without locks, other runs cannot lock the folder and so never remove it.
     let (ours, there) = (lock.metadata().ok()?, fs::metadata(folder).ok()?);
     ((ours.dev(), ours.ino()) == (there.dev(), there.ino())).then_some(lock)
 }
 
-/// Removes the folders whose runs are gone. A courtesy: what cannot be removed stays.
+/// Removes the folders of ended runs. This is best effort: a failed removal leaves the folder.
 fn remove_abandoned(cache: &Path) {
     for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
         let ours = entry.file_name().to_string_lossy().starts_with(RUNNING);
@@ -120,9 +120,9 @@ mod tests {
             .collect()
     }
 
-    /// Pitfall 35: temporary files left by killed processes.
+    /// Pitfall 35: temporary files of killed processes remain.
     #[test]
-    fn what_a_killed_run_left_is_removed_and_what_lives_is_not() {
+    fn folders_of_killed_runs_are_removed_and_those_of_live_runs_stay() {
         let cache = tempfile::tempdir().unwrap();
         let left = cache.path().join("demo-run-killed");
         fs::create_dir(&left).unwrap();

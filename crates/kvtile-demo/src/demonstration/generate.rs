@@ -1,4 +1,4 @@
-//! Greedy tokens, and what of them is said.
+//! Greedy decoding, and the text of the answer.
 
 use std::time::Instant;
 
@@ -8,8 +8,8 @@ use crate::kv::{KvView, Sequence};
 use crate::llama::Llama;
 use crate::tokenizer::{TextStream, Tokenizer};
 
-/// Goes on greedily from `first` until there are `count` tokens, past the end of the
-/// turn too, and tells the text up to it.
+/// Decodes greedily from `first` until there are `count` tokens, continuing past the end of the
+/// turn. Events carry the text up to the end of the turn.
 pub(super) fn answer(
     (llama, tokenizer): (&Llama, &Tokenizer),
     (first, count): (u32, usize),

@@ -1,5 +1,5 @@
-//! The demonstration: a model answers three requests that share a long prefix, and a cache keeps
-//! the prefix for it: in memory, and over a restart of the process, in another layout.
+//! The demonstration: a model answers three requests that share a long prefix. A cache keeps the
+//! prefix in memory and, across a restart of the process, on disk in another layout.
 //!
 //! ```text
 //! first process                                 second process
@@ -13,10 +13,9 @@
 //!   show that the folder is refused to another RoPE base
 //! ```
 //!
-//! Keys and values live in kvtile blocks from the first token on. Each step is told
-//! to the caller as an [`Event`] when it is done, and all of them are in the report
-//! at the end: this module prints nothing and reads no environment. How the second
-//! process is started is the caller's business: it gives a command whose process
+//! Keys and values are in kvtile blocks from the first token on. The caller gets each completed
+//! step as an [`Event`], and the report at the end contains all of them: this module prints nothing
+//! and reads no environment. The caller gives the command of the second process, whose process
 //! calls [`serve`] on its standard input and output.
 
 mod engine;
@@ -50,14 +49,13 @@ use crate::DemoError;
 
 /// Runs the demonstration: both processes, the comparisons and the refusal.
 ///
-/// `second` starts a process that calls [`serve`]; its standard streams are taken. It is
-/// ended when this call fails.
+/// `second` starts a process that calls [`serve`]; this call takes its standard streams. It kills
+/// the process when it fails.
 ///
 /// # Errors
-/// Whatever made a step fail. [`DemoError::TokensDiffer`] when a request was answered
-/// differently with its prefix from the cache, [`DemoError::NotRefused`] when the folder was
-/// not refused under another RoPE base. The run's folder is gone afterwards unless it was to
-/// be kept.
+/// The error of the failed step. [`DemoError::TokensDiffer`] when the prefix from the cache changes
+/// an answer, [`DemoError::NotRefused`] when the cache accepts the folder under another RoPE base.
+/// The run's folder is removed in every case unless the settings keep it.
 pub fn run(
     settings: &Settings,
     second: Command,

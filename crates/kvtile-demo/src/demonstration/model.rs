@@ -1,4 +1,4 @@
-//! Getting and loading the model.
+//! Finds and loads the model.
 
 use std::num::NonZeroUsize;
 use std::path::Path;
@@ -12,8 +12,8 @@ use crate::llama::Llama;
 use crate::tiny;
 use crate::tokenizer::Tokenizer;
 
-/// Seed of the miniature's weights: one whose greedy answer does not end in a loop at
-/// once, so that comparing it means something.
+/// Seed of the miniature's weights: its greedy answer does not start to loop at once, so that
+/// comparing it is meaningful.
 const TINY_SEED: u64 = 35;
 
 /// A model with its tokenizer.
@@ -24,8 +24,8 @@ pub(super) struct Loaded {
     pub(super) report: ModelReport,
 }
 
-/// The file behind a source, fetched if need be; and why it is the miniature where
-/// the real model was asked for and cannot be had.
+/// Returns the file of a source, fetched if needed. Where the requested real model is not
+/// available, returns the miniature and the reason.
 pub(super) fn find(
     source: &ModelSource,
     cache: &Path,
@@ -34,7 +34,7 @@ pub(super) fn find(
     let fetcher = match source {
         ModelSource::Tiny => return Ok((ModelFile::Tiny, None)),
         ModelSource::File(path) => {
-            // The second process must find it, wherever it is started.
+            // An absolute path, because the second process may have another working directory.
             let path = std::fs::canonicalize(path).map_err(|source| io("open", path, source))?;
             return Ok((ModelFile::Path(path), None));
         }
@@ -107,13 +107,13 @@ impl Loaded {
         })
     }
 
-    /// A message of a user in tokens, with what the model needs around it.
+    /// The tokens of a user's message, in the chat template of the model.
     pub(super) fn tokens(&self, message: &str) -> Result<Vec<u32>, DemoError> {
         self.tokenizer.encode_chat(None, message)
     }
 }
 
-/// What people call the model.
+/// The title of the model.
 fn title(name: &str, sha256: &str) -> String {
     let pin = SMOLLM2_135M_INSTRUCT;
     let known = (sha256 == pin.sha256).then_some(pin.model);

@@ -1,8 +1,8 @@
-//! Two processes, one line of JSON a message.
+//! The protocol of the two processes: JSON lines.
 //!
 //! ```text
 //! standard input of the second    the request, one JSON object
-//! standard output of the second   {"event": …} as things happen, then {"done": …}
+//! standard output of the second   {"event": …} for each event, then {"done": …}
 //!                                 or {"failed": {"message": …}}
 //! ```
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::{Event, ResumeReport, ResumeRequest, resume};
 use crate::DemoError;
 
-/// Bytes of the second process's complaints that are kept.
+/// Most bytes of the second process's standard error to keep.
 const COMPLAINTS_BYTES_MAX: u64 = 4096;
 
 /// One line of the second process.
@@ -26,12 +26,12 @@ enum Line {
     Failed { message: String },
 }
 
-/// The second process: reads a request from `input`, does it, and writes lines for the
-/// first one to `output`.
+/// The second process: reads a request from `input`, answers it, and writes lines for the first
+/// process to `output`.
 ///
 /// # Errors
-/// Those of [`resume`], which are told to the first process too; input that is no
-/// request; output that nobody reads any more.
+/// Those of [`resume`], which the first process receives too; input that is not a request; a closed
+/// output.
 pub fn serve(input: impl Read, mut output: impl Write) -> Result<(), DemoError> {
     let request: ResumeRequest = serde_json::from_reader(input).map_err(DemoError::exchange)?;
     let mut unheard = None;
@@ -60,7 +60,7 @@ fn write(output: &mut impl Write, line: &Line) -> Result<(), DemoError> {
     written.map_err(DemoError::exchange)
 }
 
-/// Starts the second process, passes its events on, and gives its report.
+/// Starts the second process, forwards its events, and returns its report.
 pub(super) fn start(
     mut command: Command,
     request: &ResumeRequest,
@@ -76,12 +76,12 @@ pub(super) fn start(
     let id = running.0.id();
     events(Event::SecondProcess { id });
     let complaints = running.0.stderr.take().map(|pipe| {
-        // Beside the lines, so that a process that complains at length does not block.
+        // On a separate thread, so that a process with much error output does not block.
         std::thread::spawn(move || complaints(pipe))
     });
     let request = serde_json::to_vec(request).map_err(DemoError::exchange)?;
     if let Some(mut input) = running.0.stdin.take() {
-        // A process that does not listen has its reasons, and ends with them.
+        // A process that closes its input ends with an error of its own.
         let _ = input.write_all(&request);
     }
     let outcome = match running.0.stdout.take() {
@@ -104,7 +104,7 @@ pub(super) fn start(
     })
 }
 
-/// The report of the second process, or what it failed at; its events on the way.
+/// Reads the report or the error of the second process and forwards its events.
 fn listen(
     output: impl Read,
     events: &mut dyn FnMut(Event),
@@ -121,10 +121,10 @@ fn listen(
     Ok(outcome)
 }
 
-/// The beginning of what a process writes to its standard error, all of which is read.
+/// The beginning of a process's standard error. It reads the stream to the end.
 fn complaints(mut pipe: impl Read) -> String {
     let mut said = Vec::new();
-    // What cannot be read any more is not missed: it only explains a failure.
+    // A read error loses only an explanation of a failure.
     let _ = pipe
         .by_ref()
         .take(COMPLAINTS_BYTES_MAX)
@@ -133,7 +133,7 @@ fn complaints(mut pipe: impl Read) -> String {
     String::from_utf8_lossy(&said).trim().to_owned()
 }
 
-/// A child that does not outlive us if we stop listening to it.
+/// A child process that is killed when its handle is dropped.
 struct Running(Child);
 
 impl Running {
@@ -145,7 +145,7 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
-            // It may end by itself in between; either way it is gone afterwards.
+            // It may have ended already; the kill and the wait are safe in both cases.
             let _ = self.0.kill();
             let _ = self.0.wait();
         }

@@ -1,4 +1,4 @@
-//! What a run found, plain and serialisable. Times are in seconds.
+//! The report of a run, plain and serialisable. Times are in seconds.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// A loaded model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelReport {
-    /// What people call it.
+    /// The title for people.
     pub title: String,
     /// Its name in its own file.
     pub name: String,
@@ -25,9 +25,9 @@ pub struct ModelReport {
     pub head_size: usize,
     /// Base of the rotary embedding.
     pub rope_base: f64,
-    /// Threads that compute.
+    /// Compute threads.
     pub threads: usize,
-    /// Reading, hashing, dequantising and packing the weights.
+    /// Time to read, hash, dequantise and pack the weights.
     pub seconds: f64,
 }
 
@@ -36,7 +36,7 @@ pub struct ModelReport {
 pub struct PromptReport {
     /// Tokens of each prompt.
     pub tokens: Vec<usize>,
-    /// Tokens of a block.
+    /// Tokens per block.
     pub page_size: usize,
     /// Full blocks of the shared prefix.
     pub prefix_blocks: usize,
@@ -51,13 +51,13 @@ pub struct PromptReport {
 /// Allocated blocks of an engine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AllocateReport {
-    /// Their order.
+    /// The layout.
     pub layout: String,
     /// Blocks, for the prompts and the answers.
     pub blocks: usize,
     /// Bytes of memory.
     pub bytes: u64,
-    /// Allocating them and mapping their pages.
+    /// Time to allocate them and map their pages.
     pub seconds: f64,
 }
 
@@ -66,7 +66,7 @@ pub struct AllocateReport {
 pub struct OpenReport {
     /// The folder of its disk tier.
     pub folder: PathBuf,
-    /// The order of stored blocks, in host memory and on disk.
+    /// The layout of stored blocks, in host memory and on disk.
     pub layout: String,
     /// Fingerprint of the identity that the folder and the model share.
     pub fingerprint: String,
@@ -74,9 +74,9 @@ pub struct OpenReport {
     pub host_blocks: u64,
     /// Blocks that the disk holds.
     pub disk_blocks: u64,
-    /// Blocks that were on disk already.
+    /// Blocks that were on disk before.
     pub found_blocks: u64,
-    /// Opening it: host memory, the folder's manifest and records.
+    /// Time to open it: host memory, the folder's manifest and records.
     pub seconds: f64,
 }
 
@@ -90,7 +90,7 @@ pub struct Part {
 }
 
 impl Part {
-    /// So many full blocks.
+    /// A number of full blocks.
     pub(super) fn of(blocks: usize, page_size: usize) -> Self {
         Self {
             blocks,
@@ -99,26 +99,26 @@ impl Part {
     }
 }
 
-/// The prefix of a request in the engine's blocks, and where it came from.
+/// The prefix of a request in the engine's blocks, and its sources.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PrefixReport {
-    /// The order of the engine's blocks.
+    /// The layout of the engine's blocks.
     pub layout: String,
-    /// What was in no tier and was computed.
+    /// Blocks that no tier had, which were computed.
     pub recomputed: Part,
-    /// What came from host memory.
+    /// Blocks from host memory.
     pub host: Part,
-    /// What was read from disk, each block compared with its checksum.
+    /// Blocks from disk, each verified by its checksum.
     pub disk: Part,
-    /// Bytes of keys and values of all of it.
+    /// Bytes of keys and values of the whole prefix.
     pub bytes: u64,
-    /// From the arrival of the request to the moment when all of it was there: hashing the
-    /// tokens, the lookup, and loading or computing.
+    /// Time from the arrival of the request until the prefix is complete: hashing the tokens, the
+    /// lookup, and loading or computing.
     pub seconds: f64,
 }
 
 impl PrefixReport {
-    /// All of the prefix.
+    /// The whole prefix.
     pub fn all(&self) -> Part {
         let parts = [self.recomputed, self.host, self.disk];
         Part {
@@ -127,7 +127,7 @@ impl PrefixReport {
         }
     }
 
-    /// Bytes a second at which it came; `None` where any of it was computed.
+    /// Bytes per second of the load; `None` where any of it was computed.
     pub fn bytes_per_second(&self) -> Option<f64> {
         (self.recomputed.blocks == 0).then(|| self.bytes as f64 / self.seconds.max(1e-9))
     }
@@ -136,32 +136,32 @@ impl PrefixReport {
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AnswerReport {
-    /// Its tokens, always as many as were asked for.
+    /// Its tokens, always the requested number.
     pub tokens: Vec<u32>,
     /// Its text up to the end of the turn.
     pub text: String,
     /// Tokens before the end of the turn, if it ended.
     pub turn_tokens: Option<usize>,
-    /// From the first token to the last.
+    /// Time from the first token to the last.
     pub seconds: f64,
 }
 
 /// An answered request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServedReport {
-    /// Its number, from 1 on.
+    /// Its number, starting at 1.
     pub number: usize,
     /// The process that answered it.
     pub process_id: u32,
-    /// What was asked.
+    /// The question.
     pub question: String,
     /// Tokens of its prompt.
     pub prompt_tokens: usize,
     /// Its prefix.
     pub prefix: PrefixReport,
-    /// Tokens of the prompt behind the prefix, which were computed.
+    /// Tokens of the prompt after the prefix, which were computed.
     pub rest_tokens: usize,
-    /// From the arrival of the request to the first token of the answer.
+    /// Time from the arrival of the request to the first token of the answer.
     pub first_token_seconds: f64,
     /// The answer.
     pub answer: AnswerReport,
@@ -170,27 +170,27 @@ pub struct ServedReport {
 /// The same request computed from an empty sequence, without the cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RecomputeReport {
-    /// Computing the tokens of the prefix.
+    /// Time to compute the tokens of the prefix.
     pub prefix_seconds: f64,
-    /// From the first token of the prompt to the first token of the answer.
+    /// Time from the first token of the prompt to the first token of the answer.
     pub first_token_seconds: f64,
     /// The answer.
     pub answer: AnswerReport,
 }
 
-/// A request beside its run from an empty sequence. The first request is that run itself.
+/// A request and its run from an empty sequence. The first request is that run itself.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RequestReport {
-    /// What was done.
+    /// The request as served.
     #[serde(flatten)]
     pub served: ServedReport,
-    /// What it took without the cache, measured in this run.
+    /// The same request without the cache, measured in this run.
     pub recompute: RecomputeReport,
-    /// Seconds that the cache saved: recomputing the prefix, less what getting it took.
+    /// Seconds that the cache saved: the time to recompute the prefix minus the time to load it.
     pub saved_seconds: f64,
-    /// How many times faster the first token of the answer came.
+    /// The time to the first token without the cache over the time with it.
     pub first_token_ratio: f64,
-    /// Tokens of the answers that were compared; none for the first request.
+    /// Compared tokens of the answers; none for the first request.
     pub tokens_compared: usize,
     /// The first token that differs.
     pub first_difference: Option<usize>,
@@ -199,15 +199,15 @@ pub struct RequestReport {
 /// Blocks that went from the engine to the cache.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StoredReport {
-    /// The order that they have there.
+    /// The layout of the stored blocks.
     pub layout: String,
     /// Blocks that were copied.
     pub blocks: usize,
-    /// Blocks that were there already.
+    /// Blocks that the cache had already.
     pub present: usize,
     /// Bytes of keys and values that were copied.
     pub bytes: u64,
-    /// From the call to the end.
+    /// Time from the call to its completion.
     pub seconds: f64,
 }
 
@@ -218,16 +218,16 @@ pub struct FlushedReport {
     pub blocks: usize,
     /// Bytes of keys and values.
     pub bytes: u64,
-    /// Writing, checksums, and waiting until the disk has them.
+    /// Time to write, compute checksums, and wait for durability.
     pub seconds: f64,
 }
 
-/// What the first process did.
+/// The report of the first process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FirstReport {
     /// Its process id.
     pub process_id: u32,
-    /// Why the tiny model runs, where another was asked for.
+    /// Why the tiny model runs instead of the requested one.
     pub tiny_instead: Option<String>,
     /// The model.
     pub model: ModelReport,
@@ -237,26 +237,26 @@ pub struct FirstReport {
     pub allocate: AllocateReport,
     /// The cache, empty.
     pub open: OpenReport,
-    /// What was stored after each request.
+    /// The stored blocks of each request.
     pub stored: [StoredReport; 2],
-    /// What was brought to the disk in the end.
+    /// The final flush to disk.
     pub flushed: FlushedReport,
 }
 
-/// What the second process did.
+/// The report of the second process.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SecondReport {
     /// Its process id.
     pub process_id: u32,
-    /// The model that it loaded.
+    /// Its model.
     pub model: ModelReport,
     /// The engine's blocks.
     pub allocate: AllocateReport,
-    /// The cache, as the first process left it.
+    /// The cache of the first process's folder.
     pub open: OpenReport,
 }
 
-/// What the second process reports: itself, and the request that it answered.
+/// The message of the second process: its report and the request that it answered.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ResumeReport {
     /// The process.
@@ -270,7 +270,7 @@ pub struct ResumeReport {
 pub struct Refusal {
     /// The field that differs.
     pub field: String,
-    /// Its value in the model that asked.
+    /// Its value in the other model.
     pub asked: String,
     /// Its value in the folder.
     pub stored: String,
@@ -278,7 +278,7 @@ pub struct Refusal {
     pub message: String,
 }
 
-/// Everything.
+/// The whole report.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DemoReport {
     /// The process before the restart.
@@ -293,6 +293,6 @@ pub struct DemoReport {
     pub tokens_equal: bool,
     /// The refusal.
     pub refusal: Refusal,
-    /// The folder with the files of the run, where they were to be kept.
+    /// The folder with the files of the run, where the settings keep it.
     pub kept: Option<PathBuf>,
 }

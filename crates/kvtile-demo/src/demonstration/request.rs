@@ -1,4 +1,5 @@
-//! A request: its prefix from the cache or computed, the rest computed, and the answer.
+//! A request: its prefix loaded from the cache or computed, the following tokens computed, and the
+//! answer.
 
 use std::num::NonZeroUsize;
 use std::time::Instant;
@@ -14,31 +15,32 @@ use super::{
 use crate::DemoError;
 use crate::kv::{KvView, Sequence};
 
-/// Tokens of one pass of the prefill: after each the caller hears of it.
+/// Tokens per pass of the prefill; each pass ends with a progress event.
 const PASS_TOKENS: usize = 192;
 
-/// What is asked, and what is known of it before.
+/// A request and the expected location of its prefix.
 #[derive(Debug)]
 pub(super) struct Request<'a> {
-    /// Its number, from 1 on.
+    /// Its number, starting at 1.
     pub(super) number: usize,
     /// The question.
     pub(super) question: &'a str,
     /// The whole prompt.
     pub(super) tokens: &'a [u32],
-    /// Full blocks that it shares with other requests; fewer than the prompt fills.
+    /// Full blocks that it shares with other requests; fewer than its prompt has.
     pub(super) prefix_blocks: usize,
-    /// Where these blocks must be; `None` where nobody stored them yet.
+    /// The tier that must have these blocks; `None` where no request stored them yet.
     pub(super) tier: Option<TierId>,
     /// Tokens to answer.
     pub(super) answer_tokens: usize,
 }
 
-/// Full blocks that each of the prompts shares with those before it, the first one with all of the
-/// others. At least one token of a prompt stays to be computed: logits are not stored.
+/// Full blocks that each prompt shares with earlier ones; for the first prompt, those that it
+/// shares with all others. At least one token of a prompt must be computed, because logits are not
+/// stored.
 ///
 /// # Errors
-/// [`DemoError::PrefixTooShort`] where that is not one block for each of them.
+/// [`DemoError::PrefixTooShort`] where a prompt shares less than one block.
 pub(super) fn shared_blocks(
     prompts: &[Vec<u32>],
     page_size: usize,
@@ -62,8 +64,8 @@ pub(super) fn shared_blocks(
     Ok(shared)
 }
 
-/// Answers a request as an engine does: looks its prefix up, loads it into the first of `blocks`,
-/// computes what is missing, and answers.
+/// Answers a request like an engine: looks up its prefix, loads it into the first of `blocks`,
+/// computes the missing tokens, and answers.
 pub(super) fn serve(
     engine: &Engine,
     model: &Loaded,
@@ -79,7 +81,7 @@ pub(super) fn serve(
     let started = Instant::now();
     let page_size = engine.kv_shape.page_size;
     let keys = engine.keys(request.tokens)?;
-    // Not the last token: its logits are what comes next.
+    // The last token must be computed, because its logits give the next token.
     let usable = request.tokens.len().saturating_sub(1) / page_size;
     let keys = keys.keys().get(..usable).unwrap_or_default();
     let expected = match request.tier {
@@ -112,8 +114,8 @@ pub(super) fn serve(
     })
 }
 
-/// Answers the same request from an empty sequence, without the cache. Of the events only the
-/// progress is told.
+/// Answers the same request from an empty sequence, without the cache. It forwards only the
+/// progress events.
 pub(super) fn recompute(
     engine: &Engine,
     model: &Loaded,
@@ -140,10 +142,10 @@ pub(super) fn recompute(
     })
 }
 
-/// Puts a request beside its run from an empty sequence.
+/// Compares a request with its run from an empty sequence.
 ///
 /// # Errors
-/// [`DemoError::TokensDiffer`], after the caller was told.
+/// [`DemoError::TokensDiffer`], after the event.
 pub(super) fn compare(
     served: ServedReport,
     recompute: RecomputeReport,
@@ -173,7 +175,7 @@ pub(super) fn compare(
     }
 }
 
-/// A request that found nothing: it is the run from an empty sequence itself.
+/// A request without cached blocks, which is itself the run from an empty sequence.
 pub(super) fn uncached(served: ServedReport) -> RequestReport {
     RequestReport {
         recompute: RecomputeReport {
@@ -206,7 +208,7 @@ fn prefix(
     }
 }
 
-/// A request that is being computed: its blocks are leased until it ends.
+/// A request in computation; it leases its blocks until it ends.
 struct Run<'a, K> {
     request: &'a Request<'a>,
     prefix_tokens: usize,
@@ -215,7 +217,7 @@ struct Run<'a, K> {
 }
 
 impl<'a> Run<'a, super::BlockKv> {
-    /// A run whose first `loaded` blocks are there.
+    /// Begins a run whose first `loaded` blocks are loaded.
     fn begin(
         engine: &Engine,
         request: &'a Request<'a>,
@@ -233,7 +235,7 @@ impl<'a> Run<'a, super::BlockKv> {
 }
 
 impl<K: KvView> Run<'_, K> {
-    /// Computes what is missing of the prefix.
+    /// Computes the missing tokens of the prefix.
     fn prefix(&mut self, model: &Loaded, events: &mut dyn FnMut(Event)) -> Result<(), DemoError> {
         if self.sequence.len() < self.prefix_tokens {
             self.prefill(model, self.prefix_tokens, events)?;
@@ -241,12 +243,12 @@ impl<K: KvView> Run<'_, K> {
         Ok(())
     }
 
-    /// Computes what follows the prefix: the first token of the answer.
+    /// Computes the tokens after the prefix, and returns the first token of the answer.
     fn rest(&mut self, model: &Loaded, events: &mut dyn FnMut(Event)) -> Result<u32, DemoError> {
         self.prefill(model, self.request.tokens.len(), events)
     }
 
-    /// Computes the prompt up to `end`, and gives the token that is likeliest to follow.
+    /// Computes the prompt up to `end`, and returns the most likely next token.
     fn prefill(
         &mut self,
         model: &Loaded,
@@ -291,7 +293,7 @@ mod tests {
         let prompts = vec![
             vec![1, 2, 3, 4, 5, 6, 7],
             vec![1, 2, 3, 4, 5, 9],
-            // Behind what all share, it goes on like the second one, to its own end.
+            // After the prefix of all prompts, it continues like the second one, to its own end.
             vec![1, 2, 3, 4, 5, 9],
         ];
         assert_eq!(shared_blocks(&prompts, 1).unwrap(), [5, 5, 5]);

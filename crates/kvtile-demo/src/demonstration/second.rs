@@ -1,4 +1,4 @@
-//! The second process: it knows the model and the folder, and answers the last request.
+//! The second process: it gets the model and the folder, and answers the last request.
 
 use kvtile::blocks::events::TierId;
 
@@ -9,13 +9,13 @@ use super::store::{EngineBlocks, RESUMED_ORDER};
 use super::{Event, ResumeReport, ResumeRequest, SecondReport};
 use crate::DemoError;
 
-/// Loads the model, opens the cache on the folder, and answers: the prefix comes from disk into
-/// `L|BH(kCN,vNC)`, and only what follows it is computed.
+/// Loads the model, opens the cache on the folder, and answers: it loads the prefix from disk into
+/// `L|BH(kCN,vNC)` and computes only the tokens after it.
 ///
 /// # Errors
-/// A folder of another model or page size, or one that is in use; a prefix that is not on disk as
-/// a whole ([`DemoError::PrefixElsewhere`]); blocks that are damaged ([`DemoError::PrefixLost`]):
-/// nothing of them is used.
+/// A folder of another model or page size, or one that is in use; a prefix that is not completely
+/// on disk ([`DemoError::PrefixElsewhere`]); damaged blocks ([`DemoError::PrefixLost`]), which it
+/// never uses.
 pub fn resume(
     request: &ResumeRequest,
     events: &mut dyn FnMut(Event),
@@ -40,7 +40,7 @@ pub fn resume(
         tier: Some(TierId::DISK),
         answer_tokens: request.answer_tokens.get(),
     };
-    // Not the blocks of the folder in their order: a block table says where tokens are.
+    // In another order than that of the folder: a block table maps tokens to blocks.
     let blocks: Vec<usize> = (0..count).rev().collect();
     let served = request::serve(&engine, &model, &asked, &blocks, events)?;
     Ok(ResumeReport {

@@ -1,4 +1,4 @@
-//! What a run is told.
+//! The settings of a run, and the request to the second process.
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -6,11 +6,11 @@ use std::path::PathBuf;
 use kvtile::layout::Word;
 use serde::{Deserialize, Serialize};
 
-/// Where the model comes from.
+/// The source of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelSource {
-    /// The pinned model, fetched once; the tiny one where it cannot be had.
+    /// The pinned model, fetched once; the tiny one where it is not available.
     Fetched,
     /// A GGUF file of the same architecture.
     File(PathBuf),
@@ -21,23 +21,23 @@ pub enum ModelSource {
 /// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where the model comes from.
+    /// The source of the model.
     pub model: ModelSource,
-    /// The order of the blocks in host memory and on disk; a block has to be one piece in it.
+    /// The layout of the blocks in host memory and on disk, in which blocks must be contiguous.
     pub store_layout: Word,
-    /// Tokens of a block.
+    /// Tokens per block.
     pub page_size: NonZeroUsize,
-    /// Tokens to answer: always as many, past the end of the turn too.
+    /// Tokens to answer; the answer continues past the end of the turn to this number.
     pub answer_tokens: NonZeroUsize,
-    /// Threads that the model computes on.
+    /// Compute threads of the model.
     pub threads: NonZeroUsize,
-    /// Folder for the model and, in a folder of its own, the files of the run.
+    /// Folder for the model and, in a subfolder, the files of the run.
     pub cache: PathBuf,
-    /// Whether the files of the run stay.
+    /// Whether to keep the files of the run.
     pub keep: bool,
 }
 
-/// A model that needs no network any more.
+/// A model as a local file or the miniature, without need of a network.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ModelFile {
@@ -47,25 +47,25 @@ pub enum ModelFile {
     Tiny,
 }
 
-/// The store of both processes: host memory of each, and the folder that outlives them.
+/// The store of both processes: the host memory of each, and the folder, which persists.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoreSettings {
     /// The folder of the disk tier.
     pub folder: PathBuf,
-    /// The order of stored blocks.
+    /// The layout of stored blocks.
     pub layout: Word,
-    /// Tokens of a block.
+    /// Tokens per block.
     pub page_size: NonZeroUsize,
-    /// Blocks that host memory holds, and the disk as well.
+    /// Capacity in blocks of host memory, and of the disk.
     pub blocks: NonZeroUsize,
 }
 
-/// What the second process is told: no key and no value, and the prompt as text.
+/// The request to the second process. It contains no keys and values, and the prompt as text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ResumeRequest {
-    /// The model, to load anew.
+    /// The model, which the second process loads again.
     pub model: ModelFile,
-    /// Where the blocks are.
+    /// The store with the blocks.
     pub store: StoreSettings,
     /// The number of the request.
     pub number: usize,
@@ -73,11 +73,10 @@ pub struct ResumeRequest {
     pub question: String,
     /// Its whole prompt.
     pub prompt: String,
-    /// Leading blocks that it shares with requests before it, all of which are to come from
-    /// disk.
+    /// Leading blocks that it shares with earlier requests, all of which must come from disk.
     pub prefix_blocks: usize,
     /// Tokens to answer.
     pub answer_tokens: NonZeroUsize,
-    /// Threads that the model computes on.
+    /// Compute threads of the model.
     pub threads: NonZeroUsize,
 }

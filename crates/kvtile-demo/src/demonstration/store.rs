@@ -1,4 +1,5 @@
-//! Keys and values in kvtile blocks: what the engine computes on. It knows nothing of the cache.
+//! Keys and values in kvtile blocks, for the engine's computation. This module does not know the
+//! cache.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,15 +20,15 @@ pub const ENGINE_ORDER: KvOrder = KvOrder::TokenMajor;
 /// The order of the second process, `L|BH(kCN,vNC)`.
 pub const RESUMED_ORDER: KvOrder = KvOrder::TransposedKeys;
 
-/// What blocks are aligned to in memory, bytes.
+/// Alignment of blocks in memory, in bytes.
 const ALIGNMENT: u64 = 64;
-/// What the regions of a layout in one piece of memory start at, bytes.
+/// Alignment of the regions of a layout in one allocation, in bytes.
 const PAGE_BYTES: u64 = 4096;
 
-/// Leased blocks of f32 keys and values, as the model wants them.
+/// Leased blocks of f32 keys and values, in the form that the model uses.
 ///
-/// It borrows nothing: the lease keeps everybody else away from the blocks while it
-/// lives. Blocks that are not leased are refused.
+/// It borrows nothing: its lease gives it exclusive access to the blocks while it lives. It refuses
+/// blocks that are not leased.
 #[derive(Debug)]
 pub struct BlockKv {
     lease: BlockLease,
@@ -38,7 +39,7 @@ pub struct BlockKv {
 impl BlockKv {
     /// A view of the leased blocks of a layout of this shape and order.
     ///
-    /// # Errors
+    /// Blocks that are in use, or a handle that is not registered.
     /// Blocks that are in use, or a handle that is not registered.
     pub fn lease(
         manager: &TransferManager,
@@ -93,7 +94,7 @@ fn not_values(layer: usize, block: usize) -> DemoError {
     DemoError::KvNotValues { layer, block }
 }
 
-/// The shape of `blocks` blocks of a model, as the layout language has it.
+/// The shape of `blocks` blocks of a model in the layout language.
 pub(super) fn shape(kv: KvShape) -> Result<Shape, DemoError> {
     let unit = Unit::new("f32", 4, 1)?;
     Ok(Shape::key_value(
@@ -106,7 +107,7 @@ pub(super) fn shape(kv: KvShape) -> Result<Shape, DemoError> {
     )?)
 }
 
-/// What the keys and values of a model mean.
+/// The logical identity of a model's keys and values.
 pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdentity, DemoError> {
     let pairs = RopeParam::Text(facts.rope_pairs.to_owned());
     let rope = Rope::new("default", f64::from(facts.rope_base))?.with_param("pairs", pairs)?;
@@ -114,8 +115,7 @@ pub(super) fn identity(facts: &ModelFacts, shape: &Shape) -> Result<LogicalIdent
     Ok(identity.with_extra("weights", "dequantised to f32")?)
 }
 
-/// The blocks of an engine: allocated, their pages mapped, as an engine's are before the
-/// first request comes.
+/// The blocks of an engine: allocated with mapped pages, as in an engine before the first request.
 pub(super) struct EngineBlocks {
     pub(super) layout: PhysicalLayout,
     pub(super) kv_shape: KvShape,
@@ -125,7 +125,7 @@ pub(super) struct EngineBlocks {
 }
 
 impl EngineBlocks {
-    /// So many blocks of `page_size` tokens.
+    /// Allocates a number of blocks of `page_size` tokens.
     pub(super) fn allocate(
         llama: &Llama,
         (blocks, page_size): (usize, usize),

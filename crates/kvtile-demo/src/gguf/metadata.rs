@@ -1,5 +1,5 @@
-//! Metadata values. Arrays stay as bytes of the file and are decoded when they
-//! are read, so that no small file becomes a large structure.
+//! Metadata values. Arrays stay as bytes of the file and are decoded on access, so that a small
+//! file cannot become a large structure.
 
 use super::reader::Reader;
 use crate::DemoError;
@@ -85,7 +85,7 @@ pub(super) enum Scalar {
     F64,
 }
 
-/// What a stored type number stands for.
+/// The meaning of a stored type number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Scalar(Scalar),
@@ -114,7 +114,7 @@ impl Kind {
 }
 
 impl Scalar {
-    /// The fewest bytes that one value takes in a file.
+    /// The fewest bytes of one value in a file.
     fn bytes_min(self) -> u64 {
         match self {
             Self::U8 | Self::I8 | Self::Bool => 1,
@@ -161,7 +161,7 @@ impl<'a> Array<'a> {
         self.len == 0
     }
 
-    /// The values in order. Every one was read once when the file was parsed.
+    /// The values in order. Parsing has validated each of them.
     pub fn iter(&self) -> impl Iterator<Item = Value<'a>> + use<'a> {
         let (scalar, mut reader) = (self.scalar, self.reader.clone());
         (0..self.len).map_while(move |_| scalar.read(&mut reader).ok())

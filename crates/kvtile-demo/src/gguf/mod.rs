@@ -6,9 +6,9 @@
 //! | padding to general.alignment (32) | data |
 //! ```
 //!
-//! A file is hostile input. Everything borrows from its bytes, every count is
-//! bounded by the bytes that are left, and a tensor outside the data, misaligned
-//! or overlapping another is refused. This module does not know what a model is.
+//! A file is untrusted input. All parsed data borrows from its bytes, the remaining bytes bound
+//! every count, and a tensor outside the data, misaligned or overlapping another is refused. This
+//! module does not know models.
 
 mod dequantise;
 mod metadata;
@@ -27,11 +27,11 @@ use reader::Reader;
 const PAIR_BYTES_MIN: u64 = 8 + 4 + 1;
 /// The fewest bytes of a tensor entry: an empty name, one extent, type, offset.
 const TENSOR_BYTES_MIN: u64 = 8 + 4 + 8 + 4 + 8;
-/// The most extents that a tensor has.
+/// Most extents of a tensor.
 const EXTENTS_MAX: u64 = 4;
-/// The alignment of tensor data where the file does not say.
+/// The default alignment of tensor data.
 const ALIGNMENT_DEFAULT: u64 = 32;
-/// The largest alignment that is accepted.
+/// The largest accepted alignment.
 const ALIGNMENT_MAX: u64 = 1 << 20;
 
 /// A parsed file, borrowing from its bytes.
@@ -181,7 +181,7 @@ fn alignment(metadata: &BTreeMap<&str, Value<'_>>) -> Result<u64, DemoError> {
         .ok_or_else(|| key_type("general.alignment", "power of two up to 1 MiB"))
 }
 
-/// A tensor as the header describes it, before its place is checked.
+/// A tensor entry of the header, before the check of its place.
 struct Entry<'a> {
     name: &'a str,
     kind: TensorKind,

@@ -1,4 +1,4 @@
-//! A cursor over untrusted bytes: every read is bounded by what is there.
+//! A cursor over untrusted bytes: the remaining bytes bound every read.
 
 use crate::DemoError;
 
@@ -82,8 +82,7 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(bytes).map_err(|_| DemoError::GgufText { offset })
     }
 
-    /// A count of things that take at least `bytes_each` bytes each, so that
-    /// no count can exceed what the file holds.
+    /// A count of items of at least `bytes_each` bytes each; it cannot exceed the remaining bytes.
     pub(super) fn count(
         &self,
         what: &'static str,

@@ -3,7 +3,7 @@
 use super::dequantise;
 use crate::DemoError;
 
-/// The element types that can be turned into f32.
+/// The element types that can be dequantised to f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TensorKind {
@@ -22,7 +22,7 @@ pub enum TensorKind {
 }
 
 impl TensorKind {
-    /// The kind behind a stored type number.
+    /// The kind of a stored type number.
     pub(super) fn from_id(type_id: u32) -> Option<Self> {
         match type_id {
             0 => Some(Self::F32),
@@ -35,7 +35,7 @@ impl TensorKind {
         }
     }
 
-    /// Values and bytes of the smallest piece that is never cut.
+    /// Values and bytes of the smallest indivisible unit.
     pub fn unit(self) -> (usize, usize) {
         match self {
             Self::F32 => (1, 4),

@@ -1,8 +1,8 @@
-//! The KV cache as the model sees it: a view of blocks that someone else owns.
+//! The KV cache of the model: a view of blocks that the caller owns.
 //!
-//! The engine holds no keys and no values. It asks a [`KvView`] for the
-//! contiguous part of one layer and one block and reads or writes it in the order
-//! that the view declares. This module does not know where the bytes live.
+//! The engine holds no keys and no values. It gets the contiguous part of one layer and one block
+//! from a [`KvView`], and reads or writes it in the order that the view declares. This module does
+//! not know where the bytes are.
 
 mod order;
 mod sequence;
@@ -23,7 +23,7 @@ pub struct KvShape {
     pub layers: usize,
     /// Blocks; block ids are `0..num_blocks`.
     pub num_blocks: usize,
-    /// Tokens of one block.
+    /// Tokens per block.
     pub page_size: usize,
     /// KV heads.
     pub kv_heads: usize,
@@ -43,11 +43,11 @@ impl KvShape {
     }
 }
 
-/// Blocks of f32 keys and values, owned by someone else.
+/// Blocks of f32 keys and values, owned by the caller.
 ///
 /// The part of a layer and a block is [`KvShape::part_values`] long, contiguous, and
 /// in the order [`KvView::order`]. Different `(layer, block)` pairs never overlap.
-/// An implementation whose layer is still on its way may wait inside `part`.
+/// An implementation whose layer is still in flight may wait inside `part`.
 pub trait KvView: Send + Sync {
     /// The extents.
     fn shape(&self) -> KvShape;

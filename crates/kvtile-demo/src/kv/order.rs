@@ -1,4 +1,4 @@
-//! The two orders of a part that the attention reads and writes.
+//! The two orders of a part that the attention supports.
 //!
 //! With `H` heads of `C` values and `N` tokens a block:
 //!
@@ -7,8 +7,8 @@
 //! TransposedKeys       L|BH(kCN,vNC)  per head | K: C x N | V: N x C |
 //! ```
 //!
-//! The second is what vLLM's CPU backend keeps (instruction sets `vec` and
-//! `vec16`): there the token is the fastest axis of a key.
+//! vLLM's CPU backend uses the second order (instruction sets `vec` and `vec16`): there the token
+//! is the fastest axis of a key.
 
 use super::KvShape;
 

@@ -1,4 +1,4 @@
-//! A sequence: which blocks hold its tokens, in order, and how many it has.
+//! A sequence: the blocks of its tokens, in order, and their number.
 
 use std::collections::BTreeSet;
 
@@ -17,7 +17,7 @@ impl Sequence {
     /// `block_ids[t / page_size]`.
     ///
     /// # Errors
-    /// [`DemoError::KvBlockRepeated`] when a block stands there twice.
+    /// [`DemoError::KvBlockRepeated`] when a block occurs twice.
     pub fn new(block_ids: Vec<usize>) -> Result<Self, DemoError> {
         let mut seen = BTreeSet::new();
         if let Some(block) = block_ids.iter().find(|block| !seen.insert(**block)) {
@@ -29,8 +29,8 @@ impl Sequence {
         })
     }
 
-    /// A sequence whose first `tokens` tokens are in the blocks already: restored,
-    /// or shared with another. The caller vouches for them.
+    /// A sequence whose first `tokens` tokens are in the blocks already: loaded, or shared with
+    /// another sequence. The caller guarantees their contents.
     ///
     /// # Errors
     /// As [`Sequence::new`], and [`DemoError::TooManyTokens`] when the blocks of
@@ -61,7 +61,7 @@ impl Sequence {
         &self.block_ids
     }
 
-    /// Forgets all tokens from `tokens` on.
+    /// Removes all tokens from `tokens` on.
     pub fn truncate(&mut self, tokens: usize) {
         self.tokens = self.tokens.min(tokens);
     }
@@ -82,7 +82,7 @@ impl Sequence {
         Ok(())
     }
 
-    /// Positions `start..end` cut at the borders of blocks.
+    /// Positions `start..end`, split at block boundaries.
     pub(crate) fn runs(
         &self,
         page_size: usize,
@@ -108,7 +108,7 @@ impl Sequence {
     }
 }
 
-/// Tokens that follow one another inside one block.
+/// Consecutive tokens inside one block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Run {
     /// The block.

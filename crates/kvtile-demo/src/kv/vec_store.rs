@@ -1,12 +1,12 @@
-//! A KV store in one ordinary vector: the reference for every other one.
+//! A KV store in one plain vector: the reference for other stores.
 
 use super::{KvOrder, KvShape, KvView};
 use crate::DemoError;
 
 /// Blocks of keys and values in a `Vec`, layer after layer.
 ///
-/// New blocks are filled with NaN, so that reading a slot that was never written
-/// cannot go unnoticed.
+/// New blocks are filled with NaN, so that reading a slot that was never written shows in the
+/// results.
 #[derive(Clone, Debug)]
 pub struct VecKv {
     shape: KvShape,

@@ -1,12 +1,11 @@
-//! Grouped-query attention over blocks that someone else owns.
+//! Grouped-query attention over blocks that the caller owns.
 //!
-//! Once a layer, keys and values of the sequence are gathered from the blocks into
-//! panels (the packing that any matrix product does), whatever the order of the
-//! store: keys transposed, 32 tokens to a panel; values by token. In the order
-//! with transposed keys that is a copy along the tokens; in token-major order each
-//! key is turned. From there on there is one computation, so both orders give the
-//! same bits. Then, for each KV head and a tile of tokens: scores, softmax with the
-//! causal mask, weighted values.
+//! Once per layer, the attention gathers keys and values of the sequence from the blocks into
+//! panels, the packing of every matrix product: keys transposed, 32 tokens to a panel; values by
+//! token. With transposed keys the gather is a copy along the tokens; in token-major order it
+//! transposes each key. All further computation is the same for both orders, so both give the same
+//! bits: for each KV head and a tile of tokens, scores, softmax with the causal mask, weighted
+//! values.
 
 use rayon::prelude::*;
 
@@ -19,7 +18,7 @@ use super::LlamaConfig;
 /// Tokens of one tile: with three query heads to a KV head, 48 rows.
 const TILE_TOKENS: usize = 16;
 
-/// Keys and values of one layer, packed. Made once a pass and filled layer by layer.
+/// Keys and values of one layer, packed. Each pass allocates it once and fills it layer by layer.
 pub(super) struct Packed {
     shape: KvShape,
     tokens: usize,
@@ -101,7 +100,7 @@ impl Packed {
     }
 }
 
-/// Where a layer is gathered from: each block is asked for once.
+/// The source of a gather: it gets the part of each block once.
 struct Source<'a> {
     sequence: &'a Sequence,
     order: KvOrder,
@@ -177,9 +176,8 @@ pub(super) fn checked(shape: KvShape, part: &[f32]) -> Result<&[f32], DemoError>
     Ok(part)
 }
 
-/// Attention of the tokens at positions `start..`, whose rotated queries stand at
-/// the front of each row of `rows`. `out` is row-major, all query heads of a token
-/// together.
+/// Attention of the tokens at positions `start..`. Each row of `rows` starts with the token's
+/// rotated queries. `out` is row-major, with all query heads of a token together.
 pub(super) fn attend(
     config: &LlamaConfig,
     packed: &Packed,
@@ -221,8 +219,8 @@ pub(super) fn attend(
     }
 }
 
-/// One KV head and one tile: `queries` and `out` hold, token by token, the query
-/// heads that share the KV head; the first token stands at `position`.
+/// One KV head and one tile: `queries` and `out` hold, token by token, the query heads that share
+/// the KV head; the first token has position `position`.
 fn attend_tile(
     config: &LlamaConfig,
     packed: &Packed,

@@ -25,11 +25,11 @@ pub struct LlamaConfig {
     pub head_size: usize,
     /// Tokens of the vocabulary.
     pub vocabulary: usize,
-    /// Tokens that the model was trained to attend over.
+    /// Context length in tokens that the model was trained for.
     pub context: usize,
     /// Base of the rotary embedding's frequencies.
     pub rope_base: f32,
-    /// Added under the root of the norms.
+    /// The epsilon of the norms, added under the root.
     pub norm_epsilon: f32,
 }
 

@@ -1,8 +1,8 @@
-//! What identifies a model, for those who store what it computed.
+//! The identity of a model, for stores of its keys and values.
 
 use super::LlamaConfig;
 
-/// The facts of a model on which the meaning of its keys and values depends.
+/// The facts of a model that define the meaning of its keys and values.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelFacts {

@@ -10,10 +10,10 @@ use super::attention::{Packed, attend, checked};
 use super::weights::{Layer, Weights};
 use super::{LlamaConfig, Logits};
 
-/// Rows that one task of a row-wise operation takes.
+/// Rows per task of a row-wise operation.
 const TASK_ROWS: usize = 16;
 
-/// One pass over tokens that follow what the sequence already holds.
+/// One pass over the tokens after those of the sequence.
 pub(super) struct Pass<'a> {
     pub(super) config: &'a LlamaConfig,
     pub(super) weights: &'a Weights,
@@ -22,8 +22,7 @@ pub(super) struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Computes the pass, writes its keys and values, and gives the logits of the
-    /// last token.
+    /// Computes the pass, writes its keys and values, and returns the logits of the last token.
     pub(super) fn run(&self, kv: &mut dyn KvView) -> Result<Logits, DemoError> {
         let config = self.config;
         let start = self.sequence.len();
@@ -127,9 +126,9 @@ impl Pass<'_> {
     }
 }
 
-/// Intermediate results of a layer, made once a pass.
+/// Intermediate results of a layer, allocated once per pass.
 struct Buffers {
-    /// As wide as the residual stream: what goes into a product, then its result.
+    /// As wide as the residual stream: the input of a product, then its result.
     normed: Vec<f32>,
     qkv: Vec<f32>,
     attended: Vec<f32>,

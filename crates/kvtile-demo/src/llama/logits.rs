@@ -1,6 +1,6 @@
 //! The scores of the next token.
 
-/// One score a token of the vocabulary.
+/// One score per token of the vocabulary.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logits {
     values: Vec<f32>,
@@ -16,7 +16,7 @@ impl Logits {
         &self.values
     }
 
-    /// The token with the highest score; of equal ones the first.
+    /// The token with the highest score; the first one among equals.
     pub fn greedy(&self) -> u32 {
         let mut best = (0, f32::NEG_INFINITY);
         for (token, value) in (0..).zip(&self.values) {

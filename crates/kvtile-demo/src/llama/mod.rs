@@ -1,8 +1,7 @@
 //! A Llama whose forward pass reads and writes its KV cache through a [`KvView`].
 //!
-//! Weights are dequantised to f32 at load. The engine keeps nothing between calls:
-//! what a sequence has seen is in the blocks of the view, and which blocks those
-//! are is in the [`Sequence`].
+//! Weights are dequantised to f32 at load. The engine keeps no state between calls: the blocks of
+//! the view hold the keys and values of a sequence, and the [`Sequence`] names these blocks.
 
 mod attention;
 mod config;
@@ -67,8 +66,7 @@ impl Llama {
         })
     }
 
-    /// The same weights with another base of the rotary embedding: another model, as
-    /// far as keys are concerned.
+    /// The same weights with another base of the rotary embedding. For keys it is another model.
     #[must_use]
     pub fn with_rope_base(mut self, rope_base: f32) -> Self {
         self.config.rope_base = rope_base;
@@ -81,22 +79,21 @@ impl Llama {
         &self.config
     }
 
-    /// What identifies the model.
+    /// The identifying facts of the model.
     pub fn facts(&self) -> &ModelFacts {
         &self.facts
     }
 
-    /// Computes `tokens` after what `sequence` holds, writes their keys and values
-    /// into `kv`, and gives the logits that follow the last of them.
+    /// Computes `tokens` after those of `sequence`, writes their keys and values into `kv`, and
+    /// returns the logits after the last of them.
     ///
-    /// The result is the same, bit for bit, however the tokens are cut into calls,
-    /// in either [`KvOrder`](crate::kv::KvOrder), and with any number of threads.
+    /// The result is the same, bit for bit, for any split of the tokens into calls, in either
+    /// [`KvOrder`](crate::kv::KvOrder), and with any number of threads.
     ///
     /// # Errors
-    /// No tokens, tokens outside the vocabulary, a view of another shape than the
-    /// model, too few blocks or too long a context: before anything is written. An
-    /// error of the view leaves the sequence as it was; slots past its end may have
-    /// been written.
+    /// Before the first write: no tokens, tokens outside the vocabulary, a view of another shape
+    /// than the model, too few blocks or too long a context. An error of the view leaves the
+    /// sequence unchanged; slots past its end may be overwritten.
     pub fn forward(
         &self,
         tokens: &[u32],
@@ -115,8 +112,8 @@ impl Llama {
         Ok(logits)
     }
 
-    /// [`Llama::forward`] in passes of up to `pass_tokens` tokens, so that a caller
-    /// sees progress: after each pass `progress` gets the number of tokens done.
+    /// [`Llama::forward`] in passes of up to `pass_tokens` tokens. `progress` gets the number of
+    /// completed tokens after each pass.
     ///
     /// # Errors
     /// As [`Llama::forward`]; the sequence holds the passes before the failed one.

@@ -50,7 +50,7 @@ impl Weights {
         })
     }
 
-    /// The matrix that turns the last hidden state into logits.
+    /// The matrix that maps the last hidden state to logits.
     pub(super) fn output(&self) -> &Panels {
         self.output.as_ref().unwrap_or(&self.embedding)
     }
@@ -88,14 +88,13 @@ impl Layer {
     }
 }
 
-/// The rows of a stored matrix, one row an output.
+/// The rows of a stored matrix, one row per output.
 #[derive(Clone, Copy)]
 struct Rows<'a> {
     tensor: &'a Tensor<'a>,
-    /// For query and key weights the head size: llama.cpp stores the rows of a head
-    /// so that the two halves alternate (`0, half, 1, half + 1, ...`), for a rotary
-    /// embedding of neighbours. We read them back into the order of the halves,
-    /// which is that of Hugging Face and of the caches that engines keep.
+    /// For query and key weights the head size: llama.cpp stores the rows of a head with
+    /// alternating halves (`0, half, 1, half + 1, ...`), for a rotary embedding of neighbours.
+    /// Reading restores the order of the halves, which Hugging Face and the caches of engines use.
     rotated_head: Option<usize>,
 }
 

@@ -1,9 +1,8 @@
 //! A miniature Llama with seeded random weights.
 //!
-//! It stands in where the real model cannot be fetched, and in tests: the same file
-//! format, the same tokenizer (one token a byte, no merges), the same code from the
-//! first byte to the last token. It has learned nothing, so what it says is noise;
-//! its name says so too.
+//! It replaces the real model where that cannot be fetched, and in tests: the same file format, the
+//! same tokenizer (one token per byte, no merges), the same code from the first byte to the last
+//! token. It has learned nothing, so its answers are noise; its name states that.
 
 mod writer;
 
@@ -93,7 +92,7 @@ fn write_metadata(file: &mut Writer, seed: u64) {
     file.texts("tokenizer.ggml.merges", &[]);
 }
 
-/// The embedding, tied to the output: letters and spaces are longer than the rest, so
+/// The embedding, tied to the output: letters and spaces have longer vectors than other tokens, so
 /// that the noise is mostly readable and seldom ends a turn.
 fn write_embedding(file: &mut Writer, random: &mut Numbers) {
     let tokens = 256 + CONTROL_TOKENS.len();
@@ -109,7 +108,7 @@ fn as_u32(value: usize) -> u32 {
     u32::try_from(value).unwrap_or(u32::MAX)
 }
 
-/// Evenly spread in `-reach..reach`.
+/// Uniform in `-reach..reach`.
 fn within(random: &mut Numbers, reach: f32) -> f32 {
     let fraction = (random.any() >> 40) as f32 / (1u64 << 24) as f32;
     (2.0 * fraction - 1.0) * reach

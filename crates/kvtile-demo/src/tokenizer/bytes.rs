@@ -1,8 +1,8 @@
-//! The alphabet of byte-level vocabularies: each byte is written as one printable
-//! character. Printable ASCII and Latin-1 stand for themselves; the other bytes,
-//! in order, are the characters from U+0100 on (Radford and others, GPT-2, 2019).
+//! The alphabet of byte-level vocabularies, which maps each byte to one printable character.
+//! Printable ASCII and Latin-1 map to themselves; the other bytes, in order, map to the characters
+//! from U+0100 on (Radford and others, GPT-2, 2019).
 
-/// Whether the byte is written as the character of the same number.
+/// Whether the byte maps to the character of the same number.
 fn stands_for_itself(byte: u8) -> bool {
     matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff)
 }

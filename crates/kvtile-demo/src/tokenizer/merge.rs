@@ -1,11 +1,11 @@
-//! Byte-pair merges (Sennrich, Haddow and Birch, 2016): of all neighbouring pairs
-//! the one with the lowest rank is joined first, of equal ones the leftmost. A heap
-//! keeps a word of n symbols at n log n, so that no text makes encoding slow.
+//! Byte-pair merges (Sennrich, Haddow and Birch, 2016): of all neighbouring pairs the one with the
+//! lowest rank is joined first, and the leftmost among equals. A heap keeps the cost of a word of n
+//! symbols at n log n, so that no text makes encoding slow.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 
-/// What a pair of tokens becomes, and how early.
+/// The result of a merge, and its rank.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Merge {
     pub(super) rank: u32,
@@ -15,7 +15,7 @@ pub(super) struct Merge {
 /// The merges of a vocabulary.
 pub(super) type Merges = HashMap<(u32, u32), Merge>;
 
-/// A pair waiting to be merged; ordered by rank, then by place.
+/// A pair on the heap, ordered by rank, then by position.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
     rank: u32,
@@ -25,7 +25,7 @@ struct Candidate {
     token: u32,
 }
 
-/// A symbol of the word; `token` is `None` once it is part of its left neighbour.
+/// A symbol of the word; `token` is `None` after it was merged into its left neighbour.
 #[derive(Clone, Copy)]
 struct Symbol {
     token: Option<u32>,
@@ -39,7 +39,7 @@ struct Word<'a> {
     heap: BinaryHeap<Reverse<Candidate>>,
 }
 
-/// Merges the symbols of one word as far as they go.
+/// Merges the symbols of one word until no pair merges.
 pub(super) fn merge(merges: &Merges, tokens: impl Iterator<Item = u32>) -> Vec<u32> {
     let mut symbols: Vec<Symbol> = tokens
         .enumerate()
@@ -74,7 +74,7 @@ impl Word<'_> {
         self.symbols.get(place)?.token
     }
 
-    /// Puts the pair at `place` and its right neighbour on the heap, if it merges.
+    /// Pushes the pair at `place` and its right neighbour on the heap, if it merges.
     fn propose(&mut self, place: usize) -> Option<()> {
         let next = self.symbols.get(place)?.next?;
         let pair = (self.token(place)?, self.token(next)?);
@@ -89,7 +89,7 @@ impl Word<'_> {
         Some(())
     }
 
-    /// Joins a pair that is still there.
+    /// Joins a pair if both symbols are still current.
     fn join(&mut self, candidate: Candidate) -> Option<()> {
         let Candidate {
             place,
@@ -142,7 +142,7 @@ mod tests {
             .collect()
     }
 
-    /// The same by search: find the best pair, join it, again.
+    /// The reference by search: find the best pair, join it, repeat.
     fn by_search(merges: &Merges, mut tokens: Vec<u32>) -> Vec<u32> {
         loop {
             let best = (1..tokens.len())

@@ -1,7 +1,7 @@
-//! Byte-level BPE from the metadata of a GGUF file, with the `smollm` cutting of
-//! words and the ChatML turns that the model was trained on.
+//! Byte-level BPE from the metadata of a GGUF file, with the `smollm` pre-tokenizer and the ChatML
+//! turns of the model's training.
 //!
-//! Text is never searched for control tokens: what a user writes cannot end a turn.
+//! Text is never searched for control tokens: the text of a user cannot end a turn.
 
 pub(crate) mod bytes;
 mod merge;
@@ -18,13 +18,13 @@ use merge::{Merge, Merges, merge};
 
 /// GGUF's number for control tokens in `tokenizer.ggml.token_type`.
 const CONTROL: i64 = 3;
-/// What the model's chat template says where a conversation has no system message.
+/// The default system message of the model's chat template.
 const SYSTEM_DEFAULT: &str = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";
 
 /// A vocabulary with its merges.
 #[derive(Clone, Debug)]
 pub struct Tokenizer {
-    /// The bytes of each token; those of a control token are its name.
+    /// The bytes of each token; for a control token, those of its name.
     tokens: Vec<Box<[u8]>>,
     merges: Merges,
     byte_tokens: Vec<Option<u32>>,
@@ -37,7 +37,7 @@ impl Tokenizer {
     ///
     /// # Errors
     /// [`DemoError::Unsupported`] for other kinds of tokenizers,
-    /// [`DemoError::TokenizerEntry`] for entries that contradict one another.
+    /// [`DemoError::TokenizerEntry`] for entries that contradict each other.
     pub fn from_gguf(file: &Gguf<'_>) -> Result<Self, DemoError> {
         for (key, supported) in [
             ("tokenizer.ggml.model", "gpt2"),
@@ -79,7 +79,7 @@ impl Tokenizer {
         self.tokens.len()
     }
 
-    /// The token after which the model has nothing to say.
+    /// The token that ends the model's turn.
     pub fn turn_end(&self) -> u32 {
         self.turn_end
     }
@@ -98,8 +98,8 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The tokens of a conversation in which the user has said `user` and the model is
-    /// to answer. `system` replaces what the model's template says by default.
+    /// The tokens of a conversation that ends with the user's message `user`, before the model's
+    /// answer. `system` replaces the default system message of the template.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -116,7 +116,7 @@ impl Tokenizer {
         Ok(tokens)
     }
 
-    /// The bytes of one token; not necessarily whole characters.
+    /// The bytes of one token, which may split a character.
     ///
     /// # Errors
     /// [`DemoError::TokenUnknown`].

@@ -1,11 +1,11 @@
-//! Cutting text into the words inside which merges happen, as the `smollm`
-//! pre-tokenizer does: every digit is a word; what lies between digits is cut by
+//! Splits text into the words inside which merges happen, like the `smollm` pre-tokenizer: every
+//! digit is a word, and a regular expression splits the text between digits:
 //!
 //! ```text
 //! 's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //! ```
 //!
-//! the first alternative that matches at each place.
+//! The first alternative that matches at each position wins.
 
 use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 
@@ -32,7 +32,7 @@ impl Class {
     }
 }
 
-/// The words of `text`; together they are the text.
+/// The words of `text`; concatenated they equal the text.
 pub(super) fn words(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -70,8 +70,8 @@ fn run_bytes(text: &str, class: Class) -> usize {
         .unwrap_or(text.len())
 }
 
-/// Bytes of a word of white space: all of it before a digit or the end, otherwise
-/// all but the last character, which goes with what follows.
+/// Bytes of a word of white space: the whole run before a digit or the end, otherwise all but its
+/// last character, which belongs to the next word.
 fn spaces_bytes(text: &str) -> usize {
     let all = run_bytes(text, Class::Space);
     let (spaces, after) = text.split_at_checked(all).unwrap_or((text, ""));

@@ -1,15 +1,14 @@
-//! Text that arrives in pieces of bytes.
+//! Incremental UTF-8 decoding of tokens.
 
-/// Turns the bytes of successive tokens into text, holding back a character that
-/// is not complete yet.
+/// Converts the bytes of successive tokens to text and buffers an incomplete character.
 #[derive(Clone, Debug, Default)]
 pub struct TextStream {
     pending: Vec<u8>,
 }
 
 impl TextStream {
-    /// Adds bytes and gives the text that is complete now. Bytes that cannot become
-    /// UTF-8 are given as U+FFFD.
+    /// Adds bytes and returns the complete text so far that was not returned before. Invalid UTF-8
+    /// becomes U+FFFD.
     pub fn push(&mut self, bytes: &[u8]) -> String {
         self.pending.extend_from_slice(bytes);
         let mut text = String::new();
@@ -35,7 +34,7 @@ impl TextStream {
         }
     }
 
-    /// What is left when no more bytes come.
+    /// The remaining text at the end of the bytes.
     pub fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }

@@ -1,10 +1,10 @@
-//! A Llama in the most literal form: double precision, one loop an index, rows and
-//! rotary pairs (neighbours) as the file stores them, no cache, no blocks.
+//! A literal Llama: double precision, one loop per index, rows and rotary pairs (neighbours) as
+//! stored in the file, no cache, no blocks.
 
 use kvtile_demo::gguf::Gguf;
 use kvtile_demo::llama::LlamaConfig;
 
-/// What the reference computes.
+/// The results of the reference.
 pub(crate) struct Reference {
     /// Logits after the last token.
     pub(crate) logits: Vec<f64>,
@@ -91,7 +91,7 @@ fn attention(
     out
 }
 
-/// Computes `tokens` from nothing.
+/// Computes `tokens` from an empty sequence.
 pub(crate) fn compute(bytes: &[u8], tokens: &[u32]) -> Reference {
     let file = Gguf::parse(bytes).unwrap();
     let config = LlamaConfig::from_gguf(&file).unwrap();

@@ -1,4 +1,4 @@
-//! Canonical fields: what fingerprints are made of and what comparisons walk.
+//! Canonical fields: the input of fingerprints and of comparisons.
 //!
 //! An identity is a list of fields in a fixed order, each a dotted path and a value. Comparing two
 //! lists names the first field that differs, and the fingerprint is the hash of the list, so a

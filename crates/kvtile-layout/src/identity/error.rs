@@ -1,4 +1,4 @@
-//! What can be wrong with an identity.
+//! The errors of identities.
 
 use thiserror::Error;
 

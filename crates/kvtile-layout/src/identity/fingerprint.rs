@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::IdentityError;
 use crate::error::LayoutError;
 
-/// 128 bits of the BLAKE3 hash of a canonical form, keyed by what the form describes.
+/// 128 bits of the BLAKE3 hash of a canonical form, keyed by the context that names the form.
 ///
 /// It is the same in every process, on every machine and in every build that knows the same
 /// version of the form. As text: 32 lower-case hexadecimal digits, fit for file names.

@@ -1,4 +1,4 @@
-//! The layout part: where the values lie, whatever they mean.
+//! The layout part: the places of the values, independent of their meaning.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +18,7 @@ const CONTEXT: &str = "kvtile identity layout 1";
 /// Most digits of a plane.
 const DIGITS_MAX: usize = 64;
 
-/// What a [`LayoutIdentity`] is of.
+/// The scope of a [`LayoutIdentity`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LayoutScope {
@@ -28,19 +28,19 @@ pub enum LayoutScope {
     OneBlock,
 }
 
-/// Where the units of each plane lie, in canonical form: equal for all words that put every unit
-/// at the same place, different otherwise. For opaque units it has the codec name too, which
-/// carries what decides their inside.
+/// The place of every unit of each plane, in canonical form. Two words have equal identities
+/// exactly where they put every unit at the same place. Opaque units add their codec name, because
+/// it carries the parameters of their interior.
 ///
-/// **All blocks** ([`LayoutIdentity::of_layout`]): regions, offsets and all digits. The number of
-/// blocks itself is left out, and so are region sizes: pools of different lengths are equal as
-/// long as blocks stand outermost. Where another axis stands outside the block axis in one region
-/// (`L|KBNHC`), its stride is a multiple of the number of blocks and stays in. A layout of a single
-/// block has no block stride and so differs from longer ones.
+/// **All blocks** ([`LayoutIdentity::of_layout`]): regions, offsets and all digits. It leaves out
+/// the number of blocks and the region sizes: pools of different lengths are equal as long as the
+/// block axis is outermost. Where another axis lies outside the block axis in one region
+/// (`L|KBNHC`), its stride is a multiple of the number of blocks and is part of the identity. A
+/// layout of a single block has no block stride and so differs from longer ones.
 ///
 /// **One block** ([`LayoutIdentity::of_block`]): the digits inside a block, relative to its first
-/// byte. It is what a stored block carries, and is the same wherever blocks have the same inside:
-/// for `BHLKNC` at any number of blocks, at any alignment, in a file or in memory.
+/// byte. A stored block carries it. It is equal wherever blocks have the same interior: for
+/// `BHLKNC` at any number of blocks, at any alignment, in a file or in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedLayout")]
 pub struct LayoutIdentity {
@@ -57,7 +57,8 @@ struct UncheckedLayout {
     planes: Vec<PlanePlace>,
 }
 
-/// Where one plane lies. The extent of the slowest digit of B is 0 for "as many as there are".
+/// The place of one plane. An extent of 0 for the slowest digit of B leaves the number of blocks
+/// open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct PlanePlace {
@@ -128,19 +129,20 @@ impl LayoutIdentity {
         }
     }
 
-    /// Whether it is of all blocks or of one.
+    /// Whether the identity covers all blocks or one.
     #[must_use]
     pub fn scope(&self) -> LayoutScope {
         self.scope
     }
 
-    /// The fingerprint of all of it.
+    /// The fingerprint of all fields.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fields().fingerprint(CONTEXT)
     }
 
-    /// The first field that differs, in a fixed order; `None` exactly where both are equal.
+    /// The first field that differs, in a fixed order; `None` exactly where the identities are
+    /// equal.
     #[must_use]
     pub fn first_difference(&self, other: &LayoutIdentity) -> Option<Difference> {
         self.differences(other).into_iter().next()
@@ -237,7 +239,7 @@ impl PlanePlace {
         }
     }
 
-    /// Whether these digits could have come from a layout: in order, merged, in range.
+    /// Whether these digits can come from a layout: in order, merged, in range.
     fn is_canonical(&self, scope: LayoutScope, regions: u64) -> bool {
         let last_block = self.digits.iter().rposition(|d| d.axis == Axis::B);
         let digits_fit = self.digits.iter().enumerate().all(|(i, digit)| {

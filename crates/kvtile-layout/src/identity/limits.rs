@@ -1,4 +1,4 @@
-//! Limits of what an identity may carry, so that hostile files cost bounded memory and time.
+//! Limits of the contents of an identity, so that hostile files cost bounded memory and time.
 
 use super::IdentityError;
 use crate::error::LayoutError;

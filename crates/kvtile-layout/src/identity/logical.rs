@@ -1,4 +1,4 @@
-//! The logical part: what the stored values mean, whatever their order.
+//! The logical part: the meaning of the stored values, independent of their order.
 
 use std::collections::BTreeMap;
 
@@ -18,12 +18,12 @@ use crate::{
 /// Names the form of the logical part and its version.
 const CONTEXT: &str = "kvtile identity logical 1";
 
-/// What the values of a block mean: model, revision, planes, page size, layers, heads, rotary
-/// embedding, and whatever the codecs hide.
+/// The meaning of the values of a block: model, revision, planes, page size, layers, heads, rotary
+/// embedding, and the parameters that codecs hide.
 ///
 /// Blocks with equal logical parts hold the same values in some order and can be converted into
-/// each other; blocks with different ones cannot stand in for each other. The number of blocks and
-/// the number of a replica are no part of it, and neither is the order of the planes.
+/// each other. Blocks with different logical parts cannot replace each other. The number of blocks,
+/// the replica number and the order of the planes are not part of it.
 ///
 /// ```
 /// use kvtile_layout::{Shape, Unit, identity::{LogicalIdentity, Rope}};
@@ -43,13 +43,13 @@ const CONTEXT: &str = "kvtile identity logical 1";
 pub struct LogicalIdentity {
     model: String,
     revision: String,
-    /// One block, replica 0, planes by name.
+    /// The shape of one block, with replica 0 and the planes sorted by name.
     shape: Shape,
     rope: Option<Rope>,
     extra: BTreeMap<String, String>,
 }
 
-/// As files have it.
+/// The serialised form.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct StoredLogical {
@@ -98,8 +98,8 @@ impl TryFrom<StoredLogical> for LogicalIdentity {
 }
 
 impl LogicalIdentity {
-    /// The identity of what `shape` holds of a model. `revision` says which weights: a commit, a
-    /// checksum of the file. A model with rotary embedding adds its parameters with
+    /// The identity of the part of a model that `shape` holds. `revision` identifies the weights: a
+    /// commit or a checksum of the file. A model with rotary embedding adds its parameters with
     /// [`with_rope`](Self::with_rope).
     ///
     /// # Errors
@@ -128,16 +128,16 @@ impl LogicalIdentity {
         })
     }
 
-    /// The same with the parameters of the rotary embedding, which the keys in a block depend on;
-    /// `None` for a model without one.
+    /// Sets the parameters of the rotary embedding, which the stored keys depend on; `None` for a model
+    /// without one.
     #[must_use]
     pub fn with_rope(mut self, rope: impl Into<Option<Rope>>) -> LogicalIdentity {
         self.rope = rope.into();
         self
     }
 
-    /// The same with `key` set to `value`: something that the codecs hide, for instance a digest
-    /// of static scales, the seed of a rotation or the variant of an 8-bit format.
+    /// Sets the entry `key` to `value`. Entries are parameters that the codecs hide, for instance a
+    /// digest of static scales, the seed of a rotation or the variant of an 8-bit format.
     ///
     /// # Errors
     /// A key or value that is empty or longer than 4096 bytes; more than 256 entries.
@@ -155,7 +155,7 @@ impl LogicalIdentity {
         &self.model
     }
 
-    /// Which weights of it.
+    /// The revision of the weights.
     #[must_use]
     pub fn revision(&self) -> &str {
         &self.revision
@@ -167,7 +167,7 @@ impl LogicalIdentity {
         self.shape.planes()
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[must_use]
     pub fn page_size(&self) -> u64 {
         self.shape.page_size()
@@ -185,19 +185,20 @@ impl LogicalIdentity {
         self.rope.as_ref()
     }
 
-    /// What the codecs hide.
+    /// The parameters that the codecs hide.
     #[must_use]
     pub fn extra(&self) -> &BTreeMap<String, String> {
         &self.extra
     }
 
-    /// The fingerprint of all of it.
+    /// The fingerprint of all fields.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
         self.fields().fingerprint(CONTEXT)
     }
 
-    /// The first field that differs, in a fixed order; `None` exactly where both are equal.
+    /// The first field that differs, in a fixed order; `None` exactly where the identities are
+    /// equal.
     #[must_use]
     pub fn first_difference(&self, other: &LogicalIdentity) -> Option<Difference> {
         self.differences(other).into_iter().next()
@@ -207,7 +208,7 @@ impl LogicalIdentity {
     #[must_use]
     pub fn differences(&self, other: &LogicalIdentity) -> Vec<Difference> {
         let mut differences = self.fields().differences(&other.fields());
-        // What somebody has added says why the planes differ, where they do.
+        // Entries that a user added explain a difference of the planes, so they come first.
         differences.sort_by_key(|difference| match &difference.field {
             field if field.starts_with("extra.") => 1,
             field if ["model", "revision", "page_size"].contains(&field.as_ref()) => 0,
@@ -216,8 +217,8 @@ impl LogicalIdentity {
         differences
     }
 
-    /// The first part of the structure (planes, page size, shard) in which the identity is not that
-    /// of `shape`.
+    /// The first field of the structure (planes, page size, shard) in which the identity differs
+    /// from `shape`.
     ///
     /// # Errors
     /// A shape that no identity can have.
@@ -259,7 +260,7 @@ impl LogicalIdentity {
     }
 }
 
-/// The same plane with its axes in order, as files need not have them.
+/// The plane with its axes in order; files may have them in another order.
 fn in_order(plane: &Plane) -> Result<Plane, LayoutError> {
     let mut ordered = Plane::new(plane.name().as_str(), plane.unit().clone())?;
     if !plane.is_per_token() {

@@ -1,12 +1,11 @@
 //! Identity: everything that must be equal before stored bytes may be used.
 //!
-//! The logical part says what the values mean, the layout part where they lie. Equal logical parts
-//! with different layout parts can be converted into each other by a copy plan; different logical
-//! parts are refused by the name of the first field that differs. Both have a fingerprint of 128
-//! bits that is the same in every process and on every machine.
+//! The logical part states the meaning of the values, the layout part their places. A copy plan can
+//! convert between equal logical parts with different layout parts. Different logical parts are
+//! refused with the first field that differs. Both parts have a fingerprint of 128 bits that is the
+//! same in every process and on every machine.
 //!
-//! This module does not know blocks of tokens: which text a block belongs to is the business of
-//! token hashes.
+//! This module does not know which text a block belongs to: token hashes identify that.
 
 mod canonical;
 mod error;
@@ -29,13 +28,13 @@ use serde::{Deserialize, Serialize};
 /// Names the form of the whole identity and its version.
 const CONTEXT: &str = "kvtile identity 1";
 
-/// A logical part and a layout part: what a physical layout or a stored block is.
+/// A logical part and a layout part: the full description of a physical layout or a stored block.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Identity {
-    /// What the values mean.
+    /// The meaning of the values.
     pub logical: LogicalIdentity,
-    /// Where they lie.
+    /// The places of the values.
     pub layout: LayoutIdentity,
 }
 
@@ -46,7 +45,8 @@ impl Identity {
         self.fields().fingerprint(CONTEXT)
     }
 
-    /// The first field that differs, the logical part first; `None` exactly where both are equal.
+    /// The first field that differs, the logical part first; `None` exactly where the identities
+    /// are equal.
     #[must_use]
     pub fn first_difference(&self, other: &Identity) -> Option<Difference> {
         self.fields()

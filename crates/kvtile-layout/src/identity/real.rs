@@ -9,8 +9,8 @@ use crate::error::LayoutError;
 
 /// A finite 64-bit floating-point number, equal when its bits are; negative zero becomes zero.
 ///
-/// It is written as text, because some JSON readers round numbers, and a rope base that changes
-/// by one bit is another identity; it is read from text or from a number.
+/// It serialises as text, because some JSON readers round numbers and a rope base that changes by
+/// one bit is another identity. It deserialises from text or from a number.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedReal", into = "String")]
 pub struct Real(u64);
@@ -23,7 +23,7 @@ enum UncheckedReal {
 }
 
 impl Real {
-    /// Takes a number.
+    /// Checks and takes a number.
     ///
     /// # Errors
     /// A number that is infinite or not a number.

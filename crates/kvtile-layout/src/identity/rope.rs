@@ -1,4 +1,4 @@
-//! Rotary position embedding: what keys were turned by before they were stored.
+//! Rotary position embedding: the rotation of the stored keys.
 
 use std::collections::BTreeMap;
 
@@ -11,10 +11,10 @@ use super::{
 };
 use crate::error::LayoutError;
 
-/// The rotary position embedding of a model: its kind, its base and whatever else decides the
+/// The rotary position embedding of a model: its kind, its base and all further parameters of the
 /// angles (scaling factor, original context length, rotated dimensions, interleaving).
 ///
-/// Keys are stored rotated, so all of it must be equal before stored bytes may be used.
+/// Keys are stored rotated, so every parameter must be equal before stored bytes may be used.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedRope")]
 pub struct Rope {
@@ -30,9 +30,9 @@ pub struct Rope {
 pub enum RopeParam {
     /// A number.
     Number(Real),
-    /// One number a dimension, for instance the factors of LongRoPE.
+    /// One number per dimension, for instance the factors of LongRoPE.
     Numbers(Vec<Real>),
-    /// Anything else.
+    /// A parameter that is not numeric.
     Text(String),
 }
 
@@ -72,7 +72,7 @@ impl Rope {
         })
     }
 
-    /// The same with the parameter `name` set.
+    /// Sets the parameter `name`.
     ///
     /// # Errors
     /// A name or text that is empty or too long; more than 256 parameters or 65,536 numbers.
@@ -88,7 +88,7 @@ impl Rope {
         Ok(self)
     }
 
-    /// The same with the number `name` set.
+    /// Sets the parameter `name` to a number.
     ///
     /// # Errors
     /// As for [`Rope::with_param`]; a value that is not finite.

@@ -1,4 +1,4 @@
-//! Nests: from a frame and what the pairs of a class have in common.
+//! Builds nests from a frame and the key of a class.
 
 use std::sync::Arc;
 
@@ -18,15 +18,15 @@ use crate::{
     strided::{Digit, Piece, Step, StridedLayout},
 };
 
-/// Most nests a class may have: ranges that cut tiles on both sides multiply.
+/// Most nests of a class: ranges that cut tiles on both sides multiply.
 const NESTS_MAX: usize = 4096;
 
-/// What the nests of a class depend on, beside the frame.
+/// The inputs of the nests of a class, besides the frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct NestKey {
     pub(super) class: ClassKey,
-    /// What pairs and layers add to the start of a nest. Without a layer there, the nests have all
-    /// layers of the range; with one, they have one.
+    /// The indices that pairs and layers add to the start of a nest. Nests that take the layer from
+    /// the plan cover one layer; all others cover every layer of the range.
     pub(super) kind: MapKind,
 }
 
@@ -34,7 +34,7 @@ pub(super) struct NestKey {
 #[derive(Clone, Debug)]
 pub(super) struct Built {
     pub(super) nests: Arc<ClassNests>,
-    /// Bytes that they move for one pair.
+    /// Bytes that the nests move per pair.
     pub(super) bytes: u64,
 }
 
@@ -117,7 +117,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// What of each axis of the plane is copied.
+    /// The range of each axis of the plane to copy.
     fn ranges_of(&self, pair: &PlanePair<'_>, key: &NestKey) -> Result<Vec<Range>, LayoutError> {
         let plane = pair.plane;
         let range = |axis, range: RangePair| Range {
@@ -167,7 +167,7 @@ impl Builder<'_> {
     }
 }
 
-/// Bytes that the nests move for one pair.
+/// Bytes that the nests move per pair.
 fn bytes_of(nests: &[Nest]) -> Result<u64, LayoutError> {
     nests.iter().try_fold(0u64, |sum, nest| {
         checked(sum.checked_add(nest.bytes()), "bytes of a plan")
@@ -180,7 +180,7 @@ fn block_loop(pair: &PlanePair<'_>, key: &ClassKey) -> Vec<Loop> {
         return Vec::new();
     }
     let step = |piece: &Piece, stride: u64| {
-        // Without a digit all blocks lie at one place.
+        // Without a digit of B, all blocks lie at one place.
         let digit: Option<&Digit> = piece.digits_of(Axis::B).next();
         let step = digit.map_or(Some(Step::default()), |d| d.step.times(stride));
         let Some(step) = step else {

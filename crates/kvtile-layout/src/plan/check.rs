@@ -1,4 +1,4 @@
-//! Block pairs, checked: inside both shapes, not empty, and no destination token twice.
+//! Checks of block pairs: inside both shapes, not empty, and no destination token twice.
 
 use super::{
     BlockPair,
@@ -6,14 +6,14 @@ use super::{
 };
 use crate::{broken::broken, error::LayoutError};
 
-/// Words of a bitmap of blocks that are not worth avoiding, 512 KiB.
+/// Bitmaps up to this many words (512 KiB) are always affordable.
 const BITMAP_WORDS_MIN: u64 = 1 << 16;
 
 /// Lists up to this length are compared pair by pair.
 const COMPARED_MAX: usize = 8;
 
-/// A bitmap of blocks that is clear between two checks, so that a check costs what its list is
-/// long and not what the shape has blocks.
+/// A bitmap of blocks. Every check leaves it clear, so that a check costs the length of its list
+/// and not the number of blocks of the shape.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
     words: Vec<u64>,
@@ -29,7 +29,7 @@ impl Seen {
         if pairs.len() == 0 {
             return Err(LayoutError::NothingSelected);
         }
-        // Blocks and tokens of most lists only go up, and then nothing comes twice.
+        // Blocks and tokens of most lists only ascend, and an ascending list has no repetition.
         let mut ascending = true;
         let mut free = (0, 0);
         for pair in pairs.clone() {
@@ -45,7 +45,7 @@ impl Seen {
         Ok(())
     }
 
-    /// Whether a destination block comes twice, or nobody knows.
+    /// Whether a destination block may occur twice.
     fn repeats(
         &mut self,
         num_blocks: u64,
@@ -57,8 +57,8 @@ impl Seen {
             let repeated = |(index, block)| blocks.clone().take(index).any(|b| b == block);
             return blocks.clone().enumerate().any(repeated);
         }
-        // Where the blocks are many more than those that are named, sorting: a shape may claim any
-        // number of blocks, and memory is only taken for those that are named.
+        // A shape may declare any number of blocks. Where it has many more than the list names,
+        // sorting keeps memory proportional to the list.
         let words = num_blocks.div_ceil(64);
         let dense = words <= BITMAP_WORDS_MIN.max((named as u64).saturating_mul(4));
         let Some(words) = usize::try_from(words).ok().filter(|_| dense) else {
@@ -80,7 +80,7 @@ impl Seen {
         repeated
     }
 
-    /// The word with the bit of a block, which was checked to be one of the shape's.
+    /// The word with the bit of a block. The caller has checked that the shape has the block.
     fn word_of(&mut self, block: u64) -> &mut u64 {
         let words = self.words.len();
         let at = usize::try_from(block / 64).ok();

@@ -1,4 +1,4 @@
-//! Classes: block pairs that lie alike, and their nests, with what others made of these.
+//! Classes: block pairs with the same relative placement, and their nests.
 
 use std::{
     any::Any,
@@ -9,19 +9,19 @@ use std::{
 
 use super::{Nest, PairBase};
 
-/// Block pairs that lie alike, and the nests that copy any one of them.
+/// Block pairs with the same relative placement, and the nests that copy any one of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PlanClass {
-    /// The nests of one pair; classes of one planner that lie alike share them.
+    /// The nests of one pair. Equal classes of one planner share them.
     pub nests: Arc<ClassNests>,
     /// The pairs.
     pub pairs: Vec<PairBase>,
-    /// Consecutive block pairs that one entry of `pairs` stands for.
+    /// Number of consecutive block pairs that each entry of `pairs` represents.
     pub blocks_per_pair: u64,
 }
 
-/// The nests of a class, and room for what an executor makes of them. A planner keeps both from
-/// one list of blocks to the next, so that neither is made again.
+/// The nests of a class, and a slot for the data that an executor derives from them. A planner
+/// keeps both from one list of blocks to the next, so that neither is built twice.
 pub struct ClassNests {
     nests: Box<[Nest]>,
     made: OnceLock<Box<dyn Any + Send + Sync>>,
@@ -35,9 +35,9 @@ impl ClassNests {
         }
     }
 
-    /// What was made of the nests, a default at first; `None` where somebody else keeps another
-    /// type with them. What is kept depends on nothing but the nests: plans of any blocks and
-    /// layers find it.
+    /// The data that an executor derived from the nests, initially a default; `None` where the slot
+    /// holds another type. Derived data must depend on the nests alone: plans of any blocks and
+    /// layers share it.
     pub fn made<T: Default + Send + Sync + 'static>(&self) -> Option<&T> {
         let made = self.made.get_or_init(|| Box::new(T::default()));
         made.downcast_ref()
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_made_of_nests_is_kept_with_them_and_has_one_type() {
+    fn data_derived_from_nests_is_kept_with_them_and_has_one_type() {
         let nests = ClassNests::new(Vec::new());
         let first = nests.made::<OnceLock<u32>>().unwrap();
         assert_eq!(first.set(7), Ok(()));

@@ -1,4 +1,4 @@
-//! Cutting one axis at the moduli of both sides.
+//! Cuts one axis at the moduli of both sides.
 //!
 //! Index `start + i` of an axis is an affine function of the loop indices only between the
 //! multiples of the moduli. An aligned range is one segment whose loops run over the digits of
@@ -75,8 +75,9 @@ pub(super) fn cut(
     Ok(segments)
 }
 
-/// The largest modulus at which both positions are aligned, and how many entries are affine in
-/// the digits up to it: a multiple of it, within the next boundary of every larger modulus.
+/// The largest modulus at which both positions are aligned, and a number of entries that is affine
+/// in the digits up to it: a multiple of the modulus that ends at or before the next boundary of
+/// every larger modulus.
 fn chunk(
     at: (u64, u64),
     left: u64,
@@ -130,7 +131,7 @@ fn loops(
         .collect()
 }
 
-/// How far `low` entries are, inside the digit of `axis` that covers them.
+/// The step of `low` entries inside the digit of `axis` that covers them.
 fn digit_step(piece: &Piece, axis: Axis, low: u64) -> Step {
     piece
         .digits_of(axis)

@@ -1,4 +1,4 @@
-//! What a plan knows before it knows its blocks: planes matched, ranges checked, maps made.
+//! The part of a plan that does not depend on blocks: matched planes, checked ranges, block maps.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::{
     strided::{Piece, StridedLayout},
 };
 
-/// What a plan knows before it knows its blocks.
+/// The part of a plan that does not depend on blocks.
 #[derive(Clone, Debug)]
 pub(super) struct Frame {
     pub(super) source: Side,
@@ -20,7 +20,7 @@ pub(super) struct Frame {
     pub(super) heads: RangePair,
     pub(super) all_heads: bool,
     pub(super) source_order: bool,
-    /// Whether all blocks of each side are equally far apart, so that a progression is a loop.
+    /// Whether each side has one constant distance between blocks, so that a progression is a loop.
     pub(super) progressions: bool,
     pub(super) maps: Arc<[MapPair]>,
     planes: Vec<MatchedPlane>,
@@ -32,12 +32,12 @@ pub(super) struct Side {
     pub(super) name: &'static str,
     pub(super) num_blocks: u64,
     pub(super) page_size: u64,
-    /// The least common multiple of the moduli of N in all pieces: whole multiples of it only move
-    /// the base of a pair.
+    /// The least common multiple of the moduli of N in all pieces. Adding a multiple of it to a
+    /// token only moves the base of a pair.
     pub(super) token_modulus: u64,
 }
 
-/// Indices of one plane on both sides, and of its map of each [`MapKind`].
+/// The indices of one plane on both sides, and the index of its map of each [`MapKind`].
 #[derive(Clone, Debug)]
 struct MatchedPlane {
     source: usize,
@@ -46,7 +46,8 @@ struct MatchedPlane {
 }
 
 impl MatchedPlane {
-    /// The pieces of both sides. A plane without one is never left out: its bytes would be missing.
+    /// The pieces of both sides. A missing piece is a broken invariant: skipping the plane would
+    /// lose its bytes.
     fn pieces<'a>(
         &self,
         source: &'a StridedLayout,
@@ -74,7 +75,7 @@ pub(super) struct PlanePair<'a> {
 }
 
 impl PlanePair<'_> {
-    /// The index of its map of one kind; planes with equal maps share one.
+    /// The index of the plane's map of `kind`; planes with equal maps share one.
     pub(super) fn map(&self, kind: MapKind) -> usize {
         let Some(&map) = self.maps.get(kind.index()) else {
             broken(format_args!(
@@ -120,7 +121,7 @@ impl Frame {
         })
     }
 
-    /// The planes with their pieces. The layouts are those that the frame was made for.
+    /// The planes with their pieces. The layouts must be those of [`Frame::new`].
     pub(super) fn planes<'a>(
         &'a self,
         source: &'a StridedLayout,
@@ -155,7 +156,8 @@ impl Side {
     /// `token` modulo the largest modulus of N.
     #[inline]
     pub(super) fn phase(&self, token: u64) -> u64 {
-        // Most tokens are the first of their block, and a division costs more than all the rest.
+        // Most tokens are the first of their block, and a division would cost more than the whole
+        // binding of a pair.
         if token == 0 {
             0
         } else {
@@ -164,7 +166,8 @@ impl Side {
     }
 }
 
-/// Where no common multiple fits, no token is a multiple of it.
+/// The least common multiple of the moduli of N; where it does not fit, no token is a multiple of
+/// it.
 fn token_modulus(layout: &StridedLayout) -> u64 {
     let digits = layout.pieces().iter().flat_map(|p| p.digits_of(Axis::N));
     digits.fold(1, |multiple: u64, digit| {
@@ -176,7 +179,7 @@ fn token_modulus(layout: &StridedLayout) -> u64 {
     })
 }
 
-/// The maps of all planes and kinds, each once; the planes learn their indices.
+/// The maps of all planes and kinds, without duplicates. Stores the index of each map in its plane.
 fn maps(
     planes: &mut [MatchedPlane],
     source: &StridedLayout,
@@ -263,7 +266,7 @@ fn check_planes(source: &Plane, destination: &Plane) -> Result<(), LayoutError> 
     Ok(())
 }
 
-/// Layers and heads of the settings, with what omission means made explicit.
+/// Layers and heads of the settings, with defaults resolved.
 fn ranges(
     source: &Shape,
     destination: &Shape,

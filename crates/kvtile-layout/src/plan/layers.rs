@@ -1,11 +1,11 @@
-//! One plan for each layer, all of the same pairs and nests.
+//! One plan for each layer, all over the same pairs and nests.
 
 use std::sync::Arc;
 
 use super::{CopyPlan, MapPair, RangePair};
 
-/// Plans that copy one layer after the other: planned once, and bound to each layer as a plan is
-/// bound to blocks. They share pairs and nests.
+/// Plans that copy one layer each. All share the pairs and nests of one plan and differ in their
+/// block maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerPlans {
     pub(super) each: CopyPlan,
@@ -20,13 +20,13 @@ impl LayerPlans {
         self.layers.count
     }
 
-    /// Bytes that all plans together move.
+    /// Bytes of all plans together.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// Number of runs that all plans together come to.
+    /// Number of runs of all plans together.
     #[must_use]
     pub fn runs(&self) -> u64 {
         self.each.runs().saturating_mul(self.layers.count)

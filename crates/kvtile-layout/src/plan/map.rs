@@ -1,8 +1,8 @@
-//! Block maps: how the indices that a plan leaves open become places.
+//! Block maps: from the indices that nests leave open to offsets.
 //!
-//! A plan has loops for what it copies of every block. The block itself, the first token rounded
-//! down to a whole tile, and the layer of a plan that is used for one layer after the other are
-//! filled in when it runs, once for each pair and nest.
+//! Nests have loops for the copied part of a block. Execution supplies three further indices, once
+//! for each pair and nest: the block, the first token rounded down to a whole tile, and the layer
+//! of a plan that covers one layer.
 
 use std::sync::Arc;
 
@@ -12,12 +12,12 @@ use crate::{
     strided::{Digit, Piece},
 };
 
-/// How a block, a first token and a layer become a place, on one side, for some planes.
+/// Maps a block, a first token and a layer to an offset, on one side, for some planes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BlockMap {
-    /// The place of the layer.
+    /// The offset of the layer.
     start: Step,
-    /// From one block to the next, where all blocks are equally far apart.
+    /// The step from one block to the next, where it is constant.
     block_step: Option<Step>,
     digits: Arc<Digits>,
 }
@@ -29,7 +29,7 @@ struct Digits {
     layer: Vec<Digit>,
 }
 
-/// Which indices a map turns into places, beside the block.
+/// The indices that a map resolves besides the block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct MapKind {
     /// Whole tiles of tokens.
@@ -79,13 +79,13 @@ impl BlockMap {
         }
     }
 
-    /// The place of `block` and of `token`, the first token rounded down to the largest modulus,
-    /// in the layer of the plan. It means something only for blocks and tokens of the plan.
+    /// The offset of `block` and of `token`, the first token rounded down to the largest modulus,
+    /// in the layer of the plan. Blocks and tokens outside the plan give meaningless offsets.
     #[inline]
     #[must_use]
     pub fn base(&self, block: u64, token: u64) -> Step {
         let mut base = match self.block_step {
-            // No division: this is asked for every pair and nest.
+            // No division: execution calls this for every pair and nest.
             Some(step) => Step {
                 regions: block.wrapping_mul(step.regions),
                 bytes: block.wrapping_mul(step.bytes),

@@ -1,19 +1,19 @@
-//! Copy plans: which bytes go where, worked out by arithmetic before a byte moves.
+//! Copy plans: computes which bytes to copy to which offsets before a byte moves.
 //!
 //! ```text
-//! for each class            block pairs that lie alike: same token phase, same progression
+//! for each class            block pairs with equal token phases and one progression
 //!   for each pair           base = place of (block, first token), once per side
 //!     for each piece        planes and cuts that did not join
 //!       for each loop …     a small nest of (extent, source step, destination step)
 //!         copy run_bytes
 //! ```
 //!
-//! What does not depend on the blocks is planned once ([`CopyPlanner`]); binding a list of blocks
-//! to it groups and compresses the pairs and builds no nest that was built before.
+//! [`CopyPlanner`] plans the part that does not depend on blocks once. Binding a list of blocks to
+//! it groups and compresses the pairs, and builds only nests that no earlier list needed.
 //!
-//! The plan stays a product: classes x pairs x pieces x loops are never multiplied out. It knows
-//! regions by index and bytes by offset; where they live, and how to move them fast, is the
-//! business of executors.
+//! The plan stays a product: nothing multiplies out classes x pairs x pieces x loops. It knows
+//! regions by index and bytes by offset. Executors know the addresses and choose how to move the
+//! bytes.
 
 mod build;
 mod check;
@@ -41,7 +41,7 @@ use crate::{
     strided::{Location, Step},
 };
 
-/// A set of axes, for printing which axes a loop or a run stands for.
+/// A set of axes, to print which axes a loop or a run covers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct AxisSet(u32);
 
@@ -82,11 +82,11 @@ impl fmt::Display for AxisSet {
 pub struct Loop {
     /// Number of iterations, at least 2.
     pub extent: u64,
-    /// How far one iteration goes in the source.
+    /// The source step of one iteration.
     pub source: Step,
-    /// How far one iteration goes in the destination.
+    /// The destination step of one iteration.
     pub destination: Step,
-    /// The axes it stands for.
+    /// The axes it covers.
     pub axes: AxisSet,
 }
 
@@ -101,9 +101,9 @@ pub struct Nest {
     pub loops: Vec<Loop>,
     /// Bytes of one run.
     pub run_bytes: u64,
-    /// The axes that the run stands for.
+    /// The axes that the run covers.
     pub run_axes: AxisSet,
-    /// Index into [`CopyPlan::maps`]: how blocks and tokens become bases.
+    /// Index into [`CopyPlan::maps`]: the map from blocks and tokens to bases.
     pub map: usize,
 }
 
@@ -123,7 +123,8 @@ impl Nest {
     }
 }
 
-/// A block pair, or the first of a progression of them, reduced to what its class does not say.
+/// A block pair, or the first of a progression of them, reduced to the fields that its class does
+/// not fix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PairBase {
     /// Source block.
@@ -136,7 +137,7 @@ pub struct PairBase {
     pub destination_token: u64,
 }
 
-/// What to copy, planned: see the module's drawing. A clone shares everything with its original.
+/// A finished plan, as the module's drawing shows it. A clone shares all data with its original.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CopyPlan {
     classes: Arc<[PlanClass]>,
@@ -163,7 +164,7 @@ impl CopyPlan {
         self.bytes
     }
 
-    /// Number of runs that the plan comes to.
+    /// Number of runs of the plan.
     #[must_use]
     pub fn runs(&self) -> u64 {
         self.classes.iter().fold(0, |sum: u64, class| {
@@ -188,7 +189,7 @@ impl CopyPlan {
     /// The bases of one pair for one nest, on both sides, the nest's own start included.
     ///
     /// # Panics
-    /// A nest whose map this plan does not have: it is of another plan.
+    /// A nest of another plan, whose map this plan does not have.
     #[inline]
     #[must_use]
     pub fn start(&self, nest: &Nest, pair: &PairBase) -> (Location, Location) {
@@ -222,7 +223,7 @@ impl CopyPlan {
     }
 }
 
-/// The place `start` further than `base`.
+/// The location `start` further than `base`.
 #[inline]
 fn at(base: Step, start: Step) -> Location {
     Location {
@@ -231,7 +232,7 @@ fn at(base: Step, start: Step) -> Location {
     }
 }
 
-/// Calls `visit` with the places of every iteration of `loops`.
+/// Calls `visit` with the offsets of every iteration of `loops`.
 pub(crate) fn walk(
     loops: &[Loop],
     source: Location,

@@ -1,11 +1,11 @@
-//! Sorting, merging and joining of nests.
+//! Sorts, merges and joins nests.
 
 use std::collections::HashMap;
 
 use super::{AxisSet, Loop, Nest};
 use crate::{axis::Axis, broken::broken, strided::Step};
 
-/// Sorts the loops of `nest` from the longest step to the shortest and merges every loop into its
+/// Sorts the loops of `nest` from the longest step to the shortest, and merges every loop into its
 /// inner neighbour, or into the run, where both sides continue.
 pub(super) fn normalise(nest: &mut Nest, source_order: bool) {
     nest.loops.retain(|l| l.extent > 1);
@@ -17,7 +17,7 @@ pub(super) fn normalise(nest: &mut Nest, source_order: bool) {
         };
         std::cmp::Reverse((first, second))
     });
-    // From the innermost outwards; a merge can make the next one possible.
+    // From the innermost outwards, because a merge can make the next one possible.
     let mut kept: Vec<Loop> = Vec::with_capacity(nest.loops.len());
     for outer in nest.loops.drain(..).rev() {
         let continues = Step::bytes(nest.run_bytes);
@@ -40,8 +40,8 @@ pub(super) fn normalise(nest: &mut Nest, source_order: bool) {
     nest.loops = kept;
 }
 
-/// Joins nests that lie side by side on both sides, and stacks equal nests that follow each other
-/// at equal distances into one nest with one more loop, until nothing changes.
+/// Joins nests that are adjacent on both sides, and stacks equal nests at equal distances into one
+/// nest with one more loop, until nothing changes.
 pub(super) fn join(mut nests: Vec<Nest>, source_order: bool) -> Vec<Nest> {
     loop {
         let before = nests.len();
@@ -93,7 +93,7 @@ fn per_group(nests: Vec<Nest>, merge: impl Fn(Vec<Nest>) -> Vec<Nest>) -> Vec<Ne
         .collect()
 }
 
-/// Nests whose runs touch on both sides become one nest with a longer run.
+/// Joins nests whose runs touch on both sides into one nest with a longer run.
 fn adjacent(group: Vec<Nest>, source_order: bool) -> Vec<Nest> {
     let mut joined: Vec<Nest> = Vec::new();
     for nest in group {
@@ -115,7 +115,7 @@ fn adjacent(group: Vec<Nest>, source_order: bool) -> Vec<Nest> {
     joined
 }
 
-/// Equal nests at equal distances become one nest with a loop over them.
+/// Stacks equal nests at equal distances into one nest with a loop over them.
 fn stack(group: Vec<Nest>, source_order: bool) -> Vec<Nest> {
     let mut stacked: Vec<Nest> = Vec::new();
     let mut rest = group.as_slice();
@@ -160,7 +160,7 @@ fn stack(group: Vec<Nest>, source_order: bool) -> Vec<Nest> {
     stacked
 }
 
-/// The distance between two places, where it is not negative.
+/// The distance between two offsets; `None` where it is negative.
 fn minus(later: Step, earlier: Step) -> Option<Step> {
     Some(Step {
         regions: later.regions.checked_sub(earlier.regions)?,

@@ -1,31 +1,31 @@
-//! Block pairs, grouped by what they have in common and compressed into progressions.
+//! Groups block pairs by their class key and compresses them into progressions.
 
 use std::collections::HashMap;
 
 use super::{BlockPair, PairBase, frame::Frame};
 use crate::broken::broken;
 
-/// Classes of a plan that are looked through one by one.
+/// Up to this many classes, a linear search finds a key.
 const SEARCHED_MAX: usize = 8;
 
-/// What all pairs of a class share.
+/// The properties that all pairs of a class share.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ClassKey {
     /// First source token modulo the source's largest modulus of N.
     pub(super) source_phase: u64,
     /// First destination token modulo the destination's largest modulus of N.
     pub(super) destination_phase: u64,
-    /// Tokens a pair.
+    /// Tokens per pair.
     pub(super) tokens: u64,
     /// Consecutive pairs of the progression.
     pub(super) blocks: u64,
-    /// Source blocks from one to the next.
+    /// Source blocks between neighbours of the progression.
     pub(super) source_stride: u64,
-    /// Destination blocks from one to the next.
+    /// Destination blocks between neighbours of the progression.
     pub(super) destination_stride: u64,
 }
 
-/// Pairs that lie alike.
+/// The pairs with one class key.
 #[derive(Clone, Debug)]
 pub(super) struct Class {
     pub(super) key: ClassKey,
@@ -38,7 +38,7 @@ pub(super) struct Class {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Classes {
     classes: Vec<Class>,
-    /// Where each key is, once there are too many to look through.
+    /// The position of each key, once there are too many classes for a linear search.
     index: HashMap<ClassKey, usize>,
     last: usize,
 }
@@ -52,12 +52,12 @@ impl Classes {
         self.classes.get(index)
     }
 
-    /// Hands the classes out; room for them stays.
+    /// Drains the classes and keeps their capacity.
     pub(super) fn drain(&mut self) -> std::vec::Drain<'_, Class> {
         self.classes.drain(..)
     }
 
-    /// Groups `pairs`, which were checked.
+    /// Groups `pairs`, which the caller has checked.
     pub(super) fn group(
         &mut self,
         frame: &Frame,
@@ -68,7 +68,7 @@ impl Classes {
         self.last = 0;
         let left = pairs.len();
         let mut next = pairs.next();
-        // From each pair to the next with other tokens: mostly the whole list.
+        // One round for each stretch of pairs with equal tokens; most lists are one stretch.
         while let Some(first) = next.take() {
             let mut stretch = Stretch::new(frame, first, left);
             let mut run = Run::new((first.source_block, first.destination_block));
@@ -124,12 +124,12 @@ impl Classes {
     }
 }
 
-/// Pairs in arithmetic progression: as many as followed each other so far.
+/// The current arithmetic progression of pairs.
 #[derive(Clone, Copy)]
 struct Run {
     first: (u64, u64),
     last: (u64, u64),
-    /// From one to the next; a stride that goes down wraps.
+    /// From one pair to the next; a descending stride wraps.
     strides: (u64, u64),
     count: u64,
 }
@@ -144,7 +144,7 @@ impl Run {
         }
     }
 
-    /// How far `blocks` are from the last.
+    /// The strides from the last pair to `blocks`.
     #[inline]
     fn strides_to(&self, blocks: (u64, u64)) -> (u64, u64) {
         (
@@ -153,8 +153,8 @@ impl Run {
         )
     }
 
-    /// Whether it is a loop. A short one is only where both ids go up by one; the source may stay,
-    /// but the destination goes up.
+    /// Whether the run becomes a loop. Two or three pairs do so only where both ids ascend by one.
+    /// Longer runs need an ascending destination; the source may stay.
     #[inline]
     fn is_loop(&self) -> bool {
         let up = self.last.0 >= self.first.0 && self.last.1 > self.first.1;
@@ -162,17 +162,17 @@ impl Run {
     }
 }
 
-/// Pairs that follow each other in the list and have the same tokens.
+/// Consecutive pairs of the list with the same tokens.
 struct Stretch {
-    /// The key of what is no loop.
+    /// The class key of pairs outside loops.
     single: ClassKey,
-    /// What all pairs have, beside the blocks.
+    /// The fields that all pairs share, besides the blocks.
     base: PairBase,
     phases: (u64, u64),
     progressions: bool,
-    /// Pairs that are no loop; they go to their class when something else comes.
+    /// Pairs outside loops. They go to their class before the next loop and at the end.
     singles: Vec<PairBase>,
-    /// Pairs that it has at most.
+    /// Most pairs that the stretch can have.
     left: usize,
 }
 
@@ -212,15 +212,15 @@ impl Stretch {
             & (pair.destination_token == tokens(self.base.destination_token, self.phases.1))
     }
 
-    /// The run after `run`, which `blocks` do not continue, or which has no strides yet. It is
-    /// passed by value to stay in registers: a list of scattered blocks comes here for each.
+    /// Starts the run after `run`, which `blocks` do not continue or which has no strides yet. The
+    /// run goes by value to stay in registers: a list of scattered blocks calls this for each pair.
     #[inline]
     fn turn(&mut self, classes: &mut Classes, run: Run, blocks: (u64, u64)) -> Run {
         if !self.progressions || (run.count > 1 && run.is_loop()) {
             self.end_run(classes, run);
             return Run::new(blocks);
         }
-        // The last of a run that is none may be the first of one.
+        // The last pair of a run that is no loop may start one.
         self.push_singles(run, run.count - 1);
         Run {
             first: run.last,
@@ -230,7 +230,7 @@ impl Stretch {
         }
     }
 
-    /// The first `count` pairs of the run, which are no loop.
+    /// Pushes the first `count` pairs of a run that is no loop.
     #[inline]
     fn push_singles(&mut self, run: Run, count: u64) {
         let mut blocks = run.first;
@@ -248,7 +248,8 @@ impl Stretch {
         }
     }
 
-    /// Few at first, since runs may compress them all; then what may come.
+    /// Reserves a few entries at first, since runs may compress all pairs; later all that can
+    /// follow.
     #[cold]
     fn grow(&mut self) {
         let more = match self.singles.len() {
@@ -280,7 +281,7 @@ impl Stretch {
         (self.base.source_token | self.base.destination_token) != 0
     }
 
-    /// Hands the singles to their class.
+    /// Moves the singles to their class.
     fn flush(&mut self, classes: &mut Classes) {
         if self.singles.is_empty() {
             return;

@@ -1,4 +1,4 @@
-//! Plan once, bind many: everything about a pair of layouts that does not depend on the blocks.
+//! Plan once, bind many: the part of a plan between two layouts that does not depend on blocks.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -12,15 +12,15 @@ use super::{
 };
 use crate::{broken::broken, error::LayoutError, shape::checked, strided::StridedLayout};
 
-/// Most classes whose nests a planner keeps: progressions of every length have nests of their own.
+/// Most classes whose nests a planner keeps: a progression of each length has its own nests.
 const BUILT_MAX: usize = 256;
 
 /// Plans copies of many block lists between two layouts.
 ///
-/// The planes are matched and the ranges checked when it is made; the nests of a class of pairs are
-/// built when a list first has one. After that, a plan costs the checks of its ids and its list of
-/// bases. It takes `&mut self` for the room that it uses again and again: clone it, or put it
-/// behind a lock, to plan on several threads. What it hands out is independent of it.
+/// [`CopyPlanner::new`] matches the planes and checks the ranges. The first list with a class of
+/// pairs builds the nests of that class. After that, a plan costs the checks of its ids and its
+/// list of bases. Planning takes `&mut self` because it reuses buffers: clone the planner, or put
+/// it behind a lock, to plan on several threads. The plans are independent of the planner.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -66,7 +66,7 @@ impl CopyPlanner {
         })
     }
 
-    /// The layers that its plans copy.
+    /// The layers that the planner's plans copy.
     #[must_use]
     pub fn layers(&self) -> RangePair {
         self.frame.layers
@@ -90,7 +90,7 @@ impl CopyPlanner {
         self.bindings.bind(&builder, pairs.into_iter(), false)
     }
 
-    /// The plans of these pairs, one for each layer: planned and checked once.
+    /// The plans of these pairs, one for each layer. All share one planning pass and one check.
     ///
     /// # Errors
     /// As for [`CopyPlanner::plan`].
@@ -115,8 +115,8 @@ impl CopyPlanner {
 }
 
 impl CopyPlan {
-    /// Plans the copy of `selection` from `source` to `destination`. For one list of blocks; a
-    /// [`CopyPlanner`] plans many.
+    /// Plans the copy of `selection` from `source` to `destination`. It suits a single list of
+    /// blocks; a [`CopyPlanner`] plans many.
     ///
     /// # Errors
     /// Shapes whose planes differ; ranges outside their axes, empty, or cutting what has no such
@@ -138,13 +138,13 @@ impl CopyPlan {
     }
 }
 
-/// What one list of blocks leaves for the next.
+/// State that one list of blocks leaves for the next.
 #[derive(Clone, Debug, Default)]
 struct Bindings {
     seen: Seen,
     classes: Classes,
     built: HashMap<NestKey, Built>,
-    /// The class that was asked for last: most lists have the same one.
+    /// The class of the last lookup: most lists have the same one.
     last: Option<(NestKey, Built)>,
     nests: Vec<Built>,
 }
@@ -194,7 +194,7 @@ impl Bindings {
         })
     }
 
-    /// The nests of a class.
+    /// The nests of a class, cached or built.
     fn built(&mut self, builder: &Builder<'_>, key: NestKey) -> Result<Built, LayoutError> {
         if let Some((last, built)) = &self.last
             && *last == key

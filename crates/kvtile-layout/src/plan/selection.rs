@@ -1,4 +1,4 @@
-//! Which blocks, tokens, layers and heads a transfer is about, on each side.
+//! The blocks, tokens, layers and heads of a transfer, on each side.
 
 use crate::{error::LayoutError, shape::AxisRange};
 
@@ -31,7 +31,7 @@ impl BlockPair {
     }
 }
 
-/// `count` entries of an axis from `source` on that go to `destination` on; local indices.
+/// `count` entries of an axis that start at `source` and go to `destination`, as local indices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RangePair {
     /// First entry in the source.
@@ -53,7 +53,8 @@ impl RangePair {
         }
     }
 
-    /// What two shards of one model share, as local indices; `None` where they share nothing.
+    /// The range that two shards of one model share, as local indices; `None` where they share
+    /// nothing.
     ///
     /// ```
     /// use kvtile_layout::{AxisRange, RangePair};
@@ -98,28 +99,28 @@ impl RangePair {
     }
 }
 
-/// What to copy of every block: all that a plan says beside its blocks.
+/// The settings of a plan, without its blocks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct PlanSettings {
-    /// Layers; `None`: all, and both sides hold the same layers of the model.
+    /// Layers; `None` copies all, which both sides must hold alike.
     pub layers: Option<RangePair>,
-    /// Heads; `None`: all, and both sides hold the same heads of the model.
+    /// Heads; `None` copies all, which both sides must hold alike.
     pub heads: Option<RangePair>,
-    /// Sort the runs by the source instead of the destination, as suits a file as source.
+    /// Sort the runs by the source instead of the destination, for a file as source.
     pub source_order: bool,
 }
 
-/// What to copy. Nothing is selected by omission: no pairs is an error, no range means all of an
-/// axis that both sides hold alike.
+/// The selection of a copy. An empty list of pairs is an error. A missing range selects the whole
+/// axis, which both sides must hold alike.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     /// The block pairs.
     pub pairs: Vec<BlockPair>,
-    /// Layers; `None`: all, and both sides hold the same layers of the model.
+    /// Layers; `None` copies all, which both sides must hold alike.
     pub layers: Option<RangePair>,
-    /// Heads; `None`: all, and both sides hold the same heads of the model.
+    /// Heads; `None` copies all, which both sides must hold alike.
     pub heads: Option<RangePair>,
-    /// Sort the runs by the source instead of the destination, as suits a file as source.
+    /// Sort the runs by the source instead of the destination, for a file as source.
     pub source_order: bool,
 }
 
@@ -199,7 +200,7 @@ impl Selection {
         })
     }
 
-    /// All but the block pairs.
+    /// The settings: the selection without its block pairs.
     #[must_use]
     pub fn settings(&self) -> PlanSettings {
         PlanSettings {

@@ -1,4 +1,4 @@
-//! Layouts as people ask for them: a word, or the name of a known one.
+//! Layouts as a user gives them: a word, or the name of a known layout.
 
 use super::{Preset, PresetError, all, find};
 use crate::{error::LayoutError, near::nearest, shape::Shape, strided::StridedLayout, word::Word};
@@ -6,7 +6,7 @@ use crate::{error::LayoutError, near::nearest, shape::Shape, strided::StridedLay
 /// Most layouts of an engine that an error lists.
 const LISTED_MAX: usize = 12;
 
-/// A layout that was asked for.
+/// A layout that a user gave.
 #[derive(Clone, Debug)]
 pub enum AskedLayout {
     /// By a word.
@@ -16,7 +16,7 @@ pub enum AskedLayout {
 }
 
 impl AskedLayout {
-    /// Reads a word or a name: names of known layouts have a colon, words never have.
+    /// Parses a word or a name: names of known layouts contain a colon, words never do.
     ///
     /// ```
     /// use kvtile_layout::presets::AskedLayout;
@@ -28,8 +28,8 @@ impl AskedLayout {
     /// ```
     ///
     /// # Errors
-    /// The text is no word, or no known layout has this name. An engine's name is answered with its
-    /// layouts.
+    /// A text that is neither a word nor the name of a known layout. For the name of an engine, the
+    /// error lists the engine's layouts.
     pub fn parse(text: &str) -> Result<AskedLayout, LayoutError> {
         let text = text.trim();
         if text.contains(':') {
@@ -44,8 +44,8 @@ impl AskedLayout {
     /// The layout for `shape`.
     ///
     /// # Errors
-    /// As [`StridedLayout::resolve`] and [`Preset::resolve`]; a word that is the name of an engine is
-    /// answered with the engine's layouts.
+    /// As [`StridedLayout::resolve`] and [`Preset::resolve`]. For a word that is also the name of
+    /// an engine, the error lists the engine's layouts.
     pub fn resolve(&self, shape: &Shape, alignment: u64) -> Result<StridedLayout, LayoutError> {
         let word = match self {
             AskedLayout::Word(word) => word,
@@ -64,7 +64,7 @@ impl AskedLayout {
         }
     }
 
-    /// The shape that a known layout is for.
+    /// The example shape of a known layout.
     #[must_use]
     pub fn example(&self) -> Option<&Shape> {
         match self {
@@ -74,8 +74,8 @@ impl AskedLayout {
     }
 }
 
-/// The error for a text that is no word and names an engine, which may be `mistyped`, or a layout without its
-/// engine.
+/// The error for a text that is no word but names an engine, or a layout without its engine.
+/// `mistyped` allows near names of engines.
 fn named_instead(text: &str, mistyped: bool) -> Result<Option<LayoutError>, LayoutError> {
     let all = all()?;
     let whole: Vec<&str> = all
@@ -101,7 +101,7 @@ fn named_instead(text: &str, mistyped: bool) -> Result<Option<LayoutError>, Layo
     let exact = engines.iter().find(|name| letters(name) == letters(text));
     let engine = match exact {
         Some(engine) => *engine,
-        // Words of three letters resemble too much.
+        // Short words resemble too many names.
         None if !mistyped || text.len() < 4 => return Ok(None),
         None => match nearest(text, engines).first() {
             Some(engine) => engine,
@@ -135,7 +135,7 @@ fn of_engine(text: &str, what: &str, names: &[&str]) -> LayoutError {
     error.into()
 }
 
-/// Whether a name of a layout, without its engine, has the same parts as `text`, which may end early.
+/// Whether a layout name without its engine has the parts of `text`, which may be a prefix.
 fn resembles(rest: &str, text: &str) -> bool {
     let (rest, text) = (super::spelled(rest), super::spelled(text));
     rest.to_ascii_lowercase()
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn an_engine_is_answered_with_its_layouts() {
+    fn an_engine_name_lists_its_layouts() {
         for (text, engine, layout) in [
             ("vllm", "vllm", "vllm:LBHNC/gpu/bf16"),
             ("VLLM", "vllm", "vllm:LBHNC/gpu/bf16"),
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_its_engine_is_answered_with_the_whole_name() {
+    fn a_name_without_its_engine_gets_the_whole_name() {
         assert_eq!(
             said("LBHNC/cpu/float32/vec"),
             "\"LBHNC/cpu/float32/vec\" is no layout word; it names without its engine:\n  \
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn small_letters_are_answered_with_the_word() {
+    fn small_letters_get_the_word_in_capitals() {
         for (text, meant) in [
             ("blknhc", "BLKNHC"),
             ("Blknhc", "BLKNHC"),
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_axis_is_named_with_the_places_for_it() {
+    fn a_missing_axis_gets_words_that_contain_it() {
         assert_eq!(
             said("BLKNH"),
             "BLKNH lacks axis C (the content: the elements of one head of one token), of which plane \

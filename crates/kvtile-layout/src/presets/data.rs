@@ -1,4 +1,4 @@
-//! The data file of layouts, parsed and checked.
+//! Parses and checks the data file of layouts.
 
 use std::collections::BTreeMap;
 

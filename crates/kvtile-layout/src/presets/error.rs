@@ -1,17 +1,17 @@
-//! What can be wrong with presets.
+//! The errors of presets.
 
 use thiserror::Error;
 
-/// Why a preset was not found, or is no layout.
+/// Why a preset was not found, or has no layout.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum PresetError {
-    /// A data file of this crate that is broken. Its tests keep this from being released.
+    /// A broken data file of this crate. Its tests keep one from being released.
     #[error("{file}: {problem}")]
     Data {
         /// The file.
         file: &'static str,
-        /// What is wrong with it.
+        /// The problem.
         problem: String,
     },
     /// A name that no preset has.
@@ -19,38 +19,38 @@ pub enum PresetError {
     Unknown {
         /// `layout` or `model`.
         kind: &'static str,
-        /// The name asked for.
+        /// The requested name.
         name: String,
         /// Names that resemble it.
         close: Vec<String>,
     },
-    /// The name of an engine, or a part of the name of a known layout, in the place of a word.
+    /// The name of an engine, or a part of the name of a known layout, in place of a word.
     #[error("{text:?} is no layout word; it names {what}:{}", listed(layouts, *left_out))]
     NameForWord {
         /// The text.
         text: String,
-        /// What it names.
+        /// The named engine or layouts.
         what: String,
         /// The known layouts that it may mean.
         layouts: Vec<String>,
-        /// How many more there are.
+        /// The number of further layouts.
         left_out: usize,
     },
-    /// A cache that has no layout of blocks.
+    /// A cache that has no block layout.
     #[error("{name} has no layout: {reason}")]
     Refused {
         /// The preset.
         name: String,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// Explicit strides, which are those of one shape.
+    /// A preset with explicit strides, for a shape other than its example.
     #[error("{name} has explicit strides for its example shape only; give a word or the tensors")]
     OneShape {
         /// The preset.
         name: String,
     },
-    /// A unit that a head cannot be cut into.
+    /// A unit that does not divide a head.
     #[error("{values} values do not make up whole units of {unit}, for model {name}")]
     UnitValues {
         /// The model.

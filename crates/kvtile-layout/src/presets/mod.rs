@@ -1,9 +1,9 @@
 //! Known layouts of real engines, and the numbers of well-known models.
 //!
-//! The data are two files beside the sources, `presets/layouts.toml` and `presets/models.toml`;
-//! every row states its source and how it is known. Nothing here guesses: an engine's layout name
-//! or tensor shape alone does not select a preset, and a preset whose bytes nobody compared says so
-//! ([`Evidence`]).
+//! The data are two files beside the sources, `presets/layouts.toml` and `presets/models.toml`.
+//! Every row states its source and its evidence. Nothing here guesses: the name of a layout or the
+//! shape of a tensor alone never selects a preset. [`Evidence`] marks presets whose bytes are
+//! unchecked.
 //!
 //! ```
 //! use kvtile_layout::presets;
@@ -46,7 +46,8 @@ pub fn all() -> Result<&'static [Preset], LayoutError> {
     LAYOUTS.as_deref().map_err(Clone::clone)
 }
 
-/// The layout called `name`; upper or lower case, and dtypes by any name that [`Unit::named`] knows.
+/// The layout called `name`. Case does not count, and dtypes may have any name that [`Unit::named`]
+/// knows.
 ///
 /// # Errors
 /// [`PresetError::Unknown`], with names that resemble it.
@@ -59,7 +60,7 @@ pub fn find(name: &str) -> Result<&'static Preset, LayoutError> {
     let mut alike = all
         .iter()
         .filter(|preset| preset.name.eq_ignore_ascii_case(&wanted));
-    // Names that differ by their case alone are two layouts.
+    // Two names that differ only in case are two layouts, so neither is chosen.
     if let (Some(preset), None) = (alike.next(), alike.next()) {
         return Ok(preset);
     }
@@ -73,19 +74,18 @@ pub fn find(name: &str) -> Result<&'static Preset, LayoutError> {
 pub enum Evidence {
     /// Compared byte for byte with what the engine's own code or kernel wrote.
     Run,
-    /// Compared with the strides of tensors that the engine's own code made; bytes checked by
-    /// nobody here.
+    /// Strides compared with those of tensors from the engine's own code; bytes unchecked.
     Strides,
-    /// From the engine's source; bytes checked by nobody here.
+    /// From the engine's source; bytes unchecked.
     Read,
-    /// From excerpts or documentation, without a line; bytes checked by nobody here.
+    /// From excerpts or documentation, without a line number; bytes unchecked.
     Excerpt,
-    /// Nobody knows the interior.
+    /// The interior is unknown.
     None,
 }
 
 impl Evidence {
-    /// Whether bytes that the engine wrote were compared.
+    /// Whether this project compared bytes that the engine wrote.
     #[must_use]
     pub fn bytes_checked(self) -> bool {
         self == Evidence::Run
@@ -96,11 +96,9 @@ impl fmt::Display for Evidence {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Evidence::Run => "compared byte for byte with what the engine wrote",
-            Evidence::Strides => {
-                "strides compared with the engine's tensors; bytes checked by nobody here"
-            }
-            Evidence::Read => "read in the engine's source; bytes checked by nobody here",
-            Evidence::Excerpt => "from excerpts or documentation; bytes checked by nobody here",
+            Evidence::Strides => "strides compared with the engine's tensors; bytes unchecked",
+            Evidence::Read => "read in the engine's source; bytes unchecked",
+            Evidence::Excerpt => "from excerpts or documentation; bytes unchecked",
             Evidence::None => "interior unknown",
         })
     }
@@ -118,7 +116,7 @@ pub enum PresetLayout {
         /// Bytes of each region.
         region_bytes: Vec<u64>,
     },
-    /// None, for this reason.
+    /// No layout, for this reason.
     Refused(String),
 }
 
@@ -128,21 +126,21 @@ pub enum PresetLayout {
 pub struct Preset {
     /// `engine:layout/backend/dtype/instruction set`, as far as each is known.
     pub name: String,
-    /// The engine, as people write it.
+    /// The engine, in its usual spelling.
     pub engine: String,
-    /// The version that was read or run, where it is known.
+    /// The version that was read or run, where known.
     pub version: Option<String>,
-    /// What it is, in words.
+    /// A description of the case.
     pub case: String,
     /// The layout.
     pub layout: PresetLayout,
-    /// The planes and units that it is for, with small example sizes; `None` where it is refused.
+    /// The planes and units of the layout, with small example sizes; `None` where it is refused.
     pub shape: Option<Shape>,
-    /// Where the engine states it.
+    /// The source of the layout in the engine.
     pub source: String,
-    /// How it is known.
+    /// The evidence for it.
     pub evidence: Evidence,
-    /// What a user should know before relying on it.
+    /// A warning or a hint for users.
     pub note: Option<String>,
 }
 
@@ -167,12 +165,12 @@ impl Preset {
         }
     }
 
-    /// The layout for `shape`, which needs planes of the names that the word has. Stride rules of
-    /// the word (`@` and `=`) are those of the example.
+    /// The layout for `shape`, whose planes must have the names that the word uses. Stride rules of
+    /// the word (`@` and `=`) keep their values from the example.
     ///
     /// # Errors
-    /// A preset that is refused, or has explicit strides for another shape; what
-    /// [`StridedLayout::resolve`] says.
+    /// A preset that is refused, or has explicit strides for another shape; the errors of
+    /// [`StridedLayout::resolve`].
     pub fn resolve(&self, shape: &Shape, alignment: u64) -> Result<StridedLayout, LayoutError> {
         match &self.layout {
             PresetLayout::Word(word) => StridedLayout::resolve(word, shape, alignment),
@@ -198,10 +196,10 @@ impl Preset {
     }
 }
 
-/// A name with its dtypes as the data file has them.
+/// A name with its dtypes in the spelling of the data file.
 fn spelled(name: &str) -> String {
     let part = |part: &str| match Unit::named(part) {
-        // `fp8` is in names what engines call it.
+        // In names, `fp8` keeps the engine's spelling.
         Some(unit) if !part.eq_ignore_ascii_case("fp8") => unit.codec().to_owned(),
         _ => part.to_owned(),
     };

@@ -39,7 +39,7 @@ pub fn find_model(name: &str) -> Result<&'static ModelPreset, LayoutError> {
     Err(unknown("model", name, names).into())
 }
 
-/// What a model keeps of each token in each layer.
+/// The cache of a model per token and layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ModelCache {
     /// Keys and values: planes `k` and `v`.
@@ -70,17 +70,18 @@ pub struct ModelPreset {
     pub layers: u64,
     /// Attention heads (of queries).
     pub heads: u64,
-    /// What is kept of each token.
+    /// The cache per token and layer.
     pub cache: ModelCache,
-    /// The base of the rotary embedding; `None` where nobody here saw the number.
+    /// The base of the rotary embedding; `None` where its config was not read.
     pub rope_theta: Option<Real>,
-    /// The type of its weights, and by default of its cache: a name that [`Unit::named`] knows.
+    /// The type of the weights, which the cache has too by default: a name that [`Unit::named`]
+    /// knows.
     pub dtype: String,
-    /// The config.json that these numbers are those of.
+    /// The config.json with these numbers.
     pub source: String,
-    /// How they were read here.
+    /// How the numbers were checked here.
     pub seen: String,
-    /// What a user should know.
+    /// A warning or a hint for users.
     pub note: Option<String>,
 }
 
@@ -93,9 +94,9 @@ impl ModelPreset {
         Unit::named(&self.dtype).ok_or_else(|| broken(&format!("{}: unknown dtype", self.name)))
     }
 
-    /// What rank `tp_rank` of `tp_size` holds, in `num_blocks` blocks of `page_size` tokens, all
-    /// layers, with `unit` as its element. KV heads are split over the ranks; with more ranks than
-    /// heads, and for a latent, ranks hold replicas.
+    /// The shape of rank `tp_rank` of `tp_size`, with `num_blocks` blocks of `page_size` tokens,
+    /// all layers and `unit` as its element. KV heads are split over the ranks. With more ranks
+    /// than heads, and for a latent, ranks hold replicas.
     ///
     /// # Errors
     /// A rank outside `0..tp_size`; a size that neither divides the KV heads nor is a multiple of

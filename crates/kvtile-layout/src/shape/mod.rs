@@ -1,7 +1,7 @@
-//! Shapes: how many blocks, layers, tokens, heads and units there are, whatever their order.
+//! Shapes: the number of blocks, layers, tokens, heads and units, independent of their order.
 //!
-//! A shape says what a layout holds and which part of the whole model that is. It does not say in
-//! which order: that is the [`Word`](crate::Word).
+//! A shape describes the contents of a layout and their part of the whole model. The
+//! [`Word`](crate::Word) gives the order.
 
 mod plane;
 mod shard;
@@ -18,7 +18,7 @@ pub const PLANES_MAX: usize = 64;
 /// Most bytes a layout may span: what a signed offset can express.
 pub const BYTES_MAX: u64 = i64::MAX.unsigned_abs();
 
-/// What a layout holds: blocks, layers, tokens a block, planes, and its place in the whole model.
+/// The contents of a layout: blocks, layers, tokens per block, planes, and the shard of the model.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedShape")]
 pub struct Shape {
@@ -60,7 +60,7 @@ impl TryFrom<UncheckedShape> for Shape {
 }
 
 impl Shape {
-    /// A shape that is its own whole model: all layers, all heads, replica 0.
+    /// A shape that is a whole model: all layers, all heads, replica 0.
     ///
     /// # Errors
     /// A count of zero; no planes or more than [`PLANES_MAX`]; two planes of one name; a plane
@@ -162,7 +162,7 @@ impl Shape {
         self.num_layers
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[must_use]
     pub fn page_size(&self) -> u64 {
         self.page_size
@@ -183,7 +183,7 @@ impl Shape {
         &self.planes
     }
 
-    /// Which part of the whole model this is.
+    /// The part of the whole model that this shape is.
     #[must_use]
     pub fn shard(&self) -> Shard {
         self.shard

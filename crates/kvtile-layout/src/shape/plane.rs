@@ -19,7 +19,7 @@ impl PlaneName {
     /// Checks and takes a name.
     ///
     /// # Errors
-    /// A name that is empty, longer than 64 letters or has anything but `a` to `z`.
+    /// A name that is empty, longer than 64 letters or has characters other than `a` to `z`.
     pub fn new(name: &str) -> Result<PlaneName, LayoutError> {
         if name.is_empty()
             || name.len() > NAME_BYTES_MAX
@@ -67,9 +67,9 @@ impl TryFrom<String> for PlaneName {
 
 /// One named component of a block with its own unit and its own extents.
 ///
-/// Blocks and layers are the same for all planes of a shape. A plane is per token (one entry for
-/// each of the `page_size` tokens) unless [`Plane::per_page`] says otherwise; heads, content and
-/// declared axes it has when [`Plane::extent`] gives them.
+/// All planes of a shape share blocks and layers. A plane is per token (one entry for each of the
+/// `page_size` tokens) unless [`Plane::per_page`] makes it per page. [`Plane::extent`] adds heads,
+/// content and declared axes.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "UncheckedPlane")]
 pub struct Plane {
@@ -117,7 +117,7 @@ fn per_token_default() -> bool {
 }
 
 impl Plane {
-    /// A plane of one unit a token.
+    /// A plane of one unit per token.
     ///
     /// # Errors
     /// A bad plane name.
@@ -138,8 +138,8 @@ impl Plane {
         self
     }
 
-    /// One entry for each block and layer instead of one for each token: a recurrent state, or an
-    /// opaque page.
+    /// Makes the plane per page: one entry for each block and layer instead of one per token, as
+    /// for a recurrent state or an opaque page.
     #[must_use]
     pub fn per_page(mut self) -> Plane {
         self.per_token = false;
@@ -164,7 +164,7 @@ impl Plane {
         self.per_token
     }
 
-    /// The extents that the plane declares itself, by axis.
+    /// The extents that the plane declares, by axis.
     #[must_use]
     pub fn extents(&self) -> &[(Axis, u64)] {
         &self.extents

@@ -1,10 +1,10 @@
-//! Which part of the whole model a layout holds.
+//! The part of the whole model that a layout holds.
 
 use serde::{Deserialize, Serialize};
 
 use crate::error::LayoutError;
 
-/// `count` entries of an axis from `start` on.
+/// `count` entries of an axis, starting at `start`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct AxisRange {
     /// First entry.
@@ -14,13 +14,13 @@ pub struct AxisRange {
 }
 
 impl AxisRange {
-    /// `count` entries from `start` on.
+    /// `count` entries, starting at `start`.
     #[must_use]
     pub fn new(start: u64, count: u64) -> AxisRange {
         AxisRange { start, count }
     }
 
-    /// One past the last entry, or `None` where that does not fit.
+    /// One past the last entry; `None` on overflow.
     #[must_use]
     pub fn end(self) -> Option<u64> {
         self.start.checked_add(self.count)
@@ -46,10 +46,10 @@ impl std::fmt::Display for AxisRange {
     }
 }
 
-/// The layers and heads of the whole model that a layout holds, and which replica it is.
+/// The layers and heads of the whole model that a layout holds, and its replica number.
 ///
-/// Tensor parallelism splits heads, pipeline parallelism splits layers; where there are more
-/// ranks than KV heads, several replicas hold the same heads.
+/// Tensor parallelism splits heads, pipeline parallelism splits layers. With more ranks than KV
+/// heads, several replicas hold the same heads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Shard {
@@ -61,7 +61,7 @@ pub struct Shard {
     pub heads: AxisRange,
     /// KV heads of the whole model.
     pub total_heads: u64,
-    /// Number of this copy among equal ones.
+    /// Number of this copy among equal copies.
     #[serde(default)]
     pub replica: u32,
 }

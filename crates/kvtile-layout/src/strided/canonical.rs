@@ -1,10 +1,10 @@
-//! The canonical form of digits: two layouts are the same when their digits are, not their text.
+//! The canonical form of digits: it identifies a layout independently of its text.
 
 use super::{Digit, Piece, StridedLayout};
 
 impl StridedLayout {
-    /// The digits of `piece` with neighbours merged wherever one continues the other, in the order
-    /// of axis and modulus. Equal canonical digits mean equal places, and the other way round for
+    /// The digits of `piece` in the order of axis and modulus, with neighbours merged wherever one
+    /// continues the other. Equal canonical digits mean equal places. The converse holds for
     /// layouts in which no two units share a byte.
     #[must_use]
     pub fn canonical_digits(piece: &Piece) -> Vec<Digit> {
@@ -26,8 +26,8 @@ impl StridedLayout {
         merged
     }
 
-    /// Whether every unit of both layouts lies at the same place: same shape, regions and digits,
-    /// whatever the words.
+    /// Whether both layouts put every unit at the same place: same shape, regions and digits. The
+    /// words may differ.
     #[must_use]
     pub fn same_places(&self, other: &StridedLayout) -> bool {
         self.shape == other.shape

@@ -1,4 +1,4 @@
-//! Which parts of a layout are one contiguous piece, and the canonical dense layout of a shape.
+//! Finds contiguous parts of a layout, and builds the canonical dense layout of a shape.
 
 use super::{Digit, Location, Piece, PlaneDigits, Step, StridedLayout};
 use crate::{
@@ -94,9 +94,10 @@ impl StridedLayout {
         self.injective && end.checked_sub(start) == Some(payload)
     }
 
-    /// All blocks of `shape` in one region without padding, block by block; in a block the planes
-    /// by name, in a plane layer, token, head, declared axes by letter, content. Equal content has
-    /// equal bytes here, whatever layout it came from: digests and comparisons stand on it.
+    /// All blocks of `shape` in one region without padding, block by block. A block has the planes
+    /// by name, and a plane has layer, token, head, declared axes by letter, content. Equal content
+    /// has equal bytes here, independent of its original layout: digests and comparisons rely on
+    /// it.
     ///
     /// # Errors
     /// A size that does not fit.
@@ -155,7 +156,8 @@ impl StridedLayout {
             .collect()
     }
 
-    /// Parts in one region whose bytes fill everything between their first and last.
+    /// The span of the parts, where they lie in one region and fill it from the first byte to the
+    /// last.
     fn dense(&self, parts: &[Part]) -> Option<Span> {
         let region = parts.first()?.start.regions;
         let start = parts.iter().map(|p| p.start.bytes).min()?;
@@ -172,7 +174,7 @@ impl StridedLayout {
     }
 }
 
-/// The bytes of a plane that lie under some indices.
+/// The bytes of a plane at some fixed indices.
 struct Part {
     start: Step,
     end: u64,
@@ -180,7 +182,7 @@ struct Part {
     local: bool,
 }
 
-/// The bytes of `plane` whose axes have the indices of `fixed`; the other axes are whole.
+/// The bytes of `plane` at the indices of `fixed`; the other axes are whole.
 fn part(fixed: &[(Axis, u64)], plane: &Plane, piece: &Piece) -> Part {
     let first = Step {
         regions: piece.region(),

@@ -1,8 +1,8 @@
 //! The proof that no two units of a layout share a byte.
 //!
-//! Sufficient, not necessary: strides nest (each is at least the span of the smaller ones), and
-//! any two pieces are separated in regions or in bytes once equal outer strides are peeled off.
-//! What is not proved is treated as overlapping.
+//! The proof is sufficient, not necessary: strides nest (each is at least the span of the smaller
+//! ones), and two pieces are separate in regions or in bytes after equal outer strides are removed.
+//! Without a proof, a layout counts as overlapping.
 
 use super::{Digit, Piece};
 use crate::shape::Shape;
@@ -25,13 +25,13 @@ pub(super) fn proved(shape: &Shape, pieces: &[Piece]) -> bool {
     })
 }
 
-/// Where the units of a plane lie.
+/// The positions of the units of a plane.
 struct Lines {
     /// The regions.
     regions: Line,
-    /// The bytes inside of one region.
+    /// The bytes inside one region.
     bytes_in_region: Line,
-    /// The bytes inside of all regions together: a step to another region may move bytes too.
+    /// The bytes inside all regions together: a step to another region may also change the offset.
     bytes: Line,
 }
 
@@ -68,7 +68,7 @@ impl Line {
         }
     }
 
-    /// Different indices lead to positions that do not overlap.
+    /// Whether different indices give positions that do not overlap.
     fn nests(&self) -> bool {
         let mut reach = self.width;
         self.digits.iter().rev().all(|&(stride, extent)| {

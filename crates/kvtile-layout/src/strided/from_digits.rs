@@ -1,4 +1,4 @@
-//! Layouts from explicit digits, as imported tensors give them.
+//! Builds layouts from explicit digits, for imported tensors.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,7 +12,7 @@ use crate::{
 /// Most digits a plane may have.
 const DIGITS_MAX: usize = 64;
 
-/// Where one plane lies, given outright.
+/// The explicit place of one plane.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlaneDigits {
@@ -29,8 +29,8 @@ pub struct PlaneDigits {
 impl StridedLayout {
     /// The layout with the given digits over regions of the given sizes in bytes.
     ///
-    /// A step of zero (one source for several units) and steps that cross without a proof that no
-    /// two units share a byte are taken, but such a layout can only be a source.
+    /// A step of zero (one source for several units) is allowed, and so are crossing steps without
+    /// a proof that no two units share a byte. Such a layout can only be a source.
     ///
     /// # Errors
     /// Planes that are not the shape's; digits that do not make up their axes; units outside their
@@ -123,7 +123,8 @@ fn piece(
     Ok(piece)
 }
 
-/// The digits of `axis` make up its extent: 1, then each low is the product of those below.
+/// Checks that the digits of `axis` make up its extent: the first low is 1, each further low is the
+/// product of the extents below it.
 fn check_axis(
     shape: &Shape,
     plane: &Plane,
@@ -155,7 +156,7 @@ fn check_axis(
     })
 }
 
-/// Every unit of `piece` lies inside the region that the digits say.
+/// Checks that every unit of `piece` lies inside the region that its digits give.
 fn check_span(plane: &Plane, piece: &Piece, region_bytes: &[u64]) -> Result<(), LayoutError> {
     let outside = |region: u64, end: Option<u64>| LayoutError::OutsideRegion {
         plane: plane.name().clone(),
@@ -193,8 +194,8 @@ fn check_span(plane: &Plane, piece: &Piece, region_bytes: &[u64]) -> Result<(), 
     Ok(())
 }
 
-/// The regions that the digits of `piece` reach: exactly, or, where there are more combinations
-/// than regions, all from the first to the last.
+/// The regions that the digits of `piece` reach. Where there are more combinations than regions, it
+/// returns all regions from the first to the last.
 fn touched(piece: &Piece, last: u64) -> Vec<u64> {
     let far = || piece.digits.iter().filter(|d| d.step.regions > 0);
     let combinations = far().fold(1u64, |product, d| product.saturating_mul(d.extent));

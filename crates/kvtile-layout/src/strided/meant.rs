@@ -1,7 +1,7 @@
-//! What a word that does not fit its shape was meant to be.
+//! Suggests corrections of a word that does not fit its shape.
 //!
-//! Nothing is guessed into a layout: what is found here is resolved against the shape and stands in the
-//! message of an error.
+//! Suggestions never become a layout by themselves. Each resolves against the shape and appears in
+//! an error message.
 
 use crate::{
     axis::Axis,
@@ -11,16 +11,16 @@ use crate::{
     word::{Item, Word},
 };
 
-/// Most words that an error suggests.
+/// Most words in an error.
 const WORDS_MAX: usize = 3;
 
-/// Axes as most words have them, from the slowest.
+/// The usual order of the axes, slowest first.
 const USUAL: [Axis; 6] = [Axis::B, Axis::L, Axis::K, Axis::N, Axis::H, Axis::C];
 
-/// Words longer than this are not mended: each place is tried.
+/// Longest word to correct, in characters: the search tries each position.
 const CHARACTERS_MAX: usize = 64;
 
-/// `error` with what was probably meant, where `word` fails on `shape` by a slip that people make.
+/// Adds suggestions to `error`, where `word` fails on `shape` by a common slip.
 pub(super) fn explained(error: LayoutError, word: &Word, shape: &Shape) -> LayoutError {
     let text = word.to_string();
     if text.len() > CHARACTERS_MAX {
@@ -73,7 +73,7 @@ fn in_capitals(word: &Word, shape: &Shape) -> Option<String> {
     fits(&all, shape).or_else(|| fits(&capitals(word.items(), &kept), shape))
 }
 
-/// The items with every name in capitals behind what `kept` keeps of it.
+/// The items with every name in capitals after the part that `kept` returns.
 fn capitals<'a>(items: &[Item], kept: &impl Fn(&str) -> &'a str) -> String {
     let mut text = String::new();
     for item in items {
@@ -96,7 +96,7 @@ fn capitals<'a>(items: &[Item], kept: &impl Fn(&str) -> &'a str) -> String {
     text
 }
 
-/// The axes of the shape that the text does not have at all.
+/// The axes of the shape that do not occur in the text.
 fn missing(text: &str, shape: &Shape) -> Vec<Axis> {
     let declared = shape.planes().iter().flat_map(|plane| plane.extents());
     let mut axes = USUAL.to_vec();
@@ -114,7 +114,7 @@ fn needed(axis: Axis, shape: &Shape) -> bool {
     }
 }
 
-/// `text` with `axes` put where the shape can have them: the usual places first.
+/// `text` with `axes` inserted where the shape allows them; the usual order comes first.
 fn with_axes(text: &str, axes: &[Axis], shape: &Shape) -> Vec<String> {
     let Some((last, others)) = axes.split_last() else {
         return Vec::new();
@@ -141,7 +141,7 @@ fn put(text: &str, axis: Axis, at: usize) -> Option<String> {
     (!number).then(|| format!("{before}{axis}{after}"))
 }
 
-/// Pairs of axes that stand the other way round than usual.
+/// Number of axis pairs in the reverse of the usual order.
 fn disorder(word: &str) -> usize {
     let place = |letter: char| USUAL.iter().position(|axis| axis.letter() == letter);
     let places: Vec<usize> = word.chars().filter_map(place).collect();

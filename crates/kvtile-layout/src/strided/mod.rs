@@ -6,8 +6,8 @@
 //!     offset: piece.offset + sum over digits of ((index[axis] / low) % extent) * step.bytes
 //! ```
 //!
-//! This is what all code works on; words and tensor strides are two ways to make it. It does not
-//! know where the regions live.
+//! All other code works on strided layouts; words and tensor strides are two ways to build one. A
+//! strided layout does not know the addresses of its regions.
 
 mod canonical;
 mod dense;
@@ -31,7 +31,7 @@ use crate::{
 /// Most regions a layout may have.
 pub const REGIONS_MAX: u64 = 1 << 20;
 
-/// How far one step along a digit goes: to another region, or further in the same one.
+/// The distance of one step along a digit: in regions, in bytes inside a region, or both.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -55,7 +55,7 @@ impl Step {
         Step { regions, bytes: 0 }
     }
 
-    /// `count` such steps; `None` where that does not fit [`BYTES_MAX`].
+    /// `count` steps; `None` where the result does not fit [`BYTES_MAX`].
     #[must_use]
     pub fn times(self, count: u64) -> Option<Step> {
         let fits = |value: u64| value.checked_mul(count).filter(|&v| v <= BYTES_MAX);
@@ -65,7 +65,7 @@ impl Step {
         })
     }
 
-    /// Both steps; `None` where that does not fit [`BYTES_MAX`].
+    /// The sum of both steps; `None` where it does not fit [`BYTES_MAX`].
     #[must_use]
     pub fn plus(self, other: Step) -> Option<Step> {
         let fits = |a: u64, b: u64| a.checked_add(b).filter(|&v| v <= BYTES_MAX);
@@ -75,7 +75,7 @@ impl Step {
         })
     }
 
-    /// Whether it stays in its region.
+    /// Whether the step stays in its region.
     #[must_use]
     pub fn is_local(self) -> bool {
         self.regions == 0
@@ -91,11 +91,12 @@ pub struct Digit {
     pub low: u64,
     /// How many values the digit takes; the modulus above it is `low * extent`.
     pub extent: u64,
-    /// What one step along it costs.
+    /// The distance of one step along it.
     pub step: Step,
 }
 
-/// Where one plane lies: a first unit, and digits from slowest to fastest as the word has them.
+/// The place of one plane: a first unit, and digits from slowest to fastest in the order of the
+/// word.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Piece {
     region: u64,
@@ -116,7 +117,7 @@ impl Piece {
         self.offset
     }
 
-    /// The digits; digits of extent 1 are left out.
+    /// The digits, without those of extent 1.
     #[must_use]
     pub fn digits(&self) -> &[Digit] {
         &self.digits
@@ -127,8 +128,8 @@ impl Piece {
         self.digits.iter().filter(move |digit| digit.axis == axis)
     }
 
-    /// Where entry `index` of `axis` lies relative to entry 0. The result fits, because a layout
-    /// is checked to fit when it is made; an index outside the axis wraps inside it.
+    /// The position of entry `index` of `axis` relative to entry 0. The result fits, because the
+    /// constructor checks that the layout fits. An index outside the axis wraps inside it.
     pub(crate) fn axis_step(&self, axis: Axis, index: u64) -> Step {
         let mut sum = Step::default();
         for digit in self.digits_of(axis) {
@@ -140,7 +141,7 @@ impl Piece {
     }
 }
 
-/// The position of one unit of a plane: an index along each axis, 0 where none was set.
+/// The position of one unit of a plane: an index along each axis, 0 where not set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnitIndex {
     indices: Vec<(Axis, u64)>,
@@ -161,14 +162,14 @@ impl UnitIndex {
         self
     }
 
-    /// The indices that were set.
+    /// The indices set so far.
     #[must_use]
     pub fn indices(&self) -> &[(Axis, u64)] {
         &self.indices
     }
 }
 
-/// Where one unit lies.
+/// The location of one unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Location {
     /// Index of the region.
@@ -177,7 +178,7 @@ pub struct Location {
     pub offset: u64,
 }
 
-/// A shape whose every unit has a place: what a word or explicit strides come to.
+/// A shape with a location for every unit: the result of resolving a word or explicit strides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StridedLayout {
     shape: Shape,
@@ -212,26 +213,27 @@ impl StridedLayout {
         &self.region_bytes
     }
 
-    /// What block strides are rounded up to and region starts must be a multiple of, in bytes.
+    /// The alignment in bytes: block strides are rounded up to it, and region starts must be a
+    /// multiple of it.
     #[must_use]
     pub fn alignment(&self) -> u64 {
         self.alignment
     }
 
-    /// The word it was made from, if it was made from one.
+    /// The word of the layout; `None` where it was built from digits.
     #[must_use]
     pub fn word(&self) -> Option<&Word> {
         self.word.as_ref()
     }
 
-    /// Whether it is proved that no two units share a byte. Layouts made from words always are;
-    /// others can be a source, never a destination.
+    /// Whether no two units share a byte, by proof. Layouts from words always have the proof. A
+    /// layout without it can be a source, never a destination.
     #[must_use]
     pub fn is_injective(&self) -> bool {
         self.injective
     }
 
-    /// How a person names this layout: its word and the long form, or the digits.
+    /// A description for people: the word and its long form, or the digits.
     #[must_use]
     pub fn describe(&self) -> String {
         match &self.word {
@@ -244,7 +246,7 @@ impl StridedLayout {
         }
     }
 
-    /// Where the unit of `plane` at `index` lies.
+    /// The location of the unit of `plane` at `index`.
     ///
     /// # Errors
     /// A plane that the shape does not have; an index outside its axis.

@@ -1,7 +1,7 @@
-//! From a word and a shape to digits and regions.
+//! Resolves a word and a shape to digits and regions.
 //!
-//! The word is read as a tree: what stands right of an item is placed first, and its size is the
-//! item's stride. Left of a bar the "size" is a number of regions instead of bytes.
+//! The word is a tree: the resolver places the items right of an item first, and their size is the
+//! item's stride. Left of a bar, the size is a number of regions instead of bytes.
 
 use super::{Digit, Piece, REGIONS_MAX, Step, StridedLayout, meant::explained, names};
 use crate::{
@@ -13,8 +13,8 @@ use crate::{
 };
 
 impl StridedLayout {
-    /// The layout that `word` gives `shape`. `alignment` (a power of two, in bytes) rounds up the
-    /// stride of blocks and must divide the start of every region.
+    /// Resolves `word` for `shape`. The stride of blocks is rounded up to `alignment` (a power of
+    /// two, in bytes), which must divide the start of every region.
     ///
     /// # Errors
     /// A word that leaves planes unseparated, lacks or repeats an axis, has moduli that do not
@@ -77,7 +77,7 @@ pub(super) fn check_alignment(alignment: u64) -> Result<(), LayoutError> {
     }
 }
 
-/// The digits that one plane meets on its way through the word.
+/// The digits on the path of one plane through the word.
 struct Path {
     digits: Vec<AxisItem>,
 }
@@ -99,7 +99,7 @@ impl Path {
     }
 }
 
-/// The planes that each part of a sum is for.
+/// The planes that each part of a sum applies to.
 fn split(parts: &[Word], set: &[usize], shape: &Shape) -> Result<Vec<Vec<usize>>, LayoutError> {
     let plane_name = |i: usize| shape.planes().get(i).map(Plane::name);
     let named = |part: &Word, i: usize| plane_name(i).is_some_and(|name| part.names(name));
@@ -208,7 +208,8 @@ fn collect(
     Ok(())
 }
 
-/// Every axis of the plane occurs, none twice, and the moduli divide each other and the extent.
+/// Checks that every axis of the plane occurs, none twice, and that the moduli divide each other
+/// and the extent.
 fn check_path(plane: &Plane, path: &Path, shape: &Shape, word: &Word) -> Result<(), LayoutError> {
     for (i, item) in path.digits.iter().enumerate() {
         if !shape.knows(item.axis) {
@@ -264,14 +265,14 @@ fn check_path(plane: &Plane, path: &Path, shape: &Shape, word: &Word) -> Result<
     Ok(())
 }
 
-/// What stands right of some item, placed: the bytes of each region and the pieces in them.
+/// The placement of the items right of some item: the bytes of each region and the pieces in them.
 struct Placed {
     regions: Vec<u64>,
     pieces: Vec<(usize, Piece)>,
 }
 
 impl Placed {
-    /// Bytes of the one region that byte-phase items have.
+    /// Bytes of the one region that items right of a bar have.
     fn bytes(&self) -> u64 {
         let [bytes] = self.regions.as_slice() else {
             broken(format_args!(
@@ -291,7 +292,7 @@ struct Resolver<'a> {
 }
 
 impl Resolver<'_> {
-    /// Places `items` for the planes of `set`. `enumerating` says that a bar is still to come.
+    /// Places `items` for the planes of `set`. `enumerating` is true left of a bar.
     fn place(
         &self,
         items: &[&Item],
@@ -362,7 +363,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// The parts of a sum: regions one after the other, or bytes one after the other.
+    /// Places the parts of a sum one after the other, in regions or in bytes.
     fn side_by_side(
         &self,
         parts: Vec<Placed>,
@@ -464,7 +465,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// The modulus below the digit that `item` is for `plane`.
+    /// The modulus below the digit that `item` has for `plane`.
     fn low(&self, item: AxisItem, plane: usize) -> u64 {
         let Some(path) = self.paths.get(plane) else {
             broken(format_args!(
@@ -488,8 +489,8 @@ impl Resolver<'_> {
         plane
     }
 
-    /// Extent of the digit that `item` is, which must be the same for all planes of `set`. What
-    /// one step along it means may differ: in `C(s,kC32)` a scale goes with 32 units.
+    /// Extent of the digit of `item`, which must be the same for all planes of `set`. The meaning
+    /// of one step may differ: in `C(s,kC32)` one scale goes with 32 units.
     fn digit_extent(&self, item: AxisItem, set: &[usize]) -> Result<u64, LayoutError> {
         let mut shared: Option<(&Plane, u64)> = None;
         for &i in set {

@@ -1,7 +1,7 @@
-//! What holds of every layout that a word was resolved to, asserted where it is made.
+//! Invariants of every resolved layout, asserted after resolving.
 //!
-//! Digits that are given from outside are checked with errors (`from_digits`); those that this crate
-//! computes itself can only be wrong through a defect.
+//! `from_digits` checks digits of callers with errors. Digits that this crate computes can only be
+//! wrong through a defect.
 
 use super::{Digit, Piece, Step, StridedLayout};
 use crate::{
@@ -47,7 +47,8 @@ impl StridedLayout {
     }
 }
 
-/// The lows of an axis are 1 and then the products of the extents below them, up to the extent of the axis.
+/// Asserts that the lows of an axis start at 1 and are the products of the extents below them, up
+/// to the extent of the axis.
 fn assert_axis(shape: &Shape, plane: &Plane, piece: &Piece, axis: Axis) {
     let extent = shape.extent(plane, axis);
     let mut digits: Vec<&Digit> = piece.digits_of(axis).collect();
@@ -82,7 +83,7 @@ mod tests {
         StridedLayout::resolve(&word, &shape, 1).unwrap()
     }
 
-    /// Whether the layout is found to be broken once `change` has changed it.
+    /// Whether `assert_sound` catches `change`.
     fn is_found(change: impl Fn(&mut StridedLayout)) -> bool {
         let mut layout = layout();
         layout.assert_sound();
@@ -91,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn digits_that_are_not_their_axis_and_planes_outside_their_regions_are_found() {
+    fn digits_that_do_not_make_up_their_axis_and_planes_outside_their_regions_are_caught() {
         assert!(is_found(|layout| layout.pieces[1].digits[0].extent += 1));
         assert!(is_found(|layout| layout.pieces[1].digits[0].low = 2));
         assert!(is_found(|layout| layout.pieces[0].digits.truncate(1)));

@@ -1,11 +1,11 @@
-//! What can be wrong with imported tensors.
+//! The errors of imported tensors.
 
 use thiserror::Error;
 
 use super::TensorFormat;
 use crate::{axis::Axis, shape::PlaneName};
 
-/// Why imported tensors were refused. Tensors are counted from 0 in the order given, and so are
+/// Why imported tensors were refused. Tensors count from 0 in the given order, and so do
 /// dimensions.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
@@ -25,12 +25,12 @@ pub enum TensorError {
         sizes: usize,
         /// How many strides.
         strides: usize,
-        /// How many roles; as many as sizes where none are given.
+        /// How many roles; equal to the sizes where none are given.
         roles: usize,
         /// Most dimensions.
         max: usize,
     },
-    /// Elements without bytes, or giant ones.
+    /// An element size of zero, or one above the limit.
     #[error("tensor {tensor} has elements of {bytes} bytes; elements have 1 to {max}")]
     ElementBytes {
         /// The tensor.
@@ -40,7 +40,7 @@ pub enum TensorError {
         /// The limit.
         max: u64,
     },
-    /// A stride of zero: several entries at one place.
+    /// A stride of zero, which puts several entries at one place.
     #[error("tensor {tensor}: stride 0 in dimension {dim} puts {size} entries at one place")]
     ZeroStride {
         /// The tensor.
@@ -75,7 +75,7 @@ pub enum TensorError {
         /// Elements from the first to the last of the faster dimensions.
         span: u64,
     },
-    /// A size that is not what the role says.
+    /// A size that contradicts the role.
     #[error(
         "tensor {tensor}: dimension {dim} is {role} and has size {size} where {expected} is \
          expected"
@@ -89,7 +89,7 @@ pub enum TensorError {
         role: String,
         /// Its size.
         size: usize,
-        /// The size that the shape asks for.
+        /// The size that the shape requires.
         expected: u64,
     },
     /// Sizes that do not add up to the planes that the tensor holds.
@@ -99,22 +99,24 @@ pub enum TensorError {
         tensor: usize,
         /// Bytes of all its elements.
         bytes: u64,
-        /// The planes it holds.
+        /// The planes that the tensor holds.
         planes: String,
-        /// What these planes need.
+        /// The bytes that these planes need.
         expected: u64,
     },
-    /// No way to tell which planes a tensor holds.
-    #[error("tensor {tensor} does not say which of the planes {known} it holds, or says it twice")]
+    /// A tensor whose planes are ambiguous or not given.
+    #[error(
+        "tensor {tensor} does not name which of the planes {known} it holds, or names one twice"
+    )]
     WhichPlane {
         /// The tensor.
         tensor: usize,
         /// Planes of the shape.
         known: String,
     },
-    /// No way to tell which layer a tensor holds.
+    /// A tensor whose layer is not given.
     #[error(
-        "tensor {tensor} does not say which of the {num_layers} layers it holds: set its layer, \
+        "tensor {tensor} does not name which of the {num_layers} layers it holds: set its layer, \
          or give a dimension the role L, not both"
     )]
     WhichLayer {
@@ -123,20 +125,20 @@ pub enum TensorError {
         /// Layers of the shape.
         num_layers: u64,
     },
-    /// A tensor without roles, where they decide.
-    #[error("tensor {tensor} has no roles; say what each of its dimensions is")]
+    /// A tensor without roles, where the roles decide.
+    #[error("tensor {tensor} has no roles; give the role of each dimension")]
     RolesMissing {
         /// The tensor.
         tensor: usize,
     },
-    /// Two tensors that ought to look the same and do not.
+    /// A tensor whose sizes, strides or elements differ from those of tensor 0.
     #[error("tensor {tensor} is {found}, tensor 0 is {expected}; they must have one shape")]
     ShapesDiffer {
         /// The tensor.
         tensor: usize,
-        /// What it looks like.
+        /// The properties of the tensor.
         found: String,
-        /// What tensor 0 looks like.
+        /// The properties of tensor 0.
         expected: String,
     },
     /// Two tensors with different orders of tokens and heads.
@@ -149,25 +151,25 @@ pub enum TensorError {
         /// The format of tensor 0.
         expected: TensorFormat,
     },
-    /// Sizes that are not those of the shape in any order.
+    /// Sizes that match the shape in no order.
     #[error("no order of {expected} gives the sizes {sizes:?}; give the roles")]
     NoReading {
         /// The sizes.
         sizes: Vec<usize>,
-        /// What the shape has.
+        /// The extents of the shape.
         expected: String,
     },
-    /// Sizes that are those of the shape in two orders.
+    /// Sizes that match the shape in two orders.
     #[error("the sizes {sizes:?} can be read as {first} and as {second}; give the roles")]
     TwoReadings {
         /// The sizes.
         sizes: Vec<usize>,
         /// One reading.
         first: String,
-        /// Another one.
+        /// Another reading.
         second: String,
     },
-    /// A layer of a plane that is given never, or twice.
+    /// A layer of a plane that is missing or given twice.
     #[error("layer {layer} of plane {plane} is given {count} times; give it once")]
     LayerCount {
         /// The plane.
@@ -177,18 +179,18 @@ pub enum TensorError {
         /// How many times.
         count: usize,
     },
-    /// Layers of a plane that lie differently inside, or at uneven distances.
+    /// Layers of a plane with different interiors or uneven distances.
     #[error(
-        "layer {layer} of plane {plane} does not lie as layer 0 does, one even step further for \
+        "layer {layer} of plane {plane} does not have the placement of layer 0, one even step further for \
          each layer; number the regions in the order of the layers"
     )]
     UnevenLayers {
         /// The plane.
         plane: PlaneName,
-        /// The first layer that does not.
+        /// The first layer that differs.
         layer: u64,
     },
-    /// Not one tensor for each region of a word.
+    /// A number of tensors that differs from the number of regions of a word.
     #[error("{given} tensors for {word}, which has {needed} regions; give one tensor a region")]
     RegionTensors {
         /// How many were given.
@@ -198,7 +200,7 @@ pub enum TensorError {
         /// The word.
         word: String,
     },
-    /// A tensor that does not have the bytes of its region.
+    /// A tensor whose size differs from that of its region.
     #[error("tensor {tensor} of sizes {sizes:?} has {bytes} bytes, its region has {expected}")]
     RegionBytes {
         /// The tensor.
@@ -207,10 +209,10 @@ pub enum TensorError {
         sizes: Vec<usize>,
         /// Its bytes.
         bytes: u64,
-        /// What the word needs.
+        /// The bytes of the region.
         expected: u64,
     },
-    /// A tensor whose dimensions are not in the order of its memory.
+    /// A tensor whose dimensions are not in memory order.
     #[error(
         "tensor {tensor} can be read in two ways as {word}: along its dimensions as it shows them, \
          {shown:?}, or along its memory, {memory:?}; a word speaks of memory, slowest first: give the \
@@ -223,9 +225,10 @@ pub enum TensorError {
         tensor: usize,
         /// The word.
         word: Box<str>,
-        /// Its sizes as it shows them.
+        /// Its sizes in the order of its dimensions.
         shown: Box<[usize]>,
-        /// Its dimensions from the slowest stride to the fastest: what to permute the view by.
+        /// Its dimensions from the slowest stride to the fastest: the permutation to apply to the
+        /// view.
         order: Box<[usize]>,
     },
     /// Tensors whose sizes are those of the word in another order.
@@ -242,7 +245,7 @@ pub enum TensorError {
         /// Axes of the word with their extents, slowest first.
         of_word: Box<str>,
     },
-    /// Strides with a gap that the word has no place for.
+    /// Strides with a gap inside what the word keeps contiguous.
     #[error(
         "the strides of the tensors leave a gap inside {what} of plane {plane}; the word keeps \
          that together, so it is another layout than the tensors have"
@@ -250,16 +253,16 @@ pub enum TensorError {
     TensorGap {
         /// The plane.
         plane: PlaneName,
-        /// What the gap would cut.
+        /// What the gap would split.
         what: String,
     },
     /// Tensors that may share bytes.
     #[error("the tensors may share bytes: {layout}")]
     TensorsOverlap {
-        /// The layout that they make.
+        /// The layout of the tensors.
         layout: String,
     },
-    /// Strides or sizes that do not fit.
+    /// Strides or sizes above the limit.
     #[error("tensor {tensor}: {axis} reaches beyond 2^63 - 1 bytes")]
     TooFar {
         /// The tensor.
@@ -269,7 +272,7 @@ pub enum TensorError {
     },
 }
 
-/// Sizes in another order of the dimensions.
+/// The sizes in the given order of the dimensions.
 fn permuted(sizes: &[usize], order: &[usize]) -> Vec<usize> {
     let sizes = order.iter().filter_map(|&dim| sizes.get(dim).copied());
     sizes.collect()

@@ -1,4 +1,4 @@
-//! From the tensors of an engine to a layout.
+//! Builds a layout from the tensors of an engine.
 
 use super::{TensorError, TensorView, place::Placement, shapes::roles_of, strides::check_tensor};
 use crate::{
@@ -8,12 +8,12 @@ use crate::{
     strided::{Digit, PlaneDigits, Step, StridedLayout},
 };
 
-/// The layout that `tensors` make of `shape`, over regions of the given sizes in bytes.
+/// Builds the layout of `tensors` for `shape`, over regions of the given sizes in bytes.
 ///
-/// There is one tensor for all layers (a dimension is L), or one for each, an even step apart: in
-/// regions numbered like the layers, or in one region at even distances. Planes lie in one tensor
-/// or in several. Roles that are not given are found as by
-/// [`validate_tensor_shapes`](super::validate_tensor_shapes).
+/// One tensor holds all layers (a dimension is L), or each tensor holds one layer at an even step:
+/// in regions with the numbers of the layers, or in one region at even distances. Planes lie in one
+/// tensor or in several. [`validate_tensor_shapes`](super::validate_tensor_shapes) describes how
+/// missing roles are found.
 ///
 /// # Errors
 /// As for `validate_tensor_shapes`; planes or layers that are missing, doubled or unevenly spaced;
@@ -56,7 +56,7 @@ pub fn layout_from_tensors(
     Ok(layout)
 }
 
-/// The digits of one plane over all layers. A placed tensor without a layer has them all.
+/// The digits of one plane over all layers. A placed tensor without a layer contains all layers.
 fn join_layers(
     plane: &Plane,
     num_layers: u64,

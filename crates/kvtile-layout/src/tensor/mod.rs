@@ -1,9 +1,10 @@
 //! Imported tensors: from the sizes and strides that an engine's framework reports to a layout.
 //!
-//! Strides say where bytes lie. What a dimension means (tokens, heads, K and V) only its owner can
-//! say, in [`DimRole`]s; sizes stand in for them where they fit the shape in exactly one way, and
-//! two readings are an error that names both. Even then an engine may keep something else inside a
-//! tensor than its sizes suggest: bytes decide, and presets are tested on them.
+//! Strides give the positions of the bytes. The meaning of a dimension (tokens, heads, K and V)
+//! must come from the caller, as [`DimRole`]s. Without roles, sizes decide where they fit the shape
+//! in exactly one way; two readings are an error that names both. Even then an engine may store
+//! something else than the sizes suggest: only bytes prove a reading, and tests compare them for
+//! presets.
 
 mod error;
 mod layout;

@@ -1,6 +1,6 @@
-//! Whether a word and a tensor say the same order. A word speaks of memory, from the slowest axis to
-//! the fastest; a tensor shows its dimensions in an order of its own, and has sizes that may fit the
-//! word in another order. This module does not know where bytes lie.
+//! Checks that a word and a tensor have the same order. A word describes memory, from the slowest
+//! axis to the fastest. A tensor has dimensions in an order of its own, and sizes that may fit the
+//! word in another order. This module knows no byte positions.
 
 use super::{TensorError, TensorView};
 use crate::{
@@ -9,10 +9,10 @@ use crate::{
     word::Word,
 };
 
-/// Refuses a tensor whose dimensions are not in the order of memory: the word could be read along the
-/// dimensions as shown, or along memory. Sizes do not decide. Dimensions of size 1 say nothing.
+/// Refuses a tensor whose dimensions are not in memory order: the word could apply to the
+/// dimensions as listed or to memory, and sizes do not decide. Dimensions of size 1 are ignored.
 ///
-/// The strides were checked: they are positive and differ where sizes are above 1.
+/// The caller has checked the strides: they are positive and differ where sizes are above 1.
 pub(super) fn check_dimensions(
     tensor: usize,
     view: &TensorView,
@@ -28,7 +28,7 @@ pub(super) fn check_dimensions(
     if memory == shown {
         return Ok(());
     }
-    // Dimensions of size 1 stay where they are.
+    // Dimensions of size 1 keep their positions.
     let mut slowest = memory.into_iter().map(|(_, dim)| dim);
     let order: Vec<usize> = (0..view.shape.len())
         .map(|dim| match view.shape.get(dim) {
@@ -45,8 +45,8 @@ pub(super) fn check_dimensions(
     .into())
 }
 
-/// Refuses tensors whose sizes are those of the word in another order. Sizes that are no such
-/// permutation say nothing, and neither do those that one of several planes has in this order.
+/// Refuses tensors whose sizes are a permutation of the word's in another order. Sizes that are no
+/// such permutation are accepted, and so are sizes that match one of several planes in this order.
 pub(super) fn check_sizes(
     view: &TensorView,
     word: &Word,
@@ -71,7 +71,7 @@ pub(super) fn check_sizes(
     .into())
 }
 
-/// The word's axes inside `region`, where the sizes are theirs in another order.
+/// The word's axes inside `region`, where the sizes are a permutation of theirs in another order.
 fn other_order(
     view: &TensorView,
     region: u64,
@@ -81,7 +81,7 @@ fn other_order(
     let mut refused = None;
     for (plane, piece) in dense.planes().filter(|(_, piece)| piece.region() == region) {
         let axes = axes_of(piece, dense)?;
-        // Where elements are smaller than units, the fastest ones in bytes.
+        // Where elements are smaller than units, the fastest extent counts bytes.
         let (unit, element) = match plane.unit().bytes() {
             unit if unit == element => (1, 1),
             unit => (unit, element),
@@ -98,8 +98,9 @@ fn other_order(
     refused
 }
 
-/// The axes of one plane inside a region with their extents, slowest first, without those of extent 1;
-/// the order of the planes among them. `None` where the planes of a region lie at uneven distances.
+/// The axes of one plane inside a region with their extents, slowest first, without those of extent
+/// 1, and including the order of the planes. `None` where the planes of a region lie at uneven
+/// distances.
 fn axes_of(piece: &Piece, dense: &StridedLayout) -> Option<Vec<(String, u64)>> {
     let local = piece.digits().iter().filter(|digit| digit.step.is_local());
     let mut axes: Vec<(u64, String, u64)> = local
@@ -126,7 +127,7 @@ fn axes_of(piece: &Piece, dense: &StridedLayout) -> Option<Vec<(String, u64)>> {
     Some(axes.filter(|(_, extent)| *extent > 1).collect())
 }
 
-/// Extents above 1, slowest first, the fastest one times `bytes`.
+/// Extents above 1, slowest first, with the fastest one multiplied by `bytes`.
 fn folded(extents: impl Iterator<Item = u64>, bytes: u64) -> Vec<u64> {
     let mut extents: Vec<u64> = extents.filter(|extent| *extent > 1).collect();
     if let Some(fastest) = extents.last_mut() {

@@ -1,4 +1,4 @@
-//! From one tensor and its roles to the digits of the planes it holds.
+//! Converts one tensor and its roles to the digits of its planes.
 
 use super::{DimRole, TensorError, TensorView, strides::with_strides, view::joined};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
     strided::{Digit, PlaneDigits, Step, names},
 };
 
-/// One tensor under placement.
+/// One tensor during placement.
 pub(super) struct Placement<'a> {
     pub(super) tensor: usize,
     pub(super) view: &'a TensorView,
@@ -23,7 +23,7 @@ impl<'a> Placement<'a> {
         self.roles.iter().any(|role| role.mentions(Axis::L))
     }
 
-    /// The planes that the tensor holds, in the order in which it names them.
+    /// The planes of the tensor, in the order of its roles.
     pub(super) fn planes(&self) -> Result<Vec<&'a Plane>, LayoutError> {
         let mut said = self.roles.iter().filter_map(DimRole::named_planes);
         let which = || TensorError::WhichPlane {
@@ -49,7 +49,7 @@ impl<'a> Placement<'a> {
         Ok(planes)
     }
 
-    /// The digits of each plane. Those of L are there only where a dimension has them.
+    /// The digits of each plane. Digits of L occur only where a dimension has them.
     pub(super) fn digits(&self) -> Result<Vec<PlaneDigits>, LayoutError> {
         let planes = self.planes()?;
         let digits = planes
@@ -60,7 +60,7 @@ impl<'a> Placement<'a> {
         Ok(digits)
     }
 
-    /// The elements of the tensor are exactly the units of its planes.
+    /// Checks that the elements of the tensor are exactly the units of its planes.
     fn check_bytes(&self, planes: &[&Plane]) -> Result<(), LayoutError> {
         let held = planes.iter().map(|&plane| plane.clone()).collect();
         let layers = if self.has_layers() {
@@ -180,9 +180,9 @@ impl<'a> Placement<'a> {
         Ok(())
     }
 
-    /// How far apart the entries of `axis` are in a dimension that holds it for `parts`: the
-    /// stride where the size counts entries, the unit where it counts the bytes of a dense row.
-    /// The error is the size that was expected.
+    /// The distance between entries of `axis` in a dimension that holds the axis for `parts`: the
+    /// stride where the size counts entries, the unit where it counts the bytes of a dense row. The
+    /// error is the expected size.
     fn step(&self, dim: usize, axis: Axis, parts: &[&Plane], stride: u64) -> Result<Apart, u64> {
         let Some(&size) = self.view.shape.get(dim) else {
             broken(format_args!("dimension {dim} of {:?}", self.view.shape))

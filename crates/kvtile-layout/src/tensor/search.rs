@@ -1,4 +1,4 @@
-//! The search for all ways in which the dimensions of a tensor can be the axes of a shape.
+//! Searches for all assignments of the dimensions of a tensor to the axes of a shape.
 
 use super::{DimRole, TensorView, shapes::fit};
 use crate::{
@@ -6,10 +6,10 @@ use crate::{
     shape::{Plane, PlaneName, Shape},
 };
 
-/// Most dimensions of a tensor whose roles are found from its sizes.
+/// Most dimensions of a tensor for a search of roles by size.
 const SEARCH_DIMENSIONS_MAX: usize = 8;
 
-/// The first two readings of the tensor that fit, so that the caller can tell one from several.
+/// The first two readings of the tensor that fit, so that the caller can detect ambiguity.
 pub(super) fn readings(tensor: usize, view: &TensorView, shape: &Shape) -> Vec<Vec<DimRole>> {
     let mut search = Search {
         tensor,
@@ -23,18 +23,18 @@ pub(super) fn readings(tensor: usize, view: &TensorView, shape: &Shape) -> Vec<V
     search.found
 }
 
-/// Something that a dimension has to be.
+/// A requirement that a dimension can meet.
 #[derive(Clone)]
 enum Need {
     /// An axis of this extent.
     Axis(Axis, u64),
-    /// An axis whose size is checked by placing it: content, which may count bytes.
+    /// An axis whose size placement checks: content, which may count bytes.
     Content(DimRole),
-    /// One entry a plane.
+    /// One entry per plane.
     Planes(Vec<PlaneName>),
 }
 
-/// The search for all ways in which the dimensions of a tensor can be the axes of a shape.
+/// The state of a search.
 struct Search<'a> {
     tensor: usize,
     view: &'a TensorView,
@@ -43,7 +43,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// The sets of needs that the tensor may meet: one, or two where several planes may lie in a
+    /// The sets of requirements of the tensor: one, or two where several planes may lie in a
     /// dimension of their own or side by side in the content.
     fn needs(&self) -> Vec<Vec<Need>> {
         let names: Vec<PlaneName> = self
@@ -85,7 +85,7 @@ impl Search<'_> {
         vec![with(&apart), with(&[packed])]
     }
 
-    /// Extends a partial reading by one dimension; keeps the first two whole ones that fit.
+    /// Extends a partial reading by one dimension; keeps the first two complete ones that fit.
     fn extend(&mut self, roles: &mut Vec<DimRole>, needs: &[Need]) {
         let dims = self.view.shape.len();
         let left = self.view.shape.iter().skip(roles.len());
@@ -120,8 +120,8 @@ impl Search<'_> {
         }
     }
 
-    /// Whether `size` counts the units or the bytes of some content: a bound that spares the
-    /// search most dead ends.
+    /// Whether `size` can be the number of units or bytes of some content. The bound prunes most
+    /// dead ends of the search.
     fn may_be_content(&self, role: &DimRole, size: usize) -> bool {
         let planes = self.shape.planes().iter();
         let held: Vec<&Plane> = match (role, &self.view.plane) {

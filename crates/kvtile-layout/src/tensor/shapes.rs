@@ -1,4 +1,4 @@
-//! Sizes of imported tensors: do they fit a shape, and in how many ways.
+//! Sizes of imported tensors: checks whether, and in how many ways, they fit a shape.
 
 use super::{
     DimRole, TensorError, TensorView,
@@ -13,21 +13,19 @@ use crate::{
     strided::{PlaneDigits, StridedLayout},
 };
 
-/// What a set of tensors has in common.
+/// The common shape of a set of tensors.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorShape {
     /// Entries of each dimension.
     pub sizes: Vec<usize>,
-    /// What each dimension is.
+    /// The role of each dimension.
     pub roles: Vec<DimRole>,
 }
 
 /// Checks that all tensors have one shape, with one reading of it that fits `shape`, and returns
 /// both.
-///
-/// Roles that are given are checked; where none are, the sizes must fit `shape` in exactly one
-/// way. That two readings of the same numbers fit is an error which names both, even if one of
-/// them is the usual one.
+/// Given roles are checked. Without roles, the sizes must fit `shape` in exactly one way. Two
+/// readings that fit are an error that names both, even if one of them is the usual one.
 ///
 /// # Errors
 /// No tensors; tensors of different sizes, elements or roles; strides that are zero, negative or
@@ -77,7 +75,7 @@ fn describe(view: &TensorView) -> String {
     format!("{:?} x {} bytes {roles}", view.shape, view.element_bytes)
 }
 
-/// The roles of a tensor: those given, checked, or the only ones that fit.
+/// The roles of a tensor: the given ones, checked, or the only ones that fit.
 pub(super) fn roles_of(
     tensor: usize,
     view: &TensorView,
@@ -104,7 +102,7 @@ pub(super) fn roles_of(
     }
 }
 
-/// What the shape has, for errors: `B:100 N:16 k[H:8 C:128] v[H:8 C:128]`.
+/// The extents of the shape, for errors: `B:100 N:16 k[H:8 C:128] v[H:8 C:128]`.
 fn extents(shape: &Shape, with_layers: bool) -> String {
     let mut text = format!("B:{} ", shape.num_blocks());
     if with_layers {
@@ -162,7 +160,7 @@ pub(super) fn fit(
 }
 
 impl TensorShape {
-    /// The reading as a person reads it: `[B, (k,v), N, H, C]`.
+    /// The reading as text: `[B, (k,v), N, H, C]`.
     #[must_use]
     pub fn describe(&self) -> String {
         let planes = self.roles.iter().filter_map(DimRole::named_planes).next();

@@ -1,4 +1,4 @@
-//! Strides of imported tensors: what they may be, and which order they say.
+//! Strides of imported tensors: their validity, and the order that they give.
 
 use super::{DimRole, TensorError, TensorFormat, TensorView, view::DimDigit};
 use crate::{axis::Axis, error::LayoutError, unit::UNIT_BYTES_MAX};
@@ -6,17 +6,18 @@ use crate::{axis::Axis, error::LayoutError, unit::UNIT_BYTES_MAX};
 /// Most dimensions of a tensor.
 const DIMENSIONS_MAX: usize = 16;
 
-/// The order of tokens and heads that roles and strides say, the same for all tensors. Sizes and
-/// the order of the dimensions say nothing: a transposed view is what its strides are.
+/// The order of tokens and heads by roles and strides, which must be the same for all tensors.
+/// Sizes and the order of the dimensions do not count: a transposed view has the order of its
+/// strides.
 ///
-/// Strides of dimensions of size 1 are not looked at. With one token or one head both orders are
-/// the same bytes, and the answer is NHD. Unknown is answered where no dimension names tokens or
-/// heads, where content lies outside them, and where tiles mix them.
+/// Strides of dimensions of size 1 are ignored. With one token or one head both orders are the same
+/// bytes, and the result is NHD. The result is Unknown where no dimension names tokens or heads,
+/// where content lies outside them, and where tiles mix them.
 ///
 /// # Errors
 /// No tensors; a tensor without roles, or without one role and one stride for each size; sizes of
-/// zero; strides that are zero, negative or below the span of the faster dimensions; tensors that
-/// say different orders.
+/// zero; strides that are zero, negative or below the span of the faster dimensions; tensors with
+/// different orders.
 pub fn validate_tensor_strides(tensors: &[TensorView]) -> Result<TensorFormat, LayoutError> {
     let mut common = None;
     for (tensor, view) in tensors.iter().enumerate() {
@@ -38,7 +39,8 @@ pub fn validate_tensor_strides(tensors: &[TensorView]) -> Result<TensorFormat, L
     common.ok_or_else(|| TensorError::NoTensors.into())
 }
 
-/// Dimensions that match, sizes and elements that exist, strides that are positive and nest.
+/// Checks that the dimensions match, sizes and elements are not zero, and strides are positive and
+/// nest.
 pub(super) fn check_tensor(tensor: usize, view: &TensorView) -> Result<(), LayoutError> {
     let sizes = view.shape.len();
     let roles = view.roles.as_ref().map_or(sizes, Vec::len);
@@ -130,7 +132,7 @@ fn format_of(view: &TensorView, roles: &[DimRole]) -> TensorFormat {
     }
 }
 
-/// The strides, in elements, of the axes in a dimension; those of extent 1 are left out.
+/// The strides, in elements, of the axes in a dimension, without those of extent 1.
 fn axis_strides(role: &DimRole, size: u64, stride: u64) -> Vec<(Axis, u64)> {
     match role {
         _ if size == 1 => Vec::new(),

@@ -1,4 +1,4 @@
-//! Imported tensors: sizes, strides and what each dimension is.
+//! Imported tensors: sizes, strides and the role of each dimension.
 
 use std::fmt;
 
@@ -9,21 +9,21 @@ use crate::{axis::Axis, error::LayoutError, shape::PlaneName};
 /// The order of tokens and heads in imported tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum TensorFormat {
-    /// Tokens outside heads. Also where there is one token or one head, since the two orders are
-    /// the same bytes then.
+    /// Tokens outside heads. It includes one token or one head, since both orders are the same
+    /// bytes then.
     NHD,
     /// Heads outside tokens.
     HND,
-    /// Neither: heads or tokens are not named, lie inside the content, or are cut into tiles.
+    /// Neither: heads or tokens have no dimension, lie inside the content, or are cut into tiles.
     Unknown,
 }
 
-/// One tensor as an engine gives it. Nothing is checked until it is used.
+/// One tensor as an engine describes it. Fields are unchecked until use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorView {
     /// Entries of each dimension.
     pub shape: Vec<usize>,
-    /// Elements from one entry of each dimension to the next.
+    /// Elements between neighbouring entries of each dimension.
     pub strides: Vec<isize>,
     /// Bytes of an element.
     pub element_bytes: usize,
@@ -31,17 +31,16 @@ pub struct TensorView {
     pub region: u64,
     /// Offset of the first element in that region, in bytes.
     pub byte_offset: u64,
-    /// What each dimension is. Where it is not said, only a shape that fits the sizes in exactly
-    /// one way says it.
+    /// The role of each dimension. Without roles, the shape must fit the sizes in exactly one way.
     pub roles: Option<Vec<DimRole>>,
-    /// The layer it holds, unless a dimension is L or there is only one layer.
+    /// The layer of the tensor; `None` where a dimension is L or there is only one layer.
     pub layer: Option<u64>,
-    /// The plane it holds, unless a dimension says it or there is only one plane.
+    /// The plane of the tensor; `None` where a dimension names it or there is only one plane.
     pub plane: Option<PlaneName>,
 }
 
 impl TensorView {
-    /// A tensor at the start of region 0 that says no more than its numbers.
+    /// A tensor at the start of region 0 without roles, layer or plane.
     #[must_use]
     pub fn new(shape: &[usize], strides: &[isize], element_bytes: usize) -> TensorView {
         TensorView {
@@ -56,7 +55,7 @@ impl TensorView {
         }
     }
 
-    /// The same tensor at another place.
+    /// Moves the tensor to another region and offset.
     #[must_use]
     pub fn at(mut self, region: u64, byte_offset: u64) -> TensorView {
         self.region = region;
@@ -64,21 +63,21 @@ impl TensorView {
         self
     }
 
-    /// The same tensor with roles, one a dimension.
+    /// Sets the roles, one per dimension.
     #[must_use]
     pub fn with_roles(mut self, roles: impl IntoIterator<Item = DimRole>) -> TensorView {
         self.roles = Some(roles.into_iter().collect());
         self
     }
 
-    /// The same tensor, which holds layer `layer`.
+    /// Sets the layer of the tensor.
     #[must_use]
     pub fn with_layer(mut self, layer: u64) -> TensorView {
         self.layer = Some(layer);
         self
     }
 
-    /// The same tensor, which holds plane `plane`.
+    /// Sets the plane of the tensor.
     #[must_use]
     pub fn with_plane(mut self, plane: PlaneName) -> TensorView {
         self.plane = Some(plane);
@@ -86,11 +85,11 @@ impl TensorView {
     }
 }
 
-/// What one dimension of a tensor is.
+/// The role of one dimension of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum DimRole {
-    /// A whole axis, K excepted ([`DimRole::Planes`] says the order of the planes). The fastest dimension may also count bytes or other small elements of larger
-    /// units, as a byte tensor of quantised records does.
+    /// A whole axis other than K ([`DimRole::Planes`] gives the order of the planes). The fastest
+    /// dimension may also count bytes or units, as a byte tensor of quantised records does.
     Axis(Axis),
     /// Digits of one or several axes in one dimension, slowest first.
     Digits(Vec<DimDigit>),
@@ -104,7 +103,7 @@ pub enum DimRole {
         /// The planes.
         planes: Vec<PlaneName>,
     },
-    /// A dimension of size 1 that means nothing.
+    /// A dimension of size 1 without meaning.
     Single,
 }
 
@@ -132,8 +131,8 @@ impl DimRole {
         DimRole::Digits(axes.iter().map(whole).collect())
     }
 
-    /// Blocks of `page_size` tokens, each cut into kernel blocks of `kernel_tokens` tokens, in one
-    /// dimension. The tokens inside are [`DimRole::kernel_tokens`].
+    /// The block dimension where an engine cuts each block of `page_size` tokens into kernel blocks
+    /// of `kernel_tokens` tokens. [`DimRole::kernel_tokens`] is the dimension of the tokens inside.
     #[must_use]
     pub fn kernel_blocks(num_blocks: u64, page_size: u64, kernel_tokens: u64) -> DimRole {
         DimRole::Digits(vec![
@@ -218,7 +217,7 @@ pub(super) fn joined(planes: &[PlaneName]) -> String {
     names.join(",")
 }
 
-/// Roles as a person reads them: `[B, (k,v), N, H, C]`.
+/// Roles as text: `[B, (k,v), N, H, C]`.
 pub(super) fn reading(roles: &[DimRole]) -> String {
     let roles: Vec<String> = roles.iter().map(DimRole::to_string).collect();
     format!("[{}]", roles.join(", "))

@@ -1,15 +1,15 @@
-//! A word over tensors: the word says what lies where inside, the tensors say how far apart.
+//! A word over tensors: the word gives the interior order, the tensors give the strides.
 //!
 //! ```text
 //! word ──resolve──► digits over dense bytes ──┐
 //!                                              ├─► digits over the tensors' bytes
 //! sizes and strides, slowest first: dense byte ┘
-//! number ──► where that byte of the tensor is
+//! number ──► offset of that byte in the tensor
 //! ```
 //!
-//! A word speaks of memory. Sizes mean little here, as engines' shapes are not always what is in
-//! memory: what counts are strides and the gaps that they leave. Where a tensor could be read in two
-//! orders it is refused (`order`).
+//! A word describes memory. Sizes count little here, because the shapes of engines do not always
+//! match memory; strides and their gaps decide. `order` refuses a tensor that could be read in two
+//! orders.
 
 use super::{TensorError, TensorView, order, strides::check_tensor};
 use crate::{
@@ -20,20 +20,20 @@ use crate::{
     word::Word,
 };
 
-/// The layout of `word` where tensor `i` holds what the word's region `i` holds: its elements,
-/// taken in the order of its dimensions, are the bytes of that region, and gaps that the strides
-/// leave are left. Roles, layers and planes of the tensors are not looked at.
+/// The layout of `word` over tensors, where tensor `i` holds the word's region `i`. The elements of
+/// a tensor, in the order of its dimensions, are the bytes of that region. Gaps of the strides stay
+/// gaps. Roles, layers and planes of the tensors are ignored.
 ///
-/// The word's order is that of memory, so the dimensions have to be in the order of memory too, the
-/// slowest first: what an engine shows in another order is permuted to it, which moves no byte.
-/// Sizes need not be those of the word's axes: flat tensors and fused dimensions are fine.
+/// A word has memory order, so the dimensions must have it too, slowest first. A view in another
+/// order must be permuted first, which moves no byte. Sizes may differ from those of the word's
+/// axes: flat tensors and fused dimensions are fine.
 ///
 /// # Errors
-/// What [`StridedLayout::resolve`] refuses; not one tensor a region; tensors that do not look
-/// alike, or that do not have the bytes of their region; strides that are zero, negative or
-/// overlapping; dimensions in another order than their strides, and sizes that are those of the
-/// word's axes in another order, both of which could be read in two ways; a gap inside what the
-/// word keeps together; regions at uneven distances.
+/// The errors of [`StridedLayout::resolve`]; a number of tensors that differs from the number of
+/// regions; tensors that differ from each other or have not the bytes of their region; strides that
+/// are zero, negative or overlapping; dimensions in another order than their strides, and sizes
+/// that are those of the word's axes in another order, because both allow two readings; a gap
+/// inside what the word keeps contiguous; regions at uneven distances.
 pub fn word_over_tensors(
     word: &Word,
     shape: &Shape,
@@ -115,8 +115,8 @@ struct Dim {
     stride: u64,
 }
 
-/// The dimensions of a tensor, fastest first, the bytes of an element among them; those without a
-/// gap between them are one.
+/// The dimensions of a tensor, fastest first, starting with the bytes of an element; dimensions
+/// without a gap between them are merged.
 #[derive(Debug)]
 struct Dims(Vec<Dim>);
 
@@ -158,7 +158,7 @@ impl Dims {
         Ok(Dims(dims))
     }
 
-    /// Where dense byte `byte` lies.
+    /// The offset of dense byte `byte`.
     fn position(&self, byte: u64) -> u64 {
         self.0
             .iter()
@@ -166,7 +166,7 @@ impl Dims {
             .sum()
     }
 
-    /// The dimension in which a step of `step` bytes goes, and how many of its entries that is.
+    /// The dimension that a step of `step` bytes belongs to, and its number of entries in the step.
     fn entries(&self, step: u64) -> Option<(usize, u64)> {
         let dim = self.0.iter().rposition(|dim| dim.dense <= step)?;
         let dense = self.0.get(dim)?.dense;
@@ -185,7 +185,7 @@ fn place(
         plane: plane.name().clone(),
         what,
     };
-    // What each dimension has at most: no sum of digits may carry into the next one.
+    // The free entries of each dimension: no sum of digits may carry into the next one.
     let mut used: Vec<u64> = dims
         .0
         .iter()
@@ -214,7 +214,7 @@ fn place(
                     ..*digit
                 });
             } else if dim > 0 {
-                // A unit is one piece of memory.
+                // A unit must be contiguous.
                 return Err(gap(name).into());
             }
         }
@@ -247,7 +247,7 @@ fn place(
     })
 }
 
-/// A digit cut where one dimension ends and the next begins: `(low, extent, step)`, fastest first.
+/// Cuts a digit where one dimension ends and the next begins: `(low, extent, step)`, fastest first.
 /// `None` where a dimension ends inside one of its entries.
 fn cut(dims: &Dims, step: u64, extent: u64) -> Option<Vec<(u64, u64, u64)>> {
     let end = step.checked_mul(extent)?;
@@ -269,7 +269,7 @@ fn tensor_of(tensors: &[TensorView], region: u64) -> Option<&TensorView> {
     tensors.get(usize::try_from(region).ok()?)
 }
 
-/// How far apart the tensors are that a digit over regions goes through.
+/// The step between the tensors that a digit over regions selects; an error where it is uneven.
 fn even_step(
     plane: &Plane,
     region: u64,

@@ -1,4 +1,4 @@
-//! The builder of a config, which is also what a config is deserialised through.
+//! The builder of a config; deserialising goes through it too.
 
 use serde::Deserialize;
 
@@ -45,7 +45,7 @@ impl LayoutConfigBuilder {
         self
     }
 
-    /// Tokens a block. Required.
+    /// Tokens per block. Required.
     #[must_use]
     pub fn page_size(mut self, page_size: usize) -> Self {
         self.page_size = Some(page_size);
@@ -59,35 +59,35 @@ impl LayoutConfigBuilder {
         self
     }
 
-    /// Alignment in bytes, a power of two; 1 unless set.
+    /// Alignment in bytes, a power of two; 1 by default.
     #[must_use]
     pub fn alignment(mut self, alignment: usize) -> Self {
         self.alignment = Some(alignment);
         self
     }
 
-    /// Bytes of an element, 1, 2, 4 or 8; 2 unless set.
+    /// Bytes of an element, 1, 2, 4 or 8; 2 by default.
     #[must_use]
     pub fn dtype_width_bytes(mut self, dtype_width_bytes: usize) -> Self {
         self.dtype_width_bytes = Some(dtype_width_bytes);
         self
     }
 
-    /// The order inside one block, layer and plane; [`InnerShape::Unknown`] unless set.
+    /// The order inside one block, layer and plane; [`InnerShape::Unknown`] by default.
     #[must_use]
     pub fn inner_shape(mut self, inner_shape: InnerShape) -> Self {
         self.inner_shape = Some(inner_shape);
         self
     }
 
-    /// KV heads: a number, or `None`. Needed by every order that places heads apart from elements.
+    /// KV heads: a number, or `None`. Every order that separates heads from elements needs them.
     #[must_use]
     pub fn num_heads(mut self, num_heads: impl Into<Option<usize>>) -> Self {
         self.num_heads = num_heads.into();
         self
     }
 
-    /// Checks everything and makes the config.
+    /// Checks all fields and builds the config.
     ///
     /// # Errors
     /// A required field that is missing; a count of zero; an `outer_dim` other than 1 and 2; an
@@ -172,8 +172,8 @@ fn check_heads(config: &LayoutConfig) -> Result<(), LayoutError> {
     }
 }
 
-/// Every size that a traditional layout of this config can have fits a signed offset, even where
-/// each block, layer and plane is padded by itself.
+/// Checks that every size of a traditional layout of this config fits a signed offset, even with
+/// padding of each block, layer and plane.
 fn check_sizes(config: &LayoutConfig) -> Result<(), LayoutError> {
     config
         .page_size

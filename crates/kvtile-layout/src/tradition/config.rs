@@ -1,17 +1,17 @@
-//! The config of the tradition: five counts, an alignment and an element width.
+//! The traditional config: five counts, an alignment and an element width.
 
 use serde::{Deserialize, Serialize};
 
 use super::{InnerShape, LayoutConfigBuilder};
 
-/// What a traditional layout holds. Always valid: it is made by [`LayoutConfig::builder`] or by
-/// deserialising, and both check everything.
+/// The contents of a traditional layout. It is always valid: [`LayoutConfig::builder`] and
+/// deserialising check all fields.
 ///
-/// Sizes are payload; padding by `alignment` comes on top when a layout is resolved.
+/// Sizes are payload. Resolving a layout adds the padding for `alignment`.
 ///
-/// As JSON it is one object with the names of the setters. `alignment`, `dtype_width_bytes`,
-/// `inner_shape` and `num_heads` may be missing; fields that are not known are skipped, because
-/// other writers have some.
+/// Its JSON is one object with the names of the setters. `alignment`, `dtype_width_bytes`,
+/// `inner_shape` and `num_heads` are optional. Unknown fields are skipped, because other systems
+/// write some.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "LayoutConfigBuilder")]
 pub struct LayoutConfig {
@@ -50,7 +50,7 @@ impl LayoutConfig {
         LayoutConfigBuilder::default()
     }
 
-    /// A builder with everything set as it is here, to change some of it.
+    /// A builder that starts with the values of this config.
     #[must_use]
     pub fn to_builder(&self) -> LayoutConfigBuilder {
         LayoutConfigBuilder {
@@ -84,7 +84,7 @@ impl LayoutConfig {
         self.outer_dim
     }
 
-    /// Tokens a block.
+    /// Tokens per block.
     #[must_use]
     pub fn page_size(&self) -> usize {
         self.page_size
@@ -96,8 +96,8 @@ impl LayoutConfig {
         self.inner_dim
     }
 
-    /// What block strides are rounded up to and region starts must be a multiple of, in bytes; a
-    /// power of two.
+    /// The alignment in bytes, a power of two: block strides are rounded up to it, and region
+    /// starts must be a multiple of it.
     #[must_use]
     pub fn alignment(&self) -> usize {
         self.alignment
@@ -115,7 +115,7 @@ impl LayoutConfig {
         self.inner_shape
     }
 
-    /// KV heads, where they are known.
+    /// KV heads, where known.
     #[must_use]
     pub fn num_heads(&self) -> Option<usize> {
         self.num_heads
@@ -140,8 +140,9 @@ impl LayoutConfig {
         self.num_layers * self.outer_dim * self.page_bytes()
     }
 
-    /// Bytes of all blocks, without padding. What to allocate, padding included, is
-    /// [`StridedLayout::region_bytes`](crate::StridedLayout::region_bytes) of the resolved layout.
+    /// Bytes of all blocks, without padding. For an allocation use
+    /// [`StridedLayout::region_bytes`](crate::StridedLayout::region_bytes) of the resolved layout,
+    /// which includes padding.
     #[must_use]
     pub fn required_bytes(&self) -> usize {
         self.num_blocks * self.bytes_per_block()

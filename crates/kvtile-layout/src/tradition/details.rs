@@ -1,4 +1,4 @@
-//! Layout details: what a descriptor says about the order, beside its config.
+//! Layout details: the order that a descriptor states besides its config.
 
 use serde::{Deserialize, Serialize};
 
@@ -21,11 +21,11 @@ pub struct FullyContiguousDetails {
     /// How blocks are encoded.
     #[serde(default)]
     pub block_format: BlockFormat,
-    /// The order inside a block, where the writer stated it.
+    /// The order inside a block, if stated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_block_layout: Option<KvBlockLayout>,
-    /// Codecs and shard, where they are more than the config says. Other systems skip it: its
-    /// planes are `outer_dim` planes of the page size in bytes that the config has.
+    /// Codecs and shard, where the config cannot express them. Other systems skip it: its planes
+    /// are `outer_dim` planes of the config's page size in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,
 }
@@ -34,13 +34,13 @@ pub struct FullyContiguousDetails {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LayerSeparateDetails {
-    /// Where the block axis stands.
+    /// The position of the block axis.
     pub block_dim: BlockDimension,
-    /// The order inside a block, where the writer stated it.
+    /// The order inside a block, if stated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kv_block_layout: Option<KvBlockLayout>,
-    /// Codecs and shard, where they are more than the config says. Other systems skip it: its
-    /// planes are `outer_dim` planes of the page size in bytes that the config has.
+    /// Codecs and shard, where the config cannot express them. Other systems skip it: its planes
+    /// are `outer_dim` planes of the config's page size in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,
 }
@@ -51,26 +51,26 @@ pub struct LayerSeparateDetails {
 pub struct WordDetails {
     /// The word.
     pub word: Word,
-    /// The planes and extents, where the config cannot say them. It agrees with the config in
+    /// The planes and extents, where the config cannot express them. It agrees with the config in
     /// blocks, layers, tokens and bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,
 }
 
-/// Details of a layout given outright.
+/// Details of a layout given by explicit digits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DigitsDetails {
-    /// Where each plane lies.
+    /// The place of each plane.
     pub planes: Vec<PlaneDigits>,
     /// Bytes of each region.
     pub region_bytes: Vec<u64>,
-    /// The planes and extents, where the config cannot say them.
+    /// The planes and extents, where the config cannot express them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shape: Option<Shape>,
 }
 
-/// What a descriptor says about the order, externally tagged:
+/// The order that a descriptor states, externally tagged:
 ///
 /// ```json
 /// {"FullyContiguous": {"block_format": "Operational"}}
@@ -79,24 +79,24 @@ pub struct DigitsDetails {
 /// {"Digits": {"planes": [...], "region_bytes": [...]}}
 /// ```
 ///
-/// The first two are read by every system of the tradition. Fields that are not known are refused
-/// here, because they could change what the bytes mean.
+/// Every system of the tradition reads the first two. Unknown fields are refused here, because they
+/// could change the meaning of the bytes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum LayoutTypeDetails {
     /// One region: `[num_blocks, num_layers, outer_dim, page_size, inner_dim]`.
     FullyContiguous(FullyContiguousDetails),
-    /// One region a layer.
+    /// One region per layer.
     LayerSeparate(LayerSeparateDetails),
     /// An order in the layout language.
     Word(WordDetails),
-    /// An order given outright.
+    /// An order given by explicit digits.
     Digits(DigitsDetails),
 }
 
 impl LayoutTypeDetails {
-    /// The details that describe a layout of `spec` over `shape`. The shape is written out only
-    /// where `config` does not say it.
+    /// The details that describe a layout of `spec` over `shape`. They contain the shape only where
+    /// `config` does not imply it.
     ///
     /// # Errors
     /// A shape that differs from `config` in blocks, layers, tokens, heads or bytes; a kind of the
@@ -150,7 +150,7 @@ impl LayoutTypeDetails {
         })
     }
 
-    /// The family as the details state it.
+    /// The family of layouts.
     #[must_use]
     pub fn kind(&self) -> LayoutKind {
         match self {
@@ -160,8 +160,8 @@ impl LayoutTypeDetails {
         }
     }
 
-    /// The order that details and `config` state together. An order that the family's own word
-    /// does not have, such as the universal ones, comes back as a word.
+    /// The order that details and `config` state together. An order that differs from the family's
+    /// own word, such as the universal ones, is returned as a word.
     ///
     /// # Errors
     /// A `kv_block_layout` that contradicts the `inner_shape` of the config, that one region a

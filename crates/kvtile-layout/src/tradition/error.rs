@@ -1,4 +1,4 @@
-//! What can be wrong with a traditional config or its layout details.
+//! The errors of a traditional config and of layout details.
 
 use thiserror::Error;
 
@@ -9,13 +9,13 @@ use crate::shape::PlaneName;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A field without a default that was not set.
+    /// A required field that is not set.
     #[error("layout config: {field} is missing; set it before build()")]
     MissingField {
         /// The field.
         field: &'static str,
     },
-    /// A number of planes that the tradition does not know.
+    /// A number of planes other than 1 and 2.
     #[error("outer_dim is {outer_dim}; it is 2 (K and V) or 1 (one plane)")]
     OuterDim {
         /// The number given.
@@ -29,13 +29,13 @@ pub enum ConfigError {
         /// Elements of one token in one plane.
         inner_dim: usize,
     },
-    /// An order in which the place of the heads matters, without their number.
+    /// An order that places heads, without `num_heads`.
     #[error("{order} places heads, and num_heads is not set; set num_heads")]
     NeedsHeads {
         /// The order.
         order: String,
     },
-    /// A kind whose inner order is not stated, over planes for which the order matters.
+    /// A kind without an inner order, over planes for which the order matters.
     #[error(
         "plane {plane} has {tokens} tokens and {heads} heads, and the inner shape is Unknown; \
          say NHD or HND, or give a word"
@@ -43,7 +43,7 @@ pub enum ConfigError {
     InnerOrderUnknown {
         /// The plane.
         plane: PlaneName,
-        /// Tokens a block.
+        /// Tokens per block.
         tokens: u64,
         /// Its heads.
         heads: u64,
@@ -57,7 +57,7 @@ pub enum ConfigError {
     /// An order inside a block that one region a layer cannot hold.
     #[error("a layer-separate layout with {block_dim:?} cannot hold the order {kv_block_layout}")]
     LayerSeparateOrder {
-        /// Where the block axis stands.
+        /// The position of the block axis.
         block_dim: BlockDimension,
         /// The order.
         kv_block_layout: KvBlockLayout,
@@ -65,13 +65,13 @@ pub enum ConfigError {
     /// Two statements of the inner order that contradict each other.
     #[error("inner_shape {inner_shape:?} contradicts kv_block_layout {kv_block_layout}")]
     InnerShapeContradicts {
-        /// What the config says.
+        /// The inner shape of the config.
         inner_shape: InnerShape,
-        /// What the details say.
+        /// The order of the details.
         kv_block_layout: KvBlockLayout,
     },
-    /// A shape of its own that is not what the config says.
-    #[error("the layout config says {what} {config}, the shape {shape}")]
+    /// An explicit shape that contradicts the config.
+    #[error("the layout config has {what} {config}, the shape {shape}")]
     ShapeDisagrees {
         /// What is counted.
         what: &'static str,
@@ -80,7 +80,7 @@ pub enum ConfigError {
         /// The count in the shape.
         shape: u64,
     },
-    /// A shape whose blocks have no whole number of bytes a token.
+    /// A shape whose blocks have no whole number of bytes per token.
     #[error(
         "{bytes} bytes a layer and block are no multiple of the {page_size} tokens, and a layout \
          config counts whole elements of each token"
@@ -88,7 +88,7 @@ pub enum ConfigError {
     NoInnerDim {
         /// Bytes of one layer and block.
         bytes: u64,
-        /// Tokens a block.
+        /// Tokens per block.
         page_size: u64,
     },
 }

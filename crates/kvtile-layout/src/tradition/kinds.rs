@@ -1,4 +1,4 @@
-//! The small enums of the tradition and how they are written.
+//! The small enums of the tradition and their serialised forms.
 
 use serde::{Deserialize, Serialize};
 
@@ -7,8 +7,8 @@ use crate::tensor::TensorFormat;
 /// The order of tokens, heads and elements inside one block, layer and plane.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum InnerShape {
-    /// Not stated: the inner part of each plane is one opaque unit, which is copied whole or not
-    /// at all.
+    /// Not stated: the inner part of each plane is one opaque unit, which is copied whole or
+    /// refused.
     #[default]
     Unknown,
     /// Tokens, then heads, then elements.
@@ -27,7 +27,7 @@ impl From<TensorFormat> for InnerShape {
     }
 }
 
-/// Where the block axis stands in the regions of a layer-separate layout.
+/// The position of the block axis in the regions of a layer-separate layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BlockDimension {
     /// `[num_blocks, outer_dim, page_size, inner_dim]`: the word `L|BK…`.
@@ -36,21 +36,21 @@ pub enum BlockDimension {
     BlockIsSecondDim,
 }
 
-/// How the blocks of a fully contiguous layout are encoded.
+/// The encoding of the blocks of a fully contiguous layout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BlockFormat {
-    /// As the engine reads and writes them.
+    /// The engine's own encoding.
     #[default]
     Operational,
 }
 
-/// Which family a layout belongs to.
+/// The family of a layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum LayoutKind {
     /// `[num_blocks, num_layers, outer_dim, page_size, inner_dim]` in one region.
     FullyContiguous,
-    /// One region a layer.
+    /// One region per layer.
     LayerSeparate(BlockDimension),
     /// Any other order, given by a word or by digits.
     Strided,

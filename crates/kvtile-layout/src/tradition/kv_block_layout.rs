@@ -1,4 +1,4 @@
-//! `kv_block_layout`: the order inside a block as existing descriptors state it.
+//! `kv_block_layout`: the order inside a block in existing descriptors.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use super::{ConfigError, InnerShape};
 use crate::{axis::Axis, error::LayoutError};
 
-/// An axis of a block in the names of the tradition; the elements of a head are always innermost
-/// and have no name.
+/// An axis of a block under its traditional name. The elements of a head are always innermost and
+/// have no name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum BlockDim {
     /// Layer: axis L.
@@ -22,7 +22,7 @@ pub enum BlockDim {
 }
 
 impl BlockDim {
-    /// The axis that it names.
+    /// The axis letter.
     #[must_use]
     pub fn axis(self) -> Axis {
         match self {
@@ -86,10 +86,10 @@ impl From<BlockOrder> for [BlockDim; 4] {
     }
 }
 
-/// The order inside a block, as the field `kv_block_layout` of existing descriptors states it.
+/// The order inside a block: the field `kv_block_layout` of existing descriptors.
 ///
-/// It agrees with the `inner_shape` of the config or the descriptor is refused: an order that
-/// cannot be held never turns into "unknown".
+/// It must agree with the `inner_shape` of the config, or the descriptor is refused. An order that
+/// cannot be expressed is never replaced by `Unknown`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum KvBlockLayout {
     /// Heads, layers, K and V, tokens: the word `BHLKNC`.
@@ -122,7 +122,7 @@ impl KvBlockLayout {
         }
     }
 
-    /// The inner shape, where layer and plane stand outside tokens and heads; `None` for any other
+    /// The inner shape, where layer and plane are outside tokens and heads; `None` for any other
     /// order and where none is stated.
     #[must_use]
     pub fn inner_shape(self) -> Option<InnerShape> {

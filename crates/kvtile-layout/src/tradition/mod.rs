@@ -6,10 +6,10 @@
 //! | layer separate, block first | a layer: `[num_blocks, outer_dim, page_size, inner_dim]` | `L\|BKNHC` | `L\|BKHNC` |
 //! | layer separate, block second | a layer: `[outer_dim, num_blocks, page_size, inner_dim]` | `L\|KBNHC` | `L\|KBHNC` |
 //!
-//! A [`LayoutConfig`] counts, a [`LayoutSpec`] orders, and together they resolve to a
-//! [`StridedLayout`](crate::StridedLayout); [`LayoutTypeDetails`] is how a descriptor writes the
-//! order. Where the bytes live is not known here, and an inner order that nobody stated is never
-//! guessed: it is one opaque unit.
+//! A [`LayoutConfig`] has the counts, a [`LayoutSpec`] the order, and together they resolve to a
+//! [`StridedLayout`](crate::StridedLayout). [`LayoutTypeDetails`] is the order in a descriptor.
+//! This module knows no addresses, and it never guesses an inner order that is not stated: that
+//! interior is one opaque unit.
 
 mod builder;
 mod config;

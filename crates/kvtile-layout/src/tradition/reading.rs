@@ -1,4 +1,4 @@
-//! Details and config read together: where both speak of the same thing they agree, or the
+//! Reads details and config together. Where both state the same property they must agree, or the
 //! descriptor is refused.
 
 use super::{
@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{axis::Axis, error::LayoutError, shape::Shape, word::Word};
 
-/// Details and a config, brought together and checked.
+/// The checked combination of details and a config.
 pub(super) struct Reading {
     pub(super) spec: LayoutSpec,
     pub(super) inner: InnerShape,
@@ -43,7 +43,7 @@ pub(super) fn read(
     }
 }
 
-/// A word or digits, over the shape of the details or else of the config.
+/// A word or digits, over the shape of the details, or of the config if they have none.
 fn own_order(
     spec: LayoutSpec,
     shape: Option<&Shape>,
@@ -63,7 +63,7 @@ fn own_order(
     })
 }
 
-/// A kind of the tradition with the order that its details state, if they state one.
+/// A kind of the tradition with the order that its details state, if any.
 fn stated_order(
     spec: LayoutSpec,
     stated: Option<KvBlockLayout>,
@@ -125,7 +125,7 @@ fn stated_order(
     })
 }
 
-/// Config and shape agree in everything that both say.
+/// Checks that config and shape agree in every property that both state.
 pub(super) fn check_shape(config: &LayoutConfig, shape: &Shape) -> Result<(), LayoutError> {
     let counts = [
         ("num_blocks", config.num_blocks(), shape.num_blocks()),
@@ -156,8 +156,8 @@ pub(super) fn check_shape(config: &LayoutConfig, shape: &Shape) -> Result<(), La
     Ok(())
 }
 
-/// The planes are those of the tradition: `outer_dim` of them, each of the page size in bytes that
-/// the config has, so that systems which know the config only find them.
+/// Checks that the planes are those of the tradition: `outer_dim` planes of the config's page size
+/// in bytes, so that systems which only know the config can find them.
 pub(super) fn check_planes(config: &LayoutConfig, shape: &Shape) -> Result<(), LayoutError> {
     let planes = shape.planes().len() as u64;
     if config.outer_dim() as u64 != planes {
@@ -170,7 +170,7 @@ pub(super) fn check_planes(config: &LayoutConfig, shape: &Shape) -> Result<(), L
     }
     for plane in shape.planes() {
         let extents = plane.extents().iter().map(|(_, extent)| *extent);
-        // A block of the shape is a multiple of this product, so it fits.
+        // A block of the shape is a multiple of this product, so the product fits.
         let bytes = extents
             .chain([shape.extent(plane, Axis::N)])
             .fold(plane.unit().bytes(), u64::saturating_mul);

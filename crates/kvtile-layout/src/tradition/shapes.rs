@@ -1,4 +1,4 @@
-//! From a config to a shape and back.
+//! Conversion between configs and shapes.
 
 use super::{ConfigError, InnerShape, LayoutConfig, builder::ALIGNMENT_MAX};
 use crate::{
@@ -16,7 +16,7 @@ impl LayoutConfig {
     /// [opaque pages](LayoutConfig::opaque_shape).
     ///
     /// # Errors
-    /// Pages above 1 GiB where the inner shape is unknown; `build` has refused everything else.
+    /// Pages above 1 GiB where the inner shape is unknown; `build` refuses all other errors.
     pub fn shape(&self) -> Result<Shape, LayoutError> {
         match self.inner_shape() {
             InnerShape::Unknown => self.opaque_shape(),
@@ -24,11 +24,11 @@ impl LayoutConfig {
         }
     }
 
-    /// The shape with tokens, heads and elements as axes, whatever `inner_shape` says: for orders
-    /// that are stated elsewhere, in a word or in digits.
+    /// The shape with tokens, heads and elements as axes, regardless of `inner_shape`: for orders
+    /// that a word or digits state.
     ///
     /// # Errors
-    /// None that `build` has not refused already.
+    /// None beyond those that `build` refuses.
     pub fn element_shape(&self) -> Result<Shape, LayoutError> {
         let heads = self.num_heads().unwrap_or(1);
         let head_size = self.head_size().unwrap_or(self.inner_dim());
@@ -40,8 +40,8 @@ impl LayoutConfig {
         })
     }
 
-    /// The shape with the page of each plane as one opaque unit of codec `unknown16` or the like,
-    /// which is copied whole into an equal one and never permuted.
+    /// The shape with the page of each plane as one opaque unit of codec `unknown16` or similar. A
+    /// copy moves the unit whole into an equal one and never permutes it.
     ///
     /// # Errors
     /// Pages above 1 GiB.
@@ -70,12 +70,13 @@ impl LayoutConfig {
         )
     }
 
-    /// The config that describes `shape` best, with an unknown inner shape: two planes of equal
-    /// elements become `outer_dim` 2, everything else one plane of bytes. Its counts and its bytes
-    /// per block are always those of the shape.
+    /// The closest config of `shape`, with an unknown inner shape: two planes of equal elements
+    /// become `outer_dim` 2, all others one plane of bytes. Its counts and its bytes per block
+    /// always equal those of the shape.
     ///
     /// # Errors
-    /// A shape whose blocks have no whole number of bytes a token and layer, or that does not fit.
+    /// A shape whose blocks have no whole number of bytes per token and layer, or that does not
+    /// fit.
     pub fn from_shape(shape: &Shape, alignment: u64) -> Result<LayoutConfig, LayoutError> {
         let layer_bytes = shape.block_bytes()? / shape.num_layers();
         let page_size = shape.page_size();
@@ -112,7 +113,7 @@ fn same_but_name(a: &Plane, b: &Plane) -> bool {
     a.unit() == b.unit() && a.is_per_token() == b.is_per_token() && a.extents() == b.extents()
 }
 
-/// Bytes of an element of `plane`, 1 where it has none of 1, 2, 4 or 8 bytes.
+/// Bytes of an element of `plane`; 1 where its unit has a size other than 1, 2, 4 or 8.
 fn element_width(plane: &Plane) -> u64 {
     match plane.unit().bytes() {
         bytes @ (1 | 2 | 4 | 8) if plane.is_per_token() => bytes,

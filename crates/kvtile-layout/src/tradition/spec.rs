@@ -13,8 +13,7 @@ use crate::{
     word::{Item, ParseError, Word},
 };
 
-/// Which order a layout has, as a setting: serialisable, and nothing is checked before
-/// [`resolve`](LayoutSpec::resolve).
+/// The order of a layout as a serialisable setting. [`resolve`](LayoutSpec::resolve) checks it.
 ///
 /// From text: `FullyContiguous`, `LayerSeparate(BlockIsFirstDim)`,
 /// `LayerSeparate(BlockIsSecondDim)`, or any word.
@@ -27,9 +26,9 @@ pub enum LayoutSpec {
     LayerSeparate(BlockDimension),
     /// An order in the layout language.
     Word(Word),
-    /// An order given outright.
+    /// An order given by explicit digits.
     Digits {
-        /// Where each plane lies.
+        /// The place of each plane.
         planes: Vec<PlaneDigits>,
         /// Bytes of each region.
         region_bytes: Vec<u64>,
@@ -37,7 +36,7 @@ pub enum LayoutSpec {
 }
 
 impl LayoutSpec {
-    /// The family.
+    /// The family of layouts.
     #[must_use]
     pub fn kind(&self) -> LayoutKind {
         match self {
@@ -47,7 +46,7 @@ impl LayoutSpec {
         }
     }
 
-    /// The word; `None` where digits are given.
+    /// The word; `None` for digits.
     ///
     /// For the kinds of the tradition an unknown inner shape has the word of NHD, which is right
     /// for opaque pages and for shapes in which the order of tokens and heads cannot matter;
@@ -62,13 +61,12 @@ impl LayoutSpec {
         }
     }
 
-    /// The layout that this spec gives `shape`. `inner` decides the order of tokens and heads for
-    /// the kinds of the tradition and is not looked at for words and digits; `alignment` is in
-    /// bytes.
+    /// The layout of this spec for `shape`. `inner` decides the order of tokens and heads for the
+    /// kinds of the tradition; words and digits ignore it. `alignment` is in bytes.
     ///
     /// # Errors
     /// A kind of the tradition with an unknown inner shape over a plane with several tokens and
-    /// several heads; what [`StridedLayout::resolve`] and [`StridedLayout::from_digits`] refuse.
+    /// several heads; the errors of [`StridedLayout::resolve`] and [`StridedLayout::from_digits`].
     pub fn resolve(
         &self,
         shape: &Shape,
@@ -95,8 +93,8 @@ impl LayoutSpec {
     /// The shape that `config` gives a layout of this order.
     ///
     /// For the kinds of the tradition it is [`LayoutConfig::shape`]. A word or digits that name
-    /// tokens, heads or content state the inner order themselves, so these are axes even where the
-    /// inner shape of the config is unknown; an order that names none of them has opaque pages.
+    /// tokens, heads or content state the inner order themselves: these become axes even where the
+    /// config's inner shape is unknown. An order that names none of them has opaque pages.
     ///
     /// # Errors
     /// An order that places heads, over a config without `num_heads`.
@@ -145,8 +143,8 @@ fn mentions(word: &Word, axes: &[Axis]) -> bool {
     })
 }
 
-/// The word of a kind of the tradition, unless it would be a guess: with an unknown inner shape no
-/// plane may have both several tokens and several heads.
+/// The word of a kind of the tradition. It is refused where it would be a guess: with an unknown
+/// inner shape, no plane may have both several tokens and several heads.
 pub(super) fn stated(text: &str, shape: &Shape, inner: InnerShape) -> Result<Word, LayoutError> {
     for plane in shape.planes() {
         let tokens = shape.extent(plane, Axis::N);

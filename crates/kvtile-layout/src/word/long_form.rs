@@ -1,4 +1,4 @@
-//! The long form of a word: plain English for errors and for `explain`.
+//! The long form of a word: plain English for error messages and for `explain`.
 
 use super::{AxisItem, Item, StrideRule, Word};
 

@@ -4,13 +4,13 @@
 //! word  := item+
 //! item  := AXIS [modulus] ['@' bytes | '=' bytes]
 //!        | '(' word {',' word} ')'       parts lie side by side
-//!        | plane                         from here on only this plane
-//!        | '|'                           what stands left of it enumerates regions
+//!        | plane                         the items after it are for this plane only
+//!        | '|'                           the items left of it enumerate regions
 //! ```
 //!
 //! Axes go from slowest to fastest; axes multiply, parentheses add, a number is a modulus. A word
-//! is syntax only: it becomes strides when it meets a [`Shape`](crate::Shape), in
-//! [`StridedLayout::resolve`](crate::StridedLayout::resolve).
+//! is syntax only: [`StridedLayout::resolve`](crate::StridedLayout::resolve) combines it with a
+//! [`Shape`](crate::Shape) to get strides.
 
 mod long_form;
 mod parse;
@@ -52,11 +52,11 @@ pub struct Word {
 pub enum Item {
     /// An axis, or one digit of it.
     Axis(AxisItem),
-    /// Parts that lie side by side, each followed by what stands behind the parenthesis.
+    /// Parts that lie side by side, each followed by the items after the parenthesis.
     Sum(Vec<Word>),
-    /// From here on only this plane.
+    /// The items after it are for this plane only.
     Plane(PlaneName),
-    /// What stands left of it enumerates regions.
+    /// The items left of it enumerate regions.
     Bar,
 }
 
@@ -68,11 +68,11 @@ pub struct AxisItem {
     /// `None` for the slowest digit, else the digit is `index % modulus` over the next smaller
     /// modulus.
     pub modulus: Option<u64>,
-    /// What the stride is rounded up to or fixed at.
+    /// The rounding or the fixed value of the stride.
     pub rule: Option<StrideRule>,
 }
 
-/// How the stride of an axis differs from the size of what stands right of it.
+/// How the stride of an axis differs from the size of the items right of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum StrideRule {
     /// `@n`: rounded up to a multiple of n bytes.
@@ -84,7 +84,7 @@ pub enum StrideRule {
 impl Word {
     /// Parses `text`.
     ///
-    /// # Errors
+    /// A [`ParseError`] with the offset of the character.
     /// A [`ParseError`] that points at the character.
     pub fn parse(text: &str) -> Result<Word, ParseError> {
         parse::parse(text)
@@ -96,7 +96,7 @@ impl Word {
         &self.items
     }
 
-    /// The word in plain English, for people.
+    /// The word in plain English.
     #[must_use]
     pub fn long_form(&self) -> String {
         long_form::long_form(self)

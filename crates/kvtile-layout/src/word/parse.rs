@@ -1,11 +1,11 @@
-//! The parser of the layout language. Its errors point at the character.
+//! The parser of the layout language. Its errors give the offset of the character.
 
 use std::{fmt, iter::Peekable, str::CharIndices};
 
 use super::{AxisItem, Item, StrideRule, WORD_CHARS_MAX, WORD_DEPTH_MAX, Word};
 use crate::{axis::Axis, shape::PlaneName};
 
-/// Why a text is not a word, and where.
+/// Why and where a text is not a word.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParseError {
     text: String,
@@ -22,14 +22,13 @@ impl ParseError {
         }
     }
 
-    /// Byte offset of the character that is wrong; the length of the text where something is
-    /// missing at its end.
+    /// Byte offset of the wrong character; the length of the text where its end is missing.
     #[must_use]
     pub fn offset(&self) -> usize {
         self.at
     }
 
-    /// What is wrong, without the picture.
+    /// The problem, without the marked text.
     #[must_use]
     pub fn problem(&self) -> &str {
         &self.problem
@@ -81,8 +80,8 @@ impl Parser<'_> {
 
     fn unexpected(&self, at: usize, found: char) -> ParseError {
         let hint = match found {
-            '0'..='9' => "a number stands behind an axis (its modulus), '@' or '='",
-            '@' | '=' => "a stride rule stands behind an axis",
+            '0'..='9' => "a number follows an axis (its modulus), '@' or '='",
+            '@' | '=' => "a stride rule follows an axis",
             c if c.is_whitespace() => "words have no spaces",
             _ => "a word is made of axes A-Z, planes a-z, numbers, '@', '=', '(', ',', ')' and '|'",
         };
@@ -237,7 +236,7 @@ mod tests {
             ("BN@", 3, "is missing"),
             ("BN@0", 2, "stride of 0"),
             ("BK2", 2, "takes no modulus"),
-            ("16N", 0, "behind an axis"),
+            ("16N", 0, "follows an axis"),
             ("BN99999999999999999999", 20, "too large"),
             ("BÄ", 1, "unexpected 'Ä'"),
         ] {

@@ -1,9 +1,9 @@
-//! The form of fingerprints, pinned.
+//! The pinned form of fingerprints.
 
 use super::*;
 
-/// Pitfall 25: hashes that differ between processes, so nothing is ever found again. These values
-/// were computed by an earlier build; a change of them makes every stored block unreachable.
+/// Pitfall 25: hashes differ between processes, so lookups never hit. An earlier build computed
+/// these values; changing them makes every stored block unreachable.
 #[test]
 fn fingerprints_are_pinned() {
     assert_eq!(
@@ -30,7 +30,7 @@ fn fingerprints_are_pinned() {
     );
 }
 
-/// The canonical form as its description has it, written out by hand.
+/// The canonical form, written out by hand from its description.
 #[test]
 fn a_fingerprint_is_the_keyed_hash_of_the_described_form() {
     let plane = Plane::new("c", Unit::named("bf16").unwrap()).unwrap();

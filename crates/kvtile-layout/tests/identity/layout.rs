@@ -1,4 +1,4 @@
-//! Where the values lie.
+//! The layout part of identities.
 
 use super::*;
 
@@ -17,7 +17,8 @@ fn words_for_the_same_places_have_one_identity() {
     }
 }
 
-/// Pitfall 6, for identities: another inner order is another layout part, and is named.
+/// Pitfall 6, for identities: another inner order gives another layout part, and the difference
+/// names it.
 #[test]
 fn another_order_is_another_identity() {
     let words = [
@@ -61,9 +62,9 @@ fn a_stored_block_is_the_same_at_any_number_of_blocks_and_any_alignment() {
     let aligned = Word::parse("BLKNHC").unwrap();
     let aligned = StridedLayout::resolve(&aligned, &small(4), 4096).unwrap();
     assert_eq!(LayoutIdentity::of_block(&aligned), block_of("BLKNHC", 9));
-    // Here the distance of the planes is a matter of how many blocks there are.
+    // Here the distance between the planes depends on the number of blocks.
     assert_ne!(block_of("L|KBNHC", 2), block_of("L|KBNHC", 9));
-    // A block is relative to its first byte, wherever its planes start.
+    // A block identity is relative to its first byte, independent of where its planes start.
     assert_ne!(block_of("BL(kNHC,vNHC)", 2), block_of("BL(vNHC,kNHC)", 2));
     assert_eq!(block_of("K|BLNHC", 2), block_of("K|BLNHC", 5));
 }

@@ -1,8 +1,8 @@
-//! What the values mean.
+//! The logical part of identities.
 
 use super::*;
 
-/// A path into the JSON of an identity, what to put there, and the field that it changes.
+/// A path into the JSON of an identity, its new value, and the field that changes.
 fn changes() -> Vec<(&'static str, Value, &'static str)> {
     vec![
         ("/model", json!("lama"), "model"),
@@ -61,8 +61,8 @@ fn changes() -> Vec<(&'static str, Value, &'static str)> {
     ]
 }
 
-/// Pitfall 23: stored bytes of another model, dtype, rope, tensor-parallel size or revision, of
-/// equal size, read as one's own. Any single change is another fingerprint, and is named.
+/// Pitfall 23: a reader accepts stored bytes of equal size from another model, dtype, rope,
+/// tensor-parallel size or revision. Every single change gives another fingerprint and is named.
 #[test]
 fn every_field_changes_the_fingerprint_and_is_named() {
     let ours = logical();
@@ -83,7 +83,7 @@ fn every_field_changes_the_fingerprint_and_is_named() {
     }
 }
 
-/// No leaf of the stored form is left out of the fingerprint, the number of the replica excepted.
+/// The fingerprint covers every leaf of the stored form, except the replica number.
 #[test]
 fn every_leaf_of_the_stored_form_is_part_of_the_fingerprint() {
     fn leaves(value: &Value, path: String, found: &mut Vec<String>) {
@@ -115,7 +115,8 @@ fn every_leaf_of_the_stored_form_is_part_of_the_fingerprint() {
             Value::String(s) => json!(format!("{s}x")),
             other => panic!("{path} is {other}"),
         };
-        // Some single changes are no identity, for instance heads that differ between planes.
+        // Some single changes give no valid identity, for instance heads that differ between
+        // planes.
         let Ok(theirs) = serde_json::from_value::<LogicalIdentity>(changed) else {
             continue;
         };
@@ -162,7 +163,8 @@ fn the_difference_of_a_rope_base_names_both_values() {
     );
 }
 
-/// Two shards of one model differ in their heads only, which a caller that joins them can see.
+/// Two shards of one model differ only in their heads, so a caller can recognise that they belong
+/// together.
 #[test]
 fn shards_of_one_model_differ_in_their_ranges_only() {
     let of = |rank| {

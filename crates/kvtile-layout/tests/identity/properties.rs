@@ -1,4 +1,4 @@
-//! Random identities, stored, compared and mutated.
+//! Random identities: serialised, compared and mutated.
 
 use super::*;
 
@@ -84,7 +84,7 @@ proptest! {
         prop_assert_eq!(read.fingerprint(), identity.fingerprint());
     }
 
-    /// Equal, without a difference, and of one fingerprint: all three or none.
+    /// Two identities are equal, have no difference and share a fingerprint: all three or none.
     #[test]
     fn equality_differences_and_fingerprints_agree(a in identities(), b in identities()) {
         let equal = a == b;

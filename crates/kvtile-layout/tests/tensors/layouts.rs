@@ -24,7 +24,7 @@ fn registered_tensors_become_the_layout_of_their_word() {
 fn one_tensor_may_hold_all_layers() {
     let shape = shape();
     let expected = resolve("LBNHKC", &shape);
-    // As vLLM gives it: logical order [B, N, H, 2D] of a block-second allocation.
+    // As vLLM returns it: logical order [B, N, H, 2D] of a block-second allocation.
     let strides = [16 * 4 * 16, 10 * 16 * 4 * 16, 4 * 16, 16, 1];
     let view = TensorView::new(&[10, 3, 16, 4, 16], &strides, BF16).with_roles(roles("BLNHP"));
     let layout = layout_from_tensors(&[view], &shape, expected.region_bytes(), 1).unwrap();
@@ -64,7 +64,7 @@ fn kernel_blocks_cut_the_tokens_of_a_page() {
 
 #[test]
 fn tiles_and_transposed_values_come_in_tensors_of_their_own() {
-    // [B, H, C/4, N, 4] for keys, [B, H, C, N] for values, as ROCm's paged attention has them.
+    // [B, H, C/4, N, 4] for keys, [B, H, C, N] for values, as in ROCm's paged attention.
     let shape = Shape::key_value(10, 2, 16, 4, 8, &bf16()).unwrap();
     let expected = resolve("L|(kBHCNC4,vBHCN)", &shape);
     let tile = |low, extent| {
@@ -90,7 +90,7 @@ fn tiles_and_transposed_values_come_in_tensors_of_their_own() {
 
 #[test]
 fn a_byte_tensor_holds_records_and_packed_rows() {
-    // 656 bytes a token: 512 of the latent, four f32 scales, 64 bf16 of the rope part.
+    // 656 bytes per token: 512 of the latent, four f32 scales, 64 bf16 of the rope part.
     let plane = |name: &str, unit, extent| {
         let plane = Plane::new(name, Unit::named(unit).unwrap()).unwrap();
         plane.extent(Axis::C, extent)

@@ -1,4 +1,4 @@
-//! Imported tensors: strides, formats, readings and the layouts they make.
+//! Imported tensors: strides, formats, readings and the resulting layouts.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod layouts;

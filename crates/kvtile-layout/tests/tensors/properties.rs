@@ -3,7 +3,7 @@
 use super::*;
 
 proptest! {
-    /// Dimensions in any order, with any padding: every unit lies where the strides say.
+    /// Dimensions in any order, with any padding: the strides give the place of every unit.
     #[test]
     fn units_lie_where_the_strides_say(
         sizes in (1..4u64, 1..4u64, 1..4u64, 1..4u64, 1..5u64),
@@ -42,7 +42,7 @@ proptest! {
         }
     }
 
-    /// Random numbers never panic, and what is taken is injective.
+    /// Random numbers never panic, and every accepted layout is injective.
     #[test]
     fn hostile_tensors_never_panic(
         sizes in prop::collection::vec(0..6usize, 0..7),

@@ -65,7 +65,7 @@ fn two_readings_of_the_same_numbers_are_an_error_that_names_both() {
             second: second.to_owned(),
         };
         assert_eq!(refused, expected);
-        // Said, either of them is fine.
+        // With explicit roles, both readings are valid.
         let letters = first
             .replace("(k,v)", "K")
             .replace(['[', ']', ',', ' '], "");

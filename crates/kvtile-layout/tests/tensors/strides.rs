@@ -1,4 +1,4 @@
-//! Strides and the formats they say.
+//! Strides and the formats that they imply.
 
 use super::*;
 
@@ -42,7 +42,7 @@ fn strides_of_dimensions_of_one_entry_are_not_looked_at() {
 
 #[test]
 fn tiles_and_unnamed_heads_are_an_unknown_format() {
-    // [B, H, C/4, N, 4]: the tiles of the content stand outside and inside the tokens.
+    // [B, H, C/4, N, 4]: content tiles outside and inside the tokens.
     let digit = |low, extent| {
         let axis = Axis::C;
         DimRole::Digits(vec![DimDigit { axis, low, extent }])

@@ -1,5 +1,5 @@
-//! Words over tensors: strides with and without gaps, regions that are tensors, and tensors that can
-//! be read in two orders.
+//! Words over tensors: strides with and without gaps, tensors as regions, and tensors with two
+//! possible orders.
 
 use super::*;
 
@@ -15,8 +15,8 @@ const WORDS: [&str; 9] = [
     "LBHN2KCN",
 ];
 
-/// Where dense element `element` of a tensor is, in elements: unravelled along the strides, slowest
-/// first.
+/// The position of dense element `element` of a tensor, in elements: unravelled along the strides,
+/// slowest first.
 fn naive_place(view: &TensorView, element: u64) -> u64 {
     let mut dims: Vec<(isize, usize)> = view
         .strides
@@ -33,7 +33,7 @@ fn naive_place(view: &TensorView, element: u64) -> u64 {
     place
 }
 
-/// The same along the dimensions as shown, the last one fastest.
+/// The position along the dimensions in their listed order, the last one fastest.
 fn naive_place_as_shown(view: &TensorView, element: u64) -> u64 {
     let dims = view.strides.iter().zip(&view.shape).rev();
     let (mut rest, mut place) = (element, 0);
@@ -67,9 +67,9 @@ fn indices(shape: &Shape) -> Vec<UnitIndex> {
 }
 
 proptest! {
-    /// Tensors of any sizes and order of dimensions, with gaps anywhere: those whose memory is in
-    /// another order than they show are refused, of the others those without gaps are taken, and
-    /// whatever is taken lies where unravelling says.
+    /// Tensors of any sizes and order of dimensions, with gaps anywhere. A tensor whose memory
+    /// order differs from its listed order is refused. Of the others, all without gaps are
+    /// accepted, and every accepted one has the positions of the unravelling.
     #[test]
     fn a_word_over_tensors_is_the_word_unravelled_along_the_strides(
         word in prop::sample::select(&WORDS[..]),
@@ -114,7 +114,7 @@ proptest! {
         if !reads_one_way(&views[0]) {
             let refused = matches!(made, Err(LayoutError::Tensor(TensorError::TwoOrders { .. })));
             prop_assert!(refused, "{:?}", made);
-            // Permuted as the error says, it is in the order of memory.
+            // After the permutation of the error, it is in memory order.
             let Err(LayoutError::Tensor(TensorError::TwoOrders { order, .. })) = made else {
                 return Ok(());
             };
@@ -168,7 +168,7 @@ fn is_other_order(word: &str, sizes: &[usize]) -> bool {
 
 proptest! {
     /// The sizes of a word's axes in every order, and every view of them: only the word's own order
-    /// in the order of memory is taken, and whole axes may be fused.
+    /// in memory order is accepted, and whole axes may be fused.
     #[test]
     fn the_axes_of_a_word_are_taken_in_its_own_order_alone(
         word in prop::sample::select(&["L|BKHNC", "L|KBNHC", "LK|BNHC", "BLKNHC", "BHLKNC", "L|BHNKC"][..]),
@@ -185,7 +185,7 @@ proptest! {
             _ => 8,
         }).collect();
         let order: Vec<usize> = order.into_iter().filter(|&dim| dim < extents.len()).collect();
-        // In memory in `order`; or in the word's order, and shown in `order`.
+        // In memory as `order`, or in the word's order and listed as `order`.
         let mut sizes: Vec<usize> = order.iter().map(|&dim| extents[dim]).collect();
         let mut view = dense(&sizes);
         if permuted {
@@ -204,7 +204,7 @@ proptest! {
         let taken = if permuted {
             reads_one_way(&view)
         } else {
-            // Of bytes only the fastest axis in its place makes the same sizes in another order.
+            // With bytes, only a permutation that keeps the fastest axis gives the same sizes.
             let moved = bytes && extents.last() != order.last().map(|&dim| &extents[dim]);
             moved || !is_other_order(word, &dense(&order.iter().map(|&dim| extents[dim]).collect::<Vec<_>>()).shape)
         };
@@ -229,7 +229,7 @@ fn a_transposed_view_is_refused_with_both_readings_whatever_its_sizes() {
     let word = Word::parse("L|BNHC").unwrap();
     let over =
         |view: TensorView| word_over_tensors(&word, &shape, &per_layer(&view, 3), &[1 << 20; 3], 1);
-    // Memory is B, H, N, C, and numpy shows B, N, H, C.
+    // Memory is B, H, N, C, and numpy lists B, N, H, C.
     let refused = refusal(over(TensorView::new(
         &[10, 16, 4, 8],
         &[512, 8, 128, 1],
@@ -242,7 +242,7 @@ fn a_transposed_view_is_refused_with_both_readings_whatever_its_sizes() {
          give the view with its dimensions in that order, which are its dimensions [0, 2, 1, 3], under \
          the word of that order"
     );
-    // Permuted as it says, the sizes still say that the word is not of that order.
+    // After the permutation of the error, the sizes still contradict the order of the word.
     let refused = refusal(over(dense(&[10, 4, 16, 8])));
     assert_eq!(
         refused.to_string(),
@@ -252,7 +252,7 @@ fn a_transposed_view_is_refused_with_both_readings_whatever_its_sizes() {
     );
     over(dense(&[10, 16, 4, 8])).unwrap();
     over(dense(&[10, 512])).unwrap();
-    // Equal sizes decide nothing.
+    // Equal sizes are ambiguous.
     let square = one_layer(10, 8, 8, 8);
     let view = TensorView::new(&[10, 2, 8, 8, 8], &[1024, 512, 8, 64, 1], BF16);
     let word = Word::parse("BKNHC").unwrap();
@@ -267,7 +267,7 @@ fn a_transposed_view_is_refused_with_both_readings_whatever_its_sizes() {
 fn dimensions_of_size_one_say_no_order() {
     let shape = one_layer(10, 1, 4, 8);
     let word = Word::parse("BKNHC").unwrap();
-    // One token: where it is shown means nothing, whatever its stride says.
+    // One token: neither its position among the dimensions nor its stride matters.
     for (sizes, strides) in [
         ([10, 2, 1, 4, 8], [64, 32, 1, 8, 1]),
         ([10, 2, 4, 1, 8], [64, 32, 8, 900, 1]),
@@ -284,7 +284,8 @@ fn over(word: &str, views: &[TensorView]) -> Result<StridedLayout, LayoutError> 
 
 #[test]
 fn gaps_between_blocks_and_heads_are_taken() {
-    // Blocks 1024 elements apart, of which 2 * 4 * 16 * 8 belong to this layer; heads padded.
+    // Blocks are 1024 elements apart, of which 2 * 4 * 16 * 8 belong to this layer; heads are
+    // padded.
     let view = TensorView::new(&[10, 4, 16, 16], &[1500, 300, 16, 1], BF16);
     let layout = over("L|BH(kCN,vNC)", &per_layer(&view, 3)).unwrap();
     let index = UnitIndex::new()
@@ -299,7 +300,7 @@ fn gaps_between_blocks_and_heads_are_taken() {
 
 #[test]
 fn gaps_inside_what_the_word_keeps_together_are_refused() {
-    // A gap after every 6 elements, where the word has rows of 8 in one piece.
+    // A gap after every 6 elements, where the word has contiguous rows of 8.
     let shape = one_layer(10, 3, 4, 8);
     let word = |text: &str, view: TensorView| {
         let word = Word::parse(text).unwrap();

@@ -22,7 +22,7 @@ fn a_config_has_the_defaults_of_the_tradition() {
     assert_eq!(config.required_bytes(), 84);
 }
 
-/// Pitfall 1: a config is built with zeros or absurd sizes, and only a later constructor looks.
+/// Pitfall 1: `build` accepts zeros or absurd sizes, and only a later constructor checks them.
 #[test]
 fn build_names_the_field_that_is_missing_or_zero() {
     type Setter = fn(LayoutConfigBuilder, usize) -> LayoutConfigBuilder;
@@ -149,7 +149,7 @@ fn a_config_is_one_json_object_with_optional_fields() {
     assert_eq!(read, builder().num_heads(None).build().unwrap());
 }
 
-/// Pitfall 1, from outside: deserialising checks what `build` checks.
+/// Pitfall 1, for external input: deserialising checks the same as `build`.
 #[test]
 fn a_config_from_json_is_validated() {
     let good = serde_json::to_value(builder().build().unwrap()).unwrap();

@@ -63,8 +63,8 @@ fn every_stated_block_order_is_read() {
     }
 }
 
-/// Pitfall 5: a custom order that repeats an axis is refused, and one that a layout cannot hold
-/// does not turn into "unknown".
+/// Pitfall 5: a custom order that repeats an axis is refused, and an order that a layout cannot
+/// hold does not become "unknown".
 #[test]
 fn orders_that_repeat_an_axis_or_do_not_fit_are_refused() {
     use BlockDim::{Head, Layer, Outer, Page};
@@ -105,7 +105,7 @@ fn orders_that_repeat_an_axis_or_do_not_fit_are_refused() {
             "{error}"
         );
     }
-    // One region a layer can hold this one, and does.
+    // A layer-separate layout can hold this order, and keeps it.
     let held = separate(
         BlockDimension::BlockIsFirstDim,
         custom([Layer, Page, Outer, Head]),
@@ -221,7 +221,8 @@ fn planes_that_the_tradition_cannot_say_are_described_by_a_word() {
     assert_eq!(word.word.to_string(), "L|KBNHC");
     let direct = spec.resolve(&shape, InnerShape::Unknown, 1).unwrap();
     assert!(details.resolve(&config).unwrap().same_places(&direct));
-    // Nor may a descriptor claim it: with outer_dim 1, others would look in the wrong place.
+    // A descriptor may not claim it either: with outer_dim 1, other systems would read the wrong
+    // place.
     let claimed = LayoutTypeDetails::LayerSeparate(LayerSeparateDetails {
         block_dim: BlockDimension::BlockIsSecondDim,
         kv_block_layout: None,

@@ -1,4 +1,4 @@
-//! The place of one block, layer and plane.
+//! The address of one block, layer and plane.
 
 use super::*;
 

@@ -80,7 +80,7 @@ proptest! {
         prop_assert_eq!(described.page_size(), config.page_size());
     }
 
-    /// Hostile JSON: whatever is read resolves or is refused, without a panic.
+    /// Hostile JSON: every accepted value resolves or is refused, without a panic.
     #[test]
     fn mutated_json_never_panics(
         config in configs(),

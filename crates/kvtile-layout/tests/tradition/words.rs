@@ -1,4 +1,4 @@
-//! Kinds, words and the places they give.
+//! Kinds, words and their addresses.
 
 use super::*;
 
@@ -101,7 +101,7 @@ fn an_unknown_inner_shape_is_one_opaque_unit_a_page() {
     }
 }
 
-/// Pitfall 6: the inner order is stated or refused, never taken for granted.
+/// Pitfall 6: the inner order is stated or refused, never assumed.
 #[test]
 fn an_unknown_inner_order_over_known_tokens_and_heads_is_refused() {
     let shape = config(InnerShape::NHD).shape().unwrap();

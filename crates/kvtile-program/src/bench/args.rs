@@ -1,4 +1,4 @@
-//! What the user may ask for.
+//! The arguments of `kvtile bench`.
 
 use std::path::{Path, PathBuf};
 
@@ -12,11 +12,11 @@ use kvtile_cli::{error::CliError, numbers, shape_args::ShapeArgs};
 
 use super::{blocks::BlocksArgs, disk::DiskArgs};
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
 GB/s are payload bytes over time, each byte counted once, in 10^9. Every ratio is to one flat memcpy
-of the same bytes on one thread, measured in turns with the copy; what misses its goal has a `!`.
-docs/benchmarks/README.md says how each class is measured and what its goal is.
+of the same bytes on one thread, measured in turns with the copy; a missed goal has a `!`.
+docs/benchmarks/README.md describes the measurement and the goal of each class.
 
 Examples:
   kvtile bench --quick                                  less than a minute
@@ -29,7 +29,7 @@ Examples:
   kvtile bench blocks                                   keys and pools, nanoseconds a block
   kvtile bench disk --folder /mnt/nvme                  the disk tier against fio, three minutes";
 
-/// Model of a pair that the user gives without a shape.
+/// Default model for a pair that the user gives without a shape.
 const MODEL: &str = "llama-3.1-8b";
 
 /// Arguments of `kvtile bench`.
@@ -38,36 +38,36 @@ const MODEL: &str = "llama-3.1-8b";
 pub(crate) struct BenchArgs {
     #[command(subcommand)]
     other: Option<Other>,
-    /// Layout that is read, in place of the matrix
+    /// Source layout, in place of the matrix
     #[arg(value_name = "SOURCE", requires = "destination")]
     source: Option<String>,
-    /// Layout that is written
+    /// Destination layout
     #[arg(value_name = "DESTINATION")]
     destination: Option<String>,
-    /// Bytes to move in each row, for instance 64MiB,1GiB, with commas between them or the option
-    /// several times [default: in cache, 64MiB, 512MiB for the first model]
+    /// Bytes to move in each row, for instance 64MiB,1GiB; comma-separated, or repeat the option
+    /// [default: in cache, 64MiB, 512MiB for the first model]
     #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = numbers::parse_bytes)]
     bytes: Vec<u64>,
-    /// Threads that copy, with commas between them or the option several times [default: 1,2]
+    /// Threads that copy; comma-separated, or repeat the option [default: 1,2]
     #[arg(long, value_name = "N", value_delimiter = ',',
           value_parser = numbers::within(1_u32, 1024))]
     threads: Vec<u32>,
-    /// Rounds of which the median counts [default: 3 to 7, as time allows]
+    /// Number of rounds; results are their median [default: 3 to 7, as time allows]
     #[arg(long, value_name = "N", value_parser = numbers::within(1_u32, 1000))]
     rounds: Option<u32>,
     /// Less than a minute: fewer pairs, models and bytes
     #[arg(long)]
     quick: bool,
-    /// Only rows whose text has this in it, commas too; give the option several times for rows that have all
+    /// Only rows that contain this text, commas included; repeat it for rows that contain all texts
     #[arg(long, value_name = "TEXT")]
     filter: Vec<String>,
-    /// Measure the plain ways too: loops of memcpy, ndarray, torch where it is installed
+    /// Measure alternatives too: loops of memcpy, ndarray, torch where it is installed
     #[arg(long)]
     compare: bool,
-    /// Blocks in the order of their numbers instead of a random one
+    /// Copy blocks in the order of their numbers instead of a random one
     #[arg(long)]
     consecutive: bool,
-    /// Folder for the files that rows with files write and remove [default: /var/tmp]
+    /// Folder for the temporary files of file rows [default: /var/tmp]
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
     /// Seed of block orders and contents
@@ -75,7 +75,7 @@ pub(crate) struct BenchArgs {
     seed: u64,
     #[command(flatten)]
     shape: ShapeArgs,
-    /// Show results that an earlier run printed as JSON instead of measuring
+    /// Show the JSON results of an earlier run instead of measuring
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     from: Option<PathBuf>,
     /// Write a page with a heat map
@@ -86,37 +86,37 @@ pub(crate) struct BenchArgs {
     json: bool,
 }
 
-/// What else can be measured.
+/// The other benchmarks.
 #[derive(Subcommand, Debug)]
 pub(super) enum Other {
-    /// Keys from tokens and the operations of block pools, in nanoseconds a block
+    /// Block keys and the operations of block pools, in nanoseconds per block
     Blocks(BlocksArgs),
     /// The slot store of the disk tier against fio with the same piece size, in turns
     Disk(DiskArgs),
 }
 
 impl BenchArgs {
-    /// What is measured in place of copies.
+    /// The other benchmark to run in place of copies.
     pub(super) fn other(&self) -> Option<&Other> {
         self.other.as_ref()
     }
 
-    /// Stored results to show.
+    /// The stored results to show.
     pub(super) fn stored(&self) -> Option<&Path> {
         self.from.as_deref()
     }
 
-    /// Where a page is wanted.
+    /// The path of the page, if requested.
     pub(super) fn page(&self) -> Option<&Path> {
         self.html.as_deref()
     }
 
-    /// Whether JSON is wanted.
+    /// Whether `--json` is set.
     pub(super) fn json(&self) -> bool {
         self.json
     }
 
-    /// What is to be measured.
+    /// The settings of the measurement.
     pub(super) fn settings(&self) -> Result<Settings, CliError> {
         let defaults = Settings::default();
         let pair = self.pair()?;
@@ -153,8 +153,7 @@ impl BenchArgs {
         }
     }
 
-    /// The model that the options describe; `None` where they say nothing and the matrix has its
-    /// own.
+    /// The model of the options; `None` where they give none and the matrix uses its own.
     fn model(&self, pair: Option<&(AskedLayout, AskedLayout)>) -> Result<Option<Model>, CliError> {
         let mut options = self.shape.clone();
         let free = options.planes.is_empty()

@@ -1,4 +1,4 @@
-//! `kvtile bench blocks`: what bookkeeping costs. The measuring itself is `kvtile-bench`'s.
+//! `kvtile bench blocks`: the cost of bookkeeping. `kvtile-bench` measures it.
 
 use clap::Args;
 use kvtile_bench::blocks::{self, BlocksSettings, MakeContender};
@@ -6,7 +6,7 @@ use kvtile_cli::{numbers, output};
 
 use crate::error::ProgramError;
 
-/// The block managers of other projects, which take turns with kvtile's.
+/// The block managers of other projects, measured in turns with kvtile's.
 #[cfg(feature = "rivals")]
 const RIVALS: &[MakeContender] = &kvtile_rivals::RIVALS;
 #[cfg(not(feature = "rivals"))]
@@ -15,7 +15,7 @@ const RIVALS: &[MakeContender] = &[];
 /// Arguments of `kvtile bench blocks`.
 #[derive(Args, Debug)]
 pub(super) struct BlocksArgs {
-    /// Rounds of which the median counts
+    /// Number of rounds; results are their median
     #[arg(long, value_name = "N", default_value_t = 9, value_parser = numbers::within(1_u32, 1000))]
     rounds: u32,
     /// Blocks of each pool, rounded down to chains of 128
@@ -26,7 +26,7 @@ pub(super) struct BlocksArgs {
     json: bool,
 }
 
-/// Measures and shows it.
+/// Measures, and prints the report.
 pub(super) fn run(args: &BlocksArgs) -> Result<(), ProgramError> {
     let settings = BlocksSettings {
         rounds: args.rounds,

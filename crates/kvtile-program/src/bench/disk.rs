@@ -1,5 +1,4 @@
-//! `kvtile bench disk`: the slot store of the disk tier against `fio`. The measuring itself is
-//! `kvtile-bench`'s.
+//! `kvtile bench disk`: the slot store of the disk tier against `fio`. `kvtile-bench` measures it.
 
 use std::path::PathBuf;
 
@@ -9,23 +8,24 @@ use kvtile_cli::{numbers, output};
 
 use crate::error::ProgramError;
 
-/// What slots are aligned to.
+/// Alignment of slots.
 const PAGE_BYTES: u64 = 4096;
 
 /// Arguments of `kvtile bench disk`.
 #[derive(Args, Debug)]
 pub(super) struct DiskArgs {
-    /// Folder on the disk to measure; files are made in a folder of their own there, and removed
+    /// Folder on the disk to measure; temporary files go into a subfolder
     #[arg(long, value_name = "FOLDER", default_value = "/var/tmp")]
     folder: PathBuf,
-    /// Bytes of a block, with commas between them or the option several times; multiples of 4096 [default:
+    /// Bytes per block; comma-separated, or repeat the option; multiples of 4096 [default:
     /// 8KiB,64KiB,512KiB,4MiB]
     #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = parse_block)]
     block: Vec<u64>,
-    /// Bytes that are written and read in each round, at least one block; as much memory is used twice
+    /// Bytes to write and read in each round, at least one block; the benchmark uses twice as much
+    /// memory
     #[arg(long, value_name = "BYTES", default_value = "256MiB", value_parser = numbers::parse_bytes)]
     bytes: u64,
-    /// Rounds of which the median counts
+    /// Number of rounds; results are their median
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = numbers::within(1_u32, 1000))]
     rounds: u32,
     /// Print JSON
@@ -33,7 +33,7 @@ pub(super) struct DiskArgs {
     json: bool,
 }
 
-/// Measures and shows it.
+/// Measures, and prints the report.
 pub(super) fn run(args: &DiskArgs) -> Result<(), ProgramError> {
     let defaults = DiskBenchSettings::default();
     let settings = DiskBenchSettings {
@@ -55,6 +55,6 @@ pub(super) fn run(args: &DiskArgs) -> Result<(), ProgramError> {
 fn parse_block(text: &str) -> Result<u64, String> {
     match numbers::parse_bytes(text)? {
         bytes if bytes.is_multiple_of(PAGE_BYTES) => Ok(bytes),
-        bytes => Err(format!("{bytes} is no multiple of {PAGE_BYTES}")),
+        bytes => Err(format!("{bytes} is not a multiple of {PAGE_BYTES}")),
     }
 }

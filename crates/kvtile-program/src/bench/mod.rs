@@ -1,5 +1,5 @@
-//! `kvtile bench`: what the user may ask of the benchmark, and how its report is handed over. The
-//! measuring itself is `kvtile-bench`'s.
+//! `kvtile bench`: the arguments of the benchmark and the output of its report. `kvtile-bench`
+//! measures.
 
 mod args;
 mod blocks;
@@ -23,7 +23,7 @@ use crate::error::ProgramError;
 /// Longest file of results, in bytes.
 const RESULTS_BYTES_MAX: u64 = 1 << 30;
 
-/// Measures, or reads what was measured, and shows it.
+/// Measures, or reads stored results, and prints the report.
 pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
     match args.other() {
         Some(Other::Blocks(args)) => return blocks::run(args),
@@ -60,13 +60,13 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), ProgramError> {
 
 fn read(path: &Path) -> Result<Report, ProgramError> {
     let text = files::read(path, RESULTS_BYTES_MAX)?;
-    // What is no JSON, the report says itself.
+    // For text that is no JSON, `Report::parse` gives the error.
     let parsed = serde_json::from_str(&text);
     let text = parsed.map_or(text, |value| shown(value).to_string());
     Ok(Report::parse(&text)?)
 }
 
-/// The same results, with texts as they may be shown.
+/// The results with all texts escaped for display.
 fn shown(value: Value) -> Value {
     match value {
         Value::String(text) => Value::String(Shown(&text).to_string()),
@@ -79,7 +79,7 @@ fn shown(value: Value) -> Value {
     }
 }
 
-/// The bar on standard error.
+/// The progress bar on standard error.
 struct Bar(ProgressBar);
 
 impl Progress for Bar {

@@ -1,4 +1,4 @@
-//! Ctrl-C: the files of the run go with it.
+//! Ctrl-C: removes the files of the run.
 
 use std::{
     fs,
@@ -8,24 +8,24 @@ use std::{
 
 use parking_lot::Mutex;
 
-/// Exit code of a program that was interrupted, as shells count.
+/// Exit code after an interrupt, in the shell's convention.
 const INTERRUPTED: i32 = 130;
 
-/// Removes a folder when the program is told to stop, and stops it.
+/// Removes a folder when a signal stops the program.
 pub(super) struct OnInterrupt {
     folder: Arc<Mutex<Option<PathBuf>>>,
 }
 
 impl OnInterrupt {
-    /// Listens for SIGINT, SIGTERM and SIGHUP from now on.
+    /// Installs handlers for SIGINT, SIGTERM and SIGHUP.
     pub(super) fn install() -> OnInterrupt {
         let folder = Arc::new(Mutex::new(None::<PathBuf>));
         let shared = Arc::clone(&folder);
-        // Where no handler can be had, the next run removes what this one leaves.
+        // Without a handler, the next run removes the files that this one leaves.
         let _ = ctrlc::set_handler(move || {
             let folder = shared.lock().take();
             if let Some(folder) = folder {
-                // What cannot be removed now is removed by the next run.
+                // If the removal fails, the next run removes the folder.
                 let _ = fs::remove_dir_all(folder);
             }
             std::process::exit(INTERRUPTED);

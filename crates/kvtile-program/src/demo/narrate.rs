@@ -1,4 +1,4 @@
-//! What happens, told as it happens.
+//! Prints the events of the demonstration as they happen.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Narrator {
         }
     }
 
-    /// Tells one event.
+    /// Prints one event.
     pub(super) fn tell(&mut self, event: &Event) -> Result<(), CliError> {
         match event {
             Event::Fetching(progress) => return self.fetching(progress),
@@ -57,7 +57,7 @@ impl Narrator {
         Ok(())
     }
 
-    /// Takes the bar off the screen.
+    /// Removes the bar from the screen.
     pub(super) fn clear(&mut self) {
         if let Some((_, bar)) = self.bar.take() {
             bar.finish_and_clear();
@@ -151,7 +151,7 @@ impl Narrator {
         }
     }
 
-    /// What only the first process does.
+    /// The events that only the first process has.
     fn of_first(&mut self, event: &Event) -> String {
         match event {
             Event::Fetched {
@@ -190,7 +190,7 @@ impl Narrator {
                 let line = self.step("store", &what, Some(done.bytes), Some(done.seconds));
                 match done.present {
                     0 => line,
-                    n => line + &under(self.screen, &format!("{n} others were there already")),
+                    n => line + &under(self.screen, &format!("{n} others were present already")),
                 }
             }
             Event::Flushed(done) => {
@@ -198,7 +198,7 @@ impl Narrator {
                 let line = self.step("flush", &what, Some(done.bytes), Some(done.seconds));
                 line + &under(
                     self.screen,
-                    "the cache is closed, its memory and the blocks freed",
+                    "the cache is closed; its memory and the blocks are freed",
                 )
             }
             _ => String::new(),
@@ -218,7 +218,7 @@ impl Narrator {
         )
     }
 
-    /// Where the prefix of a request came from: a load, or a computation.
+    /// The source of the prefix of a request: a load or a computation.
     fn prefix(&mut self, prefix: &PrefixReport) -> String {
         let (layout, bytes, seconds) = (&prefix.layout, prefix.bytes, prefix.seconds);
         let mut text = String::new();
@@ -229,7 +229,7 @@ impl Narrator {
             }
         }
         if prefix.disk.blocks > 0 {
-            text += &under(self.screen, "the checksum of every block holds");
+            text += &under(self.screen, "the checksums of all blocks match");
         }
         if prefix.recomputed.blocks > 0 {
             let tokens = prefix.recomputed.tokens;

@@ -1,4 +1,5 @@
-//! The end of the demonstration: the requests side by side, the refusal, and what to think of it.
+//! The end of the demonstration: the requests side by side, the refusal, and remarks on the
+//! figures.
 
 use kvtile_demo::demonstration::DemoReport;
 
@@ -19,7 +20,7 @@ pub(super) fn text(report: &DemoReport, screen: Screen) -> String {
             "tokens equal: no"
         }),
     );
-    let title = "Where each prefix came from, in blocks (tokens), and what it saved";
+    let title = "Source of each prefix, in blocks (tokens), and the time it saved";
     [
         format!("\n{}\n", screen.bold(title)),
         requests(report),
@@ -55,7 +56,7 @@ fn refusal(report: &DemoReport, screen: Screen) -> String {
     )
 }
 
-/// What has to be known of the figures.
+/// The remarks on the figures.
 pub(super) fn notes(report: &DemoReport) -> Vec<&'static str> {
     let mut notes = vec![
         "The time for a prefix counts from the arrival of the request: hashing its tokens, the \
@@ -66,7 +67,7 @@ pub(super) fn notes(report: &DemoReport) -> Vec<&'static str> {
          system has it.",
     ];
     if report.first.model.tiny {
-        notes.push("The model was the tiny one: its words are noise, the rest is real.");
+        notes.push("The model was the tiny one: its words are noise, all else is real.");
     }
     notes
 }
@@ -95,7 +96,7 @@ fn remarks(report: &DemoReport, screen: Screen) -> String {
     text
 }
 
-/// Lines of words, as long as the table at most.
+/// The text in lines that are at most as long as the table.
 fn wrapped(text: &str) -> Vec<String> {
     let mut lines = vec![String::new()];
     for word in text.split(' ') {

@@ -1,17 +1,17 @@
-//! What the requests are compared by, for the terminal and for the page.
+//! The comparison of the requests, for the terminal and for the page.
 
 use kvtile_demo::demonstration::{DemoReport, Part, RequestReport};
 
 use super::lines::time;
 use kvtile_cli::output::thousands;
 
-/// A row: what it says, and that of each request.
+/// A row: its name, and the cell of each request.
 pub(super) struct Row {
     pub(super) name: &'static str,
     pub(super) cells: [String; 3],
 }
 
-/// All rows, in groups of what belongs together.
+/// All rows, in groups.
 pub(super) fn groups(report: &DemoReport) -> [Vec<Row>; 4] {
     let row = |name, cell: &dyn Fn(&RequestReport) -> String| Row {
         name,

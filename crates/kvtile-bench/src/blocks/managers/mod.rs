@@ -1,9 +1,9 @@
-//! Managers of blocks against each other: kvtile's pool and those that other projects publish, in turns in
-//! one run, on the same chains, with the same operations. It does not know what it measures: a contender is
-//! behind a trait, and the rivals are in a crate of their own.
+//! Compares block managers: kvtile's pool and the published managers of other projects, in turns in
+//! one run, on the same chains, with the same operations. This module does not know the managers:
+//! each is a contender behind a trait, and the rivals are in a crate of their own.
 //!
-//! Each round fills every contender and empties it again. A round begins with another contender than the
-//! one before, and ratios are taken within a round.
+//! Each round fills every contender and empties it again. Rounds start with different contenders,
+//! and ratios are taken within a round.
 
 mod ours;
 mod rows;
@@ -23,58 +23,59 @@ use super::{
 use crate::error::BenchError;
 use kvtile_random::Numbers;
 
-/// Blocks of a chain, which is what each call is about.
+/// Blocks of a chain; each call handles one chain.
 pub const CHAIN: usize = 128;
 
-/// A hash for each block of a chain, as evenly spread as those of an engine.
+/// A hash for each block of a chain, uniformly distributed like those of an engine.
 pub type HashChain = Vec<u64>;
 
-/// How a contender chooses the blocks that go.
+/// The eviction order of a contender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ContenderOrder {
     /// Its default.
     Default,
-    /// The block that was used longest ago.
+    /// The least recently used block.
     Lru,
 }
 
-/// A manager that has exactly as many blocks as its chains, and knows these by their numbers. Every method
-/// says how many blocks it got, so that the benchmark can tell whether all contenders do the same.
+/// A manager whose number of blocks equals that of its chains. It knows chains by their numbers.
+/// Every method returns its number of blocks, so that the benchmark can check that all contenders
+/// do the same work.
 pub trait PoolContender: Send + Sync {
-    /// The project and, where there are several, the version.
+    /// The project and, where several versions exist, the version.
     fn manager(&self) -> &'static str;
 
-    /// What it calls its order of eviction.
+    /// The project's own name of its eviction order.
     fn order_name(&self) -> &'static str;
 
-    /// The order that it stands for.
+    /// The eviction order that it represents.
     fn order(&self) -> ContenderOrder;
 
-    /// Allocates blocks for a chain, evicting cached ones where too few are free, and keeps them.
+    /// Allocates blocks for a chain and keeps them; evicts cached blocks where too few are free.
     fn allocate(&mut self) -> usize;
 
-    /// Registers the blocks that were allocated last as this chain, and keeps them in use.
+    /// Registers the last allocated blocks as this chain and keeps them in use.
     fn register(&mut self, chain: usize) -> usize;
 
     /// Finds this chain and keeps it in use.
     fn find_and_keep(&mut self, chain: usize) -> usize;
 
-    /// Finds this chain and lets go of it.
+    /// Finds this chain and releases it.
     fn find(&self, chain: usize) -> usize;
 
-    /// Lets go of everything that it keeps.
+    /// Releases all blocks in use.
     fn let_go(&mut self);
 
-    /// Does what a thread of its own does when it has time. False where there is no such thing.
+    /// Runs the work of its background thread. Returns false where it has none.
     fn maintain(&mut self) -> bool {
         false
     }
 }
 
-/// Makes a contender for these chains.
+/// Creates a contender for these chains.
 pub type MakeContender = fn(&[HashChain]) -> Result<Box<dyn PoolContender>, BenchError>;
 
-/// Operations in the order in which a round does them.
+/// The operations in the order of a round.
 const OPERATIONS: [&str; 6] = [
     "register",
     "match active",
@@ -84,19 +85,19 @@ const OPERATIONS: [&str; 6] = [
     "evict and allocate",
 ];
 
-/// The operation that some have.
+/// The operation that only some contenders have.
 const MAINTAIN: &str = "maintain";
 
-/// What one round of one contender took, by operation.
+/// The times of one round of one contender, by operation.
 type Round = [Duration; OPERATIONS.len()];
 
-/// A contender and what its rounds took.
+/// A contender and the times of its rounds.
 struct Line {
     contender: Box<dyn PoolContender>,
     rounds: Vec<Round>,
 }
 
-/// All contenders, each operation over all blocks, in turns.
+/// Measures all contenders in turns; each operation covers all blocks.
 pub(super) fn rows(
     settings: &BlocksSettings,
     rivals: &[MakeContender],
@@ -137,15 +138,15 @@ pub(super) fn rows(
     Ok(rows::rows(&lines, chains.len() * CHAIN))
 }
 
-/// As many chains as fill a pool.
+/// Chains that fill a pool.
 fn chains(blocks: usize) -> Vec<HashChain> {
     let mut random = Numbers::new(1);
     let mut chain = || (0..CHAIN).map(|_| random.any()).collect();
     (0..blocks / CHAIN).map(|_| chain()).collect()
 }
 
-/// One round over a contender that knows none of the chains before it. It keeps some of them behind it:
-/// blocks that were evicted for new ones are free, and nothing is found any more.
+/// One round over a contender that has no cached chains. Allocations evict and release all of them,
+/// so none can be found afterwards.
 fn round(contender: &mut dyn PoolContender, order: &[usize]) -> Round {
     let mut times = Round::default();
     let [register, active, inactive, two, maintain, evict] = &mut times;
@@ -189,6 +190,6 @@ fn round(contender: &mut dyn PoolContender, order: &[usize]) -> Round {
     }
     contender.let_go();
     let left: usize = order.iter().map(|&chain| contender.find(chain)).sum();
-    assert_eq!(left, 0, "{who}: what was evicted is not found");
+    assert_eq!(left, 0, "{who}: evicted blocks are not found");
     times
 }

@@ -15,7 +15,8 @@ use crate::blocks::pool::new_pool;
 struct OwnPool {
     pool: Arc<BlockPool>,
     policy: PolicyKind,
-    /// Whether it learns before it evicts, as a cache does whose thread has time.
+    /// Whether it runs the policy's deferred maintenance before it evicts, as a cache's background
+    /// thread does.
     maintained: bool,
     chains: Vec<Vec<BlockKey>>,
     allocated: Vec<MutableBlocks>,

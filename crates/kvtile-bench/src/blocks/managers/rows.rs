@@ -1,4 +1,4 @@
-//! What the rounds of all contenders come to.
+//! The rows of the report, from the rounds of all contenders.
 
 use std::time::Duration;
 
@@ -7,10 +7,11 @@ use serde::Serialize;
 use super::{ContenderOrder, Line, MAINTAIN, OPERATIONS};
 use crate::times::{Times, seconds};
 
-/// How many times faster than a rival kvtile is to be, with the order that stands for the rival's.
+/// The goal against a rival: kvtile's pool with the same eviction order is this many times faster.
 const FASTER: f64 = 10.0;
 
-/// How many times as much as LRU the default policy may cost where it registers and matches.
+/// The goal of the default policy: at most this many times the cost of LRU when it registers and
+/// matches.
 const OVER_LRU: f64 = 1.5;
 
 /// One operation of one manager.
@@ -18,34 +19,34 @@ const OVER_LRU: f64 = 1.5;
 pub struct ManagerRow {
     /// The project.
     pub manager: &'static str,
-    /// Its order of eviction, as it calls that.
+    /// The project's name of its eviction order.
     pub order: &'static str,
-    /// What is done.
+    /// The operation.
     pub operation: &'static str,
-    /// Nanoseconds a block, the median.
+    /// Nanoseconds per block, the median.
     pub ns_per_block: f64,
-    /// Longest round less shortest, as a part of the median.
+    /// Longest round minus shortest, as a part of the median.
     pub spread: f64,
-    /// Its time over that of each of kvtile's pools, other than itself.
+    /// Its time over that of each of kvtile's other pools.
     pub over: Vec<ManagerRatio>,
 }
 
 /// The time of one contender over that of another.
 #[derive(Clone, Debug, Serialize)]
 pub struct ManagerRatio {
-    /// kvtile's policy, to whose pool it is compared.
+    /// The policy of the kvtile pool it is compared with.
     pub policy: &'static str,
     /// The median of the ratios of all rounds.
     pub ratio: f64,
-    /// The largest of them less the smallest, as a part of the median.
+    /// The largest of these ratios minus the smallest, as a part of the median.
     pub spread: f64,
-    /// What the ratio is to be: of a rival at least that, of kvtile's default at most.
+    /// The goal of the ratio: a minimum for a rival, a maximum for kvtile's default policy.
     pub goal: Option<f64>,
-    /// Whether it is.
+    /// Whether the goal is met.
     pub met: bool,
 }
 
-/// A row for each operation and contender; those with two threads say how long both took together.
+/// A row for each operation and contender. Rows with two threads state the time of both together.
 pub(super) fn rows(lines: &[Line], blocks: usize) -> Vec<ManagerRow> {
     let mut rows = Vec::new();
     for (at, operation) in OPERATIONS.into_iter().enumerate() {
@@ -98,7 +99,7 @@ fn ratio(line: &Line, other: &Line, operation: usize) -> ManagerRatio {
     }
 }
 
-/// What a ratio is to be, where that is said, and whether it is.
+/// The goal of a ratio, if any, and whether it is met.
 fn goal(line: &Line, other: &Line, operation: usize, ratio: f64) -> (Option<f64>, bool) {
     let (of, over) = (&line.contender, &other.contender);
     if of.manager() != over.manager() {

@@ -5,7 +5,7 @@ use std::fmt::{self, Formatter};
 use super::ManagerRatio;
 use crate::blocks::BlocksReport;
 
-/// Writes the table, and what is not in it.
+/// Writes the table and the reason for missing rivals.
 pub(in crate::blocks) fn write(report: &BlocksReport, f: &mut Formatter<'_>) -> fmt::Result {
     writeln!(
         f,
