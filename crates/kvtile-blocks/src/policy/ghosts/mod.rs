@@ -20,6 +20,9 @@ const GAP: u32 = 0;
 /// Buckets that are read ahead at once: their lines fit the first cache.
 const WARM: u32 = 128;
 
+/// Places that a small ring grows by: an eighth of the 65,536 ghosts that the learned policy keeps at least.
+const GROWTH: usize = 8_192;
+
 /// Places of the smallest ring.
 const PLACES_MIN: usize = 16;
 
@@ -183,9 +186,11 @@ impl<T: Copy + Default> Ghosts<T> {
         value
     }
 
-    /// Closes the gaps, with an eighth more places than there are ghosts.
+    /// Closes the gaps, with an eighth more places than there are ghosts. A small ring grows faster: to
+    /// twice its size, as far as that adds no more places than an eighth adds to a large one.
     fn rebuild(&mut self) {
-        let places = (self.len + self.len / 8).max(PLACES_MIN);
+        let more = (self.len / 8).max(self.len.min(GROWTH));
+        let places = (self.len + more).max(PLACES_MIN);
         let gap = Ghost {
             print: GAP,
             value: T::default(),
