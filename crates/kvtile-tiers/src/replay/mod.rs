@@ -3,7 +3,8 @@
 //! | module | what it is |
 //! | --- | --- |
 //! | `trace` | requests as they are published: JSON lines, checked |
-//! | `generate` | requests that are made up: conversations, shared prompts, documents, scans |
+//! | `generate` | generated requests: conversations, shared prompts, documents, scans |
+//! | `service` | generated requests with the lengths, returns and pauses of a published trace |
 //! | `dry` | a cache without bytes: the block pool alone |
 //! | `real` | the cache itself, with bytes that are compared when they come back |
 //! | `bound` | a cache without end, and the best that any cache could have done |
@@ -18,6 +19,7 @@ mod dry;
 mod generate;
 mod real;
 mod run;
+mod service;
 mod trace;
 
 pub use bound::{belady, infinite};
