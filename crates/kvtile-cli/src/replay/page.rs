@@ -65,14 +65,15 @@ enum Best {
     Lowest,
 }
 
-/// The best value of the policies at a capacity, where there are several policies.
+/// The best value of the policies at a capacity, unless all are equal.
 fn best(report: &Report, blocks: u32, best: Best, value: &dyn Fn(&Run) -> f64) -> Option<f64> {
     let runs = report.runs.iter();
     let values = runs
         .filter(|run| run.capacity_blocks == Some(blocks))
         .map(value);
     let values: Vec<f64> = values.collect();
-    if values.len() < 2 {
+    let first = *values.first()?;
+    if values.iter().all(|&value| value == first) {
         return None;
     }
     values.into_iter().reduce(match best {

@@ -1,6 +1,7 @@
 //! `kvtile demo`: a real model answers three requests that share a prefix, which a cache keeps for
 //! it in memory and on disk, over a restart and in another layout.
 
+mod chart;
 mod interrupt;
 mod lines;
 mod narrate;
