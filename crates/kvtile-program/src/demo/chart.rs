@@ -206,6 +206,10 @@ fn axis(svg: &mut String, panel: &ChartPanel, bottom: f64) {
 
 fn bar(svg: &mut String, panel: &ChartPanel, way: &FirstTokenWay, y: f64) {
     let (class, words) = way.source;
+    let source = match way.is_loaded() {
+        true => format!("from {words}"),
+        false => words.to_owned(),
+    };
     let prefix = way.prefix_seconds;
     let length = (panel.x(prefix) - panel.left).max(PART_MIN);
     let middle = y + 15.0;
@@ -225,7 +229,7 @@ fn bar(svg: &mut String, panel: &ChartPanel, way: &FirstTokenWay, y: f64) {
     let _ = writeln!(
         svg,
         "<rect class=\"{class}\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{length:.1}\" \
-         height=\"{BAR}\"><title>prefix {words}: {}</title></rect>",
+         height=\"{BAR}\"><title>prefix {source}: {}</title></rect>",
         panel.left,
         time(prefix),
     );
@@ -271,8 +275,8 @@ fn ways(request: &RequestReport) -> Vec<FirstTokenWay> {
             let name = "empty cache";
             return vec![FirstTokenWay { name, ..without }];
         }
-        (_, 0) => ("host", "from memory"),
-        _ => ("disk", "from disk"),
+        (_, 0) => ("host", "host memory"),
+        _ => ("disk", "disk"),
     };
     let with = FirstTokenWay {
         name: "with the cache",
