@@ -20,8 +20,9 @@ const GAP: u32 = 0;
 /// Buckets that are read ahead at once: their lines fit the first cache.
 const WARM: u32 = 128;
 
-/// Places that a small ring grows by: an eighth of the 65,536 ghosts that the learned policy keeps at least.
-const GROWTH: usize = 8_192;
+/// Places that a small ring grows by at least. Eight of these hold the ghosts that the learned policy keeps
+/// for a small pool, and those that it forgets together.
+const GROWTH: usize = 8_224;
 
 /// Places of the smallest ring.
 const PLACES_MIN: usize = 16;
