@@ -9,7 +9,7 @@ struct HeatStep {
     label: &'static str,
 }
 
-/// The darker, the faster. Lightness alone tells the steps apart, without any hue.
+/// The stronger the colour, the faster the copy. Steps differ in lightness, not in hue alone.
 const STEPS: [HeatStep; 7] = [
     HeatStep {
         from: 1.5,

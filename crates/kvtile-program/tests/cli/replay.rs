@@ -319,7 +319,7 @@ fn check_chart(page: &str, default: &[(u64, f64)], distinct: u64) {
     );
 }
 
-/// The sum of all lines of a metric, whatever their labels.
+/// The sum of a metric over all its labels.
 fn sum(page: &str, name: &str) -> u64 {
     let lines = page.lines().filter(|line| {
         let rest = line.strip_prefix(name);

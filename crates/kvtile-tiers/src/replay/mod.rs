@@ -1,18 +1,17 @@
-//! Replays of request traces: how often a cache would have had what was asked for.
+//! Replays of request traces: the hits of a cache for each policy and capacity.
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | `trace` | requests as they are published: JSON lines, checked |
+//! | `trace` | traces of requests: JSON lines, checked |
 //! | `generate` | generated requests: conversations, shared prompts, documents, scans |
 //! | `service` | generated requests with the lengths, returns and pauses of a published trace |
-//! | `dry` | a cache without bytes: the block pool alone |
-//! | `real` | the cache itself, with bytes that are compared when they come back |
-//! | `bound` | a cache without end, and the best that any cache could have done |
-//! | `run` | a trace through a cache, and what is counted |
+//! | `dry` | a target without bytes: the block pool alone |
+//! | `real` | the cache itself, with bytes that are compared after each load |
+//! | `bound` | the hits of a cache that evicts nothing, and of Belady's rule |
+//! | `run` | the replay of a trace on a target, and its totals |
 //!
-//! A hit is a leading block of a request that is stored before the request; then all its blocks are
-//! used, or stored, one after the other, and nothing stays in use. It measures policies and caches;
-//! it does not know how they decide.
+//! A hit is a leading block of a request that is cached before the request. Then the request uses or stores
+//! all its blocks, in order, and unpins them. The module does not know how policies decide.
 
 mod bound;
 mod dry;
