@@ -285,7 +285,7 @@ fn check_chart(page: &str, default: &[(u64, f64)], distinct: u64) {
         assert_eq!(x.len(), default.len());
         assert!(x.is_sorted_by(|a, b| a < b) && x.iter().all(|x| (0.0..width).contains(x)));
         // The curve uses at least a third of the height.
-        let (low, high) = (y[0], y[y.len() - 1]);
+        let (low, high) = (y.first().unwrap(), y.last().unwrap());
         assert!(
             low - high > 110.0 && y.iter().all(|y| (0.0..420.0).contains(y)),
             "{y:?}"
@@ -300,7 +300,7 @@ fn check_chart(page: &str, default: &[(u64, f64)], distinct: u64) {
         .next()
         .unwrap();
     let rows: Vec<&str> = table.split("<tr>").skip(1).collect();
-    let policies = &rows[..4];
+    let (policies, bounds) = rows.split_at(4);
     for column in 0..default.len() {
         let bold = policies.iter().filter(|row| {
             let cell = row.split("<td").nth(column + 1).unwrap();
@@ -314,7 +314,7 @@ fn check_chart(page: &str, default: &[(u64, f64)], distinct: u64) {
         );
     }
     assert!(
-        rows[4..].iter().all(|row| !row.contains("best")),
+        bounds.iter().all(|row| !row.contains("best")),
         "bounds are no policies"
     );
 }
