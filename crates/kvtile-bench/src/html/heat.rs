@@ -1,69 +1,81 @@
-//! Colours: how a ratio stands to its goal.
+//! Colours: one scale for the ratio of a copy's speed to that of one flat `memcpy`.
 
 use crate::row::Row;
 
-/// One step of the scale: from which part of the goal on, the class of the style sheet, and what
-/// the legend says.
-struct Step {
+/// One step of the scale: the lowest ratio, the class of the style sheet, and the text of the legend.
+struct HeatStep {
     from: f64,
     class: &'static str,
-    says: &'static str,
+    label: &'static str,
 }
 
-/// Red misses the goal, blue reaches it; the two can be told apart without seeing red and green.
-const STEPS: [Step; 7] = [
-    Step {
-        from: 1.25,
+/// The stronger the colour, the faster the copy. Steps differ in lightness, not in hue alone.
+const STEPS: [HeatStep; 7] = [
+    HeatStep {
+        from: 1.5,
         class: "g6",
-        says: "beyond it by a quarter",
+        label: "1.5 and more",
     },
-    Step {
-        from: 1.05,
+    HeatStep {
+        from: 1.1,
         class: "g5",
-        says: "beyond the goal",
+        label: "1.1 to 1.5",
     },
-    Step {
-        from: 1.0,
+    HeatStep {
+        from: 0.9,
         class: "g4",
-        says: "reaches the goal",
+        label: "0.9 to 1.1: as fast as memcpy",
     },
-    Step {
-        from: 0.95,
+    HeatStep {
+        from: 0.75,
         class: "g3",
-        says: "less than 5 % short",
+        label: "0.75 to 0.9",
     },
-    Step {
-        from: 0.8,
-        class: "g2",
-        says: "less than 20 % short",
-    },
-    Step {
+    HeatStep {
         from: 0.5,
-        class: "g1",
-        says: "less than half short",
+        class: "g2",
+        label: "0.5 to 0.75",
     },
-    Step {
+    HeatStep {
+        from: 0.25,
+        class: "g1",
+        label: "0.25 to 0.5",
+    },
+    HeatStep {
         from: f64::NEG_INFINITY,
         class: "g0",
-        says: "less than half of the goal",
+        label: "below 0.25",
     },
 ];
 
-/// The class of a cell.
+/// The class of a cell in the style sheet.
 pub(super) fn class(row: &Row) -> &'static str {
-    let Some((reached, goal)) = row.against_goal() else {
-        return "plain";
-    };
-    let step = STEPS.iter().find(|step| reached / goal >= step.from);
+    let step = STEPS.iter().find(|step| row.ratio >= step.from);
     step.map_or("plain", |step| step.class)
 }
 
-/// What the colours mean.
+/// The legend of the scale.
 pub(super) fn legend() -> String {
-    let step = |step: &Step| format!("<span><i class=\"{}\"></i>{}</span>", step.class, step.says);
+    let step = |step: &HeatStep| {
+        format!(
+            "<span><i class=\"{}\"></i>{}</span>",
+            step.class, step.label
+        )
+    };
     let steps: String = STEPS.iter().rev().map(step).collect();
-    format!(
-        "<div class=\"legend\">{steps}<span><i style=\"background:var(--none)\"></i>no goal was \
-         set</span></div>"
-    )
+    format!("<div class=\"legend\"><b>× memcpy</b>{steps}</div>\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_lower_than_the_one_before_and_has_its_own_class() {
+        assert!(STEPS.is_sorted_by(|a, b| a.from > b.from && a.class > b.class));
+        let legend = legend();
+        for step in STEPS {
+            assert!(legend.contains(step.label), "{}", step.label);
+        }
+    }
 }

@@ -1,5 +1,6 @@
-//! A report as one page that stands alone: no script, nothing from elsewhere.
+//! A report as one self-contained HTML page, without scripts.
 
+mod goals;
 mod heat;
 mod tables;
 
@@ -30,14 +31,13 @@ impl Report {
         );
         page.push_str(&self.introduction());
         page.push_str(&self.tiles());
-        page.push_str(&tables::goals());
         let matrix: Vec<&Row> = self.rows.iter().filter(|row| in_matrix(row)).collect();
         if !matrix.is_empty() {
             page.push_str(
-                "<h2>The matrix</h2>\n<p>Each number is kvtile's speed over that of one flat \
-                 <code>memcpy</code> of the same bytes on one thread; the colour says how it \
-                 stands to the goal of its class. Hold the pointer over a cell for GB/s, runs and \
-                 goal.</p>\n",
+                "<h2>The matrix</h2>\n<p>Each number is kvtile's speed divided by the speed of one flat \
+                 <code>memcpy</code> of the same bytes on one thread: 1.00 is as fast. A run is a stretch \
+                 that is contiguous on both sides; the shorter the runs, the more work a copy is. Hold the \
+                 pointer over a cell for GB/s and runs.</p>\n",
             );
             page.push_str(&heat::legend());
             page.push_str(&tables::matrix(&matrix));
@@ -45,6 +45,7 @@ impl Report {
         page.push_str(&tables::compared(&self.rows));
         page.push_str(&tables::files(&self.rows));
         page.push_str(&tables::beside(self));
+        page.push_str(&goals::section(self));
         page.push_str("</body>\n</html>\n");
         page
     }
@@ -105,44 +106,38 @@ impl Report {
         list
     }
 
-    /// Class by class: how many cells reach their goal, and which is furthest from it.
+    /// Class by class: the median ratio to `memcpy` on one thread, and the slowest copy.
     fn tiles(&self) -> String {
         let mut tiles = "<div class=\"tiles\">\n".to_owned();
         for class in [
             Class::Contiguous,
             Class::Rows,
             Class::Pieces,
+            Class::ShortRows,
             Class::Elements,
-            Class::File,
         ] {
             let rows = self.rows.iter().filter(|row| row.class == class);
-            let judged: Vec<(&Row, f64)> = rows
-                .filter(|row| row.method == Method::Kvtile)
-                .filter_map(|row| row.against_goal().map(|(is, goal)| (row, is / goal)))
-                .collect();
-            let worst = judged.iter().min_by(|a, b| a.1.total_cmp(&b.1));
-            let Some((row, part)) = worst else { continue };
-            let reached = judged.iter().filter(|(row, _)| !row.misses()).count();
+            let rows = rows.filter(|row| in_matrix(row) && row.threads == 1);
+            let mut rows: Vec<&Row> = rows.collect();
+            rows.sort_by(|a, b| a.ratio.total_cmp(&b.ratio));
+            let (Some(slowest), Some(median)) = (rows.first(), rows.get(rows.len() / 2)) else {
+                continue;
+            };
             let _ = writeln!(
                 tiles,
-                "<div class=\"tile\"><b>{reached} of {}</b>reach the goal: {}<span>furthest from \
-                 it, at {:.0} %: {}, {}</span></div>",
-                judged.len(),
-                short(class),
-                part * 100.0,
-                escaped(&row.pair()),
-                escaped(&row.model),
+                "<div class=\"tile\"><b>{:.2} × memcpy</b>{}<span>median of {} copies on one thread; \
+                 slowest {:.2}: {}, {}</span></div>",
+                median.ratio,
+                class.title(),
+                rows.len(),
+                slowest.ratio,
+                escaped(&slowest.pair()),
+                escaped(&slowest.model),
             );
         }
         tiles.push_str("</div>\n");
         tiles
     }
-}
-
-/// The class in a word.
-fn short(class: Class) -> &'static str {
-    let title = class.title();
-    title.split_once(':').map_or(title, |(word, _)| word)
 }
 
 /// Whether a row is a cell of the heat map.
@@ -154,14 +149,11 @@ fn in_matrix(row: &Row) -> bool {
         && row.class != Class::FixedCost
 }
 
-/// Everything that is known of a row, as a tooltip.
+/// All figures of a row, as a tooltip.
 fn tooltip(row: &Row) -> String {
-    let goal = row
-        .goal
-        .map_or_else(String::new, |goal| format!("\ngoal {goal:.2}"));
     escaped(&format!(
         "{}\n{}, {} on {} thread{}\n{:.2} GB/s, memcpy {:.2} GB/s, ratio {:.3}\n{}\nruns of {}, {} \
-         of them; {} blocks, {} layers{goal}\n{} rounds, spread {:.0} %",
+         of them; {} blocks, {} layers\n{} rounds, spread {:.0} %",
         row.pair(),
         row.model,
         row.method.name(),
@@ -180,7 +172,7 @@ fn tooltip(row: &Row) -> String {
     ))
 }
 
-/// Text that is no markup.
+/// Text with the characters of markup escaped.
 fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

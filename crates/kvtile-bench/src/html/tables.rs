@@ -1,4 +1,4 @@
-//! The tables of the page.
+//! The tables of the page: the matrix, other ways to copy, files, and single figures.
 
 use std::fmt::Write as _;
 
@@ -11,37 +11,6 @@ use crate::{
     report::Report,
     row::Row,
 };
-
-/// What every class has as its goal.
-pub(super) fn goals() -> String {
-    let mut table = "<h2>Classes and goals</h2>\n<p>The shortest run of a copy decides about its \
-                     class. A run is a stretch that is contiguous on both sides.</p>\n\
-                     <div class=\"scroll\"><table>\n<thead><tr><th>class</th><th>1 \
-                     thread</th><th>2 threads</th><th>in cache</th></tr></thead>\n<tbody>\n"
-        .to_owned();
-    for class in [
-        Class::Contiguous,
-        Class::Rows,
-        Class::Pieces,
-        Class::ShortRows,
-        Class::Elements,
-    ] {
-        let goal = |threads, in_cache| match class.goal(4096, threads, in_cache) {
-            Some(goal) => format!("{goal:.2}"),
-            None => "–".to_owned(),
-        };
-        let _ = writeln!(
-            table,
-            "<tr><td class=\"left\">{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-            class.title(),
-            goal(1, false),
-            goal(2, false),
-            goal(1, true)
-        );
-    }
-    table.push_str("</tbody>\n</table></div>\n");
-    table
-}
 
 /// A column of the heat map.
 type Column<'a> = (&'a str, String, u32);
@@ -145,28 +114,27 @@ fn head(columns: &[Column<'_>]) -> String {
 }
 
 fn cell(row: &Row) -> String {
-    let short = if row.misses() { " short" } else { "" };
     format!(
-        "<td class=\"{}{short}\" title=\"{}\">{:.2}</td>",
+        "<td class=\"{}\" title=\"{}\">{:.2}</td>",
         heat::class(row),
         tooltip(row),
         row.ratio
     )
 }
 
-/// The cell of a rival: no colour, for it has no goal; in bold where it is faster than kvtile.
+/// The cell of another way to copy, in bold where it is faster than kvtile.
 fn rival(row: &Row, ours: Option<&Row>) -> String {
     let faster = ours.is_some_and(|ours| row.ratio > ours.ratio);
-    let short = if faster { " short" } else { "" };
-    let (tooltip, ratio) = (tooltip(row), row.ratio);
-    format!("<td class=\"plain{short}\" title=\"{tooltip}\">{ratio:.2}</td>")
+    let faster = if faster { " faster" } else { "" };
+    let (class, tooltip, ratio) = (heat::class(row), tooltip(row), row.ratio);
+    format!("<td class=\"{class}{faster}\" title=\"{tooltip}\">{ratio:.2}</td>")
 }
 
 fn empty() -> String {
     "<td class=\"none\">·</td>".to_owned()
 }
 
-/// The plain ways beside kvtile, where they were measured.
+/// Other ways to copy beside kvtile, where the run measured them.
 pub(super) fn compared(rows: &[Row]) -> String {
     let plain = [Method::MemcpyLoop, Method::Ndarray, Method::Torch];
     let is_plain = |row: &&Row| plain.contains(&row.method);
@@ -175,12 +143,12 @@ pub(super) fn compared(rows: &[Row]) -> String {
     }
     let lines = Line::of(rows.iter().filter(|row| row.class != Class::File));
     let compared = lines.iter().filter(|line| line.rows.iter().any(is_plain));
-    let mut table = "<h2>Against the plain ways</h2>\n<p>The same blocks of the same memory in the \
+    let mut table = "<h2>Against other ways to copy</h2>\n<p>The same blocks of the same memory in the \
                      same turns: a loop of <code>memcpy</code> for each block, layer and plane (or \
                      row, where pieces are smaller), <code>ndarray</code> views with permuted axes, \
                      and <code>torch.index_select</code> with \
                      <code>permute().contiguous()</code>, all on one thread. Torch has memory of \
-                     its own and is measured against its own flat copy. Bold where it is faster than kvtile.</p>\n\
+                     its own and is measured against its own flat copy. Bold: faster than kvtile.</p>\n\
                      <div class=\"scroll\"><table>\n<thead><tr><th></th><th>model</th><th>bytes</th>\
                      <th>runs</th><th>kvtile</th><th>memcpy \
                      loop</th><th>ndarray</th><th>torch</th></tr></thead>\n<tbody>\n"
@@ -216,9 +184,9 @@ pub(super) fn files(rows: &[Row]) -> String {
     if files.is_empty() {
         return String::new();
     }
-    let mut table = "<h2>Files</h2>\n<p>Direct files pass by the page cache and are compared with \
+    let mut table = "<h2>Files</h2>\n<p>Direct files bypass the page cache and are compared with \
                      <code>fio</code> on a file of the same size, in pieces of 1 MiB, 8 in flight; \
-                     the others end in the page cache or come from it.</p>\n\
+                     the other files are written to the page cache or read from it.</p>\n\
                      <div class=\"scroll\"><table>\n<thead><tr><th></th><th>model</th><th>bytes</th>\
                      <th>GB/s</th><th>fio GB/s</th><th>of fio</th><th>of \
                      memcpy</th></tr></thead>\n<tbody>\n"
@@ -229,15 +197,15 @@ pub(super) fn files(rows: &[Row]) -> String {
         let _ = writeln!(
             table,
             "<tr><th class=\"word\" scope=\"row\">{}</th><td class=\"left\">{}</td><td>{}</td>\
-             <td>{:.2}</td><td>{}</td><td class=\"{}\" title=\"{}\">{}</td><td>{:.2}</td></tr>",
+             <td>{:.2}</td><td>{}</td><td>{}</td><td class=\"{}\" title=\"{}\">{:.2}</td></tr>",
             escaped(&row.pair()),
             escaped(&row.model),
             bytes(row.bytes),
             row.gb_per_s,
             figure(row.fio_gb_per_s),
+            figure(row.fio_ratio),
             heat::class(row),
             tooltip(row),
-            figure(row.fio_ratio),
             row.ratio
         );
     }
@@ -245,7 +213,7 @@ pub(super) fn files(rows: &[Row]) -> String {
     table
 }
 
-/// What stands beside the matrix: flat copies on more threads, fixed cost, first touch.
+/// Figures outside the matrix: flat copies on several threads, fixed cost, first touch.
 pub(super) fn beside(report: &Report) -> String {
     let mut lines = String::new();
     for row in report.rows.iter().filter(|row| row.class == Class::Flat) {
@@ -270,7 +238,7 @@ pub(super) fn beside(report: &Report) -> String {
         let _ = writeln!(
             lines,
             "<tr><td class=\"left\">one block of one layer, {}, from call to completion</td>\
-             <td>{ours:.0} ns</td><td>memcpy {memcpy:.0} ns; goal: at most 500 ns more</td></tr>",
+             <td>{ours:.0} ns</td><td>memcpy {memcpy:.0} ns</td></tr>",
             bytes(row.bytes)
         );
     }

@@ -3,6 +3,7 @@
 //! They show digits, not words: what is drawn is what the planner works on.
 
 mod icicle;
+mod palette;
 mod runs;
 mod svg;
 mod terminal;

@@ -1,4 +1,4 @@
-//! The same pictures as SVG: self-contained, no script, readable on white and in print.
+//! Pictures as SVG: self-contained, without scripts, light or dark as the reader prefers, light in print.
 
 use std::fmt::Write as _;
 
@@ -6,6 +6,7 @@ use kvtile::layout::Location;
 
 use super::{
     icicle::{Cell, Shade, cells},
+    palette,
     runs::Sample,
     terminal::fitting,
     tree::Node,
@@ -22,24 +23,6 @@ const ROW: usize = 34;
 
 /// Space around everything.
 const MARGIN: usize = 24;
-
-/// Fill and dark stroke of planes.
-const PLANES: [(&str, &str, &str); 6] = [
-    ("#cfe3f7", "#e9f2fb", "#2b6cb0"),
-    ("#fde0c2", "#fef1e3", "#c05621"),
-    ("#cdebd3", "#e8f6eb", "#2f855a"),
-    ("#e3d7f5", "#f2ecfb", "#6b46c1"),
-    ("#c9ecec", "#e6f7f7", "#2c7a7b"),
-    ("#f8d3d3", "#fceaea", "#c53030"),
-];
-
-/// The same where several planes lie.
-const MIXED: (&str, &str, &str) = ("#e2e6ea", "#f1f3f5", "#4a5568");
-
-/// Colours of runs, one after the other.
-const RUNS: [&str; 8] = [
-    "#2b6cb0", "#c05621", "#2f855a", "#6b46c1", "#2c7a7b", "#c53030", "#97730b", "#b83280",
-];
 
 /// A document under construction, from top to bottom.
 struct Page {
@@ -76,19 +59,18 @@ impl Page {
     }
 
     fn cell(&mut self, cell: &Cell) {
-        let (fill, light, stroke) = cell.plane.map_or(MIXED, |plane| {
-            PLANES.get(plane % PLANES.len()).copied().unwrap_or(MIXED)
-        });
-        let (fill, dash) = match cell.shade {
-            Shade::Open | Shade::Run => (fill, ""),
-            Shade::Closed => (light, ""),
-            Shade::Elided => ("#ffffff", " stroke-dasharray=\"3 3\""),
+        let (colours, plane) = palette::of_plane(cell.plane);
+        let (fill, shade, dash) = match cell.shade {
+            Shade::Open | Shade::Run => (colours.open, "open", ""),
+            Shade::Closed => (colours.closed, "closed", ""),
+            Shade::Elided => (palette::PAGE, "elided", " stroke-dasharray=\"3 3\""),
         };
+        let stroke = colours.stroke;
         let (x, y) = (MARGIN + cell.column * COLUMN, self.y + cell.row * ROW);
         let width = cell.width * COLUMN;
         self.write(format_args!(
-            "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"{ROW}\" rx=\"2\" \
-             fill=\"{fill}\" stroke=\"{stroke}\"{dash}/>\n"
+            "<rect class=\"{plane} {shade}\" x=\"{x}\" y=\"{y}\" width=\"{width}\" \
+             height=\"{ROW}\" rx=\"2\" fill=\"{fill}\" stroke=\"{stroke}\"{dash}/>\n"
         ));
         let label = fitting(&cell.labels, cell.width.saturating_sub(1));
         let class = match cell.shade {
@@ -97,7 +79,7 @@ impl Page {
             Shade::Closed | Shade::Elided => "other",
         };
         self.write(format_args!(
-            "<text class=\"{class}\" x=\"{}\" y=\"{}\" fill=\"{stroke}\">{}</text>\n",
+            "<text class=\"{plane} {class}\" x=\"{}\" y=\"{}\" fill=\"{stroke}\">{}</text>\n",
             x + width / 2,
             y + ROW / 2 + 5,
             escape(label)
@@ -122,10 +104,10 @@ impl Page {
             );
             let (from, to) = (top + 30, bottom);
             let middle = usize::midpoint(from, to);
+            let (colour, class) = palette::of_run(run.index);
             self.write(format_args!(
-                "<path d=\"M{a} {from} C{a} {middle} {b} {middle} {b} {to}\" fill=\"none\" \
-                 stroke=\"{}\" stroke-width=\"1.6\" opacity=\"0.75\"/>\n",
-                colour(run.index)
+                "<path class=\"{class}\" d=\"M{a} {from} C{a} {middle} {b} {middle} {b} {to}\" fill=\"none\" \
+                 stroke=\"{colour}\" stroke-width=\"1.6\" opacity=\"0.75\"/>\n"
             ));
         }
         self.y = bottom + 32;
@@ -135,7 +117,7 @@ impl Page {
         );
     }
 
-    /// One side of a sample in the order of its memory; gives number, left edge and width of each.
+    /// One side of a sample in the order of its memory; returns the number, left edge and width of each run.
     fn strip(
         &mut self,
         samples: &[Sample],
@@ -156,11 +138,11 @@ impl Page {
             if end.is_some_and(|end| end != start) {
                 x += gap;
             }
+            let (colour, class) = palette::of_run(run.index);
             self.write(format_args!(
-                "<rect x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"30\" fill=\"{0}\" \
-                 fill-opacity=\"0.16\" stroke=\"{0}\"/>\n<text class=\"run\" x=\"{1}\" y=\"{2}\" \
-                 fill=\"{0}\">{3}</text>\n",
-                colour(run.index),
+                "<rect class=\"{class}\" x=\"{x}\" y=\"{y}\" width=\"{width}\" height=\"30\" \
+                 fill=\"{colour}\" fill-opacity=\"0.16\" stroke=\"{colour}\"/>\n\
+                 <text class=\"{class} run\" x=\"{}\" y=\"{}\" fill=\"{colour}\">{}</text>\n",
                 x + width / 2,
                 y + 20,
                 run.letter
@@ -184,19 +166,17 @@ impl Page {
         let (width, height) = (COLUMNS * COLUMN + 2 * MARGIN, self.y + MARGIN);
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width}\" height=\"{height}\" \
-             viewBox=\"0 0 {width} {height}\">\n<style>\ntext {{ font-family: ui-monospace, \
+             viewBox=\"0 0 {width} {height}\" style=\"max-width: 100%; height: auto\">\n<style>\ntext {{ font-family: ui-monospace, \
              'DejaVu Sans Mono', Menlo, Consolas, monospace; font-size: 12px; text-anchor: middle; }}\n\
              .title {{ font-size: 18px; font-weight: 700; text-anchor: start; fill: #1a202c; }}\n\
              .note {{ font-size: 12.5px; text-anchor: start; fill: #4a5568; }}\n\
-             .open {{ font-weight: 700; }}\n</style>\n\
-             <rect width=\"{width}\" height=\"{height}\" fill=\"#ffffff\"/>\n{}</svg>\n",
+             .open {{ font-weight: 700; }}\n{}</style>\n\
+             <rect class=\"page\" width=\"{width}\" height=\"{height}\" fill=\"{}\"/>\n{}</svg>\n",
+            palette::dark_rules(),
+            palette::PAGE,
             self.body
         )
     }
-}
-
-fn colour(index: usize) -> &'static str {
-    RUNS.get(index % RUNS.len()).copied().unwrap_or("#4a5568")
 }
 
 fn escape(text: &str) -> String {
@@ -206,7 +186,7 @@ fn escape(text: &str) -> String {
         .replace('"', "&quot;")
 }
 
-/// One side of a drawing: its heading, what is said of it, and its nesting.
+/// One side of a drawing: its heading, notes below it, and its nesting.
 pub(crate) struct Side<'a> {
     /// The heading.
     pub(crate) title: String,
@@ -252,7 +232,7 @@ pub(crate) fn plan_svg(
     page.finish()
 }
 
-/// How an icicle is read.
+/// How to read an icicle.
 const READING: &str = "Memory runs from left to right; every row shows what the first cell of the \
                        row above holds.";
 

@@ -1,11 +1,11 @@
-//! The nesting of a layout: what lies inside what, read off its digits.
+//! The nesting of a layout, from its digits: which digit's values lie inside which.
 //!
 //! ```text
 //! L|BH(kCN,vNC)  →  layer × 32 ─ block × 128 ─ head × 8 ─┬ k ─ content × 128 ─ run of tokens
 //!                                                        └ v ─ token × 16 ─ run of content
 //! ```
 //!
-//! All values of a digit look alike inside, so the tree is small whatever the layout's size. It is
+//! All values of a digit look alike inside, so the tree is small for layouts of every size. It is
 //! made of digits, never of the word: two words for the same places give the same tree.
 
 use kvtile::layout::{Axis, Digit, Piece, Step, StridedLayout};
@@ -73,7 +73,7 @@ impl Label {
         }
     }
 
-    /// The entries that value `value` stands for: `3`, `48–63` or `3,19…`.
+    /// The entries of value `value`: `3`, `48–63` or `3,19…`.
     pub(crate) fn value(self, value: u64) -> String {
         let first = value.saturating_mul(self.low);
         match (self.skips, self.low) {

@@ -1,6 +1,7 @@
-//! `kvtile replay`: a trace of requests through a cache, for several policies and capacities, beside
-//! what no cache can beat.
+//! `kvtile replay`: replays a trace of requests on a cache for several policies and capacities, and compares
+//! the hits with bounds that no policy can exceed.
 
+mod capacities;
 mod chart;
 mod page;
 mod report;
@@ -30,21 +31,23 @@ use crate::{
     numbers, output,
 };
 
-/// What `--help` says at its end.
+/// The text at the end of `--help`.
 pub(crate) const EXAMPLES: &str = "\
 A trace has one request a line, as JSON: timestamp (ms), input_length and output_length (tokens), and
 hash_ids, one for each block of the prompt; an id stands for a block with everything before it.
 Traces of this form were published with Mooncake (FAST 2025).
 
-A hit is a leading block of a request that is stored before it; then all its blocks are used or
-stored. `infinite` is a cache that keeps everything, `belady` the best that a cache of the capacity
-could have done, had it known all requests. The time saved is that of computing the tokens that were
-hit, at the rate given with --prefill-rate, per request.
+A hit is a leading block of a request that the cache holds before the request; then the request uses or
+stores all its blocks. `infinite` is a cache that evicts nothing. `belady` is the most that a cache of the
+capacity can hit if it knows all requests in advance. The time saved is the time to compute the tokens
+that were hit, at the rate of --prefill-rate, per request.
+
+Without --capacity the capacities come from the trace: 1, 2 and 5 times a power of ten from a fortieth of
+its distinct blocks on, and all of its blocks; without --dry only those within 2 GiB of host memory.
 
 Without --dry the requests go through the cache itself: --capacity blocks of --block-bytes bytes in
-host memory, and a disk where --disk gives a folder. Every block that comes back is compared with what
-was stored. Belady's bound is left out with a disk, which holds more than the capacity. The cache
-stores a request's blocks together, so its hits may differ a little from those of --dry.
+host memory, and a disk where --disk gives a folder. Every block that is loaded is compared with the
+bytes that were stored. Belady's bound is left out with a disk, which holds more than the capacity.
 
 Examples:
   kvtile replay conversation.jsonl --dry
@@ -57,10 +60,10 @@ Examples:
 /// Arguments of `kvtile replay`.
 #[derive(Args, Debug)]
 pub struct ReplayArgs {
-    /// The trace
+    /// The trace, a file of JSON lines
     #[arg(value_name = "TRACE")]
     trace: PathBuf,
-    /// Keep the books only, without bytes
+    /// Run the block pool alone, without bytes
     #[arg(long)]
     dry: bool,
     /// Bytes of a block, an even number
@@ -75,22 +78,22 @@ pub struct ReplayArgs {
         requires = "disk_bytes"
     )]
     disk: Option<PathBuf>,
-    /// Bytes that the disk tier of a run has at most
+    /// Largest size of the disk tier of a run
     #[arg(long, value_name = "BYTES", requires = "disk", value_parser = numbers::parse_bytes)]
     disk_bytes: Option<u64>,
     /// Policies, with commas between them or the option several times [default: gittins,lru,arc,s3-fifo]
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     policy: Vec<String>,
-    /// Blocks that the cache holds, with commas between them or the option several times
+    /// Blocks that the cache holds, with commas between them or the option several times [default: from a
+    /// fortieth to all distinct blocks of the trace]
     #[arg(long, value_name = "BLOCKS", value_delimiter = ',',
-          default_values_t = [1000, 2000, 5000, 10_000, 20_000, 30_000],
           value_parser = numbers::within(1_u32, capacity_max()))]
     capacity: Vec<u32>,
     /// Tokens of a block of the trace
     #[arg(long, value_name = "TOKENS", default_value_t = 512,
           value_parser = numbers::within(1_u32, 1 << 20))]
     page_size: u32,
-    /// Tokens of prompts that an engine computes in a second, for the time saved
+    /// Prompt tokens that an engine computes in a second, for the time saved
     #[arg(long, value_name = "TOKENS", default_value_t = 10_000,
           value_parser = numbers::within(1_u32, u32::MAX))]
     prefill_rate: u32,
@@ -100,7 +103,7 @@ pub struct ReplayArgs {
     /// Print JSON
     #[arg(long, help_heading = "Output")]
     json: bool,
-    /// Write what the cache counted, as Prometheus reads it; of one policy with one capacity
+    /// Write the cache's metrics in Prometheus text format; takes one policy and one capacity
     #[arg(
         long,
         value_name = "FILE",
@@ -115,7 +118,7 @@ fn capacity_max() -> u32 {
     u32::try_from(POOL_BLOCKS_MAX).unwrap_or(u32::MAX)
 }
 
-/// Replays, and shows what came out.
+/// Replays the trace and prints or writes the report.
 pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     let policies = policies(&args.policy)?;
     if let Some(folder) = &args.disk {
@@ -125,13 +128,17 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     capacities.sort_unstable();
     capacities.dedup();
     if let Some(path) = &args.prometheus {
-        check_one(path, policies.len() * capacities.len())?;
+        check_one_cache(path, policies.len() == 1 && capacities.len() == 1)?;
     }
     let html = OutputFile::open_some(args.html.as_ref())?;
     let mut counts = OutputFile::open_some(args.prometheus.as_ref())?;
     let mut files = html.iter().chain(&counts);
     let standard = files.any(OutputFile::is_standard);
     let trace = read(args)?;
+    if capacities.is_empty() {
+        let block_bytes = (!args.dry).then_some(args.block_bytes);
+        capacities = capacities::of_trace(trace.distinct_blocks(), capacity_max(), block_bytes);
+    }
     let report = measure(&trace, &policies, &capacities, (args, &mut counts))?;
     if let Some(file) = html {
         file.finish(&page::page(&report))?;
@@ -145,7 +152,7 @@ pub(crate) fn run(args: &ReplayArgs) -> Result<(), CliError> {
     output::print(&report.text())
 }
 
-/// Blocks of an earlier replay would be hits of this one.
+/// Refuses a disk folder with files in it: blocks of an earlier replay would be hits of this one.
 fn check_new(folder: &Path) -> Result<(), CliError> {
     let found = match folder.read_dir() {
         Ok(mut names) => names.next().is_some(),
@@ -165,22 +172,21 @@ fn check_new(folder: &Path) -> Result<(), CliError> {
         option: "--disk",
         value: folder.display().to_string(),
         problem:
-            "there is something in it; a replay starts with an empty disk, so give a new folder"
+            "the folder is not empty; a replay starts with an empty disk, so give a new folder"
                 .to_owned(),
     })
 }
 
-/// The counts of two caches in one file would be read as those of one.
-fn check_one(path: &Path, runs: usize) -> Result<(), CliError> {
-    if runs == 1 {
+/// Refuses a file of metrics for several caches: a reader would take their sums for those of one.
+fn check_one_cache(path: &Path, one: bool) -> Result<(), CliError> {
+    if one {
         return Ok(());
     }
     Err(CliError::Option {
         option: "--prometheus",
         value: path.display().to_string(),
-        problem: format!(
-            "these are the counts of one cache, and there are {runs}; give one --policy and one --capacity"
-        ),
+        problem: "the file holds the metrics of one cache; give one --policy and one --capacity"
+            .to_owned(),
     })
 }
 
@@ -193,7 +199,7 @@ fn policies(names: &[String]) -> Result<Vec<PolicyKind>, CliError> {
         let policy: PolicyKind = name.trim().parse().map_err(|_| CliError::Option {
             option: "--policy",
             value: name.clone(),
-            problem: "no such policy; there are gittins, lru, arc and s3-fifo".to_owned(),
+            problem: "no such policy; give gittins, lru, arc or s3-fifo".to_owned(),
         })?;
         if !policies.contains(&policy) {
             policies.push(policy);
@@ -214,21 +220,21 @@ fn read(args: &ReplayArgs) -> Result<Trace, CliError> {
     })
 }
 
-/// Through a pool whose blocks hold nothing.
+/// Replays on a block pool without bytes.
 fn dry(
     trace: &Trace,
     policy: PolicyKind,
     capacity: u32,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Totals, CliError> {
-    // More blocks than the trace have need no room.
+    // A pool never fills more blocks than the trace has.
     let distinct = u32::try_from(trace.distinct_blocks()).unwrap_or(u32::MAX);
     let settings = PolicySettings::from(policy);
     let mut cache = DryCache::new(&settings, capacity.min(distinct))?;
     Ok(replay(trace, &mut cache, progress)?)
 }
 
-/// Through the cache itself.
+/// Replays on the cache itself, with bytes.
 fn real(
     trace: &Trace,
     policy: PolicyKind,
@@ -245,7 +251,7 @@ fn real(
         };
         settings.policies(policy, policy)
     };
-    // A cache takes the recorder that is there when it opens.
+    // A cache keeps the recorder that is installed while it opens.
     let recorder = PrometheusBuilder::new().build_recorder();
     let open = || RealCache::open(trace, (args.block_bytes, capacity), adjust);
     let mut cache = metrics::with_local_recorder(&recorder, open)?;
@@ -273,12 +279,12 @@ fn measure(
     for &policy in policies {
         for &capacity in capacities {
             let start = Instant::now();
-            let mut told = 0;
+            let mut shown = 0;
             let mut progress = |done| {
-                // The bar costs more than a request.
-                if done - told >= 256 || done == requests {
-                    bar.inc(done - told);
-                    told = done;
+                // Drawing the bar costs more than a request.
+                if done - shown >= 256 || done == requests {
+                    bar.inc(done - shown);
+                    shown = done;
                 }
             };
             let (totals, real) = match args.dry {
@@ -292,7 +298,7 @@ fn measure(
         }
     }
     bar.finish_and_clear();
-    // With a disk a cache has more blocks than its host memory, and these bounds are none.
+    // With a disk a cache holds more blocks than its host memory, so Belady's bound does not apply.
     let bounded = if args.disk.is_none() { capacities } else { &[] };
     for &capacity in bounded {
         let start = Instant::now();

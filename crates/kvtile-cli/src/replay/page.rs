@@ -1,4 +1,4 @@
-//! A replay as one page that stands alone: no script, nothing from elsewhere.
+//! The report of a replay as one self-contained HTML page, without scripts.
 
 use std::fmt::Write as _;
 
@@ -27,16 +27,18 @@ pub(super) fn page(report: &Report) -> String {
     );
     page.push_str(
         "<h2>Block hits</h2>\n<p>The part of all references to blocks that were leading blocks of a \
-         request, stored before it. <code>belady</code>, where there is no disk beside the capacity, is the best \
-         that a cache of the capacity could have done, had it known all requests; \
-         <code>infinite</code> keeps everything. Hold the pointer over a dot for its value.</p>\n",
+         request and were cached before it. <code>infinite</code> is a cache that evicts nothing; \
+         <code>belady</code> is the most that a cache of the capacity can hit if it knows all requests in \
+         advance (left out with a disk). Hold the pointer over a dot for its value. Bold: the best policy \
+         of a capacity.</p>\n",
     );
     page.push_str(&chart::curves(report));
-    table(&mut page, report, "%", |run| run.block_hit_ratio * 100.0, 2);
-    page.push_str(
-        "<h2>Token hits</h2>\n<p>The part of all tokens of prompts in such blocks.</p>\n",
-    );
-    table(&mut page, report, "%", |run| run.token_hit_ratio * 100.0, 2);
+    let percent = |ratio: f64| ratio * 100.0;
+    let hits = |run: &Run| percent(run.block_hit_ratio);
+    table(&mut page, report, ("%", 2, Best::Highest), hits);
+    page.push_str("<h2>Token hits</h2>\n<p>The part of all prompt tokens in such blocks.</p>\n");
+    let hits = |run: &Run| percent(run.token_hit_ratio);
+    table(&mut page, report, ("%", 2, Best::Highest), hits);
     // Writing to a string cannot fail.
     let _ = write!(
         page,
@@ -44,31 +46,48 @@ pub(super) fn page(report: &Report) -> String {
          tokens a second, per request.</p>\n",
         thousands(u64::from(report.prefill_tokens_per_second)),
     );
-    table(
-        &mut page,
-        report,
-        "ms",
-        |run| run.saved_seconds_per_request * 1e3,
-        0,
+    let saved = |run: &Run| run.saved_seconds_per_request * 1e3;
+    table(&mut page, report, ("ms", 0, Best::Highest), saved);
+    page.push_str(
+        "<h2>Cost</h2>\n<p>Time of the replay for each reference to a block, the policy's learning \
+         included.</p>\n",
     );
-    page.push_str("<h2>Cost</h2>\n<p>Time for each reference to a block.</p>\n");
-    table(
-        &mut page,
-        report,
-        "ns",
-        |run| 1e9 / run.block_references_per_second,
-        0,
-    );
+    let cost = |run: &Run| 1e9 / run.block_references_per_second;
+    table(&mut page, report, ("ns", 0, Best::Lowest), cost);
     page.push_str("</body>\n</html>\n");
     page
 }
 
+/// Which value of a column is the best one.
+#[derive(Clone, Copy)]
+enum Best {
+    Highest,
+    Lowest,
+}
+
+/// The best value of the policies at a capacity, unless all are equal.
+fn best(report: &Report, blocks: u32, best: Best, value: &dyn Fn(&Run) -> f64) -> Option<f64> {
+    let runs = report.runs.iter();
+    let values = runs
+        .filter(|run| run.capacity_blocks == Some(blocks))
+        .map(value);
+    let values: Vec<f64> = values.collect();
+    let first = *values.first()?;
+    if values.iter().all(|&value| value == first) {
+        return None;
+    }
+    values.into_iter().reduce(match best {
+        Best::Highest => f64::max,
+        Best::Lowest => f64::min,
+    })
+}
+
+/// A table of one value, with a row for each policy and bound and a column for each capacity.
 fn table(
     page: &mut String,
     report: &Report,
-    unit: &str,
+    (unit, decimals, order): (&str, usize, Best),
     value: impl Fn(&Run) -> f64,
-    decimals: usize,
 ) {
     let capacities = report.capacities();
     let _ = write!(
@@ -81,13 +100,21 @@ fn table(
     page.push_str("</tr></thead>\n<tbody>\n");
     for (number, name) in report.names().into_iter().enumerate() {
         let _ = write!(page, "<tr><th><i class=\"key c{number}\"></i>{name}</th>");
+        let bound = report.bounds.iter().any(|bound| bound.policy == name);
         for &blocks in &capacities {
-            match report.run(name, blocks) {
-                Some(run) => {
-                    let _ = write!(page, "<td>{:.decimals$}</td>", value(run));
-                }
-                None => page.push_str("<td>-</td>"),
-            }
+            let Some(run) = report.run(name, blocks) else {
+                page.push_str("<td>-</td>");
+                continue;
+            };
+            let shown = format!("{:.decimals$}", value(run));
+            let best = best(report, blocks, order, &value);
+            let best = best.is_some_and(|best| format!("{best:.decimals$}") == shown);
+            let class = if best && !bound {
+                " class=\"best\""
+            } else {
+                ""
+            };
+            let _ = write!(page, "<td{class}>{shown}</td>");
         }
         page.push_str("</tr>\n");
     }

@@ -1,4 +1,4 @@
-//! What came out of a replay: rows for programs, and tables for people.
+//! The report of a replay: rows for JSON, and text tables for a terminal.
 
 use std::fmt::Write as _;
 
@@ -11,19 +11,19 @@ use serde::Serialize;
 
 use crate::output::thousands;
 
-/// All that came out.
+/// The report.
 #[derive(Debug, Serialize)]
 pub(super) struct Report {
     pub(super) trace: Facts,
-    /// Tokens of prompts that an engine computes in a second, as the user says.
+    /// Prompt tokens that an engine computes in a second, from `--prefill-rate`.
     pub(super) prefill_tokens_per_second: u32,
-    /// What each policy did at each capacity.
+    /// One run for each policy and capacity.
     pub(super) runs: Vec<Run>,
-    /// What no policy can beat.
+    /// Bounds that no policy can exceed.
     pub(super) bounds: Vec<Run>,
 }
 
-/// The trace.
+/// Figures of the trace.
 #[derive(Debug, Serialize)]
 pub(super) struct Facts {
     pub(super) name: String,
@@ -37,7 +37,7 @@ pub(super) struct Facts {
 #[derive(Debug, Serialize)]
 pub(super) struct Run {
     pub(super) policy: String,
-    /// `null` for a cache without end.
+    /// `null` for a cache that evicts nothing.
     pub(super) capacity_blocks: Option<u32>,
     pub(super) block_hit_ratio: f64,
     pub(super) token_hit_ratio: f64,
@@ -48,19 +48,19 @@ pub(super) struct Run {
     pub(super) tokens: u64,
     pub(super) hit_tokens: u64,
     pub(super) block_references_per_second: f64,
-    /// Time to the first token that a request is spared, on average.
+    /// Time to first token saved per request, on average.
     pub(super) saved_seconds_per_request: f64,
-    /// What went where; not of a dry run.
+    /// Blocks compared and moved; absent in a dry run.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(super) bytes: Option<Bytes>,
 }
 
-/// What a run through the cache itself moved.
+/// Blocks that a run on the cache itself compared and moved.
 #[derive(Debug, Serialize)]
 pub(super) struct Bytes {
-    /// Blocks that came back, each of them compared with what was stored.
+    /// Blocks that were loaded and compared with the bytes that were stored.
     pub(super) compared_blocks: u64,
-    /// From tier to tier.
+    /// Moves from tier to tier.
     pub(super) moves: Vec<MoveStats>,
 }
 
@@ -120,7 +120,7 @@ impl Report {
         capacities
     }
 
-    /// The policies and bounds, in the order in which they ran.
+    /// The names of policies and bounds, in the order of their runs.
     pub(super) fn names(&self) -> Vec<&str> {
         let mut names = Vec::new();
         for run in self.rows() {
@@ -131,7 +131,7 @@ impl Report {
         names
     }
 
-    /// What a policy did at a capacity; a cache without end does the same at each.
+    /// The run of a policy or bound at a capacity; a run without a capacity is that of every capacity.
     pub(super) fn run(&self, name: &str, capacity: u32) -> Option<&Run> {
         self.rows().find(|run| {
             run.policy == name && run.capacity_blocks.is_none_or(|blocks| blocks == capacity)
@@ -170,7 +170,7 @@ impl Report {
         text
     }
 
-    /// What runs through the cache itself moved.
+    /// The moves of runs on the cache itself.
     fn routes(&self) -> String {
         let mut text = String::new();
         for run in &self.runs {

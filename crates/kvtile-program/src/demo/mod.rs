@@ -1,6 +1,7 @@
 //! `kvtile demo`: a real model answers three requests that share a prefix. A cache keeps the prefix
 //! in memory and on disk, across a restart and in another layout.
 
+mod chart;
 mod interrupt;
 mod lines;
 mod narrate;

@@ -85,6 +85,37 @@ fn the_plain_ways_copy_the_same() {
     }
 }
 
+/// The colour of every cell follows its ratio to memcpy, the page has one legend, and goals are folded.
+fn check_colours(page: &str) {
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("max-width: 640px"));
+    assert_eq!(page.matches("class=\"legend\"").count(), 1);
+    let (shown, folded) = page.split_once("<details>").unwrap();
+    let (_, body) = shown.split_once("</style>").unwrap();
+    assert!(!body.contains("goal"), "goals only in the folded part");
+    assert!(folded.contains("reached") && folded.contains("furthest"));
+    let mut cells = 0;
+    for cell in body.split("<td class=\"g").skip(1) {
+        let step: usize = cell[..1].parse().unwrap();
+        let ratio = cell
+            .split("</td>")
+            .next()
+            .unwrap()
+            .rsplit('>')
+            .next()
+            .unwrap();
+        let ratio: f64 = ratio.parse().unwrap();
+        let bounds = [0.0, 0.25, 0.5, 0.75, 0.9, 1.1, 1.5, f64::INFINITY];
+        let (low, high) = bounds.iter().zip(bounds.iter().skip(1)).nth(step).unwrap();
+        // The cell shows two digits.
+        let inside = low - 0.006..=high + 0.006;
+        assert!(inside.contains(&ratio), "{ratio} has colour {step}");
+        cells += 1;
+    }
+    assert!(cells > 5, "{cells} cells");
+    let tables = page.matches("<table").count();
+    assert_eq!(page.matches("<div class=\"scroll\"><table").count(), tables);
+}
+
 #[test]
 fn stored_results_become_a_page_that_stands_alone() {
     let folder = tempfile::tempdir().unwrap();
@@ -111,13 +142,14 @@ fn stored_results_become_a_page_that_stands_alone() {
         "L|KBNHC → BLKNHC",
         "title=",
         "memcpy",
-        "goal",
+        "Goals, for developers",
     ] {
         assert!(page.contains(text), "{text}");
     }
     for text in ["<script", "http://", "https://", "src=", "@import", "url("] {
         assert!(!page.contains(text), "{text}");
     }
+    check_colours(&page);
     let text = kvtile(&["bench", "--from", from]).ok();
     assert!(
         text.contains("L|KBNHC → BLKNHC") && text.contains("Checked:"),

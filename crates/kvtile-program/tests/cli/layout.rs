@@ -190,6 +190,16 @@ fn the_picture_is_written_as_svg() {
     let svg = std::fs::read_to_string(path).unwrap();
     assert!(svg.starts_with("<svg ") && svg.trim_end().ends_with("</svg>"));
     assert!(svg.contains("plane k") && svg.contains("head 0 of 8"));
+    // Every coloured shape has a class with a rule for dark pages, and a colour for programs without rules.
+    let (before, dark) = svg
+        .split_once("@media (prefers-color-scheme: dark) {")
+        .unwrap();
+    assert!(before.contains("max-width: 100%"));
+    let (dark, shapes) = dark.split_once("</style>").unwrap();
+    for shape in shapes.lines().filter(|line| line.contains(" fill=")) {
+        let class = shape.split('"').nth(1).unwrap().split(' ').next().unwrap();
+        assert!(dark.contains(&format!(".{class}")), "{class}: {shape}");
+    }
     let error = kvtile(&["layout", "BLKNHC", "--svg", "/nonexistent/x.svg"]).fails(1);
     assert!(error.contains("cannot write /nonexistent/x.svg"), "{error}");
 }

@@ -210,20 +210,116 @@ const SHIPPED: &str = concat!(
     "/../../docs/traces/generated.jsonl"
 );
 
+/// Without `--capacity`, the capacities and the axes of the chart come from the trace.
 #[test]
-fn the_trace_that_ships_tells_the_policies_apart() {
-    let json = kvtile(&["replay", SHIPPED, "--dry", "--capacity", "200", "--json"]).json();
+fn the_trace_that_ships_shows_what_policies_differ_in() {
+    let folder = tempfile::tempdir().unwrap();
+    let page = folder.path().join("page.html");
+    let args = [
+        "replay",
+        SHIPPED,
+        "--dry",
+        "--json",
+        "--html",
+        page.to_str().unwrap(),
+    ];
+    let json = kvtile(&args).json();
+    let distinct = json["trace"]["distinct_blocks"].as_u64().unwrap();
     let runs = json["runs"].as_array().unwrap();
-    let ratio = |name: &str| {
-        let run = runs.iter().find(|run| run["policy"] == name).unwrap();
-        run["block_hit_ratio"].as_f64().unwrap()
+    let of = |policy: &str| {
+        let runs = runs.iter().filter(|run| run["policy"] == policy);
+        let run = |run: &serde_json::Value| {
+            let capacity = run["capacity_blocks"].as_u64().unwrap();
+            (capacity, run["block_hit_ratio"].as_f64().unwrap())
+        };
+        runs.map(run).collect::<Vec<(u64, f64)>>()
     };
-    for other in ["lru", "arc", "s3-fifo"] {
-        assert!(ratio("gittins") > ratio(other), "{other}");
+    let (default, lru) = (of("gittins"), of("lru"));
+    let (smallest, largest) = (default[0], *default.last().unwrap());
+    assert!(default.len() >= 5 && smallest.0 * 20 <= distinct && largest.0 == distinct);
+    // The curves are not flat, all policies hit the same where nothing is evicted, and those that learn
+    // differ from LRU where the cache holds a few percent of the blocks.
+    assert!(largest.1 > 1.5 * smallest.1, "{default:?}");
+    for policy in ["lru", "arc", "s3-fifo"] {
+        assert_eq!(of(policy).last(), Some(&largest), "{policy}");
     }
+    let few = |curve: &[(u64, f64)]| curve.iter().find(|(blocks, _)| *blocks == 5000).unwrap().1;
+    assert!(few(&default) > 1.05 * few(&lru), "{default:?} {lru:?}");
+    check_chart(&std::fs::read_to_string(&page).unwrap(), &default, distinct);
 }
 
-/// The sum of all lines of a metric, whatever their labels.
+/// The numbers of an attribute in all parts of a picture that begin with `start`.
+fn numbers(picture: &str, start: &str, attribute: &str) -> Vec<f64> {
+    let parts = picture.split(start).skip(1);
+    let values = parts.map(|part| part.split(attribute).nth(1).unwrap());
+    values
+        .map(|value| value.split('"').next().unwrap().parse().unwrap())
+        .collect()
+}
+
+/// Both pictures hold all points inside their frame, in the order of capacities.
+fn check_chart(page: &str, default: &[(u64, f64)], distinct: u64) {
+    assert!(page.contains("prefers-color-scheme: dark") && page.contains("max-width: 640px"));
+    let tables = page.matches("<table").count();
+    assert_eq!(page.matches("<div class=\"scroll\"><table").count(), tables);
+    let pictures: Vec<&str> = page.split("<svg class=\"").skip(1).collect();
+    assert_eq!(
+        pictures.len(),
+        2,
+        "one for wide screens, one for narrow ones"
+    );
+    for (picture, (class, width)) in pictures
+        .into_iter()
+        .zip([("wide", 860.0), ("narrow", 440.0)])
+    {
+        assert!(
+            picture.starts_with(&format!("{class}\" viewBox=\"0 0 {width} ")),
+            "{class}"
+        );
+        let picture = picture.split("</svg>").next().unwrap();
+        assert!(picture.contains("capacity in blocks (logarithmic)"));
+        let largest = format!(">{},{:03}<", distinct / 1000, distinct % 1000);
+        assert!(picture.contains(&largest), "{largest}");
+        let x = numbers(picture, "<circle class=\"dot c0\"", "cx=\"");
+        let y = numbers(picture, "<circle class=\"dot c0\"", "cy=\"");
+        assert_eq!(x.len(), default.len());
+        assert!(x.is_sorted_by(|a, b| a < b) && x.iter().all(|x| (0.0..width).contains(x)));
+        // The curve uses at least a third of the height.
+        let (low, high) = (y.first().unwrap(), y.last().unwrap());
+        assert!(
+            low - high > 110.0 && y.iter().all(|y| (0.0..420.0).contains(y)),
+            "{y:?}"
+        );
+    }
+    // Of each capacity the best policy is bold, except where all are equal.
+    let table = page
+        .split("<tbody>")
+        .nth(1)
+        .unwrap()
+        .split("</tbody>")
+        .next()
+        .unwrap();
+    let rows: Vec<&str> = table.split("<tr>").skip(1).collect();
+    let (policies, bounds) = rows.split_at(4);
+    for column in 0..default.len() {
+        let bold = policies.iter().filter(|row| {
+            let cell = row.split("<td").nth(column + 1).unwrap();
+            cell.starts_with(" class=\"best\"")
+        });
+        let bold = bold.count();
+        assert_eq!(
+            bold > 0,
+            column + 1 < default.len(),
+            "column {column}: {bold} of 4"
+        );
+    }
+    assert!(
+        bounds.iter().all(|row| !row.contains("best")),
+        "bounds are no policies"
+    );
+}
+
+/// The sum of a metric over all its labels.
 fn sum(page: &str, name: &str) -> u64 {
     let lines = page.lines().filter(|line| {
         let rest = line.strip_prefix(name);
@@ -298,6 +394,18 @@ fn lists_have_commas_or_the_option_several_times() {
         commas,
         runs(&["--policy", "lru", "--policy", "arc", "--capacity", "50,100"])
     );
+    // Repeated values count once, spaces behind commas are ignored.
+    assert_eq!(
+        commas,
+        runs(&["--policy", "lru, arc,lru", "--capacity", "100,50,100"])
+    );
+    for (option, list) in [
+        ("--policy", "lru,"),
+        ("--capacity", "50,"),
+        ("--capacity", ",50"),
+    ] {
+        kvtile(&["replay", SHIPPED, "--dry", option, list]).fails(2);
+    }
 }
 
 #[test]

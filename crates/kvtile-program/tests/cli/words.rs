@@ -354,7 +354,7 @@ fn a_dash_is_standard_input_and_output() {
         assert!(output.status.success());
         String::from_utf8(output.stdout).unwrap()
     };
-    assert!(run(&[]).starts_with("-: 400 requests"));
+    assert!(run(&[]).starts_with("-: 2,000 requests"));
     // A file that goes to standard output has it alone.
     let page = run(&["--html", "-"]);
     assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));

@@ -1,13 +1,13 @@
-//! What no cache can beat.
+//! Bounds that no cache can exceed.
 
 use std::collections::BinaryHeap;
 
 use super::{run::Totals, trace::Trace};
 
-/// A request that never comes.
+/// The number of a next use that does not exist.
 const NEVER: u32 = u32::MAX;
 
-/// What a cache without end would have had.
+/// The hits of a cache that evicts nothing.
 #[must_use]
 pub fn infinite(trace: &Trace) -> Totals {
     let mut stored = vec![false; trace.distinct_blocks()];
@@ -26,8 +26,8 @@ pub fn infinite(trace: &Trace) -> Totals {
     totals
 }
 
-/// The best that a cache of `capacity` blocks could have had, if it had known all requests
-/// (Belady): after each request it gives up what is needed last.
+/// The most hits of a cache of `capacity` blocks that knows all requests in advance (Belady): after each
+/// request it evicts the blocks whose next use is furthest away.
 ///
 /// A block is never needed later than one that follows it in its chain, so what is kept is always
 /// closed under prefixes, and no block is kept in vain: the bound is exact.
@@ -35,11 +35,11 @@ pub fn infinite(trace: &Trace) -> Totals {
 pub fn belady(trace: &Trace, capacity: usize) -> Totals {
     let next = next_uses(trace);
     let mut next = next.iter();
-    // When each stored block is needed next.
+    // The request that uses each cached block next.
     let mut stored: Vec<Option<u32>> = vec![None; trace.distinct_blocks()];
     let mut kept = 0_usize;
-    // The block that is needed last first, the deepest of several. Entries of blocks that were used
-    // or given up since are stale.
+    // Blocks by their next use, the furthest first, and of several the deepest. Entries of blocks that were
+    // used or evicted since are stale.
     let mut queue: BinaryHeap<(u32, u32, u32)> = BinaryHeap::new();
     let mut totals = Totals::default();
     for request in trace.requests() {

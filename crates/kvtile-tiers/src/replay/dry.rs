@@ -1,4 +1,4 @@
-//! A cache without bytes: the block pool that every cache has, and nothing else.
+//! A replay target without bytes: the block pool alone.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use kvtile_blocks::{
 use super::{run::ReplayTarget, trace::Request};
 use crate::{TierError, room::chain_room};
 
-/// A pool whose blocks hold nothing, with the rule of the cache: a chain is stored from the first block on,
-/// its ancestors stay, and where there is no room for all of it, its head is kept.
+/// A pool whose blocks have no bytes, with the cache's rule for storing: a chain is stored from its first block
+/// on, its ancestors stay pinned, and where there is no room for the whole chain, its head is stored.
 #[derive(Debug)]
 pub struct DryCache {
     pool: Arc<BlockPool>,
@@ -23,7 +23,7 @@ impl DryCache {
     /// An empty cache of `capacity` blocks.
     ///
     /// # Errors
-    /// What the pool refuses: no blocks, or more than it can count.
+    /// The pool's errors: a capacity of 0, or above its maximum.
     pub fn new(policy: &PolicySettings, capacity: u32) -> Result<DryCache, TierError> {
         let settings = PoolSettings {
             blocks: capacity as usize,
@@ -40,7 +40,7 @@ impl DryCache {
         &self.pool
     }
 
-    /// Uses and stores the keys; how many were stored before.
+    /// Uses or stores the keys, and returns how many leading ones were cached before.
     fn store_all(&self, claim: &Claim) -> Result<usize, TierError> {
         let hits = self.pool.match_prefix(&self.keys, claim).len();
         let request = AllocateRequest {

@@ -1,37 +1,46 @@
-//! Requests that are made up, of a few kinds, the same for the same seed everywhere.
+//! Generated requests of several workloads. The same seed gives the same requests on every machine.
 
-use super::trace::{Row, Trace, TraceError};
+use kvtile_random::Numbers;
 
-/// What the requests are like.
+use super::{
+    service,
+    trace::{Row, Trace, TraceError},
+};
+
+/// The kind of requests that [`generate`] makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Workload {
     /// Conversations of several turns, with pauses between the turns.
     Chat,
-    /// A few long system prompts, each with short questions that never come back.
+    /// Many system prompts, each followed by short questions that do not return.
     SystemPrompts,
     /// A prompt, one or two of many documents of uneven popularity, and a question.
     Documents,
-    /// Conversations, and now and then somebody who reads an archive once.
+    /// Conversations, and one request in 24 that reads a long archive once.
     Scans,
+    /// A service as the published conversation trace shows it: conversations that return after think times,
+    /// one-off documents, and system prompts that change.
+    Service,
 }
 
 impl Workload {
-    /// All of them.
-    pub const ALL: [Workload; 4] = [
+    /// All workloads.
+    pub const ALL: [Workload; 5] = [
         Workload::Chat,
         Workload::SystemPrompts,
         Workload::Documents,
         Workload::Scans,
+        Workload::Service,
     ];
 }
 
 /// Tokens of a block of generated traces.
-const PAGE_SIZE: u32 = 512;
+pub(super) const PAGE_SIZE: u32 = 512;
 
-/// Most requests that are made up, as all of them are in memory.
+/// Most requests that are generated, as all of them are in memory.
 const REQUESTS_MAX: usize = 1 << 20;
 
-/// Makes up `requests` requests, at most 2^20.
+/// Generates `requests` requests, at most 2^20.
 ///
 /// # Errors
 /// [`TraceError::Empty`] for no requests, [`TraceError::TooManyRequests`].
@@ -45,8 +54,11 @@ pub fn generate(workload: Workload, requests: usize, seed: u64) -> Result<Trace,
 
 /// The rows of a trace.
 pub(super) fn rows(workload: Workload, requests: usize, seed: u64) -> Vec<Row> {
+    if workload == Workload::Service {
+        return service::rows(requests, seed);
+    }
     let mut generator = Generator {
-        random: Random(seed),
+        random: Numbers::new(seed),
         next_id: 0,
         conversations: Vec::new(),
         prompts: Vec::new(),
@@ -56,28 +68,11 @@ pub(super) fn rows(workload: Workload, requests: usize, seed: u64) -> Vec<Row> {
     (0..requests).map(|_| generator.row(workload)).collect()
 }
 
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-
-    /// A number below `end`, small ones more often: half of them in each half of the octaves.
-    fn skewed(&mut self, end: u64) -> u64 {
-        let bits = u64::from(end.max(1).ilog2()) + 1;
-        let octave = self.below(bits + 1);
-        self.below(1_u64 << octave).min(end.saturating_sub(1))
-    }
+/// A number below `end` whose octave is uniform, so that small numbers are frequent.
+fn skewed(random: &mut Numbers, end: u64) -> u64 {
+    let bits = u64::from(end.max(1).ilog2()) + 1;
+    let octave = random.below(bits + 1);
+    random.below(1_u64 << octave).min(end.saturating_sub(1))
 }
 
 #[derive(Clone)]
@@ -87,11 +82,11 @@ struct Conversation {
 }
 
 struct Generator {
-    random: Random,
+    random: Numbers,
     next_id: u64,
     conversations: Vec<Conversation>,
     prompts: Vec<Vec<u64>>,
-    /// By prompt, document and second document: the ids that stand for them in that place.
+    /// The ids of each document, by the prompt, the document and the second document of its chain.
     documents: Vec<((u64, u64, u64), Vec<u64>)>,
     now: u64,
 }
@@ -109,22 +104,22 @@ impl Generator {
             Workload::Chat => self.chat(),
             Workload::SystemPrompts => self.question(),
             Workload::Documents => self.document(),
-            Workload::Scans if self.random.below(24) == 0 => {
+            Workload::Scans if self.random.once_in(24) => {
                 let ids = self.fresh(240);
                 self.finish(ids)
             }
-            Workload::Scans => self.chat(),
+            Workload::Scans | Workload::Service => self.chat(),
         }
     }
 
-    /// The request with these full blocks, and a partial one.
+    /// A request with these full blocks and, for most, a partial block.
     fn finish(&mut self, mut ids: Vec<u64>) -> Row {
         let full = u32::try_from(ids.len()).unwrap_or(u32::MAX / PAGE_SIZE - 1);
         let tail = u32::try_from(self.random.below(u64::from(PAGE_SIZE))).unwrap_or(0);
         if tail > 0 || full == 0 {
             ids.extend(self.fresh(1));
         }
-        let output = self.random.skewed(2000);
+        let output = skewed(&mut self.random, 2000);
         Row {
             timestamp: self.now,
             input_length: full * PAGE_SIZE + if full == 0 { tail.max(1) } else { tail },
@@ -139,7 +134,7 @@ impl Generator {
             let prompt = self.fresh(len);
             self.prompts.push(prompt);
         }
-        let number = self.random.skewed(prompts);
+        let number = skewed(&mut self.random, prompts);
         let index = usize::try_from(number).unwrap_or(0);
         (number, self.prompts.get(index).cloned().unwrap_or_default())
     }
@@ -148,17 +143,17 @@ impl Generator {
         let open = self.conversations.len() as u64;
         let goes_on = open > 0 && self.random.below(10) < 7;
         let at = if goes_on {
-            // Who spoke lately speaks again sooner.
-            let back = self.random.skewed(open);
+            // The last conversations to speak continue most often.
+            let back = skewed(&mut self.random, open);
             usize::try_from(open - 1 - back).unwrap_or(0)
         } else {
             let (_, ids) = self.prompt(6, 3);
-            let turns_left = self.random.skewed(16);
+            let turns_left = skewed(&mut self.random, 16);
             self.conversations.push(Conversation { ids, turns_left });
             self.conversations.len() - 1
         };
         let mut conversation = self.conversations.remove(at);
-        let grows = 1 + self.random.skewed(20);
+        let grows = 1 + skewed(&mut self.random, 20);
         let more = self.fresh(grows);
         conversation.ids.extend(more);
         let row = self.finish(conversation.ids.clone());
@@ -171,7 +166,7 @@ impl Generator {
 
     fn question(&mut self) -> Row {
         let (_, mut ids) = self.prompt(400, 24);
-        let len = self.random.skewed(8);
+        let len = skewed(&mut self.random, 8);
         let question = self.fresh(len);
         ids.extend(question);
         self.finish(ids)
@@ -179,9 +174,9 @@ impl Generator {
 
     fn document(&mut self) -> Row {
         let (prompt, mut ids) = self.prompt(4, 4);
-        let first = self.random.skewed(3000);
+        let first = skewed(&mut self.random, 3000);
         let second = match self.random.below(3) {
-            0 => self.random.skewed(3000),
+            0 => skewed(&mut self.random, 3000),
             _ => u64::MAX,
         };
         let places = [(prompt, first, u64::MAX), (prompt, first, second)];
@@ -215,9 +210,13 @@ mod tests {
         "/../../docs/traces/generated.jsonl"
     );
 
+    /// Requests of the trace that ships, and their seed.
+    const SHIPPED_REQUESTS: (usize, u64) = (2_000, 1);
+
     /// The lines of the trace that ships.
     fn lines() -> String {
-        let rows = rows(Workload::Scans, 400, 1);
+        let (requests, seed) = SHIPPED_REQUESTS;
+        let rows = rows(Workload::Service, requests, seed);
         let line = |row: &Row| serde_json::to_string(row).unwrap() + "\n";
         rows.iter().map(line).collect()
     }
@@ -233,8 +232,10 @@ mod tests {
             "docs/traces/generated.jsonl is of another generator; write it anew with \
              `KVTILE_WRITE_TRACE=1 cargo test -p kvtile-tiers --lib the_trace_that_ships`"
         );
+        assert!(shipped.len() < 1_000_000, "{} bytes", shipped.len());
         let read = Trace::read(shipped.as_bytes(), &TraceLimits::default()).unwrap();
-        let made = generate(Workload::Scans, 400, 1).unwrap();
+        let (requests, seed) = SHIPPED_REQUESTS;
+        let made = generate(Workload::Service, requests, seed).unwrap();
         assert!(read.requests().eq(made.requests()));
     }
 }

@@ -1,18 +1,18 @@
-//! Replays of request traces: how often a cache would have had what was asked for.
+//! Replays of request traces: the hits of a cache for each policy and capacity.
 //!
 //! | module | what it is |
 //! | --- | --- |
-//! | `trace` | requests as they are published: JSON lines, checked |
-//! | `generate` | requests that are made up: conversations, shared prompts, documents, scans |
-//! | `dry` | a cache without bytes: the block pool alone |
-//! | `real` | the cache itself, with bytes that are compared when they come back |
-//! | `bound` | a cache without end, and the best that any cache could have done |
-//! | `record` | the requests of a running engine, as a trace |
-//! | `run` | a trace through a cache, and what is counted |
+//! | `trace` | traces of requests: JSON lines, checked |
+//! | `generate` | generated requests: conversations, shared prompts, documents, scans |
+//! | `service` | generated requests with the lengths, returns and pauses of a published trace |
+//! | `dry` | a target without bytes: the block pool alone |
+//! | `real` | the cache itself, with bytes that are compared after each load |
+//! | `bound` | the hits of a cache that evicts nothing, and of Belady's rule |
+//! | `record` | the requests of a running engine, recorded as a trace |
+//! | `run` | the replay of a trace on a target, and its totals |
 //!
-//! A hit is a leading block of a request that is stored before the request; then all its blocks are
-//! used, or stored, one after the other, and nothing stays in use. It measures policies and caches;
-//! it does not know how they decide.
+//! A hit is a leading block of a request that is cached before the request. Then the request uses or stores
+//! all its blocks, in order, and unpins them. The module does not know how policies decide.
 
 mod bound;
 mod dry;
@@ -20,6 +20,7 @@ mod generate;
 mod real;
 mod record;
 mod run;
+mod service;
 mod trace;
 
 pub use bound::{belady, infinite};

@@ -1,7 +1,7 @@
-//! A replay with bytes: through the cache itself, with an engine that computes nothing.
+//! A replay target with bytes: the cache itself, with an engine that computes nothing.
 //!
-//! The engine's blocks are filled with what follows from their keys, stored, and compared byte for
-//! byte when they come back.
+//! The engine fills blocks with bytes that follow from their keys, stores them, and compares every byte after a
+//! load.
 
 use kvtile_blocks::{BlockKey, policy::Hints};
 use kvtile_layout::{Shape, Unit, Word, identity::LogicalIdentity};
@@ -22,11 +22,11 @@ pub struct RealCache {
     cache: Cache,
     keys: Vec<BlockKey>,
     block: Vec<u8>,
-    /// Blocks that came back and were compared.
+    /// Blocks that were loaded and compared.
     compared: u64,
 }
 
-/// No block is larger.
+/// Bytes of the largest block.
 const BLOCK_BYTES_MAX: u64 = 1 << 40;
 
 /// The identity of blocks that stand for those of a trace.
@@ -36,8 +36,7 @@ fn shape(blocks: u64, block_bytes: u64) -> Result<Shape, TierError> {
 }
 
 impl RealCache {
-    /// An empty cache for the requests of `trace`, after `adjust` was asked for more settings (a disk,
-    /// a policy).
+    /// An empty cache for the requests of `trace`. `adjust` adds settings such as a disk or a policy.
     ///
     /// # Errors
     /// Block sizes that are odd, 0 or above 1 TiB, and what [`Cache::open`] refuses.
@@ -83,13 +82,13 @@ impl RealCache {
         &self.cache
     }
 
-    /// Blocks that came back and held every byte that they should.
+    /// Blocks that were loaded with the bytes that were stored.
     #[must_use]
     pub fn compared(&self) -> u64 {
         self.compared
     }
 
-    /// What the block of a key holds.
+    /// Writes the bytes of a key's block to `self.block`.
     fn content(&mut self, key: &BlockKey) {
         let key = u128::from_le_bytes(*key.as_bytes());
         for (index, chunk) in self.block.chunks_mut(16).enumerate() {
@@ -101,7 +100,7 @@ impl RealCache {
         }
     }
 
-    /// Compares the first `blocks` blocks of the engine with what they should hold.
+    /// Compares the first `blocks` blocks of the engine with the bytes of their keys.
     fn compare(&mut self, blocks: usize) -> Result<(), TierError> {
         let ids: Vec<usize> = (0..blocks).collect();
         let manager = self.cache.manager().clone();
@@ -119,7 +118,7 @@ impl RealCache {
         Ok(())
     }
 
-    /// Writes the blocks from `first` on as an engine would.
+    /// Writes the blocks from `first` on in place of an engine.
     fn compute(&mut self, first: usize) -> Result<Vec<usize>, TierError> {
         let ids: Vec<usize> = (first..self.keys.len()).collect();
         let manager = self.cache.manager().clone();
@@ -155,7 +154,7 @@ impl ReplayTarget for RealCache {
             let stored = self
                 .cache
                 .store_with(&self.keys, &ids, &store.first(loaded))?;
-            // What found no room is computed again the next time.
+            // The next request computes blocks without room again.
             drop(stored.wait());
         }
         self.cache.look_after();

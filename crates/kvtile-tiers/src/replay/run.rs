@@ -1,35 +1,35 @@
-//! A trace through a cache.
+//! The replay of a trace on a target.
 
 use super::trace::{Request, Trace};
 use crate::TierError;
 
-/// A cache that requests can be replayed on.
+/// A cache on which requests can be replayed.
 pub trait ReplayTarget {
-    /// Serves a request: how many of its leading blocks were stored before it. Afterwards all its
-    /// blocks were used or stored, as far as there is room, and none is in use.
+    /// Serves a request and returns how many of its leading blocks were cached before it. Uses or stores all
+    /// its blocks, as far as there is room, and leaves none pinned.
     ///
     /// # Errors
-    /// What the cache says.
+    /// The cache's errors.
     fn request(&mut self, request: &Request<'_>) -> Result<usize, TierError>;
 }
 
-/// What a replay counted.
+/// The totals of a replay.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Requests.
     pub requests: u64,
     /// References to blocks.
     pub blocks: u64,
-    /// Of these, leading ones that were stored.
+    /// Leading blocks of requests that were cached before the request.
     pub hit_blocks: u64,
     /// Tokens of the prompts.
     pub tokens: u64,
-    /// Of these, in blocks that were stored.
+    /// Prompt tokens in such blocks.
     pub hit_tokens: u64,
 }
 
 impl Totals {
-    /// Adds a request of which so many leading blocks were stored.
+    /// Adds a request with `hits` leading blocks that were cached.
     pub(super) fn count(&mut self, request: &Request<'_>, hits: usize, page_size: u32) {
         let tokens = u64::from(request.input_tokens);
         self.requests += 1;
@@ -45,17 +45,17 @@ impl Totals {
         self.hit_blocks as f64 / self.blocks.max(1) as f64
     }
 
-    /// The part of all tokens of prompts that were in blocks that were hit.
+    /// The part of all prompt tokens that were in hit blocks.
     #[must_use]
     pub fn token_hit_ratio(&self) -> f64 {
         self.hit_tokens as f64 / self.tokens.max(1) as f64
     }
 }
 
-/// Replays a trace; `progress` hears the number of requests that are done.
+/// Replays a trace. Calls `progress` after each request with the number of requests so far.
 ///
 /// # Errors
-/// What the cache says.
+/// The target's errors.
 pub fn replay(
     trace: &Trace,
     target: &mut dyn ReplayTarget,

@@ -1,10 +1,10 @@
 //! Traces of requests: one JSON object a line, `timestamp` in milliseconds, `input_length` and
 //! `output_length` in tokens, and `hash_ids`, one for each block of the input, the last of which may
 //! be partial. The format is that of the traces published with Mooncake (FAST 2025). Timestamps may
-//! have fractions, as those of other tools have, which are cut off; tokens and ids are whole.
+//! have fractions, which are cut off; tokens and ids are whole numbers.
 //!
-//! Ids are chained: an id stands for a block and all blocks before it, so it always follows the
-//! same one. A trace where that is not so was made for something else, and is refused.
+//! Ids are chained: an id identifies a block and all blocks before it, so it always follows the same id. A
+//! trace where an id follows two different ids is refused.
 
 use std::{
     collections::HashMap,
@@ -19,7 +19,7 @@ use serde::{
     de::{Error, Unexpected, Visitor},
 };
 
-/// What a trace may ask of memory.
+/// Limits of the memory that a trace takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceLimits {
     /// Tokens of a full block.
@@ -40,7 +40,7 @@ impl Default for TraceLimits {
     }
 }
 
-/// Why a trace was refused.
+/// Why a trace is refused.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TraceError {
@@ -85,10 +85,10 @@ pub enum TraceError {
         page_size: u32,
         /// Blocks of so many tokens.
         expected: usize,
-        /// Ids that are there.
+        /// Ids on the line.
         found: usize,
     },
-    /// An id stands for two different prefixes.
+    /// An id follows two different ids.
     #[error(
         "line {line}: block {id} follows another block than before; hash_ids must stand for a \
          block with everything before it"
@@ -107,15 +107,15 @@ pub enum TraceError {
         /// The limit.
         max: usize,
     },
-    /// More requests were to be made up than memory is for.
+    /// More requests than can be generated in memory.
     #[error("{requests} requests to make up; at most {max}")]
     TooManyRequests {
-        /// What was asked for.
+        /// The requested number.
         requests: usize,
         /// The limit.
         max: usize,
     },
-    /// There is nothing to replay.
+    /// No request has a block.
     #[error("the trace has no request with blocks")]
     Empty,
     /// A block of no tokens.
@@ -171,19 +171,19 @@ struct Entry {
 /// One request of a trace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request<'a> {
-    /// When it came, in milliseconds.
+    /// When it arrived, in milliseconds.
     pub timestamp_ms: u64,
     /// Tokens of its prompt.
     pub input_tokens: u32,
     /// Tokens of the answer.
     pub output_tokens: u32,
-    /// Its blocks, from the first one on, by numbers from 0 on that have no gaps.
+    /// Its blocks in order, by numbers that count the trace's distinct blocks from 0 without gaps.
     pub blocks: &'a [u32],
     /// Whether the last block is not full.
     pub partial_tail: bool,
 }
 
-/// Requests, in the order in which they came.
+/// Requests, in the order of their arrival.
 #[derive(Clone, Debug)]
 pub struct Trace {
     requests: Vec<Entry>,
@@ -193,10 +193,10 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Reads a trace, and checks it.
+    /// Reads and checks a trace.
     ///
     /// # Errors
-    /// [`TraceError`] for what is no trace, with the line.
+    /// [`TraceError`] with the line, for input that is no trace.
     pub fn read(mut source: impl BufRead, limits: &TraceLimits) -> Result<Trace, TraceError> {
         if limits.page_size == 0 {
             return Err(TraceError::PageSize);
@@ -226,7 +226,7 @@ impl Trace {
         builder.finish()
     }
 
-    /// A trace of rows that were made here.
+    /// A trace of generated rows.
     pub(super) fn of_rows(rows: &[Row], page_size: u32) -> Result<Trace, TraceError> {
         let limits = TraceLimits {
             page_size,

@@ -20,6 +20,10 @@ const GAP: u32 = 0;
 /// Buckets prefetched as one batch: their cache lines fit the L1 cache.
 const WARM: u32 = 128;
 
+/// Places that a small ring grows by at least. Eight of these hold the ghosts that the learned policy keeps
+/// for a small pool, and those that it forgets together.
+const GROWTH: usize = 8_224;
+
 /// Places of the smallest ring.
 const PLACES_MIN: usize = 16;
 
@@ -183,9 +187,11 @@ impl<T: Copy + Default> Ghosts<T> {
         value
     }
 
-    /// Rebuilds the ring without gaps, with an eighth more places than ghosts.
+    /// Closes the gaps, with an eighth more places than there are ghosts. A small ring grows faster: to
+    /// twice its size, as far as that adds no more places than an eighth adds to a large one.
     fn rebuild(&mut self) {
-        let places = (self.len + self.len / 8).max(PLACES_MIN);
+        let more = (self.len / 8).max(self.len.min(GROWTH));
+        let places = (self.len + more).max(PLACES_MIN);
         let gap = Ghost {
             print: GAP,
             value: T::default(),

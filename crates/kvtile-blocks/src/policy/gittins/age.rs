@@ -34,6 +34,11 @@ pub(super) fn width(bucket: usize) -> f32 {
     width.max(1) as f32
 }
 
+/// The widths of all buckets.
+pub(super) fn widths() -> [f32; BUCKETS] {
+    std::array::from_fn(width)
+}
+
 /// The fraction of the bucket that the age has passed.
 #[inline]
 pub(super) fn progress(age: u64, bucket: usize) -> f32 {

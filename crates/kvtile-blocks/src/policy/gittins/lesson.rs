@@ -292,18 +292,69 @@ impl Factors {
     }
 }
 
-/// The Gittins index at the start of each bucket: the maximum, over all later buckets, of the
-/// expected uses until its end divided by the expected references until then.
+/// The Gittins index at the start of each bucket: the largest, over all later buckets, of the uses
+/// expected until its end over the references expected until then.
+///
+/// The sums of all starting buckets advance together, one later bucket at a time, so that the compiler
+/// computes several at once. Each of them is summed in the same order as it would be alone.
 fn indices(hazards: &[f32; BUCKETS]) -> [f32; BUCKETS] {
-    let mut indices = [0.0; BUCKETS];
-    for (from, index) in indices.iter_mut().enumerate() {
-        let (mut survival, mut uses, mut time) = (1.0_f32, 0.0_f32, 0.0_f32);
-        for (bucket, hazard) in hazards.iter().enumerate().skip(from) {
-            uses += survival * hazard;
-            time += survival * age::width(bucket) * (1.0 - hazard * 0.5);
-            *index = f32::max(*index, uses / time);
-            survival *= 1.0 - hazard;
+    let mut indices = [0.0_f32; BUCKETS];
+    let mut survivals = [1.0_f32; BUCKETS];
+    let mut uses = [0.0_f32; BUCKETS];
+    let mut times = [0.0_f32; BUCKETS];
+    for (bucket, (hazard, width)) in hazards.iter().zip(age::widths()).enumerate() {
+        let (left, spent) = (1.0 - hazard, 1.0 - hazard * 0.5);
+        let starts = survivals.iter_mut().zip(&mut uses).zip(&mut times);
+        let starts = starts.zip(&mut indices).take(bucket + 1);
+        for (((survival, uses), time), index) in starts {
+            *uses += *survival * hazard;
+            *time += *survival * width * spent;
+            let rate = *uses / *time;
+            *index = if rate > *index { rate } else { *index };
+            *survival *= left;
         }
     }
     indices
+}
+
+#[cfg(test)]
+mod tests {
+    use kvtile_random::Numbers;
+
+    use super::*;
+
+    /// The index of one bucket after the other, as its definition reads.
+    fn indices_one_by_one(hazards: &[f32; BUCKETS]) -> [f32; BUCKETS] {
+        let mut indices = [0.0; BUCKETS];
+        for (from, index) in indices.iter_mut().enumerate() {
+            let (mut survival, mut uses, mut time) = (1.0_f32, 0.0_f32, 0.0_f32);
+            for (bucket, hazard) in hazards.iter().enumerate().skip(from) {
+                uses += survival * hazard;
+                time += survival * age::width(bucket) * (1.0 - hazard * 0.5);
+                *index = f32::max(*index, uses / time);
+                survival *= 1.0 - hazard;
+            }
+        }
+        indices
+    }
+
+    #[test]
+    fn indices_are_those_of_the_definition_to_the_bit() {
+        let mut random = Numbers::new(11);
+        for round in 0..2000 {
+            let mut hazards = [0.0_f32; BUCKETS];
+            for hazard in &mut hazards {
+                let drawn = random.below(1 << 20) as f32 / (1 << 20) as f32;
+                *hazard = match round % 3 {
+                    0 => drawn * HAZARD_MAX,
+                    1 => drawn * drawn * drawn * drawn,
+                    _ if drawn < 0.5 => 0.0,
+                    _ => HAZARD_MAX,
+                };
+            }
+            let bits = |indices: [f32; BUCKETS]| indices.map(f32::to_bits);
+            let expected = bits(indices_one_by_one(&hazards));
+            assert_eq!(bits(indices(&hazards)), expected, "{hazards:?}");
+        }
+    }
 }
