@@ -89,10 +89,9 @@ pub struct ReplayArgs {
     #[arg(long, value_name = "BLOCKS", value_delimiter = ',',
           value_parser = numbers::within(1_u32, capacity_max()))]
     capacity: Vec<u32>,
-    /// Tokens of a block of the trace
-    #[arg(long, value_name = "TOKENS", default_value_t = 512,
-          value_parser = numbers::within(1_u32, 1 << 20))]
-    page_size: u32,
+    /// Tokens of a block of the trace [default: those that the trace gives, or 512]
+    #[arg(long, value_name = "TOKENS", value_parser = numbers::within(1_u32, 1 << 20))]
+    page_size: Option<u32>,
     /// Prompt tokens that an engine computes in a second, for the time saved
     #[arg(long, value_name = "TOKENS", default_value_t = 10_000,
           value_parser = numbers::within(1_u32, u32::MAX))]

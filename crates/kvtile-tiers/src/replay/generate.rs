@@ -125,6 +125,7 @@ impl Generator {
             input_length: full * PAGE_SIZE + if full == 0 { tail.max(1) } else { tail },
             output_length: u32::try_from(output).unwrap_or(0),
             hash_ids: ids,
+            page_size: None,
         }
     }
 

@@ -220,6 +220,7 @@ impl Service {
             input_length: u32::try_from(tokens).unwrap_or(u32::MAX),
             output_length: u32::try_from(answer).unwrap_or(u32::MAX),
             hash_ids,
+            page_size: None,
         }
     }
 

@@ -19,11 +19,14 @@ use serde::{
     de::{Error, Unexpected, Visitor},
 };
 
+/// Tokens of a block of the traces published with Mooncake.
+const PAGE_SIZE: u32 = 512;
+
 /// Limits of the memory that a trace takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TraceLimits {
-    /// Tokens of a full block.
-    pub page_size: u32,
+    /// Tokens of a full block; `None` for those that the first request gives, or 512.
+    pub page_size: Option<u32>,
     /// Bytes of one line.
     pub line_bytes_max: usize,
     /// References to blocks in all requests together.
@@ -33,7 +36,7 @@ pub struct TraceLimits {
 impl Default for TraceLimits {
     fn default() -> TraceLimits {
         TraceLimits {
-            page_size: 512,
+            page_size: None,
             line_bytes_max: 4 << 20,
             references_max: 100_000_000,
         }
@@ -118,6 +121,19 @@ pub enum TraceError {
     /// No request has a block.
     #[error("the trace has no request with blocks")]
     Empty,
+    /// A request of blocks of another size.
+    #[error(
+        "line {line}: blocks of {found} tokens, and {page_size} were expected; leave the page size out to take \
+         that of the trace"
+    )]
+    PageSizeDiffers {
+        /// The line, from 1.
+        line: usize,
+        /// Tokens of a block of the request.
+        found: u32,
+        /// Tokens of a block of the trace.
+        page_size: u32,
+    },
     /// A block of no tokens.
     #[error("blocks have at least one token; the page size is 0")]
     PageSize,
@@ -131,6 +147,9 @@ pub(super) struct Row {
     pub(super) input_length: u32,
     pub(super) output_length: u32,
     pub(super) hash_ids: Vec<u64>,
+    /// Tokens of a full block. Recorded traces have it, published ones do not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) page_size: Option<u32>,
 }
 
 /// Whole milliseconds of a time of 0 or more.
@@ -198,9 +217,6 @@ impl Trace {
     /// # Errors
     /// [`TraceError`] with the line, for input that is no trace.
     pub fn read(mut source: impl BufRead, limits: &TraceLimits) -> Result<Trace, TraceError> {
-        if limits.page_size == 0 {
-            return Err(TraceError::PageSize);
-        }
         let mut builder = Builder::new(limits);
         let mut text = Vec::new();
         for line in 1_usize.. {
@@ -229,7 +245,7 @@ impl Trace {
     /// A trace of generated rows.
     pub(super) fn of_rows(rows: &[Row], page_size: u32) -> Result<Trace, TraceError> {
         let limits = TraceLimits {
-            page_size,
+            page_size: Some(page_size),
             ..TraceLimits::default()
         };
         let mut builder = Builder::new(&limits);
@@ -285,7 +301,7 @@ impl Builder<'_> {
             requests: Vec::new(),
             references: Vec::new(),
             distinct: 0,
-            page_size: limits.page_size,
+            page_size: limits.page_size.unwrap_or_default(),
         };
         Builder {
             limits,
@@ -294,8 +310,28 @@ impl Builder<'_> {
         }
     }
 
+    /// Tokens of a full block, which the first request decides where the limits do not.
+    fn page_size(&mut self, line: usize, row: &Row) -> Result<u32, TraceError> {
+        if self.trace.requests.is_empty() {
+            let of_first = row.page_size.unwrap_or(PAGE_SIZE);
+            self.trace.page_size = self.limits.page_size.unwrap_or(of_first);
+        }
+        let page_size = self.trace.page_size;
+        if page_size == 0 {
+            return Err(TraceError::PageSize);
+        }
+        match row.page_size {
+            Some(found) if found != page_size => Err(TraceError::PageSizeDiffers {
+                line,
+                found,
+                page_size,
+            }),
+            _ => Ok(page_size),
+        }
+    }
+
     fn add(&mut self, line: usize, row: &Row) -> Result<(), TraceError> {
-        let page_size = self.limits.page_size;
+        let page_size = self.page_size(line, row)?;
         let expected = row.input_length.div_ceil(page_size) as usize;
         let found = row.hash_ids.len();
         if found != expected {

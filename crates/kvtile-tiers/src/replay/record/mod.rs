@@ -299,7 +299,7 @@ fn open_file(path: &Path, page_size: u32) -> Result<(File, u64), RecordError> {
         TryLockError::Error(source) => failed(source),
     })?;
     let limits = TraceLimits {
-        page_size,
+        page_size: Some(page_size),
         ..TraceLimits::default()
     };
     let mut first = Vec::new();

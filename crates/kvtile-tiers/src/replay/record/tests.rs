@@ -23,7 +23,7 @@ fn request(keys: &[BlockKey], input_tokens: u32) -> RecordedRequest<'_> {
 
 fn read(path: &Path) -> Trace {
     let limits = TraceLimits {
-        page_size: PAGE,
+        page_size: None,
         ..TraceLimits::default()
     };
     Trace::read(BufReader::new(File::open(path).unwrap()), &limits).unwrap()
@@ -46,7 +46,9 @@ fn a_replay_reads_what_was_recorded() {
     assert_eq!((report.recorded, report.dropped), (5, 0));
     assert_eq!(report.bytes, std::fs::metadata(&path).unwrap().len());
 
+    // The trace names its page size.
     let trace = read(&path);
+    assert_eq!(trace.page_size(), PAGE);
     let requests: Vec<_> = trace.requests().collect();
     let lengths: Vec<_> = requests
         .iter()
@@ -104,6 +106,15 @@ fn a_file_that_is_something_else_stays_as_it_is() {
     let refused = TraceRecorder::open(&path, 32, &RecordOptions::new()).unwrap_err();
     assert!(
         matches!(refused, RecordError::NotATrace { .. }),
+        "{refused}"
+    );
+    let limits = TraceLimits {
+        page_size: Some(32),
+        ..TraceLimits::default()
+    };
+    let refused = Trace::read(&*std::fs::read(&path).unwrap(), &limits).unwrap_err();
+    assert!(
+        matches!(refused, TraceError::PageSizeDiffers { found: PAGE, .. }),
         "{refused}"
     );
     let none = TraceRecorder::open(&path, 0, &RecordOptions::new()).unwrap_err();
